@@ -1,0 +1,38 @@
+package main
+
+import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "buf.build/go/protovalidate"
+	_ "connectrpc.com/connect"
+	_ "connectrpc.com/grpchealth"
+	_ "connectrpc.com/grpcreflect"
+	_ "github.com/alicebob/miniredis/v2"
+	_ "github.com/apache/arrow-go/v18/parquet/pqarrow"
+	_ "github.com/apache/iceberg-go/catalog/sql"
+	_ "github.com/apache/iceberg-go/table"
+	_ "github.com/blevesearch/bleve/v2"
+	_ "github.com/cespare/xxhash/v2"
+	_ "github.com/confluentinc/confluent-kafka-go/v2/kafka"
+	_ "github.com/ebitengine/purego"
+	_ "github.com/gofrs/flock"
+	_ "github.com/google/uuid"
+	_ "github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jedib0t/go-pretty/v6/progress"
+	_ "github.com/jedib0t/go-pretty/v6/table"
+	_ "github.com/redis/go-redis/v9"
+	_ "github.com/spf13/cobra"
+	_ "github.com/twmb/franz-go/pkg/kfake"
+	_ "github.com/twmb/franz-go/pkg/kgo"
+	_ "github.com/twmb/franz-go/pkg/kadm"
+	_ "go.uber.org/goleak"
+	_ "go.yaml.in/yaml/v3"
+	_ "golang.org/x/net/http2"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/term"
+	_ "google.golang.org/genproto/googleapis/type/money"
+	_ "google.golang.org/protobuf/proto"
+	_ "modernc.org/sqlite"
+	_ "pgregory.net/rapid"
+)
+
+func main() {}

@@ -1,0 +1,103 @@
+// Package eventstore is where a service keeps its events: the contract, which the adapters postgres and sqlite meet and
+// the suite in eventstoretest checks.
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Store keeps the event streams of one service. All methods are safe for concurrent use.
+type Store interface {
+	// Append stores the whole batch in one transaction, or nothing. It fails with a *ConflictError where a stream is not
+	// at its expected version, and with a *AnsweredError where the idempotency key has an answer already.
+	Append(ctx context.Context, b Batch) (Appended, error)
+
+	// Load reads a stream's events with a version above after, in order. A stream that does not exist has none.
+	Load(ctx context.Context, stream string, after uint64) ([]event.Event, error)
+
+	// LoadSnapshot reads the newest snapshot of a stream; ok is false where there is none.
+	LoadSnapshot(ctx context.Context, stream string) (s Snapshot, ok bool, err error)
+
+	// LoadAnswer reads what was answered under an idempotency key; ok is false where the key is new.
+	LoadAnswer(ctx context.Context, key string) (a Answer, ok bool, err error)
+
+	// Read reads all streams' events after a position, at most limit of them, in the order of positions. An event that it
+	// has not returned will never stand before one that it has, whatever writers are under way.
+	Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error)
+
+	// Head is the position of the last event that Read can return; zero in an empty store.
+	Head(ctx context.Context) (event.Position, error)
+
+	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
+	Wait(ctx context.Context, after event.Position) error
+
+	// Close stops what the store runs. Calls under way end first.
+	Close() error
+}
+
+// Batch is what one command stores.
+type Batch struct {
+	// Streams to append to; each at most once. Empty where the command changed nothing but has an answer to keep.
+	Streams []StreamAppend
+	// Answer is kept under its key in the same transaction, unless its key is empty.
+	Answer Answer
+	// Snapshots are kept in the same transaction; each replaces the stream's older one.
+	Snapshots []Snapshot
+}
+
+// StreamAppend appends events to one stream. Version, Position and Aggregate of the events are the store's to fill.
+type StreamAppend struct {
+	Stream          string
+	ExpectedVersion uint64 // of the last event present; 0 for a new stream
+	Events          []event.Event
+}
+
+// Appended tells where the batch stands.
+type Appended struct {
+	// Position of the last event of the batch. For a batch without events: the head of the store at that moment.
+	Position event.Position
+}
+
+// Answer is what a command answered, kept so that the same idempotency key gives the same answer again.
+type Answer struct {
+	Key         string // at most 200 bytes
+	Fingerprint []byte // hash of the request: the same key with another fingerprint is the caller's error
+	Response    []byte // the handler's own encoding
+	// Stream and Version the command left behind, for the token.
+	Stream   string
+	Version  uint64
+	Position event.Position // filled by the store
+}
+
+// Snapshot is the folded state of a stream at a version, so that a long stream need not be read whole.
+type Snapshot struct {
+	Stream  string
+	Version uint64
+	Schema  int    // of State; the reader ignores a snapshot whose schema it does not know
+	State   []byte // the service's own encoding
+}
+
+// ConflictError says that somebody else appended first.
+type ConflictError struct {
+	Stream   string
+	Expected uint64
+	Actual   uint64
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("stream %q is at version %d, not %d", e.Stream, e.Actual, e.Expected)
+}
+
+// AnsweredError says that the idempotency key of the batch has an answer already.
+type AnsweredError struct{ Answer Answer }
+
+func (e *AnsweredError) Error() string {
+	return fmt.Sprintf("idempotency key %q is answered already", e.Answer.Key)
+}
+
+// ErrClosed is returned by a store that was closed.
+var ErrClosed = errors.New("event store is closed")
