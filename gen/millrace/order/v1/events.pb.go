@@ -325,14 +325,23 @@ func (x *OrderLine) GetUnitPrice() *money.Money {
 	return nil
 }
 
-// LinesAdded appends lines to an order that is not confirmed yet.
+// LinesAdded appends lines to an order that is not confirmed yet. It repeats what every line of the order shares, so that a
+// reader who wants lines needs no other event.
 type LinesAdded struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	OrderId string                 `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
 	Lines   []*OrderLine           `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
 	// Total of the whole order after this event.
-	Total         *money.Money           `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
-	AddedAt       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	Total   *money.Money           `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
+	AddedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	// As in OrderPlaced, copied from the order; absent for a guest.
+	CustomerId *string `protobuf:"bytes,5,opt,name=customer_id,json=customerId,proto3,oneof" json:"customer_id,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	Currency string `protobuf:"bytes,6,opt,name=currency,proto3" json:"currency,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	Country string `protobuf:"bytes,7,opt,name=country,proto3" json:"country,omitempty"`
+	// As in OrderPlaced, copied from the order.
+	OrderedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -391,6 +400,34 @@ func (x *LinesAdded) GetTotal() *money.Money {
 func (x *LinesAdded) GetAddedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.AddedAt
+	}
+	return nil
+}
+
+func (x *LinesAdded) GetCustomerId() string {
+	if x != nil && x.CustomerId != nil {
+		return *x.CustomerId
+	}
+	return ""
+}
+
+func (x *LinesAdded) GetCurrency() string {
+	if x != nil {
+		return x.Currency
+	}
+	return ""
+}
+
+func (x *LinesAdded) GetCountry() string {
+	if x != nil {
+		return x.Country
+	}
+	return ""
+}
+
+func (x *LinesAdded) GetOrderedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OrderedAt
 	}
 	return nil
 }
@@ -540,13 +577,20 @@ const file_millrace_order_v1_events_proto_rawDesc = "" +
 	"\vdescription\x18\x03 \x01(\tR\vdescription\x12\x1a\n" +
 	"\bquantity\x18\x04 \x01(\x03R\bquantity\x121\n" +
 	"\n" +
-	"unit_price\x18\x05 \x01(\v2\x12.google.type.MoneyR\tunitPrice\"\xbc\x01\n" +
+	"unit_price\x18\x05 \x01(\v2\x12.google.type.MoneyR\tunitPrice\"\xe3\x02\n" +
 	"\n" +
 	"LinesAdded\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x122\n" +
 	"\x05lines\x18\x02 \x03(\v2\x1c.millrace.order.v1.OrderLineR\x05lines\x12(\n" +
 	"\x05total\x18\x03 \x01(\v2\x12.google.type.MoneyR\x05total\x125\n" +
-	"\badded_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\"j\n" +
+	"\badded_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x12$\n" +
+	"\vcustomer_id\x18\x05 \x01(\tH\x00R\n" +
+	"customerId\x88\x01\x01\x12\x1a\n" +
+	"\bcurrency\x18\x06 \x01(\tR\bcurrency\x12\x18\n" +
+	"\acountry\x18\a \x01(\tR\acountry\x129\n" +
+	"\n" +
+	"ordered_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\torderedAtB\x0e\n" +
+	"\f_customer_id\"j\n" +
 	"\x0eOrderConfirmed\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12=\n" +
 	"\fconfirmed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vconfirmedAt\"\x82\x01\n" +
@@ -591,13 +635,14 @@ var file_millrace_order_v1_events_proto_depIdxs = []int32{
 	2,  // 8: millrace.order.v1.LinesAdded.lines:type_name -> millrace.order.v1.OrderLine
 	6,  // 9: millrace.order.v1.LinesAdded.total:type_name -> google.type.Money
 	7,  // 10: millrace.order.v1.LinesAdded.added_at:type_name -> google.protobuf.Timestamp
-	7,  // 11: millrace.order.v1.OrderConfirmed.confirmed_at:type_name -> google.protobuf.Timestamp
-	7,  // 12: millrace.order.v1.OrderCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	7,  // 11: millrace.order.v1.LinesAdded.ordered_at:type_name -> google.protobuf.Timestamp
+	7,  // 12: millrace.order.v1.OrderConfirmed.confirmed_at:type_name -> google.protobuf.Timestamp
+	7,  // 13: millrace.order.v1.OrderCancelled.cancelled_at:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_millrace_order_v1_events_proto_init() }
@@ -612,6 +657,7 @@ func file_millrace_order_v1_events_proto_init() {
 		(*OrderEvent_Cancelled)(nil),
 	}
 	file_millrace_order_v1_events_proto_msgTypes[1].OneofWrappers = []any{}
+	file_millrace_order_v1_events_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
