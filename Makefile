@@ -1,0 +1,81 @@
+# Everything a person runs. `make help` lists it.
+
+TOOLS    := $(CURDIR)/.tools
+BIN      := $(TOOLS)/bin
+BUF      := $(TOOLS)/npm/node_modules/.bin/buf
+LINT     := $(BIN)/golangci-lint
+NPM_DONE := $(TOOLS)/npm/node_modules/.package-lock.json
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build bin/millrace
+	go build -o bin/millrace ./cmd/millrace
+
+.PHONY: run
+run: build $(NPM_DONE) ## install what is missing, start the whole system on loopback, show it at work, serve
+	bin/millrace up
+
+.PHONY: test
+test: $(NPM_DONE) ## run all tests (with what is installed: see scripts/test-servers)
+	go test -timeout 30m $(TESTFLAGS) ./...
+
+.PHONY: check
+check: build lint gen-fresh breaking ## build, vet, lint, generated code fresh, import rule, tests with -race
+	go vet ./...
+	$(MAKE) test TESTFLAGS="-race $(TESTFLAGS)"
+
+.PHONY: lint
+lint: $(LINT) $(NPM_DONE) ## golangci-lint (import rule included) and buf lint
+	$(LINT) run ./...
+	$(BUF) lint
+
+.PHONY: gen
+gen: $(NPM_DONE) $(BIN)/protoc-gen-go $(BIN)/protoc-gen-connect-go ## generate Go from proto/
+	$(BUF) lint
+	rm -rf gen
+	$(BUF) generate
+
+.PHONY: gen-fresh
+gen-fresh: gen ## fail where committed generated code is not what proto/ gives
+	@git diff --exit-code --stat -- gen || { echo "gen/ is stale: commit what 'make gen' wrote"; exit 1; }
+	@test -z "$$(git status --porcelain -- gen)" || { git status --short -- gen; echo "gen/ is stale: commit what 'make gen' wrote"; exit 1; }
+
+# What was published may not break. On a clone that is its own main this compares with the commit before.
+.PHONY: breaking
+breaking: $(NPM_DONE) ## fail where proto/ breaks what main has published
+	@scripts/proto-breaking $(BUF)
+
+.PHONY: bench
+bench: ## run all benchmarks, each beside its ceiling
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for 20 s
+	@scripts/fuzz 20s
+
+.PHONY: clean
+clean: ## remove what was built; .tools and data stay
+	rm -rf bin
+
+$(NPM_DONE): tools/package.json tools/package-lock.json
+	mkdir -p $(TOOLS)/npm
+	cp tools/package.json tools/package-lock.json $(TOOLS)/npm/
+	npm ci --prefix $(TOOLS)/npm --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(LINT):
+	GOBIN=$(BIN) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.14.0
+
+$(BIN)/protoc-gen-go: go.mod
+	GOBIN=$(BIN) go install google.golang.org/protobuf/cmd/protoc-gen-go
+	touch $@
+
+$(BIN)/protoc-gen-connect-go: go.mod
+	GOBIN=$(BIN) go install connectrpc.com/connect/cmd/protoc-gen-connect-go
+	touch $@

@@ -1,0 +1,84 @@
+// Package millrace_test holds the import rule of the repository.
+package millrace_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/millrace/millrace/"
+
+// mayImport says, for every folder that holds packages, which other folders of the repository its packages may import,
+// directly or through others, beyond internal/. A service, a view or a source imports none of its siblings.
+var mayImport = map[string][]string{
+	"event":               {"gen/millrace/event"},
+	"gen":                 {"gen"},
+	"internal":            {"event", "gen"},
+	"commands/eventstore": {"event", "gen/millrace/event", "commands/eventstore"},
+	"commands":            {"event", "gen", "commands/eventstore"},
+	"ingest":              {"event", "gen", "commands/eventstore"},
+	"streams":             {"event", "gen/millrace/event"},
+	"readmodels":          {"streams", "event", "gen"},
+	"lake":                {"streams", "event", "gen", "lake"},
+	"verify":              {"event", "gen/millrace/event"},
+	"cmd":                 {""},
+}
+
+func TestImportRule(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.ImportPath}} {{join .Deps \" \"}}", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	checked := 0
+	for line := range strings.Lines(string(out)) {
+		words := strings.Fields(line)
+		pkg, ours := strings.CutPrefix(words[0], module)
+		if !ours {
+			continue // the root has tests only
+		}
+		folder := folderOf(pkg)
+		allowed, known := mayImport[folder]
+		if !known {
+			t.Errorf("%s: its folder stands in no rule; add it to mayImport", pkg)
+			continue
+		}
+		checked++
+		for _, dep := range words[1:] {
+			if dep, ours := strings.CutPrefix(dep, module); ours && !permitted(pkg, dep, allowed) {
+				t.Errorf("%s may not import %s", pkg, dep)
+			}
+		}
+	}
+	if checked < 10 {
+		t.Fatalf("only %d packages were checked", checked)
+	}
+}
+
+// folderOf is the longest folder of mayImport that pkg lies in.
+func folderOf(pkg string) string {
+	best := ""
+	for folder := range mayImport {
+		if within(pkg, folder) && len(folder) > len(best) {
+			best = folder
+		}
+	}
+	return best
+}
+
+func permitted(pkg, dep string, allowed []string) bool {
+	if within(dep, "internal") || within(dep, pkg) {
+		return true
+	}
+	// The root package of commands (the runner) is shared by the services below it.
+	if within(pkg, "commands") && dep == "commands" {
+		return true
+	}
+	return slices.ContainsFunc(allowed, func(folder string) bool { return within(dep, folder) })
+}
+
+func within(pkg, folder string) bool {
+	return folder == "" || pkg == folder || strings.HasPrefix(pkg, folder+"/")
+}
