@@ -1,0 +1,128 @@
+// Package verify compares what every side of the system says it holds — store, topic, tables, views — by count and by an
+// order-independent hash of the content, and names the first difference. It knows no side: each gives a digest of itself.
+package verify
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/internal/digest"
+)
+
+// Side is one holder of content.
+type Side struct {
+	Name   string // "store", "topic millrace.orders", "view orderstatus/v1"
+	Digest func(ctx context.Context) (*digest.Digest, error)
+}
+
+// Comparison is a set of sides that must hold the same. The first is the truth that the others are held against.
+type Comparison struct {
+	Unit  string // what is counted: "events", "documents", "rows"
+	Sides []Side
+}
+
+// Subject is everything that is compared of one aggregate type.
+type Subject struct {
+	Aggregate   string
+	Comparisons []Comparison
+}
+
+// Result is what was found.
+type Result struct {
+	Equal      bool
+	Aggregates []AggregateResult
+}
+
+// AggregateResult is what was found of one aggregate type.
+type AggregateResult struct {
+	Aggregate  string
+	Equal      bool
+	Sides      []SideResult
+	Difference string // the first difference in words; empty where equal
+}
+
+// SideResult is one side's digest.
+type SideResult struct {
+	Side, Unit string
+	Sum        digest.Sum
+}
+
+// Progress is told before each side is read: how many of how many are done.
+type Progress func(doing string, done, total int)
+
+// parallel bounds how many sides are read at once: each holds a core and a map of its streams.
+const parallel = 2
+
+// Run reads every side once and compares them.
+func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, error) {
+	total := 0
+	for _, s := range subjects {
+		for _, c := range s.Comparisons {
+			total += len(c.Sides)
+		}
+	}
+	result, done := Result{Equal: true}, 0
+	for _, s := range subjects {
+		r := AggregateResult{Aggregate: s.Aggregate, Equal: true}
+		for _, c := range s.Comparisons {
+			progress(s.Aggregate+" "+c.Unit, done, total)
+			digests, err := read(ctx, s.Aggregate, c)
+			if err != nil {
+				return Result{}, err
+			}
+			for i, d := range digests {
+				r.Sides = append(r.Sides, SideResult{c.Sides[i].Name, c.Unit, d.Total()})
+				if diff := difference(c.Unit, c.Sides[0].Name, digests[0], c.Sides[i].Name, d); diff != "" && r.Equal {
+					r.Equal, r.Difference = false, s.Aggregate+" "+diff
+				}
+			}
+			done += len(c.Sides)
+		}
+		result.Aggregates = append(result.Aggregates, r)
+		result.Equal = result.Equal && r.Equal
+	}
+	progress("compared", done, total)
+	return result, nil
+}
+
+func read(ctx context.Context, aggregate string, c Comparison) ([]*digest.Digest, error) {
+	digests := make([]*digest.Digest, len(c.Sides))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for i, side := range c.Sides {
+		g.Go(func() error {
+			d, err := side.Digest(ctx)
+			if err != nil {
+				return fmt.Errorf("verify %s: read %s: %w", aggregate, side.Name, err)
+			}
+			digests[i] = d
+			return nil
+		})
+	}
+	return digests, g.Wait()
+}
+
+// difference names the first stream, by id, that two sides do not hold alike.
+func difference(unit, aName string, a *digest.Digest, bName string, b *digest.Digest) string {
+	if maps.Equal(a.Streams, b.Streams) {
+		return ""
+	}
+	var first string
+	found := false
+	for _, side := range []*digest.Digest{a, b} {
+		for stream := range side.Streams {
+			if a.Streams[stream] != b.Streams[stream] && (!found || strings.Compare(stream, first) < 0) {
+				first, found = stream, true
+			}
+		}
+	}
+	x, y := a.Streams[first], b.Streams[first]
+	if x.Count != y.Count {
+		return fmt.Sprintf("%q: %s holds %d %s, %s holds %d", first, aName, x.Count, unit, bName, y.Count)
+	}
+	return fmt.Sprintf("%q: %s and %s hold %d %s each, but with other content", first, aName, bName, x.Count, unit)
+}

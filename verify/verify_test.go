@@ -1,0 +1,109 @@
+package verify_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/verify"
+)
+
+type item struct{ stream, content string }
+
+func side(name string, items ...item) verify.Side {
+	return verify.Side{Name: name, Digest: func(context.Context) (*digest.Digest, error) {
+		d := digest.New()
+		for _, i := range items {
+			d.Add(i.stream, []byte(i.content))
+		}
+		return d, nil
+	}}
+}
+
+func run(t interface {
+	Context() context.Context
+	Fatal(...any)
+}, sides ...verify.Side) verify.AggregateResult {
+	r, err := verify.Run(t.Context(), []verify.Subject{{
+		Aggregate: "order", Comparisons: []verify.Comparison{{Unit: "events", Sides: sides}},
+	}}, func(string, int, int) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Equal != r.Aggregates[0].Equal {
+		t.Fatal("the whole is not the sum of its parts")
+	}
+	return r.Aggregates[0]
+}
+
+func TestDifferenceIsNamed(t *testing.T) {
+	t.Parallel()
+	a1, a2, b1 := item{"a", "1"}, item{"a", "2"}, item{"b", "1"}
+	for _, c := range []struct {
+		name        string
+		left, right []item
+		want        string // in the difference; empty means equal
+	}{
+		{"nothing equals nothing", nil, nil, ""},
+		{"order does not matter", []item{a1, a2, b1}, []item{b1, a2, a1}, ""},
+		{"a lost item", []item{a1, a2, b1}, []item{a1, b1}, `"a": store holds 2 events, topic holds 1`},
+		{"a lost stream", []item{a1, b1}, []item{a1}, `"b": store holds 1 events, topic holds 0`},
+		{"a doubled item", []item{a1}, []item{a1, a1}, `"a": store holds 1 events, topic holds 2`},
+		{"twice one is not one of each", []item{a1, a2}, []item{a1, a1}, `other content`},
+		{"an item of another stream", []item{a1, b1}, []item{b1, {"c", "1"}}, `"a": store holds 1`},
+		{"the first by id is named", []item{{"z", "1"}, {"m", "1"}}, []item{{"z", "2"}, {"m", "2"}}, `"m"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			got := run(t, side("store", c.left...), side("topic", c.right...))
+			if got.Equal != (c.want == "") || !strings.Contains(got.Difference, c.want) {
+				t.Fatalf("equal=%v difference=%q, want %q", got.Equal, got.Difference, c.want)
+			}
+		})
+	}
+}
+
+func TestASideThatCannotBeReadIsAnError(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("disk on fire")
+	_, err := verify.Run(t.Context(), []verify.Subject{{Aggregate: "order", Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
+		side("store"), {Name: "topic", Digest: func(context.Context) (*digest.Digest, error) { return nil, broken }},
+	}}}}}, func(string, int, int) {})
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "topic") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// Whatever is held, any one change to it — an item lost, doubled, changed or moved to another stream — is seen, and a
+// mere change of order is not.
+func TestAnyOneChangeIsSeen(t *testing.T) {
+	t.Parallel()
+	gen := rapid.Custom(func(t *rapid.T) item {
+		return item{rapid.StringMatching(`[a-c]`).Draw(t, "stream"), rapid.StringMatching(`[x-z]{1,3}`).Draw(t, "content")}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		items := rapid.SliceOfN(gen, 1, 20).Draw(t, "items")
+		if !run(t, side("store", items...), side("topic", rapid.Permutation(items).Draw(t, "order")...)).Equal {
+			t.Fatal("order mattered")
+		}
+		at := rapid.IntRange(0, len(items)-1).Draw(t, "at")
+		changed := append([]item(nil), items...)
+		switch rapid.SampledFrom([]string{"lost", "doubled", "changed", "moved"}).Draw(t, "change") {
+		case "lost":
+			changed = append(changed[:at], changed[at+1:]...)
+		case "doubled":
+			changed = append(changed, changed[at])
+		case "changed":
+			changed[at].content += "!"
+		case "moved":
+			changed[at].stream += "!"
+		}
+		if r := run(t, side("store", items...), side("topic", changed...)); r.Equal || r.Difference == "" {
+			t.Fatal("the change was not seen")
+		}
+	})
+}
