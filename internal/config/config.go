@@ -170,7 +170,9 @@ func (c Config) Check() error {
 }
 
 // Path is a path inside the data folder.
-func (c Config) Path(elem ...string) string { return filepath.Join(append([]string{c.Data}, elem...)...) }
+func (c Config) Path(elem ...string) string {
+	return filepath.Join(append([]string{c.Data}, elem...)...)
+}
 
 // Logger makes the logger that Log describes.
 func (l Log) Logger(w io.Writer) *slog.Logger {

@@ -53,7 +53,9 @@ func TestLoad(t *testing.T) {
 	}{
 		{name: "the file goes over the default", file: "kafka: {partitions: 9}", check: func(c config.Config) bool { return c.Kafka.Partitions == 9 && c.Addr == config.Default().Addr }},
 		{name: "the environment goes over the file", file: "kafka: {partitions: 9}", env: map[string]string{"MILLRACE_KAFKA_PARTITIONS": "3"}, check: func(c config.Config) bool { return c.Kafka.Partitions == 3 }},
-		{name: "durations and levels are read", env: map[string]string{"MILLRACE_LAKE_COMMIT_INTERVAL": "250ms", "MILLRACE_LOG_LEVEL": "debug"}, check: func(c config.Config) bool { return c.Lake.CommitInterval == 250*time.Millisecond && c.Log.Level == slog.LevelDebug }},
+		{name: "durations and levels are read", env: map[string]string{"MILLRACE_LAKE_COMMIT_INTERVAL": "250ms", "MILLRACE_LOG_LEVEL": "debug"}, check: func(c config.Config) bool {
+			return c.Lake.CommitInterval == 250*time.Millisecond && c.Log.Level == slog.LevelDebug
+		}},
 		{name: "text that looks like a number stays text", env: map[string]string{"MILLRACE_KAFKA_BROKERS": "1234"}, check: func(c config.Config) bool { return c.Kafka.Brokers == "1234" }},
 		{name: "an empty file is the default", file: "\n", check: func(c config.Config) bool { return c == config.Default() }},
 		{name: "an unknown key is named", file: "kafka: {broker: x}", wantErr: "broker"},

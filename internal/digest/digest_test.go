@@ -27,17 +27,17 @@ func total(e event.Event) digest.Sum {
 func TestEveryFieldOfAnEventCounts(t *testing.T) {
 	t.Parallel()
 	for field, change := range map[string]func(*event.Event){
-		"ID":            func(e *event.Event) { e.ID[0]++ },
-		"Aggregate":     func(e *event.Event) { e.Aggregate = "x" },
-		"Stream":        func(e *event.Event) { e.Stream = "x" },
-		"Version":       func(e *event.Event) { e.Version++ },
-		"Type":          func(e *event.Event) { e.Type = "x" },
-		"Data":          func(e *event.Event) { e.Data = []byte("x") },
-		"OccurredAt":    func(e *event.Event) { e.OccurredAt = e.OccurredAt.Add(time.Microsecond) },
-		"RecordedAt":    func(e *event.Event) { e.RecordedAt = e.RecordedAt.Add(time.Microsecond) },
-		"CorrelationID": func(e *event.Event) { e.CorrelationID = "" },
-		"CausationID":   func(e *event.Event) { e.CausationID = "" },
-		"TraceParent":   func(e *event.Event) { e.TraceParent = "" },
+		"ID":                                    func(e *event.Event) { e.ID[0]++ },
+		"Aggregate":                             func(e *event.Event) { e.Aggregate = "x" },
+		"Stream":                                func(e *event.Event) { e.Stream = "x" },
+		"Version":                               func(e *event.Event) { e.Version++ },
+		"Type":                                  func(e *event.Event) { e.Type = "x" },
+		"Data":                                  func(e *event.Event) { e.Data = []byte("x") },
+		"OccurredAt":                            func(e *event.Event) { e.OccurredAt = e.OccurredAt.Add(time.Microsecond) },
+		"RecordedAt":                            func(e *event.Event) { e.RecordedAt = e.RecordedAt.Add(time.Microsecond) },
+		"CorrelationID":                         func(e *event.Event) { e.CorrelationID = "" },
+		"CausationID":                           func(e *event.Event) { e.CausationID = "" },
+		"TraceParent":                           func(e *event.Event) { e.TraceParent = "" },
 		"text moved from one field to the next": func(e *event.Event) { e.CorrelationID, e.CausationID = "ck", "" },
 	} {
 		t.Run(field, func(t *testing.T) {
