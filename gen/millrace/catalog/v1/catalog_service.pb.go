@@ -33,7 +33,7 @@ type ListProductRequest struct {
 	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
 	Kind        ProductKind            `protobuf:"varint,4,opt,name=kind,proto3,enum=millrace.catalog.v1.ProductKind" json:"kind,omitempty"`
 	Categories  []string               `protobuf:"bytes,5,rep,name=categories,proto3" json:"categories,omitempty"`
-	// When, if not now; not in the future.
+	// When, if not now; after 1970, not in the future.
 	ListedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=listed_at,json=listedAt,proto3" json:"listed_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -520,7 +520,7 @@ var File_millrace_catalog_v1_catalog_service_proto protoreflect.FileDescriptor
 
 const file_millrace_catalog_v1_catalog_service_proto_rawDesc = "" +
 	"\n" +
-	")millrace/catalog/v1/catalog_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a millrace/event/v1/position.proto\"\x8b\x03\n" +
+	")millrace/catalog/v1/catalog_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a millrace/event/v1/position.proto\"\x8d\x03\n" +
 	"\x12ListProductRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12 \n" +
 	"\x05title\x18\x02 \x01(\tB\n" +
@@ -530,11 +530,12 @@ const file_millrace_catalog_v1_catalog_service_proto_rawDesc = "" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x122\n" +
 	"\n" +
 	"categories\x18\x05 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@R\n" +
-	"categories\x12A\n" +
-	"\tlisted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\blistedAt\x121\n" +
+	"categories\x12C\n" +
+	"\tlisted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\blistedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"K\n" +
 	"\x13ListProductResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xcd\x02\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xcf\x02\n" +
 	"\x14ReviseProductRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12 \n" +
 	"\x05title\x18\x02 \x01(\tB\n" +
@@ -542,23 +543,26 @@ const file_millrace_catalog_v1_catalog_service_proto_rawDesc = "" +
 	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x88'R\vdescription\x122\n" +
 	"\n" +
 	"categories\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@R\n" +
-	"categories\x12C\n" +
+	"categories\x12E\n" +
 	"\n" +
-	"revised_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\trevisedAt\x121\n" +
+	"revised_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\trevisedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"M\n" +
 	"\x15ReviseProductResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xf8\x01\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xfa\x01\n" +
 	"\x0fSetPriceRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x120\n" +
-	"\x05price\x18\x02 \x01(\v2\x12.google.type.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price\x12C\n" +
+	"\x05price\x18\x02 \x01(\v2\x12.google.type.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price\x12E\n" +
 	"\n" +
-	"valid_from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\tvalidFrom\x121\n" +
+	"valid_from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\tvalidFrom\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"H\n" +
 	"\x10SetPriceResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xcd\x01\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xcf\x01\n" +
 	"\x14DelistProductRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12E\n" +
-	"\vdelisted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\n" +
+	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12G\n" +
+	"\vdelisted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\n" +
 	"delistedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"M\n" +
 	"\x15DelistProductResponse\x124\n" +

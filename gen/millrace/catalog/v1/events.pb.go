@@ -415,7 +415,7 @@ func (x *PriceSet) GetValidFrom() *timestamppb.Timestamp {
 	return nil
 }
 
-// ProductDelisted takes a product off sale; it may be listed again.
+// ProductDelisted takes a product off sale; it may be listed again, and then still has its prices.
 type ProductDelisted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sku           string                 `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`

@@ -33,7 +33,7 @@ type RegisterCustomerRequest struct {
 	Name       string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Email      string `protobuf:"bytes,4,opt,name=email,proto3" json:"email,omitempty"`
 	Country    string `protobuf:"bytes,5,opt,name=country,proto3" json:"country,omitempty"`
-	// When, if not now; not in the future.
+	// When, if not now; after 1970, not in the future.
 	RegisteredAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -560,7 +560,7 @@ var File_millrace_customer_v1_customer_service_proto protoreflect.FileDescriptor
 
 const file_millrace_customer_v1_customer_service_proto_rawDesc = "" +
 	"\n" +
-	"+millrace/customer/v1/customer_service.proto\x12\x14millrace.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!millrace/customer/v1/events.proto\x1a millrace/event/v1/position.proto\"\xd1\x02\n" +
+	"+millrace/customer/v1/customer_service.proto\x12\x14millrace.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!millrace/customer/v1/events.proto\x1a millrace/event/v1/position.proto\"\xd3\x02\n" +
 	"\x17RegisterCustomerRequest\x12,\n" +
 	"\vcustomer_id\x18\x01 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\n" +
 	"customerId\x12%\n" +
@@ -568,30 +568,33 @@ const file_millrace_customer_v1_customer_service_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12 \n" +
 	"\x05email\x18\x04 \x01(\tB\n" +
 	"\xbaH\a\xd8\x01\x01r\x02`\x01R\x05email\x12#\n" +
-	"\acountry\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x02\x18@R\acountry\x12I\n" +
-	"\rregistered_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\fregisteredAt\x121\n" +
+	"\acountry\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x02\x18@R\acountry\x12K\n" +
+	"\rregistered_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\fregisteredAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"q\n" +
 	"\x18RegisterCustomerResponse\x12\x1f\n" +
 	"\vcustomer_id\x18\x01 \x01(\tR\n" +
 	"customerId\x124\n" +
-	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xfa\x01\n" +
+	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xfc\x01\n" +
 	"\x14ChangeAddressRequest\x12)\n" +
 	"\vcustomer_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
 	"customerId\x12?\n" +
-	"\aaddress\x18\x02 \x01(\v2\x1d.millrace.customer.v1.AddressB\x06\xbaH\x03\xc8\x01\x01R\aaddress\x12C\n" +
+	"\aaddress\x18\x02 \x01(\v2\x1d.millrace.customer.v1.AddressB\x06\xbaH\x03\xc8\x01\x01R\aaddress\x12E\n" +
 	"\n" +
-	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\tchangedAt\x121\n" +
+	"changed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\tchangedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"M\n" +
 	"\x15ChangeAddressResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\x9c\x02\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\x9e\x02\n" +
 	"\x11SetConsentRequest\x12)\n" +
 	"\vcustomer_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\n" +
 	"customerId\x12J\n" +
 	"\apurpose\x18\x02 \x01(\x0e2$.millrace.customer.v1.ConsentPurposeB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\apurpose\x12\x18\n" +
-	"\agranted\x18\x03 \x01(\bR\agranted\x12C\n" +
+	"\agranted\x18\x03 \x01(\bR\agranted\x12E\n" +
 	"\n" +
-	"changed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\tchangedAt\x121\n" +
+	"changed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\tchangedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"J\n" +
 	"\x12SetConsentResponse\x124\n" +
 	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"?\n" +

@@ -322,7 +322,9 @@ type Rejection struct {
 	// The field of the request that is at fault, where one is.
 	Field string `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
 	// For people.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What a program needs to know of the state that refused: facts["lines"] = "17". Each rule documents its own.
+	Facts         map[string]string `protobuf:"bytes,4,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -378,6 +380,13 @@ func (x *Rejection) GetReason() string {
 	return ""
 }
 
+func (x *Rejection) GetFacts() map[string]string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 var File_millrace_event_v1_position_proto protoreflect.FileDescriptor
 
 const file_millrace_event_v1_position_proto_rawDesc = "" +
@@ -403,11 +412,16 @@ const file_millrace_event_v1_position_proto_rawDesc = "" +
 	"\x04view\x18\x01 \x01(\tR\x04view\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12!\n" +
 	"\fwant_version\x18\x03 \x01(\x04R\vwantVersion\x12!\n" +
-	"\fhave_version\x18\x04 \x01(\x04R\vhaveVersion\"M\n" +
+	"\fhave_version\x18\x04 \x01(\x04R\vhaveVersion\"\xc6\x01\n" +
 	"\tRejection\x12\x12\n" +
 	"\x04rule\x18\x01 \x01(\tR\x04rule\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reasonB\xc8\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12=\n" +
+	"\x05facts\x18\x04 \x03(\v2'.millrace.event.v1.Rejection.FactsEntryR\x05facts\x1a8\n" +
+	"\n" +
+	"FactsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\xc8\x01\n" +
 	"\x15com.millrace.event.v1B\rPositionProtoP\x01Z:github.com/millrace/millrace/gen/millrace/event/v1;eventv1\xa2\x02\x03MEX\xaa\x02\x11Millrace.Event.V1\xca\x02\x11Millrace\\Event\\V1\xe2\x02\x1dMillrace\\Event\\V1\\GPBMetadata\xea\x02\x13Millrace::Event::V1b\x06proto3"
 
 var (
@@ -422,22 +436,24 @@ func file_millrace_event_v1_position_proto_rawDescGZIP() []byte {
 	return file_millrace_event_v1_position_proto_rawDescData
 }
 
-var file_millrace_event_v1_position_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_millrace_event_v1_position_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_millrace_event_v1_position_proto_goTypes = []any{
 	(*Receipt)(nil),               // 0: millrace.event.v1.Receipt
 	(*PositionToken)(nil),         // 1: millrace.event.v1.PositionToken
 	(*Freshness)(nil),             // 2: millrace.event.v1.Freshness
 	(*Stale)(nil),                 // 3: millrace.event.v1.Stale
 	(*Rejection)(nil),             // 4: millrace.event.v1.Rejection
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	nil,                           // 5: millrace.event.v1.Rejection.FactsEntry
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_millrace_event_v1_position_proto_depIdxs = []int32{
-	5, // 0: millrace.event.v1.Freshness.as_of:type_name -> google.protobuf.Timestamp
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	6, // 0: millrace.event.v1.Freshness.as_of:type_name -> google.protobuf.Timestamp
+	5, // 1: millrace.event.v1.Rejection.facts:type_name -> millrace.event.v1.Rejection.FactsEntry
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_millrace_event_v1_position_proto_init() }
@@ -451,7 +467,7 @@ func file_millrace_event_v1_position_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_event_v1_position_proto_rawDesc), len(file_millrace_event_v1_position_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

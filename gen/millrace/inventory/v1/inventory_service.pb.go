@@ -31,7 +31,7 @@ type ReceiveStockRequest struct {
 	Sku       string                 `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
 	Quantity  int64                  `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
 	Reference string                 `protobuf:"bytes,3,opt,name=reference,proto3" json:"reference,omitempty"`
-	// When, if not now; not in the future.
+	// When, if not now; after 1970, not in the future.
 	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -733,23 +733,25 @@ var File_millrace_inventory_v1_inventory_service_proto protoreflect.FileDescript
 
 const file_millrace_inventory_v1_inventory_service_proto_rawDesc = "" +
 	"\n" +
-	"-millrace/inventory/v1/inventory_service.proto\x12\x15millrace.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a millrace/event/v1/position.proto\"\x9e\x02\n" +
+	"-millrace/inventory/v1/inventory_service.proto\x12\x15millrace.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a millrace/event/v1/position.proto\"\xa0\x02\n" +
 	"\x13ReceiveStockRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x03B\r\xbaH\n" +
 	"\"\b\x18\x80\x94\xeb\xdc\x03 \x00R\bquantity\x12%\n" +
-	"\treference\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\treference\x12E\n" +
-	"\vreceived_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\n" +
+	"\treference\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\treference\x12G\n" +
+	"\vreceived_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\n" +
 	"receivedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"L\n" +
 	"\x14ReceiveStockResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\x9f\x02\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xa1\x02\n" +
 	"\x12AdjustStockRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12.\n" +
 	"\x05delta\x18\x02 \x01(\x03B\x18\xbaH\x15\"\x138\x00\x18\x80\x94\xeb\xdc\x03(\x80씣\xfc\xff\xff\xff\xff\x01R\x05delta\x12\"\n" +
 	"\x06reason\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x06reason\x12E\n" +
-	"\vadjusted_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x06reason\x12G\n" +
+	"\vadjusted_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\n" +
 	"adjustedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"K\n" +
 	"\x13AdjustStockResponse\x124\n" +

@@ -38,7 +38,7 @@ type PlaceOrderRequest struct {
 	Currency string     `protobuf:"bytes,4,opt,name=currency,proto3" json:"currency,omitempty"`
 	Country  string     `protobuf:"bytes,5,opt,name=country,proto3" json:"country,omitempty"`
 	Lines    []*NewLine `protobuf:"bytes,6,rep,name=lines,proto3" json:"lines,omitempty"`
-	// When it was ordered, if not now; not in the future.
+	// When it was ordered, if not now; after 1970, not in the future.
 	OrderedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -626,7 +626,7 @@ var File_millrace_order_v1_order_service_proto protoreflect.FileDescriptor
 
 const file_millrace_order_v1_order_service_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/order/v1/order_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/event/v1/position.proto\"\xad\x03\n" +
+	"%millrace/order/v1/order_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/event/v1/position.proto\"\xaf\x03\n" +
 	"\x11PlaceOrderRequest\x12&\n" +
 	"\border_id\x18\x01 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\aorderId\x12.\n" +
 	"\vcustomer_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01H\x00R\n" +
@@ -635,9 +635,10 @@ const file_millrace_order_v1_order_service_proto_rawDesc = "" +
 	"\bcurrency\x18\x04 \x01(\tB\x11\xbaH\x0er\f2\n" +
 	"^[A-Z]{3}$R\bcurrency\x12#\n" +
 	"\acountry\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x02\x18@R\acountry\x12=\n" +
-	"\x05lines\x18\x06 \x03(\v2\x1a.millrace.order.v1.NewLineB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\x05lines\x12C\n" +
+	"\x05lines\x18\x06 \x03(\v2\x1a.millrace.order.v1.NewLineB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\x05lines\x12E\n" +
 	"\n" +
-	"ordered_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\torderedAt\x121\n" +
+	"ordered_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\torderedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKeyB\x0e\n" +
 	"\f_customer_id\"\xd8\x01\n" +
 	"\aNewLine\x12;\n" +
@@ -649,29 +650,32 @@ const file_millrace_order_v1_order_service_proto_rawDesc = "" +
 	"unit_price\x18\x04 \x01(\v2\x12.google.type.MoneyB\x06\xbaH\x03\xc8\x01\x01R\tunitPrice\"e\n" +
 	"\x12PlaceOrderResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x124\n" +
-	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\x91\x02\n" +
+	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\x93\x02\n" +
 	"\x0fAddLinesRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12&\n" +
 	"\n" +
 	"after_line\x18\x02 \x01(\rB\a\xbaH\x04*\x02 \x00R\tafterLine\x12=\n" +
-	"\x05lines\x18\x03 \x03(\v2\x1a.millrace.order.v1.NewLineB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\x05lines\x12?\n" +
-	"\badded_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\aaddedAt\x121\n" +
+	"\x05lines\x18\x03 \x03(\v2\x1a.millrace.order.v1.NewLineB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\x05lines\x12A\n" +
+	"\badded_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\aaddedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"c\n" +
 	"\x10AddLinesResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x124\n" +
-	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xb6\x01\n" +
+	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xb8\x01\n" +
 	"\x13ConfirmOrderRequest\x12#\n" +
-	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12G\n" +
-	"\fconfirmed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\vconfirmedAt\x121\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12I\n" +
+	"\fconfirmed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\vconfirmedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"g\n" +
 	"\x14ConfirmOrderResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x124\n" +
-	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xd9\x01\n" +
+	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xdb\x01\n" +
 	"\x12CancelOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01R\aorderId\x12\"\n" +
 	"\x06reason\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xf4\x03R\x06reason\x12G\n" +
-	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\b\xbaH\x05\xb2\x01\x028\x01R\vcancelledAt\x121\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xf4\x03R\x06reason\x12I\n" +
+	"\fcancelled_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
+	"\xbaH\a\xb2\x01\x048\x01*\x00R\vcancelledAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"f\n" +
 	"\x13CancelOrderResponse\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x124\n" +
