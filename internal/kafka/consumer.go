@@ -1,0 +1,210 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/event"
+)
+
+// TopicPartition names one partition of one topic.
+type TopicPartition struct {
+	Topic     string
+	Partition int32
+}
+
+// ConsumerConfig says what a Consumer reads and with whom it shares it.
+type ConsumerConfig struct {
+	Config
+	// Group is the consumer group. Its committed offsets are for outside lag tools alone: reading starts where Assigned says.
+	Group  string
+	Topics []string
+	// Assigned is told which partitions came, and answers from which offset each is read; one that it leaves out, or has at 0,
+	// is read from the beginning. It is called within Poll.
+	Assigned func([]TopicPartition) map[TopicPartition]int64
+	// Revoked is told which partitions go, before another member can get them; of those lost, another may have them already.
+	// It is called within Poll and Close.
+	Revoked func(partitions []TopicPartition, lost bool)
+}
+
+// Message is a record, or the news that there is none.
+type Message struct {
+	TopicPartition
+	Offset  int64
+	Key     []byte
+	Value   []byte
+	Headers []event.Header
+	End     bool // no record: the partition ends before Offset, for now
+}
+
+// Consumer is a member of a consumer group that reads what transactions have committed. One goroutine polls it; the other
+// methods may be called from any, but none after Close.
+type Consumer struct {
+	cfg    ConsumerConfig
+	log    *slog.Logger
+	client *kafka.Consumer
+	admin  Admin
+	logs   *logs
+}
+
+// NewConsumer joins the group. The group is left by Close, or when the process ends, after the session's timeout.
+func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
+	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger())}
+	conf, err := cfg.configMap(c.logs,
+		kafka.ConfigMap{
+			"session.timeout.ms":         10000, // a killed member keeps its partitions this long
+			"heartbeat.interval.ms":      500,   // a member learns of a rebalance with its heartbeat
+			"fetch.queue.backoff.ms":     2,     // the default, 1000, halves the throughput of a busy consumer
+			"fetch.error.backoff.ms":     50,
+			"queued.max.messages.kbytes": 16 << 10,
+		},
+		kafka.ConfigMap{
+			"group.id":                      cfg.Group,
+			"partition.assignment.strategy": "cooperative-sticky",
+			"isolation.level":               "read_committed",
+			"auto.offset.reset":             "earliest",
+			"enable.auto.offset.store":      false, // else Close commits past what was polled and not worked on
+			"enable.partition.eof":          true,
+		})
+	if err == nil {
+		c.client, err = kafka.NewConsumer(conf)
+	}
+	if err != nil {
+		c.logs.close()
+		return nil, fmt.Errorf("kafka: open a consumer of group %s on %s: %w", cfg.Group, cfg.Brokers, err)
+	}
+	if c.admin.admin, err = kafka.NewAdminClientFromConsumer(c.client); err == nil {
+		err = c.client.SubscribeTopics(cfg.Topics, c.rebalance)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("kafka: group %s: subscribe to %v: %w", cfg.Group, cfg.Topics, err), c.Close())
+	}
+	return c, nil
+}
+
+func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
+	switch e := e.(type) {
+	case kafka.AssignedPartitions:
+		starts := c.cfg.Assigned(names(e.Partitions))
+		for i, p := range e.Partitions {
+			e.Partitions[i].Offset = startAt(starts[TopicPartition{*p.Topic, p.Partition}])
+		}
+		if err := client.IncrementalAssign(e.Partitions); err != nil {
+			c.log.Error("kafka: take assigned partitions", "error", err)
+		}
+	case kafka.RevokedPartitions:
+		c.cfg.Revoked(names(e.Partitions), client.AssignmentLost())
+		if err := client.IncrementalUnassign(e.Partitions); err != nil {
+			c.log.Error("kafka: give revoked partitions back", "error", err)
+		}
+	}
+	return nil // the client ignores it
+}
+
+func startAt(offset int64) kafka.Offset {
+	if offset == 0 {
+		return kafka.OffsetBeginning // the log may not begin at 0
+	}
+	return kafka.Offset(offset)
+}
+
+func names(partitions []kafka.TopicPartition) []TopicPartition {
+	out := make([]TopicPartition, len(partitions))
+	for i, p := range partitions {
+		out[i] = TopicPartition{*p.Topic, p.Partition}
+	}
+	return out
+}
+
+// Poll waits for the next message, at most so long, and returns nil where none came. It must be called again within
+// max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error is fatal to the Consumer; what the
+// client gets over by itself is logged.
+func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
+	switch e := c.client.Poll(int(timeout.Milliseconds())).(type) {
+	case *kafka.Message:
+		if e.TopicPartition.Error != nil {
+			c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
+			return nil, nil
+		}
+		m := message(e)
+		return &m, nil
+	case kafka.PartitionEOF:
+		return &Message{TopicPartition: TopicPartition{*e.Topic, e.Partition}, Offset: int64(e.Offset), End: true}, nil
+	case kafka.Error:
+		if e.IsFatal() {
+			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, e)
+		}
+		c.log.Warn("kafka: consumer", "error", e)
+	}
+	return nil, nil
+}
+
+// Seek makes assigned partitions continue at other offsets; 0 is the beginning. Nothing that was fetched before is
+// polled after.
+func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
+	ps := make([]kafka.TopicPartition, 0, len(offsets))
+	for p, offset := range offsets {
+		ps = append(ps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: startAt(offset)})
+	}
+	got, err := c.client.SeekPartitions(ps)
+	for _, p := range got {
+		if err == nil {
+			err = p.Error
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("kafka: group %s: seek: %w", c.cfg.Group, err)
+	}
+	return nil
+}
+
+// Pause stops the fetching of assigned partitions, so that Poll can go on for the group's sake while there is no room for
+// messages.
+func (c *Consumer) Pause(partitions []TopicPartition) error {
+	return c.client.Pause(clientNames(partitions))
+}
+
+// Resume undoes Pause.
+func (c *Consumer) Resume(partitions []TopicPartition) error {
+	return c.client.Resume(clientNames(partitions))
+}
+
+func clientNames(partitions []TopicPartition) []kafka.TopicPartition {
+	ps := make([]kafka.TopicPartition, len(partitions))
+	for i, p := range partitions {
+		ps[i] = kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition}
+	}
+	return ps
+}
+
+// Store notes the offsets to read next, which the client commits to the group now and then and when a partition goes.
+func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
+	ps := make([]kafka.TopicPartition, 0, len(offsets))
+	for p, offset := range offsets {
+		ps = append(ps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(offset)})
+	}
+	if _, err := c.client.StoreOffsets(ps); err != nil {
+		return fmt.Errorf("kafka: group %s: store offsets: %w", c.cfg.Group, err)
+	}
+	return nil
+}
+
+// Ends asks the brokers where the partitions of a topic end: the offset behind the last record that Poll can return now.
+func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
+	return c.admin.EndOffsets(ctx, topic)
+}
+
+// Close tells Revoked of all partitions, commits what was stored and leaves the group.
+func (c *Consumer) Close() error {
+	err := c.client.Close()
+	c.logs.close()
+	if err != nil {
+		return fmt.Errorf("kafka: group %s: close: %w", c.cfg.Group, err)
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// keepBooks saves positions and looks how far the log is, now and then, until ctx ends.
+func (r *Runtime) keepBooks(ctx context.Context) {
+	tick := time.NewTicker(r.cfg.SaveEvery)
+	defer tick.Stop()
+	var failed string
+	for {
+		r.mu.Lock()
+		parts := maps.Clone(r.parts)
+		r.mu.Unlock()
+		err := r.save(parts)
+		if errors.Is(err, ErrLost) {
+			r.askRepair(ctx, err, nil)
+		}
+		err = errors.Join(err, r.look(ctx))
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			failed = ""
+		case err.Error() != failed: // once, not at every tick
+			failed = err.Error()
+			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look brings the watermarks up to date with the ends of the topics and with what other members have saved.
+func (r *Runtime) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	for _, topic := range r.cfg.Topics {
+		ends, err := r.consumer.Ends(ctx, topic)
+		if err != nil {
+			return err
+		}
+		stored, err := r.cfg.Sink.Positions(ctx, topic)
+		if err != nil {
+			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
+		}
+		r.mu.Lock()
+		for id := range ends {
+			if r.parts[kafka.TopicPartition{Topic: topic, Partition: id}] == nil {
+				r.cfg.Watermarks.set(topic, id, stored[id])
+			}
+		}
+		r.cfg.Watermarks.look(topic, ends)
+		r.mu.Unlock()
+	}
+	return nil
+}
+
+// CatchUp returns nil once the sink has applied everything that stood on the topics when it was called. It waits for Run
+// to begin.
+func (r *Runtime) CatchUp(ctx context.Context) error {
+	select {
+	case <-r.running:
+	case <-ctx.Done():
+		return fmt.Errorf("streams %s: wait for the start: %w", r.cfg.Name, context.Cause(ctx))
+	}
+	for _, topic := range r.cfg.Topics {
+		ends, err := r.consumer.Ends(ctx, topic)
+		if err != nil {
+			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+		}
+		if err := r.cfg.Watermarks.WaitFor(ctx, topic, ends); err != nil {
+			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+// askRepair has the poll loop repair, and waits for it. It is false where ctx ended first.
+func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) bool {
+	ask := repair{cause, gap, make(chan struct{})}
+	select {
+	case r.repairs <- ask:
+		<-ask.done
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// repair finds out what a sink that reported a loss still holds, and reads the rest again. It runs on the poll loop.
+//
+// Partitions whose stored position is not the saved one go back to the stored one. Where a gap came up though the position
+// is as it was saved, either the sink lost single documents or the log never had the missing event: the partition is read
+// from its beginning, which is a no-op for all that is there. If the gap comes up again on that way, the log lacks the
+// event, nothing will ever complete the stream, and its events are parked so that all others go on.
+func (r *Runtime) repair(ctx context.Context, ask repair) {
+	defer close(ask.done)
+	var gapAt kafka.TopicPartition
+	if ask.gap != nil {
+		gapAt = kafka.TopicPartition{Topic: ask.gap.record.Topic, Partition: ask.gap.record.Partition}
+		if r.parts[gapAt] != ask.gap.part {
+			return // another repair has sent that partition back already
+		}
+	}
+	restart, err := r.lostPartitions(ctx)
+	if err != nil {
+		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
+		return
+	}
+	if _, lost := restart[gapAt]; ask.gap != nil && !lost {
+		p, stream := ask.gap.part, ask.gap.record.Event.Stream
+		if p.broken[stream] || ask.gap.record.Offset < p.provenTo {
+			p.broken[stream] = true
+			ask.gap.park = parkedEvent(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
+			return
+		}
+		restart[gapAt] = Applied{}
+	}
+	seek := map[kafka.TopicPartition]int64{}
+	for tp, from := range restart {
+		r.cfg.Logger.Warn("streams: the sink lost what it held; reading again", "sink", r.cfg.Name,
+			"topic", tp.Topic, "partition", tp.Partition, "from", from.Next, "cause", ask.cause)
+		old := r.parts[tp]
+		old.drain()
+		p := newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
+		p.broken = old.broken
+		if tp == gapAt && from.Next == 0 {
+			p.saved, p.provenTo = old.savedAt(), old.readTo()
+		}
+		r.mu.Lock()
+		r.parts[tp] = p
+		r.mu.Unlock()
+		seek[tp] = from.Next
+	}
+	if err := r.consumer.Seek(seek); err != nil {
+		r.cfg.Logger.Error("streams: reading again failed", "sink", r.cfg.Name, "error", err)
+	}
+}
+
+// lostPartitions are those of ours that the sink does not have where we saved them, and where it has them.
+func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]Applied, error) {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	stored, err := r.positions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lost := map[kafka.TopicPartition]Applied{}
+	for tp, p := range r.parts {
+		if stored[tp].Next != p.savedAt().Next {
+			lost[tp] = stored[tp]
+		}
+	}
+	return lost, nil
+}

@@ -1,0 +1,310 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// Config says what is read, into what, and how hard.
+type Config struct {
+	Name       string   // of the sink and its version: "orderstatus/v1"
+	Topics     []string // must exist
+	Sink       Sink
+	Watermarks *Watermarks // kept current while Run runs
+	Kafka      kafka.Config
+	Workers    int           // that call Sink.Apply at the same time; 0 means 4
+	Batch      int           // most records of one Apply; 0 means 500
+	Queue      int           // most records that wait for all workers; 0 means 4096
+	SaveEvery  time.Duration // how often positions are saved and lag is measured; 0 means 250 ms
+	Logger     *slog.Logger
+}
+
+const (
+	attemptTimeout = 30 * time.Second       // of one Sink.Apply or Sink.SavePositions
+	stopGrace      = 5 * time.Second        // that Apply has left when Run is told to stop
+	patience       = time.Second            // with a full queue, before fetching is paused
+	pollFor        = 100 * time.Millisecond // the longest that a repair or a stop waits for the poll loop
+)
+
+// Runtime feeds one sink.
+type Runtime struct {
+	cfg      Config
+	seed     maphash.Seed
+	lanes    []chan *item
+	repairs  chan repair
+	attempts context.Context // ends stopGrace after Run's
+	consumer *kafka.Consumer
+	parking  parking
+	running  chan struct{} // closed once consumer is set
+
+	mu    sync.Mutex // of parts, which the poll loop alone changes
+	parts map[kafka.TopicPartition]*partition
+
+	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
+}
+
+// repair asks the poll loop to bring the reading back to where the sink stands.
+type repair struct {
+	cause error
+	gap   *item // the record that cannot be applied; nil where the positions were lost
+	done  chan struct{}
+}
+
+// New makes a Runtime; Run runs it.
+func New(cfg Config) *Runtime {
+	setDefault(&cfg.Workers, 4)
+	setDefault(&cfg.Batch, 500)
+	setDefault(&cfg.Queue, 4096)
+	setDefault(&cfg.SaveEvery, 250*time.Millisecond)
+	r := &Runtime{
+		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
+		parts: map[kafka.TopicPartition]*partition{}, parking: parking{cfg: cfg.Kafka},
+	}
+	for range cfg.Workers {
+		r.lanes = append(r.lanes, make(chan *item, max(1, cfg.Queue/cfg.Workers)))
+	}
+	return r
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Run reads until ctx ends, which is no error. It returns once the sink is left alone, its positions are saved and the
+// group is left. It can be called once.
+func (r *Runtime) Run(ctx context.Context) error {
+	attempts, cancelAttempts := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelAttempts()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, cancelAttempts) })()
+	r.attempts = attempts
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	consumer, err := kafka.NewConsumer(kafka.ConsumerConfig{
+		Config: r.cfg.Kafka,
+		Group:  "millrace." + strings.ReplaceAll(r.cfg.Name, "/", "."),
+		Topics: r.cfg.Topics,
+		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
+			return r.assigned(ctx, ps)
+		},
+		Revoked: r.revoked,
+	})
+	if err != nil {
+		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+	}
+	r.consumer = consumer
+	close(r.running)
+
+	var running sync.WaitGroup
+	for _, lane := range r.lanes {
+		running.Go(func() { r.work(ctx, lane) })
+	}
+	running.Go(func() { r.keepBooks(ctx) })
+	err = r.poll(ctx)
+
+	stop()
+	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
+	running.Wait()
+	r.parking.close()
+	if err = errors.Join(err, consumer.Close()); err != nil {
+		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+	}
+	return nil
+}
+
+// poll reads messages and puts each on the lane of its key.
+func (r *Runtime) poll(ctx context.Context) error {
+	for ctx.Err() == nil {
+		select {
+		case ask := <-r.repairs:
+			r.repair(ctx, ask)
+		default:
+		}
+		it, err := r.next()
+		if err != nil {
+			return err
+		}
+		if it == nil {
+			continue
+		}
+		select {
+		case r.lane(it) <- it:
+		default:
+			if err := r.pushBack(ctx, it); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// next polls once; nil where there was no record.
+func (r *Runtime) next() (*item, error) {
+	m, err := r.consumer.Poll(pollFor)
+	if err != nil || m == nil {
+		return nil, err
+	}
+	p := r.parts[m.TopicPartition]
+	switch {
+	case p == nil: // assigned while the runtime stops
+		return nil, nil
+	case m.End:
+		p.end(m.Offset)
+		return nil, nil
+	}
+	return r.newItem(p, m), nil
+}
+
+func (r *Runtime) lane(it *item) chan *item {
+	return r.lanes[maphash.String(r.seed, it.record.Event.Stream)%uint64(len(r.lanes))]
+}
+
+// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching is paused, and polling
+// goes on so that the group can move partitions.
+func (r *Runtime) pushBack(ctx context.Context, it *item) error {
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	for waiting := true; waiting; {
+		select {
+		case r.lane(it) <- it:
+			return nil
+		case ask := <-r.repairs:
+			r.repair(ctx, ask)
+		case <-enough.C:
+			waiting = false
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	paused := map[kafka.TopicPartition]*partition{}
+	for held := []*item{it}; len(held) > 0 && ctx.Err() == nil; {
+		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance
+			paused = maps.Clone(r.parts)
+			if err := r.consumer.Pause(slices.Collect(maps.Keys(paused))); err != nil {
+				return fmt.Errorf("pause: %w", err)
+			}
+		}
+		select {
+		case r.lane(held[0]) <- held[0]:
+			held = held[1:]
+			continue
+		case ask := <-r.repairs:
+			r.repair(ctx, ask)
+			continue
+		default:
+		}
+		it, err := r.next()
+		if err != nil {
+			return err
+		}
+		if it != nil { // fetched before the pause
+			held = append(held, it)
+		}
+	}
+	if err := r.consumer.Resume(slices.Collect(maps.Keys(r.parts))); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	return nil
+}
+
+// assigned starts partitions where the sink stands.
+func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
+	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
+		stored, err := r.positions(ctx)
+		if err == nil {
+			starts := map[kafka.TopicPartition]int64{}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			for _, tp := range ps {
+				starts[tp] = stored[tp].Next
+				r.parts[tp] = newPartition(tp.Topic, tp.Partition, stored[tp], r.cfg.Watermarks)
+			}
+			return starts
+		}
+		r.cfg.Logger.Warn("streams: cannot start partitions", "sink", r.cfg.Name, "partitions", ps, "again in", wait, "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// revoked lets partitions go: nothing of them is inside the sink when it returns, and what was applied is saved.
+func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
+	gone := map[kafka.TopicPartition]*partition{}
+	r.mu.Lock()
+	for _, tp := range ps {
+		if p := r.parts[tp]; p != nil {
+			gone[tp] = p
+			delete(r.parts, tp)
+		}
+	}
+	r.mu.Unlock()
+	for _, p := range gone {
+		p.drain()
+	}
+	if lost { // somebody else may have saved more by now
+		return
+	}
+	if err := r.save(gone); err != nil {
+		r.cfg.Logger.Warn("streams: positions not saved; what was applied since will be delivered again", "sink", r.cfg.Name, "error", err)
+	}
+}
+
+// positions reads where the sink stands in all topics.
+func (r *Runtime) positions(ctx context.Context) (map[kafka.TopicPartition]Applied, error) {
+	all := map[kafka.TopicPartition]Applied{}
+	for _, topic := range r.cfg.Topics {
+		stored, err := r.cfg.Sink.Positions(ctx, topic)
+		if err != nil {
+			return nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
+		}
+		for id, a := range stored {
+			all[kafka.TopicPartition{Topic: topic, Partition: id}] = a
+		}
+	}
+	return all, nil
+}
+
+// save tells the sink how far partitions are.
+func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
+	defer cancel()
+	moves, offsets := map[string][]Move{}, map[kafka.TopicPartition]int64{}
+	for tp, p := range parts {
+		if m, ok := p.unsaved(); ok {
+			moves[tp.Topic] = append(moves[tp.Topic], m)
+			offsets[tp] = m.To.Next
+		}
+	}
+	for topic, ms := range moves {
+		if err := r.cfg.Sink.SavePositions(ctx, topic, ms); err != nil {
+			return fmt.Errorf("save the sink's positions in %s: %w", topic, err)
+		}
+		for _, m := range ms {
+			parts[kafka.TopicPartition{Topic: topic, Partition: m.Partition}].setSaved(m.To)
+		}
+	}
+	if len(offsets) > 0 {
+		if err := r.consumer.Store(offsets); err != nil { // for outside tools only
+			r.cfg.Logger.Debug("streams: the group's offsets were not stored", "sink", r.cfg.Name, "error", err)
+		}
+	}
+	return nil
+}

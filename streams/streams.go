@@ -1,0 +1,82 @@
+// Package streams runs the consumers that do work for every event: views now, processes later. It reads topics as a member
+// of a consumer group, hands events to a Sink in order per key and in parallel across keys, and keeps the promise that the
+// sink holds its own position: what the sink says is where reading starts, and its position never runs ahead of its data.
+//
+// Reading order: this file says what a sink must do, partition.go how far one partition is, worker.go how events reach the
+// sink, runtime.go how partitions come and go, watermarks.go what queries may ask.
+package streams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Record is an event and where it stood on the log.
+type Record struct {
+	Event     event.Event
+	Topic     string
+	Partition int32
+	Offset    int64
+}
+
+// Applied says how far a sink is along one partition: every record before Next has been applied.
+type Applied struct {
+	Next      int64          // offset to read next
+	Watermark event.Position // store position of the last event before Next
+	AsOf      time.Time      // when that event was recorded; zero before the first
+}
+
+// Move is one partition's step in a sink's positions.
+type Move struct {
+	Partition int32
+	From, To  Applied
+}
+
+// Sink is what a Runtime feeds. Its methods are called concurrently.
+type Sink interface {
+	// Positions reads where the sink stands in a topic, by partition. A partition that is not there starts from the beginning.
+	Positions(ctx context.Context, topic string) (map[int32]Applied, error)
+
+	// Apply takes events, in order per key. An event that was applied before is a no-op. Any error means that the batch will
+	// be handed over again, but two tell the runtime more: a *GapError, and an *UnreadableError.
+	Apply(ctx context.Context, records []Record) error
+
+	// SavePositions makes all moves or none. Where the sink does not stand at From it fails with ErrLost: its data was lost or
+	// restored from a copy, and the runtime will read again what is missing.
+	SavePositions(ctx context.Context, topic string, moves []Move) error
+}
+
+// ErrLost says that a sink does not hold what it held before.
+var ErrLost = errors.New("the sink does not hold what it held")
+
+// GapError says that an event cannot be applied because the one before it in its stream was not: the sink lost it, or the
+// log never had it. The runtime finds out which: it reads again what the sink lost, and parks what the log cannot complete.
+type GapError struct {
+	Record Record
+	Have   uint64 // version of the stream that the sink has
+}
+
+func (e *GapError) Error() string {
+	return fmt.Sprintf("stream %q is at version %d in the sink, so version %d (%s [%d] at offset %d) cannot follow",
+		e.Record.Event.Stream, e.Have, e.Record.Event.Version, e.Record.Topic, e.Record.Partition, e.Record.Offset)
+}
+
+// Is makes a gap a kind of ErrLost.
+func (e *GapError) Is(target error) bool { return target == ErrLost }
+
+// UnreadableError says that a whole batch was applied, and that of some events no more than the envelope could be read: the
+// runtime parks these. A sink must say so again when they are delivered again.
+type UnreadableError struct {
+	Records []Record
+	Reasons []error // beside Records
+}
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("%d events cannot be read, the first: %v", len(e.Records), e.Reasons[0])
+}
+
+func (e *UnreadableError) Unwrap() []error { return e.Reasons }

@@ -1,0 +1,172 @@
+package streams
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// Watermarks is how far a sink is, in memory, for those who answer queries from it. A Runtime keeps it current: at once
+// for the partitions that it reads itself, within its save interval for those that other processes read. All methods are
+// safe for concurrent use.
+type Watermarks struct {
+	mu      sync.Mutex
+	topics  map[string]*topicMarks
+	changed chan struct{} // closed at the next change; nil while nobody waits
+}
+
+type topicMarks struct {
+	partitions map[int32]*mark
+	complete   bool // all partitions of the topic are there
+}
+
+type mark struct {
+	applied Applied
+	end     int64 // offset behind the last record that is known to stand on the log
+}
+
+// NewWatermarks knows nothing yet.
+func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicMarks{}} }
+
+// Wait returns nil once the partition of an event's key has been applied up to the event's position. The error wraps the
+// cause of ctx's end.
+func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event.Position) error {
+	return w.await(ctx, fmt.Sprintf("position %s of %s", position, topic), func() bool {
+		t := w.topics[topic]
+		if t == nil || !t.complete {
+			return false
+		}
+		m := t.partitions[kafka.Partition([]byte(key), int32(len(t.partitions)))]
+		return m != nil && m.applied.Watermark.Compare(position) >= 0
+	})
+}
+
+// WaitFor returns nil once the partitions of a topic have been applied up to the given offsets.
+func (w *Watermarks) WaitFor(ctx context.Context, topic string, ends map[int32]int64) error {
+	return w.await(ctx, "the end of "+topic, func() bool {
+		t := w.topics[topic]
+		for id, end := range ends {
+			if t == nil || t.partitions[id] == nil || t.partitions[id].applied.Next < end {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (w *Watermarks) await(ctx context.Context, what string, satisfied func() bool) error {
+	for {
+		w.mu.Lock()
+		ok := satisfied()
+		if !ok && w.changed == nil {
+			w.changed = make(chan struct{})
+		}
+		changed := w.changed
+		w.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s is applied: %w", what, context.Cause(ctx))
+		}
+	}
+}
+
+// Lag is how many records stand on the topics and are not applied. What was written within the last save interval may be
+// missing, and a transaction's marker counts until it is passed. ok is false until all is known.
+func (w *Watermarks) Lag(topics ...string) (events uint64, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, topic := range topics {
+		t := w.topics[topic]
+		if t == nil || !t.complete {
+			return 0, false
+		}
+		for _, m := range t.partitions {
+			events += uint64(max(0, m.end-m.applied.Next))
+		}
+	}
+	return events, true
+}
+
+// AsOf is when the newest applied event of the topics was recorded; zero where nothing was applied.
+func (w *Watermarks) AsOf(topics ...string) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var newest time.Time
+	for _, topic := range topics {
+		if t := w.topics[topic]; t != nil {
+			for _, m := range t.partitions {
+				if m.applied.AsOf.After(newest) {
+					newest = m.applied.AsOf
+				}
+			}
+		}
+	}
+	return newest
+}
+
+// Applied is how far one partition is; ok is false where that is not known.
+func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t := w.topics[topic]; t != nil && t.partitions[partition] != nil {
+		return t.partitions[partition].applied, true
+	}
+	return Applied{}, false
+}
+
+// set takes a partition's position. It may go back: a sink can lose what it held.
+func (w *Watermarks) set(topic string, partition int32, a Applied) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.mark(topic, partition)
+	m.applied, m.end = a, max(m.end, a.Next)
+	w.wake()
+}
+
+// reached takes note that the log has records up to an offset.
+func (w *Watermarks) reached(topic string, partition int32, end int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := w.mark(topic, partition)
+	m.end = max(m.end, end)
+}
+
+// look takes the ends of all partitions of a topic.
+func (w *Watermarks) look(topic string, ends map[int32]int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, end := range ends {
+		w.mark(topic, id).end = end
+	}
+	w.topics[topic].complete = len(w.topics[topic].partitions) == len(ends)
+	w.wake()
+}
+
+func (w *Watermarks) mark(topic string, partition int32) *mark {
+	t := w.topics[topic]
+	if t == nil {
+		t = &topicMarks{partitions: map[int32]*mark{}}
+		w.topics[topic] = t
+	}
+	m := t.partitions[partition]
+	if m == nil {
+		m = &mark{}
+		t.partitions[partition] = m
+	}
+	return m
+}
+
+func (w *Watermarks) wake() {
+	if w.changed != nil {
+		close(w.changed)
+		w.changed = nil
+	}
+}

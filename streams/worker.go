@@ -1,0 +1,136 @@
+package streams
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// item is a record on its way through a worker.
+type item struct {
+	record Record
+	part   *partition
+	number uint64        // in its partition
+	park   *kafka.Record // goes to ParkTopic instead of the sink, where not nil
+}
+
+// newItem reads a message. One that is no event of ours becomes an item to be parked.
+func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
+	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, part: p}
+	if err != nil {
+		it.record.Event.Data = m.Value
+		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+	}
+	it.number = p.add(m.Offset, e)
+	return it
+}
+
+// work takes what waits on one lane, as much as a batch holds, and delivers it, until ctx ends.
+func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
+	batch := make([]*item, 0, r.cfg.Batch)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case it := <-lane:
+			batch = append(batch[:0], it)
+		}
+		for more := true; more && len(batch) < r.cfg.Batch; {
+			select {
+			case it := <-lane:
+				batch = append(batch, it)
+			default:
+				more = false
+			}
+		}
+		r.deliver(ctx, batch)
+	}
+}
+
+// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions that were taken away
+// meanwhile fall out: whoever has them now reads them again.
+func (r *Runtime) deliver(ctx context.Context, batch []*item) {
+	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
+		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.part.enter() })
+		if len(batch) == 0 {
+			return
+		}
+		err := r.attempt(batch)
+		for _, it := range batch {
+			it.part.leave(it.number, err == nil)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		r.cfg.Logger.Warn("streams: the sink did not take a batch, which will be handed over again", "sink", r.cfg.Name,
+			"records", len(batch), "in", wait, "error", err)
+		if errors.Is(err, ErrLost) && r.askRepair(ctx, err, gapIn(batch, err)) {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		}
+	}
+}
+
+// gapIn finds the record that err says cannot be applied; nil where it names none.
+func gapIn(batch []*item, err error) *item {
+	var gap *GapError
+	if !errors.As(err, &gap) {
+		return nil
+	}
+	at := slices.IndexFunc(batch, func(it *item) bool {
+		return it.record.Topic == gap.Record.Topic && it.record.Partition == gap.Record.Partition && it.record.Offset == gap.Record.Offset
+	})
+	if at < 0 {
+		return nil
+	}
+	return batch[at]
+}
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 5 * time.Second
+)
+
+// attempt hands a batch to the sink once, and parks what cannot be read.
+func (r *Runtime) attempt(batch []*item) error {
+	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
+	defer cancel()
+	var records []Record
+	var park []kafka.Record
+	for _, it := range batch {
+		if it.park != nil {
+			park = append(park, *it.park)
+		} else {
+			records = append(records, it.record)
+		}
+	}
+	if len(records) > 0 {
+		err := r.cfg.Sink.Apply(ctx, records)
+		var unreadable *UnreadableError
+		if errors.As(err, &unreadable) {
+			for i, rec := range unreadable.Records {
+				park = append(park, *parkedEvent(r.cfg.Name, rec, unreadable.Reasons[i]))
+			}
+		} else if err != nil {
+			return err
+		}
+	}
+	if len(park) == 0 {
+		return nil
+	}
+	if err := r.parking.put(ctx, park); err != nil {
+		return err
+	}
+	r.cfg.Logger.Error("streams: parked records", "sink", r.cfg.Name, "records", len(park), "first", string(park[0].Key), "topic", ParkTopic)
+	return nil
+}
