@@ -1,0 +1,166 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+)
+
+// Admin makes topics and asks about them. It is safe for concurrent use.
+type Admin struct {
+	*connection
+	admin *kafka.AdminClient
+}
+
+// NewAdmin opens a client. No broker is asked before the first call.
+func NewAdmin(cfg Config) (*Admin, error) {
+	c, err := connect(cfg, nil, goChannels(kafka.ConfigMap{}))
+	if err != nil {
+		return nil, err
+	}
+	a, err := kafka.NewAdminClientFromProducer(c.client)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("kafka: open an admin client: %w", err)
+	}
+	return &Admin{c, a}, nil
+}
+
+// Topic is what EnsureTopics makes. Replicas are the cluster's default.
+type Topic struct {
+	Name       string
+	Partitions int32
+	// Compacted keeps the last record of each key, and all keys. Otherwise everything is kept for good: the log is what
+	// views and tables are rebuilt from.
+	Compacted bool
+}
+
+func (t Topic) config() map[string]string {
+	if t.Compacted {
+		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would have that much to skip.
+		return map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)}
+	}
+	return map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
+}
+
+// EnsureTopics makes the topics that do not exist and returns once every broker asked knows them all. A topic that exists
+// stays as it is; one that has fewer partitions than wanted is an error, as keys would move if it were widened.
+func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
+	a, err := NewAdmin(cfg)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	return a.EnsureTopics(ctx, topics...)
+}
+
+// EnsureTopics is the function of that name on an open client.
+func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
+	specs := make([]kafka.TopicSpecification, len(topics))
+	for i, t := range topics {
+		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions), ReplicationFactor: -1, Config: t.config()}
+	}
+	results, err := a.admin.CreateTopics(ctx, specs)
+	if err != nil {
+		return fmt.Errorf("kafka: create topics: %w", err)
+	}
+	for _, r := range results {
+		if c := r.Error.Code(); c != kafka.ErrNoError && c != kafka.ErrTopicAlreadyExists {
+			return fmt.Errorf("kafka: create topic %s: %w", r.Topic, r.Error)
+		}
+	}
+	for _, t := range topics {
+		n, err := a.awaitTopic(ctx, t.Name)
+		if err != nil {
+			return err
+		}
+		if n < t.Partitions {
+			return fmt.Errorf("kafka: topic %s exists with %d partitions, fewer than the %d wanted: want fewer, or move its records to a new topic", t.Name, n, t.Partitions)
+		}
+	}
+	return nil
+}
+
+func (a *Admin) awaitTopic(ctx context.Context, topic string) (int32, error) {
+	for {
+		n, err := a.Partitions(ctx, topic)
+		if err == nil || !errors.Is(err, ErrUnknownTopic) && !errors.Is(err, errNoLeader) {
+			return n, err
+		}
+		if !sleep(ctx, 20*time.Millisecond) {
+			return 0, fmt.Errorf("kafka: wait for topic %s: %w: %w", topic, context.Cause(ctx), err)
+		}
+	}
+}
+
+var errNoLeader = errors.New("a partition has no leader yet")
+
+// Partitions counts a topic's partitions. A topic that is not there is ErrUnknownTopic.
+func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
+	var meta *kafka.Metadata
+	err := resumed(ctx, func(context.Context) (err error) {
+		meta, err = a.admin.GetMetadata(&topic, false, int(slice.Milliseconds()))
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("kafka: ask about topic %s: %w", topic, err)
+	}
+	t := meta.Topics[topic]
+	if isCode(t.Error, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopic) || len(t.Partitions) == 0 {
+		return 0, fmt.Errorf("kafka: topic %s: %w", topic, ErrUnknownTopic)
+	}
+	if t.Error.Code() != kafka.ErrNoError {
+		return 0, fmt.Errorf("kafka: topic %s: %w", topic, t.Error)
+	}
+	for _, p := range t.Partitions {
+		if p.Leader < 0 {
+			return 0, fmt.Errorf("kafka: topic %s, partition %d: %w", topic, p.ID, errNoLeader)
+		}
+	}
+	return int32(len(t.Partitions)), nil
+}
+
+// StartOffsets tells by partition the offset of the first record there is.
+func (a *Admin) StartOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
+	return a.offsets(ctx, topic, kafka.EarliestOffsetSpec, kafka.IsolationLevelReadUncommitted)
+}
+
+// EndOffsets tells by partition the offset up to which read_committed readers can read: the last stable offset.
+func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
+	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadCommitted)
+}
+
+// HighWatermarks tells by partition the offset after the last record, committed or not.
+func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int64, error) {
+	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadUncommitted)
+}
+
+func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
+	n, err := a.Partitions(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	ask := make(map[kafka.TopicPartition]kafka.OffsetSpec, n)
+	for p := range n {
+		ask[kafka.TopicPartition{Topic: &topic, Partition: p}] = spec
+	}
+	res, err := a.admin.ListOffsets(ctx, ask, kafka.SetAdminIsolationLevel(isolation))
+	if err != nil {
+		return nil, fmt.Errorf("kafka: offsets of topic %s: %w", topic, err)
+	}
+	offsets := make(map[int32]int64, n)
+	for tp, info := range res.ResultInfos {
+		if info.Error.Code() != kafka.ErrNoError {
+			return nil, fmt.Errorf("kafka: offset of topic %s, partition %d: %w", topic, tp.Partition, info.Error)
+		}
+		offsets[tp.Partition] = int64(info.Offset)
+	}
+	if len(offsets) != int(n) {
+		return nil, fmt.Errorf("kafka: offsets of topic %s: %d answers for %d partitions", topic, len(offsets), n)
+	}
+	return offsets, nil
+}

@@ -1,0 +1,102 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+)
+
+var (
+	// ErrFenced says that a newer producer has this one's transactional id, or that the broker gave up on a transaction that
+	// was open too long. Nothing this producer does will ever be committed; only a new one can go on.
+	ErrFenced = errors.New("fenced by a newer producer with the same transactional id")
+
+	// ErrMustAbort says that the transaction cannot be committed. After Abort the producer is good for the next one.
+	ErrMustAbort = errors.New("the transaction must be aborted")
+
+	// ErrFatal says that the producer is of no more use: close it, and make a new one.
+	ErrFatal = errors.New("the producer cannot go on")
+
+	// ErrUnknownTopic says that the topic does not exist.
+	ErrUnknownTopic = errors.New("unknown topic")
+)
+
+// classify wraps a transactional call's error in the sentinel that the caller decides by.
+func classify(p *kafka.Producer, doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if isCode(err, kafka.ErrFatal) { // says only that an earlier error was fatal
+		if cause := p.GetFatalError(); cause != nil {
+			err = cause
+		}
+	}
+	var e kafka.Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("kafka: %s: %w", doing, err)
+	}
+	switch {
+	// Somebody else ended the transaction. librdkafka offers to recover from the last two by asking for a new epoch. That is
+	// right where the broker did it by itself, but would let a fenced producer take the id back from its successor, so we
+	// leave it to the caller.
+	case isCode(e, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch, kafka.ErrInvalidTxnState):
+		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFenced, e)
+	case e.IsFatal():
+		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFatal, e)
+	case e.TxnRequiresAbort():
+		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrMustAbort, e)
+	}
+	return fmt.Errorf("kafka: %s: %w", doing, e)
+}
+
+func isCode(err error, codes ...kafka.ErrorCode) bool {
+	var e kafka.Error
+	if errors.As(err, &e) {
+		for _, c := range codes {
+			if e.Code() == c {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// slice bounds one blocking call into librdkafka, which sees a context's deadline but not its cancellation.
+const slice = 200 * time.Millisecond
+
+// resumed repeats a call that may be resumed after a timeout, until it ends or ctx does.
+func resumed(ctx context.Context, call func(context.Context) error) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		short, cancel := context.WithTimeout(ctx, slice)
+		err := call(short)
+		cancel()
+		var e kafka.Error
+		if !errors.As(err, &e) || e.IsFatal() || e.TxnRequiresAbort() {
+			return err
+		}
+		if !e.IsRetriable() && !e.IsTimeout() {
+			return err
+		}
+		if !e.IsTimeout() && !sleep(ctx, 20*time.Millisecond) { // a timeout has waited already
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// sleep waits for d and tells whether ctx still lives.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

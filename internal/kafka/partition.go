@@ -1,0 +1,42 @@
+package kafka
+
+// AnyPartition leaves the choice of a record's partition to its key, as Partition computes it.
+const AnyPartition int32 = -1
+
+// Partition tells which of a topic's partitions a key goes to: murmur2, as the Java client, Kafka Connect and Kafka Streams
+// have it and as our producers are set to, so that whoever writes to or looks for a key finds the same one. The key must
+// not be nil: records without a key go anywhere.
+func Partition(key []byte, partitions int32) int32 {
+	return int32(murmur2(key)&0x7fffffff) % partitions
+}
+
+// murmur2 is Austin Appleby's 32-bit MurmurHash2 with the seed that Kafka took.
+func murmur2(b []byte) uint32 {
+	const (
+		seed = 0x9747b28c
+		m    = 0x5bd1e995
+		r    = 24
+	)
+	h := seed ^ uint32(len(b))
+	for ; len(b) >= 4; b = b[4:] {
+		k := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+		k *= m
+		k ^= k >> r
+		k *= m
+		h = h*m ^ k
+	}
+	switch len(b) {
+	case 3:
+		h ^= uint32(b[2]) << 16
+		fallthrough
+	case 2:
+		h ^= uint32(b[1]) << 8
+		fallthrough
+	case 1:
+		h = (h ^ uint32(b[0])) * m
+	}
+	h ^= h >> 13
+	h *= m
+	h ^= h >> 15
+	return h
+}

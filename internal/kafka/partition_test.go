@@ -1,0 +1,51 @@
+package kafka_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// The values are those of Kafka's own UtilsTest for its Java client.
+func TestPartitionIsKafkasOwn(t *testing.T) {
+	t.Parallel()
+	for key, hash := range map[string]int32{
+		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+		"a-little-bit-longer-string": -1486304829, "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	} {
+		const n = 1 << 20
+		if got, want := kafka.Partition([]byte(key), n), (hash&0x7fffffff)%n; got != want {
+			t.Errorf("%q: partition %d, want %d", key, got, want)
+		}
+	}
+}
+
+func TestPartitionTellsWhereTheProducerWrites(t *testing.T) {
+	t.Parallel()
+	const partitions = 7
+	cfg := broker(t, kafka.Topic{Name: "events", Partitions: partitions})
+	p := transactional(t, cfg, "p")
+	var records []kafka.Record
+	for i := range 300 {
+		key := strings.Repeat("x", i%9) + fmt.Sprint(i)
+		records = append(records, record(kafka.AnyPartition, key, key))
+	}
+	records = append(records, record(kafka.AnyPartition, "", ""))
+	commit(t, p, records...)
+	seen := 0
+	err := kafka.ReadAll(t.Context(), cfg, "events", nil, ends(t, cfg, (*kafka.Admin).EndOffsets), func(m kafka.Message) error {
+		seen++
+		if want := kafka.Partition([]byte(m.Value), partitions); m.Partition != want {
+			return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen != len(records) {
+		t.Fatalf("read %d records of %d", seen, len(records))
+	}
+}

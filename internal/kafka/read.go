@@ -1,0 +1,109 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/event"
+)
+
+// ReadAll calls fn with every committed record of a topic from the offsets in from (a partition that is not there: its
+// first record) up to, and without, the offsets in to; partitions that are not in to are not read. Records of a partition
+// come in order. Where a transaction below to is open it waits for its end. An error of fn ends the reading and comes back.
+func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
+	left := make(map[int32]int64, len(to)) // partition to the offset at which it is done
+	var assigned []kafka.TopicPartition
+	for p, end := range to {
+		start, ok := from[p]
+		if end <= 0 || ok && start >= end {
+			continue
+		}
+		tp := kafka.TopicPartition{Topic: &topic, Partition: p, Offset: kafka.OffsetBeginning}
+		if ok {
+			tp.Offset = kafka.Offset(start)
+		}
+		left[p] = end
+		assigned = append(assigned, tp)
+	}
+	if len(left) == 0 {
+		return nil
+	}
+
+	l := newLogs(cfg.logger())
+	defer l.close()
+	conf, err := cfg.configMap(l,
+		kafka.ConfigMap{"fetch.wait.max.ms": 20, "fetch.queue.backoff.ms": 2, "fetch.error.backoff.ms": 50},
+		kafka.ConfigMap{
+			"group.id":             "millrace-read", // asked for, but never joined: partitions are assigned by hand
+			"isolation.level":      "read_committed",
+			"enable.auto.commit":   false,
+			"enable.partition.eof": true,
+			"auto.offset.reset":    "earliest", // compaction moved the beginning
+		})
+	if err != nil {
+		return err
+	}
+	c, err := kafka.NewConsumer(conf)
+	if err != nil {
+		return fmt.Errorf("kafka: open a reader of %s: %w", topic, err)
+	}
+	err = read(ctx, c, assigned, left, fn)
+	if closeErr := c.Close(); err == nil && closeErr != nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("kafka: read topic %s: %w", topic, err)
+	}
+	return nil
+}
+
+func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartition, left map[int32]int64, fn func(Message) error) error {
+	if err := c.Assign(assigned); err != nil {
+		return err
+	}
+	for len(left) > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		switch e := c.Poll(int((50 * time.Millisecond).Milliseconds())).(type) {
+		case *kafka.Message:
+			if e.TopicPartition.Error != nil {
+				return e.TopicPartition.Error
+			}
+			p, offset := e.TopicPartition.Partition, int64(e.TopicPartition.Offset)
+			end, wanted := left[p]
+			if wanted && offset < end {
+				if err := fn(message(e)); err != nil {
+					return err
+				}
+			}
+			if wanted && offset+1 >= end {
+				delete(left, p)
+			}
+		case kafka.PartitionEOF: // says how far it is past aborted records and markers, too
+			if end, ok := left[e.Partition]; ok && int64(e.Offset) >= end {
+				delete(left, e.Partition)
+			}
+		case kafka.Error:
+			if e.IsFatal() || isCode(e, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition) {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+func message(m *kafka.Message) Message {
+	out := Message{
+		TopicPartition: TopicPartition{*m.TopicPartition.Topic, m.TopicPartition.Partition},
+		Offset:         int64(m.TopicPartition.Offset),
+		Key:            m.Key, Value: m.Value, Headers: make([]event.Header, len(m.Headers)),
+	}
+	for i, h := range m.Headers {
+		out.Headers[i] = event.Header(h)
+	}
+	return out
+}
