@@ -1,0 +1,146 @@
+package eventstore
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Limits of what a store takes, in bytes. They are the same in every adapter, and low enough that the log takes whatever
+// the store took: an event that does not fit into a Kafka message (1 MiB by default) would stop the relay for good.
+const (
+	MaxText  = 200       // of a stream id, an idempotency key, an event's type, correlation, causation and trace
+	MaxData  = 512 << 10 // of an event's data, and of an answer's response
+	MaxState = 16 << 20  // of a snapshot's state
+)
+
+// ErrInvalid is what the errors of Batch.Validate wrap. Nothing was stored, and nothing would be on another try.
+var ErrInvalid = errors.New("batch cannot be stored")
+
+// Validate tells whether a store can take the batch and every hop after the store can carry it. Append calls it.
+func (b Batch) Validate() error {
+	seen := make(map[string]struct{}, len(b.Streams))
+	for _, s := range b.Streams {
+		if err := s.validate(); err != nil {
+			return fmt.Errorf("%w: stream %q: %w", ErrInvalid, s.Stream, err)
+		}
+		if _, twice := seen[s.Stream]; twice {
+			return fmt.Errorf("%w: stream %q is in it twice", ErrInvalid, s.Stream)
+		}
+		seen[s.Stream] = struct{}{}
+	}
+	if err := b.Answer.validate(); err != nil {
+		return fmt.Errorf("%w: answer %q: %w", ErrInvalid, b.Answer.Key, err)
+	}
+	clear(seen)
+	for _, s := range b.Snapshots {
+		if err := s.validate(); err != nil {
+			return fmt.Errorf("%w: snapshot of %q: %w", ErrInvalid, s.Stream, err)
+		}
+		if _, twice := seen[s.Stream]; twice {
+			return fmt.Errorf("%w: snapshot of %q is in it twice", ErrInvalid, s.Stream)
+		}
+		seen[s.Stream] = struct{}{}
+	}
+	return nil
+}
+
+func (s StreamAppend) validate() error {
+	if err := ValidateStream(s.Stream); err != nil {
+		return err
+	}
+	if len(s.Events) == 0 {
+		return errors.New("it has no events")
+	}
+	if s.ExpectedVersion > math.MaxInt64-uint64(len(s.Events)) {
+		return fmt.Errorf("version %d is out of range", s.ExpectedVersion)
+	}
+	for i, e := range s.Events {
+		if err := validateEvent(e); err != nil {
+			return fmt.Errorf("event %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func validateEvent(e event.Event) error {
+	switch {
+	case e.ID == uuid.Nil:
+		return errors.New("it has no id")
+	case e.Type == "":
+		return errors.New("it has no type")
+	case len(e.Data) > MaxData:
+		return fmt.Errorf("its data has %d bytes, at most %d fit", len(e.Data), MaxData)
+	}
+	if err := validateTime(e.OccurredAt); err != nil {
+		return fmt.Errorf("occurred at: %w", err)
+	}
+	if err := validateTime(e.RecordedAt); err != nil {
+		return fmt.Errorf("recorded at: %w", err)
+	}
+	for _, text := range [...]string{e.Type, e.CorrelationID, e.CausationID, e.TraceParent} {
+		if err := validateText(text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validateTime keeps to the years that RFC 3339 can write: the event's headers carry its times so.
+func validateTime(t time.Time) error {
+	if y := t.UTC().Year(); t.IsZero() || y < 1 || y > 9999 {
+		return fmt.Errorf("%v is missing or out of range", t)
+	}
+	return nil
+}
+
+func (a Answer) validate() error {
+	if len(a.Response) > MaxData {
+		return fmt.Errorf("its response has %d bytes, at most %d fit", len(a.Response), MaxData)
+	}
+	if a.Version > math.MaxInt64 {
+		return fmt.Errorf("version %d is out of range", a.Version)
+	}
+	return errors.Join(validateText(a.Key), validateText(a.Stream))
+}
+
+func (s Snapshot) validate() error {
+	if err := ValidateStream(s.Stream); err != nil {
+		return err
+	}
+	if s.Version == 0 || s.Version > math.MaxInt64 {
+		return fmt.Errorf("version %d is out of range", s.Version)
+	}
+	if len(s.State) > MaxState {
+		return fmt.Errorf("its state has %d bytes, at most %d fit", len(s.State), MaxState)
+	}
+	return nil
+}
+
+// ValidateStream tells whether a store can take id as the id of a stream.
+func ValidateStream(id string) error {
+	if id == "" {
+		return errors.New("the stream's id is empty")
+	}
+	return validateText(id)
+}
+
+// validateText refuses what PostgreSQL's text cannot hold, in every adapter, so that services can move between them.
+func validateText(s string) error {
+	switch {
+	case len(s) > MaxText:
+		return fmt.Errorf("text %.20q… has %d bytes, at most %d fit", s, len(s), MaxText)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("text %q is not UTF-8", s)
+	case strings.ContainsRune(s, 0):
+		return fmt.Errorf("text %q has a zero byte", s)
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+package eventstoretest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+func everyField(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	const stream = "Öl № 1/ä'\"\\"
+	b := one(stream, 0, 3)
+	full, bare, early := &b.Streams[0].Events[0], &b.Streams[0].Events[1], &b.Streams[0].Events[2]
+	full.Data = []byte{0, 1, 0xff, 0}
+	full.CorrelationID, full.CausationID, full.TraceParent = "correlation", "causation", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	full.OccurredAt = time.Date(9999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
+	bare.Data = nil
+	early.Data = []byte(strings.Repeat("x", eventstore.MaxData))
+	early.OccurredAt = time.Date(1, 1, 1, 0, 0, 0, 1000, time.UTC)
+	early.RecordedAt = time.Date(2010, 12, 1, 8, 26, 0, 1000, time.FixedZone("east", 3600))
+
+	last := mustAppend(ctx, t, s, b)
+	loaded, read := mustLoad(ctx, t, s, stream, 0), mustRead(ctx, t, s, event.Position{}, 3)
+	if len(loaded) != 3 {
+		t.Fatalf("load gave %d events, want 3", len(loaded))
+	}
+	for i, want := range b.Streams[0].Events {
+		want.Aggregate, want.Stream, want.Version = Aggregate.Name, stream, uint64(i)+1
+		want.Position = loaded[i].Position
+		if d := difference(loaded[i], want); d != "" {
+			t.Errorf("load, event %d: %.500s", i, d)
+		}
+		if d := difference(read[i], want); d != "" {
+			t.Errorf("read, event %d: %.500s", i, d)
+		}
+	}
+	if last != read[2].Position {
+		t.Errorf("append gave position %v, its last event has %v", last, read[2].Position)
+	}
+	if got := mustLoad(ctx, t, s, stream, 2); len(got) != 1 || got[0].Version != 3 {
+		t.Errorf("load after version 2 gave %d events", len(got))
+	}
+	for _, after := range []uint64{3, 4, math.MaxInt64, math.MaxUint64} {
+		if got := mustLoad(ctx, t, s, stream, after); len(got) != 0 {
+			t.Errorf("load after version %d gave %d events", after, len(got))
+		}
+	}
+	if got := mustLoad(ctx, t, s, "nobody", 0); len(got) != 0 {
+		t.Errorf("a stream that is not there gave %d events", len(got))
+	}
+}
+
+func oneWinner(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	const racers, rounds = 32, 10
+	for round := range uint64(rounds) {
+		var mu sync.Mutex
+		var won []uuid.UUID
+		var g errgroup.Group
+		for range racers {
+			g.Go(func() error {
+				b := one("contended", round*2, 2) // two events: a racer must not win by half
+				_, err := s.Append(ctx, b)
+				if conflict := (*eventstore.ConflictError)(nil); errors.As(err, &conflict) {
+					if conflict.Stream != "contended" || conflict.Expected != round*2 || conflict.Actual != round*2+2 {
+						return fmt.Errorf("round %d: %w", round, conflict)
+					}
+					return nil
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				won = append(won, b.Streams[0].Events[0].ID)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if len(won) != 1 {
+			t.Fatalf("round %d has %d winners", round, len(won))
+		}
+		if got := mustLoad(ctx, t, s, "contended", round*2); len(got) != 2 || got[0].ID != won[0] {
+			t.Fatalf("round %d: the stream's new events are not the winner's: %v", round, got)
+		}
+	}
+}
+
+func conflicts(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	mustAppend(ctx, t, s, one("a", 0, 3))
+	for _, expected := range []uint64{0, 1, 2, 4, 1000} {
+		_, err := s.Append(ctx, one("a", expected, 1))
+		conflict := (*eventstore.ConflictError)(nil)
+		if !errors.As(err, &conflict) || *conflict != (eventstore.ConflictError{Stream: "a", Expected: expected, Actual: 3}) {
+			t.Errorf("append to version 3 as version %d: %v", expected, err)
+		}
+	}
+	if _, err := s.Append(ctx, one("b", 1, 1)); err == nil {
+		t.Error("a new stream took version 2 as its first")
+	}
+	if n := len(mustLoad(ctx, t, s, "a", 0)) + len(mustLoad(ctx, t, s, "b", 0)); n != 3 {
+		t.Errorf("refused batches left events: %d, want 3", n)
+	}
+}
+
+func severalStreams(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	mustAppend(ctx, t, s, one("z", 0, 1))
+	b := eventstore.Batch{
+		Streams: []eventstore.StreamAppend{
+			{Stream: "y", ExpectedVersion: 0, Events: newEvents(2)},
+			{Stream: "z", ExpectedVersion: 0, Events: newEvents(1)}, // wrong
+			{Stream: "x", ExpectedVersion: 0, Events: newEvents(1)},
+		},
+		Answer:    eventstore.Answer{Key: "k", Fingerprint: []byte{1}, Response: []byte{2}, Stream: "x", Version: 1},
+		Snapshots: []eventstore.Snapshot{{Stream: "y", Version: 2, Schema: 1, State: []byte("s")}},
+	}
+	conflict := (*eventstore.ConflictError)(nil)
+	if _, err := s.Append(ctx, b); !errors.As(err, &conflict) || conflict.Stream != "z" {
+		t.Fatalf("append with one wrong version: %v", err)
+	}
+	if n := len(mustLoad(ctx, t, s, "x", 0)) + len(mustLoad(ctx, t, s, "y", 0)); n != 0 {
+		t.Errorf("a refused batch left %d events", n)
+	}
+	if _, ok, err := s.LoadAnswer(ctx, "k"); ok || err != nil {
+		t.Errorf("a refused batch left its answer (%v)", err)
+	}
+	if _, ok, err := s.LoadSnapshot(ctx, "y"); ok || err != nil {
+		t.Errorf("a refused batch left its snapshot (%v)", err)
+	}
+
+	b.Streams[1].ExpectedVersion = 1
+	last := mustAppend(ctx, t, s, b)
+	all := mustRead(ctx, t, s, event.Position{}, 5)
+	var order []string
+	for _, e := range all[1:] {
+		order = append(order, fmt.Sprintf("%s%d", e.Stream, e.Version))
+	}
+	if got := strings.Join(order, " "); got != "y1 y2 z2 x1" {
+		t.Errorf("the batch stands in the order %s", got)
+	}
+	if all[4].Position != last {
+		t.Errorf("append gave %v, its last event has %v", last, all[4].Position)
+	}
+	if a, ok, err := s.LoadAnswer(ctx, "k"); !ok || err != nil || a.Position != last {
+		t.Errorf("its answer is %v %v (%v), want position %v", a, ok, err, last)
+	}
+	if _, ok, err := s.LoadSnapshot(ctx, "y"); !ok || err != nil {
+		t.Errorf("its snapshot is missing (%v)", err)
+	}
+}
+
+func crossing(t *testing.T, place Place) {
+	ctx := patient(t)
+	stores := []eventstore.Store{place.open(t), place.open(t)}
+	const rounds = 20
+	var g errgroup.Group
+	for i, s := range stores {
+		g.Go(func() error {
+			streams := []string{"left", "right"}
+			if i == 1 {
+				streams = []string{"right", "left"}
+			}
+			for range rounds {
+				if err := appendOnTop(ctx, s, streams...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, stream := range []string{"left", "right"} {
+		if n := len(mustLoad(ctx, t, stores[0], stream, 0)); n != 2*rounds {
+			t.Errorf("%s has %d events, want %d", stream, n, 2*rounds)
+		}
+	}
+}
+
+// appendOnTop appends one event to each stream in one batch, as a service does: load, append, and again after a conflict.
+func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) error {
+	for {
+		var b eventstore.Batch
+		for _, stream := range streams {
+			present, err := s.Load(ctx, stream, 0)
+			if err != nil {
+				return err
+			}
+			b.Streams = append(b.Streams, eventstore.StreamAppend{
+				Stream: stream, ExpectedVersion: uint64(len(present)), Events: newEvents(1),
+			})
+		}
+		_, err := s.Append(ctx, b)
+		if conflict := (*eventstore.ConflictError)(nil); !errors.As(err, &conflict) {
+			return err
+		}
+	}
+}
+
+func limits(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	with := func(change func(e *event.Event)) eventstore.Batch {
+		b := one("s", 0, 1)
+		change(&b.Streams[0].Events[0])
+		return b
+	}
+	long := strings.Repeat("ü", eventstore.MaxText/2) + "."
+	for name, b := range map[string]eventstore.Batch{
+		"empty stream id":        one("", 0, 1),
+		"stream id not UTF-8":    one("\xff", 0, 1),
+		"stream id with zero":    one("a\x00b", 0, 1),
+		"stream id too long":     one(long, 0, 1),
+		"no events":              one("s", 0, 0),
+		"version out of range":   one("s", math.MaxUint64, 1),
+		"stream twice":           {Streams: append(one("s", 0, 1).Streams, one("s", 1, 1).Streams...)},
+		"no id":                  with(func(e *event.Event) { e.ID = uuid.Nil }),
+		"no type":                with(func(e *event.Event) { e.Type = "" }),
+		"no business time":       with(func(e *event.Event) { e.OccurredAt = time.Time{} }),
+		"no recording time":      with(func(e *event.Event) { e.RecordedAt = time.Time{} }),
+		"year 10000":             with(func(e *event.Event) { e.OccurredAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }),
+		"data too long":          with(func(e *event.Event) { e.Data = make([]byte, eventstore.MaxData+1) }),
+		"correlation not UTF-8":  with(func(e *event.Event) { e.CorrelationID = "\xc3" }),
+		"causation with zero":    with(func(e *event.Event) { e.CausationID = "\x00" }),
+		"trace too long":         with(func(e *event.Event) { e.TraceParent = long }),
+		"key not UTF-8":          {Answer: eventstore.Answer{Key: "\xff"}},
+		"key too long":           {Answer: eventstore.Answer{Key: long}},
+		"response too long":      {Answer: eventstore.Answer{Key: "k", Response: make([]byte, eventstore.MaxData+1)}},
+		"snapshot of no stream":  {Snapshots: []eventstore.Snapshot{{Version: 1}}},
+		"snapshot of version 0":  {Snapshots: []eventstore.Snapshot{{Stream: "s"}}},
+		"snapshot twice":         {Snapshots: []eventstore.Snapshot{{Stream: "s", Version: 1}, {Stream: "s", Version: 2}}},
+		"snapshot out of range":  {Snapshots: []eventstore.Snapshot{{Stream: "s", Version: math.MaxUint64}}},
+		"one stream of two":      {Streams: append(one("good", 0, 1).Streams, one("", 0, 1).Streams...)},
+		"answer to not UTF-8 id": {Answer: eventstore.Answer{Key: "k", Stream: "\xff"}},
+	} {
+		if _, err := s.Append(ctx, b); !errors.Is(err, eventstore.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if head, err := s.Head(ctx); err != nil || !head.IsZero() {
+		t.Errorf("after refused batches the head is %v (%v)", head, err)
+	}
+	mustAppend(ctx, t, s, one(strings.Repeat("ü", eventstore.MaxText/2), 0, 1))
+}
+
+func endedContext(t *testing.T, place Place) {
+	s := place.open(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := s.Append(ctx, one("s", 0, 1)); !errors.Is(err, context.Canceled) {
+		t.Errorf("append: %v", err)
+	}
+	if got := mustLoad(patient(t), t, s, "s", 0); len(got) != 0 {
+		t.Errorf("it is stored")
+	}
+	if _, err := s.Read(ctx, event.Position{}, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("read: %v", err)
+	}
+}

@@ -1,0 +1,161 @@
+package eventstoretest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+func closed(t *testing.T, place Place) {
+	ctx, s := patient(t), place(t)
+	mustAppend(ctx, t, s, one("a", 0, 1))
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatalf("close: %v", err)
+		}
+	}
+	for name, call := range map[string]func() error{
+		"Append":       func() error { _, err := s.Append(ctx, one("a", 1, 1)); return err },
+		"Load":         func() error { _, err := s.Load(ctx, "a", 0); return err },
+		"LoadSnapshot": func() error { _, _, err := s.LoadSnapshot(ctx, "a"); return err },
+		"LoadAnswer":   func() error { _, _, err := s.LoadAnswer(ctx, "k"); return err },
+		"Read":         func() error { _, err := s.Read(ctx, event.Position{}, 1); return err },
+		"Head":         func() error { _, err := s.Head(ctx); return err },
+		"Wait":         func() error { return s.Wait(ctx, event.Position{}) },
+	} {
+		if err := call(); !errors.Is(err, eventstore.ErrClosed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func closeDrains(t *testing.T, place Place) {
+	ctx, s := patient(t), place(t)
+	const writers = 16
+	var stored [writers]uint64
+	var total atomic.Int64
+	enough := make(chan struct{})
+	var g errgroup.Group
+	for i := range writers {
+		g.Go(func() error {
+			for {
+				_, err := s.Append(ctx, one(fmt.Sprint("stream ", i), stored[i], 1))
+				if errors.Is(err, eventstore.ErrClosed) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				stored[i]++
+				if total.Add(1) == 5*writers {
+					close(enough)
+				}
+			}
+		})
+	}
+	select {
+	case <-enough:
+	case <-ctx.Done():
+		t.Fatal("the writers came to nothing")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s = place.open(t)
+	for i, want := range stored {
+		if got := mustLoad(ctx, t, s, fmt.Sprint("stream ", i), 0); uint64(len(got)) != want {
+			t.Errorf("writer %d was answered %d times, %d events are there", i, want, len(got))
+		}
+	}
+}
+
+func reopen(t *testing.T, place Place) {
+	ctx := patient(t)
+	var events []event.Event
+	var last event.Position
+	for round := range uint64(3) {
+		s := place(t)
+		if head, err := s.Head(ctx); err != nil || (round == 0) != head.IsZero() {
+			t.Fatalf("round %d begins with head %v (%v)", round, head, err)
+		}
+		b := one("a", round*2, 2)
+		b.Answer = eventstore.Answer{Key: fmt.Sprint("key ", round), Response: []byte("r")}
+		b.Snapshots = []eventstore.Snapshot{{Stream: "a", Version: round*2 + 2, State: []byte("s")}}
+		previous := last
+		if last = mustAppend(ctx, t, s, b); last.Compare(previous) <= 0 {
+			t.Fatalf("round %d: position %v came after %v", round, last, previous)
+		}
+		now := mustRead(ctx, t, s, event.Position{}, int(round*2+2)) //nolint:gosec // a handful
+		for i, e := range events {
+			if d := difference(now[i], e); d != "" {
+				t.Errorf("round %d, event %d: %s", round, i, d)
+			}
+		}
+		events = now
+		for r := range round + 1 {
+			if _, ok, err := s.LoadAnswer(ctx, fmt.Sprint("key ", r)); !ok || err != nil {
+				t.Errorf("round %d: answer %d is gone (%v)", round, r, err)
+			}
+		}
+		if snap, ok, err := s.LoadSnapshot(ctx, "a"); !ok || err != nil || snap.Version != round*2+2 {
+			t.Errorf("round %d: the snapshot is %v %v (%v)", round, snap, ok, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// twoStores opens a place twice at once, as two instances of a service do, or an operator's tool beside a service.
+func twoStores(t *testing.T, place Place) {
+	ctx := patient(t)
+	a, b := place.open(t), place.open(t)
+	first := one("s", 0, 1)
+	first.Answer = eventstore.Answer{Key: "k", Response: []byte("a")}
+	mustAppend(ctx, t, a, first)
+	if n := len(mustLoad(ctx, t, b, "s", 0)); n != 1 {
+		t.Errorf("the other store has %d events", n)
+	}
+	if _, err := b.Append(ctx, one("s", 0, 1)); !errors.As(err, new(*eventstore.ConflictError)) {
+		t.Errorf("the other store took version 1 again: %v", err)
+	}
+	if _, err := b.Append(ctx, first); !errors.As(err, new(*eventstore.AnsweredError)) {
+		t.Errorf("the other store answered the key again: %v", err)
+	}
+	const racers = 8
+	var won atomic.Int64
+	var g errgroup.Group
+	for i := range 2 * racers {
+		s := a
+		if i%2 == 1 {
+			s = b
+		}
+		g.Go(func() error {
+			_, err := s.Append(ctx, one("s", 1, 1))
+			if errors.As(err, new(*eventstore.ConflictError)) {
+				return nil
+			}
+			won.Add(1)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if won.Load() != 1 {
+		t.Errorf("version 2 has %d winners", won.Load())
+	}
+	if err := a.Wait(context.WithoutCancel(ctx), event.Position{}); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+}

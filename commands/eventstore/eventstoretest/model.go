@@ -1,0 +1,220 @@
+package eventstoretest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// model checks random calls against a store of maps and slices. All runs share one real store; a run uses names of its own
+// and looks at what stands after the head it began with.
+func model(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	run := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		head, err := s.Head(ctx)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		m := &machine{
+			ctx: ctx, store: s, name: fmt.Sprintf("run %d, ", run), begin: head, head: head,
+			versions: map[string]uint64{}, answers: map[string]eventstore.Answer{}, snapshots: map[string]eventstore.Snapshot{},
+		}
+		rt.Repeat(map[string]func(*rapid.T){
+			"append": m.append, "load": m.load, "read": m.read, "": m.checkHead,
+		})
+	})
+}
+
+type machine struct {
+	ctx   context.Context //nolint:containedctx // a run of the model is one call
+	store eventstore.Store
+	name  string
+
+	begin, head event.Position
+	events      []event.Event
+	versions    map[string]uint64
+	answers     map[string]eventstore.Answer
+	snapshots   map[string]eventstore.Snapshot
+}
+
+func (m *machine) stream(t *rapid.T) string {
+	return m.name + rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "stream")
+}
+
+func (m *machine) append(t *rapid.T) {
+	var b eventstore.Batch
+	versions := map[string]uint64{}
+	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "streams") {
+		stream := m.name + name
+		expected := m.versions[stream]
+		if rapid.IntRange(0, 4).Draw(t, "wrong") == 0 {
+			expected = rapid.Uint64Range(0, 6).Draw(t, "expected")
+		}
+		events := newEvents(rapid.IntRange(1, 3).Draw(t, "events"))
+		versions[stream] = expected + uint64(len(events))
+		b.Streams = append(b.Streams, eventstore.StreamAppend{Stream: stream, ExpectedVersion: expected, Events: events})
+	}
+	if key := rapid.SampledFrom([]string{"", "k", "l", "m", "n"}).Draw(t, "key"); key != "" {
+		b.Answer = eventstore.Answer{
+			Key: m.name + key, Fingerprint: rapid.SliceOf(rapid.Byte()).Draw(t, "fingerprint"),
+			Response: rapid.SliceOf(rapid.Byte()).Draw(t, "response"), Version: rapid.Uint64Range(0, 9).Draw(t, "version"),
+		}
+	}
+	if rapid.Bool().Draw(t, "snapshot") {
+		b.Snapshots = []eventstore.Snapshot{{
+			Stream: m.stream(t), Version: rapid.Uint64Range(1, 9).Draw(t, "version"),
+			Schema: rapid.IntRange(0, 3).Draw(t, "schema"), State: rapid.SliceOf(rapid.Byte()).Draw(t, "state"),
+		}}
+	}
+
+	done, err := m.store.Append(m.ctx, b)
+	if !m.refuses(t, b, err) {
+		m.apply(t, b, done.Position)
+	}
+}
+
+// refuses tells whether the model refuses the batch, and fails unless the store did the same.
+func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
+	if first, ok := m.answers[b.Answer.Key]; ok {
+		answered := (*eventstore.AnsweredError)(nil)
+		if !errors.As(err, &answered) || !sameAnswer(answered.Answer, first) {
+			t.Fatalf("key %q is answered by %+v: %v", b.Answer.Key, first, err)
+		}
+		return true
+	}
+	for _, s := range b.Streams {
+		if m.versions[s.Stream] == s.ExpectedVersion {
+			continue
+		}
+		conflict := (*eventstore.ConflictError)(nil)
+		if !errors.As(err, &conflict) || conflict.Actual != m.versions[conflict.Stream] || conflict.Actual == conflict.Expected {
+			t.Fatalf("stream %q is at version %d, not %d: %v", s.Stream, m.versions[s.Stream], s.ExpectedVersion, err)
+		}
+		return true
+	}
+	if err != nil {
+		t.Fatalf("append: %v", err)
+	}
+	return false
+}
+
+func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
+	for _, s := range b.Streams {
+		for _, e := range s.Events {
+			m.versions[s.Stream]++
+			e.Aggregate, e.Stream, e.Version = Aggregate.Name, s.Stream, m.versions[s.Stream]
+			m.events = append(m.events, e)
+		}
+	}
+	switch {
+	case len(b.Streams) > 0 && last.Compare(m.head) <= 0:
+		t.Fatalf("append gave position %v after %v", last, m.head)
+	case len(b.Streams) == 0 && last != m.head:
+		t.Fatalf("a batch without events gave position %v, the head is %v", last, m.head)
+	}
+	m.head = last
+	if b.Answer.Key != "" {
+		b.Answer.Position = last
+		m.answers[b.Answer.Key] = b.Answer
+	}
+	for _, s := range b.Snapshots {
+		if s.Version >= m.snapshots[s.Stream].Version {
+			m.snapshots[s.Stream] = s
+		}
+	}
+}
+
+func (m *machine) load(t *rapid.T) {
+	stream, after := m.stream(t), rapid.Uint64Range(0, 5).Draw(t, "after")
+	got, err := m.store.Load(m.ctx, stream, after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []event.Event
+	for _, e := range m.events {
+		if e.Stream == stream && e.Version > after {
+			want = append(want, e)
+		}
+	}
+	compare(t, got, want)
+
+	snap, ok, err := m.store.LoadSnapshot(m.ctx, stream)
+	if want, exists := m.snapshots[stream]; err != nil || ok != exists || !sameSnapshot(snap, want) {
+		t.Fatalf("the snapshot is %+v %v (%v), want %+v %v", snap, ok, err, want, exists)
+	}
+	for _, key := range []string{"k", "l", "m", "n"} {
+		a, ok, err := m.store.LoadAnswer(m.ctx, m.name+key)
+		if want, exists := m.answers[m.name+key]; err != nil || ok != exists || !sameAnswer(a, want) {
+			t.Fatalf("answer %q is %+v %v (%v), want %+v %v", key, a, ok, err, want, exists)
+		}
+	}
+}
+
+func (m *machine) read(t *rapid.T) {
+	limit := rapid.IntRange(1, 5).Draw(t, "limit")
+	var got []event.Event
+	for after := m.begin; ; {
+		some, err := m.store.Read(m.ctx, after, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(some) > limit {
+			t.Fatalf("read %d events, the limit is %d", len(some), limit)
+		}
+		if len(some) == 0 {
+			break
+		}
+		for _, e := range some {
+			if e.Position.Compare(after) <= 0 {
+				t.Fatalf("position %v came after %v", e.Position, after)
+			}
+			after = e.Position
+		}
+		got = append(got, some...)
+	}
+	compare(t, got, m.events)
+	if len(got) > 0 && got[len(got)-1].Position != m.head {
+		t.Fatalf("the last event stands at %v, append gave %v", got[len(got)-1].Position, m.head)
+	}
+}
+
+// checkHead waits until the store no longer holds back what was appended, then looks at its head.
+func (m *machine) checkHead(t *rapid.T) {
+	for {
+		head, err := m.store.Head(m.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch c := head.Compare(m.head); {
+		case c == 0:
+			return
+		case c > 0:
+			t.Fatalf("head is %v, the last append gave %v", head, m.head)
+		}
+		if err := m.store.Wait(m.ctx, head); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// compare compares all but the positions.
+func compare(t *rapid.T, got, want []event.Event) {
+	if len(got) != len(want) {
+		t.Fatalf("got %d events, want %d", len(got), len(want))
+	}
+	for i := range got {
+		e := want[i]
+		e.Position = got[i].Position
+		if d := difference(got[i], e); d != "" {
+			t.Fatalf("event %d: %s", i, d)
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package eventstoretest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// gapSafe reads from start to end while writers on two stores race, and again with another step when all is done.
+func gapSafe(t *testing.T, place Place) {
+	ctx := patient(t)
+	stores := []eventstore.Store{place.open(t), place.open(t)}
+	const writers, rounds = 8, 15
+	var stored atomic.Int64
+	var g errgroup.Group
+	for i := range writers {
+		s := stores[i%len(stores)]
+		g.Go(func() error {
+			for round := range rounds {
+				own, shared := fmt.Sprintf("own %d", i), fmt.Sprintf("shared %d", round%3)
+				streams := []string{own, shared}
+				if round%4 == 0 {
+					streams = []string{own}
+				}
+				if err := appendOnTop(ctx, s, streams...); err != nil {
+					return err
+				}
+				stored.Add(int64(len(streams)))
+			}
+			return nil
+		})
+	}
+
+	done := make(chan error, 1)
+	go func() { done <- g.Wait() }()
+	var seen []event.Event
+	var after event.Position
+	for running := true; running || len(seen) < int(stored.Load()); {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			running = false
+		default:
+		}
+		some, err := stores[0].Read(ctx, after, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range some {
+			if e.Position.Compare(after) <= 0 {
+				t.Fatalf("position %v came after %v", e.Position, after)
+			}
+			after = e.Position
+		}
+		seen = append(seen, some...)
+	}
+
+	if len(seen) != int(stored.Load()) {
+		t.Fatalf("saw %d events of %d", len(seen), stored.Load())
+	}
+	versions, ids := map[string]uint64{}, map[uuid.UUID]bool{}
+	for _, e := range seen {
+		if versions[e.Stream]++; e.Version != versions[e.Stream] {
+			t.Fatalf("stream %q: saw version %d, want %d", e.Stream, e.Version, versions[e.Stream])
+		}
+		if ids[e.ID] {
+			t.Fatalf("saw event %s twice", e.ID)
+		}
+		ids[e.ID] = true
+	}
+	for i, e := range mustRead(ctx, t, stores[1], event.Position{}, len(seen)) {
+		if d := difference(e, seen[i]); d != "" {
+			t.Fatalf("event %d, read again: %s", i, d)
+		}
+	}
+	if head, err := stores[1].Head(ctx); err != nil || head != after {
+		t.Errorf("head is %v (%v), the last event stands at %v", head, err, after)
+	}
+}
+
+// guessedVersions appends to versions that the writer has not seen yet, so that an append may overtake the one before it.
+func guessedVersions(t *testing.T, place Place) {
+	ctx := patient(t)
+	stores := []eventstore.Store{place.open(t), place.open(t)}
+	const versions, streams = 12, 4
+	var g errgroup.Group
+	for i := range versions * streams {
+		g.Go(func() error {
+			for {
+				_, err := stores[i%2].Append(ctx, one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1)) //nolint:gosec // an index
+				if conflict := (*eventstore.ConflictError)(nil); !errors.As(err, &conflict) {
+					return err
+				}
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	next := map[string]uint64{}
+	for _, e := range mustRead(ctx, t, stores[0], event.Position{}, versions*streams) {
+		if next[e.Stream]++; e.Version != next[e.Stream] {
+			t.Fatalf("stream %q: version %d stands where %d should", e.Stream, e.Version, next[e.Stream])
+		}
+	}
+}
+
+func readLimit(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	if got, err := s.Read(ctx, event.Position{}, 10); err != nil || len(got) != 0 {
+		t.Fatalf("an empty store gave %d events (%v)", len(got), err)
+	}
+	if head, err := s.Head(ctx); err != nil || !head.IsZero() {
+		t.Fatalf("an empty store's head is %v (%v)", head, err)
+	}
+	last := mustAppend(ctx, t, s, one("a", 0, 10))
+	all := mustRead(ctx, t, s, event.Position{}, 10)
+	for limit, want := range map[int]int{-1: 0, 0: 0, 1: 1, 9: 9, 10: 10, 11: 10, math.MaxInt32: 10} {
+		if got, err := s.Read(ctx, event.Position{}, limit); err != nil || len(got) != want {
+			t.Errorf("limit %d gave %d events (%v), want %d", limit, len(got), err, want)
+		}
+	}
+	for i, e := range all {
+		if got, err := s.Read(ctx, e.Position, 100); err != nil || len(got) != 9-i {
+			t.Errorf("after event %d there are %d (%v), want %d", i, len(got), err, 9-i)
+		}
+	}
+	if all[9].Position != last {
+		t.Errorf("append gave %v, the last event stands at %v", last, all[9].Position)
+	}
+	for _, beyond := range []event.Position{
+		{Transaction: last.Transaction, Sequence: math.MaxUint64},
+		{Transaction: math.MaxUint64, Sequence: math.MaxUint64},
+	} {
+		if got, err := s.Read(ctx, beyond, 10); err != nil || len(got) != 0 {
+			t.Errorf("after %v there are %d events (%v)", beyond, len(got), err)
+		}
+	}
+}
+
+func waitWakes(t *testing.T, place Place) {
+	ctx, s := patient(t), place.open(t)
+	var head event.Position
+	for i := range 5 {
+		const waiters = 4
+		woken := make(chan error, waiters)
+		for range waiters {
+			go func() { woken <- s.Wait(ctx, head) }()
+		}
+		last := mustAppend(ctx, t, s, one("a", uint64(i), 1)) //nolint:gosec // an index
+		for range waiters {
+			if err := <-woken; err != nil {
+				t.Fatalf("wait: %v", err)
+			}
+		}
+		if got := mustRead(ctx, t, s, head, 1); got[0].Position != last {
+			t.Fatalf("woken for %v, append gave %v", got[0].Position, last)
+		}
+		head = last
+	}
+	if err := s.Wait(ctx, event.Position{}); err != nil {
+		t.Errorf("wait for what is there already: %v", err)
+	}
+}
+
+func waitEnds(t *testing.T, place Place) {
+	s := place(t)
+	last := mustAppend(patient(t), t, s, one("a", 0, 1))
+
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := s.Wait(ctx, last); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("wait with a deadline: %v", err)
+	}
+
+	waiting := make(chan error, 1)
+	go func() { waiting <- s.Wait(context.Background(), last) }()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; !errors.Is(err, eventstore.ErrClosed) {
+		t.Errorf("wait in a store that is closed: %v", err)
+	}
+}

@@ -1,0 +1,159 @@
+// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what services may rely on, so an
+// adapter that passes it can take the place of another.
+package eventstoretest
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// Place opens a store of Aggregate in one and the same place each time it is called: what one store has appended another
+// finds there, at the same time or later. Who opens closes.
+type Place func(t *testing.T) eventstore.Store
+
+// Aggregate is the one whose store a Place must open.
+var Aggregate = event.Order
+
+// Run checks a store. Each call of newPlace names an empty place.
+func Run(t *testing.T, newPlace func(t *testing.T) Place) {
+	for _, check := range []struct {
+		name string
+		run  func(t *testing.T, place Place)
+	}{
+		{"an event comes back as it was given", everyField},
+		{"a stream has one writer per version", oneWinner},
+		{"a version out of line conflicts", conflicts},
+		{"several streams are appended to together or not at all", severalStreams},
+		{"streams that cross do not lock each other up", crossing},
+		{"a key answers once", answers},
+		{"a key that is raced for answers once", racedKey},
+		{"an answer needs no events", answerAlone},
+		{"a snapshot is replaced by a newer one", snapshots},
+		{"what cannot be carried is refused", limits},
+		{"a batch whose context ended is not stored", endedContext},
+		{"reading misses nothing while others write", gapSafe},
+		{"a stream's order is the store's order", guessedVersions},
+		{"reading stops at the limit", readLimit},
+		{"Wait wakes up", waitWakes},
+		{"Wait ends", waitEnds},
+		{"a closed store says so", closed},
+		{"Close lets calls under way end", closeDrains},
+		{"what was answered is there after opening again", reopen},
+		{"two stores in one place are one store", twoStores},
+		{"it does what the model does", model},
+	} {
+		t.Run(check.name, func(t *testing.T) {
+			t.Parallel()
+			check.run(t, newPlace(t))
+		})
+	}
+}
+
+// open opens a store that is closed with the test.
+func (p Place) open(t *testing.T) eventstore.Store {
+	t.Helper()
+	s := p(t)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close the store: %v", err)
+		}
+	})
+	return s
+}
+
+// patience bounds every wait of the suite; a sound store needs a fraction of it.
+const patience = time.Minute
+
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// newEvents makes n events as a decider's caller would.
+func newEvents(n int) []event.Event {
+	events := make([]event.Event, n)
+	for i := range events {
+		now := event.Time(time.Now())
+		events[i] = event.Event{
+			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: []byte(fmt.Sprintf("data %d", i)),
+			OccurredAt: now.Add(-time.Hour), RecordedAt: now,
+		}
+	}
+	return events
+}
+
+// one is a batch of n new events for one stream.
+func one(stream string, expected uint64, n int) eventstore.Batch {
+	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: expected, Events: newEvents(n)}}}
+}
+
+func mustAppend(ctx context.Context, t *testing.T, s eventstore.Store, b eventstore.Batch) event.Position {
+	t.Helper()
+	done, err := s.Append(ctx, b)
+	if err != nil {
+		t.Fatalf("append: %v", err)
+	}
+	return done.Position
+}
+
+func mustLoad(ctx context.Context, t *testing.T, s eventstore.Store, stream string, after uint64) []event.Event {
+	t.Helper()
+	events, err := s.Load(ctx, stream, after)
+	if err != nil {
+		t.Fatalf("load %q: %v", stream, err)
+	}
+	return events
+}
+
+// mustRead reads until it has n events after a position. A store may hold events back for as long as an older
+// transaction is open, so it waits for them.
+func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event.Position, n int) []event.Event {
+	t.Helper()
+	var all []event.Event
+	for len(all) < n {
+		if err := s.Wait(ctx, after); err != nil {
+			t.Fatalf("wait for event %d of %d after %v: %v", len(all)+1, n, after, err)
+		}
+		some, err := s.Read(ctx, after, 7)
+		if err != nil {
+			t.Fatalf("read after %v: %v", after, err)
+		}
+		for _, e := range some {
+			if e.Position.Compare(after) <= 0 {
+				t.Fatalf("read after %v gave position %v", after, e.Position)
+			}
+			after = e.Position
+		}
+		all = append(all, some...)
+	}
+	if len(all) != n {
+		t.Fatalf("read %d events, want %d", len(all), n)
+	}
+	return all
+}
+
+// difference says in what two events differ; empty where they do not.
+func difference(got, want event.Event) string {
+	switch {
+	case !got.OccurredAt.Equal(want.OccurredAt) || !got.RecordedAt.Equal(want.RecordedAt):
+		return fmt.Sprintf("times %v, %v, want %v, %v", got.OccurredAt, got.RecordedAt, want.OccurredAt, want.RecordedAt)
+	case got.OccurredAt.Location() != time.UTC || got.RecordedAt.Location() != time.UTC:
+		return "times are not in UTC"
+	case string(got.Data) != string(want.Data):
+		return fmt.Sprintf("data %q, want %q", got.Data, want.Data)
+	case got.ID != want.ID || got.Aggregate != want.Aggregate || got.Stream != want.Stream || got.Version != want.Version ||
+		got.Type != want.Type || got.CorrelationID != want.CorrelationID || got.CausationID != want.CausationID ||
+		got.TraceParent != want.TraceParent || got.Position != want.Position:
+		return fmt.Sprintf("%+v, want %+v", got, want)
+	}
+	return ""
+}

@@ -1,0 +1,29 @@
+package adapter
+
+import "sync"
+
+// Bell wakes everybody who listens. The zero Bell is ready.
+type Bell struct {
+	mu   sync.Mutex
+	next chan struct{} // nil while nobody listens
+}
+
+// Next returns a channel that the next Ring closes. Take it before you look whether there is something to wait for.
+func (b *Bell) Next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == nil {
+		b.next = make(chan struct{})
+	}
+	return b.next
+}
+
+// Ring wakes them.
+func (b *Bell) Ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next != nil {
+		close(b.next)
+		b.next = nil
+	}
+}

@@ -1,0 +1,138 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/sqlite"
+)
+
+// reader reads on connections of its own, beside the writer.
+type reader struct {
+	aggregate event.Aggregate
+	db        *sql.DB
+
+	stream, all, head, snapshot, answer *sql.Stmt
+}
+
+const (
+	selectEvents = `SELECT position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
+FROM events `
+	selectStream   = selectEvents + "WHERE stream = ? AND version > ? ORDER BY version"
+	selectAll      = selectEvents + "WHERE position > ? ORDER BY position LIMIT ?"
+	selectSnapshot = "SELECT version, schema, state FROM snapshots WHERE stream = ?"
+)
+
+func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*reader, error) {
+	db, err := sqlite.OpenReadOnly(path)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(readers())
+	db.SetMaxIdleConns(readers())
+	r := &reader{aggregate: aggregate, db: db}
+	for _, p := range []struct {
+		stmt  **sql.Stmt
+		query string
+	}{
+		{&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead},
+		{&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
+	} {
+		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), db.Close())
+		}
+	}
+	return r, nil
+}
+
+// close ends the connections, and with them their statements.
+func (r *reader) close() error { return r.db.Close() }
+
+func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
+	if after >= math.MaxInt64 {
+		return nil, nil
+	}
+	events, err := r.query(ctx, r.stream, stream, after)
+	if err != nil {
+		return nil, fmt.Errorf("load stream %q: %w", stream, err)
+	}
+	return events, nil
+}
+
+func (r *reader) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
+	if after.Compare(position(math.MaxInt64)) >= 0 { // no position of this store: its transactions are all 0
+		return nil, nil
+	}
+	events, err := r.query(ctx, r.all, after.Sequence, max(limit, 0)) // to SQLite a negative limit is none
+	if err != nil {
+		return nil, fmt.Errorf("read the events of %s after %v: %w", r.aggregate.Name, after, err)
+	}
+	return events, nil
+}
+
+func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events []event.Event, err error) {
+	rows, err := stmt.QueryContext(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		e := event.Event{Aggregate: r.aggregate.Name}
+		var id []byte
+		var occurred, recorded int64
+		if err := rows.Scan(&e.Position.Sequence, &id, &e.Stream, &e.Version, &e.Type, &e.Data,
+			&occurred, &recorded, &e.CorrelationID, &e.CausationID, &e.TraceParent); err != nil {
+			return nil, err
+		}
+		if e.ID, err = uuid.FromBytes(id); err != nil {
+			return nil, fmt.Errorf("id of event %d: %w", e.Position.Sequence, err)
+		}
+		e.OccurredAt, e.RecordedAt = time.UnixMicro(occurred).UTC(), time.UnixMicro(recorded).UTC()
+		events = append(events, e)
+	}
+	return events, rows.Err()
+}
+
+func (r *reader) readHead(ctx context.Context) (head int64, err error) {
+	if err := r.head.QueryRowContext(ctx).Scan(&head); err != nil {
+		return 0, fmt.Errorf("read the head of the store of %s: %w", r.aggregate.Name, err)
+	}
+	return head, nil
+}
+
+func (r *reader) loadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
+	s := eventstore.Snapshot{Stream: stream}
+	err := r.snapshot.QueryRowContext(ctx, stream).Scan(&s.Version, &s.Schema, &s.State)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return eventstore.Snapshot{}, false, nil
+	case err != nil:
+		return eventstore.Snapshot{}, false, fmt.Errorf("load the snapshot of stream %q: %w", stream, err)
+	}
+	return s, true, nil
+}
+
+// loadAnswer reads through the reader's statement, or through the writer's within its transaction.
+func loadAnswer(ctx context.Context, stmt *sql.Stmt, key string) (eventstore.Answer, bool, error) {
+	a := eventstore.Answer{Key: key}
+	err := stmt.QueryRowContext(ctx, key).Scan(&a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Sequence)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return eventstore.Answer{}, false, nil
+	case err != nil:
+		return eventstore.Answer{}, false, err
+	}
+	return a, true, nil
+}
+
+func position(sequence int64) event.Position {
+	return event.Position{Sequence: uint64(sequence)} //nolint:gosec // rowids start at 1
+}

@@ -1,0 +1,92 @@
+package sqlite_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/eventstoretest"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	sqlitedb "github.com/millrace/millrace/internal/sqlite"
+)
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(victimPath); path != "" {
+		if err := victim(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func open(tb testing.TB, path string) *sqlite.Store {
+	tb.Helper()
+	s, err := sqlite.Open(context.Background(), path, eventstoretest.Aggregate)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	eventstoretest.Run(t, func(t *testing.T) eventstoretest.Place {
+		path := filepath.Join(t.TempDir(), "events?#%41.db") // a path is a path, not an URI
+		return func(t *testing.T) eventstore.Store { return open(t, path) }
+	})
+}
+
+func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mine := filepath.Join(dir, "order.db")
+	if err := open(t, mine).Close(); err != nil {
+		t.Fatal(err)
+	}
+	newer := filepath.Join(dir, "newer.db")
+	db, err := sqlitedb.Open(newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("PRAGMA user_version = 99"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	damaged := filepath.Join(dir, "damaged.db")
+	if err := os.WriteFile(damaged, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path      string
+		aggregate event.Aggregate
+		want      string
+	}{
+		{mine, event.Stock, `holds the events of "order", not of "stock"`},
+		{newer, event.Order, "start a newer version"},
+		{damaged, event.Order, "not a database"},
+		{filepath.Join(dir, "nowhere", "order.db"), event.Order, "unable to open"},
+	} {
+		s, err := sqlite.Open(t.Context(), c.path, c.aggregate)
+		if err == nil {
+			t.Errorf("%s: opened", c.path)
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path) {
+			t.Errorf("%s: error %q does not say %q", c.path, err, c.want)
+		}
+	}
+}

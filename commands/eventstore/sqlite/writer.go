@@ -1,0 +1,161 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
+	"github.com/millrace/millrace/event"
+)
+
+// writer stores groups of batches on one connection. Only the goroutine of adapter.Writer uses it.
+type writer struct {
+	conn                    *sql.Conn
+	begin, commit, rollback *sql.Stmt
+	answer, version, head   *sql.Stmt
+	insertEvent             *sql.Stmt
+	insertAnswer            *sql.Stmt
+	putSnapshot             *sql.Stmt
+}
+
+const (
+	selectAnswer  = "SELECT fingerprint, response, stream, version, position FROM answers WHERE key = ?"
+	selectVersion = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
+	selectHead    = "SELECT coalesce(max(position), 0) FROM events"
+
+	insertEvent = `INSERT INTO events (id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	insertAnswer = "INSERT INTO answers (key, fingerprint, response, stream, version, position) VALUES (?, ?, ?, ?, ?, ?)"
+	putSnapshot  = `INSERT INTO snapshots (stream, version, schema, state) VALUES (?, ?, ?, ?)
+ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
+WHERE excluded.version >= snapshots.version`
+)
+
+func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect the writer: %w", err)
+	}
+	w := &writer{conn: conn}
+	for _, p := range []struct {
+		stmt  **sql.Stmt
+		query string
+	}{
+		{&w.begin, "BEGIN IMMEDIATE"}, {&w.commit, "COMMIT"}, {&w.rollback, "ROLLBACK"},
+		{&w.answer, selectAnswer}, {&w.version, selectVersion}, {&w.head, selectHead},
+		{&w.insertEvent, insertEvent}, {&w.insertAnswer, insertAnswer}, {&w.putSnapshot, putSnapshot},
+	} {
+		if *p.stmt, err = conn.PrepareContext(ctx, p.query); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), conn.Close())
+		}
+	}
+	return w, nil
+}
+
+// close ends the connection, and with it its statements.
+func (w *writer) close() error { return w.conn.Close() }
+
+// outcome is what became of one batch: it stands where appended says, or it was refused by itself.
+type outcome struct {
+	appended eventstore.Appended
+	refused  error
+}
+
+// store stores a group in one transaction and returns the outcome of each call and the position of the last event. On an
+// error nothing of the group was stored. It does not end with any caller's context: the group is everybody's.
+func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, err error) {
+	ctx := context.Background()
+	if _, err := w.begin.ExecContext(ctx); err != nil {
+		return nil, 0, fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		if err != nil { // SQLite may have rolled back by itself, so this one's error says nothing
+			_, _ = w.rollback.ExecContext(ctx)
+		}
+	}()
+	outcomes = make([]outcome, len(group))
+	for i, c := range group {
+		if outcomes[i], err = w.append(ctx, &c.Batch); err != nil {
+			return nil, 0, err
+		}
+		head = max(head, int64(outcomes[i].appended.Position.Sequence)) //nolint:gosec // came from an int64
+	}
+	if _, err := w.commit.ExecContext(ctx); err != nil {
+		return nil, 0, fmt.Errorf("commit: %w", err)
+	}
+	return outcomes, head, nil
+}
+
+// append checks a batch and then writes it, so that a refused batch has written nothing.
+func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, error) {
+	if b.Answer.Key != "" {
+		first, answered, err := loadAnswer(ctx, w.answer, b.Answer.Key)
+		if err != nil {
+			return outcome{}, fmt.Errorf("look for answer %q: %w", b.Answer.Key, err)
+		}
+		if answered {
+			return outcome{refused: &eventstore.AnsweredError{Answer: first}}, nil
+		}
+	}
+	for i := range b.Streams {
+		s := &b.Streams[i]
+		var actual uint64
+		if err := w.version.QueryRowContext(ctx, s.Stream).Scan(&actual); err != nil {
+			return outcome{}, fmt.Errorf("read the version of stream %q: %w", s.Stream, err)
+		}
+		if actual != s.ExpectedVersion {
+			return outcome{refused: &eventstore.ConflictError{Stream: s.Stream, Expected: s.ExpectedVersion, Actual: actual}}, nil
+		}
+	}
+	last, err := w.write(ctx, b)
+	return outcome{appended: eventstore.Appended{Position: position(last)}}, err
+}
+
+// write writes a batch and returns the position of its last event, or the head where it has none.
+func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, err error) {
+	for i := range b.Streams {
+		s := &b.Streams[i]
+		for j := range s.Events {
+			if last, err = w.writeEvent(ctx, s.Stream, s.ExpectedVersion+uint64(j)+1, &s.Events[j]); err != nil { //nolint:gosec // an index
+				return 0, fmt.Errorf("write an event of stream %q: %w", s.Stream, err)
+			}
+		}
+	}
+	if last == 0 {
+		if err := w.head.QueryRowContext(ctx).Scan(&last); err != nil {
+			return 0, fmt.Errorf("read the head: %w", err)
+		}
+	}
+	if a := &b.Answer; a.Key != "" {
+		if _, err := w.insertAnswer.ExecContext(ctx, a.Key, blob(a.Fingerprint), blob(a.Response), a.Stream, a.Version, last); err != nil {
+			return 0, fmt.Errorf("write answer %q: %w", a.Key, err)
+		}
+	}
+	for i := range b.Snapshots {
+		s := &b.Snapshots[i]
+		if _, err := w.putSnapshot.ExecContext(ctx, s.Stream, s.Version, s.Schema, blob(s.State)); err != nil {
+			return 0, fmt.Errorf("write the snapshot of stream %q: %w", s.Stream, err)
+		}
+	}
+	return last, nil
+}
+
+func (w *writer) writeEvent(ctx context.Context, stream string, version uint64, e *event.Event) (int64, error) {
+	done, err := w.insertEvent.ExecContext(ctx, e.ID[:], stream, version, e.Type, blob(e.Data),
+		e.OccurredAt.UnixMicro(), e.RecordedAt.UnixMicro(), e.CorrelationID, e.CausationID, e.TraceParent)
+	if err != nil {
+		return 0, err
+	}
+	return done.LastInsertId()
+}
+
+// blob keeps an empty slice from being stored as NULL.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
