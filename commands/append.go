@@ -1,0 +1,97 @@
+package commands
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"strconv"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// envelopes puts events into what every hop needs to know of them.
+func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) {
+	events := make([]event.Event, len(decided))
+	recorded := t.now()
+	for i, message := range decided {
+		e, err := t.encode(message)
+		if err != nil {
+			return nil, err
+		}
+		e.ID = uuid.Must(uuid.NewV7())
+		e.RecordedAt = recorded
+		e.CorrelationID, e.CausationID, e.TraceParent = call.correlation, call.key, call.trace
+		events[i] = e
+	}
+	if call.correlation == "" {
+		for i := range events {
+			events[i].CorrelationID = events[0].ID.String()
+		}
+	}
+	return events, nil
+}
+
+// batch is what the command stores, all of it at once or nothing.
+func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, after loaded[S], response Response) (eventstore.Batch, error) {
+	var b eventstore.Batch
+	var err error
+	if len(events) > 0 {
+		b.Streams = []eventstore.StreamAppend{{Stream: t.stream, ExpectedVersion: expected, Events: events}}
+		if b.Snapshots, err = t.dueSnapshot(t.stream, after); err != nil {
+			return b, err
+		}
+	}
+	if call.key != "" {
+		kept, err := proto.Marshal(response)
+		if err != nil {
+			return b, fmt.Errorf("marshal answer: %w", err)
+		}
+		b.Answer = eventstore.Answer{Key: call.key, Fingerprint: call.fingerprint, Response: kept, Stream: t.stream, Version: after.version}
+	}
+	return b, nil
+}
+
+// replayOr looks whether a command is refused because its first sending was accepted. Only a refused command asks: where
+// the domain accepts, Append tells.
+func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejected) (Response, error) {
+	first, ok, err := t.store.LoadAnswer(ctx, call.key)
+	if err != nil {
+		return nil, t.storeError(ctx, "load answer", t.stream, err)
+	}
+	if !ok {
+		return nil, refused
+	}
+	return t.replay(call, first, refused)
+}
+
+// replay gives the first answer again. refused is what the domain now says of the command, nil where it would accept it.
+func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejected) (Response, error) {
+	if !bytes.Equal(first.Fingerprint, call.fingerprint) {
+		reused := &Rejected{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
+			Reason: "the key was used before, with another request",
+			Facts:  map[string]string{"stream": first.Stream, "version": strconv.FormatUint(first.Version, 10)}}
+		if refused != nil { // its facts help the caller to go on from there
+			maps.Copy(reused.Facts, refused.Facts)
+		}
+		return nil, reused
+	}
+	response := call.blank
+	if err := proto.Unmarshal(first.Response, response); err != nil {
+		return nil, fmt.Errorf("the answer kept under an idempotency key: %w", err)
+	}
+	receipt := response.GetReceipt()
+	if receipt.Token == "" { // the position of its events was not known when the answer was made
+		receipt.Token = t.token(first.Stream, first.Version, first.Position)
+	}
+	receipt.Replayed = true
+	return response, nil
+}
+
+func (r *Runner[S, C, E]) token(stream string, version uint64, p event.Position) string {
+	return event.Token{Service: r.agg.Service, Stream: stream, Version: version, Position: p}.String()
+}

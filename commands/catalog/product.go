@@ -1,0 +1,187 @@
+// Package catalog is the life of a product:
+//
+//	ListProduct      ReviseProduct, SetPrice
+//	    │               ┌────┐
+//	    ▼               │    ▼     DelistProduct
+//	    └────────────► listed ───────────────► delisted
+//	                     ▲                        │
+//	                     └────────────────────────┘
+//	                           ListProduct
+//
+// A product keeps its prices, one per currency, while it is off sale. What changes nothing is no event: the same text, the
+// same price, delisting what is delisted.
+//
+// This file is the whole domain, and pure; handler.go is its door.
+package catalog
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/event"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+)
+
+// Status is where a product stands in its life.
+type Status string
+
+// The statuses. The zero Status is a product that does not exist.
+const (
+	Listed   Status = "listed"
+	Delisted Status = "delisted"
+)
+
+// State is what a product needs to remember in order to decide.
+type State struct {
+	Status      Status
+	Title       string
+	Description string
+	Categories  []string
+	Prices      map[string]string // decimal by currency
+}
+
+// Command is one of List, Revise, SetPrice and Delist.
+type Command interface{ command() }
+
+// The commands of a product's life. At is the business time.
+type (
+	// List puts a product on sale.
+	List struct {
+		SKU         string
+		Title       string
+		Description string
+		Kind        catalogv1.ProductKind
+		Categories  []string
+		At          time.Time
+	}
+	// Revise replaces what is said of a product.
+	Revise struct {
+		SKU         string
+		Title       string
+		Description string
+		Categories  []string
+		At          time.Time
+	}
+	// SetPrice sets the price in the price's currency.
+	SetPrice struct {
+		SKU   string
+		Price *money.Money
+		At    time.Time
+	}
+	// Delist takes a product off sale.
+	Delist struct {
+		SKU string
+		At  time.Time
+	}
+)
+
+func (List) command()     {}
+func (Revise) command()   {}
+func (SetPrice) command() {}
+func (Delist) command()   {}
+
+// Decider is the domain as the runner takes it.
+func Decider() commands.Decider[State, Command, *catalogv1.ProductEvent] {
+	return commands.Decider[State, Command, *catalogv1.ProductEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
+}
+
+// Decide says what a command makes happen to a product, or why nothing.
+func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
+	switch c := c.(type) {
+	case List:
+		return s.list(c)
+	case Revise:
+		return s.revise(c)
+	case SetPrice:
+		return s.setPrice(c)
+	case Delist:
+		return s.delist(c)
+	}
+	return nil, fmt.Errorf("a product does not know the command %T", c)
+}
+
+func (s State) list(c List) ([]*catalogv1.ProductEvent, error) {
+	if s.Status == Listed {
+		return nil, &commands.Rejected{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku",
+			Reason: "the product is on sale already"}
+	}
+	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
+		Sku: c.SKU, Title: c.Title, Description: c.Description, Kind: c.Kind, Categories: c.Categories, ListedAt: timestamppb.New(c.At),
+	}}}}, nil
+}
+
+func (s State) revise(c Revise) ([]*catalogv1.ProductEvent, error) {
+	if err := s.mustBeListed(); err != nil {
+		return nil, err
+	}
+	if s.Title == c.Title && s.Description == c.Description && slices.Equal(s.Categories, c.Categories) {
+		return nil, nil
+	}
+	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Revised{Revised: &catalogv1.ProductRevised{
+		Sku: c.SKU, Title: c.Title, Description: c.Description, Categories: c.Categories, RevisedAt: timestamppb.New(c.At),
+	}}}}, nil
+}
+
+func (s State) setPrice(c SetPrice) ([]*catalogv1.ProductEvent, error) {
+	if err := s.mustBeListed(); err != nil {
+		return nil, err
+	}
+	if err := commands.CheckPrice(c.Price, ""); err != nil {
+		return nil, err.In("price")
+	}
+	if s.Prices[c.Price.GetCurrencyCode()] == event.MoneyString(c.Price) {
+		return nil, nil
+	}
+	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_PriceSet{PriceSet: &catalogv1.PriceSet{
+		Sku: c.SKU, Price: c.Price, ValidFrom: timestamppb.New(c.At),
+	}}}}, nil
+}
+
+func (s State) delist(c Delist) ([]*catalogv1.ProductEvent, error) {
+	if s.Status == Delisted {
+		return nil, nil
+	}
+	if err := s.mustBeListed(); err != nil {
+		return nil, err
+	}
+	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Delisted{Delisted: &catalogv1.ProductDelisted{
+		Sku: c.SKU, DelistedAt: timestamppb.New(c.At),
+	}}}}, nil
+}
+
+// Evolve gives the product after an event.
+func Evolve(s State, e *catalogv1.ProductEvent) State {
+	switch e := e.GetEvent().(type) {
+	case *catalogv1.ProductEvent_Listed:
+		s.Status = Listed
+		s.Title, s.Description, s.Categories = e.Listed.GetTitle(), e.Listed.GetDescription(), e.Listed.GetCategories()
+	case *catalogv1.ProductEvent_Revised:
+		s.Title, s.Description, s.Categories = e.Revised.GetTitle(), e.Revised.GetDescription(), e.Revised.GetCategories()
+	case *catalogv1.ProductEvent_PriceSet:
+		prices := maps.Clone(s.Prices)
+		if prices == nil {
+			prices = map[string]string{}
+		}
+		prices[e.PriceSet.GetPrice().GetCurrencyCode()] = event.MoneyString(e.PriceSet.GetPrice())
+		s.Prices = prices
+	case *catalogv1.ProductEvent_Delisted:
+		s.Status = Delisted
+	}
+	return s
+}
+
+func (s State) mustBeListed() error {
+	switch s.Status {
+	case Listed:
+		return nil
+	case Delisted:
+		return &commands.Rejected{Code: commands.Refused, Rule: "product_delisted", Field: "sku", Reason: "the product is off sale"}
+	}
+	return &commands.Rejected{Code: commands.NotFound, Rule: "product_unknown", Field: "sku", Reason: "there is no such product"}
+}

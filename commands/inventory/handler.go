@@ -1,0 +1,91 @@
+package inventory
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
+)
+
+// defaultTimeToLive of a reservation whose request names none.
+const defaultTimeToLive = 15 * time.Minute
+
+// NewHandler serves InventoryService on a store of event.Stock: the path to mount it on, and the handler.
+func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
+	h := handler{commands.NewRunner(store, event.Stock, Decider(), opts...)}
+	return inventoryv1connect.NewInventoryServiceHandler(h, commands.HandlerOptions(opts...)...)
+}
+
+type handler struct {
+	stock *commands.Runner[State, Command, *inventoryv1.StockEvent]
+}
+
+// on is a command's stock and moment. That moment is the service's own, whatever business time the request names.
+func (h handler) on(sku string) On { return On{SKU: sku, Now: h.stock.Time(nil)} }
+
+func (h handler) ReceiveStock(ctx context.Context, req *connect.Request[inventoryv1.ReceiveStockRequest]) (*connect.Response[inventoryv1.ReceiveStockResponse], error) {
+	m := req.Msg
+	receive := Receive{On: h.on(m.GetSku()), Quantity: m.GetQuantity(), Reference: m.GetReference(), At: h.stock.Time(m.GetReceivedAt())}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), receive), func(_ State, r *eventv1.Receipt) *inventoryv1.ReceiveStockResponse {
+		return &inventoryv1.ReceiveStockResponse{Receipt: r}
+	})
+}
+
+func (h handler) AdjustStock(ctx context.Context, req *connect.Request[inventoryv1.AdjustStockRequest]) (*connect.Response[inventoryv1.AdjustStockResponse], error) {
+	m := req.Msg
+	adjust := Adjust{On: h.on(m.GetSku()), Delta: m.GetDelta(), Reason: m.GetReason(), At: h.stock.Time(m.GetAdjustedAt())}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), adjust), func(_ State, r *eventv1.Receipt) *inventoryv1.AdjustStockResponse {
+		return &inventoryv1.AdjustStockResponse{Receipt: r}
+	})
+}
+
+func (h handler) ReserveStock(ctx context.Context, req *connect.Request[inventoryv1.ReserveStockRequest]) (*connect.Response[inventoryv1.ReserveStockResponse], error) {
+	m := req.Msg
+	reserve := Reserve{On: h.on(m.GetSku()), ReservationID: m.GetReservationId(), Quantity: m.GetQuantity(), TimeToLive: defaultTimeToLive}
+	if m.GetTimeToLive() != nil {
+		reserve.TimeToLive = m.GetTimeToLive().AsDuration()
+	}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), reserve), func(s State, r *eventv1.Receipt) *inventoryv1.ReserveStockResponse {
+		return &inventoryv1.ReserveStockResponse{ExpiresAt: timestamppb.New(s.Reservations[m.GetReservationId()].ExpiresAt), Receipt: r}
+	})
+}
+
+func (h handler) CommitReservation(ctx context.Context, req *connect.Request[inventoryv1.CommitReservationRequest]) (*connect.Response[inventoryv1.CommitReservationResponse], error) {
+	m := req.Msg
+	commit := Commit{On: h.on(m.GetSku()), ReservationID: m.GetReservationId()}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), commit), func(_ State, r *eventv1.Receipt) *inventoryv1.CommitReservationResponse {
+		return &inventoryv1.CommitReservationResponse{Receipt: r}
+	})
+}
+
+func (h handler) ReleaseReservation(ctx context.Context, req *connect.Request[inventoryv1.ReleaseReservationRequest]) (*connect.Response[inventoryv1.ReleaseReservationResponse], error) {
+	m := req.Msg
+	release := Release{On: h.on(m.GetSku()), ReservationID: m.GetReservationId()}
+	return commands.Do(ctx, req, h.stock.On(m.GetSku(), release), func(_ State, r *eventv1.Receipt) *inventoryv1.ReleaseReservationResponse {
+		return &inventoryv1.ReleaseReservationResponse{Receipt: r}
+	})
+}
+
+func (h handler) GetStock(ctx context.Context, req *connect.Request[inventoryv1.GetStockRequest]) (*connect.Response[inventoryv1.GetStockResponse], error) {
+	on := h.on(req.Msg.GetSku())
+	s, version, err := h.stock.Load(ctx, on.SKU)
+	if err != nil {
+		return nil, err
+	}
+	if version == 0 {
+		return nil, &commands.Rejected{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "no stock was ever kept of it"}
+	}
+	s = s.after(s.lapses(on))
+	return connect.NewResponse(&inventoryv1.GetStockResponse{
+		OnHand: s.OnHand, Reserved: s.Reserved, Available: s.Available(), Version: version,
+	}), nil
+}

@@ -1,0 +1,260 @@
+// Package inventory is the stock of one SKU, and the reservations on it:
+//
+//	ReceiveStock, AdjustStock                        ReserveStock
+//	           │                                          │
+//	           ▼                                          ▼
+//	        on hand ◄────── CommitReservation ──────── reserved ─────── ReleaseReservation,
+//	   (less what was sold)   takes the goods             │             or its time is over
+//	                                                      └──► available again
+//
+// At every moment 0 ≤ reserved ≤ on hand, so nothing is sold twice: a reservation takes from what is available, on hand less
+// reserved, and the store lets only one of two simultaneous commands append.
+//
+// A reservation lapses by itself when its time is over. No clock runs for that: the next command accepted on the stock first
+// records what has lapsed, and readers count it as available already. Once it has ended, in whatever way, a reservation is
+// forgotten and its id is free.
+//
+// The fulfilment process of a later issue will reserve, commit and release. This file is the whole domain, and pure;
+// handler.go is its door.
+package inventory
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/event"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+)
+
+// State is the stock of one SKU.
+type State struct {
+	OnHand       int64
+	Reserved     int64 // sum over Reservations
+	Reservations map[string]Reservation
+}
+
+// Reservation is goods set aside.
+type Reservation struct {
+	Quantity  int64
+	ExpiresAt time.Time
+}
+
+// Available is what may be reserved.
+func (s State) Available() int64 { return s.OnHand - s.Reserved }
+
+// Command is one of Receive, Adjust, Reserve, Commit and Release.
+type Command interface{ on() On }
+
+// On says which stock a command is about, and when it is given: that decides which reservations have lapsed.
+type On struct {
+	SKU string
+	Now time.Time
+}
+
+func (o On) on() On { return o }
+
+// The commands on a stock. At is the business time, which may be earlier than On.Now.
+type (
+	// Receive adds goods that arrived.
+	Receive struct {
+		On
+		Quantity  int64
+		Reference string
+		At        time.Time
+	}
+	// Adjust corrects the books.
+	Adjust struct {
+		On
+		Delta  int64
+		Reason string
+		At     time.Time
+	}
+	// Reserve sets goods aside for a time. To ask again for a reservation that is held changes nothing.
+	Reserve struct {
+		On
+		ReservationID string
+		Quantity      int64
+		TimeToLive    time.Duration
+	}
+	// Commit takes reserved goods out of stock.
+	Commit struct {
+		On
+		ReservationID string
+	}
+	// Release gives reserved goods back.
+	Release struct {
+		On
+		ReservationID string
+	}
+)
+
+// Decider is the domain as the runner takes it.
+func Decider() commands.Decider[State, Command, *inventoryv1.StockEvent] {
+	return commands.Decider[State, Command, *inventoryv1.StockEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
+}
+
+// Decide says what a command makes happen to a stock, or why nothing. What time alone has done comes first.
+func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
+	lapses := s.lapses(c.on())
+	now := s.after(lapses)
+	var e *inventoryv1.StockEvent
+	var err error
+	switch c := c.(type) {
+	case Receive:
+		e = now.receive(c)
+	case Adjust:
+		e, err = now.adjust(c)
+	case Reserve:
+		e, err = now.reserve(c)
+	case Commit:
+		e, err = now.commit(c, s)
+	case Release:
+		e, err = now.release(c, s)
+	default:
+		err = fmt.Errorf("a stock does not know the command %T", c)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case e == nil:
+		return lapses, nil
+	}
+	return append(lapses, e), nil
+}
+
+// lapses ends the reservations whose time is over, the earliest first.
+func (s State) lapses(on On) []*inventoryv1.StockEvent {
+	var ids []string
+	for id, r := range s.Reservations {
+		if !r.ExpiresAt.After(on.Now) {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b string) int {
+		return cmp.Or(s.Reservations[a].ExpiresAt.Compare(s.Reservations[b].ExpiresAt), cmp.Compare(a, b))
+	})
+	var events []*inventoryv1.StockEvent
+	for _, id := range ids {
+		events = append(events, s.released(on.SKU, id, inventoryv1.ReleaseCause_RELEASE_CAUSE_EXPIRED, s.Reservations[id].ExpiresAt))
+	}
+	return events
+}
+
+func (s State) receive(c Receive) *inventoryv1.StockEvent {
+	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Received{Received: &inventoryv1.StockReceived{
+		Sku: c.SKU, Quantity: c.Quantity, Reference: c.Reference, ReceivedAt: timestamppb.New(c.At),
+	}}}
+}
+
+func (s State) adjust(c Adjust) (*inventoryv1.StockEvent, error) {
+	if s.OnHand+c.Delta < 0 {
+		return nil, s.refuse("stock_negative", "delta", fmt.Sprintf("only %d are on hand", s.OnHand))
+	}
+	if s.OnHand+c.Delta < s.Reserved {
+		return nil, s.refuse("stock_reserved", "delta", fmt.Sprintf("of the %d on hand %d are reserved", s.OnHand, s.Reserved))
+	}
+	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Adjusted{Adjusted: &inventoryv1.StockAdjusted{
+		Sku: c.SKU, Delta: c.Delta, Reason: c.Reason, AdjustedAt: timestamppb.New(c.At),
+	}}}, nil
+}
+
+func (s State) reserve(c Reserve) (*inventoryv1.StockEvent, error) {
+	if held, ok := s.Reservations[c.ReservationID]; ok {
+		if held.Quantity != c.Quantity {
+			return nil, s.refuse("reservation_differs", "quantity", fmt.Sprintf("the reservation is held already, for %d", held.Quantity))
+		}
+		return nil, nil
+	}
+	if c.Quantity > s.Available() {
+		return nil, s.refuse("stock_insufficient", "quantity", fmt.Sprintf("only %d are available", s.Available()))
+	}
+	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Reserved{Reserved: &inventoryv1.StockReserved{
+		Sku: c.SKU, ReservationId: c.ReservationID, Quantity: c.Quantity,
+		ReservedAt: timestamppb.New(c.Now), ExpiresAt: timestamppb.New(event.Time(c.Now.Add(c.TimeToLive))),
+	}}}, nil
+}
+
+func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
+	held, ok := s.Reservations[c.ReservationID]
+	if !ok {
+		if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
+			return nil, s.refuse("reservation_expired", "reservation_id", "the reservation's time is over")
+		}
+		return nil, errUnknownReservation()
+	}
+	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationCommitted{ReservationCommitted: &inventoryv1.ReservationCommitted{
+		Sku: c.SKU, ReservationId: c.ReservationID, Quantity: held.Quantity, CommittedAt: timestamppb.New(c.Now),
+	}}}, nil
+}
+
+func (s State) release(c Release, before State) (*inventoryv1.StockEvent, error) {
+	if _, ok := s.Reservations[c.ReservationID]; ok {
+		return s.released(c.SKU, c.ReservationID, inventoryv1.ReleaseCause_RELEASE_CAUSE_REQUESTED, c.Now), nil
+	}
+	if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
+		return nil, nil // what was asked for has happened by itself
+	}
+	return nil, errUnknownReservation()
+}
+
+// Evolve gives the stock after an event. It changes the reservations of s in place.
+func Evolve(s State, e *inventoryv1.StockEvent) State {
+	switch e := e.GetEvent().(type) {
+	case *inventoryv1.StockEvent_Received:
+		s.OnHand += e.Received.GetQuantity()
+	case *inventoryv1.StockEvent_Adjusted:
+		s.OnHand += e.Adjusted.GetDelta()
+	case *inventoryv1.StockEvent_Reserved:
+		if s.Reservations == nil {
+			s.Reservations = map[string]Reservation{}
+		}
+		s.Reservations[e.Reserved.GetReservationId()] = Reservation{e.Reserved.GetQuantity(), e.Reserved.GetExpiresAt().AsTime()}
+		s.Reserved += e.Reserved.GetQuantity()
+	case *inventoryv1.StockEvent_ReservationCommitted:
+		delete(s.Reservations, e.ReservationCommitted.GetReservationId())
+		s.Reserved -= e.ReservationCommitted.GetQuantity()
+		s.OnHand -= e.ReservationCommitted.GetQuantity()
+	case *inventoryv1.StockEvent_ReservationReleased:
+		delete(s.Reservations, e.ReservationReleased.GetReservationId())
+		s.Reserved -= e.ReservationReleased.GetQuantity()
+	}
+	return s
+}
+
+// after is the stock after some events; s stays as it is.
+func (s State) after(events []*inventoryv1.StockEvent) State {
+	if len(events) > 0 {
+		s.Reservations = maps.Clone(s.Reservations)
+	}
+	for _, e := range events {
+		s = Evolve(s, e)
+	}
+	return s
+}
+
+func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.Time) *inventoryv1.StockEvent {
+	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationReleased{ReservationReleased: &inventoryv1.ReservationReleased{
+		Sku: sku, ReservationId: id, Quantity: s.Reservations[id].Quantity, Cause: cause, ReleasedAt: timestamppb.New(at),
+	}}}
+}
+
+// refuse gives a refused caller the numbers to go on from.
+func (s State) refuse(rule, field, reason string) error {
+	return &commands.Rejected{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
+		"on_hand":   strconv.FormatInt(s.OnHand, 10),
+		"reserved":  strconv.FormatInt(s.Reserved, 10),
+		"available": strconv.FormatInt(s.Available(), 10),
+	}}
+}
+
+func errUnknownReservation() error {
+	return &commands.Rejected{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id",
+		Reason: "no such reservation is held: it never was, or was committed or released"}
+}

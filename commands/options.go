@@ -1,0 +1,61 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	"github.com/millrace/millrace/internal/rpc"
+)
+
+// Option changes how a service runs its commands.
+type Option func(*options)
+
+type options struct {
+	clock         func() time.Time
+	logger        *slog.Logger
+	snapshotEvery uint64
+}
+
+func newOptions(opts []Option) options {
+	o := options{clock: time.Now, logger: slog.New(slog.DiscardHandler), snapshotEvery: 100}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+func (o options) now() time.Time { return event.Time(o.clock()) }
+
+// WithClock replaces time.Now.
+func WithClock(clock func() time.Time) Option { return func(o *options) { o.clock = clock } }
+
+// WithLogger gives a place to say what callers are not told: failures of the store, panics. Default: nowhere.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
+
+// WithSnapshotEvery keeps the state of a stream once n events have come since the last time. Default: 100.
+func WithSnapshotEvery(n uint64) Option { return func(o *options) { o.snapshotEvery = max(n, 1) } }
+
+// HandlerOptions are what a service's Connect handler is to be made with: those of rpc.HandlerOptions, and a *Rejected
+// becomes a Connect error of its code with a detail eventv1.Rejection.
+func HandlerOptions(opts ...Option) []connect.HandlerOption {
+	o := newOptions(opts)
+	return append(rpc.HandlerOptions(o.logger, o.now), connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected)))
+}
+
+func showRejected(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		res, err := next(ctx, req)
+		var r *Rejected
+		if !errors.As(err, &r) {
+			return res, err
+		}
+		detail := &eventv1.Rejection{Rule: r.Rule, Field: r.Field, Reason: r.Reason, Facts: r.Facts}
+		return nil, rpc.WithDetail(connect.NewError(r.Code.connect(), r), detail)
+	}
+}

@@ -1,0 +1,66 @@
+package order
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+)
+
+// NewHandler serves OrderService on a store of event.Order: the path to mount it on, and the handler.
+func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
+	h := handler{commands.NewRunner(store, event.Order, Decider(), opts...)}
+	return orderv1connect.NewOrderServiceHandler(h, commands.HandlerOptions(opts...)...)
+}
+
+type handler struct {
+	orders *commands.Runner[State, Command, *orderv1.OrderEvent]
+}
+
+func (h handler) PlaceOrder(ctx context.Context, req *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+	m, id := req.Msg, commands.ID(req.Msg.GetOrderId())
+	var customer *string
+	if m.CustomerId != nil {
+		lower := strings.ToLower(m.GetCustomerId())
+		customer = &lower
+	}
+	place := Place{
+		OrderID: id, CustomerID: customer, Reference: m.GetReference(), Currency: m.GetCurrency(), Country: m.GetCountry(),
+		Lines: m.GetLines(), At: h.orders.Time(m.GetOrderedAt()),
+	}
+	return commands.Do(ctx, req, h.orders.On(id, place), func(_ State, r *eventv1.Receipt) *orderv1.PlaceOrderResponse {
+		return &orderv1.PlaceOrderResponse{OrderId: id, Receipt: r}
+	})
+}
+
+func (h handler) AddLines(ctx context.Context, req *connect.Request[orderv1.AddLinesRequest]) (*connect.Response[orderv1.AddLinesResponse], error) {
+	m, id := req.Msg, commands.ID(req.Msg.GetOrderId())
+	add := AddLines{OrderID: id, AfterLine: m.GetAfterLine(), Lines: m.GetLines(), At: h.orders.Time(m.GetAddedAt())}
+	return commands.Do(ctx, req, h.orders.On(id, add), func(_ State, r *eventv1.Receipt) *orderv1.AddLinesResponse {
+		return &orderv1.AddLinesResponse{OrderId: id, Receipt: r}
+	})
+}
+
+func (h handler) ConfirmOrder(ctx context.Context, req *connect.Request[orderv1.ConfirmOrderRequest]) (*connect.Response[orderv1.ConfirmOrderResponse], error) {
+	id := commands.ID(req.Msg.GetOrderId())
+	confirm := Confirm{OrderID: id, At: h.orders.Time(req.Msg.GetConfirmedAt())}
+	return commands.Do(ctx, req, h.orders.On(id, confirm), func(_ State, r *eventv1.Receipt) *orderv1.ConfirmOrderResponse {
+		return &orderv1.ConfirmOrderResponse{OrderId: id, Receipt: r}
+	})
+}
+
+func (h handler) CancelOrder(ctx context.Context, req *connect.Request[orderv1.CancelOrderRequest]) (*connect.Response[orderv1.CancelOrderResponse], error) {
+	id := commands.ID(req.Msg.GetOrderId())
+	cancel := Cancel{OrderID: id, Reason: req.Msg.GetReason(), At: h.orders.Time(req.Msg.GetCancelledAt())}
+	return commands.Do(ctx, req, h.orders.On(id, cancel), func(_ State, r *eventv1.Receipt) *orderv1.CancelOrderResponse {
+		return &orderv1.CancelOrderResponse{OrderId: id, Receipt: r}
+	})
+}

@@ -1,0 +1,213 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// How often a command is tried where others append to its stream at the same time, and how long it waits in between: a
+// random time below a bound that doubles from the first to the last.
+const (
+	maxAttempts = 12
+	firstWait   = 2 * time.Millisecond
+	lastWait    = 100 * time.Millisecond
+)
+
+// Request is a command's request message.
+type Request interface {
+	proto.Message
+	GetIdempotencyKey() string
+}
+
+// Response is a command's response message.
+type Response interface {
+	proto.Message
+	GetReceipt() *eventv1.Receipt
+}
+
+// Runner runs the commands of one aggregate on one store. It is safe for concurrent use.
+type Runner[S, C any, E proto.Message] struct {
+	options
+	store   eventstore.Store
+	agg     event.Aggregate
+	decider Decider[S, C, E]
+	oneof   protoreflect.OneofDescriptor
+	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // of business times, by member of the oneof
+}
+
+// NewRunner makes a runner. It panics where E is not made as Decider wants it.
+func NewRunner[S, C any, E proto.Message](store eventstore.Store, agg event.Aggregate, d Decider[S, C, E], opts ...Option) *Runner[S, C, E] {
+	var zero E
+	oneof, times := contract(zero.ProtoReflect().Descriptor())
+	return &Runner[S, C, E]{options: newOptions(opts), store: store, agg: agg, decider: d, oneof: oneof, times: times}
+}
+
+// Time is the time a command is given: its business time where the request names one, else now. UTC, whole microseconds.
+func (r *Runner[S, C, E]) Time(business *timestamppb.Timestamp) time.Time {
+	if business == nil {
+		return r.now()
+	}
+	return event.Time(business.AsTime())
+}
+
+// ID is the id a command is given: the one the client chose, in lower case, or a new UUIDv7 where it chose none.
+func ID(chosen string) string {
+	if chosen == "" {
+		return uuid.Must(uuid.NewV7()).String()
+	}
+	return strings.ToLower(chosen)
+}
+
+// Load reads the state of a stream and its version; version 0 means that it does not exist.
+func (r *Runner[S, C, E]) Load(ctx context.Context, stream string) (S, uint64, error) {
+	l, err := r.load(ctx, stream)
+	return l.state, l.version, err
+}
+
+// Task is a command on the stream it is meant for.
+type Task[S, C any, E proto.Message] struct {
+	*Runner[S, C, E]
+	stream  string
+	command C
+}
+
+// On says which stream a command is meant for. Do runs it.
+func (r *Runner[S, C, E]) On(stream string, command C) Task[S, C, E] {
+	return Task[S, C, E]{r, stream, command}
+}
+
+// Do runs a command and answers the request it came in. answer makes the response out of the state after the command and
+// the receipt.
+//
+// With an idempotency key (see HeaderIdempotencyKey) the same request again gives the first answer again, with
+// receipt.replayed set; another request under that key is rejected by rule "idempotency_key_reused". A rejection is not
+// kept: the request may be sent again under its key, and is decided anew. A command that changes nothing is accepted: it
+// stores no event, and its receipt names the version that is there.
+//
+// Errors: a *Rejected; a Connect error Aborted where others kept appending to the stream, or Unavailable where the store
+// failed: then the command may be sent again, under its key, as the store may have taken it; others are for nobody outside.
+// HandlerOptions makes of each what the caller gets.
+func Do[S, C any, E proto.Message, Q, A any, PQ interface {
+	*Q
+	Request
+}, PA interface {
+	*A
+	Response
+}](
+	ctx context.Context, req *connect.Request[Q], task Task[S, C, E], answer func(S, *eventv1.Receipt) PA,
+) (*connect.Response[A], error) {
+	call, err := newCall(req.Spec().Procedure, req.Header(), PQ(req.Msg))
+	if err != nil {
+		return nil, err
+	}
+	call.blank = PA(new(A))
+	response, err := task.run(ctx, call, func(s S, r *eventv1.Receipt) Response { return answer(s, r) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse((*A)(response.(PA))), nil
+}
+
+// run tries until the command is stored, was answered before, or is refused.
+func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+	for attempt := range maxAttempts {
+		if err := pause(ctx, attempt); err != nil {
+			return nil, err
+		}
+		response, err := t.try(ctx, call, answer)
+		var answered *eventstore.AnsweredError
+		var conflict *eventstore.ConflictError
+		var rejected *Rejected
+		switch {
+		case errors.As(err, &answered):
+			return t.replay(call, answered.Answer, nil)
+		case errors.As(err, &rejected) && call.key != "":
+			return t.replayOr(ctx, call, rejected)
+		case !errors.As(err, &conflict):
+			return response, err
+		}
+	}
+	return nil, connect.NewError(connect.CodeAborted,
+		fmt.Errorf("%s %q changed under each of %d attempts; try again", t.agg.Name, t.stream, maxAttempts))
+}
+
+// try loads, decides and appends, once. It returns the store's ConflictError and AnsweredError as they are.
+func (t Task[S, C, E]) try(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+	before, err := t.load(ctx, t.stream)
+	if err != nil {
+		return nil, err
+	}
+	decided, err := t.decider.Decide(before.state, t.command)
+	if err != nil {
+		return nil, err
+	}
+	events, err := t.envelopes(call, decided)
+	if err != nil {
+		return nil, err
+	}
+	after := before
+	for _, e := range decided {
+		after.state, after.version = t.decider.Evolve(after.state, e), after.version+1
+	}
+
+	receipt := &eventv1.Receipt{Version: after.version}
+	response := answer(after.state, receipt)
+	if len(events) == 0 { // then the position is that of the newest event there is, and belongs to the answer that is kept
+		receipt.Token = t.token(t.stream, after.version, before.position)
+		if call.key == "" {
+			return response, nil
+		}
+	}
+	batch, err := t.batch(call, before.version, events, after, response)
+	if err != nil {
+		return nil, err
+	}
+	appended, err := t.store.Append(ctx, batch)
+	if err != nil {
+		return nil, t.storeError(ctx, "append", t.stream, err)
+	}
+	if len(events) > 0 {
+		receipt.Token = t.token(t.stream, after.version, appended.Position)
+	}
+	return response, nil
+}
+
+// storeError passes on what a caller decides by, and logs and hides the rest.
+func (r *Runner[S, C, E]) storeError(ctx context.Context, what, stream string, err error) error {
+	var conflict *eventstore.ConflictError
+	var answered *eventstore.AnsweredError
+	if ctx.Err() != nil || errors.As(err, &conflict) || errors.As(err, &answered) {
+		return err
+	}
+	r.logger.ErrorContext(ctx, "event store failed", "doing", what, "aggregate", r.agg.Name, "stream", stream, "error", err)
+	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
+}
+
+// pause waits before a further attempt.
+func pause(ctx context.Context, attempt int) error {
+	if attempt == 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(rand.N(min(firstWait<<(attempt-1), lastWait)) + 1)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,139 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// MaxEventBytes is the size of the largest event: with key and headers it must fit a Kafka record of the default 1 MB.
+const MaxEventBytes = 900_000
+
+// loaded is a stream's state as it was read.
+type loaded[S any] struct {
+	state    S
+	version  uint64
+	position event.Position // of the event of that version
+	snapshot uint64         // version of the snapshot that was used; 0 without one
+}
+
+// load folds the newest snapshot, where one fits, and the events after it.
+func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], error) {
+	var l loaded[S]
+	after := uint64(0)
+	snap, ok, err := r.store.LoadSnapshot(ctx, stream)
+	if err != nil {
+		return l, r.storeError(ctx, "load snapshot", stream, err)
+	}
+	if ok && snap.Schema == r.decider.Schema && snap.Version > 0 {
+		var state S
+		if err := json.Unmarshal(snap.State, &state); err == nil {
+			l.state, l.version, l.snapshot = state, snap.Version, snap.Version
+			after = snap.Version - 1 // the snapshot's own event is read again, for its position
+		} else { // the events say all that it does
+			r.logger.ErrorContext(ctx, "unreadable snapshot", "aggregate", r.agg.Name, "stream", stream, "version", snap.Version, "error", err)
+		}
+	}
+	events, err := r.store.Load(ctx, stream, after)
+	if err != nil {
+		return l, r.storeError(ctx, "load events", stream, err)
+	}
+	if len(events) == 0 && l.version > 0 {
+		return l, fmt.Errorf("%s %q: the snapshot is at version %d, the stream is not", r.agg.Name, stream, l.version)
+	}
+	for i, e := range events {
+		if want := after + uint64(i) + 1; e.Version != want {
+			return l, fmt.Errorf("%s %q: event %d stands where %d should", r.agg.Name, stream, e.Version, want)
+		}
+		if l.position = e.Position; e.Version <= l.version {
+			continue
+		}
+		message, err := r.decode(e)
+		if err != nil {
+			return l, err
+		}
+		l.state, l.version = r.decider.Evolve(l.state, message), e.Version
+	}
+	return l, nil
+}
+
+// dueSnapshot is the snapshot to keep with an append, if enough events have come since the last.
+func (r *Runner[S, C, E]) dueSnapshot(stream string, l loaded[S]) ([]eventstore.Snapshot, error) {
+	if l.version-l.snapshot < r.snapshotEvery {
+		return nil, nil
+	}
+	state, err := json.Marshal(l.state)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot of %s %q: %w", r.agg.Name, stream, err)
+	}
+	return []eventstore.Snapshot{{Stream: stream, Version: l.version, Schema: r.decider.Schema, State: state}}, nil
+}
+
+func (r *Runner[S, C, E]) decode(e event.Event) (E, error) {
+	var zero E
+	m := zero.ProtoReflect().Type().New()
+	if err := proto.Unmarshal(e.Data, m.Interface()); err != nil {
+		return zero, fmt.Errorf("%s %q, event %d: %w", r.agg.Name, e.Stream, e.Version, err)
+	}
+	if m.WhichOneof(r.oneof) == nil {
+		return zero, fmt.Errorf("%s %q, event %d: this version of the service does not know %s", r.agg.Name, e.Stream, e.Version, e.Type)
+	}
+	return m.Interface().(E), nil
+}
+
+// encode fills what an event's own message says of it: type, business time and data.
+func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
+	m := message.ProtoReflect()
+	member := m.WhichOneof(r.oneof)
+	if member == nil {
+		return event.Event{}, fmt.Errorf("%s decided an empty event", r.agg.Name)
+	}
+	inner := m.Get(member).Message()
+	at, ok := inner.Get(r.times[member.Number()]).Message().Interface().(*timestamppb.Timestamp)
+	if !ok || at == nil {
+		return event.Event{}, fmt.Errorf("%s carries no business time", inner.Descriptor().FullName())
+	}
+	data, err := proto.Marshal(message)
+	if err != nil {
+		return event.Event{}, fmt.Errorf("marshal %s: %w", inner.Descriptor().FullName(), err)
+	}
+	if len(data) > MaxEventBytes {
+		return event.Event{}, &Rejected{Code: Invalid, Rule: "event_too_large",
+			Reason: fmt.Sprintf("the event would take %d bytes, and may take %d: ask for it in parts", len(data), MaxEventBytes)}
+	}
+	return event.Event{
+		Aggregate: r.agg.Name, Type: string(inner.Descriptor().FullName()), Data: data, OccurredAt: event.Time(at.AsTime()),
+	}, nil
+}
+
+// contract finds the oneof "event" of an events message and, for each member, its first timestamp. A message that is not
+// made that way is a mistake of the contract, which must not wait for the first command: it panics.
+func contract(d protoreflect.MessageDescriptor) (protoreflect.OneofDescriptor, map[protoreflect.FieldNumber]protoreflect.FieldDescriptor) {
+	oneof := d.Oneofs().ByName("event")
+	if oneof == nil {
+		panic(fmt.Sprintf("%s has no oneof named event", d.FullName()))
+	}
+	stamp := (*timestamppb.Timestamp)(nil).ProtoReflect().Descriptor().FullName()
+	times := map[protoreflect.FieldNumber]protoreflect.FieldDescriptor{}
+	for i := range oneof.Fields().Len() {
+		member := oneof.Fields().Get(i)
+		fields := member.Message().Fields()
+		for j := range fields.Len() {
+			if f := fields.Get(j); f.Message() != nil && f.Message().FullName() == stamp {
+				times[member.Number()] = f
+				break
+			}
+		}
+		if times[member.Number()] == nil {
+			panic(fmt.Sprintf("%s has no timestamp for its business time", member.Message().FullName()))
+		}
+	}
+	return oneof, times
+}

@@ -1,0 +1,116 @@
+// Package rpc is the door of every Connect service: it bounds and validates what comes in, and keeps panics and the inner
+// workings of errors from going out.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	validate "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// MaxRequestBytes is the size of the largest request message, decompressed.
+const MaxRequestBytes = 4 << 20
+
+// maxViolations is how many broken rules an error names: error details travel in HTTP trailers, which are small.
+const maxViolations = 10
+
+// HandlerOptions are the options every handler is made with:
+//   - a request above MaxRequestBytes is ResourceExhausted;
+//   - one that breaks a rule of buf.validate is InvalidArgument, its message names the fields, and a detail
+//     buf.validate.Violations carries the rules; "now" in a rule is what now returns;
+//   - a panic, and an error that is no *connect.Error, are logged and become Internal without saying why.
+func HandlerOptions(logger *slog.Logger, now func() time.Time) []connect.HandlerOption {
+	d := door{logger: logger, now: protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return timestamppb.New(now()) })}
+	return []connect.HandlerOption{
+		connect.WithReadMaxBytes(MaxRequestBytes),
+		connect.WithRecover(d.recovered),
+		connect.WithInterceptors(connect.UnaryInterceptorFunc(d.guard)),
+	}
+}
+
+type door struct {
+	logger *slog.Logger
+	now    protovalidate.ValidationOption
+}
+
+func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		err := d.validate(req.Any())
+		if err != nil {
+			return nil, d.public(ctx, req.Spec(), err)
+		}
+		res, err := next(ctx, req)
+		if err != nil {
+			return nil, d.public(ctx, req.Spec(), err)
+		}
+		return res, nil
+	}
+}
+
+func (d door) validate(message any) error {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return nil
+	}
+	err := protovalidate.Validate(m, d.now)
+	var invalid *protovalidate.ValidationError
+	if !errors.As(err, &invalid) {
+		return err // nil, or a rule that does not compile
+	}
+	var text []string
+	violations := invalid.Violations[:min(len(invalid.Violations), maxViolations)]
+	detail := &validate.Violations{}
+	for _, v := range violations {
+		text = append(text, fmt.Sprintf("%s: %s", protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()))
+		detail.Violations = append(detail.Violations, v.Proto)
+	}
+	if more := len(invalid.Violations) - len(violations); more > 0 {
+		text = append(text, fmt.Sprintf("and %d more", more))
+	}
+	return WithDetail(connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(text, "; "))), detail)
+}
+
+// public is what a caller may see of an error.
+func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
+	var typed *connect.Error
+	switch {
+	case errors.As(err, &typed):
+		return typed
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the call's deadline has passed"))
+	case errors.Is(err, context.Canceled):
+		return connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
+	}
+	d.logger.ErrorContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
+	return errInternal()
+}
+
+func (d door) recovered(ctx context.Context, spec connect.Spec, _ http.Header, reason any) error {
+	d.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack", string(debug.Stack()))
+	return errInternal()
+}
+
+func errInternal() error {
+	return connect.NewError(connect.CodeInternal, errors.New("internal error; the server's log says more"))
+}
+
+// WithDetail adds a typed detail to an error.
+func WithDetail(err *connect.Error, detail proto.Message) *connect.Error {
+	d, bad := connect.NewErrorDetail(detail)
+	if bad != nil { // detail cannot be marshalled: the error says enough without it
+		return err
+	}
+	err.AddDetail(d)
+	return err
+}
