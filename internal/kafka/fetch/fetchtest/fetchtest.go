@@ -1,0 +1,113 @@
+// Package fetchtest puts records into topics for tests of what reads through package fetch: in transactions that commit
+// or abort, or as they come.
+package fetchtest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Record is what to produce.
+type Record struct {
+	Partition  int32
+	Key, Value []byte
+	Headers    []event.Header
+}
+
+// Event is an event as the record that carries it, on the partition given.
+func Event(partition int32, e event.Event) Record {
+	return Record{Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+}
+
+// Producer writes to the topics of one cluster.
+type Producer struct {
+	client *kgo.Client
+	admin  *kadm.Client
+}
+
+// New makes a transactional producer that is closed when the test ends.
+func New(t testing.TB, brokers []string, transactionalID string) *Producer {
+	t.Helper()
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(brokers...),
+		kgo.TransactionalID(transactionalID),
+		kgo.TransactionTimeout(time.Minute),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return &Producer{client, kadm.NewClient(client)}
+}
+
+// CreateTopic makes a topic.
+func (p *Producer) CreateTopic(ctx context.Context, topic string, partitions int32) error {
+	_, err := p.admin.CreateTopic(ctx, partitions, 1, nil, topic)
+	return err
+}
+
+// AddPartitions gives a topic that many more.
+func (p *Producer) AddPartitions(ctx context.Context, topic string, add int) error {
+	r, err := p.admin.CreatePartitions(ctx, add, topic)
+	return errors.Join(err, r.Error())
+}
+
+// DeleteTopic removes a topic.
+func (p *Producer) DeleteTopic(ctx context.Context, topic string) error {
+	_, err := p.admin.DeleteTopic(ctx, topic)
+	// What the client knows of the topic, its id above all, is of the one that is gone.
+	p.client.PurgeTopicsFromClient(topic)
+	return err
+}
+
+// DeleteRecords removes what stands before an offset.
+func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition int32, before int64) error {
+	offsets := kadm.Offsets{}
+	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: before})
+	r, err := p.admin.DeleteRecords(ctx, offsets)
+	return errors.Join(err, r.Error())
+}
+
+// Ends tells the offset behind the last record or marker of each partition.
+func (p *Producer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
+	listed, err := p.admin.ListEndOffsets(ctx, topic)
+	if err = errors.Join(err, listed.Error()); err != nil {
+		return nil, err
+	}
+	ends := map[int32]int64{}
+	listed.Each(func(o kadm.ListedOffset) { ends[o.Partition] = o.Offset })
+	return ends, nil
+}
+
+// Commit produces the records in one transaction.
+func (p *Producer) Commit(ctx context.Context, topic string, records ...Record) error {
+	return p.transact(ctx, topic, kgo.TryCommit, records)
+}
+
+// Abort produces the records in a transaction that does not happen.
+func (p *Producer) Abort(ctx context.Context, topic string, records ...Record) error {
+	return p.transact(ctx, topic, kgo.TryAbort, records)
+}
+
+func (p *Producer) transact(ctx context.Context, topic string, end kgo.TransactionEndTry, records []Record) error {
+	if err := p.client.BeginTransaction(); err != nil {
+		return err
+	}
+	out := make([]*kgo.Record, len(records))
+	for i, r := range records {
+		out[i] = &kgo.Record{Topic: topic, Partition: r.Partition, Key: r.Key, Value: r.Value}
+		for _, h := range r.Headers {
+			out[i].Headers = append(out[i].Headers, kgo.RecordHeader(h))
+		}
+	}
+	err := p.client.ProduceSync(ctx, out...).FirstErr()
+	return errors.Join(err, p.client.EndTransaction(ctx, end))
+}

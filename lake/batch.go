@@ -1,0 +1,76 @@
+package lake
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+)
+
+// batch is what the next commit will carry, and when it is due.
+type batch struct {
+	id       string          // of the commit; its data file is named after it
+	table    map[int32]int64 // where the table stands
+	from     map[int32]int64 // the same, of the partitions that this batch moves
+	progress progress        // what the commit will record
+	rows     bool            // whether there are any: most events bring no row to a table of facts
+	bytes    int64           // of the events
+	first    time.Time       // when the first of it came,
+	last     time.Time       // and the last
+	after    time.Time       // when the commit before was done
+}
+
+func newBatch(at progress) *batch {
+	id := uuid.Must(uuid.NewV7()).String()
+	return &batch{
+		id: id, table: at.next, from: map[int32]int64{},
+		progress: progress{next: map[int32]int64{}, commit: id, asOf: at.asOf, topicID: at.topicID},
+	}
+}
+
+// add counts an event whose rows are in.
+func (b *batch) add(e event.Event) {
+	b.bytes += int64(len(e.Data))
+	if e.RecordedAt.After(b.progress.asOf) {
+		b.progress.asOf = e.RecordedAt
+	}
+}
+
+// move says that everything of a partition before next is in.
+func (b *batch) move(partition int32, next int64) {
+	b.last = time.Now()
+	if !b.moved() {
+		b.first = b.last
+	}
+	b.from[partition] = b.table[partition]
+	b.progress.next[partition] = next
+}
+
+// moved tells whether there is anything to commit.
+func (b *batch) moved() bool { return len(b.from) > 0 }
+
+// A topic that has been silent for so long is committed.
+const silence = 250 * time.Millisecond
+
+// wait is how long more records may be waited for; not above 0 where the commit is due.
+func (b *batch) wait(c RunConfig) time.Duration {
+	if !b.moved() {
+		return time.Second
+	}
+	if b.bytes >= c.CommitBytes {
+		return 0
+	}
+	due := b.first.Add(c.CommitInterval)
+	// Markers of transactions alone, or events without rows, only move offsets: no hurry.
+	if b.rows {
+		soon := b.last.Add(min(silence, c.CommitInterval/2))
+		if earliest := b.after.Add(c.CommitInterval / 2); soon.Before(earliest) {
+			soon = earliest
+		}
+		if soon.Before(due) {
+			due = soon
+		}
+	}
+	return time.Until(due)
+}

@@ -1,0 +1,175 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// errFenced says that the table moved under a batch: another lander is at work, or was.
+var errFenced = errors.New("another commit moved the table's offsets")
+
+// A commit that was begun is brought to its end even while the program stops, for so long at most.
+const commitTimeout = 30 * time.Second
+
+// land finishes the batch's data file and commits it. However a try fails, the table is asked before the next one: is the
+// commit there, or could it still be made? The file is written once and committed until one of both is clear.
+func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
+	file, err := w.finish(ctx, b.id)
+	if err != nil {
+		return err
+	}
+	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.next)
+	if err := l.config.at(ctx, l.table.Name, stepWritten); err != nil {
+		return errors.Join(err, l.discard(w, file))
+	}
+	var bases []int64 // the snapshots on which it was tried
+	for failures := 0; ; failures++ {
+		base, err := l.try(ctx, b, file, len(bases) > 0)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errFenced) {
+			return errors.Join(err, l.discardUnlanded(ctx, w, file, b.id, bases))
+		}
+		if base != unknownBase {
+			bases = append(bases, base)
+		}
+		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
+		if !pause(ctx, failures) {
+			return errors.Join(ctx.Err(), l.discardUnlanded(ctx, w, file, b.id, bases))
+		}
+	}
+}
+
+// Snapshot ids are above 0.
+const (
+	noBase      int64 = 0  // the table has no snapshot yet
+	unknownBase int64 = -1 // the catalog was not asked
+)
+
+// try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It returns
+// nil where the commit is in the table.
+func (l *lander) try(ctx context.Context, b *batch, file iceberg.DataFile, again bool) (base int64, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	t, err := l.lake.load(ctx, l.table.Name)
+	if err != nil {
+		return unknownBase, err
+	}
+	at, err := readProgress(l.table.Aggregate.Topic, t.Properties())
+	if err != nil {
+		return unknownBase, err
+	}
+	if again && (at.commit == b.id || findCommit(t.Metadata(), b.id, unknownBase) == landed) {
+		return unknownBase, nil
+	}
+	if !at.at(b.from) {
+		return unknownBase, fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.next, b.from)
+	}
+	base = noBase
+	if head := t.CurrentSnapshot(); head != nil {
+		base = head.SnapshotID
+	}
+
+	tx := t.NewTransaction()
+	if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
+		return unknownBase, err
+	}
+	props := b.progress.properties(l.table.Aggregate.Topic)
+	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
+	// stale one, which nothing but rows would stop, does no harm.
+	if file != nil {
+		err := tx.AddDataFiles(ctx, []iceberg.DataFile{file}, props, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
+		if err != nil {
+			return unknownBase, fmt.Errorf("stage commit: %w", err)
+		}
+	}
+	if err := tx.SetProperties(props); err != nil {
+		return unknownBase, fmt.Errorf("stage commit: %w", err)
+	}
+	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {
+		return unknownBase, err
+	}
+	if _, err := tx.Commit(ctx); err != nil {
+		return base, fmt.Errorf("commit: %w", err)
+	}
+	return base, l.config.at(ctx, l.table.Name, stepCommitted)
+}
+
+// discardUnlanded removes the data file of a commit that certainly did not land and never will. Where that is not
+// certain the file stays: a file that nobody reads costs some space, a missing one costs the table.
+func (l *lander) discardUnlanded(ctx context.Context, w *fileWriter, file iceberg.DataFile, commit string, bases []int64) error {
+	if file == nil {
+		return nil
+	}
+	if len(bases) > 0 {
+		t, err := l.lake.load(context.WithoutCancel(ctx), l.table.Name)
+		if err != nil {
+			return err
+		}
+		for _, base := range bases {
+			if findCommit(t.Metadata(), commit, base) != notLanded {
+				l.log.Warn("a data file is left behind, as its commit may have landed", "file", file.FilePath(), "commit", commit)
+				return nil
+			}
+		}
+	}
+	return l.discard(w, file)
+}
+
+func (l *lander) discard(w *fileWriter, file iceberg.DataFile) error {
+	if file == nil {
+		return nil
+	}
+	return w.remove(file.FilePath())
+}
+
+// History is kept this long, and this many snapshots of it in any case; it is cut in larger pieces, as each cut is a
+// commit too, and is looked for only every so many commits.
+const (
+	historyAge   = 2 * time.Minute
+	historyLeast = 20
+	historyCut   = 32
+	historyLook  = 16
+)
+
+// expire cuts the table's history where it has grown long, so that commits cost the same for ever. Readers hold on to a
+// snapshot for historyAge. No data file is deleted, as all are in every later snapshot.
+func (l *lander) expire(ctx context.Context) {
+	if l.commits++; l.commits%historyLook != 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := l.tryExpire(ctx); err != nil {
+		l.log.Warn("the table's history could not be cut and will be later", "error", err)
+	}
+}
+
+func (l *lander) tryExpire(ctx context.Context) error {
+	t, err := l.lake.load(ctx, l.table.Name)
+	if err != nil {
+		return err
+	}
+	snapshots := t.Metadata().Snapshots()
+	old, limit := 0, time.Now().Add(-historyAge).UnixMilli()
+	for _, s := range snapshots {
+		if s.TimestampMs < limit {
+			old++
+		}
+	}
+	if min(old, len(snapshots)-historyLeast) < historyCut {
+		return nil
+	}
+	tx := t.NewTransaction()
+	if err := tx.ExpireSnapshots(table.WithOlderThan(historyAge), table.WithRetainLast(historyLeast)); err != nil {
+		return err
+	}
+	_, err = tx.Commit(ctx)
+	return err
+}

@@ -1,0 +1,113 @@
+package lake
+
+import (
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction and
+// the expiry of snapshots keep them. The summary of each snapshot repeats those of its own commit for readers of history.
+const (
+	propCommit     = "millrace.commit-id"    // of the newest landing
+	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
+	propTopicID    = "millrace.topic-id"     // the topic that the offsets are of
+	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
+)
+
+// progress is how far a table is, as its properties tell.
+type progress struct {
+	next    map[int32]int64 // by partition; a partition without a record of it starts at 0
+	commit  string
+	asOf    time.Time
+	topicID string
+}
+
+func readProgress(topic string, props iceberg.Properties) (progress, error) {
+	p := progress{next: map[int32]int64{}, commit: props[propCommit], topicID: props[propTopicID]}
+	prefix := propNextPrefix + topic + "."
+	for k, v := range props {
+		number, ok := strings.CutPrefix(k, prefix)
+		if !ok {
+			continue
+		}
+		partition, err := strconv.ParseInt(number, 10, 32)
+		if err != nil {
+			return progress{}, fmt.Errorf("table property %s: %w", k, err)
+		}
+		if p.next[int32(partition)], err = strconv.ParseInt(v, 10, 64); err != nil {
+			return progress{}, fmt.Errorf("table property %s: %w", k, err)
+		}
+	}
+	if v := props[propAsOf]; v != "" {
+		var err error
+		if p.asOf, err = time.Parse(time.RFC3339Nano, v); err != nil {
+			return progress{}, fmt.Errorf("table property %s: %w", propAsOf, err)
+		}
+	}
+	return p, nil
+}
+
+// properties is what readProgress reads.
+func (p progress) properties(topic string) iceberg.Properties {
+	props := iceberg.Properties{propCommit: p.commit}
+	for partition, next := range p.next {
+		props[propNextPrefix+topic+"."+strconv.Itoa(int(partition))] = strconv.FormatInt(next, 10)
+	}
+	if !p.asOf.IsZero() {
+		props[propAsOf] = p.asOf.UTC().Format(time.RFC3339Nano)
+	}
+	if p.topicID != "" {
+		props[propTopicID] = p.topicID
+	}
+	return props
+}
+
+// at tells whether all of the partitions stand where from says.
+func (p progress) at(from map[int32]int64) bool {
+	for partition, next := range from {
+		if p.next[partition] != next {
+			return false
+		}
+	}
+	return true
+}
+
+// merge moves p on by what a commit moved.
+func (p *progress) merge(q progress) {
+	maps.Copy(p.next, q.next)
+	p.commit, p.asOf, p.topicID = q.commit, q.asOf, q.topicID
+}
+
+// landing is the answer to "did my commit land?".
+type landing int
+
+const (
+	notLanded   landing = iota // and it never will: another commit took its place
+	landed                     // it is in the table's history
+	landUnknown                // it may still land, or the history does not reach back far enough
+)
+
+// findCommit looks for a commit in the table's history: the commit was to follow directly on the snapshot base (0: on
+// none), which it asserted. So if that place is taken by another, it can never land.
+func findCommit(meta table.Metadata, id string, base int64) landing {
+	for s := meta.CurrentSnapshot(); s != nil; {
+		if s.Summary != nil && s.Summary.Properties[propCommit] == id {
+			return landed
+		}
+		var parent int64
+		if s.ParentSnapshotID != nil {
+			parent = *s.ParentSnapshotID
+		}
+		if parent == base {
+			return notLanded
+		}
+		s = meta.SnapshotByID(parent)
+	}
+	return landUnknown
+}

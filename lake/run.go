@@ -1,0 +1,100 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/event"
+)
+
+// RunConfig says how to land.
+type RunConfig struct {
+	Brokers []string // host:port
+	// Park takes the records that are no events. It must have made the record durable when it returns; it is called again
+	// for the same record after a crash.
+	Park Parker
+	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed at
+	// once, but there are never more than two commits per interval. 0 means 2 seconds.
+	CommitInterval time.Duration
+	// CommitBytes of events are committed without waiting. 0 means 32 MiB.
+	CommitBytes int64
+
+	hook        hook
+	assignEvery time.Duration // how often to look for partitions that a topic was given; 0 means 30 seconds
+}
+
+// Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.
+type Parker func(ctx context.Context, p Parked) error
+
+// Parked is a record that is no event. Sink, topic, partition and offset name it.
+type Parked struct {
+	Sink       string // "lake/orders_events"
+	Topic      string
+	Partition  int32
+	Offset     int64
+	Time       time.Time // the record's own
+	Key, Value []byte
+	Headers    []event.Header
+	Reason     error
+}
+
+// PositionError says that a table and its topic do not belong together: the topic was truncated or made anew, or lost
+// what the table still needs. Landing on would lose or repeat rows, so a person must decide.
+type PositionError struct {
+	Table string
+	Topic string
+	Err   error // names both offsets, or both topics
+}
+
+func (e *PositionError) Error() string {
+	return fmt.Sprintf("table %s does not fit topic %s: %v; restore the topic, or drop the table to land it anew", e.Table, e.Topic, e.Err)
+}
+
+func (e *PositionError) Unwrap() error { return e.Err }
+
+// Run lands every table until ctx is done, and then returns nil. What can pass by itself (brokers or catalog out of reach,
+// another lander at the same table) is logged and tried again; any other error ends the landing of all tables. It may be
+// called again.
+func (l *Lake) Run(ctx context.Context, c RunConfig) error {
+	if c.Park == nil {
+		return errors.New("lake: RunConfig.Park is missing")
+	}
+	if c.CommitInterval <= 0 {
+		c.CommitInterval = 2 * time.Second
+	}
+	if c.CommitBytes <= 0 {
+		c.CommitBytes = 32 << 20
+	}
+	if c.assignEvery <= 0 {
+		c.assignEvery = 30 * time.Second
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, t := range tables() {
+		lander := &lander{lake: l, table: t, config: c, log: l.log.With("table", t.Name)}
+		g.Go(func() error { return lander.run(ctx) })
+	}
+	return g.Wait()
+}
+
+// hook is called at each step of a landing, so that tests can break it there. An error makes the step fail.
+type hook func(ctx context.Context, table string, s step) error
+
+type step string
+
+const (
+	stepFetched   step = "records fetched"
+	stepWritten   step = "data file written"
+	stepCommit    step = "about to commit"
+	stepCommitted step = "committed, answer not used yet"
+)
+
+func (c RunConfig) at(ctx context.Context, table string, s step) error {
+	if c.hook == nil {
+		return nil
+	}
+	return c.hook(ctx, table, s)
+}

@@ -1,0 +1,330 @@
+package lake
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/digest"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+)
+
+const partitions = 4
+
+// shop is a log with the events of a shop in it, and what was put there.
+type shop struct {
+	brokers  []string
+	producer *fetchtest.Producer
+
+	mu     sync.Mutex
+	events map[event.Aggregate][]event.Event
+	gen    *generator
+}
+
+// newShop starts a broker with empty topics.
+func newShop(t testing.TB) *shop {
+	t.Helper()
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	brokers := []string{b.Addr()}
+	s := &shop{
+		brokers: brokers, producer: fetchtest.New(t, brokers, "shop-"+b.Boot()),
+		events: map[event.Aggregate][]event.Event{}, gen: newGenerator(7),
+	}
+	for _, agg := range event.Aggregates() {
+		if err := s.producer.CreateTopic(t.Context(), agg.Topic, partitions); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// trade has so many orders happen, in several transactions per topic, some of which abort first.
+func (s *shop) trade(ctx context.Context, orders int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for agg, events := range s.gen.history(orders) {
+		for chunk := range slices.Chunk(events, 200) {
+			records := make([]fetchtest.Record, len(chunk))
+			for i, e := range chunk {
+				records[i] = fetchtest.Event(partitionOf(e.Stream), e)
+			}
+			if s.gen.rnd.IntN(4) == 0 {
+				if err := s.producer.Abort(ctx, agg.Topic, records[:1+len(records)/2]...); err != nil {
+					return err
+				}
+			}
+			if err := s.producer.Commit(ctx, agg.Topic, records...); err != nil {
+				return err
+			}
+		}
+		s.events[agg] = append(s.events[agg], events...)
+	}
+	return nil
+}
+
+func partitionOf(stream string) int32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(stream))
+	return int32(h.Sum32() % partitions)
+}
+
+func (s *shop) mustTrade(t testing.TB, orders int) {
+	t.Helper()
+	if err := s.trade(t.Context(), orders); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// all yields the events of an aggregate.
+func (s *shop) all(agg event.Aggregate) iter.Seq2[event.Event, error] {
+	return func(yield func(event.Event, error) bool) {
+		for _, e := range s.events[agg] {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// landed waits until the tables hold all that was put into the topics.
+func (s *shop) landed(t testing.TB, l *Lake) {
+	t.Helper()
+	for _, agg := range event.Aggregates() {
+		ends, err := s.producer.Ends(t.Context(), agg.Topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error {
+			applied, err := l.Applied(t.Context(), agg.Topic)
+			if err != nil {
+				return err
+			}
+			for p, end := range ends {
+				if end > 0 && applied[p] != end {
+					return fmt.Errorf("%s/%d: applied %d of %d", agg.Topic, p, applied[p], end)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// check compares the tables with the topics: every event and every line once, with its content, from one place each.
+func (s *shop) check(t testing.TB, l *Lake) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, agg := range event.Aggregates() {
+		want := digest.New()
+		for _, e := range s.events[agg] {
+			want.AddEvent(e)
+		}
+		have, err := l.EventsDigest(t.Context(), agg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have.Total() != want.Total() {
+			t.Errorf("events of %s: table %v, topic %v", agg.Name, have.Total(), want.Total())
+		}
+	}
+	want, err := ExpectedOrderLinesDigest(s.all(event.Order))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := l.OrderLinesDigest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have.Total() != want.Total() {
+		t.Errorf("order_lines: table %v, topic %v", have.Total(), want.Total())
+	}
+	states, err := l.Tables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range states {
+		checkOrigins(t, l, state)
+	}
+}
+
+// checkOrigins finds rows that are there twice, or stand behind the offset that the table claims.
+func checkOrigins(t testing.TB, l *Lake, state TableState) {
+	t.Helper()
+	seen := map[string]bool{}
+	var rows int64
+	err := l.scan(t.Context(), state.Name, func(rec arrow.RecordBatch) error {
+		column := func(name string) arrow.Array { return rec.Column(rec.Schema().FieldIndices(name)[0]) }
+		for i := range int(rec.NumRows()) {
+			partition := column("partition").(*array.Int32).Value(i)
+			offset := column("offset").(*array.Int64).Value(i)
+			place := fmt.Sprint(column("topic").(*array.String).Value(i), "/", partition, "/", offset)
+			if state.Name == orderLines.Name {
+				place += fmt.Sprint("#", column("line").(*array.Int32).Value(i))
+			}
+			if seen[place] {
+				t.Errorf("%s: %s is there twice", state.Name, place)
+			}
+			seen[place] = true
+			if offset >= state.Offsets[partition] {
+				t.Errorf("%s: row of %s, and the table's offset is %d", state.Name, place, state.Offsets[partition])
+			}
+			rows++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows != state.Rows {
+		t.Errorf("%s: %d rows, and the snapshot says %d", state.Name, rows, state.Rows)
+	}
+}
+
+// checkFiles finds data files in the folders that no table has, and that no crash explains.
+func checkFiles(t testing.TB, l *Lake) {
+	t.Helper()
+	for _, decl := range tables() {
+		have, err := l.load(t.Context(), decl.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := map[string]bool{}
+		tasks, err := have.Scan(table.WithMaxConcurrency(1)).PlanFiles(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			used[filepath.Base(task.File.FilePath())] = true
+		}
+		entries, err := os.ReadDir(filepath.Join(strings.TrimPrefix(have.Location(), "file://"), "data"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if !used[e.Name()] {
+				t.Errorf("%s: data file %s belongs to no snapshot", decl.Name, e.Name())
+			}
+		}
+	}
+}
+
+func openLake(t testing.TB, dir string) *Lake {
+	t.Helper()
+	l, err := Open(t.Context(), lakeConfig(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func lakeConfig(dir string) Config {
+	return Config{Warehouse: filepath.Join(dir, "warehouse"), CatalogPath: filepath.Join(dir, "catalog.db"), Logger: quiet()}
+}
+
+// runConfig lands fast, and refuses to park.
+func (s *shop) runConfig() RunConfig {
+	return RunConfig{
+		Brokers:        s.brokers,
+		Park:           func(_ context.Context, p Parked) error { return fmt.Errorf("unexpected: %w", p.Reason) },
+		CommitInterval: 40 * time.Millisecond,
+	}
+}
+
+// start runs the landers; what it returns stops them and gives Run's error. They stop with the test in any case.
+func start(t testing.TB, l *Lake, c RunConfig) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx, c) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
+func mustStop(t testing.TB, stop func() error) {
+	t.Helper()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually tries until there is no error, and fails with the last one after a minute.
+func eventually(t testing.TB, try func() error) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(time.Minute)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal(err)
+		}
+	}
+}
+
+// quiet is a logger that says nothing, or everything where MILLRACE_TEST_LOG is set.
+func quiet() *slog.Logger {
+	if os.Getenv("MILLRACE_TEST_LOG") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+// logged is a logger that can be asked what it was told.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *logged) has(s string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !strings.Contains(l.buf.String(), s) {
+		return fmt.Errorf("the log does not say %q", s)
+	}
+	return nil
+}
