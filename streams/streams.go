@@ -30,6 +30,33 @@ type Applied struct {
 	AsOf      time.Time      // when that event was recorded; zero before the first
 }
 
+// String is how a sink may keep it: "next transaction.sequence microseconds". ParseApplied reads it.
+func (a Applied) String() string {
+	var micros int64
+	if !a.AsOf.IsZero() {
+		micros = a.AsOf.UnixMicro()
+	}
+	return fmt.Sprintf("%d %s %d", a.Next, a.Watermark, micros)
+}
+
+// ParseApplied reads what String wrote.
+func ParseApplied(s string) (Applied, error) {
+	var a Applied
+	var watermark string
+	var micros int64
+	if _, err := fmt.Sscanf(s, "%d %s %d", &a.Next, &watermark, &micros); err != nil {
+		return Applied{}, fmt.Errorf("position of a sink %q: want three words: %w", s, err)
+	}
+	var err error
+	if a.Watermark, err = event.ParsePosition(watermark); err != nil {
+		return Applied{}, fmt.Errorf("position of a sink %q: %w", s, err)
+	}
+	if micros != 0 {
+		a.AsOf = time.UnixMicro(micros).UTC()
+	}
+	return a, nil
+}
+
 // Move is one partition's step in a sink's positions.
 type Move struct {
 	Partition int32

@@ -1,0 +1,105 @@
+// Package readmodels holds what every view does alike: folding events into documents by version, summing documents for
+// verification, and keeping a query's promises about tokens, deadlines and freshness. Each view has its own package below.
+package readmodels
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/streams"
+)
+
+// Document is what a view keeps of one stream.
+type Document interface {
+	comparable
+	proto.Message
+	GetVersion() uint64 // of the stream's last event that it shows
+}
+
+// Project is a view's pure heart: the document that an event makes of a document, which is nil before the first event. The
+// result has the event's version. Where the event's data cannot be read, the result differs in that alone, and comes with
+// an error. The document that was passed in is not changed.
+type Project[D Document] func(document D, e event.Event) (D, error)
+
+// Fold applies records to the documents of their streams, which it looks up and puts back in docs, and returns the streams
+// whose document changed. A record that a document shows already is passed over. Errors are those of streams.Sink: a
+// *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after which all has been folded.
+func Fold[D Document](docs map[string]D, records []streams.Record, project Project[D]) (changed map[string]bool, err error) {
+	var none D
+	var unreadable streams.UnreadableError
+	changed = map[string]bool{}
+	for _, r := range records {
+		doc, stream := docs[r.Event.Stream], r.Event.Stream
+		var have uint64
+		if doc != none {
+			have = doc.GetVersion()
+		}
+		var bad error
+		switch {
+		case r.Event.Version > have+1:
+			return nil, &streams.GapError{Record: r, Have: have}
+		case r.Event.Version <= have:
+			_, bad = project(none, r.Event) // it must be found unreadable again
+		default:
+			docs[stream], bad = project(doc, r.Event)
+			changed[stream] = true
+		}
+		if bad != nil {
+			unreadable.Records = append(unreadable.Records, r)
+			unreadable.Reasons = append(unreadable.Reasons, bad)
+		}
+	}
+	if len(unreadable.Records) > 0 {
+		return changed, &unreadable
+	}
+	return changed, nil
+}
+
+// Streams lists the streams of records, each once.
+func Streams(records []streams.Record) []string {
+	seen := make(map[string]bool, len(records))
+	var ids []string
+	for _, r := range records {
+		if !seen[r.Event.Stream] {
+			seen[r.Event.Stream] = true
+			ids = append(ids, r.Event.Stream)
+		}
+	}
+	return ids
+}
+
+// Expected is the digest that a view has once it has applied the events, which come in order per stream.
+func Expected[D Document](events iter.Seq2[event.Event, error], project Project[D]) (*digest.Digest, error) {
+	docs := map[string]D{}
+	for e, err := range events {
+		if err != nil {
+			return nil, fmt.Errorf("read events: %w", err)
+		}
+		var unreadable *streams.UnreadableError
+		if _, err := Fold(docs, []streams.Record{{Event: e}}, project); err != nil && !errors.As(err, &unreadable) {
+			return nil, fmt.Errorf("fold events: %w", err)
+		}
+	}
+	d := digest.New()
+	for stream, doc := range docs {
+		if err := AddDocument(d, stream, doc); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// AddDocument adds a document to a digest.
+func AddDocument(d *digest.Digest, stream string, doc proto.Message) error {
+	content, err := proto.MarshalOptions{Deterministic: true}.Marshal(doc)
+	if err != nil {
+		return fmt.Errorf("marshal document %q: %w", stream, err)
+	}
+	d.Add(stream, content)
+	return nil
+}

@@ -1,0 +1,57 @@
+// Package orderstatus is the view of single orders: where an order stands, found by its id or by the shop's own number.
+package orderstatus
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/readmodels"
+)
+
+// Project is the document that an event makes of an order's document, as readmodels.Project says. An event that this
+// version of the view does not know leaves the document as it was, but for version and time.
+func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, error) {
+	next := &orderv1.OrderStatus{OrderId: e.Stream}
+	if doc != nil {
+		next = proto.CloneOf(doc)
+	}
+	next.Version, next.RecordedAt = e.Version, timestamppb.New(e.RecordedAt)
+
+	var message orderv1.OrderEvent
+	if err := proto.Unmarshal(e.Data, &message); err != nil {
+		return next, fmt.Errorf("read %s of order %s, version %d: %w", e.Type, e.Stream, e.Version, err)
+	}
+	switch m := message.Event.(type) {
+	case *orderv1.OrderEvent_Placed:
+		next.Stage = orderv1.OrderStage_ORDER_STAGE_PLACED
+		next.CustomerId = m.Placed.CustomerId
+		next.Reference = m.Placed.Reference
+		next.Country = m.Placed.Country
+		next.Lines = m.Placed.Lines
+		next.Total = m.Placed.Total
+		next.OrderedAt = m.Placed.OrderedAt
+	case *orderv1.OrderEvent_LinesAdded:
+		next.Lines = slices.Concat(next.Lines, m.LinesAdded.Lines)
+		next.Total = m.LinesAdded.Total
+	case *orderv1.OrderEvent_Confirmed:
+		next.Stage = orderv1.OrderStage_ORDER_STAGE_CONFIRMED
+		next.ConfirmedAt = m.Confirmed.ConfirmedAt
+	case *orderv1.OrderEvent_Cancelled:
+		next.Stage = orderv1.OrderStage_ORDER_STAGE_CANCELLED
+		next.CancelledAt = m.Cancelled.CancelledAt
+		next.CancelReason = m.Cancelled.Reason
+	}
+	return next, nil
+}
+
+// ExpectedDigest is what View.Digest gives once the view has applied the events, which come in order per stream.
+func ExpectedDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	return readmodels.Expected(events, Project)
+}

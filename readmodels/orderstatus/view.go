@@ -1,0 +1,166 @@
+package orderstatus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/readmodels"
+	"github.com/millrace/millrace/streams"
+)
+
+// Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
+const Name = "orderstatus/v1"
+
+// Topics are what the view is fed from.
+func Topics() []string { return []string{event.Order.Topic} }
+
+// View keeps one document per order in Redis. It is a streams.Sink.
+type View struct {
+	docs  *redis.Documents
+	fresh readmodels.Freshness
+}
+
+// New makes the view. The watermarks are those of the runtime that feeds it.
+func New(client *redis.Client, watermarks *streams.Watermarks) *View {
+	return &View{client.Documents(Name), readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: watermarks}}
+}
+
+var _ streams.Sink = (*View)(nil)
+
+// Apply brings the documents of the records' orders up to date.
+func (v *View) Apply(ctx context.Context, records []streams.Record) error {
+	docs, err := v.load(ctx, readmodels.Streams(records)...)
+	if err != nil {
+		return err
+	}
+	changed, err := readmodels.Fold(docs, records, Project)
+	var unreadable *streams.UnreadableError
+	if err != nil && !errors.As(err, &unreadable) {
+		return err
+	}
+	save := make([]redis.Document, 0, len(changed))
+	for stream := range changed {
+		data, err := proto.Marshal(docs[stream])
+		if err != nil {
+			return fmt.Errorf("marshal order %s: %w", stream, err)
+		}
+		save = append(save, redis.Document{ID: stream, Version: docs[stream].Version, Data: data, Reference: docs[stream].Reference})
+	}
+	if err := v.docs.Save(ctx, save); err != nil {
+		return err
+	}
+	return err // nil, or what could not be read
+}
+
+func (v *View) load(ctx context.Context, ids ...string) (map[string]*orderv1.OrderStatus, error) {
+	stored, err := v.docs.Load(ctx, ids...)
+	if err != nil {
+		return nil, err
+	}
+	docs := make(map[string]*orderv1.OrderStatus, len(stored))
+	for id, s := range stored {
+		if docs[id], err = unmarshal(s); err != nil {
+			return nil, err
+		}
+	}
+	return docs, nil
+}
+
+func unmarshal(stored redis.Document) (*orderv1.OrderStatus, error) {
+	doc := &orderv1.OrderStatus{}
+	if err := proto.Unmarshal(stored.Data, doc); err != nil {
+		return nil, fmt.Errorf("read the document of order %s: %w", stored.ID, err)
+	}
+	return doc, nil
+}
+
+// Positions implements streams.Sink.
+func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
+	stored, err := v.docs.Positions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	positions := map[int32]streams.Applied{}
+	for field, value := range stored {
+		id, ours := strings.CutPrefix(field, topic+"/")
+		if !ours || value == "" {
+			continue
+		}
+		partition, err := strconv.ParseInt(id, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("position %q: %w", field, err)
+		}
+		if positions[int32(partition)], err = streams.ParseApplied(value); err != nil {
+			return nil, err
+		}
+	}
+	return positions, nil
+}
+
+// SavePositions implements streams.Sink.
+func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
+	ms := make([]redis.Move, len(moves))
+	for i, m := range moves {
+		ms[i] = redis.Move{Field: topic + "/" + strconv.Itoa(int(m.Partition)), From: kept(m.From), To: kept(m.To)}
+	}
+	stray, err := v.docs.MovePositions(ctx, ms)
+	if err != nil {
+		return err
+	}
+	if stray != "" {
+		return fmt.Errorf("view %s, position %s: %w", Name, stray, streams.ErrLost)
+	}
+	return nil
+}
+
+// kept is a position as it is kept. The beginning is not kept at all.
+func kept(a streams.Applied) string {
+	if a.Next == 0 {
+		return ""
+	}
+	return a.String()
+}
+
+// Status is what there is to say of a view in one line.
+type Status struct {
+	Documents uint64
+	AsOf      time.Time // when the newest applied event was recorded; zero before the first
+	Lag       uint64    // events that stand on the log and are not applied
+	Known     bool      // whether Lag is known: it is not before the runtime has looked at the log
+}
+
+// Status counts the documents and says how fresh they are.
+func (v *View) Status(ctx context.Context) (Status, error) {
+	count, err := v.docs.Count(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	lag, known := v.fresh.Watermarks.Lag(Topics()...)
+	return Status{count, v.fresh.Watermarks.AsOf(Topics()...), lag, known}, nil
+}
+
+// Digest sums what the view holds, one item per order.
+func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
+	d := digest.New()
+	err := v.docs.Each(ctx, func(s redis.Document) error {
+		doc, err := unmarshal(s)
+		if err != nil {
+			return err
+		}
+		return readmodels.AddDocument(d, s.ID, doc)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
