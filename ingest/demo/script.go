@@ -1,0 +1,156 @@
+package demo
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/millrace/millrace/event"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+)
+
+// opening is the time in the demo's ids. Its commands carry no time: they happen when they are sent.
+var opening = time.Date(2026, 1, 5, 9, 0, 0, 0, time.UTC)
+
+const (
+	currency  = "GBP"
+	customers = 24
+	holdGoods = 24 * time.Hour
+)
+
+// writer writes the stories. What it draws depends on the seed alone, and more orders do not change the first ones.
+type writer struct {
+	seed uint64
+	rand *rand.Rand
+	ids  int // made so far
+}
+
+// script is the whole demo: how the shop is set up, and then what it sells.
+func script(seed uint64, orders int) (goods, trade []story) {
+	w := &writer{seed: seed, rand: rand.New(rand.NewPCG(seed, 0))}
+	for _, p := range products {
+		goods = append(goods, w.list(p))
+	}
+	var people []person
+	for n := range customers {
+		p := w.person(n)
+		people = append(people, p)
+		goods = append(goods, w.register(p))
+	}
+	for n := range orders {
+		trade = append(trade, w.order(n, people, n == orders-1))
+	}
+	return goods, trade
+}
+
+// key makes an idempotency key.
+func (w *writer) key(parts ...any) string {
+	return fmt.Sprintf("demo:%d:", w.seed) + strings.TrimSuffix(fmt.Sprintln(parts...), "\n")
+}
+
+func (w *writer) id(name string) string {
+	w.ids++
+	return event.NamedID(opening.Add(time.Duration(w.ids)*time.Minute), fmt.Sprintf("demo/%d/%s", w.seed, name)).String()
+}
+
+func (w *writer) list(p product) story {
+	s := story{
+		&catalogv1.ListProductRequest{
+			Sku: p.sku, Title: p.title, Description: p.description, Kind: p.kind(), Categories: []string{p.category},
+			IdempotencyKey: w.key("list", p.sku),
+		},
+		&catalogv1.SetPriceRequest{Sku: p.sku, Price: p.price(), IdempotencyKey: w.key("price", p.sku)},
+	}
+	if p.kind() == catalogv1.ProductKind_PRODUCT_KIND_GOODS {
+		s = append(s, &inventoryv1.ReceiveStockRequest{
+			Sku: p.sku, Quantity: 12 * (20 + w.rand.Int64N(40)), Reference: fmt.Sprintf("PO-%d", 7000+w.rand.IntN(1000)),
+			IdempotencyKey: w.key("receive", p.sku),
+		})
+	}
+	return s
+}
+
+type person struct {
+	id, reference, name, email string
+	address                    *customerv1.Address
+}
+
+func (w *writer) person(n int) person {
+	first, last := firstNames[n%len(firstNames)], lastNames[w.rand.IntN(len(lastNames))]
+	town := towns[w.rand.IntN(len(towns))]
+	reference := fmt.Sprintf("C-%04d", 1001+n)
+	return person{
+		id:        w.id("customer/" + reference),
+		reference: reference,
+		name:      first + " " + last,
+		email:     strings.ToLower(fmt.Sprintf("%s.%s.%d@example.com", first, last, 1001+n)),
+		address: &customerv1.Address{
+			Recipient: first + " " + last, Lines: []string{fmt.Sprintf("%d %s", 1+w.rand.IntN(120), town.street)},
+			PostalCode: town.postalCode, City: town.city, Country: town.country,
+		},
+	}
+}
+
+func (w *writer) register(p person) story {
+	s := story{
+		&customerv1.RegisterCustomerRequest{
+			CustomerId: p.id, Reference: p.reference, Name: p.name, Email: p.email, Country: p.address.GetCountry(),
+			IdempotencyKey: w.key("register", p.reference),
+		},
+		&customerv1.ChangeAddressRequest{CustomerId: p.id, Address: p.address, IdempotencyKey: w.key("address", p.reference)},
+	}
+	for purpose := customerv1.ConsentPurpose_CONSENT_PURPOSE_MARKETING; purpose <= customerv1.ConsentPurpose_CONSENT_PURPOSE_PERSONALISATION; purpose++ {
+		if w.rand.IntN(3) == 0 {
+			s = append(s, &customerv1.SetConsentRequest{
+				CustomerId: p.id, Purpose: purpose, Granted: true, IdempotencyKey: w.key("consent", p.reference, purpose),
+			})
+		}
+	}
+	return s
+}
+
+// order is the story of an order: placed, its goods set aside, and then, as a rule, confirmed and taken from the shelf. Some
+// customers change their mind, and some orders still wait when the day is over. The last one is confirmed.
+func (w *writer) order(n int, people []person, last bool) story {
+	reference := fmt.Sprintf("S-%d", 10_001+n)
+	id := w.id("order/" + reference)
+	place := &orderv1.PlaceOrderRequest{
+		OrderId: id, Reference: reference, Currency: currency, Country: "GB", IdempotencyKey: w.key("place", reference),
+	}
+	if guest := w.rand.IntN(5) == 0; !guest {
+		p := people[w.rand.IntN(len(people))]
+		place.CustomerId, place.Country = &p.id, p.address.GetCountry()
+	}
+	lines := 1 + min(w.rand.IntN(5), w.rand.IntN(6))
+	var held, taken, freed story
+	for line, at := range w.rand.Perm(len(products) - 1)[:lines] {
+		p, quantity := products[at+1], 1+min(w.rand.Int64N(6), w.rand.Int64N(6))
+		place.Lines = append(place.Lines, p.line(quantity))
+		name := fmt.Sprintf("%s/%d", reference, line+1)
+		held = append(held, &inventoryv1.ReserveStockRequest{
+			Sku: p.sku, ReservationId: name, Quantity: quantity, TimeToLive: durationpb.New(holdGoods), IdempotencyKey: w.key("reserve", name),
+		})
+		taken = append(taken, &inventoryv1.CommitReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("commit", name)})
+		freed = append(freed, &inventoryv1.ReleaseReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("release", name)})
+	}
+	if lines < 4 { // small parcels pay for their delivery
+		place.Lines = append(place.Lines, delivery.line(1))
+	}
+	s := append(story{place}, held...)
+	switch fate := w.rand.IntN(20); {
+	case fate < 14 || last:
+		s = append(s, &orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: w.key("confirm", reference)})
+		return append(s, taken...)
+	case fate < 17:
+		why := regrets[w.rand.IntN(len(regrets))]
+		s = append(s, &orderv1.CancelOrderRequest{OrderId: id, Reason: why, IdempotencyKey: w.key("cancel", reference)})
+		return append(s, freed...)
+	}
+	return s
+}

@@ -1,0 +1,163 @@
+package onlineretail
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"strings"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
+	"github.com/apache/arrow-go/v18/parquet/file"
+	"github.com/apache/arrow-go/v18/parquet/pqarrow"
+
+	"github.com/millrace/millrace/event"
+)
+
+// ErrFile is wrapped by the errors that say the file is not an Online Retail file.
+var ErrFile = errors.New("not an Online Retail file")
+
+// columns of the file and the types that we can read them from.
+var columns = []struct {
+	name  string
+	types []arrow.Type
+}{
+	{"InvoiceNo", []arrow.Type{arrow.STRING, arrow.LARGE_STRING}},
+	{"StockCode", []arrow.Type{arrow.STRING, arrow.LARGE_STRING}},
+	{"Description", []arrow.Type{arrow.STRING, arrow.LARGE_STRING}},
+	{"Country", []arrow.Type{arrow.STRING, arrow.LARGE_STRING}},
+	{"Quantity", []arrow.Type{arrow.INT64}},
+	{"UnitPrice", []arrow.Type{arrow.FLOAT64}},
+	{"CustomerID", []arrow.Type{arrow.FLOAT64}},
+	{"InvoiceDate", []arrow.Type{arrow.TIMESTAMP}},
+}
+
+// source is an open file.
+type source struct {
+	parquet *file.Reader
+	records pqarrow.RecordReader
+	rows    int64
+}
+
+// open opens a file and checks its columns.
+func open(ctx context.Context, path string) (_ *source, err error) {
+	reader, err := file.OpenParquetFile(path, false)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("%s: %w", path, err), reader.Close())
+		}
+	}()
+	var leaves []int
+	for _, c := range columns {
+		leaf := reader.MetaData().Schema.ColumnIndexByName(c.name)
+		if leaf < 0 {
+			return nil, fmt.Errorf("%w: column %s is missing", ErrFile, c.name)
+		}
+		leaves = append(leaves, leaf)
+	}
+	decoder, err := pqarrow.NewFileReader(reader, pqarrow.ArrowReadProperties{BatchSize: windowRows}, memory.DefaultAllocator)
+	if err != nil {
+		return nil, err
+	}
+	records, err := decoder.GetRecordReader(ctx, leaves, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range columns {
+		if err := checkColumn(records.Schema(), c.name, c.types); err != nil {
+			records.Release()
+			return nil, err
+		}
+	}
+	return &source{reader, records, reader.NumRows()}, nil
+}
+
+func checkColumn(schema *arrow.Schema, name string, types []arrow.Type) error {
+	fields, _ := schema.FieldsByName(name)
+	if len(fields) != 1 {
+		return fmt.Errorf("%w: %d columns are called %s", ErrFile, len(fields), name)
+	}
+	for _, t := range types {
+		if fields[0].Type.ID() == t {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: column %s is of type %s, not %s", ErrFile, name, fields[0].Type, strings.ToLower(types[0].String()))
+}
+
+// all yields the rows in the order of the file, or an error as the last pair.
+func (s *source) all() iter.Seq2[row, error] {
+	return func(yield func(row, error) bool) {
+		number := int64(0)
+		for s.records.Next() {
+			read := rowReader(s.records.RecordBatch())
+			for i := range int(s.records.RecordBatch().NumRows()) {
+				number++
+				r := read(i)
+				r.number = number
+				if !yield(r, nil) {
+					return
+				}
+			}
+		}
+		if err := s.records.Err(); err != nil {
+			yield(row{}, fmt.Errorf("after row %d: %w", number, err))
+		}
+	}
+}
+
+func (s *source) close() error {
+	s.records.Release()
+	return s.parquet.Close()
+}
+
+// rowReader reads the rows of one batch, whose columns have been checked.
+func rowReader(batch arrow.RecordBatch) func(i int) row {
+	column := func(name string) arrow.Array { return batch.Column(batch.Schema().FieldIndices(name)[0]) }
+	text := func(name string) func(int) string {
+		values := column(name).(array.StringLike)
+		return func(i int) string {
+			if values.IsNull(i) {
+				return ""
+			}
+			return strings.Clone(strings.TrimSpace(values.Value(i))) // a value lives in the batch's memory
+		}
+	}
+	number := func(name string) func(int) float64 {
+		values := column(name).(*array.Float64)
+		return func(i int) float64 {
+			if values.IsNull(i) {
+				return math.NaN()
+			}
+			return values.Value(i)
+		}
+	}
+	invoice, code, description, country := text("InvoiceNo"), text("StockCode"), text("Description"), text("Country")
+	price, customer := number("UnitPrice"), number("CustomerID")
+	quantity := column("Quantity").(*array.Int64)
+	at := column("InvoiceDate").(*array.Timestamp)
+	unit := at.DataType().(*arrow.TimestampType).Unit
+
+	return func(i int) row {
+		r := row{
+			invoice: invoice(i), code: code(i), description: description(i), country: country(i),
+			price: price(i), customer: customer(i),
+		}
+		if r.description == "nan" { // how the file writes a missing text
+			r.description = ""
+		}
+		if quantity.IsValid(i) {
+			r.quantity = quantity.Value(i)
+		}
+		if at.IsValid(i) {
+			r.at = event.Time(at.Value(i).ToTime(unit)) // the shop's clock, taken for UTC
+		}
+		return r
+	}
+}

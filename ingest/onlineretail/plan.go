@@ -1,0 +1,331 @@
+package onlineretail
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+)
+
+// command is a request to one of the services, and the lines of the file that it stands for: they are accepted if it is.
+type command struct {
+	stream  string // the commands of one stream are sent one after the other
+	request proto.Message
+	lines   []line
+}
+
+// line says where in the file something stood.
+type line struct {
+	row           int64
+	invoice, code string
+}
+
+// reject is a line that did not become part of a command.
+type reject struct {
+	line
+	reason string
+}
+
+// window is what a stretch of the file leads to. The orders name customers and products of the groundwork, so that is
+// sent first.
+type window struct {
+	groundwork []command
+	orders     []command
+	rejects    []reject
+}
+
+// planner turns rows into commands. It looks at nothing but the rows so far: what it plans for the beginning of a file does
+// not depend on the rest. Only an invoice that the end of the rows cuts off is planned with the lines that it has.
+type planner struct {
+	completeAfter int64 // rows
+
+	customers map[int64]string // id by number
+	products  map[string]*product
+	invoices  map[string]*invoice
+	open      []*invoice // with lines that are not planned yet, in the order of their first such line
+	window    window
+}
+
+type product struct {
+	service bool
+	titled  bool // the title is a real one, not the code
+	price   float64
+	// A price other than the product's, and how many sales in a row charged it.
+	otherPrice float64
+	otherSales int
+	// What would lie on the shelf if each sale took its goods at once.
+	onHand int64
+}
+
+type invoice struct {
+	number   string
+	orderID  string
+	customer string // id; empty for a guest
+	country  string
+	ordered  time.Time
+
+	planned int // lines in commands already
+
+	// Lines not planned yet; added is when the first of them was written.
+	added   time.Time
+	pending []*orderv1.NewLine
+	lines   []line
+}
+
+func newPlanner() *planner {
+	return &planner{completeAfter: completeAfter, customers: map[int64]string{}, products: map[string]*product{}, invoices: map[string]*invoice{}}
+}
+
+const (
+	// An invoice is complete when this many rows in a row were not of it. In the real file one is interleaved with another,
+	// by two rows. Lines that come later still are added to the order.
+	completeAfter = 1000
+	// A product's price changes when this many sales in a row charged the new one: one-off discounts are not its price.
+	priceAfter = 3
+	// A delivery brings at least smallestLot, and else lotFactor times what is missing.
+	smallestLot = 96
+	lotFactor   = 8
+	// The most lines of one command: whatever they say, they fit an event.
+	mostLines = 2500
+)
+
+// add plans one row.
+func (p *planner) add(r row) {
+	if reason := unusable(r); reason != "" {
+		p.reject(r, reason)
+		return
+	}
+	customer := p.customer(r)
+	switch what, reason := classify(r); what {
+	case sale:
+		p.sell(r, customer)
+	case correction:
+		p.correct(r)
+	case neither:
+		p.reject(r, reason)
+	}
+}
+
+// end closes the window: orders come out when their invoice is complete, or when the file is.
+func (p *planner) end(last int64, eof bool) window {
+	p.open = slices.DeleteFunc(p.open, func(i *invoice) bool {
+		if !eof && last-i.lines[len(i.lines)-1].row < p.completeAfter {
+			return false
+		}
+		p.order(i)
+		return true
+	})
+	w := p.window
+	p.window = window{}
+	return w
+}
+
+func (p *planner) reject(r row, reason string) {
+	p.window.rejects = append(p.window.rejects, reject{r.line(), reason})
+}
+
+func (p *planner) first(stream string, request proto.Message, lines ...line) {
+	p.window.groundwork = append(p.window.groundwork, command{stream, request, lines})
+}
+
+// customer is the id of the row's customer, who is registered when first seen; empty for a guest.
+func (p *planner) customer(r row) string {
+	if math.IsNaN(r.customer) {
+		return ""
+	}
+	number := int64(r.customer)
+	if id, ok := p.customers[number]; ok {
+		return id
+	}
+	reference := strconv.FormatInt(number, 10)
+	id := event.NamedID(r.at, "online-retail/customer/"+reference).String()
+	p.customers[number] = id
+	p.first("customer/"+id, &customerv1.RegisterCustomerRequest{
+		CustomerId:     id,
+		Reference:      reference,
+		Country:        r.country,
+		RegisteredAt:   timestamppb.New(r.at),
+		IdempotencyKey: "online-retail:customer:" + reference,
+	})
+	return id
+}
+
+// product is the row's product, which is listed when first seen. A sale tells its title; on a correction the description
+// is the reason, so until the first sale the code has to do.
+func (p *planner) product(r row, title string) *product {
+	item, ok := p.products[r.code]
+	switch {
+	case !ok:
+		item = &product{service: isService(r.code), titled: title != ""}
+		p.products[r.code] = item
+		kind := catalogv1.ProductKind_PRODUCT_KIND_GOODS
+		if item.service {
+			kind = catalogv1.ProductKind_PRODUCT_KIND_SERVICE
+		}
+		if title == "" {
+			title = r.code
+		}
+		p.first("product/"+r.code, &catalogv1.ListProductRequest{
+			Sku:            r.code,
+			Title:          title,
+			Kind:           kind,
+			ListedAt:       timestamppb.New(r.at),
+			IdempotencyKey: "online-retail:product:" + r.code,
+		})
+	case !item.titled && title != "":
+		item.titled = true
+		p.first("product/"+r.code, &catalogv1.ReviseProductRequest{
+			Sku:            r.code,
+			Title:          title,
+			RevisedAt:      timestamppb.New(r.at),
+			IdempotencyKey: "online-retail:title:" + r.code,
+		})
+	}
+	return item
+}
+
+func (p *planner) sell(r row, customer string) {
+	// The shortest decimal that reads as this float is what the shop wrote.
+	price, err := event.ParseMoney(currency, strconv.FormatFloat(r.price, 'f', -1, 64))
+	if err != nil {
+		p.reject(r, reasonPrice)
+		return
+	}
+	i, ok := p.invoices[r.invoice]
+	if ok && i.customer != customer {
+		p.reject(r, reasonCustomer)
+		return
+	}
+	if !ok {
+		i = &invoice{
+			number:   r.invoice,
+			orderID:  event.NamedID(r.at, "online-retail/order/"+r.invoice).String(),
+			customer: customer,
+			country:  r.country,
+			ordered:  r.at,
+		}
+		p.invoices[r.invoice] = i
+	}
+	if len(i.lines) == 0 {
+		i.added = r.at
+		p.open = append(p.open, i)
+	}
+	i.lines = append(i.lines, r.line())
+	i.pending = append(i.pending, &orderv1.NewLine{Sku: r.code, Description: r.description, Quantity: r.quantity, UnitPrice: price})
+
+	item := p.product(r, r.description)
+	p.charge(r, item, price)
+	if !item.service {
+		p.receive(r, item, r.quantity)
+		item.onHand -= r.quantity
+	}
+}
+
+// charge sets the product's price when it is first sold, and when a new price has proved to be one.
+func (p *planner) charge(r row, item *product, price *money.Money) {
+	switch {
+	case item.price == r.price:
+		item.otherSales = 0
+		return
+	case item.otherSales > 0 && item.otherPrice == r.price:
+		item.otherSales++
+	default:
+		item.otherPrice, item.otherSales = r.price, 1
+	}
+	if item.price != 0 && item.otherSales < priceAfter {
+		return
+	}
+	item.price, item.otherSales = r.price, 0
+	p.first("product/"+r.code, &catalogv1.SetPriceRequest{
+		Sku:            r.code,
+		Price:          price,
+		ValidFrom:      timestamppb.New(r.at),
+		IdempotencyKey: "online-retail:price:" + r.code + ":" + r.key(),
+	})
+}
+
+// receive has goods delivered where fewer than need lie on the shelf. The file knows nothing of deliveries, so they are
+// made up: a lot arrives the minute before it is needed.
+func (p *planner) receive(r row, item *product, need int64) {
+	missing := need - item.onHand
+	if missing <= 0 {
+		return
+	}
+	lot := min(max(smallestLot, lotFactor*missing), mostQuantity)
+	item.onHand += lot
+	p.first("stock/"+r.code, &inventoryv1.ReceiveStockRequest{
+		Sku:            r.code,
+		Quantity:       lot,
+		ReceivedAt:     timestamppb.New(r.at.Add(-time.Minute)),
+		IdempotencyKey: "online-retail:receipt:" + r.key(),
+	})
+}
+
+// correct adjusts the stock: goods found, counted, broken or thrown away.
+func (p *planner) correct(r row) {
+	item := p.product(r, "")
+	p.receive(r, item, -r.quantity)
+	item.onHand += r.quantity
+	reason := r.description
+	if reason == "" {
+		reason = "no reason given"
+	}
+	p.first("stock/"+r.code, &inventoryv1.AdjustStockRequest{
+		Sku:            r.code,
+		Delta:          r.quantity,
+		Reason:         reason,
+		AdjustedAt:     timestamppb.New(r.at),
+		IdempotencyKey: "online-retail:adjustment:" + r.key(),
+	}, r.line())
+}
+
+// order plans the pending lines of an invoice: the first place the order, what comes later is added to it.
+func (p *planner) order(i *invoice) {
+	for len(i.pending) > 0 {
+		n := min(len(i.pending), mostLines)
+		p.window.orders = append(p.window.orders, command{"order/" + i.orderID, i.request(i.pending[:n]), i.lines[:n]})
+		i.planned += n
+		i.pending, i.lines = i.pending[n:], i.lines[n:]
+	}
+	i.pending, i.lines = nil, nil
+}
+
+func (i *invoice) request(lines []*orderv1.NewLine) proto.Message {
+	if i.planned > 0 {
+		return addLines(i.orderID, i.number, i.planned, lines, timestamppb.New(i.added))
+	}
+	place := &orderv1.PlaceOrderRequest{
+		OrderId:        i.orderID,
+		Reference:      i.number,
+		Currency:       currency,
+		Country:        i.country,
+		Lines:          lines,
+		OrderedAt:      timestamppb.New(i.ordered),
+		IdempotencyKey: "online-retail:order:" + i.number,
+	}
+	if i.customer != "" {
+		place.CustomerId = &i.customer
+	}
+	return place
+}
+
+// addLines asks to append to an order that has so many lines already.
+func addLines(orderID, number string, have int, lines []*orderv1.NewLine, at *timestamppb.Timestamp) *orderv1.AddLinesRequest {
+	return &orderv1.AddLinesRequest{
+		OrderId:        orderID,
+		AfterLine:      uint32(have),
+		Lines:          lines,
+		AddedAt:        at,
+		IdempotencyKey: "online-retail:order:" + number + ":from:" + strconv.Itoa(have+1),
+	}
+}

@@ -1,0 +1,111 @@
+package onlineretail
+
+import (
+	"cmp"
+	"encoding/csv"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Summary says what became of the lines of a file. Accepted + Rejected = Read.
+type Summary struct {
+	Read     int64
+	Accepted int64 // became part of a command that the server took, now or in an earlier import
+	Rejected int64
+	Reasons  map[string]int64 // Rejected by reason
+
+	Commands map[string]int64 // that the server took, by name: "PlaceOrder"
+	Replayed int64            // of Commands: the server had taken them in an earlier import
+	Refused  map[string]int64 // commands that the server did not take, by name and reason
+
+	Elapsed time.Duration
+}
+
+func newSummary() Summary {
+	return Summary{Reasons: map[string]int64{}, Commands: map[string]int64{}, Refused: map[string]int64{}}
+}
+
+func (s *Summary) reject(r reject) {
+	s.Rejected++
+	s.Reasons[r.reason]++
+}
+
+// check holds the import to its promise that no line is lost.
+func (s *Summary) check() error {
+	if s.Accepted+s.Rejected != s.Read {
+		return fmt.Errorf("%d lines accepted and %d rejected are not the %d read: this is a bug of the import", s.Accepted, s.Rejected, s.Read)
+	}
+	return nil
+}
+
+// String is a report of a few lines.
+func (s Summary) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n", s.Read, s.Accepted, s.Rejected, s.Elapsed.Round(time.Millisecond))
+	table := func(title string, counts map[string]int64) {
+		if len(counts) == 0 {
+			return
+		}
+		fmt.Fprintln(&b, title)
+		names := slices.SortedFunc(maps.Keys(counts), func(x, y string) int {
+			return cmp.Or(cmp.Compare(counts[y], counts[x]), cmp.Compare(x, y))
+		})
+		for _, name := range names {
+			fmt.Fprintf(&b, "%10d  %s\n", counts[name], name)
+		}
+	}
+	table("rejected:", s.Reasons)
+	table(fmt.Sprintf("commands, %d of them known from before:", s.Replayed), s.Commands)
+	table("commands that the server refused:", s.Refused)
+	return b.String()
+}
+
+// rejectsFile is a CSV file of row, invoice, stock code and reason.
+type rejectsFile struct {
+	file *os.File // nil where nobody wants it
+	csv  *csv.Writer
+}
+
+func createRejects(path string) (*rejectsFile, error) {
+	if path == "" {
+		return &rejectsFile{}, nil
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, fmt.Errorf("create the file of rejects: %w", err)
+	}
+	return &rejectsFile{f, csv.NewWriter(f)}, nil
+}
+
+// write writes the rejects of one window.
+func (f *rejectsFile) write(rejects []reject) error {
+	if f.file == nil {
+		return nil
+	}
+	slices.SortFunc(rejects, func(a, b reject) int { return cmp.Compare(a.row, b.row) })
+	for _, r := range rejects {
+		if err := f.csv.Write([]string{strconv.FormatInt(r.row, 10), r.invoice, r.code, r.reason}); err != nil {
+			return fmt.Errorf("write the file of rejects: %w", err)
+		}
+	}
+	f.csv.Flush()
+	if err := f.csv.Error(); err != nil {
+		return fmt.Errorf("write the file of rejects: %w", err)
+	}
+	return nil
+}
+
+func (f *rejectsFile) close() error {
+	if f.file == nil {
+		return nil
+	}
+	if err := f.file.Close(); err != nil {
+		return fmt.Errorf("close the file of rejects: %w", err)
+	}
+	return nil
+}
