@@ -123,5 +123,8 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 
 func parseTime(s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339Nano, s)
+	if y := t.UTC().Year(); err == nil && (y < 1 || y > 9999) { // an offset led out of what RFC 3339 can write
+		err = fmt.Errorf("year %d is out of range", y)
+	}
 	return Time(t), err
 }
