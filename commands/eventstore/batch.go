@@ -118,6 +118,9 @@ func (s Snapshot) validate() error {
 	if s.Version == 0 || s.Version > math.MaxInt64 {
 		return fmt.Errorf("version %d is out of range", s.Version)
 	}
+	if s.Schema < 0 || s.Schema > math.MaxInt32 {
+		return fmt.Errorf("schema %d is out of range", s.Schema)
+	}
 	if len(s.State) > MaxState {
 		return fmt.Errorf("its state has %d bytes, at most %d fit", len(s.State), MaxState)
 	}

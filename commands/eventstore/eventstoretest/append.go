@@ -242,6 +242,7 @@ func limits(t *testing.T, place Place) {
 		"snapshot of version 0":  {Snapshots: []eventstore.Snapshot{{Stream: "s"}}},
 		"snapshot twice":         {Snapshots: []eventstore.Snapshot{{Stream: "s", Version: 1}, {Stream: "s", Version: 2}}},
 		"snapshot out of range":  {Snapshots: []eventstore.Snapshot{{Stream: "s", Version: math.MaxUint64}}},
+		"schema out of range":    {Snapshots: []eventstore.Snapshot{{Stream: "s", Version: 1, Schema: -1}}},
 		"one stream of two":      {Streams: append(one("good", 0, 1).Streams, one("", 0, 1).Streams...)},
 		"answer to not UTF-8 id": {Answer: eventstore.Answer{Key: "k", Stream: "\xff"}},
 	} {

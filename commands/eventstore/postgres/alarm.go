@@ -1,0 +1,50 @@
+package postgres
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// alarm logs who holds events back, once they have been held back for too long and again each time that span has passed.
+type alarm struct {
+	store *Store
+	since time.Time // zero while nothing is held back
+}
+
+// The transaction to blame is the one with the oldest id. A prepared transaction has no session any more; its name tells.
+const selectCulprit = `
+SELECT coalesce(pid, 0), who, since FROM (
+    SELECT pid, concat_ws(' ', datname, usename, application_name, state) AS who, xact_start AS since, age(backend_xid) AS age
+    FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+    UNION ALL
+    SELECT NULL, 'prepared transaction ' || gid, prepared, age(transaction) FROM pg_prepared_xacts
+) AS open ORDER BY age DESC LIMIT 1`
+
+func (a *alarm) saw(ctx context.Context, held bool) {
+	switch {
+	case !held:
+		a.since = time.Time{}
+	case a.since.IsZero():
+		a.since = time.Now()
+	case time.Since(a.since) >= a.store.options.alarmAfter:
+		a.since = time.Now()
+		a.ring(ctx)
+	}
+}
+
+func (a *alarm) ring(ctx context.Context) {
+	log := a.store.options.logger.With("aggregate", a.store.aggregate.Name)
+	var pid int32
+	var who string
+	var since *time.Time // hidden from roles without pg_read_all_stats
+	if err := a.store.reads.QueryRow(ctx, selectCulprit).Scan(&pid, &who, &since); err != nil {
+		log.WarnContext(ctx, "events are held back by an open transaction of the PostgreSQL server", slog.Any("error", err))
+		return
+	}
+	if since == nil {
+		since = new(time.Time)
+	}
+	log.WarnContext(ctx, "events are held back by an open transaction of the PostgreSQL server: end it",
+		slog.Int("pid", int(pid)), slog.String("who", who), slog.Time("open_since", *since))
+}

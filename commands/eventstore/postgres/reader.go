@@ -1,0 +1,169 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// settled is the condition on events that nothing can precede any more: every transaction up to theirs has ended.
+const settled = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
+
+const (
+	selectEvents = `SELECT transaction, position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
+FROM events `
+	selectStream = selectEvents + `WHERE stream = $1 AND version > $2 ORDER BY version`
+	selectAll    = selectEvents + `WHERE ` + settled + ` AND (transaction, position) > ($1, $2) ORDER BY transaction, position LIMIT $3`
+	selectHead   = `SELECT transaction, position FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1`
+
+	selectAnswers  = `SELECT key, fingerprint, response, stream, version, transaction, position FROM answers WHERE key = ANY($1)`
+	selectSnapshot = `SELECT version, schema, state FROM snapshots WHERE stream = $1`
+)
+
+// Load implements eventstore.Store.
+func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	events, err := s.query(ctx, selectStream, stream, bigint(after))
+	if err != nil {
+		return nil, fmt.Errorf("load stream %q: %w", stream, err)
+	}
+	return events, nil
+}
+
+// Read implements eventstore.Store.
+func (s *Store) Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	events, err := s.query(ctx, selectAll, after.Transaction, bigint(after.Sequence), max(limit, 0))
+	if err != nil {
+		return nil, fmt.Errorf("read the events of %s after %v: %w", s.aggregate.Name, after, err)
+	}
+	return events, nil
+}
+
+func (s *Store) query(ctx context.Context, sql string, args ...any) ([]event.Event, error) {
+	rows, err := s.reads.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (event.Event, error) {
+		e := event.Event{Aggregate: s.aggregate.Name}
+		err := row.Scan(&e.Position.Transaction, &e.Position.Sequence, (*[16]byte)(&e.ID), &e.Stream, &e.Version, &e.Type, &e.Data,
+			&e.OccurredAt, &e.RecordedAt, &e.CorrelationID, &e.CausationID, &e.TraceParent)
+		e.OccurredAt, e.RecordedAt = e.OccurredAt.UTC(), e.RecordedAt.UTC()
+		return e, err
+	})
+}
+
+// Head implements eventstore.Store.
+func (s *Store) Head(ctx context.Context) (event.Position, error) {
+	if err := s.gate.Enter(); err != nil {
+		return event.Position{}, err
+	}
+	defer s.gate.Leave()
+	var head event.Position
+	if err := s.reads.QueryRow(ctx, selectHead).Scan(&head.Transaction, &head.Sequence); err != nil && !missing(err) {
+		return event.Position{}, fmt.Errorf("read the head of the store of %s: %w", s.aggregate.Name, err)
+	}
+	return head, nil
+}
+
+// LoadSnapshot implements eventstore.Store.
+func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
+	if err := s.gate.Enter(); err != nil {
+		return eventstore.Snapshot{}, false, err
+	}
+	defer s.gate.Leave()
+	snap := eventstore.Snapshot{Stream: stream}
+	err := s.reads.QueryRow(ctx, selectSnapshot, stream).Scan(&snap.Version, &snap.Schema, &snap.State)
+	switch {
+	case missing(err):
+		return eventstore.Snapshot{}, false, nil
+	case err != nil:
+		return eventstore.Snapshot{}, false, fmt.Errorf("load the snapshot of stream %q: %w", stream, err)
+	}
+	return snap, true, nil
+}
+
+// LoadAnswer implements eventstore.Store.
+func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, bool, error) {
+	if err := s.gate.Enter(); err != nil {
+		return eventstore.Answer{}, false, err
+	}
+	defer s.gate.Leave()
+	rows, err := s.reads.Query(ctx, selectAnswers, []string{key})
+	if err != nil {
+		return eventstore.Answer{}, false, fmt.Errorf("load answer %q: %w", key, err)
+	}
+	a, err := pgx.CollectExactlyOneRow(rows, scanAnswer)
+	switch {
+	case missing(err):
+		return eventstore.Answer{}, false, nil
+	case err != nil:
+		return eventstore.Answer{}, false, fmt.Errorf("load answer %q: %w", key, err)
+	}
+	return a, true, nil
+}
+
+func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
+	err = row.Scan(&a.Key, &a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Transaction, &a.Position.Sequence)
+	return a, err
+}
+
+// bigint is n, or the greatest bigint: no version and no position is greater.
+func bigint(n uint64) int64 { return int64(min(n, math.MaxInt64)) } //nolint:gosec // it fits
+
+// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for what others have and
+// for what open transactions hold back: a notification in every writing transaction would make them queue at commit.
+func (s *Store) Wait(ctx context.Context, after event.Position) error {
+	if err := s.gate.Enter(); err != nil {
+		return err
+	}
+	defer s.gate.Leave()
+	poll := time.NewTicker(s.options.poll)
+	defer poll.Stop()
+	alarm := alarm{store: s}
+	for {
+		commit := s.committed.Next()
+		ready, held, err := s.look(ctx, after)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			return err
+		case ready:
+			return nil
+		}
+		alarm.saw(ctx, held)
+		select {
+		case <-commit:
+		case <-poll.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.gate.Closing():
+			return eventstore.ErrClosed
+		}
+	}
+}
+
+const selectWaiting = `SELECT EXISTS (SELECT FROM events WHERE ` + settled + ` AND (transaction, position) > ($1, $2)),
+       EXISTS (SELECT FROM events WHERE (transaction, position) > ($1, $2))`
+
+// look tells whether events after a position can be read, or are there and held back.
+func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {
+	if err := s.reads.QueryRow(ctx, selectWaiting, after.Transaction, bigint(after.Sequence)).Scan(&ready, &held); err != nil {
+		return false, false, fmt.Errorf("wait for events of %s after %v: %w", s.aggregate.Name, after, err)
+	}
+	return ready, held, nil
+}

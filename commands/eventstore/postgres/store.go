@@ -1,0 +1,234 @@
+// Package postgres keeps one service's events in a schema of a PostgreSQL database: the store of production. It is the one
+// package that knows pgx.
+//
+// Order: transactions do not commit in the order in which they took their numbers, so a reader that remembers the last
+// position it saw would lose what commits later in front of it. An event's position is therefore the id of the transaction
+// that wrote it and its place therein, and Read returns only events of transactions older than every one still open, which
+// nothing can precede any more. A transaction that is left open anywhere in the database server, in any of its databases,
+// holds Read back; Wait logs who it is.
+//
+// A stream's events stand in the order of their versions, too: the event before was committed when the insert began, and the
+// insert is the first statement of its transaction that needs an id, so that its id is the higher one.
+//
+// Appends: as with SQLite, one goroutine takes whatever calls wait and stores them in one transaction, with one statement
+// for all events, one for all answers and one for all snapshots, in two round trips. The tables' keys decide who loses a
+// race; if somebody did, the transaction is rolled back, the losers are told, and the others are stored without them. So
+// conflicts cost, which in optimistic concurrency they always do, and every batch is whole or not at all. Rows are
+// inserted in the order of their keys, so instances of a service cannot lock each other up.
+//
+// Durability is the server's: an append that was answered is as safe as its synchronous_commit and its replicas make it.
+// Transaction ids are part of the positions: restore a database from a physical backup, never from a dump into a new
+// server, which would count transactions from the beginning.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
+	"github.com/millrace/millrace/event"
+)
+
+// Store is an eventstore.Store in a schema of a PostgreSQL database.
+type Store struct {
+	aggregate event.Aggregate
+	options   options
+
+	gate      *adapter.Gate
+	appends   *adapter.Writer
+	committed adapter.Bell
+
+	writer *writer
+	reads  *pgxpool.Pool
+}
+
+var _ eventstore.Store = (*Store)(nil)
+
+type options struct {
+	schema     string
+	poll       time.Duration
+	alarmAfter time.Duration
+	logger     *slog.Logger
+}
+
+// Option changes how a store is opened.
+type Option func(*options)
+
+// WithSchema names the schema; without it, it is "millrace_" and the aggregate's service.
+func WithSchema(name string) Option { return func(o *options) { o.schema = name } }
+
+// WithPoll sets how often Wait looks for what other processes have appended, or open transactions have held back; 25 ms
+// without it.
+func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
+
+// WithAlarm sets how long events may be held back by an open transaction until Wait logs who does it; 10 s without it.
+func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
+
+// WithLogger sets where the store logs; slog.Default() without it.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
+
+// Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword string, names, and makes
+// its tables where there are none. It fails where the schema holds the events of another aggregate or was migrated by
+// a newer version of Millrace.
+//
+// One connection is for appends; beside it reads use up to pool_max_conns of conn.
+func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
+	o := options{
+		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, alarmAfter: 10 * time.Second,
+		logger: slog.Default(),
+	}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	s := &Store{aggregate: aggregate, options: o, gate: adapter.NewGate()}
+	if err := s.connect(ctx, conn); err != nil {
+		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
+	}
+	s.appends = adapter.StartWriter(s.store)
+	return s, nil
+}
+
+func (s *Store) connect(ctx context.Context, conn string) error {
+	config, err := pgxpool.ParseConfig(conn)
+	if err != nil {
+		return err
+	}
+	config.ConnConfig.RuntimeParams["search_path"] = pgx.Identifier{s.options.schema}.Sanitize()
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "millrace " + s.aggregate.Service
+	}
+	alone := config.Copy()
+	alone.MaxConns, alone.MinConns, alone.MinIdleConns = 1, 0, 0
+	writes, err := pgxpool.NewWithConfig(ctx, alone)
+	if err != nil {
+		return err
+	}
+	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return migrate(ctx, c.Conn(), s.options.schema, s.aggregate) })
+	if err != nil {
+		writes.Close()
+		return err
+	}
+	if s.reads, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		writes.Close()
+		return err
+	}
+	s.writer = &writer{pool: writes}
+	return nil
+}
+
+// Append implements eventstore.Store.
+func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
+	if err := s.gate.Enter(); err != nil {
+		return eventstore.Appended{}, err
+	}
+	defer s.gate.Leave()
+	return s.appends.Append(ctx, b)
+}
+
+// store settles the calls of a group, but for those that must be tried again.
+func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
+	fail := func(calls []*adapter.Call, err error) {
+		for _, c := range calls {
+			c.Settle(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeWithin)
+	defer cancel()
+
+	chosen, undecided := choose(group)
+	for len(chosen) > 0 {
+		positions, lost, err := s.writer.store(ctx, chosen)
+		if err != nil {
+			fail(chosen, err)
+			break
+		}
+		if len(lost) == 0 {
+			s.committed.Ring()
+			for i, c := range chosen {
+				c.Settle(eventstore.Appended{Position: positions[i]}, nil)
+			}
+			break
+		}
+		chosen, undecided = part(chosen, undecided, lost)
+	}
+
+	refusals, err := s.writer.refusals(ctx, undecided)
+	if err != nil {
+		fail(undecided, err)
+		return nil
+	}
+	for i, c := range undecided {
+		if refusals[i] != nil {
+			c.Settle(eventstore.Appended{}, refusals[i])
+		} else {
+			again = append(again, c)
+		}
+	}
+	return again
+}
+
+// choose takes calls that do not touch the same streams or keys; of those that do, the first.
+func choose(group []*adapter.Call) (chosen, clashing []*adapter.Call) {
+	streams, keys := map[string]struct{}{}, map[string]struct{}{}
+next:
+	for _, c := range group {
+		if _, taken := keys[c.Batch.Answer.Key]; taken {
+			clashing = append(clashing, c)
+			continue
+		}
+		touched := make([]string, 0, len(c.Batch.Streams)+len(c.Batch.Snapshots))
+		for _, s := range c.Batch.Streams {
+			touched = append(touched, s.Stream)
+		}
+		for _, s := range c.Batch.Snapshots {
+			touched = append(touched, s.Stream)
+		}
+		for _, stream := range touched {
+			if _, taken := streams[stream]; taken {
+				clashing = append(clashing, c)
+				continue next
+			}
+		}
+		for _, stream := range touched {
+			streams[stream] = struct{}{}
+		}
+		if c.Batch.Answer.Key != "" {
+			keys[c.Batch.Answer.Key] = struct{}{}
+		}
+		chosen = append(chosen, c)
+	}
+	return chosen, clashing
+}
+
+// part moves those who lost from chosen to undecided.
+func part(chosen, undecided []*adapter.Call, lost map[int]bool) (left, both []*adapter.Call) {
+	for i, c := range chosen {
+		if lost[i] {
+			undecided = append(undecided, c)
+		} else {
+			left = append(left, c)
+		}
+	}
+	return left, undecided
+}
+
+// Close implements eventstore.Store.
+func (s *Store) Close() error {
+	if !s.gate.Close() {
+		return nil
+	}
+	s.appends.Stop()
+	s.writer.pool.Close()
+	s.reads.Close()
+	return nil
+}
+
+// missing tells whether err says that there is no such row.
+func missing(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

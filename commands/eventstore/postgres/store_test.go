@@ -1,0 +1,358 @@
+package postgres_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/eventstoretest"
+	"github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/event"
+	server "github.com/millrace/millrace/internal/servers/postgres"
+)
+
+// One server for all tests, a schema for each.
+var (
+	cluster server.Cluster
+	schemas atomic.Int64
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := cluster.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
+	}))
+}
+
+// newSchema names a schema that needs its quotes.
+func newSchema() string { return fmt.Sprintf(`Millrace "%d"`, schemas.Add(1)) }
+
+func open(tb testing.TB, schema string, opts ...postgres.Option) *postgres.Store {
+	tb.Helper()
+	s, err := postgres.Open(context.Background(), cluster.ConnString(tb), eventstoretest.Aggregate,
+		append([]postgres.Option{postgres.WithSchema(schema), postgres.WithPoll(2 * time.Millisecond)}, opts...)...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// connect opens a plain connection, which closes with the test.
+func connect(t *testing.T, schema string) *pgx.Conn {
+	t.Helper()
+	config, err := pgx.ParseConfig(cluster.ConnString(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize()
+	config.RuntimeParams["application_name"] = "the culprit"
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+func closeStore(t *testing.T, s *postgres.Store) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	eventstoretest.Run(t, func(*testing.T) eventstoretest.Place {
+		schema := newSchema()
+		return func(t *testing.T) eventstore.Store { return open(t, schema) }
+	})
+}
+
+func batch(stream string, version uint64) eventstore.Batch {
+	now := event.Time(time.Now())
+	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: version, Events: []event.Event{{
+		ID: uuid.Must(uuid.NewV7()), Type: "t", Data: []byte(stream), OccurredAt: now, RecordedAt: now,
+	}}}}}
+}
+
+// hold opens a transaction that has written an event and does not end. Its id, and so its event's position, is lower than
+// those of whatever is appended meanwhile.
+func hold(t *testing.T, schema, stream string) pgx.Tx {
+	t.Helper()
+	tx, err := connect(t, schema).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at,
+		correlation_id, causation_id, trace_parent) VALUES (1, gen_random_uuid(), $1, 1, 't', '', now(), now(), '', '', '')`, stream); err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+// TestOpenTransaction shows the trap: what is appended after a transaction that is still open must not be read before
+// that one has ended, or its event, which then stands in front, is lost to the reader.
+func TestOpenTransaction(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(pgx.Tx) error{
+		"committed":   func(tx pgx.Tx) error { return tx.Commit(context.Background()) },
+		"rolled back": func(tx pgx.Tx) error { return tx.Rollback(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			schema := newSchema()
+			s := open(t, schema)
+			closeStore(t, s)
+			before, err := s.Append(ctx, batch("before", 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Wait(ctx, event.Position{}); err != nil {
+				t.Fatal(err)
+			}
+
+			tx := hold(t, schema, "held")
+			later, err := s.Append(ctx, batch("later", 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if loaded, err := s.Load(ctx, "later", 0); err != nil || len(loaded) != 1 {
+				t.Errorf("its own stream gave %d events (%v): only reading all streams must be held back", len(loaded), err)
+			}
+			if got, err := s.Read(ctx, before.Position, 10); err != nil || len(got) != 0 {
+				t.Fatalf("read %d events past an open transaction (%v)", len(got), err)
+			}
+			if head, err := s.Head(ctx); err != nil || head != before.Position {
+				t.Errorf("the head is %v (%v), want %v", head, err, before.Position)
+			}
+			// A command that changes nothing rests on what it loaded, so its token names that.
+			if p, err := s.Append(ctx, eventstore.Batch{Answer: eventstore.Answer{Key: "k"}}); err != nil || p.Position != later.Position {
+				t.Errorf("a batch without events stands at %v (%v), want %v", p.Position, err, later.Position)
+			}
+
+			waiting := make(chan error, 1)
+			go func() { waiting <- s.Wait(ctx, before.Position) }()
+			if err := end(tx); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-waiting; err != nil {
+				t.Fatal(err)
+			}
+			var streams []string
+			for after := before.Position; after != later.Position; {
+				got, err := s.Read(ctx, after, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range got {
+					after = e.Position
+					streams = append(streams, e.Stream)
+				}
+			}
+			want := map[string]string{"committed": "held later", "rolled back": "later"}[name]
+			if got := strings.Join(streams, " "); got != want {
+				t.Errorf("read %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestAppendWaitsForRival appends to a version that an open transaction has written already: whether the append stands
+// depends on how that one ends.
+func TestAppendWaitsForRival(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end  func(pgx.Tx) error
+		wins bool
+	}{
+		"committed":   {func(tx pgx.Tx) error { return tx.Commit(context.Background()) }, false},
+		"rolled back": {func(tx pgx.Tx) error { return tx.Rollback(context.Background()) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			schema := newSchema()
+			s := open(t, schema)
+			closeStore(t, s)
+			tx := hold(t, schema, "raced")
+			both := batch("raced", 0)
+			both.Streams[0].Events = append(both.Streams[0].Events, batch("", 0).Streams[0].Events...)
+			both.Streams = append(both.Streams, batch("beside", 0).Streams...)
+			done := make(chan error, 1)
+			go func() {
+				_, err := s.Append(t.Context(), both)
+				done <- err
+			}()
+			awaitBlocked(t, schema)
+			if err := c.end(tx); err != nil {
+				t.Fatal(err)
+			}
+			conflict := (*eventstore.ConflictError)(nil)
+			if err := <-done; c.wins != (err == nil) || (!c.wins && (!errors.As(err, &conflict) || conflict.Actual != 1)) {
+				t.Errorf("append: %v", err)
+			}
+			raced, err1 := s.Load(t.Context(), "raced", 0)
+			beside, err2 := s.Load(t.Context(), "beside", 0)
+			if err := errors.Join(err1, err2); err != nil {
+				t.Fatal(err)
+			}
+			if want := map[bool]int{true: 2, false: 1}[c.wins]; len(raced) != want {
+				t.Errorf("the stream has %d events, want %d", len(raced), want)
+			}
+			if (len(beside) == 1) != c.wins {
+				t.Errorf("the batch's other stream has %d events", len(beside))
+			}
+		})
+	}
+}
+
+// awaitBlocked waits until a store's insert waits for another transaction's.
+func awaitBlocked(t *testing.T, schema string) {
+	t.Helper()
+	conn := connect(t, schema)
+	for deadline := time.Now().Add(time.Minute); ; {
+		var blocked bool
+		err := conn.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_locks o USING (pid)
+			WHERE NOT l.granted AND o.relation = 'events'::regclass)`).Scan(&blocked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blocked {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the append does not wait")
+		}
+	}
+}
+
+// logged keeps what was logged, and tells of the first line.
+type logged struct {
+	mu    sync.Mutex
+	text  bytes.Buffer
+	first chan struct{}
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.text.Len() == 0 {
+		close(l.first)
+	}
+	return l.text.Write(p)
+}
+
+func TestAlarm(t *testing.T) {
+	t.Parallel()
+	schema := newSchema()
+	log := &logged{first: make(chan struct{})}
+	s := open(t, schema, postgres.WithAlarm(10*time.Millisecond), postgres.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+	closeStore(t, s)
+	tx := hold(t, schema, "held")
+	if _, err := s.Append(t.Context(), batch("later", 0)); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 1)
+	go func() { waiting <- s.Wait(t.Context(), event.Position{}) }()
+	select {
+	case <-log.first:
+	case <-time.After(time.Minute):
+		t.Error("nobody was told")
+	}
+	if err := tx.Rollback(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	if text := log.text.String(); !strings.Contains(text, "held back") || !strings.Contains(text, "aggregate=order") {
+		t.Errorf("logged %q", text)
+	}
+}
+
+func TestOpenAtOnce(t *testing.T) {
+	t.Parallel()
+	schema := newSchema()
+	conn := cluster.ConnString(t)
+	const instances = 4
+	errs := make(chan error, instances)
+	for range instances {
+		go func() {
+			s, err := postgres.Open(context.Background(), conn, event.Order, postgres.WithSchema(schema))
+			if err == nil {
+				err = s.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range instances {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
+	mine, newer := newSchema(), newSchema()
+	for _, schema := range []string{mine, newer} {
+		if err := open(t, schema).Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := connect(t, newer).Exec(t.Context(), "INSERT INTO migrations (number, name) VALUES (99, 'later')"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		conn, schema string
+		aggregate    event.Aggregate
+		want         string
+	}{
+		{cluster.ConnString(t), mine, event.Stock, `holds the events of "order", not of "stock"`},
+		{cluster.ConnString(t), newer, event.Order, "start a newer version"},
+		{"host=/nowhere", mine, event.Order, "/nowhere"},
+		{"postgres://a:b", mine, event.Order, "cannot parse"},
+	} {
+		s, err := postgres.Open(t.Context(), c.conn, c.aggregate, postgres.WithSchema(c.schema))
+		if err == nil {
+			t.Errorf("%s: opened, want %q", c.schema, c.want)
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %q does not say %q", err, c.want)
+		}
+	}
+}
+
+func Benchmark(b *testing.B) {
+	eventstoretest.Benchmark(b, func(b *testing.B) eventstore.Store { return open(b, newSchema()) })
+}

@@ -1,0 +1,207 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
+	"github.com/millrace/millrace/event"
+)
+
+// writer stores groups of batches. Only the goroutine of adapter.Writer uses it.
+type writer struct {
+	pool *pgxpool.Pool // of one connection, which comes back after it broke
+}
+
+const (
+	storeWithin = 30 * time.Second // for a group, so that a server that hangs does not hang its callers for good
+	attempts    = 3                // of a transaction that the server gave up for reasons that pass
+)
+
+// A stream's first new event must follow its last present one; the others follow the first. That the check and the insert
+// are one statement puts the check before the transaction has its id, see the package's comment.
+const insertEvents = `
+INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+SELECT new.position, new.id, new.stream, new.version, new.type, new.data, new.occurred_at, new.recorded_at,
+       new.correlation_id, new.causation_id, new.trace_parent
+FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::bigint[], $5::boolean[], $6::text[], $7::bytea[],
+            $8::timestamptz[], $9::timestamptz[], $10::text[], $11::text[], $12::text[])
+     AS new (position, id, stream, version, first, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
+WHERE NOT new.first OR new.version - 1 = (SELECT coalesce(max(present.version), 0) FROM events AS present WHERE present.stream = new.stream)
+ORDER BY new.stream COLLATE "C", new.version
+ON CONFLICT (stream, version) DO NOTHING
+RETURNING transaction, position`
+
+// newest is the last event there is, be it readable yet or not: who must have seen it waits until it is.
+const newest = `SELECT transaction, position FROM events ORDER BY transaction DESC, position DESC LIMIT 1`
+
+// An answer to a batch with events (place > 0) has the place of the last of them; any other the newest event's.
+const insertAnswers = `
+INSERT INTO answers (key, fingerprint, response, stream, version, transaction, position)
+SELECT new.key, new.fingerprint, new.response, new.stream, new.version,
+       CASE WHEN new.place > 0 THEN pg_current_xact_id() ELSE coalesce(newest.transaction, '0') END,
+       CASE WHEN new.place > 0 THEN new.place ELSE coalesce(newest.position, 0) END
+FROM unnest($1::text[], $2::bytea[], $3::bytea[], $4::text[], $5::bigint[], $6::bigint[])
+     AS new (key, fingerprint, response, stream, version, place)
+     LEFT JOIN (` + newest + `) AS newest ON true
+ORDER BY new.key COLLATE "C"
+ON CONFLICT (key) DO NOTHING
+RETURNING key`
+
+const putSnapshots = `
+INSERT INTO snapshots AS old (stream, version, schema, state)
+SELECT new.stream, new.version, new.schema, new.state
+FROM unnest($1::text[], $2::bigint[], $3::integer[], $4::bytea[]) AS new (stream, version, schema, state)
+ORDER BY new.stream COLLATE "C"
+ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
+WHERE excluded.version >= old.version`
+
+// store stores calls that do not touch each other, in one transaction. Where some of them lost to other transactions it
+// returns which, and nothing is stored.
+func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []event.Position, lost map[int]bool, err error) {
+	r := newRows(calls)
+	for range attempts {
+		if positions, lost, err = w.try(ctx, calls, r); !passing(err) {
+			break
+		}
+	}
+	return positions, lost, err
+}
+
+// passing tells whether the server gave a transaction up because of another one: a deadlock, or a failed serialization.
+func passing(err error) bool {
+	refused := (*pgconn.PgError)(nil)
+	return errors.As(err, &refused) && (refused.Code == "40P01" || refused.Code == "40001")
+}
+
+func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (positions []event.Position, lost map[int]bool, err error) {
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Release() // closes a connection whose transaction was left open by an error
+
+	var b pgx.Batch
+	positions, stored, answered := make([]event.Position, len(calls)), make([]int, len(calls)), make([]bool, len(calls))
+	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
+	if len(r.events.position) > 0 {
+		b.Queue(insertEvents, r.events.args()...).Query(func(got pgx.Rows) error {
+			var p event.Position
+			_, err := pgx.ForEachRow(got, []any{&p.Transaction, &p.Sequence}, func() error {
+				i := r.callOfEvent[p.Sequence-1]
+				stored[i]++
+				if p.Compare(positions[i]) > 0 {
+					positions[i] = p
+				}
+				return nil
+			})
+			return err
+		})
+	}
+	if len(r.answers.key) > 0 {
+		b.Queue(insertAnswers, r.answers.args()...).Query(func(got pgx.Rows) error {
+			var key string
+			_, err := pgx.ForEachRow(got, []any{&key}, func() error {
+				answered[r.callOfKey[key]] = true
+				return nil
+			})
+			return err
+		})
+	}
+	if len(r.snapshots.stream) > 0 {
+		b.Queue(putSnapshots, r.snapshots.args()...).Exec(func(pgconn.CommandTag) error { return nil })
+	}
+	var head event.Position
+	if r.withoutEvents {
+		b.Queue(newest).QueryRow(func(row pgx.Row) error {
+			if err := row.Scan(&head.Transaction, &head.Sequence); !missing(err) {
+				return err
+			}
+			return nil
+		})
+	}
+	if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, nil, fmt.Errorf("insert: %w", err)
+	}
+
+	lost = map[int]bool{}
+	for i, c := range calls {
+		if stored[i] < countEvents(c) || (c.Batch.Answer.Key != "" && !answered[i]) {
+			lost[i] = true
+		}
+		if countEvents(c) == 0 {
+			positions[i] = head
+		}
+	}
+	if len(lost) > 0 {
+		if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
+			return nil, nil, fmt.Errorf("roll back: %w", err)
+		}
+		return nil, lost, nil
+	}
+	if _, err := conn.Exec(ctx, "COMMIT"); err != nil {
+		return nil, nil, fmt.Errorf("commit, may be stored (the idempotency key tells): %w", err)
+	}
+	return positions, nil, nil
+}
+
+// refusals tells why each of the calls cannot be stored; nil where nothing speaks against it any more.
+func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, error) {
+	if len(calls) == 0 {
+		return nil, nil
+	}
+	var keys, streams []string
+	for _, c := range calls {
+		if c.Batch.Answer.Key != "" {
+			keys = append(keys, c.Batch.Answer.Key)
+		}
+		for _, s := range c.Batch.Streams {
+			streams = append(streams, s.Stream)
+		}
+	}
+	answers, versions := map[string]eventstore.Answer{}, map[string]uint64{}
+	var b pgx.Batch
+	b.Queue(selectAnswers, keys).Query(func(rows pgx.Rows) error {
+		found, err := pgx.CollectRows(rows, scanAnswer)
+		for _, a := range found {
+			answers[a.Key] = a
+		}
+		return err
+	})
+	b.Queue("SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream", streams).Query(func(rows pgx.Rows) error {
+		var stream string
+		var version uint64
+		_, err := pgx.ForEachRow(rows, []any{&stream, &version}, func() error {
+			versions[stream] = version
+			return nil
+		})
+		return err
+	})
+	if err := w.pool.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, fmt.Errorf("look for what is in the way: %w", err)
+	}
+	refusals := make([]error, len(calls))
+	for i, c := range calls {
+		refusals[i] = refusal(&c.Batch, answers, versions)
+	}
+	return refusals, nil
+}
+
+func refusal(b *eventstore.Batch, answers map[string]eventstore.Answer, versions map[string]uint64) error {
+	if a, answered := answers[b.Answer.Key]; answered {
+		return &eventstore.AnsweredError{Answer: a}
+	}
+	for _, s := range b.Streams {
+		if actual := versions[s.Stream]; actual != s.ExpectedVersion {
+			return &eventstore.ConflictError{Stream: s.Stream, Expected: s.ExpectedVersion, Actual: actual}
+		}
+	}
+	return nil
+}
