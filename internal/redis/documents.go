@@ -5,29 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// Documents is one version of one view: versioned documents by id, an index from a reference to ids, and positions. All
-// its keys start alike, and there are few of them, so that a version can be counted, listed and dropped:
+// Documents is one version of one view: versioned documents by id, an index from a reference to ids, and positions:
 //
-//	millrace:orderstatus:v1:docs:{orderstatus:v1:07}   hash: id → version in 16 hexadecimal digits, then the data
-//	millrace:orderstatus:v1:refs:{orderstatus:v1:3a}   hash: reference → ids, separated by blanks
+//	millrace:orderstatus:v1:docs:{orderstatus:v1:00}   hash: id → version in 16 hexadecimal digits, then the data
+//	millrace:orderstatus:v1:ref:536365                 set: ids of the documents with that reference
 //	millrace:orderstatus:v1:positions                  hash: field → position
 //
-// The documents are spread over shards, whose braces let a cluster spread the shards over its nodes. Scripts are sent
-// whole: a server knows them by their hash anyway, and one that was restarted needs no special care.
+// The documents lie in few hashes, so that they can be counted, listed and dropped without looking at the keys of others,
+// and so that one call of the script that guards the versions takes a whole batch. In a cluster there are more, whose
+// braces let it spread them over its nodes. The script is sent whole: a server knows it by its hash anyway, and one that
+// was restarted needs no special care.
 type Documents struct {
-	rdb  redis.UniversalClient
-	name string // "orderstatus:v1"
+	rdb    redis.UniversalClient
+	name   string // "orderstatus:v1"
+	shards uint32
 }
 
 // Document is a version of a document.
 type Document struct {
-	ID      string // without blanks
+	ID      string
 	Version uint64
 	Data    []byte
 	// Reference is another name to find it by; may be empty. It is stored beside the document, and cannot be changed by a
@@ -37,23 +40,31 @@ type Document struct {
 
 const (
 	prefix        = "millrace:"
-	shards        = 32
+	clusterShards = 64
 	versionDigits = 16
 )
 
 // Documents names a view and its version: "orderstatus/v1". Nothing is asked of the server.
 func (c *Client) Documents(view string) *Documents {
-	return &Documents{c.rdb, strings.ReplaceAll(view, "/", ":")}
+	d := &Documents{rdb: c.rdb, name: strings.ReplaceAll(view, "/", ":"), shards: 1}
+	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
+		d.shards = clusterShards
+	}
+	return d
 }
 
-func (d *Documents) shard(kind string, n uint32) string {
-	return fmt.Sprintf("%s%s:%s:{%s:%02x}", prefix, d.name, kind, d.name, n)
+func (d *Documents) shard(n uint32) string {
+	return fmt.Sprintf("%s%s:docs:{%s:%02x}", prefix, d.name, d.name, n)
 }
 
-func (d *Documents) shardOf(kind, id string) string {
+func (d *Documents) shardOf(id string) string {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(id))
-	return d.shard(kind, h.Sum32()%shards)
+	return d.shard(h.Sum32() % d.shards)
+}
+
+func (d *Documents) referenceKey(reference string) string {
+	return prefix + d.name + ":ref:" + reference
 }
 
 // saveScript writes those documents whose version is higher than the stored one. Versions of equal length compare as
@@ -67,52 +78,36 @@ for i = 1, #ARGV, 2 do
 end
 return redis.status_reply('OK')`
 
-// indexScript adds ids to references.
-const indexScript = `
-for i = 1, #ARGV, 2 do
-  local ids = redis.call('HGET', KEYS[1], ARGV[i])
-  if not ids then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i+1])
-  elseif not string.find(' ' .. ids .. ' ', ' ' .. ARGV[i+1] .. ' ', 1, true) then
-    redis.call('HSET', KEYS[1], ARGV[i], ids .. ' ' .. ARGV[i+1])
-  end
-end
-return redis.status_reply('OK')`
-
 // Save writes documents, each only where its version is higher than the stored one.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
-	index, data := map[string][]any{}, map[string][]any{}
-	for _, doc := range docs {
-		if doc.Reference != "" {
-			key := d.shardOf("refs", doc.Reference)
-			index[key] = append(index[key], doc.Reference, doc.ID)
-		}
-		key := d.shardOf("docs", doc.ID)
-		data[key] = append(data[key], doc.ID, appendVersioned(nil, doc))
-	}
 	// The index first: an id that leads nowhere for a moment is harmless, but a document whose reference was lost in a crash
 	// would never be found by it, as nobody writes that version again.
-	if err := d.eval(ctx, indexScript, index); err != nil {
-		return fmt.Errorf("redis: index documents of %s: %w", d.name, err)
-	}
-	if err := d.eval(ctx, saveScript, data); err != nil {
-		return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
-	}
-	return nil
-}
-
-// eval runs a script once per key, all in one round trip.
-func (d *Documents) eval(ctx context.Context, script string, args map[string][]any) error {
-	if len(args) == 0 {
-		return nil
-	}
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for key, a := range args {
-			p.Eval(ctx, script, []string{key}, a...)
+		for _, doc := range docs {
+			if doc.Reference != "" {
+				p.SAdd(ctx, d.referenceKey(doc.Reference), doc.ID)
+			}
 		}
 		return nil
 	})
-	return err
+	if err != nil {
+		return fmt.Errorf("redis: index documents of %s: %w", d.name, err)
+	}
+	args := map[string][]any{}
+	for _, doc := range docs {
+		key := d.shardOf(doc.ID)
+		args[key] = append(args[key], doc.ID, appendVersioned(nil, doc))
+	}
+	_, err = d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for key, a := range args {
+			p.Eval(ctx, saveScript, []string{key}, a...)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
+	}
+	return nil
 }
 
 func appendVersioned(b []byte, doc Document) []byte {
@@ -138,7 +133,7 @@ func parseVersioned(id, value string) (Document, error) {
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[string][]string{}
 	for _, id := range ids {
-		key := d.shardOf("docs", id)
+		key := d.shardOf(id)
 		byShard[key] = append(byShard[key], id)
 	}
 	answers := make(map[string]*redis.SliceCmd, len(byShard))
@@ -167,21 +162,22 @@ func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Documen
 	return docs, nil
 }
 
-// Lookup finds the ids of documents by their reference, in the order in which they came.
+// Lookup finds the ids of documents by their reference, sorted.
 func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, error) {
-	ids, err := d.rdb.HGet(ctx, d.shardOf("refs", reference), reference).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	ids, err := d.rdb.SMembers(ctx, d.referenceKey(reference)).Result()
+	if err != nil {
 		return nil, fmt.Errorf("redis: look up a reference of %s: %w", d.name, err)
 	}
-	return strings.Fields(ids), nil
+	slices.Sort(ids)
+	return ids, nil
 }
 
 // Count counts the documents.
 func (d *Documents) Count(ctx context.Context) (uint64, error) {
-	var counts [shards]*redis.IntCmd
+	counts := make([]*redis.IntCmd, d.shards)
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for n := range uint32(shards) {
-			counts[n] = p.HLen(ctx, d.shard("docs", n))
+		for n := range d.shards {
+			counts[n] = p.HLen(ctx, d.shard(n))
 		}
 		return nil
 	})
@@ -197,9 +193,9 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 
 // Each calls fn once with every document, in no order. One that is written meanwhile may come in either version.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
-	for n := range uint32(shards) {
+	for n := range d.shards {
 		seen := map[string]bool{} // a scan may repeat what it meets while the server resizes the hash
-		scan := d.rdb.HScan(ctx, d.shard("docs", n), 0, "", 256).Iterator()
+		scan := d.rdb.HScan(ctx, d.shard(n), 0, "", 256).Iterator()
 		for scan.Next(ctx) {
 			id := scan.Val()
 			if !scan.Next(ctx) {

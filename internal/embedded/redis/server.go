@@ -1,6 +1,6 @@
 // Package redis is the Redis of the embedded default: miniredis, a server in this process that speaks Redis' wire protocol
 // on loopback. It keeps nothing on disk. What it holds is rebuilt from the log at start, for the positions of its views are
-// gone with the views.
+// gone with the views. Keys do not expire in it: nothing we keep does, and its clock sorts all keys at every command.
 package redis
 
 import (
@@ -29,7 +29,6 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("embedded redis: %w", err)
 	}
 	m := miniredis.NewMiniRedis()
-	m.ClockTTL(true) // else nothing would ever expire
 	if err := m.StartAddr(cfg.Addr); err != nil {
 		return nil, fmt.Errorf("embedded redis: listen on %s: %w", cfg.Addr, err)
 	}
