@@ -1,0 +1,187 @@
+package relay_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// childRole makes this binary a victim of the kill tests instead of running tests.
+const (
+	childRole  = "MILLRACE_TEST_RELAY_ROLE" // "relay" or "everything"
+	childStore = "MILLRACE_TEST_RELAY_STORE"
+	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // the broker's address, or its directory where the child has the broker
+)
+
+// child runs a relay, and the broker where its role is everything, until it is killed.
+func child(role string) error {
+	ctx := context.Background()
+	s, err := sqlite.Open(ctx, os.Getenv(childStore), event.Order)
+	if err != nil {
+		return err
+	}
+	cfg := kafka.Config{Brokers: os.Getenv(childKafka), Logger: quiet}
+	id := "relay-order"
+	if role == "everything" {
+		b, err := embedded.Start(ctx, embedded.Config{DataDir: os.Getenv(childKafka), Logger: quiet})
+		if err != nil {
+			return err
+		}
+		cfg.Brokers = b.Addr()
+		id += "-" + b.Boot()
+		if err := kafka.EnsureTopics(ctx, cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
+			return err
+		}
+	}
+	r, err := relay.New(relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg, TransactionalID: id, MaxEvents: 50, Logger: quiet})
+	if err != nil {
+		return err
+	}
+	os.Stdout.WriteString(cfg.Brokers + "\n")
+	return errors.Join(r.Run(ctx), errors.New("the relay stopped"))
+}
+
+// start runs a child; it returns its broker's address and what kills it.
+func start(t *testing.T, role, store, kafkaAt string) (addr string, kill func()) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), childRole+"="+role, childStore+"="+store, childKafka+"="+kafkaAt)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	t.Cleanup(kill)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the child did not start: %v", err)
+	}
+	return strings.TrimSpace(line), kill
+}
+
+// load appends until stop is called, which waits for the end and gives the number of events.
+func load(t *testing.T, w *writer) (stop func() int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	n := 0
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			size := 1 + rand.N(20)
+			if err := w.batch(context.WithoutCancel(ctx), size); err != nil {
+				t.Error(err)
+				return
+			}
+			n += size
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return func() int { cancel(); <-done; return n }
+}
+
+func kills(t *testing.T) int {
+	if testing.Short() {
+		t.Skip("kills processes for a while")
+	}
+	return 12
+}
+
+// published waits until the log has grown by n records since the last call, so that every kill hits a relay at work.
+func grown(t *testing.T, cfg kafka.Config) func(n int64) {
+	t.Helper()
+	a, err := kafka.NewAdmin(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	size := func() (sum int64) {
+		end, err := a.HighWatermarks(t.Context(), event.Order.Topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range end {
+			sum += o
+		}
+		return sum
+	}
+	return func(n int64) {
+		from := size()
+		eventually(t, func() bool { return size() >= from+n }, "the log grows by %d from %d", n, from)
+	}
+}
+
+func TestKillRelayUnderLoad(t *testing.T) {
+	t.Parallel()
+	n := kills(t)
+	cfg := broker(t)
+	path := filepath.Join(t.TempDir(), "order.db")
+	s := openStore(t, path)
+	stop := load(t, newWriter(s))
+	grow := grown(t, cfg)
+	for range n {
+		_, kill := start(t, "relay", path, cfg.Brokers)
+		grow(1)
+		time.Sleep(rand.N(100 * time.Millisecond)) // to be killed at no particular moment
+		kill()
+	}
+	total := stop()
+	x := run(t, newRelay(t, s, cfg))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, s, cfg)
+	if last := x.relay.Progress().Published; int(last) == total {
+		t.Fatal("the killed relays published nothing")
+	}
+	t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
+}
+
+func TestKillEverythingUnderLoad(t *testing.T) {
+	t.Parallel()
+	n := kills(t)
+	path, dir := filepath.Join(t.TempDir(), "order.db"), filepath.Join(t.TempDir(), "log")
+	s := openStore(t, path)
+	stop := load(t, newWriter(s))
+	for range n {
+		addr, kill := start(t, "everything", path, dir)
+		grown(t, kafka.Config{Brokers: addr, Logger: quiet})(1)
+		time.Sleep(rand.N(100 * time.Millisecond))
+		kill()
+	}
+	total := stop()
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir, Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	cfg := kafka.Config{Brokers: b.Addr(), Logger: quiet}
+	x := run(t, newRelay(t, s, cfg, func(c *relay.Config) { c.TransactionalID += b.Boot() }))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, s, cfg)
+	t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
+}

@@ -1,0 +1,511 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(childRole); role != "" {
+		if err := child(role); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+const partitions = 3
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func broker(t testing.TB) kafka.Config {
+	t.Helper()
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := kafka.Config{Brokers: b.Addr(), Logger: quiet}
+	if err := kafka.EnsureTopics(t.Context(), cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+func openStore(t testing.TB, path string) eventstore.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), path, event.Order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func newStore(t testing.TB) eventstore.Store {
+	return openStore(t, filepath.Join(t.TempDir(), "order.db"))
+}
+
+// writer appends events to a few streams.
+type writer struct {
+	store    eventstore.Store
+	versions map[string]uint64
+	streams  int
+	size     int
+}
+
+func newWriter(s eventstore.Store) *writer {
+	return &writer{store: s, versions: map[string]uint64{}, streams: 20, size: 100}
+}
+
+// batch appends n events, in one transaction.
+func (w *writer) batch(ctx context.Context, n int) error {
+	by := map[string][]event.Event{}
+	for range n {
+		stream := fmt.Sprintf("order-%d", rand.N(w.streams))
+		now := event.Time(time.Now())
+		data := make([]byte, w.size)
+		for i := range data {
+			data[i] = byte(rand.N(256))
+		}
+		by[stream] = append(by[stream], event.Event{
+			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: data, OccurredAt: now, RecordedAt: now, CorrelationID: "c",
+		})
+	}
+	var b eventstore.Batch
+	for stream, events := range by {
+		b.Streams = append(b.Streams, eventstore.StreamAppend{Stream: stream, ExpectedVersion: w.versions[stream], Events: events})
+	}
+	if _, err := w.store.Append(ctx, b); err != nil {
+		return err
+	}
+	for stream, events := range by {
+		w.versions[stream] += uint64(len(events))
+	}
+	return nil
+}
+
+func (w *writer) append(t testing.TB, n int) {
+	t.Helper()
+	if err := w.batch(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newRelay(t testing.TB, s eventstore.Store, cfg kafka.Config, change ...func(*relay.Config)) *relay.Relay {
+	t.Helper()
+	c := relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg, TransactionalID: "relay-order", Logger: quiet}
+	for _, f := range change {
+		f(&c)
+	}
+	r, err := relay.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// running is a relay that runs; stop ends it and gives what Run returned.
+type running struct {
+	relay  *relay.Relay
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error
+}
+
+func run(t testing.TB, r *relay.Relay) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	x := &running{relay: r, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(x.done)
+		x.err = r.Run(ctx)
+	}()
+	t.Cleanup(func() { _ = x.stop() })
+	return x
+}
+
+func (x *running) stop() error {
+	x.cancel()
+	<-x.done
+	return x.err
+}
+
+// await waits until the relay has published all that the store has.
+func (x *running) await(t testing.TB, s eventstore.Store) {
+	t.Helper()
+	head, err := s.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		select {
+		case <-x.done:
+			t.Fatalf("the relay stopped: %v", x.err)
+		default:
+		}
+		return x.relay.Progress().Position == head
+	}, "the relay reaches %s", head)
+}
+
+func eventually(t testing.TB, ok func() bool, what string, args ...any) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(60 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within a minute: "+what, args...)
+		}
+	}
+}
+
+// readTopic reads all that is committed.
+func readTopic(ctx context.Context, cfg kafka.Config, fn func(kafka.Message) error) error {
+	a, err := kafka.NewAdmin(cfg)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	end, err := a.HighWatermarks(ctx, event.Order.Topic)
+	if err != nil {
+		return err
+	}
+	return kafka.ReadAll(ctx, cfg, event.Order.Topic, nil, end, fn)
+}
+
+// same fails unless the topic has exactly the store's events, on their keys' partitions, in the store's order.
+func same(t testing.TB, s eventstore.Store, cfg kafka.Config) {
+	t.Helper()
+	want := make([][]event.Event, partitions)
+	for after := (event.Position{}); ; {
+		events, err := s.Read(t.Context(), after, 10000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			break
+		}
+		for _, e := range events {
+			p := kafka.Partition([]byte(e.Stream), partitions)
+			want[p] = append(want[p], e)
+		}
+		after = events[len(events)-1].Position
+	}
+	got := make([][]event.Event, partitions)
+	err := readTopic(t.Context(), cfg, func(m kafka.Message) error {
+		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		got[m.Partition] = append(got[m.Partition], e)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range want {
+		for i := range max(len(want[p]), len(got[p])) {
+			switch {
+			case i >= len(got[p]):
+				t.Fatalf("partition %d ends before %s; %d of %d events", p, want[p][i].Position, len(got[p]), len(want[p]))
+			case i >= len(want[p]):
+				t.Fatalf("partition %d goes on with %s; %d of %d events", p, got[p][i].Position, len(got[p]), len(want[p]))
+			case !reflect.DeepEqual(want[p][i], got[p][i]):
+				t.Fatalf("partition %d, event %d:\n got %+v\nwant %+v", p, i, got[p][i], want[p][i])
+			}
+		}
+	}
+}
+
+func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	w := newWriter(s)
+	w.append(t, 100)
+	x := run(t, newRelay(t, s, cfg, func(c *relay.Config) { c.MaxEvents = 30 }))
+	x.await(t, s)
+	for range 20 {
+		w.append(t, 3)
+		x.await(t, s)
+	}
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, s, cfg)
+	last := x.relay.Progress()
+	if last.Published != 160 || last.RecordedAt.IsZero() {
+		t.Fatalf("progress %+v, want 160 published", last)
+	}
+
+	// The next one goes on from there.
+	w.append(t, 10)
+	x = run(t, newRelay(t, s, cfg))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, s, cfg)
+	if got := x.relay.Progress().Published; got != 10 {
+		t.Fatalf("the second relay published %d events, want 10", got)
+	}
+}
+
+func TestBatchesAreBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	w := newWriter(s)
+	w.size = 3000
+	w.append(t, 40)
+	transactions := 0
+	r := newRelay(t, s, cfg, func(c *relay.Config) { c.MaxBytes = 10_000 })
+	r.OnStep(func(at string) error {
+		if at == "after commit" {
+			transactions++
+		}
+		return nil
+	})
+	x := run(t, r)
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, s, cfg)
+	if transactions < 40/3 {
+		t.Fatalf("40 events of 3 kB took %d transactions of at most 10 kB", transactions)
+	}
+}
+
+func TestSecondRelayFencesTheFirst(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	w := newWriter(s)
+	w.append(t, 10)
+	first := run(t, newRelay(t, s, cfg))
+	first.await(t, s)
+	second := run(t, newRelay(t, s, cfg))
+	for range 10 {
+		w.append(t, 5)
+		second.await(t, s)
+	}
+	eventually(t, func() bool {
+		w.append(t, 1) // it learns of the other when it has something to publish
+		select {
+		case <-first.done:
+			return true
+		default:
+			return false
+		}
+	}, "the first relay stops")
+	if !errors.Is(first.err, relay.ErrFenced) {
+		t.Fatalf("the first relay stopped with %v, want ErrFenced", first.err)
+	}
+	second.await(t, s)
+	if err := second.stop(); err != nil {
+		t.Fatalf("the second relay: %v", err)
+	}
+	same(t, s, cfg)
+}
+
+func TestTroubleAtAnyStep(t *testing.T) {
+	t.Parallel()
+	for name := range relay.Steps {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg, s := broker(t), newStore(t)
+			w := newWriter(s)
+			w.append(t, 50)
+			fails := 0
+			r := newRelay(t, s, cfg, func(c *relay.Config) { c.MaxEvents = 20 })
+			r.OnStep(func(at string) error {
+				if at != name || fails >= 4 || rand.N(2) == 0 {
+					return nil
+				}
+				fails++
+				return fmt.Errorf("injected %s", at)
+			})
+			x := run(t, r)
+			x.await(t, s)
+			for range 10 {
+				w.append(t, 10)
+				x.await(t, s)
+			}
+			if err := x.stop(); err != nil {
+				t.Fatal(err)
+			}
+			if fails == 0 {
+				t.Fatal("nothing went wrong")
+			}
+			same(t, s, cfg)
+		})
+	}
+}
+
+// The embedded broker can be killed between the partitions of a commit, so some have the transaction and others lost it.
+func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ mark, events bool }{
+		"the mark and one partition": {mark: true, events: true},
+		"the mark alone":             {mark: true},
+		"one partition alone":        {events: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg, s := broker(t), newStore(t)
+			w := newWriter(s)
+			w.append(t, 30)
+			x := run(t, newRelay(t, s, cfg))
+			x.await(t, s)
+			if err := x.stop(); err != nil {
+				t.Fatal(err)
+			}
+			before := x.relay.Progress().Position
+			w.append(t, 30)
+			events, err := s.Read(t.Context(), before, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			p, err := kafka.NewTransactionalProducer(cfg, "half")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
+				t.Fatal(err)
+			}
+			var records []kafka.Record
+			for _, e := range events {
+				if partition := kafka.Partition([]byte(e.Stream), partitions); c.events && partition == 1 {
+					records = append(records, kafka.Record{Topic: event.Order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
+				}
+			}
+			if c.mark {
+				records = append(records, relay.MarkRecord(before, events[len(events)-1].Position, event.Order.Service))
+			}
+			for _, r := range records {
+				if err := p.Produce(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := p.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+
+			w.append(t, 10)
+			x = run(t, newRelay(t, s, cfg))
+			x.await(t, s)
+			if err := x.stop(); err != nil {
+				t.Fatal(err)
+			}
+			same(t, s, cfg)
+		})
+	}
+}
+
+func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	newWriter(s).append(t, 30)
+	x := run(t, newRelay(t, s, cfg))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	other := newStore(t)
+	newWriter(other).append(t, 10)
+	x = run(t, newRelay(t, other, cfg))
+	<-x.done
+	if !errors.Is(x.err, relay.ErrStoreBehind) {
+		t.Fatalf("a lost store: %v, want ErrStoreBehind", x.err)
+	}
+	same(t, s, cfg)
+}
+
+func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	w := newWriter(s)
+	w.append(t, 30)
+	x := run(t, newRelay(t, s, cfg))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := kafka.NewProducer(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, topic := range []string{event.Order.Topic, relay.PositionsTopic} {
+		for range 200 { // more than the relay looks at first
+			if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Partition: 0, Key: []byte(event.Order.Service), Value: []byte("junk")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.append(t, 30)
+	x = run(t, newRelay(t, s, cfg))
+	x.await(t, s)
+	if got := x.relay.Progress().Published; got != 30 {
+		t.Fatalf("published %d events, want 30", got)
+	}
+}
+
+func TestWaitsForABroker(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	x := run(t, newRelay(t, s, kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}))
+	select {
+	case <-x.done:
+		t.Fatalf("the relay stopped: %v", x.err)
+	case <-time.After(500 * time.Millisecond): // long enough to have tried
+	}
+	if err := x.stop(); err != nil {
+		t.Fatalf("stopped with %v, want nil", err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	good := relay.Config{Store: s, Aggregate: event.Order, TransactionalID: "x"}
+	for name, spoil := range map[string]func(*relay.Config){
+		"no store":     func(c *relay.Config) { c.Store = nil },
+		"no topic":     func(c *relay.Config) { c.Aggregate.Topic = "" },
+		"no service":   func(c *relay.Config) { c.Aggregate.Service = "" },
+		"no id":        func(c *relay.Config) { c.TransactionalID = "" },
+		"negative max": func(c *relay.Config) { c.MaxEvents = -1 },
+	} {
+		c := good
+		spoil(&c)
+		if _, err := relay.New(c); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
