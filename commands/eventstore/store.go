@@ -12,8 +12,10 @@ import (
 
 // Store keeps the event streams of one service. All methods are safe for concurrent use.
 type Store interface {
-	// Append stores the whole batch in one transaction, or nothing. It fails with a *ConflictError where a stream is not
-	// at its expected version, and with a *AnsweredError where the idempotency key has an answer already.
+	// Append stores the whole batch in one transaction, or nothing. It fails with a *AnsweredError where the idempotency
+	// key has an answer already; else with a *ConflictError where a stream is not at its expected version. An ErrInvalid
+	// says that the batch breaks a limit. After any other error, ctx's among them, the batch may be stored all the same:
+	// try again with the same key. Do not change a batch that was given: the store may still read it when ctx has ended.
 	Append(ctx context.Context, b Batch) (Appended, error)
 
 	// Load reads a stream's events with a version above after, in order. A stream that does not exist has none.

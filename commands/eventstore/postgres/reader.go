@@ -157,8 +157,10 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	}
 }
 
-const selectWaiting = `SELECT EXISTS (SELECT FROM events WHERE ` + settled + ` AND (transaction, position) > ($1, $2)),
-       EXISTS (SELECT FROM events WHERE (transaction, position) > ($1, $2))`
+// Both look at the last event alone, which needs no statistics to be found by the index.
+const selectWaiting = `
+SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1), false),
+       coalesce((SELECT (transaction, position) > ($1, $2) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)`
 
 // look tells whether events after a position can be read, or are there and held back.
 func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {

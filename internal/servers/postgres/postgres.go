@@ -29,21 +29,27 @@ type Cluster struct {
 	alive   io.Closer // the server lives until this is closed
 }
 
-// errMissing says that the machine has no PostgreSQL.
-var errMissing = errors.New("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
+// ErrMissing says that the machine has no PostgreSQL.
+var ErrMissing = errors.New("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
 
 // ConnString starts the cluster if need be, and tells how to connect to it. Where PostgreSQL is not installed the test is
 // skipped, unless the environment variable CI or MILLRACE_REQUIRE_POSTGRES is set: then it fails.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
-	c.once.Do(func() { c.err = c.start() })
+	conn, err := c.Start()
 	switch {
-	case errors.Is(c.err, errMissing) && os.Getenv("CI") == "" && os.Getenv("MILLRACE_REQUIRE_POSTGRES") == "":
-		tb.Skip("not tested on PostgreSQL: ", c.err)
-	case c.err != nil:
-		tb.Fatalf("start PostgreSQL: %v", c.err)
+	case errors.Is(err, ErrMissing) && os.Getenv("CI") == "" && os.Getenv("MILLRACE_REQUIRE_POSTGRES") == "":
+		tb.Skip("not tested on PostgreSQL: ", err)
+	case err != nil:
+		tb.Fatalf("start PostgreSQL: %v", err)
 	}
-	return fmt.Sprintf("host=%s user=postgres dbname=postgres", c.dir)
+	return conn
+}
+
+// Start starts the cluster, once, and tells how to connect to it.
+func (c *Cluster) Start() (conn string, err error) {
+	c.once.Do(func() { c.err = c.start() })
+	return fmt.Sprintf("host=%s user=postgres dbname=postgres", c.dir), c.err
 }
 
 // Stop ends the server and removes its data. Call it after the last test.
@@ -94,7 +100,7 @@ func (c *Cluster) start() error {
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(c.dir))
 	}
-	defer log.Close() //nolint:errcheck // the server has a descriptor of its own
+	defer log.Close()                                                                             //nolint:errcheck // the server has a descriptor of its own
 	server := exec.CommandContext(context.Background(), "/bin/sh", "-c", keeper, "keeper", c.dir, //nolint:gosec // no outside input
 		filepath.Join(bin, "postgres"), "-D", data, "-k", c.dir, "-c", "listen_addresses=", "-c", "max_connections=300", "-c", "shared_buffers=64MB")
 	server.Dir, server.SysProcAttr, server.Stdout, server.Stderr = c.dir, as, log, log
@@ -143,7 +149,7 @@ func programs() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		return filepath.Dir(path), nil
 	}
-	return "", errMissing
+	return "", ErrMissing
 }
 
 // account gives dir to the account that the server runs under: PostgreSQL refuses root, so root lends it to the
@@ -155,7 +161,7 @@ func account(dir string) (*syscall.SysProcAttr, error) {
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		return nil, fmt.Errorf("%w: root cannot run it, and %w", errMissing, err)
+		return nil, fmt.Errorf("%w: root cannot run it, and %w", ErrMissing, err)
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)

@@ -90,6 +90,9 @@ func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.App
 	}
 }
 
+// Queued is how many calls wait to be taken up.
+func (w *Writer) Queued() int { return len(w.queue) }
+
 // Stop ends the goroutine after what is queued. No Append may be under way or follow.
 func (w *Writer) Stop() {
 	close(w.queue)

@@ -1,0 +1,210 @@
+package adapter_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
+	"github.com/millrace/millrace/event"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func batch(stream string) eventstore.Batch {
+	e := event.Event{ID: uuid.New(), Type: "t", OccurredAt: time.Now(), RecordedAt: time.Now()}
+	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, Events: []event.Event{e}}}}
+}
+
+// disk stores groups when the test says so, and tells what was in them.
+type disk struct {
+	groups chan string   // the streams of each group that came, joined
+	answer chan struct{} // lets one group pass
+}
+
+func newDisk() *disk { return &disk{groups: make(chan string), answer: make(chan struct{})} }
+
+func (d *disk) store(group []*adapter.Call) []*adapter.Call {
+	d.groups <- names(group)
+	<-d.answer
+	for _, c := range group {
+		c.Settle(eventstore.Appended{Position: event.Position{Sequence: uint64(len(group))}}, nil)
+	}
+	return nil
+}
+
+func names(group []*adapter.Call) string {
+	var streams []string
+	for _, c := range group {
+		streams = append(streams, c.Batch.Streams[0].Stream)
+	}
+	return strings.Join(streams, " ")
+}
+
+func TestCallsGather(t *testing.T) {
+	t.Parallel()
+	d := newDisk()
+	w := adapter.StartWriter(d.store)
+	results := make(chan uint64)
+	call := func(stream string) {
+		done, err := w.Append(context.Background(), batch(stream))
+		if err != nil {
+			t.Error(err)
+		}
+		results <- done.Position.Sequence
+	}
+	go call("first")
+	if got := <-d.groups; got != "first" {
+		t.Fatalf("the first group is %q", got)
+	}
+	const waiting = 20
+	for i := range waiting {
+		go call(fmt.Sprint(i))
+	}
+	awaitQueued(t, w, waiting)
+	d.answer <- struct{}{}
+	if got := strings.Fields(<-d.groups); len(got) != waiting {
+		t.Errorf("the second group is %v, want all that waited", got)
+	}
+	d.answer <- struct{}{}
+	sum := uint64(0)
+	for range waiting + 1 {
+		sum += <-results
+	}
+	if sum != waiting*waiting+1 {
+		t.Errorf("the calls did not get their group's results: %d", sum)
+	}
+	w.Stop()
+}
+
+func TestWhoGivesUpInTheQueueIsNotStored(t *testing.T) {
+	t.Parallel()
+	d := newDisk()
+	w := adapter.StartWriter(d.store)
+	ctx, cancel := context.WithCancel(context.Background())
+	errs := make(chan error)
+	call := func(stream string) {
+		_, err := w.Append(ctx, batch(stream))
+		errs <- fmt.Errorf("%s: %w", stream, err)
+	}
+	go call("taken up")
+	<-d.groups
+	go call("queued")
+	awaitQueued(t, w, 1)
+	cancel()
+	said := map[string]string{}
+	for range 2 {
+		err := <-errs
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v is not the context's error", err)
+		}
+		stream, text, _ := strings.Cut(err.Error(), ":")
+		said[stream] = text
+	}
+	if !strings.Contains(said["taken up"], "may be stored") || !strings.Contains(said["queued"], "not stored") {
+		t.Errorf("the callers were told %q", said)
+	}
+	d.answer <- struct{}{}
+	w.Stop() // with nobody to take a second group: "queued" is not stored
+}
+
+func TestWhatMustBeTriedAgainComesFirst(t *testing.T) {
+	t.Parallel()
+	groups, answer := make(chan string), make(chan struct{})
+	w := adapter.StartWriter(func(group []*adapter.Call) []*adapter.Call {
+		groups <- names(group)
+		<-answer
+		group[0].Settle(eventstore.Appended{}, nil)
+		return group[1:]
+	})
+	done := make(chan error)
+	call := func(stream string) {
+		_, err := w.Append(context.Background(), batch(stream))
+		done <- err
+	}
+	go call("a")
+	<-groups
+	go call("b")
+	awaitQueued(t, w, 1)
+	go call("c")
+	awaitQueued(t, w, 2)
+	answer <- struct{}{}
+	if got := <-groups; got != "b c" {
+		t.Errorf("the second group is %q", got)
+	}
+	go call("d")
+	awaitQueued(t, w, 1)
+	answer <- struct{}{}
+	if got := <-groups; got != "c d" {
+		t.Errorf("the third group is %q", got)
+	}
+	answer <- struct{}{}
+	if got := <-groups; got != "d" {
+		t.Errorf("the last group is %q", got)
+	}
+	answer <- struct{}{}
+	for range 4 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	w.Stop()
+}
+
+// awaitQueued waits until n calls stand in the queue.
+func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); w.Queued() != n; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d calls are queued, want %d", w.Queued(), n)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestGate(t *testing.T) {
+	t.Parallel()
+	g := adapter.NewGate()
+	if err := g.Enter(); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan bool)
+	go func() { first <- g.Close() }()
+	<-g.Closing()
+	if err := g.Enter(); !errors.Is(err, eventstore.ErrClosed) {
+		t.Errorf("a closed gate let a call in: %v", err)
+	}
+	select {
+	case <-first:
+		t.Error("closed while a call is under way")
+	default:
+	}
+	g.Leave()
+	if !<-first {
+		t.Error("the first Close was not the first")
+	}
+	if g.Close() {
+		t.Error("the second Close was the first")
+	}
+}
+
+func TestBell(t *testing.T) {
+	t.Parallel()
+	var b adapter.Bell
+	b.Ring() // for nobody
+	before := b.Next()
+	b.Ring()
+	<-before
+	select {
+	case <-b.Next():
+		t.Error("rang by itself")
+	default:
+	}
+}
