@@ -1,0 +1,129 @@
+// Package clickhousetest gives tests the embedded engine, in a process started from the test binary itself.
+package clickhousetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+	"github.com/millrace/millrace/internal/clickhouse/engine"
+)
+
+// Main is a package's TestMain: it runs the tests, stops the engine they shared and looks for leaked goroutines. In the
+// process that Start or Shared has started, it runs the engine.
+func Main(m *testing.M) {
+	if os.Getenv(clickhouse.EnvListener) != "" {
+		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+		c, err := engine.FromEnv(log)
+		if err == nil {
+			err = engine.Main(context.Background(), c)
+		}
+		if err != nil {
+			log.Error("engine", "error", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	if shared.engine != nil {
+		if err := shared.engine.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var shared struct {
+	once   sync.Once
+	engine *clickhouse.Engine
+	err    error
+}
+
+// Shared is an engine for all tests of the package.
+func Shared(t testing.TB) *clickhouse.Engine {
+	t.Helper()
+	shared.once.Do(func() {
+		var c clickhouse.Config
+		if c, shared.err = Config(); shared.err == nil {
+			shared.engine, shared.err = clickhouse.StartEngine(t.Context(), c)
+		}
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.engine
+}
+
+// Start starts an engine of the test's own, which ends with it.
+func Start(t testing.TB) *clickhouse.Engine {
+	t.Helper()
+	c, err := Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := clickhouse.StartEngine(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+// Config is how tests start an engine: the library where the repository installs it, the log discarded unless the tests
+// are verbose.
+func Config() (clickhouse.Config, error) {
+	library, err := clickhouse.FindLibrary("")
+	if errors.Is(err, clickhouse.ErrNoLibrary) {
+		root, rootErr := repository()
+		if rootErr != nil {
+			return clickhouse.Config{}, errors.Join(err, rootErr)
+		}
+		library, err = clickhouse.FindLibrary(filepath.Join(root, ".tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"))
+	}
+	if err != nil {
+		return clickhouse.Config{}, err
+	}
+	log := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	return clickhouse.Config{Command: []string{os.Args[0]}, Library: library, Logger: log}, nil
+}
+
+// repository is the nearest folder above the test's own that holds go.mod.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		_, err := os.Stat(filepath.Join(dir, "go.mod"))
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("no go.mod above the test's folder: %w", err)
+		}
+		dir = filepath.Dir(dir)
+	}
+}

@@ -1,0 +1,175 @@
+package clickhouse
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Client sends queries over ClickHouse's HTTP interface. It is safe for concurrent use.
+type Client struct {
+	url, user, password string
+	http                *http.Client
+}
+
+// NewClient makes a client of the server or engine at addr, host:port.
+func NewClient(addr, user, password string) *Client {
+	return &Client{
+		url: "http://" + addr + "/", user: user, password: password,
+		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true}},
+	}
+}
+
+// As is the same client as another user with the same password.
+func (c *Client) As(user string) *Client {
+	other := *c
+	other.user = user
+	return &other
+}
+
+// Ping returns nil once the server answers. It waits for one that listens and is still starting.
+func (c *Client) Ping(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodGet, "ping", nil, "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
+}
+
+// Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"), which the caller must close.
+// Settings may hold request parameters too, such as "database". A query that fails gives an *Error: from Query, or from
+// Read if it failed after the first part of the answer. Ending ctx, or closing early, ends the query.
+func (c *Client) Query(ctx context.Context, sql, format string, settings map[string]string) (io.ReadCloser, error) {
+	params := url.Values{}
+	for name, value := range settings {
+		params.Set(name, value)
+	}
+	if format != "" {
+		params.Set("default_format", format)
+	}
+	resp, err := c.do(ctx, http.MethodPost, "?"+params.Encode(), strings.NewReader(sql), c.user)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-ClickHouse-Exception-Code") != "" {
+		text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorText))
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			return nil, fmt.Errorf("read ClickHouse's error: %w", err)
+		}
+		if resp.Header.Get("X-ClickHouse-Exception-Code") == "" {
+			return nil, fmt.Errorf("ClickHouse at %s answers %s: %s", c.url, resp.Status, bytes.TrimSpace(text))
+		}
+		return nil, ParseError(string(text))
+	}
+	return &answer{body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag")}, nil
+}
+
+// Exec runs one statement whose answer does not matter.
+func (c *Client) Exec(ctx context.Context, sql string, settings map[string]string) error {
+	body, err := c.Query(ctx, sql, "Null", settings)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, body)
+	return errors.Join(err, body.Close())
+}
+
+func (c *Client) do(ctx context.Context, method, target string, body io.Reader, user string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.url+target, body)
+	if err != nil {
+		return nil, err
+	}
+	if user != "" {
+		req.Header.Set("X-ClickHouse-User", user)
+		req.Header.Set("X-ClickHouse-Key", c.password)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask ClickHouse: %w", err)
+	}
+	return resp, nil
+}
+
+func statusError(code int, status string) error {
+	if code == http.StatusOK {
+		return nil
+	}
+	return fmt.Errorf("ClickHouse answers %s", status)
+}
+
+const (
+	maxErrorText = 64 << 10
+	// ClickHouse writes the error of a query that fails midway into the last 16 KiB of the body, so that much is held back
+	// until the body has ended well.
+	heldBack = 16 << 10
+)
+
+// answer reads a body whose end may be an error.
+type answer struct {
+	body io.ReadCloser
+	tag  string
+	buf  []byte // read and not handed out
+	err  error  // how the body ended
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	for a.err == nil && len(a.buf) <= heldBack {
+		a.fill()
+	}
+	ready := len(a.buf)
+	if a.err == nil {
+		ready -= heldBack
+	}
+	if ready == 0 {
+		return 0, a.err
+	}
+	n := copy(p, a.buf[:ready])
+	a.buf = a.buf[n:]
+	return n, nil
+}
+
+// fill reads more of the body, and at its end finds out how it ended.
+func (a *answer) fill() {
+	const chunk = 64 << 10
+	if cap(a.buf)-len(a.buf) < chunk {
+		grown := make([]byte, len(a.buf), len(a.buf)+4*chunk)
+		copy(grown, a.buf)
+		a.buf = grown
+	}
+	n, err := a.body.Read(a.buf[len(a.buf) : len(a.buf)+chunk])
+	a.buf = a.buf[:len(a.buf)+n]
+	if err == nil {
+		return
+	}
+	a.err = err
+	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		a.err = io.EOF
+		if a.tag == "" || !bytes.HasSuffix(a.buf, []byte(" "+a.tag+"\r\n__exception__\r\n")) {
+			return
+		}
+	} else {
+		a.err = fmt.Errorf("ClickHouse's answer broke off: %w", err)
+	}
+	if a.tag == "" {
+		return
+	}
+	rows, rest, found := bytes.Cut(a.buf, []byte("\r\n__exception__\r\n"+a.tag+"\r\n"))
+	if !found {
+		return
+	}
+	text := rest
+	if i := bytes.LastIndexByte(bytes.TrimSuffix(rest, []byte("\r\n__exception__\r\n")), '\n'); i >= 0 {
+		text = rest[:i] // the last line is the length and the tag
+	}
+	a.buf, a.err = rows, ParseError(string(text))
+}
+
+func (a *answer) Close() error {
+	return a.body.Close()
+}

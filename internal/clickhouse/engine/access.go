@@ -1,0 +1,114 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+)
+
+// chdb runs every session as the user "default" and cannot impersonate another. So that user owns nothing itself: it has
+// the role admin, and the role reader, and a session for clickhouse.Reader keeps only the latter.
+const usersXML = `<clickhouse>
+  <profiles><default>
+    <max_query_size>8000000</max_query_size>
+    <max_memory_usage>4000000000</max_memory_usage>
+    <max_bytes_before_external_group_by>1000000000</max_bytes_before_external_group_by>
+    <max_bytes_before_external_sort>1000000000</max_bytes_before_external_sort>
+    <query_profiler_real_time_period_ns>0</query_profiler_real_time_period_ns>
+    <query_profiler_cpu_time_period_ns>0</query_profiler_cpu_time_period_ns>
+    <allow_introspection_functions>0</allow_introspection_functions>
+  </default></profiles>
+  <roles>
+    <admin><grants><query>GRANT ALL ON *.* WITH GRANT OPTION</query></grants></admin>
+    <reader><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS ON ` + clickhouse.ReaderPrefix + `*.*</query></grants></reader>
+  </roles>
+  <users><default>
+    <password></password>
+    <networks><ip>::/0</ip></networks>
+    <profile>default</profile>
+    <quota>default</quota>
+    <grants><query>GRANT admin</query><query>GRANT reader</query></grants>
+  </default></users>
+  <quotas><default></default></quotas>
+</clickhouse>
+`
+
+const configXML = `<clickhouse>
+  <users_config>%s</users_config>
+  <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
+</clickhouse>
+`
+
+// writeConfig puts the engine's configuration into dir and returns the path of its main file.
+func writeConfig(dir string) (string, error) {
+	users, config := filepath.Join(dir, "users.xml"), filepath.Join(dir, "config.xml")
+	if err := os.WriteFile(users, []byte(usersXML), 0o600); err != nil {
+		return "", fmt.Errorf("write the engine's users: %w", err)
+	}
+	if err := os.WriteFile(config, fmt.Appendf(nil, configXML, xmlText.Replace(users)), 0o600); err != nil {
+		return "", fmt.Errorf("write the engine's configuration: %w", err)
+	}
+	return config, nil
+}
+
+var xmlText = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
+
+// becomeReader gives up, for the rest of the session, all that clickhouse.Reader may not do. The role is what holds;
+// readonly is a second wall, and keeps the limits from being lifted.
+var becomeReader = []string{
+	"SET ROLE reader",
+	"SET max_execution_time = 300, timeout_overflow_mode = 'throw', readonly = 1",
+}
+
+var wordFile = regexp.MustCompile(`\bfile\b`)
+
+// guardReader refuses what roles and readonly do not: anything but one statement that reads, and the function file, which
+// reads any file of this machine and which no grant covers here. It can be called by name, through a quoted name, inside
+// APPLY and as the argument of a higher-order function, so the name itself is refused, as ClickHouse's own lexer finds it:
+// normalizeQuery leaves neither strings nor comments. A backslash in what is left is an escape inside a quoted name.
+func guardReader(c *connection, sql string, class statementClass) error {
+	if class != classRead {
+		return &clickhouse.Error{Code: clickhouse.CodeReadOnly, Name: "READONLY", Message: "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"}
+	}
+	bare, err := c.run("SELECT normalizeQueryKeepNames("+quote(sql)+")", "RawBLOB")
+	if err != nil {
+		return err
+	}
+	if wordFile.Match(bare) {
+		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "the name file is not offered here: it reads files of the server"}
+	}
+	if strings.ContainsRune(string(bare), '\\') {
+		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "escapes in quoted names are not offered here"}
+	}
+	return nil
+}
+
+// explainUnparsable gives the parser's own reason. The text is not run.
+func explainUnparsable(c *connection, sql string) error {
+	_, err := c.run("SELECT formatQuery("+quote(sql)+")", "Null")
+	if e := (*clickhouse.Error)(nil); errors.As(err, &e) {
+		e.Message, _, _ = strings.Cut(e.Message, ": In scope SELECT formatQuery(")
+	} else if err == nil {
+		err = notImplemented("statements of this kind are not known to the embedded engine")
+	}
+	return err
+}
+
+// quote writes s as a string literal.
+func quote(s string) string {
+	return "'" + literal.Replace(s) + "'"
+}
+
+var literal = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+
+// quoteName writes s as a quoted identifier.
+func quoteName(s string) string {
+	return "`" + name.Replace(s) + "`"
+}
+
+var name = strings.NewReplacer(`\`, `\\`, "`", "\\`")

@@ -1,0 +1,260 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+)
+
+const (
+	maxQuery   = 1 << 20         // bytes of one statement
+	maxRunning = 16              // statements at a time
+	maxWaiting = 64              // statements that wait for their turn; more are refused
+	writeLimit = 5 * time.Minute // time a client may take to read one piece of an answer
+)
+
+// server is ClickHouse's HTTP interface: https://clickhouse.com/docs/interfaces/http.
+type server struct {
+	control   *connection // keeps the engine alive and ends queries
+	controlMu sync.Mutex  // a connection runs one statement at a time
+	running   chan struct{}
+	waiting   chan struct{}
+	password  string
+	log       *slog.Logger
+}
+
+func newServer(control *connection, c Config) *server {
+	return &server{
+		control:  control,
+		running:  make(chan struct{}, maxRunning),
+		waiting:  make(chan struct{}, maxWaiting),
+		password: c.Password,
+		log:      c.Logger,
+	}
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.URL.Path == "/ping", r.URL.Path == "/replicas_status":
+		_, _ = io.WriteString(w, "Ok.\n") // a client that is gone needs no answer
+		return
+	case r.URL.Path != "/":
+		http.Error(w, "There is no handle "+r.URL.Path+"; queries go to /", http.StatusNotFound)
+		return
+	case r.Method != http.MethodGet && r.Method != http.MethodPost:
+		w.Header().Set("Allow", "GET, POST")
+		http.Error(w, "queries are sent by GET or POST", http.StatusMethodNotAllowed)
+		return
+	}
+	a := &answer{w: w, id: uuid.NewString(), format: "TabSeparated"}
+	req, err := s.parse(w, r)
+	if err == nil {
+		req.id, a.format = a.id, req.format
+		err = s.run(r.Context(), req, a)
+	}
+	if err != nil {
+		s.log.Debug("query failed", "query", a.id, "error", err)
+	}
+	a.end(err)
+}
+
+// run executes req once there is room.
+func (s *server) run(ctx context.Context, req request, a *answer) error {
+	select {
+	case s.waiting <- struct{}{}:
+	default:
+		return &clickhouse.Error{Code: clickhouse.CodeTooMany, Name: "TOO_MANY_SIMULTANEOUS_QUERIES", Message: fmt.Sprintf("%d queries run and %d wait; try again later", maxRunning, maxWaiting)}
+	}
+	select {
+	case s.running <- struct{}{}:
+		<-s.waiting
+	case <-ctx.Done():
+		<-s.waiting
+		return ctx.Err()
+	}
+	defer func() { <-s.running }()
+	return s.execute(ctx, req, a.write)
+}
+
+// Parameters that are no settings.
+var notSettings = map[string]bool{
+	"query": true, "database": true, "default_format": true, "user": true, "password": true, "query_id": true,
+	"wait_end_of_query": true, "enable_http_compression": true, "compress": true, "decompress": true, "stacktrace": true,
+	"buffer_size": true, "client_protocol_version": true, "log_comment": true, "session_timeout": true, "session_check": true,
+	"quota_key": true, "role": true,
+}
+
+func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) {
+	params := r.URL.Query()
+	first := func(header, param string) string {
+		if v := r.Header.Get(header); v != "" {
+			return v
+		}
+		return params.Get(param)
+	}
+	req := request{
+		user:     first("X-ClickHouse-User", "user"),
+		database: first("X-ClickHouse-Database", "database"),
+		format:   first("X-ClickHouse-Format", "default_format"),
+		readOnly: r.Method == http.MethodGet,
+		buffered: params.Get("wait_end_of_query") == "1",
+	}
+	if req.format == "" {
+		req.format = "TabSeparated"
+	}
+	password := first("X-ClickHouse-Key", "password")
+	if u, p, ok := r.BasicAuth(); ok && req.user == "" {
+		req.user, password = u, p
+	}
+	if req.user == "" {
+		req.user = clickhouse.Admin
+	}
+	known := req.user == clickhouse.Admin || req.user == clickhouse.Reader
+	if subtle.ConstantTimeCompare([]byte(password), []byte(s.password)) != 1 || !known {
+		return req, &clickhouse.Error{Code: clickhouse.CodeAuthentication, Name: "AUTHENTICATION_FAILED", Message: req.user + ": Authentication failed: password is incorrect, or there is no user with such name."}
+	}
+	for name, values := range params {
+		switch {
+		case notSettings[name]:
+		case name == "session_id" || strings.HasPrefix(name, "param_"):
+			return req, notImplemented(name + " is not offered by the embedded engine")
+		case !settingName.MatchString(name):
+			return req, &clickhouse.Error{Code: clickhouse.CodeBadArguments, Name: "BAD_ARGUMENTS", Message: fmt.Sprintf("%q is no setting", name)}
+		default:
+			req.settings = append(req.settings, setting{name, values[len(values)-1]})
+		}
+	}
+	if params.Get("compress") == "1" || params.Get("decompress") == "1" || r.Header.Get("Content-Encoding") != "" {
+		return req, notImplemented("compression is not offered by the embedded engine: it listens on loopback")
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return req, &clickhouse.Error{Code: clickhouse.CodeQueryTooLarge, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery)}
+	} else if err != nil {
+		return req, fmt.Errorf("read the query: %w", err)
+	}
+	req.query = params.Get("query")
+	if req.query != "" && len(body) > 0 {
+		req.query += "\n"
+	}
+	req.query += string(body)
+	return req, nil
+}
+
+func notImplemented(message string) error {
+	return &clickhouse.Error{Code: clickhouse.CodeNotImplemented, Name: "NOT_IMPLEMENTED", Message: message}
+}
+
+// answer writes the result of one query.
+type answer struct {
+	w          http.ResponseWriter
+	id, format string
+	tag        string // empty until the header is sent
+}
+
+func (a *answer) head() {
+	h := a.w.Header()
+	h.Set("X-ClickHouse-Query-Id", a.id)
+	h.Set("X-ClickHouse-Server-Display-Name", "millrace")
+	h.Set("X-ClickHouse-Timezone", "UTC")
+}
+
+// write sends one piece.
+func (a *answer) write(piece []byte) error {
+	if a.tag == "" {
+		a.begin()
+	}
+	rc := http.NewResponseController(a.w)
+	if err := rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+		return err
+	}
+	if _, err := a.w.Write(piece); err != nil {
+		return fmt.Errorf("the client is gone: %w", err)
+	}
+	return rc.Flush()
+}
+
+func (a *answer) begin() {
+	a.tag = strings.ToLower(rand.Text()[:16])
+	a.head()
+	h := a.w.Header()
+	h.Set("Content-Type", contentType(a.format))
+	h.Set("X-ClickHouse-Format", a.format)
+	h.Set("X-ClickHouse-Exception-Tag", a.tag)
+	a.w.WriteHeader(http.StatusOK)
+}
+
+// end completes the answer. An error after its beginning goes into the body, marked with the tag, as ClickHouse does, and
+// the connection breaks off, so that no client can take the part for the whole.
+func (a *answer) end(err error) {
+	if err == nil {
+		if a.tag == "" {
+			a.begin()
+		}
+		return
+	}
+	e := new(clickhouse.Error)
+	if !errors.As(err, &e) {
+		e = &clickhouse.Error{Code: clickhouse.CodeUnknownException, Name: "UNKNOWN_EXCEPTION", Message: err.Error()}
+	}
+	text := errorText(e)
+	if a.tag == "" {
+		a.head()
+		h := a.w.Header()
+		h.Set("Content-Type", "text/plain; charset=UTF-8")
+		h.Set("X-ClickHouse-Exception-Code", fmt.Sprint(e.Code))
+		a.w.WriteHeader(statusOf(e.Code))
+		_, _ = io.WriteString(a.w, text+"\n") // a client that is gone needs no answer
+		return
+	}
+	const longest = 15 << 10 // clients look for the whole of it in the last 16 KiB
+	if len(text) > longest {
+		text = text[:longest]
+	}
+	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", a.tag, text, len(text)+1, a.tag) // as above
+	_ = http.NewResponseController(a.w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+func errorText(e *clickhouse.Error) string {
+	text := fmt.Sprintf("Code: %d. DB::Exception: %s", e.Code, e.Message)
+	if e.Name != "" {
+		text += " (" + e.Name + ")"
+	}
+	return text
+}
+
+// statusOf is the HTTP status of an error, as ClickHouse's server chooses it.
+func statusOf(code int) int {
+	switch code {
+	case clickhouse.CodeAuthentication, 194, 193, 192: // REQUIRED_PASSWORD, WRONG_PASSWORD, UNKNOWN_USER
+		return http.StatusUnauthorized
+	case clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly:
+		return http.StatusForbidden
+	case clickhouse.CodeSyntax, clickhouse.CodeBadArguments, 6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 130, 131: // what cannot be parsed or does not fit its type
+		return http.StatusBadRequest
+	case clickhouse.CodeUnknownTable, clickhouse.CodeUnknownDatabase, 46, 47, 50, 56, 63, 73, 115, 124: // unknown function, identifier, type, engine, aggregate function, format, setting
+		return http.StatusNotFound
+	case clickhouse.CodeQueryTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case clickhouse.CodeNotImplemented:
+		return http.StatusNotImplemented
+	case clickhouse.CodeTooMany:
+		return http.StatusServiceUnavailable
+	case clickhouse.CodeTimeout:
+		return http.StatusRequestTimeout
+	}
+	return http.StatusInternalServerError
+}

@@ -1,0 +1,190 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+)
+
+// request is one statement with its surroundings.
+type request struct {
+	id       string // of the query, in logs and for cancelling
+	user     string
+	database string // may be empty
+	query    string
+	format   string
+	settings []setting
+	readOnly bool // came by GET
+	buffered bool // answer when it is complete
+}
+
+type setting struct{ name, value string }
+
+// How often a query that must end is told so: the first time it may not have begun.
+const killInterval = 20 * time.Millisecond
+
+// Bytes that an answer may have which is not streamed: the engine holds it whole.
+const maxBuffered = "268435456"
+
+// execute runs one statement in a session of its own and hands its answer to emit, whose argument is valid until it
+// returns. It ends early when ctx does. Every error that is the statement's own is a *clickhouse.Error.
+func (s *server) execute(ctx context.Context, r request, emit func([]byte) error) error {
+	// ClickHouse keeps state per thread between the calls of one query.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c, err := s.control.lib.open()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	class, err := check(c, r)
+	if err != nil {
+		return err
+	}
+	cut, streamed := streamable(r.format)
+	streamed = streamed && class == classRead && !r.buffered && !mayNameFormat.MatchString(r.query)
+	for _, sql := range prelude(r, streamed) {
+		if _, err := c.run(sql, "Null"); err != nil {
+			return err
+		}
+	}
+	defer s.killWhenDone(ctx, r.id)()
+	if streamed {
+		if err := runStream(c, r, cut, emit); !errors.Is(err, errNotStreamable) {
+			return err
+		}
+	}
+	answer, err := c.run(r.query, r.format)
+	if err != nil {
+		return err
+	}
+	return emit(answer)
+}
+
+// check tells what the statement does, and refuses what is not one statement or not the user's to run.
+func check(c *connection, r request) (statementClass, error) {
+	statements, class, err := c.analyze(r.query)
+	switch {
+	case err != nil:
+		return classUnknown, err
+	case statements > 1:
+		return classUnknown, &clickhouse.Error{Code: clickhouse.CodeSyntax, Name: "SYNTAX_ERROR", Message: "several statements in one request; send one at a time"}
+	case class == classUnknown:
+		return classUnknown, explainUnparsable(c, r.query)
+	case r.user == clickhouse.Reader:
+		return class, guardReader(c, r.query, class)
+	}
+	return class, nil
+}
+
+// prelude gives a session its database, its settings and, last, its rights.
+func prelude(r request, streamed bool) []string {
+	var sql []string
+	if r.database != "" {
+		sql = append(sql, "USE "+quoteName(r.database))
+	}
+	settings := append(r.settings, setting{"log_comment", r.id})
+	if !streamed {
+		settings = append(settings, setting{"max_result_bytes", maxBuffered}, setting{"result_overflow_mode", "throw"})
+	}
+	if r.readOnly {
+		settings = append(settings, setting{"readonly", "2"})
+	}
+	sql = append(sql, set(settings))
+	if r.user == clickhouse.Reader {
+		sql = append(sql, becomeReader...)
+	}
+	return sql
+}
+
+var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+
+func set(settings []setting) string {
+	assignments := make([]string, len(settings))
+	for i, s := range settings {
+		assignments[i] = s.name + " = " + quote(s.value)
+	}
+	return "SET " + strings.Join(assignments, ", ")
+}
+
+// errNotStreamable says that chdb streams only SELECT, and that nothing has run.
+var errNotStreamable = errors.New("the statement has no stream")
+
+func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]byte) error) error {
+	st, err := c.stream(r.query, r.format)
+	if err != nil {
+		if e := (*clickhouse.Error)(nil); errors.As(err, &e) && strings.HasPrefix(e.Message, "Streaming query is not supported") {
+			return errNotStreamable
+		}
+		return err
+	}
+	defer st.close()
+	for first := true; ; first = false {
+		piece, err := st.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !first {
+			piece = cut(piece)
+		}
+		if err := emit(piece); err != nil {
+			return err
+		}
+	}
+}
+
+// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection that computes answers to
+// nothing else, so another one sends KILL QUERY, and finds it by its comment, because chdb takes no query id.
+func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-stopped:
+			return
+		case <-ctx.Done():
+		}
+		t := time.NewTicker(killInterval)
+		defer t.Stop()
+		for {
+			s.kill(id)
+			select {
+			case <-stopped:
+				return
+			case <-t.C:
+			}
+		}
+	}()
+	return func() { close(stopped); <-ended }
+}
+
+func (s *server) kill(id string) {
+	s.controlMu.Lock()
+	defer s.controlMu.Unlock()
+	if _, err := s.control.run("KILL QUERY WHERE Settings['log_comment'] = "+quote(id)+" ASYNC", "Null"); err != nil {
+		s.log.Warn("a query could not be cancelled", "query", id, "error", err)
+	}
+}
+
+// rows reads the only column of a JSONCompactEachRow answer.
+func rows(answer []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for line := range strings.Lines(string(answer)) {
+			var row []string
+			if err := json.Unmarshal([]byte(line), &row); err != nil || len(row) != 1 || !yield(row[0]) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package clickhouse
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Error is what ClickHouse answers when a query fails.
+type Error struct {
+	Code    int    // ClickHouse's own: 60
+	Name    string // of the code: "UNKNOWN_TABLE"; may be empty
+	Message string // without code and name
+}
+
+func (e *Error) Error() string {
+	if e.Name == "" {
+		return fmt.Sprintf("%s (ClickHouse error %d)", e.Message, e.Code)
+	}
+	return fmt.Sprintf("%s (%s)", e.Message, e.Name)
+}
+
+// Codes that callers decide by, and those that the engine answers itself.
+const (
+	CodeUnknownTable     = 60
+	CodeSyntax           = 62
+	CodeUnknownDatabase  = 81
+	CodeFileDoesntExist  = 107
+	CodeTimeout          = 159
+	CodeReadOnly         = 164
+	CodeNotImplemented   = 48
+	CodeTooMany          = 202
+	CodeQueryTooLarge    = 307
+	CodeCancelled        = 394
+	CodeAccessDenied     = 497
+	CodeAuthentication   = 516
+	CodeBadArguments     = 36
+	CodeUnknownException = 1002
+)
+
+var (
+	errorHead = regexp.MustCompile(`^Code: (\d+)\. DB::Exception: `)
+	errorTail = regexp.MustCompile(`\s*\(version [^()]*(?:\(official build\))?\)\s*$`)
+	errorName = regexp.MustCompile(`\s*\(([A-Z][A-Z0-9_]+)\)\s*$`)
+)
+
+// ParseError reads ClickHouse's text of an error: "Code: 60. DB::Exception: … (UNKNOWN_TABLE)". Text of another form
+// becomes the message of an Error with code 1002, ClickHouse's own for what has no code.
+func ParseError(text string) *Error {
+	e := &Error{Code: CodeUnknownException}
+	text = strings.TrimSpace(text)
+	for first := true; ; first = false { // an error that passed through several hands repeats the frame
+		m := errorHead.FindStringSubmatch(text)
+		if m == nil {
+			break
+		}
+		if code, err := strconv.Atoi(m[1]); err == nil && first {
+			e.Code = code
+		}
+		text = text[len(m[0]):]
+		text = errorTail.ReplaceAllString(text, "")
+		if n := errorName.FindStringSubmatch(text); n != nil {
+			e.Name = n[1]
+			text = text[:len(text)-len(n[0])]
+		}
+		text = errorTail.ReplaceAllString(text, "")
+	}
+	e.Message = text
+	return e
+}

@@ -1,0 +1,150 @@
+package sql
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+)
+
+// MaxTableRows is how many rows FormatTable shows.
+const MaxTableRows = 10_000
+
+const (
+	maxTableBytes = 16 << 20 // that FormatTable shows
+	maxCell       = 100      // characters of a value that FormatTable shows beside others
+)
+
+// format says how ClickHouse answers, and what becomes of the answer.
+type format struct {
+	clickhouse string
+	settings   map[string]string
+	render     func(*answer) (io.ReadCloser, error) // nil: nothing
+}
+
+var formats = map[string]format{
+	FormatTable: {clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable, settings: with(jsonSettings, map[string]string{
+		"limit": strconv.Itoa(MaxTableRows + 1), // one more tells that there are more
+	})},
+	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{"date_time_output_format": "iso"})},
+	FormatCSV:  {clickhouse: "CSVWithNames", settings: map[string]string{"date_time_output_format": "iso", "format_csv_null_representation": ""}},
+}
+
+var jsonSettings = map[string]string{
+	"output_format_json_quote_64bit_integers":   "0",
+	"output_format_json_quote_decimals":         "0",
+	"output_format_json_quote_denormals":        "0",
+	"output_format_json_escape_forward_slashes": "0",
+	"output_format_json_validate_utf8":          "1",
+}
+
+func with(base, more map[string]string) map[string]string {
+	m := maps.Clone(base)
+	maps.Copy(m, more)
+	return m
+}
+
+var numeric = regexp.MustCompile(`^(?:Nullable\(|LowCardinality\()*(?:U?Int|Float|BFloat|Decimal)`)
+
+// renderTable reads the whole answer, so that a query that fails leaves no half a table.
+func renderTable(a *answer) (_ io.ReadCloser, err error) {
+	defer func() { err = errors.Join(err, a.Close()) }()
+	lines := bufio.NewReaderSize(a, 64<<10)
+	var names, types []string
+	for _, head := range []*[]string{&names, &types} {
+		if err := readRow(lines, head); errors.Is(err, io.EOF) { // a statement without an answer
+			return io.NopCloser(new(bytes.Buffer)), nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header = text.FormatDefault
+	header, columns := make(table.Row, len(names)), make([]table.ColumnConfig, len(names))
+	for i := range names {
+		header[i] = printable(names[i], 0)
+		columns[i] = table.ColumnConfig{Number: i + 1}
+		if numeric.MatchString(types[i]) {
+			columns[i].Align, columns[i].AlignHeader = text.AlignRight, text.AlignRight
+		}
+	}
+	t.AppendHeader(header)
+	t.SetColumnConfigs(columns)
+	longest := maxCell
+	if len(names) == 1 {
+		longest = 0
+	}
+	count, size, more := 0, 0, false
+	for {
+		var values []string
+		err := readRow(lines, &values)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if more = count == MaxTableRows || size > maxTableBytes; more {
+			break
+		}
+		row := make(table.Row, len(values))
+		for i, v := range values {
+			cell := printable(v, longest)
+			row[i], size = cell, size+len(cell)
+		}
+		t.AppendRow(row)
+		count++
+	}
+	out := bytes.NewBufferString(t.Render())
+	switch {
+	case more:
+		fmt.Fprintf(out, "\nthe first %d rows; json and csv give all of them\n", count)
+	case count == 1:
+		out.WriteString("\n1 row\n")
+	default:
+		fmt.Fprintf(out, "\n%d rows\n", count)
+	}
+	return io.NopCloser(out), nil
+}
+
+func readRow(r *bufio.Reader, row *[]string) error {
+	line, err := r.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(line, row); err != nil {
+		return fmt.Errorf("read the engine's answer: %w", err)
+	}
+	return nil
+}
+
+// printable shows s on one line and lets nothing through that steers a terminal. longest is in characters; 0 is no limit.
+func printable(s string, longest int) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n++; longest > 0 && n > longest {
+			b.WriteRune('…')
+			break
+		}
+		switch {
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := strconv.QuoteRune(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,165 @@
+package sql
+
+import "strings"
+
+// qualify replaces the name of a database where it stands as one: before a dot, or after FROM or IN. Strings, comments and
+// parts of longer names stay as they are. ClickHouse has no second name for a database, and every snapshot has its own.
+func qualify(query, from, to string) string {
+	var out strings.Builder
+	var last token // the significant one before
+	copied := 0
+	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
+		if t.kind == space {
+			continue
+		}
+		if t.names(query, from) && last.text(query) != "." {
+			follow := significant(query, t.end)
+			word := strings.ToLower(last.text(query))
+			if follow.text(query) == "." || word == "from" || word == "in" {
+				out.WriteString(query[copied:t.start])
+				out.WriteString(to)
+				copied = t.end
+			}
+		}
+		last = t
+	}
+	out.WriteString(query[copied:])
+	return out.String()
+}
+
+// firstWord is the statement's first word in small letters.
+func firstWord(query string) string {
+	return strings.ToLower(significant(query, 0).text(query))
+}
+
+func significant(query string, at int) token {
+	t, ok := next(query, at)
+	for ok && t.kind == space {
+		t, ok = next(query, t.end)
+	}
+	return t
+}
+
+type tokenKind int
+
+const (
+	other   tokenKind = iota // one byte of anything else
+	space                    // and comments
+	word                     // keywords, bare names, numbers
+	quoted                   // a name in double quotes or backticks
+	literal                  // a string
+)
+
+type token struct {
+	kind       tokenKind
+	start, end int
+}
+
+func (t token) text(query string) string { return query[t.start:t.end] }
+
+// names tells whether t is the identifier s.
+func (t token) names(query, s string) bool {
+	switch t.kind {
+	case word:
+		return t.text(query) == s
+	case quoted:
+		return t.end-t.start > 2 && query[t.start+1:t.end-1] == s
+	}
+	return false
+}
+
+// next reads the token at a place, by the rules of ClickHouse's lexer. What is not closed goes to the end.
+func next(q string, at int) (t token, ok bool) {
+	if at >= len(q) {
+		return token{start: len(q), end: len(q)}, false
+	}
+	rest := q[at:]
+	t = token{start: at, end: at + 1}
+	switch c := q[at]; {
+	case isSpace(c):
+		t.kind = space
+	case strings.HasPrefix(rest, "--"), strings.HasPrefix(rest, "//"), strings.HasPrefix(rest, "# "), strings.HasPrefix(rest, "#!"):
+		t.kind, t.end = space, at+untilAfter(rest, "\n")
+	case strings.HasPrefix(rest, "/*"):
+		t.kind, t.end = space, at+comment(rest)
+	case c == '\'':
+		t.kind, t.end = literal, at+closing(rest)
+	case c == '"' || c == '`':
+		t.kind, t.end = quoted, at+closing(rest)
+	case c == '$' && heredoc(rest) > 0:
+		t.kind, t.end = literal, at+heredoc(rest)
+	case isWord(c):
+		t.kind = word
+		for t.end < len(q) && isWord(q[t.end]) {
+			t.end++
+		}
+	}
+	return t, true
+}
+
+// closing is where the quote that s starts with closes: not where it is doubled or behind a backslash.
+func closing(s string) int {
+	for i := 1; i < len(s); i++ {
+		switch {
+		case s[i] == '\\':
+			i++
+		case s[i] != s[0]:
+		case i+1 < len(s) && s[i+1] == s[0]:
+			i++
+		default:
+			return i + 1
+		}
+	}
+	return len(s)
+}
+
+// comment is the length of a comment, which may hold others.
+func comment(s string) int {
+	depth := 0
+	for i := 0; i+1 < len(s); i++ {
+		switch s[i : i+2] {
+		case "/*":
+			depth++
+			i++
+		case "*/":
+			depth--
+			i++
+			if depth == 0 {
+				return i + 1
+			}
+		}
+	}
+	return len(s)
+}
+
+// heredoc is the length of $tag$…$tag$, or 0.
+func heredoc(s string) int {
+	i := strings.IndexByte(s[1:], '$')
+	if i < 0 {
+		return 0
+	}
+	tag := s[:i+2]
+	end := strings.Index(s[len(tag):], tag)
+	if end < 0 {
+		return 0
+	}
+	return end + 2*len(tag)
+}
+
+func untilAfter(s, end string) int {
+	if i := strings.Index(s, end); i >= 0 {
+		return i + len(end)
+	}
+	return len(s)
+}
+
+func isSpace(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
+
+func isWord(c byte) bool {
+	return c == '_' || c == '$' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80
+}
+
+func quote(s string) string     { return "'" + escapes.Replace(s) + "'" }
+func quoteName(s string) string { return "`" + escapes.Replace(s) + "`" }
+
+var escapes = strings.NewReplacer(`\`, `\\`, `'`, `\'`, "`", "\\`")

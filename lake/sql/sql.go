@@ -1,0 +1,189 @@
+// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a query sees every table at
+// one moment: names are resolved to the catalog's present metadata files when the query comes, and what lands while it
+// runs does not reach it.
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+)
+
+// Table is an Iceberg table as its catalog knows it at one moment.
+type Table struct {
+	Name             string // as queries address it: "order_lines"
+	MetadataLocation string // path or file:// URL of the metadata file, below Location
+	Location         string // path or file:// URL of the table's folder
+}
+
+// Namespace may stand before a table's name: millrace.order_lines.
+const Namespace = "millrace"
+
+// Formats of answers.
+const (
+	FormatTable = "table" // for people: at most MaxTableRows rows
+	FormatJSON  = "json"  // one object a line; numbers of every size as numbers, times in ISO 8601, what is not finite as null
+	FormatCSV   = "csv"   // with a header; null is empty, an empty string is ""
+)
+
+// SQL runs queries. It is safe for concurrent use.
+type SQL struct {
+	tables   func(context.Context) ([]Table, error)
+	reader   *clickhouse.Client
+	snapshot *snapshots
+}
+
+// New makes a SQL over the tables that the function names, which is called for every query. The client is of the embedded
+// engine and acts as clickhouse.Admin; people's queries run as clickhouse.Reader.
+func New(tables func(context.Context) ([]Table, error), client *clickhouse.Client) *SQL {
+	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), snapshot: newSnapshots(client)}
+}
+
+// QueryError says that the query itself is at fault.
+type QueryError struct {
+	Message string
+	Tables  []string // the tables there are, where the query names one that is not
+	cause   error
+}
+
+func (e *QueryError) Error() string {
+	if len(e.Tables) == 0 {
+		return e.Message
+	}
+	return e.Message + "; the tables are: " + strings.Join(e.Tables, ", ")
+}
+
+func (e *QueryError) Unwrap() error { return e.cause }
+
+// How often a query is tried whose tables were taken away between their resolution and its start.
+const attempts = 3
+
+// Run runs one statement that reads and returns its answer in one of the Formats, which the caller must close. A query
+// that is itself at fault gives a *QueryError: from Run, or from Read if it failed after the first part of the answer.
+// Ending ctx, or closing early, ends the query.
+func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
+	var err error
+	for range attempts {
+		var answer io.ReadCloser
+		answer, err = s.run(ctx, query, format)
+		if err == nil {
+			return answer, nil
+		}
+		if !s.mayRecover(err) {
+			break
+		}
+	}
+	return nil, err
+}
+
+func (s *SQL) run(ctx context.Context, query, format string) (io.ReadCloser, error) {
+	f, ok := formats[format]
+	if !ok {
+		return nil, &QueryError{Message: fmt.Sprintf("there is no output format %q; there are %s", format, strings.Join(slices.Sorted(maps.Keys(formats)), ", "))}
+	}
+	tables, err := s.tables(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("resolve the tables: %w", err)
+	}
+	snap, err := s.snapshot.acquire(ctx, tables)
+	if err != nil {
+		return nil, err
+	}
+	settings := maps.Clone(f.settings)
+	settings["database"] = snap.database
+	if firstWord(query) == "explain" {
+		delete(settings, "limit") // it would show in the plan
+	}
+	body, err := s.reader.Query(ctx, qualify(query, Namespace, snap.database), f.clickhouse, settings)
+	if err != nil {
+		s.snapshot.release(snap)
+		if gone(err) {
+			s.snapshot.forget(snap)
+		}
+		return nil, explain(err, snap)
+	}
+	answer := &answer{body: body, snap: snap, release: sync.OnceFunc(func() { s.snapshot.release(snap) })}
+	if f.render == nil {
+		return answer, nil
+	}
+	return f.render(answer)
+}
+
+// mayRecover tells whether the next attempt may find what this one missed: the engine was started anew and knows none of
+// our databases, or maintenance took files away that a query was about to open.
+func (s *SQL) mayRecover(err error) bool { return gone(err) }
+
+// gone tells whether the query failed before it began because a database of ours or a file of a table is not there.
+func gone(err error) bool {
+	e := new(clickhouse.Error)
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case clickhouse.CodeUnknownDatabase:
+		return strings.Contains(e.Message, clickhouse.ReaderPrefix)
+	case clickhouse.CodeFileDoesntExist:
+		return true
+	}
+	return false
+}
+
+// The codes that are not the query's fault.
+var ours = map[int]bool{
+	clickhouse.CodeUnknownException: true, clickhouse.CodeTooMany: true, clickhouse.CodeCancelled: true,
+	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeAuthentication: true,
+}
+
+var (
+	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
+	expectedTokens = regexp.MustCompile(`(?s)\. Expected one of: .*`)
+)
+
+// explain turns ClickHouse's error into the user's terms.
+func explain(err error, snap *snapshot) error {
+	e := new(clickhouse.Error)
+	if !errors.As(err, &e) || ours[e.Code] {
+		return fmt.Errorf("run the query: %w", err)
+	}
+	q := &QueryError{Message: strings.ReplaceAll(e.Message, snap.database, Namespace), cause: err}
+	switch e.Code {
+	case clickhouse.CodeSyntax:
+		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
+	case clickhouse.CodeUnknownTable:
+		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
+			q.Message = fmt.Sprintf("there is no table %q", m[1])
+		}
+		q.Tables = snap.tables
+	case clickhouse.CodeUnknownDatabase:
+		q.Tables = snap.tables
+	}
+	return q
+}
+
+// answer is a body in the user's terms that keeps its snapshot until it is closed.
+type answer struct {
+	body    io.ReadCloser
+	snap    *snapshot
+	release func()
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.body.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = explain(err, a.snap)
+	}
+	return n, err
+}
+
+func (a *answer) Close() error {
+	defer a.release()
+	return a.body.Close()
+}
