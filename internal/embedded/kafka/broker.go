@@ -52,9 +52,9 @@ type Broker struct {
 var brokerConfigs = map[string]string{
 	"log.retention.ms":               "-1",
 	"log.retention.bytes":            "-1",
-	"offsets.retention.minutes":      "5256000",    // 10 years: a sink that was off for a while goes on where it stood
-	"transactional.id.expiration.ms": "2147483647", // the longest there is, 24 days
-	"log.cleaner.backoff.ms":         "3153600000", // compaction runs at start, see compact
+	"offsets.retention.minutes":      "5256000",      // 10 years: a sink that was off for a while goes on where it stood
+	"transactional.id.expiration.ms": "2147483647",   // the longest there is, 24 days
+	"log.cleaner.backoff.ms":         "315360000000", // 10 years: compaction runs at the start, see compact
 }
 
 // Start opens the log in cfg.DataDir, repairs it if the last owner was killed, and serves it until Close. ctx bounds only
@@ -82,10 +82,14 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 }
 
 func start(ctx context.Context, cfg Config) (*Broker, error) {
-	ln, err := listen(ctx, cfg.Addr)
+	if err := errors.Join(undoCompaction(cfg.DataDir), repair(cfg.DataDir, cfg.Logger)); err != nil {
+		return nil, fmt.Errorf("repair the log in %s: %w", cfg.DataDir, err)
+	}
+	tcp, err := listen(ctx, cfg.Addr)
 	if err != nil {
 		return nil, err
 	}
+	ln := &gate{Listener: tcp, open: make(chan struct{}), closed: make(chan struct{})}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ClusterID("millrace"),
@@ -101,14 +105,20 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log in %s: %w", cfg.DataDir, err), ignoreClosed(ln.Close()))
 	}
+	if err := compact(cfg.DataDir, cluster); err != nil {
+		cluster.Close()
+		return nil, fmt.Errorf("compact the log in %s: %w", cfg.DataDir, err)
+	}
+	close(ln.open)
 	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster}, nil
 }
 
 // Addr is the host:port that clients connect to.
 func (b *Broker) Addr() string { return b.addr }
 
-// Boot names this run of the broker; no other run has the same. A transactional id should end in it: the repair after a
-// kill aborts what the old ids left open, but it cannot fence a client that outlived the broker.
+// Boot names this run of the broker; no other run has the same. A transactional id has to end in it. What was open when
+// the broker was killed counts as aborted from then on, but no marker on the log says so, and readers would take a later
+// transaction under the same id for its continuation.
 func (b *Broker) Boot() string { return b.boot }
 
 // Close ends all connections, brings the log to disk and lets go of the directory. Clients should be closed before.
@@ -146,6 +156,27 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("listen on %s: not a loopback address, and the embedded broker has no access control", addr), ln.Close())
 	}
 	return ln, nil
+}
+
+// gate lets clients wait until it is opened.
+type gate struct {
+	net.Listener
+	open, closed chan struct{}
+	once         sync.Once
+}
+
+func (g *gate) Accept() (net.Conn, error) {
+	select {
+	case <-g.open:
+		return g.Listener.Accept()
+	case <-g.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (g *gate) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return g.Listener.Close()
 }
 
 func ignoreClosed(err error) error {

@@ -5,16 +5,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 	"go.uber.org/goleak"
 
 	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
 )
 
 // childDir tells this binary to be a broker on that directory instead of running tests, so that a test can kill it.
@@ -32,6 +35,8 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+var events = kafka.Topic{Name: "events", Partitions: 1}
 
 type child struct {
 	cmd  *exec.Cmd
@@ -66,85 +71,95 @@ func (c *child) kill() {
 	_ = c.cmd.Wait()
 }
 
-func producer(t *testing.T, addr, txid string) *kafka.Producer {
+func config(addr string) kafka.Config {
+	return kafka.Config{
+		Brokers: addr, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		// Longer than any test waits: nothing here may hang on a transaction's timing out.
+		Extra: map[string]string{"transaction.timeout.ms": "600000"},
+	}
+}
+
+func producer(t *testing.T, addr, id string) *kafka.TransactionalProducer {
 	t.Helper()
-	p, err := kafka.NewProducer(&kafka.ConfigMap{
-		"bootstrap.servers": addr, "transactional.id": txid, "linger.ms": 1, "transaction.timeout.ms": 600000, "message.timeout.ms": 60000,
-		"go.delivery.reports": false, "enable.metrics.push": false,
-	})
+	p, err := kafka.NewTransactionalProducer(config(addr), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	if err := p.InitTransactions(t.Context()); err != nil {
+	if err := p.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-func produce(t *testing.T, p *kafka.Producer, topic string, keyValues ...string) {
+// produce writes pairs of key and value to partition 0 in a new transaction, and returns once the broker has them.
+func produce(t *testing.T, addr string, p *kafka.TransactionalProducer, topic string, keyValues ...string) {
 	t.Helper()
-	if err := p.BeginTransaction(); err != nil {
+	a := admin(t, addr)
+	defer a.Close()
+	before := high(t, a, topic)
+	if err := p.Begin(); err != nil {
 		t.Fatal(err)
 	}
 	for i := 0; i < len(keyValues); i += 2 {
-		m := &kafka.Message{TopicPartition: kafka.TopicPartition{Topic: &topic, Partition: 0}, Key: []byte(keyValues[i]), Value: []byte(keyValues[i+1])}
-		if err := p.Produce(m, nil); err != nil {
+		if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Key: []byte(keyValues[i]), Value: []byte(keyValues[i+1])}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if left := p.Flush(10000); left != 0 {
-		t.Fatalf("%d messages were not sent", left)
+	for deadline := time.Now().Add(20 * time.Second); high(t, a, topic) < before+int64(len(keyValues)/2); {
+		if time.Now().After(deadline) {
+			t.Fatal("the broker does not have the records within 20 s")
+		}
 	}
 }
 
-func commit(t *testing.T, p *kafka.Producer) {
+func commit(t *testing.T, p *kafka.TransactionalProducer) {
 	t.Helper()
-	if err := p.CommitTransaction(t.Context()); err != nil {
+	if err := p.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// readAll reads partition 0 with read_committed up to its last stable offset; it fails where that does not come to an end.
+func admin(t *testing.T, addr string) *kafka.Admin {
+	t.Helper()
+	a, err := kafka.NewAdmin(config(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func high(t *testing.T, a *kafka.Admin, topic string) int64 {
+	t.Helper()
+	offsets, err := a.HighWatermarks(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return offsets[0]
+}
+
+// readAll reads what is committed. It fails where an open transaction is in the way.
 func readAll(t *testing.T, addr, topic string) []string {
 	t.Helper()
-	c, err := kafka.NewConsumer(&kafka.ConfigMap{
-		"bootstrap.servers": addr, "group.id": "test", "isolation.level": "read_committed", "enable.auto.commit": false, "enable.partition.eof": true,
-		"enable.metrics.push": false,
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	a := admin(t, addr)
+	defer a.Close()
+	var got []string
+	err := kafka.ReadAll(ctx, config(addr), topic, nil, map[int32]int64{0: high(t, a, topic)}, func(m kafka.Message) error {
+		got = append(got, string(m.Key)+"="+string(m.Value))
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = c.Close() }()
-	if err := c.Assign([]kafka.TopicPartition{{Topic: &topic, Partition: 0, Offset: kafka.OffsetBeginning}}); err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		switch e := c.Poll(100).(type) {
-		case *kafka.Message:
-			got = append(got, string(e.Key)+"="+string(e.Value))
-		case kafka.PartitionEOF:
-			return got
-		}
-	}
-	t.Fatal("no end of the partition within 20 s")
-	return nil
+	return got
 }
 
-func createTopic(t *testing.T, addr, topic string, config map[string]string) {
+func createTopic(t *testing.T, addr string, topic kafka.Topic) {
 	t.Helper()
-	a, err := kafka.NewAdminClient(&kafka.ConfigMap{"bootstrap.servers": addr})
-	if err != nil {
+	if err := kafka.EnsureTopics(t.Context(), config(addr), topic); err != nil {
 		t.Fatal(err)
-	}
-	defer a.Close()
-	res, err := a.CreateTopics(t.Context(), []kafka.TopicSpecification{{Topic: topic, NumPartitions: 1, Config: config}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e := res[0].Error; e.Code() != kafka.ErrNoError && e.Code() != kafka.ErrTopicAlreadyExists {
-		t.Fatal(e)
 	}
 }
 
@@ -162,10 +177,10 @@ func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
 			t.Fatalf("boot %s came twice", b.Boot())
 		}
 		boots[b.Boot()] = true
-		createTopic(t, b.Addr(), "events", nil)
+		createTopic(t, b.Addr(), events)
 		p := producer(t, b.Addr(), "relay-"+b.Boot())
 		v := fmt.Sprint(i)
-		produce(t, p, "events", "k", v)
+		produce(t, b.Addr(), p, "events", "k", v)
 		commit(t, p)
 		p.Close()
 		want = append(want, "k="+v)
@@ -214,16 +229,16 @@ func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
 	var want []string
 	for i := range 4 {
 		c := startChild(t, dir)
-		createTopic(t, c.addr, "events", nil)
+		createTopic(t, c.addr, events)
 		v := fmt.Sprint(i)
 		done := producer(t, c.addr, fmt.Sprintf("done-%d", i))
-		produce(t, done, "events", "done", v)
+		produce(t, c.addr, done, "events", "done", v)
 		commit(t, done)
 		want = append(want, "done="+v)
 		open := producer(t, c.addr, fmt.Sprintf("open-%d", i))
-		produce(t, open, "events", "open", v)
+		produce(t, c.addr, open, "events", "open", v)
 		produceAfter := producer(t, c.addr, fmt.Sprintf("after-%d", i))
-		produce(t, produceAfter, "events", "after", v)
+		produce(t, c.addr, produceAfter, "events", "after", v)
 		commit(t, produceAfter)
 		want = append(want, "after="+v)
 		c.kill()
@@ -233,4 +248,149 @@ func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
 		}
 		c.kill()
 	}
+}
+
+func files(t *testing.T, pattern ...string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(pattern...))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no file %v, %v", pattern, err)
+	}
+	return names
+}
+
+func shorten(t *testing.T, name string, by int64) {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, info.Size()-by); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A kill between the batch and its line in the index, or within either, must not show what was never committed, nor
+// disturb what comes after.
+func TestKillWithinAWrite(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		index, segment int64 // bytes that were not written
+	}{
+		"before the line": {index: 15},
+		"in the line":     {index: 6},
+		"in the batch":    {index: 15, segment: 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			var want []string
+			for i := range 3 {
+				c0 := startChild(t, dir)
+				createTopic(t, c0.addr, events)
+				v := fmt.Sprint(i)
+				done := producer(t, c0.addr, "done-"+v)
+				produce(t, c0.addr, done, "events", "done", v)
+				commit(t, done)
+				want = append(want, "done="+v)
+				produce(t, c0.addr, producer(t, c0.addr, "open-"+v), "events", "open", v)
+				c0.kill()
+				shorten(t, files(t, dir, "partitions", "events-0", "*.idx")[0], c.index)
+				shorten(t, files(t, dir, "partitions", "events-0", "*.dat")[0], c.segment)
+				c0 = startChild(t, dir)
+				if got := readAll(t, c0.addr, "events"); strings.Join(got, " ") != strings.Join(want, " ") {
+					t.Fatalf("after kill %d: %v, want %v", i+1, got, want)
+				}
+				c0.kill()
+			}
+		})
+	}
+}
+
+func TestCloseWithAnOpenTransactionLetsReadersGoOn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b := start(t, dir)
+	createTopic(t, b.Addr(), events)
+	produce(t, b.Addr(), producer(t, b.Addr(), "open"), "events", "open", "1")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = start(t, dir)
+	p := producer(t, b.Addr(), "done")
+	produce(t, b.Addr(), p, "events", "done", "1")
+	commit(t, p)
+	if got := readAll(t, b.Addr(), "events"); strings.Join(got, " ") != "done=1" {
+		t.Fatalf("%v, want done=1", got)
+	}
+}
+
+func TestCompactsAtTheStart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b := start(t, dir)
+	createTopic(t, b.Addr(), kafka.Topic{Name: "positions", Partitions: 1, Compacted: true})
+	p := producer(t, b.Addr(), "p")
+	for i := range 20 {
+		produce(t, b.Addr(), p, "positions", "order", fmt.Sprint(i), "stock", fmt.Sprint(-i))
+		commit(t, p)
+	}
+	produce(t, b.Addr(), p, "positions", "order", "never")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	const want = "order=19 stock=-19"
+	b = start(t, dir)
+	if got := readAll(t, b.Addr(), "positions"); strings.Join(got, " ") != want {
+		t.Fatalf("after compaction: %v, want %s", got, want)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	// A kill within the next compaction: the old segments are gone, the new ones are not there.
+	partition, saved := filepath.Join(dir, "partitions", "positions-0"), filepath.Join(dir, "compacting", "positions-0")
+	if err := os.MkdirAll(saved, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"*.dat", "*.idx"} {
+		for _, name := range files(t, partition, pattern) {
+			if err := os.Rename(name, filepath.Join(saved, filepath.Base(name))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.WriteFile(filepath.Join(partition, "7.dat"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b = start(t, dir)
+	if got := readAll(t, b.Addr(), "positions"); strings.Join(got, " ") != want {
+		t.Fatalf("after a kill within compaction: %v, want %s", got, want)
+	}
+	p = producer(t, b.Addr(), "q")
+	produce(t, b.Addr(), p, "positions", "order", "20")
+	commit(t, p)
+	if got := readAll(t, b.Addr(), "positions"); strings.Join(got, " ") != want+" order=20" {
+		t.Fatalf("and a record more: %v", got)
+	}
+	for _, leftover := range []string{"compacting", "compacting.new", "compacting.old"} {
+		if _, err := os.Stat(filepath.Join(dir, leftover)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left over: %v", leftover, err)
+		}
+	}
+}
+
+func start(t *testing.T, dir string) *embedded.Broker {
+	t.Helper()
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
 }

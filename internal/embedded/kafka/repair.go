@@ -1,0 +1,164 @@
+package kafka
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// kfake writes a batch to a segment (.dat) and then a line about it to the segment's index (.idx). On load it takes each
+// batch's transaction from the index alone, by position. A kill between the two writes would therefore show a batch of an
+// open transaction as committed, and shift all later ones. It also keeps two logs of small entries (groups and producers),
+// to which it would append behind a torn entry and then never read past it.
+
+// repair makes the directory what kfake takes it for. No broker may be running on it.
+func repair(dir string, log *slog.Logger) error {
+	// What kfake writes at a clean stop, to be quicker at the next start. It brings back clients that are gone, with their
+	// open transactions and group memberships, and readers would wait for those to time out. Without it the log itself
+	// tells everything, after a clean stop as after a kill.
+	shortcuts, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json"))
+	if err != nil {
+		return err
+	}
+	shortcuts = append(shortcuts, filepath.Join(dir, "session_state.json"), filepath.Join(dir, "seq_windows.json"))
+	for _, name := range shortcuts {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, name := range []string{"groups.log", "pids.log"} {
+		if err := trimEntries(filepath.Join(dir, name), log); err != nil {
+			return err
+		}
+	}
+	segments, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.dat"))
+	if err != nil {
+		return err
+	}
+	for _, segment := range segments {
+		if err := repairIndex(segment, log); err != nil {
+			return fmt.Errorf("repair %s: %w", segment, err)
+		}
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// A line of the index: its version, the low byte of the checksum of what follows, the leader epoch, a timestamp that is
+// not read, and whether the batch belongs to a transaction that a marker has to end.
+const indexLine = 15
+
+func validLine(line []byte) bool {
+	return line[0] == 1 && line[1] == byte(crc32.Checksum(line[2:], castagnoli))
+}
+
+func appendLine(b []byte, epoch uint32, inTransaction bool) []byte {
+	line := make([]byte, indexLine)
+	line[0] = 1
+	binary.LittleEndian.PutUint32(line[2:], epoch)
+	if inTransaction {
+		line[14] = 1
+	}
+	line[1] = byte(crc32.Checksum(line[2:], castagnoli))
+	return append(b, line...)
+}
+
+// repairIndex gives every batch of a segment its line, and the index no line without a batch.
+func repairIndex(segment string, log *slog.Logger) error {
+	f, err := os.Open(segment)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	want, err := indexOf(f)
+	if err != nil {
+		return err
+	}
+
+	name := strings.TrimSuffix(segment, ".dat") + ".idx"
+	have, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	good := 0
+	for good+indexLine <= min(len(have), len(want)) && validLine(have[good:good+indexLine]) {
+		good += indexLine
+	}
+	if good == len(have) && good == len(want) {
+		return nil
+	}
+	log.Info("kafka: repairing the index of a segment after a kill", "segment", segment, "batches", len(want)/indexLine, "indexed", good/indexLine)
+	x, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = x.WriteAt(want[good:], int64(good))
+	return errors.Join(err, x.Truncate(int64(len(want))), x.Sync(), x.Close())
+}
+
+// indexOf computes the index of a segment from its batches. A batch that the segment ends within has no line: kfake will cut
+// it off.
+func indexOf(segment io.Reader) ([]byte, error) {
+	// The start of a record batch: base offset (8 bytes), length of what follows (4), leader epoch (4), magic (1), checksum
+	// (4), attributes (2).
+	const start, beforeLength = 23, 12
+	var index []byte
+	r := bufio.NewReaderSize(segment, 1<<20)
+	for {
+		head, err := r.Peek(start)
+		if err != nil {
+			return index, ignoreEOF(err)
+		}
+		length := int(binary.BigEndian.Uint32(head[8:]))
+		epoch := binary.BigEndian.Uint32(head[12:])
+		attributes := binary.BigEndian.Uint16(head[21:])
+		const transactional, control = 1 << 4, 1 << 5
+		if _, err := r.Discard(beforeLength + length); err != nil {
+			return index, ignoreEOF(err)
+		}
+		index = appendLine(index, epoch, attributes&transactional != 0 && attributes&control == 0)
+	}
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// trimEntries cuts a log of entries off behind the last whole one. An entry is its length, the checksum of what follows, and
+// so many bytes, of which two are a version.
+func trimEntries(name string, log *slog.Logger) error {
+	raw, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	const head = 8
+	good := 0
+	for rest := raw; len(rest) >= head; rest = raw[good:] {
+		length := int(binary.LittleEndian.Uint32(rest))
+		if length < 2 || head+length > len(rest) || crc32.Checksum(rest[head:head+length], castagnoli) != binary.LittleEndian.Uint32(rest[4:]) {
+			break
+		}
+		good += head + length
+	}
+	if good == len(raw) {
+		return nil
+	}
+	log.Info("kafka: cutting off a torn entry after a kill", "file", name, "bytes", strconv.Itoa(len(raw)-good))
+	return os.Truncate(name, int64(good))
+}
