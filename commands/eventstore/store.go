@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/millrace/millrace/event"
 )
@@ -34,11 +35,21 @@ type Store interface {
 	// Head is the position of the last event that Read can return; zero in an empty store.
 	Head(ctx context.Context) (event.Position, error)
 
+	// Stats counts what Read can return after a position. It looks at every one of these events: it is for people, not for
+	// hot paths.
+	Stats(ctx context.Context, after event.Position) (Stats, error)
+
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
 	Wait(ctx context.Context, after event.Position) error
 
 	// Close stops what the store runs. Calls under way end first.
 	Close() error
+}
+
+// Stats counts events.
+type Stats struct {
+	Events         uint64
+	NewestRecorded time.Time // the latest RecordedAt among them; zero where there are none
 }
 
 // Batch is what one command stores.

@@ -194,3 +194,29 @@ func waitEnds(t *testing.T, place Place) {
 		t.Errorf("wait in a store that is closed: %v", err)
 	}
 }
+
+func stats(t *testing.T, place Place) {
+	ctx := patient(t)
+	s := place.open(t)
+	expect := func(after event.Position, events []event.Event) {
+		t.Helper()
+		got, err := s.Stats(ctx, after)
+		want := eventstore.Stats{Events: uint64(len(events))}
+		for _, e := range events {
+			if e.RecordedAt.After(want.NewestRecorded) {
+				want.NewestRecorded = e.RecordedAt
+			}
+		}
+		if err != nil || got.Events != want.Events || !got.NewestRecorded.Equal(want.NewestRecorded) {
+			t.Fatalf("after %v: %+v, %v, want %+v", after, got, err, want)
+		}
+	}
+	expect(event.Position{}, nil)
+	mustAppend(ctx, t, s, one("a", 0, 3))
+	mustAppend(ctx, t, s, one("b", 0, 2))
+	all := mustRead(ctx, t, s, event.Position{}, 5)
+	expect(event.Position{}, all)
+	for i, e := range all {
+		expect(e.Position, all[i+1:])
+	}
+}

@@ -41,6 +41,7 @@ func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"reading misses nothing while others write", gapSafe},
 		{"a stream's order is the store's order", guessedVersions},
 		{"reading stops at the limit", readLimit},
+		{"events are counted after a position", stats},
 		{"Wait wakes up", waitWakes},
 		{"Wait ends", waitEnds},
 		{"a closed store says so", closed},

@@ -22,6 +22,8 @@ FROM events `
 	selectAll    = selectEvents + `WHERE ` + settled + ` AND (transaction, position) > ($1, $2) ORDER BY transaction, position LIMIT $3`
 	selectHead   = `SELECT transaction, position FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1`
 
+	selectStats = `SELECT count(*), max(recorded_at) FROM events WHERE ` + settled + ` AND (transaction, position) > ($1, $2)`
+
 	selectAnswers  = `SELECT key, fingerprint, response, stream, version, transaction, position FROM answers WHERE key = ANY($1)`
 	selectSnapshot = `SELECT version, schema, state FROM snapshots WHERE stream = $1`
 )
@@ -77,6 +79,23 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 		return event.Position{}, fmt.Errorf("read the head of the store of %s: %w", s.aggregate.Name, err)
 	}
 	return head, nil
+}
+
+// Stats implements eventstore.Store.
+func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
+	if err := s.gate.Enter(); err != nil {
+		return eventstore.Stats{}, err
+	}
+	defer s.gate.Leave()
+	var stats eventstore.Stats
+	var newest *time.Time
+	if err := s.reads.QueryRow(ctx, selectStats, after.Transaction, bigint(after.Sequence)).Scan(&stats.Events, &newest); err != nil {
+		return eventstore.Stats{}, fmt.Errorf("count the events of %s after %v: %w", s.aggregate.Name, after, err)
+	}
+	if newest != nil {
+		stats.NewestRecorded = newest.UTC()
+	}
+	return stats, nil
 }
 
 // LoadSnapshot implements eventstore.Store.

@@ -20,7 +20,7 @@ type reader struct {
 	aggregate event.Aggregate
 	db        *sql.DB
 
-	stream, all, head, snapshot, answer *sql.Stmt
+	stream, all, head, stats, snapshot, answer *sql.Stmt
 }
 
 const (
@@ -28,6 +28,7 @@ const (
 FROM events `
 	selectStream   = selectEvents + "WHERE stream = ? AND version > ? ORDER BY version"
 	selectAll      = selectEvents + "WHERE position > ? ORDER BY position LIMIT ?"
+	selectStats    = "SELECT count(*), coalesce(max(recorded_at), 0) FROM events WHERE position > ?"
 	selectSnapshot = "SELECT version, schema, state FROM snapshots WHERE stream = ?"
 )
 
@@ -43,7 +44,7 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 		stmt  **sql.Stmt
 		query string
 	}{
-		{&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead},
+		{&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead}, {&r.stats, selectStats},
 		{&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
 	} {
 		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil {
@@ -106,6 +107,20 @@ func (r *reader) readHead(ctx context.Context) (head int64, err error) {
 		return 0, fmt.Errorf("read the head of the store of %s: %w", r.aggregate.Name, err)
 	}
 	return head, nil
+}
+
+func (r *reader) readStats(ctx context.Context, after event.Position) (s eventstore.Stats, err error) {
+	if after.Compare(position(math.MaxInt64)) >= 0 { // no position of this store
+		return s, nil
+	}
+	var newest int64
+	if err := r.stats.QueryRowContext(ctx, after.Sequence).Scan(&s.Events, &newest); err != nil {
+		return s, fmt.Errorf("count the events of %s after %v: %w", r.aggregate.Name, after, err)
+	}
+	if s.Events > 0 {
+		s.NewestRecorded = time.UnixMicro(newest).UTC()
+	}
+	return s, nil
 }
 
 func (r *reader) loadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {

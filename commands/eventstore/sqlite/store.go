@@ -195,6 +195,15 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 // elsewhere is how often Wait looks whether another process has appended.
 const elsewhere = 250 * time.Millisecond
 
+// Stats implements eventstore.Store.
+func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
+	if err := s.gate.Enter(); err != nil {
+		return eventstore.Stats{}, err
+	}
+	defer s.gate.Leave()
+	return s.reader.readStats(ctx, after)
+}
+
 // Wait implements eventstore.Store.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	if err := s.gate.Enter(); err != nil {

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/ingest/onlineretail"
+)
+
+func newImport(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "import",
+		Short: "Send facts that others have kept through the system, as commands",
+	}
+	cmd.AddCommand(newImportOnlineRetail(a))
+	return cmd
+}
+
+func newImportOnlineRetail(a *app) *cobra.Command {
+	var limit int
+	var rejects string
+	var concurrency int
+	cmd := &cobra.Command{
+		Use:   "online-retail FILE",
+		Short: "Import the Online Retail data set (Parquet) as the commands its shop would have issued",
+		Long: `Read the invoice lines of FILE and send, to the running system at --addr, the commands that the shop would have issued:
+register customer, list product, set price, receive stock, adjust stock, place order (one per invoice), each with the
+file's own time as its business time.
+
+Every command has an idempotency key made from the file's content, so the import may be stopped or killed and run again:
+it goes on where it was, and a second run changes nothing. A line that cannot become a command is written to the rejects
+file with its row number and the reason; accepted + rejected = read.`,
+		Example: "  millrace import online-retail online-retail.parquet --rejects rejects.csv",
+		Args:    cobra.ExactArgs(1),
+	}
+	output := outputFlag(cmd, "table", "json")
+	cmd.Flags().IntVar(&limit, "limit", 0, "read only so many lines of the file (0: all)")
+	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "where to write the lines that were rejected")
+	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "commands under way at once")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.config()
+		if err != nil {
+			return err
+		}
+		b := newBar("import "+args[0], 0)
+		summary, err := onlineretail.Import(cmd.Context(), onlineretail.Config{
+			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: "http://" + c.Addr, Concurrency: concurrency,
+			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
+		})
+		b.end(err)
+		if err != nil {
+			return a.explain(err)
+		}
+		if *output == "json" {
+			return printJSON(cmd.OutOrStdout(), summary)
+		}
+		_, err = fmt.Fprint(cmd.OutOrStdout(), summary)
+		return err
+	}
+	return cmd
+}

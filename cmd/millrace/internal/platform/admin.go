@@ -1,0 +1,334 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/verify"
+)
+
+const (
+	defaultWait = time.Minute
+	look        = 20 * time.Millisecond // between two looks at a sink that has no way to tell
+	readBatch   = 2000                  // events
+	attempts    = 3                     // of a comparison, while commands keep coming
+)
+
+// Status implements AdminService.
+func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+	res := &adminv1.StatusResponse{Addresses: p.addresses}
+	add := func(sink, unit string, count, lag uint64, asOf time.Time) {
+		s := &adminv1.SinkStatus{Sink: sink, Unit: unit, Count: count, LagEvents: lag}
+		if !asOf.IsZero() {
+			s.AsOf = timestamppb.New(asOf)
+		}
+		res.Sinks = append(res.Sinks, s)
+	}
+	stored := map[string]uint64{} // by topic
+	for _, a := range event.Aggregates() {
+		have, err := p.stores[a.Name].Stats(ctx, event.Position{})
+		if err != nil {
+			return nil, err
+		}
+		stored[a.Topic] = have.Events
+		add("store "+a.Service, "events", have.Events, 0, have.NewestRecorded)
+	}
+	for _, a := range event.Aggregates() {
+		at := p.relays[a.Name].Progress()
+		ahead, err := p.stores[a.Name].Stats(ctx, at.Position)
+		if err != nil {
+			return nil, err
+		}
+		add("topic "+a.Topic, "events", stored[a.Topic]-min(ahead.Events, stored[a.Topic]), ahead.Events, at.RecordedAt)
+	}
+	orders, err := p.orders.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	add("view "+orderstatus.Name, "documents", orders.Documents, orders.Lag, orders.AsOf)
+	goods, err := p.goods.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	add("view "+catalog.Name, "documents", goods.Documents, goods.Lag, goods.AsOf)
+	tables, err := p.lake.Tables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := p.ends(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		var lag uint64
+		for partition, end := range ends[t.Topic] {
+			lag += uint64(max(0, end-t.Offsets[partition]))
+		}
+		add("table "+t.Name, "rows", uint64(t.Rows), lag, t.AsOf)
+	}
+	return connect.NewResponse(res), nil
+}
+
+// Verify implements AdminService.
+func (p *Platform) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyRequest], stream *connect.ServerStream[adminv1.VerifyResponse]) error {
+	wait := defaultWait
+	if req.Msg.Wait != nil {
+		wait = req.Msg.Wait.AsDuration()
+	}
+	progress := func(doing string, done, total int) {
+		_ = stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Progress{Progress: &adminv1.VerifyProgress{
+			Doing: doing, Done: uint64(done), Total: uint64(total),
+		}}})
+	}
+	for attempt := 1; ; attempt++ {
+		r, moved, err := p.compare(ctx, wait, progress)
+		if err != nil {
+			return err
+		}
+		if r.Equal || !moved || attempt == attempts {
+			if !r.Equal && moved {
+				return connect.NewError(connect.CodeAborted, fmt.Errorf("commands kept coming, so the sides were not read at one moment (%d attempts): verify again when it is quiet", attempts))
+			}
+			return stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Result{Result: result(r)}})
+		}
+		progress("commands came meanwhile; comparing again", 0, 0)
+	}
+}
+
+// compare lets the sinks catch up and compares. moved tells whether a store took events meanwhile.
+func (p *Platform) compare(ctx context.Context, wait time.Duration, progress verify.Progress) (r verify.Result, moved bool, err error) {
+	bounded, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	before, err := p.heads(ctx)
+	if err != nil {
+		return r, false, err
+	}
+	if err := p.CatchUp(bounded, progress); err != nil {
+		if bounded.Err() != nil && ctx.Err() == nil {
+			return r, false, connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("after %v not every sink has caught up: %w; allow more with --wait, and see `millrace status`", wait, err))
+		}
+		return r, false, err
+	}
+	if r, err = verify.Run(ctx, p.subjects(), progress); err != nil {
+		return r, false, err
+	}
+	after, err := p.heads(ctx)
+	if err != nil {
+		return r, false, err
+	}
+	for name, head := range before {
+		moved = moved || after[name] != head
+	}
+	return r, moved, nil
+}
+
+// heads are the positions of the stores, by aggregate.
+func (p *Platform) heads(ctx context.Context) (map[string]event.Position, error) {
+	heads := map[string]event.Position{}
+	for name, store := range p.stores {
+		head, err := store.Head(ctx)
+		if err != nil {
+			return nil, err
+		}
+		heads[name] = head
+	}
+	return heads, nil
+}
+
+// CatchUp returns once everything that the stores hold now has arrived in every sink.
+func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error {
+	total := 2*len(event.Aggregates()) + len(p.views)
+	done := 0
+	tell := func(what string) { progress("waiting for "+what, done, total); done++ }
+
+	heads, err := p.heads(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range event.Aggregates() {
+		tell("topic " + a.Topic)
+		err := p.until(ctx, "topic "+a.Topic, func() (bool, error) {
+			return p.relays[a.Name].Progress().Position.Compare(heads[a.Name]) >= 0, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	ends, err := p.ends(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range p.views {
+		tell("view " + v.name)
+		if err := v.runtime.CatchUp(ctx); err != nil {
+			return err
+		}
+	}
+	for _, topic := range topics() {
+		tell("tables of " + topic)
+		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
+			applied, err := p.lake.Applied(ctx, topic)
+			if err != nil {
+				return false, err
+			}
+			for partition, end := range ends[topic] {
+				if applied[partition] < end {
+					return false, nil
+				}
+			}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	progress("caught up", total, total)
+	return nil
+}
+
+func (p *Platform) until(ctx context.Context, what string, reached func() (bool, error)) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		ok, err := reached()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-p.failed:
+			return errors.New("the system has failed")
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", what, context.Cause(ctx))
+		}
+	}
+}
+
+// ends are the offsets behind the last committed record, by topic and partition.
+func (p *Platform) ends(ctx context.Context) (map[string]map[int32]int64, error) {
+	admin, err := kafka.NewAdmin(p.kafka)
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close()
+	ends := map[string]map[int32]int64{}
+	for _, topic := range topics() {
+		if ends[topic], err = admin.EndOffsets(ctx, topic); err != nil {
+			return nil, err
+		}
+	}
+	return ends, nil
+}
+
+// subjects are all comparisons: for each aggregate its events in store, topic and table; and what views and tables of facts
+// hold, against what the store's events make of them.
+func (p *Platform) subjects() []verify.Subject {
+	var subjects []verify.Subject
+	for _, a := range event.Aggregates() {
+		store := p.stores[a.Name]
+		s := verify.Subject{Aggregate: a.Name, Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
+			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
+			{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
+			{Name: "table " + a.Topic[len("millrace."):] + "_events", Digest: func(ctx context.Context) (*digest.Digest, error) { return p.lake.EventsDigest(ctx, a) }},
+		}}}}
+		derived := func(unit, name string, actual func(context.Context) (*digest.Digest, error), expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
+			s.Comparisons = append(s.Comparisons, verify.Comparison{Unit: unit, Sides: []verify.Side{
+				{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return expected(events(ctx, store)) }},
+				{Name: name, Digest: actual},
+			}})
+		}
+		switch a {
+		case event.Order:
+			derived("documents", "view "+orderstatus.Name, p.orders.Digest, orderstatus.ExpectedDigest)
+			derived("rows", "table order_lines", p.lake.OrderLinesDigest, lake.ExpectedOrderLinesDigest)
+		case event.Product:
+			derived("documents", "view "+catalog.Name, p.goods.Digest, catalog.ExpectedDigest)
+		}
+		subjects = append(subjects, s)
+	}
+	return subjects
+}
+
+// events reads a store from its beginning.
+func events(ctx context.Context, store eventstore.Store) iter.Seq2[event.Event, error] {
+	return func(yield func(event.Event, error) bool) {
+		var after event.Position
+		for {
+			batch, err := store.Read(ctx, after, readBatch)
+			if err != nil {
+				yield(event.Event{}, err)
+				return
+			}
+			if len(batch) == 0 {
+				return
+			}
+			for _, e := range batch {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			after = batch[len(batch)-1].Position
+		}
+	}
+}
+
+func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	d := digest.New()
+	for e, err := range events {
+		if err != nil {
+			return nil, err
+		}
+		d.AddEvent(e)
+	}
+	return d, nil
+}
+
+// topicDigest reads a topic as every consumer does. A record that is no event is not content: the sinks park it.
+func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
+	admin, err := kafka.NewAdmin(p.kafka)
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close()
+	end, err := admin.EndOffsets(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	d := digest.New()
+	err = kafka.ReadAll(ctx, p.kafka, topic, nil, end, func(m kafka.Message) error {
+		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		if err != nil {
+			p.log.Warn("verify: a record is no event", "topic", topic, "partition", m.Partition, "offset", m.Offset, "error", err)
+			return nil //nolint:nilerr // it is told, and left out
+		}
+		d.AddEvent(e)
+		return nil
+	})
+	return d, err
+}
+
+func result(r verify.Result) *adminv1.VerifyResult {
+	out := &adminv1.VerifyResult{Equal: r.Equal}
+	for _, g := range r.Aggregates {
+		o := &adminv1.AggregateResult{Aggregate: g.Aggregate, Equal: g.Equal, Difference: g.Difference}
+		for _, s := range g.Sides {
+			o.Sides = append(o.Sides, &adminv1.SideDigest{Side: s.Side, Unit: s.Unit, Count: s.Sum.Count, Hash: s.Sum.Hash()})
+		}
+		out.Aggregates = append(out.Aggregates, o)
+	}
+	return out
+}

@@ -1,0 +1,203 @@
+package platform
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/clickhouse"
+	"github.com/millrace/millrace/internal/config"
+	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
+	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/lake"
+	lakesql "github.com/millrace/millrace/lake/sql"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/streams"
+)
+
+// EngineCommand is the hidden subcommand of this binary that runs the SQL engine.
+const EngineCommand = "clickhouse-engine"
+
+func (p *Platform) startStores(ctx context.Context) error {
+	if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
+		return err
+	}
+	for _, a := range event.Aggregates() {
+		store, err := p.openStore(ctx, a)
+		if err != nil {
+			return fmt.Errorf("store of %s: %w", a.Service, err)
+		}
+		p.stores[a.Name] = store
+		p.onStop(store.Close)
+	}
+	return nil
+}
+
+func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
+	if url := p.cfg.Store.Postgres; url != "" {
+		return postgres.Open(ctx, url, a)
+	}
+	return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
+}
+
+func (p *Platform) startKafka(ctx context.Context) error {
+	brokers := p.cfg.Kafka.Brokers
+	if brokers == "" {
+		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, Logger: p.log})
+		if err != nil {
+			return err
+		}
+		p.onStop(broker.Close)
+		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
+	}
+	p.addresses["kafka"] = brokers
+	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Logger: p.log}
+	return kafka.EnsureTopics(ctx, p.kafka, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+}
+
+func (p *Platform) startRedis(ctx context.Context) error {
+	addr := p.cfg.Redis.Addr
+	if addr == "" {
+		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen})
+		if err != nil {
+			return err
+		}
+		p.onStop(server.Close)
+		addr = server.Addr()
+	}
+	p.addresses["redis"] = addr
+	client, err := redis.Open(ctx, redis.Config{Addr: addr})
+	if err != nil {
+		return err
+	}
+	p.redis = client
+	p.onStop(client.Close)
+	return nil
+}
+
+func (p *Platform) startViews(context.Context) error {
+	p.addView(orderstatus.Name, orderstatus.Topics(), func(marks *streams.Watermarks) (streams.Sink, error) {
+		p.orders = orderstatus.New(p.redis, marks)
+		return p.orders, nil
+	})
+	return p.addView(catalog.Name, catalog.Topics(), func(marks *streams.Watermarks) (streams.Sink, error) {
+		view, err := catalog.Open(p.cfg.Path("search"), marks, p.log)
+		if err != nil {
+			return nil, err
+		}
+		p.onStop(view.Close)
+		p.goods = view
+		return view, nil
+	})
+}
+
+func (p *Platform) addView(name string, topics []string, open func(*streams.Watermarks) (streams.Sink, error)) error {
+	marks := streams.NewWatermarks()
+	sink, err := open(marks)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	runtime := streams.New(streams.Config{Name: name, Topics: topics, Sink: sink, Watermarks: marks, Kafka: p.kafka, Logger: p.log})
+	p.views = append(p.views, view{name, runtime})
+	p.background("view "+name, runtime.Run)
+	return nil
+}
+
+// view is a running view.
+type view struct {
+	name    string
+	runtime *streams.Runtime
+}
+
+// LakeConfig says where the lake of a data folder is.
+func LakeConfig(c config.Config) lake.Config {
+	return lake.Config{Warehouse: c.Path("lake", "warehouse"), CatalogPath: c.Path("lake", "catalog.db")}
+}
+
+func (p *Platform) startLake(ctx context.Context) error {
+	c := LakeConfig(p.cfg)
+	c.Logger = p.log
+	l, err := lake.Open(ctx, c)
+	if err != nil {
+		return err
+	}
+	p.lake = l
+	p.onStop(l.Close)
+	parking := streams.NewParking(p.kafka)
+	p.onStop(func() error { parking.Close(); return nil })
+	p.background("lake", func(ctx context.Context) error {
+		return l.Run(ctx, lake.RunConfig{
+			Brokers: strings.Split(p.kafka.Brokers, ","), Park: park(parking),
+			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
+		})
+	})
+	return nil
+}
+
+func park(to *streams.Parking) lake.Parker {
+	return func(ctx context.Context, r lake.Parked) error {
+		return to.Park(ctx, streams.Parked{
+			Sink: r.Sink, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
+			Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: r.Reason,
+		})
+	}
+}
+
+func (p *Platform) startEngine(ctx context.Context) error {
+	engine, err := StartEngine(ctx, p.cfg)
+	if err != nil {
+		return err
+	}
+	p.onStop(engine.Close)
+	p.addresses["clickhouse"] = engine.Addr()
+	p.sql = lakesql.New(SQLTables(p.lake), engine.Client())
+	return nil
+}
+
+// StartEngine starts the SQL engine as a process of this binary.
+func StartEngine(ctx context.Context, c config.Config) (*clickhouse.Engine, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return clickhouse.StartEngine(ctx, clickhouse.Config{
+		Command: []string{self, EngineCommand}, Library: c.ClickHouse.Library, Listen: c.ClickHouse.Listen,
+		Logger: c.Log.Logger(os.Stderr),
+	})
+}
+
+// SQLTables tells SQL which tables there are at the moment of a query.
+func SQLTables(l *lake.Lake) func(context.Context) ([]lakesql.Table, error) {
+	return func(ctx context.Context) ([]lakesql.Table, error) {
+		states, err := l.Tables(ctx)
+		tables := make([]lakesql.Table, len(states))
+		for i, s := range states {
+			tables[i] = lakesql.Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation}
+		}
+		return tables, err
+	}
+}
+
+func (p *Platform) startRelays(context.Context) error {
+	for _, a := range event.Aggregates() {
+		r, err := relay.New(relay.Config{
+			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Logger: p.log,
+			TransactionalID: "millrace-relay-" + a.Service + p.boot,
+		})
+		if err != nil {
+			return err
+		}
+		p.relays[a.Name] = r
+		p.background("relay of "+a.Service, r.Run)
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+// Command millrace is the whole system in one binary: `up` starts it, every other subcommand talks to a running one or
+// works on its files.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/internal/config"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		if !errors.Is(err, errSilent) {
+			fmt.Fprintln(os.Stderr, "millrace:", err)
+		}
+		stop()
+		os.Exit(1) //nolint:gocritic // stop was called
+	}
+}
+
+// errSilent ends the process with code 1 where the command has said everything already.
+var errSilent = errors.New("")
+
+// app is what the subcommands share.
+type app struct {
+	configPath string
+	addr, data string
+}
+
+func newRoot() *cobra.Command {
+	a := &app{}
+	root := &cobra.Command{
+		Use:   "millrace",
+		Short: "The streaming core of a commerce platform: commands become events, events a log, the log everything else",
+		Long: `Millrace turns commands into events, publishes the events in order to Kafka, and keeps everything else — views,
+search, Iceberg tables — as versions that the log can rebuild.
+
+Start it with "millrace up" and, in another terminal, try:
+
+  millrace status                                     what stands where, and how fresh it is
+  millrace sql "SELECT count() FROM order_lines"      SQL over the open tables
+  millrace verify                                     store = topic = tables = views, or the first difference
+  millrace import online-retail FILE.parquet          a real shop's year, as commands
+
+Settings come from millrace.yaml, then the environment, then flags; "millrace config" prints every one of them.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default millrace.yaml, which may be absent)")
+	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of the running system (default from the configuration: 127.0.0.1:7400)")
+	root.AddCommand(newUp(a), newStatus(a), newImport(a), newSQL(a), newVerify(a), newConfig(a), newEngine())
+	return root
+}
+
+// dataFlag is for the commands that work on a data folder.
+func (a *app) dataFlag(cmd *cobra.Command, usage string) {
+	cmd.Flags().StringVar(&a.data, "data", "", usage)
+}
+
+// config is the configuration with the flags over it.
+func (a *app) config() (config.Config, error) {
+	c, err := config.Load(a.configPath, os.LookupEnv)
+	if err != nil {
+		return c, err
+	}
+	if a.addr != "" {
+		c.Addr = a.addr
+	}
+	if a.data != "" {
+		c.Data = a.data
+	}
+	return c, c.Check()
+}
+
+func newConfig(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "config",
+		Short: "Print the configuration in force, every key with its meaning and its environment variable",
+		Long: `Print the configuration in force as a file: defaults, then millrace.yaml (or --config), then the environment, then flags.
+Redirect it to millrace.yaml to start a file of your own.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
+			_, err = c.WriteTo(cmd.OutOrStdout())
+			return err
+		},
+	}
+}

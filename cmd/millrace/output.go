@@ -1,0 +1,139 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/progress"
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// outputFlag adds --output with the formats that a command knows, the first being the default.
+func outputFlag(cmd *cobra.Command, formats ...string) *string {
+	o := &choice{value: formats[0], of: formats}
+	cmd.Flags().VarP(o, "output", "o", "how to print the answer: "+strings.Join(formats, ", "))
+	return &o.value
+}
+
+// choice is a flag value out of a few words.
+type choice struct {
+	value string
+	of    []string
+}
+
+func (c *choice) String() string { return c.value }
+func (c *choice) Type() string   { return "format" }
+func (c *choice) Set(s string) error {
+	if !slices.Contains(c.of, s) {
+		return errors.New("want one of " + strings.Join(c.of, ", "))
+	}
+	c.value = s
+	return nil
+}
+
+// printTable prints rows under a header; numbers to the right.
+func printTable(w io.Writer, header []string, rows [][]any) {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header = text.FormatDefault
+	t.SetOutputMirror(w)
+	h := make(table.Row, len(header))
+	for i, name := range header {
+		h[i] = name
+	}
+	t.AppendHeader(h)
+	for _, r := range rows {
+		t.AppendRow(r)
+	}
+	t.Render()
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// bar is one progress bar on standard error: drawn on a terminal, else one line at the start and one at the end.
+type bar struct {
+	out     io.Writer
+	writer  progress.Writer // nil without a terminal
+	tracker *progress.Tracker
+	label   string
+	begun   time.Time
+	wait    sync.WaitGroup
+}
+
+func newBar(label string, total int64) *bar {
+	b := &bar{out: os.Stderr, label: label, begun: time.Now(), tracker: &progress.Tracker{Message: label, Total: total}}
+	if !term.IsTerminal(int(os.Stderr.Fd())) {
+		fmt.Fprintf(b.out, "%s…\n", label)
+		return b
+	}
+	b.writer = progress.NewWriter()
+	b.writer.SetOutputWriter(b.out)
+	b.writer.SetStyle(progress.StyleBlocks)
+	b.writer.Style().Visibility.ETA = true
+	b.writer.Style().Visibility.Speed = true
+	b.writer.SetTrackerLength(30)
+	b.writer.SetMessageLength(36)
+	b.writer.SetUpdateFrequency(100 * time.Millisecond)
+	b.writer.SetAutoStop(false)
+	b.writer.AppendTracker(b.tracker)
+	b.wait.Go(b.writer.Render)
+	return b
+}
+
+// set moves the bar; the message replaces the label where it is not empty.
+func (b *bar) set(done, total int64, message string) {
+	b.tracker.UpdateTotal(total)
+	b.tracker.SetValue(done)
+	if message != "" {
+		b.tracker.UpdateMessage(message)
+	}
+}
+
+// end stops drawing. A bar whose work failed is marked so.
+func (b *bar) end(err error) {
+	if b.writer == nil {
+		how := "done"
+		if err != nil {
+			how = "failed"
+		}
+		fmt.Fprintf(b.out, "%s: %s after %v\n", b.label, how, time.Since(b.begun).Round(100*time.Millisecond))
+		return
+	}
+	if err != nil {
+		b.tracker.MarkAsErrored()
+	} else {
+		b.tracker.MarkAsDone()
+	}
+	b.writer.Stop()
+	b.wait.Wait()
+}
+
+// ago says how long before now a time was; a zero time is never.
+func ago(now, t time.Time) string {
+	if t.IsZero() || t.Unix() == 0 {
+		return "–"
+	}
+	d := max(now.Sub(t), 0)
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String() + " ago"
+	case d < time.Minute:
+		return d.Round(100*time.Millisecond).String() + " ago"
+	default:
+		return d.Round(time.Second).String() + " ago"
+	}
+}

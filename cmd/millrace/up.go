@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/ingest/demo"
+	"github.com/millrace/millrace/internal/config"
+)
+
+func newUp(a *app) *cobra.Command {
+	var noDemo bool
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start the whole system in this process and serve until Ctrl-C",
+		Long: `Start every part of Millrace on loopback, with everything it keeps in the folder --data: event stores, the log, views,
+search, the lake and the SQL engine. Send a few hundred commands of a small shop through it, show what arrived where, and serve.
+
+Started again it goes on from what is on disk. The demo's commands are not doubled; --no-demo leaves them out.`,
+		Args: cobra.NoArgs,
+	}
+	a.dataFlag(cmd, "folder of everything that is kept (default from the configuration: data)")
+	cmd.Flags().BoolVar(&noDemo, "no-demo", false, "send no commands; start and serve only")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.config()
+		if err != nil {
+			return err
+		}
+		ctx, out := cmd.Context(), cmd.OutOrStdout()
+		log := c.Log.Logger(os.Stderr)
+		begun := time.Now()
+		p, err := platform.Start(ctx, c, log)
+		if err != nil {
+			return fmt.Errorf("start: %w", err)
+		}
+		fmt.Fprintf(out, "millrace is up after %v, on http://%s, data in %s\n", time.Since(begun).Round(10*time.Millisecond), p.Addr(), c.Data)
+		err = present(ctx, out, p, noDemo)
+		if err == nil {
+			select {
+			case <-ctx.Done():
+			case <-p.Failed():
+			}
+		}
+		if ctx.Err() != nil { // Ctrl-C is how it is meant to end
+			err = nil
+		}
+		fmt.Fprintln(out, "stopping…")
+		err = errors.Join(err, p.Close())
+		if err == nil {
+			fmt.Fprintln(out, "stopped; everything acknowledged is on disk")
+		}
+		return err
+	}
+	return cmd
+}
+
+// present shows the system at work.
+func present(ctx context.Context, out io.Writer, p *platform.Platform, noDemo bool) error {
+	base := "http://" + p.Addr()
+	var sample demo.Result
+	if !noDemo {
+		b := newBar("demo shop: commands", 0)
+		var err error
+		sample, err = demo.Run(ctx, demo.Config{BaseURL: base, Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
+		b.end(err)
+		if err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+		b = newBar("demo shop: sinks catch up", 0)
+		err = p.CatchUp(ctx, func(_ string, done, total int) { b.set(int64(done), int64(total), "") })
+		b.end(err)
+		if err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+	}
+	s, err := p.Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
+	if err != nil {
+		return err
+	}
+	printStatus(out, s.Msg)
+	if !noDemo {
+		printTryNext(out, base, sample)
+	}
+	fmt.Fprintf(out, "serving on %s; Ctrl-C stops\n", base)
+	return nil
+}
+
+// printTryNext prints three things to try, which work as they stand.
+func printTryNext(out io.Writer, base string, sample demo.Result) {
+	addr := ""
+	if base != "http://"+config.Default().Addr {
+		addr = " --addr " + strings.TrimPrefix(base, "http://")
+	}
+	fmt.Fprintf(out, `
+Try next, in another terminal:
+
+  # an order, no older than the command that gave the token (gRPC works too: grpcurl -plaintext %[2]s list)
+  curl -s %[1]s/millrace.order.v1.OrderQueryService/GetOrder \
+    -H 'Content-Type: application/json' -d '{"orderId":"%[3]s","token":"%[4]s"}'
+
+  # SQL over the open tables
+  %[6]s sql%[5]s "SELECT sku, sum(quantity) AS items, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY sku ORDER BY sales DESC LIMIT 5"
+
+  # store = topic = tables = views, by count and content
+  %[6]s verify%[5]s
+
+`, base, strings.TrimPrefix(base, "http://"), sample.OrderID, sample.Token, addr, os.Args[0])
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+)
+
+func newVerify(a *app) *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare store, topics, tables and views by count and content; exit 1 on any difference",
+		Long: `Wait (at most --wait) until every sink has reached the position that the store has now, then let every side give a
+digest of its content — a count and a hash that does not depend on order — and compare them per aggregate type.
+The first difference is named by its stream. Exit code 0 means equal everywhere.`,
+		Args: cobra.NoArgs,
+	}
+	output := outputFlag(cmd, "table", "json")
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long the sinks may take to catch up")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		admin, err := a.admin()
+		if err != nil {
+			return err
+		}
+		stream, err := admin.Verify(cmd.Context(), connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(wait)}))
+		if err != nil {
+			return a.explain(err)
+		}
+		result, err := follow(stream)
+		if err != nil {
+			return a.explain(err)
+		}
+		if *output == "json" {
+			err = printJSON(cmd.OutOrStdout(), verifyJSON(result))
+		} else {
+			printVerify(cmd.OutOrStdout(), result)
+		}
+		if err == nil && !result.Equal {
+			err = errSilent
+		}
+		return err
+	}
+	return cmd
+}
+
+// follow shows the progress and returns the result.
+func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
+	b := newBar("verify", 0)
+	var result *adminv1.VerifyResult
+	for stream.Receive() {
+		if p := stream.Msg().GetProgress(); p != nil {
+			b.set(int64(p.Done), int64(p.Total), "verify: "+p.Doing)
+		}
+		if r := stream.Msg().GetResult(); r != nil {
+			result = r
+		}
+	}
+	err := errors.Join(stream.Err(), stream.Close())
+	if err == nil && result == nil {
+		err = errors.New("verify: the answer ended before its result")
+	}
+	b.end(err)
+	return result, err
+}
+
+func printVerify(w io.Writer, r *adminv1.VerifyResult) {
+	var rows [][]any
+	for _, g := range r.Aggregates {
+		for _, s := range g.Sides {
+			rows = append(rows, []any{g.Aggregate, s.Side, s.Count, s.Unit, s.Hash[:16]})
+		}
+	}
+	printTable(w, []string{"aggregate", "side", "count", "of", "content hash"}, rows)
+	for _, g := range r.Aggregates {
+		if !g.Equal {
+			fmt.Fprintln(w, "different:", g.Difference)
+		}
+	}
+	if r.Equal {
+		fmt.Fprintln(w, "equal everywhere")
+	}
+}
+
+// verifyJSON is the result with stable names and plain numbers.
+func verifyJSON(r *adminv1.VerifyResult) any {
+	type side struct {
+		Side  string `json:"side"`
+		Unit  string `json:"unit"`
+		Count uint64 `json:"count"`
+		Hash  string `json:"hash"`
+	}
+	type aggregate struct {
+		Aggregate  string `json:"aggregate"`
+		Equal      bool   `json:"equal"`
+		Difference string `json:"difference,omitempty"`
+		Sides      []side `json:"sides"`
+	}
+	out := struct {
+		Equal      bool        `json:"equal"`
+		Aggregates []aggregate `json:"aggregates"`
+	}{Equal: r.Equal}
+	for _, g := range r.Aggregates {
+		o := aggregate{Aggregate: g.Aggregate, Equal: g.Equal, Difference: g.Difference}
+		for _, s := range g.Sides {
+			o.Sides = append(o.Sides, side{s.Side, s.Unit, s.Count, s.Hash})
+		}
+		out.Aggregates = append(out.Aggregates, o)
+	}
+	return out
+}

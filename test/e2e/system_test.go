@@ -1,0 +1,243 @@
+// Package e2e runs the binary as a person does: the README's quick start, the import of a real shop's year, kill -9 at
+// random moments, and readers of the tables that know nothing of Millrace.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// root of the repository, as seen from this package.
+const root = "../.."
+
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "millrace-e2e-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
+		binary = filepath.Join(dir, "millrace")
+		build := exec.Command("go", "build", "-o", binary, "./cmd/millrace")
+		build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
+		if err := build.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "build the binary:", err)
+			return 1
+		}
+		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
+			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+		}
+		return m.Run()
+	}())
+}
+
+const (
+	startTimeout = 2 * time.Minute
+	stopTimeout  = 30 * time.Second
+)
+
+// system is a running `millrace up`.
+type system struct {
+	t      *testing.T
+	data   string
+	addr   string
+	cmd    *exec.Cmd
+	ended  chan error
+	output *lockedBuffer
+}
+
+// up starts a system on a data folder and waits until it serves.
+func up(t *testing.T, data, addr string, args ...string) *system {
+	t.Helper()
+	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
+	s.cmd = exec.Command(binary, append([]string{"up", "--data", data, "--addr", addr}, args...)...)
+	s.cmd.Env = append(os.Environ(), "MILLRACE_LOG_LEVEL=warn")
+	s.cmd.Stderr = s.output
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	serving := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			fmt.Fprintln(s.output, lines.Text())
+			if rest, ok := strings.CutPrefix(lines.Text(), "serving on http://"); ok {
+				addr, _, _ := strings.Cut(rest, ";")
+				serving <- addr
+			}
+		}
+		s.ended <- s.cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		if t.Failed() {
+			t.Logf("output of millrace up:\n%s", s.output)
+		}
+	})
+	select {
+	case s.addr = <-serving:
+	case err := <-s.ended:
+		t.Fatalf("millrace up ended: %v\n%s", err, s.output)
+	case <-time.After(startTimeout):
+		t.Fatalf("millrace up does not serve after %v\n%s", startTimeout, s.output)
+	}
+	return s
+}
+
+// ready waits until queries answer in full.
+func (s *system) ready() {
+	s.t.Helper()
+	eventually(s.t, "ready", func() bool {
+		resp, err := http.Get("http://" + s.addr + "/readyz")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// stop asks the system to stop and expects that it does, in good order.
+func (s *system) stop() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
+		s.t.Fatal(err)
+	}
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			s.t.Fatalf("Ctrl-C: %v\n%s", err, s.output)
+		}
+	case <-time.After(stopTimeout):
+		s.t.Fatalf("Ctrl-C: still running after %v\n%s", stopTimeout, s.output)
+	}
+}
+
+// kill is kill -9.
+func (s *system) kill() {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+	<-s.ended
+}
+
+// run runs a subcommand against the system and returns its standard output.
+func (s *system) run(args ...string) string {
+	s.t.Helper()
+	return run(s.t, append(args, "--addr", s.addr)...)
+}
+
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("millrace %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// rows runs a query and decodes its rows.
+func (s *system) rows(query string) []map[string]any {
+	s.t.Helper()
+	return decodeRows(s.t, s.run("sql", "--output", "json", query))
+}
+
+func decodeRows(t *testing.T, out string) []map[string]any {
+	t.Helper()
+	var rows []map[string]any
+	d := json.NewDecoder(strings.NewReader(out))
+	d.UseNumber()
+	for {
+		var row map[string]any
+		if err := d.Decode(&row); err == io.EOF {
+			return rows
+		} else if err != nil {
+			t.Fatalf("decode %q: %v", out, err)
+		}
+		rows = append(rows, row)
+	}
+}
+
+// verified runs verify, which fails on any difference, and returns the count of each side's items.
+func (s *system) verified() map[string]json.Number {
+	s.t.Helper()
+	var result struct {
+		Equal      bool `json:"equal"`
+		Aggregates []struct {
+			Sides []struct {
+				Side, Unit string
+				Count      json.Number
+			}
+		}
+	}
+	out := s.run("verify", "--output", "json", "--wait", "2m")
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		s.t.Fatal(err)
+	}
+	if !result.Equal {
+		s.t.Fatalf("not equal: %s", out)
+	}
+	counts := map[string]json.Number{}
+	for _, a := range result.Aggregates {
+		for _, side := range a.Sides {
+			counts[side.Side+" "+side.Unit] = side.Count
+		}
+	}
+	return counts
+}
+
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("not %s after %v", what, startTimeout)
+		}
+	}
+}
+
+// lockedBuffer is written by the process's two outputs at once.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
