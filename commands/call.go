@@ -10,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/commands/eventstore"
 )
 
 // Headers that a command may carry, in every protocol.
@@ -22,8 +24,6 @@ const (
 	// HeaderTraceParent is the W3C trace context, passed on with every event. A malformed one is left out, as W3C wants.
 	HeaderTraceParent = "Traceparent"
 )
-
-const maxHeaderBytes = 200 // of a key or a correlation id
 
 // call is what a request says beside its command.
 type call struct {
@@ -65,7 +65,7 @@ var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-
 
 // isName says whether every store, header and log line can carry s.
 func isName(s string) bool {
-	if len(s) > maxHeaderBytes || !utf8.ValidString(s) {
+	if len(s) > eventstore.MaxText || !utf8.ValidString(s) {
 		return false
 	}
 	for _, r := range s {
@@ -78,7 +78,7 @@ func isName(s string) bool {
 
 func badName(rule, field string) error {
 	return &Rejected{Code: Invalid, Rule: rule, Field: field,
-		Reason: fmt.Sprintf("want at most %d bytes of UTF-8 without control characters", maxHeaderBytes)}
+		Reason: fmt.Sprintf("want at most %d bytes of UTF-8 without control characters", eventstore.MaxText)}
 }
 
 // fingerprint is the hash of what is asked for: the procedure and the request without its key.

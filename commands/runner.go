@@ -186,11 +186,11 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, answer func(S, *event
 	return response, nil
 }
 
-// storeError passes on what a caller decides by, and logs and hides the rest.
+// storeError passes on what a caller decides by and what is our own mistake, and logs and hides the rest.
 func (r *Runner[S, C, E]) storeError(ctx context.Context, what, stream string, err error) error {
 	var conflict *eventstore.ConflictError
 	var answered *eventstore.AnsweredError
-	if ctx.Err() != nil || errors.As(err, &conflict) || errors.As(err, &answered) {
+	if ctx.Err() != nil || errors.As(err, &conflict) || errors.As(err, &answered) || errors.Is(err, eventstore.ErrInvalid) {
 		return err
 	}
 	r.logger.ErrorContext(ctx, "event store failed", "doing", what, "aggregate", r.agg.Name, "stream", stream, "error", err)

@@ -13,9 +13,6 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// MaxEventBytes is the size of the largest event: with key and headers it must fit a Kafka record of the default 1 MB.
-const MaxEventBytes = 900_000
-
 // loaded is a stream's state as it was read.
 type loaded[S any] struct {
 	state    S
@@ -104,9 +101,9 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	if err != nil {
 		return event.Event{}, fmt.Errorf("marshal %s: %w", inner.Descriptor().FullName(), err)
 	}
-	if len(data) > MaxEventBytes {
+	if len(data) > eventstore.MaxData {
 		return event.Event{}, &Rejected{Code: Invalid, Rule: "event_too_large",
-			Reason: fmt.Sprintf("the event would take %d bytes, and may take %d: ask for it in parts", len(data), MaxEventBytes)}
+			Reason: fmt.Sprintf("the event would take %d bytes, and may take %d: ask for it in parts", len(data), eventstore.MaxData)}
 	}
 	return event.Event{
 		Aggregate: r.agg.Name, Type: string(inner.Descriptor().FullName()), Data: data, OccurredAt: event.Time(at.AsTime()),

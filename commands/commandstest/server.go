@@ -1,0 +1,104 @@
+package commandstest
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// OpenStore opens an empty store in a temporary folder; the test's end closes it.
+func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
+	t.Helper()
+	store, err := sqlite.Open(context.Background(), filepath.Join(t.TempDir(), agg.Service+".db"), agg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return store
+}
+
+// Server is a service as its clients see it, on loopback.
+type Server struct {
+	URL   string
+	HTTP1 *http.Client
+	HTTP2 *http.Client // as gRPC wants it; without TLS
+}
+
+// Serve serves a service on a store until the test's end.
+func Serve(
+	t testing.TB, store eventstore.Store, handler func(eventstore.Store, ...commands.Option) (string, http.Handler), opts ...commands.Option,
+) Server {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.Handle(handler(store, opts...))
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.Protocols = protocols(true, true)
+	server.Start()
+	http1, http2 := &http.Transport{Protocols: protocols(true, false), MaxIdleConnsPerHost: 64}, &http.Transport{Protocols: protocols(false, true)}
+	t.Cleanup(func() {
+		http1.CloseIdleConnections()
+		http2.CloseIdleConnections()
+		server.Close()
+	})
+	return Server{URL: server.URL, HTTP1: &http.Client{Transport: http1}, HTTP2: &http.Client{Transport: http2}}
+}
+
+func protocols(one, two bool) *http.Protocols {
+	var p http.Protocols
+	p.SetHTTP1(one)
+	p.SetUnencryptedHTTP2(two)
+	return &p
+}
+
+// Rejection is the detail of a business rule's refusal; the test fails where err is something else or has another code.
+func Rejection(t testing.TB, err error, code connect.Code) *eventv1.Rejection {
+	t.Helper()
+	var typed *connect.Error
+	if !errors.As(err, &typed) || typed.Code() != code {
+		t.Fatalf("want an error of code %v, got %v", code, err)
+	}
+	for _, d := range typed.Details() {
+		if value, err := d.Value(); err == nil {
+			if r, ok := value.(*eventv1.Rejection); ok {
+				return r
+			}
+		}
+	}
+	t.Fatalf("%v has no detail eventv1.Rejection", err)
+	return nil
+}
+
+// Events are all events of a store.
+func Events(t testing.TB, store eventstore.Store) []event.Event {
+	t.Helper()
+	var all []event.Event
+	for {
+		var after event.Position
+		if len(all) > 0 {
+			after = all[len(all)-1].Position
+		}
+		events, err := store.Read(context.Background(), after, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			return all
+		}
+		all = append(all, events...)
+	}
+}

@@ -1,0 +1,129 @@
+// Package commandstest lets the tests of a service read as its specification: given what has happened, when a command
+// comes, then this happens, or it is refused by that rule. It also runs a service as its clients see it.
+package commandstest
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/commands"
+)
+
+// Spec is one sentence about a decider.
+type Spec[C any, E proto.Message] struct {
+	Given   []E
+	When    C
+	Then    []E                // nothing, where it is accepted and changes nothing
+	Refused *commands.Rejected // instead of Then; its Reason is for people and not compared
+}
+
+// Check checks specs, by name.
+func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], specs map[string]Spec[C, E]) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			spec := specs[name]
+			state := Fold(d, spec.Given)
+			before := marshal(t, state)
+			events, err := d.Decide(state, spec.When)
+			if after := marshal(t, state); after != before {
+				t.Errorf("Decide changed the state\nfrom %s\nto   %s", before, after)
+			}
+			if spec.Refused != nil {
+				checkRefusal(t, events, err, spec.Refused)
+				return
+			}
+			if err != nil {
+				t.Fatalf("refused: %v", err)
+			}
+			if !slices.EqualFunc(events, spec.Then, func(a, b E) bool { return proto.Equal(a, b) }) {
+				t.Errorf("then happened\n%s\nwant\n%s", format(events), format(spec.Then))
+			}
+		})
+	}
+}
+
+func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *commands.Rejected) {
+	t.Helper()
+	var got *commands.Rejected
+	if !errors.As(err, &got) {
+		t.Fatalf("want a refusal by %s; got error %v and events\n%s", want.Rule, err, format(events))
+	}
+	if got.Code != want.Code || got.Rule != want.Rule || got.Field != want.Field || !maps.Equal(got.Facts, want.Facts) {
+		t.Errorf("refused by %+v\nwant       %+v", *got, *want)
+	}
+	if got.Reason == "" || len(events) > 0 {
+		t.Errorf("a refusal has a reason (%q) and no events (%d)", got.Reason, len(events))
+	}
+}
+
+// Fold is the state after events.
+func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S {
+	var s S
+	for _, e := range events {
+		s = d.Evolve(s, e)
+	}
+	return s
+}
+
+// Snapshots checks that a history drawn from commands gives the same state when it is folded through a snapshot, written
+// and read, as when it is folded whole.
+func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], draw func(t *rapid.T, s S) C) {
+	t.Helper()
+	rapid.Check(t, func(t *rapid.T) {
+		var history []E
+		for range rapid.IntRange(1, 30).Draw(t, "commands") {
+			s := Fold(d, history)
+			events, err := d.Decide(s, draw(t, s))
+			if refused := (*commands.Rejected)(nil); err != nil && !errors.As(err, &refused) {
+				t.Fatal(err)
+			}
+			history = append(history, events...)
+		}
+		at := rapid.IntRange(0, len(history)).Draw(t, "snapshot at")
+		var s S
+		if err := json.Unmarshal([]byte(marshal(t, Fold(d, history[:at]))), &s); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range history[at:] {
+			s = d.Evolve(s, e)
+		}
+		if got, want := marshal(t, s), marshal(t, Fold(d, history)); got != want {
+			t.Fatalf("through a snapshot at %d of %d: %s\nwhole: %s", at, len(history), got, want)
+		}
+	})
+}
+
+type fataler interface {
+	Helper()
+	Fatal(args ...any)
+}
+
+func marshal(t fataler, state any) string {
+	t.Helper()
+	b, err := json.Marshal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func format[E proto.Message](events []E) string {
+	if len(events) == 0 {
+		return "  (nothing)"
+	}
+	var lines []string
+	for _, e := range events {
+		lines = append(lines, "  "+protojson.Format(e))
+	}
+	return strings.Join(lines, "\n")
+}

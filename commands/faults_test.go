@@ -1,0 +1,241 @@
+package commands_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/commands/commandstest"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// faulty is a store that fails where it is told to.
+type faulty struct {
+	eventstore.Store
+	append     func(eventstore.Batch) error // before the append; nil lets it happen
+	load       func(stream string, after uint64) ([]event.Event, error)
+	loadAnswer func() error
+}
+
+func (f *faulty) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
+	if f.append != nil {
+		if err := f.append(b); err != nil {
+			return eventstore.Appended{}, err
+		}
+	}
+	return f.Store.Append(ctx, b)
+}
+
+func (f *faulty) Load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
+	if f.load != nil {
+		return f.load(stream, after)
+	}
+	return f.Store.Load(ctx, stream, after)
+}
+
+func (f *faulty) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, bool, error) {
+	if f.loadAnswer != nil {
+		return eventstore.Answer{}, false, f.loadAnswer()
+	}
+	return f.Store.LoadAnswer(ctx, key)
+}
+
+// lines is a log that a test reads.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func TestConflictIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int32
+	store := &faulty{Store: newStore(t), append: func(b eventstore.Batch) error {
+		if calls.Add(1) <= 3 {
+			return &eventstore.ConflictError{Stream: b.Streams[0].Stream, Expected: 0, Actual: 1}
+		}
+		return nil
+	}}
+	place(t, orders(t, store), placing(1, "key"))
+	if n := calls.Load(); n != 4 {
+		t.Errorf("%d attempts, want 4", n)
+	}
+}
+
+func TestEndlessConflictIsAborted(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int32
+	store := &faulty{Store: newStore(t), append: func(b eventstore.Batch) error {
+		calls.Add(1)
+		return &eventstore.ConflictError{Stream: b.Streams[0].Stream, Expected: 0, Actual: 1}
+	}}
+	_, err := orders(t, store).PlaceOrder(t.Context(), connect.NewRequest(placing(1, "key")))
+	if connect.CodeOf(err) != connect.CodeAborted || calls.Load() < 2 {
+		t.Errorf("%d attempts, then %v", calls.Load(), err)
+	}
+}
+
+func TestConflictEndsWithItsCaller(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	var calls atomic.Int32
+	store := &faulty{Store: newStore(t), append: func(b eventstore.Batch) error {
+		if calls.Add(1) == 2 {
+			cancel()
+		}
+		return &eventstore.ConflictError{Stream: b.Streams[0].Stream, Expected: 0, Actual: 1}
+	}}
+	_, err := orders(t, store).PlaceOrder(ctx, connect.NewRequest(placing(1, "key")))
+	if connect.CodeOf(err) != connect.CodeCanceled {
+		t.Errorf("%v", err)
+	}
+}
+
+// A lost answer: the store took the batch and could not say so. Sent again, the command finds its own first answer, though
+// the domain would now refuse it.
+func TestLostAnswerIsFound(t *testing.T) {
+	t.Parallel()
+	real := newStore(t)
+	lost := false
+	store := &faulty{Store: real}
+	store.append = func(b eventstore.Batch) error {
+		if lost {
+			return nil
+		}
+		lost = true
+		if _, err := real.Append(context.Background(), b); err != nil {
+			t.Error(err)
+		}
+		return errors.New("connection reset by peer")
+	}
+	client := orders(t, store)
+	m := placing(2, "key")
+	m.OrderId = "0196f0c4-0000-7000-8000-00000000000a"
+	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeUnavailable {
+		t.Fatalf("want Unavailable, got %v", err)
+	}
+	if res := place(t, client, m); !res.GetReceipt().GetReplayed() || res.GetReceipt().GetVersion() != 1 {
+		t.Errorf("%v", res)
+	}
+	if n := len(commandstest.Events(t, real)); n != 1 {
+		t.Errorf("%d events, want 1", n)
+	}
+}
+
+func TestFailuresOfTheStoreStayInside(t *testing.T) {
+	t.Parallel()
+	const secret = "password=hunter2"
+	broken := func() error { return errors.New(secret) }
+	for name, c := range map[string]struct {
+		damage func(*faulty)
+		code   connect.Code
+	}{
+		"append fails":      {func(f *faulty) { f.append = func(eventstore.Batch) error { return broken() } }, connect.CodeUnavailable},
+		"load fails":        {func(f *faulty) { f.load = func(string, uint64) ([]event.Event, error) { return nil, broken() } }, connect.CodeUnavailable},
+		"load answer fails": {func(f *faulty) { f.loadAnswer = broken }, connect.CodeUnavailable},
+		"store is closed":   {func(f *faulty) { f.append = func(eventstore.Batch) error { return eventstore.ErrClosed } }, connect.CodeUnavailable},
+		"batch is invalid": {func(f *faulty) {
+			f.append = func(eventstore.Batch) error { return errors.Join(eventstore.ErrInvalid, broken()) }
+		}, connect.CodeInternal},
+		"an event is damaged": {func(f *faulty) {
+			f.load = func(stream string, _ uint64) ([]event.Event, error) {
+				return []event.Event{{Stream: stream, Version: 1, Data: []byte{0xff}}}, nil
+			}
+		}, connect.CodeInternal},
+		"an event is of the future": {func(f *faulty) {
+			f.load = func(stream string, _ uint64) ([]event.Event, error) {
+				return []event.Event{{Stream: stream, Version: 1, Type: "millrace.order.v9.OrderSung"}}, nil
+			}
+		}, connect.CodeInternal},
+		"an event is missing": {func(f *faulty) {
+			f.load = func(stream string, _ uint64) ([]event.Event, error) {
+				return []event.Event{{Stream: stream, Version: 2}}, nil
+			}
+		}, connect.CodeInternal},
+		"the store panics": {func(f *faulty) { f.append = func(eventstore.Batch) error { panic(secret) } }, connect.CodeInternal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log lines
+			store := &faulty{Store: newStore(t)}
+			client := orders(t, store, commands.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+			m := placing(1, "")
+			m.OrderId = "0196f0c4-0000-7000-8000-00000000000a"
+			place(t, client, m)
+
+			c.damage(store)
+			again := placing(2, "key")
+			if store.loadAnswer != nil { // asked only for a refused command
+				again.OrderId = m.GetOrderId()
+			}
+			_, err := client.PlaceOrder(t.Context(), connect.NewRequest(again))
+			if connect.CodeOf(err) != c.code || strings.Contains(err.Error(), secret) {
+				t.Errorf("the caller is told %v, want code %v", err, c.code)
+			}
+			if !strings.Contains(log.String(), "level=ERROR") {
+				t.Errorf("the log says %q", log.String())
+			}
+
+			store.append, store.load, store.loadAnswer = nil, nil, nil
+			place(t, client, placing(1, "")) // and the service goes on
+		})
+	}
+}
+
+func TestDeadlineIsTold(t *testing.T) {
+	t.Parallel()
+	store := &faulty{Store: newStore(t)}
+	ended := make(chan struct{})
+	store.append = func(eventstore.Batch) error { <-ended; return nil }
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	context.AfterFunc(ctx, func() { close(ended) })
+	_, err := orders(t, store).PlaceOrder(ctx, connect.NewRequest(placing(1, "")))
+	if connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTooLargeIsRefused(t *testing.T) {
+	t.Parallel()
+	store := newStore(t)
+	client := orders(t, store)
+	m := placing(5000, "")
+	for _, l := range m.GetLines() {
+		l.Description = strings.Repeat("x", 300)
+	}
+	_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
+	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "event_too_large" {
+		t.Errorf("an event of 1.7 MB: %v", r)
+	}
+	for _, l := range m.GetLines() {
+		l.Description = strings.Repeat("x", 1000) // beyond its rule, but the size is looked at first
+	}
+	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("a request of 5 MB: %v", err)
+	}
+	if n := len(commandstest.Events(t, store)); n != 0 {
+		t.Errorf("%d events", n)
+	}
+}

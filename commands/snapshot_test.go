@@ -1,0 +1,130 @@
+package commands_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/commands"
+	"github.com/millrace/millrace/commands/commandstest"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/inventory"
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
+)
+
+func stock(t testing.TB, store eventstore.Store, opts ...commands.Option) inventoryv1connect.InventoryServiceClient {
+	t.Helper()
+	s := commandstest.Serve(t, store, inventory.NewHandler, opts...)
+	return inventoryv1connect.NewInventoryServiceClient(s.HTTP1, s.URL)
+}
+
+func receive(ctx context.Context, c inventoryv1connect.InventoryServiceClient, quantity int64) error {
+	_, err := c.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: "85123A", Quantity: quantity}))
+	return err
+}
+
+func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
+	t.Parallel()
+	store := &faulty{Store: commandstest.OpenStore(t, event.Stock)}
+	client := stock(t, store, commands.WithSnapshotEvery(10))
+	for range 35 {
+		if err := receive(t.Context(), client, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	snap, ok, err := store.LoadSnapshot(t.Context(), "85123A")
+	if err != nil || !ok || snap.Version != 30 || snap.Schema != inventory.Decider().Schema {
+		t.Fatalf("snapshot %+v, %v, %v", snap, ok, err)
+	}
+
+	var read atomic.Int64
+	store.load = func(stream string, after uint64) ([]event.Event, error) {
+		events, err := store.Store.Load(t.Context(), stream, after)
+		read.Store(int64(len(events)))
+		return events, err
+	}
+	check := func(what string, wantRead int64) {
+		t.Helper()
+		res, err := client.GetStock(t.Context(), connect.NewRequest(&inventoryv1.GetStockRequest{Sku: "85123A"}))
+		if err != nil || res.Msg.GetOnHand() != 35 || res.Msg.GetVersion() != 35 || read.Load() != wantRead {
+			t.Errorf("%s: %v, %v after %d events, want %d events", what, res, err, read.Load(), wantRead)
+		}
+	}
+	check("through the snapshot", 6) // five, and the snapshot's own for its position
+
+	replace := func(s eventstore.Snapshot) {
+		t.Helper()
+		if _, err := store.Store.Append(t.Context(), eventstore.Batch{Snapshots: []eventstore.Snapshot{s}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unreadable, foreign := snap, snap
+	unreadable.Version, unreadable.State = 31, []byte("no JSON")
+	foreign.Version, foreign.Schema, foreign.State = 32, snap.Schema+1, []byte(`{"OnHand":-7}`)
+	replace(unreadable)
+	check("past an unreadable snapshot", 35)
+	replace(foreign)
+	check("past a snapshot of another schema", 35)
+	if err := receive(t.Context(), client, 1); err != nil {
+		t.Fatal(err)
+	}
+	if snap, _, err := store.LoadSnapshot(t.Context(), "85123A"); err != nil || snap.Version != 36 || snap.Schema != inventory.Decider().Schema {
+		t.Errorf("the foreign snapshot was replaced by %+v, %v", snap, err)
+	}
+}
+
+// Two services live through the same commands, one with snapshots and one without, and say the same.
+func TestSnapshotsDoNotShow(t *testing.T) {
+	t.Parallel()
+	noon := time.Date(2025, 12, 1, 12, 0, 0, 0, time.UTC)
+	runner := func(every uint64) *commands.Runner[inventory.State, inventory.Command, *inventoryv1.StockEvent] {
+		clock := func() time.Time { return noon }
+		return commands.NewRunner(commandstest.OpenStore(t, event.Stock), event.Stock, inventory.Decider(),
+			commands.WithSnapshotEvery(every), commands.WithClock(clock))
+	}
+	with, without := runner(3), runner(1<<40)
+	run := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		run++
+		sku := fmt.Sprintf("SKU %d", run)
+		for i := range rapid.IntRange(1, 12).Draw(rt, "commands") {
+			on := inventory.On{SKU: sku, Now: noon.Add(time.Duration(i) * time.Minute)}
+			quantity := rapid.Int64Range(1, 5).Draw(rt, "quantity")
+			id := rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "reservation")
+			command := rapid.SampledFrom([]inventory.Command{
+				inventory.Receive{On: on, Quantity: quantity, At: noon}, inventory.Adjust{On: on, Delta: -quantity, Reason: "counted", At: noon},
+				inventory.Reserve{On: on, ReservationID: id, Quantity: quantity, TimeToLive: 2 * time.Minute},
+				inventory.Commit{On: on, ReservationID: id}, inventory.Release{On: on, ReservationID: id},
+			}).Draw(rt, "command")
+			do := func(r *commands.Runner[inventory.State, inventory.Command, *inventoryv1.StockEvent]) (inventory.State, string) {
+				res, err := commands.Do(t.Context(), connect.NewRequest(&inventoryv1.ReceiveStockRequest{}), r.On(sku, command),
+					func(_ inventory.State, r *eventv1.Receipt) *inventoryv1.ReceiveStockResponse {
+						return &inventoryv1.ReceiveStockResponse{Receipt: r}
+					})
+				s, version, loadErr := r.Load(t.Context(), sku)
+				if loadErr != nil {
+					rt.Fatal(loadErr)
+				}
+				return s, fmt.Sprint(res != nil && res.Msg.GetReceipt().GetVersion() == version, err, version)
+			}
+			a, saidA := do(with)
+			b, saidB := do(without)
+			if saidA != saidB || a.OnHand != b.OnHand || a.Reserved != b.Reserved || !maps.EqualFunc(a.Reservations, b.Reservations, sameReservation) {
+				rt.Fatalf("with snapshots %+v, %s\nwithout %+v, %s", a, saidA, b, saidB)
+			}
+		}
+	})
+}
+
+func sameReservation(a, b inventory.Reservation) bool {
+	return a.Quantity == b.Quantity && a.ExpiresAt.Equal(b.ExpiresAt)
+}
