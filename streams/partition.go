@@ -130,7 +130,7 @@ func (p *partition) drain() {
 func (p *partition) unsaved() (m Move, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Move{p.id, p.saved, p.applied}, p.applied.Next != p.saved.Next
+	return Move{Partition: p.id, From: p.saved, To: p.applied}, p.applied.Next != p.saved.Next
 }
 
 func (p *partition) setSaved(a Applied) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/internal/kafka"
@@ -19,11 +20,10 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 		r.mu.Lock()
 		parts := maps.Clone(r.parts)
 		r.mu.Unlock()
-		err := r.save(parts)
+		err := errors.Join(r.save(parts), r.look(ctx))
 		if errors.Is(err, ErrLost) {
 			r.askRepair(ctx, err, nil)
 		}
-		err = errors.Join(err, r.look(ctx))
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -41,8 +41,9 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 	}
 }
 
-// look brings the watermarks up to date with the ends of the topics and with what other members have saved.
-func (r *Runtime) look(ctx context.Context) error {
+// look brings the watermarks up to date with the ends of the topics and with what other members have saved, and sees
+// whether the sink still stands where we saved it.
+func (r *Runtime) look(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range r.cfg.Topics {
@@ -56,14 +57,17 @@ func (r *Runtime) look(ctx context.Context) error {
 		}
 		r.mu.Lock()
 		for id := range ends {
-			if r.parts[kafka.TopicPartition{Topic: topic, Partition: id}] == nil {
-				r.cfg.Watermarks.set(topic, id, stored[id])
+			p, at := r.parts[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
+			if _, there := stored[id]; p == nil {
+				r.cfg.Watermarks.set(topic, id, at)
+			} else if !there || p.savedAt().Next != at.Next {
+				lost = fmt.Errorf("partition %d of %s: %w", id, topic, ErrLost)
 			}
 		}
 		r.cfg.Watermarks.look(topic, ends)
 		r.mu.Unlock()
 	}
-	return nil
+	return lost
 }
 
 // CatchUp returns nil once the sink has applied everything that stood on the topics when it was called. It waits for Run
@@ -152,13 +156,13 @@ func (r *Runtime) repair(ctx context.Context, ask repair) {
 func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]Applied, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	stored, err := r.positions(ctx)
+	stored, fresh, err := r.begin(ctx, slices.Collect(maps.Keys(r.parts)))
 	if err != nil {
 		return nil, err
 	}
 	lost := map[kafka.TopicPartition]Applied{}
 	for tp, p := range r.parts {
-		if stored[tp].Next != p.savedAt().Next {
+		if fresh[tp] || stored[tp].Next != p.savedAt().Next {
 			lost[tp] = stored[tp]
 		}
 	}

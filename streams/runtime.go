@@ -66,6 +66,7 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Batch, 500)
 	setDefault(&cfg.Queue, 4096)
 	setDefault(&cfg.SaveEvery, 250*time.Millisecond)
+	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
 		parts: map[kafka.TopicPartition]*partition{}, parking: parking{cfg: cfg.Kafka},
@@ -189,6 +190,7 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 			return nil
 		}
 	}
+	r.cfg.Logger.Warn("streams: the sink is slow or away; fetching is paused", "sink", r.cfg.Name)
 	paused := map[kafka.TopicPartition]*partition{}
 	for held := []*item{it}; len(held) > 0 && ctx.Err() == nil; {
 		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance
@@ -217,13 +219,14 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	if err := r.consumer.Resume(slices.Collect(maps.Keys(r.parts))); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
+	r.cfg.Logger.Info("streams: fetching goes on", "sink", r.cfg.Name)
 	return nil
 }
 
 // assigned starts partitions where the sink stands.
 func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
-		stored, err := r.positions(ctx)
+		stored, _, err := r.begin(ctx, ps)
 		if err == nil {
 			starts := map[kafka.TopicPartition]int64{}
 			r.mu.Lock()
@@ -241,6 +244,36 @@ func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[k
 			return nil
 		}
 	}
+}
+
+// begin reads where the sink stands in partitions. Where it stands nowhere it is made to stand at the beginning, for what
+// is lost is seen by the position that is gone; fresh are these.
+func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (stored map[kafka.TopicPartition]Applied, fresh map[kafka.TopicPartition]bool, err error) {
+	stored, fresh = map[kafka.TopicPartition]Applied{}, map[kafka.TopicPartition]bool{}
+	for _, topic := range r.cfg.Topics {
+		positions, err := r.cfg.Sink.Positions(ctx, topic)
+		if err != nil {
+			return nil, nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
+		}
+		var first []Move
+		for _, tp := range ps {
+			if tp.Topic != topic {
+				continue
+			}
+			at, there := positions[tp.Partition]
+			if !there {
+				first = append(first, Move{Partition: tp.Partition, First: true})
+				fresh[tp] = true
+			}
+			stored[tp] = at
+		}
+		if len(first) > 0 {
+			if err := r.cfg.Sink.SavePositions(ctx, topic, first); err != nil {
+				return nil, nil, fmt.Errorf("save the sink's first positions in %s: %w", topic, err)
+			}
+		}
+	}
+	return stored, fresh, nil
 }
 
 // revoked lets partitions go: nothing of them is inside the sink when it returns, and what was applied is saved.
@@ -263,21 +296,6 @@ func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	if err := r.save(gone); err != nil {
 		r.cfg.Logger.Warn("streams: positions not saved; what was applied since will be delivered again", "sink", r.cfg.Name, "error", err)
 	}
-}
-
-// positions reads where the sink stands in all topics.
-func (r *Runtime) positions(ctx context.Context) (map[kafka.TopicPartition]Applied, error) {
-	all := map[kafka.TopicPartition]Applied{}
-	for _, topic := range r.cfg.Topics {
-		stored, err := r.cfg.Sink.Positions(ctx, topic)
-		if err != nil {
-			return nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
-		}
-		for id, a := range stored {
-			all[kafka.TopicPartition{Topic: topic, Partition: id}] = a
-		}
-	}
-	return all, nil
 }
 
 // save tells the sink how far partitions are.

@@ -60,20 +60,21 @@ func ParseApplied(s string) (Applied, error) {
 // Move is one partition's step in a sink's positions.
 type Move struct {
 	Partition int32
+	First     bool // the partition is not there yet, and From says nothing
 	From, To  Applied
 }
 
 // Sink is what a Runtime feeds. Its methods are called concurrently.
 type Sink interface {
-	// Positions reads where the sink stands in a topic, by partition. A partition that is not there starts from the beginning.
+	// Positions reads where the sink stands in a topic, by partition. A partition that is not there was never begun, or lost.
 	Positions(ctx context.Context, topic string) (map[int32]Applied, error)
 
 	// Apply takes events, in order per key. An event that was applied before is a no-op. Any error means that the batch will
 	// be handed over again, but two tell the runtime more: a *GapError, and an *UnreadableError.
 	Apply(ctx context.Context, records []Record) error
 
-	// SavePositions makes all moves or none. Where the sink does not stand at From it fails with ErrLost: its data was lost or
-	// restored from a copy, and the runtime will read again what is missing.
+	// SavePositions makes all moves or none. Where the sink does not stand where a move starts it fails with ErrLost: its data
+	// was lost or restored from a copy, and the runtime will read again what is missing.
 	SavePositions(ctx context.Context, topic string, moves []Move) error
 }
 

@@ -93,7 +93,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 	positions := map[int32]streams.Applied{}
 	for field, value := range stored {
 		id, ours := strings.CutPrefix(field, topic+"/")
-		if !ours || value == "" {
+		if !ours {
 			continue
 		}
 		partition, err := strconv.ParseInt(id, 10, 32)
@@ -111,7 +111,10 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	ms := make([]redis.Move, len(moves))
 	for i, m := range moves {
-		ms[i] = redis.Move{Field: topic + "/" + strconv.Itoa(int(m.Partition)), From: kept(m.From), To: kept(m.To)}
+		ms[i] = redis.Move{Field: topic + "/" + strconv.Itoa(int(m.Partition)), To: m.To.String()}
+		if !m.First {
+			ms[i].From = m.From.String()
+		}
 	}
 	stray, err := v.docs.MovePositions(ctx, ms)
 	if err != nil {
@@ -121,14 +124,6 @@ func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.
 		return fmt.Errorf("view %s, position %s: %w", Name, stray, streams.ErrLost)
 	}
 	return nil
-}
-
-// kept is a position as it is kept. The beginning is not kept at all.
-func kept(a streams.Applied) string {
-	if a.Next == 0 {
-		return ""
-	}
-	return a.String()
 }
 
 // Status is what there is to say of a view in one line.

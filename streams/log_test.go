@@ -1,0 +1,365 @@
+package streams_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/event"
+	broker "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/streams"
+)
+
+// shared is the broker of all tests; each has its own topics and sinks.
+var shared kafka.Config
+
+func TestMain(m *testing.M) {
+	code, err := withBroker(m.Run)
+	if err == nil && code == 0 {
+		err = goleak.Find()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func withBroker(run func() int) (int, error) {
+	dir, err := os.MkdirTemp("", "streams")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	quiet := slog.New(slog.DiscardHandler)
+	b, err := broker.Start(context.Background(), broker.Config{DataDir: dir, Logger: quiet})
+	if err != nil {
+		return 1, err
+	}
+	shared = kafka.Config{Brokers: b.Addr(), ClientID: "test", Logger: quiet}
+	code := run()
+	return code, b.Close()
+}
+
+const partitions = 4
+
+// log is a topic of its own, and what was written to it.
+type log struct {
+	topic    string
+	producer *kafka.TransactionalProducer
+	sequence uint64
+	versions map[string]uint64
+}
+
+func newLog(t testing.TB) *log {
+	t.Helper()
+	l := &log{topic: "t." + uuid.NewString(), versions: map[string]uint64{}}
+	if err := kafka.EnsureTopics(t.Context(), shared, kafka.Topic{Name: l.topic, Partitions: partitions}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if l.producer, err = kafka.NewTransactionalProducer(shared, l.topic); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.producer.Close)
+	if err := l.producer.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// next makes the next event of a stream.
+func (l *log) next(stream string) event.Event {
+	l.sequence++
+	l.versions[stream]++
+	now := event.Time(time.Now())
+	return event.Event{
+		ID: uuid.Must(uuid.NewV7()), Aggregate: "test", Stream: stream, Version: l.versions[stream], Type: "test.Happened",
+		Data: []byte("data"), OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: l.sequence},
+	}
+}
+
+// events makes n events, spread over streams named after the prefix.
+func (l *log) events(prefix string, streams, n int) []event.Event {
+	events := make([]event.Event, n)
+	for i := range events {
+		events[i] = l.next(fmt.Sprintf("%s-%d", prefix, (i*7)%streams))
+	}
+	return events
+}
+
+func (l *log) record(e event.Event) kafka.Record {
+	return kafka.Record{Topic: l.topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+}
+
+// write puts events on the log in transactions of at most 100.
+func (l *log) write(t testing.TB, events ...event.Event) {
+	t.Helper()
+	records := make([]kafka.Record, len(events))
+	for i, e := range events {
+		records[i] = l.record(e)
+	}
+	l.writeRecords(t, records...)
+}
+
+func (l *log) writeRecords(t testing.TB, records ...kafka.Record) {
+	t.Helper()
+	for len(records) > 0 {
+		n := min(100, len(records))
+		err := l.producer.Begin()
+		for _, r := range records[:n] {
+			err = errors.Join(err, l.producer.Produce(t.Context(), r))
+		}
+		if err = errors.Join(err, l.producer.Commit(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		records = records[n:]
+	}
+}
+
+// memory is a sink that keeps the version of each stream, and refuses what no sink may be given.
+type memory struct {
+	mu         sync.Mutex
+	versions   map[string]uint64
+	positions  map[string]map[int32]streams.Applied
+	applied    int // records that moved a stream on
+	deliveries int // records, redeliveries included
+	entered    int // Apply calls under way
+	closed     bool
+
+	before     func(ctx context.Context, records []streams.Record) error // called first, unlocked
+	unreadable func(streams.Record) error
+}
+
+func newMemory() *memory {
+	return &memory{versions: map[string]uint64{}, positions: map[string]map[int32]streams.Applied{}}
+}
+
+func (s *memory) Apply(ctx context.Context, records []streams.Record) error {
+	s.mu.Lock()
+	s.entered++
+	before, closed := s.before, s.closed
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.entered--
+		s.mu.Unlock()
+	}()
+	if closed {
+		panic("the sink was used after Run returned")
+	}
+	if before != nil {
+		if err := before(ctx, records); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var bad streams.UnreadableError
+	for _, r := range records {
+		s.deliveries++
+		have := s.versions[r.Event.Stream]
+		if r.Event.Version > have+1 {
+			return &streams.GapError{Record: r, Have: have}
+		}
+		if r.Event.Version == have+1 {
+			s.versions[r.Event.Stream]++
+			s.applied++
+		}
+		if s.unreadable != nil {
+			if err := s.unreadable(r); err != nil {
+				bad.Records, bad.Reasons = append(bad.Records, r), append(bad.Reasons, err)
+			}
+		}
+	}
+	if len(bad.Records) > 0 {
+		return &bad
+	}
+	return nil
+}
+
+func (s *memory) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.positions[topic]), nil
+}
+
+func (s *memory) SavePositions(_ context.Context, topic string, moves []streams.Move) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range moves {
+		if at, there := s.positions[topic][m.Partition]; there == m.First || at.Next != m.From.Next {
+			return fmt.Errorf("partition %d: %w", m.Partition, streams.ErrLost)
+		}
+	}
+	if s.positions[topic] == nil {
+		s.positions[topic] = map[int32]streams.Applied{}
+	}
+	for _, m := range moves {
+		s.positions[topic][m.Partition] = m.To
+	}
+	return nil
+}
+
+// flush loses everything.
+func (s *memory) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.versions)
+	clear(s.positions)
+}
+
+func (s *memory) setBefore(before func(context.Context, []streams.Record) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = before
+}
+
+func (s *memory) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+}
+
+func (s *memory) counts() (applied, deliveries int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.applied, s.deliveries
+}
+
+// holds fails unless the sink has each stream at the version that was written.
+func (s *memory) holds(t *testing.T, want map[string]uint64) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !maps.Equal(s.versions, want) {
+		for stream, version := range want {
+			if s.versions[stream] != version {
+				t.Fatalf("stream %s is at version %d, want %d; %d streams of %d", stream, s.versions[stream], version, len(s.versions), len(want))
+			}
+		}
+		t.Fatalf("%d streams, want %d", len(s.versions), len(want))
+	}
+}
+
+// running is a runtime under way.
+type running struct {
+	*streams.Runtime
+	marks *streams.Watermarks
+	stop  func()
+}
+
+func config(l *log, sink streams.Sink) streams.Config {
+	return streams.Config{
+		Name: "view-of-" + l.topic, Topics: []string{l.topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: shared,
+		Batch: 50, SaveEvery: 20 * time.Millisecond, Logger: shared.Logger,
+	}
+}
+
+// start runs a runtime until stop or the end of the test.
+func start(t testing.TB, cfg streams.Config) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{Runtime: streams.New(cfg), marks: cfg.Watermarks}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+func (r *running) catchUp(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := r.CatchUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually waits for what no event tells.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(5 * time.Second)
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// readParked reads what stands on the topic of parked records for one sink, by key; the count is of records.
+func readParked(t *testing.T, sink string) (byKey map[string]kafka.Message, records int) {
+	t.Helper()
+	admin, err := kafka.NewAdmin(shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	ends, err := admin.EndOffsets(t.Context(), streams.ParkTopic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	byKey = map[string]kafka.Message{}
+	err = kafka.ReadAll(t.Context(), shared, streams.ParkTopic, nil, ends, func(m kafka.Message) error {
+		if strings.HasPrefix(string(m.Key), sink+"|") {
+			byKey[string(m.Key)] = m
+			records++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return byKey, records
+}
+
+func header(m kafka.Message, key string) string {
+	for _, h := range m.Headers {
+		if h.Key == key {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// messages is a slog.Handler that remembers what was said.
+type messages struct {
+	slog.Handler
+	mu   sync.Mutex
+	said []string
+}
+
+func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
+
+func (m *messages) Handle(_ context.Context, r slog.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.said = append(m.said, r.Message)
+	return nil
+}
+
+func (m *messages) has(part string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(m.said, func(s string) bool { return strings.Contains(s, part) })
+}

@@ -1,0 +1,138 @@
+package streams
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/event"
+)
+
+// However workers finish, the position is the end of the finished run at the front, and nothing else.
+func TestPositionIsTheFinishedRun(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		start := rapid.Int64Range(0, 100).Draw(rt, "start")
+		marks := NewWatermarks()
+		p := newPartition("topic", 0, Applied{Next: start}, marks)
+		type entry struct {
+			number uint64
+			next   int64
+			record bool
+			done   bool
+			at     event.Position
+			asOf   time.Time
+		}
+		var entries []entry
+		next, sequence := start, uint64(0)
+		for range rapid.IntRange(0, 60).Draw(rt, "steps") {
+			switch rapid.IntRange(0, 3).Draw(rt, "step") {
+			case 0, 1: // a record, perhaps behind a gap of markers
+				next += rapid.Int64Range(0, 2).Draw(rt, "gap")
+				sequence++
+				e := event.Event{Position: event.Position{Sequence: sequence}, RecordedAt: time.UnixMicro(int64(sequence)).UTC()}
+				n := p.add(next, e)
+				next++
+				entries = append(entries, entry{n, next, true, false, e.Position, e.RecordedAt})
+			case 2:
+				next += rapid.Int64Range(0, 2).Draw(rt, "markers")
+				p.end(next)
+				entries = append(entries, entry{next: next, done: true})
+			case 3:
+				var open []int
+				for i, e := range entries {
+					if !e.done {
+						open = append(open, i)
+					}
+				}
+				if len(open) == 0 {
+					continue
+				}
+				i := rapid.SampledFrom(open).Draw(rt, "which")
+				if !p.enter() {
+					rt.Fatal("a partition that nobody took away refused")
+				}
+				applied := rapid.Bool().Draw(rt, "applied")
+				p.leave(entries[i].number, applied)
+				entries[i].done = applied
+			}
+			want := Applied{Next: start}
+			for _, e := range entries {
+				if !e.done {
+					break
+				}
+				want.Next = e.next
+				if e.record {
+					want.Watermark, want.AsOf = e.at, e.asOf
+				}
+			}
+			got, _ := marks.Applied("topic", 0)
+			if got != want {
+				rt.Fatalf("position %v, want %v, of %v", got, want, entries)
+			}
+		}
+	})
+}
+
+func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
+	t.Parallel()
+	p := newPartition("topic", 0, Applied{}, NewWatermarks())
+	inside, waiting := p.add(0, event.Event{}), p.add(1, event.Event{})
+	if !p.enter() {
+		t.Fatal("refused")
+	}
+	drained := make(chan struct{})
+	go func() {
+		p.drain()
+		close(drained)
+	}()
+	for p.enter() { // until drain has begun
+		p.leave(waiting, false)
+	}
+	select {
+	case <-drained:
+		t.Fatal("drained while a record was inside the sink")
+	default:
+	}
+	p.leave(inside, true)
+	<-drained
+	if m, ok := p.unsaved(); !ok || m.To.Next != 1 {
+		t.Fatalf("what ended while draining is not to be saved: %v, %v", m, ok)
+	}
+}
+
+func TestAppliedAsText(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		want := Applied{
+			Next:      rapid.Int64().Draw(rt, "next"),
+			Watermark: event.Position{Transaction: rapid.Uint64().Draw(rt, "transaction"), Sequence: rapid.Uint64().Draw(rt, "sequence")},
+		}
+		if micros := rapid.Int64Range(0, 1<<52).Draw(rt, "micros"); micros != 0 {
+			want.AsOf = time.UnixMicro(micros).UTC()
+		}
+		got, err := ParseApplied(want.String())
+		if err != nil || got != want {
+			rt.Fatalf("%q: %v, %v, want %v", want.String(), got, err, want)
+		}
+	})
+	for _, s := range []string{"", "1", "1 2", "1 2.3", "x 2.3 4", "1 2.x 4", "1 2.3 x"} {
+		if a, err := ParseApplied(s); err == nil {
+			t.Errorf("%q is %v", s, a)
+		}
+	}
+}
+
+func FuzzParseApplied(f *testing.F) {
+	f.Add("12 3.4 1700000000000000")
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := ParseApplied(s)
+		if err != nil {
+			return
+		}
+		if b, err := ParseApplied(a.String()); err != nil || a != b {
+			t.Fatalf("%q: %v, then %v, %v", s, a, b, err)
+		}
+	})
+}
