@@ -71,3 +71,29 @@ func parkedRecord(sink string, rec Record, key string, headers []event.Header, r
 func parkedEvent(sink string, rec Record, reason error) *kafka.Record {
 	return parkedRecord(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
 }
+
+// Parking is ParkTopic for sinks that read the log without a Runtime. It is safe for concurrent use.
+type Parking struct{ parking parking }
+
+// NewParking opens nothing yet.
+func NewParking(cfg kafka.Config) *Parking { return &Parking{parking{cfg: cfg}} }
+
+// Parked is a record that a sink could not read. Sink, topic, partition and offset name it.
+type Parked struct {
+	Sink       string // and its version
+	Topic      string
+	Partition  int32
+	Offset     int64
+	Key, Value []byte
+	Headers    []event.Header
+	Reason     error
+}
+
+// Park returns once the record is safe on the topic.
+func (p *Parking) Park(ctx context.Context, r Parked) error {
+	rec := Record{Event: event.Event{Data: r.Value}, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
+	return p.parking.put(ctx, []kafka.Record{*parkedRecord(r.Sink, rec, string(r.Key), r.Headers, r.Reason)})
+}
+
+// Close lets go of the producer.
+func (p *Parking) Close() { p.parking.close() }
