@@ -57,6 +57,7 @@ func (p *Producer) CreateTopic(ctx context.Context, topic string, partitions int
 // AddPartitions gives a topic that many more.
 func (p *Producer) AddPartitions(ctx context.Context, topic string, add int) error {
 	r, err := p.admin.CreatePartitions(ctx, add, topic)
+	p.client.PurgeTopicsFromClient(topic) // so that it asks anew
 	return errors.Join(err, r.Error())
 }
 

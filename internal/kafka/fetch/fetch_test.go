@@ -1,0 +1,207 @@
+package fetch_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/event"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const topic = "t"
+
+// start makes a broker with an empty topic, and a reader of it.
+func start(t *testing.T, partitions int32) (*fetchtest.Producer, func(from map[int32]int64) *fetch.Reader) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	p := fetchtest.New(t, []string{b.Addr()}, "p")
+	if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
+		t.Fatal(err)
+	}
+	return p, func(from map[int32]int64) *fetch.Reader {
+		r, err := fetch.Open(fetch.Config{Brokers: []string{b.Addr()}, Topic: topic, ClientID: "test", Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		r.Assign(from)
+		return r
+	}
+}
+
+func record(partition int32, value string) fetchtest.Record {
+	return fetchtest.Record{Partition: partition, Key: []byte("k"), Value: []byte(value), Headers: []event.Header{{Key: "h", Value: []byte(value)}}}
+}
+
+// read polls until every partition is read to its end, and gives the values in the order of offsets.
+func read(t *testing.T, r *fetch.Reader, ends map[int32]int64) map[int32][]string {
+	t.Helper()
+	got, next := map[int32][]string{}, map[int32]int64{}
+	deadline := time.Now().Add(time.Minute)
+	for {
+		left := 0
+		for p, end := range ends {
+			if next[p] < end {
+				left++
+			}
+		}
+		if left == 0 {
+			return got
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("read to %v, and the ends are %v", next, ends)
+		}
+		batches, err := r.Poll(t.Context(), 50*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range batches {
+			for rec := range b.Records() {
+				if rec.Offset < next[b.Partition] {
+					t.Fatalf("offset %d of partition %d comes after %d", rec.Offset, b.Partition, next[b.Partition])
+				}
+				if string(rec.Key) != "k" || len(rec.Headers) != 1 || !bytes.Equal(rec.Headers[0].Value, rec.Value) {
+					t.Fatalf("record %+v", rec)
+				}
+				got[b.Partition] = append(got[b.Partition], string(rec.Value))
+			}
+			next[b.Partition] = b.Next
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Markers of transactions move a reader to the very end, and what was aborted is not seen.
+func TestReadsCommittedToTheVeryEnd(t *testing.T) {
+	t.Parallel()
+	p, open := start(t, 2)
+	must(t, p.Commit(t.Context(), topic, record(0, "a"), record(0, "b"), record(1, "x")))
+	must(t, p.Abort(t.Context(), topic, record(0, "never"), record(1, "never")))
+	ends, err := p.Ends(t.Context(), topic)
+	must(t, err)
+	if ends[0] != 5 || ends[1] != 4 {
+		t.Fatalf("the ends are %v, not behind the markers", ends)
+	}
+	got := read(t, open(map[int32]int64{0: 0, 1: 0}), ends)
+	if fmt.Sprint(got) != "map[0:[a b] 1:[x]]" {
+		t.Fatalf("got %v", got)
+	}
+	got = read(t, open(map[int32]int64{0: 1, 1: 1}), ends)
+	if fmt.Sprint(got) != "map[0:[b]]" {
+		t.Fatalf("from offset 1: got %v", got)
+	}
+}
+
+// Aborted records stay unseen however the answers to fetches are cut.
+func TestAbortedIsUnseenInLargeTopics(t *testing.T) {
+	t.Parallel()
+	const partitions = 4
+	p, open := start(t, partitions)
+	body := string(bytes.Repeat([]byte("x"), 3000))
+	committed := 0
+	for i := range 60 {
+		var records []fetchtest.Record
+		for n := range 100 {
+			records = append(records, record(int32(n%partitions), body))
+		}
+		if i%2 == 0 {
+			must(t, p.Abort(t.Context(), topic, records...))
+			continue
+		}
+		must(t, p.Commit(t.Context(), topic, records...))
+		committed += len(records)
+	}
+	ends, err := p.Ends(t.Context(), topic)
+	must(t, err)
+	got := 0
+	for _, values := range read(t, open(map[int32]int64{0: 0, 1: 0, 2: 0, 3: 0}), ends) {
+		got += len(values)
+	}
+	if got != committed {
+		t.Fatalf("read %d records, and %d were committed", got, committed)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	p, open := start(t, 2)
+	must(t, p.Commit(t.Context(), topic, record(1, "a"), record(1, "b")))
+	must(t, p.DeleteRecords(t.Context(), topic, 1, 1))
+	r := open(nil)
+	have, err := r.Describe(t.Context())
+	must(t, err)
+	if have.ID == "" || len(have.Partitions) != 2 || have.Partitions[1] != (fetch.Range{Start: 1, End: 3}) {
+		t.Fatalf("got %+v", have)
+	}
+	must(t, p.DeleteTopic(t.Context(), topic))
+	if _, err := r.Describe(t.Context()); !errors.Is(err, fetch.ErrNoTopic) {
+		t.Fatalf("got %v", err)
+	}
+	must(t, p.CreateTopic(t.Context(), topic, 1))
+	again, err := open(nil).Describe(t.Context())
+	must(t, err)
+	if again.ID == have.ID {
+		t.Fatal("a topic made anew has the id of the one before")
+	}
+}
+
+// An offset that the log does not have is an error that says so, never a jump.
+func TestOffsetsOutOfRange(t *testing.T) {
+	t.Parallel()
+	p, open := start(t, 1)
+	must(t, p.Commit(t.Context(), topic, record(0, "a"), record(0, "b"), record(0, "c")))
+	must(t, p.DeleteRecords(t.Context(), topic, 0, 2))
+	for _, offset := range []int64{1, 9} {
+		r := open(map[int32]int64{0: offset})
+		var gone *fetch.OutOfRangeError
+		for gone == nil {
+			batches, err := r.Poll(t.Context(), time.Second)
+			if len(batches) > 0 {
+				t.Fatalf("from offset %d: read on to %d", offset, batches[0].Next)
+			}
+			if err != nil && !errors.As(err, &gone) {
+				t.Fatal(err)
+			}
+		}
+		if want := (fetch.OutOfRangeError{Topic: topic, Offset: offset, Log: fetch.Range{Start: 2, End: 4}}); *gone != want {
+			t.Fatalf("got %+v, want %+v", *gone, want)
+		}
+	}
+}
+
+func TestPollEnds(t *testing.T) {
+	t.Parallel()
+	_, open := start(t, 1)
+	r := open(map[int32]int64{0: 0})
+	batches, err := r.Poll(t.Context(), 10*time.Millisecond)
+	if err != nil || len(batches) > 0 {
+		t.Fatalf("an empty topic gives %v, %v", batches, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Poll(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+}
