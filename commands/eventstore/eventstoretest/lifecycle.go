@@ -28,6 +28,7 @@ func closed(t *testing.T, place Place) {
 		"LoadAnswer":   func() error { _, _, err := s.LoadAnswer(ctx, "k"); return err },
 		"Read":         func() error { _, err := s.Read(ctx, event.Position{}, 1); return err },
 		"Head":         func() error { _, err := s.Head(ctx); return err },
+		"Stats":        func() error { _, err := s.Stats(ctx, event.Position{}); return err },
 		"Wait":         func() error { return s.Wait(ctx, event.Position{}) },
 	} {
 		if err := call(); !errors.Is(err, eventstore.ErrClosed) {

@@ -94,12 +94,14 @@ func gapSafe(t *testing.T, place Place) {
 func guessedVersions(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}
-	const versions, streams = 12, 4
+	const versions, streams = 16, 4
 	var g errgroup.Group
 	for i := range versions * streams {
 		g.Go(func() error {
+			b := one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1) //nolint:gosec // an index
+			b.Answer.Key = fmt.Sprint("guess ", i)
 			for {
-				_, err := stores[i%2].Append(ctx, one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1)) //nolint:gosec // an index
+				_, err := stores[i%2].Append(ctx, b)
 				if conflict := (*eventstore.ConflictError)(nil); !errors.As(err, &conflict) {
 					return err
 				}

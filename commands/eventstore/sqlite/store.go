@@ -192,9 +192,6 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 	return position(head), err
 }
 
-// elsewhere is how often Wait looks whether another process has appended.
-const elsewhere = 250 * time.Millisecond
-
 // Stats implements eventstore.Store.
 func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
 	if err := s.gate.Enter(); err != nil {
@@ -203,6 +200,9 @@ func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Sta
 	defer s.gate.Leave()
 	return s.reader.readStats(ctx, after)
 }
+
+// elsewhere is how often Wait looks whether another process has appended.
+const elsewhere = 250 * time.Millisecond
 
 // Wait implements eventstore.Store.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
