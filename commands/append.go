@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -71,7 +70,7 @@ func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejecte
 
 // replay gives the first answer again. refused is what the domain now says of the command, nil where it would accept it.
 func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejected) (Response, error) {
-	if !bytes.Equal(first.Fingerprint, call.fingerprint) {
+	if !call.asks(first) {
 		reused := &Rejected{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
 			Reason: "the key was used before, with another request",
 			Facts:  map[string]string{"stream": first.Stream, "version": strconv.FormatUint(first.Version, 10)}}

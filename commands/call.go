@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"fmt"
@@ -58,6 +59,9 @@ func newCall(procedure string, header http.Header, request Request) (call, error
 	}
 	return c, nil
 }
+
+// asks tells whether it is the request that a was the answer to.
+func (c call) asks(a eventstore.Answer) bool { return bytes.Equal(c.fingerprint, a.Fingerprint) }
 
 const fieldKey = "idempotency_key"
 

@@ -26,6 +26,8 @@ type Decider[S, C any, E proto.Message] struct {
 	Decide func(s S, c C) ([]E, error)
 	// Evolve gives the state after an event. It cannot refuse: the event has happened. It may reuse s, which the caller gives away.
 	Evolve func(s S, e E) S
+	// Opens tells which commands open a stream as a rule. They are first decided without reading it. May be nil.
+	Opens func(c C) bool
 	// Schema numbers the form of S, from 1. Raise it with every change of S that an older snapshot does not fit: such
 	// snapshots are then ignored and replaced.
 	Schema int

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/commands/commandstest"
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
 // faulty is a store that fails where it is told to.
@@ -185,11 +186,11 @@ func TestFailuresOfTheStoreStayInside(t *testing.T) {
 			place(t, client, m)
 
 			c.damage(store)
-			again := placing(2, "key")
+			_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: m.GetOrderId()}))
 			if store.loadAnswer != nil { // asked only for a refused command
-				again.OrderId = m.GetOrderId()
+				m.IdempotencyKey = "key"
+				_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
 			}
-			_, err := client.PlaceOrder(t.Context(), connect.NewRequest(again))
 			if connect.CodeOf(err) != c.code || strings.Contains(err.Error(), secret) {
 				t.Errorf("the caller is told %v, want code %v", err, c.code)
 			}

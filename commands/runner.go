@@ -124,32 +124,43 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 
 // run tries until the command is stored, was answered before, or is refused.
 func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
-	for attempt := range maxAttempts {
-		if err := pause(ctx, attempt); err != nil {
-			return nil, err
-		}
-		response, err := t.try(ctx, call, answer)
+	unread := t.decider.Opens != nil && t.decider.Opens(t.command)
+	for attempt := 1; ; attempt++ {
+		response, err := t.try(ctx, call, unread, answer)
 		var answered *eventstore.AnsweredError
 		var conflict *eventstore.ConflictError
 		var rejected *Rejected
 		switch {
-		case errors.As(err, &answered):
+		case err == nil:
+			return response, nil
+		case errors.As(err, &answered) && (!unread || call.asks(answered.Answer)):
 			return t.replay(call, answered.Answer, nil)
+		case unread && (errors.As(err, &answered) || errors.As(err, &conflict) || errors.As(err, &rejected)):
+			unread = false // who refuses should know the stream
+			continue
 		case errors.As(err, &rejected) && call.key != "":
 			return t.replayOr(ctx, call, rejected)
 		case !errors.As(err, &conflict):
-			return response, err
+			return nil, err
+		case attempt >= maxAttempts:
+			return nil, connect.NewError(connect.CodeAborted,
+				fmt.Errorf("%s %q changed under each of %d attempts; try again", t.agg.Name, t.stream, attempt))
+		}
+		if err := pause(ctx, attempt); err != nil {
+			return nil, err
 		}
 	}
-	return nil, connect.NewError(connect.CodeAborted,
-		fmt.Errorf("%s %q changed under each of %d attempts; try again", t.agg.Name, t.stream, maxAttempts))
 }
 
-// try loads, decides and appends, once. It returns the store's ConflictError and AnsweredError as they are.
-func (t Task[S, C, E]) try(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
-	before, err := t.load(ctx, t.stream)
-	if err != nil {
-		return nil, err
+// try loads, decides and appends, once. Unread, it takes the stream to be new, and Append will tell. It returns the store's
+// ConflictError and AnsweredError as they are.
+func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+	var before loaded[S]
+	var err error
+	if !unread {
+		if before, err = t.load(ctx, t.stream); err != nil {
+			return nil, err
+		}
 	}
 	decided, err := t.decider.Decide(before.state, t.command)
 	if err != nil {
@@ -197,11 +208,8 @@ func (r *Runner[S, C, E]) storeError(ctx context.Context, what, stream string, e
 	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
 }
 
-// pause waits before a further attempt.
+// pause waits after a failed attempt, counted from 1.
 func pause(ctx context.Context, attempt int) error {
-	if attempt == 0 {
-		return ctx.Err()
-	}
 	timer := time.NewTimer(rand.N(min(firstWait<<(attempt-1), lastWait)) + 1)
 	defer timer.Stop()
 	select {

@@ -355,3 +355,30 @@ func TestCommandsOnOneStreamTakeTurns(t *testing.T) {
 		t.Errorf("%d commands at %d versions gave %v, %v", n, len(seen), stock, err)
 	}
 }
+
+// A command that opens a stream does not read it first; where the stream exists it is decided as if it had been read.
+func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
+	t.Parallel()
+	loads := 0
+	store := &faulty{Store: newStore(t)}
+	store.load = func(stream string, after uint64) ([]event.Event, error) {
+		loads++
+		return store.Store.Load(context.Background(), stream, after)
+	}
+	client := orders(t, store)
+	m := placing(3, "")
+	m.OrderId = "0196f0c4-0000-7000-8000-00000000000a"
+	place(t, client, m)
+	if loads != 0 {
+		t.Errorf("a new order was read %d times", loads)
+	}
+	_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
+	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetFacts()["lines"] != "3" || loads != 1 {
+		t.Errorf("%v after %d readings", r, loads)
+	}
+	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // would be refused of a new order too, but for another reason
+	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
+	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" {
+		t.Errorf("%v", r)
+	}
+}

@@ -88,7 +88,12 @@ func (Delist) command()   {}
 
 // Decider is the domain as the runner takes it.
 func Decider() commands.Decider[State, Command, *catalogv1.ProductEvent] {
-	return commands.Decider[State, Command, *catalogv1.ProductEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
+	return commands.Decider[State, Command, *catalogv1.ProductEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+}
+
+func opens(c Command) bool {
+	_, ok := c.(List)
+	return ok
 }
 
 // Decide says what a command makes happen to a product, or why nothing.

@@ -72,7 +72,12 @@ func (SetConsent) command()    {}
 
 // Decider is the domain as the runner takes it.
 func Decider() commands.Decider[State, Command, *customerv1.CustomerEvent] {
-	return commands.Decider[State, Command, *customerv1.CustomerEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
+	return commands.Decider[State, Command, *customerv1.CustomerEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+}
+
+func opens(c Command) bool {
+	_, ok := c.(Register)
+	return ok
 }
 
 // Decide says what a command makes happen to a customer, or why nothing.

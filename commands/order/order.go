@@ -94,7 +94,12 @@ func (Cancel) command()   {}
 
 // Decider is the domain as the runner takes it.
 func Decider() commands.Decider[State, Command, *orderv1.OrderEvent] {
-	return commands.Decider[State, Command, *orderv1.OrderEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
+	return commands.Decider[State, Command, *orderv1.OrderEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
+}
+
+func opens(c Command) bool {
+	_, ok := c.(Place)
+	return ok
 }
 
 // Decide says what a command makes happen to an order, or why nothing. Each command begins with where it may be given.

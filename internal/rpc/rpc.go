@@ -22,6 +22,9 @@ import (
 // MaxRequestBytes is the size of the largest request message, decompressed.
 const MaxRequestBytes = 4 << 20
 
+// minCompressedBytes is the size from which an answer is worth compressing. A receipt is not.
+const minCompressedBytes = 1024
+
 // maxViolations is how many broken rules an error names: error details travel in HTTP trailers, which are small.
 const maxViolations = 10
 
@@ -34,6 +37,7 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time) []connect.Handler
 	d := door{logger: logger, now: protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return timestamppb.New(now()) })}
 	return []connect.HandlerOption{
 		connect.WithReadMaxBytes(MaxRequestBytes),
+		connect.WithCompressMinBytes(minCompressedBytes),
 		connect.WithRecover(d.recovered),
 		connect.WithInterceptors(connect.UnaryInterceptorFunc(d.guard)),
 	}
