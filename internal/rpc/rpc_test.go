@@ -1,0 +1,156 @@
+package rpc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	validate "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/rpc"
+)
+
+var now = time.Date(2025, 12, 1, 8, 26, 0, 0, time.UTC)
+
+// service answers PlaceOrder with what it is told to.
+type service struct {
+	orderv1connect.UnimplementedOrderServiceHandler
+	place func(ctx context.Context) error
+}
+
+func (s service) PlaceOrder(ctx context.Context, _ *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
+	if err := s.place(ctx); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&orderv1.PlaceOrderResponse{OrderId: "placed"}), nil
+}
+
+func serve(t *testing.T, log *bytes.Buffer, place func(ctx context.Context) error) orderv1connect.OrderServiceClient {
+	t.Helper()
+	mux := http.NewServeMux()
+	opts := rpc.HandlerOptions(slog.New(slog.NewTextHandler(log, nil)), func() time.Time { return now })
+	mux.Handle(orderv1connect.NewOrderServiceHandler(service{place: place}, opts...))
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	return orderv1connect.NewOrderServiceClient(server.Client(), server.URL)
+}
+
+func good(lines int) *orderv1.PlaceOrderRequest {
+	m := &orderv1.PlaceOrderRequest{Currency: "GBP", Country: "GB"}
+	for range lines {
+		m.Lines = append(m.Lines, &orderv1.NewLine{Sku: "MUG", Quantity: 1, UnitPrice: &money.Money{CurrencyCode: "GBP"}})
+	}
+	return m
+}
+
+func TestErrorsAsCallersSeeThem(t *testing.T) {
+	t.Parallel()
+	const secret = "dsn=postgres://admin:hunter2@db"
+	for name, c := range map[string]struct {
+		place  func(ctx context.Context) error
+		code   connect.Code
+		logged bool
+	}{
+		"a Connect error is meant for them": {func(context.Context) error {
+			return connect.NewError(connect.CodeNotFound, errors.New("no such order"))
+		}, connect.CodeNotFound, false},
+		"so is one that was wrapped": {func(context.Context) error {
+			return fmt.Errorf("place: %w", connect.NewError(connect.CodeAborted, errors.New("try again")))
+		}, connect.CodeAborted, false},
+		"another error is not":    {func(context.Context) error { return errors.New(secret) }, connect.CodeInternal, true},
+		"a panic is not":          {func(context.Context) error { panic(secret) }, connect.CodeInternal, true},
+		"a deadline is theirs":    {func(context.Context) error { return fmt.Errorf("append: %w", context.DeadlineExceeded) }, connect.CodeDeadlineExceeded, false},
+		"a cancellation is, too":  {func(context.Context) error { return fmt.Errorf("append: %w", context.Canceled) }, connect.CodeCanceled, false},
+		"nothing at all is wrong": {func(context.Context) error { return nil }, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			_, err := serve(t, &log, c.place).PlaceOrder(t.Context(), connect.NewRequest(good(1)))
+			if c.code == 0 {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if connect.CodeOf(err) != c.code || strings.Contains(err.Error(), secret) {
+				t.Errorf("want code %v, got %v", c.code, err)
+			}
+			if c.logged != strings.Contains(log.String(), secret) {
+				t.Errorf("the log says %q", log.String())
+			}
+		})
+	}
+}
+
+func TestValidation(t *testing.T) {
+	t.Parallel()
+	called := 0
+	var log bytes.Buffer
+	client := serve(t, &log, func(context.Context) error { called++; return nil })
+	for name, c := range map[string]struct {
+		change func(m *orderv1.PlaceOrderRequest)
+		text   string
+		rules  int
+	}{
+		"one field":         {func(m *orderv1.PlaceOrderRequest) { m.Currency = "pound" }, "currency: ", 1},
+		"one deep inside":   {func(m *orderv1.PlaceOrderRequest) { m.Lines[1].Quantity = -1 }, "lines[1].quantity: ", 1},
+		"a time after now":  {func(m *orderv1.PlaceOrderRequest) { m.OrderedAt = timestamppb.New(now.Add(1)) }, "ordered_at: ", 1},
+		"a time before all": {func(m *orderv1.PlaceOrderRequest) { m.OrderedAt = &timestamppb.Timestamp{Seconds: -1 << 60} }, "ordered_at: ", 1},
+		"two fields":        {func(m *orderv1.PlaceOrderRequest) { m.Currency, m.Country = "", "" }, "; country: ", 2},
+		"too many to name": {func(m *orderv1.PlaceOrderRequest) {
+			for i := range m.GetLines() {
+				m.Lines[i].Quantity = 0
+			}
+		}, "; and 10 more", 10},
+	} {
+		m := good(20)
+		c.change(m)
+		_, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
+		var typed *connect.Error
+		if !errors.As(err, &typed) || typed.Code() != connect.CodeInvalidArgument || !strings.Contains(typed.Message(), c.text) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var violations *validate.Violations
+		for _, d := range typed.Details() {
+			if v, err := d.Value(); err == nil {
+				violations, _ = v.(*validate.Violations)
+			}
+		}
+		if len(violations.GetViolations()) != c.rules {
+			t.Errorf("%s: details %v", name, violations)
+		}
+	}
+	if called != 0 {
+		t.Errorf("the service was called %d times", called)
+	}
+	m := good(1)
+	m.OrderedAt = timestamppb.New(now.Add(-1))
+	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); err != nil || called != 1 {
+		t.Errorf("a good request: %v, %d calls", err, called)
+	}
+}
+
+func TestLargeRequestIsRefused(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	client := serve(t, &log, func(context.Context) error { return errors.New("it was called") })
+	m := good(1)
+	m.Reference = strings.Repeat("x", rpc.MaxRequestBytes)
+	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("%v", err)
+	}
+}
