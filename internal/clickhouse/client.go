@@ -33,6 +33,9 @@ func (c *Client) As(user string) *Client {
 	return &other
 }
 
+// Password is what the client shows, for clients of other make.
+func (c *Client) Password() string { return c.password }
+
 // Ping returns nil once the server answers. It waits for one that listens and is still starting.
 func (c *Client) Ping(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodGet, "ping", nil, "")

@@ -41,7 +41,7 @@ const (
 
 var (
 	errorHead = regexp.MustCompile(`^Code: (\d+)\. DB::Exception: `)
-	errorTail = regexp.MustCompile(`\s*\(version [^()]*(?:\(official build\))?\)\s*$`)
+	errorTail = regexp.MustCompile(`\s*\(version [^()]*(?:\(official build\))?\)\.?\s*$`)
 	errorName = regexp.MustCompile(`\s*\(([A-Z][A-Z0-9_]+)\)\s*$`)
 )
 

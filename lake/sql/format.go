@@ -34,7 +34,8 @@ type format struct {
 
 var formats = map[string]format{
 	FormatTable: {clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable, settings: with(jsonSettings, map[string]string{
-		"limit": strconv.Itoa(MaxTableRows + 1), // one more tells that there are more
+		"describe_compact_output": "1",
+		"limit":                   strconv.Itoa(MaxTableRows + 1), // one more tells that there are more
 	})},
 	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{"date_time_output_format": "iso"})},
 	FormatCSV:  {clickhouse: "CSVWithNames", settings: map[string]string{"date_time_output_format": "iso", "format_csv_null_representation": ""}},
@@ -124,7 +125,7 @@ func readRow(r *bufio.Reader, row *[]string) error {
 		return err
 	}
 	if err := json.Unmarshal(line, row); err != nil {
-		return fmt.Errorf("read the engine's answer: %w", err)
+		return &QueryError{Message: "the table output cannot show an answer in another format: leave FORMAT out, or ask for json or csv output", cause: err}
 	}
 	return nil
 }

@@ -144,6 +144,7 @@ var ours = map[int]bool{
 
 var (
 	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
+	neededGrant    = regexp.MustCompile(`it's necessary to have the grant (.*)$`)
 	expectedTokens = regexp.MustCompile(`(?s)\. Expected one of: .*`)
 )
 
@@ -153,10 +154,14 @@ func explain(err error, snap *snapshot) error {
 	if !errors.As(err, &e) || ours[e.Code] {
 		return fmt.Errorf("run the query: %w", err)
 	}
-	q := &QueryError{Message: strings.ReplaceAll(e.Message, snap.database, Namespace), cause: err}
+	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(e.Message, snap.database, Namespace), "."), cause: err}
 	switch e.Code {
 	case clickhouse.CodeSyntax:
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
+	case clickhouse.CodeAccessDenied:
+		if m := neededGrant.FindStringSubmatch(q.Message); m != nil {
+			q.Message = "only the lake's tables can be read here; this query needs the right to " + m[1]
+		}
 	case clickhouse.CodeUnknownTable:
 		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
 			q.Message = fmt.Sprintf("there is no table %q", m[1])

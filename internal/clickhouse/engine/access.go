@@ -58,11 +58,23 @@ func writeConfig(dir string) (string, error) {
 
 var xmlText = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
+// How long a query of clickhouse.Reader may take, in seconds.
+const (
+	readerStreams = 300
+	readerBuffers = 30
+)
+
 // becomeReader gives up, for the rest of the session, all that clickhouse.Reader may not do. The role is what holds;
 // readonly is a second wall, and keeps the limits from being lifted.
-var becomeReader = []string{
-	"SET ROLE reader",
-	"SET max_execution_time = 300, timeout_overflow_mode = 'throw', readonly = 1",
+func becomeReader(streamed bool) []string {
+	seconds := readerBuffers
+	if streamed {
+		seconds = readerStreams
+	}
+	return []string{
+		"SET ROLE reader",
+		fmt.Sprintf("SET max_execution_time = %d, timeout_overflow_mode = 'throw', readonly = 1", seconds),
+	}
 }
 
 var wordFile = regexp.MustCompile(`\bfile\b`)

@@ -21,7 +21,7 @@ import (
 const (
 	maxQuery   = 1 << 20         // bytes of one statement
 	maxRunning = 16              // statements at a time
-	maxWaiting = 64              // statements that wait for their turn; more are refused
+	maxWaiting = 256             // statements that wait for their turn; more are refused
 	writeLimit = 5 * time.Minute // time a client may take to read one piece of an answer
 )
 

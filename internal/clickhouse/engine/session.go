@@ -31,8 +31,11 @@ type setting struct{ name, value string }
 // How often a query that must end is told so: the first time it may not have begun.
 const killInterval = 20 * time.Millisecond
 
-// Bytes that an answer may have which is not streamed: the engine holds it whole.
-const maxBuffered = "268435456"
+// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so its size is bounded. A
+// column that is one value repeated counts as that value, so for clickhouse.Reader time is bounded too.
+var bufferedLimits = []setting{
+	{"max_result_rows", "1000000"}, {"max_result_bytes", "256000000"}, {"result_overflow_mode", "throw"},
+}
 
 // execute runs one statement in a session of its own and hands its answer to emit, whose argument is valid until it
 // returns. It ends early when ctx does. Every error that is the statement's own is a *clickhouse.Error.
@@ -91,16 +94,18 @@ func prelude(r request, streamed bool) []string {
 	if r.database != "" {
 		sql = append(sql, "USE "+quoteName(r.database))
 	}
-	settings := append(r.settings, setting{"log_comment", r.id})
+	var settings []setting
 	if !streamed {
-		settings = append(settings, setting{"max_result_bytes", maxBuffered}, setting{"result_overflow_mode", "throw"})
+		settings = append(settings, bufferedLimits...)
 	}
+	settings = append(settings, r.settings...) // Admin may lift the bounds
+	settings = append(settings, setting{"log_comment", r.id})
 	if r.readOnly {
 		settings = append(settings, setting{"readonly", "2"})
 	}
 	sql = append(sql, set(settings))
 	if r.user == clickhouse.Reader {
-		sql = append(sql, becomeReader...)
+		sql = append(sql, becomeReader(streamed)...)
 	}
 	return sql
 }
