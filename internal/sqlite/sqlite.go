@@ -12,14 +12,23 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"strconv"
+	"time"
 
-	_ "modernc.org/sqlite" // the driver
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// How long to wait for another process's lock, and how often to look where SQLite does not do it.
+const (
+	patience = 10 * time.Second
+	retry    = 5 * time.Millisecond
 )
 
 // How every connection is set up. In WAL mode readers and the writer do not wait for each other; with synchronous=FULL a
-// commit returns after the log is on the disk. A writer waits ten seconds for another process's write lock.
+// commit returns after the log is on the disk.
 var settings = url.Values{
-	"_busy_timeout": {"10000"},
+	"_busy_timeout": {strconv.FormatInt(patience.Milliseconds(), 10)},
 	"_foreign_keys": {"on"},
 	"_dqs":          {"0"}, // "x" is a name, never a string
 	"_pragma":       {"cache_size(-16384)", "journal_size_limit(67108864)"},
@@ -54,9 +63,19 @@ func open(path string, more url.Values) (*sql.DB, error) {
 		return nil, fmt.Errorf("open SQLite database %s: %w", path, err)
 	}
 	db.SetMaxIdleConns(4) // setting a connection up costs more than keeping it
-	// The first connection switches the file to WAL, which it can do only while it is alone.
-	if err := db.Ping(); err != nil {
+	if err := connect(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("open SQLite database %s: %w", path, err), db.Close())
 	}
 	return db, nil
+}
+
+// connect makes the first connection, which switches a new file to WAL. If another process is doing that, or is just
+// removing the log as the last to close, SQLite says at once that the file is busy, whatever its timeout.
+func connect(db *sql.DB) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(retry) {
+		err := db.Ping()
+		if busy := (*sqlite.Error)(nil); !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
+			return err
+		}
+	}
 }

@@ -37,6 +37,7 @@ type Store struct {
 	appends   *adapter.Writer
 	committed adapter.Bell
 	head      atomic.Int64 // last position that this process saw committed
+	elsewhere time.Duration
 
 	db     *sql.DB // for writing
 	writer *writer
@@ -48,7 +49,7 @@ var _ eventstore.Store = (*Store)(nil)
 // Open opens the event store of aggregate in the file at path, and makes it where there is none. It fails where the file
 // holds the events of another aggregate or was written by a newer version of Millrace.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
-	s := &Store{aggregate: aggregate, gate: adapter.NewGate()}
+	s := &Store{aggregate: aggregate, gate: adapter.NewGate(), elsewhere: elsewhere}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open event store %s: %w", path, err), s.closeFiles())
@@ -210,7 +211,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 		return err
 	}
 	defer s.gate.Leave()
-	look := time.NewTicker(elsewhere)
+	look := time.NewTicker(s.elsewhere)
 	defer look.Stop()
 	for {
 		commit := s.committed.Next()

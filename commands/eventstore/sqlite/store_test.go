@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/commands/eventstore"
@@ -43,6 +45,48 @@ func TestConformance(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "events?#%41.db") // a path is a path, not an URI
 		return func(t *testing.T) eventstore.Store { return open(t, path) }
 	})
+}
+
+// TestCommitWakesWait has Wait learn of an append by nothing else.
+func TestCommitWakesWait(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s := open(t, filepath.Join(t.TempDir(), "events.db"))
+	s.Deafen()
+	waiting := make(chan error, 1)
+	go func() { waiting <- s.Wait(ctx, event.Position{}) }()
+	e := event.Event{ID: uuid.New(), Type: "t", OccurredAt: time.Now(), RecordedAt: time.Now()}
+	if _, err := s.Append(ctx, eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: "s", Events: []event.Event{e}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpenAtOnce(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.db")
+	const instances = 8
+	errs := make(chan error, instances)
+	for range instances {
+		go func() {
+			s, err := sqlite.Open(context.Background(), path, event.Order)
+			if err == nil {
+				err = s.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range instances {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {
