@@ -1,10 +1,13 @@
 package main
 
 import (
+	"os"
+
 	"github.com/spf13/cobra"
 
 	"github.com/millrace/millrace/cmd/millrace/internal/platform"
 	"github.com/millrace/millrace/internal/clickhouse/engine"
+	"github.com/millrace/millrace/internal/config"
 )
 
 // newEngine is the SQL engine's own process, which the others start. It is no command for people.
@@ -14,7 +17,11 @@ func newEngine() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := engine.FromEnv()
+			settings, err := config.Load("", os.LookupEnv)
+			if err != nil {
+				return err
+			}
+			c, err := engine.FromEnv(settings.Log.Logger(os.Stderr).With("part", "engine"))
 			if err != nil {
 				return err
 			}

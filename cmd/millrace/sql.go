@@ -72,7 +72,7 @@ func sqlOnFiles(ctx context.Context, c config.Config, out io.Writer, query, outp
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	engine, err := platform.StartEngine(ctx, c)
+	engine, err := platform.StartEngine(ctx, c, "", where.Logger)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ import (
 	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/rpc"
+	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
@@ -41,8 +43,9 @@ func (p *Platform) startServer(context.Context) error {
 	mux.Handle(catalogcommands.NewHandler(p.stores[event.Product.Name], logged))
 	mux.Handle(inventory.NewHandler(p.stores[event.Stock.Name], logged))
 	mux.Handle(order.NewHandler(p.stores[event.Order.Name], logged))
-	mux.Handle(p.whenReady(orderstatus.NewHandler(p.orders, p.log)))
-	mux.Handle(p.whenReady(catalog.NewHandler(p.goods, p.log)))
+	door := rpc.HandlerOptions(p.log, time.Now)
+	mux.Handle(p.whenReady(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...)))
+	mux.Handle(p.whenReady(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...)))
 	mux.Handle(adminv1connect.NewAdminServiceHandler(p))
 
 	services := []string{
@@ -144,8 +147,14 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 		format = "json"
 	}
 	rows, err := p.sql.Run(r.Context(), string(query), format)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	var fault *lakesql.QueryError
+	switch {
+	case errors.As(err, &fault):
+		http.Error(w, fault.Error(), http.StatusBadRequest)
+		return
+	case err != nil:
+		p.log.Error("sql: the query could not be run", "error", err)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	defer rows.Close() //nolint:errcheck // read to its end or given up

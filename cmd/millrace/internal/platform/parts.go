@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 
@@ -44,7 +45,7 @@ func (p *Platform) startStores(ctx context.Context) error {
 
 func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 	if url := p.cfg.Store.Postgres; url != "" {
-		return postgres.Open(ctx, url, a)
+		return postgres.Open(ctx, url, a, postgres.WithLogger(p.log))
 	}
 	return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
 }
@@ -71,7 +72,10 @@ func (p *Platform) startRedis(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p.onStop(server.Close)
+		p.onStop(func() error {
+			server.Close()
+			return nil
+		})
 		addr = server.Addr()
 	}
 	p.addresses["redis"] = addr
@@ -85,30 +89,16 @@ func (p *Platform) startRedis(ctx context.Context) error {
 }
 
 func (p *Platform) startViews(context.Context) error {
-	p.addView(orderstatus.Name, orderstatus.Topics(), func(marks *streams.Watermarks) (streams.Sink, error) {
-		p.orders = orderstatus.New(p.redis, marks)
-		return p.orders, nil
-	})
-	return p.addView(catalog.Name, catalog.Topics(), func(marks *streams.Watermarks) (streams.Sink, error) {
-		view, err := catalog.Open(p.cfg.Path("search"), marks, p.log)
-		if err != nil {
-			return nil, err
-		}
-		p.onStop(view.Close)
-		p.goods = view
-		return view, nil
-	})
-}
+	p.orders = orderstatus.New(p.redis)
+	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.log))
 
-func (p *Platform) addView(name string, topics []string, open func(*streams.Watermarks) (streams.Sink, error)) error {
-	marks := streams.NewWatermarks()
-	sink, err := open(marks)
+	index, err := catalog.OpenBleve(p.cfg.Path("search"), p.log)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return err
 	}
-	runtime := streams.New(streams.Config{Name: name, Topics: topics, Sink: sink, Watermarks: marks, Kafka: p.kafka, Logger: p.log})
-	p.views = append(p.views, view{name, runtime})
-	p.background("view "+name, runtime.Run)
+	p.onStop(index.Close)
+	p.goods = catalog.New(index)
+	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.log))
 	return nil
 }
 
@@ -116,6 +106,11 @@ func (p *Platform) addView(name string, topics []string, open func(*streams.Wate
 type view struct {
 	name    string
 	runtime *streams.Runtime
+}
+
+func (p *Platform) run(name string, runtime *streams.Runtime) {
+	p.views = append(p.views, view{name, runtime})
+	p.background("view "+name, runtime.Run)
 }
 
 // LakeConfig says where the lake of a data folder is.
@@ -133,7 +128,10 @@ func (p *Platform) startLake(ctx context.Context) error {
 	p.lake = l
 	p.onStop(l.Close)
 	parking := streams.NewParking(p.kafka)
-	p.onStop(func() error { parking.Close(); return nil })
+	p.onStop(func() error {
+		parking.Close()
+		return nil
+	})
 	p.background("lake", func(ctx context.Context) error {
 		return l.Run(ctx, lake.RunConfig{
 			Brokers: strings.Split(p.kafka.Brokers, ","), Park: park(parking),
@@ -153,7 +151,7 @@ func park(to *streams.Parking) lake.Parker {
 }
 
 func (p *Platform) startEngine(ctx context.Context) error {
-	engine, err := StartEngine(ctx, p.cfg)
+	engine, err := StartEngine(ctx, p.cfg, p.cfg.Path("engine"), p.log)
 	if err != nil {
 		return err
 	}
@@ -163,15 +161,15 @@ func (p *Platform) startEngine(ctx context.Context) error {
 	return nil
 }
 
-// StartEngine starts the SQL engine as a process of this binary.
-func StartEngine(ctx context.Context, c config.Config) (*clickhouse.Engine, error) {
+// StartEngine starts the SQL engine as a process of this binary. An empty folder means a temporary one.
+func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.Logger) (*clickhouse.Engine, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	return clickhouse.StartEngine(ctx, clickhouse.Config{
 		Command: []string{self, EngineCommand}, Library: c.ClickHouse.Library, Listen: c.ClickHouse.Listen,
-		Logger: c.Log.Logger(os.Stderr),
+		DataDir: folder, Logger: log,
 	})
 }
 
