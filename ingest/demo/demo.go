@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,7 +52,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	defer server.Close()
 	goods, trade := script(cmp.Or(cfg.Seed, defaultSeed), cmp.Or(cfg.Orders, defaultOrders))
 	p := &player{server: server, progress: cfg.Progress, result: Result{Commands: map[string]int{}}}
-	for _, s := range append(goods, trade...) {
+	for _, s := range slices.Concat(goods, trade) {
 		p.total += len(s)
 	}
 	if err := p.playAll(ctx, goods); err != nil {

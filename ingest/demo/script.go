@@ -50,9 +50,7 @@ func script(seed uint64, orders int) (goods, trade []story) {
 }
 
 // key makes an idempotency key.
-func (w *writer) key(parts ...any) string {
-	return fmt.Sprintf("demo:%d:", w.seed) + strings.TrimSuffix(fmt.Sprintln(parts...), "\n")
-}
+func (w *writer) key(what, of string) string { return fmt.Sprintf("demo:%d:%s:%s", w.seed, what, of) }
 
 func (w *writer) id(name string) string {
 	w.ids++
@@ -108,7 +106,7 @@ func (w *writer) register(p person) story {
 	for purpose := customerv1.ConsentPurpose_CONSENT_PURPOSE_MARKETING; purpose <= customerv1.ConsentPurpose_CONSENT_PURPOSE_PERSONALISATION; purpose++ {
 		if w.rand.IntN(3) == 0 {
 			s = append(s, &customerv1.SetConsentRequest{
-				CustomerId: p.id, Purpose: purpose, Granted: true, IdempotencyKey: w.key("consent", p.reference, purpose),
+				CustomerId: p.id, Purpose: purpose, Granted: true, IdempotencyKey: w.key("consent", fmt.Sprintf("%s/%d", p.reference, purpose)),
 			})
 		}
 	}

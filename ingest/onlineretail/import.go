@@ -105,7 +105,7 @@ func (im *importer) run(ctx context.Context) (err error) {
 		im.planner.add(r)
 		if r.number%windowRows == 0 || r.number == total {
 			if err := im.send(ctx, im.planner.end(r.number, r.number == total)); err != nil {
-				return fmt.Errorf("between line %d and line %d: %w", im.progress.RowsRead, r.number, err)
+				return fmt.Errorf("%d of %d lines are done: %w", im.progress.RowsRead, total, err)
 			}
 		}
 	}

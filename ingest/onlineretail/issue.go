@@ -46,20 +46,27 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 // complete deals with an invoice that the limit of an earlier import had cut: under the same key the order got fewer lines.
 // (Or more of them, where this import has the lower limit.) The refusal says how many it has; the others are added.
 func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest) (outcome, error) {
-	have, err := strconv.Atoi(refusal.GetFacts()[factLines])
+	have, ok := linesOf(refusal)
 	known := have - int(all.GetAfterLine())
-	if err != nil || known < 0 {
+	if !ok || known < 0 {
 		return outcome{refused: refusal.GetReason()}, nil
 	}
 	if known >= len(c.lines) {
 		return outcome{accepted: len(c.lines), replayed: true}, nil
 	}
 	rest := addLines(all.GetOrderId(), c.lines[0].invoice, have, all.GetLines()[known:], all.GetAddedAt())
-	if _, err = im.server.Send(ctx, rest); err == nil {
+	_, err := im.server.Send(ctx, rest)
+	if err == nil {
 		return outcome{accepted: len(c.lines)}, nil
 	}
 	if refusal, ok := client.Refusal(err); ok {
 		return outcome{accepted: known, refused: refusal.GetReason()}, nil
 	}
 	return outcome{}, err
+}
+
+// linesOf is how many lines the order of a refused command has.
+func linesOf(refusal *eventv1.Rejection) (int, bool) {
+	n, err := strconv.Atoi(refusal.GetFacts()[factLines])
+	return n, err == nil
 }

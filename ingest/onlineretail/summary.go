@@ -14,16 +14,16 @@ import (
 
 // Summary says what became of the lines of a file. Accepted + Rejected = Read.
 type Summary struct {
-	Read     int64
-	Accepted int64 // became part of a command that the server took, now or in an earlier import
-	Rejected int64
-	Reasons  map[string]int64 // Rejected by reason
+	Read     int64            `json:"read"`
+	Accepted int64            `json:"accepted"` // became part of a command that the server took, now or in an earlier import
+	Rejected int64            `json:"rejected"`
+	Reasons  map[string]int64 `json:"reasons"` // Rejected by reason
 
-	Commands map[string]int64 // that the server took, by name: "PlaceOrder"
-	Replayed int64            // of Commands: the server had taken them in an earlier import
-	Refused  map[string]int64 // commands that the server did not take, by name and reason
+	Commands map[string]int64 `json:"commands"` // that the server took, by name: "PlaceOrder"
+	Replayed int64            `json:"replayed"` // of Commands: the server had taken them in an earlier import
+	Refused  map[string]int64 `json:"refused"`  // commands that the server did not take, by name and reason
 
-	Elapsed time.Duration
+	Elapsed time.Duration `json:"elapsed_nanoseconds"`
 }
 
 func newSummary() Summary {
@@ -75,7 +75,7 @@ func createRejects(path string) (*rejectsFile, error) {
 	if path == "" {
 		return &rejectsFile{}, nil
 	}
-	f, err := os.Create(path)
+	f, err := os.Create(path) //nolint:gosec // the user says where
 	if err != nil {
 		return nil, fmt.Errorf("create the file of rejects: %w", err)
 	}
