@@ -15,7 +15,6 @@ import (
 	"github.com/millrace/millrace/event"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 	"github.com/millrace/millrace/internal/rpc"
-	"github.com/millrace/millrace/streams"
 )
 
 const (
@@ -26,11 +25,18 @@ const (
 	answerMax   = 250 * time.Millisecond
 )
 
+// Watermarks is what queries ask of *streams.Watermarks.
+type Watermarks interface {
+	Wait(ctx context.Context, topic, key string, position event.Position) error
+	Lag(topics ...string) (events uint64, ok bool)
+	AsOf(topics ...string) time.Time
+}
+
 // Freshness keeps the promises that the queries of one view make.
 type Freshness struct {
 	View       string // and its version: "orderstatus/v1"
 	Aggregate  event.Aggregate
-	Watermarks *streams.Watermarks
+	Watermarks Watermarks
 }
 
 // Of says how fresh an answer is. Where it shows one stream, version is that stream's; asOf is the time of the newest event
@@ -46,6 +52,20 @@ func (f Freshness) AsOf() *timestamppb.Timestamp {
 		return timestamppb.New(t)
 	}
 	return nil
+}
+
+// Status is what there is to say of a view in one line.
+type Status struct {
+	Documents uint64
+	AsOf      time.Time // when the newest applied event was recorded; zero before the first
+	Lag       uint64    // events that stand on the log and are not applied
+	Known     bool      // false until the view has looked at the log for the first time; Lag is 0 then
+}
+
+// Status says how fresh a view of so many documents is.
+func (f Freshness) Status(documents uint64) Status {
+	lag, known := f.Watermarks.Lag(f.Aggregate.Topic)
+	return Status{documents, f.Watermarks.AsOf(f.Aggregate.Topic), lag, known}
 }
 
 // AwaitVersion returns nil once the view shows the stream that the token names at the token's version or a later one,
@@ -68,15 +88,17 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 	passed := false // the watermark has: it will not wake us again
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		version, err := shown(ctx, t.Stream)
+		if err == nil {
+			have = version
+		}
 		switch {
-		case err == nil && version >= t.Version:
+		case err == nil && have >= t.Version:
 			return nil
 		case ctx.Err() != nil:
 			return f.stale(t, have)
 		case err != nil:
 			return err
 		}
-		have = version
 		// The watermark tells at once where this process feeds the view; where another does, it takes a look now and then.
 		pause, stop := context.WithTimeout(ctx, wait)
 		if !passed {

@@ -2,7 +2,6 @@ package streams_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -17,17 +16,23 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/event"
-	broker "github.com/millrace/millrace/internal/embedded/kafka"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/streams/streamstest"
 )
 
 // shared is the broker of all tests; each has its own topics and sinks.
 var shared kafka.Config
 
 func TestMain(m *testing.M) {
-	code, err := withBroker(m.Run)
-	if err == nil && code == 0 {
+	cfg, stop, err := streamstest.StartBroker()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	shared = cfg
+	code := m.Run()
+	if err = stop(); err == nil && code == 0 {
 		err = goleak.Find()
 	}
 	if err != nil {
@@ -37,96 +42,24 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func withBroker(run func() int) (int, error) {
-	dir, err := os.MkdirTemp("", "streams")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	quiet := slog.New(slog.DiscardHandler)
-	b, err := broker.Start(context.Background(), broker.Config{DataDir: dir, Logger: quiet})
-	if err != nil {
-		return 1, err
-	}
-	shared = kafka.Config{Brokers: b.Addr(), ClientID: "test", Logger: quiet}
-	code := run()
-	return code, b.Close()
+const partitions = streamstest.Partitions
+
+// log is a topic of its own.
+type log struct{ *streamstest.Log }
+
+func newLog(t testing.TB) log {
+	return log{streamstest.NewLog(t, shared, "t."+uuid.NewString())}
 }
 
-const partitions = 4
-
-// log is a topic of its own, and what was written to it.
-type log struct {
-	topic    string
-	producer *kafka.TransactionalProducer
-	sequence uint64
-	versions map[string]uint64
-}
-
-func newLog(t testing.TB) *log {
-	t.Helper()
-	l := &log{topic: "t." + uuid.NewString(), versions: map[string]uint64{}}
-	if err := kafka.EnsureTopics(t.Context(), shared, kafka.Topic{Name: l.topic, Partitions: partitions}); err != nil {
-		t.Fatal(err)
-	}
-	var err error
-	if l.producer, err = kafka.NewTransactionalProducer(shared, l.topic); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(l.producer.Close)
-	if err := l.producer.Init(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-// next makes the next event of a stream.
-func (l *log) next(stream string) event.Event {
-	l.sequence++
-	l.versions[stream]++
-	now := event.Time(time.Now())
-	return event.Event{
-		ID: uuid.Must(uuid.NewV7()), Aggregate: "test", Stream: stream, Version: l.versions[stream], Type: "test.Happened",
-		Data: []byte("data"), OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: l.sequence},
-	}
-}
+func (l log) next(stream string) event.Event { return l.Next("test", stream, []byte("data")) }
 
 // events makes n events, spread over streams named after the prefix.
-func (l *log) events(prefix string, streams, n int) []event.Event {
+func (l log) events(prefix string, streams, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
 		events[i] = l.next(fmt.Sprintf("%s-%d", prefix, (i*7)%streams))
 	}
 	return events
-}
-
-func (l *log) record(e event.Event) kafka.Record {
-	return kafka.Record{Topic: l.topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
-}
-
-// write puts events on the log in transactions of at most 100.
-func (l *log) write(t testing.TB, events ...event.Event) {
-	t.Helper()
-	records := make([]kafka.Record, len(events))
-	for i, e := range events {
-		records[i] = l.record(e)
-	}
-	l.writeRecords(t, records...)
-}
-
-func (l *log) writeRecords(t testing.TB, records ...kafka.Record) {
-	t.Helper()
-	for len(records) > 0 {
-		n := min(100, len(records))
-		err := l.producer.Begin()
-		for _, r := range records[:n] {
-			err = errors.Join(err, l.producer.Produce(t.Context(), r))
-		}
-		if err = errors.Join(err, l.producer.Commit(t.Context())); err != nil {
-			t.Fatal(err)
-		}
-		records = records[n:]
-	}
 }
 
 // memory is a sink that keeps the version of each stream, and refuses what no sink may be given.
@@ -261,50 +194,21 @@ type running struct {
 	stop  func()
 }
 
-func config(l *log, sink streams.Sink) streams.Config {
+func config(l log, sink streams.Sink) streams.Config {
 	return streams.Config{
-		Name: "view-of-" + l.topic, Topics: []string{l.topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: shared,
+		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: shared,
 		Batch: 50, SaveEvery: 20 * time.Millisecond, Logger: shared.Logger,
 	}
 }
 
-// start runs a runtime until stop or the end of the test.
 func start(t testing.TB, cfg streams.Config) *running {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{Runtime: streams.New(cfg), marks: cfg.Watermarks}
-	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx) }()
-	r.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(r.stop)
-	return r
+	r := streams.New(cfg)
+	return &running{r, cfg.Watermarks, streamstest.Start(t, r)}
 }
 
 func (r *running) catchUp(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := r.CatchUp(ctx); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually waits for what no event tells.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.After(5 * time.Second)
-	for !holds() {
-		select {
-		case <-deadline:
-			t.Fatalf("never: %s", what)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	streamstest.CatchUp(t, r.Runtime)
 }
 
 // readParked reads what stands on the topic of parked records for one sink, by key; the count is of records.

@@ -13,40 +13,41 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/streams/streamstest"
 )
 
 func TestAppliesAllInOrderPerKey(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
-	l.write(t, l.events("s", 97, 3000)...)
+	l.Write(t, l.events("s", 97, 3000)...)
 	r := start(t, config(l, sink))
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 
-	l.write(t, l.events("s", 97, 500)...) // while it runs
+	l.Write(t, l.events("s", 97, 500)...) // while it runs
 	last := l.next("s-1")
-	l.write(t, last)
-	if err := r.marks.Wait(t.Context(), l.topic, last.Stream, last.Position); err != nil {
+	l.Write(t, last)
+	if err := r.marks.Wait(t.Context(), l.Topic, last.Stream, last.Position); err != nil {
 		t.Fatal(err)
 	}
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 	if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
 		t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
 	}
 	// The markers of transactions stand behind the last record of every partition, and yet nothing lags.
-	if lag, known := r.marks.Lag(l.topic); lag != 0 || !known {
+	if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
 		t.Errorf("lag is %d (known: %v) after catching up", lag, known)
 	}
-	if got := r.marks.AsOf(l.topic); !got.Equal(last.RecordedAt) {
+	if got := r.marks.AsOf(l.Topic); !got.Equal(last.RecordedAt) {
 		t.Errorf("as of %v, want %v", got, last.RecordedAt)
 	}
 	r.stop()
-	saved, _ := sink.Positions(t.Context(), l.topic)
+	saved, _ := sink.Positions(t.Context(), l.Topic)
 	var next int64
 	for id, a := range saved {
 		next += a.Next
-		if live, _ := r.marks.Applied(l.topic, id); live != a {
+		if live, _ := r.marks.Applied(l.Topic, id); live != a {
 			t.Errorf("partition %d: %v saved at the stop, %v applied", id, a, live)
 		}
 	}
@@ -59,13 +60,13 @@ func TestGoesOnWhereTheSinkStands(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
 	events := l.events("s", 50, 4000)
-	l.write(t, events[:2000]...)
+	l.Write(t, events[:2000]...)
 	var writing sync.WaitGroup
-	writing.Go(func() { l.write(t, events[2000:]...) })
+	writing.Go(func() { l.Write(t, events[2000:]...) })
 	for range 4 { // stopped in the middle of it
 		before, _ := sink.counts()
 		r := start(t, config(l, sink))
-		eventually(t, "more is applied", func() bool {
+		streamstest.Eventually(t, "more is applied", func() bool {
 			applied, _ := sink.counts()
 			return applied > before+200 || applied == len(events)
 		})
@@ -79,7 +80,7 @@ func TestGoesOnWhereTheSinkStands(t *testing.T) {
 	writing.Wait()
 	r := start(t, config(l, sink))
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 	if _, deliveries := sink.counts(); deliveries >= 2*len(events) {
 		t.Errorf("%d deliveries of %d records: it does not go on where it stood", deliveries, len(events))
 	}
@@ -91,7 +92,7 @@ func TestMembersShareAndHandOver(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
 	events := l.events("s", 200, 12000)
-	l.write(t, events[:1000]...)
+	l.Write(t, events[:1000]...)
 
 	// No two members may have a stream inside the sink at once: that is what draining before a hand-over is for.
 	var inside sync.Map
@@ -121,20 +122,20 @@ func TestMembersShareAndHandOver(t *testing.T) {
 	a := start(t, config(l, sink))
 	a.catchUp(t)
 	var writing sync.WaitGroup
-	writing.Go(func() { l.write(t, events[1000:]...) })
+	writing.Go(func() { l.Write(t, events[1000:]...) })
 	b := start(t, config(l, sink))
-	eventually(t, "both members have partitions", func() bool {
+	streamstest.Eventually(t, "both members have partitions", func() bool {
 		n := owned(a, b)
 		return n[0] > 0 && n[1] > 0 && n[0]+n[1] == partitions
 	})
 	a.stop()
-	eventually(t, "the member that stays has all", func() bool { return owned(b)[0] == partitions })
+	streamstest.Eventually(t, "the member that stays has all", func() bool { return owned(b)[0] == partitions })
 	c := start(t, config(l, sink))
-	eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
+	streamstest.Eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
 	writing.Wait()
 	b.catchUp(t) // it sees what the other member saves
 	c.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 	if applied, deliveries := sink.counts(); applied != len(events) || deliveries > len(events)+len(events)/2 {
 		t.Errorf("%d of %d events applied in %d deliveries", applied, len(events), deliveries)
 	}
@@ -143,7 +144,7 @@ func TestMembersShareAndHandOver(t *testing.T) {
 func TestAFailingSinkIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
-	l.write(t, l.events("s", 20, 500)...)
+	l.Write(t, l.events("s", 20, 500)...)
 	var calls atomic.Int64
 	sink.setBefore(func(context.Context, []streams.Record) error {
 		if calls.Add(1)%2 == 1 {
@@ -153,13 +154,13 @@ func TestAFailingSinkIsAskedAgain(t *testing.T) {
 	})
 	r := start(t, config(l, sink))
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 }
 
 func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
-	l.write(t, l.events("s", 400, 5000)...)
+	l.Write(t, l.events("s", 400, 5000)...)
 	var held atomic.Int64
 	release := make(chan struct{})
 	sink.setBefore(func(ctx context.Context, records []streams.Record) error {
@@ -177,10 +178,10 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 	said := &messages{}
 	cfg.Logger = slog.New(said)
 	r := start(t, cfg)
-	eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
-	eventually(t, "fetching is paused", func() bool { return said.has("paused") })
+	streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
+	streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
 	// What is read is in the lanes, the workers and one record's hand: lag counts it all as not applied.
-	if lag, known := r.marks.Lag(l.topic); known && lag < 5000 {
+	if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
 		t.Errorf("lag %d while nothing is applied", lag)
 	}
 	if n := held.Load(); n > int64(cfg.Workers*cfg.Batch) {
@@ -190,9 +191,9 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 	other := config(l, sink)
 	r2 := start(t, other)
 	close(release)
-	eventually(t, "the second member has partitions", func() bool { return r2.Owned() > 0 })
+	streamstest.Eventually(t, "the second member has partitions", func() bool { return r2.Owned() > 0 })
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 }
 
 func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
@@ -206,23 +207,23 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 	}
 	good, bad := l.next("s-0"), l.next("s-0")
 	bad.Data = []byte("garbage")
-	l.write(t, good, bad)
-	foreign := kafka.Record{Topic: l.topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
+	l.Write(t, good, bad)
+	foreign := kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
 		Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}}
-	l.writeRecords(t, foreign)
-	l.write(t, l.events("s", 10, 300)...)
+	l.WriteRecords(t, foreign)
+	l.Write(t, l.events("s", 10, 300)...)
 
 	cfg := config(l, sink)
 	r := start(t, cfg)
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 	sink.flush() // delivers everything again
-	l.write(t, l.next("s-1"))
+	l.Write(t, l.next("s-1"))
 	r.catchUp(t)
-	eventually(t, "the sink is whole again", func() bool {
+	streamstest.Eventually(t, "the sink is whole again", func() bool {
 		sink.mu.Lock()
 		defer sink.mu.Unlock()
-		return maps.Equal(sink.versions, l.versions)
+		return maps.Equal(sink.versions, l.Versions)
 	})
 	r.stop()
 
@@ -231,7 +232,7 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 		t.Fatalf("%d records parked under %d keys, want at least 4 under 2", records, len(parked))
 	}
 	partition := kafka.Partition([]byte("s-0"), partitions)
-	m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.topic, partition, 1)]
+	m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
 	if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderParkReason) != "no such message" {
 		t.Errorf("the event without a readable body is parked as %q %q", m.Value, m.Headers)
 	}
@@ -246,21 +247,21 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 
 func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 	t.Parallel()
-	for name, next := range map[string]func(l *log) event.Event{
-		"and the next event shows a gap":   func(l *log) event.Event { return l.next("s-3") },
-		"and the next event is of its own": func(l *log) event.Event { return l.next("new") },
+	for name, next := range map[string]func(l log) event.Event{
+		"and the next event shows a gap":   func(l log) event.Event { return l.next("s-3") },
+		"and the next event is of its own": func(l log) event.Event { return l.next("new") },
 		"and nothing happens any more":     nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l, sink := newLog(t), newMemory()
-			l.write(t, l.events("s", 50, 1000)...)
+			l.Write(t, l.events("s", 50, 1000)...)
 			r := start(t, config(l, sink))
 			r.catchUp(t)
-			eventually(t, "positions are saved", func() bool {
-				saved, _ := sink.Positions(t.Context(), l.topic)
+			streamstest.Eventually(t, "positions are saved", func() bool {
+				saved, _ := sink.Positions(t.Context(), l.Topic)
 				for id := range int32(partitions) {
-					if live, _ := r.marks.Applied(l.topic, id); saved[id] != live {
+					if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
 						return false
 					}
 				}
@@ -268,18 +269,18 @@ func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 			})
 			sink.flush()
 			if next != nil {
-				l.write(t, next(l))
+				l.Write(t, next(l))
 			}
-			eventually(t, "the sink is whole again", func() bool {
+			streamstest.Eventually(t, "the sink is whole again", func() bool {
 				sink.mu.Lock()
 				defer sink.mu.Unlock()
-				return maps.Equal(sink.versions, l.versions)
+				return maps.Equal(sink.versions, l.Versions)
 			})
 			r.catchUp(t)
 			r.stop()
-			saved, _ := sink.Positions(t.Context(), l.topic)
+			saved, _ := sink.Positions(t.Context(), l.Topic)
 			for id := range int32(partitions) {
-				if live, _ := r.marks.Applied(l.topic, id); saved[id] != live {
+				if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
 					t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
 				}
 			}
@@ -290,33 +291,33 @@ func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
-	l.write(t, l.events("s", 50, 1000)...)
+	l.Write(t, l.events("s", 50, 1000)...)
 	r := start(t, config(l, sink))
 	r.catchUp(t)
 	sink.mu.Lock()
 	delete(sink.versions, "s-7") // evicted: the positions know nothing of it
 	sink.mu.Unlock()
-	l.write(t, l.next("s-7"))
+	l.Write(t, l.next("s-7"))
 	r.catchUp(t)
-	sink.holds(t, l.versions)
+	sink.holds(t, l.Versions)
 }
 
 func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t), newMemory()
-	l.write(t, l.events("s", 50, 500)...)
+	l.Write(t, l.events("s", 50, 500)...)
 	l.next("s-7") // never written
 	behind := []event.Event{l.next("s-7"), l.next("s-7")}
-	l.write(t, behind...)
-	l.write(t, l.events("t", 50, 500)...)
+	l.Write(t, behind...)
+	l.Write(t, l.events("t", 50, 500)...)
 	cfg := config(l, sink)
 	r := start(t, cfg)
 	r.catchUp(t)
-	l.write(t, l.next("s-7"))
-	l.write(t, l.events("u", 5, 50)...)
+	l.Write(t, l.next("s-7"))
+	l.Write(t, l.events("u", 5, 50)...)
 	r.catchUp(t)
-	l.versions["s-7"] = 10
-	sink.holds(t, l.versions)
+	l.Versions["s-7"] = 10
+	sink.holds(t, l.Versions)
 	r.stop()
 	parked, _ := readParked(t, cfg.Name)
 	if len(parked) != 3 {

@@ -4,15 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/streams"
@@ -21,21 +22,25 @@ import (
 // Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
 const Name = "orderstatus/v1"
 
-// Topics are what the view is fed from.
-func Topics() []string { return []string{event.Order.Topic} }
-
 // View keeps one document per order in Redis. It is a streams.Sink.
 type View struct {
 	docs  *redis.Documents
+	marks *streams.Watermarks
 	fresh readmodels.Freshness
 }
 
-// New makes the view. The watermarks are those of the runtime that feeds it.
-func New(client *redis.Client, watermarks *streams.Watermarks) *View {
-	return &View{client.Documents(Name), readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: watermarks}}
+// New makes the view over a Redis, which stays the caller's to close.
+func New(client *redis.Client) *View {
+	marks := streams.NewWatermarks()
+	return &View{client.Documents(Name), marks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: marks}}
 }
 
-var _ streams.Sink = (*View)(nil)
+// Runtime makes what feeds the view.
+func (v *View) Runtime(cfg kafka.Config, logger *slog.Logger) *streams.Runtime {
+	return streams.New(streams.Config{
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+	})
+}
 
 // Apply brings the documents of the records' orders up to date.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
@@ -126,22 +131,13 @@ func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.
 	return nil
 }
 
-// Status is what there is to say of a view in one line.
-type Status struct {
-	Documents uint64
-	AsOf      time.Time // when the newest applied event was recorded; zero before the first
-	Lag       uint64    // events that stand on the log and are not applied
-	Known     bool      // whether Lag is known: it is not before the runtime has looked at the log
-}
-
 // Status counts the documents and says how fresh they are.
-func (v *View) Status(ctx context.Context) (Status, error) {
+func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	count, err := v.docs.Count(ctx)
 	if err != nil {
-		return Status{}, err
+		return readmodels.Status{}, err
 	}
-	lag, known := v.fresh.Watermarks.Lag(Topics()...)
-	return Status{count, v.fresh.Watermarks.AsOf(Topics()...), lag, known}, nil
+	return v.fresh.Status(count), nil
 }
 
 // Digest sums what the view holds, one item per order.

@@ -1,0 +1,57 @@
+package catalog
+
+import (
+	"context"
+
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/streams"
+)
+
+// Index is what the view needs of a search engine. What Save and SavePositions have written survives the death of the
+// process, positions never without the products that were saved before them. All methods are safe for concurrent use.
+type Index interface {
+	// Load reads products by SKU; one that is not there is left out.
+	Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error)
+
+	// Save writes products, each only where its version is higher than the stored one. When it returns, Load and Search
+	// find them.
+	Save(ctx context.Context, products []*catalogv1.Product) error
+
+	// Search finds products that are not delisted, best match first, those that match alike by SKU.
+	Search(ctx context.Context, q Query) (Page, error)
+
+	// Each calls fn once with every product, in no order.
+	Each(ctx context.Context, fn func(*catalogv1.Product) error) error
+
+	// Count counts the products.
+	Count(ctx context.Context) (uint64, error)
+
+	// Positions and SavePositions are those of streams.Sink.
+	Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error)
+	SavePositions(ctx context.Context, topic string, moves []streams.Move) error
+
+	// Close ends the use of the index.
+	Close() error
+}
+
+// Query says what to find. A product matches where every word of Text is in its title or description, in any inflection;
+// the last word may also be the beginning of a word, or misspelt.
+type Query struct {
+	Text     string // empty matches everything
+	Category string // exactly; empty matches everything
+	Limit    int    // most products of the page; at least 1
+	After    *Mark  // continue behind; nil for the first page
+}
+
+// Mark is a place in the result of a query.
+type Mark struct {
+	Score float64
+	SKU   string
+}
+
+// Page is a part of a query's result.
+type Page struct {
+	Products []*catalogv1.Product
+	Total    uint64 // of matches, on all pages
+	Next     *Mark  // nil on the last page
+}

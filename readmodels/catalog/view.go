@@ -1,0 +1,89 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/millrace/millrace/event"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/readmodels"
+	"github.com/millrace/millrace/streams"
+)
+
+// Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
+const Name = "catalog/v1"
+
+// View keeps one document per product in an index. It is a streams.Sink.
+type View struct {
+	index Index
+	marks *streams.Watermarks
+	fresh readmodels.Freshness
+}
+
+// New makes the view over an index, which stays the caller's to close.
+func New(index Index) *View {
+	marks := streams.NewWatermarks()
+	return &View{index, marks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: marks}}
+}
+
+// Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches do
+// most.
+func (v *View) Runtime(cfg kafka.Config, logger *slog.Logger) *streams.Runtime {
+	return streams.New(streams.Config{
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+		Workers: 2, Batch: 2000,
+	})
+}
+
+// Apply brings the documents of the records' products up to date.
+func (v *View) Apply(ctx context.Context, records []streams.Record) error {
+	docs, err := v.index.Load(ctx, readmodels.Streams(records)...)
+	if err != nil {
+		return err
+	}
+	changed, err := readmodels.Fold(docs, records, Project)
+	var unreadable *streams.UnreadableError
+	if err != nil && !errors.As(err, &unreadable) {
+		return err
+	}
+	save := make([]*catalogv1.Product, 0, len(changed))
+	for sku := range changed {
+		save = append(save, docs[sku])
+	}
+	if err := v.index.Save(ctx, save); err != nil {
+		return err
+	}
+	return err // nil, or what could not be read
+}
+
+// Positions implements streams.Sink.
+func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
+	return v.index.Positions(ctx, topic)
+}
+
+// SavePositions implements streams.Sink.
+func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
+	return v.index.SavePositions(ctx, topic, moves)
+}
+
+// Status counts the documents and says how fresh they are.
+func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
+	count, err := v.index.Count(ctx)
+	if err != nil {
+		return readmodels.Status{}, err
+	}
+	return v.fresh.Status(count), nil
+}
+
+// Digest sums what the view holds, one item per product.
+func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
+	d := digest.New()
+	err := v.index.Each(ctx, func(p *catalogv1.Product) error { return readmodels.AddDocument(d, p.Sku, p) })
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}

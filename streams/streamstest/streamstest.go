@@ -1,0 +1,175 @@
+// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events written to it as the relay
+// writes them, in transactions.
+package streamstest
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+	broker "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/streams"
+)
+
+// Quiet logs nothing.
+var Quiet = slog.New(slog.DiscardHandler)
+
+// StartBroker runs a broker until stop is called.
+func StartBroker() (cfg kafka.Config, stop func() error, err error) {
+	dir, err := os.MkdirTemp("", "millrace-log-")
+	if err != nil {
+		return kafka.Config{}, nil, err
+	}
+	b, err := broker.Start(context.Background(), broker.Config{DataDir: dir, Logger: Quiet})
+	if err != nil {
+		return kafka.Config{}, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	stop = func() error { return errors.Join(b.Close(), os.RemoveAll(dir)) }
+	return kafka.Config{Brokers: b.Addr(), ClientID: "test", Logger: Quiet}, stop, nil
+}
+
+// NewBroker runs a broker until the test ends.
+func NewBroker(t testing.TB) kafka.Config {
+	t.Helper()
+	cfg, stop, err := StartBroker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return cfg
+}
+
+// Partitions of the topic of a Log.
+const Partitions = 4
+
+// Log is a topic, and what was written to it. It is for one goroutine at a time.
+type Log struct {
+	Topic    string
+	Events   []event.Event     // in the order in which they were made
+	Versions map[string]uint64 // of each stream
+	producer *kafka.TransactionalProducer
+}
+
+// NewLog makes a topic.
+func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
+	t.Helper()
+	if err := kafka.EnsureTopics(t.Context(), cfg, kafka.Topic{Name: topic, Partitions: Partitions}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := kafka.NewTransactionalProducer(cfg, topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	if err := p.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return &Log{Topic: topic, Versions: map[string]uint64{}, producer: p}
+}
+
+// Next makes the next event of a stream. Its message is data's, wherever it comes from.
+func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
+	l.Versions[stream]++
+	now := event.Time(time.Now())
+	e := event.Event{
+		ID: uuid.Must(uuid.NewV7()), Aggregate: aggregate, Stream: stream, Version: l.Versions[stream], Type: "test." + aggregate,
+		Data: data, OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: uint64(len(l.Events)) + 1},
+	}
+	l.Events = append(l.Events, e)
+	return e
+}
+
+// Record is an event as the relay writes it.
+func (l *Log) Record(e event.Event) kafka.Record {
+	return kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+}
+
+// Write puts events on the topic.
+func (l *Log) Write(t testing.TB, events ...event.Event) {
+	t.Helper()
+	records := make([]kafka.Record, len(events))
+	for i, e := range events {
+		records[i] = l.Record(e)
+	}
+	l.WriteRecords(t, records...)
+}
+
+// WriteRecords puts records on the topic, in transactions of at most 100.
+func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
+	t.Helper()
+	for len(records) > 0 {
+		n := min(100, len(records))
+		err := l.producer.Begin()
+		for _, r := range records[:n] {
+			err = errors.Join(err, l.producer.Produce(t.Context(), r))
+		}
+		if err = errors.Join(err, l.producer.Commit(t.Context())); err != nil {
+			t.Error(err)
+			return
+		}
+		records = records[n:]
+	}
+}
+
+// All reads the events that were made, as an event store does.
+func (l *Log) All() iter.Seq2[event.Event, error] {
+	return func(yield func(event.Event, error) bool) {
+		for _, e := range l.Events {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Start runs a runtime until stop is called or the test ends.
+func Start(t testing.TB, r *streams.Runtime) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// CatchUp waits until a runtime's sink has applied all that stands on the log now.
+func CatchUp(t testing.TB, r *streams.Runtime) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := r.CatchUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually waits for what no event tells.
+func Eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
