@@ -76,7 +76,7 @@ func Default() Config {
 	return Config{
 		Addr:       "127.0.0.1:7400",
 		Data:       "data",
-		Log:        Log{Level: slog.LevelInfo, Format: "text"},
+		Log:        Log{Level: slog.LevelWarn, Format: "text"},
 		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4},
 		Redis:      Redis{Listen: "127.0.0.1:0"},
 		Lake:       Lake{CommitInterval: time.Second, CommitBytes: 64 << 20},

@@ -24,7 +24,7 @@ func TestDefaultIsSound(t *testing.T) {
 func TestWrittenFileReadsBack(t *testing.T) {
 	t.Parallel()
 	want := config.Default()
-	want.Addr, want.Log.Level, want.Log.Format = "127.0.0.1:1", slog.LevelWarn, "json"
+	want.Addr, want.Log.Level, want.Log.Format = "127.0.0.1:1", slog.LevelInfo, "json"
 	want.Lake.CommitInterval, want.Kafka.Partitions = 1500*time.Millisecond, 7
 	var b bytes.Buffer
 	if _, err := want.WriteTo(&b); err != nil {
