@@ -117,15 +117,15 @@ func TestConflictEndsWithItsCaller(t *testing.T) {
 // the domain would now refuse it.
 func TestLostAnswerIsFound(t *testing.T) {
 	t.Parallel()
-	real := newStore(t)
+	whole := newStore(t)
 	lost := false
-	store := &faulty{Store: real}
+	store := &faulty{Store: whole}
 	store.append = func(b eventstore.Batch) error {
 		if lost {
 			return nil
 		}
 		lost = true
-		if _, err := real.Append(context.Background(), b); err != nil {
+		if _, err := whole.Append(context.Background(), b); err != nil {
 			t.Error(err)
 		}
 		return errors.New("connection reset by peer")
@@ -139,7 +139,7 @@ func TestLostAnswerIsFound(t *testing.T) {
 	if res := place(t, client, m); !res.GetReceipt().GetReplayed() || res.GetReceipt().GetVersion() != 1 {
 		t.Errorf("%v", res)
 	}
-	if n := len(commandstest.Events(t, real)); n != 1 {
+	if n := len(commandstest.Events(t, whole)); n != 1 {
 		t.Errorf("%d events, want 1", n)
 	}
 }

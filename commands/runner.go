@@ -19,8 +19,8 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// How often a command is tried where others append to its stream at the same time, and how long it waits in between: a
-// random time below a bound that doubles from the first to the last.
+// How often a command is tried where other processes append to its stream at the same time, and how long it waits in
+// between: a random time below a bound that doubles from the first to the last.
 const (
 	maxAttempts = 12
 	firstWait   = 2 * time.Millisecond
@@ -47,6 +47,7 @@ type Runner[S, C any, E proto.Message] struct {
 	decider Decider[S, C, E]
 	oneof   protoreflect.OneofDescriptor
 	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // of business times, by member of the oneof
+	turns   turns
 }
 
 // NewRunner makes a runner. It panics where E is not made as Decider wants it.
@@ -124,32 +125,57 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 
 // run tries until the command is stored, was answered before, or is refused.
 func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
-	unread := t.decider.Opens != nil && t.decider.Opens(t.command)
+	if t.decider.Opens != nil && t.decider.Opens(t.command) {
+		response, err := t.try(ctx, call, true, answer)
+		var answered *eventstore.AnsweredError
+		if errors.As(err, &answered) && call.asks(answered.Answer) {
+			return t.replay(call, answered.Answer, nil)
+		}
+		if !isRefusal(err) {
+			return response, err
+		} // else the stream exists, or the refusal should know whether it does
+	}
+	done, err := t.turns.take(ctx, t.stream)
+	if err != nil {
+		return nil, t.busy(err)
+	}
+	defer done()
 	for attempt := 1; ; attempt++ {
-		response, err := t.try(ctx, call, unread, answer)
+		response, err := t.try(ctx, call, false, answer)
 		var answered *eventstore.AnsweredError
 		var conflict *eventstore.ConflictError
 		var rejected *Rejected
 		switch {
-		case err == nil:
-			return response, nil
-		case errors.As(err, &answered) && (!unread || call.asks(answered.Answer)):
+		case errors.As(err, &answered):
 			return t.replay(call, answered.Answer, nil)
-		case unread && (errors.As(err, &answered) || errors.As(err, &conflict) || errors.As(err, &rejected)):
-			unread = false // who refuses should know the stream
-			continue
 		case errors.As(err, &rejected) && call.key != "":
 			return t.replayOr(ctx, call, rejected)
 		case !errors.As(err, &conflict):
-			return nil, err
-		case attempt >= maxAttempts:
-			return nil, connect.NewError(connect.CodeAborted,
-				fmt.Errorf("%s %q changed under each of %d attempts; try again", t.agg.Name, t.stream, attempt))
+			return response, err
+		case attempt == maxAttempts:
+			return nil, t.busy(conflict)
 		}
 		if err := pause(ctx, attempt); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// isRefusal tells whether somebody who decides, the domain or the store, has refused a command.
+func isRefusal(err error) bool {
+	var rejected *Rejected
+	var conflict *eventstore.ConflictError
+	var answered *eventstore.AnsweredError
+	return errors.As(err, &rejected) || errors.As(err, &conflict) || errors.As(err, &answered)
+}
+
+// busy says that others kept a command from its stream.
+func (t Task[S, C, E]) busy(err error) error {
+	var conflict *eventstore.ConflictError
+	if errors.As(err, &conflict) || errors.Is(err, errTooManyWaiting) {
+		return connect.NewError(connect.CodeAborted, fmt.Errorf("%s %q is busy, try again: %w", t.agg.Name, t.stream, err))
+	}
+	return err
 }
 
 // try loads, decides and appends, once. Unread, it takes the stream to be new, and Append will tell. It returns the store's
@@ -197,14 +223,15 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	return response, nil
 }
 
-// storeError passes on what a caller decides by and what is our own mistake, and logs and hides the rest.
-func (r *Runner[S, C, E]) storeError(ctx context.Context, what, stream string, err error) error {
-	var conflict *eventstore.ConflictError
-	var answered *eventstore.AnsweredError
-	if ctx.Err() != nil || errors.As(err, &conflict) || errors.As(err, &answered) || errors.Is(err, eventstore.ErrInvalid) {
+// storeError passes on what somebody here decides by and what is our own mistake, and logs and hides the rest.
+func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, err error) error {
+	if isRefusal(err) || errors.Is(err, eventstore.ErrInvalid) {
 		return err
 	}
-	r.logger.ErrorContext(ctx, "event store failed", "doing", what, "aggregate", r.agg.Name, "stream", stream, "error", err)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s of %s %q: %w", doing, r.agg.Name, stream, ctx.Err())
+	}
+	r.logger.ErrorContext(ctx, "event store failed", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
 	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
 }
 
