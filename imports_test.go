@@ -19,7 +19,7 @@ var mayImport = map[string][]string{
 	"commands/eventstore": {"event", "gen/millrace/event", "commands/eventstore"},
 	"commands":            {"event", "gen", "commands/eventstore"},
 	"ingest":              {"event", "gen", "commands/eventstore"},
-	"streams":             {"event", "gen/millrace/event"},
+	"streams":             {"event", "gen/millrace/event", "streams"},
 	"readmodels":          {"streams", "event", "gen"},
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
@@ -72,9 +72,11 @@ func permitted(pkg, dep string, allowed []string) bool {
 	if within(dep, "internal") || within(dep, pkg) {
 		return true
 	}
-	// The root package of commands (the runner) is shared by the services below it.
-	if within(pkg, "commands") && dep == "commands" {
-		return true
+	// The root packages of commands (the runner) and of readmodels (folding, tokens) are shared by those below them.
+	for _, shared := range []string{"commands", "readmodels"} {
+		if within(pkg, shared) && dep == shared {
+			return true
+		}
 	}
 	return slices.ContainsFunc(allowed, func(folder string) bool { return within(dep, folder) })
 }
