@@ -7,6 +7,7 @@
 package sqlite
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func open(path string, more url.Values) (*sql.DB, error) {
 // removing the log as the last to close, SQLite says at once that the file is busy, whatever its timeout.
 func connect(db *sql.DB) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(retry) {
-		err := db.Ping()
+		err := db.PingContext(context.Background())
 		if busy := (*sqlite.Error)(nil); !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(deadline) {
 			return err
 		}

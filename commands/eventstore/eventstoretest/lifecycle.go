@@ -96,7 +96,7 @@ func reopen(t *testing.T, place Place) {
 		if last = mustAppend(ctx, t, s, b); last.Compare(previous) <= 0 {
 			t.Fatalf("round %d: position %v came after %v", round, last, previous)
 		}
-		now := mustRead(ctx, t, s, event.Position{}, int(round*2+2)) //nolint:gosec // a handful
+		now := mustRead(ctx, t, s, event.Position{}, int(round*2+2))
 		for i, e := range events {
 			if d := difference(now[i], e); d != "" {
 				t.Errorf("round %d, event %d: %s", round, i, d)

@@ -34,7 +34,7 @@ func model(t *testing.T, place Place) {
 }
 
 type machine struct {
-	ctx   context.Context //nolint:containedctx // a run of the model is one call
+	ctx   context.Context // a run of the model is one call
 	store eventstore.Store
 	name  string
 

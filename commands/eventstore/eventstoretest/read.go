@@ -98,7 +98,7 @@ func guessedVersions(t *testing.T, place Place) {
 	var g errgroup.Group
 	for i := range versions * streams {
 		g.Go(func() error {
-			b := one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1) //nolint:gosec // an index
+			b := one(fmt.Sprintf("guessed %d", i%streams), uint64(i/streams), 1)
 			b.Answer.Key = fmt.Sprint("guess ", i)
 			for {
 				_, err := stores[i%2].Append(ctx, b)
@@ -161,7 +161,7 @@ func waitWakes(t *testing.T, place Place) {
 		for range waiters {
 			go func() { woken <- s.Wait(ctx, head) }()
 		}
-		last := mustAppend(ctx, t, s, one("a", uint64(i), 1)) //nolint:gosec // an index
+		last := mustAppend(ctx, t, s, one("a", uint64(i), 1))
 		for range waiters {
 			if err := <-woken; err != nil {
 				t.Fatalf("wait: %v", err)

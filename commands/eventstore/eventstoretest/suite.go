@@ -70,7 +70,7 @@ func (p Place) open(t *testing.T) eventstore.Store {
 }
 
 // patience bounds every wait of the suite; a sound store needs a fraction of it.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 func patient(t *testing.T) context.Context {
 	t.Helper()

@@ -53,6 +53,13 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 // prepareSchema makes the schema where it is missing (an operator may have made it for a role that must not) and tells how
 // many migrations it has.
 func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) (applied int, err error) {
+	var encoding string
+	if err := tx.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding); err != nil {
+		return 0, fmt.Errorf("read the database's encoding: %w", err)
+	}
+	if encoding != "UTF8" { // it would refuse some batches, and with them their whole group
+		return 0, fmt.Errorf("the database is encoded in %s: create it with ENCODING 'UTF8'", encoding)
+	}
 	var exists bool
 	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema).Scan(&exists); err != nil {
 		return 0, fmt.Errorf("look for the schema: %w", err)

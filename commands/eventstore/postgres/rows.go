@@ -62,7 +62,7 @@ func newRows(calls []*adapter.Call) *rows {
 	for i, c := range calls {
 		for _, s := range c.Batch.Streams {
 			for j := range s.Events {
-				r.addEvent(s.Stream, int64(s.ExpectedVersion)+int64(j)+1, j == 0, &s.Events[j]) //nolint:gosec // Validate saw to it
+				r.addEvent(s.Stream, int64(s.ExpectedVersion)+int64(j)+1, j == 0, &s.Events[j])
 				r.callOfEvent = append(r.callOfEvent, i)
 			}
 		}
@@ -80,13 +80,13 @@ func newRows(calls []*adapter.Call) *rows {
 			r.answers.fingerprint = append(r.answers.fingerprint, bytea(a.Fingerprint))
 			r.answers.response = append(r.answers.response, bytea(a.Response))
 			r.answers.stream = append(r.answers.stream, a.Stream)
-			r.answers.version = append(r.answers.version, int64(a.Version)) //nolint:gosec // Validate saw to it
+			r.answers.version = append(r.answers.version, int64(a.Version))
 			r.answers.place = append(r.answers.place, place)
 		}
 		for _, s := range c.Batch.Snapshots {
 			r.snapshots.stream = append(r.snapshots.stream, s.Stream)
-			r.snapshots.version = append(r.snapshots.version, int64(s.Version)) //nolint:gosec // Validate saw to it
-			r.snapshots.schema = append(r.snapshots.schema, int32(s.Schema))    //nolint:gosec // Validate saw to it
+			r.snapshots.version = append(r.snapshots.version, int64(s.Version))
+			r.snapshots.schema = append(r.snapshots.schema, int32(s.Schema))
 			r.snapshots.state = append(r.snapshots.state, bytea(s.State))
 		}
 	}

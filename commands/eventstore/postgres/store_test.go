@@ -230,6 +230,48 @@ func TestAppendWaitsForRival(t *testing.T) {
 	}
 }
 
+// TestBrokenConnections cuts all connections of a store: it connects again, and a key tells what became of an append.
+func TestBrokenConnections(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	schema := newSchema()
+	s, err := postgres.Open(ctx, cluster.ConnString(t)+" application_name=cut", event.Order, postgres.WithSchema(schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, s)
+	axe := connect(t, schema)
+	for version := range uint64(5) {
+		if _, err := axe.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'"); err != nil {
+			t.Fatal(err)
+		}
+		b := batch("s", version)
+		b.Answer.Key = fmt.Sprint(version)
+		for {
+			_, err := s.Append(ctx, b)
+			if err == nil || errors.As(err, new(*eventstore.AnsweredError)) {
+				break
+			}
+			if ctx.Err() != nil || errors.As(err, new(*eventstore.ConflictError)) {
+				t.Fatalf("version %d: %v", version, err)
+			}
+		}
+	}
+	for {
+		events, err := s.Load(ctx, "s", 0)
+		if err == nil {
+			if len(events) != 5 {
+				t.Errorf("the stream has %d events, want 5", len(events))
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // awaitBlocked waits until a store's insert waits for another transaction's.
 func awaitBlocked(t *testing.T, schema string) {
 	t.Helper()
@@ -329,6 +371,10 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := connect(t, newer).Exec(t.Context(), "INSERT INTO migrations (number, name) VALUES (99, 'later')"); err != nil {
 		t.Fatal(err)
 	}
+	western := fmt.Sprint("western", schemas.Add(1))
+	if _, err := connect(t, mine).Exec(t.Context(), "CREATE DATABASE "+western+" ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		conn, schema string
 		aggregate    event.Aggregate
@@ -336,6 +382,7 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{cluster.ConnString(t), mine, event.Stock, `holds the events of "order", not of "stock"`},
 		{cluster.ConnString(t), newer, event.Order, "start a newer version"},
+		{cluster.ConnString(t) + " dbname=" + western, mine, event.Order, "ENCODING 'UTF8'"},
 		{"host=/nowhere", mine, event.Order, "/nowhere"},
 		{"postgres://a:b", mine, event.Order, "cannot parse"},
 	} {

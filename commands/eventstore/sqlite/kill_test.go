@@ -63,7 +63,7 @@ func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.db")
 	answered := map[int]uint64{}
 	for round := range 5 {
-		cmd := exec.CommandContext(context.Background(), os.Args[0]) //nolint:gosec // ourselves
+		cmd := exec.CommandContext(context.Background(), os.Args[0])
 		cmd.Env = append(os.Environ(), victimPath+"="+path)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()

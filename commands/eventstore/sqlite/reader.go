@@ -47,7 +47,7 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 		{&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead}, {&r.stats, selectStats},
 		{&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
 	} {
-		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil {
+		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // closed with its connection
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), db.Close())
 		}
 	}
@@ -149,5 +149,5 @@ func loadAnswer(ctx context.Context, stmt *sql.Stmt, key string) (eventstore.Ans
 }
 
 func position(sequence int64) event.Position {
-	return event.Position{Sequence: uint64(sequence)} //nolint:gosec // rowids start at 1
+	return event.Position{Sequence: uint64(sequence)} // rowids start at 1
 }

@@ -48,7 +48,7 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 		{&w.answer, selectAnswer}, {&w.version, selectVersion}, {&w.head, selectHead},
 		{&w.insertEvent, insertEvent}, {&w.insertAnswer, insertAnswer}, {&w.putSnapshot, putSnapshot},
 	} {
-		if *p.stmt, err = conn.PrepareContext(ctx, p.query); err != nil {
+		if *p.stmt, err = conn.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // closed with its connection
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), conn.Close())
 		}
 	}
@@ -81,7 +81,7 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 		if outcomes[i], err = w.append(ctx, &c.Batch); err != nil {
 			return nil, 0, err
 		}
-		head = max(head, int64(outcomes[i].appended.Position.Sequence)) //nolint:gosec // came from an int64
+		head = max(head, int64(outcomes[i].appended.Position.Sequence))
 	}
 	if _, err := w.commit.ExecContext(ctx); err != nil {
 		return nil, 0, fmt.Errorf("commit: %w", err)
@@ -119,7 +119,7 @@ func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, er
 	for i := range b.Streams {
 		s := &b.Streams[i]
 		for j := range s.Events {
-			if last, err = w.writeEvent(ctx, s.Stream, s.ExpectedVersion+uint64(j)+1, &s.Events[j]); err != nil { //nolint:gosec // an index
+			if last, err = w.writeEvent(ctx, s.Stream, s.ExpectedVersion+uint64(j)+1, &s.Events[j]); err != nil {
 				return 0, fmt.Errorf("write an event of stream %q: %w", s.Stream, err)
 			}
 		}

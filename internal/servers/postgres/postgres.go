@@ -169,7 +169,7 @@ func account(dir string) (*syscall.SysProcAttr, error) {
 		return nil, fmt.Errorf("account postgres: %w", err)
 	}
 	attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	if err := os.Chown(dir, int(uid), int(gid)); err != nil { //nolint:gosec // 32 bits
+	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
 		return nil, err
 	}
 	return attr, nil
