@@ -1,13 +1,10 @@
-// Package commands runs commands. A service's domain is a Decider, three pure things; the Runner does everything around it
-// that has to do with the world: reading the stream, appending to it, trying again when somebody else was first, and
-// answering a repeated command with its first answer.
+// Package commands runs commands. A service's domain is a Decider, pure functions; the Runner does everything around it that
+// has to do with the world: reading the stream, appending to it, trying again when somebody else was first, and answering
+// a repeated command with its first answer.
 package commands
 
 import (
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/type/money"
@@ -67,15 +64,10 @@ type Rejected struct {
 }
 
 func (r *Rejected) Error() string {
-	var b strings.Builder
-	if r.Field != "" {
-		fmt.Fprintf(&b, "%s: ", r.Field)
+	if r.Field == "" {
+		return r.Reason
 	}
-	b.WriteString(r.Reason)
-	for _, k := range slices.Sorted(maps.Keys(r.Facts)) {
-		fmt.Fprintf(&b, ", %s=%s", k, r.Facts[k])
-	}
-	return b.String()
+	return r.Field + ": " + r.Reason
 }
 
 // In names the field at fault.

@@ -245,7 +245,7 @@ func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.
 	}}}
 }
 
-// refuse gives a refused caller the numbers to go on from.
+// refuse gives a refused caller the numbers to go on from: on_hand, reserved and available.
 func (s State) refuse(rule, field, reason string) error {
 	return &commands.Rejected{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
 		"on_hand":   strconv.FormatInt(s.OnHand, 10),

@@ -202,7 +202,7 @@ func (s State) mustBe(allowed ...Status) error {
 		Reason: fmt.Sprintf("the order is %s", s.Status), Facts: s.facts()}
 }
 
-// facts are what a refused caller can go on from.
+// facts are what a refused caller can go on from: where the order stands, and how many lines it has.
 func (s State) facts() map[string]string {
 	return map[string]string{"status": string(s.Status), "lines": strconv.FormatUint(uint64(s.Lines), 10)}
 }
