@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -50,7 +51,7 @@ func child(role string) error {
 	if err != nil {
 		return err
 	}
-	os.Stdout.WriteString(cfg.Brokers + "\n")
+	fmt.Println(cfg.Brokers)
 	return errors.Join(r.Run(ctx), errors.New("the relay stopped"))
 }
 
@@ -107,7 +108,7 @@ func kills(t *testing.T) int {
 	return 12
 }
 
-// published waits until the log has grown by n records since the last call, so that every kill hits a relay at work.
+// grown waits until the log has grown by n records since the last call, so that every kill hits a relay at work.
 func grown(t *testing.T, cfg kafka.Config) func(n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(cfg)
@@ -142,7 +143,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 	for range n {
 		_, kill := start(t, "relay", path, cfg.Brokers)
 		grow(1)
-		time.Sleep(rand.N(100 * time.Millisecond)) // to be killed at no particular moment
+		time.Sleep(rand.N(300 * time.Millisecond)) // to be killed at no particular moment
 		kill()
 	}
 	total := stop()
@@ -167,7 +168,7 @@ func TestKillEverythingUnderLoad(t *testing.T) {
 	for range n {
 		addr, kill := start(t, "everything", path, dir)
 		grown(t, kafka.Config{Brokers: addr, Logger: quiet})(1)
-		time.Sleep(rand.N(100 * time.Millisecond))
+		time.Sleep(rand.N(300 * time.Millisecond))
 		kill()
 	}
 	total := stop()

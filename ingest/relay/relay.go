@@ -138,9 +138,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	for {
 		before := r.Progress().Published
 		err := r.session(ctx)
-		switch {
-		case ctx.Err() != nil:
+		select {
+		case <-ctx.Done():
 			return nil
+		default:
+		}
+		switch {
 		case errors.Is(err, kafka.ErrFenced):
 			return fmt.Errorf("%w: %w", ErrFenced, err)
 		case errors.Is(err, ErrStoreBehind), errors.Is(err, eventstore.ErrClosed):
@@ -175,15 +178,23 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 	r.log.Info("relay: publishing", "after", at.after, "topic", r.cfg.Aggregate.Topic)
 
-	for {
-		events, err := r.cfg.Store.Read(ctx, at.after, r.cfg.MaxEvents)
-		if err != nil {
-			return fmt.Errorf("read the store after %s: %w", at.after, err)
+	ctx, cancel := context.WithCancel(ctx)
+	next := r.readAhead(ctx, at.after)
+	defer func() {
+		cancel()
+		if next != nil {
+			<-next
 		}
-		if len(events) == 0 {
-			if err := r.cfg.Store.Wait(ctx, at.after); err != nil {
-				return fmt.Errorf("wait for the store: %w", err)
-			}
+	}()
+	for {
+		read := <-next
+		next = nil
+		if read.err != nil {
+			return fmt.Errorf("read the store after %s: %w", at.after, read.err)
+		}
+		events := read.events
+		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this is published
+			next = r.readAhead(ctx, events[len(events)-1].Position)
 		}
 		for len(events) > 0 {
 			batch := r.cut(events)
@@ -193,7 +204,31 @@ func (r *Relay) session(ctx context.Context) error {
 			events = events[len(batch):]
 			at.after = batch[len(batch)-1].Position
 		}
+		if len(read.events) == 0 {
+			if err := r.cfg.Store.Wait(ctx, at.after); err != nil {
+				return fmt.Errorf("wait for the store: %w", err)
+			}
+		}
+		if next == nil {
+			next = r.readAhead(ctx, at.after)
+		}
 	}
+}
+
+// page is what one reading of the store gave.
+type page struct {
+	events []event.Event
+	err    error
+}
+
+// readAhead reads a page in a goroutine of its own, which ends with the reading.
+func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page {
+	c := make(chan page, 1)
+	go func() {
+		events, err := r.cfg.Store.Read(ctx, after, r.cfg.MaxEvents)
+		c <- page{events, err}
+	}()
+	return c
 }
 
 // cut takes from the front of events what one transaction may carry.

@@ -37,7 +37,7 @@ func TestPartitionTellsWhereTheProducerWrites(t *testing.T) {
 	seen := 0
 	err := kafka.ReadAll(t.Context(), cfg, "events", nil, ends(t, cfg, (*kafka.Admin).EndOffsets), func(m kafka.Message) error {
 		seen++
-		if want := kafka.Partition([]byte(m.Value), partitions); m.Partition != want {
+		if want := kafka.Partition(m.Value, partitions); m.Partition != want {
 			return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
 		}
 		return nil
