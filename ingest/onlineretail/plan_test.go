@@ -1,6 +1,7 @@
 package onlineretail
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -190,6 +191,22 @@ func TestPriceChangesWhenItStays(t *testing.T) {
 	}
 	if !slices.Equal(got, []int64{2, 3}) || !slices.Equal(keys, []string{"online-retail:price:85123A:1", "online-retail:price:85123A:11"}) {
 		t.Errorf("prices %v were set under %v", got, keys)
+	}
+}
+
+func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
+	t.Parallel()
+	rows := slices.Repeat([]row{aSale()}, 17) // of six each; the smallest lot lasts for sixteen
+	rows = append(rows, with(func(r *row) { r.quantity = 1090 }))
+	var got []string
+	for _, c := range plan(rows, 5).groundwork {
+		if r, ok := c.request.(*inventoryv1.ReceiveStockRequest); ok {
+			got = append(got, fmt.Sprint(r.GetIdempotencyKey(), " ", r.GetQuantity(), " ", r.GetReceivedAt().AsTime().Equal(minute(-1))))
+		}
+	}
+	want := []string{"online-retail:receipt:1 96 true", "online-retail:receipt:17 96 true", "online-retail:receipt:18 8000 true"}
+	if !slices.Equal(got, want) {
+		t.Errorf("received %v, want %v", got, want)
 	}
 }
 
