@@ -36,6 +36,7 @@ const (
 	CodeAccessDenied     = 497
 	CodeAuthentication   = 516
 	CodeBadArguments     = 36
+	CodeStd              = 1001 // an error of C++'s library, of the file system for one
 	CodeUnknownException = 1002
 )
 
@@ -49,6 +50,7 @@ var (
 // becomes the message of an Error with code 1002, ClickHouse's own for what has no code.
 func ParseError(text string) *Error {
 	e := &Error{Code: CodeUnknownException}
+	text, _, _ = strings.Cut(text, ", Stack trace (when copying this message")
 	text = strings.TrimSpace(text)
 	for first := true; ; first = false { // an error that passed through several hands repeats the frame
 		m := errorHead.FindStringSubmatch(text)

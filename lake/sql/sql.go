@@ -77,7 +77,7 @@ func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, err
 		if err == nil {
 			return answer, nil
 		}
-		if !s.mayRecover(err) {
+		if !gone(err) {
 			break
 		}
 	}
@@ -117,11 +117,8 @@ func (s *SQL) run(ctx context.Context, query, format string) (io.ReadCloser, err
 	return f.render(answer)
 }
 
-// mayRecover tells whether the next attempt may find what this one missed: the engine was started anew and knows none of
-// our databases, or maintenance took files away that a query was about to open.
-func (s *SQL) mayRecover(err error) bool { return gone(err) }
-
-// gone tells whether the query failed before it began because a database of ours or a file of a table is not there.
+// gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of our
+// databases, or maintenance took files away between the catalog's answer and the query.
 func gone(err error) bool {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {
@@ -132,6 +129,8 @@ func gone(err error) bool {
 		return strings.Contains(e.Message, clickhouse.ReaderPrefix)
 	case clickhouse.CodeFileDoesntExist:
 		return true
+	case clickhouse.CodeStd:
+		return strings.Contains(e.Message, "No such file")
 	}
 	return false
 }
@@ -139,7 +138,7 @@ func gone(err error) bool {
 // The codes that are not the query's fault.
 var ours = map[int]bool{
 	clickhouse.CodeUnknownException: true, clickhouse.CodeTooMany: true, clickhouse.CodeCancelled: true,
-	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeAuthentication: true,
+	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true,
 }
 
 var (

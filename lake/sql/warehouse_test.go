@@ -1,11 +1,11 @@
-package sql
+package sql_test
 
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,7 +17,9 @@ import (
 	"github.com/apache/iceberg-go/catalog"
 	icebergsql "github.com/apache/iceberg-go/catalog/sql"
 	"github.com/apache/iceberg-go/table"
-	_ "modernc.org/sqlite"
+
+	"github.com/millrace/millrace/internal/sqlite"
+	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
 // warehouse is a local Iceberg warehouse with a SQL catalog on SQLite, as the lander keeps it.
@@ -26,15 +28,17 @@ type warehouse struct {
 	dir     string
 	catalog *icebergsql.Catalog
 	names   []string
+
+	mu sync.Mutex // held while tables are resolved: a test that holds it makes several commits one
 }
 
-func newWarehouse(t testing.TB, dir string) *warehouse {
+func newWarehouse(t testing.TB) *warehouse {
 	t.Helper()
-	db, err := sql.Open("sqlite", filepath.Join(dir, "catalog.db"))
+	dir := t.TempDir()
+	db, err := sqlite.Open(filepath.Join(dir, "catalog.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.SetMaxOpenConns(1)
 	t.Cleanup(func() {
 		if err := db.Close(); err != nil {
 			t.Error(err)
@@ -90,14 +94,16 @@ func (w *warehouse) append(name string, rows int, set func(b *array.RecordBuilde
 }
 
 // tables is what New wants: where every table stands at this moment.
-func (w *warehouse) tables(ctx context.Context) ([]Table, error) {
-	var ts []Table
+func (w *warehouse) tables(ctx context.Context) ([]lakesql.Table, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var ts []lakesql.Table
 	for _, name := range w.names {
 		tbl, err := w.catalog.LoadTable(ctx, table.Identifier{"millrace", name})
 		if err != nil {
 			return nil, fmt.Errorf("load %s: %w", name, err)
 		}
-		ts = append(ts, Table{Name: name, MetadataLocation: tbl.MetadataLocation(), Location: tbl.Location()})
+		ts = append(ts, lakesql.Table{Name: name, MetadataLocation: tbl.MetadataLocation(), Location: tbl.Location()})
 	}
 	return ts, nil
 }

@@ -1,0 +1,497 @@
+package sql_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow/array"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	lakesql "github.com/millrace/millrace/lake/sql"
+)
+
+func TestMain(m *testing.M) { clickhousetest.Main(m) }
+
+func answerOf(ctx context.Context, s *lakesql.SQL, query, format string) (string, error) {
+	body, err := s.Run(ctx, query, format)
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(body)
+	return string(b), errors.Join(err, body.Close())
+}
+
+func ask(t *testing.T, s *lakesql.SQL, query, format string) string {
+	t.Helper()
+	answer, err := answerOf(t.Context(), s, query, format)
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return answer
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatal("timeout: " + what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots.
+func TestShop(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	for _, name := range []string{"order_lines", "empty", "history"} {
+		w.create(name, orderLines)
+	}
+	w.append("order_lines", 2, orderLine)
+	for i := range 50 {
+		w.append("history", 10, func(b *array.RecordBuilder, j int) { orderLine(b, i*10+j) })
+	}
+	client := clickhousetest.Shared(t).Client()
+	s := lakesql.New(w.tables, client)
+	t.Run("answers", func(t *testing.T) { testAnswers(t, s) })
+	t.Run("long table", func(t *testing.T) { testLongTable(t, s) })
+	t.Run("faults", func(t *testing.T) { testFaults(t, s) })
+	t.Run("not the query's fault", func(t *testing.T) { testNotTheQuerysFault(t, w, client) })
+	t.Run("cancel", func(t *testing.T) { testCancel(t, s, client) })
+}
+
+func testAnswers(t *testing.T, s *lakesql.SQL) {
+	for _, c := range []struct{ query, format, want string }{
+		{"SELECT * FROM order_lines ORDER BY line", lakesql.FormatJSON, "" +
+			`{"order_id":"order-0","line":1,"customer_id":null,"sku":"sku-0","quantity":0,"unit_price":0.000000001,"country":"country-0","ordered_at":"2010-12-01T08:26:00.123456Z","data":"` + "\\u0000\ufffd\\u0000\ufffd\\u0000\ufffd\\u0000\ufffd" + `","weight":null}` + "\n" +
+			`{"order_id":"order-0","line":2,"customer_id":"customer-1","sku":"sku-1","quantity":1,"unit_price":1.000000001,"country":"country-1","ordered_at":"2010-12-01T08:26:00.123457Z","data":"` + "\\u0001\ufffd\\u0001\ufffd\\u0001\ufffd\\u0001\ufffd" + `","weight":0.5}` + "\n"},
+		{"SELECT order_id, customer_id, unit_price, ordered_at, weight FROM order_lines ORDER BY line", lakesql.FormatCSV, "" +
+			`"order_id","customer_id","unit_price","ordered_at","weight"` + "\n" +
+			`"order-0",,0.000000001,"2010-12-01T08:26:00.123456Z",` + "\n" +
+			`"order-0","customer-1",1.000000001,"2010-12-01T08:26:00.123457Z",0.5` + "\n"},
+		{"SELECT sku, quantity, weight FROM order_lines ORDER BY line", lakesql.FormatTable, "" +
+			"┌───────┬──────────┬────────┐\n" +
+			"│ sku   │ quantity │ weight │\n" +
+			"├───────┼──────────┼────────┤\n" +
+			"│ sku-0 │        0 │   ᴺᵁᴸᴸ │\n" +
+			"│ sku-1 │        1 │    0.5 │\n" +
+			"└───────┴──────────┴────────┘\n2 rows\n"},
+		{"SELECT toInt64(9223372036854775807) AS a, toUInt64(18446744073709551615) AS b, toInt128('-170141183460469231731687303715884105728') AS c, toDecimal128('12345678901234567890.123456789', 9) AS d, nan AS e, inf AS f, [nan, 1] AS g, 'ü\n' AS h, toDate('2011-12-09') AS i", lakesql.FormatJSON,
+			`{"a":9223372036854775807,"b":18446744073709551615,"c":-170141183460469231731687303715884105728,"d":12345678901234567890.123456789,"e":null,"f":null,"g":[null,1],"h":"ü\n","i":"2011-12-09"}` + "\n"},
+		{"SELECT '' AS a, NULL AS b, 'x\"y' AS c", lakesql.FormatCSV, "\"a\",\"b\",\"c\"\n\"\",,\"x\"\"y\"\n"},
+		{"SELECT count(), sum(quantity), min(unit_price) FROM millrace.history", lakesql.FormatCSV, "\"count()\",\"sum(quantity)\",\"min(unit_price)\"\n500,124750,0.000000001\n"},
+		{"SELECT count(), sum(quantity), max(customer_id) FROM empty", lakesql.FormatCSV, "\"count()\",\"sum(quantity)\",\"max(customer_id)\"\n0,0,\n"},
+		{"SELECT sku FROM empty", lakesql.FormatJSON, ""},
+		{"SELECT sku FROM empty", lakesql.FormatCSV, "\"sku\"\n"},
+		{"SELECT sku FROM empty", lakesql.FormatTable, "┌─────┐\n│ sku │\n├─────┤\n└─────┘\n0 rows\n"},
+		{"SELECT l.sku, h.quantity AS quantity FROM millrace.order_lines AS l JOIN `millrace`.history AS h ON h.sku = l.sku ORDER BY sku", lakesql.FormatCSV, "\"sku\",\"quantity\"\n\"sku-0\",0\n\"sku-1\",1\n"},
+		{"SHOW TABLES", lakesql.FormatCSV, "\"name\"\n\"empty\"\n\"history\"\n\"order_lines\"\n"},
+		{"SHOW TABLES FROM millrace", lakesql.FormatCSV, "\"name\"\n\"empty\"\n\"history\"\n\"order_lines\"\n"},
+		{"DESCRIBE millrace.order_lines", lakesql.FormatTable, "" +
+			"┌─────────────┬──────────────────────┐\n" +
+			"│ name        │ type                 │\n" +
+			"├─────────────┼──────────────────────┤\n" +
+			"│ order_id    │ String               │\n" +
+			"│ line        │ Int32                │\n" +
+			"│ customer_id │ Nullable(String)     │\n" +
+			"│ sku         │ String               │\n" +
+			"│ quantity    │ Int64                │\n" +
+			"│ unit_price  │ Decimal(38, 9)       │\n" +
+			"│ country     │ String               │\n" +
+			"│ ordered_at  │ DateTime64(6, 'UTC') │\n" +
+			"│ data        │ String               │\n" +
+			"│ weight      │ Nullable(Float64)    │\n" +
+			"└─────────────┴──────────────────────┘\n10 rows\n"},
+		{"SELECT 1 AS \"\x1b[31m\", 'a\x1b[2Jb' AS s", lakesql.FormatTable, "┌──────────┬───────────┐\n│ \\x1b[31m │ s         │\n├──────────┼───────────┤\n│        1 │ a\\x1b[2Jb │\n└──────────┴───────────┘\n1 row\n"},
+		{"SELECT 1 AS a FORMAT TSV", lakesql.FormatJSON, "1\n"},
+	} {
+		if got := ask(t, s, c.query, c.format); got != c.want {
+			t.Errorf("%s as %s:\n%s\nwant\n%s", c.query, c.format, got, c.want)
+		}
+	}
+}
+
+func testLongTable(t *testing.T, s *lakesql.SQL) {
+	got := ask(t, s, "SELECT number AS n FROM numbers(1000000000000)", lakesql.FormatTable)
+	if lines := strings.Count(got, "\n"); lines != lakesql.MaxTableRows+5 || !strings.HasSuffix(got, "\nthe first 10000 rows; json and csv give all of them\n") {
+		t.Errorf("%d lines, ending with %q", lines, got[max(0, len(got)-100):])
+	}
+	if got := ask(t, s, "SELECT number AS n FROM numbers(10000)", lakesql.FormatTable); !strings.HasSuffix(got, "\n10000 rows\n") {
+		t.Errorf("it ends with %q", got[max(0, len(got)-100):])
+	}
+	if got := ask(t, s, "SELECT number AS n FROM numbers(10001)", lakesql.FormatCSV); strings.Count(got, "\n") != 10_002 {
+		t.Errorf("csv has %d lines", strings.Count(got, "\n"))
+	}
+}
+
+func testFaults(t *testing.T, s *lakesql.SQL) {
+	const tables = "; the tables are: empty, history, order_lines"
+	for _, c := range []struct{ query, want string }{
+		{"SELECT * FROM orders", `there is no table "orders"` + tables},
+		{"SELECT * FROM millrace.orders", `there is no table "millrace.orders"` + tables},
+		{"SELECT * FROM shop.orders", `Database shop does not exist` + tables},
+		{"DESCRIBE orders", `there is no table "millrace.orders"` + tables},
+		{"SELECT nothing FROM millrace.order_lines", "Unknown expression identifier `nothing` in scope SELECT nothing FROM millrace.order_lines"},
+		{"SELECT 1; SELECT 2", "several statements in one request; send one at a time"},
+		{"SELECT (", "Syntax error: failed at position 8 ((): (. Unmatched parentheses: ("},
+		{"SELECT * FRM order_lines", "Syntax error: failed at position 14 (order_lines): order_lines"},
+		{"", "Empty query"},
+		{"DROP TABLE order_lines", "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
+		{"INSERT INTO order_lines SELECT * FROM order_lines", "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"},
+		{"SELECT * FROM url('http://127.0.0.1:1/')", "only the lake's tables can be read here; this query needs the right to READ ON URL"},
+		{"SELECT file('/etc/passwd')", "the name file is not offered here: it reads files of the server"},
+		{"SELECT 1 FORMAT TSV", "the table output cannot show an answer in another format: leave FORMAT out, or ask for json or csv output"},
+		{"SELECT throwIf(number = 3) FROM numbers(10)", "Value passed to 'throwIf' function is non-zero"},
+	} {
+		_, err := answerOf(t.Context(), s, c.query, lakesql.FormatTable)
+		if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%q: error %v, want %s", c.query, err, c.want)
+		}
+	}
+	_, err := s.Run(t.Context(), "SELECT 1", "xml")
+	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || fault.Message != `there is no output format "xml"; there are csv, json, table` {
+		t.Errorf("error %v", err)
+	}
+	// After the first part of the answer.
+	_, err = answerOf(t.Context(), s, "SELECT number, throwIf(number = 3000000) FROM numbers(10000000)", lakesql.FormatJSON)
+	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || !strings.HasPrefix(fault.Message, "Value passed to 'throwIf'") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// What is not the query's fault is no QueryError.
+func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client) {
+	lost := errors.New("the catalog is away")
+	s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return nil, lost }, client)
+	if _, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON); !errors.Is(err, lost) {
+		t.Errorf("error %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return w.tables(t.Context()) }, client).Run(ctx, "SELECT 1", lakesql.FormatJSON)
+	if fault := (*lakesql.QueryError)(nil); !errors.Is(err, context.Canceled) || errors.As(err, &fault) {
+		t.Errorf("error %v", err)
+	}
+	for name, table := range map[string]lakesql.Table{
+		"on S3":      {Name: "t", Location: "s3://bucket/t", MetadataLocation: "s3://bucket/t/metadata/1.json"},
+		"not there":  {Name: "t", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
+		"strange":    {Name: "t`; DROP", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
+		"without ID": {},
+	} {
+		s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client)
+		_, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
+		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries side by side do not mix.
+func TestOneMoment(t *testing.T) {
+	t.Parallel()
+	w := newWarehouse(t)
+	w.create("a", orderLines)
+	w.create("b", orderLines)
+	s := lakesql.New(w.tables, clickhousetest.Shared(t).Client())
+	const rounds = 25
+	landed := make(chan struct{})
+	go func() {
+		defer close(landed)
+		for range rounds {
+			w.mu.Lock()
+			w.append("a", 3, orderLine)
+			w.append("b", 3, orderLine)
+			w.mu.Unlock()
+		}
+	}()
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for last, done := 0, false; !done; {
+				select {
+				case <-landed:
+					done = true // one more query, which must see everything
+				default:
+				}
+				got, err := answerOf(t.Context(), s, "SELECT (SELECT count() FROM a), (SELECT count() FROM millrace.b), (SELECT sum(quantity) FROM millrace.a) FORMAT TSV", lakesql.FormatCSV)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var a, b, sum int
+				if _, err := fmt.Sscan(strings.ReplaceAll(got, `\N`, "0"), &a, &b, &sum); err != nil || a != b || sum != a || a < last || done && a != 3*rounds {
+					t.Errorf("%d and %d rows, sum %d, after %d rows: %q %v", a, b, sum, last, got, err)
+					return
+				}
+				last = a
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The engine keeps the databases that queries run in, and the newest. Dropping one touches no file.
+func TestOldSnapshotsGo(t *testing.T) {
+	t.Parallel()
+	e := clickhousetest.Start(t)
+	databases := func() []string {
+		t.Helper()
+		body, err := e.Client().Query(t.Context(), "SELECT name FROM system.databases WHERE startsWith(name, 'lake_') ORDER BY name", "TSV", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(body)
+		if err := errors.Join(err, body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(b))
+	}
+	w := newWarehouse(t)
+	w.create("order_lines", orderLines)
+	w.append("order_lines", 10, orderLine)
+	s := lakesql.New(w.tables, e.Client())
+	held, err := s.Run(t.Context(), "SELECT l.order_id, n.number FROM numbers(3000000) AS n CROSS JOIN order_lines AS l", lakesql.FormatCSV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := databases()
+	for i := range 5 {
+		w.append("order_lines", 10, orderLine)
+		if got, want := ask(t, s, "SELECT count() AS n FROM order_lines", lakesql.FormatJSON), fmt.Sprintf("{\"n\":%d}\n", 20+10*i); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	// The held one, the newest, and the one before, which is dropped when the next is made.
+	if now := databases(); len(now) != 3 || !slices.Contains(now, first[0]) {
+		t.Errorf("databases %v; the held one is %v", now, first)
+	}
+	b, err := io.ReadAll(held)
+	if lines := strings.Count(string(b), "\n"); err != nil || lines != 30_000_001 {
+		t.Errorf("the held query gave %d lines, %v", lines, err)
+	}
+	if err := held.Close(); err != nil {
+		t.Error(err)
+	}
+	w.append("order_lines", 10, orderLine)
+	before := files(t, w.dir)
+	ask(t, s, "SELECT count() FROM order_lines", lakesql.FormatJSON)
+	if now := databases(); len(now) != 2 || slices.Contains(now, first[0]) {
+		t.Errorf("databases %v; the one no longer held is %v", now, first)
+	}
+	if after := files(t, w.dir); !slices.Equal(before, after) {
+		t.Errorf("the warehouse had %d files, and has %d", len(before), len(after))
+	}
+}
+
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	var names []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if !d.IsDir() && !strings.Contains(path, "catalog.db") {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// A new engine process knows nothing of the databases that the one before had.
+func TestEngineStartedAnew(t *testing.T) {
+	t.Parallel()
+	e := clickhousetest.Start(t)
+	w := newWarehouse(t)
+	w.create("order_lines", orderLines)
+	w.append("order_lines", 10, orderLine)
+	s := lakesql.New(w.tables, e.Client())
+	for range 2 {
+		if got := ask(t, s, "SELECT count() AS n FROM order_lines", lakesql.FormatJSON); got != "{\"n\":10}\n" {
+			t.Errorf("answer %q", got)
+		}
+		pid := e.PID()
+		running := make(chan error, 1)
+		go func() {
+			_, err := answerOf(t.Context(), s, "SELECT count() FROM numbers(1000000000000000) AS n CROSS JOIN order_lines WHERE sipHash64(n.number, quantity) = 1", lakesql.FormatTable)
+			running <- err
+		}()
+		eventually(t, "the query runs", func() bool {
+			return strings.Contains(ask(t, s, "SELECT count() AS n FROM system.processes WHERE query LIKE '%CROSS%'", lakesql.FormatJSON), "2") // and this one
+		})
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		err := <-running
+		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
+			t.Errorf("error %v", err)
+		}
+		eventually(t, "another process", func() bool { now := e.PID(); return now != 0 && now != pid })
+	}
+}
+
+// Maintenance may take files away between the catalog's answer and the query.
+func TestFilesTakenAway(t *testing.T) {
+	t.Parallel()
+	client := clickhousetest.Shared(t).Client()
+	for name, take := range map[string]func(t lakesql.Table) error{
+		"metadata":   func(t lakesql.Table) error { return os.Remove(strings.TrimPrefix(t.MetadataLocation, "file://")) },
+		"everything": func(t lakesql.Table) error { return os.RemoveAll(strings.TrimPrefix(t.Location, "file://")) },
+	} {
+		for _, wasKnown := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, known to the engine: %v", name, wasKnown), func(t *testing.T) {
+				t.Parallel()
+				known := wasKnown
+				old, now := newWarehouse(t), newWarehouse(t)
+				for _, w := range []*warehouse{old, now} {
+					w.create("order_lines", orderLines)
+				}
+				old.append("order_lines", 1, orderLine)
+				now.append("order_lines", 2, orderLine)
+				stale, err1 := old.tables(t.Context())
+				present, err2 := now.tables(t.Context())
+				if err := errors.Join(err1, err2); err != nil {
+					t.Fatal(err)
+				}
+				resolved := stale
+				s := lakesql.New(func(context.Context) ([]lakesql.Table, error) {
+					answer := resolved
+					if known {
+						known = false // the first query below
+					} else {
+						resolved = present
+					}
+					return answer, nil
+				}, client)
+				if known {
+					if got := ask(t, s, "SELECT count() AS n FROM order_lines", lakesql.FormatJSON); got != "{\"n\":1}\n" {
+						t.Fatalf("answer %q", got)
+					}
+				}
+				if err := take(stale[0]); err != nil {
+					t.Fatal(err)
+				}
+				want := "{\"n\":2,\"q\":1}\n"
+				if name == "metadata" && wasKnown {
+					want = "{\"n\":1,\"q\":0}\n" // the engine has it in memory, and the data is there
+				}
+				if got := ask(t, s, "SELECT count() AS n, sum(quantity) AS q FROM order_lines", lakesql.FormatJSON); got != want {
+					t.Errorf("answer %q, want %q", got, want)
+				}
+			})
+		}
+	}
+}
+
+func testCancel(t *testing.T, s *lakesql.SQL, client *clickhouse.Client) {
+	const query = "SELECT h.sku, n.number FROM numbers(1000000000000000) AS n CROSS JOIN history AS h"
+	running := func() bool {
+		body, err := client.As(clickhouse.Admin).Query(t.Context(), "SELECT count() FROM system.processes WHERE query = '"+query+"'", "TSV", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(body)
+		if err := errors.Join(err, body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return string(b) != "0\n"
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	body, err := s.Run(ctx, query, lakesql.FormatCSV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(body, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	if !running() {
+		t.Error("the query is not there")
+	}
+	cancel()
+	if _, err := io.Copy(io.Discard, body); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if err := body.Close(); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the query ends", func() bool { return !running() })
+}
+
+// 500,000 lines in five files; MB is the engine's resident memory at the end.
+func BenchmarkRun(b *testing.B) {
+	w := newWarehouse(b)
+	w.create("order_lines", orderLines)
+	for i := range 5 {
+		w.append("order_lines", 100_000, func(r *array.RecordBuilder, j int) { orderLine(r, i*100_000+j) })
+	}
+	e := clickhousetest.Shared(b)
+	s := lakesql.New(w.tables, e.Client())
+	for name, query := range map[string]string{
+		"count": "SELECT count() FROM order_lines",
+		"group": "SELECT country, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY country ORDER BY sales DESC LIMIT 5",
+		"top":   "SELECT sku, count(), sum(quantity) AS n FROM order_lines GROUP BY sku ORDER BY n DESC LIMIT 5",
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := answerOf(b.Context(), s, query, lakesql.FormatTable); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(residentMB(b, e.PID()), "MB")
+		})
+	}
+	b.Run("csv of all", func(b *testing.B) {
+		var n int64
+		for b.Loop() {
+			body, err := s.Run(b.Context(), "SELECT * FROM order_lines", lakesql.FormatCSV)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if n, err = io.Copy(io.Discard, body); err != nil {
+				b.Fatal(err)
+			}
+			if err := body.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.SetBytes(n)
+		b.ReportMetric(residentMB(b, e.PID()), "MB")
+	})
+	b.Run("fresh snapshot", func(b *testing.B) { // every query meets a new commit
+		for b.Loop() {
+			b.StopTimer()
+			w.append("order_lines", 1, orderLine)
+			b.StartTimer()
+			if _, err := answerOf(b.Context(), s, "SELECT count() FROM order_lines", lakesql.FormatTable); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func residentMB(b *testing.B, pid int) float64 {
+	b.Helper()
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, resident int
+	if _, err := fmt.Sscan(string(statm), &size, &resident); err != nil {
+		b.Fatal(err)
+	}
+	return float64(resident*os.Getpagesize()) / 1e6
+}
