@@ -13,11 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/ingest/onlineretail"
 	"github.com/millrace/millrace/internal/client"
 )
@@ -206,6 +208,44 @@ type deaf struct{ header http.Header }
 func (d *deaf) Header() http.Header         { return d.header }
 func (d *deaf) WriteHeader(int)             {}
 func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
+
+// TestOrdersAreRefused has the server refuse some orders: their lines are rejected, and the rest goes on.
+func TestOrdersAreRefused(t *testing.T) {
+	t.Parallel()
+	path := realFile(t)
+	var refusing atomic.Bool
+	var orders atomic.Int64
+	s := startServices(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if refusing.Load() && r.URL.Path == orderv1connect.OrderServicePlaceOrderProcedure && orders.Add(1)%4 == 0 {
+				if err := connect.NewErrorWriter().Write(w, r, connect.NewError(connect.CodeInvalidArgument, errors.New("not today"))); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	rejects := filepath.Join(t.TempDir(), "rejects.csv")
+	refusing.Store(true)
+	cfg := onlineretail.Config{Path: path, BaseURL: s.url, Limit: 300, RejectsPath: rejects}
+	first, err := onlineretail.Import(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(rejects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := int64(strings.Count(string(data), ",not today\n"))
+	if lost == 0 || lost != first.Reasons["not today"] || first.Refused["PlaceOrder: not today"] != orders.Load()/4 || first.Accepted+first.Rejected != 300 {
+		t.Errorf("%d lines are in the file of rejects after %d orders:\n%v", lost, orders.Load(), first)
+	}
+	refusing.Store(false)
+	if second := importRetail(t, cfg); second.Accepted != first.Accepted+lost {
+		t.Errorf("later, when the server takes them:\n%v", second)
+	}
+}
 
 func TestNoServer(t *testing.T) {
 	t.Parallel()
