@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDir); dir != "" {
+	if dir := os.Getenv(childOf); dir != "" {
 		os.Exit(child(dir))
 	}
 	goleak.VerifyTestMain(m, analysisWorkers)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"testing"
@@ -159,6 +160,50 @@ func CatchUp(t testing.TB, r *streams.Runtime) {
 	if err := r.CatchUp(ctx); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is not on the benchmark's
+// clock.
+func FromBeginning(b *testing.B, r *streams.Runtime) {
+	b.Helper()
+	stop := Start(b, r)
+	CatchUp(b, r)
+	b.StopTimer()
+	stop()
+	b.StartTimer()
+}
+
+// Nothing is a runtime whose sink does nothing: the ceiling of what any sink can do.
+func Nothing(cfg kafka.Config, topic string) *streams.Runtime {
+	return streams.New(streams.Config{
+		Name: "nothing", Topics: []string{topic}, Sink: &nothing{}, Watermarks: streams.NewWatermarks(), Kafka: cfg, Logger: Quiet,
+	})
+}
+
+// nothing keeps its positions and no data.
+type nothing struct {
+	mu        sync.Mutex
+	positions map[int32]streams.Applied
+}
+
+func (*nothing) Apply(context.Context, []streams.Record) error { return nil }
+
+func (n *nothing) Positions(context.Context, string) (map[int32]streams.Applied, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.positions), nil
+}
+
+func (n *nothing) SavePositions(_ context.Context, _ string, moves []streams.Move) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.positions == nil {
+		n.positions = map[int32]streams.Applied{}
+	}
+	for _, m := range moves {
+		n.positions[m.Partition] = m.To
+	}
+	return nil
 }
 
 // Eventually waits for what no event tells.

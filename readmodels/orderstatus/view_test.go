@@ -1,0 +1,331 @@
+package orderstatus_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/event"
+	embedded "github.com/millrace/millrace/internal/embedded/redis"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/streams/streamstest"
+)
+
+// childOf tells this binary to feed a view until it is killed: "<brokers> <redis>".
+const childOf = "MILLRACE_TEST_ORDERSTATUS_CHILD"
+
+func TestMain(m *testing.M) {
+	if servers := os.Getenv(childOf); servers != "" {
+		os.Exit(child(servers))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func newRedis(t testing.TB) (server *embedded.Server, client *redis.Client) {
+	t.Helper()
+	s, err := embedded.Start(t.Context(), embedded.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s, openRedis(t, s.Addr())
+}
+
+func openRedis(t testing.TB, addr string) *redis.Client {
+	t.Helper()
+	c, err := redis.Open(t.Context(), redis.Config{Addr: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// happenings makes n events of orders.
+func happenings(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
+	events := make([]event.Event, n)
+	for i := range events {
+		id := fmt.Sprintf("00000000-0000-7000-8000-%012d", rand.IntN(orders))
+		events[i] = l.Next(event.Order.Name, id, happening(t, l.Versions[id], "ref-"+id[len(id)-3:]))
+	}
+	return events
+}
+
+func records(events []event.Event) []streams.Record {
+	rs := make([]streams.Record, len(events))
+	for i, e := range events {
+		rs[i] = streams.Record{Event: e, Topic: event.Order.Topic, Offset: int64(i)}
+	}
+	return rs
+}
+
+// asExpected fails unless the view holds what its events make.
+func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
+	t.Helper()
+	got, err := v.Digest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := orderstatus.ExpectedDigest(l.All())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(got.Streams, want.Streams) {
+		different := 0
+		for stream, sum := range want.Streams {
+			if got.Streams[stream] != sum {
+				different++
+			}
+		}
+		t.Fatalf("the view holds %d documents, %d are expected, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
+	}
+}
+
+// Whatever is delivered twice, by however many writers at once, the view holds what the events make.
+func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
+	t.Parallel()
+	_, client := newRedis(t)
+	v := orderstatus.New(client)
+	l := &streamstest.Log{Versions: map[string]uint64{}}
+	all := records(happenings(t, l, 60, 1500))
+	var g sync.WaitGroup
+	for range 3 { // rivals: a zombie beside the new owner, say
+		g.Go(func() {
+			for done := 0; done < len(all); {
+				from := max(0, done-rand.IntN(200))
+				to := min(len(all), done+1+rand.IntN(200))
+				if err := v.Apply(context.Background(), all[from:to]); err != nil {
+					t.Error(err)
+					return
+				}
+				done = to
+			}
+		})
+	}
+	g.Wait()
+	asExpected(t, v, l)
+}
+
+func TestAnUnreadableEventIsSaidAndPassedOver(t *testing.T) {
+	t.Parallel()
+	_, client := newRedis(t)
+	v := orderstatus.New(client)
+	l := &streamstest.Log{Versions: map[string]uint64{}}
+	events := happenings(t, l, 1, 3)
+	bad := l.Next(event.Order.Name, events[0].Stream, []byte{0xff})
+	after := happenings(t, l, 1, 2)
+	batch := records(slices.Concat(events, []event.Event{bad}, after))
+	for range 2 {
+		err := v.Apply(t.Context(), batch)
+		unreadable, ok := err.(*streams.UnreadableError) //nolint:errorlint // that it is bare says that nothing else went wrong
+		if !ok || len(unreadable.Records) != 1 || unreadable.Records[0].Event.ID != bad.ID {
+			t.Fatalf("got %v", err)
+		}
+		asExpected(t, v, l)
+	}
+}
+
+func TestPositionsAreSavedWithTheView(t *testing.T) {
+	t.Parallel()
+	_, client := newRedis(t)
+	v := orderstatus.New(client)
+	at := func(n int64) streams.Applied {
+		return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
+	}
+	for _, m := range []struct {
+		move streams.Move
+		lost bool
+	}{
+		{streams.Move{Partition: 1, First: true}, false},
+		{streams.Move{Partition: 1, First: true, To: at(4)}, true},
+		{streams.Move{Partition: 1, To: at(5)}, false},
+		{streams.Move{Partition: 1, From: at(4), To: at(6)}, true},
+		{streams.Move{Partition: 1, From: at(5), To: at(7)}, false},
+		{streams.Move{Partition: 2, From: at(5), To: at(7)}, true},
+	} {
+		err := v.SavePositions(t.Context(), "a", []streams.Move{m.move})
+		if lost := err != nil; lost != m.lost {
+			t.Errorf("%+v: %v", m.move, err)
+		}
+	}
+	got, err := v.Positions(t.Context(), "a")
+	if want := map[int32]streams.Applied{1: at(7)}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+	if got, err := v.Positions(t.Context(), "ab"); err != nil || len(got) != 0 {
+		t.Errorf("of another topic: %v, %v", got, err)
+	}
+}
+
+// The embedded Redis forgets everything when the system stops, and may be flushed while it runs.
+func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
+	t.Parallel()
+	cfg := streamstest.NewBroker(t)
+	l := streamstest.NewLog(t, cfg, event.Order.Topic)
+	l.Write(t, happenings(t, l, 300, 3000)...)
+	for range 2 {
+		_, client := newRedis(t)
+		v := orderstatus.New(client)
+		r := v.Runtime(cfg, streamstest.Quiet)
+		stop := streamstest.Start(t, r)
+		streamstest.CatchUp(t, r)
+		asExpected(t, v, l)
+		l.Write(t, happenings(t, l, 300, 300)...)
+		streamstest.CatchUp(t, r)
+		asExpected(t, v, l)
+		status, err := v.Status(t.Context())
+		if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known || !status.AsOf.Equal(newest(l)) {
+			t.Errorf("status %+v, %v", status, err)
+		}
+		stop()
+	}
+}
+
+func newest(l *streamstest.Log) time.Time {
+	return slices.MaxFunc(l.Events, func(a, b event.Event) int { return a.RecordedAt.Compare(b.RecordedAt) }).RecordedAt
+}
+
+const kills = 8
+
+// The process that feeds the view is killed again and again while events come.
+func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
+	cfg := streamstest.NewBroker(t)
+	server, client := newRedis(t)
+	l := streamstest.NewLog(t, cfg, event.Order.Topic)
+	l.Write(t, happenings(t, l, 2000, 4000)...)
+	for range kills {
+		more := happenings(t, l, 2000, 1000)
+		var writing sync.WaitGroup
+		writing.Go(func() { l.Write(t, more...) })
+		killChild(t, cfg.Brokers+" "+server.Addr(), 1+rand.IntN(10))
+		writing.Wait()
+	}
+	v := orderstatus.New(client)
+	positions, err := v.Positions(t.Context(), event.Order.Topic)
+	if err != nil || len(positions) != streamstest.Partitions {
+		t.Fatalf("the children have saved the positions %v, %v", positions, err)
+	}
+	cfg.Extra = childExtra
+	r := v.Runtime(cfg, streamstest.Quiet)
+	streamstest.Start(t, r)
+	streamstest.CatchUp(t, r)
+	asExpected(t, v, l)
+}
+
+// childExtra makes the group take a new process for the killed one, instead of waiting for its session to end.
+var childExtra = map[string]string{"group.instance.id": "the-one"}
+
+func child(servers string) int {
+	brokers, addr, _ := strings.Cut(servers, " ")
+	client, err := redis.Open(context.Background(), redis.Config{Addr: addr})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	v := orderstatus.New(client)
+	go func() {
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, slog.Default()).Run(context.Background())
+		fmt.Println(err)
+		os.Exit(1)
+	}()
+	for range time.Tick(20 * time.Millisecond) {
+		if status, err := v.Status(context.Background()); err == nil && status.Known {
+			fmt.Println("lag", status.Lag)
+		}
+	}
+	return 0
+}
+
+// killChild runs a child and kills it after it has reported so many times.
+func killChild(t *testing.T, servers string, reports int) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childOf+"="+servers)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	lines := bufio.NewScanner(out)
+	for reports > 0 && lines.Scan() {
+		said = append(said, lines.Text())
+		if lag, ok := strings.CutPrefix(lines.Text(), "lag "); ok {
+			if _, err := strconv.Atoi(lag); err == nil {
+				reports--
+			}
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); reports > 0 {
+		t.Fatalf("the child ended by itself: %v: %q", err, said)
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	_, client := newRedis(b)
+	v := orderstatus.New(client)
+	const size = 500
+	n := 0
+	for b.Loop() {
+		b.StopTimer()
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		events := happenings(b, l, size/3, size)
+		for i := range events {
+			events[i].Stream += strconv.Itoa(n)
+		}
+		batch := records(events)
+		b.StartTimer()
+		if err := v.Apply(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+		n += size
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
+}
+
+// BenchmarkFromLog builds the view from a log; the ceiling is the same runtime with a sink that does nothing.
+func BenchmarkFromLog(b *testing.B) {
+	cfg := streamstest.NewBroker(b)
+	l := streamstest.NewLog(b, cfg, event.Order.Topic)
+	const n = 50_000
+	l.Write(b, happenings(b, l, n/3, n)...)
+	b.Run("view", func(b *testing.B) {
+		for b.Loop() {
+			_, client := newRedis(b)
+			streamstest.FromBeginning(b, orderstatus.New(client).Runtime(cfg, streamstest.Quiet))
+		}
+		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
+	})
+	b.Run("ceiling", func(b *testing.B) {
+		for b.Loop() {
+			streamstest.FromBeginning(b, streamstest.Nothing(cfg, l.Topic))
+		}
+		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
+	})
+}
