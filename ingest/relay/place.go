@@ -68,8 +68,8 @@ func parseMark(m kafka.Message) (mark, error) {
 //
 // The last mark tells that every event before its transaction is on the log. Kafka shows a transaction whole or not at
 // all, so its own events are there, too. The embedded broker writes one partition's outcome after the other, and a kill in
-// between leaves the transaction in some partitions only; so what the partitions themselves have decides about these
-// events, and about all where the mark is lost.
+// between leaves the transaction in some partitions only. So what the partitions themselves have decides about the events
+// from there on; an older mark, or none, only means that more of them are compared.
 func (r *Relay) resume(ctx context.Context) (*place, error) {
 	a, err := kafka.NewAdmin(r.cfg.Kafka)
 	if err != nil {
@@ -79,7 +79,13 @@ func (r *Relay) resume(ctx context.Context) (*place, error) {
 
 	p := &place{}
 	var newestMark mark
-	marks, _, err := r.last(ctx, a, PositionsTopic, func(m kafka.Message) error {
+	// Not up to the high watermark: another relay's open transaction, which may outlive it by half a minute, hides what is
+	// behind it. An older mark will do.
+	visible, err := a.EndOffsets(ctx, PositionsTopic)
+	if err != nil {
+		return nil, err
+	}
+	marks, err := r.last(ctx, a, PositionsTopic, visible, func(m kafka.Message) error {
 		if string(m.Key) != r.cfg.Aggregate.Service {
 			return errNotWanted
 		}
@@ -101,15 +107,19 @@ func (r *Relay) resume(ctx context.Context) (*place, error) {
 	p.after = newestMark.from
 
 	var newest event.Event
-	tails, partitions, err := r.last(ctx, a, r.cfg.Aggregate.Topic, func(m kafka.Message) error {
+	end, err := a.HighWatermarks(ctx, r.cfg.Aggregate.Topic)
+	if err != nil {
+		return nil, err
+	}
+	tails, err := r.last(ctx, a, r.cfg.Aggregate.Topic, end, func(m kafka.Message) error {
 		_, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.partitions = partitions
-	p.tails = make([]event.Position, partitions)
+	p.partitions = int32(len(end))
+	p.tails = make([]event.Position, p.partitions)
 	for partition, m := range tails {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		if err != nil {
@@ -135,15 +145,11 @@ func (r *Relay) resume(ctx context.Context) (*place, error) {
 
 var errNotWanted = errors.New("not wanted")
 
-// last finds the last record of each partition that check has nothing against, and counts the partitions.
-func (r *Relay) last(ctx context.Context, a *kafka.Admin, topic string, check func(kafka.Message) error) (map[int32]kafka.Message, int32, error) {
+// last finds the last record of each partition, before end, that check has nothing against.
+func (r *Relay) last(ctx context.Context, a *kafka.Admin, topic string, end map[int32]int64, check func(kafka.Message) error) (map[int32]kafka.Message, error) {
 	begin, err := a.StartOffsets(ctx, topic)
 	if err != nil {
-		return nil, 0, err
-	}
-	end, err := a.HighWatermarks(ctx, topic)
-	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	found := map[int32]kafka.Message{}
 	search := maps.Clone(end)
@@ -162,7 +168,7 @@ func (r *Relay) last(ctx context.Context, a *kafka.Admin, topic string, check fu
 			return nil
 		})
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		for p := range search {
 			if _, ok := found[p]; ok || from[p] <= begin[p] {
@@ -170,5 +176,5 @@ func (r *Relay) last(ctx context.Context, a *kafka.Admin, topic string, check fu
 			}
 		}
 	}
-	return found, int32(len(end)), nil
+	return found, nil
 }

@@ -177,6 +177,9 @@ func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
 			t.Fatalf("boot %s came twice", b.Boot())
 		}
 		boots[b.Boot()] = true
+		if left, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json")); err != nil || len(left) > 0 {
+			t.Fatalf("snapshots that the next writes make wrong: %v, %v", left, err)
+		}
 		createTopic(t, b.Addr(), events)
 		p := producer(t, b.Addr(), "relay-"+b.Boot())
 		v := fmt.Sprint(i)

@@ -3,6 +3,7 @@ package kafka
 import (
 	"bufio"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -22,16 +23,10 @@ import (
 
 // repair makes the directory what kfake takes it for. No broker may be running on it.
 func repair(dir string, log *slog.Logger) error {
-	// What kfake writes at a clean stop, to be quicker at the next start. It brings back clients that are gone, with their
-	// open transactions and group memberships, and readers would wait for those to time out. Without it the log itself
-	// tells everything, after a clean stop as after a kill.
-	shortcuts, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "snapshot.json"))
-	if err != nil {
-		return err
-	}
-	shortcuts = append(shortcuts, filepath.Join(dir, "session_state.json"), filepath.Join(dir, "seq_windows.json"))
-	for _, name := range shortcuts {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Clients that are gone, with their open transactions and group memberships, which kfake would bring back after a clean
+	// stop, for others to wait until they time out.
+	for _, name := range []string{"session_state.json", "seq_windows.json"} {
+		if err := remove(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
@@ -40,14 +35,73 @@ func repair(dir string, log *slog.Logger) error {
 			return err
 		}
 	}
-	segments, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.dat"))
+	partitions, err := filepath.Glob(filepath.Join(dir, "partitions", "*"))
 	if err != nil {
 		return err
 	}
-	for _, segment := range segments {
-		if err := repairIndex(segment, log); err != nil {
-			return fmt.Errorf("repair %s: %w", segment, err)
+	for _, partition := range partitions {
+		ok, err := settled(partition)
+		if err != nil {
+			return err
 		}
+		if ok {
+			continue
+		}
+		segments, err := filepath.Glob(filepath.Join(partition, "*.dat"))
+		if err != nil {
+			return err
+		}
+		for _, segment := range segments {
+			if err := repairIndex(segment, log); err != nil {
+				return fmt.Errorf("repair %s: %w", segment, err)
+			}
+		}
+	}
+	return nil
+}
+
+// settled tells whether kfake left a partition in a clean stop, and with no transaction open. It spares the replay of the
+// whole partition then, and a start as much memory as the log is large. A snapshot that an open transaction is in is of no
+// use: the transaction's client is gone, and only the replay counts it as aborted.
+func settled(partition string) (bool, error) {
+	name := filepath.Join(partition, snapshotFile)
+	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var snapshot struct {
+		High   int64 `json:"high_watermark"`
+		Stable int64 `json:"last_stable_offset"`
+	}
+	if err := json.Unmarshal(raw, &snapshot); err == nil && snapshot.Stable == snapshot.High {
+		return true, nil
+	}
+	return false, remove(name)
+}
+
+const snapshotFile = "snapshot.json"
+
+// dropSnapshots removes the snapshots once they are loaded. kfake believes one that fits the segments in size, which those
+// that were written since may do by chance.
+func dropSnapshots(dir string) error {
+	snapshots, err := filepath.Glob(filepath.Join(dir, "partitions", "*", snapshotFile))
+	if err != nil {
+		return err
+	}
+	for _, name := range snapshots {
+		if err := remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func remove(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
