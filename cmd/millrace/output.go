@@ -74,8 +74,8 @@ type bar struct {
 	wait    sync.WaitGroup
 }
 
-func newBar(label string, total int64) *bar {
-	b := &bar{out: os.Stderr, label: label, begun: time.Now(), tracker: &progress.Tracker{Message: label, Total: total}}
+func newBar(label string) *bar {
+	b := &bar{out: os.Stderr, label: label, begun: time.Now(), tracker: &progress.Tracker{Message: label}}
 	if !term.IsTerminal(int(os.Stderr.Fd())) {
 		fmt.Fprintf(b.out, "%s…\n", label)
 		return b

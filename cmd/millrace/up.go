@@ -69,14 +69,14 @@ func present(ctx context.Context, out io.Writer, p *platform.Platform, noDemo bo
 	base := "http://" + p.Addr()
 	var sample demo.Result
 	if !noDemo {
-		b := newBar("demo shop: commands", 0)
+		b := newBar("demo shop: commands")
 		var err error
 		sample, err = demo.Run(ctx, demo.Config{BaseURL: base, Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
 		b.end(err)
 		if err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
-		b = newBar("demo shop: sinks catch up", 0)
+		b = newBar("demo shop: sinks catch up")
 		err = p.CatchUp(ctx, func(_ string, done, total int) { b.set(int64(done), int64(total), "") })
 		b.end(err)
 		if err != nil {

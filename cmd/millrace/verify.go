@@ -53,7 +53,7 @@ The first difference is named by its stream. Exit code 0 means equal everywhere.
 
 // follow shows the progress and returns the result.
 func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
-	b := newBar("verify", 0)
+	b := newBar("verify")
 	var result *adminv1.VerifyResult
 	for stream.Receive() {
 		if p := stream.Msg().GetProgress(); p != nil {

@@ -81,9 +81,9 @@ func AppendEvent(b []byte, e event.Event) []byte {
 
 // AppendString appends s behind its length.
 func AppendString(b []byte, s string) []byte {
-	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...) //nolint:gosec // no field is 4 GiB
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
 func appendTime(b []byte, t time.Time) []byte {
-	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro())) //nolint:gosec // two's complement is fine for a hash
+	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro()))
 }
