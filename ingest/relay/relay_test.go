@@ -428,6 +428,52 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	}
 }
 
+func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	cfg, s := broker(t), newStore(t)
+	other := cfg
+	other.Extra = map[string]string{"transaction.timeout.ms": "600000"}
+	p, err := kafka.NewTransactionalProducer(other, "relay-stock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
+		t.Fatal(err)
+	}
+	w := newWriter(s)
+	for i := range 3 {
+		w.append(t, 20)
+		x := run(t, newRelay(t, s, cfg))
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 { // hides the marks to come
+			if err := p.Produce(t.Context(), relay.MarkRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
+				t.Fatal(err)
+			}
+			a, err := kafka.NewAdmin(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			eventually(t, func() bool {
+				high, err := a.HighWatermarks(t.Context(), relay.PositionsTopic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				visible, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return visible[0] < high[0]
+			}, "the transaction is open on the positions")
+		}
+	}
+	same(t, s, cfg)
+}
+
 func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 	t.Parallel()
 	cfg, s := broker(t), newStore(t)
