@@ -84,6 +84,29 @@ func TestMoneyDoesNotMixCurrencies(t *testing.T) {
 	}
 }
 
+func TestMulMoneyAtTheLimits(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		m    *money.Money
+		n    int64
+		want *money.Money // nil: too large
+	}{
+		"the smallest once":          {gbp(math.MinInt64, -999_999_999), 1, gbp(math.MinInt64, -999_999_999)},
+		"down to the smallest":       {gbp(1<<62, 0), -2, gbp(math.MinInt64, 0)},
+		"one unit by the smallest":   {gbp(1, 0), math.MinInt64, gbp(math.MinInt64, 0)},
+		"a nano by the largest":      {gbp(0, 1), math.MaxInt64, gbp(math.MaxInt64/1e9, math.MaxInt64%1e9)},
+		"up to beyond the largest":   {gbp(1<<62, 0), 2, nil},
+		"the smallest turned around": {gbp(math.MinInt64, 0), -1, nil},
+		"a carry too many":           {gbp(math.MaxInt64/2, 999_999_999), 2, gbp(math.MaxInt64, 999_999_998)},
+		"and one more":               {gbp(math.MaxInt64/2+1, 0), 2, nil},
+	} {
+		got, err := event.MulMoney(c.m, c.n)
+		if c.want == nil && !errors.Is(err, event.ErrMoneyOverflow) || c.want != nil && (err != nil || !proto.Equal(got, c.want)) {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, c.want)
+		}
+	}
+}
+
 // Money's arithmetic is that of exact numbers, or an error where the result does not fit.
 func TestMoneyArithmeticIsExact(t *testing.T) {
 	t.Parallel()

@@ -81,6 +81,7 @@ func TestLifeOfAProduct(t *testing.T) {
 		"another price replaces it":                  {Given: events{lamp, priceSet(gbp(2, 0))}, When: setPrice(gbp(3, 0)), Then: events{priceSet(gbp(3, 0))}},
 		"the same price is nothing":                  {Given: events{lamp, priceSet(gbp(2, 0))}, When: setPrice(gbp(2, 0))},
 		"each currency has its price":                {Given: events{lamp, priceSet(gbp(3, 0))}, When: setPrice(euros), Then: events{priceSet(euros)}},
+		"a price in one currency leaves the others":  {Given: events{lamp, priceSet(gbp(3, 0)), priceSet(euros)}, When: setPrice(gbp(3, 0))},
 		"a product is delisted":                      {Given: events{lamp}, When: delist, Then: events{delisted()}},
 		"to delist what is delisted is nothing":      {Given: off, When: delist},
 		"a delisted product is listed again":         {Given: off, When: list("OLD LAMP"), Then: events{listed("OLD LAMP")}},

@@ -84,6 +84,31 @@ func TestStockOverTheWire(t *testing.T) {
 	}
 }
 
+// To commit and to release are asked for in the same words: the same key must tell them apart.
+func TestOneKeyIsForOneProcedure(t *testing.T) {
+	t.Parallel()
+	s := commandstest.Serve(t, commandstest.OpenStore(t, event.Stock), inventory.NewHandler)
+	client := inventoryv1connect.NewInventoryServiceClient(s.HTTP1, s.URL)
+	ctx := t.Context()
+	if _, err := client.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: sku, Quantity: 10})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "a", Quantity: 4})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"})); err != nil {
+		t.Fatal(err)
+	}
+	_, err := client.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"}))
+	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_reused" {
+		t.Errorf("%v", r)
+	}
+	again, err := client.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: sku, ReservationId: "a", IdempotencyKey: "key"}))
+	if err != nil || !again.Msg.GetReceipt().GetReplayed() {
+		t.Errorf("the same again: %v, %v", again, err)
+	}
+}
+
 // Many clients of two processes on one store want more than there is, each for itself, and some give back: what is promised
 // never exceeds what is there.
 func TestNeverOversellsUnderConcurrency(t *testing.T) {
