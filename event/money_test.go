@@ -94,7 +94,7 @@ func TestMulMoneyAtTheLimits(t *testing.T) {
 		"the smallest once":          {gbp(math.MinInt64, -999_999_999), 1, gbp(math.MinInt64, -999_999_999)},
 		"down to the smallest":       {gbp(1<<62, 0), -2, gbp(math.MinInt64, 0)},
 		"one unit by the smallest":   {gbp(1, 0), math.MinInt64, gbp(math.MinInt64, 0)},
-		"a nano by the largest":      {gbp(0, 1), math.MaxInt64, gbp(math.MaxInt64/1e9, math.MaxInt64%1e9)},
+		"a nano by the largest":      {gbp(0, 1), math.MaxInt64, gbp(math.MaxInt64/1_000_000_000, math.MaxInt64%1_000_000_000)},
 		"up to beyond the largest":   {gbp(1<<62, 0), 2, nil},
 		"the smallest turned around": {gbp(math.MinInt64, 0), -1, nil},
 		"a carry too many":           {gbp(math.MaxInt64/2, 999_999_999), 2, gbp(math.MaxInt64, 999_999_998)},
