@@ -51,6 +51,7 @@ func indexMapping() (mapping.IndexMapping, error) {
 		return &mapping.FieldMapping{Name: name, Type: "text", Analyzer: analyzer, Index: true}
 	}
 	product := bleve.NewDocumentStaticMapping()
+	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping()) // else every text is indexed once more
 	product.AddFieldMappingsAt(fieldProduct, &mapping.FieldMapping{Name: fieldProduct, Type: "text", Store: true})
 	product.AddFieldMappingsAt(fieldListed, &mapping.FieldMapping{Name: fieldListed, Type: "boolean", Index: true})
 	product.AddFieldMappingsAt(fieldCategory, text(fieldCategory, keyword.Name))
