@@ -162,7 +162,7 @@ func TestValidationNamesTheField(t *testing.T) {
 	}
 }
 
-// From HTTP to the disk and back, with 16 clients at a time: what one process can take on one SQLite file.
+// From HTTP to the disk and back, with eight clients per core: what one process can take on one SQLite file.
 func BenchmarkPlaceOrder(b *testing.B) {
 	for _, lines := range []int{1, 20} {
 		b.Run(fmt.Sprintf("lines=%d", lines), func(b *testing.B) {
