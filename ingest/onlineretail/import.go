@@ -26,7 +26,7 @@ type Config struct {
 	RejectsPath string         // of the CSV file of lines that were not imported, one line each; none if empty
 	Concurrency int            // commands under way at most; 0 means 64
 	Patience    time.Duration  // with a server that is away; 0 means a minute
-	Progress    func(Progress) // called after each command, by one goroutine at a time; may be nil
+	Progress    func(Progress) // called as lines get done, by one goroutine at a time; may be nil
 }
 
 // Progress says how far an import is.
@@ -123,6 +123,9 @@ func (im *importer) send(ctx context.Context, w window) error {
 		if err := im.sendAll(ctx, stage); err != nil {
 			return err
 		}
+	}
+	if im.Progress != nil { // its last lines may have been rejects
+		im.Progress(im.progress)
 	}
 	rejects := append(w.rejects, im.refused...)
 	im.refused = nil

@@ -3,6 +3,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -137,5 +138,5 @@ func Refusal(err error) (*eventv1.Rejection, bool) {
 			return rejection, true
 		}
 	}
-	return &eventv1.Rejection{Reason: refused.Message()}, true
+	return &eventv1.Rejection{Reason: cmp.Or(refused.Message(), refused.Code().String())}, true
 }
