@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -255,9 +257,13 @@ func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
 
 func files(t *testing.T, pattern ...string) []string {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(pattern...))
+	root := os.DirFS(pattern[0])
+	names, err := fs.Glob(root, path.Join(pattern[1:]...))
 	if err != nil || len(names) == 0 {
 		t.Fatalf("no file %v, %v", pattern, err)
+	}
+	for i, name := range names {
+		names[i] = filepath.Join(pattern[0], name)
 	}
 	return names
 }
@@ -286,7 +292,7 @@ func TestKillWithinAWrite(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
+			dir := filepath.Join(t.TempDir(), "a[b]*") // a path is a path, not a pattern
 			var want []string
 			for i := range 3 {
 				c0 := startChild(t, dir)

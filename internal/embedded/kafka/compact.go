@@ -120,7 +120,7 @@ func compactedPartitions(dir string) ([]string, error) {
 func segmentFiles(partition string) ([]string, error) {
 	var found []string
 	for _, kind := range []string{"*.dat", "*.idx"} {
-		names, err := filepath.Glob(filepath.Join(partition, kind))
+		names, err := find(partition, kind)
 		if err != nil {
 			return nil, err
 		}
