@@ -1,19 +1,26 @@
 // Package order is the life of an order:
 //
-//	PlaceOrder       AddLines
-//	    │             ┌───┐
-//	    ▼             │   ▼        ConfirmOrder
-//	    └───────────► placed ──────────────────────► confirmed ┄┄┄► shipped ┄┄┄► delivered ┄┄┄► returned
-//	                    │    ┆                           │          (in parts)
-//	        CancelOrder │    ┆ stock reserved,           │ CancelOrder
-//	                    │    ┆ payment authorised        │
-//	                    ▼    ▼                           │
-//	                cancelled expired                    │
-//	                    ▲                                │
-//	                    └────────────────────────────────┘
+//	PlaceOrder
+//	    │          stock reserved ┄ payment authorised
+//	    ▼                     ConfirmOrder
+//	  placed ───────────────────────────────────────────► confirmed ┄┄┄► shipped ┄┄┄► delivered ┄┄┄► returned
+//	  │ ↺ AddLines    ┆                                     │           (in parts)
+//	  │               ┆                                     │
+//	  │            expired                                  │
+//	  │                     CancelOrder                     │
+//	  └─────────────────────────┬───────────────────────────┘
+//	                            ▼
+//	                        cancelled
 //
-// What is dotted is not built yet. It attaches here: the fulfilment process reserves stock and authorises payment for a
-// placed order and then confirms it, or lets it expire; shipping, delivery and returns are further states behind confirmed.
+// What is dotted is not built yet, and attaches here: the fulfilment process will reserve stock and authorise payment for a
+// placed order and then confirm it, or let it expire; shipping, delivery and returns are further states behind confirmed.
+// The rest as a table; a dash is a refusal:
+//
+//	            PlaceOrder   AddLines   ConfirmOrder   CancelOrder
+//	(new)       placed       –          –              –
+//	placed      –            placed     confirmed      cancelled
+//	confirmed   –            –          –              cancelled
+//	cancelled   –            –          –              –
 //
 // This file is the whole domain, and pure; handler.go is its door.
 package order
