@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
 	"cmd":                 {""},
+	"test":                {""},
 }
 
 func TestImportRule(t *testing.T) {
