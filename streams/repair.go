@@ -47,7 +47,7 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range r.cfg.Topics {
-		ends, err := r.consumer.Ends(ctx, topic)
+		ends, err := r.ends(ctx, topic)
 		if err != nil {
 			return err
 		}
@@ -79,15 +79,24 @@ func (r *Runtime) CatchUp(ctx context.Context) error {
 		return fmt.Errorf("streams %s: wait for the start: %w", r.cfg.Name, context.Cause(ctx))
 	}
 	for _, topic := range r.cfg.Topics {
-		ends, err := r.consumer.Ends(ctx, topic)
-		if err != nil {
-			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
+		ends, err := r.ends(ctx, topic)
+		if err == nil {
+			err = r.cfg.Watermarks.WaitFor(ctx, topic, ends)
 		}
-		if err := r.cfg.Watermarks.WaitFor(ctx, topic, ends); err != nil {
+		if err != nil {
 			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
 		}
 	}
 	return nil
+}
+
+func (r *Runtime) ends(ctx context.Context, topic string) (map[int32]int64, error) {
+	r.closing.RLock()
+	defer r.closing.RUnlock()
+	if r.consumer == nil {
+		return nil, errors.New("stopped")
+	}
+	return r.consumer.Ends(ctx, topic)
 }
 
 // askRepair has the poll loop repair, and waits for it. It is false where ctx ended first.
@@ -108,26 +117,27 @@ func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) bool {
 // is as it was saved, either the sink lost single documents or the log never had the missing event: the partition is read
 // from its beginning, which is a no-op for all that is there. If the gap comes up again on that way, the log lacks the
 // event, nothing will ever complete the stream, and its events are parked so that all others go on.
-func (r *Runtime) repair(ctx context.Context, ask repair) {
+// An error means that it stands elsewhere than we believe, and must not go on.
+func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	defer close(ask.done)
 	var gapAt kafka.TopicPartition
 	if ask.gap != nil {
 		gapAt = kafka.TopicPartition{Topic: ask.gap.record.Topic, Partition: ask.gap.record.Partition}
 		if r.parts[gapAt] != ask.gap.part {
-			return // another repair has sent that partition back already
+			return nil // another repair has sent that partition back already
 		}
 	}
 	restart, err := r.lostPartitions(ctx)
 	if err != nil {
 		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
-		return
+		return nil
 	}
 	if _, lost := restart[gapAt]; ask.gap != nil && !lost {
 		p, stream := ask.gap.part, ask.gap.record.Event.Stream
 		if p.broken[stream] || ask.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
 			ask.gap.park = parkedEvent(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
-			return
+			return nil
 		}
 		restart[gapAt] = Applied{}
 	}
@@ -147,9 +157,21 @@ func (r *Runtime) repair(ctx context.Context, ask repair) {
 		r.mu.Unlock()
 		seek[tp] = from.Next
 	}
-	if err := r.consumer.Seek(seek); err != nil {
-		r.cfg.Logger.Error("streams: reading again failed", "sink", r.cfg.Name, "error", err)
+	for wait := minBackoff; len(seek) > 0; wait *= 2 { // a partition that was assigned this moment cannot seek yet
+		err := r.consumer.Seek(seek)
+		if err == nil {
+			break
+		}
+		if wait > maxBackoff {
+			return fmt.Errorf("read again what the sink lost: %w", err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
 	}
+	return nil
 }
 
 // lostPartitions are those of ours that the sink does not have where we saved them, and where it has them.

@@ -43,9 +43,11 @@ type Runtime struct {
 	lanes    []chan *item
 	repairs  chan repair
 	attempts context.Context // ends stopGrace after Run's
-	consumer *kafka.Consumer
 	parking  parking
 	running  chan struct{} // closed once consumer is set
+
+	closing  sync.RWMutex // of consumer, for CatchUp: all else ends before it is closed
+	consumer *kafka.Consumer
 
 	mu    sync.Mutex // of parts, which the poll loop alone changes
 	parts map[kafka.TopicPartition]*partition
@@ -120,6 +122,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
 	running.Wait()
 	r.parking.close()
+	r.closing.Lock()
+	r.consumer = nil
+	r.closing.Unlock()
 	if err = errors.Join(err, consumer.Close()); err != nil {
 		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
 	}
@@ -131,7 +136,9 @@ func (r *Runtime) poll(ctx context.Context) error {
 	for ctx.Err() == nil {
 		select {
 		case ask := <-r.repairs:
-			r.repair(ctx, ask)
+			if err := r.repair(ctx, ask); err != nil {
+				return err
+			}
 		default:
 		}
 		it, err := r.next()
@@ -183,7 +190,9 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 		case r.lane(it) <- it:
 			return nil
 		case ask := <-r.repairs:
-			r.repair(ctx, ask)
+			if err := r.repair(ctx, ask); err != nil {
+				return err
+			}
 		case <-enough.C:
 			waiting = false
 		case <-ctx.Done():
@@ -204,7 +213,9 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 			held = held[1:]
 			continue
 		case ask := <-r.repairs:
-			r.repair(ctx, ask)
+			if err := r.repair(ctx, ask); err != nil {
+				return err
+			}
 			continue
 		default:
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
@@ -326,6 +327,62 @@ func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 	for _, m := range parked {
 		if header(m, streams.HeaderParkKey) != "s-7" {
 			t.Errorf("parked a record of %s", header(m, streams.HeaderParkKey))
+		}
+	}
+}
+
+func TestStopsWhileTheSinkHangs(t *testing.T) {
+	t.Parallel()
+	l, sink := newLog(t), newMemory()
+	l.Write(t, l.events("s", 10, 100)...)
+	var inside atomic.Int64
+	sink.setBefore(func(ctx context.Context, _ []streams.Record) error {
+		inside.Add(1)
+		defer inside.Add(-1)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	r := start(t, config(l, sink))
+	streamstest.Eventually(t, "the sink is at work", func() bool { return inside.Load() > 0 })
+	r.stop()
+	if n := inside.Load(); n != 0 {
+		t.Errorf("%d calls of the sink are under way after the stop", n)
+	}
+	sink.setBefore(nil)
+	r = start(t, config(l, sink))
+	r.catchUp(t)
+	sink.holds(t, l.Versions)
+}
+
+func TestStopsWithoutABroker(t *testing.T) {
+	t.Parallel()
+	cfg, stopBroker, err := streamstest.StartBroker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := log{streamstest.NewLog(t, cfg, "orphan")}
+	sink := newMemory()
+	c := config(l, sink)
+	c.Kafka = cfg
+	l.Write(t, l.events("s", 10, 100)...)
+	r := start(t, c)
+	r.catchUp(t)
+	if err := stopBroker(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := r.CatchUp(ctx); err == nil {
+		t.Error("caught up without a broker")
+	}
+	r.stop()
+	if err := r.CatchUp(t.Context()); err == nil {
+		t.Error("caught up after the stop")
+	}
+	saved, _ := sink.Positions(t.Context(), l.Topic)
+	for id := range int32(partitions) {
+		if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
+			t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
 		}
 	}
 }

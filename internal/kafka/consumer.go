@@ -199,7 +199,8 @@ func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, err
 	return c.admin.EndOffsets(ctx, topic)
 }
 
-// Close tells Revoked of all partitions, commits what was stored and leaves the group.
+// Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no broker answers it gives up
+// after the session's timeout, 10 seconds.
 func (c *Consumer) Close() error {
 	err := c.client.Close()
 	c.logs.close()
