@@ -2,6 +2,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -195,7 +196,19 @@ func (p *Platform) startRelays(context.Context) error {
 			return err
 		}
 		p.relays[a.Name] = r
-		p.background("relay of "+a.Service, r.Run)
+		p.background("relay of "+a.Service, func(ctx context.Context) error { return p.runRelay(ctx, r) })
 	}
 	return nil
+}
+
+// runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data folder
+// is ours; then "fenced" only means that this machine slept through a transaction.
+func (p *Platform) runRelay(ctx context.Context, r *relay.Relay) error {
+	for {
+		err := r.Run(ctx)
+		if p.boot == "" || !errors.Is(err, relay.ErrFenced) {
+			return err
+		}
+		p.log.Warn("a relay starts over", "reason", err)
+	}
 }
