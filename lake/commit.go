@@ -84,7 +84,7 @@ func (l *lander) try(ctx context.Context, b *batch, file iceberg.DataFile, again
 	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
 	// stale one, which nothing but rows would stop, does no harm.
 	if file != nil {
-		err := tx.AddDataFiles(ctx, []iceberg.DataFile{file}, props, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
+		err := tx.AddDataFiles(ctx, []iceberg.DataFile{file}, b.progress.summary(), table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 		if err != nil {
 			return unknownBase, fmt.Errorf("stage commit: %w", err)
 		}
@@ -129,17 +129,18 @@ func (l *lander) discard(w *fileWriter, file iceberg.DataFile) error {
 	return w.remove(file.FilePath())
 }
 
-// History is kept this long, and this many snapshots of it in any case; it is cut in larger pieces, as each cut is a
-// commit too, and is looked for only every so many commits.
+// History is kept for historyAge, and some of it in any case, but never so much that commits, which read and write all of
+// it, get slow. A cut is a commit too, so it is looked for every few commits, and made where it is worth it.
 const (
-	historyAge   = 2 * time.Minute
-	historyLeast = 20
-	historyCut   = 32
-	historyLook  = 16
+	historyAge   = time.Minute
+	historyLeast = 10
+	historyMost  = 128
+	historyCut   = 16
+	historyLook  = 8
 )
 
-// expire cuts the table's history where it has grown long, so that commits cost the same for ever. Readers hold on to a
-// snapshot for historyAge. No data file is deleted, as all are in every later snapshot.
+// expire cuts the table's history where it has grown long, so that commits cost the same for ever. No data file is
+// deleted, as all are in every later snapshot.
 func (l *lander) expire(ctx context.Context) {
 	if l.commits++; l.commits%historyLook != 0 {
 		return
@@ -157,17 +158,21 @@ func (l *lander) tryExpire(ctx context.Context) error {
 		return err
 	}
 	snapshots := t.Metadata().Snapshots()
-	old, limit := 0, time.Now().Add(-historyAge).UnixMilli()
+	age, least, old := historyAge, historyLeast, 0
+	if len(snapshots) > historyMost {
+		age, least = 0, historyMost/2
+	}
+	limit := time.Now().Add(-age).UnixMilli()
 	for _, s := range snapshots {
 		if s.TimestampMs < limit {
 			old++
 		}
 	}
-	if min(old, len(snapshots)-historyLeast) < historyCut {
+	if min(old, len(snapshots)-least) < historyCut {
 		return nil
 	}
 	tx := t.NewTransaction()
-	if err := tx.ExpireSnapshots(table.WithOlderThan(historyAge), table.WithRetainLast(historyLeast)); err != nil {
+	if err := tx.ExpireSnapshots(table.WithOlderThan(age), table.WithRetainLast(least)); err != nil {
 		return err
 	}
 	_, err = tx.Commit(ctx)

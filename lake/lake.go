@@ -177,7 +177,7 @@ type TableState struct {
 	Topic            string          // what feeds it
 	Rows             int64           // in the snapshot
 	Snapshot         int64           // id of the current snapshot; 0 while the table is empty
-	MetadataLocation string          // names this state for good; it stays readable for a minute and a half at least
+	MetadataLocation string          // names this state for good; it stays readable for a minute or so
 	Location         string          // folder of the table
 	Offsets          map[int32]int64 // by partition: the first offset that is not in the table
 	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty

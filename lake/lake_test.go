@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/apache/iceberg-go"
-	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
@@ -394,7 +395,8 @@ func TestHistoryIsBounded(t *testing.T) {
 	defer func() { _ = w.close() }()
 	at := progress{next: map[int32]int64{}}
 	decoder := ordersEvents.decoder()
-	for i := range int64(70) {
+	const commits = historyMost + 3*historyCut
+	for i := range int64(commits) {
 		b := newBatch(at)
 		if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, i}, s.gen.orderEvents()[0]); err != nil {
 			t.Fatal(err)
@@ -404,30 +406,30 @@ func TestHistoryIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		at.merge(b.progress)
+		if err := lander.tryExpire(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if have, err = l.load(ctx, ordersEvents.Name); err != nil {
 		t.Fatal(err)
 	}
-	// As if all of it were long ago.
-	tx := have.NewTransaction()
-	if err := tx.ExpireSnapshots(table.WithOlderThan(0), table.WithRetainLast(historyLeast)); err != nil {
+	if n := len(have.Metadata().Snapshots()); n > historyMost {
+		t.Errorf("%d snapshots are kept", n)
+	}
+	files, err := os.ReadDir(filepath.Join(strings.TrimPrefix(have.Location(), "file://"), "metadata"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if have, err = l.load(ctx, ordersEvents.Name); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(have.Metadata().Snapshots()); n > historyLeast {
-		t.Errorf("%d snapshots are left", n)
+	// Manifest lists and manifests of the snapshots that are kept, and a hundred older versions of the metadata.
+	if n := len(files); n > 3*historyMost+101 {
+		t.Errorf("%d metadata files after %d commits", n, commits)
 	}
 	d, err := l.EventsDigest(ctx, event.Order)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.Total().Count != 70 {
-		t.Errorf("%d rows are left of 70", d.Total().Count)
+	if d.Total().Count != commits {
+		t.Errorf("%d rows are left of %d", d.Total().Count, commits)
 	}
 	checkFiles(t, l)
 }

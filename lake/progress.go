@@ -3,6 +3,7 @@ package lake
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,8 @@ const (
 	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
 	propTopicID    = "millrace.topic-id"     // the topic that the offsets are of
 	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
+
+	summaryNext = "millrace.next-offsets" // "partition=offset,…"
 )
 
 // progress is how far a table is, as its properties tell.
@@ -66,6 +69,15 @@ func (p progress) properties(topic string) iceberg.Properties {
 		props[propTopicID] = p.topicID
 	}
 	return props
+}
+
+// summary is the same for a snapshot's summary, of which the metadata keeps many.
+func (p progress) summary() iceberg.Properties {
+	var next []string
+	for _, partition := range slices.Sorted(maps.Keys(p.next)) {
+		next = append(next, fmt.Sprintf("%d=%d", partition, p.next[partition]))
+	}
+	return iceberg.Properties{propCommit: p.commit, summaryNext: strings.Join(next, ",")}
 }
 
 // at tells whether all of the partitions stand where from says.

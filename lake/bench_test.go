@@ -1,0 +1,160 @@
+package lake
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Landing a topic, from the brokers to the last commit, beside its ceiling: the same records turned into the same rows of
+// one Parquet file from memory.
+func BenchmarkLanding(b *testing.B) {
+	s := newShop(b)
+	s.mustTrade(b, 20_000)
+	ends, err := s.producer.Ends(b.Context(), event.Order.Topic)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, decl := range []Table{ordersEvents, orderLines} {
+		b.Run(decl.Name+"/landing", func(b *testing.B) {
+			var rows, commits int64
+			cpu := cpuTime(b)
+			for b.Loop() {
+				rows, commits = landAll(b, s, decl, ends)
+			}
+			report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
+			b.ReportMetric(float64(commits), "commits")
+		})
+		b.Run(decl.Name+"/ceiling", func(b *testing.B) {
+			l := openLake(b, b.TempDir())
+			have, err := l.load(b.Context(), decl.Name)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w, err := newFileWriter(b.Context(), decl, have)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = w.close() }()
+			var rows int64
+			cpu := cpuTime(b)
+			for n := 0; b.Loop(); n++ {
+				name := fmt.Sprint(n)
+				decoder := decl.decoder()
+				for i, e := range s.events[event.Order] {
+					e, err := event.FromRecord([]byte(e.Stream), e.Data, e.Headers())
+					if err != nil {
+						b.Fatal(err)
+					}
+					if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, int64(i)}, e); err != nil {
+						b.Fatal(err)
+					}
+					if err := w.flush(name, chunkRows); err != nil {
+						b.Fatal(err)
+					}
+				}
+				f, err := w.finish(b.Context(), name)
+				if err != nil {
+					b.Fatal(err)
+				}
+				rows = f.Count()
+			}
+			report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
+		})
+	}
+}
+
+// report gives speeds by the clock, and the processor's time, which says more on a machine that is busy.
+func report(b *testing.B, rows int64, events int, cpu time.Duration) {
+	seconds := b.Elapsed().Seconds() / float64(b.N)
+	b.ReportMetric(float64(rows)/seconds, "rows/s")
+	b.ReportMetric(float64(events)/seconds, "events/s")
+	b.ReportMetric(cpu.Seconds()*1e6/float64(b.N)/float64(rows), "cpu-µs/row")
+}
+
+// cpuTime is what the process has used so far.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var use syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
+}
+
+// landAll lands a table's topic in a new lake.
+func landAll(b *testing.B, s *shop, decl Table, ends map[int32]int64) (rows, commits int64) {
+	l := openLake(b, b.TempDir())
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	c := s.runConfig()
+	c.CommitInterval, c.CommitBytes, c.assignEvery = 2*time.Second, 32<<20, time.Hour
+	c.hook = func(ctx context.Context, _ string, at step) error {
+		if at != stepCommitted {
+			return nil
+		}
+		commits++
+		state, err := l.state(ctx, decl)
+		if err != nil {
+			return err
+		}
+		rows = state.Rows
+		for p, end := range ends {
+			if state.Offsets[p] < end {
+				return nil
+			}
+		}
+		cancel()
+		return nil
+	}
+	if err := (&lander{lake: l, table: decl, config: c, log: quiet()}).run(ctx); err != nil {
+		b.Fatal(err)
+	}
+	return rows, commits
+}
+
+// A commit costs the same however many there were before.
+func BenchmarkCommit(b *testing.B) {
+	s := newShop(b)
+	l := openLake(b, b.TempDir())
+	landing := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
+	have, err := l.load(b.Context(), ordersEvents.Name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w, err := newFileWriter(b.Context(), ordersEvents, have)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = w.close() }()
+	at, decoder, e, offset := progress{next: map[int32]int64{}}, ordersEvents.decoder(), s.gen.orderEvents()[0], int64(0)
+	commit := func() {
+		next := newBatch(at)
+		if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, offset}, e); err != nil {
+			b.Fatal(err)
+		}
+		offset++
+		next.move(0, offset)
+		if err := landing.land(b.Context(), next, w); err != nil {
+			b.Fatal(err)
+		}
+		at.merge(next.progress)
+		landing.expire(b.Context())
+	}
+	for _, before := range []int64{0, 100, 500, 1000} {
+		for offset < before {
+			commit()
+		}
+		b.Run(fmt.Sprint("after=", before), func(b *testing.B) {
+			cpu := cpuTime(b)
+			for b.Loop() {
+				commit()
+			}
+			b.ReportMetric((cpuTime(b)-cpu).Seconds()*1e3/float64(b.N), "cpu-ms/commit")
+		})
+	}
+}

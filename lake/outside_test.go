@@ -1,0 +1,260 @@
+package lake
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+)
+
+// python is the interpreter that scripts/python-tools sets up.
+func python(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../.tools/python/bin/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		why := "PyIceberg and DuckDB are not installed; scripts/python-tools installs them: " + err.Error()
+		if os.Getenv("CI") != "" || os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	return path
+}
+
+// outsideTable is a table as a reader that is not ours sees it.
+type outsideTable struct {
+	Reader, Table, Metadata string
+	Columns                 []string
+	Rows                    [][]*string
+}
+
+// PyIceberg and DuckDB find in the files, with no code of ours in between, exactly what was put into the topics.
+func TestOutsideReaders(t *testing.T) {
+	t.Parallel()
+	interpreter := python(t)
+	s := newShop(t)
+	dir := t.TempDir()
+	l := openLake(t, dir)
+	stop := start(t, l, s.runConfig())
+	s.mustTrade(t, 600)
+	s.landed(t, l)
+	s.mustTrade(t, 400)
+	s.landed(t, l)
+	mustStop(t, stop)
+
+	args := []string{"testdata/read_tables.py", lakeConfig(dir).CatalogPath}
+	for _, decl := range tables() {
+		args = append(args, decl.Name)
+	}
+	cmd := exec.CommandContext(t.Context(), interpreter, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr.Bytes())
+	}
+	seen := 0
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, len(out)+1)
+	for lines.Scan() {
+		var have outsideTable
+		if err := json.Unmarshal(lines.Bytes(), &have); err != nil {
+			t.Fatalf("%v: %.200s", err, lines.Bytes())
+		}
+		seen++
+		t.Run(have.Reader+"/"+have.Table, func(t *testing.T) {
+			state := stateOf(t, l, have.Table)
+			if have.Metadata != state.MetadataLocation {
+				t.Errorf("it read %s, and the catalog says %s", have.Metadata, state.MetadataLocation)
+			}
+			if have.Table == orderLines.Name {
+				compareLines(t, s, have)
+				return
+			}
+			compareEvents(t, s, have)
+		})
+	}
+	if seen != 2*len(tables()) {
+		t.Errorf("%d tables were read", seen)
+	}
+}
+
+// named gives a row's values by column; nil for null.
+func (o outsideTable) named(row []*string) map[string]*string {
+	m := map[string]*string{}
+	for i, c := range o.Columns {
+		m[c] = row[i]
+	}
+	return m
+}
+
+func (o outsideTable) checkColumns(t *testing.T) Table {
+	t.Helper()
+	decl, err := tableNamed(o.Table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, c := range decl.columns {
+		want = append(want, c.name)
+	}
+	if !slices.Equal(o.Columns, want) {
+		t.Fatalf("columns %v, want %v", o.Columns, want)
+	}
+	return decl
+}
+
+func micros(e interface{ UnixMicro() int64 }) string { return strconv.FormatInt(e.UnixMicro(), 10) }
+
+// compareRows compares rows by their keys, and names the first that differ.
+func compareRows(t *testing.T, have, want map[string]map[string]string) {
+	t.Helper()
+	if len(have) != len(want) {
+		t.Errorf("%d rows, want %d", len(have), len(want))
+	}
+	for key, w := range want {
+		if h := have[key]; !maps.Equal(h, w) {
+			t.Fatalf("row %s\nhas  %q\nwant %q", key, h, w)
+		}
+	}
+}
+
+func compareEvents(t *testing.T, s *shop, o outsideTable) {
+	decl := o.checkColumns(t)
+	message := map[string]proto.Message{}
+	want := map[string]map[string]string{}
+	for _, e := range s.events[decl.Aggregate] {
+		m := decl.decoder().(*eventDecoder).message
+		if err := proto.Unmarshal(e.Data, m); err != nil {
+			t.Fatal(err)
+		}
+		message[e.ID.String()] = m
+		w := map[string]string{
+			"event_id": e.ID.String(), "aggregate_id": e.Stream, "version": fmt.Sprint(e.Version), "type": e.Type,
+			"occurred_at": micros(e.OccurredAt), "recorded_at": micros(e.RecordedAt), "store_position": e.Position.String(),
+			"payload": hex.EncodeToString(e.Data), "topic": decl.Aggregate.Topic, "partition": fmt.Sprint(partitionOf(e.Stream)),
+		}
+		for column, v := range map[string]string{"correlation_id": e.CorrelationID, "causation_id": e.CausationID, "trace_parent": e.TraceParent} {
+			if v != "" {
+				w[column] = v
+			}
+		}
+		want[e.ID.String()] = w
+	}
+	have := map[string]map[string]string{}
+	places := map[string]bool{}
+	for _, row := range o.Rows {
+		h := map[string]string{}
+		for column, v := range o.named(row) {
+			if v != nil {
+				h[column] = *v
+			}
+		}
+		id := h["event_id"]
+		if got := message[id]; got != nil {
+			back := proto.Clone(got)
+			if err := protojson.Unmarshal([]byte(h["payload_json"]), back); err != nil || !proto.Equal(back, got) {
+				t.Fatalf("payload_json of %s: %v: %s", id, err, h["payload_json"])
+			}
+		}
+		places[h["partition"]+"/"+h["offset"]] = true
+		delete(h, "payload_json")
+		delete(h, "offset")
+		have[id] = h
+	}
+	if len(places) != len(o.Rows) {
+		t.Errorf("%d rows from %d places", len(o.Rows), len(places))
+	}
+	compareRows(t, have, want)
+}
+
+func compareLines(t *testing.T, s *shop, o outsideTable) {
+	o.checkColumns(t)
+	want := map[string]map[string]string{}
+	wantTotal, haveTotal := new(big.Rat), new(big.Rat)
+	for _, e := range s.events[event.Order] {
+		var m orderv1.OrderEvent
+		if err := proto.Unmarshal(e.Data, &m); err != nil {
+			t.Fatal(err)
+		}
+		var lines []*orderv1.OrderLine
+		var customer *string
+		shared := map[string]string{"recorded_at": micros(e.RecordedAt), "topic": event.Order.Topic, "partition": fmt.Sprint(partitionOf(e.Stream)), "order_id": e.Stream}
+		switch {
+		case m.GetPlaced() != nil:
+			p := m.GetPlaced()
+			lines, customer = p.GetLines(), p.CustomerId
+			shared["currency"], shared["country"], shared["ordered_at"] = p.GetCurrency(), p.GetCountry(), micros(p.GetOrderedAt().AsTime())
+		case m.GetLinesAdded() != nil:
+			p := m.GetLinesAdded()
+			lines, customer = p.GetLines(), p.CustomerId
+			shared["currency"], shared["country"], shared["ordered_at"] = p.GetCurrency(), p.GetCountry(), micros(p.GetOrderedAt().AsTime())
+		}
+		if customer != nil {
+			shared["customer_id"] = *customer
+		}
+		for _, l := range lines {
+			w := maps.Clone(shared)
+			w["line"], w["sku"], w["description"] = fmt.Sprint(l.GetNumber()), l.GetSku(), l.GetDescription()
+			w["quantity"], w["unit_price"] = fmt.Sprint(l.GetQuantity()), amount(l.GetUnitPrice())
+			want[w["order_id"]+"#"+w["line"]] = w
+			addTo(t, wantTotal, w)
+		}
+	}
+	have := map[string]map[string]string{}
+	for _, row := range o.Rows {
+		h := map[string]string{}
+		for column, v := range o.named(row) {
+			if v != nil && column != "offset" {
+				h[column] = *v
+			}
+		}
+		have[h["order_id"]+"#"+h["line"]] = h
+		addTo(t, haveTotal, h)
+	}
+	if len(have) != len(o.Rows) {
+		t.Errorf("%d rows of %d lines", len(o.Rows), len(have))
+	}
+	if haveTotal.Cmp(wantTotal) != 0 {
+		t.Errorf("lines worth %s, want %s", haveTotal.FloatString(9), wantTotal.FloatString(9))
+	}
+	compareRows(t, have, want)
+}
+
+// amount writes money with nine decimal places.
+func amount(m *money.Money) string {
+	r := new(big.Rat).SetFrac(big.NewInt(int64(m.GetNanos())), big.NewInt(1e9))
+	return r.Add(r, new(big.Rat).SetInt64(m.GetUnits())).FloatString(9)
+}
+
+// addTo adds what a line is worth.
+func addTo(t *testing.T, total *big.Rat, row map[string]string) {
+	t.Helper()
+	quantity, ok1 := new(big.Rat).SetString(row["quantity"])
+	price, ok2 := new(big.Rat).SetString(row["unit_price"])
+	if !ok1 || !ok2 {
+		t.Fatal(errors.New("not numbers: " + strings.Join([]string{row["quantity"], row["unit_price"]}, ", ")))
+	}
+	total.Add(total, quantity.Mul(quantity, price))
+}

@@ -1,0 +1,54 @@
+"""Reads the lake's tables with PyIceberg and with DuckDB, straight from the files, and prints what they hold as JSON.
+
+usage: read_tables.py CATALOG.db TABLE...
+
+For each reader and table one line: {"reader", "table", "metadata", "columns", "rows"}. A row is a list of strings, null
+where the value is: times as microseconds since 1970, decimals and integers in decimal, bytes in hexadecimal.
+"""
+
+import decimal
+import glob
+import json
+import sys
+
+import duckdb
+import pyarrow as pa
+from pyiceberg.catalog.sql import SqlCatalog
+
+
+def text(column: pa.ChunkedArray) -> list:
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        assert kind.unit == "us" and kind.tz is not None, kind
+        return [None if v is None else str(v) for v in column.cast(pa.int64()).to_pylist()]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [None if v is None else v.hex() for v in column.to_pylist()]
+    if pa.types.is_decimal(kind):
+        assert (kind.precision, kind.scale) == (38, 9), kind
+        return [None if v is None else f"{v:.9f}" for v in column.to_pylist()]
+    return [None if v is None else str(v) for v in column.to_pylist()]
+
+
+def show(reader: str, table: str, metadata: str, data: pa.Table) -> None:
+    columns = [text(data.column(name)) for name in data.column_names]
+    rows = [list(row) for row in zip(*columns)]
+    print(json.dumps({"reader": reader, "table": table, "metadata": metadata, "columns": data.column_names, "rows": rows}))
+
+
+def main() -> None:
+    decimal.getcontext().prec = 60
+    catalog = SqlCatalog("millrace", uri=f"sqlite:///{sys.argv[1]}")
+    duck = duckdb.connect()
+    for name in ("avro", "iceberg"):  # shipped as Python packages: nothing is downloaded
+        (path,) = [p for d in sys.path for p in glob.glob(f"{d}/duckdb_extension_{name}/extensions/*/{name}.duckdb_extension")]
+        duck.execute(f"LOAD '{path}'")
+    duck.execute("SET TimeZone = 'UTC'")
+    for name in sys.argv[2:]:
+        table = catalog.load_table(f"millrace.{name}")
+        show("pyiceberg", name, table.metadata_location, table.scan().to_arrow())
+        where = table.metadata_location.removeprefix("file://")
+        data = duck.execute("SELECT * FROM iceberg_scan(?)", [where]).to_arrow_table()
+        show("duckdb", name, table.metadata_location, data)
+
+
+main()
