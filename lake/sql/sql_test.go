@@ -166,7 +166,7 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 		t.Errorf("error %v", err)
 	}
 	// After the first part of the answer.
-	_, err = answerOf(t.Context(), s, "SELECT number, throwIf(number = 3000000) FROM numbers(10000000)", lakesql.FormatJSON)
+	_, err = answerOf(t.Context(), s, "SELECT number, throwIf(number = 500000) FROM numbers(1000000)", lakesql.FormatJSON)
 	if fault := (*lakesql.QueryError)(nil); !errors.As(err, &fault) || !strings.HasPrefix(fault.Message, "Value passed to 'throwIf'") {
 		t.Errorf("error %v", err)
 	}
@@ -263,7 +263,7 @@ func TestOldSnapshotsGo(t *testing.T) {
 	w.create("order_lines", orderLines)
 	w.append("order_lines", 10, orderLine)
 	s := lakesql.New(w.tables, e.Client())
-	held, err := s.Run(t.Context(), "SELECT l.order_id, n.number FROM numbers(3000000) AS n CROSS JOIN order_lines AS l", lakesql.FormatCSV)
+	held, err := s.Run(t.Context(), "SELECT l.order_id, n.number FROM numbers(300000) AS n CROSS JOIN order_lines AS l", lakesql.FormatCSV)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestOldSnapshotsGo(t *testing.T) {
 		t.Errorf("databases %v; the held one is %v", now, first)
 	}
 	b, err := io.ReadAll(held)
-	if lines := strings.Count(string(b), "\n"); err != nil || lines != 30_000_001 {
+	if lines := strings.Count(string(b), "\n"); err != nil || lines != 3_000_001 {
 		t.Errorf("the held query gave %d lines, %v", lines, err)
 	}
 	if err := held.Close(); err != nil {

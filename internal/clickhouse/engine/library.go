@@ -85,7 +85,7 @@ func (l *library) open() (*connection, error) {
 		argv = append(argv, &b[0])
 	}
 	pin.Pin(&argv[0])
-	p := l.connect(int32(len(argv)), unsafe.Pointer(&argv[0]))
+	p := l.connect(int32(len(argv)), unsafe.Pointer(&argv[0])) //nolint:gosec // C's argv, pinned
 	if p == nil {
 		return nil, errors.New("chdb refused the connection; its reason stands on standard error")
 	}
@@ -111,7 +111,7 @@ const (
 func (c *connection) analyze(sql string) (statements int, class statementClass, err error) {
 	// chdb_query_analysis_v1
 	out := struct{ size, statements, flags, class uint32 }{size: 16}
-	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out))
+	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out)) //nolint:gosec // written before the call returns
 	runtime.KeepAlive(sql)
 	if rc != 0 {
 		return 0, classUnknown, errors.New("chdb cannot analyze a statement: the connection is closed")
@@ -198,10 +198,10 @@ func (s *stream) release() {
 
 // bytes is the memory of a result, chdb's own.
 func (l *library) bytes(result unsafe.Pointer) []byte {
-	return unsafe.Slice(l.resultBuffer(result), l.resultLength(result))
+	return unsafe.Slice(l.resultBuffer(result), l.resultLength(result)) //nolint:gosec // as long as chdb says
 }
 
 // bytesOf is the memory of s, for C code that reads no further than its length.
 func bytesOf(s string) unsafe.Pointer {
-	return unsafe.Pointer(unsafe.StringData(s))
+	return unsafe.Pointer(unsafe.StringData(s)) //nolint:gosec // callers keep s alive
 }
