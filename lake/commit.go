@@ -24,7 +24,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 		return err
 	}
 	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.next)
-	if err := l.config.at(ctx, l.table.Name, stepWritten); err != nil {
+	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
 		return errors.Join(err, l.discard(w, file))
 	}
 	var bases []int64 // the snapshots on which it was tried

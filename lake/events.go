@@ -23,7 +23,7 @@ func eventsTable(name string, agg event.Aggregate, message func() proto.Message)
 		Name:      name,
 		Aggregate: agg,
 		columns:   slices.Concat(eventColumns, originColumns),
-		decoder:   func() decoder { return &eventDecoder{topic: agg, message: message()} },
+		decoder:   func() decoder { return &eventDecoder{of: agg, message: message()} },
 	}
 }
 
@@ -42,24 +42,9 @@ var eventColumns = []column{
 	{name: "payload_json", typ: iceberg.PrimitiveTypes.String, doc: "the message as protobuf JSON with the field names of the .proto files"},
 }
 
-// Columns of an events table by their place in eventColumns.
-const (
-	colEventID = iota
-	colAggregateID
-	colVersion
-	colType
-	colOccurredAt
-	colRecordedAt
-	colCorrelationID
-	colCausationID
-	colTraceParent
-	colStorePosition
-	colPayload
-)
-
 // eventDecoder makes an event's row.
 type eventDecoder struct {
-	topic   event.Aggregate
+	of      event.Aggregate
 	message proto.Message // reused
 	json    []byte        // reused
 	compact bytes.Buffer  // reused
@@ -68,11 +53,11 @@ type eventDecoder struct {
 var payloadJSON = protojson.MarshalOptions{UseProtoNames: true}
 
 func (d *eventDecoder) append(to *columns, r origin, e event.Event) error {
-	if err := checkEnvelope(d.topic, e); err != nil {
+	if err := checkEnvelope(d.of, e); err != nil {
 		return err
 	}
 	if err := proto.Unmarshal(e.Data, d.message); err != nil {
-		return fmt.Errorf("payload is no %s: %w", d.topic.Message, err)
+		return fmt.Errorf("payload is no %s: %w", d.of.Message, err)
 	}
 	var err error
 	if d.json, err = payloadJSON.MarshalAppend(d.json[:0], d.message); err != nil {

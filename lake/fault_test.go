@@ -96,7 +96,7 @@ func TestErrorsAtEachStep(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.mustTrade(t, 100)
-	for _, at := range []step{stepFetched, stepWritten, stepCommit, stepCommitted} {
+	for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
 		t.Run(string(at), func(t *testing.T) {
 			l := openLake(t, t.TempDir())
 			var mu sync.Mutex
@@ -126,7 +126,7 @@ func TestErrorsAtEachStep(t *testing.T) {
 func TestZombie(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-		for _, at := range []step{stepWritten, stepCommit} {
+		for _, at := range []step{stepClosed, stepCommit} {
 			t.Run(fmt.Sprintf("%s/%s", name, at), func(t *testing.T) {
 				t.Parallel()
 				s := newShop(t)

@@ -97,7 +97,7 @@ func TestKilledAtEachStep(t *testing.T) {
 	s := newShop(t)
 	s.mustTrade(t, 200)
 	for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-		for _, at := range []step{stepFetched, stepWritten, stepCommit, stepCommitted} {
+		for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
 			for _, nth := range []string{"1", "2"} {
 				t.Run(fmt.Sprintf("%s/%s/%s", name, at, nth), func(t *testing.T) {
 					dir := t.TempDir()

@@ -31,16 +31,15 @@ type lander struct {
 func (l *lander) run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		landed, err := l.session(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if position := (*PositionError)(nil); errors.As(err, &position) {
 			return err
 		}
 		if landed {
 			failures = 0
 		}
-		l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
+		if ctx.Err() == nil {
+			l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
+		}
 		if !pause(ctx, failures) {
 			return nil
 		}

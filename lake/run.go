@@ -30,7 +30,7 @@ type RunConfig struct {
 // Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.
 type Parker func(ctx context.Context, p Parked) error
 
-// Parked is a record that is no event. Sink, topic, partition and offset name it.
+// Parked is a record that is no event. Sink, topic, partition and offset name it. Its bytes hold until the Parker returns.
 type Parked struct {
 	Sink       string // "lake/orders_events"
 	Topic      string
@@ -87,7 +87,7 @@ type step string
 
 const (
 	stepFetched   step = "records fetched"
-	stepWritten   step = "data file written"
+	stepClosed    step = "data file closed"
 	stepCommit    step = "about to commit"
 	stepCommitted step = "committed, answer not used yet"
 )
