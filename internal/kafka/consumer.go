@@ -127,12 +127,11 @@ func names(partitions []kafka.TopicPartition) []TopicPartition {
 func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	switch e := c.client.Poll(int(timeout.Milliseconds())).(type) {
 	case *kafka.Message:
-		if e.TopicPartition.Error != nil {
-			c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
-			return nil, nil
+		if e.TopicPartition.Error == nil {
+			m := message(e)
+			return &m, nil
 		}
-		m := message(e)
-		return &m, nil
+		c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
 	case kafka.PartitionEOF:
 		return &Message{TopicPartition: TopicPartition{*e.Topic, e.Partition}, Offset: int64(e.Offset), End: true}, nil
 	case kafka.Error:

@@ -82,7 +82,7 @@ func startRedis(t *testing.T) string {
 	}
 }
 
-func open(t *testing.T, addr string) *redis.Client {
+func open(t testing.TB, addr string) *redis.Client {
 	t.Helper()
 	c, err := redis.Open(t.Context(), redis.Config{Addr: addr})
 	if err != nil {
@@ -278,11 +278,7 @@ func BenchmarkSave(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	c, err := redis.Open(b.Context(), redis.Config{Addr: s.Addr()})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
+	c := open(b, s.Addr())
 	docs := c.Documents("bench/v1")
 	data := bytes.Repeat([]byte("x"), 1500)
 	const size = 500

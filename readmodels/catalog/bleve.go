@@ -36,7 +36,7 @@ type bleveIndex struct {
 // OpenBleve opens the index in a folder, which belongs to this process until Close. One that cannot be opened is started
 // afresh, and the log will fill it: its positions are gone with its products.
 func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the folder is the operator's choice
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
@@ -59,7 +59,7 @@ func openBleve(path string, logger *slog.Logger) (bleve.Index, error) {
 	if !errors.Is(err, bleve.ErrorIndexPathDoesNotExist) {
 		logger.Warn("catalog index cannot be opened; starting a new one, which the log will fill", "path", path, "error", err)
 	}
-	if err := os.RemoveAll(path); err != nil {
+	if err := os.RemoveAll(path); err != nil { //nolint:gosec // the folder is the operator's choice
 		return nil, fmt.Errorf("remove what cannot be opened: %w", err)
 	}
 	m, err := indexMapping()

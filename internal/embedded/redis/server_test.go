@@ -24,7 +24,7 @@ func TestServesUntilClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // Close of the server ends it
 	if _, err := fmt.Fprint(conn, "*1\r\n$4\r\nPING\r\n"); err != nil {
 		t.Fatal(err)
 	}
