@@ -135,11 +135,12 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 	for started := false; ctx.Err() == nil; {
 		begun := time.Now()
 		err := e.runChild(ctx, password, func() {
+			level := slog.LevelInfo
 			if !started {
-				started = true
+				started, level = true, slog.LevelDebug
 				ready <- nil
 			}
-			e.config.Logger.Info("ClickHouse engine is ready", "addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
+			e.config.Logger.Log(ctx, level, "the ClickHouse engine is ready", "addr", e.Addr(), "pid", e.PID(), "after", time.Since(begun).Round(time.Millisecond))
 		})
 		if !started {
 			ready <- err

@@ -173,6 +173,37 @@ func TestDataStays(t *testing.T) {
 	}
 }
 
+// One engine per folder: a second waits for the first to go, but not long.
+func TestSecondEngineOnFolder(t *testing.T) {
+	t.Parallel()
+	c, err := clickhousetest.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DataDir = t.TempDir()
+	first, err := clickhouse.StartEngine(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := clickhouse.StartEngine(t.Context(), c); err == nil {
+		t.Error(errors.Join(errors.New("two engines run on one folder"), second.Close()))
+	} else if !strings.Contains(err.Error(), "another engine runs on "+c.DataDir) {
+		t.Errorf("error %v", err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- first.Close() }()
+	second, err := clickhouse.StartEngine(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(t, second.Client(), "SELECT 1"); got != "1" {
+		t.Errorf("answer %q", got)
+	}
+	if err := errors.Join(<-closed, second.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	good, err := clickhousetest.Config()

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
@@ -50,8 +52,12 @@ func FromEnv(log *slog.Logger) (Config, error) {
 	return c, errors.Join(err, f.Close())
 }
 
-// How long answers under way may take to end when the engine stops, after their queries were cancelled.
-const stopTimeout = 3 * time.Second
+const (
+	// How long answers under way may take to end when the engine stops, after their queries were cancelled.
+	stopTimeout = 3 * time.Second
+	// How long another engine's end is waited for.
+	lockTimeout = 5 * time.Second
+)
 
 // Main runs an engine until ctx ends, SIGTERM or SIGINT comes, or its parent is gone. It changes the working directory and
 // must own its process.
@@ -75,6 +81,11 @@ func Main(ctx context.Context, c Config) (err error) {
 	if a, ok := ln.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		return fmt.Errorf("the engine listens on loopback only, not on %s", ln.Addr())
 	}
+	unlock, err := lock(ctx, c.DataDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	control, err := boot(c)
 	if err != nil {
 		return err
@@ -104,6 +115,20 @@ func Main(ctx context.Context, c Config) (err error) {
 		return fmt.Errorf("queries still ran %v after they were cancelled: %w", stopTimeout, err)
 	}
 	return nil
+}
+
+// lock makes this process the only engine on dir. One that was just killed may take a moment to be gone.
+func lock(ctx context.Context, dir string) (unlock func() error, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the engine's folder: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	l := flock.New(filepath.Join(dir, "lock"))
+	if _, err := l.TryLockContext(ctx, 20*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("another engine runs on %s: %w", dir, err)
+	}
+	return l.Unlock, nil
 }
 
 // boot loads the library, starts ClickHouse inside this process and returns the connection that keeps it there.
@@ -138,7 +163,7 @@ func boot(c Config) (*connection, error) {
 	lib.args = []string{"--path=" + data, "--config-file=" + config}
 	control, err := lib.open()
 	if err != nil {
-		return nil, fmt.Errorf("start ClickHouse in %s (is another engine running on it?): %w", data, err)
+		return nil, fmt.Errorf("start ClickHouse in %s: %w", data, err)
 	}
 	if err := prepare(control); err != nil {
 		control.close()

@@ -326,6 +326,13 @@ func TestReader(t *testing.T) {
 	} {
 		ask(t, admin, sql)
 	}
+	t.Cleanup(func() {
+		for _, name := range []string{"lake_reader", "private_reader"} {
+			if err := admin.Exec(context.Background(), "DROP DATABASE "+name, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	if got := ask(t, admin, "SELECT file('"+secret+"')"); got != `the secret\n` {
 		t.Fatalf("the test's own secret reads %q", got)
 	}
