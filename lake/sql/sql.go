@@ -1,6 +1,11 @@
 // Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a query sees every table at
 // one moment: names are resolved to the catalog's present metadata files when the query comes, and what lands while it
 // runs does not reach it.
+//
+// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing else: one statement of
+// SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing settings, table functions that open files or the
+// network (file, url, s3, remote, icebergLocal, …), the function file, and INTO OUTFILE. The engine holds that, not this
+// package: see clickhouse.Reader.
 package sql
 
 import (
