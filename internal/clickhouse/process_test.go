@@ -21,7 +21,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 )
 
-// envParent makes the test binary a process that starts an engine, prints both ids and waits to be killed.
+// envParent makes the test binary a process that starts an engine in the folder it names, prints the engine's id and waits
+// to be killed.
 const envParent = "MILLRACE_TEST_ENGINE_PARENT"
 
 func TestMain(m *testing.M) {
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 		flag.Parse()
 		c, err := clickhousetest.Config()
 		if err == nil {
+			c.DataDir = os.Getenv(envParent)
 			var e *clickhouse.Engine
 			if e, err = clickhouse.StartEngine(context.Background(), c); err == nil {
 				fmt.Println(e.PID())
@@ -258,7 +260,7 @@ func TestStartGivesUpWithItsContext(t *testing.T) {
 func TestEngineDiesWithParent(t *testing.T) {
 	t.Parallel()
 	parent := exec.CommandContext(t.Context(), os.Args[0])
-	parent.Env = append(os.Environ(), envParent+"=1")
+	parent.Env = append(os.Environ(), envParent+"="+t.TempDir())
 	parent.Stderr = os.Stderr
 	out, err := parent.StdoutPipe()
 	if err != nil {
