@@ -8,7 +8,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// logger hands kfake's messages to slog. Its information level speaks of every request, so it is our debug level.
+// logger hands kfake's messages to slog, a level lower: it warns of a transaction that took five milliseconds, and informs of
+// every request.
 type logger struct{ to *slog.Logger }
 
 func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {
@@ -17,7 +18,7 @@ func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {
 	case kfake.LogLevelError:
 		to = slog.LevelError
 	case kfake.LogLevelWarn:
-		to = slog.LevelWarn
+		to = slog.LevelInfo
 	}
 	if ctx := context.Background(); l.to.Enabled(ctx, to) {
 		l.to.Log(ctx, to, fmt.Sprintf(format, args...))
