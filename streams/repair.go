@@ -2,7 +2,6 @@ package streams
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,103 +10,20 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// keepBooks saves positions and looks how far the log is, now and then, until ctx ends.
-func (r *Runtime) keepBooks(ctx context.Context) {
-	tick := time.NewTicker(r.cfg.SaveEvery)
-	defer tick.Stop()
-	var failed string
-	for {
-		r.mu.Lock()
-		parts := maps.Clone(r.parts)
-		r.mu.Unlock()
-		err := errors.Join(r.save(parts), r.look(ctx))
-		if errors.Is(err, ErrLost) {
-			r.askRepair(ctx, err, nil)
-		}
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err == nil:
-			failed = ""
-		case err.Error() != failed: // once, not at every tick
-			failed = err.Error()
-			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+// repair asks the poll loop to bring the reading back to where the sink stands.
+type repair struct {
+	cause error
+	gap   *item // the record that cannot be applied; nil where the positions were lost
+	done  chan struct{}
 }
 
-// look brings the watermarks up to date with the ends of the topics and with what other members have saved, and sees
-// whether the sink still stands where we saved it.
-func (r *Runtime) look(ctx context.Context) (lost error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
-	defer cancel()
-	for _, topic := range r.cfg.Topics {
-		ends, err := r.ends(ctx, topic)
-		if err != nil {
-			return err
-		}
-		stored, err := r.cfg.Sink.Positions(ctx, topic)
-		if err != nil {
-			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
-		}
-		r.mu.Lock()
-		for id := range ends {
-			p, at := r.parts[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
-			if _, there := stored[id]; p == nil {
-				r.cfg.Watermarks.set(topic, id, at)
-			} else if !there || p.savedAt().Next != at.Next {
-				lost = fmt.Errorf("partition %d of %s: %w", id, topic, ErrLost)
-			}
-		}
-		r.cfg.Watermarks.look(topic, ends)
-		r.mu.Unlock()
-	}
-	return lost
-}
-
-// CatchUp returns nil once the sink has applied everything that stood on the topics when it was called. It waits for Run
-// to begin.
-func (r *Runtime) CatchUp(ctx context.Context) error {
-	select {
-	case <-r.running:
-	case <-ctx.Done():
-		return fmt.Errorf("streams %s: wait for the start: %w", r.cfg.Name, context.Cause(ctx))
-	}
-	for _, topic := range r.cfg.Topics {
-		ends, err := r.ends(ctx, topic)
-		if err == nil {
-			err = r.cfg.Watermarks.WaitFor(ctx, topic, ends)
-		}
-		if err != nil {
-			return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
-		}
-	}
-	return nil
-}
-
-func (r *Runtime) ends(ctx context.Context, topic string) (map[int32]int64, error) {
-	r.closing.RLock()
-	defer r.closing.RUnlock()
-	if r.consumer == nil {
-		return nil, errors.New("stopped")
-	}
-	return r.consumer.Ends(ctx, topic)
-}
-
-// askRepair has the poll loop repair, and waits for it. It is false where ctx ended first.
-func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) bool {
+// askRepair has the poll loop repair, and waits for it, unless ctx ends first.
+func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) {
 	ask := repair{cause, gap, make(chan struct{})}
 	select {
 	case r.repairs <- ask:
 		<-ask.done
-		return true
 	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -117,7 +33,8 @@ func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) bool {
 // is as it was saved, either the sink lost single documents or the log never had the missing event: the partition is read
 // from its beginning, which is a no-op for all that is there. If the gap comes up again on that way, the log lacks the
 // event, nothing will ever complete the stream, and its events are parked so that all others go on.
-// An error means that it stands elsewhere than we believe, and must not go on.
+//
+// An error means that reading goes on elsewhere than it should, and must end.
 func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	defer close(ask.done)
 	var gapAt kafka.TopicPartition

@@ -26,7 +26,7 @@ type Config struct {
 	Batch      int           // most records of one Apply; 0 means 500
 	Queue      int           // most records that wait for all workers; 0 means 4096
 	SaveEvery  time.Duration // how often positions are saved and lag is measured; 0 means 250 ms
-	Logger     *slog.Logger
+	Logger     *slog.Logger  // slog.Default() where nil
 }
 
 const (
@@ -53,13 +53,6 @@ type Runtime struct {
 	parts map[kafka.TopicPartition]*partition
 
 	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
-}
-
-// repair asks the poll loop to bring the reading back to where the sink stands.
-type repair struct {
-	cause error
-	gap   *item // the record that cannot be applied; nil where the positions were lost
-	done  chan struct{}
 }
 
 // New makes a Runtime; Run runs it.
@@ -257,36 +250,6 @@ func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[k
 	}
 }
 
-// begin reads where the sink stands in partitions. Where it stands nowhere it is made to stand at the beginning, for what
-// is lost is seen by the position that is gone; fresh are these.
-func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (stored map[kafka.TopicPartition]Applied, fresh map[kafka.TopicPartition]bool, err error) {
-	stored, fresh = map[kafka.TopicPartition]Applied{}, map[kafka.TopicPartition]bool{}
-	for _, topic := range r.cfg.Topics {
-		positions, err := r.cfg.Sink.Positions(ctx, topic)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
-		}
-		var first []Move
-		for _, tp := range ps {
-			if tp.Topic != topic {
-				continue
-			}
-			at, there := positions[tp.Partition]
-			if !there {
-				first = append(first, Move{Partition: tp.Partition, First: true})
-				fresh[tp] = true
-			}
-			stored[tp] = at
-		}
-		if len(first) > 0 {
-			if err := r.cfg.Sink.SavePositions(ctx, topic, first); err != nil {
-				return nil, nil, fmt.Errorf("save the sink's first positions in %s: %w", topic, err)
-			}
-		}
-	}
-	return stored, fresh, nil
-}
-
 // revoked lets partitions go: nothing of them is inside the sink when it returns, and what was applied is saved.
 func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	gone := map[kafka.TopicPartition]*partition{}
@@ -307,33 +270,4 @@ func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	if err := r.save(gone); err != nil {
 		r.cfg.Logger.Warn("streams: positions not saved; what was applied since will be delivered again", "sink", r.cfg.Name, "error", err)
 	}
-}
-
-// save tells the sink how far partitions are.
-func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
-	r.saving.Lock()
-	defer r.saving.Unlock()
-	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
-	defer cancel()
-	moves, offsets := map[string][]Move{}, map[kafka.TopicPartition]int64{}
-	for tp, p := range parts {
-		if m, ok := p.unsaved(); ok {
-			moves[tp.Topic] = append(moves[tp.Topic], m)
-			offsets[tp] = m.To.Next
-		}
-	}
-	for topic, ms := range moves {
-		if err := r.cfg.Sink.SavePositions(ctx, topic, ms); err != nil {
-			return fmt.Errorf("save the sink's positions in %s: %w", topic, err)
-		}
-		for _, m := range ms {
-			parts[kafka.TopicPartition{Topic: topic, Partition: m.Partition}].setSaved(m.To)
-		}
-	}
-	if len(offsets) > 0 {
-		if err := r.consumer.Store(offsets); err != nil { // for outside tools only
-			r.cfg.Logger.Debug("streams: the group's offsets were not stored", "sink", r.cfg.Name, "error", err)
-		}
-	}
-	return nil
 }

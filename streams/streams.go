@@ -2,8 +2,9 @@
 // of a consumer group, hands events to a Sink in order per key and in parallel across keys, and keeps the promise that the
 // sink holds its own position: what the sink says is where reading starts, and its position never runs ahead of its data.
 //
-// Reading order: this file says what a sink must do, partition.go how far one partition is, worker.go how events reach the
-// sink, runtime.go how partitions come and go, watermarks.go what queries may ask.
+// Reading order: this file says what a sink must do; runtime.go how partitions and records come and go; partition.go how far
+// one partition is; worker.go how records reach the sink; books.go how positions are kept and lag is measured; repair.go
+// what happens when a sink loses data; parking.go where unreadable records go; watermarks.go what queries may ask.
 package streams
 
 import (

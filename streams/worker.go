@@ -70,8 +70,12 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 		}
 		r.cfg.Logger.Warn("streams: the sink did not take a batch, which will be handed over again", "sink", r.cfg.Name,
 			"records", len(batch), "in", wait, "error", err)
-		if errors.Is(err, ErrLost) && r.askRepair(ctx, err, gapIn(batch, err)) {
-			continue
+		if errors.Is(err, ErrLost) {
+			gap := gapIn(batch, err)
+			r.askRepair(ctx, err, gap)
+			if gap != nil && gap.park != nil {
+				continue // the rest can go on at once
+			}
 		}
 		select {
 		case <-ctx.Done():
