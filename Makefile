@@ -21,6 +21,9 @@ build: ## build bin/millrace
 run: build $(NPM_DONE) ## install what is missing, start the whole system on loopback, show it at work, serve
 	bin/millrace up
 
+.PHONY: tools
+tools: $(NPM_DONE) ## install what make run and the tests need from npm: the SQL engine, buf
+
 .PHONY: test
 test: $(NPM_DONE) ## run all tests (with what is installed: see scripts/test-servers)
 	go test -timeout 30m $(TESTFLAGS) ./...
