@@ -80,7 +80,8 @@ func resumed(ctx context.Context, call func(context.Context) error) error {
 		if !errors.As(err, &e) || e.IsFatal() || e.TxnRequiresAbort() {
 			return err
 		}
-		if !e.IsRetriable() && !e.IsTimeout() {
+		// "Transport" also means that a client that has just been opened is not connected yet.
+		if !e.IsRetriable() && !e.IsTimeout() && !isCode(e, kafka.ErrTransport) {
 			return err
 		}
 		if !e.IsTimeout() && !sleep(ctx, 20*time.Millisecond) { // a timeout has waited already

@@ -23,6 +23,7 @@ import (
 
 const (
 	defaultWait = time.Minute
+	askTimeout  = 15 * time.Second      // of a question to Kafka that people wait for
 	look        = 20 * time.Millisecond // between two looks at a sink that has no way to tell
 	readBatch   = 2000                  // events
 	attempts    = 3                     // of a comparison, while commands keep coming
@@ -220,14 +221,12 @@ func (p *Platform) until(ctx context.Context, what string, reached func() (bool,
 
 // ends are the offsets behind the last committed record, by topic and partition.
 func (p *Platform) ends(ctx context.Context) (map[string]map[int32]int64, error) {
-	admin, err := kafka.NewAdmin(p.kafka)
-	if err != nil {
-		return nil, err
-	}
-	defer admin.Close()
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	ends := map[string]map[int32]int64{}
 	for _, topic := range topics() {
-		if ends[topic], err = admin.EndOffsets(ctx, topic); err != nil {
+		var err error
+		if ends[topic], err = p.admin.EndOffsets(ctx, topic); err != nil {
 			return nil, err
 		}
 	}
@@ -299,12 +298,7 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 
 // topicDigest reads a topic as every consumer does. A record that is no event is not content: the sinks park it.
 func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
-	admin, err := kafka.NewAdmin(p.kafka)
-	if err != nil {
-		return nil, err
-	}
-	defer admin.Close()
-	end, err := admin.EndOffsets(ctx, topic)
+	end, err := p.admin.EndOffsets(ctx, topic)
 	if err != nil {
 		return nil, err
 	}

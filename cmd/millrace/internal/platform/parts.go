@@ -63,7 +63,16 @@ func (p *Platform) startKafka(ctx context.Context) error {
 	}
 	p.addresses["kafka"] = brokers
 	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Logger: p.log}
-	return kafka.EnsureTopics(ctx, p.kafka, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+	admin, err := kafka.NewAdmin(p.kafka)
+	if err != nil {
+		return err
+	}
+	p.admin = admin
+	p.onStop(func() error {
+		admin.Close()
+		return nil
+	})
+	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
 
 func (p *Platform) startRedis(ctx context.Context) error {

@@ -33,6 +33,7 @@ type Platform struct {
 	listener net.Listener
 
 	kafka  kafka.Config
+	admin  *kafka.Admin
 	boot   string                      // ends the transactional ids; see embedded kafka
 	stores map[string]eventstore.Store // by aggregate
 	relays map[string]*relay.Relay     // by aggregate
