@@ -192,7 +192,6 @@ func TestTopicDoesNotFit(t *testing.T) {
 	for name, c := range map[string]struct {
 		happens func(t *testing.T, s *shop)
 		want    string
-		running bool // while the lander runs
 	}{
 		"made anew, empty":             {happens: remake(partitions), want: "id"},
 		"made anew, and further again": {happens: func(t *testing.T, s *shop) { remake(partitions)(t, s); s.mustTrade(t, 300) }, want: "id"},
