@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 // envParent makes the test binary a process that starts an engine in the folder it names, prints the engine's id and waits
@@ -62,18 +63,6 @@ func answerOf(ctx context.Context, c *clickhouse.Client, sql string) (string, er
 	return strings.TrimSuffix(string(b), "\n"), errors.Join(err, body.Close())
 }
 
-// eventually waits until condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatal("timeout: " + what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 // endless computes for hours before its first row.
 const endless = "SELECT count() FROM numbers_mt(1000000000000000) WHERE sipHash64(number) = 1"
 
@@ -92,14 +81,14 @@ func TestKilledEngineComesBack(t *testing.T) {
 		_, err := answerOf(t.Context(), e.Client(), endless)
 		failed <- err
 	}()
-	eventually(t, "the query runs", func() bool { return running(t, e.Client(), endless) })
+	polltest.Until(t, "the query runs", func() bool { return running(t, e.Client(), endless) })
 	if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-failed; err == nil {
 		t.Error("the query outlived its engine")
 	}
-	eventually(t, "another process", func() bool { pid := e.PID(); return pid != 0 && pid != killed })
+	polltest.Until(t, "another process", func() bool { pid := e.PID(); return pid != 0 && pid != killed })
 	if got := ask(t, e.Client(), "SELECT 1"); got != "1" || e.Addr() != addr {
 		t.Errorf("answer %q at %s, want 1 at %s", got, e.Addr(), addr)
 	}
@@ -114,7 +103,7 @@ func TestQueryWaitsForRestart(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the process is gone", func() bool { return e.PID() != pid })
+	polltest.Until(t, "the process is gone", func() bool { return e.PID() != pid })
 	if err := c.Ping(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -136,7 +125,7 @@ func TestCloseEndsQueries(t *testing.T) {
 		_, err := answerOf(context.WithoutCancel(t.Context()), e.Client(), endless)
 		failed <- err
 	}()
-	eventually(t, "the query runs", func() bool { return running(t, e.Client(), endless) })
+	polltest.Until(t, "the query runs", func() bool { return running(t, e.Client(), endless) })
 	if err := errors.Join(e.Close(), e.Close()); err != nil {
 		t.Error(err)
 	}
@@ -280,7 +269,7 @@ func TestEngineDiesWithParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = parent.Wait() // killed
-	eventually(t, "the engine is gone", func() bool { return !alive(pid) })
+	polltest.Until(t, "the engine is gone", func() bool { return !alive(pid) })
 }
 
 // An engine without the kernel's help: the end of its standard input, or SIGTERM, ends it well.
@@ -322,7 +311,7 @@ func TestEngineStops(t *testing.T) {
 				_, err := answerOf(t.Context(), client, endless)
 				failed <- err
 			}()
-			eventually(t, "the query runs", func() bool { return running(t, client, endless) })
+			polltest.Until(t, "the query runs", func() bool { return running(t, client, endless) })
 			if err := stop(cmd, stdin); err != nil {
 				t.Fatal(err)
 			}

@@ -13,12 +13,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/array"
 
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	"github.com/millrace/millrace/internal/polltest"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
@@ -40,17 +40,6 @@ func ask(t *testing.T, s *lakesql.SQL, query, format string) string {
 		t.Fatalf("%s: %v", query, err)
 	}
 	return answer
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatal("timeout: " + what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
 }
 
 // TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots.
@@ -329,7 +318,7 @@ func TestEngineStartedAnew(t *testing.T) {
 			_, err := answerOf(t.Context(), s, "SELECT count() FROM numbers(1000000000000000) AS n CROSS JOIN order_lines WHERE sipHash64(n.number, quantity) = 1", lakesql.FormatTable)
 			running <- err
 		}()
-		eventually(t, "the query runs", func() bool {
+		polltest.Until(t, "the query runs", func() bool {
 			return strings.Contains(ask(t, s, "SELECT count() AS n FROM system.processes WHERE query LIKE '%CROSS%'", lakesql.FormatJSON), "2") // and this one
 		})
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -339,7 +328,7 @@ func TestEngineStartedAnew(t *testing.T) {
 		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
 			t.Errorf("error %v", err)
 		}
-		eventually(t, "another process", func() bool { now := e.PID(); return now != 0 && now != pid })
+		polltest.Until(t, "another process", func() bool { now := e.PID(); return now != 0 && now != pid })
 	}
 }
 
@@ -428,7 +417,7 @@ func testCancel(t *testing.T, s *lakesql.SQL, client *clickhouse.Client) {
 	if err := body.Close(); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the query ends", func() bool { return !running() })
+	polltest.Until(t, "the query ends", func() bool { return !running() })
 }
 
 // 500,000 lines in five files; MB is the engine's resident memory at the end.

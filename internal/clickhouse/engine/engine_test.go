@@ -14,10 +14,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 func TestMain(m *testing.M) { clickhousetest.Main(m) }
@@ -38,17 +38,6 @@ func ask(t *testing.T, c *clickhouse.Client, sql string) string {
 		t.Fatalf("%s: %v", sql, err)
 	}
 	return strings.TrimSuffix(answer, "\n")
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatal("timeout: " + what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
 }
 
 // How often a query with this text runs.
@@ -196,12 +185,12 @@ func TestCancel(t *testing.T) {
 					}
 					ended <- err
 				}()
-				eventually(t, "it runs", func() bool { return running(t, c, sql) == "1" })
+				polltest.Until(t, "it runs", func() bool { return running(t, c, sql) == "1" })
 				cancel()
 				if err := <-ended; !errors.Is(err, context.Canceled) {
 					t.Errorf("error %v", err)
 				}
-				eventually(t, "it ends", func() bool { return running(t, c, sql) == "0" })
+				polltest.Until(t, "it ends", func() bool { return running(t, c, sql) == "0" })
 			})
 		}
 	}
@@ -218,7 +207,7 @@ func TestCancel(t *testing.T) {
 		if err := body.Close(); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "it ends", func() bool { return running(t, c, sql) == "0" })
+		polltest.Until(t, "it ends", func() bool { return running(t, c, sql) == "0" })
 	})
 }
 

@@ -33,12 +33,12 @@ type Cluster struct {
 var ErrMissing = errors.New("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
 
 // ConnString starts the cluster if need be, and tells how to connect to it. Where PostgreSQL is not installed the test is
-// skipped, unless the environment variable CI or MILLRACE_REQUIRE_POSTGRES is set: then it fails.
+// skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
 	conn, err := c.Start()
 	switch {
-	case errors.Is(err, ErrMissing) && os.Getenv("CI") == "" && os.Getenv("MILLRACE_REQUIRE_POSTGRES") == "":
+	case errors.Is(err, ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "":
 		tb.Skip("not tested on PostgreSQL: ", err)
 	case err != nil:
 		tb.Fatalf("start PostgreSQL: %v", err)

@@ -8,10 +8,10 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/servers/postgres"
 )
 
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	}
 	var c postgres.Cluster
 	fmt.Println(c.Start())
-	time.Sleep(time.Hour) // until killed
+	select {} // until killed
 }
 
 // TestEndsWithItsProcess kills a test binary: its server must end and its directory go.
@@ -60,12 +60,8 @@ func TestEndsWithItsProcess(t *testing.T) {
 	if err := victim.Wait(); !errors.As(err, new(*exec.ExitError)) {
 		t.Errorf("the victim ended with %v", err)
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s outlived its process", dir)
-		}
-	}
+	polltest.Until(t, dir+" is gone with its process", func() bool {
+		_, err := os.Stat(dir)
+		return errors.Is(err, os.ErrNotExist)
+	})
 }

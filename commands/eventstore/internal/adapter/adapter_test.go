@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -161,12 +162,7 @@ func TestWhatMustBeTriedAgainComesFirst(t *testing.T) {
 // awaitQueued waits until n calls stand in the queue.
 func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); w.Queued() != n; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d calls are queued, want %d", w.Queued(), n)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	polltest.Until(t, fmt.Sprintf("%d calls are queued", n), func() bool { return w.Queued() == n })
 }
 
 func TestGate(t *testing.T) {
