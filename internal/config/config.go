@@ -133,6 +133,10 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 	return nil
 }
 
+// The embedded broker shows aborted records in an answer that is cut by its whole size, which readers ask to be 50 MiB at
+// the most, with 1 MiB of each partition.
+const embeddedPartitions = 32
+
 // Check finds what cannot work, before anything is started.
 func (c Config) Check() error {
 	var errs []error
@@ -153,6 +157,9 @@ func (c Config) Check() error {
 	}
 	if c.Kafka.Partitions < 1 || c.Kafka.Partitions > 1000 {
 		errs = append(errs, fmt.Errorf("kafka.partitions: %d is not between 1 and 1000", c.Kafka.Partitions))
+	}
+	if c.Kafka.Brokers == "" && c.Kafka.Partitions > embeddedPartitions {
+		errs = append(errs, fmt.Errorf("kafka.partitions: the embedded broker serves at most %d, not %d", embeddedPartitions, c.Kafka.Partitions))
 	}
 	if c.Lake.CommitInterval <= 0 {
 		errs = append(errs, fmt.Errorf("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval))
