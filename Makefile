@@ -2,7 +2,7 @@
 
 TOOLS    := $(CURDIR)/.tools
 BIN      := $(TOOLS)/bin
-BUF      := $(TOOLS)/npm/node_modules/.bin/buf
+BUF      := $(TOOLS)/npm/node_modules/@bufbuild/buf-linux-x64/bin/buf
 LINT     := $(BIN)/golangci-lint
 NPM_DONE := $(TOOLS)/npm/node_modules/.package-lock.json
 TESTFLAGS ?=
