@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +44,7 @@ file with its row number and the reason; accepted + rejected = read.`,
 		if err != nil {
 			return err
 		}
-		b := newBar("import " + args[0])
+		b := newBar("import " + filepath.Base(args[0]))
 		summary, err := onlineretail.Import(cmd.Context(), onlineretail.Config{
 			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: "http://" + c.Addr, Concurrency: concurrency,
 			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },

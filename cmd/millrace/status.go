@@ -42,24 +42,30 @@ func newStatus(a *app) *cobra.Command {
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), string(b))
 			return err
 		}
-		printStatus(cmd.OutOrStdout(), r.Msg)
+		printSinks(cmd.OutOrStdout(), r.Msg)
+		printAddresses(cmd.OutOrStdout(), r.Msg)
 		return nil
 	}
 	return cmd
 }
 
-func printStatus(w io.Writer, s *adminv1.StatusResponse) {
+func printSinks(w io.Writer, s *adminv1.StatusResponse) {
 	now := time.Now()
 	rows := make([][]any, 0, len(s.Sinks))
 	for _, k := range s.Sinks {
 		rows = append(rows, []any{k.Sink, k.Count, k.Unit, k.LagEvents, ago(now, k.AsOf.AsTime())})
 	}
 	printTable(w, []string{"where", "count", "of", "events behind", "newest recorded"}, rows)
-	rows = rows[:0]
-	for _, name := range slices.Sorted(maps.Keys(s.Addresses)) {
-		rows = append(rows, []any{name, s.Addresses[name]})
+}
+
+func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
+	for i, name := range slices.Sorted(maps.Keys(s.Addresses)) {
+		if i > 0 {
+			fmt.Fprint(w, ", ")
+		}
+		fmt.Fprint(w, name, " ", s.Addresses[name])
 	}
-	printTable(w, []string{"server", "address"}, rows)
+	fmt.Fprintln(w)
 }
 
 // admin is the client of the running system's admin service.

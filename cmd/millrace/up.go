@@ -87,7 +87,8 @@ func present(ctx context.Context, out io.Writer, p *platform.Platform, noDemo bo
 	if err != nil {
 		return err
 	}
-	printStatus(out, s.Msg)
+	printSinks(out, s.Msg)
+	printAddresses(out, s.Msg)
 	if !noDemo {
 		printTryNext(out, base, sample)
 	}
