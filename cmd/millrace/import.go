@@ -50,6 +50,9 @@ file with its row number and the reason; accepted + rejected = read.`,
 			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
 		})
 		b.end(err)
+		if cmd.Context().Err() != nil {
+			return fmt.Errorf("stopped (%w); run the same command again and it goes on", err)
+		}
 		if err != nil {
 			return a.explain(err)
 		}
