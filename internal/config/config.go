@@ -194,7 +194,7 @@ func (l Log) Logger(w io.Writer) *slog.Logger {
 func (c Config) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
 	b.WriteString("# Every key of Millrace, with its value. A variable of the environment goes over the file,\n" +
-		"# and a flag of the command line over both.\n")
+		"# and a flag of the command line over both.\n\n")
 	write(&b, reflect.ValueOf(c), "", EnvPrefix)
 	n, err := w.Write(b.Bytes())
 	return int64(n), err
