@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
@@ -50,11 +52,12 @@ type Consumer struct {
 	client *kafka.Consumer
 	admin  Admin
 	logs   *logs
+	owned  map[TopicPartition]bool // what Assigned was told of and Revoked was not; of the polling goroutine
 }
 
 // NewConsumer joins the group. The group is left by Close, or when the process ends, after the session's timeout.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
-	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger())}
+	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]bool{}}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
 			"session.timeout.ms":         10000, // a killed member keeps its partitions this long
@@ -90,7 +93,11 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	switch e := e.(type) {
 	case kafka.AssignedPartitions:
-		starts := c.cfg.Assigned(names(e.Partitions))
+		assigned := names(e.Partitions)
+		for _, p := range assigned {
+			c.owned[p] = true
+		}
+		starts := c.cfg.Assigned(assigned)
 		for i, p := range e.Partitions {
 			e.Partitions[i].Offset = startAt(starts[TopicPartition{*p.Topic, p.Partition}])
 		}
@@ -98,12 +105,19 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 			c.log.Error("kafka: take assigned partitions", "error", err)
 		}
 	case kafka.RevokedPartitions:
-		c.cfg.Revoked(names(e.Partitions), client.AssignmentLost())
+		c.revoke(names(e.Partitions), client.AssignmentLost())
 		if err := client.IncrementalUnassign(e.Partitions); err != nil {
 			c.log.Error("kafka: give revoked partitions back", "error", err)
 		}
 	}
 	return nil // the client ignores it
+}
+
+func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
+	for _, p := range partitions {
+		delete(c.owned, p)
+	}
+	c.cfg.Revoked(partitions, lost)
 }
 
 func startAt(offset int64) kafka.Offset {
@@ -198,13 +212,28 @@ func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, err
 	return c.admin.EndOffsets(ctx, topic)
 }
 
+// closeTimeout is longer than a close takes that goes well, or that gives up because no broker answers.
+const closeTimeout = 15 * time.Second
+
 // Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no broker answers it gives up
-// after the session's timeout, 10 seconds.
+// after the session's timeout, 10 seconds. Should the client hang, it is abandoned after 15: the group then waits for its
+// session to end, and the process can.
 func (c *Consumer) Close() error {
-	err := c.client.Close()
-	c.logs.close()
-	if err != nil {
-		return fmt.Errorf("kafka: group %s: close: %w", c.cfg.Group, err)
+	closed := make(chan error, 1)
+	go func() { closed <- c.client.Close() }()
+	hung := time.NewTimer(closeTimeout)
+	defer hung.Stop()
+	select {
+	case err := <-closed:
+		c.logs.close()
+		if len(c.owned) > 0 { // the client left in the middle of a rebalance, and told of a part only
+			c.revoke(slices.Collect(maps.Keys(c.owned)), true)
+		}
+		if err != nil {
+			return fmt.Errorf("kafka: group %s: close: %w", c.cfg.Group, err)
+		}
+		return nil
+	case <-hung.C:
+		return fmt.Errorf("kafka: group %s: the client has not closed within %v", c.cfg.Group, closeTimeout)
 	}
-	return nil
 }
