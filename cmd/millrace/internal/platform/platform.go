@@ -52,7 +52,7 @@ type Platform struct {
 	failure   error
 }
 
-// Start starts everything. When it returns without an error commands are taken; Ready tells when queries answer in full.
+// Start starts everything. When it returns without an error commands are taken; /readyz tells when queries answer in full.
 // ctx bounds the start only: end the system with Close.
 func Start(ctx context.Context, cfg config.Config, log *slog.Logger) (*Platform, error) {
 	p := &Platform{
