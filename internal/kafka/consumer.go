@@ -41,7 +41,7 @@ type Message struct {
 	Key     []byte
 	Value   []byte
 	Headers []event.Header
-	End     bool // no record: the partition ends before Offset, for now
+	End     bool // no record: the partition ended before Offset when this was read
 }
 
 // Consumer is a member of a consumer group that reads what transactions have committed. One goroutine polls it; the other
