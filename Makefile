@@ -11,7 +11,7 @@ TESTFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build bin/millrace
@@ -24,8 +24,13 @@ run: build $(NPM_DONE) ## install what is missing, start the whole system on loo
 .PHONY: tools
 tools: $(NPM_DONE) ## install what make run and the tests need from npm: the SQL engine, buf
 
+.PHONY: servers
+servers: $(NPM_DONE) ## install every real server and outside client that the tests use
+	@scripts/servers
+	@scripts/python-tools
+
 .PHONY: test
-test: $(NPM_DONE) ## run all tests (with what is installed: see scripts/test-servers)
+test: $(NPM_DONE) ## run all tests (with what is installed: make servers installs them)
 	go test -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: check

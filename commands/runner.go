@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	"github.com/millrace/millrace/internal/failpoint"
 )
 
 // How often a command is tried where other processes append to its stream at the same time, and how long it waits in
@@ -213,7 +214,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	if err != nil {
 		return nil, err
 	}
-	appended, err := t.store.Append(ctx, batch)
+	appended, err := t.append(ctx, batch)
 	if err != nil {
 		return nil, t.storeError(ctx, "append", t.stream, err)
 	}
@@ -221,6 +222,18 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 		receipt.Token = t.token(t.stream, after.version, appended.Position)
 	}
 	return response, nil
+}
+
+// append is the store's Append with a failpoint on each side.
+func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
+	if err := failpoint.Hit("commands.append.before"); err != nil {
+		return eventstore.Appended{}, err
+	}
+	appended, err := r.store.Append(ctx, b)
+	if err == nil {
+		err = failpoint.Hit("commands.append.after")
+	}
+	return appended, err
 }
 
 // storeError passes on what somebody here decides by and what is our own mistake, and logs and hides the rest.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/failpoint"
 )
 
 // RunConfig says how to land.
@@ -94,7 +95,7 @@ const (
 
 func (c RunConfig) at(ctx context.Context, table string, s step) error {
 	if c.hook == nil {
-		return nil
+		return failpoint.Hit("lake." + table + "." + string(s))
 	}
 	return c.hook(ctx, table, s)
 }

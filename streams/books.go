@@ -7,6 +7,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -113,7 +114,14 @@ func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 		}
 	}
 	for topic, ms := range moves {
-		if err := r.cfg.Sink.SavePositions(ctx, topic, ms); err != nil {
+		err := failpoint.Hit("view." + r.cfg.Name + ".positions.before")
+		if err == nil {
+			err = r.cfg.Sink.SavePositions(ctx, topic, ms)
+		}
+		if err == nil {
+			err = failpoint.Hit("view." + r.cfg.Name + ".positions.after")
+		}
+		if err != nil {
 			return fmt.Errorf("save the sink's positions in %s: %w", topic, err)
 		}
 		for _, m := range ms {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -105,6 +106,17 @@ const (
 	maxBackoff = 5 * time.Second
 )
 
+// apply is the sink's Apply with a failpoint on each side.
+func (r *Runtime) apply(ctx context.Context, records []Record) error {
+	if err := failpoint.Hit("view." + r.cfg.Name + ".apply.before"); err != nil {
+		return err
+	}
+	if err := r.cfg.Sink.Apply(ctx, records); err != nil {
+		return err
+	}
+	return failpoint.Hit("view." + r.cfg.Name + ".apply.after")
+}
+
 // attempt hands a batch to the sink once, and parks what cannot be read.
 func (r *Runtime) attempt(batch []*item) error {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
@@ -119,7 +131,7 @@ func (r *Runtime) attempt(batch []*item) error {
 		}
 	}
 	if len(records) > 0 {
-		err := r.cfg.Sink.Apply(ctx, records)
+		err := r.apply(ctx, records)
 		var unreadable *UnreadableError
 		if errors.As(err, &unreadable) {
 			for i, rec := range unreadable.Records {

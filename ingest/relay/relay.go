@@ -20,6 +20,7 @@ import (
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -112,7 +113,7 @@ func New(cfg Config) (*Relay, error) {
 	return &Relay{
 		cfg:  cfg,
 		log:  cfg.Logger.With("relay", cfg.Aggregate.Service),
-		hook: func(step) error { return nil },
+		hook: func(s step) error { return failpoint.Hit("relay." + cfg.Aggregate.Service + "." + string(s)) },
 	}, nil
 }
 

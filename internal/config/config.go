@@ -25,14 +25,44 @@ const EnvPrefix = "MILLRACE_"
 
 // Config is the whole configuration. A `doc` tag becomes the comment above the key.
 type Config struct {
-	Addr       string     `yaml:"addr" doc:"Where commands, queries, SQL, health and admin are served. Nothing is authenticated yet: keep it on loopback."`
+	Addr       string     `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
+	TLS        ServerTLS  `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
+	Auth       Auth       `yaml:"auth" doc:"Who may call."`
+	Admin      Admin      `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
 	Data       string     `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
 	Log        Log        `yaml:"log" doc:"Structured logs, on standard error."`
 	Store      Store      `yaml:"store" doc:"Event store: one per service."`
 	Kafka      Kafka      `yaml:"kafka" doc:"The log."`
+	Registry   Registry   `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
 	Redis      Redis      `yaml:"redis" doc:"Holds the view orderstatus."`
+	Search     Search     `yaml:"search" doc:"Holds the view catalog."`
 	Lake       Lake       `yaml:"lake" doc:"Iceberg tables."`
 	ClickHouse ClickHouse `yaml:"clickhouse" doc:"Runs SQL over the lake."`
+}
+
+// ServerTLS is the certificate of a door.
+type ServerTLS struct {
+	Cert string `yaml:"cert" doc:"PEM file of the certificate and those it depends on."`
+	Key  string `yaml:"key" doc:"PEM file of its key."`
+}
+
+// ClientTLS says how to trust a server.
+type ClientTLS struct {
+	Enabled bool   `yaml:"enabled" doc:"Speak TLS."`
+	CA      string `yaml:"ca" doc:"PEM file of the authorities to trust. Empty: the system's."`
+	Cert    string `yaml:"cert" doc:"PEM file of our certificate, where the server asks for one."`
+	Key     string `yaml:"key" doc:"PEM file of its key."`
+}
+
+// Auth says who may call.
+type Auth struct {
+	Tokens string `yaml:"tokens" doc:"File with a line NAME:TOKEN for each caller, who sends Authorization: Bearer TOKEN. Empty: loopback only, and no token is asked for."`
+	Token  Secret `yaml:"token" doc:"Token that the commands of this program (status, verify, sql, import) send."`
+}
+
+// Admin is the operators' door.
+type Admin struct {
+	Addr string `yaml:"addr" doc:"Where it is served. Beyond loopback it needs auth.tokens; health and readiness are open to everyone."`
 }
 
 // Log says what is logged and how.
@@ -43,43 +73,94 @@ type Log struct {
 
 // Store selects the event store.
 type Store struct {
-	Postgres string `yaml:"postgres" doc:"Connection string (postgres://user:password@host/database). Empty: SQLite files in the data folder."`
+	Postgres string `yaml:"postgres" doc:"Connection string (postgres://user@host/database?sslmode=verify-full&sslrootcert=FILE); {service} in it becomes the service's name, so that each may have its own role. Empty: SQLite files in the data folder."`
+	Password Secret `yaml:"password" doc:"Of the user in it; {service} in the file's name becomes the service's name."`
 }
 
 // Kafka selects and shapes the log.
 type Kafka struct {
-	Brokers    string `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, on disk in the data folder."`
-	Listen     string `yaml:"listen" doc:"Where the embedded broker listens; port 0 takes a free one."`
-	Partitions int    `yaml:"partitions" doc:"Partitions of each topic, when Millrace creates it."`
+	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, on disk in the data folder."`
+	TLS        ClientTLS         `yaml:"tls" doc:"To the brokers."`
+	SASL       SASL              `yaml:"sasl" doc:"How to log in."`
+	Listen     string            `yaml:"listen" doc:"Where the embedded broker listens; port 0 takes a free one."`
+	Partitions int               `yaml:"partitions" doc:"Partitions of each topic, when Millrace creates it."`
+	Replicas   int               `yaml:"replicas" doc:"Copies of each partition, when Millrace creates it. 0: what the brokers do by default."`
+	Codec      string            `yaml:"codec" doc:"How events are written: plain (Protobuf alone), protobuf or avro (with the registry's framing). Readers know all three."`
+	Codecs     map[string]string `yaml:"codecs" doc:"Codecs of single topics, as {topic: codec}."`
+}
+
+// SASL is a login at Kafka.
+type SASL struct {
+	Mechanism string `yaml:"mechanism" doc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Empty: no login."`
+	User      string `yaml:"user" doc:"Who logs in."`
+	Password  Secret `yaml:"password" doc:"The user's password."`
+}
+
+// Registry is the schema registry.
+type Registry struct {
+	URL           string    `yaml:"url" doc:"http(s)://host:port of its Confluent API. Empty: none."`
+	User          string    `yaml:"user" doc:"Basic authentication."`
+	Password      Secret    `yaml:"password" doc:"The user's password."`
+	TLS           ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
+	Compatibility string    `yaml:"compatibility" doc:"What is asked of a new version of a subject's schema, set when a producer starts."`
 }
 
 // Redis selects the server of the hot views.
 type Redis struct {
-	Addr   string `yaml:"addr" doc:"host:port. Empty: an embedded server on loopback, rebuilt from the log at start."`
-	Listen string `yaml:"listen" doc:"Where the embedded server listens; port 0 takes a free one."`
+	Addr     string    `yaml:"addr" doc:"host:port; several, separated by commas, are seeds of a cluster. Empty: an embedded server on loopback, rebuilt from the log at start."`
+	User     string    `yaml:"user" doc:"User of Redis' access control list. Empty: the default user."`
+	Password Secret    `yaml:"password" doc:"The user's password."`
+	TLS      ClientTLS `yaml:"tls" doc:"To the servers."`
+	Listen   string    `yaml:"listen" doc:"Where the embedded server listens; port 0 takes a free one."`
 }
 
-// Lake shapes the landing.
+// Search selects the search engine.
+type Search struct {
+	Elasticsearch string    `yaml:"elasticsearch" doc:"http(s)://host:port, several separated by commas. Empty: an embedded index in the data folder."`
+	User          string    `yaml:"user" doc:"Basic authentication."`
+	Password      Secret    `yaml:"password" doc:"The user's password."`
+	TLS           ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
+}
+
+// Lake says where the tables are and shapes the landing.
 type Lake struct {
+	Warehouse      string        `yaml:"warehouse" doc:"Where the tables are: s3://bucket/folder. Empty: lake/warehouse in the data folder."`
+	S3             S3            `yaml:"s3" doc:"How to reach an s3:// warehouse."`
+	Catalog        string        `yaml:"catalog" doc:"Iceberg's SQL catalog: postgres://user@host/database. Empty: a SQLite file in the data folder."`
+	Password       Secret        `yaml:"password" doc:"Of the catalog's user."`
 	CommitInterval time.Duration `yaml:"commit_interval" doc:"Longest time that a landed row waits for its commit while events keep coming."`
 	CommitBytes    int64         `yaml:"commit_bytes" doc:"Commit earlier once this many bytes of events wait."`
 }
 
+// S3 is an object store.
+type S3 struct {
+	Endpoint  string `yaml:"endpoint" doc:"http(s)://host:port. Empty: Amazon's of the region."`
+	Region    string `yaml:"region" doc:"Its region."`
+	AccessKey string `yaml:"access_key" doc:"Who reads and writes. Empty: what the environment or the machine's role gives."`
+	SecretKey Secret `yaml:"secret_key" doc:"The key's secret."`
+}
+
 // ClickHouse selects the SQL engine.
 type ClickHouse struct {
-	Library string `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: where make installs it, beside the binary."`
-	Listen  string `yaml:"listen" doc:"Where the embedded engine listens; port 0 takes a free one."`
+	URL      string    `yaml:"url" doc:"http(s)://host:port of a server. Empty: an embedded engine, a process of its own on loopback."`
+	User     string    `yaml:"user" doc:"Who asks. Empty: default."`
+	Password Secret    `yaml:"password" doc:"The user's password."`
+	TLS      ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
+	Library  string    `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: where make installs it, beside the binary."`
+	Listen   string    `yaml:"listen" doc:"Where the embedded engine listens; port 0 takes a free one."`
 }
 
 // Default is what holds where nothing is said.
 func Default() Config {
 	return Config{
 		Addr:       "127.0.0.1:7400",
+		Admin:      Admin{Addr: "127.0.0.1:7401"},
 		Data:       "data",
 		Log:        Log{Level: slog.LevelWarn, Format: "text"},
-		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4},
+		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain"},
+		Registry:   Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:      Redis{Listen: "127.0.0.1:0"},
-		Lake:       Lake{CommitInterval: time.Second, CommitBytes: 64 << 20},
+		Lake:       Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
 	}
 }
@@ -113,6 +194,15 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
+		if secret, ok := f.Addr().Interface().(*Secret); ok {
+			if path, ok := lookupEnv(name + "_FILE"); ok {
+				*secret = SecretFile(path)
+			}
+			if text, ok := lookupEnv(name); ok {
+				*secret = SecretText(text)
+			}
+			continue
+		}
 		if f.Kind() == reflect.Struct {
 			if err := override(f, name+"_", lookupEnv); err != nil {
 				return err
@@ -205,7 +295,7 @@ func write(b *bytes.Buffer, v reflect.Value, indent, env string) {
 		f, t := v.Field(i), v.Type().Field(i)
 		key := t.Tag.Get("yaml")
 		name := env + strings.ToUpper(key)
-		if f.Kind() == reflect.Struct {
+		if _, leaf := f.Interface().(Secret); f.Kind() == reflect.Struct && !leaf {
 			fmt.Fprintf(b, "\n%s# %s\n%s%s:\n", indent, t.Tag.Get("doc"), indent, key)
 			write(b, f, indent+"  ", name+"_")
 			continue
@@ -220,6 +310,17 @@ func scalar(v reflect.Value) string {
 		return strconv.Quote(x)
 	case slog.Level:
 		return strings.ToLower(x.String())
+	case Secret:
+		if x.file != "" {
+			return fmt.Sprintf("{file: %q}", x.file)
+		}
+		return strconv.Quote(x.String())
+	case map[string]string:
+		b, _ := yaml.Marshal(x) // a map of texts
+		if len(x) == 0 {
+			return "{}"
+		}
+		return "{" + strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", ", ") + "}"
 	default:
 		return fmt.Sprint(x)
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func TestWrittenFileReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v in:\n%s", err, b.String())
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Fatalf("got  %+v\nwant %+v", got, want)
 	}
 }
@@ -57,7 +58,7 @@ func TestLoad(t *testing.T) {
 			return c.Lake.CommitInterval == 250*time.Millisecond && c.Log.Level == slog.LevelDebug
 		}},
 		{name: "text that looks like a number stays text", env: map[string]string{"MILLRACE_KAFKA_BROKERS": "1234"}, check: func(c config.Config) bool { return c.Kafka.Brokers == "1234" }},
-		{name: "an empty file is the default", file: "\n", check: func(c config.Config) bool { return c == config.Default() }},
+		{name: "an empty file is the default", file: "\n", check: func(c config.Config) bool { return reflect.DeepEqual(c, config.Default()) }},
 		{name: "an unknown key is named", file: "kafka: {broker: x}", wantErr: "broker"},
 		{name: "a bad variable is named", env: map[string]string{"MILLRACE_KAFKA_PARTITIONS": "many"}, wantErr: "MILLRACE_KAFKA_PARTITIONS"},
 	} {

@@ -47,9 +47,9 @@ func startRedis(t *testing.T) string {
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
-			t.Fatal("redis-server is not installed: run scripts/test-servers")
+			t.Fatal("redis-server is not installed: run `make servers`")
 		}
-		t.Skip("redis-server is not installed: run scripts/test-servers")
+		t.Skip("redis-server is not installed: run `make servers`")
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore/eventstoretest"
 	"github.com/millrace/millrace/commands/eventstore/postgres"
 	"github.com/millrace/millrace/event"
-	server "github.com/millrace/millrace/internal/servers/postgres"
+	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
 // One server for all tests, a schema for each.

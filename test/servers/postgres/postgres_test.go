@@ -12,7 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/internal/polltest"
-	"github.com/millrace/millrace/internal/servers/postgres"
+	"github.com/millrace/millrace/test/servers/postgres"
 )
 
 // asVictim, in the environment, makes the test binary a process that is killed while its cluster runs.

@@ -1,0 +1,126 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Env arms points at the start: "relay.order.before commit=kill@3,lake.nofence=on".
+const Env = "MILLRACE_FAILPOINTS"
+
+// ErrInjected is what an armed point answers.
+var ErrInjected = errors.New("failpoint: made to fail")
+
+// action is what happens at the hit number n of a point, once.
+type action struct {
+	Do    string `json:"do"`    // kill, stop, error, or on
+	At    int    `json:"at"`    // which hit after arming, from 1
+	Hits  int    `json:"hits"`  // since arming
+	Fired bool   `json:"fired"` // it happened
+}
+
+var (
+	mu    sync.Mutex
+	armed = map[string]*action{}
+)
+
+func init() {
+	for _, word := range strings.Split(os.Getenv(Env), ",") {
+		if word == "" {
+			continue
+		}
+		if err := arm(word); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// arm reads "POINT=ACTION" or "POINT=ACTION@N".
+func arm(word string) error {
+	point, do, ok := strings.Cut(word, "=")
+	at := 1
+	if before, n, has := strings.Cut(do, "@"); has {
+		var err error
+		if at, err = strconv.Atoi(n); err != nil || at < 1 {
+			return fmt.Errorf("failpoint %q: the hit to act at is a number from 1", word)
+		}
+		do = before
+	}
+	switch do {
+	case "kill", "stop", "error", "on":
+	default:
+		ok = false
+	}
+	if !ok {
+		return fmt.Errorf("failpoint %q: want POINT=kill|stop|error|on, with @N for the hit to act at", word)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	armed[point] = &action{Do: do, At: at}
+	return nil
+}
+
+// Hit is called at a step. It is nil unless the step is to fail; where the process is to die or to freeze, it does so here.
+func Hit(point string) error {
+	mu.Lock()
+	a := armed[point]
+	if a == nil || a.Fired || a.Do == "on" {
+		mu.Unlock()
+		return nil
+	}
+	if a.Hits++; a.Hits < a.At {
+		mu.Unlock()
+		return nil
+	}
+	a.Fired = true
+	mu.Unlock()
+	switch a.Do {
+	case "kill":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // the signal is on its way
+	case "stop":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // whoever watches lets it go on
+		return nil
+	default:
+		return fmt.Errorf("%w: %s", ErrInjected, point)
+	}
+}
+
+// On tells whether a switch is on.
+func On(point string) bool {
+	mu.Lock()
+	defer mu.Unlock()
+	a := armed[point]
+	return a != nil && a.Do == "on"
+}
+
+// Handler serves arming by HTTP: POST has "POINT=ACTION@N" as its body, GET answers with all points, DELETE disarms them.
+func Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			body := make([]byte, 1024)
+			n, _ := r.Body.Read(body)
+			if err := arm(string(body[:n])); err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+			}
+		case http.MethodDelete:
+			mu.Lock()
+			clear(armed)
+			mu.Unlock()
+		default:
+			mu.Lock()
+			defer mu.Unlock()
+			_ = json.NewEncoder(w).Encode(armed)
+		}
+	})
+}

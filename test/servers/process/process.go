@@ -1,0 +1,229 @@
+// Package process runs a server program under a test: with a folder of its own, a log, readiness asked by protocol, signals
+// that reach the program itself, and an end that comes with the test process, however that ends.
+package process
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// ErrMissing says that a server's program is not installed.
+var ErrMissing = errors.New("not installed: run `make servers`")
+
+// SkipOrFail ends a test whose server did not start: where the program is missing the test is skipped, unless
+// MILLRACE_REQUIRE_SERVERS is set.
+func SkipOrFail(tb testing.TB, server string, err error) {
+	tb.Helper()
+	if errors.Is(err, ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "" {
+		tb.Skipf("not tested on %s: %v", server, err)
+	}
+	tb.Fatalf("start %s: %v", server, err)
+}
+
+// Cache is the folder, outside the repository, into which `make servers` installs a server: MILLRACE_SERVERS, or
+// millrace/servers in the user's cache folder. It wraps ErrMissing where the folder or its stamp is not there.
+func Cache(server string) (string, error) {
+	root := os.Getenv("MILLRACE_SERVERS")
+	if root == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", err
+		}
+		root = filepath.Join(user, "millrace", "servers")
+	}
+	dir := filepath.Join(root, server)
+	if _, err := os.Stat(filepath.Join(dir, "installed")); err != nil {
+		return "", fmt.Errorf("%s: %w", server, ErrMissing)
+	}
+	return dir, nil
+}
+
+// FreePorts are ports on loopback that nobody listens on now.
+func FreePorts(n int) ([]int, error) {
+	ports := make([]int, n)
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() //nolint:errcheck // held until all are known, so that none comes twice
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports, nil
+}
+
+// Command says what to run.
+type Command struct {
+	Name string   // for people
+	Path string   // of the program
+	Args []string // its arguments
+	Env  []string // beyond the test's own environment
+	Dir  string   // working directory; the log goes beside it, into Dir/log, and is appended to
+
+	// Ready asks by the server's protocol whether it serves. It is called until it answers nil.
+	Ready       func(context.Context) error
+	ReadyWithin time.Duration // one minute where 0
+
+	Credential *syscall.Credential // whom to run as; nil means as the test
+}
+
+// Process is a running server.
+type Process struct {
+	command Command
+	keeper  *exec.Cmd
+	alive   io.Closer // the server lives until this is closed
+	pid     int       // of the server itself
+
+	ended chan struct{} // closed when the server has ended
+	once  sync.Once
+}
+
+// keeper runs the server until its standard input ends, which it does when the test process ends, however it does; then
+// it kills the server. It first tells the server's process id.
+const keeper = `"$@" </dev/null >>log 2>&1 & pid=$!; echo $pid; (read -r _; kill -CONT $pid; kill -KILL $pid) 2>/dev/null & wait $pid; kill -KILL $! 2>/dev/null`
+
+const readyPoll = 20 * time.Millisecond
+
+// Start starts a server and returns once it is ready.
+func Start(ctx context.Context, c Command) (*Process, error) {
+	if c.ReadyWithin == 0 {
+		c.ReadyWithin = time.Minute
+	}
+	p := &Process{command: c, ended: make(chan struct{})}
+	// dash gives a background command no standard input, so the waiting one reads descriptor 3.
+	script := `exec 3<&0; ` + strings.Replace(keeper, "read -r _;", "read -r _ <&3;", 1)
+	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", script, "keeper", c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
+	p.keeper.Dir, p.keeper.Env = c.Dir, append(os.Environ(), c.Env...)
+	// A group of its own keeps an interrupt at the terminal from stopping the server under its tests.
+	p.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
+	stdin, err := p.keeper.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := p.keeper.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.keeper.Start(); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Name, err)
+	}
+	p.alive = stdin
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err == nil {
+		p.pid, err = strconv.Atoi(strings.TrimSpace(line))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: its keeper said %q: %w", c.Name, line, err), p.Kill())
+	}
+	go func() {
+		_ = p.keeper.Wait() // how it ended is in the log
+		close(p.ended)
+	}()
+	if err := p.awaitReady(ctx); err != nil {
+		return nil, errors.Join(err, p.Kill())
+	}
+	return p, nil
+}
+
+func (p *Process) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.command.ReadyWithin)
+	defer cancel()
+	tick := time.NewTicker(readyPoll)
+	defer tick.Stop()
+	for {
+		err := p.command.Ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-p.ended:
+			return fmt.Errorf("%s ended before it was ready: %w\n%s", p.command.Name, err, p.LogTail())
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready within %v: %w\n%s", p.command.Name, p.command.ReadyWithin, err, p.LogTail())
+		}
+	}
+}
+
+// LogTail is the end of the server's log.
+func (p *Process) LogTail() string {
+	const most = 4 << 10
+	log, _ := os.ReadFile(filepath.Join(p.command.Dir, "log")) // the best explanation there is
+	return string(log[max(0, len(log)-most):])
+}
+
+// PID is the server's process id.
+func (p *Process) PID() int { return p.pid }
+
+// Ended is closed when the server has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Signal sends a signal to the server itself.
+func (p *Process) Signal(s syscall.Signal) error {
+	select {
+	case <-p.ended:
+		return fmt.Errorf("%s has ended", p.command.Name)
+	default:
+		return syscall.Kill(p.pid, s)
+	}
+}
+
+// Kill is kill -9, and waits for the end. It may be called again.
+func (p *Process) Kill() error {
+	var err error
+	p.once.Do(func() {
+		if err = p.alive.Close(); errors.Is(err, os.ErrClosed) { // the server has ended already
+			err = nil
+		}
+	})
+	if p.pid != 0 {
+		<-p.ended
+	}
+	return err
+}
+
+// Stop asks the server to end with SIGTERM, and kills it where it has not within the time.
+func (p *Process) Stop(within time.Duration) error {
+	select {
+	case <-p.ended:
+		return p.Kill()
+	default:
+	}
+	if err := syscall.Kill(p.pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return errors.Join(err, p.Kill())
+	}
+	select {
+	case <-p.ended:
+		return p.Kill()
+	case <-time.After(within):
+		return errors.Join(fmt.Errorf("%s did not stop within %v and was killed", p.command.Name, within), p.Kill())
+	}
+}
+
+// ResidentMB is the memory that the server holds now, in MB.
+func (p *Process) ResidentMB() (int, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, err := strconv.Atoi(strings.Fields(rest)[0])
+			return kb / 1024, err
+		}
+	}
+	return 0, errors.New("no VmRSS in /proc")
+}

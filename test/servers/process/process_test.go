@@ -1,0 +1,107 @@
+package process_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// asVictim, in the environment, makes the test binary a process that is killed while its server runs.
+const asVictim = "MILLRACE_TEST_VICTIM"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(asVictim)
+	if dir == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	p, err := process.Start(context.Background(), sleeper(dir))
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(p.PID())
+	select {} // until killed
+}
+
+func sleeper(dir string) process.Command {
+	return process.Command{Name: "sleeper", Path: "/bin/sleep", Args: []string{"1000"}, Dir: dir, Ready: func(context.Context) error { return nil }}
+}
+
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+// TestEndsWithItsTest kills a test process: its server must end.
+func TestEndsWithItsTest(t *testing.T) {
+	t.Parallel()
+	victim := exec.CommandContext(t.Context(), os.Args[0])
+	victim.Env = append(os.Environ(), asVictim+"="+t.TempDir())
+	out, err := victim.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || !alive(pid) {
+		t.Fatalf("the victim's server is not there: %q, %v", line, err)
+	}
+	if err := victim.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = victim.Wait() // killed
+	polltest.Until(t, "the server has gone with its process", func() bool { return !alive(pid) })
+}
+
+func TestKillStopAndFrozen(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*process.Process) error{
+		"kill": (*process.Process).Kill,
+		"stop": func(p *process.Process) error { return p.Stop(10 * time.Second) },
+		"kill while frozen": func(p *process.Process) error {
+			return errors.Join(p.Signal(syscall.SIGSTOP), p.Kill())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, err := process.Start(t.Context(), sleeper(t.TempDir()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := end(p); err != nil {
+				t.Fatal(err)
+			}
+			if alive(p.PID()) {
+				t.Error("the server is still there")
+			}
+		})
+	}
+}
+
+func TestSaysWhyItIsNotReady(t *testing.T) {
+	t.Parallel()
+	c := sleeper(t.TempDir())
+	c.Path, c.Args = "/bin/sh", []string{"-c", "echo the reason; exit 1"}
+	c.Ready = func(context.Context) error { return errors.New("no answer") }
+	_, err := process.Start(t.Context(), c)
+	if err == nil || !strings.Contains(err.Error(), "the reason") || !strings.Contains(err.Error(), "no answer") {
+		t.Errorf("the error is %v", err)
+	}
+}
