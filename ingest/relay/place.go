@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
@@ -37,15 +38,21 @@ func (p *place) has(batch []event.Event) bool {
 	return true
 }
 
-// mark is the position record of a transaction: it carries the events after from, up to and with to.
-type mark struct{ from, to event.Position }
+// mark is the position record of a transaction: it carries the events after from, up to and with to, which was recorded then.
+type mark struct {
+	from, to event.Position
+	recorded time.Time
+}
 
 const fromHeader = "from"
 
 func (m mark) record(service string) kafka.Record {
 	return kafka.Record{
 		Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String()),
-		Headers: []event.Header{{Key: fromHeader, Value: []byte(m.from.String())}},
+		Headers: []event.Header{
+			{Key: fromHeader, Value: []byte(m.from.String())},
+			{Key: recordedHeader, Value: m.recorded.UTC().AppendFormat(nil, time.RFC3339Nano)},
+		},
 	}
 }
 
@@ -55,6 +62,7 @@ func parseMark(m kafka.Message) (mark, error) {
 	if out.to, err = event.ParsePosition(string(m.Value)); err != nil {
 		return mark{}, err
 	}
+	out.recorded = recordedAt(m.Headers)
 	for _, h := range m.Headers {
 		if h.Key == fromHeader {
 			out.from, err = event.ParsePosition(string(h.Value))
@@ -139,7 +147,7 @@ func (r *Relay) resume(ctx context.Context) (*place, error) {
 		return nil, fmt.Errorf("%w: topic %s has events up to %s, position %s is marked, but the store ends at %s: bring the store back, or start with an empty log",
 			ErrStoreBehind, r.cfg.Aggregate.Topic, p.highest, newestMark.to, head)
 	}
-	r.report(func(p *Progress) { p.Position, p.RecordedAt = newest.Position, newest.RecordedAt })
+	r.report(func(p *Progress) { p.Position, p.RecordedAt, p.Live = newest.Position, newest.RecordedAt, true })
 	return p, nil
 }
 

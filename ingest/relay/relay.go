@@ -67,6 +67,7 @@ type Progress struct {
 	Position   event.Position // of the last event on the log; zero where there is none, or nothing is known yet
 	RecordedAt time.Time      // when the store took that event
 	Published  uint64         // events that this relay has put on the log
+	Live       bool           // this relay holds its transactional id and has read where to go on
 }
 
 // Relay publishes one store.
@@ -139,6 +140,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	for {
 		before := r.Progress().Published
 		err := r.session(ctx)
+		r.report(func(p *Progress) { p.Live = false })
 		select {
 		case <-ctx.Done():
 			return nil
@@ -287,7 +289,7 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 		}
 	}
 	last := batch[len(batch)-1]
-	if err := p.Produce(ctx, (mark{from: at.after, to: last.Position}).record(r.cfg.Aggregate.Service)); err != nil {
+	if err := p.Produce(ctx, (mark{from: at.after, to: last.Position, recorded: last.RecordedAt}).record(r.cfg.Aggregate.Service)); err != nil {
 		return err
 	}
 	if err := r.hook(afterProduce); err != nil {
