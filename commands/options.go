@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -20,6 +21,7 @@ type options struct {
 	clock         func() time.Time
 	logger        *slog.Logger
 	snapshotEvery uint64
+	interceptors  []connect.Interceptor
 }
 
 func newOptions(opts []Option) options {
@@ -41,11 +43,17 @@ func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l 
 // WithSnapshotEvery keeps the state of a stream once n events have come since the last time. Default: 100.
 func WithSnapshotEvery(n uint64) Option { return func(o *options) { o.snapshotEvery = max(n, 1) } }
 
+// WithInterceptors adds what is to see every call first, and its answer last, as the caller sees it.
+func WithInterceptors(i ...connect.Interceptor) Option {
+	return func(o *options) { o.interceptors = append(o.interceptors, i...) }
+}
+
 // HandlerOptions are what a service's Connect handler is to be made with: those of rpc.HandlerOptions, and a *Rejected
 // becomes a Connect error of its code with a detail eventv1.Rejection.
 func HandlerOptions(opts ...Option) []connect.HandlerOption {
 	o := newOptions(opts)
-	return append(rpc.HandlerOptions(o.logger, o.now), connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected)))
+	return slices.Concat([]connect.HandlerOption{connect.WithInterceptors(o.interceptors...)}, rpc.HandlerOptions(o.logger, o.now),
+		[]connect.HandlerOption{connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected))})
 }
 
 func showRejected(next connect.UnaryFunc) connect.UnaryFunc {

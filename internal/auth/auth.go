@@ -1,0 +1,151 @@
+// Package auth lets in who has a token. It guards the doors where they are open beyond loopback.
+//
+// A token is a long random text, one for each caller, in a file that is read again when it changes, so that tokens can be
+// given and taken without a restart.
+package auth
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+)
+
+// MinLength is the length, in bytes, below which a token is refused as guessable.
+const MinLength = 20
+
+const reread = time.Second // between two looks at the file
+
+// Tokens knows the callers. It is safe for concurrent use.
+type Tokens struct {
+	path   string
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	callers []caller
+	looked  time.Time
+	changed time.Time // the file's time when it was read
+}
+
+type caller struct {
+	name string
+	sum  [sha256.Size]byte // of the token: comparing sums takes the same time whatever the token is
+}
+
+// Open reads a file with a line NAME:TOKEN for each caller. Empty lines and lines that begin with # are passed over.
+func Open(path string, logger *slog.Logger) (*Tokens, error) {
+	t := &Tokens{path: path, logger: logger}
+	if err := t.read(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Tokens) read() error {
+	info, err := os.Stat(t.path)
+	if err != nil {
+		return fmt.Errorf("tokens: %w", err)
+	}
+	b, err := os.ReadFile(t.path)
+	if err != nil {
+		return fmt.Errorf("tokens: %w", err)
+	}
+	var callers []caller
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, token, ok := strings.Cut(line, ":")
+		if !ok || name == "" {
+			return fmt.Errorf("tokens: %s, line %d: want NAME:TOKEN", t.path, n)
+		}
+		if len(token) < MinLength {
+			return fmt.Errorf("tokens: %s, line %d: the token of %q has fewer than %d characters; `openssl rand -hex 24` makes one", t.path, n, name, MinLength)
+		}
+		callers = append(callers, caller{name, sha256.Sum256([]byte(token))})
+	}
+	if len(callers) == 0 {
+		return fmt.Errorf("tokens: %s names no caller", t.path)
+	}
+	t.callers, t.changed = callers, info.ModTime()
+	return nil
+}
+
+// Caller is the name of whom a token belongs to.
+func (t *Tokens) Caller(token string) (name string, known bool) {
+	t.mu.Lock()
+	if now := time.Now(); now.Sub(t.looked) > reread {
+		t.looked = now
+		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.changed) {
+			if err := t.read(); err != nil {
+				t.logger.Error("the tokens stay as they were", "error", err)
+				t.changed = info.ModTime()
+			}
+		}
+	}
+	callers := t.callers
+	t.mu.Unlock()
+	sum := sha256.Sum256([]byte(token))
+	for _, c := range callers {
+		if subtle.ConstantTimeCompare(c.sum[:], sum[:]) == 1 {
+			return c.name, true
+		}
+	}
+	return "", false
+}
+
+type key struct{}
+
+// CallerOf is the caller of a request that Guard let in; empty where nobody was asked.
+func CallerOf(ctx context.Context) string {
+	name, _ := ctx.Value(key{}).(string)
+	return name
+}
+
+// Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths. Others are answered in
+// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through.
+func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
+	if t == nil {
+		return next
+	}
+	free := map[string]bool{}
+	for _, path := range open {
+		free[path] = true
+	}
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if free[r.URL.Path] {
+			next.ServeHTTP(w, r)
+			return
+		}
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		name, known := t.Caller(token)
+		if ok && known {
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, name)))
+			return
+		}
+		why := "no caller has this token"
+		if !ok {
+			why = "send a token: Authorization: Bearer TOKEN"
+		}
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		if refuse.IsSupported(r) {
+			_ = refuse.Write(w, r, connect.NewError(connect.CodeUnauthenticated, errors.New(why)))
+			return
+		}
+		http.Error(w, why, http.StatusUnauthorized)
+	})
+}

@@ -1,0 +1,119 @@
+// Package telemetry holds the metrics of a process, as Prometheus reads them, and is the one place that knows its client.
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Metrics are those of one process.
+type Metrics struct {
+	registry *prometheus.Registry
+	calls    *prometheus.HistogramVec
+}
+
+// New begins with what there is to say of any Go process.
+func New() *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "millrace_call_duration_seconds", Help: "Time that calls took, by procedure and Connect code.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"procedure", "code"}),
+	}
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.calls)
+	return m
+}
+
+// Interceptor measures calls.
+func (m *Metrics) Interceptor() connect.Interceptor {
+	return connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+			begun := time.Now()
+			res, err := next(ctx, req)
+			code := "ok"
+			if err != nil {
+				code = connect.CodeOf(err).String()
+			}
+			m.calls.WithLabelValues(req.Spec().Procedure, code).Observe(time.Since(begun).Seconds())
+			return res, err
+		}
+	})
+}
+
+// Sink is how far a store, topic, view or table is at the moment of a question.
+type Sink struct {
+	Name  string // "view orderstatus/v1"
+	Unit  string // of Count
+	Count uint64
+	Lag   uint64    // events that stand before it and are not applied
+	AsOf  time.Time // when the newest event in it was recorded
+}
+
+// Sinks adds what ask answers at each scrape. Where it fails, what it has answered is still given, and millrace_sinks_up is 0.
+func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time.Duration, logger *slog.Logger) {
+	labels := []string{"sink"}
+	m.registry.MustRegister(&sinks{
+		ask: ask, patience: patience, logger: logger,
+		up:    prometheus.NewDesc("millrace_sinks_up", "1 where every sink could be asked.", nil, nil),
+		count: prometheus.NewDesc("millrace_sink_items", "What the sink holds.", []string{"sink", "unit"}, nil),
+		lag:   prometheus.NewDesc("millrace_sink_lag_events", "Events that stand before the sink and are not applied.", labels, nil),
+		asOf:  prometheus.NewDesc("millrace_sink_newest_recorded_seconds", "Unix time at which the newest event in the sink was recorded.", labels, nil),
+	})
+}
+
+type sinks struct {
+	ask                  func(context.Context) ([]Sink, error)
+	patience             time.Duration
+	logger               *slog.Logger
+	up, count, lag, asOf *prometheus.Desc
+}
+
+func (s *sinks) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{s.up, s.count, s.lag, s.asOf} {
+		to <- d
+	}
+}
+
+func (s *sinks) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+	defer cancel()
+	all, err := s.ask(ctx)
+	up := 1.0
+	if err != nil {
+		up = 0
+		s.logger.Warn("metrics: a sink cannot be asked", "error", err)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(s.up, up)
+	for _, x := range all {
+		gauge(s.count, float64(x.Count), x.Name, x.Unit)
+		gauge(s.lag, float64(x.Lag), x.Name)
+		if !x.AsOf.IsZero() {
+			gauge(s.asOf, float64(x.AsOf.UnixMicro())/1e6, x.Name)
+		}
+	}
+}
+
+// Gauge adds a number that is read at each scrape.
+func (m *Metrics) Gauge(name, help string, read func() float64) {
+	err := m.registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+	if already := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &already) {
+		panic(err) // a name that Prometheus does not allow
+	}
+}
+
+// Handler serves the metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}
