@@ -1,0 +1,198 @@
+// Package kafka starts a private Apache Kafka for tests, of one node or three, on loopback and in a temporary folder. Its nodes
+// can be killed, frozen and started again, a proxy can stand before them, and beside the plain listener there can be one that
+// asks for TLS and a password.
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/internal/kafka/security"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Cluster is one Kafka for a test binary. The zero Cluster is a single node with a plain listener, and starts with the first
+// test that asks for it; TestMain stops it. Nodes are counted from 0. Its methods are safe for concurrent use.
+type Cluster struct {
+	// Nodes is 1 where 0. Of three, each is a broker and a voter; topics have three replicas unless they say otherwise, two of
+	// which must have a record, so that the cluster works on without any one of them.
+	Nodes int
+	// Secure adds to each node a listener with TLS that asks for a password: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+	Secure bool
+	// Advertise is told the port of a node's plain listener, before the node starts, and answers with the port on loopback at
+	// which clients are to reach it: that of a proxy. Brokers among themselves do not go through it.
+	Advertise func(node, port int) (int, error)
+
+	once  sync.Once
+	err   error
+	dir   string
+	nodes []*node
+	ca    *authority
+}
+
+// What the secure listener asks for.
+const (
+	Username = "millrace"
+	Password = "a password with \"quotes\" \\ and = signs"
+)
+
+// Brokers starts the cluster if need be, and tells where clients reach it: "host:port,host:port". Where Kafka is not installed
+// the test is skipped, or fails, as process.SkipOrFail has it.
+func (c *Cluster) Brokers(tb testing.TB) string {
+	tb.Helper()
+	brokers, err := c.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "Apache Kafka", err)
+	}
+	return brokers
+}
+
+// Secured is Brokers for the secure listener, with what it asks for under a mechanism.
+func (c *Cluster) Secured(tb testing.TB, mechanism string) (brokers string, with security.Config) {
+	tb.Helper()
+	c.Brokers(tb)
+	if !c.Secure {
+		tb.Fatal("this cluster has no secure listener: set Secure")
+	}
+	addrs := make([]string, len(c.nodes))
+	for i, n := range c.nodes {
+		addrs[i] = loopback(n.secure)
+	}
+	return strings.Join(addrs, ","), security.Config{TLS: true, CAFile: c.ca.file, Mechanism: mechanism, Username: Username, Password: Password}
+}
+
+// Start starts the cluster, once, and tells where clients reach it.
+func (c *Cluster) Start() (brokers string, err error) {
+	c.once.Do(func() {
+		if c.err = c.start(); c.err != nil {
+			c.err = errors.Join(c.err, c.Stop())
+		}
+	})
+	addrs := make([]string, len(c.nodes))
+	for i, n := range c.nodes {
+		addrs[i] = loopback(n.advertised)
+	}
+	return strings.Join(addrs, ","), c.err
+}
+
+// Stop kills the nodes and removes their data. Call it after the last test.
+func (c *Cluster) Stop() error {
+	var errs []error
+	for _, n := range c.nodes {
+		errs = append(errs, n.kill())
+	}
+	if c.dir != "" {
+		errs = append(errs, os.RemoveAll(c.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// KillNode is kill -9.
+func (c *Cluster) KillNode(i int) error { return c.nodes[i].kill() }
+
+// PauseNode freezes a node: its connections stay open, and nothing answers.
+func (c *Cluster) PauseNode(i int) error { return c.nodes[i].signal(syscall.SIGSTOP) }
+
+// ResumeNode lets a frozen node go on.
+func (c *Cluster) ResumeNode(i int) error { return c.nodes[i].signal(syscall.SIGCONT) }
+
+// RestartNode starts a node again on its data and ports, killing it first where it runs. It returns once the cluster has taken it in.
+func (c *Cluster) RestartNode(ctx context.Context, i int) error {
+	if err := c.nodes[i].kill(); err != nil {
+		return err
+	}
+	return c.nodes[i].start(ctx)
+}
+
+// ResidentMB is the memory that a node holds now, in MB.
+func (c *Cluster) ResidentMB(i int) (int, error) { return c.nodes[i].residentMB() }
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+func (c *Cluster) start() error {
+	if c.Nodes == 0 {
+		c.Nodes = 1
+	}
+	java, err := exec.LookPath("java")
+	if err != nil {
+		return fmt.Errorf("java 17: %w", process.ErrMissing)
+	}
+	installed, err := process.Cache("kafka")
+	if err != nil {
+		return err
+	}
+	if c.dir, err = os.MkdirTemp("", "millrace-kafka-"); err != nil {
+		return err
+	}
+	if c.Secure {
+		if c.ca, err = newAuthority(c.dir); err != nil {
+			return fmt.Errorf("make a certificate authority: %w", err)
+		}
+	}
+	const perNode = 4
+	ports, err := process.FreePorts(perNode * c.Nodes)
+	if err != nil {
+		return err
+	}
+	for own := range slices.Chunk(ports, perNode) {
+		n := &node{
+			id: len(c.nodes) + 1, dir: filepath.Join(c.dir, strconv.Itoa(len(c.nodes)+1)), java: java, installed: installed,
+			client: own[0], advertised: own[0], internal: own[1], controller: own[2], secure: own[3],
+		}
+		if c.Advertise != nil {
+			if n.advertised, err = c.Advertise(n.id-1, n.client); err != nil {
+				return fmt.Errorf("advertise node %d: %w", n.id-1, err)
+			}
+		}
+		c.nodes = append(c.nodes, n)
+	}
+	var starting errgroup.Group
+	for _, n := range c.nodes {
+		starting.Go(func() error {
+			if err := n.format(c); err != nil {
+				return err
+			}
+			return n.start(context.Background())
+		})
+	}
+	if err := starting.Wait(); err != nil {
+		return err
+	}
+	return c.awaitWhole()
+}
+
+const wholeWithin = time.Minute
+
+// awaitWhole returns once each node knows all others.
+func (c *Cluster) awaitWhole() error {
+	ctx, cancel := context.WithTimeout(context.Background(), wholeWithin)
+	defer cancel()
+	for _, n := range c.nodes {
+		for {
+			known, err := n.brokers(ctx)
+			if err == nil && known == c.Nodes {
+				break
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+				return fmt.Errorf("node %d knows %d of %d nodes after %v: %w", n.id-1, known, c.Nodes, wholeWithin, errors.Join(err, ctx.Err()))
+			}
+		}
+	}
+	return nil
+}

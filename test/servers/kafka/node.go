@@ -1,0 +1,197 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// node is one server: broker and controller.
+type node struct {
+	id        int // Kafka's, from 1
+	dir       string
+	java      string // the program
+	installed string // folder with the jars
+
+	client, advertised, internal, controller, secure int // ports
+
+	mu      sync.Mutex
+	process *process.Process // nil while it does not run
+}
+
+// clusterID is a UUID in Kafka's way of writing.
+const clusterID = "wN5EzFFoRB-eNLVEQS0m0Q"
+
+// format writes the node's configuration and makes its folder of data ready.
+func (n *node) format(c *Cluster) error {
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return err
+	}
+	properties, err := n.properties(c)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(n.config(), []byte(properties), 0o600); err != nil {
+		return err
+	}
+	args := append(n.jvm(), "kafka.tools.StorageTool", "format", "--cluster-id", clusterID, "--config", n.config())
+	if c.Secure {
+		for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
+			args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%q,password=%s]", mechanism, Username, quoted(Password)))
+		}
+	}
+	if out, err := exec.CommandContext(context.Background(), n.java, args...).CombinedOutput(); err != nil { //nolint:gosec // a test's own server
+		return fmt.Errorf("format node %d: %w: %s", n.id-1, err, out)
+	}
+	return nil
+}
+
+func (n *node) config() string { return filepath.Join(n.dir, "server.properties") }
+
+// jvm are the options for Java. The archive of loaded classes was made by the installer and halves the time to start; without
+// it, or where the class path is not as it was then, Java starts all the same.
+func (n *node) jvm() []string {
+	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer has it; the pattern is well formed
+	return []string{
+		"-Xmx320m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:MaxDirectMemorySize=256m",
+		"-XX:SharedArchiveFile=" + filepath.Join(n.installed, "kafka.jsa"), "-Xlog:cds=off", "-Xlog:cds+dynamic=off",
+		"-Dlog4j2.level=WARN", "-cp", strings.Join(jars, ":"),
+	}
+}
+
+// start runs the node and returns once it serves.
+func (n *node) start(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, err := process.Start(ctx, process.Command{
+		Name: fmt.Sprintf("Kafka node %d", n.id-1), Path: n.java, Args: append(n.jvm(), "kafka.Kafka", n.config()), Dir: n.dir,
+		Ready: func(ctx context.Context) error {
+			// A broker answers from when the controller has let it in.
+			_, err := n.brokers(ctx)
+			return err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	n.process = p
+	return nil
+}
+
+// brokers asks the node how many brokers of the cluster are alive.
+func (n *node) brokers(ctx context.Context) (int, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(loopback(n.client)))
+	if err != nil {
+		return 0, err
+	}
+	defer client.Close()
+	request := kmsg.NewPtrMetadataRequest()
+	request.Topics = []kmsg.MetadataRequestTopic{} // none
+	response, err := client.SeedBrokers()[0].Request(ctx, request)
+	if err != nil {
+		return 0, err
+	}
+	return len(response.(*kmsg.MetadataResponse).Brokers), nil
+}
+
+func (n *node) kill() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.process == nil {
+		return nil
+	}
+	p := n.process
+	n.process = nil
+	return p.Kill()
+}
+
+func (n *node) signal(s syscall.Signal) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.process == nil {
+		return fmt.Errorf("node %d of Kafka does not run", n.id-1)
+	}
+	return n.process.Signal(s)
+}
+
+func (n *node) residentMB() (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.process == nil {
+		return 0, errors.New("it does not run")
+	}
+	return n.process.ResidentMB()
+}
+
+func (n *node) properties(c *Cluster) (string, error) {
+	voters := make([]string, len(c.nodes))
+	for i, v := range c.nodes {
+		voters[i] = fmt.Sprintf("%d@%s", v.id, loopback(v.controller))
+	}
+	replicas, insync := strconv.Itoa(c.Nodes), strconv.Itoa(min(c.Nodes, 2))
+	listeners := []string{"CLIENT://" + loopback(n.client), "INTERNAL://" + loopback(n.internal), "CONTROLLER://" + loopback(n.controller)}
+	advertised := []string{"CLIENT://" + loopback(n.advertised), "INTERNAL://" + loopback(n.internal)}
+	protocols := []string{"CLIENT:PLAINTEXT", "INTERNAL:PLAINTEXT", "CONTROLLER:PLAINTEXT"}
+	var lines []string
+	set := func(name, value string) { lines = append(lines, name+"="+escape.Replace(value)) }
+
+	if c.Secure {
+		keystore, err := c.ca.issue(n.dir)
+		if err != nil {
+			return "", fmt.Errorf("certificate for node %d: %w", n.id-1, err)
+		}
+		listeners = append(listeners, "SECURE://"+loopback(n.secure))
+		advertised = append(advertised, "SECURE://"+loopback(n.secure))
+		protocols = append(protocols, "SECURE:SASL_SSL")
+		const prefix = "listener.name.secure."
+		set(prefix+"ssl.keystore.type", "PEM")
+		set(prefix+"ssl.keystore.location", keystore)
+		set(prefix+"sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512")
+		set(prefix+"plain.sasl.jaas.config", fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%s;", Username, quoted(Password)))
+		for _, mechanism := range []string{"scram-sha-256", "scram-sha-512"} {
+			set(prefix+mechanism+".sasl.jaas.config", "org.apache.kafka.common.security.scram.ScramLoginModule required;")
+		}
+	}
+	set("process.roles", "broker,controller")
+	set("node.id", strconv.Itoa(n.id))
+	set("controller.quorum.voters", strings.Join(voters, ","))
+	set("controller.listener.names", "CONTROLLER")
+	set("inter.broker.listener.name", "INTERNAL")
+	set("listeners", strings.Join(listeners, ","))
+	set("advertised.listeners", strings.Join(advertised, ","))
+	set("listener.security.protocol.map", strings.Join(protocols, ","))
+	set("log.dirs", filepath.Join(n.dir, "data"))
+	set("auto.create.topics.enable", "false")
+	for _, topic := range []string{"offsets.topic", "transaction.state.log", "share.coordinator.state.topic"} {
+		set(topic+".replication.factor", replicas)
+		set(topic+".num.partitions", "4") // the default, 50, takes seconds to make
+	}
+	set("default.replication.factor", replicas)
+	set("min.insync.replicas", insync)
+	set("transaction.state.log.min.isr", insync)
+	set("share.coordinator.state.topic.min.isr", insync)
+	set("group.initial.rebalance.delay.ms", "0")
+	// How long a killed broker is waited for; the default, 9 s, makes tests of it long.
+	set("broker.session.timeout.ms", "3000")
+	set("broker.heartbeat.interval.ms", "500")
+	set("log.cleaner.dedupe.buffer.size", "2097152")
+	return strings.Join(lines, "\n") + "\n", nil
+}
+
+// escape is for values in a file of Java properties.
+var escape = strings.NewReplacer(`\`, `\\`)
+
+// quoted is a string as Java's configuration of logins, and Kafka's tools, read one.
+func quoted(s string) string { return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"` }
