@@ -73,6 +73,9 @@ type Command struct {
 	Env  []string // beyond the test's own environment
 	Dir  string   // working directory; the log goes beside it, into Dir/log, and is appended to
 
+	// Scratch is a folder that goes where the test process ends without having stopped the server: killed, say.
+	Scratch string
+
 	// Ready asks by the server's protocol whether it serves. It is called until it answers nil.
 	Ready       func(context.Context) error
 	ReadyWithin time.Duration // one minute where 0
@@ -92,8 +95,16 @@ type Process struct {
 }
 
 // keeper runs the server until its standard input ends, which it does when the test process ends, however it does; then
-// it kills the server. It first tells the server's process id.
-const keeper = `"$@" </dev/null >>log 2>&1 & pid=$!; echo $pid; (read -r _; kill -CONT $pid; kill -KILL $pid) 2>/dev/null & wait $pid; kill -KILL $! 2>/dev/null`
+// it kills the server and removes what it left. It first tells the server's process id.
+//
+// dash gives a background command no standard input, so the one that waits for its end reads descriptor 3. It ends with
+// success where the end came, and by a signal where the server ended first. The children of a killed server may take a
+// moment to go, and write until then.
+const keeper = `exec 3<&0; scratch=$1; shift
+"$@" </dev/null >>log 2>&1 & pid=$!; echo $pid
+(read -r _ <&3; trap "" TERM; kill -CONT $pid; kill -KILL $pid; exit 0) 2>/dev/null & waiting=$!
+wait $pid; kill $waiting 2>/dev/null
+if wait $waiting && [ "$scratch" ]; then for i in 1 2 3 4 5; do rm -rf -- "$scratch" && break; sleep 1; done; fi`
 
 const readyPoll = 20 * time.Millisecond
 
@@ -103,9 +114,7 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		c.ReadyWithin = time.Minute
 	}
 	p := &Process{command: c, ended: make(chan struct{})}
-	// dash gives a background command no standard input, so the waiting one reads descriptor 3.
-	script := `exec 3<&0; ` + strings.Replace(keeper, "read -r _;", "read -r _ <&3;", 1)
-	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", script, "keeper", c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
+	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
 	p.keeper.Dir, p.keeper.Env = c.Dir, append(os.Environ(), c.Env...)
 	// A group of its own keeps an interrupt at the terminal from stopping the server under its tests.
 	p.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
@@ -183,15 +192,16 @@ func (p *Process) Signal(s syscall.Signal) error {
 
 // Kill is kill -9, and waits for the end. It may be called again.
 func (p *Process) Kill() error {
+	if p.pid != 0 {
+		_ = p.Signal(syscall.SIGKILL) // fails where it has ended already
+		<-p.ended
+	}
 	var err error
 	p.once.Do(func() {
-		if err = p.alive.Close(); errors.Is(err, os.ErrClosed) { // the server has ended already
+		if err = p.alive.Close(); errors.Is(err, os.ErrClosed) { // Wait has closed it
 			err = nil
 		}
 	})
-	if p.pid != 0 {
-		<-p.ended
-	}
 	return err
 }
 

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 func sleeper(dir string) process.Command {
-	return process.Command{Name: "sleeper", Path: "/bin/sleep", Args: []string{"1000"}, Dir: dir, Ready: func(context.Context) error { return nil }}
+	return process.Command{Name: "sleeper", Path: "/bin/sleep", Args: []string{"1000"}, Dir: dir, Scratch: dir, Ready: func(context.Context) error { return nil }}
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
@@ -46,8 +46,9 @@ func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 // TestEndsWithItsTest kills a test process: its server must end.
 func TestEndsWithItsTest(t *testing.T) {
 	t.Parallel()
+	scratch := t.TempDir()
 	victim := exec.CommandContext(t.Context(), os.Args[0])
-	victim.Env = append(os.Environ(), asVictim+"="+t.TempDir())
+	victim.Env = append(os.Environ(), asVictim+"="+scratch)
 	out, err := victim.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +69,10 @@ func TestEndsWithItsTest(t *testing.T) {
 	}
 	_ = victim.Wait() // killed
 	polltest.Until(t, "the server has gone with its process", func() bool { return !alive(pid) })
+	polltest.Until(t, "its folder has gone", func() bool {
+		_, err := os.Stat(scratch)
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 func TestKillStopAndFrozen(t *testing.T) {
@@ -81,7 +86,8 @@ func TestKillStopAndFrozen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p, err := process.Start(t.Context(), sleeper(t.TempDir()))
+			dir := t.TempDir()
+			p, err := process.Start(t.Context(), sleeper(dir))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,6 +96,9 @@ func TestKillStopAndFrozen(t *testing.T) {
 			}
 			if alive(p.PID()) {
 				t.Error("the server is still there")
+			}
+			if _, err := os.Stat(dir); err != nil {
+				t.Errorf("its folder must stay, for it may start again: %v", err)
 			}
 		})
 	}
