@@ -1,22 +1,28 @@
-// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary directory, reachable by its
-// Unix socket alone. It ends with the test binary, even if that is killed.
+// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary directory. It ends with the
+// test binary, even if that is killed.
+//
+// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256), as a company's server
+// does.
 package postgres
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/millrace/millrace/test/servers/certs"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that asks for it; TestMain
@@ -24,32 +30,34 @@ import (
 type Cluster struct {
 	once    sync.Once
 	err     error
+	bin     string // the server's programs
 	dir     string
-	process *exec.Cmd
-	alive   io.Closer // the server lives until this is closed
+	port    int
+	as      *syscall.Credential
+	certs   certs.Files
+	process *process.Process
 }
 
-// ErrMissing says that the machine has no PostgreSQL.
-var ErrMissing = errors.New("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
-
-// ConnString starts the cluster if need be, and tells how to connect to it. Where PostgreSQL is not installed the test is
-// skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
+// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where PostgreSQL is not installed
+// the test is skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
 	conn, err := c.Start()
-	switch {
-	case errors.Is(err, ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "":
-		tb.Skip("not tested on PostgreSQL: ", err)
-	case err != nil:
-		tb.Fatalf("start PostgreSQL: %v", err)
+	if err != nil {
+		process.SkipOrFail(tb, "PostgreSQL", err)
 	}
 	return conn
 }
 
-// Start starts the cluster, once, and tells how to connect to it.
+// Start starts the cluster, once, and tells how the superuser connects to it.
 func (c *Cluster) Start() (conn string, err error) {
-	c.once.Do(func() { c.err = c.start() })
-	return fmt.Sprintf("host=%s user=postgres dbname=postgres", c.dir), c.err
+	c.once.Do(func() { c.err = c.prepare() })
+	return fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", c.dir, c.port), c.err
+}
+
+// TLS tells how a role connects over TLS. The password it needs is not in it.
+func (c *Cluster) TLS(role, database string) (conn string) {
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database, c.certs.CA)
 }
 
 // Stop ends the server and removes its data. Call it after the last test.
@@ -57,80 +65,161 @@ func (c *Cluster) Stop() error {
 	if c.process == nil {
 		return nil
 	}
-	if err := c.alive.Close(); err != nil {
-		return fmt.Errorf("stop PostgreSQL: %w", err)
-	}
-	if err := c.process.Wait(); err != nil {
+	err := errors.Join(c.quit(), os.RemoveAll(c.dir))
+	if err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
 	return nil
 }
 
-// keeper runs the server until its standard input ends, which it does when the test binary ends, however it does; then
-// it stops the server at once and removes the directory.
-const keeper = `dir=$1; shift; "$@" </dev/null & read -r _; kill -QUIT $!; wait; rm -rf "$dir"`
+// quit is PostgreSQL's immediate shutdown. Unlike kill -9 it leaves no shared memory behind.
+func (c *Cluster) quit() error {
+	_ = c.Resume() // a paused one does not hear
+	if err := c.process.Signal(syscall.SIGQUIT); err == nil {
+		select {
+		case <-c.process.Ended():
+		case <-time.After(stopWithin):
+		}
+	}
+	return c.Kill()
+}
+
+// Kill is kill -9 of the server and of all its processes at once, as when the machine fails. Restart starts it again, with
+// its data.
+func (c *Cluster) Kill() error {
+	// The parent is frozen first, so that it makes no more children.
+	_ = c.process.Signal(syscall.SIGSTOP)
+	children, err := c.children()
+	for _, pid := range children {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+	}
+	err = errors.Join(err, c.process.Kill())
+	// A new server refuses to start beside what is left of the old one.
+	for _, pid := range children {
+		for words := stat(pid); words != nil && words[0] != "Z"; words = stat(pid) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return err
+}
+
+// Restart starts a killed server again. It comes back once it has recovered.
+func (c *Cluster) Restart() error {
+	return c.serve()
+}
+
+// Pause freezes the server and all its processes: connections stay open, and nothing answers.
+func (c *Cluster) Pause() error { return c.signalAll(syscall.SIGSTOP) }
+
+// Resume lets a paused server go on.
+func (c *Cluster) Resume() error { return c.signalAll(syscall.SIGCONT) }
+
+func (c *Cluster) signalAll(s syscall.Signal) error {
+	err := c.process.Signal(s)
+	children, err2 := c.children()
+	for _, pid := range children {
+		_ = syscall.Kill(pid, s) // it may have ended
+	}
+	return errors.Join(err, err2)
+}
+
+// ResidentMB is the memory that the server's first process holds, in MB.
+func (c *Cluster) ResidentMB() (int, error) { return c.process.ResidentMB() }
+
+// children are the processes that the server has made.
+func (c *Cluster) children() (pids []int, err error) {
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range all {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		if words := stat(pid); words != nil && words[1] == strconv.Itoa(c.process.PID()) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// stat is what Linux says of a process: its state, its parent's id, and more; nil where it has ended.
+func stat(pid int) []string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	// "pid (name) state parent …", and a name may hold anything.
+	return strings.Fields(string(line[strings.LastIndexByte(string(line), ')')+1:]))
+}
 
 const (
-	readyWithin = time.Minute // initdb and start take a few seconds on an idle machine
-	readyPoll   = 50 * time.Millisecond
+	readyWithin = 2 * time.Minute // a few seconds on an idle machine
+	stopWithin  = 20 * time.Second
 )
 
-func (c *Cluster) start() error {
-	bin, err := programs()
-	if err != nil {
+// access is who may come in, and how.
+const access = `local   all all                trust
+hostssl all all 127.0.0.1/32 scram-sha-256
+`
+
+func (c *Cluster) prepare() (err error) {
+	if c.bin, err = programs(); err != nil {
 		return err
 	}
 	// Not a test's directory: the path of a Unix socket must be short.
 	if c.dir, err = os.MkdirTemp("", "millrace-pg-"); err != nil {
 		return err
 	}
-	as, err := account(c.dir)
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(c.dir))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(c.dir))
+		}
+	}()
+	if c.certs, err = certs.Write(c.dir); err != nil {
+		return err
 	}
-	data := filepath.Join(c.dir, "data")
-	initdb := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "--pgdata", data, "--username", "postgres", //nolint:gosec // no outside input
+	if err := c.giveAway(); err != nil {
+		return err
+	}
+	initdb := exec.CommandContext(context.Background(), filepath.Join(c.bin, "initdb"), "--pgdata", c.data(), "--username", "postgres", //nolint:gosec // no outside input
 		"--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions")
-	initdb.Dir, initdb.SysProcAttr = c.dir, as
+	initdb.Dir, initdb.SysProcAttr = c.dir, &syscall.SysProcAttr{Setpgid: true, Credential: c.as}
 	if out, err := initdb.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("initdb: %w: %s", err, out), os.RemoveAll(c.dir))
+		return fmt.Errorf("initdb: %w: %s", err, out)
 	}
-
-	log, err := os.Create(filepath.Join(c.dir, "log"))
+	if err := os.WriteFile(filepath.Join(c.data(), "pg_hba.conf"), []byte(access), 0o600); err != nil {
+		return err
+	}
+	ports, err := process.FreePorts(1)
 	if err != nil {
-		return errors.Join(err, os.RemoveAll(c.dir))
+		return err
 	}
-	defer log.Close()                                                                             //nolint:errcheck // the server has a descriptor of its own
-	server := exec.CommandContext(context.Background(), "/bin/sh", "-c", keeper, "keeper", c.dir, //nolint:gosec // no outside input
-		filepath.Join(bin, "postgres"), "-D", data, "-k", c.dir, "-c", "listen_addresses=", "-c", "max_connections=300", "-c", "shared_buffers=64MB")
-	server.Dir, server.SysProcAttr, server.Stdout, server.Stderr = c.dir, as, log, log
-	stdin, err := server.StdinPipe()
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(c.dir))
-	}
-	if err := server.Start(); err != nil {
-		return errors.Join(fmt.Errorf("start the server: %w", err), os.RemoveAll(c.dir))
-	}
-	c.process, c.alive = server, stdin
-	return c.awaitReady(bin)
+	c.port = ports[0]
+	return c.serve()
 }
 
-// awaitReady asks by PostgreSQL's protocol.
-func (c *Cluster) awaitReady(bin string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), readyWithin)
-	defer cancel()
-	for {
-		out, err := exec.CommandContext(ctx, filepath.Join(bin, "pg_isready"), "--host", c.dir, "--username", "postgres").CombinedOutput() //nolint:gosec // no outside input
-		if err == nil {
+func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
+
+func (c *Cluster) serve() (err error) {
+	set := func(name string, value any) []string { return []string{"-c", fmt.Sprint(name, "=", value)} }
+	c.process, err = process.Start(context.Background(), process.Command{
+		Name: "PostgreSQL", Path: filepath.Join(c.bin, "postgres"),
+		Args: slices.Concat([]string{"-D", c.data()},
+			set("unix_socket_directories", c.dir), set("listen_addresses", "127.0.0.1"), set("port", c.port),
+			set("ssl", "on"), set("ssl_cert_file", c.certs.Cert), set("ssl_key_file", c.certs.Key),
+			set("max_connections", 300), set("shared_buffers", "64MB")),
+		Dir: c.dir, Scratch: c.dir, Credential: c.as, ReadyWithin: readyWithin,
+		Ready: func(ctx context.Context) error {
+			out, err := exec.CommandContext(ctx, filepath.Join(c.bin, "pg_isready"), "--host", c.dir, "--port", strconv.Itoa(c.port), "--username", "postgres").CombinedOutput() //nolint:gosec // no outside input
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
 			return nil
-		}
-		select {
-		case <-time.After(readyPoll):
-		case <-ctx.Done():
-			log, _ := os.ReadFile(filepath.Join(c.dir, "log")) // the best explanation there is
-			return fmt.Errorf("not ready within %v: %w: %s\n%s", readyWithin, err, out, log)
-		}
-	}
+		},
+	})
+	return err
 }
 
 // programs finds the directory of the newest installed server.
@@ -149,28 +238,32 @@ func programs() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		return filepath.Dir(path), nil
 	}
-	return "", ErrMissing
+	return "", process.ErrMissing
 }
 
-// account gives dir to the account that the server runs under: PostgreSQL refuses root, so root lends it to the
-// account postgres. The process group keeps an interrupt at the terminal from stopping the server under its tests.
-func account(dir string) (*syscall.SysProcAttr, error) {
-	attr := &syscall.SysProcAttr{Setpgid: true}
+// giveAway gives the directory to the account that the server runs under: PostgreSQL refuses root, so root lends it to
+// the account postgres. The directory may be passed through by all, for the authority's certificate that is in it.
+func (c *Cluster) giveAway() error {
+	if err := errors.Join(os.Chmod(c.dir, 0o711), os.Chmod(c.certs.CA, 0o644)); err != nil { //nolint:gosec // see above
+		return err
+	}
 	if os.Geteuid() != 0 {
-		return attr, nil
+		return nil
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		return nil, fmt.Errorf("%w: root cannot run it, and %w", ErrMissing, err)
+		return fmt.Errorf("%w: root cannot run it, and %w", process.ErrMissing, err)
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
 	if err := errors.Join(err1, err2); err != nil {
-		return nil, fmt.Errorf("account postgres: %w", err)
+		return fmt.Errorf("account postgres: %w", err)
 	}
-	attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-		return nil, err
+	c.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	for _, name := range []string{c.dir, c.certs.CA, c.certs.Cert, c.certs.Key} {
+		if err := os.Chown(name, int(uid), int(gid)); err != nil {
+			return err
+		}
 	}
-	return attr, nil
+	return nil
 }

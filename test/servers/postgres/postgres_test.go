@@ -2,12 +2,14 @@ package postgres_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -26,6 +28,79 @@ func TestMain(m *testing.M) {
 	var c postgres.Cluster
 	fmt.Println(c.Start())
 	select {} // until killed
+}
+
+// TestKillAndPause looks at the server from outside: what answers, what is there after kill -9.
+func TestKillAndPause(t *testing.T) {
+	t.Parallel()
+	var c postgres.Cluster
+	conn := c.ConnString(t)
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	psql := func(ctx context.Context, conn, sql string) (string, error) {
+		out, err := exec.CommandContext(ctx, "psql", "--no-psqlrc", "-qAt", "-d", conn, "-c", sql).CombinedOutput()
+		return strings.TrimSpace(string(out)), err
+	}
+	must := func(sql string) string {
+		t.Helper()
+		out, err := psql(t.Context(), conn, sql)
+		if err != nil {
+			t.Fatalf("%s: %v: %s", sql, err, out)
+		}
+		return out
+	}
+	must("CREATE TABLE kept (n int); INSERT INTO kept VALUES (1); CREATE ROLE guest LOGIN PASSWORD 'open sesame'")
+	// A session that is busy when the server is killed must end with it.
+	busy := exec.CommandContext(t.Context(), "psql", "--no-psqlrc", "-d", conn, "-c", "SELECT pg_sleep(1000)")
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, "the session is busy", func() bool {
+		return must("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(1000)' AND pid <> pg_backend_pid()") == "1"
+	})
+	if err := c.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := busy.Wait(); err == nil {
+		t.Error("a session outlived the server")
+	}
+	if err := c.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	if got := must("SELECT n FROM kept"); got != "1" {
+		t.Errorf("after the restart the table holds %q", got)
+	}
+
+	if err := c.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if out, err := psql(soon, conn, "SELECT 1"); err == nil {
+		t.Errorf("a paused server answered %q", out)
+	}
+	if err := c.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	must("SELECT 1")
+
+	// Over TCP: TLS and a password, or nothing.
+	t.Run("over TCP", func(t *testing.T) {
+		good := c.TLS("guest", "postgres")
+		for _, try := range []struct{ conn, refusal string }{
+			{strings.Replace(good, "guest@", "guest:open%20sesame@", 1), ""},
+			{strings.Replace(good, "guest@", "guest:wrong@", 1), "password authentication failed"},
+			{strings.Replace(strings.Replace(good, "guest@", "guest:open%20sesame@", 1), "verify-full", "disable", 1), "no encryption"},
+		} {
+			out, err := psql(t.Context(), try.conn, "SELECT 1")
+			if (err == nil) != (try.refusal == "") || !strings.Contains(out, try.refusal) {
+				t.Errorf("%s: %v: %s", try.conn, err, out)
+			}
+		}
+	})
 }
 
 // TestEndsWithItsProcess kills a test binary: its server must end and its directory go.

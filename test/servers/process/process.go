@@ -45,7 +45,7 @@ func Cache(server string) (string, error) {
 		root = filepath.Join(user, "millrace", "servers")
 	}
 	dir := filepath.Join(root, server)
-	if _, err := os.Stat(filepath.Join(dir, "installed")); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, "installed")); err != nil { //nolint:gosec // a folder that the user names
 		return "", fmt.Errorf("%s: %w", server, ErrMissing)
 	}
 	return dir, nil

@@ -1,0 +1,71 @@
+// Package certs makes certificates for servers under test: each call an authority of its own, which nobody else trusts, and
+// a certificate for this machine's loopback.
+package certs
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Files are PEM files.
+type Files struct{ CA, Cert, Key string }
+
+// Write writes a certificate of a server on loopback, its key and its authority's certificate into dir. It is good for a day.
+func Write(dir string) (Files, error) {
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "millrace tests"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	server := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"},
+		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter,
+		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		// Servers of a cluster are each other's clients.
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	authorityKey, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	serverKey, err2 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err := errors.Join(err1, err2); err != nil {
+		return Files{}, err
+	}
+	ca, err1 := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
+	cert, err2 := x509.CreateCertificate(rand.Reader, server, authority, serverKey.Public(), authorityKey)
+	key, err3 := x509.MarshalPKCS8PrivateKey(serverKey)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return Files{}, err
+	}
+	f := Files{CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key")}
+	return f, errors.Join(
+		write(f.CA, "CERTIFICATE", ca),
+		write(f.Cert, "CERTIFICATE", cert),
+		write(f.Key, "PRIVATE KEY", key))
+}
+
+func write(file, kind string, der []byte) error {
+	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
+}
+
+// Trust is what a client needs that trusts the authority and nobody else.
+func (f Files) Trust() (*tls.Config, error) {
+	pemData, err := os.ReadFile(f.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pemData) {
+		return nil, errors.New("no certificate in " + f.CA)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
