@@ -40,13 +40,13 @@ file with its row number and the reason; accepted + rejected = read.`,
 	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "where to write the lines that were rejected")
 	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "commands under way at once")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.config()
+		caller, err := a.caller()
 		if err != nil {
 			return err
 		}
 		b := newBar("import " + filepath.Base(args[0]))
 		summary, err := onlineretail.Import(cmd.Context(), onlineretail.Config{
-			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: "http://" + c.Addr, Concurrency: concurrency,
+			Path: args[0], Limit: limit, RejectsPath: rejects, BaseURL: caller.api(), Client: caller.options(), Concurrency: concurrency,
 			Progress: func(p onlineretail.Progress) { b.set(p.RowsRead, p.RowsTotal, "") },
 		})
 		b.end(err)
@@ -54,7 +54,7 @@ file with its row number and the reason; accepted + rejected = read.`,
 			return fmt.Errorf("stopped (%w); run the same command again and it goes on", err)
 		}
 		if err != nil {
-			return a.explain(err)
+			return explain(err)
 		}
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), summary)

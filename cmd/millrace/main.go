@@ -32,8 +32,9 @@ var errSilent = errors.New("")
 
 // app is what the subcommands share.
 type app struct {
-	configPath string
-	addr, data string
+	configPath      string
+	addr, adminAddr string
+	data            string
 }
 
 func newRoot() *cobra.Command {
@@ -44,7 +45,8 @@ func newRoot() *cobra.Command {
 		Long: `Millrace turns commands into events, publishes the events in order to Kafka, and keeps everything else — views,
 search, Iceberg tables — as versions that the log can rebuild.
 
-Start it with "millrace up" and, in another terminal, try:
+Start it with "millrace up" (everything in one process; "millrace serve --role" runs parts of it in processes of their own,
+on real servers) and, in another terminal, try:
 
   millrace status                                     what stands where, and how fresh it is
   millrace sql "SELECT count() FROM order_lines"      SQL over the open tables
@@ -56,8 +58,9 @@ Settings come from millrace.yaml, then the environment, then flags; "millrace co
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default millrace.yaml, which may be absent)")
-	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of the running system (default from the configuration: 127.0.0.1:7400)")
-	root.AddCommand(newUp(a), newStatus(a), newImport(a), newSQL(a), newVerify(a), newConfig(a), newEngine())
+	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
+	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
+	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newVerify(a), newConfig(a), newEngine())
 	return root
 }
 
@@ -74,6 +77,9 @@ func (a *app) config() (config.Config, error) {
 	}
 	if a.addr != "" {
 		c.Addr = a.addr
+	}
+	if a.adminAddr != "" {
+		c.Admin.Addr = a.adminAddr
 	}
 	if a.data != "" {
 		c.Data = a.data

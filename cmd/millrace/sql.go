@@ -41,14 +41,18 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 		if cmd.Flags().Changed("data") {
 			return sqlOnFiles(cmd.Context(), c, cmd.OutOrStdout(), args[0], *output)
 		}
-		u := "http://" + c.Addr + "/v1/sql?output=" + url.QueryEscape(*output)
+		caller, err := newCaller(c)
+		if err != nil {
+			return err
+		}
+		u := caller.api() + "/v1/sql?output=" + url.QueryEscape(*output)
 		req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, u, strings.NewReader(args[0]))
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := caller.http().Do(req)
 		if err != nil {
-			return a.explain(err)
+			return explain(err)
 		}
 		defer resp.Body.Close() //nolint:errcheck // read to its end or given up
 		if resp.StatusCode != http.StatusOK {

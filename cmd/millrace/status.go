@@ -1,13 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"slices"
-	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -15,7 +12,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
-	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
 )
 
 func newStatus(a *app) *cobra.Command {
@@ -26,13 +22,13 @@ func newStatus(a *app) *cobra.Command {
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		admin, err := a.admin()
+		caller, err := a.caller()
 		if err != nil {
 			return err
 		}
-		r, err := admin.Status(cmd.Context(), connect.NewRequest(&adminv1.StatusRequest{}))
+		r, err := caller.admin().Status(cmd.Context(), connect.NewRequest(&adminv1.StatusRequest{}))
 		if err != nil {
-			return a.explain(err)
+			return explain(err)
 		}
 		if *output == "json" {
 			b, err := protojson.MarshalOptions{EmitUnpopulated: true, UseProtoNames: true, Indent: "  "}.Marshal(r.Msg)
@@ -66,21 +62,4 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 		fmt.Fprint(w, name, " ", s.Addresses[name])
 	}
 	fmt.Fprintln(w)
-}
-
-// admin is the client of the running system's admin service.
-func (a *app) admin() (adminv1connect.AdminServiceClient, error) {
-	c, err := a.config()
-	if err != nil {
-		return nil, err
-	}
-	return adminv1connect.NewAdminServiceClient(http.DefaultClient, "http://"+c.Addr), nil
-}
-
-// explain says what to do about an error that means nobody is there.
-func (a *app) explain(err error) error {
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("no millrace answers (%w): start one with `millrace up`, or name its address with --addr", err)
-	}
-	return err
 }

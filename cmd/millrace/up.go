@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -39,12 +38,17 @@ Started again it goes on from what is on disk. The demo's commands are not doubl
 		ctx, out := cmd.Context(), cmd.OutOrStdout()
 		log := c.Log.Logger(os.Stderr)
 		begun := time.Now()
-		p, err := platform.Start(ctx, c, log)
+		p, err := platform.Start(ctx, c, platform.Roles(), log)
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
 		}
-		fmt.Fprintf(out, "millrace is up after %v, on http://%s, data in %s\n", time.Since(begun).Round(10*time.Millisecond), p.Addr(), c.Data)
-		err = present(ctx, out, p, noDemo)
+		c.Addr, c.Admin.Addr = p.Addr(), p.AdminAddr() // port 0 took a free one
+		caller, err := newCaller(c)
+		if err != nil {
+			return errors.Join(err, p.Close())
+		}
+		fmt.Fprintf(out, "millrace is up after %v, on %s, data in %s\n", time.Since(begun).Round(10*time.Millisecond), caller.api(), c.Data)
+		err = present(ctx, out, p, caller, noDemo)
 		if err == nil {
 			select {
 			case <-ctx.Done():
@@ -65,13 +69,12 @@ Started again it goes on from what is on disk. The demo's commands are not doubl
 }
 
 // present shows the system at work.
-func present(ctx context.Context, out io.Writer, p *platform.Platform, noDemo bool) error {
-	base := "http://" + p.Addr()
+func present(ctx context.Context, out io.Writer, p *platform.Platform, caller caller, noDemo bool) error {
 	var sample demo.Result
 	if !noDemo {
 		b := newBar("demo shop: commands")
 		var err error
-		sample, err = demo.Run(ctx, demo.Config{BaseURL: base, Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
+		sample, err = demo.Run(ctx, demo.Config{BaseURL: caller.api(), Client: caller.options(), Progress: func(done, total int) { b.set(int64(done), int64(total), "") }})
 		b.end(err)
 		if err != nil {
 			return fmt.Errorf("demo: %w", err)
@@ -90,30 +93,37 @@ func present(ctx context.Context, out io.Writer, p *platform.Platform, noDemo bo
 	printSinks(out, s.Msg)
 	printAddresses(out, s.Msg)
 	if !noDemo {
-		printTryNext(out, base, sample)
+		printTryNext(out, caller, sample)
 	}
-	fmt.Fprintf(out, "serving on %s; Ctrl-C stops\n", base)
+	fmt.Fprintf(out, "serving on %s, operations on %s; Ctrl-C stops\n", caller.api(), caller.url(caller.c.Admin.Addr))
 	return nil
 }
 
 // printTryNext prints three things to try, which work as they stand.
-func printTryNext(out io.Writer, base string, sample demo.Result) {
-	addr := ""
-	if base != "http://"+config.Default().Addr {
-		addr = " --addr " + strings.TrimPrefix(base, "http://")
+func printTryNext(out io.Writer, caller caller, sample demo.Result) {
+	usual := config.Default()
+	addr, adminAddr, token := "", "", ""
+	if caller.c.Addr != usual.Addr {
+		addr = " --addr " + caller.c.Addr
+	}
+	if caller.c.Admin.Addr != usual.Admin.Addr {
+		adminAddr = " --admin-addr " + caller.c.Admin.Addr
+	}
+	if caller.c.Auth.Tokens != "" {
+		token = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"`
 	}
 	fmt.Fprintf(out, `
 Try next, in another terminal:
 
   # an order, no older than the command that gave the token (gRPC works too: grpcurl -plaintext %[2]s list)
-  curl -s %[1]s/millrace.order.v1.OrderQueryService/GetOrder \
+  curl -s %[1]s/millrace.order.v1.OrderQueryService/GetOrder%[8]s \
     -H 'Content-Type: application/json' -d '{"orderId":"%[3]s","token":"%[4]s"}'
 
   # SQL over the open tables
   %[6]s sql%[5]s "SELECT sku, sum(quantity) AS items, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY sku ORDER BY sales DESC LIMIT 5"
 
   # store = topic = tables = views, by count and content
-  %[6]s verify%[5]s
+  %[6]s verify%[7]s
 
-`, base, strings.TrimPrefix(base, "http://"), sample.OrderID, sample.Token, addr, os.Args[0])
+`, caller.api(), caller.c.Addr, sample.OrderID, sample.Token, addr, os.Args[0], adminAddr, token)
 }

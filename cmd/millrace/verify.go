@@ -26,17 +26,17 @@ The first difference is named by its stream. Exit code 0 means equal everywhere.
 	output := outputFlag(cmd, "table", "json")
 	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long the sinks may take to catch up")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		admin, err := a.admin()
+		caller, err := a.caller()
 		if err != nil {
 			return err
 		}
-		stream, err := admin.Verify(cmd.Context(), connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(wait)}))
+		stream, err := caller.admin().Verify(cmd.Context(), connect.NewRequest(&adminv1.VerifyRequest{Wait: durationpb.New(wait)}))
 		if err != nil {
-			return a.explain(err)
+			return explain(err)
 		}
 		result, err := follow(stream)
 		if err != nil {
-			return a.explain(err)
+			return explain(err)
 		}
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), verifyJSON(result))

@@ -22,6 +22,7 @@ import (
 // Config says where the shop opens and how much it trades.
 type Config struct {
 	BaseURL  string                // of the server: "http://127.0.0.1:7400"
+	Client   []client.Option       // token and TLS, where the server asks for them
 	Seed     uint64                // another seed, other customers and orders; 0 means 1
 	Orders   int                   // 0 means 30
 	Progress func(done, total int) // called after each command, by one goroutine at a time; may be nil
@@ -48,7 +49,7 @@ const (
 
 // Run plays the demo. A refused command is counted, and the shop goes on.
 func Run(ctx context.Context, cfg Config) (Result, error) {
-	server := client.New(cfg.BaseURL, patience)
+	server := client.New(cfg.BaseURL, patience, cfg.Client...)
 	defer server.Close()
 	goods, trade := script(cmp.Or(cfg.Seed, defaultSeed), cmp.Or(cfg.Orders, defaultOrders))
 	p := &player{server: server, progress: cfg.Progress, result: Result{Commands: map[string]int{}}}

@@ -20,13 +20,14 @@ import (
 
 // Config says what to import, and where to.
 type Config struct {
-	Path        string         // of the Parquet file
-	BaseURL     string         // of the server: "http://127.0.0.1:7400"
-	Limit       int            // lines of the file to import; 0 means all. A later import with a higher limit goes on.
-	RejectsPath string         // of the CSV file of lines that were not imported, one line each; none if empty
-	Concurrency int            // commands under way at most; 0 means 64
-	Patience    time.Duration  // with a server that is away; 0 means a minute
-	Progress    func(Progress) // called as lines get done, by one goroutine at a time; may be nil
+	Path        string          // of the Parquet file
+	BaseURL     string          // of the server: "http://127.0.0.1:7400"
+	Client      []client.Option // token and TLS, where the server asks for them
+	Limit       int             // lines of the file to import; 0 means all. A later import with a higher limit goes on.
+	RejectsPath string          // of the CSV file of lines that were not imported, one line each; none if empty
+	Concurrency int             // commands under way at most; 0 means 64
+	Patience    time.Duration   // with a server that is away; 0 means a minute
+	Progress    func(Progress)  // called as lines get done, by one goroutine at a time; may be nil
 }
 
 // Progress says how far an import is.
@@ -52,7 +53,7 @@ const (
 func Import(ctx context.Context, cfg Config) (Summary, error) {
 	start := time.Now()
 	cfg.Concurrency = cmp.Or(cfg.Concurrency, defaultConcurrency)
-	server := client.New(cfg.BaseURL, cmp.Or(cfg.Patience, defaultPatience))
+	server := client.New(cfg.BaseURL, cmp.Or(cfg.Patience, defaultPatience), cfg.Client...)
 	defer server.Close()
 	im := &importer{Config: cfg, server: server, planner: newPlanner(), summary: newSummary()}
 	err := im.run(ctx)

@@ -5,6 +5,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -37,28 +38,58 @@ type Client struct {
 
 // New makes a client of the server at addr, "host:port" or a URL. Where the server is away or busy, each call is sent
 // again for as long as patience before it gives up with ErrUnreachable. Call Close when done.
-func New(addr string, patience time.Duration) *Client {
+func New(addr string, patience time.Duration, opts ...Option) *Client {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
 	if !strings.Contains(addr, "://") {
 		addr = "http://" + addr
 	}
 	transport := &http.Transport{
 		Protocols: new(http.Protocols),
 		// A server that vanished without closing the connection is noticed by its silence.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+		TLSClientConfig: o.tls,
+		HTTP2:           &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	transport.Protocols.SetHTTP2(true)
 	doer := &http.Client{Transport: transport}
-	opts := connect.WithClientOptions(
-		connect.WithInterceptors(retry(patience)),
+	with := connect.WithClientOptions(
+		connect.WithInterceptors(retry(patience), bearer(o.token)),
 		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to gain by it
 	)
 	return &Client{
-		Customer:  customerv1connect.NewCustomerServiceClient(doer, addr, opts),
-		Catalog:   catalogv1connect.NewCatalogServiceClient(doer, addr, opts),
-		Inventory: inventoryv1connect.NewInventoryServiceClient(doer, addr, opts),
-		Order:     orderv1connect.NewOrderServiceClient(doer, addr, opts),
+		Customer:  customerv1connect.NewCustomerServiceClient(doer, addr, with),
+		Catalog:   catalogv1connect.NewCatalogServiceClient(doer, addr, with),
+		Inventory: inventoryv1connect.NewInventoryServiceClient(doer, addr, with),
+		Order:     orderv1connect.NewOrderServiceClient(doer, addr, with),
 		transport: transport,
+	}
+}
+
+// Option changes how a client connects.
+type Option func(*options)
+
+type options struct {
+	token string
+	tls   *tls.Config
+}
+
+// WithToken sends a token with each call.
+func WithToken(token string) Option { return func(o *options) { o.token = token } }
+
+// WithTLS says whom to trust where the address is an https URL.
+func WithTLS(c *tls.Config) Option { return func(o *options) { o.tls = c } }
+
+func bearer(token string) connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+			if token != "" {
+				req.Header().Set("Authorization", "Bearer "+token)
+			}
+			return next(ctx, req)
+		}
 	}
 }
 

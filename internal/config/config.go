@@ -4,15 +4,20 @@ package config
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,19 +30,20 @@ const EnvPrefix = "MILLRACE_"
 
 // Config is the whole configuration. A `doc` tag becomes the comment above the key.
 type Config struct {
-	Addr       string     `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
-	TLS        ServerTLS  `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
-	Auth       Auth       `yaml:"auth" doc:"Who may call."`
-	Admin      Admin      `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
-	Data       string     `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
-	Log        Log        `yaml:"log" doc:"Structured logs, on standard error."`
-	Store      Store      `yaml:"store" doc:"Event store: one per service."`
-	Kafka      Kafka      `yaml:"kafka" doc:"The log."`
-	Registry   Registry   `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
-	Redis      Redis      `yaml:"redis" doc:"Holds the view orderstatus."`
-	Search     Search     `yaml:"search" doc:"Holds the view catalog."`
-	Lake       Lake       `yaml:"lake" doc:"Iceberg tables."`
-	ClickHouse ClickHouse `yaml:"clickhouse" doc:"Runs SQL over the lake."`
+	Addr       string        `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
+	TLS        ServerTLS     `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
+	Auth       Auth          `yaml:"auth" doc:"Who may call."`
+	Admin      Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
+	Drain      time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
+	Data       string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
+	Log        Log           `yaml:"log" doc:"Structured logs, on standard error."`
+	Store      Store         `yaml:"store" doc:"Event store: one per service."`
+	Kafka      Kafka         `yaml:"kafka" doc:"The log."`
+	Registry   Registry      `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
+	Redis      Redis         `yaml:"redis" doc:"Holds the view orderstatus."`
+	Search     Search        `yaml:"search" doc:"Holds the view catalog."`
+	Lake       Lake          `yaml:"lake" doc:"Iceberg tables."`
+	ClickHouse ClickHouse    `yaml:"clickhouse" doc:"Runs SQL over the lake."`
 }
 
 // ServerTLS is the certificate of a door.
@@ -58,6 +64,7 @@ type ClientTLS struct {
 type Auth struct {
 	Tokens string `yaml:"tokens" doc:"File with a line NAME:TOKEN for each caller, who sends Authorization: Bearer TOKEN. Empty: loopback only, and no token is asked for."`
 	Token  Secret `yaml:"token" doc:"Token that the commands of this program (status, verify, sql, import) send."`
+	CA     string `yaml:"ca" doc:"PEM file of the authorities that these commands trust. Empty: the system's."`
 }
 
 // Admin is the operators' door.
@@ -157,7 +164,7 @@ func Default() Config {
 		Admin:      Admin{Addr: "127.0.0.1:7401"},
 		Data:       "data",
 		Log:        Log{Level: slog.LevelWarn, Format: "text"},
-		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain"},
+		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
 		Registry:   Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:      Redis{Listen: "127.0.0.1:0"},
 		Lake:       Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20},
@@ -230,40 +237,157 @@ const embeddedPartitions = 32
 // Check finds what cannot work, before anything is started.
 func (c Config) Check() error {
 	var errs []error
-	for _, a := range []struct{ key, addr string }{
-		{"addr", c.Addr}, {"kafka.listen", c.Kafka.Listen}, {"redis.listen", c.Redis.Listen}, {"clickhouse.listen", c.ClickHouse.Listen},
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, a := range []struct {
+		key, addr string
+		guarded   bool // by tokens, where there are some
+	}{
+		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
+		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false}, {"clickhouse.listen", c.ClickHouse.Listen, false},
 	} {
 		host, _, err := net.SplitHostPort(a.addr)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", a.key, err))
-			continue
+		ip := net.ParseIP(host)
+		switch {
+		case err != nil:
+			bad("%s: %w", a.key, err)
+		case host == "localhost" || ip != nil && ip.IsLoopback():
+		case !a.guarded:
+			bad("%s: %q is not a loopback address, and an embedded server asks nobody who they are: listen on 127.0.0.1", a.key, a.addr)
+		case c.Auth.Tokens == "":
+			bad("%s: %q is not a loopback address: name the callers' tokens in auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
 		}
-		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			errs = append(errs, fmt.Errorf("%s: %q is not a loopback address; nothing here is authenticated yet, so listen on 127.0.0.1", a.key, a.addr))
+	}
+	for _, pair := range []struct{ cert, key, first, second string }{
+		{c.TLS.Cert, c.TLS.Key, "tls.cert", "tls.key"},
+		{c.Kafka.TLS.Cert, c.Kafka.TLS.Key, "kafka.tls.cert", "kafka.tls.key"},
+		{c.Registry.TLS.Cert, c.Registry.TLS.Key, "registry.tls.cert", "registry.tls.key"},
+		{c.Redis.TLS.Cert, c.Redis.TLS.Key, "redis.tls.cert", "redis.tls.key"},
+		{c.Search.TLS.Cert, c.Search.TLS.Key, "search.tls.cert", "search.tls.key"},
+		{c.ClickHouse.TLS.Cert, c.ClickHouse.TLS.Key, "clickhouse.tls.cert", "clickhouse.tls.key"},
+	} {
+		if (pair.cert == "") != (pair.key == "") {
+			bad("%s, %s: name both or neither", pair.first, pair.second)
 		}
 	}
 	if c.Data == "" {
-		errs = append(errs, errors.New("data: name a folder"))
+		bad("data: name a folder")
 	}
-	if c.Kafka.Partitions < 1 || c.Kafka.Partitions > 1000 {
-		errs = append(errs, fmt.Errorf("kafka.partitions: %d is not between 1 and 1000", c.Kafka.Partitions))
+	if c.Drain < 0 {
+		bad("drain: %v is below 0", c.Drain)
 	}
-	if c.Kafka.Brokers == "" && c.Kafka.Partitions > embeddedPartitions {
-		errs = append(errs, fmt.Errorf("kafka.partitions: the embedded broker serves at most %d, not %d", embeddedPartitions, c.Kafka.Partitions))
+	c.Kafka.check(bad)
+	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
+		if codec != "plain" && c.Registry.URL == "" {
+			bad("registry.url: the codec %s needs a registry", codec)
+			break
+		}
+	}
+	for _, a := range []struct{ key, value, secret string }{
+		{"store.postgres", c.Store.Postgres, "store.password"}, {"lake.catalog", c.Lake.Catalog, "lake.password"},
+		{"registry.url", c.Registry.URL, "registry.password"}, {"redis.addr", c.Redis.Addr, "redis.password"},
+		{"search.elasticsearch", c.Search.Elasticsearch, "search.password"}, {"clickhouse.url", c.ClickHouse.URL, "clickhouse.password"},
+		{"lake.s3.endpoint", c.Lake.S3.Endpoint, "lake.s3.secret_key"},
+	} {
+		if hasPassword(a.value) {
+			bad("%s: it holds a password, and is printed: put that into %s", a.key, a.secret)
+		}
+	}
+	if w := c.Lake.Warehouse; w != "" && !strings.HasPrefix(w, "s3://") {
+		bad("lake.warehouse: %q is not s3://bucket/folder", w)
+	}
+	if (c.Lake.S3.AccessKey == "") != c.Lake.S3.SecretKey.Empty() {
+		bad("lake.s3.access_key, lake.s3.secret_key: name both or neither")
 	}
 	if c.Lake.CommitInterval <= 0 {
-		errs = append(errs, fmt.Errorf("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval))
+		bad("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval)
 	}
 	if c.Lake.CommitBytes <= 0 {
-		errs = append(errs, fmt.Errorf("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes))
+		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
-		errs = append(errs, fmt.Errorf("log.format: %q is neither text nor json", c.Log.Format))
+		bad("log.format: %q is neither text nor json", c.Log.Format)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
 	return nil
+}
+
+// hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
+func hasPassword(s string) bool {
+	for one := range strings.SplitSeq(s, ",") {
+		if u, err := url.Parse(one); err == nil && u.User != nil {
+			if _, has := u.User.Password(); has {
+				return true
+			}
+		}
+	}
+	return strings.Contains(s, "password=")
+}
+
+func (k Kafka) check(bad func(string, ...any)) {
+	if k.Partitions < 1 || k.Partitions > 1000 {
+		bad("kafka.partitions: %d is not between 1 and 1000", k.Partitions)
+	}
+	if k.Brokers == "" && k.Partitions > embeddedPartitions {
+		bad("kafka.partitions: the embedded broker serves at most %d, not %d", embeddedPartitions, k.Partitions)
+	}
+	if k.Replicas < 0 {
+		bad("kafka.replicas: %d is below 0", k.Replicas)
+	}
+	switch k.SASL.Mechanism {
+	case "":
+	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+		if k.SASL.User == "" || k.SASL.Password.Empty() {
+			bad("kafka.sasl: %s needs user and password", k.SASL.Mechanism)
+		}
+	default:
+		bad("kafka.sasl.mechanism: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", k.SASL.Mechanism)
+	}
+	if !slices.Contains(codecs, k.Codec) {
+		bad("kafka.codec: %q is not one of %s", k.Codec, strings.Join(codecs, ", "))
+	}
+	for topic, codec := range k.Codecs {
+		if !slices.Contains(codecs, codec) {
+			bad("kafka.codecs: %q of %s is not one of %s", codec, topic, strings.Join(codecs, ", "))
+		}
+	}
+}
+
+var codecs = []string{"plain", "protobuf", "avro"}
+
+// Codec is how events are written to a topic.
+func (c Config) Codec(topic string) string {
+	if codec, ok := c.Kafka.Codecs[topic]; ok {
+		return codec
+	}
+	return c.Kafka.Codec
+}
+
+// Client is the TLS of a connection to a server; nil where TLS is not enabled.
+func (t ClientTLS) Client() (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, fmt.Errorf("authorities: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("authorities: %s holds no certificate in PEM", t.CA)
+		}
+	}
+	if t.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, fmt.Errorf("our certificate: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // Path is a path inside the data folder.

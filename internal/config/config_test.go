@@ -2,6 +2,8 @@ package config_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -99,6 +101,22 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"lake.commit_interval": func(c *config.Config) { c.Lake.CommitInterval = 0 },
 		"log.format":           func(c *config.Config) { c.Log.Format = "xml" },
 		"data":                 func(c *config.Config) { c.Data = "" },
+		"admin.addr":           func(c *config.Config) { c.Admin.Addr = "0.0.0.0:7401" },
+		"auth.tokens":          func(c *config.Config) { c.Addr = "0.0.0.0:7400" },
+		"drain":                func(c *config.Config) { c.Drain = -1 },
+		"tls.key":              func(c *config.Config) { c.TLS.Cert = "cert.pem" },
+		"kafka.tls.key":        func(c *config.Config) { c.Kafka.TLS.Cert = "cert.pem" },
+		"kafka.sasl.mechanism": func(c *config.Config) { c.Kafka.SASL.Mechanism = "GSSAPI" },
+		"kafka.sasl":           func(c *config.Config) { c.Kafka.SASL.Mechanism = "PLAIN" },
+		"kafka.replicas":       func(c *config.Config) { c.Kafka.Replicas = -1 },
+		"kafka.codec":          func(c *config.Config) { c.Kafka.Codec = "json" },
+		"kafka.codecs":         func(c *config.Config) { c.Kafka.Codecs["t"] = "json" },
+		"registry.url":         func(c *config.Config) { c.Kafka.Codecs["t"] = "avro" },
+		"store.password":       func(c *config.Config) { c.Store.Postgres = "postgres://u:p@h/d" },
+		"lake.password":        func(c *config.Config) { c.Lake.Catalog = "host=h password=p" },
+		"search.password":      func(c *config.Config) { c.Search.Elasticsearch = "http://h:1,http://u:p@h:2" },
+		"lake.warehouse":       func(c *config.Config) { c.Lake.Warehouse = "gs://bucket" },
+		"lake.s3.secret_key":   func(c *config.Config) { c.Lake.S3.AccessKey = "a" },
 	} {
 		t.Run(key, func(t *testing.T) {
 			t.Parallel()
@@ -108,5 +126,77 @@ func TestCheckNamesTheKey(t *testing.T) {
 				t.Fatalf("error %v does not name %s", err, key)
 			}
 		})
+	}
+}
+
+// TestSecretsAreNotPrinted gives a secret in each of the ways there are.
+func TestSecretsAreNotPrinted(t *testing.T) {
+	t.Parallel()
+	const secret = "s3cr3t-that-nobody-sees"
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	yaml := filepath.Join(t.TempDir(), "c.yaml")
+	for name, c := range map[string]struct {
+		yaml string
+		env  map[string]string
+	}{
+		"text in the file":      {yaml: "redis: {password: " + secret + "}"},
+		"file in the file":      {yaml: "redis: {password: {file: " + file + "}}"},
+		"text in the variable":  {env: map[string]string{"MILLRACE_REDIS_PASSWORD": secret}},
+		"file in the variable":  {env: map[string]string{"MILLRACE_REDIS_PASSWORD_FILE": file}},
+		"the text goes first":   {yaml: "redis: {password: other}", env: map[string]string{"MILLRACE_REDIS_PASSWORD": secret, "MILLRACE_REDIS_PASSWORD_FILE": "absent"}},
+		"the file goes over it": {yaml: "redis: {password: other}", env: map[string]string{"MILLRACE_REDIS_PASSWORD_FILE": file}},
+	} {
+		if err := os.WriteFile(yaml, []byte(c.yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := config.Load(yaml, func(k string) (string, bool) { v, ok := c.env[k]; return v, ok })
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if text, err := got.Redis.Password.Reveal(""); err != nil || text != secret {
+			t.Errorf("%s: revealed %q, %v", name, text, err)
+		}
+		var shown bytes.Buffer
+		if _, err := got.WriteTo(&shown); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&shown, "%v %+v %#v", got, got, got)
+		if err := json.NewEncoder(&shown).Encode(got.Redis); err != nil {
+			t.Fatal(err)
+		}
+		slog.New(slog.NewJSONHandler(&shown, nil)).Info("configured", "password", got.Redis.Password, "redis", got.Redis)
+		if strings.Contains(shown.String(), secret) {
+			t.Errorf("%s: it is printed:\n%s", name, shown.String())
+		}
+	}
+}
+
+func TestASecretThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	empty := filepath.Join(t.TempDir(), "order")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/absent/order", empty} {
+		_, err := config.SecretFile(strings.Replace(path, "order", "{service}", 1)).Reveal("order")
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("the error %v does not name %s", err, path)
+		}
+	}
+}
+
+func TestClientTLSNamesWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	none, err := config.ClientTLS{CA: "/absent"}.Client()
+	if none != nil || err != nil {
+		t.Errorf("where it is not enabled: %v, %v", none, err)
+	}
+	for _, c := range []config.ClientTLS{{Enabled: true, CA: "/absent"}, {Enabled: true, CA: "config_test.go"}, {Enabled: true, Cert: "/absent", Key: "/absent"}} {
+		if _, err := c.Client(); err == nil {
+			t.Errorf("%+v: want an error", c)
+		}
 	}
 }

@@ -42,6 +42,13 @@ func (v *View) Runtime(cfg kafka.Config, logger *slog.Logger) *streams.Runtime {
 	})
 }
 
+// Follower makes what tells a process that does not feed the view how far it is.
+func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
+	return streams.NewFollower(streams.FollowConfig{
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+	})
+}
+
 // Apply brings the documents of the records' orders up to date.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	docs, err := v.load(ctx, readmodels.Streams(records)...)

@@ -16,8 +16,8 @@ func TestQuickStart(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	s := up(t, data, "127.0.0.1:0")
 	s.ready()
-	for _, path := range []string{"/healthz", "/readyz"} {
-		resp, err := http.Get("http://" + s.addr + path)
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		resp, err := http.Get("http://" + s.admin + path)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,11 +52,14 @@ const (
 	stopTimeout  = 30 * time.Second
 )
 
+var servingLine = regexp.MustCompile(`^serving on http://(\S+), operations on http://(\S+);`)
+
 // system is a running `millrace up`.
 type system struct {
 	t      *testing.T
 	data   string
-	addr   string
+	addr   string // of commands, queries and SQL
+	admin  string // of health, status and verify
 	cmd    *exec.Cmd
 	ended  chan error
 	output *lockedBuffer
@@ -65,7 +69,7 @@ type system struct {
 func up(t *testing.T, data, addr string, args ...string) *system {
 	t.Helper()
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
-	s.cmd = exec.Command(binary, append([]string{"up", "--data", data, "--addr", addr}, args...)...)
+	s.cmd = exec.Command(binary, append([]string{"up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0"}, args...)...)
 	s.cmd.Env = append(os.Environ(), "MILLRACE_LOG_LEVEL=warn")
 	s.cmd.Stderr = s.output
 	out, err := s.cmd.StdoutPipe()
@@ -75,14 +79,13 @@ func up(t *testing.T, data, addr string, args ...string) *system {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	serving := make(chan string, 1)
+	serving := make(chan [2]string, 1)
 	go func() {
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
 			fmt.Fprintln(s.output, lines.Text())
-			if rest, ok := strings.CutPrefix(lines.Text(), "serving on http://"); ok {
-				addr, _, _ := strings.Cut(rest, ";")
-				serving <- addr
+			if m := servingLine.FindStringSubmatch(lines.Text()); m != nil {
+				serving <- [2]string{m[1], m[2]}
 			}
 		}
 		s.ended <- s.cmd.Wait()
@@ -94,7 +97,8 @@ func up(t *testing.T, data, addr string, args ...string) *system {
 		}
 	})
 	select {
-	case s.addr = <-serving:
+	case doors := <-serving:
+		s.addr, s.admin = doors[0], doors[1]
 	case err := <-s.ended:
 		t.Fatalf("millrace up ended: %v\n%s", err, s.output)
 	case <-time.After(startTimeout):
@@ -107,7 +111,7 @@ func up(t *testing.T, data, addr string, args ...string) *system {
 func (s *system) ready() {
 	s.t.Helper()
 	eventually(s.t, "ready", func() bool {
-		resp, err := http.Get("http://" + s.addr + "/readyz")
+		resp, err := http.Get("http://" + s.admin + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -144,7 +148,7 @@ func (s *system) kill() {
 // run runs a subcommand against the system and returns its standard output.
 func (s *system) run(args ...string) string {
 	s.t.Helper()
-	return run(s.t, append(args, "--addr", s.addr)...)
+	return run(s.t, append(args, "--addr", s.addr, "--admin-addr", s.admin)...)
 }
 
 func run(t *testing.T, args ...string) string {

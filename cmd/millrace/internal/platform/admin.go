@@ -13,9 +13,12 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/verify"
@@ -23,7 +26,6 @@ import (
 
 const (
 	defaultWait = time.Minute
-	askTimeout  = 15 * time.Second      // of a question to Kafka that people wait for
 	look        = 20 * time.Millisecond // between two looks at a sink that has no way to tell
 	readBatch   = 2000                  // events
 	attempts    = 3                     // of a comparison, while commands keep coming
@@ -31,41 +33,94 @@ const (
 
 // Status implements AdminService.
 func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+	sinks, err := p.sinks(ctx)
+	if err != nil {
+		return nil, err
+	}
 	res := &adminv1.StatusResponse{Addresses: p.addresses}
-	add := func(sink, unit string, count, lag uint64, asOf time.Time) {
-		s := &adminv1.SinkStatus{Sink: sink, Unit: unit, Count: count, LagEvents: lag}
-		if !asOf.IsZero() {
-			s.AsOf = timestamppb.New(asOf)
+	for _, k := range sinks {
+		s := &adminv1.SinkStatus{Sink: k.Name, Unit: k.Unit, Count: k.Count, LagEvents: k.Lag}
+		if !k.AsOf.IsZero() {
+			s.AsOf = timestamppb.New(k.AsOf)
 		}
 		res.Sinks = append(res.Sinks, s)
 	}
+	return connect.NewResponse(res), nil
+}
+
+// sinks tells how far everything is that this process can ask. Where something fails, the others are told all the same.
+func (p *Platform) sinks(ctx context.Context) ([]telemetry.Sink, error) {
+	var all []telemetry.Sink
+	var errs []error
+	add := func(sinks []telemetry.Sink, err error) {
+		all, errs = append(all, sinks...), append(errs, err)
+	}
+	if len(p.stores) > 0 {
+		add(p.storeSinks(ctx))
+	}
+	if len(p.views) > 0 {
+		add(viewSink(ctx, orderstatus.Name, p.orders.Status))
+		add(viewSink(ctx, catalog.Name, p.goods.Status))
+	}
+	if p.lake != nil && p.admin != nil {
+		add(p.tableSinks(ctx))
+	}
+	return all, errors.Join(errs...)
+}
+
+func (p *Platform) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
 	stored := map[string]uint64{} // by topic
 	for _, a := range event.Aggregates() {
 		have, err := p.stores[a.Name].Stats(ctx, event.Position{})
 		if err != nil {
-			return nil, err
+			return sinks, err
 		}
 		stored[a.Topic] = have.Events
-		add("store "+a.Service, "events", have.Events, 0, have.NewestRecorded)
+		sinks = append(sinks, telemetry.Sink{Name: "store " + a.Service, Unit: "events", Count: have.Events, AsOf: have.NewestRecorded})
+	}
+	if p.admin == nil {
+		return sinks, nil
+	}
+	progress, err := p.progress(ctx)
+	if err != nil {
+		return sinks, err
 	}
 	for _, a := range event.Aggregates() {
-		at := p.relays[a.Name].Progress()
+		at := progress[a.Service]
 		ahead, err := p.stores[a.Name].Stats(ctx, at.Position)
 		if err != nil {
-			return nil, err
+			return sinks, err
 		}
-		add("topic "+a.Topic, "events", stored[a.Topic]-min(ahead.Events, stored[a.Topic]), ahead.Events, at.RecordedAt)
+		sinks = append(sinks, telemetry.Sink{
+			Name: "topic " + a.Topic, Unit: "events", Count: stored[a.Topic] - min(ahead.Events, stored[a.Topic]), Lag: ahead.Events, AsOf: at.RecordedAt,
+		})
 	}
-	orders, err := p.orders.Status(ctx)
+	return sinks, nil
+}
+
+// progress tells how far the log is, by service.
+func (p *Platform) progress(ctx context.Context) (map[string]relay.Progress, error) {
+	if len(p.relays) == 0 {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		return p.published.Look(ctx)
+	}
+	progress := map[string]relay.Progress{}
+	for _, a := range event.Aggregates() {
+		progress[a.Service] = p.relays[a.Name].Progress()
+	}
+	return progress, nil
+}
+
+func viewSink(ctx context.Context, name string, ask func(context.Context) (readmodels.Status, error)) ([]telemetry.Sink, error) {
+	s, err := ask(ctx)
 	if err != nil {
 		return nil, err
 	}
-	add("view "+orderstatus.Name, "documents", orders.Documents, orders.Lag, orders.AsOf)
-	goods, err := p.goods.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	add("view "+catalog.Name, "documents", goods.Documents, goods.Lag, goods.AsOf)
+	return []telemetry.Sink{{Name: "view " + name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
+}
+
+func (p *Platform) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	tables, err := p.lake.Tables(ctx)
 	if err != nil {
 		return nil, err
@@ -74,14 +129,15 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 	if err != nil {
 		return nil, err
 	}
+	var sinks []telemetry.Sink
 	for _, t := range tables {
 		var lag uint64
 		for partition, end := range ends[t.Topic] {
 			lag += uint64(max(0, end-t.Offsets[partition]))
 		}
-		add("table "+t.Name, "rows", uint64(t.Rows), lag, t.AsOf)
+		sinks = append(sinks, telemetry.Sink{Name: "table " + t.Name, Unit: "rows", Count: uint64(t.Rows), Lag: lag, AsOf: t.AsOf})
 	}
-	return connect.NewResponse(res), nil
+	return sinks, nil
 }
 
 // Verify implements AdminService.
@@ -163,7 +219,8 @@ func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error 
 	for _, a := range event.Aggregates() {
 		tell("topic " + a.Topic)
 		err := p.until(ctx, "topic "+a.Topic, func() (bool, error) {
-			return p.relays[a.Name].Progress().Position.Compare(heads[a.Name]) >= 0, nil
+			progress, err := p.progress(ctx)
+			return err == nil && progress[a.Service].Position.Compare(heads[a.Name]) >= 0, err
 		})
 		if err != nil {
 			return err
@@ -175,7 +232,7 @@ func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error 
 	}
 	for _, v := range p.views {
 		tell("view " + v.name)
-		if err := v.runtime.CatchUp(ctx); err != nil {
+		if err := v.feed.CatchUp(ctx); err != nil {
 			return err
 		}
 	}

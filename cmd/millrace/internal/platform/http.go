@@ -2,11 +2,15 @@ package platform
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,6 +28,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
@@ -32,54 +37,108 @@ import (
 
 const (
 	headerTimeout = 10 * time.Second
-	drainTimeout  = 5 * time.Second // for calls under way when the system stops
+	drainTimeout  = 15 * time.Second // for calls under way when the process stops
+	askTimeout    = 15 * time.Second // of a question to a store or to Kafka that people wait for
+	probeTimeout  = 2 * time.Second  // of one that a readiness probe waits for
 	maxQueryBytes = 1 << 20
 )
 
-// startServer opens the door: every service by Connect, gRPC and gRPC-Web, health, reflection, and SQL.
-func (p *Platform) startServer(context.Context) error {
-	logged := commands.WithLogger(p.log)
-	mux := http.NewServeMux()
-	mux.Handle(customer.NewHandler(p.stores[event.Customer.Name], logged))
-	mux.Handle(catalogcommands.NewHandler(p.stores[event.Product.Name], logged))
-	mux.Handle(inventory.NewHandler(p.stores[event.Stock.Name], logged))
-	mux.Handle(order.NewHandler(p.stores[event.Order.Name], logged))
-	door := rpc.HandlerOptions(p.log, time.Now)
-	mux.Handle(p.whenReady(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...)))
-	mux.Handle(p.whenReady(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...)))
-	mux.Handle(adminv1connect.NewAdminServiceHandler(p))
+// startServers opens the two doors: one for everybody's calls, one for those who run the system.
+func (p *Platform) startServers(context.Context) error {
+	if p.listeners["api"] != nil {
+		if err := p.serve("api", p.tokens.Guard(p.api())); err != nil {
+			return err
+		}
+	}
+	if err := p.serve("admin", p.tokens.Guard(p.operations(), "/healthz", "/readyz", "/metrics")); err != nil {
+		return err
+	}
+	if len(p.views) > 0 {
+		p.background("readiness", p.awaitViews)
+	}
+	return nil
+}
 
-	services := []string{
-		customerv1connect.CustomerServiceName, catalogv1connect.CatalogServiceName, catalogv1connect.CatalogQueryServiceName,
-		inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName, orderv1connect.OrderQueryServiceName,
-		adminv1connect.AdminServiceName,
+// api is every service of this process by Connect, gRPC and gRPC-Web, with health and reflection, and SQL.
+func (p *Platform) api() http.Handler {
+	mux := http.NewServeMux()
+	measured := p.metrics.Interceptor()
+	var services []string
+	if p.has(Commands) {
+		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured)}
+		mux.Handle(customer.NewHandler(p.stores[event.Customer.Name], opts...))
+		mux.Handle(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...))
+		mux.Handle(inventory.NewHandler(p.stores[event.Stock.Name], opts...))
+		mux.Handle(order.NewHandler(p.stores[event.Order.Name], opts...))
+		services = append(services, customerv1connect.CustomerServiceName, catalogv1connect.CatalogServiceName,
+			inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName)
+	}
+	if p.has(Query) {
+		door := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
+		mux.Handle(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...)))
+		mux.Handle(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...)))
+		mux.HandleFunc("POST /v1/sql", p.serveSQL)
+		services = append(services, orderv1connect.OrderQueryServiceName, catalogv1connect.CatalogQueryServiceName)
 	}
 	reflector := grpcreflect.NewStaticReflector(services...)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql")
+	})
+	return mux
+}
 
+// operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can connect, the
+// rest wants a token where tokens are asked for.
+func (p *Platform) operations() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", p.serveReady)
+	mux.Handle("GET /metrics", p.metrics.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", p.serveReady)
-	mux.HandleFunc("POST /v1/sql", p.serveSQL)
+	if h := failpoint.Handler(); h != nil {
+		mux.Handle("/debug/failpoints", h)
+	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql; GET /healthz, /readyz")
+		fmt.Fprintln(w, "millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
 	})
+	if p.has(Admin) {
+		mux.Handle(adminv1connect.NewAdminServiceHandler(p))
+		reflector := grpcreflect.NewStaticReflector(adminv1connect.AdminServiceName)
+		mux.Handle(grpcreflect.NewHandlerV1(reflector))
+		mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
+	}
+	p.metrics.Sinks(p.sinks, askTimeout, p.log)
+	return mux
+}
 
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout, Protocols: new(http.Protocols)}
+// serve opens a door until the process stops; then calls under way get some time to end.
+func (p *Platform) serve(name string, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, Protocols: new(http.Protocols), ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	server.Protocols.SetHTTP1(true)
-	server.Protocols.SetUnencryptedHTTP2(true)
+	listen := func() error { return server.Serve(p.listeners[name]) }
+	if c := p.cfg.TLS; c.Cert != "" {
+		server.Protocols.SetHTTP2(true)
+		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: (&certificate{cert: c.Cert, key: c.Key}).get}
+		if _, err := server.TLSConfig.GetCertificate(nil); err != nil {
+			return err
+		}
+		listen = func() error { return server.ServeTLS(p.listeners[name], "", "") }
+	} else {
+		server.Protocols.SetUnencryptedHTTP2(true)
+	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(p.listener) }()
+	go func() { served <- listen() }()
 	p.onStop(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 		defer cancel()
 		err := server.Shutdown(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
-			p.log.Warn("calls under way were cut off", "after", drainTimeout)
+			p.log.Warn("calls under way were cut off", "door", name, "after", drainTimeout)
 			err = server.Close()
 		}
 		if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
@@ -87,35 +146,88 @@ func (p *Platform) startServer(context.Context) error {
 		}
 		return err
 	})
-	p.background("readiness", p.becomeReady)
 	return nil
 }
 
-// becomeReady waits until the views have applied what stood on the log at the start.
-func (p *Platform) becomeReady(ctx context.Context) error {
-	err := p.CatchUp(ctx, func(string, int, int) {})
-	if err != nil {
-		return fmt.Errorf("catch up with the log: %w", err)
+// certificate is read again when its file changes, so that it can be renewed without a restart.
+type certificate struct {
+	cert, key string // PEM files
+
+	mu      sync.Mutex
+	pair    *tls.Certificate
+	changed time.Time
+}
+
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	info, err := os.Stat(c.cert)
+	if err == nil && (c.pair == nil || !info.ModTime().Equal(c.changed)) {
+		var pair tls.Certificate
+		if pair, err = tls.LoadX509KeyPair(c.cert, c.key); err == nil {
+			c.pair, c.changed = &pair, info.ModTime()
+		}
 	}
-	p.ready.Store(true)
-	p.log.Info("ready: the views hold what stood on the log at the start")
+	if c.pair == nil {
+		return nil, fmt.Errorf("tls.cert, tls.key: %w", err)
+	}
+	return c.pair, nil // the last good one, while a new one is being written
+}
+
+// awaitViews waits until the views have applied what stood on the log at the start.
+func (p *Platform) awaitViews(ctx context.Context) error {
+	for _, v := range p.views {
+		if err := v.feed.CatchUp(ctx); err != nil {
+			return fmt.Errorf("catch up with the log: %w", err)
+		}
+	}
+	p.caughtUp.Store(true)
+	p.log.Info("the views hold what stood on the log at the start")
 	<-ctx.Done()
 	return nil
 }
 
-func (p *Platform) serveReady(w http.ResponseWriter, _ *http.Request) {
-	if !p.ready.Load() {
-		http.Error(w, "not ready: the views are catching up with the log, or the system is stopping", http.StatusServiceUnavailable)
+// unready says why this process does not do all of its work now; nil where it does.
+func (p *Platform) unready(ctx context.Context) error {
+	if p.draining.Load() {
+		return errors.New("stopping")
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	for _, a := range event.Aggregates() {
+		if store := p.stores[a.Name]; store != nil {
+			if _, err := store.Head(ctx); err != nil {
+				return fmt.Errorf("store of %s: %w", a.Service, err)
+			}
+		}
+		if r := p.relays[a.Name]; r != nil && !r.Progress().Live {
+			return fmt.Errorf("relay of %s: it is not publishing", a.Service)
+		}
+	}
+	if len(p.views) > 0 && !p.caughtUp.Load() {
+		return errors.New("the views are catching up with the log")
+	}
+	if p.lake != nil {
+		if _, err := p.lake.Tables(ctx); err != nil {
+			return fmt.Errorf("lake: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *Platform) serveReady(w http.ResponseWriter, r *http.Request) {
+	if err := p.unready(r.Context()); err != nil {
+		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = io.WriteString(w, "ready\n")
 }
 
-// whenReady turns queries away until the views have caught up: before that "not found" would not be true.
-func (p *Platform) whenReady(path string, h http.Handler) (string, http.Handler) {
+// whenCaughtUp turns queries away until the views have caught up: before that "not found" would not be true.
+func (p *Platform) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
 	unready := connect.NewErrorWriter()
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !p.ready.Load() {
+		if !p.caughtUp.Load() {
 			err := connect.NewError(connect.CodeUnavailable, errors.New("the views are catching up with the log; try again"))
 			_ = unready.Write(w, r, err)
 			return
@@ -132,7 +244,7 @@ type grpcHealth struct {
 
 func (h grpcHealth) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	res, err := h.services.Check(ctx, req)
-	if err == nil && !h.p.ready.Load() {
+	if err == nil && h.p.unready(ctx) != nil {
 		res.Status = grpchealth.StatusNotServing
 	}
 	return res, err

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/postgres"
@@ -51,6 +52,7 @@ func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore
 	return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
 }
 
+// startKafka connects to the log, and starts one where none is named.
 func (p *Platform) startKafka(ctx context.Context) error {
 	brokers := p.cfg.Kafka.Brokers
 	if brokers == "" {
@@ -72,6 +74,18 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		admin.Close()
 		return nil
 	})
+	if p.wanted[stores] && !p.has(Relay) {
+		if p.published, err = relay.NewFollower(p.kafka); err != nil {
+			return err
+		}
+		p.onStop(func() error {
+			p.published.Close()
+			return nil
+		})
+	}
+	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
+		return nil // who only looks needs no right to create
+	}
 	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
 
@@ -95,55 +109,94 @@ func (p *Platform) startRedis(ctx context.Context) error {
 	}
 	p.redis = client
 	p.onStop(client.Close)
+	p.orders = orderstatus.New(client)
 	return nil
 }
 
-func (p *Platform) startViews(context.Context) error {
-	p.orders = orderstatus.New(p.redis)
-	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.log))
-
+func (p *Platform) startSearch(context.Context) error {
 	index, err := catalog.OpenBleve(p.cfg.Path("search"), p.log)
 	if err != nil {
 		return err
 	}
 	p.onStop(index.Close)
 	p.goods = catalog.New(index)
+	return nil
+}
+
+// view is one that this process feeds or follows.
+type view struct {
+	name string
+	feed feed
+}
+
+type feed interface {
+	Run(context.Context) error
+	CatchUp(context.Context) error
+}
+
+func (p *Platform) startFeeds(context.Context) error {
+	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.log))
 	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.log))
 	return nil
 }
 
-// view is a running view.
-type view struct {
-	name    string
-	runtime *streams.Runtime
+func (p *Platform) startFollows(context.Context) error {
+	p.run(orderstatus.Name, p.orders.Follower(p.kafka, p.log))
+	p.run(catalog.Name, p.goods.Follower(p.kafka, p.log))
+	return nil
 }
 
-func (p *Platform) run(name string, runtime *streams.Runtime) {
-	p.views = append(p.views, view{name, runtime})
-	p.background("view "+name, runtime.Run)
+func (p *Platform) run(name string, f feed) {
+	p.views = append(p.views, view{name, f})
+	p.background("view "+name, f.Run)
 }
 
 // LakeConfig says where the lake of a data folder is.
 func LakeConfig(c config.Config) lake.Config {
-	return lake.Config{Warehouse: c.Path("lake", "warehouse"), CatalogPath: c.Path("lake", "catalog.db")}
+	return lake.Config{Warehouse: c.Path("lake", "warehouse"), Catalog: c.Path("lake", "catalog.db")}
 }
 
 func (p *Platform) startLake(ctx context.Context) error {
 	c := LakeConfig(p.cfg)
-	c.Logger = p.log
-	l, err := lake.Open(ctx, c)
+	c.Logger, c.ReadOnly = p.log, !p.wanted[landing]
+	l, err := openLake(ctx, c)
 	if err != nil {
 		return err
 	}
 	p.lake = l
 	p.onStop(l.Close)
+	return nil
+}
+
+// openLake waits for a lake that another process is about to make.
+func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
+	const patience, step = time.Minute, 500 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for told := false; ; told = true {
+		l, err := lake.Open(ctx, c)
+		if err == nil || !c.ReadOnly || !errors.Is(err, lake.ErrNoLake) {
+			return l, err
+		}
+		if !told {
+			c.Logger.Warn("waiting for the lake, which a process with the role lake makes", "error", err)
+		}
+		select {
+		case <-time.After(step):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func (p *Platform) startLanding(context.Context) error {
 	parking := streams.NewParking(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
 		return nil
 	})
 	p.background("lake", func(ctx context.Context) error {
-		return l.Run(ctx, lake.RunConfig{
+		return p.lake.Run(ctx, lake.RunConfig{
 			Brokers: strings.Split(p.kafka.Brokers, ","), Park: park(parking),
 			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
 		})
@@ -161,13 +214,17 @@ func park(to *streams.Parking) lake.Parker {
 }
 
 func (p *Platform) startEngine(ctx context.Context) error {
-	engine, err := StartEngine(ctx, p.cfg, p.cfg.Path("engine"), p.log)
+	scratch := "" // a temporary one
+	if p.wanted[folder] {
+		scratch = p.cfg.Path("engine")
+	}
+	e, err := StartEngine(ctx, p.cfg, scratch, p.log)
 	if err != nil {
 		return err
 	}
-	p.onStop(engine.Close)
-	p.addresses["clickhouse"] = engine.Addr()
-	p.sql = lakesql.New(SQLTables(p.lake), engine.Client())
+	p.onStop(e.Close)
+	p.addresses["clickhouse"] = e.Addr()
+	p.sql = lakesql.New(SQLTables(p.lake), e.Client())
 	return nil
 }
 

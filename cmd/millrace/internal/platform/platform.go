@@ -1,5 +1,6 @@
-// Package platform starts the parts of Millrace in one process and wires them together: embedded servers where the
-// configuration names no real ones, then stores, relays, views, landers, the SQL engine and the door to them all.
+// Package platform starts the parts of Millrace that a process's roles need and wires them together: embedded servers where
+// the configuration names no real ones, then stores, relays, views, landers, the SQL engine and the doors to them all.
+// roles.go says which role needs what.
 package platform
 
 import (
@@ -9,71 +10,95 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gofrs/flock"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
-// Platform is a running system.
+// Platform is a running process with some roles, or all.
 type Platform struct {
-	cfg      config.Config
-	log      *slog.Logger
-	listener net.Listener
+	cfg       config.Config
+	log       *slog.Logger
+	roles     []Role
+	wanted    map[part]bool
+	listeners map[string]net.Listener // api, admin
+	tokens    *auth.Tokens            // nil: no token is asked for
+	metrics   *telemetry.Metrics
 
-	kafka  kafka.Config
-	admin  *kafka.Admin
-	boot   string                      // ends the transactional ids; see embedded kafka
-	stores map[string]eventstore.Store // by aggregate
-	relays map[string]*relay.Relay     // by aggregate
-	redis  *redis.Client
-	orders *orderstatus.View
-	goods  *catalog.View
-	views  []view
-	lake   *lake.Lake
-	sql    *lakesql.SQL
+	kafka     kafka.Config
+	admin     *kafka.Admin
+	boot      string                      // ends the transactional ids; see embedded kafka
+	stores    map[string]eventstore.Store // by aggregate
+	relays    map[string]*relay.Relay     // by aggregate, where they run here
+	published *relay.Follower             // where they run elsewhere
+	redis     *redis.Client
+	orders    *orderstatus.View
+	goods     *catalog.View
+	views     []view
+	lake      *lake.Lake
+	sql       *lakesql.SQL
 
 	addresses map[string]string // of the servers, for people
 	stops     []func() error    // undo what was started, last first
-	ready     atomic.Bool
+	caughtUp  atomic.Bool       // the views have applied what stood on the log at the start
+	draining  atomic.Bool
 	failOnce  sync.Once
 	failed    chan struct{}
 	failure   error
 }
 
-// Start starts everything. When it returns without an error commands are taken; /readyz tells when queries answer in full.
-// ctx bounds the start only: end the system with Close.
-func Start(ctx context.Context, cfg config.Config, log *slog.Logger) (*Platform, error) {
+// Start starts what the roles need. When it returns without an error commands are taken; /readyz tells when everything of
+// this process does its work. ctx bounds the start only: end the process's work with Close.
+func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logger) (*Platform, error) {
+	if err := checkRoles(cfg, roles); err != nil {
+		return nil, err
+	}
 	p := &Platform{
-		cfg: cfg, log: log, failed: make(chan struct{}), addresses: map[string]string{},
+		cfg: cfg, log: log, roles: roles, wanted: wanted(roles), failed: make(chan struct{}), addresses: map[string]string{},
+		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
 	}
+	if len(embedded(cfg, p.wanted)) > 0 {
+		p.wanted[folder] = true
+	}
 	for _, step := range []struct {
+		part  part
 		name  string
 		start func(context.Context) error
 	}{
-		{"data folder", p.startFolder},
-		{"address", p.startListener}, // early: a taken port should not cost the start of all the rest
-		{"event stores", p.startStores},
-		{"kafka", p.startKafka},
-		{"redis", p.startRedis},
-		{"lake", p.startLake},
-		{"sql engine", p.startEngine},
-		{"views", p.startViews},
-		{"relays", p.startRelays},
-		{"server", p.startServer},
+		{folder, "data folder", p.startFolder},
+		{doors, "addresses", p.startListeners}, // early: a taken port should not cost the start of all the rest
+		{stores, "event stores", p.startStores},
+		{logPart, "kafka", p.startKafka},
+		{redisPart, "redis", p.startRedis},
+		{searchPart, "search", p.startSearch},
+		{tables, "lake", p.startLake},
+		{landing, "landing", p.startLanding},
+		{engine, "sql engine", p.startEngine},
+		{feeds, "views", p.startFeeds},
+		{follows, "views", p.startFollows},
+		{relays, "relays", p.startRelays},
+		{doors, "server", p.startServers},
 	} {
+		if !p.wanted[step.part] {
+			continue
+		}
 		if err := step.start(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", step.name, err), p.Close())
 		}
@@ -81,8 +106,20 @@ func Start(ctx context.Context, cfg config.Config, log *slog.Logger) (*Platform,
 	return p, nil
 }
 
-// Addr is the HOST:PORT of the door.
-func (p *Platform) Addr() string { return p.listener.Addr().String() }
+func (p *Platform) has(r Role) bool { return slices.Contains(p.roles, r) }
+
+// Addr is the HOST:PORT of commands, queries and SQL; empty where no role has them.
+func (p *Platform) Addr() string { return p.addr("api") }
+
+// AdminAddr is the HOST:PORT of health, metrics and admin.
+func (p *Platform) AdminAddr() string { return p.addr("admin") }
+
+func (p *Platform) addr(door string) string {
+	if l := p.listeners[door]; l != nil {
+		return l.Addr().String()
+	}
+	return ""
+}
 
 // Failed is closed when a part that the system cannot do without has ended; Close then says why.
 func (p *Platform) Failed() <-chan struct{} { return p.failed }
@@ -90,7 +127,10 @@ func (p *Platform) Failed() <-chan struct{} { return p.failed }
 // Close stops everything in the reverse order of the start: the door first, the stores last. It returns what made the
 // system fail, if anything did, and what went wrong in stopping.
 func (p *Platform) Close() error {
-	p.ready.Store(false)
+	p.draining.Store(true)
+	if p.cfg.Drain > 0 && len(p.stops) > 0 && p.failure == nil {
+		time.Sleep(p.cfg.Drain) // whoever sends calls here looks at readiness now and then, and must see it go first
+	}
 	var errs []error
 	for i := len(p.stops) - 1; i >= 0; i-- {
 		errs = append(errs, p.stops[i]())
@@ -148,20 +188,31 @@ func (p *Platform) startFolder(context.Context) error {
 	return nil
 }
 
-func (p *Platform) startListener(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", p.cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("%w (is another millrace running? name another address with --addr)", err)
+func (p *Platform) startListeners(ctx context.Context) error {
+	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
+	if p.has(Commands) || p.has(Query) {
+		addrs["api"] = p.cfg.Addr
 	}
-	p.listener = l
-	p.addresses["millrace"] = l.Addr().String()
-	p.onStop(func() error {
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) { // the server has closed it already
-			return err
+	for name, addr := range addrs {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+		if err != nil {
+			return fmt.Errorf("%w (is another millrace running? name other addresses with --addr and --admin-addr)", err)
 		}
+		p.listeners[name] = l
+		p.addresses["millrace "+name] = l.Addr().String()
+		p.onStop(func() error {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) { // the server has closed it already
+				return err
+			}
+			return nil
+		})
+	}
+	if p.cfg.Auth.Tokens == "" {
 		return nil
-	})
-	return nil
+	}
+	var err error
+	p.tokens, err = auth.Open(p.cfg.Auth.Tokens, p.log)
+	return err
 }
 
 // topics are the aggregates' topics.

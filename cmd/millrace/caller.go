@@ -1,0 +1,88 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"syscall"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
+	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/internal/config"
+)
+
+// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a token where it asks for one.
+type caller struct {
+	c     config.Config
+	tls   *tls.Config
+	token string
+}
+
+func newCaller(c config.Config) (caller, error) {
+	token, err := c.Auth.Token.Reveal("")
+	if err != nil {
+		return caller{}, fmt.Errorf("auth.token: %w", err)
+	}
+	trust, err := config.ClientTLS{Enabled: true, CA: c.Auth.CA}.Client()
+	if err != nil {
+		return caller{}, fmt.Errorf("auth.ca: %w", err)
+	}
+	return caller{c, trust, token}, nil
+}
+
+// url is that of one of the system's doors.
+func (c caller) url(addr string) string {
+	if c.c.TLS.Cert != "" {
+		return "https://" + addr
+	}
+	return "http://" + addr
+}
+
+func (c caller) api() string { return c.url(c.c.Addr) }
+
+// options are for clients of the command API.
+func (c caller) options() []client.Option {
+	return []client.Option{client.WithToken(c.token), client.WithTLS(c.tls)}
+}
+
+// RoundTrip implements http.RoundTripper: it adds the token.
+func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
+	if c.token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true // one call, one connection: a subcommand makes one call
+	return t.RoundTrip(r)
+}
+
+func (c caller) http() *http.Client { return &http.Client{Transport: c} }
+
+func (c caller) admin() adminv1connect.AdminServiceClient {
+	return adminv1connect.NewAdminServiceClient(c.http(), c.url(c.c.Admin.Addr))
+}
+
+// caller is that of the configuration in force.
+func (a *app) caller() (caller, error) {
+	c, err := a.config()
+	if err != nil {
+		return caller{}, err
+	}
+	return newCaller(c)
+}
+
+// explain says what to do about an error that means nobody is there, or nobody lets us in.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no millrace answers (%w): start one with `millrace up`, or name its addresses with --addr and --admin-addr", err)
+	case connect.CodeOf(err) == connect.CodeUnauthenticated:
+		return fmt.Errorf("%w (auth.token, or MILLRACE_AUTH_TOKEN, is what this program sends)", err)
+	case connect.CodeOf(err) == connect.CodeUnimplemented:
+		return fmt.Errorf("%w: the process at --admin-addr does not have the role admin", err)
+	}
+	return err
+}

@@ -1,0 +1,128 @@
+package platform
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/millrace/millrace/internal/config"
+)
+
+// Role is a part of the system's work that may have processes of its own, as many as wanted.
+type Role string
+
+// The roles.
+const (
+	Commands Role = "commands" // takes commands
+	Relay    Role = "relay"    // carries events from the stores to the log; one at a time, a second one fences the first
+	Views    Role = "views"    // feeds the views; the processes share the partitions
+	Lake     Role = "lake"     // lands the tables; a second one stands by
+	Query    Role = "query"    // answers queries and SQL
+	Admin    Role = "admin"    // tells status, verifies
+)
+
+// Roles are all roles.
+func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin} }
+
+// part is something that a process starts, in this order.
+type part int
+
+const (
+	folder     part = iota // of the embedded parts
+	stores                 // event stores
+	logPart                // Kafka
+	redisPart              // documents of the view orderstatus
+	searchPart             // documents of the view catalog
+	tables                 // the lake, to read
+	landing                // the lake, to write
+	engine                 // SQL
+	feeds                  // what feeds the views
+	follows                // what only knows how far the views are
+	relays
+	doors
+)
+
+// needs is the whole of which role needs what.
+var needs = map[Role][]part{
+	Commands: {stores},
+	Relay:    {stores, logPart, relays},
+	Views:    {logPart, redisPart, searchPart, feeds},
+	Lake:     {logPart, tables, landing},
+	Query:    {logPart, redisPart, searchPart, follows, tables, engine},
+	Admin:    {stores, logPart, redisPart, searchPart, follows, tables},
+}
+
+// ParseRoles reads "commands,relay" or "all".
+func ParseRoles(s string) ([]Role, error) {
+	if s == "all" {
+		return Roles(), nil
+	}
+	known := make([]string, 0, len(needs))
+	for _, r := range Roles() {
+		known = append(known, string(r))
+	}
+	var roles []Role
+	for name := range strings.SplitSeq(s, ",") {
+		role := Role(strings.TrimSpace(name))
+		if !slices.Contains(Roles(), role) {
+			return nil, fmt.Errorf("role %q: want some of %s, separated by commas, or all", name, strings.Join(known, ", "))
+		}
+		if !slices.Contains(roles, role) {
+			roles = append(roles, role)
+		}
+	}
+	return roles, nil
+}
+
+// wanted are the parts that a process with these roles starts.
+func wanted(roles []Role) map[part]bool {
+	w := map[part]bool{doors: true}
+	for _, r := range roles {
+		for _, n := range needs[r] {
+			w[n] = true
+		}
+	}
+	if w[feeds] { // who feeds the views knows how far they are
+		delete(w, follows)
+	}
+	return w
+}
+
+// embedded tells which parts would have to run inside this process, by the key that names a real server instead.
+func embedded(c config.Config, w map[part]bool) []string {
+	var keys []string
+	for _, p := range []struct {
+		part part
+		key  string
+		set  string
+	}{
+		{stores, "store.postgres", c.Store.Postgres},
+		{logPart, "kafka.brokers", c.Kafka.Brokers},
+		{redisPart, "redis.addr", c.Redis.Addr},
+		{searchPart, "search.elasticsearch", c.Search.Elasticsearch},
+		{tables, "lake.catalog", c.Lake.Catalog},
+		{tables, "lake.warehouse", c.Lake.Warehouse},
+	} {
+		if w[p.part] && p.set == "" {
+			keys = append(keys, p.key)
+		}
+	}
+	return keys
+}
+
+// checkRoles finds out whether these roles can run in a process of their own: what is embedded lives in one process, which
+// then must have every role.
+func checkRoles(c config.Config, roles []Role) error {
+	if len(roles) == 0 {
+		return errors.New("no role is named")
+	}
+	if len(roles) == len(Roles()) {
+		return nil
+	}
+	if missing := embedded(c, wanted(roles)); len(missing) > 0 {
+		return fmt.Errorf("with the roles %v alone this process can embed nothing, as others could not reach it: set %s (`millrace config` explains each), or run all roles in one process with `millrace up`",
+			roles, strings.Join(missing, ", "))
+	}
+	return nil
+}
