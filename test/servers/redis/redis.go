@@ -1,0 +1,277 @@
+// Package redis starts Redis for tests, from Debian's package: one server, or a cluster of masters without replicas, with or
+// without TLS and a password. All of it ends with the test process, even if that is killed.
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/certs"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Servers are one Redis or a cluster. The zero value is one server without access control. It starts with the first test
+// that asks for it; TestMain stops it.
+type Servers struct {
+	Nodes  int  // of a cluster, at least 3; 0 or 1 is one server and no cluster
+	Secure bool // TLS alone, and User has to log in with Password; the default user is off
+
+	once  sync.Once
+	err   error
+	dir   string
+	certs certs.Files
+	nodes []*node
+}
+
+// Who may do what the views do, where the servers are Secure.
+const (
+	User     = "millrace"
+	Password = "pass word+of%millrace"
+)
+
+// node is one server.
+type node struct {
+	servers *Servers
+	number  int
+	dir     string
+	port    int
+	process *process.Process
+}
+
+// Addr starts the servers if need be, and tells how a client reaches them: "host:port", or that of all nodes with commas
+// between. Where Redis is not installed the test is skipped, or fails, as process.SkipOrFail has it.
+func (s *Servers) Addr(tb testing.TB) string {
+	tb.Helper()
+	addr, err := s.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "Redis", err)
+	}
+	return addr
+}
+
+// Start starts the servers, once, and tells how a client reaches them.
+func (s *Servers) Start() (addr string, err error) {
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
+	var addrs []string
+	for _, n := range s.nodes {
+		addrs = append(addrs, n.addr())
+	}
+	return strings.Join(addrs, ","), s.err
+}
+
+// Stop ends the servers and removes their data.
+func (s *Servers) Stop() error {
+	var err error
+	for i, n := range s.nodes {
+		if n.process != nil {
+			err = errors.Join(err, s.Kill(i)) // there is nothing worth a slower end
+		}
+	}
+	if s.dir == "" {
+		return err
+	}
+	return errors.Join(err, os.RemoveAll(s.dir))
+}
+
+// Kill is kill -9 of one node. Restart starts it again.
+func (s *Servers) Kill(node int) error { return s.nodes[node].process.Kill() }
+
+// Restart starts a killed node again, with the data of its last Save or with none. A node of a cluster knows its cluster
+// and its slots either way.
+func (s *Servers) Restart(node int, withData bool) error {
+	n := s.nodes[node]
+	if !withData {
+		if err := os.Remove(filepath.Join(n.dir, "dump.rdb")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(n.start(), s.awaitCluster())
+}
+
+// Save has a node write its data to disk now, as it does by itself every few minutes with Redis' own settings.
+func (s *Servers) Save(node int) error { return s.must(node, "SAVE") }
+
+// FlushAll makes a node forget everything.
+func (s *Servers) FlushAll(node int) error { return s.must(node, "FLUSHALL") }
+
+// Pause freezes a node: connections stay open, and nothing answers.
+func (s *Servers) Pause(node int) error { return s.nodes[node].process.Signal(syscall.SIGSTOP) }
+
+// Resume lets a paused node go on.
+func (s *Servers) Resume(node int) error { return s.nodes[node].process.Signal(syscall.SIGCONT) }
+
+// ResidentMB is the memory that a node holds, in MB.
+func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].process.ResidentMB() }
+
+// CA is the file of the authority that signed the servers' certificates.
+func (s *Servers) CA() string { return s.certs.CA }
+
+// TLS is what a client of the servers needs; nil where they are not Secure.
+func (s *Servers) TLS() (*tls.Config, error) {
+	if !s.Secure {
+		return nil, nil //nolint:nilnil // that is how no TLS is said everywhere
+	}
+	return s.certs.Trust()
+}
+
+// Do sends a command to a node, and returns the answer as redis-cli prints it.
+func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, error) {
+	n := s.nodes[node]
+	args := []string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(n.port)}
+	if s.Secure {
+		args = append(args, "--tls", "--cacert", s.certs.CA, "--user", User)
+	}
+	cli := exec.CommandContext(ctx, "redis-cli", append(args, command...)...) //nolint:gosec // a test's own server
+	if s.Secure {
+		cli.Env = append(os.Environ(), "REDISCLI_AUTH="+Password)
+	}
+	out, err := cli.CombinedOutput()
+	answer := strings.TrimSpace(string(out))
+	if err != nil {
+		return "", fmt.Errorf("redis-cli %s: %w: %s", strings.Join(command, " "), err, answer)
+	}
+	return answer, nil
+}
+
+func (s *Servers) must(node int, command ...string) error {
+	_, err := s.Do(context.Background(), node, command...)
+	return err
+}
+
+const (
+	slots       = 16384
+	readyWithin = time.Minute
+	readyPoll   = 20 * time.Millisecond
+)
+
+func (s *Servers) start() (err error) {
+	for _, program := range []string{"redis-server", "redis-cli"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("%s: %w", program, process.ErrMissing)
+		}
+	}
+	if s.dir, err = os.MkdirTemp("", "millrace-redis-"); err != nil {
+		return err
+	}
+	if s.certs, err = certs.Write(s.dir); err != nil {
+		return err
+	}
+	size := max(1, s.Nodes)
+	ports, err := process.FreePorts(2 * size) // the second is the cluster's own
+	if err != nil {
+		return err
+	}
+	for i := range size {
+		n := &node{servers: s, number: i, dir: filepath.Join(s.dir, strconv.Itoa(i)), port: ports[2*i]}
+		s.nodes = append(s.nodes, n)
+		if err := n.configure(ports[2*i+1]); err != nil {
+			return err
+		}
+		if err := n.start(); err != nil {
+			return err
+		}
+	}
+	if size == 1 {
+		return nil
+	}
+	for i := range size {
+		from, to := i*slots/size, (i+1)*slots/size-1
+		if err := s.must(i, "CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(from), strconv.Itoa(to)); err != nil {
+			return err
+		}
+		if err := s.must(i, "CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1)); err != nil {
+			return err
+		}
+	}
+	for i := 1; i < size; i++ {
+		if err := s.must(0, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(s.nodes[i].port), strconv.Itoa(ports[2*i+1])); err != nil {
+			return err
+		}
+	}
+	return s.awaitCluster()
+}
+
+// awaitCluster waits until every node knows every slot's place.
+func (s *Servers) awaitCluster() error {
+	if len(s.nodes) == 1 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), readyWithin)
+	defer cancel()
+	tick := time.NewTicker(readyPoll)
+	defer tick.Stop()
+	for i := 0; i < len(s.nodes); {
+		info, err := s.Do(ctx, i, "CLUSTER", "INFO")
+		if err == nil && strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprint("cluster_size:", len(s.nodes))) {
+			i++
+			continue
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("node %d's cluster is not ready: %w\n%s", i, errors.Join(ctx.Err(), err), info)
+		}
+	}
+	return nil
+}
+
+func (n *node) addr() string { return fmt.Sprint("127.0.0.1:", n.port) }
+
+// configure writes the node's settings. Passwords stand in a file: arguments are for everybody to read.
+func (n *node) configure(bus int) error {
+	s := n.servers
+	if err := os.Mkdir(n.dir, 0o700); err != nil {
+		return err
+	}
+	lines := []string{"bind 127.0.0.1", "dir " + n.dir, `save ""`, "appendonly no", "protected-mode yes"}
+	if s.Secure {
+		lines = append(lines, "port 0", fmt.Sprint("tls-port ", n.port), "tls-auth-clients no",
+			"tls-ca-cert-file "+s.certs.CA, "tls-cert-file "+s.certs.Cert, "tls-key-file "+s.certs.Key,
+			"user default off", fmt.Sprintf(`user %s on ">%s" ~* &* +@all`, User, Password))
+	} else {
+		lines = append(lines, fmt.Sprint("port ", n.port))
+	}
+	if s.Nodes > 1 {
+		lines = append(lines, "cluster-enabled yes", "cluster-config-file nodes.conf", fmt.Sprint("cluster-port ", bus),
+			"cluster-node-timeout 2000", "cluster-allow-replica-migration no")
+		if s.Secure {
+			lines = append(lines, "tls-cluster yes")
+		}
+	}
+	return os.WriteFile(n.file(), []byte(strings.Join(lines, "\n")+"\n"), 0o600)
+}
+
+func (n *node) file() string { return filepath.Join(n.dir, "redis.conf") }
+
+func (n *node) start() (err error) {
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		return fmt.Errorf("redis-server: %w", process.ErrMissing)
+	}
+	n.process, err = process.Start(context.Background(), process.Command{
+		Name: "Redis", Path: program, Args: []string{n.file()}, Dir: n.dir, Scratch: n.servers.dir,
+		Ready: func(ctx context.Context) error {
+			answer, err := n.servers.Do(ctx, n.number, "PING")
+			if err == nil && answer != "PONG" { // it reads its data
+				err = errors.New(answer)
+			}
+			return err
+		},
+	})
+	return err
+}
