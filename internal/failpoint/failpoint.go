@@ -9,7 +9,8 @@ package failpoint
 //
 //	commands.append.before     commands.append.after       the event store's transaction
 //	relay.SERVICE.…                                        the steps of ingest/relay
-//	view.NAME.apply.before     view.NAME.apply.after       documents
+//	view.NAME.apply.before     view.NAME.apply.after       documents: to be read, folded and written
+//	view.NAME.save.before                                  the same, folded and to be written
 //	view.NAME.positions.before view.NAME.positions.after   positions
 //	lake.TABLE.…                                           the steps of lake
 //

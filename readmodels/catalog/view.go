@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/streams"
@@ -59,6 +60,9 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	save := make([]*catalogv1.Product, 0, len(changed))
 	for sku := range changed {
 		save = append(save, docs[sku])
+	}
+	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
+		return err
 	}
 	if err := v.index.Save(ctx, save); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/readmodels"
@@ -67,6 +68,9 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 			return fmt.Errorf("marshal order %s: %w", stream, err)
 		}
 		save = append(save, redis.Document{ID: stream, Version: docs[stream].Version, Data: data, Reference: docs[stream].Reference})
+	}
+	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
+		return err
 	}
 	if err := v.docs.Save(ctx, save); err != nil {
 		return err

@@ -1,0 +1,134 @@
+package kill
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// door is the address that clients know: it passes every command on to whoever takes commands now, and books it. It stands
+// for the load balancer of a deployment, and it makes any client, the importer too, a recorded one.
+type door struct {
+	addr   string
+	ledger *ledger
+	server *http.Server
+	client *http.Transport
+	faults chan error // what the ledger found wrong
+
+	mu     sync.Mutex
+	target string // host:port
+	ctx    context.Context
+	cut    context.CancelFunc
+}
+
+func openDoor(l *ledger) (*door, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	d := &door{
+		addr: listener.Addr().String(), ledger: l, faults: make(chan error, 1),
+		client: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true},
+	}
+	d.ctx, d.cut = context.WithCancel(context.Background())
+	d.server = &http.Server{Handler: d, Protocols: new(http.Protocols)}
+	d.server.Protocols.SetHTTP1(true)
+	d.server.Protocols.SetUnencryptedHTTP2(true)
+	go d.server.Serve(listener) //nolint:errcheck // it ends with Close
+	return d, nil
+}
+
+func (d *door) close() error {
+	d.point("")
+	d.client.CloseIdleConnections()
+	return d.server.Close()
+}
+
+// point sends all calls to another process from now on. Calls that wait for an answer of the one before break off: their
+// clients send them again.
+func (d *door) point(target string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if target == d.target {
+		return
+	}
+	d.cut()
+	d.target = target
+	d.ctx, d.cut = context.WithCancel(context.Background())
+}
+
+func (d *door) way() (context.Context, string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ctx, d.target
+}
+
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // the client has gone
+	}
+	key, err := d.ledger.sent(r.URL.Path, body)
+	if err != nil {
+		d.fault(err)
+		http.Error(w, err.Error(), http.StatusNotImplemented)
+		return
+	}
+	response, answer, err := d.pass(r, body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway) // to a Connect client: unavailable
+		return
+	}
+	if err := d.ledger.answered(key, r.URL.Path, response.StatusCode == http.StatusOK, answer); err != nil {
+		d.fault(err)
+	}
+	for name, values := range response.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(response.StatusCode)
+	_, _ = w.Write(answer) // a client that has gone asks again
+}
+
+// pass makes the call and reads its whole answer.
+func (d *door) pass(r *http.Request, body []byte) (*http.Response, []byte, error) {
+	way, target := d.way()
+	if target == "" {
+		return nil, nil, errors.New("nobody takes commands")
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(way, cancel)()
+	request, err := http.NewRequestWithContext(ctx, r.Method, "http://"+target+r.URL.Path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header = r.Header.Clone()
+	response, err := d.client.RoundTrip(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close() //nolint:errcheck // read to its end, or broken
+	answer, err := io.ReadAll(response.Body)
+	return response, answer, err
+}
+
+func (d *door) fault(err error) {
+	select {
+	case d.faults <- err:
+	default: // one is enough
+	}
+}
+
+// wrong is what the ledger found wrong so far, if anything.
+func (d *door) wrong() error {
+	select {
+	case err := <-d.faults:
+		return err
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,143 @@
+package kill
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// ledger is what was sent to a system and what the system promised. It is kept beside the system, in the test's memory, so
+// nothing that dies takes it along.
+type ledger struct {
+	mu       sync.Mutex
+	commands map[string]*entry // by idempotency key
+	acks     int
+	row      int // counts the rows that used the system
+}
+
+// entry is one command, however often it was sent.
+type entry struct {
+	key, name string
+	row       int
+
+	acknowledged bool
+	token        event.Token // of the receipt
+	opaque       string      // the same, as the client got it
+	refused      bool        // a rule of the domain or of the contract said no: nothing may be stored under the key
+}
+
+func newLedger() *ledger { return &ledger{commands: map[string]*entry{}} }
+
+// begin starts the account of a row.
+func (l *ledger) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.row++
+}
+
+// acknowledged counts the acknowledgements so far.
+func (l *ledger) acknowledged() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.acks
+}
+
+// entries lists all commands, in no order.
+func (l *ledger) entries() []entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]entry, 0, len(l.commands))
+	for _, e := range l.commands {
+		all = append(all, *e)
+	}
+	return all
+}
+
+// sent books a command before it is passed on. Its outcome is unknown until an answer says more.
+func (l *ledger) sent(procedure string, body []byte) (key string, err error) {
+	request, err := message(procedure, body, protoreflect.MethodDescriptor.Input)
+	if err != nil {
+		return "", err
+	}
+	keyed, ok := request.(interface{ GetIdempotencyKey() string })
+	if !ok || keyed.GetIdempotencyKey() == "" {
+		return "", fmt.Errorf("%s carries no idempotency key: its outcome could not be followed", procedure)
+	}
+	key = keyed.GetIdempotencyKey()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.commands[key] == nil {
+		l.commands[key] = &entry{key: key, name: procedure[strings.LastIndex(procedure, "/")+1:], row: l.row}
+	}
+	return key, nil
+}
+
+// answered books the answer to a command.
+func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
+	if !ok {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if refusal(body) {
+			l.commands[key].refused = true
+		}
+		return nil
+	}
+	response, err := message(procedure, body, protoreflect.MethodDescriptor.Output)
+	if err != nil {
+		return err
+	}
+	receipt := response.(interface{ GetReceipt() *eventv1.Receipt }).GetReceipt()
+	token, err := event.ParseToken(receipt.GetToken())
+	if err != nil {
+		return fmt.Errorf("%s was acknowledged with a token that is none: %w", key, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.commands[key]
+	if e.acknowledged {
+		if e.token != token {
+			return fmt.Errorf("%s was acknowledged twice, with %+v and with %+v", key, e.token, token)
+		}
+		return nil
+	}
+	e.acknowledged, e.token, e.opaque = true, token, receipt.GetToken()
+	l.acks++
+	return nil
+}
+
+// message decodes one side of a call by its contract.
+func message(procedure string, body []byte, side func(protoreflect.MethodDescriptor) protoreflect.MessageDescriptor) (proto.Message, error) {
+	service, method, _ := strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", procedure, err)
+	}
+	m := d.(protoreflect.ServiceDescriptor).Methods().ByName(protoreflect.Name(method))
+	if m == nil {
+		return nil, fmt.Errorf("%s: no such method", procedure)
+	}
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(side(m).FullName())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", procedure, err)
+	}
+	decoded := kind.New().Interface()
+	return decoded, proto.Unmarshal(body, decoded)
+}
+
+// refusal tells whether an error, in Connect's JSON, is a definite no.
+func refusal(body []byte) bool {
+	var e struct{ Code string }
+	if json.Unmarshal(body, &e) != nil {
+		return false
+	}
+	return slices.Contains([]string{"invalid_argument", "not_found", "already_exists", "failed_precondition", "out_of_range"}, e.Code)
+}

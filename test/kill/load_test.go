@@ -1,0 +1,163 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/client"
+)
+
+const (
+	clients   = 8
+	impatient = 2 // of them: they give a command up at the first trouble, and its outcome stays unknown
+	patience  = 90 * time.Second
+	pace      = 6 * time.Millisecond // between two commands of all clients: a steady load, not as much as can be
+	goods     = 24                   // products that all clients trade in, so that they meet
+)
+
+// load is traffic of all services that goes on until it is stopped.
+type load struct {
+	stop   chan struct{}
+	once   sync.Once
+	group  errgroup.Group
+	pacing *time.Ticker
+	addr   string
+}
+
+var sequence atomic.Int64 // of everything that must be new: keys, prices, references
+
+func key(what string) string { return fmt.Sprintf("kill:%s:%d", what, sequence.Add(1)) }
+
+func sku(n int) string { return fmt.Sprintf("KILL-%03d", n) }
+
+// openShop lists the products that the load trades in.
+func openShop(ctx context.Context, addr string) error {
+	c := client.New(addr, patience)
+	defer c.Close()
+	for n := range goods {
+		for _, command := range []proto.Message{
+			&catalogv1.ListProductRequest{Sku: sku(n), Title: fmt.Sprintf("Thing number %d", n), Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, IdempotencyKey: key("list")},
+			&inventoryv1.ReceiveStockRequest{Sku: sku(n), Quantity: 1_000_000, Reference: "PO-1", IdempotencyKey: key("receive")},
+		} {
+			if _, err := c.Send(ctx, command); err != nil {
+				return fmt.Errorf("%s: %w", client.Name(command), err)
+			}
+		}
+	}
+	return nil
+}
+
+// startLoad sends traffic to addr until end.
+func startLoad(addr string) *load {
+	l := &load{stop: make(chan struct{}), pacing: time.NewTicker(pace), addr: addr}
+	for n := range clients {
+		l.group.Go(func() error { return l.trade(n < impatient) })
+	}
+	return l
+}
+
+// end stops the load and returns once no command is on its way. It is an error where a patient client was refused, or did
+// not get its answer in time.
+func (l *load) end() error {
+	l.once.Do(func() { close(l.stop) })
+	defer l.pacing.Stop()
+	return l.group.Wait()
+}
+
+// trade plays stories one after the other.
+func (l *load) trade(hasty bool) error {
+	wait := patience
+	if hasty {
+		wait = 300 * time.Millisecond
+	}
+	c := client.New(l.addr, wait)
+	defer c.Close()
+	for {
+	story:
+		for _, command := range story() {
+			select {
+			case <-l.stop:
+				return nil
+			case <-l.pacing.C:
+			}
+			_, err := c.Send(context.Background(), command) // not cut off: what was sent is asked for until it is answered
+			switch {
+			case err == nil:
+			case hasty && errors.Is(err, client.ErrUnreachable):
+				break story // and begin another
+			default:
+				return fmt.Errorf("%s: %w", client.Name(command), err)
+			}
+		}
+	}
+}
+
+// story is commands that follow from one another.
+func story() []proto.Message {
+	switch n := rand.IntN(20); {
+	case n < 12:
+		return order()
+	case n < 16:
+		return []proto.Message{&catalogv1.SetPriceRequest{Sku: sku(rand.IntN(goods)), Price: price(), IdempotencyKey: key("price")}}
+	case n < 18:
+		return []proto.Message{&inventoryv1.ReceiveStockRequest{
+			Sku: sku(rand.IntN(goods)), Quantity: 100, Reference: "PO-2", IdempotencyKey: key("receive"),
+		}}
+	default:
+		return customer()
+	}
+}
+
+func order() []proto.Message {
+	id, reference := uuid.Must(uuid.NewV7()).String(), fmt.Sprintf("K-%d", sequence.Add(1))
+	what := sku(rand.IntN(goods))
+	s := []proto.Message{
+		&orderv1.PlaceOrderRequest{OrderId: id, Reference: reference, Currency: "GBP", Country: "GB",
+			Lines: []*orderv1.NewLine{newLine(what), newLine(sku(rand.IntN(goods)))}, IdempotencyKey: key("place")},
+		&inventoryv1.ReserveStockRequest{Sku: what, ReservationId: reference, Quantity: 1, TimeToLive: durationpb.New(24 * time.Hour), IdempotencyKey: key("reserve")},
+		&orderv1.AddLinesRequest{OrderId: id, AfterLine: 2, Lines: []*orderv1.NewLine{newLine(sku(rand.IntN(goods)))}, IdempotencyKey: key("add")},
+	}
+	if rand.IntN(4) == 0 {
+		return append(s,
+			&orderv1.CancelOrderRequest{OrderId: id, Reason: "found it in the attic", IdempotencyKey: key("cancel")},
+			&inventoryv1.ReleaseReservationRequest{Sku: what, ReservationId: reference, IdempotencyKey: key("release")})
+	}
+	return append(s,
+		&orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: key("confirm")},
+		&inventoryv1.CommitReservationRequest{Sku: what, ReservationId: reference, IdempotencyKey: key("commit")})
+}
+
+func newLine(sku string) *orderv1.NewLine {
+	return &orderv1.NewLine{Sku: sku, Description: "a thing", Quantity: 1 + rand.Int64N(5), UnitPrice: price()}
+}
+
+// price is another one each time, so that setting it always changes something.
+func price() *money.Money {
+	pence := sequence.Add(1)
+	return &money.Money{CurrencyCode: "GBP", Units: pence / 100, Nanos: int32(pence%100) * 10_000_000}
+}
+
+func customer() []proto.Message {
+	id, n := uuid.Must(uuid.NewV7()).String(), sequence.Add(1)
+	return []proto.Message{
+		&customerv1.RegisterCustomerRequest{CustomerId: id, Reference: fmt.Sprintf("C-%d", n), Name: "A. Person", Email: fmt.Sprintf("p%d@example.com", n), Country: "GB", IdempotencyKey: key("register")},
+		&customerv1.ChangeAddressRequest{CustomerId: id, Address: &customerv1.Address{
+			Recipient: "A. Person", Lines: []string{"1 Mill Lane"}, PostalCode: "CB1 0AA", City: "Cambridge", Country: "GB",
+		}, IdempotencyKey: key("address")},
+	}
+}

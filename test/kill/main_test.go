@@ -1,0 +1,65 @@
+// Package kill is the kill matrix: it puts the running system under load, breaks one thing at one moment, mends it, lets the
+// system settle, and then looks whether every command that was acknowledged is there exactly once, in order, everywhere.
+//
+//	go test ./test/kill                                        the quick part
+//	go test ./test/kill -kill.full -timeout 90m                the whole; writes docs/kill-matrix.md
+//	go test ./test/kill -kill.full -run 'TestMatrix/^relay$/'  some rows of it: role/step/fault
+//
+// The processes under test are the real binary, built with the tag failpoints; a point is armed over HTTP at the moment it
+// is needed, so that nothing depends on timing.
+package kill
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// root of the repository, as seen from this package.
+const root = "../.."
+
+var (
+	full  = flag.Bool("kill.full", os.Getenv("MILLRACE_KILL") == "full", "run every row, not the quick part alone (also MILLRACE_KILL=full)")
+	write = flag.Bool("kill.write", false, "write docs/kill-matrix.md (the whole matrix always does)")
+	year  = flag.String("kill.year", root+"/../shared/data/online-retail.parquet", "the real year that some rows import (also MILLRACE_KILL_YEAR)")
+
+	binary string // millrace, with failpoints
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if path := os.Getenv("MILLRACE_KILL_YEAR"); path != "" {
+		*year = path
+	}
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "millrace-kill-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
+		binary = filepath.Join(dir, "millrace")
+		build := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
+		build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
+		if err := build.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "build the binary:", err)
+			return 1
+		}
+		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
+			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+		}
+		return m.Run()
+	}())
+}
+
+func freePort() (int, error) {
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		return 0, err
+	}
+	return ports[0], nil
+}

@@ -1,0 +1,243 @@
+package kill
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// role keeps one role of the system running, as a scheduler of containers would: what ends is started again.
+type role struct {
+	name string
+	args []string
+	env  []string
+	dir  string
+	door *door // points to the role's process, where the role takes commands
+
+	mu      sync.Mutex
+	current *instance
+	starts  int
+	stopped bool
+	err     error // why it could not be started again
+	keepers sync.WaitGroup
+}
+
+// instance is one process of a role.
+type instance struct {
+	*process.Process
+	name        string
+	addr, admin string // its two doors
+}
+
+// How long a process may take until it is ready, at the worst: it starts while the machine is busy with a recovery.
+const startWithin = 90 * time.Second
+
+// start starts the role and keeps it running until stop.
+func (r *role) start(ctx context.Context) error {
+	i, err := r.launch(ctx)
+	if err != nil {
+		return err
+	}
+	r.adopt(i)
+	return nil
+}
+
+// adopt makes a process the role's own: commands go to it, and when it ends another takes its place.
+func (r *role) adopt(i *instance) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.current = i
+	r.starts++
+	if r.door != nil {
+		r.door.point(i.addr)
+	}
+	r.keepers.Go(func() { r.keep(i) })
+}
+
+// keep waits for the end of a process and starts the next, if the process still is the role's.
+func (r *role) keep(i *instance) {
+	<-i.Ended()
+	r.mu.Lock()
+	ours := r.current == i && !r.stopped
+	r.mu.Unlock()
+	if !ours {
+		return
+	}
+	for deadline := time.Now().Add(startWithin); ; {
+		next, err := r.launch(context.Background())
+		if err == nil {
+			r.mu.Lock()
+			gone := r.stopped
+			r.mu.Unlock()
+			if gone {
+				_ = next.Kill()
+				return
+			}
+			r.adopt(next)
+			return
+		}
+		if time.Now().After(deadline) {
+			r.mu.Lock()
+			r.err = fmt.Errorf("role %s does not start again: %w", r.name, err)
+			r.mu.Unlock()
+			return
+		}
+	}
+}
+
+// launch starts a process of the role on ports of its own.
+func (r *role) launch(ctx context.Context) (*instance, error) {
+	ports, err := process.FreePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(r.dir, 0o750); err != nil {
+		return nil, err
+	}
+	i := &instance{name: r.name, addr: local(ports[0]), admin: local(ports[1])}
+	i.Process, err = process.Start(ctx, process.Command{
+		Name: "millrace " + r.name, Path: binary, Args: r.args, Dir: r.dir, ReadyWithin: startWithin,
+		Env:   append([]string{"MILLRACE_ADDR=" + i.addr, "MILLRACE_ADMIN_ADDR=" + i.admin}, r.env...),
+		Ready: func(ctx context.Context) error { return i.get(ctx, "/healthz") },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+// stop asks the role's process to end, and no other takes its place.
+func (r *role) stop() error {
+	r.mu.Lock()
+	r.stopped = true
+	current := r.current
+	r.mu.Unlock()
+	var err error
+	if current != nil {
+		err = current.Stop(30 * time.Second)
+	}
+	r.keepers.Wait()
+	return err
+}
+
+// now is the role's process, and how often one was started.
+func (r *role) now() (*instance, int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current, r.starts, r.err
+}
+
+// replace starts a second process beside the role's own, which is still there and belongs to nobody from now on.
+func (r *role) replace(ctx context.Context) (old *instance, err error) {
+	old, _, _ = r.now()
+	next, err := r.launch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.adopt(next)
+	return old, nil
+}
+
+// get asks the process's admin door.
+func (i *instance) get(ctx context.Context, path string) error {
+	_, err := i.ask(ctx, http.MethodGet, path, "")
+	return err
+}
+
+func (i *instance) ask(ctx context.Context, method, path, body string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+i.admin+path, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close() //nolint:errcheck // read to its end
+	answer, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s of %s: %s: %s", method, path, i.name, response.Status, answer)
+	}
+	return answer, err
+}
+
+// arm makes a point of the process fail: "POINT=ACTION@N".
+func (i *instance) arm(ctx context.Context, word string) error {
+	_, err := i.ask(ctx, http.MethodPost, "/debug/failpoints", word)
+	return err
+}
+
+// fired tells whether a point has done what it was armed for.
+func (i *instance) fired(ctx context.Context, point string) (bool, error) {
+	answer, err := i.ask(ctx, http.MethodGet, "/debug/failpoints", "")
+	if err != nil {
+		return false, err
+	}
+	var points map[string]struct{ Fired bool }
+	if err := json.Unmarshal(answer, &points); err != nil {
+		return false, err
+	}
+	return points[point].Fired, nil
+}
+
+// frozen tells whether the kernel has stopped the process.
+func (i *instance) frozen() (bool, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", i.PID()))
+	if err != nil {
+		return false, err
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(rest, "T"), nil
+}
+
+func (i *instance) thaw() error { return i.Signal(syscall.SIGCONT) }
+
+func (i *instance) ended() bool {
+	select {
+	case <-i.Ended():
+		return true
+	default:
+		return false
+	}
+}
+
+// logTail is the end of a role's log, for a row that is red.
+func (r *role) logTail() string {
+	const most = 3 << 10
+	log, _ := os.ReadFile(filepath.Join(r.dir, "log")) // the best explanation there is
+	return string(log[max(0, len(log)-most):])
+}
+
+// await returns once the condition holds, and an error where it does not in time or cannot be told.
+func await(ctx context.Context, what string, within time.Duration, holds func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, err := holds()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("after %v still not: %s", within, what), context.Cause(ctx))
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package kill
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows follow each other on one
+// growing system, so that each verifies what all before it left behind.
+type system struct {
+	dir    string
+	env    []string // how every process of ours, the command line too, reaches the servers
+	roles  map[string]*role
+	door   *door
+	ledger *ledger
+
+	brokers   string
+	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
+	close     []func() error // what it stands on, first to last
+	yearLines int            // of the real year that were imported
+}
+
+// role that holds a part: all of them in one process, or each in its own.
+func (s *system) role(name string) *role {
+	if up := s.roles["up"]; up != nil {
+		return up
+	}
+	return s.roles[name]
+}
+
+// startEmbedded starts `millrace up` with everything in one data folder.
+func startEmbedded(ctx context.Context, dir string, env ...string) (*system, error) {
+	ports, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	data := filepath.Join(dir, "data")
+	s := &system{
+		dir: dir, ledger: newLedger(), brokers: local(ports),
+		env: []string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn"},
+		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
+			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
+		},
+	}
+	if s.door, err = openDoor(s.ledger); err != nil {
+		return nil, err
+	}
+	s.roles = map[string]*role{"up": {
+		name: "up", args: []string{"up", "--no-demo", "--data", data}, env: append(s.env, env...), dir: filepath.Join(dir, "up"), door: s.door,
+	}}
+	return s, s.open(ctx)
+}
+
+// open starts the roles and opens the shop.
+func (s *system) open(ctx context.Context) error {
+	for _, r := range s.roles {
+		if err := r.start(ctx); err != nil {
+			return errors.Join(err, s.end())
+		}
+	}
+	if err := openShop(ctx, s.door.addr); err != nil {
+		return errors.Join(err, s.end())
+	}
+	return nil
+}
+
+// end stops everything.
+func (s *system) end() error {
+	var errs []error
+	for _, r := range s.roles {
+		errs = append(errs, r.stop())
+	}
+	errs = append(errs, s.door.close())
+	for _, stop := range s.close {
+		errs = append(errs, stop())
+	}
+	return errors.Join(errs...)
+}
+
+// failed tells of a role that cannot be kept running, and of a wrong answer.
+func (s *system) failed() error {
+	errs := []error{s.door.wrong()}
+	for _, r := range s.roles {
+		_, _, err := r.now()
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// run runs a subcommand as an operator would, and returns its standard output.
+func (s *system) run(ctx context.Context, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Dir, cmd.Env = s.dir, append(os.Environ(), s.env...)
+	// Each part is asked where it is: all in one process, or queries and administration in theirs.
+	if i, _, _ := s.role("query").now(); i != nil {
+		cmd.Env = append(cmd.Env, "MILLRACE_ADDR="+i.addr)
+	}
+	if i, _, _ := s.role("admin").now(); i != nil {
+		cmd.Env = append(cmd.Env, "MILLRACE_ADMIN_ADDR="+i.admin)
+	}
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("millrace %s: %w\n%s%s", strings.Join(args, " "), err, last(stdout.String()), last(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// last is the end of a text that may be long.
+func last(s string) string { return s[max(0, len(s)-2000):] }
+
+// verify is `millrace verify`, and returns what was found different.
+func (s *system) verify(ctx context.Context) error {
+	out, err := s.run(ctx, "verify", "--output", "json", "--wait", settleWithin.String())
+	if err != nil {
+		return err
+	}
+	var result struct{ Equal bool }
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		return fmt.Errorf("verify said %q: %w", out, err)
+	}
+	if !result.Equal {
+		return fmt.Errorf("verify: %s", out)
+	}
+	return nil
+}
+
+// How long all sinks may take to have everything, once nothing goes wrong any more.
+const settleWithin = 2 * time.Minute
+
+func (s *system) kafka() kafka.Config {
+	return kafka.Config{Brokers: s.brokers, ClientID: "millrace-kill"}
+}
