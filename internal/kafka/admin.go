@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,9 @@ import (
 // Admin makes topics and asks about them. It is safe for concurrent use.
 type Admin struct {
 	*connection
-	admin *kafka.AdminClient
+	refused  *refusal
+	admin    *kafka.AdminClient
+	replicas int // of new topics; -1 is what the brokers do by default
 }
 
 // NewAdmin opens a client. No broker is asked before the first call.
@@ -27,10 +30,23 @@ func NewAdmin(cfg Config) (*Admin, error) {
 		c.Close()
 		return nil, fmt.Errorf("kafka: open an admin client: %w", err)
 	}
-	return &Admin{c, a}, nil
+	return &Admin{c, c.refused, a, cmp.Or(cfg.Replicas, -1)}, nil
 }
 
-// Topic is what EnsureTopics makes. Replicas are the cluster's default.
+// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends; where the brokers do not let us in,
+// or we do not trust them, it returns ErrRefused at once. Ask it when a process starts: the clients themselves go on trying.
+func (a *Admin) Reach(ctx context.Context) error {
+	err := resumed(ctx, a.refused, func(context.Context) error {
+		_, err := a.admin.GetMetadata(nil, false, int(slice.Milliseconds()))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("kafka: reach the brokers: %w", err)
+	}
+	return nil
+}
+
+// Topic is what EnsureTopics makes, in Config.Replicas copies.
 type Topic struct {
 	Name       string
 	Partitions int32
@@ -60,9 +76,12 @@ func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 
 // EnsureTopics is the function of that name on an open client.
 func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
+	if err := a.Reach(ctx); err != nil {
+		return err
+	}
 	specs := make([]kafka.TopicSpecification, len(topics))
 	for i, t := range topics {
-		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions), ReplicationFactor: -1, Config: t.config()}
+		specs[i] = kafka.TopicSpecification{Topic: t.Name, NumPartitions: int(t.Partitions), ReplicationFactor: a.replicas, Config: t.config()}
 	}
 	results, err := a.admin.CreateTopics(ctx, specs)
 	if err != nil {
@@ -102,7 +121,7 @@ var errNoLeader = errors.New("a partition has no leader yet")
 // Partitions counts a topic's partitions. A topic that is not there is ErrUnknownTopic.
 func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	var meta *kafka.Metadata
-	err := resumed(ctx, func(context.Context) (err error) {
+	err := resumed(ctx, a.refused, func(context.Context) (err error) {
 		meta, err = a.admin.GetMetadata(&topic, false, int(slice.Milliseconds()))
 		return err
 	})

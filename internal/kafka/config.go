@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/internal/kafka/security"
 )
 
 // Config says where Kafka is and how to talk to it.
@@ -23,8 +25,12 @@ type Config struct {
 	Brokers string
 	// ClientID names this client in the brokers' logs and metrics.
 	ClientID string
-	// Extra are further librdkafka properties: security, or tuning. What correctness rests on, such as the isolation level,
-	// cannot be changed by them.
+	// Security is how to reach the brokers, and as whom. What is given by half is an error when a client is opened.
+	Security security.Config
+	// Replicas is how many copies of each partition EnsureTopics makes; what the brokers do by default where 0.
+	Replicas int
+	// Extra are further librdkafka properties, for tuning. What correctness rests on, such as the isolation level, cannot be
+	// changed by them.
 	Extra map[string]string
 	// Logger is slog.Default() where nil.
 	Logger *slog.Logger
@@ -48,6 +54,9 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 		"reconnect.backoff.max.ms": 1000,
 		"enable.metrics.push":      false,
 	}
+	if err := secure(m, c.Security); err != nil {
+		return nil, fmt.Errorf("kafka: %w", err)
+	}
 	maps.Copy(m, tuning)
 	for k, v := range c.Extra {
 		if _, ours := must[k]; ours {
@@ -63,6 +72,36 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 	m["go.logs.channel.enable"] = true
 	m["go.logs.channel"] = l.events
 	return &m, nil
+}
+
+// secure says in librdkafka's words what the description says.
+func secure(m kafka.ConfigMap, s security.Config) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	// Read here for the sake of the error alone: librdkafka's names neither the setting nor what is wrong with the file.
+	if _, err := s.ClientTLS(); err != nil {
+		return err
+	}
+	protocol := "PLAINTEXT"
+	switch {
+	case s.TLS && s.Mechanism != "":
+		protocol = "SASL_SSL"
+	case s.TLS:
+		protocol = "SSL"
+	case s.Mechanism != "":
+		protocol = "SASL_PLAINTEXT"
+	}
+	m["security.protocol"] = protocol
+	for property, value := range map[string]string{
+		"ssl.ca.location": s.CAFile, "ssl.certificate.location": s.CertFile, "ssl.key.location": s.KeyFile,
+		"sasl.mechanism": s.Mechanism, "sasl.username": s.Username, "sasl.password": s.Password,
+	} {
+		if value != "" {
+			m[property] = value
+		}
+	}
+	return nil
 }
 
 // logs carries a client's log to slog. Close it after the client.

@@ -27,7 +27,8 @@ type ConsumerConfig struct {
 	Group  string
 	Topics []string
 	// Assigned is told which partitions came, and answers from which offset each is read; one that it leaves out, or has at 0,
-	// is read from the beginning. It is called within Poll.
+	// is read from the beginning, wherever that is. Any other offset must be in the log, or Poll fails with ErrOutOfRange. It is
+	// called within Poll.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
 	// Revoked is told which partitions go, before another member can get them; of those lost, another may have them already.
 	// It is called within Poll and Close.
@@ -52,7 +53,11 @@ type Consumer struct {
 	client *kafka.Consumer
 	admin  Admin
 	logs   *logs
-	owned  map[TopicPartition]bool // what Assigned was told of and Revoked was not; of the polling goroutine
+
+	// Of the polling goroutine:
+	owned   map[TopicPartition]bool // what Assigned was told of and Revoked was not
+	let     bool                    // the group has let us in
+	refused refusal
 }
 
 // NewConsumer joins the group. The group is left by Close, or when the process ends, after the session's timeout.
@@ -60,9 +65,12 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]bool{}}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
-			"session.timeout.ms":         10000, // a killed member keeps its partitions this long
-			"heartbeat.interval.ms":      500,   // a member learns of a rebalance with its heartbeat
-			"fetch.queue.backoff.ms":     2,     // the default, 1000, halves the throughput of a busy consumer
+			// A killed member keeps its partitions this long. It is the shortest that brokers allow by default; twelve heartbeats,
+			// which the client sends from a thread of its own, fit into it. To be taken for dead costs a living member little: it
+			// joins again, and what it read is told apart by the sink.
+			"session.timeout.ms":         6000,
+			"heartbeat.interval.ms":      500, // a member learns of a rebalance with its heartbeat
+			"fetch.queue.backoff.ms":     2,   // the default, 1000, halves the throughput of a busy consumer
 			"fetch.error.backoff.ms":     50,
 			"queued.max.messages.kbytes": 16 << 10,
 		},
@@ -70,8 +78,8 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 			"group.id":                      cfg.Group,
 			"partition.assignment.strategy": "cooperative-sticky",
 			"isolation.level":               "read_committed",
-			"auto.offset.reset":             "earliest",
-			"enable.auto.offset.store":      false, // else Close commits past what was polled and not worked on
+			"auto.offset.reset":             "error", // a jump would be loss, or a second delivery of everything
+			"enable.auto.offset.store":      false,   // else Close commits past what was polled and not worked on
 			"enable.partition.eof":          true,
 		})
 	if err == nil {
@@ -81,6 +89,7 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 		c.logs.close()
 		return nil, fmt.Errorf("kafka: open a consumer of group %s on %s: %w", cfg.Group, cfg.Brokers, err)
 	}
+	c.admin.refused = &c.refused
 	if c.admin.admin, err = kafka.NewAdminClientFromConsumer(c.client); err == nil {
 		err = c.client.SubscribeTopics(cfg.Topics, c.rebalance)
 	}
@@ -93,13 +102,15 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	switch e := e.(type) {
 	case kafka.AssignedPartitions:
+		c.let = true
 		assigned := names(e.Partitions)
 		for _, p := range assigned {
 			c.owned[p] = true
 		}
 		starts := c.cfg.Assigned(assigned)
 		for i, p := range e.Partitions {
-			e.Partitions[i].Offset = startAt(starts[TopicPartition{*p.Topic, p.Partition}])
+			// 0 and not "the beginning", which the client would ask the brokers for first, and half a second later.
+			e.Partitions[i].Offset = kafka.Offset(starts[TopicPartition{*p.Topic, p.Partition}])
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
 			c.log.Error("kafka: take assigned partitions", "error", err)
@@ -120,13 +131,6 @@ func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	c.cfg.Revoked(partitions, lost)
 }
 
-func startAt(offset int64) kafka.Offset {
-	if offset == 0 {
-		return kafka.OffsetBeginning // the log may not begin at 0
-	}
-	return kafka.Offset(offset)
-}
-
 func names(partitions []kafka.TopicPartition) []TopicPartition {
 	out := make([]TopicPartition, len(partitions))
 	for i, p := range partitions {
@@ -136,14 +140,17 @@ func names(partitions []kafka.TopicPartition) []TopicPartition {
 }
 
 // Poll waits for the next message, at most so long, and returns nil where none came. It must be called again within
-// max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error is fatal to the Consumer; what the
-// client gets over by itself is logged.
+// max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error is fatal to the Consumer: ErrOutOfRange,
+// or ErrRefused before the group has let us in. What the client gets over by itself is logged.
 func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	switch e := c.client.Poll(int(timeout.Milliseconds())).(type) {
 	case *kafka.Message:
 		if e.TopicPartition.Error == nil {
 			m := message(e)
 			return &m, nil
+		}
+		if isCode(e.TopicPartition.Error, kafka.ErrAutoOffsetReset) {
+			return nil, c.outOfRange(e.TopicPartition)
 		}
 		c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
 	case kafka.PartitionEOF:
@@ -152,9 +159,27 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 		if e.IsFatal() {
 			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, e)
 		}
+		c.refused.note(e)
+		if err := c.refused.err(); err != nil && !c.let {
+			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, err)
+		}
 		c.log.Warn("kafka: consumer", "error", e)
 	}
 	return nil, nil
+}
+
+// outOfRange is called where the log does not hold the offset to read. Where that is 0, nothing has been read yet, and the log
+// begins later.
+func (c *Consumer) outOfRange(p kafka.TopicPartition) error {
+	if p.Offset != 0 {
+		return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d: %w", c.cfg.Group, ErrOutOfRange, p.Offset, *p.Topic, p.Partition, p.Error)
+	}
+	again := []kafka.TopicPartition{{Topic: p.Topic, Partition: p.Partition, Offset: kafka.OffsetBeginning}}
+	// The partition stands still now, and what stands still cannot seek.
+	if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
+		return fmt.Errorf("kafka: group %s: read %s/%d from its beginning: %w", c.cfg.Group, *p.Topic, p.Partition, err)
+	}
+	return nil
 }
 
 // Seek makes assigned partitions continue at other offsets; 0 is the beginning. Nothing that was fetched before is
@@ -162,7 +187,7 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	ps := make([]kafka.TopicPartition, 0, len(offsets))
 	for p, offset := range offsets {
-		ps = append(ps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: startAt(offset)})
+		ps = append(ps, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(offset)})
 	}
 	got, err := c.client.SeekPartitions(ps)
 	for _, p := range got {
@@ -216,7 +241,7 @@ func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, err
 const closeTimeout = 15 * time.Second
 
 // Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no broker answers it gives up
-// after the session's timeout, 10 seconds. Should the client hang, it is abandoned after 15: the group then waits for its
+// after the session's timeout, 6 seconds. Should the client hang, it is abandoned after 15: the group then waits for its
 // session to end, and the process can.
 func (c *Consumer) Close() error {
 	closed := make(chan error, 1)

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/internal/kafka/security"
 )
 
 var (
@@ -22,6 +25,14 @@ var (
 
 	// ErrUnknownTopic says that the topic does not exist.
 	ErrUnknownTopic = errors.New("unknown topic")
+
+	// ErrOutOfRange says that the log does not hold the offset to read from: what stood there was deleted, or the topic was
+	// truncated or made anew.
+	ErrOutOfRange = errors.New("the offset is not in the log")
+
+	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that cannot get through returns it
+	// at once, while one that nobody answers waits.
+	ErrRefused = security.ErrRefused
 )
 
 // classify wraps a transactional call's error in the sentinel that the caller decides by.
@@ -39,6 +50,8 @@ func classify(p *kafka.Producer, doing string, err error) error {
 		return fmt.Errorf("kafka: %s: %w", doing, err)
 	}
 	switch {
+	case isCode(e, kafka.ErrAuthentication, kafka.ErrSsl):
+		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrRefused, e)
 	// Somebody else ended the transaction. librdkafka offers to recover from the last two by asking for a new epoch. That is
 	// right where the broker did it by itself, but would let a fenced producer take the id back from its successor, so we
 	// leave it to the caller.
@@ -67,8 +80,25 @@ func isCode(err error, codes ...kafka.ErrorCode) bool {
 // slice bounds one blocking call into librdkafka, which sees a context's deadline but not its cancellation.
 const slice = 200 * time.Millisecond
 
-// resumed repeats a call that may be resumed after a timeout, until it ends or ctx does.
-func resumed(ctx context.Context, call func(context.Context) error) error {
+// refusal remembers that brokers refused us. librdkafka tells it beside the calls that suffer from it, tries again for ever, and
+// lets them time out.
+type refusal struct{ last atomic.Pointer[kafka.Error] }
+
+func (r *refusal) note(e kafka.Error) {
+	if isCode(e, kafka.ErrAuthentication, kafka.ErrSsl) {
+		r.last.Store(&e)
+	}
+}
+
+func (r *refusal) err() error {
+	if e := r.last.Load(); e != nil {
+		return fmt.Errorf("%w: %w", ErrRefused, *e)
+	}
+	return nil
+}
+
+// resumed repeats a call that may be resumed after a timeout, until it ends, ctx does, or the brokers refuse us.
+func resumed(ctx context.Context, refused *refusal, call func(context.Context) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -76,12 +106,19 @@ func resumed(ctx context.Context, call func(context.Context) error) error {
 		short, cancel := context.WithTimeout(ctx, slice)
 		err := call(short)
 		cancel()
+		if err == nil {
+			refused.last.Store(nil) // what was refused before is over
+			return nil
+		}
 		var e kafka.Error
 		if !errors.As(err, &e) || e.IsFatal() || e.TxnRequiresAbort() {
 			return err
 		}
 		// "Transport" also means that a client that has just been opened is not connected yet.
 		if !e.IsRetriable() && !e.IsTimeout() && !isCode(e, kafka.ErrTransport) {
+			return err
+		}
+		if err := refused.err(); err != nil {
 			return err
 		}
 		if !e.IsTimeout() && !sleep(ctx, 20*time.Millisecond) { // a timeout has waited already

@@ -25,27 +25,28 @@ func TestPartitionIsKafkasOwn(t *testing.T) {
 func TestPartitionTellsWhereTheProducerWrites(t *testing.T) {
 	t.Parallel()
 	const partitions = 7
-	cfg := broker(t, kafka.Topic{Name: "events", Partitions: partitions})
-	p := transactional(t, cfg, "p")
-	var records []kafka.Record
-	for i := range 300 {
-		key := strings.Repeat("x", i%9) + fmt.Sprint(i)
-		records = append(records, record(kafka.AnyPartition, key, key))
-	}
-	records = append(records, record(kafka.AnyPartition, "", ""))
-	commit(t, p, records...)
-	seen := 0
-	err := kafka.ReadAll(t.Context(), cfg, "events", nil, ends(t, cfg, (*kafka.Admin).EndOffsets), func(m kafka.Message) error {
-		seen++
-		if want := kafka.Partition(m.Value, partitions); m.Partition != want {
-			return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
+	each(t, partitions, func(t *testing.T, b broker) {
+		p := b.transactional(t, "p")
+		var records []kafka.Record
+		for i := range 300 {
+			key := strings.Repeat("x", i%9) + fmt.Sprint(i)
+			records = append(records, b.record(kafka.AnyPartition, key, key))
 		}
-		return nil
+		records = append(records, b.record(kafka.AnyPartition, "", ""))
+		commit(t, p, records...)
+		seen := 0
+		err := kafka.ReadAll(t.Context(), b.Config, b.topic, nil, b.ends(t, (*kafka.Admin).EndOffsets), func(m kafka.Message) error {
+			seen++
+			if want := kafka.Partition(m.Value, partitions); m.Partition != want {
+				return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen != len(records) {
+			t.Fatalf("read %d records of %d", seen, len(records))
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if seen != len(records) {
-		t.Fatalf("read %d records of %d", seen, len(records))
-	}
 }

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -23,15 +24,16 @@ type Record struct {
 
 // connection is what every producer is made of.
 type connection struct {
-	client *kafka.Producer
-	logs   *logs
-	events sync.WaitGroup
-	closed sync.Once
+	client  *kafka.Producer
+	refused *refusal
+	logs    *logs
+	events  sync.WaitGroup
+	closed  sync.Once
 }
 
 func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 	log := cfg.logger()
-	c := &connection{logs: newLogs(log)}
+	c := &connection{refused: &refusal{}, logs: newLogs(log)}
 	conf, err := cfg.configMap(c.logs, tuning, must)
 	if err == nil {
 		c.client, err = kafka.NewProducer(conf)
@@ -40,15 +42,16 @@ func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 		c.logs.close()
 		return nil, fmt.Errorf("kafka: open a producer on %s: %w", cfg.Brokers, err)
 	}
-	c.events.Go(func() { logErrors(log, c.client) })
+	c.events.Go(func() { c.watch(log) })
 	return c, nil
 }
 
-// logErrors drains what librdkafka reports outside of calls, until the client is closed.
-func logErrors(log *slog.Logger, client *kafka.Producer) {
-	for e := range client.Events() {
+// watch drains what librdkafka reports outside of calls, until the client is closed.
+func (c *connection) watch(log *slog.Logger) {
+	for e := range c.client.Events() {
 		if err, ok := e.(kafka.Error); ok {
-			log.Warn("kafka producer", "error", err, "client", client.String())
+			c.refused.note(err)
+			log.Warn("kafka producer", "error", err, "client", c.client.String())
 		}
 	}
 }
@@ -99,7 +102,7 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 // Init takes over the transactional id: it waits for or aborts what the last producer left behind and fences it. Call it
 // once, first.
 func (p *TransactionalProducer) Init(ctx context.Context) error {
-	return classify(p.client, "take over the transactional id", resumed(ctx, p.client.InitTransactions))
+	return classify(p.client, "take over the transactional id", resumed(ctx, p.refused, p.client.InitTransactions))
 }
 
 // Begin opens a transaction.
@@ -120,12 +123,12 @@ func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 // Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open: Commit
 // may be called again to learn it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
-	return classify(p.client, "commit the transaction", resumed(ctx, p.client.CommitTransaction))
+	return classify(p.client, "commit the transaction", resumed(ctx, p.refused, p.client.CommitTransaction))
 }
 
 // Abort makes the transaction's records invisible for good.
 func (p *TransactionalProducer) Abort(ctx context.Context) error {
-	return classify(p.client, "abort the transaction", resumed(ctx, p.client.AbortTransaction))
+	return classify(p.client, "abort the transaction", resumed(ctx, p.refused, p.client.AbortTransaction))
 }
 
 // Producer writes single records, each at least once and, while the producer lives, exactly once and in order. It is safe
@@ -143,8 +146,18 @@ func NewProducer(cfg Config) (*Producer, error) {
 	return &Producer{c}, nil
 }
 
-// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have it nonetheless.
+// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have it nonetheless. Without an
+// answer for half a minute it fails, with ErrRefused too where that is why.
 func (p *Producer) Produce(ctx context.Context, r Record) error {
+	err := p.produce(ctx, r)
+	if err == nil {
+		p.refused.last.Store(nil) // what was refused before is over
+		return nil
+	}
+	return errors.Join(err, p.refused.err())
+}
+
+func (p *Producer) produce(ctx context.Context, r Record) error {
 	delivered := make(chan kafka.Event, 1)
 	if err := enqueue(ctx, p.client, r, delivered); err != nil {
 		return classify(p.client, "produce to "+r.Topic, err)

@@ -84,6 +84,9 @@ func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartitio
 				delete(left, e.Partition)
 			}
 		case kafka.Error:
+			if isCode(e, kafka.ErrAuthentication, kafka.ErrSsl) {
+				return fmt.Errorf("%w: %w", ErrRefused, e)
+			}
 			if e.IsFatal() || isCode(e, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopic, kafka.ErrUnknownPartition) {
 				return e
 			}

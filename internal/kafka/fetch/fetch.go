@@ -8,6 +8,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -19,8 +20,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka/security"
 )
 
 // Config says what to read.
@@ -30,6 +34,7 @@ type Config struct {
 	ClientID string       // shown in the broker's logs
 	MaxBytes int32        // of each partition in one fetch; one fetch is read ahead; 0 means 1 MiB
 	Logger   *slog.Logger // required
+	Security security.Config
 }
 
 // Reader reads one topic with read_committed. It is not safe for concurrent use.
@@ -71,7 +76,11 @@ func Open(c Config) (*Reader, error) {
 	if maxBytes == 0 {
 		maxBytes = 1 << 20
 	}
-	client, err := kgo.NewClient(
+	secure, err := secured(c.Security)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
+	}
+	client, err := kgo.NewClient(append(secure,
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(c.ClientID),
 		kgo.WithLogger(logger{c.Logger}),
@@ -87,11 +96,36 @@ func Open(c Config) (*Reader, error) {
 		kgo.BrokerMaxReadBytes(2*wholeFetch),
 		kgo.MaxConcurrentFetches(1),
 		kgo.FetchMaxWait(500*time.Millisecond),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
 	return &Reader{topic: c.Topic, client: client, admin: kadm.NewClient(client), next: map[int32]int64{}}, nil
+}
+
+// secured says in franz-go's words what the description says.
+func secured(s security.Config) ([]kgo.Opt, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	var opts []kgo.Opt
+	trust, err := s.ClientTLS()
+	if err != nil {
+		return nil, err
+	}
+	if trust != nil {
+		opts = append(opts, kgo.DialTLSConfig(trust))
+	}
+	login := scram.Auth{User: s.Username, Pass: s.Password}
+	switch s.Mechanism {
+	case security.Plain:
+		opts = append(opts, kgo.SASL(plain.Auth{User: s.Username, Pass: s.Password}.AsMechanism()))
+	case security.ScramSHA256:
+		opts = append(opts, kgo.SASL(login.AsSha256Mechanism()))
+	case security.ScramSHA512:
+		opts = append(opts, kgo.SASL(login.AsSha512Mechanism()))
+	}
+	return opts, nil
 }
 
 // No fetch gets as large as this with up to 256 partitions of 1 MiB.
@@ -100,13 +134,23 @@ const wholeFetch = 256 << 20
 // Close stops the reader; a Poll under way returns.
 func (r *Reader) Close() { r.client.Close() }
 
-// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none.
+// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused where the
+// brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
 func (r *Reader) Describe(ctx context.Context) (Topic, error) {
 	t, err := r.describe(ctx)
+	if refused(err) {
+		return Topic{}, fmt.Errorf("%w: %w", security.ErrRefused, err)
+	}
 	if errors.Is(err, kerr.UnknownTopicOrPartition) {
 		return Topic{}, fmt.Errorf("%w: %s", ErrNoTopic, r.topic)
 	}
 	return t, err
+}
+
+func refused(err error) bool {
+	var alert tls.AlertError
+	var certificate *tls.CertificateVerificationError
+	return errors.Is(err, kerr.SaslAuthenticationFailed) || errors.As(err, &alert) || errors.As(err, &certificate)
 }
 
 func (r *Reader) describe(ctx context.Context) (Topic, error) {

@@ -2,6 +2,19 @@
 // reads the same description in its own way.
 package security
 
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+)
+
+// ErrRefused says that a broker and we do not agree on who we are: it refuses the login, or we its certificate, or it ours.
+// Trying again does not help; another configuration does.
+var ErrRefused = errors.New("the brokers and this client do not accept each other: check the TLS and SASL settings")
+
 // Config is empty for a broker that speaks plain text and asks for no name.
 type Config struct {
 	TLS      bool
@@ -11,5 +24,81 @@ type Config struct {
 
 	Mechanism string // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty means no SASL
 	Username  string
-	Password  string
+	Password  string `json:"-"` // printed nowhere
 }
+
+// The mechanisms.
+const (
+	Plain       = "PLAIN"
+	ScramSHA256 = "SCRAM-SHA-256"
+	ScramSHA512 = "SCRAM-SHA-512"
+)
+
+// Validate finds what is given by half.
+func (c Config) Validate() error {
+	switch {
+	case !c.TLS && c.CAFile != "":
+		return errors.New("security: CAFile is given, but TLS is off: turn it on, or leave CAFile out")
+	case !c.TLS && (c.CertFile != "" || c.KeyFile != ""):
+		return errors.New("security: CertFile or KeyFile is given, but TLS is off: turn it on, or leave them out")
+	case c.CertFile != "" && c.KeyFile == "":
+		return errors.New("security: CertFile is given without KeyFile: a client's certificate needs both")
+	case c.CertFile == "" && c.KeyFile != "":
+		return errors.New("security: KeyFile is given without CertFile: a client's certificate needs both")
+	case c.Mechanism == "" && (c.Username != "" || c.Password != ""):
+		return errors.New("security: Username or Password is given without Mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+	case c.Mechanism == "":
+		return nil
+	case c.Mechanism != Plain && c.Mechanism != ScramSHA256 && c.Mechanism != ScramSHA512:
+		return fmt.Errorf("security: Mechanism %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", c.Mechanism)
+	case c.Username == "":
+		return fmt.Errorf("security: Username is missing, which %s needs", c.Mechanism)
+	case c.Password == "":
+		return fmt.Errorf("security: Password is missing, which %s needs", c.Mechanism)
+	}
+	return nil
+}
+
+// ClientTLS reads the files. It is nil where TLS is off.
+func (c Config) ClientTLS() (*tls.Config, error) {
+	if !c.TLS {
+		return nil, nil
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("security: CAFile: %w", err)
+		}
+		out.RootCAs = x509.NewCertPool()
+		if !out.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("security: CAFile %s holds no PEM certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("security: CertFile %s, KeyFile %s: %w", c.CertFile, c.KeyFile, err)
+		}
+		out.Certificates = []tls.Certificate{pair}
+	}
+	return out, nil
+}
+
+// String leaves the password out.
+func (c Config) String() string {
+	out := "plain text"
+	if c.TLS {
+		out = "TLS"
+	}
+	if c.Mechanism != "" {
+		out += ", " + c.Mechanism + " as " + c.Username
+	}
+	return out
+}
+
+// GoString is String.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue is String.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }

@@ -47,7 +47,7 @@ type Cluster struct {
 // What the secure listener asks for.
 const (
 	Username = "millrace"
-	Password = "a password with \"quotes\" \\ and = signs"
+	Password = "secret-of-the-tests"
 )
 
 // Brokers starts the cluster if need be, and tells where clients reach it: "host:port,host:port". Where Kafka is not installed

@@ -49,7 +49,7 @@ func (n *node) format(c *Cluster) error {
 	args := append(n.jvm(), "kafka.tools.StorageTool", "format", "--cluster-id", clusterID, "--config", n.config())
 	if c.Secure {
 		for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
-			args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%q,password=%s]", mechanism, Username, quoted(Password)))
+			args = append(args, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", mechanism, Username, Password))
 		}
 	}
 	if out, err := exec.CommandContext(context.Background(), n.java, args...).CombinedOutput(); err != nil { //nolint:gosec // a test's own server
@@ -145,8 +145,7 @@ func (n *node) properties(c *Cluster) (string, error) {
 	advertised := []string{"CLIENT://" + loopback(n.advertised), "INTERNAL://" + loopback(n.internal)}
 	protocols := []string{"CLIENT:PLAINTEXT", "INTERNAL:PLAINTEXT", "CONTROLLER:PLAINTEXT"}
 	var lines []string
-	set := func(name, value string) { lines = append(lines, name+"="+escape.Replace(value)) }
-
+	set := func(name, value string) { lines = append(lines, name+"="+value) }
 	if c.Secure {
 		keystore, err := c.ca.issue(n.dir)
 		if err != nil {
@@ -159,7 +158,7 @@ func (n *node) properties(c *Cluster) (string, error) {
 		set(prefix+"ssl.keystore.type", "PEM")
 		set(prefix+"ssl.keystore.location", keystore)
 		set(prefix+"sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512")
-		set(prefix+"plain.sasl.jaas.config", fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%s;", Username, quoted(Password)))
+		set(prefix+"plain.sasl.jaas.config", fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required user_%s=%q;", Username, Password))
 		for _, mechanism := range []string{"scram-sha-256", "scram-sha-512"} {
 			set(prefix+mechanism+".sasl.jaas.config", "org.apache.kafka.common.security.scram.ScramLoginModule required;")
 		}
@@ -189,9 +188,3 @@ func (n *node) properties(c *Cluster) (string, error) {
 	set("log.cleaner.dedupe.buffer.size", "2097152")
 	return strings.Join(lines, "\n") + "\n", nil
 }
-
-// escape is for values in a file of Java properties.
-var escape = strings.NewReplacer(`\`, `\\`)
-
-// quoted is a string as Java's configuration of logins, and Kafka's tools, read one.
-func quoted(s string) string { return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"` }
