@@ -30,7 +30,7 @@ func BenchmarkLanding(b *testing.B) {
 			b.ReportMetric(float64(commits), "commits")
 		})
 		b.Run(decl.Name+"/ceiling", func(b *testing.B) {
-			l := openLake(b, b.TempDir())
+			l := openLake(b, localLake(b))
 			have, err := l.load(b.Context(), decl.Name)
 			if err != nil {
 				b.Fatal(err)
@@ -88,7 +88,7 @@ func cpuTime(b *testing.B) time.Duration {
 
 // landAll lands a table's topic in a new lake.
 func landAll(b *testing.B, s *shop, decl Table, ends map[int32]int64) (rows, commits int64) {
-	l := openLake(b, b.TempDir())
+	l := openLake(b, localLake(b))
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	c := s.runConfig()
@@ -120,7 +120,7 @@ func landAll(b *testing.B, s *shop, decl Table, ends map[int32]int64) (rows, com
 // A commit costs the same however many there were before.
 func BenchmarkCommit(b *testing.B) {
 	s := newShop(b)
-	l := openLake(b, b.TempDir())
+	l := openLake(b, localLake(b))
 	landing := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
 	have, err := l.load(b.Context(), ordersEvents.Name)
 	if err != nil {

@@ -63,201 +63,211 @@ func (f *faultyCatalog) CommitTable(ctx context.Context, ident table.Identifier,
 // Whatever the catalog answers, each row lands once, and files of commits that did not land are removed.
 func TestCatalogFaults(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 100)
-	for _, kind := range []fault{refused, fails, lost} {
-		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-			t.Run(fmt.Sprintf("%s/%.6s", name, kind), func(t *testing.T) {
-				l := openLake(t, t.TempDir())
-				var commits atomic.Int64
-				l.catalog = &faultyCatalog{Catalog: l.catalog, table: name, fault: func() fault {
-					if commits.Add(1)%2 == 1 {
-						return kind
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 100)
+		for _, kind := range []fault{refused, fails, lost} {
+			for _, name := range []string{ordersEvents.Name, orderLines.Name} {
+				t.Run(fmt.Sprintf("%s/%.6s", name, kind), func(t *testing.T) {
+					l := openLake(t, fresh(t))
+					var commits atomic.Int64
+					l.catalog = &faultyCatalog{Catalog: l.catalog, table: name, fault: func() fault {
+						if commits.Add(1)%2 == 1 {
+							return kind
+						}
+						return works
+					}}
+					stop := start(t, l, s.runConfig())
+					s.landed(t, l)
+					s.mustTrade(t, 30)
+					s.landed(t, l)
+					mustStop(t, stop)
+					s.check(t, l)
+					checkFiles(t, l)
+					if commits.Load() < 2 {
+						t.Error("no commit was broken")
 					}
-					return works
-				}}
-				stop := start(t, l, s.runConfig())
-				s.landed(t, l)
-				s.mustTrade(t, 30)
-				s.landed(t, l)
-				mustStop(t, stop)
-				s.check(t, l)
-				checkFiles(t, l)
-				if commits.Load() < 2 {
-					t.Error("no commit was broken")
-				}
-			})
+				})
+			}
 		}
-	}
+	})
 }
 
 // An error at any step of a landing ends it, and the next try completes it.
 func TestErrorsAtEachStep(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 100)
-	for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
-		t.Run(string(at), func(t *testing.T) {
-			l := openLake(t, t.TempDir())
-			var mu sync.Mutex
-			times := map[string]int{}
-			c := s.runConfig()
-			c.hook = func(_ context.Context, name string, have step) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if have != at {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 100)
+		for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
+			t.Run(string(at), func(t *testing.T) {
+				l := openLake(t, fresh(t))
+				var mu sync.Mutex
+				times := map[string]int{}
+				c := s.runConfig()
+				c.hook = func(_ context.Context, name string, have step) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if have != at {
+						return nil
+					}
+					if times[name]++; times[name] <= 3 {
+						return errFault
+					}
 					return nil
 				}
-				if times[name]++; times[name] <= 3 {
-					return errFault
-				}
-				return nil
-			}
-			stop := start(t, l, c)
-			s.landed(t, l)
-			mustStop(t, stop)
-			s.check(t, l)
-			checkFiles(t, l)
-		})
-	}
+				stop := start(t, l, c)
+				s.landed(t, l)
+				mustStop(t, stop)
+				s.check(t, l)
+				checkFiles(t, l)
+			})
+		}
+	})
 }
 
 // A lander that is stopped in the middle of a landing, while another lands the same and more, fails when it goes on.
 func TestZombie(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-		for _, at := range []step{stepClosed, stepCommit} {
-			t.Run(fmt.Sprintf("%s/%s", name, at), func(t *testing.T) {
-				t.Parallel()
-				s := newShop(t)
-				s.mustTrade(t, 60)
-				dir := t.TempDir()
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
+			for _, at := range []step{stepClosed, stepCommit} {
+				t.Run(fmt.Sprintf("%s/%s", name, at), func(t *testing.T) {
+					t.Parallel()
+					s := newShop(t)
+					s.mustTrade(t, 60)
+					config := fresh(t)
 
-				var log logged
-				config := lakeConfig(dir)
-				config.Logger = slog.New(slog.NewTextHandler(&log, nil))
-				zombie, err := Open(t.Context(), config)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = zombie.Close() })
-				c := s.runConfig()
-				paused, resume := make(chan struct{}), make(chan struct{})
-				var once sync.Once
-				c.hook = func(_ context.Context, table string, have step) error {
-					if table == name && have == at {
-						once.Do(func() {
-							close(paused)
-							<-resume
-						})
+					var log logged
+					logging := config
+					logging.Logger = slog.New(slog.NewTextHandler(&log, nil))
+					zombie, err := Open(t.Context(), logging)
+					if err != nil {
+						t.Fatal(err)
 					}
-					return nil
-				}
-				stopZombie := start(t, zombie, c)
-				<-paused
+					t.Cleanup(func() { _ = zombie.Close() })
+					c := s.runConfig()
+					paused, resume := make(chan struct{}), make(chan struct{})
+					var once sync.Once
+					c.hook = func(_ context.Context, table string, have step) error {
+						if table == name && have == at {
+							once.Do(func() {
+								close(paused)
+								<-resume
+							})
+						}
+						return nil
+					}
+					stopZombie := start(t, zombie, c)
+					<-paused
 
-				l := openLake(t, dir)
-				stop := start(t, l, s.runConfig())
-				s.landed(t, l)
-				s.mustTrade(t, 60)
-				s.landed(t, l)
-				close(resume)
-				eventually(t, func() error { return log.has(errFenced.Error()) })
-				s.mustTrade(t, 60) // both at work
-				s.landed(t, l)
-				mustStop(t, stop)
-				mustStop(t, stopZombie)
-				s.check(t, l)
-				checkFiles(t, l)
-			})
+					l := openLake(t, config)
+					stop := start(t, l, s.runConfig())
+					s.landed(t, l)
+					s.mustTrade(t, 60)
+					s.landed(t, l)
+					close(resume)
+					eventually(t, func() error { return log.has(errFenced.Error()) })
+					s.mustTrade(t, 60) // both at work
+					s.landed(t, l)
+					mustStop(t, stop)
+					mustStop(t, stopZombie)
+					s.check(t, l)
+					checkFiles(t, l)
+				})
+			}
 		}
-	}
+	})
 }
 
 // Two landers at one catalog that breaks at random, under events that come in: the tables stay exact.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 60)
-	rapid.Check(t, func(rt *rapid.T) {
-		faults := rapid.SliceOfN(rapid.SampledFrom([]fault{works, refused, fails, lost}), 1, 12).Draw(rt, "faults")
-		steps := rapid.SliceOfN(rapid.Bool(), 1, 12).Draw(rt, "errors at steps")
-		dir := t.TempDir()
-		var stops []func() error
-		var lakes []*Lake
-		var commits, hooks atomic.Int64
-		for range 2 {
-			l, err := Open(t.Context(), lakeConfig(dir))
-			if err != nil {
-				rt.Fatal(err)
-			}
-			l.catalog = &faultyCatalog{Catalog: l.catalog, table: ordersEvents.Name, fault: func() fault {
-				if i := int(commits.Add(1)); i <= len(faults) {
-					return faults[i-1]
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 60)
+		rapid.Check(t, func(rt *rapid.T) {
+			faults := rapid.SliceOfN(rapid.SampledFrom([]fault{works, refused, fails, lost}), 1, 12).Draw(rt, "faults")
+			steps := rapid.SliceOfN(rapid.Bool(), 1, 12).Draw(rt, "errors at steps")
+			config := fresh(t)
+			var stops []func() error
+			var lakes []*Lake
+			var commits, hooks atomic.Int64
+			for range 2 {
+				l, err := Open(t.Context(), config)
+				if err != nil {
+					rt.Fatal(err)
 				}
-				return works
-			}}
-			c := s.runConfig()
-			c.hook = func(_ context.Context, table string, _ step) error {
-				if i := int(hooks.Add(1)); table == ordersEvents.Name && i <= len(steps) && steps[i-1] {
-					return errFault
+				l.catalog = &faultyCatalog{Catalog: l.catalog, table: ordersEvents.Name, fault: func() fault {
+					if i := int(commits.Add(1)); i <= len(faults) {
+						return faults[i-1]
+					}
+					return works
+				}}
+				c := s.runConfig()
+				c.hook = func(_ context.Context, table string, _ step) error {
+					if i := int(hooks.Add(1)); table == ordersEvents.Name && i <= len(steps) && steps[i-1] {
+						return errFault
+					}
+					return nil
 				}
-				return nil
+				lakes = append(lakes, l)
+				stops = append(stops, start(t, l, c))
 			}
-			lakes = append(lakes, l)
-			stops = append(stops, start(t, l, c))
-		}
-		s.landed(t, lakes[0])
-		for i, stop := range stops {
-			mustStop(t, stop)
-			defer func() { _ = lakes[i].Close() }()
-		}
-		s.check(t, lakes[0])
+			s.landed(t, lakes[0])
+			for i, stop := range stops {
+				mustStop(t, stop)
+				defer func() { _ = lakes[i].Close() }()
+			}
+			s.check(t, lakes[0])
+		})
 	})
 }
 
 // A commit is found in the history, and one that lost its place is known never to land.
 func TestFindCommit(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, s.runConfig())
-	var ids []string
-	var bases []int64
-	for range 3 {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		l := openLake(t, fresh(t))
+		stop := start(t, l, s.runConfig())
+		var ids []string
+		var bases []int64
+		for range 3 {
+			have, err := l.load(t.Context(), ordersEvents.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bases = append(bases, 0)
+			if head := have.CurrentSnapshot(); head != nil {
+				bases[len(bases)-1] = head.SnapshotID
+			}
+			s.mustTrade(t, 4)
+			s.landed(t, l)
+			if have, err = l.load(t.Context(), ordersEvents.Name); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, have.Properties()[propCommit])
+		}
+		mustStop(t, stop)
 		have, err := l.load(t.Context(), ordersEvents.Name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		bases = append(bases, 0)
-		if head := have.CurrentSnapshot(); head != nil {
-			bases[len(bases)-1] = head.SnapshotID
+		meta := have.Metadata()
+		for i, id := range ids {
+			if got := findCommit(meta, id, unknownBase); got != landed {
+				t.Errorf("commit %d: got %v", i, got)
+			}
+			if got := findCommit(meta, "another", bases[i]); got != notLanded {
+				t.Errorf("a commit that lost to commit %d: got %v", i, got)
+			}
 		}
-		s.mustTrade(t, 4)
-		s.landed(t, l)
-		if have, err = l.load(t.Context(), ordersEvents.Name); err != nil {
-			t.Fatal(err)
+		if got := findCommit(meta, "another", have.CurrentSnapshot().SnapshotID); got != landUnknown {
+			t.Errorf("a commit on the head: got %v", got)
 		}
-		ids = append(ids, have.Properties()[propCommit])
-	}
-	mustStop(t, stop)
-	have, err := l.load(t.Context(), ordersEvents.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	meta := have.Metadata()
-	for i, id := range ids {
-		if got := findCommit(meta, id, unknownBase); got != landed {
-			t.Errorf("commit %d: got %v", i, got)
+		if got := findCommit(meta, "another", 12345); got != landUnknown {
+			t.Errorf("a commit on a snapshot that is forgotten: got %v", got)
 		}
-		if got := findCommit(meta, "another", bases[i]); got != notLanded {
-			t.Errorf("a commit that lost to commit %d: got %v", i, got)
-		}
-	}
-	if got := findCommit(meta, "another", have.CurrentSnapshot().SnapshotID); got != landUnknown {
-		t.Errorf("a commit on the head: got %v", got)
-	}
-	if got := findCommit(meta, "another", 12345); got != landUnknown {
-		t.Errorf("a commit on a snapshot that is forgotten: got %v", got)
-	}
+	})
 }

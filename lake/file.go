@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
@@ -19,28 +20,24 @@ import (
 // fileWriter writes rows into data files of one table, one file after the other.
 type fileWriter struct {
 	columns    columns
+	ctx        context.Context // an object store writes a file as long as this holds
 	table      *table.Table
-	fs         io.WriteFileIO
 	locations  table.LocationProvider
 	schema     *arrow.Schema
 	properties *parquet.WriterProperties
 
-	location string              // of the file under way
-	parquet  *pqarrow.FileWriter // nil until a file has rows
+	// The file under way; parquet is nil until it has rows.
+	location string
+	at       io.WriteFileIO
+	out      io.FileWriter
+	abort    context.CancelFunc
+	parquet  *pqarrow.FileWriter
 }
 
 // Rows are handed from the builders to the Parquet writer in chunks of this size.
 const chunkRows = 4096
 
 func newFileWriter(ctx context.Context, decl Table, t *table.Table) (*fileWriter, error) {
-	fs, err := t.FS(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
-	}
-	writable, ok := fs.(io.WriteFileIO)
-	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", t.Location())
-	}
 	locations, err := t.LocationProvider()
 	if err != nil {
 		return nil, fmt.Errorf("where table %s keeps its files: %w", decl.Name, err)
@@ -51,7 +48,7 @@ func newFileWriter(ctx context.Context, decl Table, t *table.Table) (*fileWriter
 	}
 	return &fileWriter{
 		columns: columns{RecordBuilder: array.NewRecordBuilder(memory.DefaultAllocator, schema)},
-		table:   t, fs: writable, locations: locations, schema: schema, properties: decl.parquetProperties(),
+		ctx:     ctx, table: t, locations: locations, schema: schema, properties: decl.parquetProperties(),
 	}, nil
 }
 
@@ -93,16 +90,39 @@ func (w *fileWriter) flush(name string, atLeast int) error {
 }
 
 func (w *fileWriter) open(name string) error {
-	w.location = w.locations.NewDataLocation(name + ".parquet")
-	out, err := w.fs.Create(w.location)
+	ctx, abort := context.WithCancel(w.ctx)
+	files, err := w.files(ctx)
 	if err != nil {
+		abort()
+		return err
+	}
+	w.location = w.locations.NewDataLocation(name + ".parquet")
+	out, err := files.Create(w.location)
+	if err != nil {
+		abort()
 		return fmt.Errorf("create data file: %w", err)
 	}
-	w.parquet, err = pqarrow.NewFileWriter(w.schema, out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema()))
+	parquet, err := pqarrow.NewFileWriter(w.schema, out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema()))
 	if err != nil {
-		return errors.Join(fmt.Errorf("open data file %s: %w", w.location, err), out.Close(), w.fs.Remove(w.location))
+		abort()
+		_ = out.Close() // what there is of it is given up
+		return errors.Join(fmt.Errorf("open data file %s: %w", w.location, err), w.remove(w.location))
 	}
+	w.at, w.out, w.abort, w.parquet = files, out, abort, parquet
 	return nil
+}
+
+// files is where the table's files are.
+func (w *fileWriter) files(ctx context.Context) (io.WriteFileIO, error) {
+	fs, err := w.table.FS(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", w.table.Location(), err)
+	}
+	writable, ok := fs.(io.WriteFileIO)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be written to", w.table.Location())
+	}
+	return writable, nil
 }
 
 // finish completes the file and describes it for a commit; nil where there were no rows.
@@ -114,27 +134,38 @@ func (w *fileWriter) finish(ctx context.Context, name string) (iceberg.DataFile,
 		return nil, nil
 	}
 	if err := w.parquet.Close(); err != nil {
-		return nil, fmt.Errorf("close data file %s: %w", w.location, err)
+		return nil, fmt.Errorf("close data file %s: %w", w.location, err) // and close gives it up
 	}
+	defer w.abort()
 	w.parquet = nil
-	f, err := table.FileToDataFile(ctx, w.fs, w.location, w.table.Schema(), w.table.Spec(), 0, w.table.Properties())
+	f, err := table.FileToDataFile(ctx, w.at, w.location, w.table.Schema(), w.table.Spec(), 0, w.table.Properties())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read back data file %s: %w", w.location, err), w.remove(w.location))
 	}
 	return f, nil
 }
 
-// close ends the writer; a file that was not finished is removed.
+// close ends the writer; a file that was not finished is given up.
 func (w *fileWriter) close() error {
 	w.columns.Release()
 	if w.parquet == nil {
 		return nil
 	}
-	return errors.Join(w.parquet.Close(), w.remove(w.location))
+	w.abort() // an object store sees nothing of an upload that does not end
+	_ = w.parquet.Close()
+	_ = w.out.Close() // where the above failed before
+	return w.remove(w.location)
 }
 
+// remove removes a data file where there is one, even while the program stops.
 func (w *fileWriter) remove(location string) error {
-	if err := w.fs.Remove(location); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), commitTimeout)
+	defer cancel()
+	files, err := w.files(ctx)
+	if err != nil {
+		return err
+	}
+	if err := files.Remove(location); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove data file: %w", err)
 	}
 	return nil

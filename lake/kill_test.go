@@ -2,6 +2,7 @@ package lake
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -30,8 +31,8 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childLake); dir != "" {
-		if err := childLands(dir); err != nil {
+	if where := os.Getenv(childLake); where != "" {
+		if err := childLands(where); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -41,13 +42,29 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("rapid.checks", "10"); err != nil {
 		panic(err)
 	}
-	goleak.VerifyTestMain(m)
+	code := m.Run()
+	if err := errors.Join(catalogs.Stop(), objects.Stop()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // childLands lands until it is killed, or by itself.
-func childLands(dir string) error {
+func childLands(where string) error {
 	ctx := context.Background()
-	l, err := Open(ctx, lakeConfig(dir))
+	var config Config
+	if err := json.Unmarshal([]byte(where), &config); err != nil {
+		return err
+	}
+	config.Logger = quiet()
+	l, err := Open(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -69,10 +86,15 @@ func childLands(dir string) error {
 }
 
 // startChild starts a lander in a process of its own.
-func startChild(t *testing.T, s *shop, dir string, env ...string) *exec.Cmd {
+func startChild(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
 	t.Helper()
+	where.Logger = nil
+	config, err := json.Marshal(where)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), append(env, childLake+"="+dir, childBrokers+"="+strings.Join(s.brokers, ","))...)
+	cmd.Env = append(os.Environ(), append(env, childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -94,29 +116,31 @@ func killed(t *testing.T, cmd *exec.Cmd) {
 // A lander that is killed at any step of a landing leaves a table that the next one completes.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 200)
-	for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-		for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
-			for _, nth := range []string{"1", "2"} {
-				t.Run(fmt.Sprintf("%s/%s/%s", name, at, nth), func(t *testing.T) {
-					dir := t.TempDir()
-					child := startChild(t, s, dir, childKill+"="+name+": "+string(at), childKillAt+"="+nth)
-					if nth == "2" { // something for the second landing
-						l := openLake(t, dir)
-						eventually(t, func() error { return hasRows(t, l, name, at) })
-						s.mustTrade(t, 20)
-					}
-					killed(t, child)
-					l := openLake(t, dir)
-					stop := start(t, l, s.runConfig())
-					s.landed(t, l)
-					mustStop(t, stop)
-					s.check(t, l)
-				})
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 200)
+		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
+			for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
+				for _, nth := range []string{"1", "2"} {
+					t.Run(fmt.Sprintf("%s/%s/%s", name, at, nth), func(t *testing.T) {
+						config := fresh(t)
+						child := startChild(t, s, config, childKill+"="+name+": "+string(at), childKillAt+"="+nth)
+						if nth == "2" { // something for the second landing
+							l := openLake(t, config)
+							eventually(t, func() error { return hasRows(t, l, name, at) })
+							s.mustTrade(t, 20)
+						}
+						killed(t, child)
+						l := openLake(t, config)
+						stop := start(t, l, s.runConfig())
+						s.landed(t, l)
+						mustStop(t, stop)
+						s.check(t, l)
+					})
+				}
 			}
 		}
-	}
+	})
 }
 
 // hasRows waits for a child's first landing where the second step of its kind is another landing's.
@@ -139,60 +163,62 @@ func hasRows(t *testing.T, l *Lake, name string, at step) error {
 // Landers that are killed again and again while events come in lose nothing and double nothing.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(t.Context())
-	trading := make(chan error, 1)
-	go func() {
-		pace := time.NewTicker(25 * time.Millisecond)
-		defer pace.Stop()
-		for ; ctx.Err() == nil; <-pace.C {
-			if err := s.trade(context.WithoutCancel(ctx), 8); err != nil {
-				trading <- err
-				return
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		config := fresh(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		trading := make(chan error, 1)
+		go func() {
+			pace := time.NewTicker(25 * time.Millisecond)
+			defer pace.Stop()
+			for ; ctx.Err() == nil; <-pace.C {
+				if err := s.trade(context.WithoutCancel(ctx), 8); err != nil {
+					trading <- err
+					return
+				}
 			}
+			trading <- nil
+		}()
+		l := openLake(t, config)
+		rows := func() (n int64) {
+			states, err := l.Tables(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range states {
+				if s.Topic == event.Order.Topic {
+					n += s.Rows
+				}
+			}
+			return n
 		}
-		trading <- nil
-	}()
-	l := openLake(t, dir)
-	rows := func() (n int64) {
-		states, err := l.Tables(t.Context())
-		if err != nil {
+		kills := 20
+		if testing.Short() {
+			kills = 5
+		}
+		for range kills {
+			before := rows()
+			child := startChild(t, s, config)
+			// Any moment will do once it lands.
+			eventually(t, func() error {
+				if rows() == before {
+					return errors.New("the child lands nothing")
+				}
+				return nil
+			})
+			<-time.After(rand.N(100 * time.Millisecond))
+			if err := child.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			killed(t, child)
+		}
+		cancel()
+		if err := <-trading; err != nil {
 			t.Fatal(err)
 		}
-		for _, s := range states {
-			if s.Topic == event.Order.Topic {
-				n += s.Rows
-			}
-		}
-		return n
-	}
-	kills := 20
-	if testing.Short() {
-		kills = 5
-	}
-	for range kills {
-		before := rows()
-		child := startChild(t, s, dir)
-		// Any moment will do once it lands.
-		eventually(t, func() error {
-			if rows() == before {
-				return errors.New("the child lands nothing")
-			}
-			return nil
-		})
-		<-time.After(rand.N(100 * time.Millisecond))
-		if err := child.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		killed(t, child)
-	}
-	cancel()
-	if err := <-trading; err != nil {
-		t.Fatal(err)
-	}
-	stop := start(t, l, s.runConfig())
-	s.landed(t, l)
-	mustStop(t, stop)
-	s.check(t, l)
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
+	})
 }

@@ -12,16 +12,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	sqlcatalog "github.com/apache/iceberg-go/catalog/sql"
 	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/sqlite"
 )
 
@@ -34,8 +38,12 @@ const (
 
 // Config says where the lake is.
 type Config struct {
-	Warehouse   string // folder of the tables; created if it is not there
-	CatalogPath string // the catalog's SQLite file; created likewise
+	// Warehouse is where the tables are: a folder, created if it is not there, or s3://bucket/folder, whose bucket exists.
+	Warehouse string
+	S3        S3 // of an s3:// warehouse
+	// Catalog is Iceberg's SQL catalog: a SQLite file, created likewise, or postgres://user@host/database.
+	Catalog         string
+	CatalogPassword string // takes the place of the one in Catalog
 	// ReadOnly opens a lake that exists, beside the process that lands in it.
 	ReadOnly bool
 	Logger   *slog.Logger // required
@@ -43,56 +51,94 @@ type Config struct {
 
 // Lake is an open lake. It is safe for concurrent use.
 type Lake struct {
-	db      *sql.DB
-	catalog catalog.Catalog
-	log     *slog.Logger
+	db        *sql.DB
+	warehouse *warehouse
+	catalog   catalog.Catalog
+	log       *slog.Logger
 }
 
 // ErrNoLake says that there is no lake where a read-only one was to be opened, or that it lacks a table.
 var ErrNoLake = errors.New("no lake here yet")
 
-// Open opens the lake and, unless read-only, creates the tables that it lacks. A table whose columns are not those that
-// this program writes is an error.
+// Open opens the lake and, unless read-only, creates the tables that it lacks; several processes may do so at once. A table
+// whose columns are not those that this program writes is an error.
 func Open(ctx context.Context, c Config) (*Lake, error) {
-	warehouse, err := filepath.Abs(c.Warehouse)
+	w, err := openWarehouse(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("warehouse %s: %w", c.Warehouse, err)
+		return nil, err
 	}
-	if c.ReadOnly {
-		if _, err := os.Stat(c.CatalogPath); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNoLake, err)
-		}
+	l := &Lake{warehouse: w, log: c.Logger.With("part", "lake")}
+	if onServer(c.Catalog) {
+		err = l.openServer(ctx, c)
 	} else {
-		for _, dir := range []string{warehouse, filepath.Dir(c.CatalogPath)} {
-			if err := os.MkdirAll(dir, 0o750); err != nil {
-				return nil, fmt.Errorf("create the lake's folder: %w", err)
-			}
-		}
+		err = l.openFile(ctx, c)
 	}
-	open := sqlite.Open
-	if c.ReadOnly {
-		open = sqlite.OpenReadOnly
-	}
-	db, err := open(c.CatalogPath)
 	if err != nil {
-		return nil, fmt.Errorf("open the lake's catalog: %w", err)
-	}
-	cat, err := sqlcatalog.NewCatalog(CatalogName, db, sqlcatalog.SQLite, iceberg.Properties{
-		"warehouse":           "file://" + filepath.ToSlash(warehouse),
-		"init_catalog_tables": fmt.Sprint(!c.ReadOnly),
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the lake's catalog %s: %w", c.CatalogPath, err), db.Close())
-	}
-	l := &Lake{db: db, catalog: cat, log: c.Logger.With("part", "lake")}
-	if err := l.prepare(ctx, c.ReadOnly); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
+func onServer(catalog string) bool {
+	return strings.HasPrefix(catalog, "postgres://") || strings.HasPrefix(catalog, "postgresql://")
+}
+
+// openServer opens a catalog in PostgreSQL.
+func (l *Lake) openServer(ctx context.Context, c Config) error {
+	var err error
+	if l.db, err = postgres.Open(c.Catalog, c.CatalogPassword, "millrace-lake"); err != nil {
+		return fmt.Errorf("the lake's catalog: %w", err)
+	}
+	if err := l.db.PingContext(ctx); err != nil {
+		return fmt.Errorf("connect to the lake's catalog: %w", err)
+	}
+	open := func(ctx context.Context) error { return l.open(ctx, sqlcatalog.Postgres, c.ReadOnly) }
+	if c.ReadOnly {
+		return open(ctx)
+	}
+	return postgres.Alone(ctx, l.db, "millrace lake", open) // PostgreSQL's IF NOT EXISTS fails in a race
+}
+
+// openFile opens a catalog in a SQLite file.
+func (l *Lake) openFile(ctx context.Context, c Config) error {
+	open := sqlite.OpenReadOnly
+	if c.ReadOnly {
+		if _, err := os.Stat(c.Catalog); err != nil {
+			return fmt.Errorf("%w: %w", ErrNoLake, err)
+		}
+	} else {
+		open = sqlite.Open
+		if err := os.MkdirAll(filepath.Dir(c.Catalog), 0o750); err != nil {
+			return fmt.Errorf("create the folder of the lake's catalog: %w", err)
+		}
+	}
+	var err error
+	if l.db, err = open(c.Catalog); err != nil {
+		return fmt.Errorf("open the lake's catalog: %w", err)
+	}
+	return l.open(ctx, sqlcatalog.SQLite, c.ReadOnly)
+}
+
+// open opens the catalog in the database, and prepares the tables.
+func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, readOnly bool) error {
+	props := iceberg.Properties{"warehouse": l.warehouse.url, "init_catalog_tables": fmt.Sprint(!readOnly)}
+	maps.Copy(props, l.warehouse.props)
+	cat, err := sqlcatalog.NewCatalog(CatalogName, l.db, dialect, props)
+	if err != nil {
+		return fmt.Errorf("open the lake's catalog: %w", err)
+	}
+	l.catalog = l.warehouse.reach(cat)
+	return l.prepare(ctx, readOnly)
+}
+
 // Close lets go of the catalog. What runs must have ended.
-func (l *Lake) Close() error { return l.db.Close() }
+func (l *Lake) Close() error {
+	l.warehouse.close()
+	if l.db == nil {
+		return nil
+	}
+	return l.db.Close()
+}
 
 // prepare creates what is missing and checks what is there.
 func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
@@ -110,6 +156,9 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 		if err != nil {
 			return err
 		}
+		if !l.warehouse.owns(have.Location()) {
+			return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in", t.Name, have.Location(), l.warehouse.url)
+		}
 		if err := t.checkSchema(have.Schema()); err != nil {
 			return err
 		}
@@ -124,7 +173,6 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 // partition a table later without rewriting it.
 func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 	props := iceberg.Properties{
-		table.PropertyFormatVersion: "2",
 		// A stale append must fail, not be replayed onto the new head: the lander decides, see lander.go.
 		table.CommitNumRetriesKey: "0",
 		// What a commit reads and writes must not grow with the number of commits before it.
@@ -136,21 +184,36 @@ func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 		table.ParquetCompressionKey:      "zstd",
 		table.ParquetCompressionLevelKey: "1",
 	}
-	made, err := l.catalog.CreateTable(ctx, identifier(t.Name), t.schema(), catalog.WithProperties(props))
-	if errors.Is(err, catalog.ErrTableAlreadyExists) {
-		return l.load(ctx, t.Name)
+	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was lost.
+	_, _, err := l.catalog.CommitTable(ctx, identifier(t.Name), []table.Requirement{table.AssertCreate()}, []table.Update{
+		table.NewAssignUUIDUpdate(uuid.New()),
+		table.NewUpgradeFormatVersionUpdate(2),
+		table.NewAddSchemaUpdate(t.schema()),
+		table.NewSetCurrentSchemaUpdate(-1), // the one just added
+		table.NewAddPartitionSpecUpdate(iceberg.UnpartitionedSpec, true),
+		table.NewSetDefaultSpecUpdate(-1),
+		table.NewAddSortOrderUpdate(&table.UnsortedSortOrder),
+		table.NewSetDefaultSortOrderUpdate(-1),
+		table.NewSetLocationUpdate(l.warehouse.tableLocation(t.Name)),
+		table.NewSetPropertiesUpdate(props),
+	})
+	made, loadErr := l.load(ctx, t.Name)
+	if loadErr != nil {
+		return nil, fmt.Errorf("create table %s: %w", t.Name, errors.Join(err, loadErr))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("create table %s: %w", t.Name, err)
-	}
-	return made, nil
+	return made, nil // by whomever
 }
+
+// A catalog or an object store that does not answer for so long fails a load.
+const loadTimeout = 30 * time.Second
 
 // load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits return
 // keep all of their history alive.
 func (l *Lake) load(ctx context.Context, name string) (*table.Table, error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
 	t, err := l.catalog.LoadTable(ctx, identifier(name))
-	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) {
+	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
 		return nil, fmt.Errorf("%w: table %s: %w", ErrNoLake, name, err)
 	}
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -21,22 +19,24 @@ import (
 
 func TestEverythingLandsOnce(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 500)
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, s.runConfig())
-	s.landed(t, l)
-	s.mustTrade(t, 300)
-	s.landed(t, l)
-	mustStop(t, stop)
-	s.check(t, l)
-	checkFiles(t, l)
-	s.mustTrade(t, 100)
-	stop = start(t, l, s.runConfig()) // again, on what is there
-	s.landed(t, l)
-	mustStop(t, stop)
-	s.check(t, l)
-	checkFiles(t, l)
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 500)
+		l := openLake(t, fresh(t))
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		s.mustTrade(t, 300)
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
+		checkFiles(t, l)
+		s.mustTrade(t, 100)
+		stop = start(t, l, s.runConfig()) // again, on what is there
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
+		checkFiles(t, l)
+	})
 }
 
 func stateOf(t *testing.T, l *Lake, name string) TableState {
@@ -58,122 +58,126 @@ func stateOf(t *testing.T, l *Lake, name string) TableState {
 // committed.
 func TestOffsetsMoveWithoutRows(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	var confirmed []fetchtest.Record
-	for range 20 {
-		id := s.gen.uuid().String()
-		e := s.gen.event(event.Order, id, "millrace.order.v1.OrderConfirmed", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{
-			Confirmed: &orderv1.OrderConfirmed{OrderId: id},
-		}})
-		s.events[event.Order] = append(s.events[event.Order], e)
-		confirmed = append(confirmed, fetchtest.Event(partitionOf(id), e))
-	}
-	if err := s.producer.Commit(t.Context(), event.Order.Topic, confirmed...); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.producer.Abort(t.Context(), event.Order.Topic, confirmed...); err != nil {
-		t.Fatal(err)
-	}
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, s.runConfig())
-	s.landed(t, l)
-	lines := stateOf(t, l, orderLines.Name)
-	if lines.Rows != 0 || lines.Snapshot != 0 || len(lines.Offsets) == 0 {
-		t.Errorf("order_lines: %+v", lines)
-	}
-	if have := stateOf(t, l, ordersEvents.Name); have.Rows != 20 || have.AsOf.IsZero() {
-		t.Errorf("orders_events: %+v", have)
-	}
-	before, err := l.Tables(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-time.After(10 * s.runConfig().CommitInterval) // time enough to do something that should not be done
-	after, err := l.Tables(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range before {
-		if before[i].MetadataLocation != after[i].MetadataLocation {
-			t.Errorf("%s is committed to while nothing happens", before[i].Name)
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		var confirmed []fetchtest.Record
+		for range 20 {
+			id := s.gen.uuid().String()
+			e := s.gen.event(event.Order, id, "millrace.order.v1.OrderConfirmed", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{
+				Confirmed: &orderv1.OrderConfirmed{OrderId: id},
+			}})
+			s.events[event.Order] = append(s.events[event.Order], e)
+			confirmed = append(confirmed, fetchtest.Event(partitionOf(id), e))
 		}
-	}
-	mustStop(t, stop)
-	s.check(t, l)
+		if err := s.producer.Commit(t.Context(), event.Order.Topic, confirmed...); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.producer.Abort(t.Context(), event.Order.Topic, confirmed...); err != nil {
+			t.Fatal(err)
+		}
+		l := openLake(t, fresh(t))
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		lines := stateOf(t, l, orderLines.Name)
+		if lines.Rows != 0 || lines.Snapshot != 0 || len(lines.Offsets) == 0 {
+			t.Errorf("order_lines: %+v", lines)
+		}
+		if have := stateOf(t, l, ordersEvents.Name); have.Rows != 20 || have.AsOf.IsZero() {
+			t.Errorf("orders_events: %+v", have)
+		}
+		before, err := l.Tables(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(10 * s.runConfig().CommitInterval) // time enough to do something that should not be done
+		after, err := l.Tables(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range before {
+			if before[i].MetadataLocation != after[i].MetadataLocation {
+				t.Errorf("%s is committed to while nothing happens", before[i].Name)
+			}
+		}
+		mustStop(t, stop)
+		s.check(t, l)
+	})
 }
 
 // A record that is no event is parked, under the name of each table that it did not get into, and the rest lands.
 func TestParking(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 20)
-	good := s.gen.orderEvents()[0]
-	foreign := s.gen.customerEvents()[0]
-	garbled := good
-	garbled.Data = []byte{0xff, 0xff}
-	unpriced := s.gen.event(event.Order, good.Stream, "millrace.order.v1.OrderPlaced", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{
-		Placed: &orderv1.OrderPlaced{OrderId: good.Stream, Lines: []*orderv1.OrderLine{{Number: 1, Sku: "1"}}},
-	}})
-	bad := []fetchtest.Record{
-		{Partition: 1, Key: []byte("k"), Value: []byte("what is this?")},
-		fetchtest.Event(1, foreign),
-		fetchtest.Event(1, garbled),
-		fetchtest.Event(1, unpriced), // an event, but none of order_lines
-	}
-	s.events[event.Order] = append(s.events[event.Order], unpriced)
-	if err := s.producer.Commit(t.Context(), event.Order.Topic, bad...); err != nil {
-		t.Fatal(err)
-	}
-	s.mustTrade(t, 20)
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 20)
+		good := s.gen.orderEvents()[0]
+		foreign := s.gen.customerEvents()[0]
+		garbled := good
+		garbled.Data = []byte{0xff, 0xff}
+		unpriced := s.gen.event(event.Order, good.Stream, "millrace.order.v1.OrderPlaced", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{
+			Placed: &orderv1.OrderPlaced{OrderId: good.Stream, Lines: []*orderv1.OrderLine{{Number: 1, Sku: "1"}}},
+		}})
+		bad := []fetchtest.Record{
+			{Partition: 1, Key: []byte("k"), Value: []byte("what is this?")},
+			fetchtest.Event(1, foreign),
+			fetchtest.Event(1, garbled),
+			fetchtest.Event(1, unpriced), // an event, but none of order_lines
+		}
+		s.events[event.Order] = append(s.events[event.Order], unpriced)
+		if err := s.producer.Commit(t.Context(), event.Order.Topic, bad...); err != nil {
+			t.Fatal(err)
+		}
+		s.mustTrade(t, 20)
 
-	var mu sync.Mutex
-	parked := map[string]error{}
-	c := s.runConfig()
-	fails := 3
-	c.Park = func(_ context.Context, p Parked) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if fails--; fails >= 0 {
-			return errors.New("nowhere to park")
+		var mu sync.Mutex
+		parked := map[string]error{}
+		c := s.runConfig()
+		fails := 3
+		c.Park = func(_ context.Context, p Parked) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if fails--; fails >= 0 {
+				return errors.New("nowhere to park")
+			}
+			parked[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
+			parked[string(p.Value)] = p.Reason
+			return nil
 		}
-		parked[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
-		parked[string(p.Value)] = p.Reason
-		return nil
-	}
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, c)
-	s.landed(t, l)
-	mustStop(t, stop)
-	for _, want := range []string{
-		"lake/orders_events|millrace.orders|1", "lake/order_lines|millrace.orders|1",
-		"what is this?", string(foreign.Data), string(garbled.Data), string(unpriced.Data),
-	} {
-		if parked[want] == nil {
-			t.Errorf("not parked: %q", want)
+		l := openLake(t, fresh(t))
+		stop := start(t, l, c)
+		s.landed(t, l)
+		mustStop(t, stop)
+		for _, want := range []string{
+			"lake/orders_events|millrace.orders|1", "lake/order_lines|millrace.orders|1",
+			"what is this?", string(foreign.Data), string(garbled.Data), string(unpriced.Data),
+		} {
+			if parked[want] == nil {
+				t.Errorf("not parked: %q", want)
+			}
 		}
-	}
-	if len(parked) != 6 {
-		t.Errorf("parked %d, want 6: %v", len(parked), parked)
-	}
-	if !errors.Is(parked["what is this?"], event.ErrNotEvent) {
-		t.Errorf("the reason is %v", parked["what is this?"])
-	}
-	// The digests count what is an event.
-	s.events[event.Order] = s.events[event.Order][:len(s.events[event.Order]):len(s.events[event.Order])]
-	want := len(s.events[event.Order])
-	if have := stateOf(t, l, ordersEvents.Name); have.Rows != int64(want) {
-		t.Errorf("orders_events has %d rows, want %d", have.Rows, want)
-	}
-	have, err := l.EventsDigest(t.Context(), event.Order)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if have.Total().Count != uint64(want) {
-		t.Errorf("digest of %d events, want %d", have.Total().Count, want)
-	}
-	if _, err := ExpectedOrderLinesDigest(s.all(event.Order)); err == nil || !strings.Contains(err.Error(), unpriced.ID.String()) {
-		t.Errorf("an event whose lines cannot land must be named, got %v", err)
-	}
+		if len(parked) != 6 {
+			t.Errorf("parked %d, want 6: %v", len(parked), parked)
+		}
+		if !errors.Is(parked["what is this?"], event.ErrNotEvent) {
+			t.Errorf("the reason is %v", parked["what is this?"])
+		}
+		// The digests count what is an event.
+		s.events[event.Order] = s.events[event.Order][:len(s.events[event.Order]):len(s.events[event.Order])]
+		want := len(s.events[event.Order])
+		if have := stateOf(t, l, ordersEvents.Name); have.Rows != int64(want) {
+			t.Errorf("orders_events has %d rows, want %d", have.Rows, want)
+		}
+		have, err := l.EventsDigest(t.Context(), event.Order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have.Total().Count != uint64(want) {
+			t.Errorf("digest of %d events, want %d", have.Total().Count, want)
+		}
+		if _, err := ExpectedOrderLinesDigest(s.all(event.Order)); err == nil || !strings.Contains(err.Error(), unpriced.ID.String()) {
+			t.Errorf("an event whose lines cannot land must be named, got %v", err)
+		}
+	})
 }
 
 // A topic that lost what the table has, or still needs, is an error that names both; it is never papered over.
@@ -213,7 +217,7 @@ func TestTopicDoesNotFit(t *testing.T) {
 			t.Parallel()
 			s := newShop(t)
 			s.mustTrade(t, 100)
-			l := openLake(t, t.TempDir())
+			l := openLake(t, localLake(t))
 			stop := start(t, l, s.runConfig())
 			s.landed(t, l)
 			mustStop(t, stop)
@@ -234,201 +238,210 @@ func TestTopicDoesNotFit(t *testing.T) {
 // A log cut shorter than the table, without topic ids to tell, is found by the offsets.
 func TestLogEndsBeforeTheTable(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 20)
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, s.runConfig())
-	s.landed(t, l)
-	mustStop(t, stop)
-	have, err := l.load(t.Context(), ordersEvents.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tx := have.NewTransaction()
-	if err := tx.SetProperties(iceberg.Properties{propNextPrefix + event.Order.Topic + ".2": "100000"}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	err = l.Run(t.Context(), s.runConfig())
-	var gone *fetch.OutOfRangeError
-	if !errors.As(err, &gone) || gone.Offset != 100000 || !strings.Contains(err.Error(), fmt.Sprint(gone.Log.End)) {
-		t.Fatalf("got %v", err)
-	}
-}
-
-func TestPartitionsAreAdded(t *testing.T) {
-	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 20)
-	l := openLake(t, t.TempDir())
-	c := s.runConfig()
-	c.assignEvery = 50 * time.Millisecond
-	stop := start(t, l, c)
-	s.landed(t, l)
-	if err := s.producer.AddPartitions(t.Context(), event.Order.Topic, 2); err != nil {
-		t.Fatal(err)
-	}
-	events := s.gen.orderEvents()
-	s.events[event.Order] = append(s.events[event.Order], events...)
-	for _, e := range events {
-		if err := s.producer.Commit(t.Context(), event.Order.Topic, fetchtest.Event(5, e)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.landed(t, l)
-	mustStop(t, stop)
-	s.check(t, l)
-}
-
-// A lake opened to read sees what a running one lands.
-func TestReadOnly(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	config := lakeConfig(dir)
-	config.ReadOnly = true
-	if _, err := Open(t.Context(), config); !errors.Is(err, ErrNoLake) {
-		t.Fatalf("got %v", err)
-	}
-	s := newShop(t)
-	l := openLake(t, dir)
-	start(t, l, s.runConfig())
-	reader, err := Open(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = reader.Close() }()
-	for range 3 {
-		s.mustTrade(t, 30)
-		s.landed(t, reader)
-		s.check(t, reader)
-	}
-}
-
-// A row that is changed, added or taken away behind our back shows in the digest.
-func TestTamperedTableIsNoticed(t *testing.T) {
-	t.Parallel()
-	s := newShop(t)
-	s.mustTrade(t, 50)
-	l := openLake(t, t.TempDir())
-	stop := start(t, l, s.runConfig())
-	s.landed(t, l)
-	mustStop(t, stop)
-	s.check(t, l)
-	digests := func() string {
-		events, err := l.EventsDigest(t.Context(), event.Order)
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 20)
+		l := openLake(t, fresh(t))
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		mustStop(t, stop)
+		have, err := l.load(t.Context(), ordersEvents.Name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines, err := l.OrderLinesDigest(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return events.Total().Hash() + lines.Total().Hash()
-	}
-	before := digests()
-	for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-		have, err := l.load(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key := map[string]string{ordersEvents.Name: "aggregate_id", orderLines.Name: "order_id"}[name]
 		tx := have.NewTransaction()
-		one := iceberg.EqualTo(iceberg.Reference(key), s.events[event.Order][0].Stream)
-		if err := tx.Delete(t.Context(), one, nil); err != nil {
+		if err := tx.SetProperties(iceberg.Properties{propNextPrefix + event.Order.Topic + ".2": "100000"}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := tx.Commit(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		after := digests()
-		if after == before {
-			t.Errorf("rows were taken from %s, and the digest is the same", name)
+		err = l.Run(t.Context(), s.runConfig())
+		var gone *fetch.OutOfRangeError
+		if !errors.As(err, &gone) || gone.Offset != 100000 || !strings.Contains(err.Error(), fmt.Sprint(gone.Log.End)) {
+			t.Fatalf("got %v", err)
 		}
-		before = after
-	}
+	})
+}
+
+func TestPartitionsAreAdded(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 20)
+		l := openLake(t, fresh(t))
+		c := s.runConfig()
+		c.assignEvery = 50 * time.Millisecond
+		stop := start(t, l, c)
+		s.landed(t, l)
+		if err := s.producer.AddPartitions(t.Context(), event.Order.Topic, 2); err != nil {
+			t.Fatal(err)
+		}
+		events := s.gen.orderEvents()
+		s.events[event.Order] = append(s.events[event.Order], events...)
+		for _, e := range events {
+			if err := s.producer.Commit(t.Context(), event.Order.Topic, fetchtest.Event(5, e)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
+	})
+}
+
+// A lake opened to read sees what a running one lands.
+func TestReadOnly(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		config := fresh(t)
+		writing := config
+		config.ReadOnly = true
+		if _, err := Open(t.Context(), config); !errors.Is(err, ErrNoLake) {
+			t.Fatalf("got %v", err)
+		}
+		s := newShop(t)
+		l := openLake(t, writing)
+		start(t, l, s.runConfig())
+		reader, err := Open(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = reader.Close() }()
+		for range 3 {
+			s.mustTrade(t, 30)
+			s.landed(t, reader)
+			s.check(t, reader)
+		}
+	})
+}
+
+// A row that is changed, added or taken away behind our back shows in the digest.
+func TestTamperedTableIsNoticed(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 50)
+		l := openLake(t, fresh(t))
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
+		digests := func() string {
+			events, err := l.EventsDigest(t.Context(), event.Order)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines, err := l.OrderLinesDigest(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return events.Total().Hash() + lines.Total().Hash()
+		}
+		before := digests()
+		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
+			have, err := l.load(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			key := map[string]string{ordersEvents.Name: "aggregate_id", orderLines.Name: "order_id"}[name]
+			tx := have.NewTransaction()
+			one := iceberg.EqualTo(iceberg.Reference(key), s.events[event.Order][0].Stream)
+			if err := tx.Delete(t.Context(), one, nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			after := digests()
+			if after == before {
+				t.Errorf("rows were taken from %s, and the digest is the same", name)
+			}
+			before = after
+		}
+	})
 }
 
 // A table that another version of the program made is refused, not written to.
 func TestOtherColumnsAreRefused(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	l := openLake(t, dir)
-	have, err := l.load(t.Context(), orderLines.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tx := have.NewTransaction()
-	update := tx.UpdateSchema(true, false)
-	update.AddColumn([]string{"gift_note"}, iceberg.PrimitiveTypes.String, "", false, nil)
-	if err := update.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(t.Context(), lakeConfig(dir)); err == nil || !strings.Contains(err.Error(), "gift_note") {
-		t.Fatalf("got %v", err)
-	}
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		config := fresh(t)
+		l := openLake(t, config)
+		have, err := l.load(t.Context(), orderLines.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx := have.NewTransaction()
+		update := tx.UpdateSchema(true, false)
+		update.AddColumn([]string{"gift_note"}, iceberg.PrimitiveTypes.String, "", false, nil)
+		if err := update.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), config); err == nil || !strings.Contains(err.Error(), "gift_note") {
+			t.Fatalf("got %v", err)
+		}
+	})
 }
 
 // Tables are Iceberg format 2 in a folder, and history does not grow without end.
 func TestHistoryIsBounded(t *testing.T) {
 	t.Parallel()
-	s := newShop(t)
-	l := openLake(t, t.TempDir())
-	lander := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
-	ctx := t.Context()
-	have, err := l.load(ctx, ordersEvents.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if v := have.Metadata().Version(); v != 2 {
-		t.Errorf("format version %d", v)
-	}
-	w, err := newFileWriter(ctx, ordersEvents, have)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = w.close() }()
-	at := progress{next: map[int32]int64{}}
-	decoder := ordersEvents.decoder()
-	const commits = historyMost + 3*historyCut
-	for i := range int64(commits) {
-		b := newBatch(at)
-		if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, i}, s.gen.orderEvents()[0]); err != nil {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		l := openLake(t, fresh(t))
+		lander := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
+		ctx := t.Context()
+		have, err := l.load(ctx, ordersEvents.Name)
+		if err != nil {
 			t.Fatal(err)
 		}
-		b.move(0, i+1)
-		if err := lander.land(ctx, b, w); err != nil {
+		if v := have.Metadata().Version(); v != 2 {
+			t.Errorf("format version %d", v)
+		}
+		w, err := newFileWriter(ctx, ordersEvents, have)
+		if err != nil {
 			t.Fatal(err)
 		}
-		at.merge(b.progress)
-		if err := lander.tryExpire(ctx); err != nil {
+		defer func() { _ = w.close() }()
+		at := progress{next: map[int32]int64{}}
+		decoder := ordersEvents.decoder()
+		const commits = historyMost + 3*historyCut
+		for i := range int64(commits) {
+			b := newBatch(at)
+			if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, i}, s.gen.orderEvents()[0]); err != nil {
+				t.Fatal(err)
+			}
+			b.move(0, i+1)
+			if err := lander.land(ctx, b, w); err != nil {
+				t.Fatal(err)
+			}
+			at.merge(b.progress)
+			if err := lander.tryExpire(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if have, err = l.load(ctx, ordersEvents.Name); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if have, err = l.load(ctx, ordersEvents.Name); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(have.Metadata().Snapshots()); n > historyMost {
-		t.Errorf("%d snapshots are kept", n)
-	}
-	files, err := os.ReadDir(filepath.Join(strings.TrimPrefix(have.Location(), "file://"), "metadata"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Manifest lists and manifests of the snapshots that are kept, and a hundred older versions of the metadata.
-	if n := len(files); n > 3*historyMost+101 {
-		t.Errorf("%d metadata files after %d commits", n, commits)
-	}
-	d, err := l.EventsDigest(ctx, event.Order)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d.Total().Count != commits {
-		t.Errorf("%d rows are left of %d", d.Total().Count, commits)
-	}
-	checkFiles(t, l)
+		if n := len(have.Metadata().Snapshots()); n > historyMost {
+			t.Errorf("%d snapshots are kept", n)
+		}
+		files := filesBelow(t, have, "metadata")
+		// Manifest lists and manifests of the snapshots that are kept, and a hundred older versions of the metadata.
+		if n := len(files); n > 3*historyMost+101 {
+			t.Errorf("%d metadata files after %d commits", n, commits)
+		}
+		d, err := l.EventsDigest(ctx, event.Order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Total().Count != commits {
+			t.Errorf("%d rows are left of %d", d.Total().Count, commits)
+		}
+		checkFiles(t, l)
+	})
 }

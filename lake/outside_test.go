@@ -54,8 +54,8 @@ func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
 	interpreter := python(t)
 	s := newShop(t)
-	dir := t.TempDir()
-	l := openLake(t, dir)
+	config := localLake(t)
+	l := openLake(t, config)
 	stop := start(t, l, s.runConfig())
 	s.mustTrade(t, 600)
 	s.landed(t, l)
@@ -63,7 +63,7 @@ func TestOutsideReaders(t *testing.T) {
 	s.landed(t, l)
 	mustStop(t, stop)
 
-	args := []string{"testdata/read_tables.py", lakeConfig(dir).CatalogPath}
+	args := []string{"testdata/read_tables.py", config.Catalog}
 	for _, decl := range tables() {
 		args = append(args, decl.Name)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/event"
@@ -221,21 +223,36 @@ func checkFiles(t testing.TB, l *Lake) {
 		for _, task := range tasks {
 			used[filepath.Base(task.File.FilePath())] = true
 		}
-		entries, err := os.ReadDir(filepath.Join(strings.TrimPrefix(have.Location(), "file://"), "data"))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		for _, e := range entries {
-			if !used[e.Name()] {
-				t.Errorf("%s: data file %s belongs to no snapshot", decl.Name, e.Name())
+		for _, name := range filesBelow(t, have, "data") {
+			if !used[name] {
+				t.Errorf("%s: data file %s belongs to no snapshot", decl.Name, name)
 			}
 		}
 	}
 }
 
-func openLake(t testing.TB, dir string) *Lake {
+// filesBelow lists the files in one of a table's folders.
+func filesBelow(t testing.TB, have *table.Table, folder string) (names []string) {
 	t.Helper()
-	l, err := Open(t.Context(), lakeConfig(dir))
+	files, err := have.FS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = files.(io.ListableIO).WalkDir(have.Location()+"/"+folder, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, filepath.Base(path))
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func openLake(t testing.TB, c Config) *Lake {
+	t.Helper()
+	l, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,10 +262,6 @@ func openLake(t testing.TB, dir string) *Lake {
 		}
 	})
 	return l
-}
-
-func lakeConfig(dir string) Config {
-	return Config{Warehouse: filepath.Join(dir, "warehouse"), CatalogPath: filepath.Join(dir, "catalog.db"), Logger: quiet()}
 }
 
 // runConfig lands fast, and refuses to park.

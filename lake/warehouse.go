@@ -1,0 +1,151 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/io"
+	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations; the package beside it would link three clouds' clients
+	"github.com/apache/iceberg-go/table"
+	"github.com/apache/iceberg-go/utils"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+)
+
+// S3 says how to reach an object store.
+type S3 struct {
+	Endpoint             string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Region               string
+	AccessKey, SecretKey string // empty: what the environment or the machine's role gives
+}
+
+// warehouse is where the tables' files are.
+type warehouse struct {
+	url    string
+	props  iceberg.Properties // beyond its place
+	aws    *aws.Config        // nil for a folder
+	client *http.Client       // of the object store
+}
+
+const s3Scheme = "s3://"
+
+func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
+	if strings.HasPrefix(c.Warehouse, s3Scheme) {
+		return openBucket(ctx, c.Warehouse, c.S3)
+	}
+	if strings.Contains(c.Warehouse, "://") {
+		return nil, fmt.Errorf("warehouse %s: it is neither a folder nor s3://bucket/folder", c.Warehouse)
+	}
+	dir, err := filepath.Abs(c.Warehouse)
+	if err != nil {
+		return nil, fmt.Errorf("warehouse %s: %w", c.Warehouse, err)
+	}
+	if !c.ReadOnly {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return nil, fmt.Errorf("create the lake's folder: %w", err)
+		}
+	}
+	return &warehouse{url: "file://" + filepath.ToSlash(dir)}, nil
+}
+
+// A connection that brings no answer for so long is given up, and the call tried again.
+const (
+	s3ConnectTimeout = 5 * time.Second
+	s3AnswerTimeout  = 20 * time.Second
+)
+
+func openBucket(ctx context.Context, location string, c S3) (*warehouse, error) {
+	u, err := url.Parse(location)
+	if err != nil {
+		return nil, fmt.Errorf("warehouse: %w", err)
+	}
+	if u.Host == "" || u.User != nil || u.RawQuery != "" {
+		return nil, fmt.Errorf("warehouse %s: write s3://bucket/folder", u.Redacted())
+	}
+	if (c.AccessKey == "") != (c.SecretKey == "") {
+		return nil, errors.New("S3: an access key and its secret key go together; one of them is missing")
+	}
+	if c.Region == "" {
+		return nil, errors.New("S3: name a region; servers that know none take us-east-1")
+	}
+	if e, err := url.Parse(c.Endpoint); c.Endpoint != "" && (err != nil || e.Host == "" || e.Scheme != "http" && e.Scheme != "https") {
+		return nil, fmt.Errorf("S3: the endpoint %q is not http(s)://host:port", c.Endpoint)
+	}
+	options := []func(*config.LoadOptions) error{config.WithRegion(c.Region), config.WithHTTPClient(awshttp.NewBuildableClient())}
+	if c.AccessKey != "" {
+		options = append(options, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(c.AccessKey, c.SecretKey, "")))
+	}
+	loaded, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return nil, fmt.Errorf("S3: %w", err)
+	}
+	// iceberg-go makes a client per load of a table. They share these connections.
+	transport := loaded.HTTPClient.(*awshttp.BuildableClient).GetTransport() // it trusts what AWS_CA_BUNDLE names
+	transport.DialContext = (&net.Dialer{Timeout: s3ConnectTimeout}).DialContext
+	transport.ResponseHeaderTimeout = s3AnswerTimeout
+	transport.MaxIdleConnsPerHost = 64
+	transport.IdleConnTimeout = 30 * time.Second
+	client := &http.Client{Transport: transport}
+	loaded.HTTPClient = client
+	w := &warehouse{url: strings.TrimSuffix(location, "/"), aws: &loaded, client: client, props: iceberg.Properties{}}
+	if c.Endpoint != "" {
+		w.props[io.S3EndpointURL] = c.Endpoint
+		w.props[io.S3ForceVirtualAddressing] = "false"
+	}
+	return w, nil
+}
+
+func (w *warehouse) close() {
+	if w.client != nil {
+		w.client.CloseIdleConnections()
+	}
+}
+
+// owns tells whether a location is of the warehouse's kind.
+func (w *warehouse) owns(location string) bool {
+	return strings.HasPrefix(location, s3Scheme) == (w.aws != nil)
+}
+
+// tableLocation is where a table's files are to be: where the catalog itself would put them.
+func (w *warehouse) tableLocation(name string) string {
+	return w.url + "/" + Namespace + ".db/" + name
+}
+
+// reach makes a catalog's tables find the object store: iceberg-go looks for the way, keys included, in the context. So no
+// key is ever among the properties, which are written down.
+func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog {
+	if w.aws == nil {
+		return c
+	}
+	return bucketCatalog{Catalog: c, aws: w.aws}
+}
+
+type bucketCatalog struct {
+	catalog.Catalog
+	aws *aws.Config
+}
+
+func (b bucketCatalog) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
+	t, err := b.Catalog.LoadTable(utils.WithAwsConfig(ctx, b.aws), ident)
+	if err != nil {
+		return nil, err
+	}
+	fs := func(ctx context.Context) (io.IO, error) { return t.FS(utils.WithAwsConfig(ctx, b.aws)) }
+	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, b), nil
+}
+
+func (b bucketCatalog) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+	return b.Catalog.CommitTable(utils.WithAwsConfig(ctx, b.aws), ident, reqs, updates)
+}
