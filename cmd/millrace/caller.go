@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"syscall"
 
@@ -33,8 +34,11 @@ func newCaller(c config.Config) (caller, error) {
 	return caller{c, trust, token}, nil
 }
 
-// url is that of one of the system's doors.
+// url is that of one of the system's doors. One that listens everywhere is met on loopback.
 func (c caller) url(addr string) string {
+	if host, port, err := net.SplitHostPort(addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
+		addr = net.JoinHostPort("127.0.0.1", port)
+	}
 	if c.c.TLS.Cert != "" {
 		return "https://" + addr
 	}

@@ -19,6 +19,7 @@ import (
 	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
 	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
@@ -64,7 +65,11 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
 	}
 	p.addresses["kafka"] = brokers
-	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Logger: p.log}
+	access, err := kafkaAccess(p.cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Security: access, Replicas: p.cfg.Kafka.Replicas, Logger: p.log}
 	admin, err := kafka.NewAdmin(p.kafka)
 	if err != nil {
 		return err
@@ -87,6 +92,17 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		return nil // who only looks needs no right to create
 	}
 	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+}
+
+func kafkaAccess(c config.Kafka) (security.Config, error) {
+	password, err := c.SASL.Password.Reveal("")
+	if err != nil {
+		return security.Config{}, fmt.Errorf("kafka.sasl.password: %w", err)
+	}
+	return security.Config{
+		TLS: c.TLS.Enabled, CAFile: c.TLS.CA, CertFile: c.TLS.Cert, KeyFile: c.TLS.Key,
+		Mechanism: c.SASL.Mechanism, Username: c.SASL.User, Password: password,
+	}, nil
 }
 
 func (p *Platform) startRedis(ctx context.Context) error {
