@@ -45,8 +45,8 @@ type Message struct {
 	End     bool // no record: the partition ended before Offset when this was read
 }
 
-// Consumer is a member of a consumer group that reads what transactions have committed. One goroutine polls it; the other
-// methods may be called from any, but none after Close.
+// Consumer is a member of a consumer group that reads what transactions have committed. One goroutine polls it and
+// seeks; the other methods may be called from any, but none after Close.
 type Consumer struct {
 	cfg    ConsumerConfig
 	log    *slog.Logger
@@ -55,14 +55,18 @@ type Consumer struct {
 	logs   *logs
 
 	// Of the polling goroutine:
-	owned   map[TopicPartition]bool // what Assigned was told of and Revoked was not
-	let     bool                    // the group has let us in
+	owned map[TopicPartition]*int64 // what Assigned was told of and Revoked was not, and the offset that Poll stands at
+	last  struct {                  // of owned: the partition of the last message, as the next is of the same mostly
+		partition TopicPartition
+		at        *int64
+	}
+	let     bool // the group has let us in
 	refused refusal
 }
 
 // NewConsumer joins the group. The group is left by Close, or when the process ends, after the session's timeout.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
-	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]bool{}}
+	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]*int64{}}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
 			// A killed member keeps its partitions this long. It is the shortest that brokers allow by default; twelve heartbeats,
@@ -104,13 +108,11 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	case kafka.AssignedPartitions:
 		c.let = true
 		assigned := names(e.Partitions)
-		for _, p := range assigned {
-			c.owned[p] = true
-		}
 		starts := c.cfg.Assigned(assigned)
-		for i, p := range e.Partitions {
+		for i, p := range assigned {
+			c.owned[p] = new(starts[p])
 			// 0 and not "the beginning", which the client would ask the brokers for first, and half a second later.
-			e.Partitions[i].Offset = kafka.Offset(starts[TopicPartition{*p.Topic, p.Partition}])
+			e.Partitions[i].Offset = kafka.Offset(starts[p])
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
 			c.log.Error("kafka: take assigned partitions", "error", err)
@@ -128,6 +130,7 @@ func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	for _, p := range partitions {
 		delete(c.owned, p)
 	}
+	c.last.at = nil
 	c.cfg.Revoked(partitions, lost)
 }
 
@@ -147,17 +150,20 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	case *kafka.Message:
 		if e.TopicPartition.Error == nil {
 			m := message(e)
+			c.stands(m.TopicPartition, m.Offset+1)
 			return &m, nil
-		}
-		if isCode(e.TopicPartition.Error, kafka.ErrAutoOffsetReset) {
-			return nil, c.outOfRange(e.TopicPartition)
 		}
 		c.log.Warn("kafka: read", "partition", e.TopicPartition.String(), "error", e.TopicPartition.Error)
 	case kafka.PartitionEOF:
-		return &Message{TopicPartition: TopicPartition{*e.Topic, e.Partition}, Offset: int64(e.Offset), End: true}, nil
+		m := Message{TopicPartition: TopicPartition{*e.Topic, e.Partition}, Offset: int64(e.Offset), End: true}
+		c.stands(m.TopicPartition, m.Offset)
+		return &m, nil
 	case kafka.Error:
 		if e.IsFatal() {
 			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, e)
+		}
+		if isCode(e, kafka.ErrAutoOffsetReset) {
+			return nil, c.outOfRange()
 		}
 		c.refused.note(e)
 		if err := c.refused.err(); err != nil && !c.let {
@@ -168,16 +174,48 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	return nil, nil
 }
 
-// outOfRange is called where the log does not hold the offset to read. Where that is 0, nothing has been read yet, and the log
-// begins later.
-func (c *Consumer) outOfRange(p kafka.TopicPartition) error {
-	if p.Offset != 0 {
-		return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d: %w", c.cfg.Group, ErrOutOfRange, p.Offset, *p.Topic, p.Partition, p.Error)
+// stands notes the offset that Poll has come to in a partition.
+func (c *Consumer) stands(p TopicPartition, at int64) {
+	if c.last.at == nil || c.last.partition != p {
+		c.last.partition, c.last.at = p, c.owned[p]
 	}
-	again := []kafka.TopicPartition{{Topic: p.Topic, Partition: p.Partition, Offset: kafka.OffsetBeginning}}
-	// The partition stands still now, and what stands still cannot seek.
-	if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
-		return fmt.Errorf("kafka: group %s: read %s/%d from its beginning: %w", c.cfg.Group, *p.Topic, p.Partition, err)
+	if c.last.at != nil {
+		*c.last.at = at
+	}
+}
+
+// outOfRange is called where some log does not hold the offset to read, and finds out which: the client does not say. Where we
+// stand at 0, nothing has been read yet, and the log begins later. All else is an error.
+func (c *Consumer) outOfRange() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	starts, ends := map[string]map[int32]int64{}, map[string]map[int32]int64{}
+	found := false
+	for p, at := range c.owned {
+		if starts[p.Topic] == nil {
+			var err1, err2 error
+			starts[p.Topic], err1 = c.admin.StartOffsets(ctx, p.Topic)
+			ends[p.Topic], err2 = c.admin.HighWatermarks(ctx, p.Topic)
+			if err := errors.Join(err1, err2); err != nil {
+				return fmt.Errorf("kafka: group %s: %w: find out which: %w", c.cfg.Group, ErrOutOfRange, err)
+			}
+		}
+		start, end := starts[p.Topic][p.Partition], ends[p.Topic][p.Partition]
+		if start <= *at && *at <= end {
+			continue
+		}
+		if *at != 0 {
+			return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d, which holds %d to %d", c.cfg.Group, ErrOutOfRange, *at, p.Topic, p.Partition, start, end)
+		}
+		found, *at = true, start
+		again := []kafka.TopicPartition{{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.OffsetBeginning}}
+		// The partition stands still now, and what stands still cannot seek.
+		if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
+			return fmt.Errorf("kafka: group %s: read %s/%d from its beginning: %w", c.cfg.Group, p.Topic, p.Partition, err)
+		}
+	}
+	if !found {
+		return fmt.Errorf("kafka: group %s: %w, though by now it is", c.cfg.Group, ErrOutOfRange)
 	}
 	return nil
 }
@@ -197,6 +235,9 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	}
 	if err != nil {
 		return fmt.Errorf("kafka: group %s: seek: %w", c.cfg.Group, err)
+	}
+	for p, offset := range offsets {
+		c.stands(p, offset)
 	}
 	return nil
 }

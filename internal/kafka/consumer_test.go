@@ -1,14 +1,20 @@
 package kafka_test
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 // member is a Consumer and what its group told it.
@@ -17,12 +23,14 @@ type member struct {
 	owned map[kafka.TopicPartition]bool
 }
 
+func groupOf(topic string) string { return "group-of-" + topic }
+
 func (b broker) join(t *testing.T, starts map[kafka.TopicPartition]int64) *member {
 	t.Helper()
 	m := &member{owned: map[kafka.TopicPartition]bool{}}
 	var err error
 	m.Consumer, err = kafka.NewConsumer(kafka.ConsumerConfig{
-		Config: b.Config, Group: "group-of-" + b.topic, Topics: []string{b.topic},
+		Config: b.Config, Group: groupOf(b.topic), Topics: []string{b.topic},
 		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 			for _, p := range ps {
 				m.owned[p] = true
@@ -39,6 +47,13 @@ func (b broker) join(t *testing.T, starts map[kafka.TopicPartition]int64) *membe
 		t.Fatal(err)
 	}
 	return m
+}
+
+func (m *member) leave(t *testing.T) {
+	t.Helper()
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // poll reads until the messages are as many as wanted, and says what came: values, and ends as "end 0:7".
@@ -120,6 +135,65 @@ func TestConsumerReadsWhatIsCommittedFromWhereItIsTold(t *testing.T) {
 	})
 }
 
+// A log whose first records were deleted is read from its first record on by who wants the beginning.
+func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
+	t.Parallel()
+	each(t, 1, func(t *testing.T, b broker) {
+		b.commitAndDelete(t, 1, "a", "b")
+		m := b.join(t, nil)
+		defer m.leave(t)
+		for range 2 {
+			if got, want := m.poll(t, 2), []string{"b", "end 0:3"}; !slices.Equal(got, want) {
+				t.Fatalf("got %v, want %v", got, want)
+			}
+			if err := m.Seek(map[kafka.TopicPartition]int64{{Topic: b.topic}: 0}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// Any other offset that the log does not have is an error, and nothing is read.
+func TestOffsetsThatTheLogDoesNotHave(t *testing.T) {
+	t.Parallel()
+	for _, offset := range []int64{1, 9} {
+		t.Run(fmt.Sprint(offset), func(t *testing.T) {
+			t.Parallel()
+			each(t, 1, func(t *testing.T, b broker) {
+				b.commitAndDelete(t, 2, "a", "b", "c")
+				m := b.join(t, map[kafka.TopicPartition]int64{{Topic: b.topic}: offset})
+				defer m.leave(t)
+				for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+					msg, err := m.Poll(100 * time.Millisecond)
+					if msg != nil {
+						t.Fatalf("got %+v", msg)
+					}
+					if errors.Is(err, kafka.ErrOutOfRange) {
+						return
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				t.Fatal("there was no error")
+			})
+		})
+	}
+}
+
+// commitAndDelete writes a transaction, and deletes what stands before an offset.
+func (b broker) commitAndDelete(t *testing.T, before int64, values ...string) {
+	t.Helper()
+	var records []kafka.Record
+	for _, v := range values {
+		records = append(records, b.record(0, "k", v))
+	}
+	commit(t, b.transactional(t, "tx"), records...)
+	if err := fetchtest.New(t, strings.Split(b.Brokers, ","), b.topic+"-deleter").DeleteRecords(t.Context(), b.topic, 0, before); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A partition is let go by one member before another has it.
 func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	t.Parallel()
@@ -171,6 +245,72 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 			}
 		}
 	})
+}
+
+// victim, in the environment, makes the test binary a member of a topic's group, to be killed.
+const victim = "MILLRACE_TEST_MEMBER"
+
+// beVictim tells when it owns partitions, and goes on polling.
+func beVictim(brokersAndTopic string) error {
+	brokers, topic, _ := strings.Cut(brokersAndTopic, " ")
+	owns := make(chan struct{}, 1)
+	m, err := kafka.NewConsumer(kafka.ConsumerConfig{
+		Config: kafka.Config{Brokers: brokers, Logger: quiet}, Group: groupOf(topic), Topics: []string{topic},
+		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
+			if len(ps) > 0 {
+				owns <- struct{}{}
+			}
+			return nil
+		},
+		Revoked: func([]kafka.TopicPartition, bool) {},
+	})
+	for err == nil {
+		_, err = m.Poll(50 * time.Millisecond)
+		select {
+		case <-owns:
+			fmt.Println("owns")
+		default:
+		}
+	}
+	return err
+}
+
+// The partitions of a member that was killed go to the others after the session's timeout. The embedded broker looks for the dead
+// in another way.
+func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
+	t.Parallel()
+	b := newBroker(kafka.Config{Brokers: real.Brokers(t), Logger: quiet})
+	b.ensure(t, 4)
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), victim+"="+b.Brokers+" "+b.topic), os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("the victim said %q: %v", line, err)
+	}
+	m := b.join(t, nil)
+	defer m.leave(t)
+	owned := func(n int) func() bool {
+		return func() bool {
+			if _, err := m.Poll(20 * time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			return len(m.owned) == n
+		}
+	}
+	polltest.Until(t, "the two share", owned(2))
+	from := time.Now()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	polltest.Until(t, "the other has all", owned(4))
+	t.Logf("a killed member's partitions are read again after %.1f s", time.Since(from).Seconds())
 }
 
 func TestConsumerConfig(t *testing.T) {

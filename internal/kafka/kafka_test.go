@@ -18,6 +18,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if group := os.Getenv(victim); group != "" {
+		fmt.Fprintln(os.Stderr, beVictim(group))
+		os.Exit(1)
+	}
 	code := m.Run()
 	err := real.Stop()
 	if err == nil && code == 0 {
