@@ -1,0 +1,177 @@
+package history
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+)
+
+// TestStoreModel shows the model histories that are small enough to be judged by eye.
+func TestStoreModel(t *testing.T) {
+	t.Parallel()
+	ids := make([]uuid.UUID, 9)
+	for i := range ids {
+		ids[i] = uuid.New()
+	}
+	// at makes an operation of a client at some time; stages of the tables below read from left to right, then down.
+	at := func(call, ret int64, c storeCall, a storeAnswer) storeOp {
+		c.Shelf = "s"
+		return storeOp{Call: call, Return: ret, Asked: c, Answer: a}
+	}
+	add := func(tag, key string, expected uint64, ids ...uuid.UUID) storeCall {
+		return storeCall{Kind: appendBatch, Tag: tag, Key: key, Writes: []write{{Stream: 0, Expected: expected, IDs: ids}}}
+	}
+	both := func(tag string, first, second uint64, id, other uuid.UUID) storeCall {
+		return storeCall{Kind: appendBatch, Tag: tag, Writes: []write{{0, first, []uuid.UUID{id}}, {1, second, []uuid.UUID{other}}}}
+	}
+	load := func(stream int, after uint64) storeCall {
+		return storeCall{Kind: loadStream, Stream: stream, After: after}
+	}
+	saw := func(after uint64, ids ...uuid.UUID) storeAnswer {
+		a := storeAnswer{Outcome: looked}
+		for i, id := range ids {
+			a.Events = append(a.Events, versioned{id, after + uint64(i) + 1})
+		}
+		return a
+	}
+	lookUp := func(key string) storeCall { return storeCall{Kind: lookUpKey, Key: key} }
+	told := func(o outcome, tag string) storeAnswer { return storeAnswer{Outcome: o, Kept: kept{Tag: tag}} }
+	ok, gone := storeAnswer{Outcome: stored}, storeAnswer{}
+	busy := func(actual uint64) storeAnswer { return storeAnswer{Outcome: conflict, Actual: actual} }
+
+	for _, c := range []struct {
+		name  string
+		legal bool
+		ops   []storeOp
+	}{
+		{"one after the other", true, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1], ids[2]), ok), at(5, 6, load(0, 0), saw(0, ids[0], ids[1], ids[2])),
+			at(7, 8, load(0, 2), saw(2, ids[2])), at(9, 10, load(0, 7), saw(7)),
+		}},
+		{"of two at once one conflicts", true, []storeOp{
+			at(1, 9, add("a", "", 0, ids[0]), busy(1)), at(2, 8, add("b", "", 0, ids[1]), ok), at(10, 11, load(0, 0), saw(0, ids[1])),
+		}},
+		{"of two at once both are stored", false, []storeOp{
+			at(1, 9, add("a", "", 0, ids[0]), ok), at(2, 8, add("b", "", 0, ids[1]), ok),
+		}},
+		{"an acknowledged append is lost", false, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, load(0, 0), saw(0)),
+		}},
+		{"an acknowledged append is lost behind another", false, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[1])),
+		}},
+		{"an append is doubled", false, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, load(0, 0), saw(0, ids[0], ids[0])),
+		}},
+		{"the key of an append does not hold its second sending back", false, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 1, ids[1]), ok),
+		}},
+		{"a second sending hears of the first", true, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), told(answered, "a")), at(5, 6, lookUp("k"), told(looked, "a")),
+		}},
+		{"a second sending hears of itself", false, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), told(answered, "b")),
+		}},
+		{"a second sending conflicts with the first", false, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, add("b", "k", 0, ids[1]), busy(1)),
+		}},
+		{"a stale read", false, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0])),
+		}},
+		{"the same read while the append is under way", true, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 7, add("b", "", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0])),
+		}},
+		{"two reads go back in time while the append is under way", false, []storeOp{
+			at(1, 9, add("a", "", 0, ids[0]), ok), at(2, 3, load(0, 0), saw(0, ids[0])), at(4, 5, load(0, 0), saw(0)),
+		}},
+		{"a stale lookup", false, []storeOp{
+			at(1, 2, add("a", "k", 0, ids[0]), ok), at(3, 4, lookUp("k"), told(looked, "")),
+		}},
+		{"a conflict where there is none", false, []storeOp{at(1, 2, add("a", "", 0, ids[0]), busy(1))}},
+		{"a conflict that names a version of before", false, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 1, ids[1]), ok), at(5, 6, add("c", "", 0, ids[2]), busy(1)),
+		}},
+		{"a conflict that was stored all the same", false, []storeOp{
+			at(1, 2, add("a", "", 0, ids[0]), ok), at(3, 4, add("b", "", 0, ids[1]), busy(1)), at(5, 6, load(0, 0), saw(0, ids[0], ids[1])),
+		}},
+		{"half of a batch", false, []storeOp{
+			at(1, 2, both("a", 0, 0, ids[0], ids[1]), ok), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6, load(1, 0), saw(0)),
+		}},
+		{"half of a batch is seen before the other", false, []storeOp{
+			at(1, 9, both("a", 0, 0, ids[0], ids[1]), ok), at(2, 3, load(0, 0), saw(0, ids[0])), at(4, 5, load(1, 0), saw(0)),
+		}},
+		{"a lost sending never takes effect", true, []storeOp{
+			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0)),
+		}},
+		{"a lost sending takes effect late", true, []storeOp{
+			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0)), at(5, 6, load(0, 0), saw(0, ids[0])),
+		}},
+		{"a lost sending takes effect before it is sent", false, []storeOp{
+			at(1, 2, load(0, 0), saw(0, ids[0])), at(3, never, add("a", "", 0, ids[0]), gone),
+		}},
+		{"a lost sending is undone", false, []storeOp{
+			at(1, never, add("a", "", 0, ids[0]), gone), at(3, 4, load(0, 0), saw(0, ids[0])), at(5, 6, load(0, 0), saw(0)),
+		}},
+		{"both sendings under a key take effect", false, []storeOp{
+			at(1, never, add("a", "k", 0, ids[0]), gone), at(3, 4, add("b", "k", 1, ids[1]), ok), at(5, 6, load(0, 0), saw(0, ids[0], ids[1])),
+		}},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			findings := judge(shelves, operationsOf(c.ops), false)
+			if legal := len(findings) == 0; legal != c.legal {
+				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
+			}
+		})
+	}
+}
+
+// TestStoreFindings breaks, one by one, what one shelf alone does not show.
+func TestStoreFindings(t *testing.T) {
+	t.Parallel()
+	type history = storeHistory
+	for _, c := range []struct {
+		want string
+		harm func(*history)
+	}{
+		{"", func(*history) {}},
+		{"is lost", func(h *history) { h.contents.all = h.contents.all[:2] }},
+		{"stands twice", func(h *history) { h.contents.all[1].ID = h.contents.all[0].ID }},
+		{"Read gives position", func(h *history) { h.contents.all[2].Position = event.Position{Sequence: 2} }},
+		{"Read gives version", func(h *history) { h.contents.all[2].Version = 4 }},
+		{"was told position", func(h *history) { h.operations[2].Answer.Position.Sequence = 9 }},
+		{"was refused", func(h *history) { h.operations[2].Answer.Outcome = conflict }},
+		{"of which clients sent", func(h *history) { h.operations = h.operations[:2] }},
+		{"stands as version", func(h *history) { h.contents.all[0].Stream = "s/1" }},
+		{"was called after", func(h *history) { h.operations[0], h.operations[2] = swapTimes(h.operations[0], h.operations[2]) }},
+		{"is answered by", func(h *history) { h.contents.kept["k"] = kept{Tag: "another"} }},
+		{"was answered", func(h *history) { h.operations[0].Answer.Kept = kept{Tag: "another"} }},
+		{"names position", func(h *history) { h.contents.kept["k"] = kept{Tag: "0", Position: event.Position{Sequence: 3}} }},
+		{"a follower saw", func(h *history) { h.followers[0] = h.followers[0][1:] }},
+	} {
+		h := history{contents: contents{kept: map[string]kept{"k": {Tag: "0", Position: event.Position{Sequence: 1}}}}, followers: make([][]place, 1)}
+		for i := range uint64(3) {
+			id, at := uuid.New(), event.Position{Sequence: i + 1}
+			h.contents.all = append(h.contents.all, event.Event{ID: id, Stream: "s/0", Version: i + 1, Position: at})
+			asked := storeCall{Kind: appendBatch, Shelf: "s", Tag: string('0' + rune(i)), Writes: []write{{0, i, []uuid.UUID{id}}}}
+			h.operations = append(h.operations, storeOp{
+				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: asked, Answer: storeAnswer{Outcome: stored, Position: at},
+			})
+			h.followers[0] = append(h.followers[0], place{id, at})
+		}
+		h.operations[0].Asked.Key = "k"
+		c.harm(&h)
+		found := strings.Join(h.beyondShelves(), "\n")
+		if (c.want == "" && found != "") || !strings.Contains(found, c.want) {
+			t.Errorf("found %q, want %q", found, c.want)
+		}
+	}
+}
+
+func swapTimes(a, b storeOp) (storeOp, storeOp) {
+	a.Call, a.Return, b.Call, b.Return = b.Call, b.Return, a.Call, a.Return
+	return a, b
+}

@@ -1,0 +1,78 @@
+package history
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// checkWithin bounds the search for an order. Histories of the runs here take milliseconds to a few seconds.
+const checkWithin = 2 * time.Minute
+
+// judge looks for an order of the operations that the model allows, and returns what speaks against there being one; empty
+// where it was found. Where draw is set a refused history is drawn.
+func judge(model porcupine.Model, history []porcupine.Operation, draw bool) []string {
+	var findings []string
+	deadline := time.Now().Add(checkWithin)
+	for _, part := range model.Partition(history) {
+		alone := model
+		alone.Partition = nil
+		switch porcupine.CheckOperationsTimeout(alone, part, max(time.Until(deadline), time.Millisecond)) {
+		case porcupine.Ok:
+			continue
+		case porcupine.Illegal:
+			findings = append(findings, fmt.Sprintf("no order of the %d operations on %s explains their answers%s",
+				len(part), part[0].Input.(named).name(), drawing(alone, part, draw)))
+		case porcupine.Unknown:
+			findings = append(findings, fmt.Sprintf("no verdict on the %d operations on %s within %v, which counts as a failure: "+
+				"run it again with fewer seconds, or look whether many sendings were lost at once%s",
+				len(part), part[0].Input.(named).name(), checkWithin, drawing(alone, part, draw)))
+		}
+	}
+	return findings
+}
+
+// named is an operation's input that can say what the operation is about.
+type named interface{ name() string }
+
+// drawWithin bounds the second search, which remembers how far it came.
+const drawWithin = 30 * time.Second
+
+// drawing draws a refused history and says where.
+func drawing(model porcupine.Model, history []porcupine.Operation, draw bool) string {
+	if !draw {
+		return ""
+	}
+	file, err := os.CreateTemp("", "millrace-history-*.html")
+	if err != nil {
+		return fmt.Sprintf(" (it could not be drawn: %v)", err)
+	}
+	_, info := porcupine.CheckOperationsVerbose(model, history, drawWithin)
+	err = porcupine.Visualize(model, info, file)
+	if closeErr := file.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Sprintf(" (it could not be drawn: %v)", err)
+	}
+	return "; drawn in " + file.Name()
+}
+
+// partition groups operations by what they are about.
+func partition(history []porcupine.Operation) [][]porcupine.Operation {
+	var parts [][]porcupine.Operation
+	place := map[string]int{}
+	for _, op := range history {
+		name := op.Input.(named).name()
+		i, known := place[name]
+		if !known {
+			i = len(parts)
+			place[name] = i
+			parts = append(parts, nil)
+		}
+		parts[i] = append(parts[i], op)
+	}
+	return parts
+}

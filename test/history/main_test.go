@@ -1,0 +1,48 @@
+package history
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/test/servers/postgres"
+)
+
+var cluster postgres.Cluster
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asVictim) != "" {
+		if err := victim(); err != nil {
+			fmt.Fprintln(os.Stderr, "victim:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if err := cluster.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+		os.Exit(code)
+	}))
+}
+
+// secondsVar, in the environment, is how long each run goes on.
+const secondsVar = "MILLRACE_HISTORY_SECONDS"
+
+// duration is how long a run goes on that takes quick where nobody asks for more.
+func duration(quick time.Duration) time.Duration {
+	text := os.Getenv(secondsVar)
+	if text == "" {
+		return quick
+	}
+	seconds, err := strconv.Atoi(text)
+	if err != nil || seconds < 1 {
+		panic(fmt.Sprintf("%s=%q: want a number of seconds, at least 1", secondsVar, text))
+	}
+	return time.Duration(seconds) * time.Second
+}

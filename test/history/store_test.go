@@ -1,0 +1,144 @@
+package history
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestEventStore lets the clients of two processes work on one store while one process after the other is killed, and checks
+// the history of it all.
+func TestEventStore(t *testing.T) {
+	t.Parallel()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		checkStore(t, victimJob{SQLite: filepath.Join(t.TempDir(), "events.db")}, nil)
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		cutter := startCutter(t, cluster.ConnString(t))
+		checkStore(t, victimJob{Postgres: cutter.conn, Schema: "history"}, cutter)
+	})
+}
+
+const (
+	processes        = 2
+	clientsOfProcess = 5
+)
+
+func checkStore(t *testing.T, job victimJob, cutter *cutter) {
+	end := time.After(duration(3 * time.Second))
+	run := &storeRun{job: job}
+	run.job.Number = clientsOfProcess
+	var victims [processes]*running
+	for i := range victims {
+		victims[i] = run.start(t)
+	}
+	kills := 0
+working:
+	for {
+		select {
+		case <-end:
+			break working
+		case <-time.After(time.Duration(200+rand.IntN(300)) * time.Millisecond): // the moment of the next kill
+		}
+		i := rand.IntN(len(victims))
+		select {
+		case <-victims[i].serves:
+		case <-victims[i].ended:
+			t.Fatalf("a process of clients ended by itself: %v", victims[i].end(true))
+		}
+		run.take(t, victims[i], true)
+		kills++
+		victims[i] = run.start(t)
+	}
+	for _, v := range victims {
+		run.take(t, v, false)
+	}
+	if cutter != nil {
+		cutter.stop()
+		job.Postgres = cluster.ConnString(t)
+	}
+	store, err := job.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if run.history.contents, err = lookLast(t.Context(), store, run.history.operations); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	for _, finding := range run.history.check(true) {
+		t.Error(finding)
+	}
+	run.tell(t, kills, cutter, time.Since(begun))
+}
+
+// storeRun gathers the history of a run.
+type storeRun struct {
+	job     victimJob
+	started int
+	history storeHistory
+	unheard []storeCall // sent under keys, and not answered before their process ended
+}
+
+func (r *storeRun) start(t *testing.T) *running {
+	t.Helper()
+	job := r.job
+	job.First, job.Resend = r.started*clientsOfProcess, r.unheard
+	r.started++
+	r.unheard = nil
+	v, err := startVictim(job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// take ends a victim and adds what it did to the history.
+func (r *storeRun) take(t *testing.T, v *running, kill bool) {
+	t.Helper()
+	if err := v.end(kill); err != nil {
+		t.Fatalf("a process of clients: %v", err)
+	}
+	for _, op := range v.ops {
+		r.history.operations = append(r.history.operations, op)
+		if op.Return == 0 && op.Asked.Kind == appendBatch && op.Asked.Key != "" {
+			r.unheard = append(r.unheard, op.Asked)
+		}
+		var at, round int
+		if _, err := fmt.Sscanf(op.Asked.Shelf, shelfName, &at, &round); err != nil {
+			t.Fatal(err)
+		}
+		r.job.Rounds[at] = max(r.job.Rounds[at], round)
+	}
+	r.history.followers = append(r.history.followers, v.saw)
+}
+
+func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Duration) {
+	counts := map[string]int{}
+	saw := 0
+	for _, op := range r.history.operations {
+		outcome := string(op.Answer.Outcome)
+		if op.Answer.Outcome == lost {
+			outcome = "unknown"
+		}
+		counts[string(op.Asked.Kind)+" "+outcome]++
+	}
+	for _, f := range r.history.followers {
+		saw += len(f)
+	}
+	cuts := 0
+	if cutter != nil {
+		cuts = int(cutter.cuts.Load())
+	}
+	t.Logf("%d operations (%v), %d events, %d seen by followers, %d kills, %d connections cut, checked in %v",
+		len(r.history.operations), counts, len(r.history.contents.all), saw, kills, cuts, took.Round(time.Millisecond))
+	if counts["append stored"] < 100 || counts["append conflict"] == 0 || counts["append unknown"] == 0 || kills == 0 {
+		t.Errorf("too little happened for the history to prove anything: %v", counts)
+	}
+}

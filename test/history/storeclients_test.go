@@ -1,0 +1,311 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// perform calls the store as op asks and fills in the answer. The error is nil unless there was no answer.
+func perform(ctx context.Context, s eventstore.Store, op *storeOp) error {
+	c, a := op.Asked, &op.Answer
+	switch c.Kind {
+	case loadStream:
+		events, err := s.Load(ctx, streamName(c.Shelf, c.Stream), c.After)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			a.Events = append(a.Events, versioned{e.ID, e.Version})
+		}
+		a.Outcome = looked
+		return nil
+	case lookUpKey:
+		first, ok, err := s.LoadAnswer(ctx, c.Key)
+		if err != nil {
+			return err
+		}
+		if ok {
+			a.Kept = keptIn(first)
+		}
+		a.Outcome = looked
+		return nil
+	case appendBatch:
+	}
+	done, err := s.Append(ctx, c.batch())
+	var refused *eventstore.ConflictError
+	var first *eventstore.AnsweredError
+	switch {
+	case err == nil:
+		a.Outcome, a.Position = stored, done.Position
+	case errors.As(err, &first):
+		a.Outcome, a.Kept = answered, keptIn(first.Answer)
+	case errors.As(err, &refused):
+		a.Outcome, a.Stream, a.Actual = conflict, -1, refused.Actual
+		for _, w := range c.Writes {
+			if streamName(c.Shelf, w.Stream) == refused.Stream {
+				a.Stream = w.Stream
+			}
+		}
+		if a.Stream < 0 {
+			return fmt.Errorf("%w of a stream that was not in the batch", err)
+		}
+	default:
+		return err
+	}
+	return nil
+}
+
+func keptIn(a eventstore.Answer) kept { return kept{string(a.Response), a.Version, a.Position} }
+
+func (c storeCall) batch() eventstore.Batch {
+	var b eventstore.Batch
+	now := event.Time(time.Now())
+	var version uint64
+	for _, w := range c.Writes {
+		s := eventstore.StreamAppend{Stream: streamName(c.Shelf, w.Stream), ExpectedVersion: w.Expected}
+		for _, id := range w.IDs {
+			s.Events = append(s.Events, event.Event{ID: id, Type: "t", OccurredAt: now, RecordedAt: now, CausationID: c.Key})
+		}
+		b.Streams, version = append(b.Streams, s), w.Expected+uint64(len(w.IDs))
+	}
+	if c.Key != "" {
+		b.Answer = eventstore.Answer{Key: c.Key, Fingerprint: []byte(c.Key), Response: []byte(c.Tag), Stream: streamName(c.Shelf, 0), Version: version}
+	}
+	return b
+}
+
+// storeClients work on one store at the same time, on few streams, so that they get into each other's way.
+type storeClients struct {
+	store  eventstore.Store
+	first  int                 // number of the first client; every process has its own
+	number int                 // of clients
+	rounds [shelvesAtOnce]int  // how many shelves others have filled at each place
+	resend []storeCall         // keyed appends whose answers others lost
+	record func(storeOp) error // called before a call, with Return 0, and after its answer
+
+	mu   sync.Mutex
+	used []storeCall // appends under keys, of late: for lookups and for sending again
+}
+
+const (
+	shelvesAtOnce = 3
+	fullAt        = 40 // versions, then a new shelf: short streams keep loads and the search for an order cheap
+	resendings    = 3
+	keysOfLate    = 32
+
+	shelfName = "shelf %d.%d" // place and round
+)
+
+// run works until ctx ends.
+func (w *storeClients) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range w.number {
+		c := &storeClient{storeClients: w, number: w.first + i, rounds: w.rounds, versions: map[string][2]uint64{}}
+		if i == 0 {
+			c.pending = w.resend
+		}
+		g.Go(func() error { return c.run(ctx) })
+	}
+	return g.Wait()
+}
+
+type storeClient struct {
+	*storeClients
+	number   int
+	calls    int
+	rounds   [shelvesAtOnce]int   // how many shelves were filled at each place
+	versions map[string][2]uint64 // of streams, as far as it knows
+	pending  []storeCall
+}
+
+func (c *storeClient) run(ctx context.Context) error {
+	for _, lost := range c.pending {
+		if err := c.settle(ctx, lost); err != nil {
+			return err
+		}
+	}
+	for ctx.Err() == nil {
+		if err := c.next(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// next does one thing, chosen by chance.
+func (c *storeClient) next(ctx context.Context) error {
+	at := rand.IntN(shelvesAtOnce)
+	shelf := fmt.Sprintf(shelfName, at, c.rounds[at])
+	known := c.versions[shelf]
+	if max(known[0], known[1]) >= fullAt {
+		delete(c.versions, shelf)
+		c.rounds[at]++
+		return nil
+	}
+	ask := storeCall{Shelf: shelf, Stream: rand.IntN(2)}
+	switch chance := rand.IntN(100); {
+	case chance < 20:
+		ask.Kind, ask.After = loadStream, rand.Uint64N(known[ask.Stream]+2)
+		_, err := c.call(ctx, ask)
+		return err
+	case chance < 32:
+		of, ok := c.recent()
+		if !ok {
+			return nil
+		}
+		_, err := c.call(ctx, storeCall{Kind: lookUpKey, Shelf: of.Shelf, Key: of.Key})
+		return err
+	case chance < 37: // what is answered, or about to be, is sent again
+		if again, ok := c.recent(); ok {
+			return c.settle(ctx, again)
+		}
+		return nil
+	case chance < 42: // a command that changed nothing keeps its answer alone
+		ask.Key = uuid.NewString()
+	case chance < 54:
+		ask.Writes = []write{{Stream: 0, Expected: known[0]}, {Stream: 1, Expected: known[1]}}
+	default:
+		ask.Writes = []write{{Stream: ask.Stream, Expected: known[ask.Stream]}}
+	}
+	ask.Kind = appendBatch
+	if rand.IntN(10) == 0 && len(ask.Writes) > 0 { // no good client, but its conflict must be told right, too
+		ask.Writes[0].Expected = ask.Writes[0].Expected + 2 - min(ask.Writes[0].Expected+2, rand.Uint64N(4))
+	}
+	if rand.IntN(10) < 7 {
+		ask.Key = uuid.NewString()
+	}
+	return c.settle(ctx, ask)
+}
+
+// settle sends an append, and again under its key while the answer is lost.
+func (c *storeClient) settle(ctx context.Context, ask storeCall) error {
+	for range 1 + resendings {
+		c.sending(&ask)
+		a, err := c.call(ctx, ask)
+		if err != nil || a.Outcome != lost || ask.Key == "" || ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sending gives the next sending of an append events and a tag of its own.
+func (c *storeClient) sending(ask *storeCall) {
+	ask.Tag = fmt.Sprintf("%d.%d", c.number, c.calls)
+	writes := make([]write, len(ask.Writes))
+	for i, w := range ask.Writes {
+		n := len(w.IDs) // the same again
+		if n == 0 {
+			n = 1 + rand.IntN(3)
+		}
+		writes[i] = write{Stream: w.Stream, Expected: w.Expected, IDs: make([]uuid.UUID, n)}
+		for j := range n {
+			writes[i].IDs[j] = uuid.New()
+		}
+	}
+	ask.Writes = writes
+	if ask.Key == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.used) == keysOfLate {
+		c.used = c.used[1:]
+	}
+	c.used = append(c.used, *ask)
+}
+
+// recent is some append of late under a key.
+func (c *storeClient) recent() (storeCall, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.used) == 0 {
+		return storeCall{}, false
+	}
+	return c.used[rand.IntN(len(c.used))], true
+}
+
+// call makes and records one call; some are cut short. It fails only where the store broke its contract or the record failed.
+func (c *storeClient) call(ctx context.Context, ask storeCall) (storeAnswer, error) {
+	if rand.IntN(12) == 0 {
+		short, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(3000))*time.Microsecond)
+		defer cancel()
+		ctx = short
+	}
+	op := storeOp{ID: fmt.Sprintf("%d.%d", c.number, c.calls), Client: c.number, Asked: ask}
+	c.calls++
+	op.Call = moment()
+	if err := c.record(op); err != nil {
+		return storeAnswer{}, err
+	}
+	err := perform(ctx, c.store, &op)
+	op.Return = moment()
+	switch {
+	case errors.Is(err, eventstore.ErrInvalid):
+		return op.Answer, err
+	case err != nil:
+		op.Answer = storeAnswer{Outcome: lost}
+		pause(ctx)
+		return op.Answer, nil
+	}
+	c.learn(op)
+	return op.Answer, c.record(op)
+}
+
+// pause keeps clients of a store that is away from filling the history with lost calls.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(2 * time.Millisecond):
+	}
+}
+
+// learn takes what an answer tells of versions.
+func (c *storeClient) learn(op storeOp) {
+	known := c.versions[op.Asked.Shelf]
+	switch a := op.Answer; {
+	case op.Asked.Kind == loadStream && len(a.Events) > 0:
+		known[op.Asked.Stream] = a.Events[len(a.Events)-1].Version
+	case a.Outcome == conflict:
+		known[a.Stream] = a.Actual
+	case a.Outcome == stored:
+		for _, w := range op.Asked.Writes {
+			known[w.Stream] = w.Expected + uint64(len(w.IDs))
+		}
+	}
+	c.versions[op.Asked.Shelf] = known
+}
+
+// follow reads a store from its beginning and goes on as it grows, until ctx ends.
+func follow(ctx context.Context, s eventstore.Store, saw func([]place) error) error {
+	for after := (event.Position{}); ; {
+		some, err := s.Read(ctx, after, 100)
+		if err == nil && len(some) == 0 {
+			err = s.Wait(ctx, after)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			pause(ctx)
+			continue
+		}
+		places := make([]place, len(some))
+		for i, e := range some {
+			places[i], after = place{e.ID, e.Position}, e.Position
+		}
+		if err := saw(places); err != nil {
+			return err
+		}
+	}
+}

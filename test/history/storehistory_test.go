@@ -1,0 +1,280 @@
+package history
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+)
+
+// storeHistory is what clients of an event store asked and heard, what followers of it saw, and what it said at the end.
+type storeHistory struct {
+	operations []storeOp
+	followers  [][]place // of each, in the order in which they saw it
+	contents   contents
+}
+
+// place is where an event stands.
+type place struct {
+	ID       uuid.UUID
+	Position event.Position
+}
+
+// contents is what a store holds once its clients have ended.
+type contents struct {
+	all  []event.Event   // Read, from the beginning
+	kept map[string]kept // by key, of every key that was ever used
+	last []storeOp       // loads of all streams and lookups of all keys
+}
+
+// lookLast reads all that a store holds of a history's streams and keys.
+func lookLast(ctx context.Context, s eventstore.Store, operations []storeOp) (contents, error) {
+	c := contents{kept: map[string]kept{}}
+	for after := (event.Position{}); ; {
+		some, err := s.Read(ctx, after, 1000)
+		if err != nil {
+			return c, err
+		}
+		if len(some) == 0 {
+			break
+		}
+		c.all, after = append(c.all, some...), some[len(some)-1].Position
+	}
+	shelves, keys := map[string]bool{}, map[string]string{}
+	for _, op := range operations {
+		shelves[op.Asked.Shelf] = true
+		if op.Asked.Key != "" {
+			keys[op.Asked.Key] = op.Asked.Shelf
+		}
+	}
+	look := func(asked storeCall) (storeAnswer, error) {
+		op := storeOp{ID: fmt.Sprint("last ", len(c.last)), Asked: asked, Call: moment()}
+		err := perform(ctx, s, &op)
+		op.Return = moment()
+		c.last = append(c.last, op)
+		return op.Answer, err
+	}
+	for shelf := range shelves {
+		for stream := range 2 {
+			if _, err := look(storeCall{Kind: loadStream, Shelf: shelf, Stream: stream}); err != nil {
+				return c, err
+			}
+		}
+	}
+	for key, shelf := range keys {
+		a, err := look(storeCall{Kind: lookUpKey, Shelf: shelf, Key: key})
+		if err != nil {
+			return c, err
+		}
+		if a.Kept.Tag != "" {
+			c.kept[key] = a.Kept
+		}
+	}
+	return c, nil
+}
+
+// check returns all that speaks against the history.
+func (h storeHistory) check(draw bool) []string {
+	return append(judge(shelves, h.settled(), draw), h.beyondShelves()...)
+}
+
+// beyondShelves returns what one shelf alone cannot show.
+func (h storeHistory) beyondShelves() []string {
+	f := &storeFindings{storeHistory: h, at: map[uuid.UUID]event.Event{}}
+	f.readAll()
+	f.acknowledged()
+	f.keys()
+	f.realTime()
+	f.followed()
+	return f.found
+}
+
+// settled is the history for the model, in which lost sendings have the outcome that the store's contents tell; the package
+// says why that changes no verdict.
+func (h storeHistory) settled() []porcupine.Operation {
+	present := map[uuid.UUID]bool{}
+	for _, e := range h.contents.all {
+		present[e.ID] = true
+	}
+	var settled []storeOp
+	for _, op := range slices.Concat(h.operations, h.contents.last) {
+		if op.Answer.Outcome == lost {
+			if op.Asked.Kind != appendBatch || !h.left(op.Asked, present) {
+				continue
+			}
+			op.Answer.Outcome, op.Return = stored, never
+		}
+		settled = append(settled, op)
+	}
+	return operationsOf(settled)
+}
+
+func operationsOf(ops []storeOp) []porcupine.Operation {
+	var all []porcupine.Operation
+	for _, op := range ops {
+		all = append(all, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
+	}
+	return all
+}
+
+// left tells whether a sending left anything in the store.
+func (h storeHistory) left(c storeCall, present map[uuid.UUID]bool) bool {
+	for _, w := range c.Writes {
+		if slices.ContainsFunc(w.IDs, func(id uuid.UUID) bool { return present[id] }) {
+			return true
+		}
+	}
+	return c.Key != "" && h.contents.kept[c.Key].Tag == c.Tag
+}
+
+// storeFindings gathers them.
+type storeFindings struct {
+	storeHistory
+	at    map[uuid.UUID]event.Event
+	found []string
+}
+
+func (f *storeFindings) say(format string, args ...any) {
+	f.found = append(f.found, fmt.Sprintf(format, args...))
+}
+
+// readAll: Read gives each event once, in rising positions, and each stream without gaps, as Load gives it.
+func (f *storeFindings) readAll() {
+	var last event.Position
+	streams := map[string]uint64{}
+	for _, e := range f.contents.all {
+		if e.Position.Compare(last) <= 0 {
+			f.say("Read gives position %v after %v", e.Position, last)
+		}
+		if streams[e.Stream]++; e.Version != streams[e.Stream] {
+			f.say("Read gives version %d of %s where %d should follow", e.Version, e.Stream, streams[e.Stream])
+		}
+		if _, twice := f.at[e.ID]; twice {
+			f.say("event %s stands twice in Read", short(e.ID))
+		}
+		last, f.at[e.ID] = e.Position, e
+	}
+	for _, op := range f.contents.last {
+		name := streamName(op.Asked.Shelf, op.Asked.Stream)
+		if op.Asked.Kind == loadStream && uint64(len(op.Answer.Events)) != streams[name] {
+			f.say("Load gives %d events of %s, Read %d", len(op.Answer.Events), name, streams[name])
+		}
+	}
+}
+
+// acknowledged: what was stored stands where the answer said, whole; what was refused does not stand; nothing else does.
+func (f *storeFindings) acknowledged() {
+	known := 0
+	for _, op := range f.operations {
+		there := 0
+		for _, w := range op.Asked.Writes {
+			for i, id := range w.IDs {
+				e, ok := f.at[id]
+				if !ok {
+					continue
+				}
+				there++
+				if e.Stream != streamName(op.Asked.Shelf, w.Stream) || e.Version != w.Expected+uint64(i)+1 {
+					f.say("event %s of %s stands as version %d of %s", short(id), op.Asked.Tag, e.Version, e.Stream)
+				}
+			}
+		}
+		known += there
+		whole := op.Asked.events()
+		switch o := op.Answer.Outcome; {
+		case there != 0 && there != whole:
+			f.say("of the %d events of %s (%s) %d are there", whole, op.Asked.Tag, o, there)
+		case o == stored && there != whole:
+			f.say("%s was acknowledged and is lost", op.Asked.Tag)
+		case o == stored && whole > 0 && f.end(op.Asked) != op.Answer.Position:
+			f.say("%s was told position %v and ends at %v", op.Asked.Tag, op.Answer.Position, f.end(op.Asked))
+		case (o == conflict || o == answered) && there > 0:
+			f.say("%s was refused (%s) and is stored", op.Asked.Tag, o)
+		}
+	}
+	if known != len(f.contents.all) {
+		f.say("the store has %d events, of which clients sent %d", len(f.contents.all), known)
+	}
+}
+
+// events is how many a batch has.
+func (c storeCall) events() (n int) {
+	for _, w := range c.Writes {
+		n += len(w.IDs)
+	}
+	return n
+}
+
+// end is the position of a batch's last event.
+func (f *storeFindings) end(c storeCall) (last event.Position) {
+	for _, w := range c.Writes {
+		for _, id := range w.IDs {
+			if p := f.at[id].Position; p.Compare(last) > 0 {
+				last = p
+			}
+		}
+	}
+	return last
+}
+
+// keys: whoever was told what stands under a key was told the same, and it is the place of the sending that was stored.
+func (f *storeFindings) keys() {
+	for _, op := range f.operations {
+		told, now := op.Answer.Kept, f.contents.kept[op.Asked.Key]
+		if told.Tag != "" && told != now {
+			f.say("key %s was answered %+v and is %+v at the end", op.Asked.Key, told, now)
+		}
+		if op.Asked.Kind != appendBatch || op.Asked.Key == "" || op.Asked.events() == 0 {
+			continue
+		}
+		if end := f.end(op.Asked); now.Tag == op.Asked.Tag && end != now.Position {
+			f.say("the answer under key %s names position %v, its events end at %v", op.Asked.Key, now.Position, end)
+		} else if now.Tag != op.Asked.Tag && !end.IsZero() {
+			f.say("%s is stored, and its key %s is answered by %q", op.Asked.Tag, op.Asked.Key, now.Tag)
+		}
+	}
+}
+
+// realTime: what was called after an answer stands behind what the answer told of.
+func (f *storeFindings) realTime() {
+	told := slices.DeleteFunc(slices.Clone(f.operations), func(op storeOp) bool { return op.Answer.Outcome != stored })
+	slices.SortFunc(told, func(a, b storeOp) int { return cmp.Compare(a.Return, b.Return) })
+	called := slices.SortedFunc(slices.Values(f.operations), func(a, b storeOp) int { return cmp.Compare(a.Call, b.Call) })
+	var before event.Position // the highest that was told before the call at hand
+	for _, op := range called {
+		for len(told) > 0 && told[0].Return < op.Call {
+			if p := told[0].Answer.Position; p.Compare(before) > 0 {
+				before = p
+			}
+			told = told[1:]
+		}
+		for _, w := range op.Asked.Writes {
+			for _, id := range w.IDs {
+				if e, ok := f.at[id]; ok && e.Position.Compare(before) <= 0 {
+					f.say("%s was called after position %v was told, and stands at %v", op.Asked.Tag, before, e.Position)
+				}
+			}
+		}
+		if op.Answer.Outcome == stored && op.Asked.events() == 0 && op.Answer.Position.Compare(before) < 0 {
+			f.say("%s was called after position %v was told, and was told %v", op.Asked.Tag, before, op.Answer.Position)
+		}
+	}
+}
+
+// followed: who followed the store saw a prefix of what Read gives at the end.
+func (f *storeFindings) followed() {
+	for _, seen := range f.followers {
+		for i, p := range seen {
+			if i >= len(f.contents.all) || f.contents.all[i].ID != p.ID || f.contents.all[i].Position != p.Position {
+				f.say("a follower saw event %s at %v as number %d, where the store now has something else", short(p.ID), p.Position, i+1)
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package history
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+)
+
+// asVictim, in the environment, makes the test binary a process of clients that will be killed.
+const asVictim = "MILLRACE_TEST_VICTIM"
+
+// victimJob is what such a process does: the first line of its standard input. It works until its standard input ends.
+type victimJob struct {
+	SQLite   string // path, or
+	Postgres string // connection and
+	Schema   string
+	First    int
+	Number   int
+	Rounds   [shelvesAtOnce]int
+	Resend   []storeCall
+}
+
+// open opens the store, also where its first connection is cut.
+func (j victimJob) open(ctx context.Context) (s eventstore.Store, err error) {
+	for range 20 {
+		if s, err = j.tryOpen(ctx); err == nil || ctx.Err() != nil {
+			break
+		}
+		pause(ctx)
+	}
+	return s, err
+}
+
+func (j victimJob) tryOpen(ctx context.Context) (eventstore.Store, error) {
+	if j.SQLite != "" {
+		return sqlite.Open(ctx, j.SQLite, event.Order)
+	}
+	return postgres.Open(ctx, j.Postgres, event.Order, postgres.WithSchema(j.Schema))
+}
+
+// victimLine is what the process prints: a call before it is made, its answer, or what its follower saw.
+type victimLine struct {
+	Op  *storeOp `json:",omitempty"`
+	Saw []place  `json:",omitempty"`
+}
+
+// victim is the process.
+func victim() (err error) {
+	in := bufio.NewReader(os.Stdin)
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	var job victimJob
+	if err := json.Unmarshal(line, &job); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+	}()
+	store, err := job.open(ctx)
+	if ctx.Err() != nil {
+		return nil // asked to end before it began
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	var mu sync.Mutex
+	write := func(l victimLine) error {
+		b, err := json.Marshal(l)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		_, err = os.Stdout.Write(append(b, '\n'))
+		return err
+	}
+	clients := &storeClients{
+		store: store, first: job.First, number: job.Number, rounds: job.Rounds, resend: job.Resend,
+		record: func(op storeOp) error { return write(victimLine{Op: &op}) },
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return clients.run(ctx) })
+	g.Go(func() error { return follow(ctx, store, func(p []place) error { return write(victimLine{Saw: p}) }) })
+	return g.Wait()
+}
+
+// running is a victim under way, as the test sees it.
+type running struct {
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	ended  chan struct{} // closed once all it said is read
+	err    error         // of reading
+	ops    map[string]storeOp
+	saw    []place
+	serves chan struct{} // closed with the first answer
+}
+
+func startVictim(job victimJob) (*running, error) {
+	r := &running{cmd: exec.CommandContext(context.Background(), os.Args[0]), ended: make(chan struct{}), ops: map[string]storeOp{}, serves: make(chan struct{})}
+	r.cmd.Env = append(os.Environ(), asVictim+"=1")
+	r.cmd.Stderr = os.Stderr
+	var err error
+	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := r.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		defer close(r.ended)
+		r.err = r.read(out)
+	}()
+	if err := json.NewEncoder(r.stdin).Encode(job); err != nil {
+		return nil, errors.Join(err, r.cmd.Process.Kill(), r.cmd.Wait())
+	}
+	return r, nil
+}
+
+// read takes in what the victim says until it ends.
+func (r *running) read(out io.Reader) error {
+	lines := bufio.NewReader(out)
+	serves := false
+	for {
+		b, err := lines.ReadBytes('\n')
+		if err != nil { // a line that was not finished: the call was not made, or the answer not noticed
+			return nil //nolint:nilerr // the end
+		}
+		var l victimLine
+		if err := json.Unmarshal(b, &l); err != nil {
+			_, _ = io.Copy(io.Discard, out)
+			return fmt.Errorf("the victim said %q: %w", b, err)
+		}
+		r.saw = append(r.saw, l.Saw...)
+		if l.Op == nil {
+			continue
+		}
+		r.ops[l.Op.ID] = *l.Op
+		if !serves && l.Op.Return != 0 {
+			serves = true
+			close(r.serves)
+		}
+	}
+}
+
+// end kills the victim, or lets it end in good order, and waits until all it said is read.
+func (r *running) end(kill bool) error {
+	if kill {
+		if err := r.cmd.Process.Kill(); err != nil {
+			return err
+		}
+	}
+	err := r.stdin.Close()
+	<-r.ended
+	err = errors.Join(err, r.err)
+	if ended := r.cmd.Wait(); !kill {
+		err = errors.Join(err, ended)
+	}
+	return err
+}
