@@ -69,8 +69,11 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 
 // sqlOnFiles runs the query with an engine of its own on the lake of a data folder.
 func sqlOnFiles(ctx context.Context, c config.Config, out io.Writer, query, output string) (err error) {
-	where := platform.LakeConfig(c)
-	where.ReadOnly, where.Logger = true, c.Log.Logger(os.Stderr)
+	where, err := platform.LakeConfig(c, c.Log.Logger(os.Stderr))
+	if err != nil {
+		return err
+	}
+	where.ReadOnly = true
 	l, err := lake.Open(ctx, where)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,7 +120,15 @@ func (p *Platform) startRedis(ctx context.Context) error {
 		addr = server.Addr()
 	}
 	p.addresses["redis"] = addr
-	client, err := redis.Open(ctx, redis.Config{Addr: addr})
+	password, err := p.cfg.Redis.Password.Reveal("")
+	if err != nil {
+		return fmt.Errorf("redis.password: %w", err)
+	}
+	trust, err := p.cfg.Redis.TLS.Client()
+	if err != nil {
+		return fmt.Errorf("redis.tls: %w", err)
+	}
+	client, err := redis.Open(ctx, redis.Config{Addr: addr, Username: p.cfg.Redis.User, Password: password, TLS: trust})
 	if err != nil {
 		return err
 	}
@@ -167,14 +176,29 @@ func (p *Platform) run(name string, f feed) {
 	p.background("view "+name, f.Run)
 }
 
-// LakeConfig says where the lake of a data folder is.
-func LakeConfig(c config.Config) lake.Config {
-	return lake.Config{Warehouse: c.Path("lake", "warehouse"), Catalog: c.Path("lake", "catalog.db")}
+// LakeConfig says where the lake is: on the servers that the configuration names, else in the data folder.
+func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
+	out := lake.Config{
+		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
+		S3:     lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
+		Logger: log,
+	}
+	var err error
+	if out.S3.SecretKey, err = c.Lake.S3.SecretKey.Reveal(""); err != nil {
+		return out, fmt.Errorf("lake.s3.secret_key: %w", err)
+	}
+	if out.CatalogPassword, err = c.Lake.Password.Reveal(""); err != nil {
+		return out, fmt.Errorf("lake.password: %w", err)
+	}
+	return out, nil
 }
 
 func (p *Platform) startLake(ctx context.Context) error {
-	c := LakeConfig(p.cfg)
-	c.Logger, c.ReadOnly = p.log, !p.wanted[landing]
+	c, err := LakeConfig(p.cfg, p.log)
+	if err != nil {
+		return err
+	}
+	c.ReadOnly = !p.wanted[landing]
 	l, err := openLake(ctx, c)
 	if err != nil {
 		return err
