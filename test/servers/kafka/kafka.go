@@ -68,6 +68,11 @@ func (c *Cluster) Secured(tb testing.TB, mechanism string) (brokers string, with
 	if !c.Secure {
 		tb.Fatal("this cluster has no secure listener: set Secure")
 	}
+	return c.SecureAccess(mechanism)
+}
+
+// SecureAccess is Secured of a cluster that was started.
+func (c *Cluster) SecureAccess(mechanism string) (brokers string, with security.Config) {
 	addrs := make([]string, len(c.nodes))
 	for i, n := range c.nodes {
 		addrs[i] = loopback(n.secure)
