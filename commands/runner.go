@@ -244,6 +244,11 @@ func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, 
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s of %s %q: %w", doing, r.agg.Name, stream, ctx.Err())
 	}
+	if errors.Is(err, eventstore.ErrFull) {
+		r.logger.ErrorContext(ctx, "event store is full", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
+		return connect.NewError(connect.CodeResourceExhausted,
+			errors.New("nothing was stored: the event store's disk is full; when there is room again, send the command again, under the same idempotency key"))
+	}
 	r.logger.ErrorContext(ctx, "event store failed", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
 	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
 }

@@ -114,3 +114,6 @@ func (e *AnsweredError) Error() string {
 
 // ErrClosed is returned by a store that was closed.
 var ErrClosed = errors.New("event store is closed")
+
+// ErrFull is wrapped by the error of an append for which the store's disk had no room. Nothing of it was stored.
+var ErrFull = errors.New("event store's disk is full")

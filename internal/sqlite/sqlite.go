@@ -70,6 +70,13 @@ func open(path string, more url.Values) (*sql.DB, error) {
 	return db, nil
 }
 
+// Full tells whether an error says that there is no room on the disk. Of the memory that processes share beside the log,
+// which is a file too, SQLite says no more than that it did not get it.
+func Full(err error) bool {
+	var failed *sqlite.Error
+	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
+}
+
 // connect makes the first connection, which switches a new file to WAL. If another process is doing that, or is just
 // removing the log as the last to close, SQLite says at once that the file is busy, whatever its timeout.
 func connect(db *sql.DB) error {

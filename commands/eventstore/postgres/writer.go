@@ -72,6 +72,9 @@ func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []
 			break
 		}
 	}
+	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == "53100" {
+		err = fmt.Errorf("%w: %w", eventstore.ErrFull, err)
+	}
 	return positions, lost, err
 }
 

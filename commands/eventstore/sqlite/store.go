@@ -129,6 +129,9 @@ func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appe
 // store commits a group of calls and settles them.
 func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 	outcomes, head, err := s.writer.store(group)
+	if sqlite.Full(err) {
+		err = fmt.Errorf("%w: %w", eventstore.ErrFull, err)
+	}
 	if err == nil && head > s.head.Load() {
 		s.head.Store(head)
 		s.committed.Ring()
