@@ -2,6 +2,7 @@ package streams_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,10 +20,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
+	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// shared is the broker of all tests; each has its own topics and sinks.
-var shared kafka.Config
+// The brokers of all tests; each test has its own topics and sinks.
+var (
+	shared kafka.Config // embedded
+	real   server.Cluster
+)
 
 func TestMain(m *testing.M) {
 	cfg, stop, err := streamstest.StartBroker()
@@ -32,7 +37,7 @@ func TestMain(m *testing.M) {
 	}
 	shared = cfg
 	code := m.Run()
-	if err = stop(); err == nil && code == 0 {
+	if err = errors.Join(stop(), real.Stop()); err == nil && code == 0 {
 		err = goleak.Find()
 	}
 	if err != nil {
@@ -44,11 +49,27 @@ func TestMain(m *testing.M) {
 
 const partitions = streamstest.Partitions
 
-// log is a topic of its own.
-type log struct{ *streamstest.Log }
+// each runs a test on the embedded broker and on Apache Kafka.
+func each(t *testing.T, test func(t *testing.T, on kafka.Config)) {
+	t.Helper()
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		test(t, shared)
+	})
+	t.Run("real", func(t *testing.T) {
+		t.Parallel()
+		test(t, kafka.Config{Brokers: real.Brokers(t), ClientID: "test", Logger: streamstest.Quiet})
+	})
+}
 
-func newLog(t testing.TB) log {
-	return log{streamstest.NewLog(t, shared, "t."+uuid.NewString())}
+// log is a topic of its own.
+type log struct {
+	*streamstest.Log
+	on kafka.Config
+}
+
+func newLog(t testing.TB, on kafka.Config) log {
+	return log{streamstest.NewLog(t, on, "t."+uuid.NewString()), on}
 }
 
 func (l log) next(stream string) event.Event { return l.Next("test", stream, []byte("data")) }
@@ -196,8 +217,8 @@ type running struct {
 
 func config(l log, sink streams.Sink) streams.Config {
 	return streams.Config{
-		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: shared,
-		Batch: 50, SaveEvery: 20 * time.Millisecond, Logger: shared.Logger,
+		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: streams.NewWatermarks(), Kafka: l.on,
+		Batch: 50, SaveEvery: 20 * time.Millisecond, Logger: streamstest.Quiet,
 	}
 }
 
@@ -212,9 +233,9 @@ func (r *running) catchUp(t testing.TB) {
 }
 
 // readParked reads what stands on the topic of parked records for one sink, by key; the count is of records.
-func readParked(t *testing.T, sink string) (byKey map[string]kafka.Message, records int) {
+func readParked(t *testing.T, on kafka.Config, sink string) (byKey map[string]kafka.Message, records int) {
 	t.Helper()
-	admin, err := kafka.NewAdmin(shared)
+	admin, err := kafka.NewAdmin(on)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +245,7 @@ func readParked(t *testing.T, sink string) (byKey map[string]kafka.Message, reco
 		t.Fatal(err)
 	}
 	byKey = map[string]kafka.Message{}
-	err = kafka.ReadAll(t.Context(), shared, streams.ParkTopic, nil, ends, func(m kafka.Message) error {
+	err = kafka.ReadAll(t.Context(), on, streams.ParkTopic, nil, ends, func(m kafka.Message) error {
 		if strings.HasPrefix(string(m.Key), sink+"|") {
 			byKey[string(m.Key)] = m
 			records++

@@ -19,231 +19,243 @@ import (
 
 func TestAppliesAllInOrderPerKey(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 97, 3000)...)
-	r := start(t, config(l, sink))
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 97, 3000)...)
+		r := start(t, config(l, sink))
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
 
-	l.Write(t, l.events("s", 97, 500)...) // while it runs
-	last := l.next("s-1")
-	l.Write(t, last)
-	if err := r.marks.Wait(t.Context(), l.Topic, last.Stream, last.Position); err != nil {
-		t.Fatal(err)
-	}
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
-	if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
-		t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
-	}
-	// The markers of transactions stand behind the last record of every partition, and yet nothing lags.
-	if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
-		t.Errorf("lag is %d (known: %v) after catching up", lag, known)
-	}
-	if got := r.marks.AsOf(l.Topic); !got.Equal(last.RecordedAt) {
-		t.Errorf("as of %v, want %v", got, last.RecordedAt)
-	}
-	r.stop()
-	saved, _ := sink.Positions(t.Context(), l.Topic)
-	var next int64
-	for id, a := range saved {
-		next += a.Next
-		if live, _ := r.marks.Applied(l.Topic, id); live != a {
-			t.Errorf("partition %d: %v saved at the stop, %v applied", id, a, live)
+		l.Write(t, l.events("s", 97, 500)...) // while it runs
+		last := l.next("s-1")
+		l.Write(t, last)
+		if err := r.marks.Wait(t.Context(), l.Topic, last.Stream, last.Position); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if next <= 3501 {
-		t.Errorf("positions add up to %d: the markers were not passed", next)
-	}
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
+		if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
+			t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
+		}
+		// The markers of transactions stand behind the last record of every partition, and yet nothing lags.
+		if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
+			t.Errorf("lag is %d (known: %v) after catching up", lag, known)
+		}
+		if got := r.marks.AsOf(l.Topic); !got.Equal(last.RecordedAt) {
+			t.Errorf("as of %v, want %v", got, last.RecordedAt)
+		}
+		r.stop()
+		saved, _ := sink.Positions(t.Context(), l.Topic)
+		var next int64
+		for id, a := range saved {
+			next += a.Next
+			if live, _ := r.marks.Applied(l.Topic, id); live != a {
+				t.Errorf("partition %d: %v saved at the stop, %v applied", id, a, live)
+			}
+		}
+		if next <= 3501 {
+			t.Errorf("positions add up to %d: the markers were not passed", next)
+		}
+	})
 }
 
 func TestGoesOnWhereTheSinkStands(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	events := l.events("s", 50, 4000)
-	l.Write(t, events[:2000]...)
-	var writing sync.WaitGroup
-	writing.Go(func() { l.Write(t, events[2000:]...) })
-	for range 4 { // stopped in the middle of it
-		before, _ := sink.counts()
-		r := start(t, config(l, sink))
-		streamstest.Eventually(t, "more is applied", func() bool {
-			applied, _ := sink.counts()
-			return applied > before+200 || applied == len(events)
-		})
-		r.stop()
-		sink.mu.Lock()
-		if sink.entered != 0 {
-			t.Error("the sink was still at work when Run returned")
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		events := l.events("s", 50, 4000)
+		l.Write(t, events[:2000]...)
+		var writing sync.WaitGroup
+		writing.Go(func() { l.Write(t, events[2000:]...) })
+		for range 4 { // stopped in the middle of it
+			before, _ := sink.counts()
+			r := start(t, config(l, sink))
+			streamstest.Eventually(t, "more is applied", func() bool {
+				applied, _ := sink.counts()
+				return applied > before+200 || applied == len(events)
+			})
+			r.stop()
+			sink.mu.Lock()
+			if sink.entered != 0 {
+				t.Error("the sink was still at work when Run returned")
+			}
+			sink.mu.Unlock()
 		}
-		sink.mu.Unlock()
-	}
-	writing.Wait()
-	r := start(t, config(l, sink))
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
-	if _, deliveries := sink.counts(); deliveries >= 2*len(events) {
-		t.Errorf("%d deliveries of %d records: it does not go on where it stood", deliveries, len(events))
-	}
-	r.stop()
-	sink.close()
+		writing.Wait()
+		r := start(t, config(l, sink))
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
+		if _, deliveries := sink.counts(); deliveries >= 2*len(events) {
+			t.Errorf("%d deliveries of %d records: it does not go on where it stood", deliveries, len(events))
+		}
+		r.stop()
+		sink.close()
+	})
 }
 
 func TestMembersShareAndHandOver(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	events := l.events("s", 200, 12000)
-	l.Write(t, events[:1000]...)
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		events := l.events("s", 200, 12000)
+		l.Write(t, events[:1000]...)
 
-	// No two members may have a stream inside the sink at once: that is what draining before a hand-over is for.
-	var inside sync.Map
-	guard := func(_ context.Context, records []streams.Record) error {
-		mine := map[string]bool{}
-		for _, r := range records {
-			mine[r.Event.Stream] = true
-		}
-		for stream := range mine {
-			if _, taken := inside.LoadOrStore(stream, true); taken {
-				t.Errorf("stream %s is inside the sink twice", stream)
+		// No two members may have a stream inside the sink at once: that is what draining before a hand-over is for.
+		var inside sync.Map
+		guard := func(_ context.Context, records []streams.Record) error {
+			mine := map[string]bool{}
+			for _, r := range records {
+				mine[r.Event.Stream] = true
 			}
+			for stream := range mine {
+				if _, taken := inside.LoadOrStore(stream, true); taken {
+					t.Errorf("stream %s is inside the sink twice", stream)
+				}
+			}
+			for stream := range mine {
+				inside.Delete(stream)
+			}
+			return nil
 		}
-		for stream := range mine {
-			inside.Delete(stream)
-		}
-		return nil
-	}
-	sink.setBefore(guard)
+		sink.setBefore(guard)
 
-	owned := func(members ...*running) (counts []int) {
-		for _, m := range members {
-			counts = append(counts, m.Owned())
+		owned := func(members ...*running) (counts []int) {
+			for _, m := range members {
+				counts = append(counts, m.Owned())
+			}
+			return counts
 		}
-		return counts
-	}
-	a := start(t, config(l, sink))
-	a.catchUp(t)
-	var writing sync.WaitGroup
-	writing.Go(func() { l.Write(t, events[1000:]...) })
-	b := start(t, config(l, sink))
-	streamstest.Eventually(t, "both members have partitions", func() bool {
-		n := owned(a, b)
-		return n[0] > 0 && n[1] > 0 && n[0]+n[1] == partitions
+		a := start(t, config(l, sink))
+		a.catchUp(t)
+		var writing sync.WaitGroup
+		writing.Go(func() { l.Write(t, events[1000:]...) })
+		b := start(t, config(l, sink))
+		streamstest.Eventually(t, "both members have partitions", func() bool {
+			n := owned(a, b)
+			return n[0] > 0 && n[1] > 0 && n[0]+n[1] == partitions
+		})
+		a.stop()
+		streamstest.Eventually(t, "the member that stays has all", func() bool { return owned(b)[0] == partitions })
+		c := start(t, config(l, sink))
+		streamstest.Eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
+		writing.Wait()
+		b.catchUp(t) // it sees what the other member saves
+		c.catchUp(t)
+		sink.holds(t, l.Versions)
+		if applied, deliveries := sink.counts(); applied != len(events) || deliveries > len(events)+len(events)/2 {
+			t.Errorf("%d of %d events applied in %d deliveries", applied, len(events), deliveries)
+		}
 	})
-	a.stop()
-	streamstest.Eventually(t, "the member that stays has all", func() bool { return owned(b)[0] == partitions })
-	c := start(t, config(l, sink))
-	streamstest.Eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
-	writing.Wait()
-	b.catchUp(t) // it sees what the other member saves
-	c.catchUp(t)
-	sink.holds(t, l.Versions)
-	if applied, deliveries := sink.counts(); applied != len(events) || deliveries > len(events)+len(events)/2 {
-		t.Errorf("%d of %d events applied in %d deliveries", applied, len(events), deliveries)
-	}
 }
 
 func TestAFailingSinkIsAskedAgain(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 20, 500)...)
-	var calls atomic.Int64
-	sink.setBefore(func(context.Context, []streams.Record) error {
-		if calls.Add(1)%2 == 1 {
-			return errors.New("out of order")
-		}
-		return nil
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 20, 500)...)
+		var calls atomic.Int64
+		sink.setBefore(func(context.Context, []streams.Record) error {
+			if calls.Add(1)%2 == 1 {
+				return errors.New("out of order")
+			}
+			return nil
+		})
+		r := start(t, config(l, sink))
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
 	})
-	r := start(t, config(l, sink))
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
 }
 
 func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 400, 5000)...)
-	var held atomic.Int64
-	release := make(chan struct{})
-	sink.setBefore(func(ctx context.Context, records []streams.Record) error {
-		held.Add(int64(len(records)))
-		defer held.Add(-int64(len(records)))
-		select {
-		case <-release:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 400, 5000)...)
+		var held atomic.Int64
+		release := make(chan struct{})
+		sink.setBefore(func(ctx context.Context, records []streams.Record) error {
+			held.Add(int64(len(records)))
+			defer held.Add(-int64(len(records)))
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		cfg := config(l, sink)
+		cfg.Workers, cfg.Batch, cfg.Queue = 4, 10, 40
+		said := &messages{}
+		cfg.Logger = slog.New(said)
+		r := start(t, cfg)
+		streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
+		streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
+		// What is read is in the lanes, the workers and one record's hand: lag counts it all as not applied.
+		if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
+			t.Errorf("lag %d while nothing is applied", lag)
 		}
+		if n := held.Load(); n > int64(cfg.Workers*cfg.Batch) {
+			t.Errorf("%d records inside the sink, want at most %d", n, cfg.Workers*cfg.Batch)
+		}
+		// A member that joins while the sink hangs gets its share nonetheless.
+		other := config(l, sink)
+		r2 := start(t, other)
+		close(release)
+		streamstest.Eventually(t, "the second member has partitions", func() bool { return r2.Owned() > 0 })
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
 	})
-	cfg := config(l, sink)
-	cfg.Workers, cfg.Batch, cfg.Queue = 4, 10, 40
-	said := &messages{}
-	cfg.Logger = slog.New(said)
-	r := start(t, cfg)
-	streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
-	streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
-	// What is read is in the lanes, the workers and one record's hand: lag counts it all as not applied.
-	if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
-		t.Errorf("lag %d while nothing is applied", lag)
-	}
-	if n := held.Load(); n > int64(cfg.Workers*cfg.Batch) {
-		t.Errorf("%d records inside the sink, want at most %d", n, cfg.Workers*cfg.Batch)
-	}
-	// A member that joins while the sink hangs gets its share nonetheless.
-	other := config(l, sink)
-	r2 := start(t, other)
-	close(release)
-	streamstest.Eventually(t, "the second member has partitions", func() bool { return r2.Owned() > 0 })
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
 }
 
 func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	sink.unreadable = func(r streams.Record) error {
-		if string(r.Event.Data) == "garbage" {
-			return errors.New("no such message")
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		sink.unreadable = func(r streams.Record) error {
+			if string(r.Event.Data) == "garbage" {
+				return errors.New("no such message")
+			}
+			return nil
 		}
-		return nil
-	}
-	good, bad := l.next("s-0"), l.next("s-0")
-	bad.Data = []byte("garbage")
-	l.Write(t, good, bad)
-	foreign := kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
-		Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}}
-	l.WriteRecords(t, foreign)
-	l.Write(t, l.events("s", 10, 300)...)
+		good, bad := l.next("s-0"), l.next("s-0")
+		bad.Data = []byte("garbage")
+		l.Write(t, good, bad)
+		foreign := kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
+			Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}}
+		l.WriteRecords(t, foreign)
+		l.Write(t, l.events("s", 10, 300)...)
 
-	cfg := config(l, sink)
-	r := start(t, cfg)
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
-	sink.flush() // delivers everything again
-	l.Write(t, l.next("s-1"))
-	r.catchUp(t)
-	streamstest.Eventually(t, "the sink is whole again", func() bool {
-		sink.mu.Lock()
-		defer sink.mu.Unlock()
-		return maps.Equal(sink.versions, l.Versions)
+		cfg := config(l, sink)
+		r := start(t, cfg)
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
+		sink.flush() // delivers everything again
+		l.Write(t, l.next("s-1"))
+		r.catchUp(t)
+		streamstest.Eventually(t, "the sink is whole again", func() bool {
+			sink.mu.Lock()
+			defer sink.mu.Unlock()
+			return maps.Equal(sink.versions, l.Versions)
+		})
+		r.stop()
+
+		parked, records := readParked(t, on, cfg.Name)
+		if len(parked) != 2 || records < 4 {
+			t.Fatalf("%d records parked under %d keys, want at least 4 under 2", records, len(parked))
+		}
+		partition := kafka.Partition([]byte("s-0"), partitions)
+		m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
+		if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderParkReason) != "no such message" {
+			t.Errorf("the event without a readable body is parked as %q %q", m.Value, m.Headers)
+		}
+		delete(parked, string(m.Key))
+		for _, m := range parked {
+			if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" || header(m, streams.HeaderParkKey) != "s-0" ||
+				header(m, streams.HeaderParkReason) == "" {
+				t.Errorf("the foreign record is parked as %q %q", m.Value, m.Headers)
+			}
+		}
 	})
-	r.stop()
-
-	parked, records := readParked(t, cfg.Name)
-	if len(parked) != 2 || records < 4 {
-		t.Fatalf("%d records parked under %d keys, want at least 4 under 2", records, len(parked))
-	}
-	partition := kafka.Partition([]byte("s-0"), partitions)
-	m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
-	if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderParkReason) != "no such message" {
-		t.Errorf("the event without a readable body is parked as %q %q", m.Value, m.Headers)
-	}
-	delete(parked, string(m.Key))
-	for _, m := range parked {
-		if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" || header(m, streams.HeaderParkKey) != "s-0" ||
-			header(m, streams.HeaderParkReason) == "" {
-			t.Errorf("the foreign record is parked as %q %q", m.Value, m.Headers)
-		}
-	}
 }
 
 func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
@@ -255,115 +267,123 @@ func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, sink := newLog(t), newMemory()
-			l.Write(t, l.events("s", 50, 1000)...)
-			r := start(t, config(l, sink))
-			r.catchUp(t)
-			streamstest.Eventually(t, "positions are saved", func() bool {
+			each(t, func(t *testing.T, on kafka.Config) {
+				l, sink := newLog(t, on), newMemory()
+				l.Write(t, l.events("s", 50, 1000)...)
+				r := start(t, config(l, sink))
+				r.catchUp(t)
+				streamstest.Eventually(t, "positions are saved", func() bool {
+					saved, _ := sink.Positions(t.Context(), l.Topic)
+					for id := range int32(partitions) {
+						if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
+							return false
+						}
+					}
+					return true
+				})
+				sink.flush()
+				if next != nil {
+					l.Write(t, next(l))
+				}
+				streamstest.Eventually(t, "the sink is whole again", func() bool {
+					sink.mu.Lock()
+					defer sink.mu.Unlock()
+					return maps.Equal(sink.versions, l.Versions)
+				})
+				r.catchUp(t)
+				r.stop()
 				saved, _ := sink.Positions(t.Context(), l.Topic)
 				for id := range int32(partitions) {
 					if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
-						return false
+						t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
 					}
 				}
-				return true
 			})
-			sink.flush()
-			if next != nil {
-				l.Write(t, next(l))
-			}
-			streamstest.Eventually(t, "the sink is whole again", func() bool {
-				sink.mu.Lock()
-				defer sink.mu.Unlock()
-				return maps.Equal(sink.versions, l.Versions)
-			})
-			r.catchUp(t)
-			r.stop()
-			saved, _ := sink.Positions(t.Context(), l.Topic)
-			for id := range int32(partitions) {
-				if live, _ := r.marks.Applied(l.Topic, id); saved[id] != live {
-					t.Errorf("partition %d: %v saved, %v applied", id, saved[id], live)
-				}
-			}
 		})
 	}
 }
 
 func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 50, 1000)...)
-	r := start(t, config(l, sink))
-	r.catchUp(t)
-	sink.mu.Lock()
-	delete(sink.versions, "s-7") // evicted: the positions know nothing of it
-	sink.mu.Unlock()
-	l.Write(t, l.next("s-7"))
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 50, 1000)...)
+		r := start(t, config(l, sink))
+		r.catchUp(t)
+		sink.mu.Lock()
+		delete(sink.versions, "s-7") // evicted: the positions know nothing of it
+		sink.mu.Unlock()
+		l.Write(t, l.next("s-7"))
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
+	})
 }
 
 func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 50, 500)...)
-	l.next("s-7") // never written
-	behind := []event.Event{l.next("s-7"), l.next("s-7")}
-	l.Write(t, behind...)
-	l.Write(t, l.events("t", 50, 500)...)
-	cfg := config(l, sink)
-	r := start(t, cfg)
-	r.catchUp(t)
-	l.Write(t, l.next("s-7"))
-	l.Write(t, l.events("u", 5, 50)...)
-	r.catchUp(t)
-	l.Versions["s-7"] = 10
-	sink.holds(t, l.Versions)
-	r.stop()
-	parked, _ := readParked(t, cfg.Name)
-	if len(parked) != 3 {
-		t.Errorf("%d records parked, want the three behind the gap", len(parked))
-	}
-	for _, m := range parked {
-		if header(m, streams.HeaderParkKey) != "s-7" {
-			t.Errorf("parked a record of %s", header(m, streams.HeaderParkKey))
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 50, 500)...)
+		l.next("s-7") // never written
+		behind := []event.Event{l.next("s-7"), l.next("s-7")}
+		l.Write(t, behind...)
+		l.Write(t, l.events("t", 50, 500)...)
+		cfg := config(l, sink)
+		r := start(t, cfg)
+		r.catchUp(t)
+		l.Write(t, l.next("s-7"))
+		l.Write(t, l.events("u", 5, 50)...)
+		r.catchUp(t)
+		l.Versions["s-7"] = 10
+		sink.holds(t, l.Versions)
+		r.stop()
+		parked, _ := readParked(t, on, cfg.Name)
+		if len(parked) != 3 {
+			t.Errorf("%d records parked, want the three behind the gap", len(parked))
 		}
-	}
+		for _, m := range parked {
+			if header(m, streams.HeaderParkKey) != "s-7" {
+				t.Errorf("parked a record of %s", header(m, streams.HeaderParkKey))
+			}
+		}
+	})
 }
 
 func TestStopsWhileTheSinkHangs(t *testing.T) {
 	t.Parallel()
-	l, sink := newLog(t), newMemory()
-	l.Write(t, l.events("s", 10, 100)...)
-	var inside atomic.Int64
-	sink.setBefore(func(ctx context.Context, _ []streams.Record) error {
-		inside.Add(1)
-		defer inside.Add(-1)
-		<-ctx.Done()
-		return ctx.Err()
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 10, 100)...)
+		var inside atomic.Int64
+		sink.setBefore(func(ctx context.Context, _ []streams.Record) error {
+			inside.Add(1)
+			defer inside.Add(-1)
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		r := start(t, config(l, sink))
+		streamstest.Eventually(t, "the sink is at work", func() bool { return inside.Load() > 0 })
+		r.stop()
+		if n := inside.Load(); n != 0 {
+			t.Errorf("%d calls of the sink are under way after the stop", n)
+		}
+		sink.setBefore(nil)
+		r = start(t, config(l, sink))
+		r.catchUp(t)
+		sink.holds(t, l.Versions)
 	})
-	r := start(t, config(l, sink))
-	streamstest.Eventually(t, "the sink is at work", func() bool { return inside.Load() > 0 })
-	r.stop()
-	if n := inside.Load(); n != 0 {
-		t.Errorf("%d calls of the sink are under way after the stop", n)
-	}
-	sink.setBefore(nil)
-	r = start(t, config(l, sink))
-	r.catchUp(t)
-	sink.holds(t, l.Versions)
 }
 
+// On the embedded broker alone: the real one is needed by the other tests.
 func TestStopsWithoutABroker(t *testing.T) {
 	t.Parallel()
 	cfg, stopBroker, err := streamstest.StartBroker()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := log{streamstest.NewLog(t, cfg, "orphan")}
+	l := log{streamstest.NewLog(t, cfg, "orphan"), cfg}
 	sink := newMemory()
 	c := config(l, sink)
-	c.Kafka = cfg
 	l.Write(t, l.events("s", 10, 100)...)
 	r := start(t, c)
 	r.catchUp(t)

@@ -6,43 +6,64 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/event"
-	embedded "github.com/millrace/millrace/internal/embedded/kafka"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/test/servers/kafka"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-const topic = "t"
-
-// start makes a broker with an empty topic, and a reader of it.
-func start(t *testing.T, partitions int32) (*fetchtest.Producer, func(from map[int32]int64) *fetch.Reader) {
-	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: log})
+func TestMain(m *testing.M) {
+	code := m.Run()
+	err := real.Stop()
+	if err == nil && code == 0 {
+		err = goleak.Find()
+	}
 	if err != nil {
-		t.Fatal(err)
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
-	t.Cleanup(func() { _ = b.Close() })
-	p := fetchtest.New(t, []string{b.Addr()}, "p")
-	if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
-		t.Fatal(err)
-	}
-	return p, func(from map[int32]int64) *fetch.Reader {
-		r, err := fetch.Open(fetch.Config{Brokers: []string{b.Addr()}, Topic: topic, ClientID: "test", Logger: log})
-		if err != nil {
+	os.Exit(code)
+}
+
+// real is the Apache Kafka of all tests.
+var real kafka.Cluster
+
+// world is an empty topic, what writes to it, and readers of it.
+type world struct {
+	*fetchtest.Producer
+	topic string
+	open  func(from map[int32]int64) *fetch.Reader
+}
+
+// each runs a test on the embedded broker and on Apache Kafka.
+func each(t *testing.T, partitions int32, test func(t *testing.T, w world)) {
+	t.Helper()
+	real.Each(t, func(t *testing.T, brokers string) {
+		topic := "t-" + uuid.NewString()
+		seeds := strings.Split(brokers, ",")
+		p := fetchtest.New(t, seeds, topic)
+		if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(r.Close)
-		r.Assign(from)
-		return r
-	}
+		test(t, world{p, topic, func(from map[int32]int64) *fetch.Reader {
+			r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(r.Close)
+			r.Assign(from)
+			return r
+		}})
+	})
 }
 
 func record(partition int32, value string) fetchtest.Record {
@@ -96,112 +117,123 @@ func must(t *testing.T, err error) {
 // Markers of transactions move a reader to the very end, and what was aborted is not seen.
 func TestReadsCommittedToTheVeryEnd(t *testing.T) {
 	t.Parallel()
-	p, open := start(t, 2)
-	must(t, p.Commit(t.Context(), topic, record(0, "a"), record(0, "b"), record(1, "x")))
-	must(t, p.Abort(t.Context(), topic, record(0, "never"), record(1, "never")))
-	ends, err := p.Ends(t.Context(), topic)
-	must(t, err)
-	if ends[0] != 5 || ends[1] != 4 {
-		t.Fatalf("the ends are %v, not behind the markers", ends)
-	}
-	got := read(t, open(map[int32]int64{0: 0, 1: 0}), ends)
-	if fmt.Sprint(got) != "map[0:[a b] 1:[x]]" {
-		t.Fatalf("got %v", got)
-	}
-	got = read(t, open(map[int32]int64{0: 1, 1: 1}), ends)
-	if fmt.Sprint(got) != "map[0:[b]]" {
-		t.Fatalf("from offset 1: got %v", got)
-	}
+	each(t, 2, func(t *testing.T, w world) {
+		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(0, "b"), record(1, "x")))
+		must(t, w.Abort(t.Context(), w.topic, record(0, "never"), record(1, "never")))
+		var ends map[int32]int64
+		polltest.Until(t, "the ends are behind the markers, which brokers write by and by", func() bool {
+			var err error
+			ends, err = w.Ends(t.Context(), w.topic)
+			must(t, err)
+			return ends[0] == 5 && ends[1] == 4
+		})
+		got := read(t, w.open(map[int32]int64{0: 0, 1: 0}), ends)
+		if fmt.Sprint(got) != "map[0:[a b] 1:[x]]" {
+			t.Fatalf("got %v", got)
+		}
+		got = read(t, w.open(map[int32]int64{0: 1, 1: 1}), ends)
+		if fmt.Sprint(got) != "map[0:[b]]" {
+			t.Fatalf("from offset 1: got %v", got)
+		}
+	})
 }
 
 // Aborted records stay unseen however the answers to fetches are cut.
 func TestAbortedIsUnseenInLargeTopics(t *testing.T) {
 	t.Parallel()
 	const partitions = 4
-	p, open := start(t, partitions)
-	body := string(bytes.Repeat([]byte("x"), 3000))
-	committed := 0
-	for i := range 60 {
-		var records []fetchtest.Record
-		for n := range 100 {
-			records = append(records, record(int32(n%partitions), body))
+	each(t, partitions, func(t *testing.T, w world) {
+		body := string(bytes.Repeat([]byte("x"), 3000))
+		committed := 0
+		for i := range 60 {
+			var records []fetchtest.Record
+			for n := range 100 {
+				records = append(records, record(int32(n%partitions), body))
+			}
+			if i%2 == 0 {
+				must(t, w.Abort(t.Context(), w.topic, records...))
+				continue
+			}
+			must(t, w.Commit(t.Context(), w.topic, records...))
+			committed += len(records)
 		}
-		if i%2 == 0 {
-			must(t, p.Abort(t.Context(), topic, records...))
-			continue
+		ends, err := w.Ends(t.Context(), w.topic)
+		must(t, err)
+		got := 0
+		for _, values := range read(t, w.open(map[int32]int64{0: 0, 1: 0, 2: 0, 3: 0}), ends) {
+			got += len(values)
 		}
-		must(t, p.Commit(t.Context(), topic, records...))
-		committed += len(records)
-	}
-	ends, err := p.Ends(t.Context(), topic)
-	must(t, err)
-	got := 0
-	for _, values := range read(t, open(map[int32]int64{0: 0, 1: 0, 2: 0, 3: 0}), ends) {
-		got += len(values)
-	}
-	if got != committed {
-		t.Fatalf("read %d records, and %d were committed", got, committed)
-	}
+		if got != committed {
+			t.Fatalf("read %d records, and %d were committed", got, committed)
+		}
+	})
 }
 
 func TestDescribe(t *testing.T) {
 	t.Parallel()
-	p, open := start(t, 2)
-	must(t, p.Commit(t.Context(), topic, record(1, "a"), record(1, "b")))
-	must(t, p.DeleteRecords(t.Context(), topic, 1, 1))
-	r := open(nil)
-	have, err := r.Describe(t.Context())
-	must(t, err)
-	if have.ID == "" || len(have.Partitions) != 2 || have.Partitions[1] != (fetch.Range{Start: 1, End: 3}) {
-		t.Fatalf("got %+v", have)
-	}
-	must(t, p.DeleteTopic(t.Context(), topic))
-	if _, err := r.Describe(t.Context()); !errors.Is(err, fetch.ErrNoTopic) {
-		t.Fatalf("got %v", err)
-	}
-	must(t, p.CreateTopic(t.Context(), topic, 1))
-	again, err := open(nil).Describe(t.Context())
-	must(t, err)
-	if again.ID == have.ID {
-		t.Fatal("a topic made anew has the id of the one before")
-	}
+	each(t, 2, func(t *testing.T, w world) {
+		must(t, w.Commit(t.Context(), w.topic, record(1, "a"), record(1, "b")))
+		must(t, w.DeleteRecords(t.Context(), w.topic, 1, 1))
+		r := w.open(nil)
+		have, err := r.Describe(t.Context())
+		must(t, err)
+		if have.ID == "" || len(have.Partitions) != 2 || have.Partitions[1] != (fetch.Range{Start: 1, End: 3}) {
+			t.Fatalf("got %+v", have)
+		}
+		must(t, w.DeleteTopic(t.Context(), w.topic))
+		polltest.Until(t, "the topic is gone", func() bool {
+			_, err := r.Describe(t.Context())
+			return errors.Is(err, fetch.ErrNoTopic)
+		})
+		must(t, w.CreateTopic(t.Context(), w.topic, 1))
+		var again fetch.Topic
+		polltest.Until(t, "the topic is there again", func() bool {
+			again, err = w.open(nil).Describe(t.Context())
+			return err == nil
+		})
+		if again.ID == have.ID {
+			t.Fatal("a topic made anew has the id of the one before")
+		}
+	})
 }
 
 // An offset that the log does not have is an error that says so, never a jump.
 func TestOffsetsOutOfRange(t *testing.T) {
 	t.Parallel()
-	p, open := start(t, 1)
-	must(t, p.Commit(t.Context(), topic, record(0, "a"), record(0, "b"), record(0, "c")))
-	must(t, p.DeleteRecords(t.Context(), topic, 0, 2))
-	for _, offset := range []int64{1, 9} {
-		r := open(map[int32]int64{0: offset})
-		var gone *fetch.OutOfRangeError
-		for gone == nil {
-			batches, err := r.Poll(t.Context(), time.Second)
-			if len(batches) > 0 {
-				t.Fatalf("from offset %d: read on to %d", offset, batches[0].Next)
+	each(t, 1, func(t *testing.T, w world) {
+		must(t, w.Commit(t.Context(), w.topic, record(0, "a"), record(0, "b"), record(0, "c")))
+		must(t, w.DeleteRecords(t.Context(), w.topic, 0, 2))
+		for _, offset := range []int64{1, 9} {
+			r := w.open(map[int32]int64{0: offset})
+			var gone *fetch.OutOfRangeError
+			for gone == nil {
+				batches, err := r.Poll(t.Context(), time.Second)
+				if len(batches) > 0 {
+					t.Fatalf("from offset %d: read on to %d", offset, batches[0].Next)
+				}
+				if err != nil && !errors.As(err, &gone) {
+					t.Fatal(err)
+				}
 			}
-			if err != nil && !errors.As(err, &gone) {
-				t.Fatal(err)
+			if want := (fetch.OutOfRangeError{Topic: w.topic, Offset: offset, Log: fetch.Range{Start: 2, End: 4}}); *gone != want {
+				t.Fatalf("got %+v, want %+v", *gone, want)
 			}
 		}
-		if want := (fetch.OutOfRangeError{Topic: topic, Offset: offset, Log: fetch.Range{Start: 2, End: 4}}); *gone != want {
-			t.Fatalf("got %+v, want %+v", *gone, want)
-		}
-	}
+	})
 }
 
 func TestPollEnds(t *testing.T) {
 	t.Parallel()
-	_, open := start(t, 1)
-	r := open(map[int32]int64{0: 0})
-	batches, err := r.Poll(t.Context(), 10*time.Millisecond)
-	if err != nil || len(batches) > 0 {
-		t.Fatalf("an empty topic gives %v, %v", batches, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := r.Poll(ctx, time.Hour); !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v", err)
-	}
+	each(t, 1, func(t *testing.T, w world) {
+		r := w.open(map[int32]int64{0: 0})
+		batches, err := r.Poll(t.Context(), 10*time.Millisecond)
+		if err != nil || len(batches) > 0 {
+			t.Fatalf("an empty topic gives %v, %v", batches, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := r.Poll(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	})
 }
