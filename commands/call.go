@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/internal/auth"
 )
 
 // Headers that a command may carry, in every protocol.
@@ -35,13 +37,16 @@ type call struct {
 	blank       Response // to read a kept answer into
 }
 
-func newCall(procedure string, header http.Header, request Request) (call, error) {
+func newCall(ctx context.Context, procedure string, header http.Header, request Request) (call, error) {
 	inHeader, inField := header.Get(HeaderIdempotencyKey), request.GetIdempotencyKey()
 	if inHeader != "" && inField != "" && inHeader != inField {
 		return call{}, &Rejected{Code: Invalid, Rule: "idempotency_key_ambiguous", Field: fieldKey,
 			Reason: "the field and the header " + HeaderIdempotencyKey + " differ"}
 	}
 	c := call{key: cmp.Or(inField, inHeader), correlation: header.Get(HeaderCorrelationID)}
+	if caller := auth.CallerOf(ctx); caller != "" && c.key != "" { // nobody is given the answer to another's command
+		c.key = caller + ":" + c.key // the name of a caller has no colon
+	}
 	if !isName(c.key) {
 		return call{}, badName("idempotency_key_malformed", fieldKey)
 	}

@@ -112,7 +112,7 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 }](
 	ctx context.Context, req *connect.Request[Q], task Task[S, C, E], answer func(S, *eventv1.Receipt) PA,
 ) (*connect.Response[A], error) {
-	call, err := newCall(req.Spec().Procedure, req.Header(), PQ(req.Msg))
+	call, err := newCall(ctx, req.Spec().Procedure, req.Header(), PQ(req.Msg))
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,12 @@ package commands_test
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +32,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/auth"
 )
 
 var monday = time.Date(2025, 12, 1, 8, 26, 0, 0, time.UTC)
@@ -164,6 +171,46 @@ func TestSameKeyGivesTheFirstAnswer(t *testing.T) {
 }
 
 // An importer that comes back after a crash places an order under the key it used, and learns how far it came.
+// TestKeysBelongToTheirCaller lets two callers choose the same key: nobody is given the answer to another's command.
+func TestKeysBelongToTheirCaller(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "tokens")
+	tokens := map[string]string{"anna": "anna-0123456789-0123456789", "bert": "bert-0123456789-0123456789"}
+	var lines strings.Builder
+	for name, token := range tokens {
+		fmt.Fprintf(&lines, "%s:%s\n", name, token)
+	}
+	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	known, err := auth.Open(file, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(order.NewHandler(newStore(t)))
+	server := httptest.NewServer(known.Guard(mux))
+	defer server.Close()
+	client := orderv1connect.NewOrderServiceClient(server.Client(), server.URL)
+	placed := func(caller string) string {
+		t.Helper()
+		req := connect.NewRequest(placing(1, "key"))
+		req.Header().Set("Authorization", "Bearer "+tokens[caller])
+		res, err := client.PlaceOrder(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Msg.OrderId
+	}
+	first := placed("anna")
+	if again := placed("anna"); again != first {
+		t.Errorf("anna's key gave %s and then %s", first, again)
+	}
+	if other := placed("bert"); other == first {
+		t.Errorf("bert was given anna's order %s", other)
+	}
+}
+
 func TestSameKeyWithAnotherRequest(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))
