@@ -37,7 +37,7 @@ func benchmarkStore(b *testing.B) (*sqlite.Store, []event.Event) {
 	return s, events
 }
 
-func benchmarkBroker(b *testing.B, sync bool) kafka.Config {
+func benchmarkBroker(b *testing.B, sync bool) broker {
 	b.Helper()
 	k, err := embedded.Start(b.Context(), embedded.Config{DataDir: b.TempDir(), SyncWrites: sync, Logger: quiet})
 	if err != nil {
@@ -48,7 +48,7 @@ func benchmarkBroker(b *testing.B, sync bool) kafka.Config {
 	if err := kafka.EnsureTopics(b.Context(), cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
 		b.Fatal(err)
 	}
-	return cfg
+	return broker{cfg, event.Order}
 }
 
 // cpu is what this process, broker and all, has spent so far.
@@ -69,10 +69,10 @@ func BenchmarkRelay(b *testing.B) {
 			var spent time.Duration
 			for b.Loop() {
 				b.StopTimer()
-				cfg := benchmarkBroker(b, sync)
+				on := benchmarkBroker(b, sync)
 				before := cpu(b)
 				b.StartTimer()
-				x := run(b, newRelay(b, s, cfg))
+				x := run(b, on.newRelay(b, s))
 				x.await(b, s)
 				b.StopTimer()
 				spent += cpu(b) - before
@@ -92,8 +92,8 @@ func BenchmarkCeiling(b *testing.B) {
 			var spent time.Duration
 			for b.Loop() {
 				b.StopTimer()
-				cfg := benchmarkBroker(b, sync)
-				p, err := kafka.NewTransactionalProducer(cfg, "ceiling")
+				on := benchmarkBroker(b, sync)
+				p, err := kafka.NewTransactionalProducer(on.Config, "ceiling")
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -136,8 +136,8 @@ func BenchmarkLatency(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer func() { _ = s.Close() }()
-			cfg := benchmarkBroker(b, sync)
-			r := newRelay(b, s, cfg)
+			on := benchmarkBroker(b, sync)
+			r := on.newRelay(b, s)
 			committed := make(chan time.Time, 1)
 			r.OnStep(func(at string) error {
 				if at == "after commit" {

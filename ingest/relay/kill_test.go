@@ -25,17 +25,20 @@ const (
 	childRole  = "MILLRACE_TEST_RELAY_ROLE" // "relay" or "everything"
 	childStore = "MILLRACE_TEST_RELAY_STORE"
 	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // the broker's address, or its directory where the child has the broker
+	childTopic = "MILLRACE_TEST_RELAY_TOPIC" // and, after a blank, the service
 )
 
 // child runs a relay, and the broker where its role is everything, until it is killed.
 func child(role string) error {
 	ctx := context.Background()
-	s, err := sqlite.Open(ctx, os.Getenv(childStore), event.Order)
+	order := event.Order
+	order.Topic, order.Service, _ = strings.Cut(os.Getenv(childTopic), " ")
+	s, err := sqlite.Open(ctx, os.Getenv(childStore), order)
 	if err != nil {
 		return err
 	}
 	cfg := kafka.Config{Brokers: os.Getenv(childKafka), Logger: quiet}
-	id := "relay-order"
+	id := "relay-" + order.Service
 	if role == "everything" {
 		b, err := embedded.Start(ctx, embedded.Config{DataDir: os.Getenv(childKafka), Logger: quiet})
 		if err != nil {
@@ -43,11 +46,11 @@ func child(role string) error {
 		}
 		cfg.Brokers = b.Addr()
 		id += "-" + b.Boot()
-		if err := kafka.EnsureTopics(ctx, cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
+		if err := kafka.EnsureTopics(ctx, cfg, relay.Topics([]event.Aggregate{order}, partitions)...); err != nil {
 			return err
 		}
 	}
-	r, err := relay.New(relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg, TransactionalID: id, MaxEvents: 50, Logger: quiet})
+	r, err := relay.New(relay.Config{Store: s, Aggregate: order, Kafka: cfg, TransactionalID: id, MaxEvents: 50, Logger: quiet})
 	if err != nil {
 		return err
 	}
@@ -56,10 +59,10 @@ func child(role string) error {
 }
 
 // start runs a child; it returns its broker's address and what kills it.
-func start(t *testing.T, role, store, kafkaAt string) (addr string, kill func()) {
+func (b broker) start(t *testing.T, role, store, kafkaAt string) (addr string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), childRole+"="+role, childStore+"="+store, childKafka+"="+kafkaAt)
+	cmd.Env = append(os.Environ(), childRole+"="+role, childStore+"="+store, childKafka+"="+kafkaAt, childTopic+"="+b.order.Topic+" "+b.order.Service)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -109,15 +112,15 @@ func kills(t *testing.T) int {
 }
 
 // grown waits until the log has grown by n records since the last call, so that every kill hits a relay at work.
-func grown(t *testing.T, cfg kafka.Config) func(n int64) {
+func (b broker) grown(t *testing.T) func(n int64) {
 	t.Helper()
-	a, err := kafka.NewAdmin(cfg)
+	a, err := kafka.NewAdmin(b.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(a.Close)
 	size := func() (sum int64) {
-		end, err := a.HighWatermarks(t.Context(), event.Order.Topic)
+		end, err := a.HighWatermarks(t.Context(), b.order.Topic)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,54 +138,59 @@ func grown(t *testing.T, cfg kafka.Config) func(n int64) {
 func TestKillRelayUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := kills(t)
-	cfg := broker(t)
-	path := filepath.Join(t.TempDir(), "order.db")
-	s := openStore(t, path)
-	stop := load(t, newWriter(s))
-	grow := grown(t, cfg)
-	for range n {
-		_, kill := start(t, "relay", path, cfg.Brokers)
-		grow(1)
-		time.Sleep(rand.N(300 * time.Millisecond)) // to be killed at no particular moment
-		kill()
-	}
-	total := stop()
-	x := run(t, newRelay(t, s, cfg))
-	x.await(t, s)
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	same(t, s, cfg)
-	if last := x.relay.Progress().Published; int(last) == total {
-		t.Fatal("the killed relays published nothing")
-	}
-	t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
+	each(t, func(t *testing.T, b broker) {
+		path := filepath.Join(t.TempDir(), "order.db")
+		s := b.openStore(t, path)
+		stop := load(t, newWriter(s))
+		grow := b.grown(t)
+		for range n {
+			_, kill := b.start(t, "relay", path, b.Brokers)
+			grow(1)
+			time.Sleep(rand.N(300 * time.Millisecond)) // to be killed at no particular moment
+			kill()
+		}
+		total := stop()
+		x := run(t, b.newRelay(t, s))
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.same(t, s)
+		if last := x.relay.Progress().Published; int(last) == total {
+			t.Fatal("the killed relays published nothing")
+		}
+		t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
+	})
 }
 
+// On the embedded broker alone, which is killed with the relay because it lives in its process. TestALeaderIsKilledUnderLoad kills
+// real ones.
 func TestKillEverythingUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := kills(t)
+	b := broker{kafka.Config{Logger: quiet}, event.Order}
 	path, dir := filepath.Join(t.TempDir(), "order.db"), filepath.Join(t.TempDir(), "log")
-	s := openStore(t, path)
+	s := b.openStore(t, path)
 	stop := load(t, newWriter(s))
 	for range n {
-		addr, kill := start(t, "everything", path, dir)
-		grown(t, kafka.Config{Brokers: addr, Logger: quiet})(1)
+		addr, kill := b.start(t, "everything", path, dir)
+		b.Brokers = addr
+		b.grown(t)(1)
 		time.Sleep(rand.N(300 * time.Millisecond))
 		kill()
 	}
 	total := stop()
-	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir, Logger: quiet})
+	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = b.Close() }()
-	cfg := kafka.Config{Brokers: b.Addr(), Logger: quiet}
-	x := run(t, newRelay(t, s, cfg, func(c *relay.Config) { c.TransactionalID += b.Boot() }))
+	defer func() { _ = k.Close() }()
+	b.Brokers = k.Addr()
+	x := run(t, b.newRelay(t, s, func(c *relay.Config) { c.TransactionalID += k.Boot() }))
 	x.await(t, s)
 	if err := x.stop(); err != nil {
 		t.Fatal(err)
 	}
-	same(t, s, cfg)
+	b.same(t, s)
 	t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
-	embedded "github.com/millrace/millrace/internal/embedded/kafka"
 	"github.com/millrace/millrace/internal/kafka"
+	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
 func TestMain(m *testing.M) {
@@ -32,34 +32,51 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	code := m.Run()
+	err := real.Stop()
+	if err == nil && code == 0 {
+		err = goleak.Find()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 const partitions = 3
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-func broker(t testing.TB) kafka.Config {
-	t.Helper()
-	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	cfg := kafka.Config{Brokers: b.Addr(), Logger: quiet}
-	if err := kafka.EnsureTopics(t.Context(), cfg, relay.Topics([]event.Aggregate{event.Order}, partitions)...); err != nil {
-		t.Fatal(err)
-	}
-	return cfg
+// real is the Apache Kafka of all tests.
+var real server.Cluster
+
+// broker is where one test's relays publish, and the aggregate of which it has the log for itself.
+type broker struct {
+	kafka.Config
+	order event.Aggregate
 }
 
-func openStore(t testing.TB, path string) eventstore.Store {
+// each runs a test on the embedded broker and on Apache Kafka.
+func each(t *testing.T, test func(t *testing.T, b broker)) {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), path, event.Order)
+	real.Each(t, func(t *testing.T, brokers string) { test(t, newBroker(t, brokers)) })
+}
+
+func newBroker(t testing.TB, brokers string) broker {
+	t.Helper()
+	b := broker{kafka.Config{Brokers: brokers, Logger: quiet}, event.Order}
+	b.order.Service += "-" + uuid.NewString()
+	b.order.Topic += "-" + b.order.Service
+	if err := kafka.EnsureTopics(t.Context(), b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b broker) openStore(t testing.TB, path string) eventstore.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), path, b.order)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +88,8 @@ func openStore(t testing.TB, path string) eventstore.Store {
 	return s
 }
 
-func newStore(t testing.TB) eventstore.Store {
-	return openStore(t, filepath.Join(t.TempDir(), "order.db"))
+func (b broker) newStore(t testing.TB) eventstore.Store {
+	return b.openStore(t, filepath.Join(t.TempDir(), "order.db"))
 }
 
 // writer appends events to a few streams.
@@ -121,9 +138,9 @@ func (w *writer) append(t testing.TB, n int) {
 	}
 }
 
-func newRelay(t testing.TB, s eventstore.Store, cfg kafka.Config, change ...func(*relay.Config)) *relay.Relay {
+func (b broker) newRelay(t testing.TB, s eventstore.Store, change ...func(*relay.Config)) *relay.Relay {
 	t.Helper()
-	c := relay.Config{Store: s, Aggregate: event.Order, Kafka: cfg, TransactionalID: "relay-order", Logger: quiet}
+	c := relay.Config{Store: s, Aggregate: b.order, Kafka: b.Config, TransactionalID: "relay-" + b.order.Service, Logger: quiet}
 	for _, f := range change {
 		f(&c)
 	}
@@ -189,21 +206,21 @@ func eventually(t testing.TB, ok func() bool, what string, args ...any) {
 }
 
 // readTopic reads all that is committed.
-func readTopic(ctx context.Context, cfg kafka.Config, fn func(kafka.Message) error) error {
-	a, err := kafka.NewAdmin(cfg)
+func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
+	a, err := kafka.NewAdmin(b.Config)
 	if err != nil {
 		return err
 	}
 	defer a.Close()
-	end, err := a.HighWatermarks(ctx, event.Order.Topic)
+	end, err := a.HighWatermarks(ctx, b.order.Topic)
 	if err != nil {
 		return err
 	}
-	return kafka.ReadAll(ctx, cfg, event.Order.Topic, nil, end, fn)
+	return kafka.ReadAll(ctx, b.Config, b.order.Topic, nil, end, fn)
 }
 
 // same fails unless the topic has exactly the store's events, on their keys' partitions, in the store's order.
-func same(t testing.TB, s eventstore.Store, cfg kafka.Config) {
+func (b broker) same(t testing.TB, s eventstore.Store) {
 	t.Helper()
 	want := make([][]event.Event, partitions)
 	for after := (event.Position{}); ; {
@@ -221,7 +238,7 @@ func same(t testing.TB, s eventstore.Store, cfg kafka.Config) {
 		after = events[len(events)-1].Position
 	}
 	got := make([][]event.Event, partitions)
-	err := readTopic(t.Context(), cfg, func(m kafka.Message) error {
+	err := b.read(t.Context(), func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		got[m.Partition] = append(got[m.Partition], e)
 		return err
@@ -245,91 +262,97 @@ func same(t testing.TB, s eventstore.Store, cfg kafka.Config) {
 
 func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	w := newWriter(s)
-	w.append(t, 100)
-	x := run(t, newRelay(t, s, cfg, func(c *relay.Config) { c.MaxEvents = 30 }))
-	x.await(t, s)
-	for range 20 {
-		w.append(t, 3)
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 100)
+		x := run(t, b.newRelay(t, s, func(c *relay.Config) { c.MaxEvents = 30 }))
 		x.await(t, s)
-	}
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	same(t, s, cfg)
-	last := x.relay.Progress()
-	if last.Published != 160 || last.RecordedAt.IsZero() {
-		t.Fatalf("progress %+v, want 160 published", last)
-	}
+		for range 20 {
+			w.append(t, 3)
+			x.await(t, s)
+		}
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.same(t, s)
+		last := x.relay.Progress()
+		if last.Published != 160 || last.RecordedAt.IsZero() {
+			t.Fatalf("progress %+v, want 160 published", last)
+		}
 
-	// The next one goes on from there.
-	w.append(t, 10)
-	x = run(t, newRelay(t, s, cfg))
-	x.await(t, s)
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	same(t, s, cfg)
-	if got := x.relay.Progress().Published; got != 10 {
-		t.Fatalf("the second relay published %d events, want 10", got)
-	}
+		// The next one goes on from there.
+		w.append(t, 10)
+		x = run(t, b.newRelay(t, s))
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.same(t, s)
+		if got := x.relay.Progress().Published; got != 10 {
+			t.Fatalf("the second relay published %d events, want 10", got)
+		}
+	})
 }
 
 func TestBatchesAreBoundedInBytes(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	w := newWriter(s)
-	w.size = 3000
-	w.append(t, 40)
-	transactions := 0
-	r := newRelay(t, s, cfg, func(c *relay.Config) { c.MaxBytes = 10_000 })
-	r.OnStep(func(at string) error {
-		if at == "after commit" {
-			transactions++
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.size = 3000
+		w.append(t, 40)
+		transactions := 0
+		r := b.newRelay(t, s, func(c *relay.Config) { c.MaxBytes = 10_000 })
+		r.OnStep(func(at string) error {
+			if at == "after commit" {
+				transactions++
+			}
+			return nil
+		})
+		x := run(t, r)
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
 		}
-		return nil
+		b.same(t, s)
+		if transactions < 40/3 {
+			t.Fatalf("40 events of 3 kB took %d transactions of at most 10 kB", transactions)
+		}
 	})
-	x := run(t, r)
-	x.await(t, s)
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	same(t, s, cfg)
-	if transactions < 40/3 {
-		t.Fatalf("40 events of 3 kB took %d transactions of at most 10 kB", transactions)
-	}
 }
 
 func TestSecondRelayFencesTheFirst(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	w := newWriter(s)
-	w.append(t, 10)
-	first := run(t, newRelay(t, s, cfg))
-	first.await(t, s)
-	second := run(t, newRelay(t, s, cfg))
-	for range 10 {
-		w.append(t, 5)
-		second.await(t, s)
-	}
-	eventually(t, func() bool {
-		w.append(t, 1) // it learns of the other when it has something to publish
-		select {
-		case <-first.done:
-			return true
-		default:
-			return false
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 10)
+		first := run(t, b.newRelay(t, s))
+		first.await(t, s)
+		second := run(t, b.newRelay(t, s))
+		for range 10 {
+			w.append(t, 5)
+			second.await(t, s)
 		}
-	}, "the first relay stops")
-	if !errors.Is(first.err, relay.ErrFenced) {
-		t.Fatalf("the first relay stopped with %v, want ErrFenced", first.err)
-	}
-	second.await(t, s)
-	if err := second.stop(); err != nil {
-		t.Fatalf("the second relay: %v", err)
-	}
-	same(t, s, cfg)
+		eventually(t, func() bool {
+			w.append(t, 1) // it learns of the other when it has something to publish
+			select {
+			case <-first.done:
+				return true
+			default:
+				return false
+			}
+		}, "the first relay stops")
+		if !errors.Is(first.err, relay.ErrFenced) {
+			t.Fatalf("the first relay stopped with %v, want ErrFenced", first.err)
+		}
+		second.await(t, s)
+		if err := second.stop(); err != nil {
+			t.Fatalf("the second relay: %v", err)
+		}
+		b.same(t, s)
+	})
 }
 
 func TestTroubleAtAnyStep(t *testing.T) {
@@ -337,31 +360,33 @@ func TestTroubleAtAnyStep(t *testing.T) {
 	for name := range relay.Steps {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg, s := broker(t), newStore(t)
-			w := newWriter(s)
-			w.append(t, 50)
-			fails := 0
-			r := newRelay(t, s, cfg, func(c *relay.Config) { c.MaxEvents = 20 })
-			r.OnStep(func(at string) error {
-				if at != name || fails >= 4 || rand.N(2) == 0 {
-					return nil
-				}
-				fails++
-				return fmt.Errorf("injected %s", at)
-			})
-			x := run(t, r)
-			x.await(t, s)
-			for range 10 {
-				w.append(t, 10)
+			each(t, func(t *testing.T, b broker) {
+				s := b.newStore(t)
+				w := newWriter(s)
+				w.append(t, 50)
+				fails := 0
+				r := b.newRelay(t, s, func(c *relay.Config) { c.MaxEvents = 20 })
+				r.OnStep(func(at string) error {
+					if at != name || fails >= 4 || rand.N(2) == 0 {
+						return nil
+					}
+					fails++
+					return fmt.Errorf("injected %s", at)
+				})
+				x := run(t, r)
 				x.await(t, s)
-			}
-			if err := x.stop(); err != nil {
-				t.Fatal(err)
-			}
-			if fails == 0 {
-				t.Fatal("nothing went wrong")
-			}
-			same(t, s, cfg)
+				for range 10 {
+					w.append(t, 10)
+					x.await(t, s)
+				}
+				if err := x.stop(); err != nil {
+					t.Fatal(err)
+				}
+				if fails == 0 {
+					t.Fatal("nothing went wrong")
+				}
+				b.same(t, s)
+			})
 		})
 	}
 }
@@ -376,157 +401,166 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg, s := broker(t), newStore(t)
-			w := newWriter(s)
-			w.append(t, 30)
-			x := run(t, newRelay(t, s, cfg))
-			x.await(t, s)
-			if err := x.stop(); err != nil {
-				t.Fatal(err)
-			}
-			before := x.relay.Progress().Position
-			w.append(t, 30)
-			events, err := s.Read(t.Context(), before, 100)
-			if err != nil {
-				t.Fatal(err)
-			}
-
-			p, err := kafka.NewTransactionalProducer(cfg, "half")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
-			if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
-				t.Fatal(err)
-			}
-			var records []kafka.Record
-			for _, e := range events {
-				if partition := kafka.Partition([]byte(e.Stream), partitions); c.events && partition == 1 {
-					records = append(records, kafka.Record{Topic: event.Order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
-				}
-			}
-			if c.mark {
-				records = append(records, relay.MarkRecord(before, events[len(events)-1].Position, event.Order.Service))
-			}
-			for _, r := range records {
-				if err := p.Produce(t.Context(), r); err != nil {
+			each(t, func(t *testing.T, b broker) {
+				s := b.newStore(t)
+				w := newWriter(s)
+				w.append(t, 30)
+				x := run(t, b.newRelay(t, s))
+				x.await(t, s)
+				if err := x.stop(); err != nil {
 					t.Fatal(err)
 				}
-			}
-			if err := p.Commit(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+				before := x.relay.Progress().Position
+				w.append(t, 30)
+				events, err := s.Read(t.Context(), before, 100)
+				if err != nil {
+					t.Fatal(err)
+				}
 
-			w.append(t, 10)
-			x = run(t, newRelay(t, s, cfg))
-			x.await(t, s)
-			if err := x.stop(); err != nil {
-				t.Fatal(err)
-			}
-			same(t, s, cfg)
+				p, err := kafka.NewTransactionalProducer(b.Config, "half-"+b.order.Service)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer p.Close()
+				if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
+					t.Fatal(err)
+				}
+				var records []kafka.Record
+				for _, e := range events {
+					if partition := kafka.Partition([]byte(e.Stream), partitions); c.events && partition == 1 {
+						records = append(records, kafka.Record{Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
+					}
+				}
+				if c.mark {
+					records = append(records, relay.MarkRecord(before, events[len(events)-1].Position, b.order.Service))
+				}
+				for _, r := range records {
+					if err := p.Produce(t.Context(), r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := p.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+
+				w.append(t, 10)
+				x = run(t, b.newRelay(t, s))
+				x.await(t, s)
+				if err := x.stop(); err != nil {
+					t.Fatal(err)
+				}
+				b.same(t, s)
+			})
 		})
 	}
 }
 
 func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	other := cfg
-	other.Extra = map[string]string{"transaction.timeout.ms": "600000"}
-	p, err := kafka.NewTransactionalProducer(other, "relay-stock")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
-		t.Fatal(err)
-	}
-	w := newWriter(s)
-	for i := range 3 {
-		w.append(t, 20)
-		x := run(t, newRelay(t, s, cfg))
-		x.await(t, s)
-		if err := x.stop(); err != nil {
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		other := b.Config
+		other.Extra = map[string]string{"transaction.timeout.ms": "600000"}
+		p, err := kafka.NewTransactionalProducer(other, "other-than-"+b.order.Service)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if i == 0 { // hides the marks to come
-			if err := p.Produce(t.Context(), relay.MarkRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
-				t.Fatal(err)
-			}
-			a, err := kafka.NewAdmin(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer a.Close()
-			eventually(t, func() bool {
-				high, err := a.HighWatermarks(t.Context(), relay.PositionsTopic)
-				if err != nil {
-					t.Fatal(err)
-				}
-				visible, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return visible[0] < high[0]
-			}, "the transaction is open on the positions")
+		defer p.Close()
+		if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
+			t.Fatal(err)
 		}
-	}
-	same(t, s, cfg)
+		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // the other tests' marks are behind it
+		w := newWriter(s)
+		for i := range 3 {
+			w.append(t, 20)
+			x := run(t, b.newRelay(t, s))
+			x.await(t, s)
+			if err := x.stop(); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 { // hides the marks to come
+				if err := p.Produce(t.Context(), relay.MarkRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
+					t.Fatal(err)
+				}
+				a, err := kafka.NewAdmin(b.Config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer a.Close()
+				eventually(t, func() bool {
+					high, err := a.HighWatermarks(t.Context(), relay.PositionsTopic)
+					if err != nil {
+						t.Fatal(err)
+					}
+					visible, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return visible[0] < high[0]
+				}, "the transaction is open on the positions")
+			}
+		}
+		b.same(t, s)
+	})
 }
 
 func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	newWriter(s).append(t, 30)
-	x := run(t, newRelay(t, s, cfg))
-	x.await(t, s)
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	other := newStore(t)
-	newWriter(other).append(t, 10)
-	x = run(t, newRelay(t, other, cfg))
-	<-x.done
-	if !errors.Is(x.err, relay.ErrStoreBehind) {
-		t.Fatalf("a lost store: %v, want ErrStoreBehind", x.err)
-	}
-	same(t, s, cfg)
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		newWriter(s).append(t, 30)
+		x := run(t, b.newRelay(t, s))
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		other := b.newStore(t)
+		newWriter(other).append(t, 10)
+		x = run(t, b.newRelay(t, other))
+		<-x.done
+		if !errors.Is(x.err, relay.ErrStoreBehind) {
+			t.Fatalf("a lost store: %v, want ErrStoreBehind", x.err)
+		}
+		b.same(t, s)
+	})
 }
 
 func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 	t.Parallel()
-	cfg, s := broker(t), newStore(t)
-	w := newWriter(s)
-	w.append(t, 30)
-	x := run(t, newRelay(t, s, cfg))
-	x.await(t, s)
-	if err := x.stop(); err != nil {
-		t.Fatal(err)
-	}
-	p, err := kafka.NewProducer(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	for _, topic := range []string{event.Order.Topic, relay.PositionsTopic} {
-		for range 200 { // more than the relay looks at first
-			if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Partition: 0, Key: []byte(event.Order.Service), Value: []byte("junk")}); err != nil {
-				t.Fatal(err)
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 30)
+		x := run(t, b.newRelay(t, s))
+		x.await(t, s)
+		if err := x.stop(); err != nil {
+			t.Fatal(err)
+		}
+		p, err := kafka.NewProducer(b.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		for _, topic := range []string{b.order.Topic, relay.PositionsTopic} {
+			for range 200 { // more than the relay looks at first
+				if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Partition: 0, Key: []byte(b.order.Service), Value: []byte("junk")}); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-	}
-	w.append(t, 30)
-	x = run(t, newRelay(t, s, cfg))
-	x.await(t, s)
-	if got := x.relay.Progress().Published; got != 30 {
-		t.Fatalf("published %d events, want 30", got)
-	}
+		w.append(t, 30)
+		x = run(t, b.newRelay(t, s))
+		x.await(t, s)
+		if got := x.relay.Progress().Published; got != 30 {
+			t.Fatalf("published %d events, want 30", got)
+		}
+	})
 }
 
 func TestWaitsForABroker(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
-	x := run(t, newRelay(t, s, kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}))
+	b := broker{kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, event.Order}
+	x := run(t, b.newRelay(t, b.newStore(t)))
 	select {
 	case <-x.done:
 		t.Fatalf("the relay stopped: %v", x.err)
@@ -539,7 +573,7 @@ func TestWaitsForABroker(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s := broker{order: event.Order}.newStore(t)
 	good := relay.Config{Store: s, Aggregate: event.Order, TransactionalID: "x"}
 	for name, spoil := range map[string]func(*relay.Config){
 		"no store":     func(c *relay.Config) { c.Store = nil },
