@@ -8,31 +8,36 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/millrace/millrace/internal/failpoint"
 )
 
 // Documents is one version of one view: versioned documents by id, an index from a reference to ids, and positions:
 //
-//	millrace:orderstatus:v1:docs:{orderstatus:v1:00}   hash: id → version in 16 hexadecimal digits, then the data
-//	millrace:orderstatus:v1:ref:536365                 set: ids of the documents with that reference
-//	millrace:orderstatus:v1:positions                  hash: field → position
+//	millrace:orderstatus:v1:docs:{orderstatus:v1:00}         hash: id → version in 16 hexadecimal digits, then the data
+//	millrace:orderstatus:v1:ref:{orderstatus:v1:00}:536365   set: ids of the documents with that reference
+//	millrace:orderstatus:v1:positions:{orderstatus:v1:00}    hash: field → position
 //
-// The documents lie in few hashes, so that they can be counted, listed and dropped without looking at the keys of others,
-// and so that one call of the script that guards the versions takes a whole batch. In a cluster there are more, whose
-// braces let it spread them over its nodes. The script is sent whole: a server knows it by its hash anyway, and one that
-// was restarted needs no special care.
+// The documents lie in few hashes, the shards, so that they can be counted, listed and dropped without looking at the keys
+// of others, and so that one call of the script that guards the versions takes a whole batch. One server has one shard; a
+// cluster has more, whose braces spread them over its nodes and keep all keys of one script in one slot. Every key of the
+// view belongs to a shard, so who visits all shards has visited all nodes that hold any of it, and a node that lost its data
+// has lost a shard's mark: whole.go says what that is for.
+//
+// The scripts are sent whole: a server knows them by their hash anyway, and one that was restarted needs no special care.
 type Documents struct {
 	rdb    redis.UniversalClient
 	name   string // "orderstatus:v1"
 	shards uint32
+
+	mu    sync.Mutex // of known
+	known known
 }
 
 // Document is a version of a document.
 type Document struct {
-	ID      string
+	ID      string // not empty
 	Version uint64
 	Data    []byte
 	// Reference is another name to find it by; may be empty. It is stored beside the document, and cannot be changed by a
@@ -55,63 +60,97 @@ func (c *Client) Documents(view string) *Documents {
 	return d
 }
 
-func (d *Documents) shard(n uint32) string {
-	return fmt.Sprintf("%s%s:docs:{%s:%02x}", prefix, d.name, d.name, n)
+// key is a key that lies in a shard's slot.
+func (d *Documents) key(kind string, shard uint32) string {
+	return fmt.Sprintf("%s%s:%s:{%s:%02x}", prefix, d.name, kind, d.name, shard)
 }
 
-func (d *Documents) shardOf(id string) string {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(id))
-	return d.shard(h.Sum32() % d.shards)
-}
+func (d *Documents) docsKey(shard uint32) string { return d.key("docs", shard) }
 
 func (d *Documents) referenceKey(reference string) string {
-	return prefix + d.name + ":ref:" + reference
+	return d.key("ref", d.shardOf(reference)) + ":" + reference
 }
 
-// saveScript writes those documents whose version is higher than the stored one. Versions of equal length compare as
-// strings; Lua's numbers would lose digits.
+// shardOf spreads ids and references.
+func (d *Documents) shardOf(name string) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name))
+	return h.Sum32() % d.shards
+}
+
+// saveScript writes those documents into a shard whose version is higher than the stored one. Versions of equal length
+// compare as strings; Lua's numbers would lose digits. Where the shard's mark is not what the writer knows it writes nothing
+// and answers -1; else it counts the write in the mark, and answers with the count.
+//
+//	ARGV  epoch or empty, count of writes, then an id and a document by turns
 const saveScript = `
-for i = 1, #ARGV, 2 do
+local epoch, writes
+if ARGV[1] ~= '' then
+  epoch, writes = string.match(redis.call('HGET', KEYS[1], '') or '', '^(%x+) (%d+)$')
+  if epoch ~= ARGV[1] or tonumber(writes) < tonumber(ARGV[2]) then
+    return -1
+  end
+end
+for i = 3, #ARGV, 2 do
   local old = redis.call('HGET', KEYS[1], ARGV[i])
   if not old or string.sub(old, 1, 16) < string.sub(ARGV[i+1], 1, 16) then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i+1])
   end
 end
-return redis.status_reply('OK')`
+if not epoch then
+  return 0
+end
+writes = string.format('%d', tonumber(writes) + 1)
+redis.call('HSET', KEYS[1], '', epoch .. ' ' .. writes)
+return tonumber(writes)`
 
-// Save writes documents, each only where its version is higher than the stored one.
+// Save writes documents, each only where its version is higher than the stored one, and their references in any case. It
+// fails with ErrLost where a shard is not what this process knows of it, and may have written to other shards then. Before
+// the first call of Begin or Positions nothing is known, and nothing is checked.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
-	// The index first: an id that leads nowhere for a moment is harmless, but a document whose reference was lost in a crash
-	// would never be found by it, as nobody writes that version again.
+	if len(docs) == 0 {
+		return nil
+	}
+	if slices.ContainsFunc(docs, func(doc Document) bool { return doc.ID == "" }) {
+		return fmt.Errorf("redis: save documents of %s: one has no id", d.name)
+	}
+	known := d.snapshot()
+	args := map[uint32][]any{} // of the script, by shard
+	begin := func(shard uint32) {
+		if args[shard] == nil {
+			args[shard] = []any{known.epoch, known.writes[shard]}
+		}
+	}
+	answers := map[uint32]*redis.Cmd{}
+	// One round trip for all. A document may be lost in a crash and its reference not, or the other way round: then neither was
+	// answered for, and both come again.
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, doc := range docs {
+			shard := d.shardOf(doc.ID)
+			begin(shard)
+			args[shard] = append(args[shard], doc.ID, appendVersioned(nil, doc))
 			if doc.Reference != "" {
+				begin(d.shardOf(doc.Reference)) // its write counts, too
 				p.SAdd(ctx, d.referenceKey(doc.Reference), doc.ID)
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("redis: index documents of %s: %w", d.name, err)
-	}
-	args := map[string][]any{}
-	for _, doc := range docs {
-		key := d.shardOf(doc.ID)
-		args[key] = append(args[key], doc.ID, appendVersioned(nil, doc))
-	}
-	script := saveScript
-	if failpoint.On("view.noguard") {
-		script = strings.Replace(script, "<", "~=", 1)
-	}
-	_, err = d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for key, a := range args {
-			p.Eval(ctx, script, []string{key}, a...)
+		for shard, a := range args {
+			answers[shard] = p.Eval(ctx, saveScript, []string{d.docsKey(shard)}, a...)
 		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
+	}
+	for shard, answer := range answers {
+		count, err := answer.Int64()
+		switch {
+		case err != nil:
+			return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
+		case count < 0:
+			return fmt.Errorf("redis: save documents of %s: shard %d: %w", d.name, shard, ErrLost)
+		}
+		d.wrote(known.epoch, shard, count)
 	}
 	return nil
 }
@@ -137,15 +176,17 @@ func parseVersioned(id, value string) (Document, error) {
 
 // Load reads documents by id; one that does not exist is left out. References are not read back.
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
-	byShard := map[string][]string{}
+	byShard := map[uint32][]string{}
 	for _, id := range ids {
-		key := d.shardOf(id)
-		byShard[key] = append(byShard[key], id)
+		if id != "" { // the mark's
+			shard := d.shardOf(id)
+			byShard[shard] = append(byShard[shard], id)
+		}
 	}
-	answers := make(map[string]*redis.SliceCmd, len(byShard))
+	answers := make(map[uint32]*redis.SliceCmd, len(byShard))
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for key, fields := range byShard {
-			answers[key] = p.HMGet(ctx, key, fields...)
+		for shard, fields := range byShard {
+			answers[shard] = p.HMGet(ctx, d.docsKey(shard), fields...)
 		}
 		return nil
 	})
@@ -153,13 +194,13 @@ func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Documen
 		return nil, fmt.Errorf("redis: load documents of %s: %w", d.name, err)
 	}
 	docs := make(map[string]Document, len(ids))
-	for key, answer := range answers {
+	for shard, answer := range answers {
 		for i, v := range answer.Val() {
 			value, ok := v.(string)
 			if !ok {
 				continue
 			}
-			id := byShard[key][i]
+			id := byShard[shard][i]
 			if docs[id], err = parseVersioned(id, value); err != nil {
 				return nil, fmt.Errorf("redis: load documents of %s: %w", d.name, err)
 			}
@@ -180,10 +221,10 @@ func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, err
 
 // Count counts the documents.
 func (d *Documents) Count(ctx context.Context) (uint64, error) {
-	counts := make([]*redis.IntCmd, d.shards)
+	counts, marks := make([]*redis.IntCmd, d.shards), make([]*redis.BoolCmd, d.shards)
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for n := range d.shards {
-			counts[n] = p.HLen(ctx, d.shard(n))
+			counts[n], marks[n] = p.HLen(ctx, d.docsKey(n)), p.HExists(ctx, d.docsKey(n), "")
 		}
 		return nil
 	})
@@ -191,8 +232,11 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("redis: count documents of %s: %w", d.name, err)
 	}
 	var sum uint64
-	for _, c := range counts {
-		sum += uint64(c.Val())
+	for n := range d.shards {
+		sum += uint64(counts[n].Val())
+		if marks[n].Val() && counts[n].Val() > 0 { // the shard may come or go between the two
+			sum--
+		}
 	}
 	return sum, nil
 }
@@ -200,8 +244,8 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 // Each calls fn once with every document, in no order. One that is written meanwhile may come in either version.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 	for n := range d.shards {
-		seen := map[string]bool{} // a scan may repeat what it meets while the server resizes the hash
-		scan := d.rdb.HScan(ctx, d.shard(n), 0, "", 256).Iterator()
+		seen := map[string]bool{"": true} // a scan may repeat what it meets while the server resizes the hash; and the mark is no document
+		scan := d.rdb.HScan(ctx, d.docsKey(n), 0, "", 256).Iterator()
 		for scan.Next(ctx) {
 			id := scan.Val()
 			if !scan.Next(ctx) {

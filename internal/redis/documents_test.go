@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,12 +19,32 @@ import (
 
 	embedded "github.com/millrace/millrace/internal/embedded/redis"
 	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/test/servers/certs"
+	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// One of each for all tests, each of which has a view of its own.
+var (
+	one     server.Servers
+	secure  = server.Servers{Secure: true}
+	cluster = server.Servers{Nodes: 3}
+)
 
-// servers runs a test against the embedded server and, where it is installed, a real one.
-func servers(t *testing.T, test func(t *testing.T, addr string)) {
+func TestMain(m *testing.M) {
+	code := m.Run()
+	err := errors.Join(one.Stop(), secure.Stop(), cluster.Stop())
+	if err == nil && code == 0 {
+		err = goleak.Find()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// servers runs a test against every kind of server that there is.
+func servers(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
 		s, err := embedded.Start(t.Context(), embedded.Config{})
@@ -33,58 +52,19 @@ func servers(t *testing.T, test func(t *testing.T, addr string)) {
 			t.Fatal(err)
 		}
 		t.Cleanup(s.Close)
-		test(t, s.Addr())
+		test(t, redis.Config{Addr: s.Addr()})
 	})
-	t.Run("redis-server", func(t *testing.T) {
-		t.Parallel()
-		test(t, startRedis(t))
-	})
-}
-
-// startRedis runs Debian's redis-server until the test ends.
-func startRedis(t *testing.T) string {
-	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
-			t.Fatal("redis-server is not installed: run `make servers`")
-		}
-		t.Skip("redis-server is not installed: run `make servers`")
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var output bytes.Buffer
-	cmd := exec.Command(binary, "--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(), "--save", "", "--appendonly", "no")
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	addr := net.JoinHostPort("127.0.0.1", port)
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		c, err := redis.Open(t.Context(), redis.Config{Addr: addr})
-		if err == nil {
-			_ = c.Close()
-			return addr
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("redis-server does not answer: %v\n%s", err, output.String())
-		}
+	for name, s := range map[string]*server.Servers{"redis": &one, "redis with TLS and a password": &secure, "redis cluster": &cluster} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, s.Config(t))
+		})
 	}
 }
 
-func open(t testing.TB, addr string) *redis.Client {
+func open(t testing.TB, cfg redis.Config) *redis.Client {
 	t.Helper()
-	c, err := redis.Open(t.Context(), redis.Config{Addr: addr})
+	c, err := redis.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +76,13 @@ func open(t testing.TB, addr string) *redis.Client {
 	return c
 }
 
+// view names a view after its test.
+func view(t testing.TB) string { return t.Name() + "/v1" }
+
 func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, addr string) {
-		docs := open(t, addr).Documents("test/v1")
+	servers(t, func(t *testing.T, cfg redis.Config) {
+		docs := open(t, cfg).Documents(view(t))
 		ctx := t.Context()
 		// Versions that text or doubles would compare wrongly.
 		versions := []uint64{2, 1, 10, 9, 10, math.MaxUint64 - 1, math.MaxUint64, math.MaxUint64 - 1, 1 << 53}
@@ -125,9 +108,9 @@ func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 
 func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, addr string) {
-		c := open(t, addr)
-		docs := c.Documents("test/v1")
+	servers(t, func(t *testing.T, cfg redis.Config) {
+		c := open(t, cfg)
+		docs := c.Documents(view(t))
 		const writers, versions = 8, 40
 		var g sync.WaitGroup
 		for w := range writers {
@@ -157,12 +140,12 @@ func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 // The documents behave as a map from id to the highest version ever written, whatever bytes they hold.
 func TestDocumentsAreAMap(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, addr string) {
-		c := open(t, addr)
+	servers(t, func(t *testing.T, cfg redis.Config) {
+		c := open(t, cfg)
 		n := 0
 		rapid.Check(t, func(rt *rapid.T) {
 			n++
-			docs := c.Documents(fmt.Sprintf("map/v%d", n))
+			docs := c.Documents(fmt.Sprintf("%s/v%d", t.Name(), n))
 			model := map[string]redis.Document{}
 			batches := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) redis.Document {
 				return redis.Document{
@@ -207,8 +190,8 @@ func TestDocumentsAreAMap(t *testing.T) {
 
 func TestLookup(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, addr string) {
-		docs := open(t, addr).Documents("test/v1")
+	servers(t, func(t *testing.T, cfg redis.Config) {
+		docs := open(t, cfg).Documents(view(t))
 		ctx := t.Context()
 		for _, d := range []redis.Document{
 			{ID: "a", Version: 1, Reference: "no 1"},
@@ -233,14 +216,14 @@ func TestLookup(t *testing.T) {
 
 func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, addr string) {
-		docs := open(t, addr).Documents("test/v1")
+	servers(t, func(t *testing.T, cfg redis.Config) {
+		docs := open(t, cfg).Documents(view(t))
 		ctx := t.Context()
-		move := func(wantStray string, moves ...redis.Move) {
+		move := func(stray string, moves ...redis.Move) {
 			t.Helper()
-			stray, err := docs.MovePositions(ctx, moves)
-			if err != nil || stray != wantStray {
-				t.Fatalf("%v: %q, %v, want %q", moves, stray, err, wantStray)
+			err := docs.MovePositions(ctx, moves)
+			if (stray == "") != (err == nil) || (err != nil && (!errors.Is(err, redis.ErrLost) || !strings.Contains(err.Error(), stray))) {
+				t.Fatalf("%v: %v, want that it names %q", moves, err, stray)
 			}
 		}
 		holds := func(want map[string]string) {
@@ -249,6 +232,12 @@ func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 				t.Fatalf("positions %v, %v, want %v", got, err, want)
 			}
 		}
+		holds(nil)
+		move("epoch", redis.Move{"t/0", "", "5"}) // not begun
+		if err := docs.Begin(ctx); err != nil {
+			t.Fatal(err)
+		}
+		holds(nil)
 		move("", redis.Move{"t/0", "", "5"}, redis.Move{"t/1", "", "7"})
 		move("", redis.Move{"t/0", "", "5"}) // the answer was lost
 		move("t/1", redis.Move{"t/0", "5", "6"}, redis.Move{"t/1", "6", "8"})
@@ -257,18 +246,88 @@ func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 		move("", redis.Move{"t/0", "5", ""})
 		move("", redis.Move{"t/0", "", "1"})
 		holds(map[string]string{"t/0": "1", "t/1": "7"})
+		if err := docs.Begin(ctx); err != nil { // again: it is whole
+			t.Fatal(err)
+		}
+		holds(map[string]string{"t/0": "1", "t/1": "7"})
 	})
 }
 
-func TestOpenSaysWhereNobodyAnswers(t *testing.T) {
+// Every node of a cluster holds some of a view.
+func TestAViewSpreadsOverItsCluster(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if _, err := redis.Open(ctx, redis.Config{Addr: "127.0.0.1:1"}); err == nil || !bytes.Contains([]byte(err.Error()), []byte("127.0.0.1:1")) {
-		t.Fatalf("got %v", err)
+	docs := open(t, cluster.Config(t)).Documents(view(t))
+	if err := docs.Save(t.Context(), many(1, 1000)); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := redis.Open(ctx, redis.Config{Addr: "redis://%zz"}); err == nil {
-		t.Fatal("took a malformed URL")
+	for node := range cluster.Nodes {
+		for _, kind := range []string{"docs", "ref"} {
+			keys, err := cluster.Do(t.Context(), node, "--scan", "--pattern", "millrace:"+t.Name()+":v1:"+kind+":*")
+			if err != nil || keys == "" {
+				t.Errorf("node %d holds nothing of %s (%v)", node, kind, err)
+			}
+		}
+	}
+}
+
+// many makes documents.
+func many(version uint64, n int) []redis.Document {
+	docs := make([]redis.Document, n)
+	for i := range docs {
+		docs[i] = redis.Document{ID: fmt.Sprint("id ", i), Version: version, Data: []byte("x"), Reference: fmt.Sprint("no ", i)}
+	}
+	return docs
+}
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	const secret = "s3cret"
+	good, plain, nodes := secure.Config(t), one.Config(t), cluster.Config(t)
+	with := func(cfg redis.Config, change func(*redis.Config)) redis.Config {
+		change(&cfg)
+		return cfg
+	}
+	stranger, err := certs.Write(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := stranger.Trust()
+	if err != nil {
+		t.Fatal(err)
+	}
+	firstNode, _, _ := strings.Cut(nodes.Addr, ",")
+	for name, c := range map[string]struct {
+		cfg  redis.Config
+		want string
+	}{
+		"nobody answers":          {redis.Config{Addr: "127.0.0.1:1", Password: secret}, "127.0.0.1:1"},
+		"no node answers":         {redis.Config{Addr: "127.0.0.1:1,127.0.0.1:2", Password: secret}, "127.0.0.1:1"},
+		"a URL":                   {redis.Config{Addr: "redis://user:" + secret + "@127.0.0.1:1"}, "not of the form host:port"},
+		"no port":                 {redis.Config{Addr: secret}, "not of the form host:port"},
+		"wrong password":          {with(good, func(c *redis.Config) { c.Password = secret }), "the password is wrong"},
+		"unknown user":            {with(good, func(c *redis.Config) { c.Username, c.Password = "nobody", secret }), "the user is unknown"},
+		"no password":             {with(good, func(c *redis.Config) { c.Username, c.Password = "", "" }), "wants a password"},
+		"password without a user": {with(good, func(c *redis.Config) { c.Username, c.Password = "", secret }), "the password is wrong"},
+		"untrusted certificate":   {with(good, func(c *redis.Config) { c.TLS = trust }), "not trusted"},
+		"TLS to a plain server":   {with(plain, func(c *redis.Config) { c.TLS, c.Password = trust, secret }), "its port for TLS?"},
+		"no TLS":                  {with(good, func(c *redis.Config) { c.TLS = nil }), "does it want TLS?"},
+		"one node of a cluster":   {with(nodes, func(c *redis.Config) { c.Addr = firstNode }), "node of a cluster"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			client, err := redis.Open(ctx, c.cfg)
+			if err == nil {
+				t.Fatalf("opened (%v)", client.Close())
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v: does not say %q", err, c.want)
+			}
+			if strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), server.Password) {
+				t.Errorf("the error tells the password: %v", err)
+			}
+		})
 	}
 }
 
@@ -278,7 +337,7 @@ func BenchmarkSave(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	c := open(b, s.Addr())
+	c := open(b, redis.Config{Addr: s.Addr()})
 	docs := c.Documents("bench/v1")
 	data := bytes.Repeat([]byte("x"), 1500)
 	const size = 500

@@ -3,46 +3,109 @@ package redis
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
-// Move takes a position from one value to another; empty is not there.
+// Move takes a position from one value to another; empty is not there. A field does not begin with "~".
 type Move struct{ Field, From, To string }
 
+// Fields of the hash of positions that are none: the epoch, and a count of writes per shard.
+const (
+	ownField    = "~"
+	epochField  = "~epoch"
+	writesField = "~writes:"
+)
+
 // moveScript makes all moves where every position is where its move starts, or at its end already: the client repeats a
-// call whose answer was lost. Otherwise it answers with the first field that is not.
+// call whose answer was lost. Otherwise it answers with the first field that is not, which may be the epoch's.
+//
+//	ARGV  epoch, how many counts, a field and a count by turns, then field, from and to by turns
 const moveScript = `
-for i = 1, #ARGV, 3 do
+if redis.call('HGET', KEYS[1], '~epoch') ~= ARGV[1] then
+  return '~epoch'
+end
+local first = 3 + 2 * tonumber(ARGV[2])
+for i = first, #ARGV, 3 do
   local now = redis.call('HGET', KEYS[1], ARGV[i]) or ''
   if now ~= ARGV[i+1] and now ~= ARGV[i+2] then
     return ARGV[i]
   end
 end
-for i = 1, #ARGV, 3 do
+for i = first, #ARGV, 3 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i+2])
+end
+for i = 3, first - 1, 2 do
+  if tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0') < tonumber(ARGV[i+1]) then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i+1])
+  end
 end
 return ''`
 
-func (d *Documents) positionsKey() string { return prefix + d.name + ":positions" }
+func (d *Documents) positionsKey() string { return d.key("positions", 0) }
 
-// Positions reads all positions.
-func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
-	positions, err := d.rdb.HGetAll(ctx, d.positionsKey()).Result()
-	if err != nil {
-		return nil, fmt.Errorf("redis: read positions of %s: %w", d.name, err)
-	}
-	return positions, nil
+// positions is what their hash holds.
+type positions struct {
+	fields map[string]string
+	epoch  string           // empty where the view was never begun, or has lost it
+	writes map[uint32]int64 // by shard
 }
 
-// MovePositions makes all moves or none. Where a position is not where its move starts it makes none and returns that
-// position's field; else empty.
-func (d *Documents) MovePositions(ctx context.Context, moves []Move) (stray string, err error) {
-	args := make([]any, 0, 3*len(moves))
+func (p positions) known() known { return known{p.epoch, p.writes} }
+
+func (d *Documents) readPositions(ctx context.Context) (positions, error) {
+	all, err := d.rdb.HGetAll(ctx, d.positionsKey()).Result()
+	if err != nil {
+		return positions{}, fmt.Errorf("redis: read positions of %s: %w", d.name, err)
+	}
+	p := positions{fields: map[string]string{}, writes: map[uint32]int64{}}
+	for field, value := range all {
+		shard, writes := strings.CutPrefix(field, writesField)
+		switch {
+		case writes:
+			n, err1 := strconv.ParseUint(shard, 10, 32)
+			count, err2 := strconv.ParseInt(value, 10, 64)
+			if err1 != nil || err2 != nil {
+				return positions{}, fmt.Errorf("redis: read positions of %s: %s is %q: %w", d.name, field, value, errDamaged)
+			}
+			p.writes[uint32(n)] = count
+		case field == epochField:
+			p.epoch = value
+		case !strings.HasPrefix(field, ownField):
+			p.fields[field] = value
+		}
+	}
+	return p, nil
+}
+
+// Positions reads all positions. There are none where the view is not whole: it was never begun, or has lost something.
+func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
+	p, whole, err := d.look(ctx)
+	if err != nil || !whole {
+		return nil, err
+	}
+	d.learn(p.known())
+	return p.fields, nil
+}
+
+// MovePositions makes all moves or none. Where a position is not where its move starts, or the view was begun anew since this
+// process has last looked, it fails with ErrLost. Begin comes before the first call.
+func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
+	known := d.snapshot()
+	args := make([]any, 0, 2+2*len(known.writes)+3*len(moves))
+	args = append(args, known.epoch, len(known.writes))
+	for shard, count := range known.writes {
+		args = append(args, writesField+strconv.FormatUint(uint64(shard), 10), count)
+	}
 	for _, m := range moves {
 		args = append(args, m.Field, m.From, m.To)
 	}
-	stray, err = d.rdb.Eval(ctx, moveScript, []string{d.positionsKey()}, args...).Text()
+	stray, err := d.rdb.Eval(ctx, moveScript, []string{d.positionsKey()}, args...).Text()
 	if err != nil {
-		return "", fmt.Errorf("redis: save positions of %s: %w", d.name, err)
+		return fmt.Errorf("redis: save positions of %s: %w", d.name, err)
 	}
-	return stray, nil
+	if stray != "" {
+		return fmt.Errorf("redis: save positions of %s: %s is not where it was: %w", d.name, strings.TrimPrefix(stray, ownField), ErrLost)
+	}
+	return nil
 }

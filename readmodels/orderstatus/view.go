@@ -56,26 +56,35 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	if err != nil {
 		return err
 	}
-	changed, err := readmodels.Fold(docs, records, Project)
+	_, err = readmodels.Fold(docs, records, Project)
 	var unreadable *streams.UnreadableError
 	if err != nil && !errors.As(err, &unreadable) {
 		return err
 	}
-	save := make([]redis.Document, 0, len(changed))
-	for stream := range changed {
-		data, err := proto.Marshal(docs[stream])
+	// All of them, changed or not: a document may still be there whose reference, which lies elsewhere, was lost.
+	save := make([]redis.Document, 0, len(docs))
+	for stream, doc := range docs {
+		data, err := proto.Marshal(doc)
 		if err != nil {
 			return fmt.Errorf("marshal order %s: %w", stream, err)
 		}
-		save = append(save, redis.Document{ID: stream, Version: docs[stream].Version, Data: data, Reference: docs[stream].Reference})
+		save = append(save, redis.Document{ID: stream, Version: doc.Version, Data: data, Reference: doc.Reference})
 	}
 	if err := failpoint.Hit("view." + Name + ".save.before"); err != nil {
 		return err
 	}
 	if err := v.docs.Save(ctx, save); err != nil {
-		return err
+		return lost(err)
 	}
 	return err // nil, or what could not be read
+}
+
+// lost says in the runtime's words that Redis has lost something.
+func lost(err error) error {
+	if errors.Is(err, redis.ErrLost) {
+		return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
+	}
+	return err
 }
 
 func (v *View) load(ctx context.Context, ids ...string) (map[string]*orderv1.OrderStatus, error) {
@@ -123,23 +132,24 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 	return positions, nil
 }
 
-// SavePositions implements streams.Sink.
+// SavePositions implements streams.Sink. The first positions begin the view, or begin it anew where it lost something.
 func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	ms := make([]redis.Move, len(moves))
+	begin := false
 	for i, m := range moves {
 		ms[i] = redis.Move{Field: topic + "/" + strconv.Itoa(int(m.Partition)), To: m.To.String()}
-		if !m.First {
+		if m.First {
+			begin = true
+		} else {
 			ms[i].From = m.From.String()
 		}
 	}
-	stray, err := v.docs.MovePositions(ctx, ms)
-	if err != nil {
-		return err
+	if begin {
+		if err := v.docs.Begin(ctx); err != nil {
+			return lost(err)
+		}
 	}
-	if stray != "" {
-		return fmt.Errorf("view %s, position %s: %w", Name, stray, streams.ErrLost)
-	}
-	return nil
+	return lost(v.docs.MovePositions(ctx, ms))
 }
 
 // Status counts the documents and says how fresh they are.

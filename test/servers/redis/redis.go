@@ -4,7 +4,6 @@ package redis
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -120,14 +119,6 @@ func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].proce
 
 // CA is the file of the authority that signed the servers' certificates.
 func (s *Servers) CA() string { return s.certs.CA }
-
-// TLS is what a client of the servers needs; nil where they are not Secure.
-func (s *Servers) TLS() (*tls.Config, error) {
-	if !s.Secure {
-		return nil, nil //nolint:nilnil // that is how no TLS is said everywhere
-	}
-	return s.certs.Trust()
-}
 
 // Do sends a command to a node, and returns the answer as redis-cli prints it.
 func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, error) {

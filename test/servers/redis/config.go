@@ -1,0 +1,22 @@
+package redis
+
+import (
+	"testing"
+
+	"github.com/millrace/millrace/internal/redis"
+)
+
+// Config starts the servers if need be, and is how our client reaches them.
+func (s *Servers) Config(tb testing.TB) redis.Config {
+	tb.Helper()
+	cfg := redis.Config{Addr: s.Addr(tb)}
+	if !s.Secure {
+		return cfg
+	}
+	trust, err := s.certs.Trust()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cfg.Username, cfg.Password, cfg.TLS = User, Password, trust
+	return cfg
+}
