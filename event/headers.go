@@ -33,12 +33,17 @@ const (
 
 	specVersion  = "1.0"
 	sourcePrefix = "/millrace/"
-	contentType  = "application/protobuf"
 )
+
+// ContentType is that of a record whose value is an event's Data as it is.
+const ContentType = "application/protobuf"
 
 // Headers is the envelope as CloudEvents headers. With the stream as the record's key and Data as its value it is the
 // whole event: FromRecord gives it back.
-func (e Event) Headers() []Header {
+func (e Event) Headers() []Header { return e.HeadersOf(ContentType) }
+
+// HeadersOf is Headers for a record whose value is Data in another form, which the content type names.
+func (e Event) HeadersOf(contentType string) []Header {
 	h := []Header{
 		{headerSpec, []byte(specVersion)},
 		{headerID, []byte(e.ID.String())},

@@ -190,6 +190,52 @@ func (p *Process) Signal(s syscall.Signal) error {
 	}
 }
 
+// Pause freezes the server: its connections stay open, and nothing answers. It returns once no thread of it runs any more, which on
+// a busy machine is some time after the signal.
+func (p *Process) Pause() error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		frozen, err := p.frozen()
+		if err != nil || frozen {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-p.ended:
+			return fmt.Errorf("%s has ended", p.command.Name)
+		}
+	}
+}
+
+// Resume lets a frozen server go on.
+func (p *Process) Resume() error { return p.Signal(syscall.SIGCONT) }
+
+// frozen tells whether every thread of the server is stopped.
+func (p *Process) frozen() (bool, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid))
+	if err != nil {
+		return false, err
+	}
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread) //nolint:gosec // of the server's own
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // it has ended since
+		}
+		if err != nil {
+			return false, err
+		}
+		// "id (name) state …", where the name may have anything in it.
+		if state := stat[strings.LastIndexByte(string(stat), ')')+1:]; !strings.HasPrefix(string(state), " T") {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Kill is kill -9, and waits for the end. It may be called again.
 func (p *Process) Kill() error {
 	if p.pid != 0 {

@@ -114,3 +114,32 @@ func TestSaysWhyItIsNotReady(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 }
+
+// A frozen server is frozen when Pause returns, and goes on after Resume.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	command := sleeper(t.TempDir())
+	command.Path, command.Args = "/bin/sh", []string{"-c", "while :; do :; done"}
+	p, err := process.Start(t.Context(), command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Kill()
+	state := func() string {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(stat))[2]
+	}
+	if err := p.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(); got != "T" {
+		t.Errorf("after Pause its state is %s", got)
+	}
+	if err := p.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, "it runs", func() bool { return state() == "R" })
+}

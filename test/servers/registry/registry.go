@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/millrace/millrace/test/servers/process"
@@ -81,18 +80,18 @@ func (s *Server) Restart(ctx context.Context) error {
 }
 
 // Pause freezes the registry: connections are taken, and nothing answers.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() error { return s.with((*process.Process).Pause) }
 
 // Resume lets a frozen registry go on.
-func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
+func (s *Server) Resume() error { return s.with((*process.Process).Resume) }
 
-func (s *Server) signal(sig syscall.Signal) error {
+func (s *Server) with(do func(*process.Process) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.process == nil {
 		return errors.New("the registry has not been started")
 	}
-	return s.process.Signal(sig)
+	return do(s.process)
 }
 
 // ResidentMB is the memory that the registry holds now, in MB.
@@ -149,8 +148,9 @@ func (s *Server) run(ctx context.Context) error {
 			"-Dapicurio.datasource.jdbc.initial-size=2", "-Dapicurio.datasource.jdbc.min-size=2",
 			"-jar", filepath.Join(s.app, "app", "quarkus-run.jar"),
 		},
-		Dir:   run,
-		Ready: s.ready,
+		Dir:     run,
+		Scratch: s.dir,
+		Ready:   s.ready,
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,40 @@
+package registry_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// ask asks the shared registry by plain HTTP, with no code of ours in between.
+func ask(tb testing.TB, method, path, body string) string {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), method, shared.URL(tb)+path, strings.NewReader(body))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/vnd.schemaregistry.v1+json")
+	answer, err := plainHTTP.Do(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer answer.Body.Close()
+	all, err := io.ReadAll(answer.Body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(all)
+}
+
+func askInto(tb testing.TB, into any, method, path, body string) {
+	tb.Helper()
+	answer := ask(tb, method, path, body)
+	if err := json.Unmarshal([]byte(answer), into); err != nil {
+		tb.Fatalf("%s %s answered %s: %v", method, path, answer, err)
+	}
+}
+
+// plainHTTP keeps no connections, whose goroutines would outlive the tests.
+var plainHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}

@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/sr"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Decoder reads values of any topic and any codec. The nil Decoder, and one without a Client, knows plain values only. It is
+// safe for concurrent use.
+type Decoder struct {
+	client   *Client
+	messages map[string]string // expected full name by topic, where known
+
+	mu      sync.RWMutex
+	schemas map[int]*writerSchema
+}
+
+// writerSchema is a registered schema as far as reading needs it.
+type writerSchema struct {
+	plan *plan                             // of Avro
+	file *descriptorpb.FileDescriptorProto // of Protobuf
+	bad  error                             // why its values cannot be read; it stays so
+}
+
+// NewDecoder makes a Decoder. It fetches a schema when it first meets its id, and keeps it. client may be nil.
+func NewDecoder(client *Client) *Decoder {
+	d := &Decoder{client: client, messages: map[string]string{}, schemas: map[int]*writerSchema{}}
+	for _, a := range event.Aggregates() {
+		d.messages[a.Topic] = a.Message
+	}
+	return d
+}
+
+// Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is returned as it is.
+// Its error wraps ErrUnavailable where to try again makes sense; any other error means that the value cannot be read, now or later.
+func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
+	if !isFramed(value) {
+		return value, nil
+	}
+	message, err := d.decode(ctx, topic, value)
+	if err != nil {
+		return nil, fmt.Errorf("value on %s: %w", topic, err)
+	}
+	return message, nil
+}
+
+// Event is event.FromRecord and Decode in one: it reads an event from a record of the topic. Its errors wrap
+// event.ErrNotEvent, or ErrUnavailable where to try again makes sense.
+func (d *Decoder) Event(ctx context.Context, topic string, key, value []byte, headers []event.Header) (event.Event, error) {
+	e, err := event.FromRecord(key, value, headers)
+	if err != nil || !isFramed(value) {
+		return e, err
+	}
+	if e.Data, err = d.Decode(ctx, topic, value); err != nil {
+		if errors.Is(err, ErrUnavailable) {
+			return event.Event{}, err
+		}
+		return event.Event{}, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
+	}
+	return e, nil
+}
+
+func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
+	id, rest, err := cutFrame(value)
+	if err != nil {
+		return nil, err
+	}
+	if d == nil || d.client == nil {
+		return nil, fmt.Errorf("it is written with schema %d of a schema registry, and none is configured: set registry.url", id)
+	}
+	s, err := d.schema(ctx, id)
+	if err == nil {
+		err = s.bad
+	}
+	if err != nil {
+		return nil, err
+	}
+	var of string
+	message := rest
+	if s.plan != nil {
+		of = s.plan.root.name
+		message, err = s.plan.decode(make([]byte, 0, len(rest)+len(rest)/2), rest)
+	} else {
+		var path []int
+		if path, message, err = cutPath(rest); err == nil {
+			of, err = messageAt(s.file, path)
+		}
+	}
+	if want := d.messages[topic]; err == nil && want != "" && of != want {
+		err = fmt.Errorf("it is of %s, want %s", of, want)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("schema %d: %w", id, err)
+	}
+	return message, nil
+}
+
+// schema is the registered schema with an id.
+func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
+	d.mu.RLock()
+	s := d.schemas[id]
+	d.mu.RUnlock()
+	if s != nil {
+		return s, nil
+	}
+	registered, err := d.client.schema(ctx, id)
+	if err != nil { // an id that nobody has given yet may be given later
+		return nil, err
+	}
+	s = readSchema(registered)
+	if s.bad != nil {
+		s.bad = fmt.Errorf("schema %d: %w", id, s.bad)
+	}
+	d.mu.Lock()
+	d.schemas[id] = s
+	d.mu.Unlock()
+	return s, nil
+}
+
+func readSchema(registered sr.Schema) *writerSchema {
+	s := &writerSchema{}
+	switch registered.Type {
+	case sr.TypeAvro:
+		s.plan, s.bad = newPlan(registered.Schema)
+	case sr.TypeProtobuf:
+		s.file, s.bad = parseProto(registered.Schema)
+	default:
+		s.bad = fmt.Errorf("type %s is not one that Millrace reads", registered.Type)
+	}
+	return s
+}

@@ -1,0 +1,317 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/twmb/avro"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// A plan says how the values of one Avro schema and the wire format of one Protobuf message map onto each other. It is made
+// from the Avro schema alone, which carries what Protobuf knows beyond Avro: field numbers and kinds. So whoever reads needs
+// the writer's schema and nothing of its own, and gets back even fields that its own program has never heard of.
+//
+// avro.go walks it in both directions, from wire format to wire format. The way over generic values (dynamicpb on one side, maps on
+// the other) was not taken: it costs an order of magnitude more, and it loses what must not be lost, the exact bytes.
+type plan struct {
+	root *record
+}
+
+// record is a Protobuf message.
+type record struct {
+	name   string // in full, in both worlds
+	fields []field
+	index  []int8 // by field number, where small; -1 for none
+	whole  bool   // ends with the field _unknown
+}
+
+type field struct {
+	element
+	name     string
+	number   protowire.Number
+	presence presence
+	packed   bool
+	oneof    int // fields of one oneof share a number from 1; 0 is none
+}
+
+type presence int8
+
+const (
+	implicit presence = iota // a value that is zero is not written by Protobuf
+	optional                 // a union with null
+	repeated                 // an array
+	mapped                   // a map with string keys
+)
+
+// element is a single value.
+type element struct {
+	kind    kind
+	record  *record // of message
+	symbols []int32 // of enum: number by position
+}
+
+// kind is a Protobuf type, named as Protobuf names it.
+type kind string
+
+const (
+	boolKind     kind = "bool"
+	int32Kind    kind = "int32"
+	sint32Kind   kind = "sint32"
+	sfixed32Kind kind = "sfixed32"
+	uint32Kind   kind = "uint32"
+	fixed32Kind  kind = "fixed32"
+	int64Kind    kind = "int64"
+	sint64Kind   kind = "sint64"
+	sfixed64Kind kind = "sfixed64"
+	uint64Kind   kind = "uint64"
+	fixed64Kind  kind = "fixed64"
+	floatKind    kind = "float"
+	doubleKind   kind = "double"
+	stringKind   kind = "string"
+	bytesKind    kind = "bytes"
+	enumKind     kind = "enum"
+	messageKind  kind = "message"
+	timeKind     kind = "google.protobuf.Timestamp" // long, timestamp-micros
+	moneyKind    kind = "google.type.Money"         // record of a currency and a decimal
+)
+
+// wire says how a kind stands on Protobuf's wire.
+func (k kind) wire() protowire.Type {
+	switch k {
+	case boolKind, int32Kind, sint32Kind, uint32Kind, int64Kind, sint64Kind, uint64Kind, enumKind:
+		return protowire.VarintType
+	case sfixed32Kind, fixed32Kind, floatKind:
+		return protowire.Fixed32Type
+	case sfixed64Kind, fixed64Kind, doubleKind:
+		return protowire.Fixed64Type
+	default:
+		return protowire.BytesType
+	}
+}
+
+// avroTypes has the Avro type that carries each scalar kind. Where several share one, the first is what a schema means that
+// says nothing.
+var avroTypes = []struct {
+	kind kind
+	avro string
+}{
+	{boolKind, "boolean"},
+	{int32Kind, "int"}, {sint32Kind, "int"}, {sfixed32Kind, "int"},
+	{int64Kind, "long"}, {sint64Kind, "long"}, {sfixed64Kind, "long"}, {uint64Kind, "long"}, {fixed64Kind, "long"},
+	{uint32Kind, "long"}, {fixed32Kind, "long"}, // the 32 bits of an int are not enough
+	{floatKind, "float"}, {doubleKind, "double"}, {stringKind, "string"}, {bytesKind, "bytes"},
+}
+
+// The attributes that our Avro schemas have beyond Avro's own.
+const (
+	attrNumber  = "protobuf.number"  // of a field
+	attrType    = "protobuf.type"    // of a field or its items, where it is not what the Avro type suggests
+	attrOneof   = "protobuf.oneof"   // name of the oneof that a field is in
+	attrNumbers = "protobuf.numbers" // of an enum: the number of each symbol
+)
+
+// unknownField is the last field of a schema's root. Where a message has what the schema does not know, fields or numbers of an enum
+// that a newer program wrote, it holds the message whole, in Protobuf's wire format.
+const unknownField = "_unknown"
+
+const (
+	moneyName    = "google.type.Money"
+	moneyScale   = 9
+	moneyDigits  = 38
+	microsPerSec = 1_000_000
+	maxDepth     = 64 // of messages in messages
+	maxNumber    = 1 << 12
+	maxFields    = 127
+)
+
+// newPlan compiles an Avro schema that schemaOf wrote, or one that was evolved from it.
+func newPlan(schema string) (*plan, error) {
+	parsed, err := avro.Parse(schema)
+	if err != nil {
+		return nil, fmt.Errorf("not an Avro schema: %w", err)
+	}
+	c := compiler{records: map[string]*record{}, enums: map[string][]int32{}}
+	root, err := c.element(parsed.Root(), "")
+	if err != nil {
+		return nil, err
+	}
+	if root.kind != messageKind {
+		return nil, errors.New("it is of no record")
+	}
+	return &plan{root.record}, nil
+}
+
+type compiler struct {
+	records map[string]*record // by full name
+	enums   map[string][]int32
+	within  string // namespace of the record that is compiled now
+}
+
+// resolve is the full name that a type's name stands for: registries shorten those within a namespace.
+func (c *compiler) resolve(name string) string {
+	if c.within == "" || strings.Contains(name, ".") {
+		return name
+	}
+	return c.within + "." + name
+}
+
+func fullName(n *avro.SchemaNode) string {
+	if n.Namespace == "" || strings.Contains(n.Name, ".") {
+		return n.Name
+	}
+	return n.Namespace + "." + n.Name
+}
+
+// element compiles a type that stands for one value. declared is the Protobuf type that the field names, if any.
+func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error) {
+	switch {
+	case n.Type == "record" && fullName(n) == moneyName:
+		return element{kind: moneyKind}, checkMoney(n)
+	case c.resolve(n.Type) == moneyName:
+		return element{kind: moneyKind}, nil
+	case n.Type == "record":
+		r, err := c.record(n)
+		return element{kind: messageKind, record: r}, err
+	case n.Type == "enum":
+		numbers, err := enumNumbers(n)
+		c.enums[fullName(n)] = numbers
+		return element{kind: enumKind, symbols: numbers}, err
+	case n.Type == "long" && n.LogicalType == "timestamp-micros":
+		return element{kind: timeKind}, nil
+	case c.records[c.resolve(n.Type)] != nil:
+		return element{kind: messageKind, record: c.records[c.resolve(n.Type)]}, nil
+	case c.enums[c.resolve(n.Type)] != nil:
+		return element{kind: enumKind, symbols: c.enums[c.resolve(n.Type)]}, nil
+	}
+	if n.LogicalType != "" {
+		return element{}, fmt.Errorf("logical type %q is not one that Millrace writes", n.LogicalType)
+	}
+	for _, t := range avroTypes {
+		if t.avro == n.Type && (declared == "" || declared == string(t.kind)) {
+			return element{kind: t.kind}, nil
+		}
+	}
+	return element{}, fmt.Errorf("type %q for Protobuf's %q is not one that Millrace writes", n.Type, declared)
+}
+
+func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
+	r := &record{name: fullName(n)}
+	c.records[r.name] = r // before its fields, which may be of its own type
+	defer func(outer string) { c.within = outer }(c.within)
+	c.within = r.name[:max(0, strings.LastIndexByte(r.name, '.'))]
+	oneofs := map[string]int{}
+	for i := range n.Fields {
+		f := &n.Fields[i]
+		if f.Name == unknownField {
+			if i != len(n.Fields)-1 || !isNullable(&f.Type, "bytes") {
+				return nil, fmt.Errorf("%s: field %s must be the last, and null or bytes", r.name, unknownField)
+			}
+			r.whole = true
+			continue
+		}
+		compiled, err := c.field(f, oneofs)
+		if err != nil {
+			return nil, fmt.Errorf("%s.%s: %w", r.name, f.Name, err)
+		}
+		if r.at(compiled.number) >= 0 {
+			return nil, fmt.Errorf("%s.%s: field number %d stands twice", r.name, f.Name, compiled.number)
+		}
+		r.add(compiled)
+	}
+	if len(r.fields) > maxFields {
+		return nil, fmt.Errorf("%s: more than %d fields", r.name, maxFields)
+	}
+	return r, nil
+}
+
+func (r *record) add(f field) {
+	for len(r.index) <= int(f.number) {
+		r.index = append(r.index, -1)
+	}
+	r.index[f.number] = int8(len(r.fields))
+	r.fields = append(r.fields, f)
+}
+
+// at is the place of the field with a number; -1 where there is none.
+func (r *record) at(n protowire.Number) int {
+	if int(n) >= len(r.index) {
+		return -1
+	}
+	return int(r.index[n])
+}
+
+func isNullable(n *avro.SchemaNode, of string) bool {
+	return n.Type == "union" && len(n.Branches) == 2 && n.Branches[0].Type == "null" && (of == "" || n.Branches[1].Type == of)
+}
+
+func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, error) {
+	f := field{name: n.Name}
+	number, ok := n.Props[attrNumber].(int64)
+	if !ok || number < 1 || number > maxNumber {
+		return f, fmt.Errorf("its attribute %s is %v, want a number from 1 to %d", attrNumber, n.Props[attrNumber], maxNumber)
+	}
+	f.number = protowire.Number(number)
+	if name, ok := n.Props[attrOneof].(string); ok {
+		if oneofs[name] == 0 {
+			oneofs[name] = len(oneofs) + 1
+		}
+		f.oneof = oneofs[name]
+	}
+	declared, _ := n.Props[attrType].(string)
+	of := &n.Type
+	switch {
+	case isNullable(of, ""):
+		f.presence, of = optional, &of.Branches[1]
+	case of.Type == "array" && of.Items != nil:
+		f.presence, of = repeated, of.Items
+	case of.Type == "map" && of.Values != nil:
+		f.presence, of = mapped, of.Values
+	case of.Type == "union":
+		return f, errors.New("a union other than of null and one type is not one that Millrace writes")
+	}
+	var err error
+	if f.element, err = c.element(of, declared); err != nil {
+		return f, err
+	}
+	f.packed = f.presence == repeated && f.kind.wire() != protowire.BytesType
+	switch {
+	case f.presence == implicit && (f.kind.isMessage() || f.oneof != 0):
+		return f, errors.New("a message, or a part of a oneof, must be a union with null")
+	case f.presence == repeated && f.kind == messageKind && len(f.record.fields) == 0:
+		return f, errors.New("an array of messages without fields: they take no room, so a few bytes could claim any number of them")
+	}
+	return f, nil
+}
+
+// isMessage tells whether Protobuf has a message for the kind.
+func (k kind) isMessage() bool { return k == messageKind || k == timeKind || k == moneyKind }
+
+func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
+	listed, ok := n.Props[attrNumbers].([]any)
+	if !ok || len(listed) != len(n.Symbols) {
+		return nil, fmt.Errorf("enum %s: its attribute %s must have a number for each symbol", fullName(n), attrNumbers)
+	}
+	numbers := make([]int32, len(listed))
+	for i, v := range listed {
+		number, ok := v.(int64)
+		if !ok || int64(int32(number)) != number {
+			return nil, fmt.Errorf("enum %s: number %v of symbol %s is no number of 32 bits", fullName(n), v, n.Symbols[i])
+		}
+		numbers[i] = int32(number)
+	}
+	if len(numbers) == 0 || numbers[0] != 0 {
+		return nil, fmt.Errorf("enum %s: its first number must be 0", fullName(n))
+	}
+	return numbers, nil
+}
+
+func checkMoney(n *avro.SchemaNode) error {
+	if len(n.Fields) == 2 && n.Fields[0].Name == "currency_code" && n.Fields[0].Type.Type == "string" && n.Fields[1].Name == "amount" {
+		if amount := n.Fields[1].Type; amount.Type == "bytes" && amount.LogicalType == "decimal" && amount.Scale == moneyScale {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s must have a string currency_code and a decimal amount of scale %d", moneyName, moneyScale)
+}

@@ -1,0 +1,66 @@
+package registry
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/bufbuild/protocompile/parser"
+	"github.com/bufbuild/protocompile/reporter"
+	"github.com/jhump/protoreflect/v2/protoprint"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+)
+
+// protoText renders a file as registries want it: the text of a .proto file, without comments, the same at any time.
+func protoText(f protoreflect.FileDescriptor) (string, error) {
+	p := protoprint.Printer{OmitComments: protoprint.CommentsAll, SortElements: false, Indent: "  "}
+	text, err := p.PrintProtoToString(f)
+	if err != nil {
+		return "", fmt.Errorf("text of %s: %w", f.Path(), err)
+	}
+	return text, nil
+}
+
+// imports are the files that a file needs, but for those that every registry has.
+func imports(f protoreflect.FileDescriptor) []protoreflect.FileDescriptor {
+	var files []protoreflect.FileDescriptor
+	for i := range f.Imports().Len() {
+		if file := f.Imports().Get(i).FileDescriptor; !strings.HasPrefix(file.Path(), "google/protobuf/") {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+// parseProto reads a registered file as far as the names of its messages; what it imports is not looked at.
+func parseProto(text string) (*descriptorpb.FileDescriptorProto, error) {
+	handler := reporter.NewHandler(nil) // fails with the first error
+	file, err := parser.Parse("schema.proto", strings.NewReader(text), handler)
+	if err != nil {
+		return nil, fmt.Errorf("not a .proto file: %w", err)
+	}
+	parsed, err := parser.ResultFromAST(file, false, handler)
+	if err != nil {
+		return nil, fmt.Errorf("not a .proto file: %w", err)
+	}
+	return parsed.FileDescriptorProto(), nil
+}
+
+// messageAt names the message at a path within a file; nil is the path to the first.
+func messageAt(f *descriptorpb.FileDescriptorProto, path []int) (string, error) {
+	if path == nil {
+		path = []int{0}
+	}
+	name, messages := f.GetPackage(), f.GetMessageType()
+	for _, i := range path {
+		if i >= len(messages) {
+			return "", fmt.Errorf("its schema has no message at %v", path)
+		}
+		if name != "" {
+			name += "."
+		}
+		name += messages[i].GetName()
+		messages = messages[i].GetNestedType()
+	}
+	return name, nil
+}

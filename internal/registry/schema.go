@@ -1,0 +1,258 @@
+package registry
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// AvroSchema derives the Avro schema of a message, indented for people. What a reader of Avro expects decides:
+//
+//   - A message is a record of the same full name. A field of a message's type, an `optional` one and each part of a oneof is a
+//     union of null and its type. So an event is a record with one field per type of event, of which one is not null: every
+//     tool shows that with the names, where a union of records has none for many, and a new type of event is one more field.
+//   - Every field has its zero as default: one that is added can be read from old data, and is ignored by old readers.
+//   - An enum is an enum whose default is its first symbol, to which old readers fall back for one that is new.
+//   - google.protobuf.Timestamp is a long with logical type timestamp-micros; google.type.Money is a record of a currency and a
+//     decimal(38, 9).
+//   - What Avro does not know, numbers and kinds, stands in attributes that begin with "protobuf."; personal data is tagged PII
+//     as Confluent's catalogue wants it.
+//   - The root's last field, _unknown, is null but where an event has what the schema does not know: then it holds the whole
+//     message as Protobuf.
+func AvroSchema(of protoreflect.MessageDescriptor) (string, error) {
+	compact, err := avroSchema(of)
+	if err != nil {
+		return "", err
+	}
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, compact, "", "  "); err != nil {
+		return "", err
+	}
+	indented.WriteByte('\n')
+	return indented.String(), nil
+}
+
+func avroSchema(of protoreflect.MessageDescriptor) ([]byte, error) {
+	d := deriver{named: map[protoreflect.FullName]bool{}}
+	root, err := d.record(of)
+	if err != nil {
+		return nil, fmt.Errorf("Avro schema of %s: %w", of.FullName(), err)
+	}
+	root.Fields = append(root.Fields, avroField{
+		Name: unknownField, Type: nullable("bytes"), Default: json.RawMessage("null"),
+		Doc: "null, or the whole message in Protobuf's wire format, where it has something that this schema does not know",
+	})
+	schema, err := json.Marshal(root)
+	if err != nil {
+		return nil, err
+	}
+	// What cannot be read back must not be published.
+	if _, err := newPlan(string(schema)); err != nil {
+		return nil, fmt.Errorf("Avro schema of %s: %w", of.FullName(), err)
+	}
+	return schema, nil
+}
+
+// The shapes of Avro's JSON, in the order in which people read them.
+type (
+	avroRecord struct {
+		Type      string      `json:"type"`
+		Name      string      `json:"name"`
+		Namespace string      `json:"namespace,omitempty"`
+		Fields    []avroField `json:"fields"`
+	}
+	avroField struct {
+		Name    string          `json:"name"`
+		Type    any             `json:"type"`
+		Default json.RawMessage `json:"default,omitempty"`
+		Doc     string          `json:"doc,omitempty"`
+		Number  int32           `json:"protobuf.number,omitempty"`
+		Kind    string          `json:"protobuf.type,omitempty"`
+		Oneof   string          `json:"protobuf.oneof,omitempty"`
+		Tags    []string        `json:"confluent:tags,omitempty"`
+	}
+	avroEnum struct {
+		Type      string   `json:"type"`
+		Name      string   `json:"name"`
+		Namespace string   `json:"namespace,omitempty"`
+		Symbols   []string `json:"symbols"`
+		Default   string   `json:"default"`
+		Numbers   []int32  `json:"protobuf.numbers"`
+	}
+	avroArray struct {
+		Type  string `json:"type"`
+		Items any    `json:"items"`
+	}
+	avroMap struct {
+		Type   string `json:"type"`
+		Values any    `json:"values"`
+	}
+	avroLogical struct {
+		Type        string `json:"type"`
+		LogicalType string `json:"logicalType"`
+		Precision   int    `json:"precision,omitempty"`
+		Scale       int    `json:"scale,omitempty"`
+	}
+)
+
+func nullable(t any) []any { return []any{"null", t} }
+
+type deriver struct {
+	named map[protoreflect.FullName]bool // defined already; from then on their name is enough
+}
+
+func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
+	d.named[m.FullName()] = true
+	r := avroRecord{Type: "record", Name: string(m.Name()), Namespace: string(m.FullName().Parent()), Fields: []avroField{}}
+	if m.ExtensionRanges().Len() > 0 {
+		return r, fmt.Errorf("%s: extensions have no place in Avro", m.FullName())
+	}
+	for _, f := range inWireOrder(m) {
+		field, err := d.field(f)
+		if err != nil {
+			return r, fmt.Errorf("%s: %w", f.FullName(), err)
+		}
+		r.Fields = append(r.Fields, field)
+	}
+	return r, nil
+}
+
+// inWireOrder lists fields as Go's Protobuf writes them: by number, and a oneof at the place of its first part.
+func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescriptor {
+	place := func(f protoreflect.FieldDescriptor) protoreflect.FieldNumber {
+		if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
+			return o.Fields().Get(0).Number()
+		}
+		return f.Number()
+	}
+	var fields []protoreflect.FieldDescriptor
+	for i := range m.Fields().Len() {
+		fields = append(fields, m.Fields().Get(i))
+	}
+	slices.SortFunc(fields, func(a, b protoreflect.FieldDescriptor) int {
+		return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.Number(), b.Number()))
+	})
+	return fields
+}
+
+func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
+	field := avroField{Name: string(f.Name()), Number: int32(f.Number())}
+	if pii, _ := proto.GetExtension(f.Options(), eventv1.E_Pii).(bool); pii {
+		field.Tags = []string{"PII"}
+	}
+	if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
+		field.Oneof = string(o.Name())
+	}
+	value := f
+	if f.IsMap() {
+		value = f.MapValue()
+		if f.MapKey().Kind() != protoreflect.StringKind {
+			return field, errors.New("keys of Avro's maps are strings: use a repeated message instead")
+		}
+	}
+	of, zero, kind, err := d.value(value)
+	if err != nil {
+		return field, err
+	}
+	field.Kind = kind
+	switch {
+	case f.IsMap():
+		field.Type, field.Default = avroMap{"map", of}, json.RawMessage("{}")
+	case f.IsList():
+		if !f.IsPacked() && kindOf(f).wire() != protowire.BytesType {
+			return field, errors.New("a list of numbers that is not packed could not be told from one that is")
+		}
+		field.Type, field.Default = avroArray{"array", of}, json.RawMessage("[]")
+	case f.HasPresence():
+		field.Type, field.Default = nullable(of), json.RawMessage("null")
+	default:
+		field.Type, field.Default = of, json.RawMessage(zero)
+	}
+	return field, nil
+}
+
+// value is the type of one value, its zero, and the Protobuf type where the Avro type does not tell.
+func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared string, err error) {
+	switch k := kindOf(f); k {
+	case timeKind:
+		return avroLogical{Type: "long", LogicalType: "timestamp-micros"}, "", "", nil
+	case moneyKind:
+		if d.named[moneyName] {
+			return moneyName, "", "", nil
+		}
+		d.named[moneyName] = true
+		return avroRecord{Type: "record", Name: "Money", Namespace: "google.type", Fields: []avroField{
+			{Name: "currency_code", Type: "string", Default: json.RawMessage(`""`), Doc: "ISO 4217"},
+			{Name: "amount", Type: avroLogical{"bytes", "decimal", moneyDigits, moneyScale}, Default: json.RawMessage(`"\u0000"`)},
+		}}, "", "", nil
+	case messageKind:
+		if d.named[f.Message().FullName()] {
+			return string(f.Message().FullName()), "", "", nil
+		}
+		of, err := d.record(f.Message())
+		return of, "", "", err
+	case enumKind:
+		e := f.Enum()
+		first := e.Values().Get(0)
+		if first.Number() != 0 {
+			return nil, "", "", fmt.Errorf("the first number of enum %s is not 0", e.FullName())
+		}
+		zero := fmt.Sprintf("%q", first.Name())
+		if d.named[e.FullName()] {
+			return string(e.FullName()), zero, "", nil
+		}
+		d.named[e.FullName()] = true
+		a := avroEnum{Type: "enum", Name: string(e.Name()), Namespace: string(e.FullName().Parent()), Default: string(first.Name())}
+		for i := range e.Values().Len() {
+			v := e.Values().Get(i)
+			if slices.Contains(a.Numbers, int32(v.Number())) { // an alias
+				continue
+			}
+			a.Symbols, a.Numbers = append(a.Symbols, string(v.Name())), append(a.Numbers, int32(v.Number()))
+		}
+		return a, zero, "", nil
+	default:
+		for _, t := range avroTypes {
+			if t.kind != k {
+				continue
+			}
+			if k != suggested(t.avro) {
+				declared = string(k)
+			}
+			return t.avro, zeros[t.avro], declared, nil
+		}
+		return nil, "", "", fmt.Errorf("%s has no place in Avro", k)
+	}
+}
+
+var zeros = map[string]string{
+	"boolean": "false", "int": "0", "long": "0", "float": "0", "double": "0", "string": `""`, "bytes": `""`,
+}
+
+// suggested is the kind that an Avro type means where the schema says nothing.
+func suggested(avroType string) kind {
+	for _, t := range avroTypes {
+		if t.avro == avroType {
+			return t.kind
+		}
+	}
+	return ""
+}
+
+func kindOf(f protoreflect.FieldDescriptor) kind {
+	switch {
+	case f.Kind() == protoreflect.MessageKind && (f.Message().FullName() == moneyName || f.Message().FullName() == protoreflect.FullName(timeKind)):
+		return kind(f.Message().FullName())
+	default:
+		return kind(f.Kind().String()) // ours are named alike; "group" has no place
+	}
+}
