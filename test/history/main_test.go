@@ -22,13 +22,31 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		if err := cluster.Stop(); err != nil {
+	os.Exit(run(m))
+}
+
+// built is the folder of the binary under test.
+var built string
+
+func run(m *testing.M) (code int) {
+	fail := func(err error) {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = max(code, 1)
 		}
-		os.Exit(code)
-	}))
+	}
+	var err error
+	if built, err = os.MkdirTemp("", "millrace-history-"); err != nil {
+		fail(err)
+		return code
+	}
+	code = m.Run()
+	fail(cluster.Stop())
+	fail(os.RemoveAll(built))
+	if code == 0 {
+		fail(goleak.Find())
+	}
+	return code
 }
 
 // secondsVar, in the environment, is how long each run goes on.

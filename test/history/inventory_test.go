@@ -1,0 +1,255 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/commands/inventory"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// TestInventory lets clients command the inventory of the running binary while it is killed and restarted, and checks the
+// history of it all: the whole system on SQLite, and two command services that share a PostgreSQL.
+func TestInventory(t *testing.T) {
+	t.Parallel()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		data := t.TempDir()
+		checkInventory(t, 1, service{args: []string{"up", "--no-demo", "--data", data}}, func(ctx context.Context) (eventstore.Store, error) {
+			return sqlite.Open(ctx, filepath.Join(data, "store", event.Stock.Service+".db"), event.Stock)
+		})
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		conn := cluster.ConnString(t)
+		two := service{args: []string{"serve", "--role", "commands"}, env: []string{"MILLRACE_STORE_POSTGRES=" + conn}}
+		checkInventory(t, 2, two, func(ctx context.Context) (eventstore.Store, error) {
+			return postgres.Open(ctx, conn, event.Stock)
+		})
+	})
+}
+
+const shoppers = 8
+
+func checkInventory(t *testing.T, instances int, s service, open func(context.Context) (eventstore.Store, error)) {
+	fleet := newFleet()
+	running := make([]*process.Process, instances)
+	for i := range running {
+		running[i] = s.start(t, i, fleet)
+	}
+	clients := &stockClients{number: shoppers}
+	ctx, cancel := context.WithTimeout(t.Context(), duration(6*time.Second))
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- clients.run(ctx, fleet) }()
+
+	kills := 0
+	for {
+		select {
+		case <-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond): // the moment of the next kill
+			i := rand.IntN(instances)
+			fleet.serves(i, "")
+			if err := running[i].Kill(); err != nil {
+				t.Fatal(err)
+			}
+			kills++
+			running[i] = s.start(t, i, fleet)
+			continue
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		break
+	}
+	h := &stockHistory{operations: lookAtEach(t, clients, fleet)}
+	for _, p := range running {
+		if err := p.Stop(time.Minute); err != nil {
+			t.Error(err)
+		}
+	}
+	store, err := open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(h.lookAtStock(t.Context(), store), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	for _, finding := range h.check(true) {
+		t.Error(finding)
+	}
+	h.tell(t, kills, time.Since(begun))
+}
+
+// lookAtEach gets the stock of every SKU once more, and returns all operations.
+func lookAtEach(t *testing.T, clients *stockClients, fleet *fleet) []stockOp {
+	t.Helper()
+	skus := map[string]bool{}
+	for _, op := range clients.operations {
+		skus[op.Asked.SKU] = true
+	}
+	transport := &http.Transport{DialContext: fleet.dial}
+	defer transport.CloseIdleConnections()
+	last := newStockClient(clients, clients.number, transport)
+	for sku := range skus {
+		if a, err := last.send(stockCall{Kind: getNow, SKU: sku}); err != nil || a.Outcome == lost {
+			t.Errorf("the last look at %s: %v %v", sku, a, err)
+		}
+	}
+	return clients.operations
+}
+
+func (h *stockHistory) tell(t *testing.T, kills int, took time.Duration) {
+	t.Helper()
+	counts := map[string]int{}
+	for _, op := range h.operations {
+		switch op.Answer.Outcome {
+		case lost:
+			counts["unknown"]++
+		case refused:
+			counts[op.Answer.Rule]++
+		default:
+			counts[string(op.Answer.Outcome)]++
+		}
+	}
+	t.Logf("%d operations (%v), %d events, %d kills, checked in %v", len(h.operations), counts, len(h.all), kills, took.Round(time.Millisecond))
+	if counts["stored"] < 100 || counts["stock_insufficient"] == 0 || counts["replayed"] == 0 || kills == 0 {
+		t.Errorf("too little happened for the history to prove anything: %d kills, %v", kills, counts)
+	}
+}
+
+// service is how to run a process that takes commands.
+type service struct{ args, env []string }
+
+// served finds the address in what the binary prints once it takes commands.
+var served = regexp.MustCompile(`(?m)^serving (?:on http://|.*api on )([0-9.:]+)`)
+
+func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
+	t.Helper()
+	dir, err := os.MkdirTemp(t.TempDir(), "process-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ""
+	p, err := process.Start(t.Context(), process.Command{
+		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir,
+		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0", "MILLRACE_CLICKHOUSE_LIBRARY=" + library(t)}, s.env...),
+		Ready: func(context.Context) error {
+			log, err := os.ReadFile(filepath.Join(dir, "log"))
+			if err != nil {
+				return err
+			}
+			found := served.FindSubmatch(log)
+			if found == nil {
+				return errors.New("it has not said where it serves")
+			}
+			addr = string(found[1])
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.Kill()
+		if t.Failed() {
+			t.Logf("process %d: %s", i, p.LogTail())
+		}
+	})
+	f.serves(i, addr)
+	return p
+}
+
+// root of the repository, as seen from this package.
+const root = "../.."
+
+func library(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var build = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(built, "millrace")
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-o", path, "./cmd/millrace")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the binary: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func binary(t *testing.T) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestBrokenInventory runs two command services on a store that checks versions and only then appends: they oversell, and the
+// model and the sums must both catch it. On the whole store they must find nothing.
+func TestBrokenInventory(t *testing.T) {
+	t.Parallel()
+	for name, b := range map[string]*broken{"whole": {}, "checks, then appends": {append: checksThenAppends}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"), event.Stock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Store = store
+			fleet := newFleet()
+			var servers []*httptest.Server
+			for i := range 2 {
+				mux := http.NewServeMux()
+				mux.Handle(inventory.NewHandler(b))
+				server := httptest.NewServer(mux)
+				servers = append(servers, server)
+				fleet.serves(i, server.Listener.Addr().String())
+			}
+			clients := &stockClients{number: shoppers}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			if err := clients.run(ctx, fleet); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range servers {
+				s.Close()
+			}
+			h := &stockHistory{operations: clients.operations}
+			if err := errors.Join(h.lookAtStock(t.Context(), store), store.Close()); err != nil {
+				t.Fatal(err)
+			}
+			findings := strings.Join(h.check(name == "whole"), "\n")
+			t.Logf("%d operations", len(h.operations))
+			switch {
+			case name == "whole" && findings != "":
+				t.Errorf("found in a store without faults:\n%s", findings)
+			case name != "whole" && !(strings.Contains(findings, "no order") && strings.Contains(findings, "oversold")):
+				t.Errorf("the fault is not caught:\n%s", findings)
+			}
+		})
+	}
+}

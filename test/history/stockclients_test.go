@@ -1,0 +1,285 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
+	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
+	"github.com/millrace/millrace/internal/client"
+)
+
+// fleet is where the inventory is served right now: by several processes, some of them dead.
+type fleet struct {
+	mu        sync.Mutex
+	addresses map[int]string
+	changed   chan struct{}
+}
+
+func newFleet() *fleet { return &fleet{addresses: map[int]string{}, changed: make(chan struct{})} }
+
+// serves says where process i serves; nowhere if addr is empty.
+func (f *fleet) serves(i int, addr string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if delete(f.addresses, i); addr != "" {
+		f.addresses[i] = addr
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// dial connects to some process, and waits while there is none.
+func (f *fleet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	for {
+		f.mu.Lock()
+		changed := f.changed
+		var all []string
+		for _, addr := range f.addresses {
+			all = append(all, addr)
+		}
+		f.mu.Unlock()
+		if len(all) > 0 {
+			return new(net.Dialer).DialContext(ctx, "tcp", all[rand.IntN(len(all))])
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// stockClients work on few SKUs at the same time.
+type stockClients struct {
+	number int
+
+	mu           sync.Mutex
+	operations   []stockOp
+	reservations []stockCall // of late, for all clients to commit and release
+}
+
+const (
+	skusAtOnce         = 3
+	fullSKU            = 250             // versions, then a new SKU
+	monthLong          = 720 * time.Hour // no reservation lapses while the test runs
+	oneSending         = 5 * time.Second
+	reservationsOfLate = 24
+)
+
+// run works on a fleet until ctx ends. Sendings under way then are given the time to end.
+func (w *stockClients) run(ctx context.Context, f *fleet) error {
+	var g errgroup.Group
+	for i := range w.number {
+		g.Go(func() error {
+			transport := &http.Transport{DialContext: f.dial}
+			defer transport.CloseIdleConnections()
+			return newStockClient(w, i, transport).run(ctx)
+		})
+	}
+	return g.Wait()
+}
+
+type stockClient struct {
+	*stockClients
+	number   int
+	api      inventoryv1connect.InventoryServiceClient
+	rounds   [skusAtOnce]int
+	versions map[string]uint64
+}
+
+func newStockClient(w *stockClients, number int, transport *http.Transport) *stockClient {
+	return &stockClient{
+		stockClients: w, number: number, versions: map[string]uint64{},
+		api: inventoryv1connect.NewInventoryServiceClient(&http.Client{Transport: transport}, "http://inventory"),
+	}
+}
+
+func (c *stockClient) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		ask := c.next()
+		if err := c.settle(ctx, ask); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// next chooses by chance what to do.
+func (c *stockClient) next() stockCall {
+	at := rand.IntN(skusAtOnce)
+	sku := fmt.Sprintf("sku-%d-%d", at, c.rounds[at])
+	if c.versions[sku] >= fullSKU {
+		c.rounds[at]++
+	}
+	ask := stockCall{SKU: sku, Key: uuid.NewString()}
+	switch chance := rand.IntN(100); {
+	case chance < 12:
+		ask.Kind, ask.Quantity = receive, 1+rand.Int64N(5)
+	case chance < 22:
+		ask.Kind, ask.Quantity = adjust, -3+rand.Int64N(6)
+		if ask.Quantity >= 0 {
+			ask.Quantity++
+		}
+	case chance < 50:
+		ask.Kind, ask.Quantity, ask.Reservation = reserve, 1+rand.Int64N(4), uuid.NewString()
+	case chance < 56: // what is held, or was, is asked for again
+		ask = c.recent(ask)
+		ask.Kind, ask.Quantity = reserve, 1+rand.Int64N(4)
+	case chance < 72:
+		ask = c.recent(ask)
+		ask.Kind = commit
+	case chance < 86:
+		ask = c.recent(ask)
+		ask.Kind = release
+	default:
+		ask.Kind, ask.Key = getNow, ""
+	}
+	if ask.Kind == reserve {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.reservations) == reservationsOfLate {
+			c.reservations = c.reservations[1:]
+		}
+		c.reservations = append(c.reservations, ask)
+	}
+	return ask
+}
+
+// recent is about some reservation of late.
+func (c *stockClient) recent(ask stockCall) stockCall {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.reservations) == 0 {
+		ask.Reservation = "none"
+		return ask
+	}
+	of := c.reservations[rand.IntN(len(c.reservations))]
+	ask.SKU, ask.Reservation, ask.Quantity = of.SKU, of.Reservation, of.Quantity
+	return ask
+}
+
+// settle sends a command, and again under its key while there is no answer; some give up at once. What was accepted is
+// sometimes sent once more: it must be answered as it was.
+func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
+	for {
+		a, err := c.send(ask)
+		switch {
+		case err != nil:
+			return err
+		case a.Outcome == stored && rand.IntN(20) == 0:
+			_, err := c.send(ask)
+			return err
+		case a.Outcome != lost || ask.Key == "" || rand.IntN(10) == 0 || ctx.Err() != nil:
+			return nil
+		}
+	}
+}
+
+// send makes and records one sending. It fails only where the answer makes no sense.
+func (c *stockClient) send(ask stockCall) (stockAnswer, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), oneSending)
+	defer cancel()
+	op := stockOp{Client: c.number, Asked: ask, Call: moment()}
+	answer, err := c.call(ctx, ask)
+	op.Return = moment()
+	if rejection, ok := client.Refusal(err); ok {
+		if err = answer.refuse(rejection); err != nil {
+			return answer, fmt.Errorf("%s %s: %w", ask.Kind, ask.SKU, err)
+		}
+	} else if err != nil {
+		answer = stockAnswer{Outcome: lost}
+		if code := connect.CodeOf(err); connect.IsWireError(err) && code != connect.CodeUnavailable && code != connect.CodeAborted {
+			return answer, fmt.Errorf("%s %s: %w", ask.Kind, ask.SKU, err)
+		}
+	}
+	op.Answer = answer
+	c.versions[ask.SKU] = max(c.versions[ask.SKU], answer.Version)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.operations = append(c.operations, op)
+	return answer, nil
+}
+
+// refuse takes a refusal apart. "reservation_unknown" and "stock_unknown" carry no numbers.
+func (a *stockAnswer) refuse(r *eventv1.Rejection) error {
+	*a = stockAnswer{Outcome: refused, Rule: r.GetRule()}
+	if r.GetRule() == "" {
+		return errors.New("refused without a rule: " + r.GetReason())
+	}
+	if len(r.GetFacts()) == 0 {
+		return nil
+	}
+	var err1, err2 error
+	a.OnHand, err1 = strconv.ParseInt(r.GetFacts()["on_hand"], 10, 64)
+	a.Reserved, err2 = strconv.ParseInt(r.GetFacts()["reserved"], 10, 64)
+	return errors.Join(err1, err2)
+}
+
+func (c *stockClient) call(ctx context.Context, ask stockCall) (stockAnswer, error) {
+	switch ask.Kind {
+	case receive:
+		r, err := c.api.ReceiveStock(ctx, connect.NewRequest(&inventoryv1.ReceiveStockRequest{Sku: ask.SKU, Quantity: ask.Quantity, IdempotencyKey: ask.Key}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		return accepted(r.Msg.GetReceipt()), nil
+	case adjust:
+		r, err := c.api.AdjustStock(ctx, connect.NewRequest(&inventoryv1.AdjustStockRequest{Sku: ask.SKU, Delta: ask.Quantity, Reason: "counted", IdempotencyKey: ask.Key}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		return accepted(r.Msg.GetReceipt()), nil
+	case reserve:
+		r, err := c.api.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{
+			Sku: ask.SKU, ReservationId: ask.Reservation, Quantity: ask.Quantity, TimeToLive: durationpb.New(monthLong), IdempotencyKey: ask.Key,
+		}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		a := accepted(r.Msg.GetReceipt())
+		a.Expires = r.Msg.GetExpiresAt().AsTime().String()
+		return a, nil
+	case commit:
+		r, err := c.api.CommitReservation(ctx, connect.NewRequest(&inventoryv1.CommitReservationRequest{Sku: ask.SKU, ReservationId: ask.Reservation, IdempotencyKey: ask.Key}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		return accepted(r.Msg.GetReceipt()), nil
+	case release:
+		r, err := c.api.ReleaseReservation(ctx, connect.NewRequest(&inventoryv1.ReleaseReservationRequest{Sku: ask.SKU, ReservationId: ask.Reservation, IdempotencyKey: ask.Key}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		return accepted(r.Msg.GetReceipt()), nil
+	case getNow:
+		r, err := c.api.GetStock(ctx, connect.NewRequest(&inventoryv1.GetStockRequest{Sku: ask.SKU}))
+		if err != nil {
+			return stockAnswer{}, err
+		}
+		return stockAnswer{Outcome: looked, Version: r.Msg.GetVersion(), OnHand: r.Msg.GetOnHand(), Reserved: r.Msg.GetReserved()}, nil
+	case readLog:
+	}
+	return stockAnswer{}, fmt.Errorf("%s is nothing to ask for", ask.Kind)
+}
+
+func accepted(r *eventv1.Receipt) stockAnswer {
+	a := stockAnswer{Outcome: stored, Version: r.GetVersion(), Token: r.GetToken()}
+	if r.GetReplayed() {
+		a.Outcome = replayed
+	}
+	return a
+}
