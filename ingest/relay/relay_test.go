@@ -222,7 +222,21 @@ func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
 // same fails unless the topic has exactly the store's events, on their keys' partitions, in the store's order.
 func (b broker) same(t testing.TB, s eventstore.Store) {
 	t.Helper()
-	want := make([][]event.Event, partitions)
+	var got [partitions][]event.Event
+	err := b.read(t.Context(), func(m kafka.Message) error {
+		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		got[m.Partition] = append(got[m.Partition], e)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, s, got)
+}
+
+func compare(t testing.TB, s eventstore.Store, got [partitions][]event.Event) {
+	t.Helper()
+	var want [partitions][]event.Event
 	for after := (event.Position{}); ; {
 		events, err := s.Read(t.Context(), after, 10000)
 		if err != nil {
@@ -236,15 +250,6 @@ func (b broker) same(t testing.TB, s eventstore.Store) {
 			want[p] = append(want[p], e)
 		}
 		after = events[len(events)-1].Position
-	}
-	got := make([][]event.Event, partitions)
-	err := b.read(t.Context(), func(m kafka.Message) error {
-		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
-		got[m.Partition] = append(got[m.Partition], e)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	for p := range want {
 		for i := range max(len(want[p]), len(got[p])) {

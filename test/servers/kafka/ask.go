@@ -1,0 +1,82 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Leader tells which node leads a partition.
+func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (node int, err error) {
+	err = c.ask(func(admin *kadm.Client) error {
+		topics, err := admin.ListTopics(ctx, topic)
+		if err = errors.Join(err, topics.Error()); err != nil {
+			return err
+		}
+		node = int(topics[topic].Partitions[partition].Leader) - 1
+		return topics[topic].Partitions[partition].Err
+	})
+	return node, err
+}
+
+// Coordinator tells which node coordinates the transactions of a transactional id.
+func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node int, err error) {
+	err = c.ask(func(admin *kadm.Client) error {
+		found := admin.FindTxnCoordinators(ctx, transactionalID)
+		node = int(found[transactionalID].NodeID) - 1
+		return found.Error()
+	})
+	return node, err
+}
+
+// AwaitInSync returns once every partition there is, of Kafka's own topics too, has all its replicas in sync, so that the next node
+// may fail.
+func (c *Cluster) AwaitInSync(ctx context.Context) error {
+	return c.ask(func(admin *kadm.Client) error {
+		for {
+			behind, err := behind(ctx, admin)
+			if err == nil && behind == "" {
+				return nil
+			}
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+				return fmt.Errorf("not in sync: %s: %w", behind, errors.Join(err, ctx.Err()))
+			}
+		}
+	})
+}
+
+// behind names a partition that has not all its replicas; empty where there is none.
+func behind(ctx context.Context, admin *kadm.Client) (string, error) {
+	topics, err := admin.ListTopicsWithInternal(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, t := range topics {
+		for _, p := range t.Partitions {
+			if p.Err != nil || len(p.ISR) < len(p.Replicas) {
+				return fmt.Sprintf("%s/%d has %d of %d", t.Topic, p.Partition, len(p.ISR), len(p.Replicas)), nil
+			}
+		}
+	}
+	return "", nil
+}
+
+func (c *Cluster) ask(question func(*kadm.Client) error) error {
+	brokers, err := c.Start()
+	if err != nil {
+		return err
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return question(kadm.NewClient(client))
+}
