@@ -190,10 +190,10 @@ func (c *Client) ensureSchema(ctx context.Context, subject string, s sr.Schema) 
 	case errors.As(err, &refused) && refused.StatusCode == http.StatusConflict:
 		return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s: %s", ErrIncompatible, subject, refused.Message)
 	case !errors.Is(err, ErrUnavailable):
-		// Some registries keep a subject to its first type, and say no more than that they cannot parse another.
+		// A registry that keeps a subject to its first type says no more than that it cannot parse another.
 		if latest, e := c.api.SchemaByVersion(ctx, subject, -1); e == nil && latest.Type != s.Type {
-			return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s has schemas of type %s, and this one is of type %s (%s): to change the codec, "+
-				"delete the subject in the registry; what was written with its ids stays readable", ErrIncompatible, subject, latest.Type, s.Type, refused.Message)
+			return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s has schemas of type %s, and this one is of type %s (%s): keep the topic's codec, or "+
+				"write plain, which every reader knows, too", ErrIncompatible, subject, latest.Type, s.Type, refused.Message)
 		}
 		fallthrough
 	default:
