@@ -98,17 +98,26 @@ func (d *Documents) look(ctx context.Context) (p positions, whole bool, err erro
 		if err := mark.Err(); err != nil && !errors.Is(err, redis.Nil) {
 			return p, false, fmt.Errorf("redis: read the marks of %s: %w", d.name, err)
 		}
-		epoch, count, _ := strings.Cut(mark.Val(), " ")
-		writes, err := strconv.ParseInt(count, 10, 64)
+		epoch, writes := parseMark(mark.Val())
 		least := p.writes[uint32(n)]
 		if known.epoch == p.epoch {
 			least = max(least, known.writes[uint32(n)])
 		}
-		if err != nil || epoch != p.epoch || writes < least {
+		if epoch != p.epoch || writes < least {
 			return p, false, nil
 		}
 	}
 	return p, true, nil
+}
+
+// parseMark reads a mark. One that is not there, or not ours, has no epoch.
+func parseMark(mark string) (epoch string, writes int64) {
+	epoch, count, _ := strings.Cut(mark, " ")
+	writes, err := strconv.ParseInt(count, 10, 64)
+	if err != nil {
+		return "", 0
+	}
+	return epoch, writes
 }
 
 // beginScript forgets all positions and puts another epoch in the place of the one that it names, or of none. The client

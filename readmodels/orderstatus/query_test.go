@@ -49,7 +49,7 @@ const (
 
 func TestGetOrder(t *testing.T) {
 	t.Parallel()
-	_, client := newRedis(t)
+	client := newRedis(t)
 	v := orderstatus.New(client)
 	queries := serve(t, v)
 	l := &streamstest.Log{Versions: map[string]uint64{}}
@@ -105,7 +105,7 @@ func TestGetOrderWaitsForItsToken(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
-	_, client := newRedis(t)
+	client := newRedis(t)
 	v := orderstatus.New(client)
 	queries := serve(t, v)
 	e := l.Next("order", order1, marshal(t, placed("536365", line(1))))

@@ -25,6 +25,7 @@ import (
 	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
+	server "github.com/millrace/millrace/test/servers/redis"
 )
 
 // childOf tells this binary to feed a view until it is killed: "<brokers> <redis>".
@@ -37,19 +38,51 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func newRedis(t testing.TB) (server *embedded.Server, client *redis.Client) {
-	t.Helper()
-	s, err := embedded.Start(t.Context(), embedded.Config{})
-	if err != nil {
-		t.Fatal(err)
+// kinds are the servers that the view must do its work on; nil is the embedded one.
+func kinds() map[string]*server.Servers {
+	return map[string]*server.Servers{
+		"embedded": nil, "redis": {}, "redis cluster": {Nodes: 3}, "redis with TLS and a password": {Secure: true},
 	}
-	t.Cleanup(s.Close)
-	return s, openRedis(t, s.Addr())
 }
 
-func openRedis(t testing.TB, addr string) *redis.Client {
+// onEvery runs a test against every kind of server, each of which is the test's own, for there is but one view.
+func onEvery(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
+	for name, s := range kinds() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, start(t, s))
+		})
+	}
+}
+
+// start runs servers until the test ends.
+func start(t testing.TB, s *server.Servers) redis.Config {
 	t.Helper()
-	c, err := redis.Open(t.Context(), redis.Config{Addr: addr})
+	if s == nil {
+		e, err := embedded.Start(t.Context(), embedded.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(e.Close)
+		return redis.Config{Addr: e.Addr()}
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s.Config(t)
+}
+
+// newRedis is an embedded one, for tests that are not about it.
+func newRedis(t testing.TB) *redis.Client {
+	t.Helper()
+	return openRedis(t, start(t, nil))
+}
+
+func openRedis(t testing.TB, cfg redis.Config) *redis.Client {
+	t.Helper()
+	c, err := redis.Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +99,13 @@ func happenings(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
 		id := fmt.Sprintf("00000000-0000-7000-8000-%012d", rand.IntN(orders))
-		events[i] = l.Next(event.Order.Name, id, happening(t, l.Versions[id], "ref-"+id[len(id)-3:]))
+		events[i] = l.Next(event.Order.Name, id, happening(t, l.Versions[id], referenceOf(id)))
 	}
 	return events
 }
+
+// referenceOf is the shop's number of an order; several have the same.
+func referenceOf(id string) string { return "ref-" + id[len(id)-3:] }
 
 func records(events []event.Event) []streams.Record {
 	rs := make([]streams.Record, len(events))
@@ -104,88 +140,93 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 // Whatever is delivered twice, by however many writers at once, the view holds what the events make.
 func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	t.Parallel()
-	_, client := newRedis(t)
-	v := orderstatus.New(client)
-	l := &streamstest.Log{Versions: map[string]uint64{}}
-	all := records(happenings(t, l, 60, 1500))
-	var g sync.WaitGroup
-	for range 3 { // rivals: a zombie beside the new owner, say
-		g.Go(func() {
-			for done := 0; done < len(all); {
-				from := max(0, done-rand.IntN(200))
-				to := min(len(all), done+1+rand.IntN(200))
-				if err := v.Apply(context.Background(), all[from:to]); err != nil {
-					t.Error(err)
-					return
+	onEvery(t, func(t *testing.T, cfg redis.Config) {
+		client := openRedis(t, cfg)
+		v := orderstatus.New(client)
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		all := records(happenings(t, l, 60, 1500))
+		var g sync.WaitGroup
+		for range 3 { // rivals: a zombie beside the new owner, say
+			g.Go(func() {
+				for done := 0; done < len(all); {
+					from := max(0, done-rand.IntN(200))
+					to := min(len(all), done+1+rand.IntN(200))
+					if err := v.Apply(context.Background(), all[from:to]); err != nil {
+						t.Error(err)
+						return
+					}
+					done = to
 				}
-				done = to
-			}
-		})
-	}
-	g.Wait()
-	asExpected(t, v, l)
+			})
+		}
+		g.Wait()
+		asExpected(t, v, l)
+	})
 }
 
 func TestAnUnreadableEventIsSaidAndPassedOver(t *testing.T) {
 	t.Parallel()
-	_, client := newRedis(t)
-	v := orderstatus.New(client)
-	l := &streamstest.Log{Versions: map[string]uint64{}}
-	events := happenings(t, l, 1, 3)
-	bad := l.Next(event.Order.Name, events[0].Stream, []byte{0xff})
-	after := happenings(t, l, 1, 2)
-	batch := records(slices.Concat(events, []event.Event{bad}, after))
-	for range 2 {
-		err := v.Apply(t.Context(), batch)
-		unreadable, ok := err.(*streams.UnreadableError) //nolint:errorlint // that it is bare says that nothing else went wrong
-		if !ok || len(unreadable.Records) != 1 || unreadable.Records[0].Event.ID != bad.ID {
-			t.Fatalf("got %v", err)
+	onEvery(t, func(t *testing.T, cfg redis.Config) {
+		client := openRedis(t, cfg)
+		v := orderstatus.New(client)
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		events := happenings(t, l, 1, 3)
+		bad := l.Next(event.Order.Name, events[0].Stream, []byte{0xff})
+		after := happenings(t, l, 1, 2)
+		batch := records(slices.Concat(events, []event.Event{bad}, after))
+		for range 2 {
+			err := v.Apply(t.Context(), batch)
+			unreadable, ok := err.(*streams.UnreadableError) //nolint:errorlint // that it is bare says that nothing else went wrong
+			if !ok || len(unreadable.Records) != 1 || unreadable.Records[0].Event.ID != bad.ID {
+				t.Fatalf("got %v", err)
+			}
+			asExpected(t, v, l)
 		}
-		asExpected(t, v, l)
-	}
+	})
 }
 
 func TestPositionsAreSavedWithTheView(t *testing.T) {
 	t.Parallel()
-	_, client := newRedis(t)
-	v := orderstatus.New(client)
-	at := func(n int64) streams.Applied {
-		return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
-	}
-	for _, m := range []struct {
-		move streams.Move
-		lost bool
-	}{
-		{streams.Move{Partition: 1, First: true}, false},
-		{streams.Move{Partition: 1, First: true, To: at(4)}, true},
-		{streams.Move{Partition: 1, To: at(5)}, false},
-		{streams.Move{Partition: 1, From: at(4), To: at(6)}, true},
-		{streams.Move{Partition: 1, From: at(5), To: at(7)}, false},
-		{streams.Move{Partition: 2, From: at(5), To: at(7)}, true},
-	} {
-		err := v.SavePositions(t.Context(), "a", []streams.Move{m.move})
-		if lost := err != nil; lost != m.lost {
-			t.Errorf("%+v: %v", m.move, err)
+	onEvery(t, func(t *testing.T, cfg redis.Config) {
+		client := openRedis(t, cfg)
+		v := orderstatus.New(client)
+		at := func(n int64) streams.Applied {
+			return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
 		}
-	}
-	got, err := v.Positions(t.Context(), "a")
-	if want := map[int32]streams.Applied{1: at(7)}; err != nil || !maps.Equal(got, want) {
-		t.Errorf("%v, %v, want %v", got, err, want)
-	}
-	if got, err := v.Positions(t.Context(), "ab"); err != nil || len(got) != 0 {
-		t.Errorf("of another topic: %v, %v", got, err)
-	}
+		for _, m := range []struct {
+			move streams.Move
+			lost bool
+		}{
+			{streams.Move{Partition: 1, First: true}, false},
+			{streams.Move{Partition: 1, First: true, To: at(4)}, true},
+			{streams.Move{Partition: 1, To: at(5)}, false},
+			{streams.Move{Partition: 1, From: at(4), To: at(6)}, true},
+			{streams.Move{Partition: 1, From: at(5), To: at(7)}, false},
+			{streams.Move{Partition: 2, From: at(5), To: at(7)}, true},
+		} {
+			err := v.SavePositions(t.Context(), "a", []streams.Move{m.move})
+			if lost := err != nil; lost != m.lost {
+				t.Errorf("%+v: %v", m.move, err)
+			}
+		}
+		got, err := v.Positions(t.Context(), "a")
+		if want := map[int32]streams.Applied{1: at(7)}; err != nil || !maps.Equal(got, want) {
+			t.Errorf("%v, %v, want %v", got, err, want)
+		}
+		if got, err := v.Positions(t.Context(), "ab"); err != nil || len(got) != 0 {
+			t.Errorf("of another topic: %v, %v", got, err)
+		}
+	})
 }
 
-// The embedded Redis forgets everything when the system stops, and may be flushed while it runs.
+// The embedded Redis forgets everything when the system stops.
 func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
 	l.Write(t, happenings(t, l, 300, 3000)...)
 	for range 2 {
-		_, client := newRedis(t)
-		v := orderstatus.New(client)
+		v := orderstatus.New(newRedis(t))
 		r := v.Runtime(cfg, streamstest.Quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
@@ -210,15 +251,24 @@ const kills = 8
 // The process that feeds the view is killed again and again while events come.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
+	for _, kind := range []string{"embedded", "redis cluster"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			killedUnderLoad(t, start(t, kinds()[kind]))
+		})
+	}
+}
+
+func killedUnderLoad(t *testing.T, server redis.Config) {
 	cfg := streamstest.NewBroker(t)
-	server, client := newRedis(t)
+	client := openRedis(t, server)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
 	l.Write(t, happenings(t, l, 2000, 4000)...)
 	for range kills {
 		more := happenings(t, l, 2000, 1000)
 		var writing sync.WaitGroup
 		writing.Go(func() { l.Write(t, more...) })
-		killChild(t, cfg.Brokers+" "+server.Addr(), 1+rand.IntN(10))
+		killChild(t, cfg.Brokers+" "+server.Addr, 1+rand.IntN(10))
 		writing.Wait()
 	}
 	v := orderstatus.New(client)
@@ -288,7 +338,7 @@ func killChild(t *testing.T, servers string, reports int) {
 }
 
 func BenchmarkApply(b *testing.B) {
-	_, client := newRedis(b)
+	client := newRedis(b)
 	v := orderstatus.New(client)
 	const size = 500
 	n := 0
@@ -317,7 +367,7 @@ func BenchmarkFromLog(b *testing.B) {
 	l.Write(b, happenings(b, l, n/3, n)...)
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
-			_, client := newRedis(b)
+			client := newRedis(b)
 			streamstest.FromBeginning(b, orderstatus.New(client).Runtime(cfg, streamstest.Quiet))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")

@@ -1,0 +1,135 @@
+package orderstatus_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/streams/streamstest"
+	server "github.com/millrace/millrace/test/servers/redis"
+)
+
+// TestALossIsMadeGood takes data away from Redis while the view runs and events come, and again while none come: from all of
+// it, and in a cluster from one node alone, one after the other, so that the positions are lost in some rounds and stay, and
+// promise what is gone, in others. In the end the view must hold what the events make: documents, references, positions.
+func TestALossIsMadeGood(t *testing.T) {
+	t.Parallel()
+	embedded := start(t, nil)
+	flushEmbedded := func() error {
+		conn, err := net.Dial("tcp", embedded.Addr)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprint(conn, "*1\r\n$8\r\nFLUSHALL\r\n")
+		_, err2 := conn.Read(make([]byte, 10))
+		return errors.Join(err, err2, conn.Close())
+	}
+	one, secure, cluster, all := &server.Servers{}, &server.Servers{Secure: true}, &server.Servers{Nodes: 3}, &server.Servers{Nodes: 3}
+	flush := func(s *server.Servers, nodes ...int) func() error {
+		return func() (err error) {
+			for _, node := range nodes {
+				err = errors.Join(err, s.FlushAll(node))
+			}
+			return err
+		}
+	}
+	restart := func(s *server.Servers, node int, withData bool) func() error {
+		return func() error { return errors.Join(s.Kill(node), s.Restart(node, withData)) }
+	}
+	copied := &server.Servers{Nodes: 3}
+	for name, c := range map[string]struct {
+		cfg    func(t *testing.T) redis.Config
+		losses []func() error
+	}{
+		"embedded, flushed": {func(*testing.T) redis.Config { return embedded }, []func() error{flushEmbedded}},
+		"redis, flushed and restarted empty": {func(t *testing.T) redis.Config { return start(t, one) },
+			[]func() error{flush(one, 0), restart(one, 0, false)}},
+		"redis with TLS and a password, flushed": {func(t *testing.T) redis.Config { return start(t, secure) },
+			[]func() error{flush(secure, 0)}},
+		"redis cluster, one node flushed": {func(t *testing.T) redis.Config { return start(t, cluster) },
+			[]func() error{flush(cluster, 0), flush(cluster, 1), flush(cluster, 2)}},
+		"redis cluster, all flushed": {func(t *testing.T) redis.Config { return start(t, all) },
+			[]func() error{flush(all, 0, 1, 2)}},
+		"redis cluster, one node back at an old copy": {func(t *testing.T) redis.Config { return start(t, copied) },
+			[]func() error{
+				func() error { return errors.Join(copied.Save(0), copied.Save(1), copied.Save(2)) }, // no loss yet
+				restart(copied, 0, true), restart(copied, 1, true), restart(copied, 2, true),
+			}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client := openRedis(t, c.cfg(t))
+			broker := streamstest.NewBroker(t)
+			l := streamstest.NewLog(t, broker, event.Order.Topic)
+			l.Write(t, happenings(t, l, 1000, 2000)...)
+			v := orderstatus.New(client)
+			r := v.Runtime(broker, streamstest.Quiet)
+			streamstest.Start(t, r)
+			streamstest.CatchUp(t, r)
+			asExpected(t, v, l)
+			for i, lose := range c.losses {
+				more := happenings(t, l, 1500, 1000)
+				var writing sync.WaitGroup
+				writing.Go(func() { l.Write(t, more...) })
+				if err := lose(); err != nil {
+					t.Fatal(err)
+				}
+				writing.Wait()
+				madeGood(t, fmt.Sprint("loss ", i, " under writes"), v, client, r, l)
+				if err := lose(); err != nil {
+					t.Fatal(err)
+				}
+				madeGood(t, fmt.Sprint("loss ", i, " in silence"), v, client, r, l)
+			}
+		})
+	}
+}
+
+// madeGood waits until the view holds what its events make.
+func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime, l *streamstest.Log) {
+	t.Helper()
+	want, err := orderstatus.ExpectedDigest(l.All())
+	if err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, what+" is made good", func() bool {
+		got, err := v.Digest(t.Context())
+		return err == nil && maps.Equal(got.Streams, want.Streams) // an error passes: a node may be away
+	})
+	streamstest.CatchUp(t, r)
+
+	references := map[string][]string{}
+	for id := range l.Versions {
+		references[referenceOf(id)] = append(references[referenceOf(id)], id)
+	}
+	docs := client.Documents(orderstatus.Name)
+	for reference, ids := range references {
+		slices.Sort(ids)
+		if got, err := docs.Lookup(t.Context(), reference); err != nil || !slices.Equal(got, ids) {
+			t.Fatalf("%s: %s leads to %d orders, not to %d (%v)", what, reference, len(got), len(ids), err)
+		}
+	}
+	polltest.Until(t, "positions stand at the end of the log", func() bool {
+		positions, err := v.Positions(t.Context(), event.Order.Topic)
+		status, err2 := v.Status(t.Context())
+		if errors.Join(err, err2) != nil || len(positions) != streamstest.Partitions || status.Lag != 0 {
+			return false
+		}
+		var newest event.Position
+		for _, p := range positions {
+			if p.Watermark.Compare(newest) > 0 {
+				newest = p.Watermark
+			}
+		}
+		return newest == l.Events[len(l.Events)-1].Position
+	})
+}
