@@ -1,0 +1,194 @@
+// Package elasticsearch starts a private Elasticsearch of one node for tests, on loopback and in a temporary folder. What was
+// written stays through Kill and Restart. It has no security: a test of TLS or of passwords puts a proxy before it.
+package elasticsearch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Server is one Elasticsearch for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
+// it.
+type Server struct {
+	once sync.Once
+	err  error
+
+	home string // where it is installed
+	java string
+	dir  string // its own
+	port int
+
+	mu      sync.Mutex // of process
+	process *process.Process
+}
+
+// URL starts the server if need be, and is its address. Where it is not installed the test is skipped, or fails, as
+// process.SkipOrFail has it.
+func (s *Server) URL(tb testing.TB) string {
+	tb.Helper()
+	url, err := s.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "Elasticsearch", err)
+	}
+	return url
+}
+
+// Start starts the server, once, and is its address.
+func (s *Server) Start() (url string, err error) {
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
+	return s.url(), s.err
+}
+
+// Stop kills the server and removes its data. Call it after the last test.
+func (s *Server) Stop() error {
+	err := s.Kill()
+	if s.dir != "" {
+		err = errors.Join(err, os.RemoveAll(s.dir))
+	}
+	return err
+}
+
+// Kill is kill -9.
+func (s *Server) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return nil
+	}
+	return s.process.Kill()
+}
+
+// Restart starts the server again, at the same address and with what it held, killing it first where it runs.
+func (s *Server) Restart(ctx context.Context) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+// Pause freezes the server: connections are taken, and nothing answers.
+func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+
+// Resume lets a frozen server go on.
+func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return errors.New("Elasticsearch has not been started") //nolint:staticcheck // a name
+	}
+	return s.process.Signal(sig)
+}
+
+// ResidentMB is the memory that the server holds now, in MB.
+func (s *Server) ResidentMB() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return 0, errors.New("Elasticsearch has not been started") //nolint:staticcheck // a name
+	}
+	return s.process.ResidentMB()
+}
+
+func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port) }
+
+func (s *Server) start() error {
+	var err error
+	if s.home, err = process.Cache("elasticsearch"); err != nil {
+		return err
+	}
+	javas, err := filepath.Glob("/usr/lib/jvm/*25*/bin/java")
+	if err != nil {
+		return err
+	}
+	if len(javas) == 0 {
+		return fmt.Errorf("Java 25 under /usr/lib/jvm: %w", process.ErrMissing)
+	}
+	s.java = javas[0]
+	if s.dir, err = os.MkdirTemp("", "millrace-elasticsearch-"); err != nil {
+		return err
+	}
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	s.port = ports[0]
+	return s.run(context.Background())
+}
+
+// A start is some 8 seconds of work, which a busy machine has to share out.
+const readyWithin = 3 * time.Minute
+
+func (s *Server) run(ctx context.Context) error {
+	config := filepath.Join(s.dir, "config") // the log goes beside it
+	if err := os.MkdirAll(config, 0o700); err != nil {
+		return err
+	}
+	p, err := process.Start(ctx, process.Command{
+		Name: "Elasticsearch",
+		Path: s.java,
+		Args: []string{
+			"-Xms256m", "-Xmx512m", "-Xss1m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+			"-Djna.nosys=true", "-Dio.netty.noUnsafe=true", "-Dlog4j2.disable.jmx=true", "-Djava.io.tmpdir=" + s.dir,
+			"-Des.path.home=" + s.home, "-Des.distribution.type=zip",
+			"--enable-native-access=ALL-UNNAMED,org.elasticsearch.nativeaccess,org.apache.lucene.core",
+			"--add-modules=jdk.net,jdk.management.agent,ALL-MODULE-PATH",
+			"--add-opens=org.apache.lucene.core/org.apache.lucene.codecs.lucene99=org.elasticsearch.server",
+			"--add-opens=org.apache.lucene.core/org.apache.lucene.codecs.hnsw=org.elasticsearch.server",
+			"--add-opens=org.apache.lucene.core/org.apache.lucene.internal.vectorization=org.elasticsearch.server",
+			"--module-path", filepath.Join(s.home, "lib"), "-cp", filepath.Join(s.home, "launcher.jar"), "Launcher",
+			config, "path.home=" + s.home, "path.data=" + filepath.Join(s.dir, "data"), "path.logs=" + filepath.Join(s.dir, "logs"),
+			"network.host=127.0.0.1", "http.port=" + strconv.Itoa(s.port), "transport.port=0", "discovery.type=single-node",
+			"cluster.routing.allocation.disk.threshold_enabled=false", "logger.level=warn",
+		},
+		Dir:         s.dir,
+		Scratch:     s.dir,
+		Ready:       s.ready,
+		ReadyWithin: readyWithin,
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process = p
+	return nil
+}
+
+// ready asks for all that the server held before.
+func (s *Server) ready(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := asker.Do(req)
+	if err != nil {
+		return err
+	}
+	if err := answer.Body.Close(); err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", req.URL, answer.Status)
+	}
+	return nil
+}
+
+// asker keeps no connections, whose goroutines would outlive the tests.
+var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
