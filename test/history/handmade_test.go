@@ -121,7 +121,7 @@ func TestStoreModel(t *testing.T) {
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
-			findings := judge(shelves, operationsOf(c.ops), false)
+			findings := judge(shelves, storeOperations(c.ops), false)
 			if legal := len(findings) == 0; legal != c.legal {
 				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
 			}
@@ -174,4 +174,84 @@ func TestStoreFindings(t *testing.T) {
 func swapTimes(a, b storeOp) (storeOp, storeOp) {
 	a.Call, a.Return, b.Call, b.Return = b.Call, b.Return, a.Call, a.Return
 	return a, b
+}
+
+// TestStockModel does the same for the stock of one SKU.
+func TestStockModel(t *testing.T) {
+	t.Parallel()
+	at := func(call, ret int64, kind stockKind, key string, quantity int64, reservation string, a stockAnswer) stockOp {
+		return stockOp{Call: call, Return: ret, Asked: stockCall{Kind: kind, SKU: "s", Key: key, Quantity: quantity, Reservation: reservation}, Answer: a}
+	}
+	ok := func(version uint64) stockAnswer { return stockAnswer{Outcome: stored, Version: version} }
+	again := func(version uint64) stockAnswer { return stockAnswer{Outcome: replayed, Version: version} }
+	no := func(rule string, onHand, reserved int64) stockAnswer {
+		return stockAnswer{Outcome: refused, Rule: rule, OnHand: onHand, Reserved: reserved}
+	}
+	is := func(version uint64, onHand, reserved int64) stockAnswer {
+		return stockAnswer{Outcome: looked, Version: version, OnHand: onHand, Reserved: reserved}
+	}
+	log := func(keys ...string) stockAnswer { return stockAnswer{Outcome: looked, Log: keys} }
+	gone := stockAnswer{}
+	five := at(1, 2, receive, "a", 5, "", ok(1)) // how most begin
+
+	for _, c := range []struct {
+		name  string
+		legal bool
+		ops   []stockOp
+	}{
+		{"a sale", true, []stockOp{
+			at(0, 0, getNow, "", 0, "", no("stock_unknown", 0, 0)),
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, commit, "c", 0, "r", ok(3)), at(7, 8, getNow, "", 0, "", is(3, 2, 0)),
+			at(9, 10, commit, "d", 0, "r", no("reservation_unknown", 0, 0)), at(11, 12, readLog, "", 0, "", log("a", "b", "c")),
+		}},
+		{"refusals with their numbers", true, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "q", no("stock_insufficient", 5, 3)),
+			at(7, 8, reserve, "d", 4, "r", no("reservation_differs", 5, 3)), at(9, 10, adjust, "e", -3, "", no("stock_reserved", 5, 3)),
+			at(11, 12, adjust, "f", -6, "", no("stock_negative", 5, 3)), at(13, 14, release, "g", 0, "r", ok(3)),
+			at(15, 16, adjust, "h", -5, "", ok(4)), at(17, 18, getNow, "", 0, "", is(4, 0, 0)),
+		}},
+		{"a reservation that is held is asked for again", true, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "r", ok(2)), at(7, 8, reserve, "c", 3, "r", again(2)),
+			at(9, 10, readLog, "", 0, "", stockAnswer{Outcome: looked, Log: []string{"a", "b"}, Answered: map[string]uint64{"c": 2}}),
+		}},
+		{"oversold one after the other", false, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 3, "q", ok(3)),
+		}},
+		{"oversold at once", false, []stockOp{
+			five, at(3, 9, reserve, "b", 3, "r", ok(2)), at(4, 8, reserve, "c", 3, "q", ok(3)),
+		}},
+		{"oversold on one version", false, []stockOp{
+			five, at(3, 9, reserve, "b", 3, "r", ok(2)), at(4, 8, reserve, "c", 3, "q", ok(2)),
+		}},
+		{"goods are taken twice", false, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, commit, "d", 0, "r", ok(4)),
+		}},
+		{"committed and released", false, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 9, commit, "c", 0, "r", ok(3)), at(6, 8, release, "d", 0, "r", ok(4)),
+		}},
+		{"refused though there was enough", false, []stockOp{five, at(3, 4, reserve, "b", 3, "r", no("stock_insufficient", 5, 0))}},
+		{"refused with the numbers of before", false, []stockOp{
+			five, at(3, 4, reserve, "b", 3, "r", ok(2)), at(5, 6, reserve, "c", 9, "q", no("stock_insufficient", 5, 0)),
+		}},
+		{"an acknowledged command is lost", false, []stockOp{five, at(3, 4, receive, "b", 5, "", ok(2)), at(5, 6, getNow, "", 0, "", is(1, 5, 0))}},
+		{"a key has two effects", false, []stockOp{five, at(3, 4, receive, "a", 5, "", ok(2))}},
+		{"a command sent again is answered as it was", true, []stockOp{five, at(3, 4, receive, "a", 5, "", again(1))}},
+		{"a command sent again is answered otherwise", false, []stockOp{five, at(3, 4, receive, "b", 5, "", ok(2)), at(5, 6, receive, "b", 5, "", again(1))}},
+		{"replayed and never sent before", false, []stockOp{five, at(3, 4, receive, "b", 5, "", again(1))}},
+		{"a lost sending, then refused, then in effect", true, []stockOp{
+			five, at(3, never, reserve, "b", 5, "r", gone), at(5, 6, reserve, "b", 5, "r", again(2)),
+			at(7, never, commit, "c", 0, "r", gone), at(8, 9, getNow, "", 0, "", is(2, 5, 5)), at(10, 11, getNow, "", 0, "", is(3, 0, 0)),
+		}},
+		{"a lost sending has two effects", false, []stockOp{
+			five, at(3, never, receive, "b", 5, "", gone), at(5, 6, getNow, "", 0, "", is(2, 10, 0)), at(7, 8, getNow, "", 0, "", is(3, 15, 0)),
+		}},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			findings := judge(stocks, stockOperations(c.ops), false)
+			if legal := len(findings) == 0; legal != c.legal {
+				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
+			}
+		})
+	}
 }

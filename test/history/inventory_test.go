@@ -45,7 +45,11 @@ func TestInventory(t *testing.T) {
 	})
 }
 
-const shoppers = 8
+const (
+	shoppers      = 8
+	enoughAnswers = 300         // and two kills: below that a history proves little, so a slow machine goes on
+	patience      = time.Minute // with it
+)
 
 func checkInventory(t *testing.T, instances int, s service, open func(context.Context) (eventstore.Store, error)) {
 	fleet := newFleet()
@@ -54,29 +58,29 @@ func checkInventory(t *testing.T, instances int, s service, open func(context.Co
 		running[i] = s.start(t, i, fleet)
 	}
 	clients := &stockClients{number: shoppers}
-	ctx, cancel := context.WithTimeout(t.Context(), duration(6*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), duration(5*time.Second)+patience)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- clients.run(ctx, fleet) }()
 
-	kills := 0
-	for {
+	end, kills := time.Now().Add(duration(5*time.Second)), 0
+	for time.Now().Before(end) || ((kills < 2 || clients.answers() < enoughAnswers) && ctx.Err() == nil) {
 		select {
-		case <-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond): // the moment of the next kill
-			i := rand.IntN(instances)
-			fleet.serves(i, "")
-			if err := running[i].Kill(); err != nil {
-				t.Fatal(err)
-			}
-			kills++
-			running[i] = s.start(t, i, fleet)
-			continue
 		case err := <-ended:
-			if err != nil {
-				t.Error(err)
-			}
+			t.Fatalf("the clients ended by themselves: %v", err)
+		case <-time.After(time.Duration(200+rand.IntN(1200)) * time.Millisecond): // the moment of the next kill
 		}
-		break
+		i := rand.IntN(instances)
+		fleet.serves(i, "")
+		if err := running[i].Kill(); err != nil {
+			t.Fatal(err)
+		}
+		kills++
+		running[i] = s.start(t, i, fleet)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 	h := &stockHistory{operations: lookAtEach(t, clients, fleet)}
 	for _, p := range running {
@@ -130,7 +134,7 @@ func (h *stockHistory) tell(t *testing.T, kills int, took time.Duration) {
 		}
 	}
 	t.Logf("%d operations (%v), %d events, %d kills, checked in %v", len(h.operations), counts, len(h.all), kills, took.Round(time.Millisecond))
-	if counts["stored"] < 100 || counts["stock_insufficient"] == 0 || counts["replayed"] == 0 || kills == 0 {
+	if counts["stored"] < enoughAnswers/4 || counts["stock_insufficient"] == 0 || counts["unknown"] == 0 || kills == 0 {
 		t.Errorf("too little happened for the history to prove anything: %d kills, %v", kills, counts)
 	}
 }

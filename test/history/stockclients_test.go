@@ -93,6 +93,18 @@ func (w *stockClients) run(ctx context.Context, f *fleet) error {
 	return g.Wait()
 }
 
+// answers is how many sendings were answered.
+func (w *stockClients) answers() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, op := range w.operations {
+		if op.Answer.Outcome != lost {
+			n++
+		}
+	}
+	return n
+}
+
 type stockClient struct {
 	*stockClients
 	number   int

@@ -68,7 +68,7 @@ func (h *stockHistory) settled() []porcupine.Operation {
 			accepted[op.Asked.Key] = true
 		}
 	}
-	var settled []porcupine.Operation
+	var settled []stockOp
 	byCall := slices.SortedFunc(slices.Values(h.operations), func(a, b stockOp) int { return cmp.Compare(a.Call, b.Call) })
 	logs := map[string]stockAnswer{}
 	for _, op := range byCall {
@@ -81,7 +81,7 @@ func (h *stockHistory) settled() []porcupine.Operation {
 			accepted[op.Asked.Key] = true
 			op.Answer.Outcome, op.Answer.Version, op.Return = stored, kept.Version, never
 		}
-		settled = append(settled, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
+		settled = append(settled, op)
 	}
 	eventOf := map[string]bool{}
 	for _, e := range h.all {
@@ -96,9 +96,17 @@ func (h *stockHistory) settled() []porcupine.Operation {
 		}
 	}
 	for sku, log := range logs {
-		settled = append(settled, porcupine.Operation{Input: stockCall{Kind: readLog, SKU: sku}, Output: log, Call: h.last, Return: never})
+		settled = append(settled, stockOp{Asked: stockCall{Kind: readLog, SKU: sku}, Answer: log, Call: h.last, Return: never})
 	}
-	return settled
+	return stockOperations(settled)
+}
+
+func stockOperations(ops []stockOp) []porcupine.Operation {
+	var all []porcupine.Operation
+	for _, op := range ops {
+		all = append(all, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
+	}
+	return all
 }
 
 // stockFindings gathers what the log shows by itself, and what one SKU alone cannot.

@@ -29,21 +29,15 @@ const (
 )
 
 func checkStore(t *testing.T, job victimJob, cutter *cutter) {
-	end := time.After(duration(3 * time.Second))
 	run := &storeRun{job: job}
 	run.job.Number = clientsOfProcess
 	var victims [processes]*running
 	for i := range victims {
 		victims[i] = run.start(t)
 	}
-	kills := 0
-working:
-	for {
-		select {
-		case <-end:
-			break working
-		case <-time.After(time.Duration(200+rand.IntN(300)) * time.Millisecond): // the moment of the next kill
-		}
+	end, kills := time.Now().Add(duration(4*time.Second)), 0
+	for last := end.Add(patience); time.Now().Before(end) || (kills < 2 && time.Now().Before(last)); kills++ {
+		<-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond) // the moment of the next kill
 		i := rand.IntN(len(victims))
 		select {
 		case <-victims[i].serves:
@@ -51,7 +45,6 @@ working:
 			t.Fatalf("a process of clients ended by itself: %v", victims[i].end(true))
 		}
 		run.take(t, victims[i], true)
-		kills++
 		victims[i] = run.start(t)
 	}
 	for _, v := range victims {

@@ -112,10 +112,10 @@ func (h storeHistory) settled() []porcupine.Operation {
 		}
 		settled = append(settled, op)
 	}
-	return operationsOf(settled)
+	return storeOperations(settled)
 }
 
-func operationsOf(ops []storeOp) []porcupine.Operation {
+func storeOperations(ops []storeOp) []porcupine.Operation {
 	var all []porcupine.Operation
 	for _, op := range ops {
 		all = append(all, porcupine.Operation{ClientId: op.Client, Input: op.Asked, Output: op.Answer, Call: op.Call, Return: op.Return})
