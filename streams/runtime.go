@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 // Config says what is read, into what, and how hard.
@@ -22,11 +23,12 @@ type Config struct {
 	Sink       Sink
 	Watermarks *Watermarks // kept current while Run runs
 	Kafka      kafka.Config
-	Workers    int           // that call Sink.Apply at the same time; 0 means 4
-	Batch      int           // most records of one Apply; 0 means 500
-	Queue      int           // most records that wait for all workers; 0 means 4096
-	SaveEvery  time.Duration // how often positions are saved and lag is measured; 0 means 250 ms
-	Logger     *slog.Logger  // slog.Default() where nil
+	Decoder    *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
+	Workers    int               // that call Sink.Apply at the same time; 0 means 4
+	Batch      int               // most records of one Apply; 0 means 500
+	Queue      int               // most records that wait for all workers; 0 means 4096
+	SaveEvery  time.Duration     // how often positions are saved and lag is measured; 0 means 250 ms
+	Logger     *slog.Logger      // slog.Default() where nil
 }
 
 const (

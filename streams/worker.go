@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 // item is a record on its way through a worker.
@@ -18,6 +19,10 @@ type item struct {
 	part   *partition
 	number uint64        // in its partition
 	park   *kafka.Record // goes to ParkTopic instead of the sink, where not nil
+
+	// encoded is the message as it came, where its value is yet to be decoded. That is left to the worker, for it may have to wait for a
+	// schema, and the poll loop must not.
+	encoded *kafka.Message
 }
 
 // newItem reads a message. One that is no event of ours becomes an item to be parked.
@@ -27,6 +32,9 @@ func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	if err != nil {
 		it.record.Event.Data = m.Value
 		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+	}
+	if err == nil && registry.IsFramed(m.Value) {
+		it.encoded = m
 	}
 	it.number = p.add(m.Offset, e)
 	return it
@@ -117,6 +125,25 @@ func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	return failpoint.Hit("view." + r.cfg.Name + ".apply.after")
 }
 
+// decode completes an item whose value is yet to be decoded, once. Its error means that this can be tried again.
+func (r *Runtime) decode(ctx context.Context, it *item) error {
+	if it.encoded == nil {
+		return nil
+	}
+	m := it.encoded
+	data, err := r.cfg.Decoder.Decode(ctx, m.Topic, m.Value)
+	switch {
+	case errors.Is(err, registry.ErrUnavailable):
+		return err
+	case err != nil: // parked as it came
+		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+	default:
+		it.record.Event.Data = data
+	}
+	it.encoded = nil
+	return nil
+}
+
 // attempt hands a batch to the sink once, and parks what cannot be read.
 func (r *Runtime) attempt(batch []*item) error {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
@@ -124,6 +151,9 @@ func (r *Runtime) attempt(batch []*item) error {
 	var records []Record
 	var park []kafka.Record
 	for _, it := range batch {
+		if err := r.decode(ctx, it); err != nil {
+			return err
+		}
 		if it.park != nil {
 			park = append(park, *it.park)
 		} else {

@@ -22,6 +22,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 // PositionsTopic has, by service, the store position that the log has reached. It is compacted.
@@ -42,6 +43,9 @@ type Config struct {
 	Aggregate event.Aggregate // of the store's events; names the topic and, by its service, the position
 	Kafka     kafka.Config
 
+	// Encoder writes the values of the topic. Nil writes plain Protobuf.
+	Encoder *registry.Encoder
+
 	// TransactionalID is what at most one relay of the store may hold, whatever process or machine it runs in.
 	TransactionalID string
 
@@ -60,6 +64,10 @@ var (
 	// ErrStoreBehind says that the log has events which the store does not: the store was lost, or restored from a backup, or
 	// is another one. Publishing its new events beside the old ones would make a false history.
 	ErrStoreBehind = errors.New("relay: the log is ahead of the store")
+
+	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be written in the topic's codec without
+	// loss. To go on without it would make a false history.
+	ErrCannotWrite = errors.New("relay: an event cannot be written")
 )
 
 // Progress tells how far the log is.
@@ -131,8 +139,8 @@ func (r *Relay) report(change func(*Progress)) {
 	change(&r.progress)
 }
 
-// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka or the store but ErrFenced,
-// ErrStoreBehind and eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to
+// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema registry but
+// ErrFenced, ErrStoreBehind, ErrCannotWrite and eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to
 // commit. Run it once.
 func (r *Relay) Run(ctx context.Context) error {
 	const first, longest = 50 * time.Millisecond, 5 * time.Second
@@ -149,7 +157,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, kafka.ErrFenced):
 			return fmt.Errorf("%w: %w", ErrFenced, err)
-		case errors.Is(err, ErrStoreBehind), errors.Is(err, eventstore.ErrClosed):
+		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrClosed):
 			return err
 		}
 		if r.Progress().Published > before {
@@ -167,6 +175,10 @@ func (r *Relay) Run(ctx context.Context) error {
 
 // session publishes with one producer, until something goes wrong.
 func (r *Relay) session(ctx context.Context) error {
+	// Before anybody is fenced: who cannot write must not stop one who can.
+	if err := r.cfg.Encoder.Start(ctx); err != nil {
+		return cannotWrite(err)
+	}
 	p, err := kafka.NewTransactionalProducer(r.cfg.Kafka, r.cfg.TransactionalID)
 	if err != nil {
 		return err
@@ -281,8 +293,12 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 			continue
 		}
 		published++
-		err := p.Produce(ctx, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers(),
+		value, contentType, err := r.cfg.Encoder.Encode(ctx, e.Data)
+		if err != nil {
+			return cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
+		}
+		err = p.Produce(ctx, kafka.Record{
+			Topic: r.cfg.Aggregate.Topic, Partition: partition, Key: []byte(e.Stream), Value: value, Headers: e.HeadersOf(contentType),
 		})
 		if err != nil {
 			return err
@@ -309,6 +325,14 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 		p.Position, p.RecordedAt, p.Published = last.Position, last.RecordedAt, p.Published+published
 	})
 	return nil
+}
+
+// cannotWrite marks an encoder's error that does not pass by itself.
+func cannotWrite(err error) error {
+	if errors.Is(err, registry.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrCannotWrite, err)
 }
 
 // outlive is a context that ends so long after its parent.
