@@ -15,7 +15,6 @@ import (
 	"github.com/millrace/millrace/cmd/millrace/internal/platform"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/lake"
-	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
 func newSQL(a *app) *cobra.Command {
@@ -84,7 +83,11 @@ func sqlOnFiles(ctx context.Context, c config.Config, out io.Writer, query, outp
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	rows, err := lakesql.New(platform.SQLTables(l), engine.Client()).Run(ctx, query, output)
+	q, err := platform.SQL(c, l, engine)
+	if err != nil {
+		return err
+	}
+	rows, err := q.Run(ctx, query, output)
 	if err != nil {
 		return err
 	}

@@ -48,8 +48,7 @@ func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("catalog index: %w", err), lock.Unlock())
 	}
-	m := b.Mapping()
-	return &bleveIndex{bleve: b, words: words{m.AnalyzerNamed(plainAnalyzer), m.AnalyzerNamed(englishAnalyzer)}, lock: lock}, nil
+	return &bleveIndex{bleve: b, words: wordsOf(b.Mapping()), lock: lock}, nil
 }
 
 func openBleve(path string, logger *slog.Logger) (bleve.Index, error) {
@@ -283,11 +282,8 @@ func (x *bleveIndex) SavePositions(ctx context.Context, topic string, moves []st
 	if err != nil {
 		return err
 	}
-	for _, m := range moves {
-		if at, there := positions[m.Partition]; there == m.First || there && at.Next != m.From.Next {
-			return fmt.Errorf("catalog index: position of partition %d of %s: %w", m.Partition, topic, streams.ErrLost)
-		}
-		positions[m.Partition] = m.To
+	if err := move(positions, topic, moves); err != nil {
+		return err
 	}
 	var kept []byte
 	for _, id := range slices.Sorted(maps.Keys(positions)) {

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"fmt"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/streams"
@@ -54,4 +55,15 @@ type Page struct {
 	Products []*catalogv1.Product
 	Total    uint64 // of matches, on all pages
 	Next     *Mark  // nil on the last page
+}
+
+// move makes all moves in positions, or says which does not start where the sink stands.
+func move(positions map[int32]streams.Applied, topic string, moves []streams.Move) error {
+	for _, m := range moves {
+		if at, there := positions[m.Partition]; there == m.First || there && at.Next != m.From.Next {
+			return fmt.Errorf("catalog index: position of partition %d of %s: %w", m.Partition, topic, streams.ErrLost)
+		}
+		positions[m.Partition] = m.To
+	}
+	return nil
 }

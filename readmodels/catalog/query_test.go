@@ -210,7 +210,7 @@ func TestQueriesWaitForTheirToken(t *testing.T) {
 			answers <- query(ctx)
 		}()
 	}
-	streamstest.Start(t, v.Runtime(cfg, quiet))
+	streamstest.Start(t, v.Runtime(cfg, nil, quiet))
 	l.Write(t, e)
 	for range cap(answers) {
 		if err := <-answers; err != nil {

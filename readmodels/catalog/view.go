@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/streams"
 )
@@ -32,9 +33,9 @@ func New(index Index) *View {
 
 // Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches do
 // most.
-func (v *View) Runtime(cfg kafka.Config, logger *slog.Logger) *streams.Runtime {
+func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
 		Workers: 2, Batch: 2000,
 	})
 }

@@ -107,7 +107,7 @@ func TestStopsAndGoesOn(t *testing.T) {
 	for range 3 {
 		l.Write(t, happenings(t, l, 300, 1500)...)
 		v, closeView := openView(t, dir)
-		r := v.Runtime(cfg, quiet)
+		r := v.Runtime(cfg, nil, quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
 		asExpected(t, v, l)
@@ -142,7 +142,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		t.Fatalf("the children have saved the positions %v, %v", positions, err)
 	}
 	cfg.Extra = childExtra
-	r := v.Runtime(cfg, quiet)
+	r := v.Runtime(cfg, nil, quiet)
 	streamstest.Start(t, r)
 	streamstest.CatchUp(t, r)
 	asExpected(t, v, l)
@@ -160,7 +160,7 @@ func child(of string) int {
 	}
 	v := New(x)
 	go func() {
-		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, slog.Default()).Run(context.Background())
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)
 		os.Exit(1)
 	}()
@@ -228,7 +228,7 @@ func BenchmarkFromLog(b *testing.B) {
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			v, closeView := openView(b, b.TempDir())
-			streamstest.FromBeginning(b, v.Runtime(cfg, quiet))
+			streamstest.FromBeginning(b, v.Runtime(cfg, nil, quiet))
 			closeView()
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")

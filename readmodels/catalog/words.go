@@ -72,8 +72,20 @@ func indexedFields(p *catalogv1.Product) (map[string]any, error) {
 	}, nil
 }
 
-// words makes queries of what people type.
+// words makes queries of what people type. Both indexes cut it into words alike.
 type words struct{ plain, english analysis.Analyzer }
+
+func wordsOf(m mapping.IndexMapping) words {
+	return words{m.AnalyzerNamed(plainAnalyzer), m.AnalyzerNamed(englishAnalyzer)}
+}
+
+func newWords() (words, error) {
+	m, err := indexMapping()
+	if err != nil {
+		return words{}, fmt.Errorf("describe words: %w", err)
+	}
+	return wordsOf(m), nil
+}
 
 func (w words) query(q Query) query.Query {
 	listed := bleve.NewBoolFieldQuery(true)
@@ -144,4 +156,48 @@ func in[Q interface {
 	q.SetField(field)
 	q.SetBoost(boost)
 	return q
+}
+
+// elasticQuery is query for Elasticsearch, which itself knows the stems of a word.
+func (w words) elasticQuery(q Query) map[string]any {
+	type m = map[string]any
+	filter := []any{m{"term": m{fieldListed: true}}}
+	if q.Category != "" {
+		filter = append(filter, m{"term": m{fieldCategory: q.Category}})
+	}
+	if q.Text == "" {
+		return m{"bool": m{"filter": filter}}
+	}
+	must := []any{m{"match_none": m{}}}
+	tokens := w.plain.Analyze([]byte(q.Text))
+	if len(tokens) > 0 {
+		must = nil
+	}
+	for i, token := range tokens {
+		word, last := string(token.Term), i == len(tokens)-1
+		nothing := "all" // which a word that means nothing finds
+		if last {
+			nothing = "none"
+		}
+		stem := m{"multi_match": m{
+			"query": word, "fields": []string{fieldTitle + "^4", fieldDescription}, "operator": "and", "zero_terms_query": nothing,
+		}}
+		if !last {
+			must = append(must, stem)
+			continue
+		}
+		anyOf := []any{stem}
+		for field, boost := range map[string]float64{fieldTitle: 0.4, fieldDescription: 0.1} {
+			anyOf = append(anyOf, m{"match_bool_prefix": m{field + plainSuffix: m{"query": word, "operator": "and", "boost": boost}}})
+		}
+		if utf8.RuneCountInString(word) >= 4 {
+			for field, boost := range map[string]float64{fieldTitle: 0.1, fieldDescription: 0.02} {
+				anyOf = append(anyOf, m{"match": m{field + plainSuffix: m{
+					"query": word, "operator": "and", "fuzziness": 1, "prefix_length": 1, "boost": boost,
+				}}})
+			}
+		}
+		must = append(must, m{"bool": m{"should": anyOf, "minimum_should_match": 1}})
+	}
+	return m{"bool": m{"filter": filter, "must": must}}
 }

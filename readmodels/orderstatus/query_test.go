@@ -134,7 +134,7 @@ func TestGetOrderWaitsForItsToken(t *testing.T) {
 			answers <- err
 		}()
 	}
-	r := v.Runtime(cfg, streamstest.Quiet)
+	r := v.Runtime(cfg, nil, streamstest.Quiet)
 	streamstest.Start(t, r)
 	l.Write(t, e)
 	for range cap(answers) {

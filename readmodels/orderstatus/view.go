@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/streams"
 )
@@ -37,9 +38,9 @@ func New(client *redis.Client) *View {
 }
 
 // Runtime makes what feeds the view.
-func (v *View) Runtime(cfg kafka.Config, logger *slog.Logger) *streams.Runtime {
+func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
-		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
+		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
 	})
 }
 

@@ -227,7 +227,7 @@ func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
 	l.Write(t, happenings(t, l, 300, 3000)...)
 	for range 2 {
 		v := orderstatus.New(newRedis(t))
-		r := v.Runtime(cfg, streamstest.Quiet)
+		r := v.Runtime(cfg, nil, streamstest.Quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
 		asExpected(t, v, l)
@@ -277,7 +277,7 @@ func killedUnderLoad(t *testing.T, server redis.Config) {
 		t.Fatalf("the children have saved the positions %v, %v", positions, err)
 	}
 	cfg.Extra = childExtra
-	r := v.Runtime(cfg, streamstest.Quiet)
+	r := v.Runtime(cfg, nil, streamstest.Quiet)
 	streamstest.Start(t, r)
 	streamstest.CatchUp(t, r)
 	asExpected(t, v, l)
@@ -295,7 +295,7 @@ func child(servers string) int {
 	}
 	v := orderstatus.New(client)
 	go func() {
-		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, slog.Default()).Run(context.Background())
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)
 		os.Exit(1)
 	}()
@@ -368,7 +368,7 @@ func BenchmarkFromLog(b *testing.B) {
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			client := newRedis(b)
-			streamstest.FromBeginning(b, orderstatus.New(client).Runtime(cfg, streamstest.Quiet))
+			streamstest.FromBeginning(b, orderstatus.New(client).Runtime(cfg, nil, streamstest.Quiet))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})

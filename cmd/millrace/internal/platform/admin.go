@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/digest"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/readmodels"
@@ -361,7 +362,10 @@ func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Diges
 	}
 	d := digest.New()
 	err = kafka.ReadAll(ctx, p.kafka, topic, nil, end, func(m kafka.Message) error {
-		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		e, err := p.decoder.Event(ctx, topic, m.Key, m.Value, m.Headers)
+		if errors.Is(err, registry.ErrUnavailable) {
+			return err
+		}
 		if err != nil {
 			p.log.Warn("verify: a record is no event", "topic", topic, "partition", m.Partition, "offset", m.Offset, "error", err)
 			return nil

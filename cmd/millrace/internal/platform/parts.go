@@ -22,6 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
@@ -80,6 +81,9 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		admin.Close()
 		return nil
 	})
+	if err := p.startRegistry(); err != nil {
+		return err
+	}
 	if p.wanted[stores] && !p.has(Relay) {
 		if p.published, err = relay.NewFollower(p.kafka); err != nil {
 			return err
@@ -93,6 +97,54 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		return nil // who only looks needs no right to create
 	}
 	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+}
+
+// startRegistry makes the client of the schema registry, where one is named. Nothing is asked yet.
+func (p *Platform) startRegistry() error {
+	c := p.cfg.Registry
+	if c.URL == "" {
+		return nil
+	}
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return fmt.Errorf("registry.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return fmt.Errorf("registry.tls: %w", err)
+	}
+	p.registry, err = registry.NewClient(registry.Config{URL: c.URL, User: c.User, Password: password, TLS: trust, Logger: p.log})
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error {
+		p.registry.Close()
+		return nil
+	})
+	p.decoder = registry.NewDecoder(p.registry)
+	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry cannot be reached and what it said before is used.", func() float64 {
+		if p.registry.Degraded() {
+			return 1
+		}
+		return 0
+	})
+	p.background("schema registry", p.registry.Watch)
+	return nil
+}
+
+// encoder is what a topic's producer writes with; nil for plain values.
+func (p *Platform) encoder(a event.Aggregate) (*registry.Encoder, error) {
+	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
+	if err != nil || codec == registry.Plain {
+		return nil, err
+	}
+	message, err := registry.Message(a)
+	if err != nil {
+		return nil, err
+	}
+	return registry.NewEncoder(registry.EncoderConfig{
+		Client: p.registry, Topic: a.Topic, Message: message, Codec: codec, Compatibility: p.cfg.Registry.Compatibility,
+	})
 }
 
 func kafkaAccess(c config.Kafka) (security.Config, error) {
@@ -160,8 +212,8 @@ type feed interface {
 }
 
 func (p *Platform) startFeeds(context.Context) error {
-	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.log))
-	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.log))
+	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.decoder, p.log))
+	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.decoder, p.log))
 	return nil
 }
 
@@ -237,7 +289,7 @@ func (p *Platform) startLanding(context.Context) error {
 	})
 	p.background("lake", func(ctx context.Context) error {
 		return p.lake.Run(ctx, lake.RunConfig{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Park: park(parking),
+			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
 			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
 		})
 	})
@@ -253,19 +305,55 @@ func park(to *streams.Parking) lake.Parker {
 	}
 }
 
+// startEngine connects to the ClickHouse that the configuration names, and starts one where none is named.
 func (p *Platform) startEngine(ctx context.Context) error {
-	scratch := "" // a temporary one
-	if p.wanted[folder] {
-		scratch = p.cfg.Path("engine")
+	c := p.cfg.ClickHouse
+	var client *clickhouse.Client
+	if c.URL == "" {
+		scratch := "" // a temporary one
+		if p.wanted[folder] {
+			scratch = p.cfg.Path("engine")
+		}
+		e, err := StartEngine(ctx, p.cfg, scratch, p.log)
+		if err != nil {
+			return err
+		}
+		p.onStop(e.Close)
+		client, p.addresses["clickhouse"] = e.Client(), e.Addr()
+	} else {
+		password, err := c.Password.Reveal("")
+		if err != nil {
+			return fmt.Errorf("clickhouse.password: %w", err)
+		}
+		trust, err := c.TLS.Client()
+		if err != nil {
+			return fmt.Errorf("clickhouse.tls: %w", err)
+		}
+		client, err = clickhouse.NewServerClient(clickhouse.Server{URL: c.URL, User: c.User, Password: password, TLS: trust})
+		if err != nil {
+			return err
+		}
+		p.onStop(client.Close)
+		p.addresses["clickhouse"] = c.URL
 	}
-	e, err := StartEngine(ctx, p.cfg, scratch, p.log)
+	store, err := sqlStore(p.cfg)
 	if err != nil {
 		return err
 	}
-	p.onStop(e.Close)
-	p.addresses["clickhouse"] = e.Addr()
-	p.sql = lakesql.New(SQLTables(p.lake), e.Client())
+	p.sql = lakesql.New(SQLTables(p.lake), client, store)
 	return nil
+}
+
+// sqlStore is how the engine reaches the lake's object store.
+func sqlStore(c config.Config) (lakesql.S3, error) {
+	l, err := LakeConfig(c, nil)
+	return lakesql.S3{Endpoint: l.S3.Endpoint, Region: l.S3.Region, AccessKey: l.S3.AccessKey, SecretKey: l.S3.SecretKey}, err
+}
+
+// SQL runs queries on an engine that StartEngine started.
+func SQL(c config.Config, l *lake.Lake, engine *clickhouse.Engine) (*lakesql.SQL, error) {
+	store, err := sqlStore(c)
+	return lakesql.New(SQLTables(l), engine.Client(), store), err
 }
 
 // StartEngine starts the SQL engine as a process of this binary. An empty folder means a temporary one.
@@ -294,8 +382,12 @@ func SQLTables(l *lake.Lake) func(context.Context) ([]lakesql.Table, error) {
 
 func (p *Platform) startRelays(context.Context) error {
 	for _, a := range event.Aggregates() {
+		encoder, err := p.encoder(a)
+		if err != nil {
+			return err
+		}
 		r, err := relay.New(relay.Config{
-			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Logger: p.log,
+			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
 			TransactionalID: "millrace-relay-" + a.Service + p.boot,
 		})
 		if err != nil {

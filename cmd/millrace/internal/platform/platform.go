@@ -24,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
@@ -42,6 +43,8 @@ type Platform struct {
 	metrics   *telemetry.Metrics
 
 	kafka     kafka.Config
+	registry  *registry.Client  // nil: none is named
+	decoder   *registry.Decoder // nil: knows plain values only
 	admin     *kafka.Admin
 	boot      string                      // ends the transactional ids; see embedded kafka
 	stores    map[string]eventstore.Store // by aggregate
