@@ -85,8 +85,8 @@ func childLands(where string) error {
 	return l.Run(ctx, c)
 }
 
-// startChild starts a lander in a process of its own.
-func startChild(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
+// childCommand is a lander in a process of its own.
+func childCommand(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
 	t.Helper()
 	where.Logger = nil
 	config, err := json.Marshal(where)
@@ -96,10 +96,22 @@ func startChild(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), append(env, childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
 	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func launch(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
+}
+
+// startChild starts a lander in a process of its own.
+func startChild(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := childCommand(t, s, where, env...)
+	launch(t, cmd)
 	return cmd
 }
 

@@ -8,8 +8,8 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 // lander brings one table's topic into the table.
@@ -17,7 +17,8 @@ import (
 // What must hold: the table's rows are those of the records before the offsets in its properties, each once. Only commits
 // change either, a commit changes both at once, and it is accepted only on the snapshot that it was computed from. So
 // there is nothing else to remember: a lander that knows no more, because it starts or because anything failed, goes on
-// from what the table says. Two landers at one table cost work, never rows.
+// from what the table says. Two landers at one table cost work, never rows; and little work, for the one whose commit was
+// refused stands by, see standby.go.
 type lander struct {
 	lake   *Lake
 	table  Table
@@ -31,6 +32,13 @@ type lander struct {
 func (l *lander) run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		landed, err := l.session(ctx)
+		if errors.Is(err, errFenced) && ctx.Err() == nil {
+			failures = 0
+			err = l.standBy(ctx, err)
+			if err == nil {
+				continue
+			}
+		}
 		if position := (*PositionError)(nil); errors.As(err, &position) {
 			return err
 		}
@@ -48,9 +56,7 @@ func (l *lander) run(ctx context.Context) error {
 
 // session reads on from the table's offsets and lands until something fails. It tells whether anything landed.
 func (l *lander) session(ctx context.Context) (landed bool, err error) {
-	reader, err := fetch.Open(fetch.Config{
-		Brokers: l.config.Brokers, Topic: l.table.Aggregate.Topic, ClientID: "millrace-lake-" + l.table.Name, Logger: l.log,
-	})
+	reader, err := l.reader()
 	if err != nil {
 		return false, err
 	}
@@ -106,6 +112,13 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 }
 
+func (l *lander) reader() (*fetch.Reader, error) {
+	return fetch.Open(fetch.Config{
+		Brokers: l.config.Brokers, Security: l.config.Security,
+		Topic: l.table.Aggregate.Topic, ClientID: "millrace-lake-" + l.table.Name, Logger: l.log,
+	})
+}
+
 // assign makes the reader read all partitions of the topic, each from where the table stands.
 func (l *lander) assign(ctx context.Context, reader *fetch.Reader, at *progress) error {
 	topic, err := reader.Describe(ctx)
@@ -146,7 +159,10 @@ func (l *lander) positionError(err error) error {
 // add puts a partition's records into the batch, and into the data file as they become many.
 func (l *lander) add(ctx context.Context, b *batch, d decoder, w *fileWriter, f fetch.Batch) error {
 	for r := range f.Records() {
-		e, err := event.FromRecord(r.Key, r.Value, r.Headers)
+		e, err := l.config.Decoder.Event(ctx, l.table.Aggregate.Topic, r.Key, r.Value, r.Headers)
+		if errors.Is(err, registry.ErrUnavailable) {
+			return err
+		}
 		if err == nil {
 			err = d.append(&w.columns, origin{l.table.Aggregate.Topic, f.Partition, r.Offset}, e)
 		}

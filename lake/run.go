@@ -10,11 +10,15 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/failpoint"
+	"github.com/millrace/millrace/internal/kafka/security"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 // RunConfig says how to land.
 type RunConfig struct {
-	Brokers []string // host:port
+	Brokers  []string          // host:port
+	Security security.Config   // how to reach them
+	Decoder  *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
 	// Park takes the records that are no events. It must have made the record durable when it returns; it is called again
 	// for the same record after a crash.
 	Park Parker

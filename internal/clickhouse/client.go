@@ -3,9 +3,11 @@ package clickhouse
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -15,15 +17,57 @@ import (
 // Client sends queries over ClickHouse's HTTP interface. It is safe for concurrent use.
 type Client struct {
 	url, user, password string
+	outside             bool // a server that others run
 	http                *http.Client
 }
 
-// NewClient makes a client of the server or engine at addr, host:port.
+// NewClient makes a client of the engine at addr, host:port.
 func NewClient(addr, user, password string) *Client {
-	return &Client{
-		url: "http://" + addr + "/", user: user, password: password,
-		http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true}},
+	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil)}
+}
+
+// Server is a ClickHouse server that others run.
+type Server struct {
+	URL      string // http(s)://host:port
+	User     string // empty: default
+	Password string
+	TLS      *tls.Config // where the URL says https; nil: the system's authorities
+}
+
+// NewServerClient makes a client of a server. Nothing is connected yet.
+func NewServerClient(s Server) (*Client, error) {
+	u, err := url.Parse(s.URL)
+	switch {
+	case err != nil:
+		return nil, errors.New("ClickHouse: the address is not http(s)://host:port") // the parser's error shows all of it
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
+		return nil, fmt.Errorf("ClickHouse: the address %q is not http(s)://host:port", u.Redacted())
+	case u.User != nil:
+		return nil, fmt.Errorf("ClickHouse: the address %q names a user; name user and password beside it", u.Redacted())
 	}
+	if s.User == "" {
+		s.User = Admin
+	}
+	return &Client{url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password, outside: true, http: newHTTP(s.TLS)}, nil
+}
+
+func newHTTP(config *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: config, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true,
+		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+	}}
+}
+
+// Outside tells whether the client is of a server that others run, which does not see this machine's files.
+func (c *Client) Outside() bool { return c.outside }
+
+// URL is where the server or engine answers.
+func (c *Client) URL() string { return c.url }
+
+// Close lets go of the connections that are not in use.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return nil
 }
 
 // As is the same client as another user with the same password.

@@ -34,6 +34,7 @@ const (
 	CodeQueryTooLarge    = 307
 	CodeCancelled        = 394
 	CodeAccessDenied     = 497
+	CodeS3               = 499
 	CodeAuthentication   = 516
 	CodeBadArguments     = 36
 	CodeStd              = 1001 // an error of C++'s library, of the file system for one

@@ -103,7 +103,8 @@ func TestPaths(t *testing.T) {
 		"paths":           {Table{Location: "/w/a", MetadataLocation: "/w/a/metadata/1.json"}, "/w/a", "metadata/1.json"},
 		"elsewhere":       {Table{Location: "/w/a", MetadataLocation: "/w/b/metadata/1.json"}, "", ""},
 		"of another host": {Table{Location: "file://host/w/a", MetadataLocation: "file://host/w/a/metadata/1.json"}, "", ""},
-		"on S3":           {Table{Location: "s3://w/a", MetadataLocation: "s3://w/a/metadata/1.json"}, "", ""},
+		"on S3":           {Table{Location: "s3://w/a", MetadataLocation: "s3://w/a/metadata/1.json"}, "s3://w/a", "metadata/1.json"},
+		"on S3, aside":    {Table{Location: "s3://w/a", MetadataLocation: "s3://w/ab/metadata/1.json"}, "", ""},
 		"relative":        {Table{Location: "a", MetadataLocation: "a/metadata/1.json"}, "", ""},
 	} {
 		location, metadata, err := c.table.paths()
@@ -118,10 +119,10 @@ func TestDatabaseOf(t *testing.T) {
 	a, b := Table{Name: "a", Location: "/a", MetadataLocation: "/a/1"}, Table{Name: "b", Location: "/b", MetadataLocation: "/b/1"}
 	later := b
 	later.MetadataLocation = "/b/2"
-	if databaseOf([]Table{a, b}) != databaseOf([]Table{b, a}) {
+	if databaseOf([]Table{a, b}, S3{}) != databaseOf([]Table{b, a}, S3{}) {
 		t.Error("the order matters")
 	}
-	if databaseOf([]Table{a, b}) == databaseOf([]Table{a, later}) {
+	if databaseOf([]Table{a, b}, S3{}) == databaseOf([]Table{a, later}, S3{}) {
 		t.Error("a later state has the same name")
 	}
 }

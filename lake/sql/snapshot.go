@@ -26,6 +26,7 @@ type snapshot struct {
 // snapshots keeps one snapshot per state of the lake that a query runs in, and the newest.
 type snapshots struct {
 	client *clickhouse.Client
+	store  S3
 	making chan struct{} // held by the one who talks to the engine about databases
 
 	mu     sync.Mutex
@@ -33,13 +34,13 @@ type snapshots struct {
 	newest *snapshot
 }
 
-func newSnapshots(client *clickhouse.Client) *snapshots {
-	return &snapshots{client: client, making: make(chan struct{}, 1), made: map[string]*snapshot{}}
+func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
+	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), made: map[string]*snapshot{}}
 }
 
 // acquire returns the snapshot of these tables, which release gives back.
 func (s *snapshots) acquire(ctx context.Context, tables []Table) (*snapshot, error) {
-	name := databaseOf(tables)
+	name := databaseOf(tables, s.store)
 	if snap := s.take(name); snap != nil {
 		return snap, nil
 	}
@@ -111,22 +112,17 @@ func (s *snapshots) dropUnused(ctx context.Context) error {
 	return nil
 }
 
-// create makes the database whole: what an interrupted attempt left is replaced.
+// create makes the database whole: what an interrupted attempt left is completed. Another process that makes the same, on
+// a server that both ask, is no hindrance, for the name says what is in it.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
-	for _, sql := range []string{"DROP DATABASE IF EXISTS ", "CREATE DATABASE "} {
-		engine := ""
-		if sql == "CREATE DATABASE " {
-			engine = " ENGINE = Memory"
-		}
-		if err := s.client.Exec(ctx, sql+quoteName(snap.database)+engine, nil); err != nil {
-			return err
-		}
+	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
+		return err
 	}
 	for _, t := range tables {
-		location, metadata, err := t.paths()
+		engine, err := s.engine(t)
 		if err == nil {
-			err = s.client.Exec(ctx, fmt.Sprintf("CREATE TABLE %s.%s ENGINE = IcebergLocal(%s) SETTINGS iceberg_metadata_file_path = %s",
-				quoteName(snap.database), quoteName(t.Name), quote(location), quote(metadata)), nil)
+			err = s.client.Exec(ctx, fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s ENGINE = %s", quoteName(snap.database), quoteName(t.Name), engine), storeSettings)
+			s.store.hide(err)
 		}
 		if err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
@@ -137,8 +133,56 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 	return nil
 }
 
+// engine is ClickHouse's table engine over a table as it is now.
+func (s *snapshots) engine(t Table) (string, error) {
+	location, metadata, err := t.paths()
+	if err != nil {
+		return "", err
+	}
+	pinned := " SETTINGS iceberg_metadata_file_path = " + quote(metadata)
+	if !strings.HasPrefix(location, s3Scheme) {
+		if s.client.Outside() {
+			return "", fmt.Errorf("it lies in the folder %s of this machine, which the ClickHouse server at %s does not see: put the warehouse into an object store (lake.warehouse: s3://…), or leave clickhouse.url empty to use the embedded engine", location, s.client.URL())
+		}
+		return "IcebergLocal(" + quote(location) + ")" + pinned, nil
+	}
+	keys := ""
+	if s.store.AccessKey != "" {
+		keys = ", " + quote(s.store.AccessKey) + ", " + quote(s.store.SecretKey)
+	}
+	return "IcebergS3(" + quote(s.store.url(location)) + keys + ")" + pinned, nil
+}
+
+const s3Scheme = "s3://"
+
+// storeSettings keep a query from trying for minutes to reach an object store that is away.
+var storeSettings = map[string]string{"s3_retry_attempts": "4", "s3_connect_timeout_ms": "3000", "s3_request_timeout_ms": "20000"}
+
+// url is where a folder of the store is.
+func (c S3) url(location string) string {
+	name, folder, _ := strings.Cut(strings.TrimPrefix(location, s3Scheme), "/")
+	if c.Endpoint == "" {
+		return "https://" + name + ".s3." + c.Region + ".amazonaws.com/" + folder + "/"
+	}
+	return strings.TrimSuffix(c.Endpoint, "/") + "/" + name + "/" + folder + "/"
+}
+
+// hide takes the secret out of an error.
+func (c S3) hide(err error) {
+	if e := (*clickhouse.Error)(nil); c.SecretKey != "" && errors.As(err, &e) {
+		e.Message = strings.NewReplacer(c.SecretKey, "[HIDDEN]", escapes.Replace(c.SecretKey), "[HIDDEN]").Replace(e.Message)
+	}
+}
+
 // paths are the table's folder, and its metadata file relative to it.
 func (t Table) paths() (location, metadata string, err error) {
+	if strings.HasPrefix(t.Location, s3Scheme) {
+		metadata, below := strings.CutPrefix(t.MetadataLocation, t.Location+"/")
+		if !below || !filepath.IsLocal(metadata) {
+			return "", "", fmt.Errorf("its metadata file %s does not lie in its folder %s", t.MetadataLocation, t.Location)
+		}
+		return t.Location, metadata, nil
+	}
 	location, err1 := localPath(t.Location)
 	file, err2 := localPath(t.MetadataLocation)
 	if err := errors.Join(err1, err2); err != nil {
@@ -157,19 +201,21 @@ func localPath(s string) (string, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "file" || u.Host != "" || u.Path == "" {
-		return "", fmt.Errorf("%q is neither an absolute path nor a file:// URL", s)
+		return "", fmt.Errorf("%q is neither an absolute path nor a file:// or s3:// URL", s)
 	}
 	return filepath.FromSlash(u.Path), nil
 }
 
-// databaseOf names the database that pins these tables.
-func databaseOf(tables []Table) string {
+// databaseOf names the database that pins these tables, reached in this way.
+func databaseOf(tables []Table, store S3) string {
 	sorted := slices.SortedFunc(slices.Values(tables), func(a, b Table) int { return strings.Compare(a.Name, b.Name) })
 	h := sha256.New()
+	parts := []string{store.Endpoint, store.Region, store.AccessKey, store.SecretKey}
 	for _, t := range sorted {
-		for _, part := range []string{t.Name, t.Location, t.MetadataLocation} {
-			_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash takes everything
-		}
+		parts = append(parts, t.Name, t.Location, t.MetadataLocation)
+	}
+	for _, part := range parts {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash takes everything
 	}
 	return clickhouse.ReaderPrefix + hex.EncodeToString(h.Sum(nil)[:8])
 }

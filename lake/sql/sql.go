@@ -39,17 +39,26 @@ const (
 	FormatCSV   = "csv"   // with a header; null is empty, an empty string is ""
 )
 
+// S3 says how the engine reaches tables in an object store.
+type S3 struct {
+	Endpoint             string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Region               string
+	AccessKey, SecretKey string // empty: what the engine finds in its own environment
+}
+
 // SQL runs queries. It is safe for concurrent use.
 type SQL struct {
 	tables   func(context.Context) ([]Table, error)
 	reader   *clickhouse.Client
+	store    S3
 	snapshot *snapshots
 }
 
-// New makes a SQL over the tables that the function names, which is called for every query. The client is of the embedded
-// engine and acts as clickhouse.Admin; people's queries run as clickhouse.Reader.
-func New(tables func(context.Context) ([]Table, error), client *clickhouse.Client) *SQL {
-	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), snapshot: newSnapshots(client)}
+// New makes a SQL over the tables that the function names, which is called for every query. The client acts as
+// clickhouse.Admin, on the embedded engine or on a server; people's queries run as clickhouse.Reader. The store is needed
+// for tables at s3://, its secret goes to the engine alone: no error, plan or answer shows it.
+func New(tables func(context.Context) ([]Table, error), client *clickhouse.Client, store S3) *SQL {
+	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
 }
 
 // QueryError says that the query itself is at fault.
@@ -104,6 +113,7 @@ func (s *SQL) run(ctx context.Context, query, format string) (io.ReadCloser, err
 	}
 	settings := maps.Clone(f.settings)
 	settings["database"] = snap.database
+	maps.Copy(settings, storeSettings)
 	if firstWord(query) == "explain" {
 		delete(settings, "limit") // it would show in the plan
 	}
@@ -113,9 +123,9 @@ func (s *SQL) run(ctx context.Context, query, format string) (io.ReadCloser, err
 		if gone(err) {
 			s.snapshot.forget(snap)
 		}
-		return nil, explain(err, snap)
+		return nil, s.explain(err, snap)
 	}
-	answer := &answer{body: body, snap: snap, release: sync.OnceFunc(func() { s.snapshot.release(snap) })}
+	answer := &answer{sql: s, body: body, snap: snap, release: sync.OnceFunc(func() { s.snapshot.release(snap) })}
 	if f.render == nil {
 		return answer, nil
 	}
@@ -136,6 +146,8 @@ func gone(err error) bool {
 		return true
 	case clickhouse.CodeStd:
 		return strings.Contains(e.Message, "No such file")
+	case clickhouse.CodeS3:
+		return strings.Contains(e.Message, "HTTP response code: 404") || strings.Contains(e.Message, "does not exist")
 	}
 	return false
 }
@@ -143,7 +155,7 @@ func gone(err error) bool {
 // The codes that are not the query's fault.
 var ours = map[int]bool{
 	clickhouse.CodeUnknownException: true, clickhouse.CodeTooMany: true, clickhouse.CodeCancelled: true,
-	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true,
+	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true, clickhouse.CodeS3: true,
 }
 
 var (
@@ -153,8 +165,13 @@ var (
 )
 
 // explain turns ClickHouse's error into the user's terms.
-func explain(err error, snap *snapshot) error {
+func (s *SQL) explain(err error, snap *snapshot) error {
+	s.store.hide(err)
 	e := new(clickhouse.Error)
+	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.Outside() {
+		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
+			err, clickhouse.Reader, clickhouse.ReaderSetup)
+	}
 	if !errors.As(err, &e) || ours[e.Code] {
 		return fmt.Errorf("run the query: %w", err)
 	}
@@ -179,6 +196,7 @@ func explain(err error, snap *snapshot) error {
 
 // answer is a body in the user's terms that keeps its snapshot until it is closed.
 type answer struct {
+	sql     *SQL
 	body    io.ReadCloser
 	snap    *snapshot
 	release func()
@@ -187,7 +205,7 @@ type answer struct {
 func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.body.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = explain(err, a.snap)
+		err = a.sql.explain(err, a.snap)
 	}
 	return n, err
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/array"
 
@@ -20,9 +21,13 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
 	"github.com/millrace/millrace/internal/polltest"
 	lakesql "github.com/millrace/millrace/lake/sql"
+	chserver "github.com/millrace/millrace/test/servers/clickhouse"
+	s3server "github.com/millrace/millrace/test/servers/s3"
 )
 
-func TestMain(m *testing.M) { clickhousetest.Main(m) }
+func TestMain(m *testing.M) {
+	clickhousetest.Main(m, objects.Stop, outside.Stop)
+}
 
 func answerOf(ctx context.Context, s *lakesql.SQL, query, format string) (string, error) {
 	body, err := s.Run(ctx, query, format)
@@ -42,24 +47,118 @@ func ask(t *testing.T, s *lakesql.SQL, query, format string) string {
 	return answer
 }
 
-// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots.
+// Servers of the tests that need them.
+var (
+	objects s3server.Server
+	outside chserver.Server
+)
+
+func serverClient(t *testing.T) *clickhouse.Client {
+	t.Helper()
+	client, err := clickhouse.NewServerClient(outside.Config(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots. The
+// warehouse is in a folder or in a bucket, and the engine embedded or a server.
 func TestShop(t *testing.T) {
 	t.Parallel()
+	for name, open := range map[string]func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client){
+		"folder, embedded": func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client) {
+			return newWarehouse(t), lakesql.S3{}, clickhousetest.Shared(t).Client()
+		},
+		"bucket, embedded": func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client) {
+			w, store := newBucketWarehouse(t)
+			return w, store, clickhousetest.Shared(t).Client()
+		},
+		"bucket, server": func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client) {
+			w, store := newBucketWarehouse(t)
+			return w, store, serverClient(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, store, client := open(t)
+			for _, name := range []string{"order_lines", "empty", "history"} {
+				w.create(name, orderLines)
+			}
+			w.append("order_lines", 2, orderLine)
+			for i := range 50 {
+				w.append("history", 10, func(b *array.RecordBuilder, j int) { orderLine(b, i*10+j) })
+			}
+			s := lakesql.New(w.tables, client, store)
+			t.Run("answers", func(t *testing.T) { testAnswers(t, s) })
+			t.Run("long table", func(t *testing.T) { testLongTable(t, s) })
+			t.Run("faults", func(t *testing.T) { testFaults(t, s) })
+			t.Run("not the query's fault", func(t *testing.T) { testNotTheQuerysFault(t, w, client) })
+			t.Run("cancel", func(t *testing.T) { testCancel(t, s, client) })
+			t.Run("secret", func(t *testing.T) { testSecret(t, w, s, client, store) })
+		})
+	}
+}
+
+// No answer, plan or error shows the object store's secret, whoever asks for it and however the store fails.
+func testSecret(t *testing.T, w *warehouse, s *lakesql.SQL, client *clickhouse.Client, store lakesql.S3) {
+	secret := store.SecretKey
+	if secret == "" {
+		secret = "nothing is hidden here"
+	}
+	for _, query := range []string{
+		"SHOW CREATE TABLE order_lines", "SHOW CREATE TABLE order_lines SETTINGS format_display_secrets_in_show_and_select = 1",
+		"SELECT * FROM system.tables FORMAT Vertical", "SELECT * FROM system.databases FORMAT Vertical", "SELECT * FROM system.processes FORMAT Vertical",
+		"SELECT * FROM system.settings FORMAT Vertical", "SELECT * FROM system.named_collections", "SELECT * FROM system.query_log",
+		"EXPLAIN SELECT * FROM order_lines", "EXPLAIN AST SELECT * FROM order_lines", "EXPLAIN SYNTAX SELECT * FROM order_lines",
+		"EXPLAIN PLAN actions = 1, header = 1, description = 1 SELECT * FROM order_lines", "EXPLAIN PIPELINE SELECT * FROM order_lines",
+		"EXPLAIN QUERY TREE SELECT * FROM order_lines", "SELECT _path, _file FROM order_lines", "SELECT order_lines FROM nowhere", "DESCRIBE order_lines",
+	} {
+		answer, err := answerOf(t.Context(), s, query, lakesql.FormatCSV)
+		if strings.Contains(answer, secret) || err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s shows the secret: %s %v", query, answer, err)
+		}
+	}
+	if store.SecretKey == "" {
+		return
+	}
+	for name, broken := range map[string]lakesql.S3{
+		"wrong secret":      {Endpoint: store.Endpoint, Region: store.Region, AccessKey: store.AccessKey, SecretKey: "not-The/secret"},
+		"nobody listens":    {Endpoint: "http://127.0.0.1:1", Region: store.Region, AccessKey: store.AccessKey, SecretKey: secret},
+		"strange":           {Endpoint: store.Endpoint, Region: store.Region, AccessKey: store.AccessKey, SecretKey: "a'b\\c`"},
+		"no such server":    {Endpoint: "http://nowhere.invalid", Region: store.Region, AccessKey: store.AccessKey, SecretKey: secret},
+		"no URL to be sure": {Endpoint: "http://", Region: store.Region, AccessKey: store.AccessKey, SecretKey: secret},
+	} {
+		begun := time.Now()
+		_, err := lakesql.New(w.tables, client, broken).Run(t.Context(), "SELECT count() FROM order_lines", lakesql.FormatJSON)
+		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) || strings.Contains(err.Error(), broken.SecretKey) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if took := time.Since(begun); took > 30*time.Second {
+			t.Errorf("%s: told after %v", name, took)
+		}
+	}
+}
+
+// A server sees no folder of this machine, and says so. What an administrator must do is said too.
+func TestServerNeedsABucket(t *testing.T) {
+	t.Parallel()
 	w := newWarehouse(t)
-	for _, name := range []string{"order_lines", "empty", "history"} {
-		w.create(name, orderLines)
+	w.create("order_lines", orderLines)
+	_, err := lakesql.New(w.tables, serverClient(t), lakesql.S3{}).Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
+	if err == nil || !strings.Contains(err.Error(), "does not see") || !strings.Contains(err.Error(), "lake.warehouse") {
+		t.Errorf("error %v", err)
 	}
-	w.append("order_lines", 2, orderLine)
-	for i := range 50 {
-		w.append("history", 10, func(b *array.RecordBuilder, j int) { orderLine(b, i*10+j) })
+	wrong := outside.Config(t)
+	wrong.Password = "guess"
+	client, err := clickhouse.NewServerClient(wrong)
+	if err != nil {
+		t.Fatal(err)
 	}
-	client := clickhousetest.Shared(t).Client()
-	s := lakesql.New(w.tables, client)
-	t.Run("answers", func(t *testing.T) { testAnswers(t, s) })
-	t.Run("long table", func(t *testing.T) { testLongTable(t, s) })
-	t.Run("faults", func(t *testing.T) { testFaults(t, s) })
-	t.Run("not the query's fault", func(t *testing.T) { testNotTheQuerysFault(t, w, client) })
-	t.Run("cancel", func(t *testing.T) { testCancel(t, s, client) })
+	defer client.Close() //nolint:errcheck // it never fails
+	if err := client.Exec(t.Context(), "SELECT 1", nil); err == nil || strings.Contains(err.Error(), wrong.Password) {
+		t.Errorf("error %v", err)
+	}
 }
 
 func testAnswers(t *testing.T, s *lakesql.SQL) {
@@ -164,23 +263,24 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 // What is not the query's fault is no QueryError.
 func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client) {
 	lost := errors.New("the catalog is away")
-	s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return nil, lost }, client)
+	s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return nil, lost }, client, lakesql.S3{})
 	if _, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON); !errors.Is(err, lost) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return w.tables(t.Context()) }, client).Run(ctx, "SELECT 1", lakesql.FormatJSON)
+	_, err := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return w.tables(t.Context()) }, client, lakesql.S3{}).Run(ctx, "SELECT 1", lakesql.FormatJSON)
 	if fault := (*lakesql.QueryError)(nil); !errors.Is(err, context.Canceled) || errors.As(err, &fault) {
 		t.Errorf("error %v", err)
 	}
 	for name, table := range map[string]lakesql.Table{
-		"on S3":      {Name: "t", Location: "s3://bucket/t", MetadataLocation: "s3://bucket/t/metadata/1.json"},
+		"elsewhere":  {Name: "t", Location: "gs://bucket/t", MetadataLocation: "gs://bucket/t/metadata/1.json"},
+		"outside":    {Name: "t", Location: "s3://bucket/t", MetadataLocation: "s3://bucket/u/metadata/1.json"},
 		"not there":  {Name: "t", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
 		"strange":    {Name: "t`; DROP", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
 		"without ID": {},
 	} {
-		s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client)
+		s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
 		_, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
 		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
 			t.Errorf("%s: error %v", name, err)
@@ -194,7 +294,7 @@ func TestOneMoment(t *testing.T) {
 	w := newWarehouse(t)
 	w.create("a", orderLines)
 	w.create("b", orderLines)
-	s := lakesql.New(w.tables, clickhousetest.Shared(t).Client())
+	s := lakesql.New(w.tables, clickhousetest.Shared(t).Client(), lakesql.S3{})
 	const rounds = 25
 	landed := make(chan struct{})
 	go func() {
@@ -251,7 +351,7 @@ func TestOldSnapshotsGo(t *testing.T) {
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)
 	w.append("order_lines", 10, orderLine)
-	s := lakesql.New(w.tables, e.Client())
+	s := lakesql.New(w.tables, e.Client(), lakesql.S3{})
 	held, err := s.Run(t.Context(), "SELECT l.order_id, n.number FROM numbers(300000) AS n CROSS JOIN order_lines AS l", lakesql.FormatCSV)
 	if err != nil {
 		t.Fatal(err)
@@ -307,7 +407,7 @@ func TestEngineStartedAnew(t *testing.T) {
 	w := newWarehouse(t)
 	w.create("order_lines", orderLines)
 	w.append("order_lines", 10, orderLine)
-	s := lakesql.New(w.tables, e.Client())
+	s := lakesql.New(w.tables, e.Client(), lakesql.S3{})
 	for range 2 {
 		if got := ask(t, s, "SELECT count() AS n FROM order_lines", lakesql.FormatJSON); got != "{\"n\":10}\n" {
 			t.Errorf("answer %q", got)
@@ -364,7 +464,7 @@ func TestFilesTakenAway(t *testing.T) {
 						resolved = present
 					}
 					return answer, nil
-				}, client)
+				}, client, lakesql.S3{})
 				if known {
 					if got := ask(t, s, "SELECT count() AS n FROM order_lines", lakesql.FormatJSON); got != "{\"n\":1}\n" {
 						t.Fatalf("answer %q", got)
@@ -428,7 +528,7 @@ func BenchmarkRun(b *testing.B) {
 		w.append("order_lines", 100_000, func(r *array.RecordBuilder, j int) { orderLine(r, i*100_000+j) })
 	}
 	e := clickhousetest.Shared(b)
-	s := lakesql.New(w.tables, e.Client())
+	s := lakesql.New(w.tables, e.Client(), lakesql.S3{})
 	for name, query := range map[string]string{
 		"count": "SELECT count() FROM order_lines",
 		"group": "SELECT country, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY country ORDER BY sales DESC LIMIT 5",

@@ -3,6 +3,8 @@ package sql_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"database/sql"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -16,6 +18,8 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	icebergsql "github.com/apache/iceberg-go/catalog/sql"
+	"github.com/apache/iceberg-go/io"
+	_ "github.com/apache/iceberg-go/io/gocloud/s3" // s3:// locations
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/sqlite"
@@ -26,6 +30,7 @@ import (
 type warehouse struct {
 	t       testing.TB
 	dir     string
+	db      *sql.DB
 	catalog *icebergsql.Catalog
 	names   []string
 
@@ -51,7 +56,23 @@ func newWarehouse(t testing.TB) *warehouse {
 	if err := cat.CreateNamespace(t.Context(), table.Identifier{"millrace"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	return &warehouse{t: t, dir: dir, catalog: cat}
+	return &warehouse{t: t, dir: dir, db: db, catalog: cat}
+}
+
+// newBucketWarehouse is a warehouse in a bucket.
+func newBucketWarehouse(t testing.TB) (*warehouse, lakesql.S3) {
+	t.Helper()
+	c := objects.Config(t)
+	w := newWarehouse(t)
+	cat, err := icebergsql.NewCatalog("millrace", w.db, icebergsql.SQLite, iceberg.Properties{
+		"warehouse": fmt.Sprintf("s3://%s/%s", c.Bucket, rand.Text()), io.S3EndpointURL: c.Endpoint, io.S3Region: c.Region,
+		io.S3AccessKeyID: c.AccessKey, io.S3SecretAccessKey: c.SecretKey,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.catalog = cat
+	return w, lakesql.S3{Endpoint: c.Endpoint, Region: c.Region, AccessKey: c.AccessKey, SecretKey: c.SecretKey}
 }
 
 func (w *warehouse) create(name string, schema *iceberg.Schema) {

@@ -18,9 +18,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse/engine"
 )
 
-// Main is a package's TestMain: it runs the tests, stops the engine they shared and looks for leaked goroutines. In the
-// process that Start or Shared has started, it runs the engine.
-func Main(m *testing.M) {
+// Main is a package's TestMain: it runs the tests, stops the engine they shared and what else they started, and looks for
+// leaked goroutines. In the process that Start or Shared has started, it runs the engine.
+func Main(m *testing.M, stops ...func() error) {
 	if os.Getenv(clickhouse.EnvListener) != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 		c, err := engine.FromEnv(log)
@@ -35,7 +35,10 @@ func Main(m *testing.M) {
 	}
 	code := m.Run()
 	if shared.engine != nil {
-		if err := shared.engine.Close(); err != nil {
+		stops = append(stops, shared.engine.Close)
+	}
+	for _, stop := range stops {
+		if err := stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}

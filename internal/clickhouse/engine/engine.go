@@ -40,9 +40,12 @@ func FromEnv(log *slog.Logger) (Config, error) {
 		Library:  os.Getenv(clickhouse.EnvLibrary),
 		DataDir:  os.Getenv(clickhouse.EnvData),
 		Password: os.Getenv(clickhouse.EnvPassword),
-		Parent:   os.Stdin,
 		Logger:   log,
 	}
+	if c.Addr = os.Getenv(clickhouse.EnvListen); c.Addr != "" && c.DataDir != "" {
+		return c, nil
+	}
+	c.Parent = os.Stdin
 	fd, err := strconv.ParseUint(os.Getenv(clickhouse.EnvListener), 10, 16)
 	if err != nil || c.DataDir == "" {
 		return Config{}, errors.New("the engine is not meant to be started by hand: millrace starts it")

@@ -1,0 +1,133 @@
+// Package clickhouse starts a stand-alone ClickHouse for tests, reached by URL, user and password as a company's server is.
+// It is the engine that Millrace embeds, ClickHouse 26 as a library behind its HTTP interface: no server of that age comes as
+// a package. What it cannot show is ClickHouse's own management of users.
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Server is one ClickHouse for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
+// it.
+type Server struct {
+	once   sync.Once
+	err    error
+	dir    string
+	config clickhouse.Server
+
+	mu      sync.Mutex
+	process *process.Process
+}
+
+// Config starts the server if need be, and tells how to reach it. Where it is not installed the test is skipped, or fails:
+// see process.SkipOrFail.
+func (s *Server) Config(tb testing.TB) clickhouse.Server {
+	tb.Helper()
+	c, err := s.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "ClickHouse", err)
+	}
+	return c
+}
+
+// Start starts the server, once, and tells how to reach it.
+func (s *Server) Start() (clickhouse.Server, error) {
+	s.once.Do(func() { s.err = s.start() })
+	return s.config, s.err
+}
+
+func (s *Server) start() error {
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	s.config = clickhouse.Server{URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), User: clickhouse.Admin, Password: "clickhouse of tests"}
+	if s.dir, err = os.MkdirTemp("", "millrace-clickhouse-"); err != nil {
+		return err
+	}
+	build := exec.CommandContext(context.Background(), "go", "build", "-o", s.program(), "github.com/millrace/millrace/test/servers/clickhouse/engine") //nolint:gosec // no outside input
+	if out, err := build.CombinedOutput(); err != nil {
+		return errors.Join(fmt.Errorf("go build: %w: %s", err, out), os.RemoveAll(s.dir))
+	}
+	if err := s.run(); err != nil {
+		return errors.Join(err, os.RemoveAll(s.dir))
+	}
+	return nil
+}
+
+func (s *Server) program() string { return filepath.Join(s.dir, "engine") }
+
+// run starts the program on what is there.
+func (s *Server) run() error {
+	library, err := clickhousetest.Config()
+	if errors.Is(err, clickhouse.ErrNoLibrary) {
+		return fmt.Errorf("%w (%w)", process.ErrMissing, err)
+	}
+	if err != nil {
+		return err
+	}
+	client, err := clickhouse.NewServerClient(s.config)
+	if err != nil {
+		return err
+	}
+	defer client.Close() //nolint:errcheck // it never fails
+	s.process, err = process.Start(context.Background(), process.Command{
+		Name: "ClickHouse", Path: s.program(), Dir: s.dir,
+		Env: []string{
+			clickhouse.EnvListen + "=" + s.config.URL[len("http://"):], clickhouse.EnvPassword + "=" + s.config.Password,
+			clickhouse.EnvLibrary + "=" + library.Library, clickhouse.EnvData + "=" + filepath.Join(s.dir, "data"),
+		},
+		Ready: func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			return client.Ping(ctx)
+		},
+	})
+	return err
+}
+
+// Kill is kill -9.
+func (s *Server) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process.Kill()
+}
+
+// Restart starts it again where it was, after killing it if it runs.
+func (s *Server) Restart() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.process.Kill(); err != nil {
+		return err
+	}
+	return s.run()
+}
+
+// ResidentMB is the memory that the server holds now, in MB.
+func (s *Server) ResidentMB() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process.ResidentMB()
+}
+
+// Stop ends the server, if it was started, and removes its data. Call it after the last test.
+func (s *Server) Stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return nil
+	}
+	return errors.Join(s.process.Kill(), os.RemoveAll(s.dir))
+}

@@ -1,0 +1,23 @@
+// Command engine is the embedded ClickHouse engine as a server of its own. Its settings come in the environment: see
+// clickhouse.EnvListen.
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/millrace/millrace/internal/clickhouse/engine"
+)
+
+func main() {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	c, err := engine.FromEnv(log)
+	if err == nil {
+		err = engine.Main(context.Background(), c)
+	}
+	if err != nil {
+		log.Error("engine", "error", err)
+		os.Exit(1)
+	}
+}
