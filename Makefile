@@ -33,6 +33,18 @@ servers: $(NPM_DONE) ## install every real server and outside client that the te
 test: $(NPM_DONE) ## run all tests (with what is installed: make servers installs them)
 	go test -timeout 30m $(TESTFLAGS) ./...
 
+.PHONY: test-real
+test-real: ## the same tests, where a server that is missing fails them (make servers installs all)
+	MILLRACE_REQUIRE_SERVERS=1 $(MAKE) test
+
+.PHONY: up-real
+up-real: build $(NPM_DONE) ## start every real server and every role in a process of its own, on loopback
+	go run ./test/servers/upreal
+
+.PHONY: kill
+kill: $(NPM_DONE) ## the whole kill matrix, three quarters of an hour; writes docs/kill-matrix.md
+	MILLRACE_KILL=full go test -count=1 -timeout 120m -v ./test/kill
+
 .PHONY: check
 check: build lint gen-fresh breaking ## build, vet, lint, generated code fresh, import rule, tests with -race
 	go vet ./...

@@ -72,7 +72,7 @@ func TestALossIsMadeGood(t *testing.T) {
 			l := streamstest.NewLog(t, broker, event.Order.Topic)
 			l.Write(t, happenings(t, l, 1000, 2000)...)
 			v := orderstatus.New(client)
-			r := v.Runtime(broker, streamstest.Quiet)
+			r := v.Runtime(broker, nil, streamstest.Quiet)
 			streamstest.Start(t, r)
 			streamstest.CatchUp(t, r)
 			asExpected(t, v, l)

@@ -11,10 +11,22 @@ import (
 )
 
 // TestQuickStart is what the README promises of `make run`: the table, the things to try next as they are printed, a clean
-// stop, and a second start that goes on from what is on disk.
+// stop, and a second start that goes on from what is on disk. It holds on the embedded default and on real servers alike.
 func TestQuickStart(t *testing.T) {
+	for _, on := range []struct {
+		name string
+		env  func(*testing.T) []string
+	}{
+		{"embedded", func(*testing.T) []string { return nil }},
+		{"real", real.env},
+	} {
+		t.Run(on.name, func(t *testing.T) { quickStart(t, on.env(t)) })
+	}
+}
+
+func quickStart(t *testing.T, env []string) {
 	data := filepath.Join(t.TempDir(), "data")
-	s := up(t, data, "127.0.0.1:0")
+	s := upOn(t, env, data, "127.0.0.1:0")
 	s.ready()
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		resp, err := http.Get("http://" + s.admin + path)
@@ -46,13 +58,14 @@ func TestQuickStart(t *testing.T) {
 	before := s.verified()
 	s.stop()
 
-	// On files alone, with nothing running.
-	rows := decodeRows(t, run(t, "sql", "--data", data, "--output", "json", "SELECT count() AS n FROM order_lines"))
-	if len(rows) != 1 || rows[0]["n"] != before["table order_lines rows"] {
-		t.Errorf("on the files: %v, want %v", rows, before["table order_lines rows"])
+	if env == nil { // on files alone, with nothing running
+		rows := decodeRows(t, run(t, "sql", "--data", data, "--output", "json", "SELECT count() AS n FROM order_lines"))
+		if len(rows) != 1 || rows[0]["n"] != before["table order_lines rows"] {
+			t.Errorf("on the files: %v, want %v", rows, before["table order_lines rows"])
+		}
 	}
 
-	s = up(t, data, "127.0.0.1:0")
+	s = upOn(t, env, data, "127.0.0.1:0")
 	s.ready()
 	if after := s.verified(); !equalCounts(before, after) {
 		t.Errorf("the second start changed what is there:\n%v\n%v", before, after)

@@ -19,6 +19,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
+	"github.com/millrace/millrace/test/servers/stack"
 )
 
 // root of the repository, as seen from this package.
@@ -43,9 +46,35 @@ func TestMain(m *testing.M) {
 		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
 		}
-		return m.Run()
+		code := m.Run()
+		if err := real.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the real servers:", err)
+			code = 1
+		}
+		return code
 	}())
 }
+
+// real is every server that a company runs, started with the first test that asks.
+var real realServers
+
+type realServers struct {
+	once sync.Once
+	all  stack.Stack
+	err  error
+}
+
+// env is how the system reaches them. Where one is not installed the test is skipped, or fails: see process.SkipOrFail.
+func (r *realServers) env(t *testing.T) []string {
+	t.Helper()
+	r.once.Do(func() { r.err = r.all.Start() })
+	if r.err != nil {
+		process.SkipOrFail(t, "real servers", r.err)
+	}
+	return r.all.Env()
+}
+
+func (r *realServers) stop() error { return r.all.Stop() }
 
 const (
 	startTimeout = 2 * time.Minute
@@ -68,9 +97,15 @@ type system struct {
 // up starts a system on a data folder and waits until it serves.
 func up(t *testing.T, data, addr string, args ...string) *system {
 	t.Helper()
+	return upOn(t, nil, data, addr, args...)
+}
+
+// upOn starts a system with settings in its environment: those of real servers, or none.
+func upOn(t *testing.T, env []string, data, addr string, args ...string) *system {
+	t.Helper()
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
 	s.cmd = exec.Command(binary, append([]string{"up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0"}, args...)...)
-	s.cmd.Env = append(os.Environ(), "MILLRACE_LOG_LEVEL=warn")
+	s.cmd.Env = append(append(os.Environ(), "MILLRACE_LOG_LEVEL=warn"), env...)
 	s.cmd.Stderr = s.output
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {

@@ -1,0 +1,191 @@
+// Package stack starts every real server that Millrace runs on, with TLS and passwords where the server has them, and says
+// how to reach them in Millrace's own settings. The end-to-end tests and `make up-real` stand on it.
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/internal/kafka/security"
+	"github.com/millrace/millrace/test/servers/elasticsearch"
+	"github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/postgres"
+	"github.com/millrace/millrace/test/servers/redis"
+	"github.com/millrace/millrace/test/servers/registry"
+	"github.com/millrace/millrace/test/servers/s3"
+)
+
+// Stack is all servers. The zero Stack is one Kafka node and one Redis.
+type Stack struct {
+	Kafka         kafka.Cluster
+	Postgres      postgres.Cluster
+	Redis         redis.Servers
+	Elasticsearch elasticsearch.Server
+	S3            s3.Server
+	Registry      registry.Server
+
+	secrets string // folder
+
+	mu    sync.Mutex // guards what follows
+	env   []string
+	costs []Cost
+}
+
+// Cost is what a server took.
+type Cost struct {
+	Server string
+	Start  time.Duration // until it answered
+	MB     int           // of memory, once all were up; 0 where not known
+	stop   func() error
+	mb     func() (int, error)
+}
+
+// Passwords of the tests' own servers.
+const (
+	database = "millrace"
+	password = "a password of the tests"
+)
+
+// Start starts all servers at the same time. Where it fails, what had started is stopped.
+func (s *Stack) Start() (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Stop())
+		}
+	}()
+	if s.secrets, err = os.MkdirTemp("", "millrace-secrets-"); err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, server := range []struct {
+		name  string
+		start func() error
+		stop  func() error
+		mb    func() (int, error)
+	}{
+		{"Apache Kafka", s.startKafka, s.Kafka.Stop, func() (int, error) { return s.Kafka.ResidentMB(0) }},
+		{"PostgreSQL", s.startPostgres, s.Postgres.Stop, s.Postgres.ResidentMB},
+		{"Redis", s.startRedis, s.Redis.Stop, func() (int, error) { return s.Redis.ResidentMB(0) }},
+		{"Elasticsearch", s.startElasticsearch, s.Elasticsearch.Stop, s.Elasticsearch.ResidentMB},
+		{"versitygw (S3)", s.startS3, s.S3.Stop, s.S3.ResidentMB},
+		{"Apicurio Registry", s.startRegistry, s.Registry.Stop, s.Registry.ResidentMB},
+	} {
+		g.Go(func() error {
+			begun := time.Now()
+			err := server.start()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.costs = append(s.costs, Cost{Server: server.name, Start: time.Since(begun), stop: server.stop, mb: server.mb})
+			if err != nil {
+				return fmt.Errorf("%s: %w", server.name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// Stop stops all servers and removes their data.
+func (s *Stack) Stop() error {
+	var errs []error
+	for _, c := range s.costs {
+		errs = append(errs, c.stop())
+	}
+	s.costs = nil
+	return errors.Join(append(errs, os.RemoveAll(s.secrets))...)
+}
+
+// Env is how Millrace reaches the servers: its environment variables. Secrets are in files.
+func (s *Stack) Env() []string { return s.env }
+
+// Costs are what the servers took to start, and the memory that they hold now.
+func (s *Stack) Costs() []Cost {
+	for i := range s.costs {
+		s.costs[i].MB, _ = s.costs[i].mb() // 0 where it is not known
+	}
+	return s.costs
+}
+
+func (s *Stack) set(settings ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := 0; i < len(settings); i += 2 {
+		s.env = append(s.env, "MILLRACE_"+settings[i]+"="+settings[i+1])
+	}
+}
+
+// secret puts a text into a file.
+func (s *Stack) secret(name, text string) (path string, err error) {
+	path = filepath.Join(s.secrets, name)
+	return path, os.WriteFile(path, []byte(text+"\n"), 0o600)
+}
+
+func (s *Stack) startKafka() error {
+	s.Kafka.Secure = true
+	if _, err := s.Kafka.Start(); err != nil {
+		return err
+	}
+	brokers, access := s.Kafka.SecureAccess(security.ScramSHA512)
+	file, err := s.secret("kafka", access.Password)
+	s.set("KAFKA_BROKERS", brokers, "KAFKA_TLS_ENABLED", "true", "KAFKA_TLS_CA", access.CAFile,
+		"KAFKA_SASL_MECHANISM", access.Mechanism, "KAFKA_SASL_USER", access.Username, "KAFKA_SASL_PASSWORD_FILE", file)
+	return err
+}
+
+func (s *Stack) startPostgres() error {
+	super, err := s.Postgres.Start()
+	if err != nil {
+		return err
+	}
+	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + password + "'", "CREATE DATABASE " + database + " OWNER millrace"} {
+		if out, err := exec.Command("psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput(); err != nil { //nolint:gosec,noctx // no outside input; it takes milliseconds
+			return fmt.Errorf("psql: %w: %s", err, out)
+		}
+	}
+	file, err := s.secret("postgres", password)
+	conn := s.Postgres.TLS("millrace", database)
+	s.set("STORE_POSTGRES", conn, "STORE_PASSWORD_FILE", file, "LAKE_CATALOG", conn, "LAKE_PASSWORD_FILE", file)
+	return err
+}
+
+func (s *Stack) startRedis() error {
+	s.Redis.Secure = true
+	addr, err := s.Redis.Start()
+	if err != nil {
+		return err
+	}
+	file, err := s.secret("redis", redis.Password)
+	s.set("REDIS_ADDR", addr, "REDIS_USER", redis.User, "REDIS_PASSWORD_FILE", file, "REDIS_TLS_ENABLED", "true", "REDIS_TLS_CA", s.Redis.CA())
+	return err
+}
+
+func (s *Stack) startElasticsearch() error {
+	at, err := s.Elasticsearch.Start()
+	s.set("SEARCH_ELASTICSEARCH", at)
+	return err
+}
+
+func (s *Stack) startS3() error {
+	c, err := s.S3.Start()
+	if err != nil {
+		return err
+	}
+	file, err := s.secret("s3", c.SecretKey)
+	s.set("LAKE_WAREHOUSE", (&url.URL{Scheme: "s3", Host: c.Bucket, Path: "/warehouse"}).String(), "LAKE_S3_ENDPOINT", c.Endpoint,
+		"LAKE_S3_REGION", c.Region, "LAKE_S3_ACCESS_KEY", c.AccessKey, "LAKE_S3_SECRET_KEY_FILE", file)
+	return err
+}
+
+func (s *Stack) startRegistry() error {
+	at, err := s.Registry.Start()
+	s.set("REGISTRY_URL", at)
+	return err
+}
