@@ -458,7 +458,7 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 	}
 	no := false
 	for {
-		search["pit"] = map[string]string{"id": state.ID, "keep_alive": keepState}
+		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepState.Milliseconds())}
 		var answer elasticHits
 		if err := x.ask(ctx, esapi.SearchRequest{Body: asJSON(search), AllowPartialSearchResults: &no}, &answer); err != nil {
 			return fmt.Errorf("catalog index: list products: %w", err)
@@ -481,7 +481,7 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 }
 
 const (
-	keepState   = "1m" // between two pages of a listing
+	keepState   = time.Minute // between two pages of a listing
 	closeWithin = 5 * time.Second
 )
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,14 +23,27 @@ import (
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/test/servers/elasticsearch"
 )
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childOf); dir != "" {
 		os.Exit(child(dir))
 	}
-	goleak.VerifyTestMain(m, analysisWorkers)
+	code := m.Run()
+	err := server.Stop()
+	if err == nil && code == 0 {
+		err = goleak.Find(analysisWorkers)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
+
+// server is one Elasticsearch for all tests but those that kill it; each has its own indexes.
+var server elasticsearch.Server
 
 // bleve starts its analysis workers when the program starts, and they stay.
 var analysisWorkers = goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker")
@@ -48,6 +62,25 @@ var adapters = map[string]func(t testing.TB) (open func() Index){
 			return x
 		}
 	},
+	"elasticsearch": func(t testing.TB) func() Index {
+		cfg := elasticConfig(t)
+		return func() Index { return openElastic(t, cfg) }
+	},
+}
+
+var prefixes atomic.Int64
+
+func elasticConfig(t testing.TB) ElasticsearchConfig {
+	return ElasticsearchConfig{Addresses: []string{server.URL(t)}, Prefix: fmt.Sprintf("test-%d-", prefixes.Add(1)), Logger: quiet}
+}
+
+func openElastic(t testing.TB, cfg ElasticsearchConfig) Index {
+	t.Helper()
+	x, err := OpenElasticsearch(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
 }
 
 func conform(t *testing.T, test func(t *testing.T, open func() Index)) {

@@ -187,13 +187,14 @@ func (w words) elasticQuery(q Query) map[string]any {
 			continue
 		}
 		anyOf := []any{stem}
-		for field, boost := range map[string]float64{fieldTitle: 0.4, fieldDescription: 0.1} {
-			anyOf = append(anyOf, m{"match_bool_prefix": m{field + plainSuffix: m{"query": word, "operator": "and", "boost": boost}}})
-		}
-		if utf8.RuneCountInString(word) >= 4 {
-			for field, boost := range map[string]float64{fieldTitle: 0.1, fieldDescription: 0.02} {
+		for _, field := range []string{fieldTitle, fieldDescription} { // in this order, for sums of scores depend on it
+			anyOf = append(anyOf, m{"match_bool_prefix": m{field + plainSuffix: m{
+				"query": word, "operator": "and", "boost": map[string]float64{fieldTitle: 0.4, fieldDescription: 0.1}[field],
+			}}})
+			if utf8.RuneCountInString(word) >= 4 {
 				anyOf = append(anyOf, m{"match": m{field + plainSuffix: m{
-					"query": word, "operator": "and", "fuzziness": 1, "prefix_length": 1, "boost": boost,
+					"query": word, "operator": "and", "fuzziness": 1, "prefix_length": 1,
+					"boost": map[string]float64{fieldTitle: 0.1, fieldDescription: 0.02}[field],
 				}}})
 			}
 		}
