@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -38,7 +39,11 @@ func (a *alarm) ring(ctx context.Context) {
 	var pid int32
 	var who string
 	var since *time.Time // hidden from roles without pg_read_all_stats
-	if err := a.store.reads.QueryRow(ctx, selectCulprit).Scan(&pid, &who, &since); err != nil {
+	err := a.store.reads.QueryRow(ctx, selectCulprit).Scan(&pid, &who, &since)
+	if missing(err) {
+		err = errors.New("whose, this role may not see: GRANT pg_read_all_stats lets it")
+	}
+	if err != nil {
 		log.WarnContext(ctx, "events are held back by an open transaction of the PostgreSQL server", slog.Any("error", err))
 		return
 	}

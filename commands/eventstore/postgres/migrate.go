@@ -3,10 +3,12 @@ package postgres
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace/millrace/event"
 )
@@ -16,10 +18,85 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+// grants is run after the migrations, each time.
+//
+//go:embed grants.sql
+var grants string
+
+// Migrate brings the schema of aggregate's store to this version, as Open does where its role may, and grants the roles of
+// deploy/postgres/roles.sql what they need of its tables. Run it as the schema's owner where the service's own role may not
+// change the schema.
+func Migrate(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) error {
+	o := newOptions(aggregate, opts)
+	config, err := o.parse(conn, aggregate)
+	if err == nil {
+		var c *pgx.Conn
+		if c, err = pgx.ConnectConfig(ctx, config.ConnConfig); err == nil {
+			err = errors.Join(migrate(ctx, c, o.schema, aggregate), c.Close(ctx))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("migrate event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
+	}
+	return nil
+}
+
+// ensure checks that the schema is the aggregate's, at this version and on its server. It migrates one that is missing or
+// older, where the role may.
+func ensure(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
+	files, err := migrationFiles()
+	if err != nil {
+		return err
+	}
+	applied, err := countApplied(ctx, conn, len(files))
+	if err != nil {
+		return err
+	}
+	if applied == len(files) {
+		return belongs(ctx, conn, schema, aggregate)
+	}
+	err = migrate(ctx, conn, schema, aggregate)
+	if denied(err) {
+		return fmt.Errorf("it has %d of %d migrations, and the role %q may not change it: run `millrace migrate` as its owner (see deploy/postgres/roles.sql): %w",
+			applied, len(files), conn.Config().User, err)
+	}
+	return err
+}
+
+// denied tells whether the server refused something for lack of a privilege.
+func denied(err error) bool {
+	refused := (*pgconn.PgError)(nil)
+	return errors.As(err, &refused) && refused.Code == "42501"
+}
+
+func migrationFiles() ([]string, error) { return fs.Glob(migrations, "migrations/*.sql") }
+
+// querier is a connection or a transaction.
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// countApplied tells how many migrations the schema has; 0 where it, or its table of them, is not there. It fails where the
+// schema has more than are known.
+func countApplied(ctx context.Context, conn querier, known int) (applied int, err error) {
+	// A schema that the role may not look into is not in its search path, and so has no such table.
+	var there bool
+	if err := conn.QueryRow(ctx, "SELECT to_regclass('migrations') IS NOT NULL").Scan(&there); err != nil || !there {
+		return 0, err
+	}
+	if err := conn.QueryRow(ctx, "SELECT coalesce(max(number), 0) FROM migrations").Scan(&applied); err != nil {
+		return 0, fmt.Errorf("read what is migrated: %w", err)
+	}
+	if applied > known {
+		return 0, fmt.Errorf("it has %d migrations and this version knows %d: start a newer version", applied, known)
+	}
+	return applied, nil
+}
+
 // migrate brings the schema to this version, and checks that it is the aggregate's. Instances of a service may start
 // at once: the first holds the lock.
 func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
-	files, err := fs.Glob(migrations, "migrations/*.sql")
+	files, err := migrationFiles()
 	if err != nil {
 		return err
 	}
@@ -27,12 +104,12 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", "millrace "+schema); err != nil {
 			return fmt.Errorf("wait for other instances' migration: %w", err)
 		}
-		applied, err := prepareSchema(ctx, tx, schema)
-		if err != nil {
+		if err := prepareSchema(ctx, tx, schema); err != nil {
 			return err
 		}
-		if applied > len(files) {
-			return fmt.Errorf("it has %d migrations and this version knows %d: start a newer version", applied, len(files))
+		applied, err := countApplied(ctx, tx, len(files))
+		if err != nil {
+			return err
 		}
 		for i, name := range files[applied:] {
 			sql, err := migrations.ReadFile(name)
@@ -46,49 +123,67 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 				return fmt.Errorf("apply %s: %w", name, err)
 			}
 		}
-		return claim(ctx, tx, aggregate)
+		if _, err := tx.Exec(ctx, "INSERT INTO store (aggregate) VALUES ($1) ON CONFLICT DO NOTHING", aggregate.Name); err != nil {
+			return fmt.Errorf("say whose store it is: %w", err)
+		}
+		if _, err := tx.Exec(ctx, grants); err != nil {
+			return fmt.Errorf("grant the services' roles what they need: %w", err)
+		}
+		return belongs(ctx, tx, schema, aggregate)
 	})
 }
 
-// prepareSchema makes the schema where it is missing (an operator may have made it for a role that must not) and tells how
-// many migrations it has.
-func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) (applied int, err error) {
+// prepareSchema makes the schema where it is missing (an operator may have made it for a role that must not).
+func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 	var encoding string
 	if err := tx.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding); err != nil {
-		return 0, fmt.Errorf("read the database's encoding: %w", err)
+		return fmt.Errorf("read the database's encoding: %w", err)
 	}
 	if encoding != "UTF8" { // it would refuse some batches, and with them their whole group
-		return 0, fmt.Errorf("the database is encoded in %s: create it with ENCODING 'UTF8'", encoding)
+		return fmt.Errorf("the database is encoded in %s: create it with ENCODING 'UTF8'", encoding)
 	}
 	var exists bool
 	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", schema).Scan(&exists); err != nil {
-		return 0, fmt.Errorf("look for the schema: %w", err)
+		return fmt.Errorf("look for the schema: %w", err)
 	}
 	if !exists {
 		if _, err := tx.Exec(ctx, "CREATE SCHEMA "+pgx.Identifier{schema}.Sanitize()); err != nil {
-			return 0, fmt.Errorf("create the schema: %w", err)
+			return fmt.Errorf("create the schema: %w", err)
 		}
 	}
 	const table = "CREATE TABLE IF NOT EXISTS migrations (number integer PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
 	if _, err := tx.Exec(ctx, table); err != nil {
-		return 0, fmt.Errorf("create the table of migrations: %w", err)
+		return fmt.Errorf("create the table of migrations: %w", err)
 	}
-	if err := tx.QueryRow(ctx, "SELECT coalesce(max(number), 0) FROM migrations").Scan(&applied); err != nil {
-		return 0, fmt.Errorf("read what is migrated: %w", err)
-	}
-	return applied, nil
+	return nil
 }
 
-func claim(ctx context.Context, tx pgx.Tx, aggregate event.Aggregate) error {
-	if _, err := tx.Exec(ctx, "INSERT INTO store (aggregate) VALUES ($1) ON CONFLICT DO NOTHING", aggregate.Name); err != nil {
-		return fmt.Errorf("say whose store it is: %w", err)
-	}
+// The last event there is was written by a transaction that this server has counted, or its positions are not this server's.
+const selectStore = `SELECT aggregate, server, (pg_control_system()).system_identifier,
+       coalesce((SELECT transaction >= pg_snapshot_xmax(pg_current_snapshot()) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)
+FROM store`
+
+// belongs checks that the store is the aggregate's, and that it lies on the server whose transactions its positions count.
+// A dump that is restored elsewhere keeps the old positions, but new events would get lower ones, which a relay that is past
+// them never reads. A physical backup, and a replica that takes over, are the same server still; what they may lack, the
+// relay notices itself, as the log has it.
+func belongs(ctx context.Context, conn querier, schema string, aggregate event.Aggregate) error {
 	var owner string
-	if err := tx.QueryRow(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
+	var made, here int64
+	var ahead bool
+	if err := conn.QueryRow(ctx, selectStore).Scan(&owner, &made, &here, &ahead); err != nil {
 		return fmt.Errorf("read whose store it is: %w", err)
 	}
-	if owner != aggregate.Name {
+	switch {
+	case owner != aggregate.Name:
 		return fmt.Errorf("it holds the events of %q, not of %q: give each service a schema of its own", owner, aggregate.Name)
+	case ahead:
+		return errors.New("its events were written by transactions that this server has not come to yet, so new ones would get lower positions: " +
+			"restore a physical backup (pg_basebackup), not a dump")
+	case made != here:
+		return fmt.Errorf("it was made on the PostgreSQL server %d, and this is %d. Positions are made of the server's transaction ids: "+
+			"after a restore, use a physical backup (pg_basebackup), not a dump; after pg_upgrade, which keeps the ids, run as its owner: UPDATE %s SET server = %d",
+			made, here, pgx.Identifier{schema, "store"}.Sanitize(), here)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@
 //
 // Durability is the server's: an append that was answered is as safe as its synchronous_commit and its replicas make it.
 // Transaction ids are part of the positions: restore a database from a physical backup, never from a dump into a new
-// server, which would count transactions from the beginning.
+// server, which would count transactions from the beginning. Open refuses such a store.
 package postgres
 
 import (
@@ -53,6 +53,7 @@ var _ eventstore.Store = (*Store)(nil)
 
 type options struct {
 	schema     string
+	password   string
 	poll       time.Duration
 	alarmAfter time.Duration
 	logger     *slog.Logger
@@ -64,6 +65,9 @@ type Option func(*options)
 // WithSchema names the schema; without it, it is "millrace_" and the aggregate's service.
 func WithSchema(name string) Option { return func(o *options) { o.schema = name } }
 
+// WithPassword is the password of the connection string's user, so that it need not stand there. Empty changes nothing.
+func WithPassword(password string) Option { return func(o *options) { o.password = password } }
+
 // WithPoll sets how often Wait looks for what other processes have appended, or open transactions have held back; 25 ms
 // without it.
 func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
@@ -74,12 +78,7 @@ func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAf
 // WithLogger sets where the store logs; slog.Default() without it.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
-// Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword string, names, and makes
-// its tables where there are none. It fails where the schema holds the events of another aggregate or was migrated by
-// a newer version of Millrace.
-//
-// One connection is for appends; beside it reads use up to pool_max_conns of conn.
-func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
+func newOptions(aggregate event.Aggregate, opts []Option) options {
 	o := options{
 		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, alarmAfter: 10 * time.Second,
 		logger: slog.Default(),
@@ -87,6 +86,33 @@ func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...O
 	for _, opt := range opts {
 		opt(&o)
 	}
+	return o
+}
+
+// parse reads a connection string. No error of it tells a password.
+func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(conn)
+	if err != nil {
+		return nil, err
+	}
+	if o.password != "" {
+		config.ConnConfig.Password = o.password
+	}
+	config.ConnConfig.RuntimeParams["search_path"] = pgx.Identifier{o.schema}.Sanitize()
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "millrace " + aggregate.Service
+	}
+	return config, nil
+}
+
+// Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword string, names. Where there
+// are no tables, or older ones, it makes them if its role may; else Migrate must have been run, and the role needs no more than
+// roles.sql in deploy/postgres gives it. Open fails where the schema holds the events of another aggregate, was migrated
+// by a newer version of Millrace, or comes from another server.
+//
+// One connection is for appends; beside it reads use up to pool_max_conns of conn.
+func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
+	o := newOptions(aggregate, opts)
 	s := &Store{aggregate: aggregate, options: o, gate: adapter.NewGate()}
 	if err := s.connect(ctx, conn); err != nil {
 		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
@@ -96,13 +122,9 @@ func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...O
 }
 
 func (s *Store) connect(ctx context.Context, conn string) error {
-	config, err := pgxpool.ParseConfig(conn)
+	config, err := s.options.parse(conn, s.aggregate)
 	if err != nil {
 		return err
-	}
-	config.ConnConfig.RuntimeParams["search_path"] = pgx.Identifier{s.options.schema}.Sanitize()
-	if config.ConnConfig.RuntimeParams["application_name"] == "" {
-		config.ConnConfig.RuntimeParams["application_name"] = "millrace " + s.aggregate.Service
 	}
 	alone := config.Copy()
 	alone.MaxConns, alone.MinConns, alone.MinIdleConns = 1, 0, 0
@@ -110,7 +132,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 	if err != nil {
 		return err
 	}
-	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return migrate(ctx, c.Conn(), s.options.schema, s.aggregate) })
+	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return ensure(ctx, c.Conn(), s.options.schema, s.aggregate) })
 	if err != nil {
 		writes.Close()
 		return err
