@@ -1,12 +1,15 @@
 package history
 
 import (
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
+	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 )
 
 // TestStoreModel shows the model histories that are small enough to be judged by eye.
@@ -253,5 +256,79 @@ func TestStockModel(t *testing.T) {
 				t.Errorf("the model takes it for legal: %v, want %v", legal, c.legal)
 			}
 		})
+	}
+}
+
+// TestStockFindings breaks, one by one, what the inventory's log shows by itself and what one SKU alone does not show.
+func TestStockFindings(t *testing.T) {
+	t.Parallel()
+	three := func(id string) *inventoryv1.StockEvent {
+		return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Reserved{Reserved: &inventoryv1.StockReserved{ReservationId: id, Quantity: 3}}}
+	}
+	lapsed := &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationReleased{ReservationReleased: &inventoryv1.ReservationReleased{
+		Quantity: 3, Cause: inventoryv1.ReleaseCause_RELEASE_CAUSE_EXPIRED,
+	}}}
+	sold := &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationCommitted{ReservationCommitted: &inventoryv1.ReservationCommitted{Quantity: 3}}}
+	for _, c := range []struct {
+		want string
+		then *inventoryv1.StockEvent // the third event, after five arrived and three were reserved
+		harm func(*stockHistory)
+	}{
+		{"", sold, func(*stockHistory) {}},
+		{"oversold", three("q"), func(*stockHistory) {}},
+		{"lapsed", lapsed, func(*stockHistory) {}},
+		{"has two events", sold, func(h *stockHistory) { h.all[2].CausationID = "1" }},
+		{"stands where", sold, func(h *stockHistory) { h.all[2].Version = 4 }},
+		{"Read gives position", sold, func(h *stockHistory) { h.all[2].Position.Sequence = 2 }},
+		{"one answer is", sold, func(h *stockHistory) {
+			h.operations = append(h.operations, h.operations[1])
+			h.operations[3].Answer.Expires = "later"
+		}},
+		{"the token names", sold, func(h *stockHistory) { h.operations[1].Answer.Version = 7 }},
+		{"its event stands", sold, func(h *stockHistory) { h.all[1].Position.Sequence, h.all[2].Position.Sequence = 12, 13 }},
+		{"the store keeps", sold, func(h *stockHistory) { delete(h.answers, "1") }},
+		{"was first sent after", sold, func(h *stockHistory) { h.operations[0].Call, h.operations[0].Return = 50, 60 }},
+	} {
+		h := &stockHistory{answers: map[string]event.Token{}}
+		arrived := &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_Received{Received: &inventoryv1.StockReceived{Quantity: 5}}}
+		for i, m := range []*inventoryv1.StockEvent{arrived, three("r"), c.then} {
+			data, err := proto.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			key, token := string('0'+rune(i)), event.Token{Service: "inventory", Stream: "s", Version: uint64(i) + 1, Position: event.Position{Sequence: uint64(i) + 1}}
+			h.all = append(h.all, event.Event{Stream: "s", Version: token.Version, Position: token.Position, CausationID: key, Data: data})
+			h.answers[key] = token
+			h.operations = append(h.operations, stockOp{
+				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: stockCall{Kind: receive, SKU: "s", Key: key},
+				Answer: stockAnswer{Outcome: stored, Version: token.Version, Token: token.String()},
+			})
+		}
+		c.harm(h)
+		found := strings.Join(h.beyondModel(), "\n")
+		if (c.want == "" && found != "") || !strings.Contains(found, c.want) {
+			t.Errorf("found %q, want %q", found, c.want)
+		}
+	}
+}
+
+// TestRefusedHistoryIsDrawn follows the path that the finding names.
+func TestRefusedHistoryIsDrawn(t *testing.T) {
+	t.Parallel()
+	op := stockOp{Call: 1, Return: 2, Asked: stockCall{Kind: getNow, SKU: "s"}, Answer: stockAnswer{Outcome: looked, Version: 1}}
+	findings := judge(stocks, stockOperations([]stockOp{op}), true)
+	if len(findings) != 1 {
+		t.Fatalf("findings: %q", findings)
+	}
+	_, path, _ := strings.Cut(findings[0], "; drawn in ")
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(string(page), "get s") {
+		t.Error("the page does not show the operation")
 	}
 }

@@ -52,11 +52,16 @@ func (h *stockHistory) lookAtStock(ctx context.Context, s eventstore.Store) erro
 
 // check returns all that speaks against the history.
 func (h *stockHistory) check(draw bool) []string {
+	return append(judge(stocks, h.settled(), draw), h.beyondModel()...)
+}
+
+// beyondModel returns what the log shows by itself, and what one SKU alone cannot show.
+func (h *stockHistory) beyondModel() []string {
 	f := &stockFindings{stockHistory: h, made: map[string]event.Event{}}
 	f.fold()
 	f.answered()
 	f.realTime()
-	return append(judge(stocks, h.settled(), draw), f.found...)
+	return f.found
 }
 
 // settled is the history for the model: with the last look, and with the outcome of lost sendings that it tells. Of the lost
@@ -109,7 +114,7 @@ func stockOperations(ops []stockOp) []porcupine.Operation {
 	return all
 }
 
-// stockFindings gathers what the log shows by itself, and what one SKU alone cannot.
+// stockFindings gathers it.
 type stockFindings struct {
 	*stockHistory
 	made  map[string]event.Event // by key

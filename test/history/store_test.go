@@ -26,6 +26,7 @@ func TestEventStore(t *testing.T) {
 const (
 	processes        = 2
 	clientsOfProcess = 5
+	enoughStored     = 100 // appends, by processes that were killed
 )
 
 func checkStore(t *testing.T, job victimJob, cutter *cutter) {
@@ -36,7 +37,7 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 		victims[i] = run.start(t)
 	}
 	end, kills := time.Now().Add(duration(4*time.Second)), 0
-	for last := end.Add(patience); time.Now().Before(end) || (kills < 2 && time.Now().Before(last)); kills++ {
+	for last := end.Add(patience); time.Now().Before(end) || ((kills < 2 || run.stored() < enoughStored) && time.Now().Before(last)); kills++ {
 		<-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond) // the moment of the next kill
 		i := rand.IntN(len(victims))
 		select {
@@ -112,6 +113,16 @@ func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 	r.history.followers = append(r.history.followers, v.saw)
 }
 
+// stored is how many appends were acknowledged, as far as they were taken.
+func (r *storeRun) stored() (n int) {
+	for _, op := range r.history.operations {
+		if op.Answer.Outcome == stored {
+			n++
+		}
+	}
+	return n
+}
+
 func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Duration) {
 	counts := map[string]int{}
 	saw := 0
@@ -131,7 +142,7 @@ func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Durat
 	}
 	t.Logf("%d operations (%v), %d events, %d seen by followers, %d kills, %d connections cut, checked in %v",
 		len(r.history.operations), counts, len(r.history.contents.all), saw, kills, cuts, took.Round(time.Millisecond))
-	if counts["append stored"] < 100 || counts["append conflict"] == 0 || counts["append unknown"] == 0 || kills == 0 {
+	if counts["append stored"] < enoughStored || counts["append conflict"] == 0 || counts["append unknown"] == 0 || kills == 0 {
 		t.Errorf("too little happened for the history to prove anything: %v", counts)
 	}
 }
