@@ -41,7 +41,7 @@ func NewServerClient(s Server) (*Client, error) {
 	case err != nil:
 		return nil, errors.New("ClickHouse: the address is not http(s)://host:port") // the parser's error shows all of it
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
-		return nil, fmt.Errorf("ClickHouse: the address %q is not http(s)://host:port", u.Redacted())
+		return nil, fmt.Errorf("ClickHouse: the address (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
 	case u.User != nil:
 		return nil, fmt.Errorf("ClickHouse: the address %q names a user; name user and password beside it", u.Redacted())
 	}

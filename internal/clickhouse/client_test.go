@@ -2,6 +2,8 @@ package clickhouse_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -183,5 +185,37 @@ func TestFindLibrary(t *testing.T) {
 	}
 	if got, err := clickhouse.FindLibrary(""); got != filepath.Join(installed, "libchdb.so") || err != nil {
 		t.Errorf("installed: %q, %v", got, err)
+	}
+}
+
+// A server is spoken to at its URL, over TLS, as its user; the address may hold no password, which errors would show.
+func TestServerClient(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	s := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("X-ClickHouse-User") + ":" + r.Header.Get("X-ClickHouse-Key")
+	}))
+	t.Cleanup(s.Close)
+	authorities := x509.NewCertPool()
+	authorities.AddCert(s.Certificate())
+	c, err := clickhouse.NewServerClient(clickhouse.Server{URL: s.URL, User: "me", Password: "pass", TLS: &tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // it never fails
+	if err := c.Exec(t.Context(), "SELECT 1", nil); err != nil || <-asked != "me:pass" || !c.Outside() {
+		t.Errorf("error %v", err)
+	}
+	distrustful, err := clickhouse.NewServerClient(clickhouse.Server{URL: s.URL, Password: "pass"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := distrustful.Exec(t.Context(), "SELECT 1", nil); err == nil || strings.Contains(err.Error(), "pass") {
+		t.Errorf("error %v", err)
+	}
+	for _, bad := range []string{"", "localhost:8123", "tcp://localhost:9000", "http://me:hidden@localhost:8123", "http://localhost:8123/?user=me&password=hidden", "http://localhost/path", "http://me:hidden@local host"} {
+		if _, err := clickhouse.NewServerClient(clickhouse.Server{URL: bad}); err == nil || strings.Contains(err.Error(), "hidden") {
+			t.Errorf("%q: error %v", bad, err)
+		}
 	}
 }

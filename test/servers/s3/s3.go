@@ -3,6 +3,7 @@
 package s3
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -139,15 +140,29 @@ func (s *Server) Restart() error {
 }
 
 // Pause stops it without ending its connections, until Resume.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
-
-// Resume lets it go on.
-func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) error {
+func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.process.Signal(sig)
+	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for { // a signal takes effect when its receiver is next to run
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.process.PID()))
+		if err != nil {
+			return err
+		}
+		if state := stat[bytes.LastIndexByte(stat, ')')+2]; state == 'T' {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Resume lets it go on.
+func (s *Server) Resume() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.process.Signal(syscall.SIGCONT)
 }
 
 // ResidentMB is the memory that the server holds now, in MB.
