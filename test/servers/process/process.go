@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -51,16 +52,25 @@ func Cache(server string) (string, error) {
 	return dir, nil
 }
 
-// FreePorts are ports on loopback that nobody listens on now.
+// Ports below firstEphemeral are nobody's unless somebody asks for one by its number. One above may be taken by any outgoing
+// connection in the seconds that a server needs to start.
+const firstPort, firstEphemeral = 10_000, 32_768
+
+// FreePorts are ports on loopback that nobody listens on now, and that no outgoing connection will take.
 func FreePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not block
+	ports := make([]int, 0, n)
+	var failed error
+	for tries := 0; len(ports) < n; tries++ {
+		if tries > 100+10*n {
+			return nil, fmt.Errorf("find free ports: %w", failed)
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(firstEphemeral-firstPort))) //nolint:noctx // it does not block
 		if err != nil {
-			return nil, err
+			failed = err
+			continue
 		}
 		defer l.Close() //nolint:errcheck // held until all are known, so that none comes twice
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
 }
@@ -78,7 +88,7 @@ type Command struct {
 
 	// Ready asks by the server's protocol whether it serves. It is called until it answers nil.
 	Ready       func(context.Context) error
-	ReadyWithin time.Duration // one minute where 0
+	ReadyWithin time.Duration // three minutes where 0: a loaded machine is slow to start a JVM
 
 	Credential *syscall.Credential // whom to run as; nil means as the test
 }
@@ -111,7 +121,7 @@ const readyPoll = 20 * time.Millisecond
 // Start starts a server and returns once it is ready.
 func Start(ctx context.Context, c Command) (*Process, error) {
 	if c.ReadyWithin == 0 {
-		c.ReadyWithin = time.Minute
+		c.ReadyWithin = 3 * time.Minute
 	}
 	p := &Process{command: c, ended: make(chan struct{})}
 	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers

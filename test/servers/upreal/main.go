@@ -42,7 +42,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	fmt.Println("starting the servers…")
 	var servers stack.Stack
 	if err := servers.Start(); err != nil {
-		return fmt.Errorf("%w (`make servers` installs them)", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, servers.Stop()) }()
 	printCosts(servers.Costs(), costsOnly)

@@ -34,9 +34,6 @@ import (
 const EngineCommand = "clickhouse-engine"
 
 func (p *Platform) startStores(ctx context.Context) error {
-	if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
-		return err
-	}
 	for _, a := range event.Aggregates() {
 		store, err := p.openStore(ctx, a)
 		if err != nil {
@@ -49,10 +46,43 @@ func (p *Platform) startStores(ctx context.Context) error {
 }
 
 func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
-	if url := p.cfg.Store.Postgres; url != "" {
-		return postgres.Open(ctx, url, a, postgres.WithLogger(p.log))
+	if p.cfg.Store.Postgres == "" {
+		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
+			return nil, err
+		}
+		return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
 	}
-	return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
+	conn, password, err := storeAccess(p.cfg.Store, a)
+	if err != nil {
+		return nil, err
+	}
+	return postgres.Open(ctx, conn, a, postgres.WithPassword(password), postgres.WithLogger(p.log))
+}
+
+// storeAccess is how the store of an aggregate's service is reached.
+func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err error) {
+	if password, err = c.Password.Reveal(a.Service); err != nil {
+		return "", "", fmt.Errorf("store.password: %w", err)
+	}
+	return strings.ReplaceAll(c.Postgres, "{service}", a.Service), password, nil
+}
+
+// Migrate brings the schemas of all event stores to this version, as whom the configuration names, and tells of each.
+func Migrate(ctx context.Context, c config.Config, tell func(service string)) error {
+	if c.Store.Postgres == "" {
+		return errors.New("store.postgres names no server: the embedded stores migrate themselves")
+	}
+	for _, a := range event.Aggregates() {
+		conn, password, err := storeAccess(c.Store, a)
+		if err != nil {
+			return err
+		}
+		if err := postgres.Migrate(ctx, conn, a, postgres.WithPassword(password)); err != nil {
+			return err
+		}
+		tell(a.Service)
+	}
+	return nil
 }
 
 // startKafka connects to the log, and starts one where none is named.
@@ -190,14 +220,33 @@ func (p *Platform) startRedis(ctx context.Context) error {
 	return nil
 }
 
-func (p *Platform) startSearch(context.Context) error {
-	index, err := catalog.OpenBleve(p.cfg.Path("search"), p.log)
+func (p *Platform) startSearch(ctx context.Context) error {
+	index, err := p.openIndex(ctx)
 	if err != nil {
 		return err
 	}
 	p.onStop(index.Close)
 	p.goods = catalog.New(index)
 	return nil
+}
+
+func (p *Platform) openIndex(ctx context.Context) (catalog.Index, error) {
+	c := p.cfg.Search
+	if c.Elasticsearch == "" {
+		return catalog.OpenBleve(p.cfg.Path("search"), p.log)
+	}
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return nil, fmt.Errorf("search.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return nil, fmt.Errorf("search.tls: %w", err)
+	}
+	p.addresses["elasticsearch"] = c.Elasticsearch
+	return catalog.OpenElasticsearch(ctx, catalog.ElasticsearchConfig{
+		Addresses: strings.Split(c.Elasticsearch, ","), Username: c.User, Password: password, TLS: trust, Logger: p.log,
+	})
 }
 
 // view is one that this process feeds or follows.
