@@ -41,7 +41,7 @@ func NewDecoder(client *Client) *Decoder {
 // Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is returned as it is.
 // Its error wraps ErrUnavailable where to try again makes sense; any other error means that the value cannot be read, now or later.
 func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
-	if !isFramed(value) {
+	if !IsFramed(value) {
 		return value, nil
 	}
 	message, err := d.decode(ctx, topic, value)
@@ -55,7 +55,7 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 // event.ErrNotEvent, or ErrUnavailable where to try again makes sense.
 func (d *Decoder) Event(ctx context.Context, topic string, key, value []byte, headers []event.Header) (event.Event, error) {
 	e, err := event.FromRecord(key, value, headers)
-	if err != nil || !isFramed(value) {
+	if err != nil || !IsFramed(value) {
 		return e, err
 	}
 	if e.Data, err = d.Decode(ctx, topic, value); err != nil {

@@ -12,15 +12,14 @@ import (
 
 // Confluent's frame: a byte 0, the schema's id in four bytes, and for Protobuf the path to the message within its file, as
 // signed varints: how many steps, then each. The path to the first message of a file, [0], is one byte 0.
-//
-// No Protobuf message begins with 0: that would be a field of number 0, which is not allowed. So whether a value is framed needs no
-// header and no setting to tell.
 const (
 	magic     = 0
 	frameSize = 5
 )
 
-func isFramed(value []byte) bool { return len(value) > 0 && value[0] == magic }
+// IsFramed tells whether a value was written with a schema registry. It needs no header and no setting for that: no Protobuf message begins
+// with 0, which would be a field of number 0, and that is not allowed.
+func IsFramed(value []byte) bool { return len(value) > 0 && value[0] == magic }
 
 func appendFrame(dst []byte, id int) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, magic), uint32(id))

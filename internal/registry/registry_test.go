@@ -18,7 +18,6 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/registry"
-	server "github.com/millrace/millrace/test/servers/registry"
 )
 
 func placed(tb testing.TB) []byte {
@@ -227,22 +226,17 @@ func TestUnavailableIsToldFromUnreadable(t *testing.T) {
 }
 
 // While the registry is away, who has its schemas goes on; who meets a new one waits, and goes on once it is back.
+//
+// It is not parallel, for it breaks the registry that all share.
 func TestOutage(t *testing.T) {
-	t.Parallel()
-	var own server.Server
-	client, err := registry.NewClient(registry.Config{URL: own.URL(t), Timeout: 2 * time.Second, Logger: quiet})
+	client, err := registry.NewClient(registry.Config{URL: shared.URL(t), Timeout: 2 * time.Second, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		client.Close()
-		if err := own.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(client.Close)
 	written := placed(t)
 	encoder := func() *registry.Encoder {
-		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: event.Order.Topic, Message: message(t, event.Order), Codec: registry.Avro, Compatibility: "FULL"})
+		return newEncoder(t, registry.EncoderConfig{Client: client, Topic: topicOf(t), Message: message(t, event.Order), Codec: registry.Avro, Compatibility: "FULL"})
 	}
 	e, d := encoder(), registry.NewDecoder(client)
 	produce := func(e *registry.Encoder) ([]byte, error) {
@@ -296,19 +290,19 @@ func TestOutage(t *testing.T) {
 			t.Errorf("afterwards a producer writes %x instead of %x, error %v", again, value, err)
 		}
 	}
-	if err := own.Pause(); err != nil {
+	if err := shared.Pause(); err != nil {
 		t.Fatal(err)
 	}
 	during("frozen")
-	if err := own.Resume(); err != nil {
+	if err := shared.Resume(); err != nil {
 		t.Fatal(err)
 	}
 	back()
-	if err := own.Kill(); err != nil {
+	if err := shared.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	during("killed")
-	if err := own.Restart(t.Context()); err != nil {
+	if err := shared.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	back()

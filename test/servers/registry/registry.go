@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/test/servers/process"
 )
@@ -150,7 +151,7 @@ func (s *Server) run(ctx context.Context) error {
 		},
 		Dir:     run,
 		Scratch: s.dir,
-		Ready:   s.ready,
+		Ready:   s.ready, ReadyWithin: 3 * time.Minute, // 4 s on an idle machine, and ten times that on a busy one
 	})
 	if err != nil {
 		return err

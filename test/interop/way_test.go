@@ -1,0 +1,239 @@
+package interop_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/streams"
+)
+
+// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a view's sink hold the same events.
+func TestEveryHopHoldsTheSame(t *testing.T) {
+	t.Parallel()
+	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
+		t.Run(string(codec), func(t *testing.T) {
+			t.Parallel()
+			s := newShop(t)
+			for _, c := range []registry.Codec{registry.Plain, codec, registry.Plain, codec} {
+				s.trade(t, 30)
+				s.publish(t, c)
+			}
+			decoder := registry.NewDecoder(s.registry)
+			table, view := s.land(t, decoder), s.view(t, decoder)
+			s.reaches(t, "topic", func() (*digest.Digest, error) { return s.topic(t.Context(), decoder) })
+			s.reaches(t, "table", table)
+			s.reaches(t, "view", view.digest)
+			view.parkedNothing(t)
+		})
+	}
+}
+
+// A consumer that meets a schema while the registry is away waits and parks nothing; one that has it goes on, and so does the producer.
+// It is not parallel, for it freezes the registry that all share.
+func TestOutageOnTheWay(t *testing.T) {
+	s := newShop(t)
+	s.trade(t, 20)
+	producing := s.relay(t, s.encoder(t, registry.Avro))
+	producing.published(t, s)
+	old := registry.NewDecoder(s.registry)
+	before := s.view(t, old)
+	s.reaches(t, "view before the outage", before.digest)
+
+	if err := shared.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	s.trade(t, 20)
+	producing.published(t, s)
+	s.reaches(t, "view that knows the schema", before.digest)
+	before.parkedNothing(t)
+
+	decoder := registry.NewDecoder(s.registry)
+	table, after := s.land(t, decoder), s.view(t, decoder)
+	polltest.Until(t, "the new consumers run into the outage", s.registry.Degraded)
+	if n := after.count(); n != 0 {
+		t.Errorf("a view without a schema has applied %d events", n)
+	}
+	if err := shared.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	s.reaches(t, "new view", after.digest)
+	s.reaches(t, "new table", table)
+	after.parkedNothing(t)
+}
+
+// An event that the codec cannot carry stops the relay, which names it, and nothing of it is on the log.
+func TestLossStopsTheRelay(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	now := event.Time(time.Now())
+	bad := event.Event{ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderConfirmed", Data: []byte("\x1a\x04\x12\x02\x10\x01"), OccurredAt: now, RecordedAt: now} // confirmed at a nanosecond
+	if _, err := s.store.Append(t.Context(), eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: "o1", Events: []event.Event{bad}}}}); err != nil {
+		t.Fatal(err)
+	}
+	r := s.relay(t, s.encoder(t, registry.Avro))
+	<-r.done
+	if !errors.Is(r.err, relay.ErrCannotWrite) {
+		t.Errorf("the relay ended with %v", r.err)
+	}
+	t.Log(r.err)
+	d, err := s.topic(t.Context(), nil)
+	if err != nil || d.Total().Count != 0 {
+		t.Errorf("the topic has %d events, error %v", d.Total().Count, err)
+	}
+}
+
+// reaches waits until a side holds what the store holds.
+func (s *shop) reaches(t *testing.T, side string, read func() (*digest.Digest, error)) {
+	t.Helper()
+	want := digest.New()
+	for _, e := range s.events {
+		want.AddEvent(e)
+	}
+	polltest.Until(t, side+" holds what the store holds", func() bool {
+		got, err := read()
+		if err != nil {
+			t.Log(side, err)
+			return false
+		}
+		return got.Total() == want.Total()
+	})
+}
+
+func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Digest, error) {
+	admin, err := kafka.NewAdmin(s.kafka)
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close()
+	end, err := admin.EndOffsets(ctx, event.Order.Topic)
+	if err != nil {
+		return nil, err
+	}
+	d := digest.New()
+	err = kafka.ReadAll(ctx, s.kafka, event.Order.Topic, nil, end, func(m kafka.Message) error {
+		e, err := decoder.Event(ctx, m.Topic, m.Key, m.Value, m.Headers)
+		if err == nil {
+			d.AddEvent(e)
+		}
+		return err
+	})
+	return d, err
+}
+
+// land runs the lake until the test ends, and reads its table.
+func (s *shop) land(t *testing.T, decoder *registry.Decoder) func() (*digest.Digest, error) {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	start(t, func(ctx context.Context) error {
+		return l.Run(ctx, lake.RunConfig{
+			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond,
+			Park: func(_ context.Context, p lake.Parked) error {
+				t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
+				return nil
+			},
+		})
+	})
+	return func() (*digest.Digest, error) { return l.EventsDigest(t.Context(), event.Order) }
+}
+
+// view runs a sink that keeps everything.
+func (s *shop) view(t *testing.T, decoder *registry.Decoder) *memory {
+	t.Helper()
+	m := &memory{kafka: s.kafka, positions: map[int32]streams.Applied{}, name: "memory/" + uuid.NewString()}
+	start(t, streams.New(streams.Config{
+		Name: m.name, Topics: []string{event.Order.Topic}, Sink: m, Watermarks: streams.NewWatermarks(), Kafka: s.kafka, Decoder: decoder, Logger: quiet,
+	}).Run)
+	return m
+}
+
+type memory struct {
+	name  string
+	kafka kafka.Config
+
+	mu        sync.Mutex
+	events    map[uuid.UUID]event.Event
+	positions map[int32]streams.Applied
+}
+
+func (m *memory) Apply(_ context.Context, records []streams.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.events == nil {
+		m.events = map[uuid.UUID]event.Event{}
+	}
+	for _, r := range records {
+		m.events[r.Event.ID] = r.Event
+	}
+	return nil
+}
+
+func (m *memory) Positions(context.Context, string) (map[int32]streams.Applied, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	positions := map[int32]streams.Applied{}
+	for p, a := range m.positions {
+		positions[p] = a
+	}
+	return positions, nil
+}
+
+func (m *memory) SavePositions(_ context.Context, _ string, moves []streams.Move) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, move := range moves {
+		m.positions[move.Partition] = move.To
+	}
+	return nil
+}
+
+func (m *memory) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.events)
+}
+
+func (m *memory) digest() (*digest.Digest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := digest.New()
+	for _, e := range m.events {
+		d.AddEvent(e)
+	}
+	return d, nil
+}
+
+// parkedNothing checks that the topic of parked records was not even needed.
+func (m *memory) parkedNothing(t *testing.T) {
+	t.Helper()
+	admin, err := kafka.NewAdmin(m.kafka)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	if n, err := admin.Partitions(t.Context(), streams.ParkTopic); err == nil {
+		t.Errorf("records were parked: the topic has %d partitions", n)
+	}
+}
