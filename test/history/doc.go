@@ -10,7 +10,7 @@
 //     holds expected versions, whole batches, and the same first answer for a key sent again.
 //   - Every acknowledged event stands exactly once in Read of the whole store, where its answer said; a refused batch nowhere.
 //   - Positions rise with real time across all streams: what was called after an answer stands behind it.
-//   - Who follows the store with Read and Wait has seen a prefix of the final order: nothing ever came in front.
+//   - Who follows the store with Read and Wait from a position on saw what stands there in the end: nothing ever came in front.
 //
 // Proved of every recorded history of the inventory (the binary, by Connect, killed and restarted under its clients):
 //   - Linearizable: the commands on one SKU and GetStock, as one shelf of goods with reservations. Every acceptance, refusal

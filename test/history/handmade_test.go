@@ -153,9 +153,9 @@ func TestStoreFindings(t *testing.T) {
 		{"is answered by", func(h *history) { h.contents.kept["k"] = kept{Tag: "another"} }},
 		{"was answered", func(h *history) { h.operations[0].Answer.Kept = kept{Tag: "another"} }},
 		{"names position", func(h *history) { h.contents.kept["k"] = kept{Tag: "0", Position: event.Position{Sequence: 3}} }},
-		{"a follower saw", func(h *history) { h.followers[0] = h.followers[0][1:] }},
+		{"a follower from", func(h *history) { h.followers[0].saw = h.followers[0].saw[1:] }},
 	} {
-		h := history{contents: contents{kept: map[string]kept{"k": {Tag: "0", Position: event.Position{Sequence: 1}}}}, followers: make([][]place, 1)}
+		h := history{contents: contents{kept: map[string]kept{"k": {Tag: "0", Position: event.Position{Sequence: 1}}}}, followers: make([]follower, 1)}
 		for i := range uint64(3) {
 			id, at := uuid.New(), event.Position{Sequence: i + 1}
 			h.contents.all = append(h.contents.all, event.Event{ID: id, Stream: "s/0", Version: i + 1, Position: at})
@@ -163,7 +163,7 @@ func TestStoreFindings(t *testing.T) {
 			h.operations = append(h.operations, storeOp{
 				Call: int64(2*i + 1), Return: int64(2*i + 2), Asked: asked, Answer: storeAnswer{Outcome: stored, Position: at},
 			})
-			h.followers[0] = append(h.followers[0], place{id, at})
+			h.followers[0].saw = append(h.followers[0].saw, place{id, at})
 		}
 		h.operations[0].Asked.Key = "k"
 		c.harm(&h)

@@ -110,7 +110,10 @@ func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 		}
 		r.job.Rounds[at] = max(r.job.Rounds[at], round)
 	}
-	r.history.followers = append(r.history.followers, v.saw)
+	r.history.followers = append(r.history.followers, follower{v.job.Follow, v.saw})
+	if len(v.saw) > 0 { // the next one goes on from here, as the relay would
+		r.job.Follow = v.saw[len(v.saw)-1].Position
+	}
 }
 
 // stored is how many appends were acknowledged, as far as they were taken.
@@ -134,7 +137,7 @@ func (r *storeRun) tell(t *testing.T, kills int, cutter *cutter, took time.Durat
 		counts[string(op.Asked.Kind)+" "+outcome]++
 	}
 	for _, f := range r.history.followers {
-		saw += len(f)
+		saw += len(f.saw)
 	}
 	cuts := 0
 	if cutter != nil {

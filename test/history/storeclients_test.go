@@ -286,9 +286,9 @@ func (c *storeClient) learn(op storeOp) {
 	c.versions[op.Asked.Shelf] = known
 }
 
-// follow reads a store from its beginning and goes on as it grows, until ctx ends.
-func follow(ctx context.Context, s eventstore.Store, saw func([]place) error) error {
-	for after := (event.Position{}); ; {
+// follow reads a store from a position on and goes on as it grows, until ctx ends.
+func follow(ctx context.Context, s eventstore.Store, after event.Position, saw func([]place) error) error {
+	for {
 		some, err := s.Read(ctx, after, 100)
 		if err == nil && len(some) == 0 {
 			err = s.Wait(ctx, after)

@@ -16,8 +16,14 @@ import (
 // storeHistory is what clients of an event store asked and heard, what followers of it saw, and what it said at the end.
 type storeHistory struct {
 	operations []storeOp
-	followers  [][]place // of each, in the order in which they saw it
+	followers  []follower
 	contents   contents
+}
+
+// follower is what one saw, in its order, from a position on.
+type follower struct {
+	after event.Position
+	saw   []place
 }
 
 // place is where an event stands.
@@ -267,12 +273,16 @@ func (f *storeFindings) realTime() {
 	}
 }
 
-// followed: who followed the store saw a prefix of what Read gives at the end.
+// followed: who followed the store from a position on saw what Read now gives from there on, as far as it came.
 func (f *storeFindings) followed() {
-	for _, seen := range f.followers {
-		for i, p := range seen {
-			if i >= len(f.contents.all) || f.contents.all[i].ID != p.ID || f.contents.all[i].Position != p.Position {
-				f.say("a follower saw event %s at %v as number %d, where the store now has something else", short(p.ID), p.Position, i+1)
+	for _, follower := range f.followers {
+		rest := f.contents.all
+		for len(rest) > 0 && rest[0].Position.Compare(follower.after) <= 0 {
+			rest = rest[1:]
+		}
+		for i, p := range follower.saw {
+			if i >= len(rest) || rest[i].ID != p.ID || rest[i].Position != p.Position {
+				f.say("a follower from %v on saw event %s at %v as number %d, where the store now has something else", follower.after, short(p.ID), p.Position, i+1)
 				break
 			}
 		}

@@ -31,6 +31,7 @@ type victimJob struct {
 	Number   int
 	Rounds   [shelvesAtOnce]int
 	Resend   []storeCall
+	Follow   event.Position // from here on
 }
 
 // open opens the store, also where its first connection is cut.
@@ -99,12 +100,15 @@ func victim() (err error) {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return clients.run(ctx) })
-	g.Go(func() error { return follow(ctx, store, func(p []place) error { return write(victimLine{Saw: p}) }) })
+	g.Go(func() error {
+		return follow(ctx, store, job.Follow, func(p []place) error { return write(victimLine{Saw: p}) })
+	})
 	return g.Wait()
 }
 
 // running is a victim under way, as the test sees it.
 type running struct {
+	job    victimJob
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	ended  chan struct{} // closed once all it said is read
@@ -115,7 +119,7 @@ type running struct {
 }
 
 func startVictim(job victimJob) (*running, error) {
-	r := &running{cmd: exec.CommandContext(context.Background(), os.Args[0]), ended: make(chan struct{}), ops: map[string]storeOp{}, serves: make(chan struct{})}
+	r := &running{job: job, cmd: exec.CommandContext(context.Background(), os.Args[0]), ended: make(chan struct{}), ops: map[string]storeOp{}, serves: make(chan struct{})}
 	r.cmd.Env = append(os.Environ(), asVictim+"=1")
 	r.cmd.Stderr = os.Stderr
 	var err error
