@@ -26,7 +26,7 @@ import (
 // The brokers of all tests; each test has its own topics and sinks.
 var (
 	shared kafka.Config // embedded
-	real   server.Cluster
+	apache server.Cluster
 )
 
 func TestMain(m *testing.M) {
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	}
 	shared = cfg
 	code := m.Run()
-	if err = errors.Join(stop(), real.Stop()); err == nil && code == 0 {
+	if err = errors.Join(stop(), apache.Stop()); err == nil && code == 0 {
 		err = goleak.Find()
 	}
 	if err != nil {
@@ -58,7 +58,7 @@ func each(t *testing.T, test func(t *testing.T, on kafka.Config)) {
 	})
 	t.Run("real", func(t *testing.T) {
 		t.Parallel()
-		test(t, kafka.Config{Brokers: real.Brokers(t), ClientID: "test", Logger: streamstest.Quiet})
+		test(t, kafka.Config{Brokers: apache.Brokers(t), ClientID: "test", Logger: streamstest.Quiet})
 	})
 }
 

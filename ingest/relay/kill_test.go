@@ -145,7 +145,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		grow := b.grown(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
-			grow(1)
+			grow(2 * partitions)                       // more than the markers that end the last one's transaction
 			time.Sleep(rand.N(300 * time.Millisecond)) // to be killed at no particular moment
 			kill()
 		}
@@ -175,7 +175,7 @@ func TestKillEverythingUnderLoad(t *testing.T) {
 	for range n {
 		addr, kill := b.start(t, "everything", path, dir)
 		b.Brokers = addr
-		b.grown(t)(1)
+		b.grown(t)(2 * partitions)
 		time.Sleep(rand.N(300 * time.Millisecond))
 		kill()
 	}

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	code := m.Run()
-	err := real.Stop()
+	err := apache.Stop()
 	if err == nil && code == 0 {
 		err = goleak.Find()
 	}
@@ -48,8 +48,8 @@ const partitions = 3
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-// real is the Apache Kafka of all tests.
-var real server.Cluster
+// apache is the Apache Kafka of all tests.
+var apache server.Cluster
 
 // broker is where one test's relays publish, and the aggregate of which it has the log for itself.
 type broker struct {
@@ -60,7 +60,7 @@ type broker struct {
 // each runs a test on the embedded broker and on Apache Kafka.
 func each(t *testing.T, test func(t *testing.T, b broker)) {
 	t.Helper()
-	real.Each(t, func(t *testing.T, brokers string) { test(t, newBroker(t, brokers)) })
+	apache.Each(t, func(t *testing.T, brokers string) { test(t, newBroker(t, brokers)) })
 }
 
 func newBroker(t testing.TB, brokers string) broker {

@@ -279,7 +279,7 @@ func beVictim(brokersAndTopic string) error {
 // in another way.
 func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
 	t.Parallel()
-	b := newBroker(kafka.Config{Brokers: real.Brokers(t), Logger: quiet})
+	b := newBroker(kafka.Config{Brokers: apache.Brokers(t), Logger: quiet})
 	b.ensure(t, 4)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env, cmd.Stderr = append(os.Environ(), victim+"="+b.Brokers+" "+b.topic), os.Stderr

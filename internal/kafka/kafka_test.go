@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	err := real.Stop()
+	err := apache.Stop()
 	if err == nil && code == 0 {
 		err = goleak.Find()
 	}
@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// real is the Apache Kafka of all tests.
-var real = server.Cluster{Secure: true}
+// apache is the Apache Kafka of all tests.
+var apache = server.Cluster{Secure: true}
 
 var quiet = slog.New(slog.DiscardHandler)
 
@@ -48,7 +48,7 @@ type broker struct {
 // each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where partitions are wanted.
 func each(t *testing.T, partitions int32, test func(t *testing.T, b broker)) {
 	t.Helper()
-	real.Each(t, func(t *testing.T, brokers string) {
+	apache.Each(t, func(t *testing.T, brokers string) {
 		b := newBroker(kafka.Config{Brokers: brokers, ClientID: "test", Logger: quiet})
 		if partitions > 0 {
 			b.ensure(t, partitions)

@@ -20,7 +20,7 @@ func TestSecuredBrokers(t *testing.T) {
 	for _, mechanism := range []string{security.Plain, security.ScramSHA256, security.ScramSHA512} {
 		t.Run(mechanism, func(t *testing.T) {
 			t.Parallel()
-			brokers, with := real.Secured(t, mechanism)
+			brokers, with := apache.Secured(t, mechanism)
 			b := newBroker(kafka.Config{Brokers: brokers, Logger: quiet, Security: with})
 			b.ensure(t, 1)
 			commit(t, b.transactional(t, "p"), b.record(0, "k", "a"))
@@ -45,7 +45,7 @@ func TestSecuredBrokers(t *testing.T) {
 // Who is refused learns it at once from the first call of either client, and is not left waiting.
 func TestRefused(t *testing.T) {
 	t.Parallel()
-	brokers, good := real.Secured(t, security.ScramSHA512)
+	brokers, good := apache.Secured(t, security.ScramSHA512)
 	stranger := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(stranger, []byte(strangerCA), 0o600); err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	err := real.Stop()
+	err := apache.Stop()
 	if err == nil && code == 0 {
 		err = goleak.Find()
 	}
@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// real is the Apache Kafka of all tests.
-var real kafka.Cluster
+// apache is the Apache Kafka of all tests.
+var apache kafka.Cluster
 
 // world is an empty topic, what writes to it, and readers of it.
 type world struct {
@@ -47,7 +47,7 @@ type world struct {
 // each runs a test on the embedded broker and on Apache Kafka.
 func each(t *testing.T, partitions int32, test func(t *testing.T, w world)) {
 	t.Helper()
-	real.Each(t, func(t *testing.T, brokers string) {
+	apache.Each(t, func(t *testing.T, brokers string) {
 		topic := "t-" + uuid.NewString()
 		seeds := strings.Split(brokers, ",")
 		p := fetchtest.New(t, seeds, topic)

@@ -60,7 +60,10 @@ func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	}
 	for _, t := range topics {
 		for _, p := range t.Partitions {
-			if p.Err != nil || len(p.ISR) < len(p.Replicas) {
+			if p.Err != nil {
+				return "", fmt.Errorf("%s/%d: %w", t.Topic, p.Partition, p.Err)
+			}
+			if len(p.ISR) < len(p.Replicas) {
 				return fmt.Sprintf("%s/%d has %d of %d", t.Topic, p.Partition, len(p.ISR), len(p.Replicas)), nil
 			}
 		}
