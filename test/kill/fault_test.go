@@ -108,7 +108,7 @@ func (st step) zombie(ctx context.Context, s *system) error {
 // request (10 to 30 s). The quick part is about what the zombie does when it wakes up; there, a role's successor is given
 // what it needs of that by its start, which takes the transactional id or the table over, so a shorter sleep will do.
 func freezeFor() time.Duration {
-	if *full {
+	if whole() {
 		return 31 * time.Second
 	}
 	return 12 * time.Second

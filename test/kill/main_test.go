@@ -3,7 +3,7 @@
 //
 //	go test ./test/kill                                        the quick part
 //	go test ./test/kill -kill.full -timeout 90m                the whole; writes docs/kill-matrix.md
-//	go test ./test/kill -kill.full -run 'TestMatrix/^relay$/'  some rows of it: role/step/fault
+//	go test ./test/kill -run 'TestMatrix/^relay$/before_commit' some rows of it: role/step/fault
 //
 // The processes under test are the real binary, built with the tag failpoints; a point is armed over HTTP at the moment it
 // is needed, so that nothing depends on timing.
@@ -28,7 +28,9 @@ var (
 	write = flag.Bool("kill.write", false, "write docs/kill-matrix.md (the whole matrix always does)")
 	year  = flag.String("kill.year", root+"/../shared/data/online-retail.parquet", "the real year that some rows import (also MILLRACE_KILL_YEAR)")
 
-	binary string // millrace, with failpoints
+	built   = flag.String("kill.binary", "", "millrace, built with -tags failpoints; empty: it is built here")
+	binary  string // the same
+	scratch string // folder of everything
 )
 
 func TestMain(m *testing.M) {
@@ -42,19 +44,32 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
-		binary = filepath.Join(dir, "millrace")
-		build := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
-		build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
-		if err := build.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "build the binary:", err)
-			return 1
+		scratch = dir
+		if binary = *built; binary == "" {
+			binary = filepath.Join(dir, "millrace")
+			build := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
+			build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
+			if err := build.Run(); err != nil {
+				fmt.Fprintln(os.Stderr, "build the binary:", err)
+				return 1
+			}
 		}
 		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
 		}
-		return m.Run()
+		code := m.Run()
+		for _, g := range stages {
+			if err := g.strike(); err != nil {
+				fmt.Fprintln(os.Stderr, "stop the system:", err)
+				code = 1
+			}
+		}
+		return code
 	}())
 }
+
+// runPattern is what -run names.
+func runPattern() string { return flag.Lookup("test.run").Value.String() }
 
 func freePort() (int, error) {
 	ports, err := process.FreePorts(1)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // outcome is what a row gave.
@@ -18,63 +20,94 @@ type outcome struct {
 	row     row
 	verdict string // green, red or skipped
 	reason  string // why it is not green
+	note    string // what else there is to say
 	findings
-	settled time.Duration // from the mending to the moment at which every side was equal
-	took    time.Duration
+	different bool          // millrace verify has found the sides unequal
+	settled   time.Duration // from the mending to the moment at which every side was equal
+	took      time.Duration
 }
+
+// stage is where rows play: a system that is started with the first row that needs it, and anew after a red one.
+type stage struct {
+	start func(context.Context, string) (*system, error)
+	now   *system
+	err   error // there is none, and will be none
+}
+
+var (
+	embedded  = &stage{start: func(ctx context.Context, dir string) (*system, error) { return startEmbedded(ctx, dir) }}
+	smallDisk = &stage{start: startSmallDisk}
+	realOnes  = &stage{start: startReal}
+	stages    = []*stage{embedded, smallDisk, realOnes}
+)
+
+// system starts one if need be. The processes outlive the row.
+func (g *stage) system(t *testing.T) (*system, error) {
+	t.Helper()
+	if g.now == nil && g.err == nil {
+		dir, err := os.MkdirTemp(scratch, "system-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.now, err = g.start(context.WithoutCancel(t.Context()), dir)
+		if errors.Is(err, process.ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "" || errors.Is(err, errUnavailable) {
+			g.err = err
+		} else if err != nil {
+			return nil, fmt.Errorf("start the system: %w", err)
+		}
+	}
+	return g.now, g.err
+}
+
+// strike ends the system, if there is one.
+func (g *stage) strike() error {
+	if g.now == nil {
+		return nil
+	}
+	s := g.now
+	g.now = nil
+	return s.end()
+}
+
+// whole tells whether every row is wanted: by the flag, or because rows were named.
+func whole() bool { return *full || strings.Contains(runPattern(), "/") }
 
 // TestMatrix runs the rows one after the other. A red row is told, and does not hide those after it: they go on with a
 // system that is new.
 func TestMatrix(t *testing.T) {
-	matrix := []struct {
-		system string
-		start  func(context.Context, string) (*system, error)
-		rows   []row
-	}{
-		{"embedded", func(ctx context.Context, dir string) (*system, error) { return startEmbedded(ctx, dir) }, embeddedRows()},
-	}
+	parts := []struct {
+		stage *stage
+		rows  []row
+	}{{embedded, embeddedRows()}, {smallDisk, diskRows()}, {realOnes, realRows()}}
 	total, n := 0, 0
-	for _, part := range matrix {
+	for _, part := range parts {
 		for _, r := range part.rows {
-			if *full || r.quick {
+			if r.quick || whole() {
 				total++
 			}
 		}
 	}
 	var outcomes []outcome
-	for _, part := range matrix {
-		var s *system
+	for _, part := range parts {
 		for _, r := range part.rows {
-			if !*full && !r.quick {
+			if !r.quick && !whole() {
 				continue
 			}
 			n++
 			t.Run(r.name, func(t *testing.T) {
-				begun := time.Now()
-				if s == nil {
-					var err error
-					if s, err = part.start(t.Context(), folder(t)); err != nil {
-						t.Fatalf("start the system: %v", err)
-					}
-				}
-				o := s.try(t.Context(), r)
-				o.took = time.Since(begun)
+				o := part.stage.play(t, r)
 				outcomes = append(outcomes, o)
 				fmt.Printf("row %d of %d: %s\n", n, total, o.line())
-				if o.verdict == "red" {
+				switch o.verdict {
+				case "skipped":
+					t.Skip(o.reason)
+				case "red":
 					t.Error(o.reason)
-					for _, role := range s.roles {
-						t.Logf("log of %s:\n%s", role.name, role.logTail())
-					}
-					if err := s.end(); err != nil {
-						t.Log("stop the system: ", err)
-					}
-					s = nil
 				}
 			})
 		}
-		if s != nil {
-			if err := s.end(); err != nil {
+		if part.stage == smallDisk {
+			if err := smallDisk.strike(); err != nil {
 				t.Error("stop the system: ", err)
 			}
 		}
@@ -86,20 +119,35 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// folder is one that outlives the subtest which needs it first.
-func folder(t *testing.T) string {
+// play plays one row. After a red one the system is struck: what it holds is wrong for good.
+func (g *stage) play(t *testing.T, r row) (o outcome) {
 	t.Helper()
-	dir, err := os.MkdirTemp(filepath.Dir(binary), "system-")
-	if err != nil {
-		t.Fatal(err)
+	begun := time.Now()
+	defer func() { o.took = time.Since(begun) }()
+	s, err := g.system(t)
+	switch {
+	case g.err != nil:
+		return outcome{row: r, verdict: "skipped", reason: err.Error()}
+	case err != nil:
+		return outcome{row: r, verdict: "red", reason: err.Error()}
 	}
-	return dir
+	o = s.try(t.Context(), r)
+	if o.verdict == "red" {
+		for _, role := range s.roles {
+			t.Logf("log of %s:\n%s", role.name, role.logTail())
+		}
+		if err := g.strike(); err != nil {
+			t.Log("stop the system: ", err)
+		}
+	}
+	return o
 }
 
 // try puts the system under load, breaks it as the row says, lets it settle and looks at everything.
 func (s *system) try(ctx context.Context, r row) outcome {
 	o := outcome{row: r, verdict: "green"}
 	s.ledger.begin()
+	s.note = ""
 	traffic := startLoad(s.door.addr)
 	err := s.flows(ctx, 40)
 	imported := make(chan error, 1)
@@ -118,10 +166,11 @@ func (s *system) try(ctx context.Context, r row) outcome {
 	err = errors.Join(err, traffic.end(), <-imported, s.failed())
 	if err == nil {
 		err = s.verify(ctx)
+		o.different = errors.Is(err, errDifferent)
 		o.settled = time.Since(mended)
 	}
 	found, auditErr := s.audit(ctx)
-	o.findings = *found
+	o.findings, o.note = *found, s.note
 	if err = errors.Join(err, auditErr, found.wrong()); err != nil {
 		o.verdict, o.reason = "red", err.Error()
 	}
@@ -149,10 +198,10 @@ func (s *system) importYear(ctx context.Context) error {
 func (o outcome) line() string {
 	text := fmt.Sprintf("%s %s: %d acknowledged, %d unknown, %d lost, %d doubled, %d out of order, settled in %.1f s, took %.1f s",
 		o.verdict, o.row.name, o.acknowledged, o.unknown, o.lost, o.doubled, o.disordered, o.settled.Seconds(), o.took.Seconds())
-	if o.reason != "" {
-		text += ": " + strings.TrimSpace(o.reason)
+	for _, more := range []string{o.note, strings.TrimSpace(o.reason)} {
+		if more != "" {
+			text += "; " + more
+		}
 	}
 	return text
 }
-
-func report([]outcome) error { return nil }

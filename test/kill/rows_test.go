@@ -1,11 +1,19 @@
 package kill
 
-import "strings"
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/s3"
+)
 
 // row is one line of the matrix.
 type row struct {
 	name  string // role/step/fault, or server/fault
 	fault fault
+	step  step // at which it happens; empty where a server breaks
 	quick bool // belongs to the quick part
 	year  bool // the real year is imported meanwhile
 }
@@ -41,6 +49,68 @@ func steps() []step {
 	return all
 }
 
+// realRows are those on real servers: every role a process of its own.
+func realRows() []row {
+	quick := map[string]bool{
+		"relay/before commit/kill": true, "relay/before commit/zombie": true,
+		"lake/orders_events about to commit/zombie": true, "kafka/node 1 killed": true, "redis/flushed": true,
+	}
+	var rows []row
+	for _, st := range steps() {
+		at := st.role + "/" + st.name + "/"
+		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
+		if st.after {
+			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
+		} else {
+			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
+		}
+		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
+	}
+	rows = append(rows, serverRows()...)
+	for i := range rows {
+		rows[i].quick = quick[rows[i].name]
+	}
+	return rows
+}
+
+// serverRows are those in which a server or the way to it breaks, and the roles do not.
+func serverRows() []row {
+	var rows []row
+	for node := range kafkaNodes { // each leads a third of the partitions and coordinates a third of the transactions
+		rows = append(rows, row{name: fmt.Sprintf("kafka/node %d killed", node+1), year: true, fault: func(ctx context.Context, s *system) error {
+			return killKafkaNode(ctx, s, node)
+		}})
+	}
+	rows = append(rows,
+		row{name: "postgres/crash and restart", fault: crashPostgres, year: true},
+		row{name: "redis/flushed", fault: flushRedis},
+		row{name: "redis/crash and restart", fault: crashRedis},
+		row{name: "elasticsearch/index deleted", fault: deleteIndex},
+		row{name: "elasticsearch/crash and restart", fault: crashSearch},
+		row{name: "s3/errors", fault: breakS3(s3.Fault{Status: 503}), year: true},
+		row{name: "s3/slow answers", fault: breakS3(s3.Fault{Delay: 2 * time.Second})},
+		row{name: "s3/lost answers", fault: breakS3(s3.Fault{Lost: true})},
+		row{name: "s3/crash and restart", fault: crashS3},
+	)
+	for _, server := range []string{"postgres", "kafka", "redis", "elasticsearch", "s3"} {
+		rows = append(rows,
+			row{name: "network/" + server + " 200 ms late", fault: poisoned(server, toxic{"latency", "downstream", map[string]int64{"latency": 200}})},
+			row{name: "network/" + server + " connections reset", fault: poisoned(server, toxic{"reset_peer", "downstream", map[string]int64{"timeout": 100}})},
+			row{name: "network/" + server + " hears nothing", fault: poisoned(server, toxic{"timeout", "upstream", map[string]int64{"timeout": 0}})},
+			row{name: "network/" + server + " is not heard", fault: poisoned(server, toxic{"timeout", "downstream", map[string]int64{"timeout": 0}})},
+		)
+	}
+	return rows
+}
+
+// diskRows are those on the embedded default with a disk that fills up.
+func diskRows() []row {
+	return []row{
+		{name: "embedded/disk/full", fault: fillDisk, quick: true},
+		{name: "embedded/disk/full and killed", fault: fillDiskAndKill},
+	}
+}
+
 // embeddedRows are those on the embedded default: all roles in one process, which dies, sleeps and fails as one.
 func embeddedRows() []row {
 	quick := map[string]bool{
@@ -50,11 +120,11 @@ func embeddedRows() []row {
 	var rows []row
 	for _, st := range steps() {
 		at := "embedded/" + st.role + "/" + st.name + "/"
-		rows = append(rows, row{name: at + "kill", fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
+		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
 		if st.after {
-			rows = append(rows, row{name: at + "lost answer", fault: st.fail})
+			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
 		} else {
-			rows = append(rows, row{name: at + "error", fault: st.fail})
+			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
 		}
 	}
 	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
@@ -62,7 +132,7 @@ func embeddedRows() []row {
 	for _, st := range steps() {
 		switch st.name {
 		case "before append", "before commit", "orders_events about to commit":
-			rows = append(rows, row{name: "embedded/" + st.role + "/" + st.name + "/freeze", fault: st.freeze})
+			rows = append(rows, row{name: "embedded/" + st.role + "/" + st.name + "/freeze", step: st, fault: st.freeze})
 		}
 	}
 	return rows

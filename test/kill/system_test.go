@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
 	"github.com/millrace/millrace/event"
@@ -29,8 +31,13 @@ type system struct {
 
 	brokers   string
 	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
-	close     []func() error // what it stands on, first to last
+	close     []func() error // undoes what it stands on, last first
 	yearLines int            // of the real year that were imported
+
+	note string // what a fault has to tell
+
+	servers *servers           // the real ones, where there are any
+	wires   map[string][]*wire // to them
 }
 
 // role that holds a part: all of them in one process, or each in its own.
@@ -61,20 +68,22 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	s.roles = map[string]*role{"up": {
 		name: "up", args: []string{"up", "--no-demo", "--data", data}, env: append(s.env, env...), dir: filepath.Join(dir, "up"), door: s.door,
 	}}
-	return s, s.open(ctx)
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	return s, nil
 }
 
-// open starts the roles and opens the shop.
+// open starts the roles, all at once as a scheduler does, and opens the shop.
 func (s *system) open(ctx context.Context) error {
+	var starting errgroup.Group
 	for _, r := range s.roles {
-		if err := r.start(ctx); err != nil {
-			return errors.Join(err, s.end())
-		}
+		starting.Go(func() error { return r.start(ctx) })
 	}
-	if err := openShop(ctx, s.door.addr); err != nil {
-		return errors.Join(err, s.end())
+	if err := starting.Wait(); err != nil {
+		return err
 	}
-	return nil
+	return openShop(ctx, s.door.addr)
 }
 
 // end stops everything.
@@ -83,9 +92,11 @@ func (s *system) end() error {
 	for _, r := range s.roles {
 		errs = append(errs, r.stop())
 	}
-	errs = append(errs, s.door.close())
-	for _, stop := range s.close {
-		errs = append(errs, stop())
+	if s.door != nil {
+		errs = append(errs, s.door.close())
+	}
+	for i := len(s.close) - 1; i >= 0; i-- {
+		errs = append(errs, s.close[i]())
 	}
 	return errors.Join(errs...)
 }
@@ -114,7 +125,7 @@ func (s *system) run(ctx context.Context, args ...string) (string, error) {
 	}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("millrace %s: %w\n%s%s", strings.Join(args, " "), err, last(stdout.String()), last(stderr.String()))
+		return stdout.String(), fmt.Errorf("millrace %s: %w\n%s", strings.Join(args, " "), err, last(stderr.String()))
 	}
 	return stdout.String(), nil
 }
@@ -122,20 +133,27 @@ func (s *system) run(ctx context.Context, args ...string) (string, error) {
 // last is the end of a text that may be long.
 func last(s string) string { return s[max(0, len(s)-2000):] }
 
+var errDifferent = errors.New("millrace verify found a difference")
+
 // verify is `millrace verify`, and returns what was found different.
 func (s *system) verify(ctx context.Context) error {
 	out, err := s.run(ctx, "verify", "--output", "json", "--wait", settleWithin.String())
-	if err != nil {
-		return err
+	var result struct {
+		Equal      bool
+		Aggregates []struct{ Difference string }
 	}
-	var result struct{ Equal bool }
-	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		return fmt.Errorf("verify said %q: %w", out, err)
+	if json.Unmarshal([]byte(out), &result) != nil {
+		return errors.Join(fmt.Errorf("verify said %q", out), err)
 	}
-	if !result.Equal {
-		return fmt.Errorf("verify: %s", out)
+	if !result.Equal { // it has ended with an error, too
+		err = errDifferent
+		for _, a := range result.Aggregates {
+			if a.Difference != "" {
+				err = fmt.Errorf("%w: %s", err, a.Difference)
+			}
+		}
 	}
-	return nil
+	return err
 }
 
 // How long all sinks may take to have everything, once nothing goes wrong any more.

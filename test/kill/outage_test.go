@@ -1,0 +1,191 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/internal/client"
+	"github.com/millrace/millrace/test/servers/s3"
+)
+
+// How long a server stays away, or a network stays bad.
+const outage = 10 * time.Second
+
+// killKafkaNode kills a node of the cluster. The others elect new leaders meanwhile, so the commands that are counted
+// while it is away need a cluster that has got over it.
+func killKafkaNode(ctx context.Context, s *system, node int) error {
+	if err := s.servers.kafka.KillNode(node); err != nil {
+		return err
+	}
+	if err := lasting(ctx, outage); err != nil {
+		return err
+	}
+	return s.servers.kafka.RestartNode(ctx, node)
+}
+
+func crashPostgres(_ context.Context, s *system) error {
+	return errors.Join(s.servers.postgres.Kill(), s.servers.postgres.Restart())
+}
+
+func flushRedis(_ context.Context, s *system) error { return s.servers.redis.FlushAll(0) }
+
+func crashRedis(_ context.Context, s *system) error {
+	return errors.Join(s.servers.redis.Kill(0), s.servers.redis.Restart(0, false))
+}
+
+func crashS3(_ context.Context, s *system) error {
+	return errors.Join(s.servers.s3.Kill(), s.servers.s3.Restart())
+}
+
+func crashSearch(ctx context.Context, s *system) error {
+	return errors.Join(s.servers.search.Kill(), s.servers.search.Restart(ctx))
+}
+
+// deleteIndex deletes what the view catalog holds, as somebody who tidies up would.
+func deleteIndex(ctx context.Context, s *system) error {
+	base, err := s.servers.search.Start()
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/_cat/indices/*millrace*?h=index", http.NoBody)
+	if err != nil {
+		return err
+	}
+	names, err := call(request)
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(names) == "" {
+		return errors.New("there is no index to delete")
+	}
+	for name := range strings.FieldsSeq(names) {
+		if request, err = http.NewRequestWithContext(ctx, http.MethodDelete, base+"/"+name, http.NoBody); err != nil {
+			return err
+		}
+		if _, err := call(request); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// breakS3 breaks every third call for a time.
+func breakS3(f s3.Fault) fault {
+	return func(ctx context.Context, s *system) error {
+		var calls, broken atomic.Int64
+		s.servers.s3faults.Break(func(*http.Request) s3.Fault {
+			if calls.Add(1)%3 != 0 {
+				return s3.Fault{}
+			}
+			broken.Add(1)
+			return f
+		})
+		defer s.servers.s3faults.Break(nil)
+		if err := lasting(ctx, outage); err != nil {
+			return err
+		}
+		if broken.Load() == 0 {
+			return errors.New("no call to S3 was broken: the row shows nothing")
+		}
+		return nil
+	}
+}
+
+// poisoned makes the network to a server bad for a time.
+func poisoned(server string, t toxic) fault {
+	return func(ctx context.Context, s *system) error {
+		if err := s.poison(server, t); err != nil {
+			return err
+		}
+		defer s.heal(context.WithoutCancel(ctx), server)
+		return lasting(ctx, outage)
+	}
+}
+
+// fillDisk fills the disk under the embedded default: commands must be refused, in words that tell why; once there is room
+// again and the system was started anew, it goes on.
+func fillDisk(ctx context.Context, s *system) error {
+	return s.full(ctx, func(i *instance) error { return i.Stop(time.Minute) })
+}
+
+// fillDiskAndKill is the same for a system that dies while the disk is full.
+func fillDiskAndKill(ctx context.Context, s *system) error {
+	return s.full(ctx, func(i *instance) error { return i.Kill() })
+}
+
+func (s *system) full(ctx context.Context, end func(*instance) error) error {
+	filler := filepath.Join(s.dir, "filler")
+	// dd ends with an error when the disk is full, which is its task.
+	_ = exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+filler, "bs=64k").Run() //nolint:gosec // our own path
+	refused, err := s.refusedForSpace(ctx)
+	if err != nil {
+		return err
+	}
+	r := s.role("up")
+	i, starts, err := r.now()
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filler); err != nil {
+		return err
+	}
+	if !i.ended() {
+		if err := end(i); err != nil && !i.ended() {
+			return err
+		}
+	}
+	if err := r.backSince(ctx, starts); err != nil {
+		return err
+	}
+	s.note = "commands were refused with: " + refused
+	return nil
+}
+
+// refusedForSpace sends commands, each under a new key, until one is refused because the disk is full.
+func (s *system) refusedForSpace(ctx context.Context) (reason string, err error) {
+	c := client.New(s.door.addr, 0)
+	defer c.Close()
+	var lastErr error
+	err = await(ctx, "a command refused for want of space", time.Minute, func() (bool, error) {
+		_, lastErr = c.Send(ctx, &catalogv1.SetPriceRequest{Sku: sku(0), Price: price(), IdempotencyKey: key("price")})
+		var refused *connect.Error
+		if !errors.As(lastErr, &refused) || !connect.IsWireError(refused) {
+			return false, nil
+		}
+		reason = fmt.Sprintf("%s: %s", refused.Code(), refused.Message())
+		return strings.Contains(reason, "disk is full"), nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("%w; the last answer: %w", err, lastErr)
+	}
+	return reason, nil
+}
+
+// call makes a request and reads its answer.
+func call(r *http.Request) (string, error) {
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close() //nolint:errcheck // read to its end
+	var b strings.Builder
+	if _, err := io.Copy(&b, response.Body); err != nil {
+		return "", err
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s %s: %s: %s", r.Method, r.URL, response.Status, b.String())
+	}
+	return b.String(), nil
+}

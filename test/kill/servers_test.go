@@ -1,0 +1,216 @@
+package kill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	pgstore "github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/test/servers/elasticsearch"
+	"github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/postgres"
+	"github.com/millrace/millrace/test/servers/redis"
+	"github.com/millrace/millrace/test/servers/s3"
+)
+
+// servers are the real ones that a system stands on.
+type servers struct {
+	postgres postgres.Cluster
+	kafka    kafka.Cluster
+	redis    redis.Servers
+	search   elasticsearch.Server
+	s3       s3.Server
+	s3faults *s3.Proxy
+}
+
+// startReal starts every server, a wire to each, and every role as a process of its own.
+func startReal(ctx context.Context, dir string) (_ *system, err error) {
+	s := &system{dir: dir, ledger: newLedger(), servers: &servers{}, wires: map[string][]*wire{}, roles: map[string]*role{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.end())
+		}
+	}()
+	if s.door, err = openDoor(s.ledger); err != nil {
+		return nil, err
+	}
+	for _, start := range []func() error{s.startPostgres, s.startKafka, s.startRedis, s.startSearch, s.startS3} {
+		if err := start(); err != nil {
+			return nil, err
+		}
+	}
+	s.env = append(s.env, "MILLRACE_LOG_LEVEL=warn")
+	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin"} {
+		r := &role{name: name, args: []string{"serve", "--role", name}, env: s.env, dir: filepath.Join(dir, name)}
+		if name == "commands" {
+			r.door = s.door
+		}
+		s.roles[name] = r
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// stretch puts a wire before a server.
+func (s *system) stretch(server string, port int) (*wire, error) {
+	w, err := newWire(port)
+	if err != nil {
+		return nil, fmt.Errorf("wire to %s: %w", server, err)
+	}
+	s.wires[server] = append(s.wires[server], w)
+	s.close = append(s.close, func() error {
+		w.proxy.Stop()
+		return nil
+	})
+	return w, nil
+}
+
+const (
+	database = "millrace"
+	secret   = "a-password"
+)
+
+func (s *system) startPostgres() error {
+	pg := &s.servers.postgres
+	super, err := pg.Start()
+	s.close = append(s.close, pg.Stop)
+	if err != nil {
+		return err
+	}
+	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + secret + "'", "CREATE DATABASE " + database + " OWNER millrace"} {
+		if out, err := exec.Command("psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput(); err != nil {
+			return fmt.Errorf("psql: %w: %s", err, out)
+		}
+	}
+	direct, err := url.Parse(pg.TLS("millrace", database))
+	if err != nil {
+		return err
+	}
+	port, err := strconv.Atoi(direct.Port())
+	if err != nil {
+		return err
+	}
+	w, err := s.stretch("postgres", port)
+	if err != nil {
+		return err
+	}
+	direct.User = url.UserPassword("millrace", secret)
+	through := *direct
+	through.Host = w.addr()
+	s.env = append(s.env, "MILLRACE_STORE_POSTGRES="+through.String(), "MILLRACE_LAKE_CATALOG="+through.String())
+	s.openStore = func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
+		return pgstore.Open(ctx, direct.String(), a)
+	}
+	return nil
+}
+
+const kafkaNodes = 3
+
+func (s *system) startKafka() error {
+	k := &s.servers.kafka
+	k.Nodes = kafkaNodes
+	k.Advertise = func(_, port int) (int, error) {
+		w, err := s.stretch("kafka", port)
+		if err != nil {
+			return 0, err
+		}
+		return w.port(), nil
+	}
+	brokers, err := k.Start()
+	s.close = append(s.close, k.Stop)
+	s.brokers = brokers
+	s.env = append(s.env, "MILLRACE_KAFKA_BROKERS="+brokers, "MILLRACE_KAFKA_REPLICAS="+strconv.Itoa(kafkaNodes))
+	return err
+}
+
+func (s *system) startRedis() error {
+	addr, err := s.servers.redis.Start()
+	s.close = append(s.close, s.servers.redis.Stop)
+	if err != nil {
+		return err
+	}
+	w, err := s.stretchTo("redis", addr)
+	if err == nil {
+		s.env = append(s.env, "MILLRACE_REDIS_ADDR="+w.addr())
+	}
+	return err
+}
+
+func (s *system) startSearch() error {
+	base, err := s.servers.search.Start()
+	s.close = append(s.close, s.servers.search.Stop)
+	if err != nil {
+		return err
+	}
+	w, err := s.stretchTo("elasticsearch", strings.TrimPrefix(base, "http://"))
+	if err == nil {
+		s.env = append(s.env, "MILLRACE_SEARCH_ELASTICSEARCH=http://"+w.addr())
+	}
+	return err
+}
+
+func (s *system) startS3() error {
+	c, err := s.servers.s3.Start()
+	s.close = append(s.close, s.servers.s3.Stop)
+	if err != nil {
+		return err
+	}
+	if s.servers.s3faults, err = s3.NewProxy(c.Endpoint); err != nil {
+		return err
+	}
+	s.close = append(s.close, s.servers.s3faults.Close)
+	w, err := s.stretchTo("s3", strings.TrimPrefix(s.servers.s3faults.Endpoint, "http://"))
+	if err == nil {
+		s.env = append(s.env, "MILLRACE_LAKE_WAREHOUSE=s3://"+c.Bucket+"/warehouse", "MILLRACE_LAKE_S3_ENDPOINT=http://"+w.addr(),
+			"MILLRACE_LAKE_S3_REGION="+c.Region, "MILLRACE_LAKE_S3_ACCESS_KEY="+c.AccessKey, "MILLRACE_LAKE_S3_SECRET_KEY="+c.SecretKey)
+	}
+	return err
+}
+
+// stretchTo puts a wire before a server at host:port.
+func (s *system) stretchTo(server, addr string) (*wire, error) {
+	_, text, _ := strings.Cut(addr, ":")
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, fmt.Errorf("address of %s: %w", server, err)
+	}
+	return s.stretch(server, port)
+}
+
+// startSmallDisk starts the embedded default on a file system of its own that can be filled.
+func startSmallDisk(ctx context.Context, dir string) (*system, error) {
+	disk := filepath.Join(dir, "disk")
+	if err := os.Mkdir(disk, 0o750); err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+diskSize, "millrace-kill", disk).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: mount a small file system: %w: %s", errUnavailable, err, out)
+	}
+	unmount := func() error {
+		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "--lazy", disk).CombinedOutput(); err != nil {
+			return fmt.Errorf("umount %s: %w: %s", disk, err, out)
+		}
+		return nil
+	}
+	s, err := startEmbedded(ctx, disk)
+	if err != nil {
+		return nil, errors.Join(err, unmount())
+	}
+	s.close = append(s.close, unmount)
+	return s, nil
+}
+
+const diskSize = "256m"
+
+// errUnavailable says that this machine cannot show what a row wants to see.
+var errUnavailable = errors.New("not possible here")
