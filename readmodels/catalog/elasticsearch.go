@@ -60,8 +60,11 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	urls := make([]*url.URL, len(cfg.Addresses))
 	for i, address := range cfg.Addresses {
 		u, err := url.Parse(address)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			return nil, fmt.Errorf("catalog index: Addresses: %q is no http://HOST:PORT or https://HOST:PORT", address)
+		if err != nil {
+			u = &url.URL{} // what cannot be read may have a password in it
+		}
+		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+			return nil, fmt.Errorf("catalog index: Addresses: number %d, %q, is no http://HOST:PORT or https://HOST:PORT", i+1, u.Redacted())
 		}
 		urls[i] = u
 	}

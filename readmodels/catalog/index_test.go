@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -50,45 +51,51 @@ var analysisWorkers = goleak.IgnoreTopFunction("github.com/blevesearch/bleve_ind
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// adapters are the implementations of Index; every test of this file holds for each. open opens the same index again.
-var adapters = map[string]func(t testing.TB) (open func() Index){
-	"bleve": func(t testing.TB) func() Index {
-		dir := t.TempDir()
-		return func() Index {
-			x, err := OpenBleve(dir, quiet)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return x
-		}
-	},
-	"elasticsearch": func(t testing.TB) func() Index {
-		cfg := elasticConfig(t)
-		return func() Index { return openElastic(t, cfg) }
-	},
+// place is where an index is: "bleve FOLDER" or "elasticsearch URL PREFIX".
+type place string
+
+func (p place) open(ctx context.Context) (Index, error) {
+	adapter, at, _ := strings.Cut(string(p), " ")
+	if adapter == "bleve" {
+		return OpenBleve(at, quiet)
+	}
+	address, prefix, _ := strings.Cut(at, " ")
+	return OpenElasticsearch(ctx, ElasticsearchConfig{Addresses: []string{address}, Prefix: prefix, Logger: quiet})
+}
+
+// adapters are the implementations of Index; the tests of index, view and queries hold for each. They give a place for a new one.
+var adapters = map[string]func(t testing.TB) place{
+	"bleve":         func(t testing.TB) place { return place("bleve " + t.TempDir()) },
+	"elasticsearch": func(t testing.TB) place { return inElasticsearch(t, &server) },
 }
 
 var prefixes atomic.Int64
 
-func elasticConfig(t testing.TB) ElasticsearchConfig {
-	return ElasticsearchConfig{Addresses: []string{server.URL(t)}, Prefix: fmt.Sprintf("test-%d-", prefixes.Add(1)), Logger: quiet}
+func inElasticsearch(t testing.TB, s *elasticsearch.Server) place {
+	t.Helper()
+	return place(fmt.Sprintf("elasticsearch %s test-%d-", s.URL(t), prefixes.Add(1)))
 }
 
-func openElastic(t testing.TB, cfg ElasticsearchConfig) Index {
+func openAt(t testing.TB, p place) Index {
 	t.Helper()
-	x, err := OpenElasticsearch(t.Context(), cfg)
+	x, err := p.open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return x
 }
 
+// conform runs a test on each adapter. open opens the same index again.
 func conform(t *testing.T, test func(t *testing.T, open func() Index)) {
 	t.Parallel()
-	for name, adapter := range adapters {
+	for name, newPlace := range adapters {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, adapter(t))
+			p := newPlace(t)
+			test(t, func() Index {
+				t.Helper()
+				return openAt(t, p)
+			})
 		})
 	}
 }

@@ -16,20 +16,18 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/event"
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// childOf tells this binary to feed a view until it is killed: "<brokers> <folder>".
+// childOf tells this binary to feed a view until it is killed: "<brokers> <group instance> <place>".
 const childOf = "MILLRACE_TEST_CATALOG_CHILD"
 
-func openView(t testing.TB, dir string) (*View, func()) {
+func openView(t testing.TB, open func() Index) (*View, func()) {
 	t.Helper()
-	x, err := OpenBleve(dir, quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
+	x := open()
 	closeOnce := sync.OnceFunc(func() { closed(t, x) })
 	t.Cleanup(closeOnce)
 	return New(x), closeOnce
@@ -77,47 +75,48 @@ func asExpected(t testing.TB, v *View, l *streamstest.Log) {
 
 // Whatever is delivered twice, by however many writers at once, the view holds what the events make.
 func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
-	t.Parallel()
-	v, _ := openView(t, t.TempDir())
-	l := &streamstest.Log{Versions: map[string]uint64{}}
-	all := records(happenings(t, l, 60, 1500))
-	var g sync.WaitGroup
-	for range 3 {
-		g.Go(func() {
-			for done := 0; done < len(all); {
-				from := max(0, done-rand.IntN(200))
-				to := min(len(all), done+1+rand.IntN(200))
-				if err := v.Apply(context.Background(), all[from:to]); err != nil {
-					t.Error(err)
-					return
+	conform(t, func(t *testing.T, open func() Index) {
+		v, _ := openView(t, open)
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		all := records(happenings(t, l, 60, 1500))
+		var g sync.WaitGroup
+		for range 3 {
+			g.Go(func() {
+				for done := 0; done < len(all); {
+					from := max(0, done-rand.IntN(200))
+					to := min(len(all), done+1+rand.IntN(200))
+					if err := v.Apply(context.Background(), all[from:to]); err != nil {
+						t.Error(err)
+						return
+					}
+					done = to
 				}
-				done = to
-			}
-		})
-	}
-	g.Wait()
-	asExpected(t, v, l)
+			})
+		}
+		g.Wait()
+		asExpected(t, v, l)
+	})
 }
 
 func TestStopsAndGoesOn(t *testing.T) {
-	t.Parallel()
-	cfg := streamstest.NewBroker(t)
-	l := streamstest.NewLog(t, cfg, event.Product.Topic)
-	dir := t.TempDir()
-	for range 3 {
-		l.Write(t, happenings(t, l, 300, 1500)...)
-		v, closeView := openView(t, dir)
-		r := v.Runtime(cfg, nil, quiet)
-		stop := streamstest.Start(t, r)
-		streamstest.CatchUp(t, r)
-		asExpected(t, v, l)
-		status, err := v.Status(t.Context())
-		if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known {
-			t.Errorf("status %+v, %v", status, err)
+	conform(t, func(t *testing.T, open func() Index) {
+		cfg := streamstest.NewBroker(t)
+		l := streamstest.NewLog(t, cfg, event.Product.Topic)
+		for range 3 {
+			l.Write(t, happenings(t, l, 300, 1500)...)
+			v, closeView := openView(t, open)
+			r := v.Runtime(cfg, nil, quiet)
+			stop := streamstest.Start(t, r)
+			streamstest.CatchUp(t, r)
+			asExpected(t, v, l)
+			status, err := v.Status(t.Context())
+			if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known {
+				t.Errorf("status %+v, %v", status, err)
+			}
+			stop()
+			closeView()
 		}
-		stop()
-		closeView()
-	}
+	})
 }
 
 const kills = 8
@@ -125,42 +124,52 @@ const kills = 8
 // The process that feeds the view is killed again and again while events come.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
-	cfg := streamstest.NewBroker(t)
-	l := streamstest.NewLog(t, cfg, event.Product.Topic)
-	dir := t.TempDir()
-	l.Write(t, happenings(t, l, 1000, 4000)...)
-	for range kills {
-		more := happenings(t, l, 1000, 1000)
-		var writing sync.WaitGroup
-		writing.Go(func() { l.Write(t, more...) })
-		killChild(t, cfg.Brokers+" "+dir, 1+rand.IntN(10))
-		writing.Wait()
+	for name, newPlace := range adapters {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := streamstest.NewBroker(t)
+			l := streamstest.NewLog(t, cfg, event.Product.Topic)
+			p := newPlace(t)
+			l.Write(t, happenings(t, l, 1000, 4000)...)
+			for range kills {
+				more := happenings(t, l, 1000, 1000)
+				var writing sync.WaitGroup
+				writing.Go(func() { l.Write(t, more...) })
+				c := startChild(t, cfg.Brokers, "the-one", p)
+				for range 1 + rand.IntN(10) {
+					c.lag(t)
+				}
+				c.kill(t)
+				writing.Wait()
+			}
+			v, _ := openView(t, func() Index { return openAt(t, p) })
+			positions, err := v.Positions(t.Context(), event.Product.Topic)
+			if err != nil || len(positions) != streamstest.Partitions {
+				t.Fatalf("the children have saved the positions %v, %v", positions, err)
+			}
+			cfg.Extra = instance("the-one")
+			r := v.Runtime(cfg, nil, quiet)
+			streamstest.Start(t, r)
+			streamstest.CatchUp(t, r)
+			asExpected(t, v, l)
+		})
 	}
-	v, _ := openView(t, dir)
-	positions, err := v.Positions(t.Context(), event.Product.Topic)
-	if err != nil || len(positions) != streamstest.Partitions {
-		t.Fatalf("the children have saved the positions %v, %v", positions, err)
-	}
-	cfg.Extra = childExtra
-	r := v.Runtime(cfg, nil, quiet)
-	streamstest.Start(t, r)
-	streamstest.CatchUp(t, r)
-	asExpected(t, v, l)
 }
 
-// childExtra makes the group take a new process for the killed one, instead of waiting for its session to end.
-var childExtra = map[string]string{"group.instance.id": "the-one"}
+// instance makes the group take a new process for the killed one of that name, instead of waiting for its session to end.
+func instance(name string) map[string]string { return map[string]string{"group.instance.id": name} }
 
 func child(of string) int {
-	brokers, dir, _ := strings.Cut(of, " ")
-	x, err := OpenBleve(dir, slog.Default())
+	brokers, rest, _ := strings.Cut(of, " ")
+	name, at, _ := strings.Cut(rest, " ")
+	x, err := place(at).open(context.Background())
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	v := New(x)
 	go func() {
-		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil, slog.Default()).Run(context.Background())
+		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: instance(name)}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)
 		os.Exit(1)
 	}()
@@ -172,11 +181,17 @@ func child(of string) int {
 	return 0
 }
 
-// killChild runs a child and kills it after it has reported so many times.
-func killChild(t *testing.T, of string, reports int) {
+// childProcess feeds a view until it is killed.
+type childProcess struct {
+	cmd   *exec.Cmd
+	lines *bufio.Scanner
+	said  []string
+}
+
+func startChild(t *testing.T, brokers, name string, p place) *childProcess {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childOf+"="+of)
+	cmd.Env = append(os.Environ(), childOf+"="+brokers+" "+name+" "+string(p))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -184,39 +199,92 @@ func killChild(t *testing.T, of string, reports int) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var said []string
-	lines := bufio.NewScanner(out)
-	for reports > 0 && lines.Scan() {
-		said = append(said, lines.Text())
-		if lag, ok := strings.CutPrefix(lines.Text(), "lag "); ok {
-			if _, err := strconv.Atoi(lag); err == nil {
-				reports--
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil { // the test has failed
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return &childProcess{cmd: cmd, lines: bufio.NewScanner(out)}
+}
+
+// lag waits for the child's next report.
+func (c *childProcess) lag(t *testing.T) int {
+	t.Helper()
+	for c.lines.Scan() {
+		c.said = append(c.said, c.lines.Text())
+		if lag, ok := strings.CutPrefix(c.lines.Text(), "lag "); ok {
+			if n, err := strconv.Atoi(lag); err == nil {
+				return n
 			}
 		}
 	}
-	if err := cmd.Process.Kill(); err != nil {
+	t.Fatalf("the child ended by itself: %v: %q", c.cmd.Wait(), c.said)
+	return 0
+}
+
+func (c *childProcess) kill(t *testing.T) {
+	t.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); reports > 0 {
-		t.Fatalf("the child ended by itself: %v: %q", err, said)
+	_ = c.cmd.Wait() // killed
+}
+
+// onEach runs a benchmark on each adapter.
+func onEach(b *testing.B, benchmark func(b *testing.B, newView func() (*View, func()))) {
+	for name, newPlace := range adapters {
+		b.Run(name, func(b *testing.B) {
+			benchmark(b, func() (*View, func()) {
+				p := newPlace(b)
+				return openView(b, func() Index { return openAt(b, p) })
+			})
+		})
 	}
 }
 
 func BenchmarkApply(b *testing.B) {
-	v, _ := openView(b, b.TempDir())
-	l := &streamstest.Log{Versions: map[string]uint64{}}
-	const size = 2000
-	n := 0
-	for b.Loop() {
-		b.StopTimer()
-		batch := records(happenings(b, l, 4000, size))
-		b.StartTimer()
-		if err := v.Apply(b.Context(), batch); err != nil {
-			b.Fatal(err)
+	onEach(b, func(b *testing.B, newView func() (*View, func())) {
+		v, _ := newView()
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		const size = 2000
+		n := 0
+		for b.Loop() {
+			b.StopTimer()
+			batch := records(happenings(b, l, 4000, size))
+			b.StartTimer()
+			if err := v.Apply(b.Context(), batch); err != nil {
+				b.Fatal(err)
+			}
+			n += size
 		}
-		n += size
-	}
-	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
+		b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
+	})
+}
+
+// BenchmarkSave writes new products in batches of different sizes.
+func BenchmarkSave(b *testing.B) {
+	onEach(b, func(b *testing.B, newView func() (*View, func())) {
+		v, _ := newView()
+		made := 0
+		for _, size := range []int{1, 100, 2000} {
+			b.Run(strconv.Itoa(size), func(b *testing.B) {
+				n := 0
+				for b.Loop() {
+					batch := make([]*catalogv1.Product, size)
+					for i := range batch {
+						made++
+						batch[i] = product(fmt.Sprintf("SKU-%d", made), colours[made%len(colours)]+" "+things[made%len(things)], "of glass", "home")
+					}
+					if err := v.index.Save(b.Context(), batch); err != nil {
+						b.Fatal(err)
+					}
+					n += size
+				}
+				b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "docs/s")
+			})
+		}
+	})
 }
 
 // BenchmarkFromLog builds the view from a log; the ceiling is the same runtime with a sink that does nothing.
@@ -225,9 +293,9 @@ func BenchmarkFromLog(b *testing.B) {
 	l := streamstest.NewLog(b, cfg, event.Product.Topic)
 	const n = 50_000
 	l.Write(b, happenings(b, l, 4000, n)...)
-	b.Run("view", func(b *testing.B) {
+	onEach(b, func(b *testing.B, newView func() (*View, func())) {
 		for b.Loop() {
-			v, closeView := openView(b, b.TempDir())
+			v, closeView := newView()
 			streamstest.FromBeginning(b, v.Runtime(cfg, nil, quiet))
 			closeView()
 		}
@@ -242,14 +310,16 @@ func BenchmarkFromLog(b *testing.B) {
 }
 
 func BenchmarkSearch(b *testing.B) {
-	v, _ := openView(b, b.TempDir())
-	l := &streamstest.Log{Versions: map[string]uint64{}}
-	if err := v.Apply(b.Context(), records(happenings(b, l, 4000, 20_000))); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if _, err := v.index.Search(b.Context(), Query{Text: "red candle ho", Limit: 20}); err != nil {
+	onEach(b, func(b *testing.B, newView func() (*View, func())) {
+		v, _ := newView()
+		l := &streamstest.Log{Versions: map[string]uint64{}}
+		if err := v.Apply(b.Context(), records(happenings(b, l, 4000, 20_000))); err != nil {
 			b.Fatal(err)
 		}
-	}
+		for b.Loop() {
+			if _, err := v.index.Search(b.Context(), Query{Text: "red candle ho", Limit: 20}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
