@@ -27,7 +27,7 @@ import (
 var (
 	one     server.Servers
 	secure  = server.Servers{Secure: true}
-	cluster = server.Servers{Nodes: 3}
+	cluster = server.Servers{Nodes: 3, Secure: true}
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +54,7 @@ func servers(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
 		t.Cleanup(s.Close)
 		test(t, redis.Config{Addr: s.Addr()})
 	})
-	for name, s := range map[string]*server.Servers{"redis": &one, "redis with TLS and a password": &secure, "redis cluster": &cluster} {
+	for name, s := range map[string]*server.Servers{"redis": &one, "redis with TLS and a password": &secure, "redis cluster with TLS and a password": &cluster} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, s.Config(t))
@@ -267,6 +267,32 @@ func TestAViewSpreadsOverItsCluster(t *testing.T) {
 				t.Errorf("node %d holds nothing of %s (%v)", node, kind, err)
 			}
 		}
+	}
+}
+
+// A process that answers queries needs no more than to read, and can do no more.
+func TestAReaderReads(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]*server.Servers{"one server": &secure, "cluster": &cluster} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			begun(t, open(t, s.Config(t)))
+			cfg := s.Config(t)
+			cfg.Username = server.Reader
+			docs := open(t, cfg).Documents(view(t))
+			loaded, err1 := docs.Load(t.Context(), "id 1", "id 2")
+			ids, err2 := docs.Lookup(t.Context(), "no 3")
+			count, err3 := docs.Count(t.Context())
+			positions, err4 := docs.Positions(t.Context())
+			n := 0
+			err5 := docs.Each(t.Context(), func(redis.Document) error { n++; return nil })
+			if err := errors.Join(err1, err2, err3, err4, err5); err != nil || len(loaded) != 2 || len(ids) != 1 || count != 1000 || n != 1000 || len(positions) != 1 {
+				t.Errorf("%d documents of 2, %d ids of 1, %d and %d documents of 1000, %d positions of 1: %v", len(loaded), len(ids), count, n, len(positions), err)
+			}
+			if err := docs.Save(t.Context(), many(9, 10)); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+				t.Errorf("the reader saves: %v", err)
+			}
+		})
 	}
 }
 

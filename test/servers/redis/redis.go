@@ -24,7 +24,7 @@ import (
 // that asks for it; TestMain stops it.
 type Servers struct {
 	Nodes  int  // of a cluster, at least 3; 0 or 1 is one server and no cluster
-	Secure bool // TLS alone, and User has to log in with Password; the default user is off
+	Secure bool // TLS alone, and everybody has to log in; the default user is off
 
 	once  sync.Once
 	err   error
@@ -33,10 +33,16 @@ type Servers struct {
 	nodes []*node
 }
 
-// Who may do what the views do, where the servers are Secure.
+// User may do what a view needs and no more, where the servers are Secure, as in deploy/redis. Reader may only read.
 const (
-	User     = "millrace"
-	Password = "pass word+of%millrace"
+	User     = "views"
+	Reader   = "query"
+	Password = "pass word+of%views"
+
+	viewRules   = "resetchannels ~millrace:* -@all +@read +@write +@scripting +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
+	readerRules = "resetchannels %R~millrace:* -@all +@read +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
+
+	operator = "operator" // Do's
 )
 
 // node is one server.
@@ -125,7 +131,7 @@ func (s *Servers) Do(ctx context.Context, node int, command ...string) (string, 
 	n := s.nodes[node]
 	args := []string{"-e", "-h", "127.0.0.1", "-p", strconv.Itoa(n.port)}
 	if s.Secure {
-		args = append(args, "--tls", "--cacert", s.certs.CA, "--user", User)
+		args = append(args, "--tls", "--cacert", s.certs.CA, "--user", operator)
 	}
 	cli := exec.CommandContext(ctx, "redis-cli", append(args, command...)...) //nolint:gosec // a test's own server
 	if s.Secure {
@@ -233,7 +239,8 @@ func (n *node) configure(bus int) error {
 	if s.Secure {
 		lines = append(lines, "port 0", fmt.Sprint("tls-port ", n.port), "tls-auth-clients no",
 			"tls-ca-cert-file "+s.certs.CA, "tls-cert-file "+s.certs.Cert, "tls-key-file "+s.certs.Key,
-			"user default off", fmt.Sprintf(`user %s on ">%s" ~* &* +@all`, User, Password))
+			"user default off", fmt.Sprintf(`user %s on ">%s" ~* &* +@all`, operator, Password),
+			fmt.Sprintf(`user %s on ">%s" %s`, User, Password, viewRules), fmt.Sprintf(`user %s on ">%s" %s`, Reader, Password, readerRules))
 	} else {
 		lines = append(lines, fmt.Sprint("port ", n.port))
 	}
