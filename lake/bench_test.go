@@ -20,15 +20,17 @@ func BenchmarkLanding(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, decl := range []Table{ordersEvents, orderLines} {
-		b.Run(decl.Name+"/landing", func(b *testing.B) {
-			var rows, commits int64
-			cpu := cpuTime(b)
-			for b.Loop() {
-				rows, commits = landAll(b, s, decl, ends)
-			}
-			report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
-			b.ReportMetric(float64(commits), "commits")
-		})
+		for place, fresh := range map[string]func(testing.TB) Config{"landing": localLake, "landing on servers": serverLake} {
+			b.Run(decl.Name+"/"+place, func(b *testing.B) {
+				var rows, commits int64
+				cpu := cpuTime(b)
+				for b.Loop() {
+					rows, commits = landAll(b, s, fresh(b), decl, ends)
+				}
+				report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
+				b.ReportMetric(float64(commits), "commits")
+			})
+		}
 		b.Run(decl.Name+"/ceiling", func(b *testing.B) {
 			l := openLake(b, localLake(b))
 			have, err := l.load(b.Context(), decl.Name)
@@ -87,8 +89,8 @@ func cpuTime(b *testing.B) time.Duration {
 }
 
 // landAll lands a table's topic in a new lake.
-func landAll(b *testing.B, s *shop, decl Table, ends map[int32]int64) (rows, commits int64) {
-	l := openLake(b, localLake(b))
+func landAll(b *testing.B, s *shop, where Config, decl Table, ends map[int32]int64) (rows, commits int64) {
+	l := openLake(b, where)
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	c := s.runConfig()
@@ -119,8 +121,13 @@ func landAll(b *testing.B, s *shop, decl Table, ends map[int32]int64) (rows, com
 
 // A commit costs the same however many there were before.
 func BenchmarkCommit(b *testing.B) {
+	b.Run("local", func(b *testing.B) { benchmarkCommit(b, localLake(b)) })
+	b.Run("on servers", func(b *testing.B) { benchmarkCommit(b, serverLake(b)) })
+}
+
+func benchmarkCommit(b *testing.B, where Config) {
 	s := newShop(b)
-	l := openLake(b, localLake(b))
+	l := openLake(b, where)
 	landing := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
 	have, err := l.load(b.Context(), ordersEvents.Name)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,51 +54,78 @@ type outsideTable struct {
 func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
 	interpreter := python(t)
-	s := newShop(t)
-	config := localLake(t)
-	l := openLake(t, config)
-	stop := start(t, l, s.runConfig())
-	s.mustTrade(t, 600)
-	s.landed(t, l)
-	s.mustTrade(t, 400)
-	s.landed(t, l)
-	mustStop(t, stop)
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		config := fresh(t)
+		l := openLake(t, config)
+		stop := start(t, l, s.runConfig())
+		s.mustTrade(t, 600)
+		s.landed(t, l)
+		s.mustTrade(t, 400)
+		s.landed(t, l)
+		mustStop(t, stop)
+		s.check(t, l)
 
-	args := []string{"testdata/read_tables.py", config.Catalog}
-	for _, decl := range tables() {
-		args = append(args, decl.Name)
-	}
-	cmd := exec.CommandContext(t.Context(), interpreter, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, stderr.Bytes())
-	}
-	seen := 0
-	lines := bufio.NewScanner(bytes.NewReader(out))
-	lines.Buffer(nil, len(out)+1)
-	for lines.Scan() {
-		var have outsideTable
-		if err := json.Unmarshal(lines.Bytes(), &have); err != nil {
-			t.Fatalf("%v: %.200s", err, lines.Bytes())
+		args := []string{"testdata/read_tables.py", alchemy(t, config.Catalog)}
+		for _, decl := range tables() {
+			args = append(args, decl.Name)
 		}
-		seen++
-		t.Run(have.Reader+"/"+have.Table, func(t *testing.T) {
-			state := stateOf(t, l, have.Table)
-			if have.Metadata != state.MetadataLocation {
-				t.Errorf("it read %s, and the catalog says %s", have.Metadata, state.MetadataLocation)
+		cmd := exec.CommandContext(t.Context(), interpreter, args...)
+		cmd.Env = os.Environ()
+		if config.S3.Endpoint != "" {
+			cmd.Env = append(cmd.Env, "S3_ENDPOINT="+config.S3.Endpoint, "S3_REGION="+config.S3.Region,
+				"S3_ACCESS_KEY="+config.S3.AccessKey, "S3_SECRET_KEY="+config.S3.SecretKey)
+		}
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, stderr.Bytes())
+		}
+		seen := 0
+		lines := bufio.NewScanner(bytes.NewReader(out))
+		lines.Buffer(nil, len(out)+1)
+		for lines.Scan() {
+			var have outsideTable
+			if err := json.Unmarshal(lines.Bytes(), &have); err != nil {
+				t.Fatalf("%v: %.200s", err, lines.Bytes())
 			}
-			if have.Table == orderLines.Name {
-				compareLines(t, s, have)
-				return
-			}
-			compareEvents(t, s, have)
-		})
+			seen++
+			t.Run(have.Reader+"/"+have.Table, func(t *testing.T) {
+				state := stateOf(t, l, have.Table)
+				if have.Metadata != state.MetadataLocation {
+					t.Errorf("it read %s, and the catalog says %s", have.Metadata, state.MetadataLocation)
+				}
+				if have.Table == orderLines.Name {
+					compareLines(t, s, have)
+					return
+				}
+				compareEvents(t, s, have)
+			})
+		}
+		if seen != 2*len(tables()) {
+			t.Errorf("%d tables were read", seen)
+		}
+	})
+}
+
+// alchemy is the catalog's address as Python's SQLAlchemy wants it.
+func alchemy(t *testing.T, catalog string) string {
+	t.Helper()
+	if !onServer(catalog) {
+		return "sqlite:///" + catalog
 	}
-	if seen != 2*len(tables()) {
-		t.Errorf("%d tables were read", seen)
+	u, err := url.Parse(catalog)
+	if err != nil {
+		t.Fatal(err)
 	}
+	params := u.Query()
+	user, database := params.Get("user"), params.Get("dbname")
+	params.Set("options", "-csearch_path="+params.Get("search_path"))
+	for _, of := range []string{"user", "dbname", "search_path"} {
+		params.Del(of)
+	}
+	return "postgresql+psycopg2://" + user + "@/" + database + "?" + params.Encode()
 }
 
 // named gives a row's values by column; nil for null.

@@ -1,6 +1,9 @@
 """Reads the lake's tables with PyIceberg and with DuckDB, straight from the files, and prints what they hold as JSON.
 
-usage: read_tables.py CATALOG.db TABLE...
+usage: read_tables.py CATALOG TABLE...
+
+CATALOG is SQLAlchemy's URL of the SQL catalog. Tables at s3:// are reached by the environment variables S3_ENDPOINT
+(http://host:port), S3_REGION, S3_ACCESS_KEY and S3_SECRET_KEY.
 
 For each reader and table one line: {"reader", "table", "metadata", "columns", "rows"}. A row is a list of strings, null
 where the value is: times as microseconds since 1970, decimals and integers in decimal, bytes in hexadecimal.
@@ -9,6 +12,7 @@ where the value is: times as microseconds since 1970, decimals and integers in d
 import decimal
 import glob
 import json
+import os
 import sys
 
 import duckdb
@@ -35,14 +39,31 @@ def show(reader: str, table: str, metadata: str, data: pa.Table) -> None:
     print(json.dumps({"reader": reader, "table": table, "metadata": metadata, "columns": data.column_names, "rows": rows}))
 
 
+def store() -> dict[str, str]:
+    if "S3_ENDPOINT" not in os.environ:
+        return {}
+    return {
+        "s3.endpoint": os.environ["S3_ENDPOINT"],
+        "s3.region": os.environ["S3_REGION"],
+        "s3.access-key-id": os.environ["S3_ACCESS_KEY"],
+        "s3.secret-access-key": os.environ["S3_SECRET_KEY"],
+    }
+
+
 def main() -> None:
     decimal.getcontext().prec = 60
-    catalog = SqlCatalog("millrace", uri=f"sqlite:///{sys.argv[1]}")
+    catalog = SqlCatalog("millrace", uri=sys.argv[1], **store())
     duck = duckdb.connect()
-    for name in ("avro", "iceberg"):  # shipped as Python packages: nothing is downloaded
+    for name in ("avro", "httpfs", "iceberg"):  # shipped as Python packages: nothing is downloaded
         (path,) = [p for d in sys.path for p in glob.glob(f"{d}/duckdb_extension_{name}/extensions/*/{name}.duckdb_extension")]
         duck.execute(f"LOAD '{path}'")
     duck.execute("SET TimeZone = 'UTC'")
+    if endpoint := os.environ.get("S3_ENDPOINT"):
+        scheme, _, place = endpoint.partition("://")
+        duck.execute(
+            "CREATE SECRET (TYPE s3, KEY_ID '%s', SECRET '%s', REGION '%s', ENDPOINT '%s', URL_STYLE 'path', USE_SSL %s)"
+            % (os.environ["S3_ACCESS_KEY"], os.environ["S3_SECRET_KEY"], os.environ["S3_REGION"], place, scheme == "https")
+        )
     for name in sys.argv[2:]:
         table = catalog.load_table(f"millrace.{name}")
         show("pyiceberg", name, table.metadata_location, table.scan().to_arrow())
