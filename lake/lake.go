@@ -198,10 +198,13 @@ func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 		table.NewSetPropertiesUpdate(props),
 	})
 	made, loadErr := l.load(ctx, t.Name)
-	if loadErr != nil {
-		return nil, fmt.Errorf("create table %s: %w", t.Name, errors.Join(err, loadErr))
+	if loadErr == nil {
+		return made, nil // by whomever
 	}
-	return made, nil // by whomever
+	if err == nil || !errors.Is(loadErr, catalog.ErrNoSuchTable) {
+		err = errors.Join(err, loadErr)
+	}
+	return nil, fmt.Errorf("create table %s: %w", t.Name, err)
 }
 
 // A catalog or an object store that does not answer for so long fails a load.

@@ -74,7 +74,7 @@ func (s *Server) start() error {
 			return errors.Join(err, os.RemoveAll(s.dir))
 		}
 	}
-	s.config = Config{
+	s.config = Config{ //nolint:gosec // no secret: it opens what a test has made
 		Endpoint: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), Region: "us-east-1",
 		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket,
 	}
