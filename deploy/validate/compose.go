@@ -1,0 +1,153 @@
+// Package validate holds deploy/ against the rules of those who will read it: compose files are loaded as docker compose loads
+// them, and every object that Kustomize builds is decoded, given defaults and validated by the API server's own code. On top
+// come our rules: limits, probes, no root, nothing that points at what is not there.
+//
+// It is a module of its own, so that Kubernetes stays out of Millrace's dependencies. scripts/deploy-check runs it.
+package validate
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/cli"
+	"github.com/compose-spec/compose-go/v2/types"
+)
+
+// Services that may run as root: one that only hands a volume over.
+var mayBeRoot = map[string]bool{"s3-volume": true}
+
+// checkCompose loads a file as docker compose does, schema and consistency included, and holds its services against our
+// rules. It counts the services.
+func checkCompose(path string) (int, []string, error) {
+	options, err := cli.NewProjectOptions([]string{path},
+		cli.WithEnv([]string{"SECRETS_GID=1000"}), cli.WithResolvedPaths(true), cli.WithConsistency(true))
+	if err != nil {
+		return 0, nil, err
+	}
+	project, err := options.LoadProject(context.Background())
+	if err != nil {
+		return 0, nil, err
+	}
+	var faults []string
+	add := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+
+	used := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(project.Services)) {
+		checkService(project, project.Services[name], used, func(format string, args ...any) {
+			add("service "+name+": "+format, args...)
+		})
+	}
+	for _, name := range slices.Sorted(maps.Keys(project.Secrets)) {
+		if !used[name] {
+			add("secret %s: no service uses it", name)
+		}
+		if missing(project.Secrets[name].File) {
+			add("secret %s: its file %s is not there", name, project.Secrets[name].File)
+		}
+	}
+	for name := range project.Volumes {
+		if !used["volume "+name] {
+			add("volume %s: no service uses it", name)
+		}
+	}
+	return len(project.Services), faults, nil
+}
+
+func checkService(project *types.Project, s types.ServiceConfig, used map[string]bool, add func(string, ...any)) {
+	for _, secret := range s.Secrets {
+		used[secret.Source] = true
+	}
+	for _, v := range s.Volumes {
+		used["volume "+v.Source] = true
+		if v.Type == types.VolumeTypeBind && missing(v.Source) {
+			add("it mounts %s, which is not there", v.Source)
+		}
+	}
+	if s.Image == "" || !pinned(s.Image) {
+		add("its image %q names no version", s.Image)
+	}
+	if s.Build != nil && missing(filepath.Join(s.Build.Context, s.Build.Dockerfile)) {
+		add("its Dockerfile is not there")
+	}
+	for _, script := range slices.Concat(s.Entrypoint, s.Command) {
+		checkScript(s, script, add)
+	}
+	if s.Deploy == nil || s.Deploy.Resources.Limits == nil || s.Deploy.Resources.Limits.MemoryBytes == 0 ||
+		s.Deploy.Resources.Limits.NanoCPUs == 0 || s.Deploy.Resources.Limits.Pids == 0 {
+		add("it has no limits of CPU, memory and processes")
+	}
+	if !slices.Contains(s.CapDrop, "ALL") || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") || s.Privileged {
+		add("it keeps privileges: cap_drop ALL and no-new-privileges are wanted")
+	}
+	user, _, _ := strings.Cut(s.User, ":")
+	if (user == "" || user == "0" || user == "root") && !mayBeRoot[s.Name] {
+		add("it runs as root: name a user")
+	}
+	once := strings.HasPrefix(s.Restart, "on-failure")
+	if !once && (s.HealthCheck == nil || s.HealthCheck.Disable || len(s.HealthCheck.Test) == 0) {
+		add("it has no health check")
+	}
+	for other, dependency := range s.DependsOn {
+		target := project.Services[other]
+		switch runsOnce := strings.HasPrefix(target.Restart, "on-failure"); {
+		case runsOnce && dependency.Condition != types.ServiceConditionCompletedSuccessfully:
+			add("it depends on %s, which runs once: wait until it has completed", other)
+		case !runsOnce && dependency.Condition != types.ServiceConditionHealthy && s.NetworkMode != "service:"+other:
+			add("it depends on %s: wait until that is healthy", other)
+		}
+	}
+	for key, value := range s.Environment {
+		checkVariable(s, key, value, add)
+	}
+}
+
+// checkVariable finds secrets in the environment, and names of secret files that the service is not given.
+func checkVariable(s types.ServiceConfig, key string, value *string, add func(string, ...any)) {
+	if value == nil {
+		return
+	}
+	if strings.HasSuffix(key, "PASSWORD") || strings.HasSuffix(key, "SECRET_KEY") || strings.HasSuffix(key, "TOKEN") {
+		add("%s holds a secret: give a file", key)
+	}
+	name, isSecret := strings.CutPrefix(*value, "/run/secrets/")
+	if isSecret && !slices.ContainsFunc(s.Secrets, func(c types.ServiceSecretConfig) bool { return c.Source == name }) {
+		add("%s names the secret %s, which it is not given", key, name)
+	}
+}
+
+// checkScript finds scripts of ours that are not mounted, or not executable.
+func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
+	if !strings.HasPrefix(path, "/etc/millrace/") && path != "/etc/trino/start" {
+		return
+	}
+	for _, v := range s.Volumes {
+		rest, ok := strings.CutPrefix(path, v.Target)
+		if !ok || v.Type != types.VolumeTypeBind {
+			continue
+		}
+		info, err := os.Stat(v.Source + rest)
+		if err == nil && filepath.Ext(path) == "" && info.Mode()&0o111 == 0 {
+			add("%s cannot be run", v.Source+rest)
+		}
+		if err == nil {
+			return
+		}
+	}
+	add("%s is not mounted, or not there", path)
+}
+
+func pinned(image string) bool {
+	_, tag, ok := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
+	return ok && tag != "latest"
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return err != nil && os.IsNotExist(err) || path == "" || !fs.ValidPath(strings.TrimPrefix(filepath.ToSlash(path), "/"))
+}
