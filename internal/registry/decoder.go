@@ -24,9 +24,10 @@ type Decoder struct {
 
 // writerSchema is a registered schema as far as reading needs it.
 type writerSchema struct {
-	plan *plan                             // of Avro
-	file *descriptorpb.FileDescriptorProto // of Protobuf
-	bad  error                             // why its values cannot be read; it stays so
+	plan  *plan                             // of Avro
+	file  *descriptorpb.FileDescriptorProto // of Protobuf
+	first string                            // likewise: the first message's name, which nearly all values are of
+	bad   error                             // why its values cannot be read; it stays so
 }
 
 // NewDecoder makes a Decoder. It fetches a schema when it first meets its id, and keeps it. client may be nil.
@@ -90,7 +91,9 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 	} else {
 		var path []int
 		if path, message, err = cutPath(rest); err == nil {
-			of, err = messageAt(s.file, path)
+			if of = s.first; path != nil {
+				of, err = messageAt(s.file, path)
+			}
 		}
 	}
 	if want := d.messages[topic]; err == nil && want != "" && of != want {
@@ -130,7 +133,9 @@ func readSchema(registered sr.Schema) *writerSchema {
 	case sr.TypeAvro:
 		s.plan, s.bad = newPlan(registered.Schema)
 	case sr.TypeProtobuf:
-		s.file, s.bad = parseProto(registered.Schema)
+		if s.file, s.bad = parseProto(registered.Schema); s.bad == nil {
+			s.first, s.bad = messageAt(s.file, []int{0})
+		}
 	default:
 		s.bad = fmt.Errorf("type %s is not one that Millrace reads", registered.Type)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -37,7 +38,7 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func newClient(tb testing.TB, s *server.Server) *registry.Client {
 	tb.Helper()
-	c, err := registry.NewClient(registry.Config{URL: s.URL(tb), Logger: quiet})
+	c, err := registry.NewClient(registry.Config{URL: s.URL(tb), Timeout: time.Minute, Logger: quiet})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -21,13 +21,15 @@ func protoText(f protoreflect.FileDescriptor) (string, error) {
 	return text, nil
 }
 
-// imports are the files that a file needs, but for those that every registry has.
+// imports are the files that a file needs, but for those that every registry and every client of Confluent's has.
 func imports(f protoreflect.FileDescriptor) []protoreflect.FileDescriptor {
 	var files []protoreflect.FileDescriptor
 	for i := range f.Imports().Len() {
-		if file := f.Imports().Get(i).FileDescriptor; !strings.HasPrefix(file.Path(), "google/protobuf/") {
-			files = append(files, file)
+		file := f.Imports().Get(i).FileDescriptor
+		if strings.HasPrefix(file.Path(), "google/protobuf/") || strings.HasPrefix(file.Path(), "google/type/") {
+			continue
 		}
+		files = append(files, file)
 	}
 	return files
 }
@@ -46,11 +48,8 @@ func parseProto(text string) (*descriptorpb.FileDescriptorProto, error) {
 	return parsed.FileDescriptorProto(), nil
 }
 
-// messageAt names the message at a path within a file; nil is the path to the first.
+// messageAt names the message at a path within a file.
 func messageAt(f *descriptorpb.FileDescriptorProto, path []int) (string, error) {
-	if path == nil {
-		path = []int{0}
-	}
 	name, messages := f.GetPackage(), f.GetMessageType()
 	for _, i := range path {
 		if i >= len(messages) {

@@ -1,0 +1,78 @@
+package registry_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/sr"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/registry"
+)
+
+// Confluent's way to name a message within its file: the first is one byte 0, any other a list of steps.
+func TestPathToMessage(t *testing.T) {
+	t.Parallel()
+	client := newClient(t, &shared)
+	file := compile(t, everything)
+	third := file.Messages().ByName("Second").Messages().ByName("Third")
+	for path, m := range map[string]protoreflect.MessageDescriptor{
+		"\x00":         file.Messages().ByName("Everything"),
+		"\x02\x02":     file.Messages().ByName("Second"),
+		"\x04\x02\x00": third,
+		// Before it stand five entries of maps, which are messages, too.
+		"\x06\x00\x0a\x00": file.Messages().ByName("Everything").Messages().ByName("Inner").Messages().ByName("Deep"),
+	} {
+		topic := topicOf(t) + string(m.Name())
+		e := newEncoder(t, registry.EncoderConfig{Client: client, Topic: topic, Message: m, Codec: registry.Protobuf})
+		value, _, err := e.Encode(t.Context(), []byte("\x0a\x01x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := path + "\x0a\x01x"; string(value[5:]) != want {
+			t.Errorf("%s: the value is %x, want %x behind its id", m.FullName(), value, want)
+		}
+		if back, err := registry.NewDecoder(client).Decode(t.Context(), topic, value); err != nil || string(back) != "\x0a\x01x" {
+			t.Errorf("%s: came back as %x, error %v", m.FullName(), back, err)
+		}
+	}
+}
+
+// FuzzDecode reads values from outside whose schema is known: no panic, and what is not framed comes back as it is.
+func FuzzDecode(f *testing.F) {
+	client, err := registry.NewClient(registry.Config{URL: "http://127.0.0.1:1", Logger: quiet}) // never asked
+	if err != nil {
+		f.Fatal(err)
+	}
+	d, of := registry.NewDecoder(client), message(f, event.Order)
+	schema, plan := newPlan(f, of)
+	text, err := registry.ProtoText(of.ParentFile())
+	if err := errors.Join(err, d.Know(1, sr.TypeAvro, schema), d.Know(2, sr.TypeProtobuf, text)); err != nil {
+		f.Fatal(err)
+	}
+	known := [][]byte{{0, 0, 0, 0, 1}, {0, 0, 0, 0, 2}}
+	avro, err := plan.Encode(placed(f))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(avro)
+	f.Add(append([]byte{0}, placed(f)...))
+	f.Fuzz(func(t *testing.T, rest []byte) {
+		for _, frame := range known {
+			message, err := d.Decode(t.Context(), event.Order.Topic, append(bytes.Clone(frame), rest...))
+			if err == nil {
+				_ = proto.Unmarshal(message, &orderv1.OrderEvent{}) // what is behind a frame of Protobuf is the sink's to judge
+			}
+		}
+		if registry.IsFramed(rest) {
+			return
+		}
+		if back, err := d.Decode(t.Context(), event.Order.Topic, rest); err != nil || !bytes.Equal(back, rest) {
+			t.Errorf("%x came back as %x, error %v", rest, back, err)
+		}
+	})
+}
