@@ -190,7 +190,6 @@ func (c *Consumer) outOfRange() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	starts, ends := map[string]map[int32]int64{}, map[string]map[int32]int64{}
-	found := false
 	for p, at := range c.owned {
 		if starts[p.Topic] == nil {
 			var err1, err2 error
@@ -207,15 +206,16 @@ func (c *Consumer) outOfRange() error {
 		if *at != 0 {
 			return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d, which holds %d to %d", c.cfg.Group, ErrOutOfRange, *at, p.Topic, p.Partition, start, end)
 		}
-		found, *at = true, start
-		again := []kafka.TopicPartition{{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.OffsetBeginning}}
-		// The partition stands still now, and what stands still cannot seek.
-		if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
-			return fmt.Errorf("kafka: group %s: read %s/%d from its beginning: %w", c.cfg.Group, p.Topic, p.Partition, err)
-		}
+		*at = start
 	}
-	if !found {
-		return fmt.Errorf("kafka: group %s: %w, though by now it is", c.cfg.Group, ErrOutOfRange)
+	// Some partition stands still now, and what stands still cannot seek. So all are taken anew, each where it stands: those that
+	// begin later too, whose own news of it may be on the way already.
+	again := make([]kafka.TopicPartition, 0, len(c.owned))
+	for p, at := range c.owned {
+		again = append(again, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(*at)})
+	}
+	if err := errors.Join(c.client.IncrementalUnassign(again), c.client.IncrementalAssign(again)); err != nil {
+		return fmt.Errorf("kafka: group %s: read from where the logs begin: %w", c.cfg.Group, err)
 	}
 	return nil
 }
