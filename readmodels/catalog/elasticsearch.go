@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -26,8 +25,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// ElasticsearchConfig says where the index is. Its user needs the privileges create_index, view_index_metadata, maintenance,
-// read and write on Prefix*, and none beyond.
+// ElasticsearchConfig says where the index is. Its user needs, on Prefix* alone, the privileges read and view_index_metadata to
+// answer queries, and also write, create_index, manage (of aliases) and maintenance (to refresh) to feed the view.
 type ElasticsearchConfig struct {
 	Addresses []string // of nodes, https://HOST:PORT or http://HOST:PORT; they are asked in turn
 	Username  string   // no login where empty
@@ -52,7 +51,7 @@ type elasticIndex struct {
 	log    *slog.Logger
 }
 
-// OpenElasticsearch opens the index, and makes it where it is not there. Many processes may have it open.
+// OpenElasticsearch opens the index, and makes it where it is not there and the user may. Many processes may have it open.
 func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
@@ -70,10 +69,14 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig, transport.MaxIdleConnsPerHost = cfg.TLS.Clone(), idleConnections
-	client, err := elastictransport.New(elastictransport.Config{
-		URLs: urls, Username: cfg.Username, Password: cfg.Password, Transport: transport, UserAgent: "millrace",
-		RetryBackoff: func(attempt int) time.Duration { return time.Duration(attempt) * retryAfter },
-	})
+	options := []elastictransport.Option{
+		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport), elastictransport.WithUserAgent("millrace"),
+		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryAfter }),
+	}
+	if cfg.Username != "" {
+		options = append(options, elastictransport.WithBasicAuth(cfg.Username, cfg.Password))
+	}
+	client, err := elastictransport.NewClient(options...)
 	if err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
@@ -90,7 +93,16 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 		x.alias = "millrace-"
 	}
 	x.alias += strings.ReplaceAll(Name, "/", "-")
-	if err := x.ensure(ctx); err != nil {
+	there, err := x.there(ctx)
+	if err == nil && !there {
+		err = x.make(ctx)
+		var refused *refusedError
+		if errors.As(err, &refused) && refused.status == http.StatusForbidden { // it may read, and be early
+			x.log.Warn("catalog index: it is not there, and this user may not make it; whoever feeds the view will", "alias", x.alias, "error", err)
+			err = nil
+		}
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("catalog index: %w", err), x.Close())
 	}
 	return x, nil
@@ -161,17 +173,14 @@ func (d elasticProduct) read(id string) (*catalogv1.Product, error) {
 	return p, nil
 }
 
-// ensure makes the index where there is none behind the alias. Who loses the race finds the winner's.
-func (x *elasticIndex) ensure(ctx context.Context) error {
-	there, err := x.there(ctx)
-	if there || err != nil {
-		return err
-	}
+// make makes the index behind its alias. Who loses the race finds the winner's.
+func (x *elasticIndex) make(ctx context.Context) error {
 	index := x.alias + "-000001"
+	err := x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(elasticMapping(x.alias))}, nil)
 	var refused *refusedError
-	err = x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(elasticMapping(x.alias))}, nil)
 	if errors.As(err, &refused) && refused.Type == "resource_already_exists_exception" {
-		if there, err = x.there(ctx); err == nil && !there {
+		there, err := x.there(ctx)
+		if err == nil && !there {
 			err = fmt.Errorf("index %s is there without its alias %s: give it back with POST /_aliases, or delete the index, and the log will fill a new one", index, x.alias)
 		}
 		return err
@@ -559,14 +568,14 @@ func (x *elasticIndex) SavePositions(ctx context.Context, topic string, moves []
 			return err
 		}
 		if doc == nil {
-			if err := x.ensure(ctx); err != nil {
+			if err := x.make(ctx); err != nil {
 				return fmt.Errorf("catalog index: %w", err)
 			}
 			doc = &found[elasticPositions]{}
 		}
 		kept := elasticPositions{map[int32]string{}}
-		for _, id := range slices.Collect(maps.Keys(positions)) {
-			kept.Positions[id] = positions[id].String()
+		for id, at := range positions {
+			kept.Positions[id] = at.String()
 		}
 		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: asJSON(kept), RequireAlias: &yes}
 		if doc.Found {

@@ -35,7 +35,7 @@ func apart(t testing.TB, method, url string, into any) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it has been read
 	if into != nil {
 		if err := json.NewDecoder(answer.Body).Decode(into); err != nil {
 			t.Fatal(err)
@@ -256,8 +256,8 @@ func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	asExpected(t, v, l)
 }
 
-// proxy guards Elasticsearch with TLS and a password.
-func proxy(t *testing.T, user, password string) *httptest.Server {
+// proxy guards Elasticsearch with TLS and passwords: of the user "millrace", who may do all, and of "reader", who may not write.
+func proxy(t *testing.T, password string) *httptest.Server {
 	t.Helper()
 	to, err := url.Parse(server.URL(t))
 	if err != nil {
@@ -268,10 +268,16 @@ func proxy(t *testing.T, user, password string) *httptest.Server {
 		Transport: &http.Transport{DisableKeepAlives: true},
 	}
 	guard := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if u, p, ok := r.BasicAuth(); !ok || u != user || p != password {
+		u, p, ok := r.BasicAuth()
+		if !ok || u != "millrace" && u != "reader" || p != password {
 			w.Header().Set("WWW-Authenticate", `Basic realm="security"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprint(w, `{"error":{"type":"security_exception","reason":"unable to authenticate user"},"status":401}`)
+			return
+		}
+		if u == "reader" && (r.Method == http.MethodPut || strings.HasSuffix(r.URL.Path, "/_bulk")) {
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(w, `{"error":{"type":"security_exception","reason":"action is unauthorized"},"status":403}`)
 			return
 		}
 		through.ServeHTTP(w, r)
@@ -282,20 +288,44 @@ func proxy(t *testing.T, user, password string) *httptest.Server {
 
 func TestElasticsearchBehindTLSAndPassword(t *testing.T) {
 	t.Parallel()
-	guard := proxy(t, "millrace", "right")
+	guard := proxy(t, "right")
 	trust := &tls.Config{RootCAs: guard.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, MinVersion: tls.VersionTLS12}
 	good := ElasticsearchConfig{
 		Addresses: []string{guard.URL}, Username: "millrace", Password: "right", TLS: trust,
 		Prefix: fmt.Sprintf("test-%d-", prefixes.Add(1)), Logger: quiet,
 	}
-	x, err := OpenElasticsearch(t.Context(), good)
-	if err != nil {
+	open := func(cfg ElasticsearchConfig) Index {
+		x, err := OpenElasticsearch(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closed(t, x) })
+		return x
+	}
+	reading := good
+	reading.Username = "reader"
+	reader := open(reading) // before there is anything to read
+	if positions, err := reader.Positions(t.Context(), "a"); err != nil || len(positions) != 0 {
+		t.Errorf("positions of nothing: %v, %v", positions, err)
+	}
+	if _, err := reader.Search(t.Context(), Query{Limit: 1}); !errors.Is(err, streams.ErrLost) {
+		t.Errorf("search in nothing: %v", err)
+	}
+	writer := open(good)
+	save(t, writer, product("1", "lamp", ""))
+	if err := writer.SavePositions(t.Context(), "a", []streams.Move{{First: true, To: streams.Applied{Next: 1}}}); err != nil {
 		t.Fatal(err)
 	}
-	defer closed(t, x)
-	save(t, x, product("1", "lamp", ""))
-	if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
-		t.Errorf("found %v", got)
+	for _, x := range []Index{writer, reader} {
+		if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
+			t.Errorf("found %v", got)
+		}
+		if positions, err := x.Positions(t.Context(), "a"); err != nil || positions[0].Next != 1 {
+			t.Errorf("positions %v, %v", positions, err)
+		}
+	}
+	if err := reader.Save(t.Context(), []*catalogv1.Product{product("2", "mug", "")}); err == nil || !strings.Contains(err.Error(), `the user "reader" lacks a privilege`) {
+		t.Errorf("the reader writes: %v", err)
 	}
 
 	other := httptest.NewServer(http.NotFoundHandler())

@@ -27,7 +27,7 @@ func ask(t *testing.T, method, url, body string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it has been read
 	said, err := io.ReadAll(answer.Body)
 	if err != nil || answer.StatusCode >= 300 {
 		t.Fatalf("%s %s: %s, %v: %s", method, url, answer.Status, err, said)
