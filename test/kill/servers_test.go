@@ -104,10 +104,11 @@ func (s *system) startPostgres() error {
 	if err != nil {
 		return err
 	}
-	direct.User = url.UserPassword("millrace", secret)
 	through := *direct
 	through.Host = w.addr()
-	s.env = append(s.env, "MILLRACE_STORE_POSTGRES="+through.String(), "MILLRACE_LAKE_CATALOG="+through.String())
+	s.env = append(s.env, "MILLRACE_STORE_POSTGRES="+through.String(), "MILLRACE_STORE_PASSWORD="+secret,
+		"MILLRACE_LAKE_CATALOG="+through.String(), "MILLRACE_LAKE_PASSWORD="+secret)
+	direct.User = url.UserPassword("millrace", secret)
 	s.openStore = func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 		return pgstore.Open(ctx, direct.String(), a)
 	}
