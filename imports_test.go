@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"readmodels":          {"streams", "event", "gen"},
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
+	"deploy":              {"event"},
 	"cmd":                 {""},
 	"test":                {""},
 }
