@@ -156,7 +156,7 @@ func TestBrokenStores(t *testing.T) {
 // runInProcess lets clients work on a store in this process until there is a history that must show every fault.
 func runInProcess(t *testing.T, b *broken) storeHistory {
 	t.Helper()
-	const enough = 1500
+	const enough = 1000
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "events.db"), event.Order)
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ const cutOneIn = 400 // answers
 
 func startCutter(t *testing.T, conn string) *cutter {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "millrace-cut-") // not a test's: the path of a Unix socket must be short
+	dir, err := os.MkdirTemp("", "millrace-cut-") //nolint:usetesting // the path of a Unix socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}

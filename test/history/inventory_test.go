@@ -148,10 +148,7 @@ var served = regexp.MustCompile(`(?m)^serving (?:on http://|.*api on )([0-9.:]+)
 
 func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 	t.Helper()
-	dir, err := os.MkdirTemp(t.TempDir(), "process-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
 	addr := ""
 	p, err := process.Start(t.Context(), process.Command{
 		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir, ReadyWithin: 3 * time.Minute, // two seconds on a machine that does nothing else

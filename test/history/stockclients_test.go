@@ -189,14 +189,11 @@ func (c *stockClient) recent(ask stockCall) stockCall {
 func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
 	for {
 		a, err := c.send(ask)
-		switch {
-		case err != nil:
+		if err == nil && a.Outcome == stored && rand.IntN(20) == 0 {
+			_, err = c.send(ask)
+		}
+		if err != nil || a.Outcome != lost || ask.Key == "" || rand.IntN(10) == 0 || ctx.Err() != nil {
 			return err
-		case a.Outcome == stored && rand.IntN(20) == 0:
-			_, err := c.send(ask)
-			return err
-		case a.Outcome != lost || ask.Key == "" || rand.IntN(10) == 0 || ctx.Err() != nil:
-			return nil
 		}
 	}
 }

@@ -294,7 +294,7 @@ func follow(ctx context.Context, s eventstore.Store, after event.Position, saw f
 			err = s.Wait(ctx, after)
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // asked to end
 		}
 		if err != nil {
 			pause(ctx)
