@@ -171,13 +171,8 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 	}
 	answers, versions := map[string]eventstore.Answer{}, map[string]uint64{}
 	var b pgx.Batch
-	b.Queue(selectAnswers, keys).Query(func(rows pgx.Rows) error {
-		found, err := pgx.CollectRows(rows, scanAnswer)
-		for _, a := range found {
-			answers[a.Key] = a
-		}
-		return err
-	})
+	// The versions first: each statement sees what was committed before it, so a key that is not answered now was not
+	// answered when its batch's conflict was seen.
 	b.Queue("SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream", streams).Query(func(rows pgx.Rows) error {
 		var stream string
 		var version uint64
@@ -185,6 +180,13 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 			versions[stream] = version
 			return nil
 		})
+		return err
+	})
+	b.Queue(selectAnswers, keys).Query(func(rows pgx.Rows) error {
+		found, err := pgx.CollectRows(rows, scanAnswer)
+		for _, a := range found {
+			answers[a.Key] = a
+		}
 		return err
 	})
 	if err := w.pool.SendBatch(ctx, &b).Close(); err != nil {
