@@ -422,7 +422,7 @@ func TestStandbyTakesOver(t *testing.T) {
 		took := time.Since(dead)
 		t.Logf("took over after %v; processor in 3 s: one that lands %v, one that stands by %v; commits refused until then: %d",
 			took.Round(time.Millisecond), cpu[active], cpu[1-active], refused)
-		if took > 15*time.Second {
+		if took > 45*time.Second { // 4 s on a busy machine; the limit is for one that does ten things at once, with -race
 			t.Errorf("it took over after %v", took)
 		}
 		cancel()
