@@ -46,7 +46,7 @@ kill: $(NPM_DONE) ## the whole kill matrix, three quarters of an hour; writes do
 	MILLRACE_KILL=full go test -count=1 -timeout 120m -v ./test/kill
 
 .PHONY: check
-check: build lint gen-fresh breaking ## build, vet, lint, generated code fresh, import rule, tests with -race
+check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race
 	go vet ./...
 	$(MAKE) test TESTFLAGS="-race $(TESTFLAGS)"
 
@@ -70,6 +70,10 @@ gen-fresh: gen ## fail where committed generated code is not what proto/ gives
 .PHONY: breaking
 breaking: $(NPM_DONE) ## fail where proto/ breaks what main has published
 	@scripts/proto-breaking $(BUF)
+
+.PHONY: deploy-check
+deploy-check: ## validate deploy/: Compose by its schema, Kubernetes as its API server does
+	@scripts/deploy-check
 
 .PHONY: bench
 bench: ## run all benchmarks, each beside its ceiling
