@@ -78,42 +78,42 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusNotImplemented)
 		return
 	}
-	response, answer, err := d.pass(r, body)
+	status, header, answer, err := d.pass(r, body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway) // to a Connect client: unavailable
 		return
 	}
-	if err := d.ledger.answered(key, r.URL.Path, response.StatusCode == http.StatusOK, answer); err != nil {
+	if err := d.ledger.answered(key, r.URL.Path, status == http.StatusOK, answer); err != nil {
 		d.fault(err)
 	}
-	for name, values := range response.Header {
+	for name, values := range header {
 		w.Header()[name] = values
 	}
-	w.WriteHeader(response.StatusCode)
+	w.WriteHeader(status)
 	_, _ = w.Write(answer) // a client that has gone asks again
 }
 
 // pass makes the call and reads its whole answer.
-func (d *door) pass(r *http.Request, body []byte) (*http.Response, []byte, error) {
+func (d *door) pass(r *http.Request, body []byte) (status int, header http.Header, answer []byte, err error) {
 	way, target := d.way()
 	if target == "" {
-		return nil, nil, errors.New("nobody takes commands")
+		return 0, nil, nil, errors.New("nobody takes commands")
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(way, cancel)()
 	request, err := http.NewRequestWithContext(ctx, r.Method, "http://"+target+r.URL.Path, bytes.NewReader(body))
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, nil, err
 	}
 	request.Header = r.Header.Clone()
 	response, err := d.client.RoundTrip(request)
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, nil, err
 	}
 	defer response.Body.Close() //nolint:errcheck // read to its end, or broken
-	answer, err := io.ReadAll(response.Body)
-	return response, answer, err
+	answer, err = io.ReadAll(response.Body)
+	return response.StatusCode, response.Header, answer, err
 }
 
 func (d *door) fault(err error) {

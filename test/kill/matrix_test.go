@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,7 +48,7 @@ var (
 func (g *stage) system(t *testing.T) (*system, error) {
 	t.Helper()
 	if g.now == nil && g.err == nil {
-		dir, err := os.MkdirTemp(scratch, "system-")
+		dir, err := os.MkdirTemp(scratch, "system-") //nolint:usetesting // it outlives the row
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,51 +75,57 @@ func (g *stage) strike() error {
 // whole tells whether every row is wanted: by the flag, or because rows were named.
 func whole() bool { return *full || strings.Contains(runPattern(), "/") }
 
-// TestMatrix runs the rows one after the other. A red row is told, and does not hide those after it: they go on with a
-// system that is new.
+// TestMatrix runs the rows of a system one after the other; the embedded default and the real servers, which have nothing
+// in common, side by side. A red row is told, and does not hide those after it: they go on with a system that is new.
 func TestMatrix(t *testing.T) {
-	parts := []struct {
+	type act struct {
 		stage *stage
 		rows  []row
-	}{{embedded, embeddedRows()}, {smallDisk, diskRows()}, {realOnes, realRows()}}
-	total, n := 0, 0
-	for _, part := range parts {
-		for _, r := range part.rows {
-			if r.quick || whole() {
-				total++
-			}
-		}
 	}
-	var outcomes []outcome
-	for _, part := range parts {
-		for _, r := range part.rows {
-			if !r.quick && !whole() {
-				continue
-			}
-			n++
-			t.Run(r.name, func(t *testing.T) {
-				o := part.stage.play(t, r)
-				outcomes = append(outcomes, o)
-				fmt.Printf("row %d of %d: %s\n", n, total, o.line())
-				switch o.verdict {
-				case "skipped":
-					t.Skip(o.reason)
-				case "red":
-					t.Error(o.reason)
+	var mu sync.Mutex // guards outcomes
+	outcomes, total := map[string]outcome{}, len(rows())
+	var playing sync.WaitGroup
+	for _, acts := range [][]act{{{embedded, embeddedRows()}, {smallDisk, diskRows()}}, {{realOnes, realRows()}}} {
+		playing.Go(func() {
+			for _, a := range acts {
+				for _, r := range wanted(a.rows) {
+					t.Run(r.name, func(t *testing.T) {
+						o := a.stage.play(t, r)
+						mu.Lock()
+						outcomes[r.name] = o
+						fmt.Printf("row %d of %d: %s\n", len(outcomes), total, o.line())
+						mu.Unlock()
+						switch o.verdict {
+						case "skipped":
+							t.Skip(o.reason)
+						case "red":
+							t.Error(o.reason)
+						}
+					})
 				}
-			})
-		}
-		if part.stage == smallDisk {
-			if err := smallDisk.strike(); err != nil {
-				t.Error("stop the system: ", err)
 			}
+		})
+	}
+	playing.Wait()
+	if !*write && (!*full || len(outcomes) != total) {
+		return
+	}
+	var inOrder []outcome
+	for _, r := range rows() {
+		if o, played := outcomes[r.name]; played {
+			inOrder = append(inOrder, o)
 		}
 	}
-	if *write || *full && len(outcomes) == total {
-		if err := report(outcomes); err != nil {
-			t.Error(err)
-		}
+	if err := report(inOrder); err != nil {
+		t.Error(err)
 	}
+}
+
+// rows are all that are wanted, in the order in which people read them.
+func rows() []row { return wanted(slices.Concat(realRows(), embeddedRows(), diskRows())) }
+
+func wanted(rows []row) []row {
+	return slices.DeleteFunc(rows, func(r row) bool { return !r.quick && !whole() })
 }
 
 // play plays one row. After a red one the system is struck: what it holds is wrong for good.
@@ -182,8 +191,9 @@ const yearStep = 2000
 
 // importYear lets the importer send the real year up to a line; what rows before it have sent is answered as before.
 func (s *system) importYear(ctx context.Context) error {
-	if _, err := os.Stat(*year); err != nil {
-		return nil // it is not everywhere; the generated load is
+	if _, err := os.Stat(*year); errors.Is(err, fs.ErrNotExist) {
+		s.note = "without the real year, which is not on this machine"
+		return nil
 	}
 	s.yearLines += yearStep
 	cmd := exec.CommandContext(ctx, binary, "import", "online-retail", *year, "--addr", s.door.addr, "--limit", strconv.Itoa(s.yearLines),

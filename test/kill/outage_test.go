@@ -128,7 +128,7 @@ func fillDiskAndKill(ctx context.Context, s *system) error {
 func (s *system) full(ctx context.Context, end func(*instance) error) error {
 	filler := filepath.Join(s.dir, "filler")
 	// dd ends with an error when the disk is full, which is its task.
-	_ = exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+filler, "bs=64k").Run() //nolint:gosec // our own path
+	_ = exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+filler, "bs=64k").Run()
 	refused, err := s.refusedForSpace(ctx)
 	if err != nil {
 		return err

@@ -61,7 +61,7 @@ Repeat a row with its pattern from the last column:
 			fmt.Fprintf(&b, "\n%s, %s: %s\n", o.row.name, o.verdict, cell(more))
 		}
 	}
-	return os.WriteFile(root+"/docs/kill-matrix.md", []byte(b.String()), 0o644) //nolint:gosec // for everybody to read
+	return os.WriteFile(root+"/docs/kill-matrix.md", []byte(b.String()), 0o644)
 }
 
 // pattern names the row alone, as -run understands it.
