@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -115,10 +114,10 @@ func (s *Servers) Save(node int) error { return s.must(node, "SAVE") }
 func (s *Servers) FlushAll(node int) error { return s.must(node, "FLUSHALL") }
 
 // Pause freezes a node: connections stay open, and nothing answers.
-func (s *Servers) Pause(node int) error { return s.nodes[node].process.Signal(syscall.SIGSTOP) }
+func (s *Servers) Pause(node int) error { return s.nodes[node].process.Pause() }
 
 // Resume lets a paused node go on.
-func (s *Servers) Resume(node int) error { return s.nodes[node].process.Signal(syscall.SIGCONT) }
+func (s *Servers) Resume(node int) error { return s.nodes[node].process.Resume() }
 
 // ResidentMB is the memory that a node holds, in MB.
 func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].process.ResidentMB() }
