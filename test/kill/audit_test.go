@@ -117,6 +117,13 @@ func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate
 	if err := s.readTable(ctx, a, table.add); err != nil {
 		return fmt.Errorf("read %s: %w", table.name, err)
 	}
+	f.follow(acknowledged, store, topic, table)
+	return nil
+}
+
+// follow looks for each acknowledged command: in the store as the version that its receipt names, and from there on the
+// other sides.
+func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder) {
 	byCommand := map[string]int{}
 	for _, e := range store.places {
 		byCommand[e.CausationID]++
@@ -131,13 +138,12 @@ func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate
 		if n := byCommand[c.key]; n > 1 { // no command of the load has more than one event
 			f.add(&f.doubled, "%s has %d events of %s %s", store.name, n, c.name, c.key)
 		}
-		for _, h := range []*holder{topic, table} {
+		for _, h := range others {
 			if h.count[e.ID.String()] == 0 {
 				f.add(&f.lost, "%s has not %s %s, version %d of %s", h.name, c.name, c.key, at.version, at.stream)
 			}
 		}
 	}
-	return nil
 }
 
 func tableOf(a event.Aggregate) string { return strings.TrimPrefix(a.Topic, "millrace.") + "_events" }
