@@ -20,7 +20,7 @@ func ask(tb testing.TB, method, path, body string) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it was read to its end
 	all, err := io.ReadAll(answer.Body)
 	if err != nil {
 		tb.Fatal(err)

@@ -555,7 +555,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		case implicit:
 			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
 			var zero bool
-			if dst, zero = f.element.decode(dst, s, depth); zero {
+			if dst, zero = f.decode(dst, s, depth); zero {
 				dst = dst[:begin]
 			}
 		case optional:
@@ -570,7 +570,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 				taken |= bit
 			}
 			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
-			dst, _ = f.element.decode(dst, s, depth)
+			dst, _ = f.decode(dst, s, depth)
 		case repeated:
 			dst = f.decodeItems(dst, s, depth)
 		case mapped:
@@ -597,7 +597,7 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 			if !f.packed {
 				dst = protowire.AppendTag(dst, f.number, f.kind.wire())
 			}
-			dst, _ = f.element.decode(dst, s, depth)
+			dst, _ = f.decode(dst, s, depth)
 		}
 	}
 	switch {
@@ -617,7 +617,7 @@ func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 			dst = protowire.AppendTag(dst, keyNumber, protowire.BytesType)
 			dst = protowire.AppendBytes(dst, s.text())
 			dst = protowire.AppendTag(dst, valueNumber, f.kind.wire())
-			dst, _ = f.element.decode(dst, s, depth)
+			dst, _ = f.decode(dst, s, depth)
 			dst = insertLength(dst, content)
 		}
 	}

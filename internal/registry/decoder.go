@@ -84,7 +84,7 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 		return nil, err
 	}
 	var of string
-	message := rest
+	var message []byte
 	if s.plan != nil {
 		of = s.plan.root.name
 		message, err = s.plan.decode(make([]byte, 0, len(rest)+len(rest)/2), rest)

@@ -45,7 +45,7 @@ func avroSchema(of protoreflect.MessageDescriptor) ([]byte, error) {
 	d := deriver{named: map[protoreflect.FullName]bool{}}
 	root, err := d.record(of)
 	if err != nil {
-		return nil, fmt.Errorf("Avro schema of %s: %w", of.FullName(), err)
+		return nil, fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
 	}
 	root.Fields = append(root.Fields, avroField{
 		Name: unknownField, Type: nullable("bytes"), Default: json.RawMessage("null"),
@@ -57,7 +57,7 @@ func avroSchema(of protoreflect.MessageDescriptor) ([]byte, error) {
 	}
 	// What cannot be read back must not be published.
 	if _, err := newPlan(string(schema)); err != nil {
-		return nil, fmt.Errorf("Avro schema of %s: %w", of.FullName(), err)
+		return nil, fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
 	}
 	return schema, nil
 }

@@ -150,14 +150,18 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	var decode func(value []byte) (any, error)
 	if codec == registry.Avro {
 		d, err := avrov2.NewDeserializer(client, serde.ValueSerde, avrov2.NewDeserializerConfig())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer d.Close()
+		defer d.Close() //nolint:errcheck // it closes nothing but the client
 		decode = func(value []byte) (any, error) {
 			var into map[string]any
 			err := d.DeserializeInto(event.Order.Topic, value, &into)
@@ -168,7 +172,7 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer d.Close()
+		defer d.Close() //nolint:errcheck // it closes nothing but the client
 		if err := d.ProtoRegistry.RegisterMessage((&orderv1.OrderEvent{}).ProtoReflect().Type()); err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func TestEveryHopHoldsTheSame(t *testing.T) {
 				s.publish(t, c)
 			}
 			decoder := registry.NewDecoder(s.registry)
-			table, view := s.land(t, decoder), s.view(t, decoder)
+			table, view := s.land(t, decoder, parksNothing(t)), s.view(t, decoder)
 			s.reaches(t, "topic", func() (*digest.Digest, error) { return s.topic(t.Context(), decoder) })
 			s.reaches(t, "table", table)
 			s.reaches(t, "view", view.digest)
@@ -62,7 +63,7 @@ func TestOutageOnTheWay(t *testing.T) {
 	before.parkedNothing(t)
 
 	decoder := registry.NewDecoder(s.registry)
-	table, after := s.land(t, decoder), s.view(t, decoder)
+	table, after := s.land(t, decoder, parksNothing(t)), s.view(t, decoder)
 	polltest.Until(t, "the new consumers run into the outage", s.registry.Degraded)
 	if n := after.count(); n != 0 {
 		t.Errorf("a view without a schema has applied %d events", n)
@@ -73,6 +74,72 @@ func TestOutageOnTheWay(t *testing.T) {
 	s.reaches(t, "new view", after.digest)
 	s.reaches(t, "new table", table)
 	after.parkedNothing(t)
+}
+
+// A value that nobody can decode is parked as it came, with the reason, by the view and by the lake, and the rest goes on.
+func TestUnreadableIsParked(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.trade(t, 10)
+	publishing := s.relay(t, s.encoder(t, registry.Avro)) // one, that does not look at the end of the topic again: the bad record has an old position
+	publishing.published(t, s)
+	bad := s.events[0]
+	bad.ID, bad.Data = uuid.Must(uuid.NewV7()), []byte("\x00\x7f\xff\xff\xffof a schema that nobody registered")
+	producer, err := kafka.NewProducer(s.kafka)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer producer.Close()
+	err = producer.Produce(t.Context(), kafka.Record{
+		Topic: event.Order.Topic, Partition: kafka.AnyPartition, Key: []byte(bad.Stream), Value: bad.Data, Headers: bad.HeadersOf("application/avro"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.trade(t, 10)
+	publishing.published(t, s)
+
+	decoder, landed := registry.NewDecoder(s.registry), make(chan lake.Parked, 1)
+	view := s.view(t, decoder)
+	table := s.land(t, decoder, func(_ context.Context, p lake.Parked) error {
+		if string(p.Value) == string(bad.Data) {
+			select {
+			case landed <- p:
+			default: // it is parked again after a restart
+			}
+		}
+		return nil
+	})
+	s.reaches(t, "view", view.digest)
+	s.reaches(t, "table", table)
+	if p := <-landed; !strings.Contains(p.Reason.Error(), "schema 2147483647") {
+		t.Errorf("the lake's reason is %v", p.Reason)
+	}
+	admin, err := kafka.NewAdmin(s.kafka)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	var end map[int32]int64
+	polltest.Until(t, "the view has parked", func() bool {
+		end, err = admin.EndOffsets(t.Context(), streams.ParkTopic)
+		return err == nil && end[0] > 0
+	})
+	parked := 0
+	err = kafka.ReadAll(t.Context(), s.kafka, streams.ParkTopic, nil, end, func(m kafka.Message) error {
+		parked++
+		headers := map[string]string{}
+		for _, h := range m.Headers {
+			headers[h.Key] = string(h.Value)
+		}
+		if string(m.Value) != string(bad.Data) || headers["content-type"] != "application/avro" || !strings.Contains(headers[streams.HeaderParkReason], "schema 2147483647") {
+			t.Errorf("parked is %q with headers %v", m.Value, headers)
+		}
+		return nil
+	})
+	if err != nil || parked != 1 {
+		t.Errorf("%d records were parked, error %v", parked, err)
+	}
 }
 
 // An event that the codec cannot carry stops the relay, which names it, and nothing of it is on the log.
@@ -134,8 +201,16 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	return d, err
 }
 
+// parksNothing is a lake.Parker of a test without damaged records.
+func parksNothing(t *testing.T) lake.Parker {
+	return func(_ context.Context, p lake.Parked) error {
+		t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
+		return nil
+	}
+}
+
 // land runs the lake until the test ends, and reads its table.
-func (s *shop) land(t *testing.T, decoder *registry.Decoder) func() (*digest.Digest, error) {
+func (s *shop) land(t *testing.T, decoder *registry.Decoder, park lake.Parker) func() (*digest.Digest, error) {
 	t.Helper()
 	dir := t.TempDir()
 	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: quiet})
@@ -149,11 +224,7 @@ func (s *shop) land(t *testing.T, decoder *registry.Decoder) func() (*digest.Dig
 	})
 	start(t, func(ctx context.Context) error {
 		return l.Run(ctx, lake.RunConfig{
-			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond,
-			Park: func(_ context.Context, p lake.Parked) error {
-				t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
-				return nil
-			},
+			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, Park: park,
 		})
 	})
 	return func() (*digest.Digest, error) { return l.EventsDigest(t.Context(), event.Order) }

@@ -117,7 +117,7 @@ func (s *Server) start() error {
 		return err
 	}
 	if len(javas) == 0 {
-		return fmt.Errorf("Java 25 under /usr/lib/jvm: %w", process.ErrMissing)
+		return fmt.Errorf("there is no Java 25 under /usr/lib/jvm: %w", process.ErrMissing)
 	}
 	s.java = javas[0]
 	if s.dir, err = os.MkdirTemp("", "millrace-registry-"); err != nil {

@@ -81,7 +81,7 @@ func try(ctx context.Context, method, url, body string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it was read to its end
 	all, err := io.ReadAll(answer.Body)
 	return string(all), err
 }
