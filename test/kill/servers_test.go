@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,7 +50,7 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	}
 	s.env = append(s.env, "MILLRACE_LOG_LEVEL=warn")
 	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin"} {
-		r := &role{name: name, args: []string{"serve", "--role", name}, env: s.env, dir: filepath.Join(dir, name)}
+		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env), dir: filepath.Join(dir, name)}
 		if name == "commands" {
 			r.door = s.door
 		}
