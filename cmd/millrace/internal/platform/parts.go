@@ -124,7 +124,7 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		})
 	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
-		return nil // who only looks needs no right to create
+		return admin.Reach(ctx) // who only looks needs no right to create
 	}
 	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
@@ -245,7 +245,7 @@ func (p *Platform) openIndex(ctx context.Context) (catalog.Index, error) {
 	}
 	p.addresses["elasticsearch"] = c.Elasticsearch
 	return catalog.OpenElasticsearch(ctx, catalog.ElasticsearchConfig{
-		Addresses: strings.Split(c.Elasticsearch, ","), Username: c.User, Password: password, TLS: trust, Logger: p.log,
+		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: p.log,
 	})
 }
 
