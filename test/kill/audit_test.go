@@ -128,15 +128,17 @@ func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder
 	for _, e := range store.places {
 		byCommand[e.CausationID]++
 	}
+	for key, n := range byCommand { // also of commands whose outcome is unknown; none of the load has more than one event
+		if n > 1 {
+			f.add(&f.doubled, "%s has %d events of %s", store.name, n, key)
+		}
+	}
 	for _, c := range acknowledged {
 		at := place{c.token.Stream, c.token.Version}
 		e, there := store.places[at]
 		if !there || e.CausationID != c.key {
 			f.add(&f.lost, "%s has not %s %s as version %d of %s", store.name, c.name, c.key, at.version, at.stream)
 			continue
-		}
-		if n := byCommand[c.key]; n > 1 { // no command of the load has more than one event
-			f.add(&f.doubled, "%s has %d events of %s %s", store.name, n, c.name, c.key)
 		}
 		for _, h := range others {
 			if h.count[e.ID.String()] == 0 {

@@ -23,17 +23,18 @@ func TestFindings(t *testing.T) {
 		store, topic              []event.Event
 		lost, doubled, disordered int
 	}{
-		"all is well":                           {store: all, topic: all},
-		"what nobody was promised is no loss":   {store: append(all[:3:3], written("d", 4)), topic: append(all[:3:3], written("d", 4))},
-		"the store lost a command":              {store: all[:2], topic: all[:2], lost: 1},
-		"the store has another in its place":    {store: []event.Event{one, two, written("x", 3)}, topic: all[:2], lost: 1},
-		"the store took a command twice":        {store: append(all[:3:3], written("a", 4)), topic: all, doubled: 1},
-		"the topic lost the last event":         {store: all, topic: all[:2], lost: 1},
-		"the topic lost an event in between":    {store: all, topic: []event.Event{one, three}, lost: 1, disordered: 1},
-		"the topic has an event twice":          {store: all, topic: []event.Event{one, two, two, three}, doubled: 1},
-		"the topic has another as a version":    {store: all, topic: append(all[:3:3], written("y", 3)), doubled: 1},
-		"the topic has the order wrong":         {store: all, topic: []event.Event{two, one, three}, disordered: 2},
-		"the topic has more than the beginning": {store: all, topic: []event.Event{one, two, three, written("z", 5)}, disordered: 1},
+		"all is well":                            {store: all, topic: all},
+		"what nobody was promised is no loss":    {store: append(all[:3:3], written("d", 4)), topic: append(all[:3:3], written("d", 4))},
+		"the store lost a command":               {store: all[:2], topic: all[:2], lost: 1},
+		"the store has another in its place":     {store: []event.Event{one, two, written("x", 3)}, topic: all[:2], lost: 1},
+		"the store took a command twice":         {store: append(all[:3:3], written("a", 4)), topic: all, doubled: 1},
+		"the store took an unanswered one twice": {store: append(all[:3:3], written("u", 4), written("u", 5)), topic: all, doubled: 1},
+		"the topic lost the last event":          {store: all, topic: all[:2], lost: 1},
+		"the topic lost an event in between":     {store: all, topic: []event.Event{one, three}, lost: 1, disordered: 1},
+		"the topic has an event twice":           {store: all, topic: []event.Event{one, two, two, three}, doubled: 1},
+		"the topic has another as a version":     {store: all, topic: append(all[:3:3], written("y", 3)), doubled: 1},
+		"the topic has the order wrong":          {store: all, topic: []event.Event{two, one, three}, disordered: 2},
+		"the topic has more than the beginning":  {store: all, topic: []event.Event{one, two, three, written("z", 5)}, disordered: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
