@@ -42,8 +42,8 @@ up-real: build $(NPM_DONE) ## start every real server and every role in a proces
 	go run ./test/servers/upreal
 
 .PHONY: kill
-kill: $(NPM_DONE) ## the whole kill matrix, three quarters of an hour; writes docs/kill-matrix.md
-	MILLRACE_KILL=full go test -count=1 -timeout 120m -v ./test/kill
+kill: $(NPM_DONE) ## the whole kill matrix; writes docs/kill-matrix.md; stopped, it goes on where it was
+	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill -kill.full
 
 .PHONY: check
 check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race

@@ -2,7 +2,7 @@
 // system settle, and then looks whether every command that was acknowledged is there exactly once, in order, everywhere.
 //
 //	go test ./test/kill                                        the quick part
-//	go test ./test/kill -kill.full -timeout 90m                the whole; writes docs/kill-matrix.md
+//	go test ./test/kill -kill.full -timeout 120m               the whole; writes docs/kill-matrix.md; stopped, it goes on where it was
 //	go test ./test/kill -run 'TestMatrix/^relay$/before_commit' some rows of it: role/step/fault
 //
 // The processes under test are the real binary, built with the tag failpoints; a point is armed over HTTP at the moment it
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 		scratch = dir
 		if binary = *built; binary == "" {
 			binary = filepath.Join(dir, "millrace")
-			build := exec.Command("go", "build", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
+			build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
 			build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
 			if err := build.Run(); err != nil {
 				fmt.Fprintln(os.Stderr, "build the binary:", err)
