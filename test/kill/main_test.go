@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 		scratch = dir
 		if binary = *built; binary == "" {
 			binary = filepath.Join(dir, "millrace")
-			build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
+			build := exec.Command("go", "build", "-buildvcs=false", "-tags", "failpoints", "-o", binary, "./cmd/millrace")
 			build.Dir, build.Stdout, build.Stderr = root, os.Stdout, os.Stderr
 			if err := build.Run(); err != nil {
 				fmt.Fprintln(os.Stderr, "build the binary:", err)
