@@ -111,7 +111,7 @@ func printTryNext(out io.Writer, caller caller, sample demo.Result) {
 		adminAddr = " --admin-addr " + caller.c.Admin.Addr
 	}
 	if caller.c.Auth.Tokens != "" {
-		token = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"`
+		token = ` -H "Authorization: Bearer $MILLRACE_AUTH_TOKEN"` //nolint:gosec // the name of a variable, not its content
 	}
 	fmt.Fprintf(out, `
 Try next, in another terminal:

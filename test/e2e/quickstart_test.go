@@ -18,7 +18,7 @@ func TestQuickStart(t *testing.T) {
 		env  func(*testing.T) []string
 	}{
 		{"embedded", func(*testing.T) []string { return nil }},
-		{"real", real.env},
+		{"real", servers.env},
 	} {
 		t.Run(on.name, func(t *testing.T) { quickStart(t, on.env(t)) })
 	}

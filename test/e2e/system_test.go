@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
 		}
 		code := m.Run()
-		if err := real.stop(); err != nil {
+		if err := servers.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "stop the real servers:", err)
 			code = 1
 		}
@@ -55,8 +55,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// real is every server that a company runs, started with the first test that asks.
-var real realServers
+// servers is every server that a company runs, started with the first test that asks.
+var servers realServers
 
 type realServers struct {
 	once sync.Once

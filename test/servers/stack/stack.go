@@ -118,7 +118,7 @@ func (s *Stack) set(settings ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := 0; i < len(settings); i += 2 {
-		s.env = append(s.env, "MILLRACE_"+settings[i]+"="+settings[i+1])
+		s.env = append(s.env, "MILLRACE_"+settings[i]+"="+settings[i+1]) //nolint:gosec // names and values come in pairs
 	}
 }
 
