@@ -37,6 +37,11 @@ test: $(NPM_DONE) ## run all tests (with what is installed: make servers install
 test-real: ## the same tests, where a server that is missing fails them (make servers installs all)
 	MILLRACE_REQUIRE_SERVERS=1 $(MAKE) test
 
+.PHONY: test-engines
+test-engines: ## others' engines and clients alone: PyIceberg, DuckDB, Confluent's clients in Go and Python
+	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m -run 'OutsideReaders|RealYear' ./lake ./test/e2e
+	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m ./test/interop
+
 .PHONY: up-real
 up-real: build $(NPM_DONE) ## start every real server and every role in a process of its own, on loopback
 	go run ./test/servers/upreal

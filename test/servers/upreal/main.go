@@ -96,6 +96,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	fmt.Printf("\ncommands at http://%s, order %s of the demo at the query role; in another terminal:\n\n  . %s\n  %s status\n  %s sql \"SELECT count() FROM order_lines\"\n\nCtrl-C stops everything\n",
 		api, shop.Reference, file, binary, binary)
 	<-ctx.Done()
+	fmt.Println("stopping…")
 	return nil
 }
 
