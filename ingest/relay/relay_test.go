@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
@@ -22,6 +21,7 @@ import (
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/kafka"
 	server "github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 func TestMain(m *testing.M) {
@@ -32,16 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	code := m.Run()
-	err := apache.Stop()
-	if err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, apache.Stop))
 }
 
 const partitions = 3

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 	server "github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 func TestMain(m *testing.M) {
@@ -22,16 +22,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, beVictim(group))
 		os.Exit(1)
 	}
-	code := m.Run()
-	err := apache.Stop()
-	if err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, apache.Stop))
 }
 
 // apache is the Apache Kafka of all tests.

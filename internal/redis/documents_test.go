@@ -14,12 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	embedded "github.com/millrace/millrace/internal/embedded/redis"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/test/servers/certs"
+	"github.com/millrace/millrace/test/servers/process"
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
@@ -31,16 +31,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	err := errors.Join(one.Stop(), secure.Stop(), cluster.Stop())
-	if err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, one.Stop, secure.Stop, cluster.Stop))
 }
 
 // servers runs a test against every kind of server that there is.

@@ -143,7 +143,7 @@ func TestMatrix(t *testing.T) {
 			inOrder = append(inOrder, o)
 		}
 	}
-	if err := report(inOrder); err != nil {
+	if err := report(inOrder, total); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // report writes docs/kill-matrix.md.
-func report(outcomes []outcome) error {
+func report(outcomes []outcome, total int) error {
 	var b strings.Builder
 	count := map[string]int{}
 	var took time.Duration
@@ -27,7 +27,7 @@ then looks for every command that a client saw acknowledged — by this row and 
 store, the topic, the lake's table and the views: there, exactly once, in the order of its stream. %[1]smillrace verify%[1]s must find all
 sides equal, too.
 
-**%[2]d green, %[3]d red, %[4]d skipped**; %[5]d commands acknowledged in %[6]v on %[7]d processors (%[8]s).
+**%[2]d green, %[3]d red, %[4]d skipped, %[10]d not played yet, of %[11]d rows**; %[5]d commands acknowledged in %[6]v on %[7]d processors (%[8]s).
 
 - *kill*: SIGKILL at the step; the scheduler starts the role again. *error*: the step returns an error. *lost answer*: the step's effect
   has happened, and its answer is an error. *zombie*: SIGSTOP at the step for %[9]v while another process of the role takes over,
@@ -42,7 +42,8 @@ Repeat a row with its pattern from the last column:
 
     go test ./test/kill -v -run 'TestMatrix/PATTERN'
 
-`, "`", count["green"], count["red"], count["skipped"], acknowledged, took.Round(time.Second), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly), freezeFor())
+`, "`", count["green"], count["red"], count["skipped"], acknowledged, took.Round(time.Second), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly), freezeFor(),
+		total-len(outcomes), total)
 	b.WriteString("| row | | acknowledged | unknown | lost | doubled | out of order | settled, s | pattern |\n|---|---|---:|---:|---:|---:|---:|---:|---|\n")
 	for _, o := range outcomes {
 		name := o.row.name

@@ -15,13 +15,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/eventstoretest"
 	"github.com/millrace/millrace/commands/eventstore/postgres"
 	"github.com/millrace/millrace/event"
 	server "github.com/millrace/millrace/test/servers/postgres"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 // One server for all tests, a schema for each.
@@ -31,16 +31,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	err := cluster.Stop()
-	if err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, cluster.Stop))
 }
 
 // newSchema names a schema that needs its quotes.

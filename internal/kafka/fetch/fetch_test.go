@@ -12,26 +12,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/test/servers/kafka"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	err := apache.Stop()
-	if err == nil && code == 0 {
-		err = goleak.Find()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, apache.Stop))
 }
 
 // apache is the Apache Kafka of all tests.
