@@ -2,33 +2,20 @@ package postgres_test
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/millrace/millrace/internal/postgres"
 	server "github.com/millrace/millrace/test/servers/postgres"
+	"github.com/millrace/millrace/test/servers/process"
 )
 
 var shared server.Cluster
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := shared.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, shared.Stop))
 }
 
 // Functions under one name run one after the other, whichever pool they come from.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -15,26 +14,15 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
-	"go.uber.org/goleak"
 
+	"github.com/millrace/millrace/test/servers/process"
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
 var shared s3.Server
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := shared.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	os.Exit(process.RunTests(m, shared.Stop))
 }
 
 // client is Amazon's own, which tries each call once.
