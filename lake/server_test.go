@@ -113,7 +113,7 @@ func TestStoreGoesAway(t *testing.T) {
 	}
 	s.mustTrade(t, 20)
 	eventually(t, func() error { return log.has("landing is interrupted") }) // all tries of a call have failed
-	if err := own.Restart(); err != nil {
+	if err := own.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	s.landed(t, l)

@@ -45,8 +45,8 @@ func crashRedis(_ context.Context, s *system) error {
 	return errors.Join(s.servers.redis.Kill(0), s.servers.redis.Restart(0, false))
 }
 
-func crashS3(_ context.Context, s *system) error {
-	return errors.Join(s.servers.s3.Kill(), s.servers.s3.Restart())
+func crashS3(ctx context.Context, s *system) error {
+	return errors.Join(s.servers.s3.Kill(), s.servers.s3.Restart(ctx))
 }
 
 func crashSearch(ctx context.Context, s *system) error {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -27,8 +26,7 @@ type Server struct {
 	dir    string
 	config clickhouse.Server
 
-	mu      sync.Mutex
-	process *process.Process
+	process.Server
 }
 
 // Config starts the server if need be, and tells how to reach it. Where it is not installed the test is skipped, or fails:
@@ -44,7 +42,11 @@ func (s *Server) Config(tb testing.TB) clickhouse.Server {
 
 // Start starts the server, once, and tells how to reach it.
 func (s *Server) Start() (clickhouse.Server, error) {
-	s.once.Do(func() { s.err = s.start() })
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
 	return s.config, s.err
 }
 
@@ -54,17 +56,14 @@ func (s *Server) start() error {
 		return err
 	}
 	s.config = clickhouse.Server{URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), User: clickhouse.Admin, Password: "clickhouse of tests"}
-	if s.dir, err = os.MkdirTemp("", "millrace-clickhouse-"); err != nil {
+	if s.dir, err = s.Folder("millrace-clickhouse-"); err != nil {
 		return err
 	}
 	build := exec.CommandContext(context.Background(), "go", "build", "-o", s.program(), "github.com/millrace/millrace/test/servers/clickhouse/engine") //nolint:gosec // no outside input
 	if out, err := build.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("go build: %w: %s", err, out), os.RemoveAll(s.dir))
+		return fmt.Errorf("go build: %w: %s", err, out)
 	}
-	if err := s.run(); err != nil {
-		return errors.Join(err, os.RemoveAll(s.dir))
-	}
-	return nil
+	return s.run()
 }
 
 func (s *Server) program() string { return filepath.Join(s.dir, "engine") }
@@ -78,12 +77,7 @@ func (s *Server) run() error {
 	if err != nil {
 		return err
 	}
-	client, err := clickhouse.NewServerClient(s.config)
-	if err != nil {
-		return err
-	}
-	defer client.Close() //nolint:errcheck // it never fails
-	s.process, err = process.Start(context.Background(), process.Command{
+	return s.Launch(context.Background(), process.Command{
 		Name: "ClickHouse", Path: s.program(), Dir: s.dir,
 		Env: []string{
 			clickhouse.EnvListen + "=" + s.config.URL[len("http://"):], clickhouse.EnvPassword + "=" + s.config.Password,
@@ -92,42 +86,11 @@ func (s *Server) run() error {
 		Ready: func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
-			return client.Ping(ctx)
+			client, err := clickhouse.NewServerClient(s.config)
+			if err != nil {
+				return err
+			}
+			return errors.Join(client.Ping(ctx), client.Close())
 		},
 	})
-	return err
-}
-
-// Kill is kill -9.
-func (s *Server) Kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.Kill()
-}
-
-// Restart starts it again where it was, after killing it if it runs.
-func (s *Server) Restart() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.process.Kill(); err != nil {
-		return err
-	}
-	return s.run()
-}
-
-// ResidentMB is the memory that the server holds now, in MB.
-func (s *Server) ResidentMB() (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.ResidentMB()
-}
-
-// Stop ends the server, if it was started, and removes its data. Call it after the last test.
-func (s *Server) Stop() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return nil
-	}
-	return errors.Join(s.process.Kill(), os.RemoveAll(s.dir))
 }

@@ -48,7 +48,7 @@ func TestServer(t *testing.T) {
 	if err := client.Exec(t.Context(), "SELECT 1", nil); err == nil {
 		t.Error("a dead server answers")
 	}
-	if err := own.Restart(); err != nil {
+	if err := own.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Exec(t.Context(), "SELECT 1", nil); err != nil {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,8 +28,7 @@ type Server struct {
 	dir  string // its own
 	port int
 
-	mu      sync.Mutex // of process
-	process *process.Process
+	process.Server
 }
 
 // URL starts the server if need be, and is its address. Where it is not installed the test is skipped, or fails, as
@@ -54,58 +52,6 @@ func (s *Server) Start() (url string, err error) {
 	return s.url(), s.err
 }
 
-// Stop kills the server and removes its data. Call it after the last test.
-func (s *Server) Stop() error {
-	err := s.Kill()
-	if s.dir != "" {
-		err = errors.Join(err, os.RemoveAll(s.dir))
-	}
-	return err
-}
-
-// Kill is kill -9.
-func (s *Server) Kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return nil
-	}
-	return s.process.Kill()
-}
-
-// Restart starts the server again, at the same address and with what it held, killing it first where it runs.
-func (s *Server) Restart(ctx context.Context) error {
-	if err := s.Kill(); err != nil {
-		return err
-	}
-	return s.run(ctx)
-}
-
-// Pause freezes the server: connections are taken, and nothing answers.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
-
-// Resume lets a frozen server go on.
-func (s *Server) Resume() error { return s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return errors.New("Elasticsearch has not been started") //nolint:staticcheck // a name
-	}
-	return s.process.Signal(sig)
-}
-
-// ResidentMB is the memory that the server holds now, in MB.
-func (s *Server) ResidentMB() (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return 0, errors.New("Elasticsearch has not been started") //nolint:staticcheck // a name
-	}
-	return s.process.ResidentMB()
-}
-
 func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port) }
 
 func (s *Server) start() error {
@@ -113,15 +59,10 @@ func (s *Server) start() error {
 	if s.home, err = process.Cache("elasticsearch"); err != nil {
 		return err
 	}
-	javas, err := filepath.Glob("/usr/lib/jvm/*25*/bin/java")
-	if err != nil {
+	if s.java, err = process.Java25(); err != nil {
 		return err
 	}
-	if len(javas) == 0 {
-		return fmt.Errorf("no Java 25 under /usr/lib/jvm: %w", process.ErrMissing)
-	}
-	s.java = javas[0]
-	if s.dir, err = os.MkdirTemp("", "millrace-elasticsearch-"); err != nil {
+	if s.dir, err = s.Folder("millrace-elasticsearch-"); err != nil {
 		return err
 	}
 	ports, err := process.FreePorts(1)
@@ -140,7 +81,7 @@ func (s *Server) run(ctx context.Context) error {
 	if err := os.MkdirAll(config, 0o700); err != nil {
 		return err
 	}
-	p, err := process.Start(ctx, process.Command{
+	return s.Launch(ctx, process.Command{
 		Name: "Elasticsearch",
 		Path: s.java,
 		Args: []string{
@@ -157,38 +98,9 @@ func (s *Server) run(ctx context.Context) error {
 			"network.host=127.0.0.1", "http.port=" + strconv.Itoa(s.port), "transport.port=0", "discovery.type=single-node",
 			"cluster.routing.allocation.disk.threshold_enabled=false", "logger.level=warn",
 		},
-		Dir:         s.dir,
-		Scratch:     s.dir,
-		Ready:       s.ready,
+		Dir: s.dir,
+		// That it is yellow means that it has all that it held before.
+		Ready:       process.Answers(s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", http.StatusOK),
 		ReadyWithin: readyWithin,
 	})
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.process = p
-	return nil
 }
-
-// ready asks for all that the server held before.
-func (s *Server) ready(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", nil)
-	if err != nil {
-		return err
-	}
-	answer, err := asker.Do(req)
-	if err != nil {
-		return err
-	}
-	if err := answer.Body.Close(); err != nil {
-		return err
-	}
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", req.URL, answer.Status)
-	}
-	return nil
-}
-
-// asker keeps no connections, whose goroutines would outlive the tests.
-var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}

@@ -116,7 +116,10 @@ const keeper = `exec 3<&0; scratch=$1; shift
 wait $pid; kill $waiting 2>/dev/null
 if wait $waiting && [ "$scratch" ]; then for i in 1 2 3 4 5; do rm -rf -- "$scratch" && break; sleep 1; done; fi`
 
-const readyPoll = 20 * time.Millisecond
+const (
+	readyPoll = 20 * time.Millisecond
+	askFor    = 5 * time.Second
+)
 
 // Start starts a server and returns once it is ready.
 func Start(ctx context.Context, c Command) (*Process, error) {

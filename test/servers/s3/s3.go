@@ -3,7 +3,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/test/servers/process"
 )
@@ -34,8 +32,7 @@ type Server struct {
 	dir    string
 	config Config
 
-	mu      sync.Mutex
-	process *process.Process
+	process.Server
 }
 
 // Config starts the server if need be, and tells how to reach it. Where it is not installed the test is skipped, or fails:
@@ -51,7 +48,11 @@ func (s *Server) Config(tb testing.TB) Config {
 
 // Start starts the server, once, and tells how to reach it.
 func (s *Server) Start() (Config, error) {
-	s.once.Do(func() { s.err = s.start() })
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
 	return s.config, s.err
 }
 
@@ -65,23 +66,20 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	if s.dir, err = os.MkdirTemp("", "millrace-s3-"); err != nil {
+	if s.dir, err = s.Folder("millrace-s3-"); err != nil {
 		return err
 	}
 	// A folder at the top is a bucket.
 	for _, d := range []string{filepath.Join("data", bucket), "attributes"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
-			return errors.Join(err, os.RemoveAll(s.dir))
+			return err
 		}
 	}
 	s.config = Config{ //nolint:gosec // no secret: it opens what a test has made
 		Endpoint: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), Region: "us-east-1",
 		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket,
 	}
-	if err := s.run(); err != nil {
-		return errors.Join(err, os.RemoveAll(s.dir))
-	}
-	return nil
+	return s.run()
 }
 
 // run starts the program on what is there.
@@ -96,88 +94,10 @@ func (s *Server) run() error {
 	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it keeps what objects have beside their bytes there
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}
-	s.process, err = process.Start(context.Background(), process.Command{
-		Name: "versitygw", Path: filepath.Join(bin, "versitygw"), Args: append(args, data), Dir: s.dir, Ready: s.answers,
-		Env: []string{"ROOT_ACCESS_KEY=" + s.config.AccessKey, "ROOT_SECRET_KEY=" + s.config.SecretKey},
+	return s.Launch(context.Background(), process.Command{
+		Name: "versitygw", Path: filepath.Join(bin, "versitygw"), Args: append(args, data), Dir: s.dir,
+		// The refusal of one who shows no key is an answer.
+		Ready: process.Answers(s.config.Endpoint+"/", http.StatusForbidden),
+		Env:   []string{"ROOT_ACCESS_KEY=" + s.config.AccessKey, "ROOT_SECRET_KEY=" + s.config.SecretKey},
 	})
-	return err
-}
-
-// answers asks for the list of buckets; the refusal of one who shows no key is an answer.
-func (s *Server) answers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.config.Endpoint+"/", nil)
-	if err != nil {
-		return err
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusForbidden {
-		err = fmt.Errorf("it answers %s", resp.Status)
-	}
-	return errors.Join(err, resp.Body.Close())
-}
-
-// Kill is kill -9.
-func (s *Server) Kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.Kill()
-}
-
-// Restart starts it again where it was, after killing it if it runs.
-func (s *Server) Restart() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.process.Kill(); err != nil {
-		return err
-	}
-	return s.run()
-}
-
-// Pause stops it without ending its connections, until Resume.
-func (s *Server) Pause() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
-		return err
-	}
-	for { // a signal takes effect when its receiver is next to run
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.process.PID()))
-		if err != nil {
-			return err
-		}
-		if state := stat[bytes.LastIndexByte(stat, ')')+2]; state == 'T' {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// Resume lets it go on.
-func (s *Server) Resume() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.Signal(syscall.SIGCONT)
-}
-
-// ResidentMB is the memory that the server holds now, in MB.
-func (s *Server) ResidentMB() (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.ResidentMB()
-}
-
-// Stop ends the server, if it was started, and removes its data. Call it after the last test.
-func (s *Server) Stop() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil {
-		return nil
-	}
-	return errors.Join(s.process.Kill(), os.RemoveAll(s.dir))
 }

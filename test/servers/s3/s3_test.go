@@ -77,7 +77,7 @@ func TestServer(t *testing.T) {
 	if _, err := get(ctx, mine, c.Bucket, "folder/a"); err == nil {
 		t.Error("a dead server answers")
 	}
-	if err := own.Restart(); err != nil {
+	if err := own.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if have, err := get(ctx, mine, c.Bucket, "folder/a"); err != nil || have != "text" {

@@ -1,0 +1,137 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// Server is the life of a server that is one process: a folder, a start, kills, freezes and further starts on the same data.
+// The type of such a server embeds it. The zero Server has not been started. It is safe for concurrent use.
+type Server struct {
+	mu      sync.Mutex
+	dir     string
+	command Command
+	process *Process
+}
+
+// Folder makes the server's folder, which goes with Stop.
+func (s *Server) Folder(pattern string) (dir string, err error) {
+	dir, err = os.MkdirTemp("", pattern)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dir = dir
+	return dir, err
+}
+
+// Launch starts the server and returns once it is ready. Its folder goes even where the test process is killed.
+func (s *Server) Launch(ctx context.Context, c Command) error {
+	s.mu.Lock()
+	c.Scratch = s.dir
+	s.command = c
+	s.mu.Unlock()
+	return s.launch(ctx)
+}
+
+func (s *Server) launch(ctx context.Context) error {
+	p, err := Start(ctx, s.command)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.process = p
+	return nil
+}
+
+// Stop kills the server and removes its folder. Call it after the last test.
+func (s *Server) Stop() error {
+	err := s.Kill()
+	if s.dir != "" {
+		err = errors.Join(err, os.RemoveAll(s.dir))
+	}
+	return err
+}
+
+// Kill is kill -9. It may be called again.
+func (s *Server) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return nil
+	}
+	return s.process.Kill()
+}
+
+// Restart starts the server again, at the same address and with what it held, killing it first where it runs.
+func (s *Server) Restart(ctx context.Context) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	return s.launch(ctx)
+}
+
+// Pause freezes the server: connections are taken, and nothing answers.
+func (s *Server) Pause() error { return s.with((*Process).Pause) }
+
+// Resume lets a frozen server go on.
+func (s *Server) Resume() error { return s.with((*Process).Resume) }
+
+// ResidentMB is the memory that the server holds now, in MB.
+func (s *Server) ResidentMB() (mb int, err error) {
+	err = s.with(func(p *Process) error {
+		mb, err = p.ResidentMB()
+		return err
+	})
+	return mb, err
+}
+
+func (s *Server) with(do func(*Process) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return errors.New("the server has not been started")
+	}
+	return do(s.process)
+}
+
+// Java25 is the program of a JDK 25 as Debian has it. It wraps ErrMissing where there is none.
+func Java25() (string, error) {
+	javas, err := filepath.Glob("/usr/lib/jvm/*25*/bin/java")
+	if err == nil && len(javas) == 0 {
+		err = fmt.Errorf("no Java 25 under /usr/lib/jvm: %w", ErrMissing)
+	}
+	if err != nil {
+		return "", err
+	}
+	return javas[0], nil
+}
+
+// Answers is a Command's Ready: a GET of the URL has this status.
+func Answers(url string, status int) func(context.Context) error {
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		answer, err := asker.Do(req)
+		if err != nil {
+			return err
+		}
+		if err := answer.Body.Close(); err != nil {
+			return err
+		}
+		if answer.StatusCode != status {
+			return fmt.Errorf("%s: %s", url, answer.Status)
+		}
+		return nil
+	}
+}
+
+// asker keeps no connections, whose goroutines would outlive the tests; and it asks again where a starting server took the
+// connection and says nothing.
+var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: askFor}
