@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
 	"github.com/millrace/millrace/event"
@@ -145,8 +144,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		grow := b.grown(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
-			grow(2 * partitions)                       // more than the markers that end the last one's transaction
-			time.Sleep(rand.N(300 * time.Millisecond)) // to be killed at no particular moment
+			grow(2*partitions + rand.N[int64](300)) // more than the markers that end the last one's transaction; killed at no particular place
 			kill()
 		}
 		total := stop()
@@ -175,8 +173,7 @@ func TestKillEverythingUnderLoad(t *testing.T) {
 	for range n {
 		addr, kill := b.start(t, "everything", path, dir)
 		b.Brokers = addr
-		b.grown(t)(2 * partitions)
-		time.Sleep(rand.N(300 * time.Millisecond))
+		b.grown(t)(2*partitions + rand.N[int64](300))
 		kill()
 	}
 	total := stop()

@@ -13,7 +13,7 @@ import (
 // from the Avro schema alone, which carries what Protobuf knows beyond Avro: field numbers and kinds. So whoever reads needs
 // the writer's schema and nothing of its own, and gets back even fields that its own program has never heard of.
 //
-// avro.go walks it in both directions, from wire format to wire format. The way over generic values (dynamicpb on one side, maps on
+// avro_encode.go and avro_decode.go walk it, from wire format to wire format. The way over generic values (dynamicpb on one side, maps on
 // the other) was not taken: it costs an order of magnitude more, and it loses what must not be lost, the exact bytes.
 type plan struct {
 	root *record

@@ -1,0 +1,359 @@
+package registry
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// decode appends a message that encode wrote as Avro, or that somebody wrote with the same schema. in comes from outside.
+func (p *plan) decode(dst, in []byte) ([]byte, error) {
+	begin := len(dst)
+	s := source{rest: in}
+	dst = p.root.decode(dst, &s, 0)
+	if p.root.whole && s.present() {
+		if message := s.bytes(); s.err == nil {
+			dst = append(dst[:begin], message...)
+		}
+	}
+	switch {
+	case s.err != nil:
+		return nil, fmt.Errorf("%s: %w", p.root.name, s.err)
+	case len(s.rest) > 0:
+		return nil, fmt.Errorf("%s: %d bytes follow its end", p.root.name, len(s.rest))
+	}
+	return dst, nil
+}
+
+// source is Avro's bytes. After the first error it gives zeros.
+type source struct {
+	rest []byte
+	err  error
+}
+
+var errShort = errors.New("it ends too early")
+
+func (s *source) fail(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	s.rest = nil
+}
+
+func (s *source) long() int64 {
+	v, n := protowire.ConsumeVarint(s.rest)
+	if n < 0 {
+		s.fail(errShort)
+		return 0
+	}
+	s.rest = s.rest[n:]
+	return protowire.DecodeZigZag(v)
+}
+
+func (s *source) int() int32 {
+	v := s.long()
+	if int64(int32(v)) != v {
+		s.fail(fmt.Errorf("%d is beyond 32 bits", v))
+	}
+	return int32(v)
+}
+
+func (s *source) take(n int) []byte {
+	if n < 0 || n > len(s.rest) {
+		s.fail(errShort)
+		return nil
+	}
+	taken := s.rest[:n:n]
+	s.rest = s.rest[n:]
+	return taken
+}
+
+func (s *source) bytes() []byte {
+	n := s.long()
+	if n > int64(len(s.rest)) {
+		s.fail(errShort)
+		return nil
+	}
+	return s.take(int(n))
+}
+
+func (s *source) text() []byte {
+	b := s.bytes()
+	if !utf8.Valid(b) {
+		s.fail(errNotText)
+	}
+	return b
+}
+
+// present reads which part of a union with null follows.
+func (s *source) present() bool {
+	switch part := s.long(); part {
+	case 0:
+		return false
+	case 1:
+		return true
+	default:
+		s.fail(fmt.Errorf("part %d of a union of two", part))
+		return false
+	}
+}
+
+// block reads how many items follow, in an array or a map; 0 is its end.
+func (s *source) block() int {
+	n := s.long()
+	if n < 0 { // then its length in bytes is told, too, for those who skip
+		s.long()
+		n = -n
+	}
+	if n < 0 || n > int64(len(s.rest)) { // every item takes a byte or more
+		s.fail(errShort)
+		return 0
+	}
+	return int(n)
+}
+
+func (r *record) decode(dst []byte, s *source, depth int) []byte {
+	if depth > maxDepth {
+		s.fail(fmt.Errorf("records in records, more than %d deep", maxDepth))
+		return dst
+	}
+	var taken uint64 // oneofs, by number
+	for i := range r.fields {
+		f := &r.fields[i]
+		begin := len(dst)
+		switch f.presence {
+		case implicit:
+			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
+			var zero bool
+			if dst, zero = f.decode(dst, s, depth); zero {
+				dst = dst[:begin]
+			}
+		case optional:
+			if !s.present() {
+				break
+			}
+			if f.oneof != 0 {
+				bit := uint64(1) << (f.oneof % 64)
+				if taken&bit != 0 {
+					s.fail(fmt.Errorf("%s and another part of its oneof are set", f.name))
+				}
+				taken |= bit
+			}
+			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
+			dst, _ = f.decode(dst, s, depth)
+		case repeated:
+			dst = f.decodeItems(dst, s, depth)
+		case mapped:
+			dst = f.decodeEntries(dst, s, depth)
+		}
+		if s.err != nil {
+			return dst
+		}
+	}
+	if r.whole && depth > 0 && s.present() {
+		s.fail(fmt.Errorf("field %s is set, but not of the root", unknownField))
+	}
+	return dst
+}
+
+func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
+	begin, content := len(dst), 0
+	if f.packed {
+		dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
+		content = len(dst)
+	}
+	for n := s.block(); n > 0; n = s.block() {
+		for ; n > 0 && s.err == nil; n-- {
+			if !f.packed {
+				dst = protowire.AppendTag(dst, f.number, f.kind.wire())
+			}
+			dst, _ = f.decode(dst, s, depth)
+		}
+	}
+	switch {
+	case !f.packed:
+		return dst
+	case len(dst) == content: // none
+		return dst[:begin]
+	}
+	return insertLength(dst, content)
+}
+
+func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
+	for n := s.block(); n > 0; n = s.block() {
+		for ; n > 0 && s.err == nil; n-- {
+			dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
+			content := len(dst)
+			dst = protowire.AppendTag(dst, keyNumber, protowire.BytesType)
+			dst = protowire.AppendBytes(dst, s.text())
+			dst = protowire.AppendTag(dst, valueNumber, f.kind.wire())
+			dst, _ = f.decode(dst, s, depth)
+			dst = insertLength(dst, content)
+		}
+	}
+	return dst
+}
+
+// insertLength puts the length of what was appended from content on before it.
+func insertLength(dst []byte, content int) []byte {
+	length := len(dst) - content
+	n := protowire.SizeVarint(uint64(length))
+	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)[:len(dst)+n]
+	copy(dst[content+n:], dst[content:content+length])
+	protowire.AppendVarint(dst[content:content], uint64(length))
+	return dst
+}
+
+// decode appends one value in wire format, with its length where it has one, and tells whether it is zero.
+func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) {
+	switch e.kind {
+	case boolKind:
+		b := s.take(1)
+		if s.err != nil {
+			return dst, false
+		}
+		if b[0] > 1 {
+			s.fail(fmt.Errorf("%d is no boolean", b[0]))
+		}
+		return append(dst, b[0]), b[0] == 0
+	case int32Kind, int64Kind:
+		v := s.number(e.kind)
+		return protowire.AppendVarint(dst, uint64(v)), v == 0
+	case uint32Kind, uint64Kind:
+		v := s.number(e.kind)
+		return protowire.AppendVarint(dst, uint64(v)), v == 0
+	case sint32Kind, sint64Kind:
+		v := s.number(e.kind)
+		return protowire.AppendVarint(dst, protowire.EncodeZigZag(v)), v == 0
+	case sfixed32Kind, fixed32Kind:
+		v := s.number(e.kind)
+		return protowire.AppendFixed32(dst, uint32(v)), v == 0
+	case sfixed64Kind, fixed64Kind:
+		v := s.number(e.kind)
+		return protowire.AppendFixed64(dst, uint64(v)), v == 0
+	case floatKind, doubleKind: // both worlds write them alike
+		size := 8
+		if e.kind == floatKind {
+			size = 4
+		}
+		b := s.take(size)
+		return append(dst, b...), isZero(b)
+	case enumKind:
+		i := s.long()
+		if i < 0 || i >= int64(len(e.symbols)) {
+			s.fail(fmt.Errorf("symbol %d of an enum of %d", i, len(e.symbols)))
+			return dst, false
+		}
+		return protowire.AppendVarint(dst, uint64(int64(e.symbols[i]))), e.symbols[i] == 0
+	case stringKind:
+		b := s.text()
+		return protowire.AppendBytes(dst, b), len(b) == 0
+	case bytesKind:
+		b := s.bytes()
+		return protowire.AppendBytes(dst, b), len(b) == 0
+	}
+	content := len(dst)
+	switch e.kind {
+	case timeKind:
+		dst = decodeTime(dst, s)
+	case moneyKind:
+		dst = decodeMoney(dst, s)
+	default:
+		dst = e.record.decode(dst, s, depth+1)
+	}
+	return insertLength(dst, content), false
+}
+
+// number reads an int or a long, within what the kind can hold.
+func (s *source) number(k kind) int64 {
+	switch k {
+	case int32Kind, sint32Kind, sfixed32Kind:
+		return int64(s.int())
+	}
+	v := s.long()
+	switch k {
+	case uint32Kind, fixed32Kind:
+		if v < 0 || v > math.MaxUint32 {
+			s.fail(fmt.Errorf("%d is no %s", v, k))
+		}
+	case uint64Kind, fixed64Kind:
+		if v < 0 {
+			s.fail(fmt.Errorf("%d is no %s", v, k))
+		}
+	}
+	return v
+}
+
+func isZero(b []byte) bool {
+	for _, x := range b {
+		if x != 0 { // -0 is not what Protobuf leaves out
+			return false
+		}
+	}
+	return true
+}
+
+func decodeTime(dst []byte, s *source) []byte {
+	micros := s.long()
+	seconds, rest := micros/microsPerSec, micros%microsPerSec
+	if rest < 0 {
+		seconds, rest = seconds-1, rest+microsPerSec
+	}
+	return appendNumber(appendNumber(dst, 1, seconds), 2, rest*1000)
+}
+
+// appendNumber appends a field unless it is zero.
+func appendNumber(dst []byte, number protowire.Number, v int64) []byte {
+	if v == 0 {
+		return dst
+	}
+	return protowire.AppendVarint(protowire.AppendTag(dst, number, protowire.VarintType), uint64(v))
+}
+
+func decodeMoney(dst []byte, s *source) []byte {
+	if currency := s.text(); len(currency) > 0 {
+		dst = protowire.AppendBytes(protowire.AppendTag(dst, moneyCurrency, protowire.BytesType), currency)
+	}
+	amount := s.bytes()
+	if s.err != nil {
+		return dst
+	}
+	if len(amount) > 16 {
+		s.fail(fmt.Errorf("an amount of %d bytes", len(amount)))
+		return dst
+	}
+	negative := len(amount) > 0 && amount[0] >= 0x80
+	var number [16]byte
+	if negative {
+		copy(number[:], "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+	}
+	copy(number[16-len(amount):], amount)
+	hi, lo := binary.BigEndian.Uint64(number[:8]), binary.BigEndian.Uint64(number[8:])
+	if negative {
+		var borrow uint64
+		lo, borrow = bits.Sub64(0, lo, 0)
+		hi, _ = bits.Sub64(0, hi, borrow)
+	}
+	limit := uint64(math.MaxInt64)
+	if negative {
+		limit++ // -2^63 fits
+	}
+	var units, nanos uint64
+	if hi < nanosPerUnit {
+		units, nanos = bits.Div64(hi, lo, nanosPerUnit)
+	}
+	if hi >= nanosPerUnit || units > limit {
+		s.fail(errors.New("an amount beyond 2^63 units"))
+		return dst
+	}
+	u, n := int64(units), int64(nanos)
+	if negative {
+		u, n = -u, -n
+	}
+	return appendNumber(appendNumber(dst, moneyUnits, u), moneyNanos, n)
+}
