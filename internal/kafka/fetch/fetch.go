@@ -43,6 +43,7 @@ type Reader struct {
 	client *kgo.Client
 	admin  *kadm.Client
 	next   map[int32]int64 // where each assigned partition stands; what is read ahead does not count
+	member *member         // of a group, which then keeps next; nil where partitions are assigned
 }
 
 // Topic is what the brokers say of a topic.
@@ -70,8 +71,10 @@ func (e *OutOfRangeError) Error() string {
 	return fmt.Sprintf("offset %d of %s/%d is not in the log, which holds %d to %d", e.Offset, e.Topic, e.Partition, e.Log.Start, e.Log.End)
 }
 
-// Open makes a reader. It connects when it is first used.
-func Open(c Config) (*Reader, error) {
+// Open makes a reader of partitions that Assign names. It connects when it is first used.
+func Open(c Config) (*Reader, error) { return open(c) }
+
+func open(c Config, more ...kgo.Opt) (*Reader, error) {
 	maxBytes := c.MaxBytes
 	if maxBytes == 0 {
 		maxBytes = 1 << 20
@@ -80,7 +83,7 @@ func Open(c Config) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
-	client, err := kgo.NewClient(append(secure,
+	client, err := kgo.NewClient(append(append(secure, more...),
 		kgo.SeedBrokers(c.Brokers...),
 		kgo.ClientID(c.ClientID),
 		kgo.WithLogger(logger{c.Logger}),
@@ -131,8 +134,8 @@ func secured(s security.Config) ([]kgo.Opt, error) {
 // No fetch gets as large as this with up to 256 partitions of 1 MiB.
 const wholeFetch = 256 << 20
 
-// Close stops the reader; a Poll under way returns.
-func (r *Reader) Close() { r.client.Close() }
+// Close stops the reader, and leaves its group; a Poll under way returns.
+func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 
 // Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused where the
 // brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
@@ -204,26 +207,55 @@ func (r *Reader) Assign(from map[int32]int64) {
 }
 
 // Assigned lists the partitions that are read, in order.
-func (r *Reader) Assigned() []int32 { return slices.Sorted(maps.Keys(r.next)) }
+func (r *Reader) Assigned() []int32 {
+	if m := r.member; m != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return slices.Sorted(maps.Keys(m.next))
+	}
+	return slices.Sorted(maps.Keys(r.next))
+}
 
-// Poll waits for records, for as long as wait at most; it returns none when the time is over. An *OutOfRangeError, and
+func (r *Reader) at(partition int32) int64 {
+	if m := r.member; m != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.next[partition]
+	}
+	return r.next[partition]
+}
+
+func (r *Reader) moveTo(partition int32, next int64) {
+	if m := r.member; m != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if _, ours := m.next[partition]; ours {
+			m.next[partition] = next
+		}
+		return
+	}
+	r.next[partition] = next
+}
+
+// Poll waits for records, for as long as wait at most; it returns none when the time is over, or when the group wants Yield. An *OutOfRangeError, and
 // any other error, means that the reader is of no more use. What it returns is valid until the next Poll.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	defer r.wake(cancel)()
 	fetches := r.client.PollRecords(timed, maxPollRecords)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	var batches []Batch
-	var failed error
+	failed := r.expelled()
 	fetches.EachError(func(_ string, partition int32, err error) {
 		switch {
-		case failed != nil, errors.Is(err, context.DeadlineExceeded) && timed.Err() != nil:
+		case failed != nil, timed.Err() != nil && errors.Is(err, timed.Err()):
 		case errors.Is(err, kerr.OffsetOutOfRange):
 			failed = r.outOfRange(ctx, partition, err)
 		default:
-			failed = fmt.Errorf("fetch %s/%d from offset %d: %w", r.topic, partition, r.next[partition], err)
+			failed = fmt.Errorf("fetch %s/%d from offset %d: %w", r.topic, partition, r.at(partition), err)
 		}
 	})
 	if failed != nil {
@@ -234,7 +266,7 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 			return
 		}
 		next := p.Records[len(p.Records)-1].Offset + 1
-		r.next[p.Partition] = next
+		r.moveTo(p.Partition, next)
 		batches = append(batches, Batch{Partition: p.Partition, Next: next, records: p.Records})
 	})
 	return batches, nil
@@ -247,9 +279,9 @@ const maxPollRecords = 10_000
 func (r *Reader) outOfRange(ctx context.Context, partition int32, cause error) error {
 	t, err := r.Describe(ctx)
 	if err != nil {
-		return fmt.Errorf("fetch %s/%d from offset %d: %w", r.topic, partition, r.next[partition], errors.Join(cause, err))
+		return fmt.Errorf("fetch %s/%d from offset %d: %w", r.topic, partition, r.at(partition), errors.Join(cause, err))
 	}
-	return &OutOfRangeError{r.topic, partition, r.next[partition], t.Partitions[partition]}
+	return &OutOfRangeError{r.topic, partition, r.at(partition), t.Partitions[partition]}
 }
 
 // Batch is a run of records of one partition, in the order of their offsets.

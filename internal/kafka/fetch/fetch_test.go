@@ -31,6 +31,7 @@ var apache kafka.Cluster
 // world is an empty topic, what writes to it, and readers of it.
 type world struct {
 	*fetchtest.Producer
+	seeds []string
 	topic string
 	open  func(from map[int32]int64) *fetch.Reader
 }
@@ -45,7 +46,7 @@ func each(t *testing.T, partitions int32, test func(t *testing.T, w world)) {
 		if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
 			t.Fatal(err)
 		}
-		test(t, world{p, topic, func(from map[int32]int64) *fetch.Reader {
+		test(t, world{p, seeds, topic, func(from map[int32]int64) *fetch.Reader {
 			r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
