@@ -1,0 +1,220 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// Compacted is what a compaction did.
+type Compacted struct {
+	Commits     int
+	FilesBefore int // data files that were replaced,
+	FilesAfter  int // and by how many
+	DeleteFiles int // files of deletes that are dead now and gone
+	Rows        int64
+	BytesBefore int64
+	BytesAfter  int64
+	GivenUp     int // rewrites that another commit made useless
+	Retries     int // commits that had to be tried again
+	Took        time.Duration
+}
+
+func (c Compacted) String() string {
+	return fmt.Sprintf("%d files of %d bytes became %d of %d bytes, %d delete files are gone, in %d commits (%d retries, %d given up), %d rows in %v",
+		c.FilesBefore, c.BytesBefore, c.FilesAfter, c.BytesAfter, c.DeleteFiles, c.Commits, c.Retries, c.GivenUp, c.Rows, c.Took.Round(time.Millisecond))
+}
+
+// Compact makes few large files, sorted by the table's sort order, out of many small ones and of those with deletes. A
+// table without a sort order, or with one that cannot be sorted by here, keeps the order in which its rows were added.
+func Compact(ctx context.Context, load Load, c Config, progress func(Progress)) (Compacted, error) {
+	r, err := newRun(c, load, progress)
+	if err != nil {
+		return Compacted{}, err
+	}
+	return r.compact(ctx)
+}
+
+func (r *run) compact(ctx context.Context) (did Compacted, err error) {
+	began := time.Now()
+	defer func() { did.Took = time.Since(began) }()
+	t, err := r.look(ctx)
+	if err != nil {
+		return did, err
+	}
+	if v := t.Metadata().Version(); v > 2 {
+		r.skip("compact", fmt.Sprintf("format version %d: its rows have identities that a rewrite here would lose", v))
+		return did, nil
+	}
+	p, err := r.planCompaction(ctx, t)
+	if err != nil {
+		return did, fmt.Errorf("compact: %w", err)
+	}
+	var total, read int64
+	for _, b := range p.bins {
+		total += b.bytes
+	}
+	if err := r.at(ctx, stepPlanned); err != nil {
+		return did, fmt.Errorf("compact: %w", err)
+	}
+	// Bins are committed together up to the size of a large one: a commit costs the same for little as for much.
+	for first := 0; first < len(p.bins); {
+		end, bytes := first, int64(0)
+		for end < len(p.bins) && (end == first || bytes+p.bins[end].bytes <= binTargets*r.TargetBytes) {
+			bytes += p.bins[end].bytes
+			end++
+		}
+		if err := r.rewrite(ctx, t, p.bins[first:end], &did); err != nil {
+			return did, fmt.Errorf("compact: %w", err)
+		}
+		read += bytes
+		r.progress(Progress{Table: r.table, Step: "compact", Done: read, Of: total})
+		first = end
+	}
+	return did, nil
+}
+
+// rewrite replaces the files of some bins in one commit.
+func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *Compacted) error {
+	began := time.Now()
+	var made []string
+	var added []iceberg.DataFile
+	for _, b := range bins {
+		w, err := r.rewriteBin(ctx, base, b)
+		if w != nil {
+			made = append(made, w.made...)
+			added = append(added, w.done...)
+		}
+		if err != nil {
+			return errors.Join(err, remove(ctx, base, made))
+		}
+	}
+	if err := r.at(ctx, stepWritten); err != nil {
+		return errors.Join(err, remove(ctx, base, made))
+	}
+	rep := newReplacement(base, bins, added)
+	c := &commit{run: r, what: "compaction", before: stepCompactCommit, after: stepCompactCommitted}
+	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
+		// Others may remove our files as orphans once they are old.
+		if age := time.Since(began); age > r.OrphanAge/2 {
+			return fmt.Errorf("%w: the rewrite took %v, and files that are not committed after %v are orphans", errStale, age, r.OrphanAge)
+		}
+		return rep.stage(ctx, t, tx, summary)
+	}
+	certain, err := c.land(ctx)
+	did.Retries += c.tries
+	if err != nil {
+		if !certain {
+			r.Logger.Warn("data files are left behind, as their commit may have landed", "table", r.table, "files", made, "error", err)
+			return err
+		}
+		err = errors.Join(err, remove(ctx, base, made))
+		if errors.Is(err, errStale) {
+			did.GivenUp++
+			r.Logger.Info("a rewrite is given up, the next run does it anew", "table", r.table, "reason", err)
+			return nil
+		}
+		return err
+	}
+	did.Commits++
+	did.DeleteFiles += rep.deadDeletes
+	for _, b := range bins {
+		did.FilesBefore += len(b.tasks)
+		did.BytesBefore += b.bytes
+	}
+	did.FilesAfter += len(added)
+	for _, f := range added {
+		did.Rows += f.Count()
+		did.BytesAfter += f.FileSizeBytes()
+	}
+	return nil
+}
+
+// rewriteBin reads a bin's rows, deletes applied, and writes them anew. Where it fails the writer tells which files it began.
+func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, error) {
+	ctx, cancel := context.WithCancel(ctx) // ends the reading goroutines
+	defer cancel()
+	order := t.SortOrder()
+	keys, err := sortKeys(order, t.Schema())
+	if err != nil {
+		r.skip("sorting", err.Error())
+	}
+	sortID := 0
+	if len(keys) > 0 {
+		sortID = order.OrderID()
+	}
+	w, err := newWriter(ctx, t, b, sortID, r.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	var tasks []table.FileScanTask
+	var largest int64
+	for _, task := range b.tasks {
+		for _, piece := range pieces(task) {
+			tasks = append(tasks, piece)
+			largest = max(largest, pieceSize(piece))
+		}
+	}
+	// A piece is held decoded, about 8 times as large. Small files are read at several places at once, as an object store
+	// makes one wait for each.
+	workers := int(min(8, max(1, r.Memory/4/(8*largest+1))))
+	schema, records, err := t.Scan(table.WithMaxConcurrency(workers), table.WithArrowBatchSize(8<<10)).ReadTasks(ctx, tasks)
+	if err != nil {
+		return w, fmt.Errorf("read data files: %w", err)
+	}
+	if len(keys) > 0 {
+		err = r.sortInto(ctx, w, keys, schema, records)
+	} else {
+		err = takeAll(ctx, records, w.write)
+	}
+	if err != nil {
+		return w, err
+	}
+	return w, w.finish()
+}
+
+func (r *run) sortInto(ctx context.Context, w *writer, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
+	dir, err := os.MkdirTemp(r.Scratch, "millrace-sort-")
+	if err != nil {
+		return fmt.Errorf("scratch folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	s := newSorter(ctx, keys, schema, dir, r.Memory/4, func() error { return r.at(ctx, stepSpilled) })
+	defer s.close()
+	if err := takeAll(ctx, records, s.add); err != nil {
+		return err
+	}
+	return s.sorted(w.write)
+}
+
+func takeAll(ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], take func(arrow.RecordBatch) error) error {
+	for rec, err := range records {
+		if err != nil {
+			return fmt.Errorf("read data files: %w", err)
+		}
+		err = take(rec)
+		rec.Release()
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pieceSize(task table.FileScanTask) int64 {
+	if task.Length > 0 {
+		return task.Length
+	}
+	return task.File.FileSizeBytes()
+}

@@ -1,0 +1,101 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// Expired is what an expiry did.
+type Expired struct {
+	Snapshots int // that are gone
+	Left      int
+	Retries   int
+}
+
+// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to. What branches and tags
+// hold stays; so does every snapshot that was the newest one less than KeepAge ago, however old it is itself: somebody may
+// still read it.
+func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
+	r, err := newRun(c, load, nil)
+	if err != nil {
+		return Expired{}, err
+	}
+	return r.expire(ctx)
+}
+
+func (r *run) expire(ctx context.Context) (did Expired, err error) {
+	t, err := r.look(ctx)
+	if err != nil {
+		return did, err
+	}
+	did.Left = len(t.Metadata().Snapshots())
+	if !collects(t) {
+		r.skip("expire", gcOff)
+		return did, nil
+	}
+	c := &commit{run: r, what: "expiry", before: stepExpireCommit, after: stepExpireCommitted}
+	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
+		gone := r.expirable(t.Metadata())
+		left := len(t.Metadata().Snapshots()) - gone
+		if gone == 0 { // also where the attempt before landed and its answer was lost
+			did.Left = left
+			return errNothing
+		}
+		if err := tx.ExpireSnapshots(r.expiry(t.Metadata())...); err != nil {
+			return fmt.Errorf("stage: %w", err)
+		}
+		did.Snapshots, did.Left = gone, left
+		return ctx.Err()
+	}
+	_, err = c.land(ctx)
+	did.Retries = c.tries
+	if errors.Is(err, errNothing) {
+		return did, nil
+	}
+	return did, err
+}
+
+const gcOff = "the table's property gc.enabled says that its files are shared, so none may be deleted"
+
+func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabledKey, true) }
+
+// expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place of
+// only lately are kept by their number.
+func (r *run) expiry(meta table.Metadata) []table.ExpireSnapshotsOpt {
+	keep := r.KeepSnapshots
+	limit := time.Now().Add(-r.KeepAge).UnixMilli()
+	for _, ref := range meta.Refs() {
+		if ref.SnapshotRefType != table.BranchRef {
+			continue
+		}
+		n := 0
+		for s := meta.SnapshotByID(ref.SnapshotID); s != nil; {
+			n++ // the head, or one that was the head until after the limit
+			if s.TimestampMs <= limit || s.ParentSnapshotID == nil {
+				break
+			}
+			s = meta.SnapshotByID(*s.ParentSnapshotID)
+		}
+		keep = max(keep, n)
+	}
+	return []table.ExpireSnapshotsOpt{table.WithOlderThan(r.KeepAge), table.WithRetainLast(keep)}
+}
+
+// expirable counts the snapshots that would go.
+func (r *run) expirable(meta table.Metadata) int {
+	t := table.New(nil, meta, "", nil, nil)
+	tx := t.NewTransaction()
+	if err := tx.ExpireSnapshots(append(r.expiry(meta), table.WithPostCommit(false))...); err != nil {
+		return 0
+	}
+	staged, err := tx.StagedTable()
+	if err != nil {
+		return 0
+	}
+	return len(meta.Snapshots()) - len(staged.Metadata().Snapshots())
+}

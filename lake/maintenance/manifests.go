@@ -1,0 +1,84 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// ManifestsMerged is what a rewrite of manifests did.
+type ManifestsMerged struct {
+	Before, After int // manifests of the head that were replaced, and by how many
+	Retries       int
+}
+
+// RewriteManifests merges small manifests, where there are many. Readers and commits open each of them.
+func RewriteManifests(ctx context.Context, load Load, c Config) (ManifestsMerged, error) {
+	r, err := newRun(c, load, nil)
+	if err != nil {
+		return ManifestsMerged{}, err
+	}
+	return r.rewriteManifests(ctx)
+}
+
+func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err error) {
+	t, err := r.look(ctx)
+	if err != nil {
+		return did, err
+	}
+	small, err := r.smallManifests(ctx, t)
+	if err != nil {
+		return did, fmt.Errorf("rewrite manifests: %w", err)
+	}
+	if small < r.Manifests {
+		return did, nil
+	}
+	c := &commit{run: r, what: "manifests", before: stepManifestsCommit, after: stepManifestsCommitted}
+	c.stage = func(ctx context.Context, _ *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
+		result, err := tx.RewriteManifests(ctx)
+		if err != nil {
+			return err
+		}
+		if result.IsNoOp() {
+			return errNothing // also where the attempt before landed and its answer was lost: this commit carries no id
+		}
+		did.Before, did.After = len(result.RewrittenManifests), len(result.AddedManifests)
+		return nil
+	}
+	_, err = c.land(ctx)
+	did.Retries = c.tries
+	if errors.Is(err, errNothing) {
+		err = nil
+	}
+	if err != nil {
+		return ManifestsMerged{Retries: c.tries}, err
+	}
+	return did, nil
+}
+
+// smallManifests counts the manifests of data files of the head that are below half the size that the table wants.
+func (r *run) smallManifests(ctx context.Context, t *table.Table) (int, error) {
+	head := t.CurrentSnapshot()
+	if head == nil {
+		return 0, nil
+	}
+	files, err := t.FS(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("file system of %s: %w", t.Location(), err)
+	}
+	manifests, err := head.Manifests(files)
+	if err != nil {
+		return 0, fmt.Errorf("read manifests: %w", err)
+	}
+	want := int64(t.Properties().GetInt(table.ManifestTargetSizeBytesKey, table.ManifestTargetSizeBytesDefault))
+	small := 0
+	for _, m := range manifests {
+		if m.ManifestContent() == iceberg.ManifestContentData && m.Length() < want/2 {
+			small++
+		}
+	}
+	return small, nil
+}

@@ -1,0 +1,73 @@
+package maintenance
+
+import (
+	"context"
+	"fmt"
+)
+
+// Planned is what a run would do to a table as it is now.
+type Planned struct {
+	Table         string
+	DataFiles     int // in the table
+	DataBytes     int64
+	RewriteFiles  int // data files that a compaction would replace,
+	RewriteBytes  int64
+	ResultFiles   int // by about so many
+	Manifests     int // small ones that would be merged; 0: too few
+	Snapshots     int
+	ExpiredNow    int
+	OrphanFiles   []string // that would be removed
+	OrphanBytes   int64
+	KeepsAllFiles bool // gc.enabled is off: nothing would be deleted
+}
+
+func (p Planned) String() string {
+	return fmt.Sprintf("%s: %d of %d data files (%d of %d bytes) become about %d, %d manifests are merged, %d of %d snapshots and %d orphans (%d bytes) go",
+		p.Table, p.RewriteFiles, p.DataFiles, p.RewriteBytes, p.DataBytes, p.ResultFiles, p.Manifests, p.ExpiredNow, p.Snapshots, len(p.OrphanFiles), p.OrphanBytes)
+}
+
+// Plan tells what Run would do. It changes nothing.
+func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
+	r, err := newRun(c, load, nil)
+	if err != nil {
+		return Planned{}, err
+	}
+	t, err := r.look(ctx)
+	if err != nil {
+		return Planned{}, err
+	}
+	fail := func(err error) (Planned, error) { return Planned{}, fmt.Errorf("plan for table %s: %w", r.table, err) }
+	p := Planned{Table: r.table, Snapshots: len(t.Metadata().Snapshots()), KeepsAllFiles: !collects(t)}
+	rewrite, err := r.planCompaction(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	p.DataFiles, p.DataBytes = rewrite.files, rewrite.bytes
+	if t.Metadata().Version() <= 2 {
+		for _, b := range rewrite.bins {
+			p.RewriteFiles += len(b.tasks)
+			p.RewriteBytes += b.bytes
+			p.ResultFiles += int((b.bytes + b.fileBytes - 1) / b.fileBytes)
+		}
+	}
+	small, err := r.smallManifests(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	if small >= r.Manifests {
+		p.Manifests = small
+	}
+	if p.KeepsAllFiles {
+		return p, nil
+	}
+	p.ExpiredNow = r.expirable(t.Metadata())
+	orphans, err := r.findOrphans(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	for _, f := range orphans {
+		p.OrphanFiles = append(p.OrphanFiles, f.location)
+		p.OrphanBytes += f.bytes
+	}
+	return p, nil
+}

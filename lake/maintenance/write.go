@@ -1,0 +1,235 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	stdio "io"
+	"io/fs"
+	"strings"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/parquet"
+	"github.com/apache/arrow-go/v18/parquet/compress"
+	"github.com/apache/arrow-go/v18/parquet/pqarrow"
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+)
+
+// writer writes a stream of rows of one partition into data files, and begins another one whenever one is large enough.
+type writer struct {
+	ctx        context.Context // an object store writes a file as long as this holds
+	table      *table.Table
+	spec       iceberg.PartitionSpec
+	partition  map[int]any
+	sortID     int // 0: the rows come in no order
+	fileBytes  int64
+	groupBytes int64 // of a row group as written, which is held until it is whole
+
+	locations  table.LocationProvider
+	files      io.WriteFileIO
+	schema     *arrow.Schema // with the columns' ids
+	properties *parquet.WriterProperties
+
+	// The file under way; parquet is nil until it has rows.
+	location string
+	abort    context.CancelFunc
+	out      *counting
+	parquet  *pqarrow.FileWriter
+	rows     int64
+
+	done []iceberg.DataFile
+	made []string // locations of all files that were begun
+}
+
+type counting struct {
+	io.FileWriter
+	bytes int64
+}
+
+func (c *counting) Write(p []byte) (int, error) {
+	n, err := c.FileWriter.Write(p)
+	c.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom hides the one within, whose bytes would not be counted.
+func (c *counting) ReadFrom(r stdio.Reader) (int64, error) {
+	return stdio.Copy(struct{ stdio.Writer }{c}, r)
+}
+
+func newWriter(ctx context.Context, t *table.Table, b bin, sortID int, memory int64) (*writer, error) {
+	spec := t.Metadata().PartitionSpecByID(int(b.spec))
+	if spec == nil {
+		return nil, fmt.Errorf("partition spec %d is not in the table's metadata", b.spec)
+	}
+	locations, err := t.LocationProvider()
+	if err != nil {
+		return nil, fmt.Errorf("where the table keeps its files: %w", err)
+	}
+	schema, err := table.SchemaToArrowSchema(t.Schema(), nil, true, false)
+	if err != nil {
+		return nil, fmt.Errorf("schema: %w", err)
+	}
+	properties, err := parquetProperties(t.Properties(), schema)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{
+		ctx: ctx, table: t, spec: *spec, partition: b.partition, sortID: sortID,
+		fileBytes: b.fileBytes, groupBytes: min(32<<20, memory/8),
+		locations: locations, schema: schema, properties: properties,
+	}, nil
+}
+
+// parquetProperties are those of the table as far as it has any, else as the lander's: zstd above level 1 costs time for
+// 2 % of size. A dictionary is kept only where it pays.
+func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet.WriterProperties, error) {
+	codecs := map[string]compress.Compression{
+		"zstd": compress.Codecs.Zstd, "snappy": compress.Codecs.Snappy, "gzip": compress.Codecs.Gzip,
+		"brotli": compress.Codecs.Brotli, "lz4": compress.Codecs.Lz4Raw, "uncompressed": compress.Codecs.Uncompressed,
+	}
+	name := strings.ToLower(props.Get(table.ParquetCompressionKey, "zstd"))
+	codec, ok := codecs[name]
+	if !ok {
+		return nil, fmt.Errorf("table property %s: no codec %q", table.ParquetCompressionKey, name)
+	}
+	p := []parquet.WriterProperty{
+		parquet.WithCompression(codec),
+		parquet.WithMaxRowGroupLength(int64(min(256<<10, max(1, props.GetInt(table.ParquetRowGroupLimitKey, 256<<10))))),
+		parquet.WithDictionaryDefault(true),
+		parquet.WithCreatedBy("millrace"),
+	}
+	if name == "zstd" {
+		p = append(p, parquet.WithCompressionLevel(props.GetInt(table.ParquetCompressionLevelKey, 1)))
+	}
+	for _, f := range schema.Fields() {
+		p = append(p, parquet.WithDictionaryCostFallbackFor(f.Name, true))
+	}
+	return parquet.NewWriterProperties(p...), nil
+}
+
+func (w *writer) write(rec arrow.RecordBatch) error {
+	if rec.NumRows() == 0 {
+		return nil
+	}
+	if w.parquet == nil {
+		if err := w.open(); err != nil {
+			return err
+		}
+	} else if w.parquet.RowGroupTotalBytesWritten() >= w.groupBytes {
+		if err := w.parquet.NewBufferedRowGroupChecked(); err != nil {
+			return w.failed(err)
+		}
+	}
+	named := array.NewRecordBatch(w.schema, rec.Columns(), rec.NumRows())
+	defer named.Release()
+	if err := w.parquet.WriteBuffered(named); err != nil {
+		return w.failed(err)
+	}
+	w.rows += rec.NumRows()
+	if w.out.bytes+w.parquet.RowGroupTotalCompressedBytes() < w.fileBytes {
+		return nil
+	}
+	return w.finish()
+}
+
+func (w *writer) failed(err error) error {
+	return fmt.Errorf("write data file %s: %w", w.location, err)
+}
+
+func (w *writer) open() error {
+	ctx, abort := context.WithCancel(w.ctx)
+	files, err := writable(ctx, w.table)
+	if err != nil {
+		abort()
+		return err
+	}
+	w.location = w.locations.NewDataLocation("compacted-" + uuid.Must(uuid.NewV7()).String() + ".parquet")
+	w.made = append(w.made, w.location)
+	out, err := files.Create(w.location)
+	if err != nil {
+		abort()
+		return fmt.Errorf("create data file: %w", err)
+	}
+	w.out = &counting{FileWriter: out}
+	if w.parquet, err = pqarrow.NewFileWriter(w.schema, w.out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema())); err != nil {
+		abort()
+		_ = out.Close() // what there is of it is given up
+		return w.failed(err)
+	}
+	w.abort, w.rows = abort, 0
+	return nil
+}
+
+func writable(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
+	files, err := t.FS(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
+	}
+	w, ok := files.(io.WriteFileIO)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be written to", t.Location())
+	}
+	return w, nil
+}
+
+// finish completes the file under way.
+func (w *writer) finish() error {
+	if w.parquet == nil {
+		return nil
+	}
+	if err := w.parquet.Close(); err != nil {
+		return w.failed(err) // and close gives it up
+	}
+	defer w.abort()
+	meta, err := w.parquet.FileMetadata()
+	w.parquet = nil
+	if err != nil {
+		return w.failed(err)
+	}
+	f, err := table.DataFileFromMetadata(table.DataFileArgs{
+		Schema: w.table.Schema(), Spec: w.spec, Format: iceberg.ParquetFile, Metadata: meta,
+		FilePath: w.location, FileSize: w.out.bytes, Content: iceberg.EntryContentData,
+		PartitionValues: w.partition, SortOrderID: w.sortID, Properties: w.table.Properties(), FormatVersion: w.table.Metadata().Version(),
+	})
+	if err != nil {
+		return fmt.Errorf("describe data file %s: %w", w.location, err)
+	}
+	if f.Count() != w.rows {
+		return fmt.Errorf("data file %s has %d rows, and %d were written", w.location, f.Count(), w.rows)
+	}
+	w.done = append(w.done, f)
+	return nil
+}
+
+// close gives up a file that was not finished.
+func (w *writer) close() {
+	if w.parquet == nil {
+		return
+	}
+	w.abort() // an object store sees nothing of an upload that does not end
+	_ = w.parquet.Close()
+	_ = w.out.Close() // where the above failed before
+	w.parquet = nil
+}
+
+// remove removes files that no commit refers to, even while the program stops.
+func remove(ctx context.Context, t *table.Table, locations []string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	files, err := writable(ctx, t)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, location := range locations {
+		if err := files.Remove(location); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove data file: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
