@@ -1,0 +1,364 @@
+// Package evolution brings the columns of a table that exists to those that a program's rows have, without touching what the
+// table holds. It is here so that a field or an event type that is new in a contract is a new column of its table, and so that
+// what would make old rows unreadable, or mean something else, is refused with the reason.
+//
+// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing has to be rewritten. Which
+// column a field is follows from the field's key, such as the number of a Protobuf field, which the table keeps in a property:
+// a field that is called otherwise than before is a column renamed, not one dropped and one added.
+package evolution
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/apache/iceberg-go"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns that are not in it go by name.
+const Property = "millrace.field-keys"
+
+// Keys tells the key of a column by its id.
+type Keys map[int]string
+
+// ParseKeys reads the value of Property; there are none where it is empty.
+func ParseKeys(property string) (Keys, error) {
+	byID := map[string]string{}
+	if property != "" {
+		if err := json.Unmarshal([]byte(property), &byID); err != nil {
+			return nil, fmt.Errorf("table property %s: %w", Property, err)
+		}
+	}
+	keys := Keys{}
+	for id, key := range byID {
+		n, err := strconv.Atoi(id)
+		if err != nil {
+			return nil, fmt.Errorf("table property %s: %w", Property, err)
+		}
+		keys[n] = key
+	}
+	return keys, nil
+}
+
+// String is the value of Property.
+func (k Keys) String() string {
+	byID := map[string]string{}
+	for id, key := range k {
+		byID[strconv.Itoa(id)] = key
+	}
+	b, err := json.Marshal(byID) // in the order of the names
+	if err != nil {
+		panic(err) // strings
+	}
+	return string(b)
+}
+
+// Step is what is to be done so that a table has the columns of a program's rows.
+type Step struct {
+	// Columns are the program's columns with the ids that they have in the table. Files are written with them; what the table
+	// has beyond them is null in those files.
+	Columns []columnar.Field
+	Schema  *iceberg.Schema // what the table's schema is to be; the same as before where Changes is empty
+	LastID  int             // the highest id that any schema of the table has used
+	Keys    Keys
+	Changes []string // for people: "column total is new"
+}
+
+// RefusedError says that a table's columns cannot become what the program writes.
+type RefusedError struct {
+	Column string // its path: "placed.lines.element.quantity"
+	Reason string
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("column %s: %s", e.Column, e.Reason)
+}
+
+// New is the step of a table that does not exist yet. The columns named in key together name a row.
+func New(want []columnar.Field, key []string) (Step, error) {
+	s := Step{Columns: columnar.WithIDs(want), Keys: Keys{}}
+	built, err := columnar.Schema(s.Columns)
+	if err != nil {
+		return Step{}, err
+	}
+	ids, err := identify(built, key)
+	if err != nil {
+		return Step{}, err
+	}
+	s.Schema = iceberg.NewSchemaWithIdentifiers(0, ids, built.Fields()...)
+	s.LastID = built.HighestFieldID()
+	s.Keys.note(s.Columns)
+	return s, nil
+}
+
+func identify(s *iceberg.Schema, key []string) ([]int, error) {
+	var ids []int
+	for _, name := range key {
+		f, ok := s.FindFieldByName(name)
+		if !ok || !f.Required {
+			return nil, fmt.Errorf("%s is no column that is always there, and so it cannot name a row", name)
+		}
+		ids = append(ids, f.ID)
+	}
+	return ids, nil
+}
+
+func (k Keys) note(fields []columnar.Field) {
+	for _, f := range fields {
+		if f.Key != "" {
+			k[f.ID] = f.Key
+		}
+		k.note(parts(f.Type))
+	}
+}
+
+// Of is the step from a table's schema to the columns wanted. lastID is the highest id that the table has ever used. Its error is a
+// *RefusedError where the columns do not go together.
+//
+// What is wanted and not there is added, and is null in the rows that are there. What is there and no longer wanted stays, and is
+// null from now on. A type may grow as Iceberg lets it: int to long, float to double, a decimal to more digits before the point.
+func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Step, error) {
+	there, err := fieldsOf(have.Fields())
+	if err != nil {
+		return Step{}, err
+	}
+	c := change{last: max(lastID, have.HighestFieldID()), keys: maps.Clone(keys)}
+	if c.keys == nil {
+		c.keys = Keys{}
+	}
+	table, columns, err := c.merge("", there, want)
+	if err != nil {
+		return Step{}, err
+	}
+	s := Step{Columns: columns, Schema: have, LastID: c.last, Keys: c.keys, Changes: c.said}
+	if len(c.said) == 0 {
+		return s, nil
+	}
+	built, err := columnar.Schema(table)
+	if err != nil {
+		return Step{}, err
+	}
+	s.Schema = iceberg.NewSchemaWithIdentifiers(have.ID+1, have.IdentifierFieldIDs, built.Fields()...)
+	return s, nil
+}
+
+// change collects what is to be done.
+type change struct {
+	last int
+	keys Keys
+	said []string
+}
+
+func (c *change) say(format string, args ...any) {
+	c.said = append(c.said, fmt.Sprintf(format, args...))
+}
+
+// merge gives the fields that the table is to have, and those wanted with their ids.
+func (c *change) merge(at string, have, want []columnar.Field) (table, columns []columnar.Field, err error) {
+	table, columns = slices.Clone(have), make([]columnar.Field, len(want))
+	taken := make([]bool, len(have))
+	for i, w := range want {
+		n := c.find(have, w)
+		if n < 0 {
+			continue
+		}
+		if taken[n] {
+			return nil, nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields are the table's column %s", have[n].Name)}
+		}
+		taken[n] = true
+		if table[n], columns[i], err = c.field(at, have[n], w); err != nil {
+			return nil, nil, err
+		}
+	}
+	for n, h := range have {
+		if !taken[n] && h.Required {
+			table[n].Required = false
+			c.say("column %s is no longer written, and may be null", join(at, h.Name))
+		}
+	}
+	for i, w := range want {
+		if columns[i].ID != 0 {
+			continue
+		}
+		added := c.number(w)
+		table = append(table, added)
+		columns[i] = added
+		c.say("column %s is new: %s", join(at, w.Name), w.Type)
+	}
+	byName := map[string]columnar.Field{}
+	for _, f := range table {
+		if other, twice := byName[f.Name]; twice {
+			return nil, nil, &RefusedError{join(at, f.Name), fmt.Sprintf(
+				"the table has one of that name already, which holds what is now gone (%s); call the new field otherwise", c.identity(other))}
+		}
+		byName[f.Name] = f
+	}
+	return table, columns, nil
+}
+
+// find is the place of the column that a field is, -1 if none. A column without a key goes by its name.
+func (c *change) find(have []columnar.Field, w columnar.Field) int {
+	if w.Key != "" {
+		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return c.keys[h.ID] == w.Key }); n >= 0 {
+			return n
+		}
+	}
+	return slices.IndexFunc(have, func(h columnar.Field) bool { return c.keys[h.ID] == "" && h.Name == w.Name })
+}
+
+func (c *change) identity(f columnar.Field) string {
+	if key := c.keys[f.ID]; key != "" {
+		return "key " + key
+	}
+	return "no key"
+}
+
+// number gives a new field and its parts their ids. No row before it has one, so it may be null.
+func (c *change) number(w columnar.Field) columnar.Field {
+	w.Required = false
+	w.ID = c.last + 1
+	numbered := columnar.WithIDs([]columnar.Field{w}) // the parts count on from the field's own
+	c.last = highest(numbered)
+	c.keys.note(numbered)
+	return numbered[0]
+}
+
+// field brings one column to what is wanted of it.
+func (c *change) field(at string, h, w columnar.Field) (table, column columnar.Field, err error) {
+	table, column = h, w
+	column.ID = h.ID
+	path := join(at, w.Name)
+	if c.keys[h.ID] != w.Key && w.Key != "" {
+		c.keys[h.ID] = w.Key
+		c.say("column %s is known by key %s", path, w.Key)
+	}
+	if h.Name != w.Name {
+		table.Name = w.Name
+		c.say("column %s is now called %s", join(at, h.Name), w.Name)
+	}
+	if w.Doc != "" && w.Doc != h.Doc {
+		table.Doc = w.Doc
+		c.say("column %s is described otherwise", path)
+	}
+	switch {
+	case h.Required && !w.Required:
+		table.Required = false
+		c.say("column %s may be null", path)
+	case w.Required && !h.Required:
+		column.Required = false // of rows that are there it may be missing
+	}
+	table.Type, column.Type, err = c.retype(path, h.Type, w.Type)
+	return table, column, err
+}
+
+// retype brings a column's type to what is wanted of it.
+func (c *change) retype(path string, h, w columnar.Type) (table, column columnar.Type, err error) {
+	refused := &RefusedError{path, fmt.Sprintf("the table has %s and this program writes %s, which rows that are there cannot become; give the field a new number and name", h, w)}
+	switch h := h.(type) {
+	case columnar.Struct:
+		w, ok := w.(columnar.Struct)
+		if !ok {
+			return nil, nil, refused
+		}
+		inTable, inColumn, err := c.merge(path, h.Fields, w.Fields)
+		return columnar.Struct{Fields: inTable}, columnar.Struct{Fields: inColumn}, err
+	case columnar.List:
+		w, ok := w.(columnar.List)
+		if !ok {
+			return nil, nil, refused
+		}
+		inTable, inColumn, err := c.field(path, h.Element, named(w.Element, h.Element))
+		return columnar.List{Element: inTable}, columnar.List{Element: inColumn}, err
+	case columnar.Map:
+		w, ok := w.(columnar.Map)
+		if !ok {
+			return nil, nil, refused
+		}
+		keyTable, keyColumn, err := c.field(path, h.Key, named(w.Key, h.Key))
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(parts(h.Key.Type)) == 0 && h.Key.Type.String() != keyTable.Type.String() {
+			return nil, nil, refused // keys of a map may not change
+		}
+		valueTable, valueColumn, err := c.field(path, h.Value, named(w.Value, h.Value))
+		return columnar.Map{Key: keyTable, Value: valueTable}, columnar.Map{Key: keyColumn, Value: valueColumn}, err
+	}
+	switch {
+	case h.String() == w.String():
+	case grows(h, w):
+		c.say("column %s grows from %s to %s", path, h, w)
+	default:
+		return nil, nil, refused
+	}
+	return w, w, nil
+}
+
+// named calls the part of a list or a map as the table does: Iceberg fixes those names.
+func named(w, h columnar.Field) columnar.Field {
+	w.Name, w.Key, w.Doc = h.Name, "", ""
+	return w
+}
+
+// grows tells whether Iceberg lets a column of one type become another.
+func grows(from, to columnar.Type) bool {
+	switch from := from.(type) {
+	case iceberg.Int32Type:
+		_, ok := to.(iceberg.Int64Type)
+		return ok
+	case iceberg.Float32Type:
+		_, ok := to.(iceberg.Float64Type)
+		return ok
+	case iceberg.DecimalType:
+		to, ok := to.(iceberg.DecimalType)
+		return ok && to.Scale() == from.Scale() && to.Precision() > from.Precision()
+	}
+	return false
+}
+
+// fieldsOf is a table's columns in the words of this package.
+func fieldsOf(fields []iceberg.NestedField) ([]columnar.Field, error) {
+	out := make([]columnar.Field, len(fields))
+	for i, f := range fields {
+		t, err := typeOf(f.Type)
+		if err != nil {
+			return nil, fmt.Errorf("column %s: %w", f.Name, err)
+		}
+		out[i] = columnar.Field{Name: f.Name, Doc: f.Doc, Required: f.Required, ID: f.ID, Type: t}
+	}
+	return out, nil
+}
+
+func typeOf(t iceberg.Type) (columnar.Type, error) {
+	switch t := t.(type) {
+	case *iceberg.StructType:
+		fields, err := fieldsOf(t.FieldList)
+		return columnar.Struct{Fields: fields}, err
+	case *iceberg.ListType:
+		element, err := fieldsOf([]iceberg.NestedField{t.ElementField()})
+		if err != nil {
+			return nil, err
+		}
+		return columnar.List{Element: element[0]}, nil
+	case *iceberg.MapType:
+		pair, err := fieldsOf([]iceberg.NestedField{t.KeyField(), t.ValueField()})
+		if err != nil {
+			return nil, err
+		}
+		return columnar.Map{Key: pair[0], Value: pair[1]}, nil
+	case iceberg.PrimitiveType:
+		return t, nil
+	}
+	return nil, fmt.Errorf("a column of type %s is beyond this version of millrace", t)
+}
+
+func join(at, name string) string {
+	if at == "" {
+		return name
+	}
+	return at + "." + name
+}
