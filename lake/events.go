@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"unicode/utf8"
 
 	"github.com/apache/iceberg-go"
@@ -14,32 +13,33 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/lake/columnar"
 )
 
 // eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
 // exact bytes, and once more as JSON for SQL.
 func eventsTable(name string, agg event.Aggregate, message func() proto.Message) Table {
 	return Table{
-		Name:      name,
-		Aggregate: agg,
-		columns:   slices.Concat(eventColumns, originColumns),
-		decoder:   func() decoder { return &eventDecoder{of: agg, message: message()} },
+		Name: name, Topic: agg.Topic, Doc: "Every event of an aggregate: " + agg.Name + ".",
+		Columns: eventColumns, Sort: []Sort{{Column: "recorded_at"}},
+		Rows:   rowsOf(agg, func() decoder { return &eventDecoder{of: agg, message: message()} }),
+		events: agg,
 	}
 }
 
-var eventColumns = []column{
-	{name: "event_id", typ: iceberg.PrimitiveTypes.String, doc: "UUIDv7"},
-	{name: "aggregate_id", typ: iceberg.PrimitiveTypes.String, doc: "the stream, and the key of the record"},
-	{name: "version", typ: iceberg.PrimitiveTypes.Int64, doc: "of the stream after this event, from 1, without gaps"},
-	{name: "type", typ: iceberg.PrimitiveTypes.String, doc: "full name of the protobuf message", repeats: true},
-	{name: "occurred_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "business time"},
-	{name: "recorded_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "when the event store took it"},
-	{name: "correlation_id", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "names the conversation"},
-	{name: "causation_id", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "names the command or event that led to this one"},
-	{name: "trace_parent", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "W3C trace context"},
-	{name: "store_position", typ: iceberg.PrimitiveTypes.String, doc: "place in the event store: transaction.sequence"},
-	{name: "payload", typ: iceberg.PrimitiveTypes.Binary, doc: "the message in protobuf wire format, byte for byte"},
-	{name: "payload_json", typ: iceberg.PrimitiveTypes.String, doc: "the message as protobuf JSON with the field names of the .proto files"},
+var eventColumns = []columnar.Field{
+	{Name: "event_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUIDv7", Required: true},
+	{Name: "aggregate_id", Type: iceberg.PrimitiveTypes.String, Doc: "the stream, and the key of the record", Required: true},
+	{Name: "version", Type: iceberg.PrimitiveTypes.Int64, Doc: "of the stream after this event, from 1, without gaps", Required: true},
+	{Name: "type", Type: iceberg.PrimitiveTypes.String, Doc: "full name of the protobuf message", Repeats: true, Required: true},
+	{Name: "occurred_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time", Required: true},
+	{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took it", Required: true},
+	{Name: "correlation_id", Type: iceberg.PrimitiveTypes.String, Doc: "names the conversation"},
+	{Name: "causation_id", Type: iceberg.PrimitiveTypes.String, Doc: "names the command or event that led to this one"},
+	{Name: "trace_parent", Type: iceberg.PrimitiveTypes.String, Doc: "W3C trace context"},
+	{Name: "store_position", Type: iceberg.PrimitiveTypes.String, Doc: "place in the event store: transaction.sequence", Required: true},
+	{Name: "payload", Type: iceberg.PrimitiveTypes.Binary, Doc: "the message in protobuf wire format, byte for byte", Required: true},
+	{Name: "payload_json", Type: iceberg.PrimitiveTypes.String, Doc: "the message as protobuf JSON with the field names of the .proto files", Required: true},
 }
 
 // eventDecoder makes an event's row.
@@ -52,10 +52,7 @@ type eventDecoder struct {
 
 var payloadJSON = protojson.MarshalOptions{UseProtoNames: true}
 
-func (d *eventDecoder) append(to *columns, r origin, e event.Event) error {
-	if err := checkEnvelope(d.of, e); err != nil {
-		return err
-	}
+func (d *eventDecoder) append(to *row, e event.Event) error {
 	if err := proto.Unmarshal(e.Data, d.message); err != nil {
 		return fmt.Errorf("payload is no %s: %w", d.of.Message, err)
 	}
@@ -79,9 +76,8 @@ func (d *eventDecoder) append(to *columns, r origin, e event.Event) error {
 	to.optional(e.CausationID)
 	to.optional(e.TraceParent)
 	to.string(e.Position.String())
-	to.binary(e.Data)
-	to.text(d.compact.Bytes())
-	to.origin(r)
+	to.bytes(e.Data)
+	to.bytes(d.compact.Bytes())
 	to.end()
 	return nil
 }

@@ -234,7 +234,7 @@ func TestFindCommit(t *testing.T) {
 		var ids []string
 		var bases []int64
 		for range 3 {
-			have, err := l.load(t.Context(), ordersEvents.Name)
+			have, err := l.load(t.Context(), ordersEvents.identifier())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -244,13 +244,13 @@ func TestFindCommit(t *testing.T) {
 			}
 			s.mustTrade(t, 4)
 			s.landed(t, l)
-			if have, err = l.load(t.Context(), ordersEvents.Name); err != nil {
+			if have, err = l.load(t.Context(), ordersEvents.identifier()); err != nil {
 				t.Fatal(err)
 			}
 			ids = append(ids, have.Properties()[propCommit])
 		}
 		mustStop(t, stop)
-		have, err := l.load(t.Context(), ordersEvents.Name)
+		have, err := l.load(t.Context(), ordersEvents.identifier())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
@@ -67,7 +69,7 @@ func TestOutsideReaders(t *testing.T) {
 		s.check(t, l)
 
 		args := []string{"testdata/read_tables.py", alchemy(t, config.Catalog)}
-		for _, decl := range tables() {
+		for _, decl := range Tables() {
 			args = append(args, decl.Name)
 		}
 		cmd := exec.CommandContext(t.Context(), interpreter, args...)
@@ -103,7 +105,7 @@ func TestOutsideReaders(t *testing.T) {
 				compareEvents(t, s, have)
 			})
 		}
-		if seen != 2*len(tables()) {
+		if seen != 2*len(Tables()) {
 			t.Errorf("%d tables were read", seen)
 		}
 	})
@@ -139,13 +141,14 @@ func (o outsideTable) named(row []*string) map[string]*string {
 
 func (o outsideTable) checkColumns(t *testing.T) Table {
 	t.Helper()
-	decl, err := tableNamed(o.Table)
-	if err != nil {
-		t.Fatal(err)
+	at := slices.IndexFunc(Tables(), func(t Table) bool { return t.Name == o.Table })
+	if at < 0 {
+		t.Fatalf("there is no table %s", o.Table)
 	}
+	decl := Tables()[at]
 	var want []string
-	for _, c := range decl.columns {
-		want = append(want, c.name)
+	for _, c := range decl.columns() {
+		want = append(want, c.Name)
 	}
 	if !slices.Equal(o.Columns, want) {
 		t.Fatalf("columns %v, want %v", o.Columns, want)
@@ -172,8 +175,12 @@ func compareEvents(t *testing.T, s *shop, o outsideTable) {
 	decl := o.checkColumns(t)
 	message := map[string]proto.Message{}
 	want := map[string]map[string]string{}
-	for _, e := range s.events[decl.Aggregate] {
-		m := decl.decoder().(*eventDecoder).message
+	for _, e := range s.events[decl.events] {
+		kind, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(decl.events.Message))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := kind.New().Interface()
 		if err := proto.Unmarshal(e.Data, m); err != nil {
 			t.Fatal(err)
 		}
@@ -181,7 +188,7 @@ func compareEvents(t *testing.T, s *shop, o outsideTable) {
 		w := map[string]string{
 			"event_id": e.ID.String(), "aggregate_id": e.Stream, "version": fmt.Sprint(e.Version), "type": e.Type,
 			"occurred_at": micros(e.OccurredAt), "recorded_at": micros(e.RecordedAt), "store_position": e.Position.String(),
-			"payload": hex.EncodeToString(e.Data), "topic": decl.Aggregate.Topic, "partition": fmt.Sprint(partitionOf(e.Stream)),
+			"payload": hex.EncodeToString(e.Data), "topic": decl.Topic, "partition": fmt.Sprint(partitionOf(e.Stream)),
 		}
 		for column, v := range map[string]string{"correlation_id": e.CorrelationID, "causation_id": e.CausationID, "trace_parent": e.TraceParent} {
 			if v != "" {

@@ -295,7 +295,7 @@ func TestManyOpenAtOnce(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if states, err := l.Tables(t.Context()); err != nil || len(states) != len(tables()) {
+				if states, err := l.Tables(t.Context()); err != nil || len(states) != len(Tables()) {
 					t.Errorf("%d tables, %v", len(states), err)
 				}
 				if err := l.Close(); err != nil {
@@ -404,7 +404,7 @@ func TestStandbyTakesOver(t *testing.T) {
 		<-time.After(3 * time.Second) // both at work
 		cpu := [2]time.Duration{used(t, children[0]) - before[0], used(t, children[1]) - before[1]}
 		refused := said[0].count(errFenced.Error()) + said[1].count(errFenced.Error())
-		if refused > 5*len(tables()) {
+		if refused > 5*len(Tables()) {
 			t.Errorf("%d commits were refused: both work in vain", refused)
 		}
 		if err := children[active].Process.Kill(); err != nil {

@@ -119,8 +119,8 @@ func (w *warehouse) owns(location string) bool {
 }
 
 // tableLocation is where a table's files are to be: where the catalog itself would put them.
-func (w *warehouse) tableLocation(name string) string {
-	return w.url + "/" + Namespace + ".db/" + name
+func (w *warehouse) tableLocation(name table.Identifier) string {
+	return w.url + "/" + strings.Join(name[:len(name)-1], "/") + ".db/" + name[len(name)-1]
 }
 
 // reach makes a catalog's tables find the object store: iceberg-go looks for the way, keys included, in the context. So no

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -16,9 +17,10 @@ import (
 // Group says how a Reader shares the topic with others. The group only tells who reads what: where to read on is the
 // caller's to know, and offsets that somebody commits or resets for the group change nothing.
 type Group struct {
-	Name string
-	// Position is asked for the offsets to read from when partitions come to this member. It runs while the Reader polls or
-	// has yielded, never between Poll and Yield. Its error is what Poll returns next.
+	Name    string
+	Refresh time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
+	// Position is asked for the offsets to read from when partitions come to this member, in a goroutine of its own. Its error
+	// is what Poll returns next.
 	Position func(ctx context.Context, partitions []int32) (map[int32]int64, error)
 }
 
@@ -32,18 +34,19 @@ type member struct {
 	wake   func()          // ends the Poll under way; nil where there is none
 }
 
-// How often a member looks for partitions that the topic was given, and tells the brokers that it lives. A member that falls
-// silent loses its partitions after the session's timeout.
+// How often a member tells the brokers that it lives. One that falls silent loses its partitions after the session's timeout.
 const (
-	groupMetadataAge = 30 * time.Second
-	groupHeartbeat   = 500 * time.Millisecond
-	groupSession     = 10 * time.Second
+	groupRefresh      = 30 * time.Second
+	groupRefreshLeast = time.Second // between two looks, whatever there is to find
+	groupHeartbeat    = 500 * time.Millisecond
+	groupSession      = 10 * time.Second
 )
 
-// Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield no partition comes or
-// goes, so the caller can finish what it does with the records. It must not let more than a minute pass, or the group goes on
-// without it; then another member may read the same records, and only the sink can tell who was first.
+// Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield none of them goes, so
+// the caller can finish what it does with the records. It must not let more than a minute pass, or the group goes on without
+// it; then another member may read the same records, and only the sink can tell who was first.
 func Join(c Config, g Group) (*Reader, error) {
+	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
 	r, err := open(c,
 		kgo.ConsumeTopics(c.Topic),
@@ -51,7 +54,8 @@ func Join(c Config, g Group) (*Reader, error) {
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.HeartbeatInterval(groupHeartbeat),
 		kgo.SessionTimeout(groupSession),
-		kgo.MetadataMaxAge(groupMetadataAge),
+		kgo.MetadataMaxAge(refresh),
+		kgo.MetadataMinAge(min(refresh, groupRefreshLeast)),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.AdjustFetchOffsetsFn(m.assigned),
