@@ -197,12 +197,12 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		}
 		return s.place(c.table, nil, metadata)
 	}
+	if len(c.updates) == 0 {
+		return &plan{c.table, current, base, current.MetadataLocation()}, nil
+	}
 	metadata, err := update(base, c.updates, current.MetadataLocation())
 	if err != nil {
 		return nil, refused(c.table, err)
-	}
-	if metadata.Equals(base) {
-		return &plan{c.table, current, base, current.MetadataLocation()}, nil
 	}
 	return s.place(c.table, current, metadata)
 }
@@ -261,10 +261,20 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 	return b.Build()
 }
 
+// elsewhere are the properties that place files beside a table's location.
+var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+
 // place chooses the file of new metadata, and sees to it that the table stays in the warehouse.
 func (s *Server) place(ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	if _, err := s.warehouse.inside("location", metadata.Location()); err != nil {
 		return nil, err
+	}
+	for _, key := range elsewhere {
+		if location, ok := metadata.Properties()[key]; ok {
+			if _, err := s.warehouse.inside(key, location); err != nil {
+				return nil, err
+			}
+		}
 	}
 	version := 0
 	if current != nil { // files are named VERSION-UUID.metadata.json, others' also vVERSION.metadata.json
