@@ -9,14 +9,17 @@ import (
 )
 
 // ResidentMB is the memory that the server holds now, in MB.
-func (p *Process) ResidentMB() (int, error) { return p.status("VmRSS:") }
+func (p *Process) ResidentMB() (int, error) { return ResidentMB(p.pid) }
 
 // PeakMB is the most memory that the server has held, in MB.
-func (p *Process) PeakMB() (int, error) { return p.status("VmHWM:") }
+func (p *Process) PeakMB() (int, error) { return status(p.pid, "VmHWM:") }
 
-// status is a line of what Linux says of the process, which is in kB, in MB.
-func (p *Process) status(name string) (mb int, err error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+// ResidentMB is the memory that a process holds now, in MB.
+func ResidentMB(pid int) (int, error) { return status(pid, "VmRSS:") }
+
+// status is a line of what Linux says of a process, which is in kB, in MB.
+func status(pid int, name string) (mb int, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -26,7 +29,7 @@ func (p *Process) status(name string) (mb int, err error) {
 			return kb / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("no %s in /proc: %s has ended", name, p.command.Name)
+	return 0, fmt.Errorf("no %s in /proc: process %d has ended", name, pid)
 }
 
 // Linux counts time in these for programs, whatever its own clock.
