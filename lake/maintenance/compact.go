@@ -187,7 +187,7 @@ func (r *run) sortInto(ctx context.Context, w *writer, keys []keyField, schema *
 		return fmt.Errorf("scratch folder: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	s := newSorter(ctx, keys, schema, dir, r.Memory/4, func() error { return r.at(ctx, stepSpilled) })
+	s := newSorter(ctx, keys, schema, dir, r.sortBytes, func() error { return r.at(ctx, stepSpilled) })
 	defer s.close()
 	if err := takeAll(ctx, records, s.add); err != nil {
 		return err

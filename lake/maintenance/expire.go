@@ -67,23 +67,27 @@ func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabl
 // expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place of
 // only lately are kept by their number.
 func (r *run) expiry(meta table.Metadata) []table.ExpireSnapshotsOpt {
-	keep := r.KeepSnapshots
-	limit := time.Now().Add(-r.KeepAge).UnixMilli()
+	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-r.KeepAge)))
+	return []table.ExpireSnapshotsOpt{table.WithOlderThan(r.KeepAge), table.WithRetainLast(keep)}
+}
+
+// headsSince counts, on the branch where they are most, the snapshots that are the head or were until after a time.
+func headsSince(meta table.Metadata, since time.Time) (most int) {
 	for _, ref := range meta.Refs() {
 		if ref.SnapshotRefType != table.BranchRef {
 			continue
 		}
 		n := 0
 		for s := meta.SnapshotByID(ref.SnapshotID); s != nil; {
-			n++ // the head, or one that was the head until after the limit
-			if s.TimestampMs <= limit || s.ParentSnapshotID == nil {
-				break
+			n++
+			if s.TimestampMs < since.UnixMilli() || s.ParentSnapshotID == nil {
+				break // its parent had made way for it by then
 			}
 			s = meta.SnapshotByID(*s.ParentSnapshotID)
 		}
-		keep = max(keep, n)
+		most = max(most, n)
 	}
-	return []table.ExpireSnapshotsOpt{table.WithOlderThan(r.KeepAge), table.WithRetainLast(keep)}
+	return most
 }
 
 // expirable counts the snapshots that would go.

@@ -65,7 +65,9 @@ type Config struct {
 
 	hook        func(ctx context.Context, s step) error // tests fail steps with it
 	orphanLeast time.Duration                           // tests are in a hurry
+	now         func() time.Time                        // for the age of orphans
 	tries       int                                     // of a commit
+	sortBytes   int64                                   // sorted at once; a quarter of Memory
 }
 
 // A bin is what is sorted and rewritten at once: so many times the target.
@@ -91,6 +93,10 @@ func (c *Config) fill() error {
 	setDefault(&c.Every, 10*time.Minute)
 	setDefault(&c.orphanLeast, leastOrphanAge)
 	setDefault(&c.tries, 30)
+	setDefault(&c.sortBytes, c.Memory/4)
+	if c.now == nil {
+		c.now = time.Now
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -102,7 +102,7 @@ func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return orphansAmong(listed, t.Location(), referred, time.Now().Add(-r.OrphanAge)), nil
+	return orphansAmong(listed, t.Location(), referred, r.now().Add(-r.OrphanAge)), nil
 }
 
 // orphansAmong picks the files that may go.

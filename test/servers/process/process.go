@@ -22,7 +22,7 @@ import (
 )
 
 // ErrMissing says that a server's program is not installed.
-var ErrMissing = errors.New("not installed: run `make servers`")
+var ErrMissing = errors.New("not installed: run `make servers`, or `make engines` for Trino, Spark and Kafka Connect")
 
 // SkipOrFail ends a test whose server did not start: where the program is missing the test is skipped, unless
 // MILLRACE_REQUIRE_SERVERS is set.
@@ -280,19 +280,4 @@ func (p *Process) Stop(within time.Duration) error {
 	case <-time.After(within):
 		return errors.Join(fmt.Errorf("%s did not stop within %v and was killed", p.command.Name, within), p.Kill())
 	}
-}
-
-// ResidentMB is the memory that the server holds now, in MB.
-func (p *Process) ResidentMB() (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kb, err := strconv.Atoi(strings.Fields(rest)[0])
-			return kb / 1024, err
-		}
-	}
-	return 0, errors.New("no VmRSS in /proc")
 }

@@ -147,3 +147,44 @@ func TestPause(t *testing.T) {
 	}
 	polltest.Until(t, "it runs", func() bool { return state() == "R" })
 }
+
+// A process that computes uses time, and a sleeping one does not.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	usage := func(command string) *process.Process {
+		c := sleeper(t.TempDir())
+		c.Path, c.Args = "/bin/sh", []string{"-c", command}
+		p, err := process.Start(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := p.Kill(); err != nil {
+				t.Error(err)
+			}
+		})
+		return p
+	}
+	idle, busy := usage("exec sleep 1000"), usage("while :; do :; done")
+	polltest.Until(t, "it has computed for 100 ms", func() bool {
+		cpu, err := busy.CPU()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cpu >= 100*time.Millisecond
+	})
+	if cpu, err := idle.CPU(); err != nil || cpu > 50*time.Millisecond {
+		t.Errorf("the sleeping one used %v, %v", cpu, err)
+	}
+	now, err1 := busy.ResidentMB()
+	peak, err2 := busy.PeakMB()
+	if err := errors.Join(err1, err2); err != nil || peak < now {
+		t.Errorf("%d MB now, %d MB at most, %v", now, peak, err)
+	}
+	if err := busy.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := busy.CPU(); err == nil {
+		t.Error("one that has ended tells its time")
+	}
+}

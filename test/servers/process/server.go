@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // Server is the life of a server that is one process: a folder, a start, kills, freezes and further starts on the same data.
@@ -82,12 +83,39 @@ func (s *Server) Pause() error { return s.with((*Process).Pause) }
 func (s *Server) Resume() error { return s.with((*Process).Resume) }
 
 // ResidentMB is the memory that the server holds now, in MB.
-func (s *Server) ResidentMB() (mb int, err error) {
+func (s *Server) ResidentMB() (int, error) { return of(s, (*Process).ResidentMB) }
+
+// PeakMB is the most memory that the server has held since it was last started, in MB.
+func (s *Server) PeakMB() (int, error) { return of(s, (*Process).PeakMB) }
+
+// CPU is the time that the server has computed since it was last started, on all processors together.
+func (s *Server) CPU() (time.Duration, error) { return of(s, (*Process).CPU) }
+
+// Ended is closed when the server, as it was last started, has ended. It is nil where it was not.
+func (s *Server) Ended() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil {
+		return nil
+	}
+	return s.process.Ended()
+}
+
+// LogTail is the end of the server's log.
+func (s *Server) LogTail() (tail string) {
+	_ = s.with(func(p *Process) error { // nothing where it was not started
+		tail = p.LogTail()
+		return nil
+	})
+	return tail
+}
+
+func of[T any](s *Server, ask func(*Process) (T, error)) (answer T, err error) {
 	err = s.with(func(p *Process) error {
-		mb, err = p.ResidentMB()
+		answer, err = ask(p)
 		return err
 	})
-	return mb, err
+	return answer, err
 }
 
 func (s *Server) with(do func(*Process) error) error {

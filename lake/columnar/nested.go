@@ -1,0 +1,218 @@
+package columnar
+
+import (
+	"math"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
+)
+
+// Structs is a column of groups of values. Where a group is null, so are its fields; they are filled with nulls when the next
+// group comes or someone looks, so that an absent group costs the same however many fields it has.
+type Structs struct {
+	children []Column
+	n        int
+	filled   int // values that the children have
+	valid    validity
+}
+
+// Append begins a group: each child gets a value next.
+func (c *Structs) Append() {
+	if c.filled < c.n {
+		c.fill()
+	}
+	if c.valid.some {
+		c.valid.set(c.n)
+	}
+	c.n++
+	c.filled++
+}
+
+// AppendNull implements Column. The children get nothing.
+func (c *Structs) AppendNull() { c.pad(c.n + 1) }
+
+// fill gives the children the nulls that they lack.
+func (c *Structs) fill() {
+	for _, child := range c.children {
+		child.pad(c.n)
+	}
+	c.filled = c.n
+}
+
+// Child is the column of field i, to append to. Whoever reads it takes it from Children.
+func (c *Structs) Child(i int) Column { return c.children[i] }
+
+// Children are the columns of the fields, as long as this one. They are for reading, between groups.
+func (c *Structs) Children() []Column {
+	if c.filled < c.n {
+		c.fill()
+	}
+	return c.children
+}
+
+// Len implements Column.
+func (c *Structs) Len() int { return c.n }
+
+// Validity implements Column.
+func (c *Structs) Validity() []byte { return c.valid.of(c.n) }
+
+// Nulls implements Column.
+func (c *Structs) Nulls() int { return c.valid.nulls(c.n) }
+
+// Truncate implements Column.
+func (c *Structs) Truncate(n int) {
+	if n >= c.n {
+		return
+	}
+	c.n = n
+	c.valid.truncate(n)
+	if c.filled > n {
+		c.filled = n
+		for _, child := range c.children {
+			child.Truncate(n)
+		}
+	}
+}
+
+func (c *Structs) pad(n int) {
+	c.valid.clear(c.n, n-c.n)
+	c.n = n
+}
+
+func (c *Structs) size() int {
+	n := c.valid.size(c.n)
+	for _, child := range c.children {
+		n += child.size()
+	}
+	return n
+}
+
+func (c *Structs) data(t arrow.DataType) arrow.ArrayData {
+	valid, nulls := c.valid.buffer(c.n)
+	return groupData(t.(*arrow.StructType), c.n, valid, nulls, c.Children())
+}
+
+func groupData(t *arrow.StructType, n int, valid *memory.Buffer, nulls int, children []Column) arrow.ArrayData {
+	inner := make([]arrow.ArrayData, len(children))
+	for i, child := range children {
+		if child.Len() != n {
+			panic("columnar: field " + t.Field(i).Name + " has not got a value in every group")
+		}
+		inner[i] = child.data(t.Field(i).Type)
+	}
+	data := array.NewData(t, n, []*memory.Buffer{valid}, inner, nulls, 0)
+	for _, d := range inner {
+		d.Release()
+	}
+	return data
+}
+
+// runs says which values of another column belong together: offsets[i] to offsets[i+1] are run i.
+type runs struct {
+	offsets []int32
+	valid   validity
+	full    *bool
+}
+
+// Len implements Column.
+func (r *runs) Len() int { return len(r.offsets) - 1 }
+
+// Offsets says where the runs begin and end; there is one more than runs. Valid until Truncate, and not to be changed.
+func (r *runs) Offsets() []int32 { return r.offsets }
+
+// Start is where the run begins that is under way.
+func (r *runs) Start() int { return int(r.offsets[len(r.offsets)-1]) }
+
+// Validity implements Column.
+func (r *runs) Validity() []byte { return r.valid.of(r.Len()) }
+
+// Nulls implements Column.
+func (r *runs) Nulls() int { return r.valid.nulls(r.Len()) }
+
+// AppendNull implements Column.
+func (r *runs) AppendNull() { r.pad(r.Len() + 1) }
+
+// append ends a run before the value n of the other column.
+func (r *runs) append(n int) {
+	if r.valid.some {
+		r.valid.set(r.Len())
+	}
+	if n > math.MaxInt32 {
+		*r.full, n = true, r.Start()
+	}
+	r.offsets = append(r.offsets, int32(n))
+}
+
+// truncate keeps the first n runs, or all, and tells how many values they have.
+func (r *runs) truncate(n int) int {
+	if n < r.Len() {
+		r.offsets = r.offsets[:n+1]
+		r.valid.truncate(n)
+	}
+	return r.Start()
+}
+
+func (r *runs) pad(n int) {
+	r.valid.clear(r.Len(), n-r.Len())
+	r.offsets = repeatLast(r.offsets, n-r.Len())
+}
+
+func (r *runs) size() int { return 4*r.Len() + r.valid.size(r.Len()) }
+
+// of is Arrow's list of what child holds. It takes child over.
+func (r *runs) of(t arrow.DataType, child arrow.ArrayData) arrow.ArrayData {
+	defer child.Release()
+	valid, nulls := r.valid.buffer(r.Len())
+	return array.NewData(t, r.Len(), []*memory.Buffer{valid, bufferOf(r.offsets)}, []arrow.ArrayData{child}, nulls, 0)
+}
+
+// Lists is a column of lists.
+type Lists struct {
+	runs
+	element Column
+}
+
+// Append ends a list: it has what was appended to the element's column since the one before.
+func (c *Lists) Append() { c.append(c.element.Len()) }
+
+// Element is the column of the elements of all lists.
+func (c *Lists) Element() Column { return c.element }
+
+// Truncate implements Column.
+func (c *Lists) Truncate(n int) { c.element.Truncate(c.truncate(n)) }
+
+func (c *Lists) size() int { return c.runs.size() + c.element.size() }
+
+func (c *Lists) data(t arrow.DataType) arrow.ArrayData {
+	return c.of(t, c.element.data(t.(*arrow.ListType).Elem()))
+}
+
+// Maps is a column of maps. It takes pairs as they come: a key that comes twice stands twice.
+type Maps struct {
+	runs
+	keys, values Column
+}
+
+// Append ends a map: it has the pairs that were appended to the columns of keys and values since the one before.
+func (c *Maps) Append() { c.append(c.keys.Len()) }
+
+// Keys is the column of the keys of all maps.
+func (c *Maps) Keys() Column { return c.keys }
+
+// Values is the column of the values of all maps.
+func (c *Maps) Values() Column { return c.values }
+
+// Truncate implements Column.
+func (c *Maps) Truncate(n int) {
+	pairs := c.truncate(n)
+	c.keys.Truncate(pairs)
+	c.values.Truncate(pairs)
+}
+
+func (c *Maps) size() int { return c.runs.size() + c.keys.size() + c.values.size() }
+
+func (c *Maps) data(t arrow.DataType) arrow.ArrayData {
+	entries := t.(*arrow.MapType).Elem().(*arrow.StructType)
+	return c.of(t, groupData(entries, c.keys.Len(), nil, 0, []Column{c.keys, c.values}))
+}

@@ -1,0 +1,418 @@
+package restcatalog
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+)
+
+// change is what a commit asks of one table.
+type change struct {
+	table        table.Identifier
+	requirements []table.Requirement
+	updates      []table.Update
+}
+
+type changeRequest struct {
+	Identifier   *identifier     `json:"identifier"`
+	Requirements json.RawMessage `json:"requirements"`
+	Updates      json.RawMessage `json:"updates"`
+}
+
+// change takes the lists apart; what this catalog does not know in them is an error, as the specification wants.
+func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
+	var requirements table.Requirements
+	var updates table.Updates
+	for field, list := range map[string]struct {
+		raw  json.RawMessage
+		into any
+	}{"requirements": {c.Requirements, &requirements}, "updates": {c.Updates, &updates}} {
+		if len(list.raw) == 0 {
+			return change{}, badRequest("%s: it is missing", field)
+		}
+		if err := unmarshalGuarded(list.raw, list.into); err != nil {
+			return change{}, badRequest("%s: %v", field, err)
+		}
+	}
+	return change{ident, requirements, updates}, nil
+}
+
+func (s *Server) commitTable(w http.ResponseWriter, r *http.Request) error {
+	var body changeRequest
+	if err := read(r, &body); err != nil {
+		return err
+	}
+	ident := tableOf(r)
+	if body.Identifier != nil && !slices.Equal(body.Identifier.full(), ident) {
+		return badRequest("identifier: it is %s, and the path names %s", strings.Join(body.Identifier.full(), "."), strings.Join(ident, "."))
+	}
+	c, err := body.change(ident)
+	if err != nil {
+		return err
+	}
+	plans, err := s.commit(r.Context(), []change{c})
+	if err != nil {
+		return err
+	}
+	return reply(w, struct {
+		MetadataLocation string         `json:"metadata-location"`
+		Metadata         table.Metadata `json:"metadata"`
+	}{plans[0].file, plans[0].metadata})
+}
+
+func (s *Server) commitTransaction(w http.ResponseWriter, r *http.Request) error {
+	changes, err := readTransaction(r)
+	if err != nil {
+		return err
+	}
+	if _, err := s.commit(r.Context(), changes); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func readTransaction(r *http.Request) ([]change, error) {
+	var body struct {
+		Changes []changeRequest `json:"table-changes"`
+	}
+	if err := read(r, &body); err != nil {
+		return nil, err
+	}
+	if len(body.Changes) == 0 {
+		return nil, badRequest("table-changes: it is missing or empty")
+	}
+	var changes []change
+	seen := map[string]bool{}
+	for i, b := range body.Changes {
+		if b.Identifier == nil || len(b.Identifier.Namespace) == 0 || b.Identifier.Name == "" {
+			return nil, badRequest("table-changes[%d].identifier: it is missing, or lacks its namespace or name", i)
+		}
+		ident := b.Identifier.full()
+		if key := strings.Join(ident, separator); seen[key] {
+			return nil, badRequest("table-changes[%d].identifier: %s comes twice", i, strings.Join(ident, "."))
+		} else {
+			seen[key] = true
+		}
+		c, err := b.change(ident)
+		if err != nil {
+			var f *failure
+			if errors.As(err, &f) {
+				f.message = fmt.Sprintf("table-changes[%d].%s", i, f.message)
+			}
+			return nil, err
+		}
+		changes = append(changes, c)
+	}
+	return changes, nil
+}
+
+// tries is how often a commit is computed anew because another came first. What the client requires of the table is checked
+// each time, so nothing lands on a table that the client did not mean.
+const tries = 5
+
+// commit makes all changes or none.
+func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) {
+	for try := 1; ; try++ {
+		var plans []*plan
+		for _, c := range changes {
+			p, err := s.plan(ctx, c)
+			if err != nil {
+				return nil, err
+			}
+			plans = append(plans, p)
+		}
+		err := s.land(ctx, plans)
+		if err == nil {
+			s.removeReplaced(ctx, plans)
+			return plans, nil
+		}
+		if !errors.Is(err, ErrConflict) || try == tries {
+			return nil, err
+		}
+	}
+}
+
+// plan is what a table is to become.
+type plan struct {
+	table    table.Identifier
+	current  *table.Table // nil for a table that is not there
+	metadata table.Metadata
+	file     string // where metadata is to be written; the current file where nothing changes
+}
+
+func (p *plan) changes() bool { return p.current == nil || p.file != p.current.MetadataLocation() }
+
+func (p *plan) move() Move {
+	m := Move{Table: p.table, To: p.file}
+	if p.current != nil {
+		m.From = p.current.MetadataLocation()
+	}
+	return m
+}
+
+// plan checks a change against the table as it is now. It writes nothing.
+func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
+	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
+	current, err := s.Catalog.LoadTable(ctx, c.table)
+	switch {
+	case errors.Is(err, catalog.ErrNoSuchTable):
+		if !creates {
+			return nil, err
+		}
+		current = nil
+		if err := checkName("table", c.table...); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, notNow(err)
+	}
+	var base table.Metadata
+	if current != nil {
+		base = current.Metadata()
+	}
+	for _, r := range c.requirements {
+		if err := validateGuarded(r, base); err != nil {
+			return nil, commitFailed("%s: %v", strings.Join(c.table, "."), err)
+		}
+	}
+	if current == nil {
+		metadata, err := s.create(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return s.place(c.table, nil, metadata)
+	}
+	if len(c.updates) == 0 {
+		return &plan{c.table, current, base, current.MetadataLocation()}, nil
+	}
+	metadata, err := update(base, c.updates, current.MetadataLocation())
+	if err != nil {
+		return nil, refused(c.table, err)
+	}
+	return s.place(c.table, current, metadata)
+}
+
+// refused is the error of updates that do not fit the table.
+func refused(ident table.Identifier, err error) error {
+	if strings.Contains(err.Error(), "sequence number") { // another branch moved: the client takes the next number and tries again
+		return commitFailed("%s: %v", strings.Join(ident, "."), err)
+	}
+	return badRequest("updates: %s: %v", strings.Join(ident, "."), err)
+}
+
+// create is the metadata of a table that begins with this change.
+func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
+	var has []string
+	for _, u := range c.updates {
+		has = append(has, u.Action())
+	}
+	updates := slices.Clone(c.updates)
+	id := uuid.New()
+	if !slices.Contains(has, table.UpdateAssignUUID) {
+		updates = append(updates, table.NewAssignUUIDUpdate(id))
+	}
+	if !slices.Contains(has, table.UpdateUpgradeFormatVersion) {
+		updates = append([]table.Update{table.NewUpgradeFormatVersionUpdate(table.DefaultFormatVersion)}, updates...)
+	}
+	location, err := s.tableLocation(ctx, c.table, id) // looks for the namespace too
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(has, table.UpdateSetLocation) {
+		updates = append(updates, table.NewSetLocationUpdate(location))
+	}
+	metadata, err := update(nil, updates, "")
+	if err != nil {
+		return nil, refused(c.table, err)
+	}
+	return metadata, nil
+}
+
+// update applies updates to metadata, or to nothing.
+func update(base table.Metadata, updates []table.Update, file string) (m table.Metadata, err error) {
+	defer guard(&err)
+	if base != nil {
+		return table.UpdateTableMetadata(base, updates, file)
+	}
+	b, err := table.NewMetadataBuilder(1)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range updates {
+		if err := u.Apply(b); err != nil {
+			return nil, err
+		}
+	}
+	return b.Build()
+}
+
+// elsewhere are the properties that place files beside a table's location.
+var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+
+// place chooses the file of new metadata, and sees to it that the table stays in the warehouse.
+func (s *Server) place(ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
+	if _, err := s.warehouse.inside("location", metadata.Location()); err != nil {
+		return nil, err
+	}
+	for _, key := range elsewhere {
+		if location, ok := metadata.Properties()[key]; ok {
+			if _, err := s.warehouse.inside(key, location); err != nil {
+				return nil, err
+			}
+		}
+	}
+	version := 0
+	if current != nil { // files are named VERSION-UUID.metadata.json, others' also vVERSION.metadata.json
+		name := strings.TrimPrefix(path.Base(current.MetadataLocation()), "v")
+		digits := name[:len(name)-len(strings.TrimLeft(name, "0123456789"))]
+		if n, err := strconv.Atoi(digits); err == nil {
+			version = n + 1
+		}
+	}
+	locations, err := table.LoadLocationProvider(metadata.Location(), metadata.Properties())
+	if err != nil {
+		return nil, badRequest("location: %v", err)
+	}
+	file, err := locations.NewTableMetadataFileLocation(version)
+	if err != nil {
+		return nil, badRequest("properties: %v", err)
+	}
+	if file, err = s.warehouse.inside(table.WriteMetadataPathKey, file); err != nil {
+		return nil, err
+	}
+	return &plan{ident, current, metadata, file}, nil
+}
+
+// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves files that nothing names.
+func (s *Server) land(ctx context.Context, plans []*plan) error {
+	changes := false
+	var moves []Move
+	var written []string
+	for _, p := range plans {
+		moves = append(moves, p.move())
+		if !p.changes() {
+			continue
+		}
+		changes = true
+		written = append(written, p.file)
+		if err := s.write(ctx, p); err != nil {
+			s.remove(ctx, written)
+			var f *failure
+			if errors.As(err, &f) {
+				return f
+			}
+			return notNow(err)
+		}
+	}
+	if !changes {
+		return nil
+	}
+	err := s.swap(ctx, moves)
+	var f *failure
+	if unknown := errors.As(err, &f) && f.status == http.StatusInternalServerError; err != nil && !unknown {
+		s.remove(ctx, written)
+	}
+	return err
+}
+
+// How long the swap may take; a client that leaves meanwhile does not interrupt it. And how long to remove files.
+const (
+	swapTimeout   = 30 * time.Second
+	removeTimeout = 10 * time.Second
+)
+
+// swap moves tables, and sorts what can go wrong into what clients tell apart.
+func (s *Server) swap(ctx context.Context, moves []Move) error {
+	if err := ctx.Err(); err != nil {
+		return notNow(err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
+	defer cancel()
+	err := s.Swapper.Swap(ctx, moves)
+	switch {
+	case err == nil, errors.Is(err, ErrConflict), errors.Is(err, catalog.ErrNoSuchNamespace):
+		return err
+	case errors.Is(err, ErrNotSwapped):
+		return notNow(err)
+	}
+	return stateUnknown(err)
+}
+
+// write writes a plan's metadata file.
+func (s *Server) write(ctx context.Context, p *plan) error {
+	b, err := json.Marshal(p.metadata)
+	if err != nil {
+		return badRequest("updates: the metadata that they make cannot be written: %v", err)
+	}
+	switch { // the name says how it is compressed
+	case strings.HasSuffix(p.file, ".gz.metadata.json"):
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		_, err := z.Write(b)
+		if err := errors.Join(err, z.Close()); err != nil {
+			return err
+		}
+		b = packed.Bytes()
+	case strings.HasSuffix(p.file, ".zstd.metadata.json"):
+		return badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+	}
+	files, err := s.files(ctx, p.file)
+	if err != nil {
+		return err
+	}
+	if err := files.WriteFile(p.file, b); err != nil {
+		return fmt.Errorf("write metadata: %w", err)
+	}
+	return nil
+}
+
+// remove removes metadata files that nothing names; what fails is left to the removal of orphans.
+func (s *Server) remove(ctx context.Context, written []string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	for _, file := range written {
+		files, err := s.files(ctx, file)
+		if err == nil {
+			err = files.Remove(file)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
+		}
+	}
+}
+
+// removeReplaced removes metadata files that a commit pushed out of the table's log, where the table asks for that: clients
+// of a REST catalog leave it to the server.
+func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
+	for _, p := range plans {
+		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {
+			continue
+		}
+		kept := map[string]bool{}
+		for entry := range p.metadata.PreviousFiles() {
+			kept[entry.MetadataFile] = true
+		}
+		var gone []string
+		for entry := range p.current.Metadata().PreviousFiles() {
+			if !kept[entry.MetadataFile] {
+				gone = append(gone, entry.MetadataFile)
+			}
+		}
+		s.remove(ctx, gone)
+	}
+}

@@ -1,0 +1,222 @@
+package restcatalog
+
+import (
+	"encoding/base64"
+	"maps"
+	"net/http"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/table"
+)
+
+// separator stands between the parts of a namespace in a path.
+const separator = "\x1f"
+
+// namespaceOf is the namespace of a request's path.
+func namespaceOf(r *http.Request) table.Identifier {
+	return strings.Split(r.PathValue("namespace"), separator)
+}
+
+// checkName refuses parts of a name that could not be stored or named in a path. What is there already may be called anything.
+func checkName(field string, parts ...string) error {
+	if len(parts) == 0 {
+		return badRequest("%s: it is missing", field)
+	}
+	for _, p := range parts {
+		if p == "" || p == "." || p == ".." || strings.Contains(p, "/") || strings.ContainsFunc(p, unicode.IsControl) || strings.Contains(p, encodedNamespace) {
+			return badRequest("%s: %q is not a name; it must not be empty, a dot or two, nor have slashes or control characters", field, p)
+		}
+	}
+	return nil
+}
+
+type namespaceAnswer struct {
+	Namespace  table.Identifier   `json:"namespace"`
+	Properties iceberg.Properties `json:"properties"`
+}
+
+func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
+	var parent table.Identifier
+	if p := r.URL.Query().Get("parent"); p != "" {
+		parent = strings.Split(p, separator)
+	}
+	all, err := s.Catalog.ListNamespaces(r.Context(), parent) // at any depth
+	if err != nil {
+		return err
+	}
+	children := map[string]table.Identifier{}
+	for _, n := range all {
+		if len(n) > len(parent) {
+			child := n[:len(parent)+1]
+			children[strings.Join(child, separator)] = child
+		}
+	}
+	keys, next, err := page(r, slices.Collect(maps.Keys(children)))
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Namespaces []table.Identifier `json:"namespaces"`
+		Next       string             `json:"next-page-token,omitempty"`
+	}{make([]table.Identifier, 0, len(keys)), next}
+	for _, k := range keys {
+		answer.Namespaces = append(answer.Namespaces, children[k])
+	}
+	return reply(w, answer)
+}
+
+const maxPage = 1000
+
+// page is the part of a list that a request asks for, in order, and the token that asks for the next. A token names the last
+// of its page, so that what comes and goes between two pages neither repeats nor hides the rest.
+func page(r *http.Request, keys []string) (part []string, next string, err error) {
+	sort.Strings(keys)
+	q := r.URL.Query()
+	if !q.Has("pageToken") && !q.Has("pageSize") {
+		return keys, "", nil // the client knows no pages
+	}
+	size := maxPage
+	if text := q.Get("pageSize"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return nil, "", badRequest("pageSize: %q is not a positive number", text)
+		}
+		size = min(n, maxPage)
+	}
+	if token := q.Get("pageToken"); token != "" {
+		after, err := base64.RawURLEncoding.DecodeString(token)
+		if err != nil {
+			return nil, "", badRequest("pageToken: %q is not one that this catalog gave", token)
+		}
+		at, found := slices.BinarySearch(keys, string(after))
+		if found {
+			at++
+		}
+		keys = keys[at:]
+	}
+	if len(keys) <= size {
+		return keys, "", nil
+	}
+	return keys[:size], base64.RawURLEncoding.EncodeToString([]byte(keys[size-1])), nil
+}
+
+func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
+	var n namespaceAnswer
+	if err := read(r, &n); err != nil {
+		return err
+	}
+	if err := checkName("namespace", n.Namespace...); err != nil {
+		return err
+	}
+	if err := s.checkNamespaceLocation(n.Properties); err != nil {
+		return err
+	}
+	if err := s.Catalog.CreateNamespace(r.Context(), n.Namespace, n.Properties); err != nil {
+		return err
+	}
+	if n.Properties == nil {
+		n.Properties = iceberg.Properties{}
+	}
+	return reply(w, n)
+}
+
+// checkNamespaceLocation refuses a namespace whose tables would lie beyond the warehouse.
+func (s *Server) checkNamespaceLocation(p iceberg.Properties) error {
+	if l, ok := p["location"]; ok {
+		_, err := s.warehouse.inside("location", l)
+		return err
+	}
+	return nil
+}
+
+func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
+	n := namespaceOf(r)
+	p, err := s.Catalog.LoadNamespaceProperties(r.Context(), n)
+	if err != nil {
+		return err
+	}
+	return reply(w, namespaceAnswer{n, p})
+}
+
+func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
+	exists, err := s.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
+	if err == nil && !exists {
+		err = catalog.ErrNoSuchNamespace
+	}
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
+	n := namespaceOf(r)
+	below, err := s.Catalog.ListNamespaces(r.Context(), n)
+	if err != nil {
+		return err
+	}
+	for _, b := range below {
+		if len(b) > len(n) {
+			return &failure{status: http.StatusConflict, kind: "NamespaceNotEmptyException", message: "namespace " + strings.Join(b, ".") + " is in it"}
+		}
+	}
+	if err := s.Catalog.DropNamespace(r.Context(), n); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
+	var change struct {
+		Removals []string           `json:"removals"`
+		Updates  iceberg.Properties `json:"updates"`
+	}
+	if err := read(r, &change); err != nil {
+		return err
+	}
+	for _, key := range change.Removals {
+		if _, both := change.Updates[key]; both {
+			return &failure{status: http.StatusUnprocessableEntity, kind: "UnprocessableEntityException", message: "removals, updates: " + key + " is in both"}
+		}
+	}
+	if err := s.checkNamespaceLocation(change.Updates); err != nil {
+		return err
+	}
+	summary, err := s.Catalog.UpdateNamespaceProperties(r.Context(), namespaceOf(r), change.Removals, change.Updates)
+	if err != nil {
+		return err
+	}
+	for _, list := range []*[]string{&summary.Removed, &summary.Updated, &summary.Missing} {
+		if *list == nil {
+			*list = []string{} // clients want lists
+		}
+	}
+	return reply(w, summary)
+}
+
+func (s *Server) listViews(w http.ResponseWriter, r *http.Request) error {
+	exists, err := s.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
+	if err == nil && !exists {
+		err = catalog.ErrNoSuchNamespace
+	}
+	if err != nil {
+		return err
+	}
+	return reply(w, map[string][]string{"identifiers": {}})
+}
+
+func noView(_ http.ResponseWriter, r *http.Request) error {
+	return &failure{status: http.StatusNotFound, kind: "NoSuchViewException", message: "view does not exist: " + r.PathValue("view") + "; this catalog has no views"}
+}
+
+func noViews(http.ResponseWriter, *http.Request) error {
+	return &failure{status: http.StatusNotAcceptable, kind: "UnsupportedOperationException", message: "this catalog has no views"}
+}

@@ -1,0 +1,192 @@
+// Package restcatalog serves Iceberg's REST catalog protocol over a SQL catalog, so that any engine finds the lake's tables by
+// an address instead of by a database's driver, password and table layout. The catalog's rows stay the one truth: a writer that
+// goes to the database directly, as the landers do, and one that comes through here exclude each other by the same
+// compare-and-swap of a table's metadata location (see swap.go).
+//
+// It is written against the specification in apache/iceberg, open-api/rest-catalog-open-api.yaml. Views, scan planning and
+// idempotency keys are not served; `endpoints` of GET /v1/config lists what is.
+package restcatalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+)
+
+// Config says what to serve.
+type Config struct {
+	Catalog catalog.Catalog // required; its tables and namespaces
+	Swapper Swapper         // required; moves tables of that catalog, see NewSQL
+	// Warehouse is the URL below which all tables are to be: file:///folder or s3://bucket/folder. Nothing is created, and no
+	// file removed, beyond it.
+	Warehouse string
+	// Name is what clients may write for the warehouse, beside its URL. Empty: the URL alone.
+	Name string
+	// Prefix is told to clients, who then put it into their paths (/v1/PREFIX/…). Paths without it are served too.
+	Prefix string
+	// Files says how this server reaches the files: properties of iceberg-go's file systems.
+	Files iceberg.Properties
+	// Reach adds to a call's context what the file systems look for there. Nil: nothing.
+	Reach func(context.Context) context.Context
+	// Storage is told to clients of an s3:// warehouse.
+	Storage Storage
+	// Authenticate tells whose token this is; it must take the same time for every wrong one. Nil lets everybody in, which only
+	// a door on loopback may.
+	Authenticate func(token string) (caller string, known bool)
+	// Timeout bounds a request; zero is a minute.
+	Timeout time.Duration
+	Logger  *slog.Logger // required
+}
+
+// Storage is how clients reach an object store.
+type Storage struct {
+	Endpoint string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Region   string
+	// AccessKey and SecretKey are handed to clients that ask for credentials, and to nobody else. Empty: to none.
+	AccessKey, SecretKey string
+}
+
+const (
+	defaultTimeout = time.Minute
+	maxBody        = 32 << 20 // bytes of a request
+)
+
+// Server is the handler of a catalog's paths, from /v1/ on; under another path it stands behind http.StripPrefix. It is safe
+// for concurrent use, and holds nothing that must be closed.
+type Server struct {
+	Config
+	warehouse warehouse
+	endpoints []string
+	mux       *http.ServeMux
+}
+
+// New makes the handler. It connects to nothing.
+func New(c Config) (*Server, error) {
+	if c.Catalog == nil || c.Swapper == nil || c.Logger == nil {
+		return nil, errors.New("REST catalog: Catalog, Swapper and Logger are required")
+	}
+	w, err := openWarehouse(c.Warehouse, c.Storage)
+	if err != nil {
+		return nil, fmt.Errorf("REST catalog: %w", err)
+	}
+	if strings.ContainsAny(c.Prefix, "/{}%?# ") {
+		return nil, fmt.Errorf("REST catalog: prefix %q is not one part of a path", c.Prefix)
+	}
+	if c.Timeout == 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.Reach == nil {
+		c.Reach = func(ctx context.Context) context.Context { return ctx }
+	}
+	c.Logger = c.Logger.With("part", "rest catalog")
+	s := &Server{Config: c, warehouse: w, mux: http.NewServeMux()}
+	s.route()
+	return s, nil
+}
+
+// A handler answers a request, or tells why it cannot.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+func (s *Server) route() {
+	s.mux.Handle("GET /v1/config", s.answer(s.getConfig))
+	s.mux.Handle("POST /v1/oauth/tokens", http.HandlerFunc(s.getToken))
+	s.mux.Handle("/", s.answer(func(_ http.ResponseWriter, r *http.Request) error {
+		return &failure{status: http.StatusNotFound, kind: "NotFoundException", message: "this catalog does not serve " + r.Method + " " + r.URL.Path}
+	}))
+	const (
+		namespace = "/namespaces/{namespace}"
+		table     = namespace + "/tables/{table}"
+	)
+	for _, e := range []struct {
+		method, path string
+		h            handler
+	}{
+		{http.MethodGet, "/namespaces", s.listNamespaces},
+		{http.MethodPost, "/namespaces", s.createNamespace},
+		{http.MethodGet, namespace, s.loadNamespace},
+		{http.MethodHead, namespace, s.namespaceExists},
+		{http.MethodDelete, namespace, s.dropNamespace},
+		{http.MethodPost, namespace + "/properties", s.updateNamespace},
+		{http.MethodGet, namespace + "/tables", s.listTables},
+		{http.MethodPost, namespace + "/tables", s.createTable},
+		{http.MethodPost, namespace + "/register", s.registerTable},
+		{http.MethodGet, table, s.loadTable},
+		{http.MethodHead, table, s.tableExists},
+		{http.MethodPost, table, s.commitTable},
+		{http.MethodDelete, table, s.dropTable},
+		{http.MethodGet, table + "/credentials", s.loadCredentials},
+		{http.MethodPost, table + "/metrics", s.reportMetrics},
+		{http.MethodPost, "/tables/rename", s.renameTable},
+		{http.MethodPost, "/transactions/commit", s.commitTransaction},
+		{http.MethodGet, namespace + "/views", s.listViews},
+	} {
+		s.endpoints = append(s.endpoints, e.method+" /v1/{prefix}"+e.path)
+		s.serve(e.method, e.path, e.h)
+	}
+	// Clients that do not look at the list above learn that there are no views.
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		s.serve(method, namespace+"/views/{view}", noView)
+	}
+	for _, path := range []string{namespace + "/views", namespace + "/register-view", "/views/rename"} {
+		s.serve(http.MethodPost, path, noViews)
+	}
+}
+
+func (s *Server) serve(method, path string, h handler) {
+	s.mux.Handle(method+" /v1"+path, s.answer(h))
+	if s.Prefix != "" {
+		s.mux.Handle(method+" /v1/"+s.Prefix+path, s.answer(h))
+	}
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(s.Reach(r.Context()), s.Timeout)
+	defer cancel()
+	r = r.WithContext(ctx)
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+	seen.Header().Set("Cache-Control", "no-store") // answers may carry credentials, and all are of this moment
+	caller, in := s.admit(r)
+	if in {
+		s.mux.ServeHTTP(seen, r)
+	} else {
+		seen.Header().Set("WWW-Authenticate", "Bearer")
+		s.fail(seen, r, &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"})
+	}
+	s.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller)
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// getConfig tells a client what to know before its first call.
+func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
+	if asked := r.URL.Query().Get("warehouse"); asked != "" && asked != s.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
+		return badRequest("warehouse: there is no warehouse %q here; this catalog's is %s", asked, s.warehouse.url)
+	}
+	overrides := map[string]string{}
+	if s.Prefix != "" {
+		overrides["prefix"] = s.Prefix
+	}
+	return reply(w, struct {
+		Defaults  map[string]string `json:"defaults"`
+		Overrides map[string]string `json:"overrides"`
+		Endpoints []string          `json:"endpoints"`
+	}{s.warehouse.place(), overrides, s.endpoints})
+}

@@ -1,0 +1,201 @@
+package restcatalog
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go/catalog"
+	sqlcatalog "github.com/apache/iceberg-go/catalog/sql"
+	"github.com/apache/iceberg-go/table"
+)
+
+// A Move takes a table from one metadata file to another. Without From it makes the table. From and To may be the same, which
+// changes nothing and asserts that the table is still there.
+type Move struct {
+	Table    table.Identifier
+	From, To string
+}
+
+// Swapper moves tables. iceberg-go's catalogs commit one table at a time; a transaction over several needs them moved together.
+type Swapper interface {
+	// Swap does all moves or none. Errors that wrap ErrConflict, ErrNotSwapped or catalog.ErrNoSuchNamespace say that it did
+	// none; after any other, all may have been done.
+	Swap(ctx context.Context, moves []Move) error
+}
+
+var (
+	// ErrConflict says that a table was not where a move expected it.
+	ErrConflict = errors.New("the table was changed by another")
+	// ErrNotSwapped says that the database failed before it was told to commit.
+	ErrNotSwapped = errors.New("nothing was committed")
+)
+
+// SQL moves tables in the database of iceberg-go's SQL catalog, beside that catalog. It is safe for concurrent use.
+type SQL struct {
+	db       *sql.DB
+	postgres bool
+	name     string
+	typed    bool // the table has the column that tells tables from views: schema V1
+}
+
+// NewSQL looks at the tables of a catalog, by the name that its rows carry, in SQLite or PostgreSQL.
+func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect, name string) (*SQL, error) {
+	if dialect != sqlcatalog.SQLite && dialect != sqlcatalog.Postgres {
+		return nil, fmt.Errorf("REST catalog: no catalog in %s; SQLite and PostgreSQL are served", dialect)
+	}
+	rows, err := db.QueryContext(ctx, "SELECT * FROM iceberg_tables WHERE 1 = 0")
+	if err != nil {
+		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
+	}
+	columns, err := rows.Columns()
+	if err := errors.Join(err, rows.Err(), rows.Close()); err != nil {
+		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
+	}
+	return &SQL{db: db, postgres: dialect == sqlcatalog.Postgres, name: name, typed: slices.Contains(columns, "iceberg_type")}, nil
+}
+
+const resolveTimeout = 5 * time.Second
+
+// Swap does the moves in one transaction.
+func (s *SQL) Swap(ctx context.Context, moves []Move) error {
+	moves = slices.Clone(moves) // in one order for all, so that two transactions do not wait for each other
+	slices.SortFunc(moves, func(a, b Move) int { return slices.Compare(a.Table, b.Table) })
+	options := &sql.TxOptions{}
+	if slices.ContainsFunc(moves, func(m Move) bool { return m.From == "" }) {
+		options.Isolation = sql.LevelSerializable // as the catalog creates tables and drops namespaces
+	}
+	tx, err := s.db.BeginTx(ctx, options)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSwapped, err)
+	}
+	for _, m := range moves {
+		if err := s.move(ctx, tx, m); err != nil {
+			_ = tx.Rollback() // what the server does anyway
+			if conflicts(err) {
+				return fmt.Errorf("%w: %w", ErrConflict, err)
+			}
+			if errors.Is(err, ErrConflict) || errors.Is(err, catalog.ErrNoSuchNamespace) {
+				return err
+			}
+			return fmt.Errorf("%w: %w", ErrNotSwapped, err)
+		}
+	}
+	err = tx.Commit()
+	switch {
+	case err == nil:
+		return nil
+	case conflicts(err):
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	case s.landed(ctx, moves):
+		return nil
+	}
+	return fmt.Errorf("commit to the catalog: %w", err)
+}
+
+// conflicts tells whether PostgreSQL rolled back because of another transaction: a serialization failure or a deadlock.
+func conflicts(err error) bool {
+	var state interface{ SQLState() string }
+	return errors.As(err, &state) && strings.HasPrefix(state.SQLState(), "40")
+}
+
+// landed looks whether a commit whose answer was lost is there. If it is not, it may still come.
+func (s *SQL) landed(ctx context.Context, moves []Move) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveTimeout)
+	defer cancel()
+	for _, m := range moves {
+		if m.From == m.To {
+			continue
+		}
+		var is, was sql.NullString
+		err := s.db.QueryRowContext(ctx, s.sql("SELECT metadata_location, previous_metadata_location FROM iceberg_tables"+row), s.key(m)...).Scan(&is, &was)
+		if err == nil && (is.String == m.To || was.String == m.To) {
+			return true // and so are all
+		}
+	}
+	return false
+}
+
+const row = " WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?"
+
+func (s *SQL) key(m Move) []any {
+	return []any{s.name, namespaceKey(m.Table[:len(m.Table)-1]), m.Table[len(m.Table)-1]}
+}
+
+func (s *SQL) move(ctx context.Context, tx *sql.Tx, m Move) error {
+	key := s.key(m)
+	if m.From == "" {
+		return s.insert(ctx, tx, m, key)
+	}
+	set, values := "metadata_location = ?, previous_metadata_location = ?", []any{m.To, m.From}
+	if m.From == m.To {
+		set, values = "metadata_location = ?", []any{m.To}
+	}
+	where := row + " AND metadata_location = ?"
+	if s.typed {
+		set += ", iceberg_type = 'TABLE'"
+		where += " AND (iceberg_type = 'TABLE' OR iceberg_type IS NULL)"
+	}
+	result, err := tx.ExecContext(ctx, s.sql("UPDATE iceberg_tables SET "+set+where), append(append(values, key...), m.From)...)
+	return s.changed(m, result, err)
+}
+
+func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
+	var namespaces int
+	err := tx.QueryRowContext(ctx, s.sql(`SELECT (SELECT count(*) FROM iceberg_namespace_properties WHERE catalog_name = ? AND namespace = ?)
+		+ (SELECT count(*) FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ?)`), key[0], key[1], key[0], key[1]).Scan(&namespaces)
+	if err != nil {
+		return err
+	}
+	if namespaces == 0 {
+		return fmt.Errorf("%w: %s", catalog.ErrNoSuchNamespace, strings.Join(m.Table[:len(m.Table)-1], "."))
+	}
+	columns, values := "catalog_name, table_namespace, table_name, metadata_location", "?, ?, ?, ?"
+	if s.typed {
+		columns, values = columns+", iceberg_type", values+", 'TABLE'"
+	}
+	result, err := tx.ExecContext(ctx, s.sql("INSERT INTO iceberg_tables ("+columns+") VALUES ("+values+") ON CONFLICT DO NOTHING"), append(key, m.To)...)
+	return s.changed(m, result, err)
+}
+
+func (s *SQL) changed(m Move, result sql.Result, err error) error {
+	if err != nil {
+		return err
+	}
+	n, err := result.RowsAffected()
+	if err == nil && n != 1 {
+		err = fmt.Errorf("%w: %s", ErrConflict, strings.Join(m.Table, "."))
+	}
+	return err
+}
+
+// sql writes a statement's placeholders as the database wants them.
+func (s *SQL) sql(statement string) string {
+	if !s.postgres {
+		return statement
+	}
+	parts := strings.Split(statement, "?")
+	for i := range len(parts) - 1 {
+		parts[i] += "$" + strconv.Itoa(i+1)
+	}
+	return strings.Join(parts, "")
+}
+
+// encodedNamespace begins how the catalog writes namespaces that points alone would not tell apart.
+const encodedNamespace = "__iceberg_namespace_v1__:"
+
+// namespaceKey is a namespace as iceberg-go's catalog writes it.
+func namespaceKey(namespace table.Identifier) string {
+	key := strings.Join(namespace, ".")
+	if !strings.Contains(key, encodedNamespace) && !slices.ContainsFunc(namespace, func(part string) bool { return strings.Contains(part, ".") }) {
+		return key
+	}
+	b, _ := json.Marshal(namespace) // strings can be encoded
+	return encodedNamespace + string(b)
+}

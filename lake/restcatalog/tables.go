@@ -1,0 +1,341 @@
+package restcatalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+)
+
+// identifier names a table in a body.
+type identifier struct {
+	Namespace table.Identifier `json:"namespace"`
+	Name      string           `json:"name"`
+}
+
+func (i identifier) full() table.Identifier {
+	return append(append(table.Identifier{}, i.Namespace...), i.Name)
+}
+
+// tableOf is the table of a request's path.
+func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r.PathValue("table")) }
+
+func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
+	n := namespaceOf(r)
+	var names []string
+	for ident, err := range s.Catalog.ListTables(r.Context(), n) {
+		if err != nil {
+			return err
+		}
+		names = append(names, ident[len(ident)-1])
+	}
+	names, next, err := page(r, names)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Identifiers []identifier `json:"identifiers"`
+		Next        string       `json:"next-page-token,omitempty"`
+	}{make([]identifier, 0, len(names)), next}
+	for _, name := range names {
+		answer.Identifiers = append(answer.Identifiers, identifier{n, name})
+	}
+	return reply(w, answer)
+}
+
+// replyTable sends a table and how to reach its files. A table that is only staged has no metadata file.
+func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any, file string) error {
+	answer := struct {
+		MetadataLocation string            `json:"metadata-location,omitempty"`
+		Metadata         any               `json:"metadata"`
+		Config           map[string]string `json:"config"`
+		Credentials      []credential      `json:"storage-credentials,omitempty"`
+	}{file, metadata, s.warehouse.place(), nil}
+	if wantsCredentials(r) {
+		answer.Credentials = s.warehouse.credentials()
+		for _, c := range answer.Credentials {
+			answer.Config = c.Config // for clients that do not know storage-credentials
+		}
+	}
+	return reply(w, answer)
+}
+
+func (s *Server) loadTable(w http.ResponseWriter, r *http.Request) error {
+	refs := false
+	switch which := r.URL.Query().Get("snapshots"); which {
+	case "", "all":
+	case "refs":
+		refs = true
+	default:
+		return badRequest("snapshots: %q is neither all nor refs", which)
+	}
+	t, err := s.Catalog.LoadTable(r.Context(), tableOf(r))
+	if err != nil {
+		return err
+	}
+	var metadata any = t.Metadata()
+	if refs {
+		if metadata, err = onlyReferenced(t.Metadata()); err != nil {
+			return err
+		}
+	}
+	return s.replyTable(w, r, metadata, t.MetadataLocation())
+}
+
+// onlyReferenced is metadata without the snapshots that no branch or tag names.
+func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
+	keep := map[int64]bool{}
+	for _, ref := range m.Refs() {
+		keep[ref.SnapshotID] = true
+	}
+	if current := m.CurrentSnapshot(); current != nil {
+		keep[current.SnapshotID] = true
+	}
+	snapshots := []table.Snapshot{}
+	for _, snapshot := range m.Snapshots() {
+		if keep[snapshot.SnapshotID] {
+			snapshots = append(snapshots, snapshot)
+		}
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode metadata: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(b, &fields); err != nil {
+		return nil, fmt.Errorf("encode metadata: %w", err)
+	}
+	if fields["snapshots"], err = json.Marshal(snapshots); err != nil {
+		return nil, fmt.Errorf("encode metadata: %w", err)
+	}
+	return fields, nil
+}
+
+func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
+	exists, err := s.Catalog.CheckTableExists(r.Context(), tableOf(r))
+	if err == nil && !exists {
+		err = catalog.ErrNoSuchTable
+	}
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// createRequest asks for a table. What refers to columns does so by the ids of the schema beside it, which are not yet those
+// that the table will give them.
+type createRequest struct {
+	Name       string                        `json:"name"`
+	Location   string                        `json:"location"`
+	Schema     *iceberg.Schema               `json:"schema"`
+	Spec       *iceberg.UnboundPartitionSpec `json:"partition-spec"`
+	Order      *table.UnboundSortOrder       `json:"write-order"`
+	Stage      bool                          `json:"stage-create"`
+	Properties iceberg.Properties            `json:"properties"`
+}
+
+func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
+	var c createRequest
+	if err := readGuarded(r, &c); err != nil {
+		return err
+	}
+	ident := append(namespaceOf(r), c.Name)
+	if err := checkName("name", c.Name); err != nil {
+		return err
+	}
+	if c.Schema == nil {
+		return badRequest("schema: it is missing")
+	}
+	ctx := r.Context()
+	exists, err := s.Catalog.CheckTableExists(ctx, ident)
+	if err == nil && exists {
+		err = fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
+	}
+	if err != nil {
+		return err
+	}
+	id := uuid.New()
+	location, err := s.tableLocation(ctx, ident, id) // looks for the namespace too
+	if err != nil {
+		return err
+	}
+	if c.Location != "" {
+		if location, err = s.warehouse.inside("location", c.Location); err != nil {
+			return err
+		}
+	}
+	metadata, err := c.metadata(location, id)
+	if err != nil {
+		return badRequest("the table: %v", err)
+	}
+	if c.Stage {
+		return s.replyTable(w, r, metadata, "")
+	}
+	p, err := s.place(ident, nil, metadata)
+	if err != nil {
+		return err
+	}
+	if err := s.land(ctx, []*plan{p}); err != nil {
+		return notCreated(ident, err)
+	}
+	return s.replyTable(w, r, p.metadata, p.file)
+}
+
+// notCreated is the error of a table that another created first.
+func notCreated(ident table.Identifier, err error) error {
+	if errors.Is(err, ErrConflict) {
+		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
+	}
+	return err
+}
+
+// metadata is that of a new table.
+func (c createRequest) metadata(location string, id uuid.UUID) (m table.Metadata, err error) {
+	defer guard(&err)
+	var spec *iceberg.PartitionSpec
+	if c.Spec != nil {
+		spec = &c.Spec.PartitionSpec
+	}
+	order := table.UnsortedSortOrder
+	if c.Order != nil {
+		order = c.Order.SortOrder
+	}
+	return table.NewMetadataWithUUID(c.Schema, spec, order, location, c.Properties, id)
+}
+
+// registerTable takes a metadata file that is there for a table.
+func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
+	var c struct {
+		Name      string `json:"name"`
+		File      string `json:"metadata-location"`
+		Overwrite bool   `json:"overwrite"`
+	}
+	if err := read(r, &c); err != nil {
+		return err
+	}
+	if err := checkName("name", c.Name); err != nil {
+		return err
+	}
+	file, err := s.warehouse.inside("metadata-location", c.File)
+	if err != nil {
+		return err
+	}
+	ctx, ident := r.Context(), append(namespaceOf(r), c.Name)
+	move := Move{Table: ident, To: file}
+	switch current, err := s.Catalog.LoadTable(ctx, ident); {
+	case errors.Is(err, catalog.ErrNoSuchTable):
+	case err != nil:
+		return notNow(err)
+	case !c.Overwrite:
+		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
+	default:
+		move.From = current.MetadataLocation()
+	}
+	files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, file) }
+	t, err := table.NewFromLocation(ctx, ident, file, files, nil)
+	if err != nil {
+		return badRequest("metadata-location: %s cannot be read as a table's metadata", file)
+	}
+	if _, err := s.warehouse.inside("location of the metadata", t.Location()); err != nil {
+		return err
+	}
+	if err := s.swap(ctx, []Move{move}); err != nil {
+		if move.From == "" {
+			return notCreated(ident, err)
+		}
+		return err
+	}
+	return s.replyTable(w, r, t.Metadata(), file)
+}
+
+func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
+	purge := false
+	if text := r.URL.Query().Get("purgeRequested"); text != "" {
+		var err error
+		if purge, err = strconv.ParseBool(text); err != nil {
+			return badRequest("purgeRequested: %q is neither true nor false", text)
+		}
+	}
+	ctx, ident := r.Context(), tableOf(r)
+	var t *table.Table
+	if purge {
+		var err error
+		if t, err = s.Catalog.LoadTable(ctx, ident); errors.Is(err, catalog.ErrNoSuchTable) {
+			return err
+		} else if err != nil {
+			return notNow(err)
+		}
+	}
+	if err := s.Catalog.DropTable(ctx, ident); err != nil {
+		return err
+	}
+	if purge {
+		files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, t.MetadataLocation()) }
+		if err := table.New(ident, t.Metadata(), t.MetadataLocation(), files, nil).PurgeFiles(ctx); err != nil {
+			s.Logger.Warn("files of a dropped table are left", "table", strings.Join(ident, "."), "location", t.Location(), "error", err)
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
+	var c struct {
+		From *identifier `json:"source"`
+		To   *identifier `json:"destination"`
+	}
+	if err := read(r, &c); err != nil {
+		return err
+	}
+	if c.From == nil || c.To == nil {
+		return badRequest("source, destination: one is missing")
+	}
+	if err := checkName("destination", c.To.full()...); err != nil {
+		return err
+	}
+	if len(c.To.Namespace) == 0 || len(c.From.Namespace) == 0 {
+		return badRequest("source, destination: a namespace is missing")
+	}
+	if _, err := s.Catalog.RenameTable(r.Context(), c.From.full(), c.To.full()); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
+	exists, err := s.Catalog.CheckTableExists(r.Context(), tableOf(r))
+	if err == nil && !exists {
+		err = catalog.ErrNoSuchTable
+	}
+	if err != nil {
+		return err
+	}
+	return reply(w, map[string][]credential{"storage-credentials": s.warehouse.credentials()})
+}
+
+// reportMetrics takes what a client says of a scan or a commit. What it filtered by is nobody's business.
+func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
+	var report struct {
+		Type string `json:"report-type"`
+	}
+	if err := read(r, &report); err != nil {
+		return err
+	}
+	if report.Type == "" {
+		return badRequest("report-type: it is missing")
+	}
+	s.Logger.Debug("a client's report", "table", strings.Join(tableOf(r), "."), "type", report.Type)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

@@ -1,0 +1,171 @@
+package restcatalog
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+)
+
+// warehouse is where tables may be.
+type warehouse struct {
+	url     string // without a slash at its end
+	escaped string // the same as iceberg-go writes it in the names of files
+	bucket  bool
+	storage Storage
+}
+
+func openWarehouse(at string, storage Storage) (warehouse, error) {
+	at = strings.TrimSuffix(at, "/")
+	w := warehouse{url: at, bucket: strings.HasPrefix(at, "s3://"), storage: storage}
+	if !w.bucket && !strings.HasPrefix(at, "file:///") {
+		return w, fmt.Errorf("warehouse %q is neither file:///folder nor s3://bucket/folder", at)
+	}
+	u, err := url.Parse(at)
+	if err != nil {
+		return w, fmt.Errorf("warehouse: %w", err)
+	}
+	w.escaped = u.String()
+	if (storage.AccessKey == "") != (storage.SecretKey == "") {
+		return w, fmt.Errorf("storage: an access key and its secret key go together; one of them is missing")
+	}
+	return w, nil
+}
+
+// inside is a location as this catalog writes it, if it lies below the warehouse. Whoever could place a table elsewhere could
+// have this server write, and on a purge remove, files that are none of the lake's.
+func (w warehouse) inside(field, location string) (string, error) {
+	location = strings.TrimRight(location, "/")
+	if !w.bucket { // other engines write file:/folder, or the folder alone
+		if path := strings.TrimPrefix(location, "file:"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+			location = "file://" + path
+		}
+	}
+	rest, below := strings.CutPrefix(location, w.url+"/")
+	if !below {
+		rest, below = strings.CutPrefix(location, w.escaped+"/")
+	}
+	for part := range strings.SplitSeq(rest, "/") {
+		// No escapes either: one reader of a URL decodes them, another does not.
+		below = below && part != "" && part != "." && part != ".." && !strings.ContainsAny(part, "%?#\\\x00")
+	}
+	if !below {
+		return "", &failure{status: http.StatusForbidden, kind: "ForbiddenException", message: fmt.Sprintf("%s: %s is not in this catalog's warehouse, %s", field, location, w.url)}
+	}
+	return location, nil
+}
+
+var unsafe = regexp.MustCompile(`[^\w.-]`)
+
+// tableLocation is where a new table's files are to be: a folder that no other table has, even if one of this name was there
+// before and was renamed. Who cleans up after one table then never finds another's files.
+func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
+	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
+	props, err := s.Catalog.LoadNamespaceProperties(ctx, namespace)
+	if err != nil {
+		return "", err
+	}
+	base := s.warehouse.url + "/" + unsafe.ReplaceAllString(strings.Join(namespace, "."), "_") + ".db"
+	if own := props["location"]; own != "" {
+		if base, err = s.warehouse.inside("location of the namespace", own); err != nil {
+			return "", err
+		}
+	}
+	return base + "/" + unsafe.ReplaceAllString(name, "_") + "-" + id.String()[:8], nil
+}
+
+// place is what clients are told of where the files are.
+func (w warehouse) place() map[string]string {
+	p := map[string]string{}
+	if !w.bucket {
+		return p
+	}
+	if w.storage.Region != "" {
+		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // PyIceberg's and Java's word for it
+	}
+	if w.storage.Endpoint != "" {
+		p["s3.endpoint"], p["s3.path-style-access"] = w.storage.Endpoint, "true"
+	}
+	return p
+}
+
+type credential struct {
+	Prefix string            `json:"prefix"`
+	Config map[string]string `json:"config"`
+}
+
+// credentials are what reaches the files; none where the client must bring its own.
+func (w warehouse) credentials() []credential {
+	if !w.bucket || w.storage.AccessKey == "" {
+		return []credential{}
+	}
+	c := w.place()
+	c["s3.access-key-id"], c["s3.secret-access-key"] = w.storage.AccessKey, w.storage.SecretKey
+	return []credential{{w.url + "/", c}}
+}
+
+// wantsCredentials tells whether a client asks to be given them.
+func wantsCredentials(r *http.Request) bool {
+	for _, header := range r.Header.Values("X-Iceberg-Access-Delegation") {
+		for way := range strings.SplitSeq(header, ",") {
+			if strings.TrimSpace(way) == "vended-credentials" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// files is the file system of a location in the warehouse.
+func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, error) {
+	fs, err := io.LoadFS(ctx, s.Files, location)
+	if err != nil {
+		return nil, fmt.Errorf("reach %s: %w", location, err)
+	}
+	writable, ok := fs.(io.WriteFileIO)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be written to", location)
+	}
+	return fenced{writable, s.warehouse}, nil
+}
+
+// fenced is a file system that ends with the warehouse, because a table's manifests can name any file. It does not list
+// folders, so that a purge removes the files that the table names, not whatever lies at the location that a client chose.
+type fenced struct {
+	io.WriteFileIO
+	warehouse warehouse
+}
+
+func (f fenced) Open(name string) (io.File, error) {
+	if _, err := f.warehouse.path(name); err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
+	}
+	return f.WriteFileIO.Open(name)
+}
+
+func (f fenced) Remove(name string) error {
+	if _, err := f.warehouse.path(name); err != nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrPermission}
+	}
+	return f.WriteFileIO.Remove(name)
+}
+
+// path checks the name of a file, as it is written and as a reader may decode it: writers escape what partitions' values have
+// in them.
+func (w warehouse) path(name string) (string, error) {
+	decoded, err := url.PathUnescape(name)
+	if err != nil {
+		decoded = name
+	}
+	if _, err := w.inside("file", strings.ReplaceAll(decoded, "%", "_")); err != nil {
+		return "", err
+	}
+	return w.inside("file", strings.ReplaceAll(name, "%", "_"))
+}

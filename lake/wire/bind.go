@@ -1,0 +1,168 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// fits tells whether what is planned has a place among the columns that there are, each found by its identity. Structs may have
+// more columns than the message, which older versions of it left behind: those are null.
+func fits(planned, have []columnar.Field) error {
+	for _, p := range planned {
+		i := indexOf(have, p.Identity())
+		if i < 0 {
+			return inField(p.Name, notInList, errors.New("the table has no column for it"))
+		}
+		if have[i].Required && !p.Required {
+			return inField(p.Name, notInList, errors.New("the table has a column that may not be null"))
+		}
+		if err := typeFits(p.Type, have[i].Type); err != nil {
+			return inField(p.Name, notInList, err)
+		}
+	}
+	return nil
+}
+
+func typeFits(planned, have columnar.Type) error {
+	switch p := planned.(type) {
+	case columnar.Struct:
+		if h, ok := have.(columnar.Struct); ok {
+			return fits(p.Fields, h.Fields)
+		}
+	case columnar.List:
+		if h, ok := have.(columnar.List); ok {
+			return fits([]columnar.Field{p.Element}, []columnar.Field{h.Element})
+		}
+	case columnar.Map:
+		if h, ok := have.(columnar.Map); ok {
+			return fits([]columnar.Field{p.Key, p.Value}, []columnar.Field{h.Key, h.Value})
+		}
+	default:
+		if planned == have {
+			return nil
+		}
+	}
+	return fmt.Errorf("the table has a column of type %s in place of %s", have, planned)
+}
+
+func indexOf(fields []columnar.Field, identity string) int {
+	for i, f := range fields {
+		if f.Identity() == identity {
+			return i
+		}
+	}
+	return -1
+}
+
+// bind gives a copy of the message its columns, which fit.
+func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *message {
+	b := &message{entry: m.entry, transparent: m.transparent, byNumber: map[protowire.Number]*field{}}
+	taken, oneofs := make([]bool, len(columns)), map[int]*uint64{}
+	take := func(identity string) int {
+		i := indexOf(fields, identity)
+		taken[i] = true
+		return i
+	}
+	for n, planned := range m.fields {
+		f := *planned
+		i, key := n, strconv.Itoa(int(f.number))
+		if !m.entry && !m.transparent {
+			i = take(key)
+		}
+		f.bind(fields[i], columns[i])
+		if f.kind == moneyKind && f.bytes == nil {
+			f.bytes = columns[take(key+currencyKey)].(*columnar.Bytes)
+		}
+		if f.oneofIndex > 0 {
+			if oneofs[f.oneofIndex] == nil {
+				oneofs[f.oneofIndex] = new(uint64)
+			}
+			f.oneof = oneofs[f.oneofIndex]
+		}
+		b.add(&f)
+	}
+	if m.entry || m.transparent {
+		return b
+	}
+	for i, col := range columns {
+		switch {
+		case taken[i]:
+		case len(m.fields) == 0 && fields[i].Identity() == presentColumn:
+			b.present = col.(*columnar.Bools)
+		default:
+			b.others = append(b.others, col)
+		}
+	}
+	return b
+}
+
+func (m *message) add(f *field) {
+	m.fields = append(m.fields, f)
+	m.byNumber[f.number] = f
+	if tag := protowire.EncodeTag(f.number, f.typ); tag < uint64(len(m.bySmallTag)) {
+		m.bySmallTag[tag] = f
+	}
+	if f.shape == single {
+		m.singular++
+	} else {
+		m.runs = append(m.runs, f)
+	}
+}
+
+// bind gives a field its column.
+func (f *field) bind(described columnar.Field, col columnar.Column) {
+	f.column = col
+	switch f.shape {
+	case listed:
+		f.lists = col.(*columnar.Lists)
+		f.bindValue(described.Type.(columnar.List).Element, f.lists.Element())
+	case mapped:
+		f.maps = col.(*columnar.Maps)
+		t := described.Type.(columnar.Map)
+		f.message = f.message.bind([]columnar.Field{t.Key, t.Value}, []columnar.Column{f.maps.Keys(), f.maps.Values()})
+	default:
+		f.bindValue(described, col)
+	}
+}
+
+// bindValue tells a field where its values go.
+func (f *field) bindValue(described columnar.Field, col columnar.Column) {
+	if f.kind == messageKind && f.message.transparent {
+		f.message = f.message.bind([]columnar.Field{described}, []columnar.Column{col})
+		return
+	}
+	switch col := col.(type) {
+	case *columnar.Bools:
+		f.bools = col
+	case *columnar.Int32s:
+		f.int32s = col
+	case *columnar.Int64s:
+		f.int64s = col
+	case *columnar.Float32s:
+		f.float32s = col
+	case *columnar.Float64s:
+		f.float64s = col
+	case *columnar.Decimals:
+		f.decimals = col
+	case *columnar.Bytes:
+		f.bytes = col
+	case *columnar.Structs:
+		f.structs = col
+		fields := described.Type.(columnar.Struct).Fields
+		columns := make([]columnar.Column, len(fields))
+		for i := range columns {
+			columns[i] = col.Child(i)
+		}
+		if f.kind == messageKind {
+			f.message = f.message.bind(fields, columns)
+			return
+		}
+		f.decimals = columns[indexOf(fields, amountField)].(*columnar.Decimals)
+		f.bytes = columns[indexOf(fields, currencyField)].(*columnar.Bytes)
+	}
+}

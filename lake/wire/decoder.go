@@ -1,0 +1,281 @@
+package wire
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// Decoder appends messages to columns. It is for one goroutine, that of the columns.
+type Decoder struct {
+	plan    *Plan
+	columns *columnar.Columns
+	root    *message
+	unknown *columnar.Bytes // nil where nobody wants to know
+	scratch []byte
+
+	// Of the message at hand.
+	strange bool // it has fields that are unknown
+	again   bool // it has a field twice that it can have once, so what was appended is not what it means
+}
+
+// Bind makes a decoder that appends to the columns of the plan among columns, each found by its key. The other columns
+// are the caller's to fill.
+func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
+	if err := fits(p.fields, columns.Fields()); err != nil {
+		return nil, fmt.Errorf("columns of %s: %w", p.of.FullName(), err)
+	}
+	d := &Decoder{plan: p, columns: columns, root: &message{byNumber: map[protowire.Number]*field{}}}
+	var fields []columnar.Field
+	var mine []columnar.Column
+	for _, f := range p.fields {
+		i := indexOf(columns.Fields(), f.Identity())
+		fields, mine = append(fields, columns.Fields()[i]), append(mine, columns.Column(i))
+	}
+	if p.unknown {
+		last := len(mine) - 1
+		d.unknown = mine[last].(*columnar.Bytes)
+		fields, mine = fields[:last], mine[:last]
+	}
+	d.root = p.root.bind(fields, mine)
+	return d, nil
+}
+
+// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are gone
+// too. An error names the field and what is wrong with it, but for columnar.ErrFull, which says nothing of the message.
+//
+// Nothing of wire is kept.
+func (d *Decoder) Append(wire []byte) error {
+	mark := d.rows()
+	err := d.row(wire)
+	if d.again && !hopeless(err) {
+		d.columns.Rollback(mark)
+		if wire, err = d.canonical(wire); err == nil {
+			err = d.row(wire)
+		}
+	}
+	if err == nil && d.unknown != nil {
+		d.keepUnknown(wire)
+	}
+	if err == nil {
+		err = d.columns.Err()
+	}
+	if err != nil {
+		d.columns.Rollback(mark)
+	}
+	return err
+}
+
+// rows counts the rows by a column that is filled here: the caller may be ahead.
+func (d *Decoder) rows() int {
+	if d.unknown != nil {
+		return d.unknown.Len()
+	}
+	return d.root.fields[0].column.Len()
+}
+
+func (d *Decoder) row(wire []byte) error {
+	d.strange, d.again = false, false
+	if len(wire) > math.MaxInt32 {
+		return errors.New("a message of more than 2 GiB")
+	}
+	return d.message(d.root, wire)
+}
+
+// canonical is the same message in wire format with every field once. Such input is rare, so it may cost.
+func (d *Decoder) canonical(wire []byte) ([]byte, error) {
+	m := dynamicpb.NewMessage(d.plan.of)
+	if err := unmarshal(wire, m, maxDepth); err != nil {
+		return nil, err
+	}
+	return proto.MarshalOptions{AllowPartial: true, Deterministic: true}.Marshal(m)
+}
+
+// unmarshal is proto.Unmarshal to a certain depth, for which extensions and required fields are nothing special.
+func unmarshal(wire []byte, m proto.Message, depth int) error {
+	return proto.UnmarshalOptions{AllowPartial: true, RecursionLimit: max(depth, 1), Resolver: noExtensions}.Unmarshal(wire, m)
+}
+
+var noExtensions = new(protoregistry.Types)
+
+// message appends what a message has to the columns of its fields, and what its absent fields are to theirs. Where it is
+// well-formed and yet refused, all of it is read before the error is returned.
+func (d *Decoder) message(m *message, b []byte) error {
+	m.turn++
+	turn, present := m.turn, 0
+	var refused error
+	for len(b) > 0 {
+		var f *field
+		size := 1
+		if b[0] < 0x80 {
+			f = m.bySmallTag[b[0]]
+		}
+		if f == nil {
+			var err error
+			if f, size, err = d.lookUp(m, b); err != nil {
+				return err
+			}
+		}
+		b = b[size:]
+		if f == nil {
+			continue
+		}
+		at := notInList
+		if f.shape == single {
+			if f.seen == turn || f.oneof != nil && *f.oneof == turn {
+				d.again = true
+			}
+			f.seen = turn
+			present++
+			if f.oneof != nil {
+				*f.oneof = turn
+			}
+		} else if f.shape == listed {
+			at = f.lists.Element().Len() - f.lists.Start()
+		}
+		n, err := d.value(f, b)
+		if err != nil {
+			err = inField(f.name, at, err)
+			if hopeless(err) {
+				return err
+			}
+			refused = cmp.Or(refused, err)
+		}
+		b = b[n:]
+	}
+	if present < m.singular {
+		for _, f := range m.fields {
+			if f.shape == single && f.seen != turn {
+				if err := d.absent(f); err != nil {
+					refused = cmp.Or(refused, inField(f.name, notInList, err))
+				}
+			}
+		}
+	}
+	for _, f := range m.runs {
+		d.end(f)
+	}
+	if m.present != nil {
+		m.present.Append(true)
+	}
+	for _, col := range m.others {
+		col.AppendNull()
+	}
+	return refused
+}
+
+// lookUp finds the field at the beginning of b, whose tag has the given size. What is not one value of a known field it deals
+// with, and returns no field and the size of the whole.
+func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
+	number, typ, tag := protowire.ConsumeTag(b)
+	if tag < 0 {
+		return nil, 0, malformed(tag)
+	}
+	f = m.byNumber[number]
+	if f != nil && typ == f.typ {
+		return f, tag, nil
+	}
+	if f != nil && f.packable && typ == protowire.BytesType {
+		n, err := d.packed(f, b[tag:])
+		return nil, tag + n, err
+	}
+	n := protowire.ConsumeFieldValue(number, typ, b[tag:])
+	if n < 0 {
+		return nil, 0, inField(fmt.Sprintf("field %d, which is unknown", number), notInList, malformed(n))
+	}
+	if !m.entry { // Protobuf drops them there
+		d.strange = true
+	}
+	return nil, tag + n, nil
+}
+
+// packed appends the elements of a packed list.
+func (d *Decoder) packed(f *field, b []byte) (int, error) {
+	content, size := protowire.ConsumeBytes(b)
+	if size < 0 {
+		return 0, inField(f.name, notInList, malformed(size))
+	}
+	for at := f.lists.Element().Len() - f.lists.Start(); len(content) > 0; at++ {
+		n, err := d.value(f, content)
+		if err != nil {
+			return 0, inField(f.name, at, err)
+		}
+		content = content[n:]
+	}
+	return size, nil
+}
+
+// end closes a list or a map.
+func (d *Decoder) end(f *field) {
+	if f.shape == listed {
+		f.lists.Append()
+		return
+	}
+	if start := f.maps.Start(); f.maps.Keys().Len()-start > 1 && !d.again {
+		d.again = repeated(f.maps.Keys(), start)
+	}
+	f.maps.Append()
+}
+
+// repeated tells whether any of the values from start on stands there twice.
+func repeated(keys columnar.Column, start int) bool {
+	switch keys := keys.(type) {
+	case *columnar.Int32s:
+		return twice(keys.Values()[start:])
+	case *columnar.Int64s:
+		return twice(keys.Values()[start:])
+	case *columnar.Decimals:
+		return twice(keys.Values()[start:])
+	case *columnar.Bytes:
+		return twiceBytes(keys, start)
+	}
+	return true // booleans: two may be the same, and more are
+}
+
+// With so few values, comparing each with each costs less than a map.
+const few = 16
+
+func twice[T comparable](values []T) bool {
+	if len(values) <= few {
+		for i, v := range values {
+			for _, other := range values[:i] {
+				if v == other {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	seen := make(map[T]struct{}, len(values))
+	for _, v := range values {
+		seen[v] = struct{}{}
+	}
+	return len(seen) < len(values)
+}
+
+func twiceBytes(keys *columnar.Bytes, start int) bool {
+	n := keys.Len() - start
+	if n <= few {
+		for i := range n {
+			for j := range i {
+				if string(keys.Value(start+i)) == string(keys.Value(start+j)) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	seen := make(map[string]struct{}, n)
+	for i := range n {
+		seen[string(keys.Value(start+i))] = struct{}{}
+	}
+	return len(seen) < n
+}

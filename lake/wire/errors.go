@@ -1,0 +1,77 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+)
+
+// failure is what is wrong with a message, and where.
+type failure struct {
+	path string // to the field; empty for the message itself
+	err  error
+	// refused says that the message is well-formed, but that a value has no place in its column. That is no error yet where a
+	// field comes twice: it may be true of one half alone, and merged they are fine.
+	refused bool
+}
+
+func (e *failure) Error() string {
+	if e.path == "" {
+		return e.err.Error()
+	}
+	return e.path + ": " + e.err.Error()
+}
+
+func (e *failure) Unwrap() error { return e.err }
+
+// malformed says in words what protowire says by a number.
+func malformed(code int) error {
+	if code == truncated {
+		return errTruncated
+	}
+	if -code < len(reasons) {
+		return errors.New(reasons[-code])
+	}
+	return errors.New("it is no Protobuf")
+}
+
+// truncated is protowire's code for input that ends too early.
+const truncated = -1
+
+var errTruncated = errors.New("it ends too early")
+
+var reasons = [...]string{
+	2: "a field number that none can have",
+	3: "a number of more than 64 bits",
+	4: "a wire type that there is not",
+	5: "the end of another group than the one that began",
+	6: "groups are nested too deep",
+}
+
+func refusal(format string, args ...any) error {
+	return &failure{err: fmt.Errorf(format, args...), refused: true}
+}
+
+// hopeless tells whether an error is one whatever else the message has.
+func hopeless(err error) bool {
+	var e *failure
+	return err != nil && !(errors.As(err, &e) && e.refused)
+}
+
+// notInList is the place of a value that has none.
+const notInList = -1
+
+// inField adds to an error the field that it happened in, and the place in the field's list.
+func inField(name string, place int, err error) error {
+	path := name
+	if place != notInList {
+		path = fmt.Sprintf("%s[%d]", name, place)
+	}
+	var e *failure
+	if !errors.As(err, &e) {
+		return &failure{path: path, err: err}
+	}
+	if e.path != "" {
+		path += "." + e.path
+	}
+	return &failure{path, e.err, e.refused}
+}

@@ -1,0 +1,284 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"math/bits"
+	"unicode/utf8"
+
+	"github.com/apache/arrow-go/v18/arrow/decimal128"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/dynamicpb"
+)
+
+var errNotUTF8 = errors.New("the string is not UTF-8")
+
+// value appends one value of a field, which stands at the beginning of b after its tag, and tells its size. So it does where the
+// value is refused.
+func (d *Decoder) value(f *field, b []byte) (int, error) {
+	switch f.typ {
+	case protowire.VarintType:
+		v, n := varint(b)
+		if n < 0 {
+			return 0, malformed(n)
+		}
+		f.appendVarint(v)
+		return n, nil
+	case protowire.Fixed32Type:
+		if len(b) < 4 {
+			return 0, malformed(truncated)
+		}
+		f.append32(binary.LittleEndian.Uint32(b))
+		return 4, nil
+	case protowire.Fixed64Type:
+		if len(b) < 8 {
+			return 0, malformed(truncated)
+		}
+		f.append64(binary.LittleEndian.Uint64(b))
+		return 8, nil
+	case protowire.BytesType:
+		size, n := varint(b)
+		if n < 0 {
+			return 0, malformed(n)
+		}
+		if size > uint64(len(b)-n) {
+			return 0, malformed(truncated)
+		}
+		end := n + int(size)
+		return end, d.content(f, b[n:end])
+	default:
+		content, n := protowire.ConsumeGroup(f.number, b)
+		if n < 0 {
+			return 0, malformed(n)
+		}
+		return n, d.content(f, content)
+	}
+}
+
+// varint is protowire.ConsumeVarint with the short ones inlined.
+func varint(b []byte) (uint64, int) {
+	if len(b) > 0 && b[0] < 0x80 {
+		return uint64(b[0]), 1
+	}
+	if len(b) > 1 && b[1] < 0x80 {
+		return uint64(b[0]&0x7f) | uint64(b[1])<<7, 2
+	}
+	return protowire.ConsumeVarint(b)
+}
+
+func (f *field) appendVarint(v uint64) {
+	switch f.kind {
+	case boolKind:
+		f.bools.Append(v != 0)
+	case int32Kind:
+		f.int32s.Append(int32(v))
+	case sint32Kind:
+		f.int32s.Append(int32(protowire.DecodeZigZag(v & math.MaxUint32)))
+	case uint32Kind:
+		f.int64s.Append(int64(uint32(v)))
+	case int64Kind:
+		f.int64s.Append(int64(v))
+	case sint64Kind:
+		f.int64s.Append(protowire.DecodeZigZag(v))
+	case uint64Kind:
+		f.decimals.Append(decimal128.New(0, v))
+	case enumKind:
+		f.enum.append(f.bytes, int32(v))
+	}
+}
+
+func (f *field) append32(v uint32) {
+	switch f.kind {
+	case sfixed32Kind:
+		f.int32s.Append(int32(v))
+	case fixed32Kind:
+		f.int64s.Append(int64(v))
+	case floatKind:
+		f.float32s.Append(math.Float32frombits(v))
+	}
+}
+
+func (f *field) append64(v uint64) {
+	switch f.kind {
+	case sfixed64Kind:
+		f.int64s.Append(int64(v))
+	case fixed64Kind:
+		f.decimals.Append(decimal128.New(0, v))
+	case doubleKind:
+		f.float64s.Append(math.Float64frombits(v))
+	}
+}
+
+// content appends a value whose length stands before it.
+func (d *Decoder) content(f *field, b []byte) error {
+	switch f.kind {
+	case stringKind:
+		if !utf8.Valid(b) {
+			return errNotUTF8
+		}
+		f.bytes.Append(b)
+	case bytesKind:
+		f.bytes.Append(b)
+	case messageKind:
+		if f.structs != nil {
+			f.structs.Append()
+		}
+		return d.message(f.message, b)
+	case entryKind:
+		return d.message(f.message, b)
+	case timestampKind:
+		return d.timestamp(f, b)
+	case durationKind:
+		return d.duration(f, b)
+	case moneyKind:
+		return d.money(f, b)
+	case opaqueKind:
+		return d.opaque(f, b)
+	}
+	return nil
+}
+
+// absent appends what a field is that the message does not have.
+func (d *Decoder) absent(f *field) error {
+	if !f.implicit {
+		f.column.AppendNull()
+		if f.kind == moneyKind {
+			f.bytes.AppendNull()
+		}
+		if f.required {
+			return refusal("it is required, and missing")
+		}
+		return nil
+	}
+	switch f.typ {
+	case protowire.VarintType:
+		if f.kind == enumKind {
+			f.enum.append(f.bytes, f.enum.otherwise)
+			return nil
+		}
+		f.appendVarint(0)
+	case protowire.Fixed32Type:
+		f.append32(0)
+	case protowire.Fixed64Type:
+		f.append64(0)
+	default:
+		return d.content(f, nil) // a message, as the value of a map's entry, is an empty one
+	}
+	return nil
+}
+
+// A pair is two numbers in a message, as Protobuf's times and amounts are.
+type pair struct {
+	whole int64 // field w
+	nanos int32 // field w + 1
+	text  []byte
+}
+
+// pair reads a message that has whole units in field w, and nanos of a unit in the next; text is the field before, if there is
+// one. The last one wins.
+func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
+	for len(b) > 0 {
+		number, typ, tag := protowire.ConsumeTag(b)
+		if tag < 0 {
+			return p, malformed(tag)
+		}
+		n := 0
+		switch {
+		case typ == protowire.VarintType && (number == w || number == w+1):
+			var v uint64
+			if v, n = varint(b[tag:]); number == w {
+				p.whole = int64(v)
+			} else {
+				p.nanos = int32(v)
+			}
+		case typ == protowire.BytesType && number == w-1:
+			p.text, n = protowire.ConsumeBytes(b[tag:])
+			if n >= 0 && !utf8.Valid(p.text) {
+				return p, inField("currency_code", notInList, errNotUTF8)
+			}
+		default:
+			n = protowire.ConsumeFieldValue(number, typ, b[tag:])
+			d.strange = true
+		}
+		if n < 0 {
+			return p, malformed(n)
+		}
+		b = b[tag+n:]
+	}
+	return p, nil
+}
+
+const (
+	nanosPerUnit = 1_000_000_000
+	// The first and the last second that a Timestamp can have: the years 1 to 9999.
+	firstSecond, lastSecond = -62_135_596_800, 253_402_300_799
+)
+
+func (d *Decoder) timestamp(f *field, b []byte) error {
+	p, err := d.pair(b, 1)
+	if err != nil {
+		return err
+	}
+	if p.whole < firstSecond || p.whole > lastSecond || p.nanos < 0 || p.nanos >= nanosPerUnit {
+		f.int64s.AppendNull()
+		return refusal("%d seconds and %d nanos are no time of the years 1 to 9999", p.whole, p.nanos)
+	}
+	f.int64s.Append(p.whole*1_000_000 + int64(p.nanos)/1_000)
+	return nil
+}
+
+func (d *Decoder) duration(f *field, b []byte) error {
+	p, err := d.pair(b, 1)
+	if err != nil {
+		return err
+	}
+	if !p.signsAgree() {
+		f.int64s.AppendNull()
+		return refusal("%d seconds and %d nanos are no duration", p.whole, p.nanos)
+	}
+	high, low := bits.Mul64(uint64(max(p.whole, -p.whole)), nanosPerUnit)
+	low, carry := bits.Add64(low, uint64(max(p.nanos, -p.nanos)), 0)
+	if high+carry > 0 || low > math.MaxInt64 {
+		f.int64s.AppendNull()
+		return refusal("%d seconds and %d nanos are more nanoseconds than 64 bits hold", p.whole, p.nanos)
+	}
+	f.int64s.Append(p.whole*nanosPerUnit + int64(p.nanos))
+	return nil
+}
+
+// signsAgree is Protobuf's rule for units and nanos.
+func (p pair) signsAgree() bool {
+	return p.nanos > -nanosPerUnit && p.nanos < nanosPerUnit && (p.whole <= 0 || p.nanos >= 0) && (p.whole >= 0 || p.nanos <= 0)
+}
+
+func (d *Decoder) money(f *field, b []byte) error {
+	p, err := d.pair(b, 2)
+	if err != nil {
+		return err
+	}
+	if f.structs != nil {
+		f.structs.Append()
+	}
+	f.bytes.Append(p.text)
+	if !p.signsAgree() {
+		f.decimals.AppendNull()
+		return refusal("%d units and %d nanos are no amount", p.whole, p.nanos)
+	}
+	f.decimals.Append(decimal128.FromI64(p.whole).Mul(decimal128.FromI64(nanosPerUnit)).Add(decimal128.FromI64(int64(p.nanos))))
+	return nil
+}
+
+// opaque appends the bytes of a message that is inside itself, after a look whether they are one.
+func (d *Decoder) opaque(f *field, b []byte) error {
+	m := dynamicpb.NewMessage(f.descriptor)
+	if err := unmarshal(b, m, maxDepth-f.depth); err != nil {
+		return err
+	}
+	f.bytes.Append(b)
+	if err := proto.CheckInitialized(m); err != nil {
+		return refusal("%w", err)
+	}
+	return nil
+}

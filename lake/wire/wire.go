@@ -1,0 +1,296 @@
+// Package wire decodes Protobuf messages from their wire format straight into columns: what a table of the lake needs of a
+// message, without ever building the message. That is a tenth of what a generic message costs, and half of a generated one.
+//
+// The columns say the same as the message that proto.Unmarshal would give; where a field comes twice on the wire, later ones
+// win or are merged as Protobuf has it. What the columns do not know is kept beside them, as a message of its own.
+//
+//	bool                                boolean
+//	int32, sint32, sfixed32             int
+//	int64, sint64, sfixed64             long
+//	uint32, fixed32                     long
+//	uint64, fixed64                     decimal(20, 0)
+//	float, double                       float, double
+//	string                              string; what is not UTF-8 is an error
+//	bytes                               binary
+//	enum                                string: the value's name, or its number where it has no name
+//	repeated, map                       list, map; empty where there is nothing, for Protobuf does not tell the difference
+//	message                             struct, null where it is absent; one without fields has the column _present, true
+//	google.protobuf.Timestamp           timestamptz in microseconds; what is beyond them is cut off
+//	google.protobuf.Duration            long, in nanoseconds
+//	google.protobuf.StringValue, …      as the value, null where it is absent
+//	google.type.Money                   decimal(38, 9), and its currency beside it in <name>_currency; in a list or map
+//	                                    struct<amount, currency>
+//	a message inside itself             binary: the inner message in wire format
+//
+// A field that Protobuf can tell to be absent (optional, of a oneof, a message) is null then, any other its default. Every
+// column is optional in the schema, for a newer version of the message may have more.
+package wire
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// UnknownColumn is what the column for unknown fields is called, unless there is reason for another name.
+const UnknownColumn = "_unknown"
+
+// Options are what a message does not say of its table.
+type Options struct {
+	// Unknown names the column that keeps what the others do not know, at any depth: a message in wire format that has the
+	// unknown fields alone, each inside the fields it stands in. Where one element of a list has any, the list is there with
+	// all of its elements, so that each is found by its place. Null where there is nothing unknown. Empty means no such column.
+	Unknown string
+	// Reserved are the names of the table's other columns.
+	Reserved []string
+}
+
+// What a message may become. A descriptor is bounded because a few messages that contain each other unfold into any number of
+// columns; depth is what every implementation of Protobuf reads.
+const (
+	maxColumns = 10_000
+	maxDepth   = 100
+)
+
+// Plan says which columns a message becomes, and how. It does not change, and may be used from several goroutines.
+type Plan struct {
+	of      protoreflect.MessageDescriptor
+	root    *message
+	fields  []columnar.Field
+	unknown bool // the last field is for what is unknown
+}
+
+// Compile plans the columns of a message.
+func Compile(md protoreflect.MessageDescriptor, o Options) (*Plan, error) {
+	c := compiler{}
+	root, fields, err := c.message(md, "")
+	if err != nil {
+		return nil, fmt.Errorf("columns of %s: %w", md.FullName(), err)
+	}
+	p := &Plan{of: md, root: root, fields: fields, unknown: o.Unknown != ""}
+	if p.unknown {
+		p.fields = append(p.fields, columnar.Field{
+			Key: UnknownColumn, Name: o.Unknown, Type: iceberg.PrimitiveTypes.Binary,
+			Doc: "fields that the other columns do not have, in Protobuf's wire format",
+		})
+	}
+	if len(p.fields) == 0 {
+		return nil, fmt.Errorf("columns of %s: it has no fields", md.FullName())
+	}
+	for _, f := range p.fields {
+		if slices.ContainsFunc(o.Reserved, func(name string) bool { return strings.EqualFold(name, f.Name) }) {
+			return nil, fmt.Errorf("columns of %s: field %s is called as a column that the table has anyway: rename it", md.FullName(), f.Name)
+		}
+	}
+	if err := distinct(p.fields); err != nil {
+		return nil, fmt.Errorf("columns of %s: %w", md.FullName(), err)
+	}
+	return p, nil
+}
+
+// Fields are the columns of the message, without ids.
+func (p *Plan) Fields() []columnar.Field { return p.fields }
+
+// compiler counts what it has made.
+type compiler struct {
+	inside  []protoreflect.FullName // the messages around the one at hand
+	maps    int                     // and the maps
+	columns int
+}
+
+// message plans the columns of a message that stands at path.
+func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*message, []columnar.Field, error) {
+	if len(c.inside) == maxDepth {
+		return nil, nil, fmt.Errorf("%s: messages are nested in each other deeper than %d", path, maxDepth)
+	}
+	c.inside = append(c.inside, md.FullName())
+	defer func() { c.inside = c.inside[:len(c.inside)-1] }()
+	m := &message{}
+	var columns []columnar.Field
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		f, made, err := c.field(fd, join(path, string(fd.Name())))
+		if err != nil {
+			return nil, nil, err
+		}
+		if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
+			f.oneofIndex = oneof.Index() + 1
+		}
+		m.fields = append(m.fields, f)
+		columns = append(columns, made...)
+	}
+	if path == "" {
+		return m, columns, nil
+	}
+	if len(columns) == 0 {
+		columns = []columnar.Field{{
+			Key: presentColumn, Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the message is there, and has no fields",
+		}}
+	}
+	if err := distinct(columns); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, columns, nil
+}
+
+// presentColumn stands in a struct that would be empty: Parquet has none.
+const presentColumn = "_present"
+
+// distinct refuses names that SQL engines cannot tell apart.
+func distinct(fields []columnar.Field) error {
+	names := map[string]string{}
+	for _, f := range fields {
+		folded := strings.ToLower(f.Name)
+		if other, twice := names[folded]; twice {
+			return fmt.Errorf("fields %s and %s would be columns of the same name: rename one", other, f.Name)
+		}
+		names[folded] = f.Name
+	}
+	return nil
+}
+
+// field plans a field and its columns: one, or two for money.
+func (c *compiler) field(fd protoreflect.FieldDescriptor, path string) (*field, []columnar.Field, error) {
+	of := fd
+	if fd.IsMap() {
+		of = fd.MapValue()
+		c.maps++
+		defer func() { c.maps-- }()
+	}
+	f, column, err := c.value(of, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	column.Key, column.Name, column.Doc = fmt.Sprint(fd.Number()), string(fd.Name()), comment(fd, column.Doc)
+	columns := []columnar.Field{column}
+	switch {
+	case fd.IsMap():
+		key, keyColumn, err := c.value(fd.MapKey(), path)
+		if err != nil {
+			return nil, nil, err
+		}
+		key.implicit, f.implicit, f.number, f.name = true, true, 2, "value"
+		keyColumn.Name, keyColumn.Required = "key", true
+		value := columns[0]
+		value.Key, value.Name, value.Doc, value.Required = "", "value", "", true
+		return &field{
+				number: fd.Number(), name: string(fd.Name()), kind: entryKind, typ: protowire.BytesType, shape: mapped,
+				message: &message{entry: true, fields: []*field{key, f}},
+			}, []columnar.Field{{
+				Key: columns[0].Key, Name: columns[0].Name, Doc: columns[0].Doc, Type: columnar.Map{Key: keyColumn, Value: value},
+			}}, nil
+	case fd.IsList():
+		f.shape = listed
+		f.packable = f.typ != protowire.BytesType && f.typ != protowire.StartGroupType
+		element := column
+		element.Key, element.Name, element.Doc, element.Required = "", "element", "", true
+		columns[0].Type = columnar.List{Element: element}
+	case f.kind == moneyKind:
+		columns[0].Type = moneyType
+		columns = append(columns, columnar.Field{
+			Key: columns[0].Key + currencyKey, Name: column.Name + "_currency", Doc: "currency of " + column.Name,
+			Type: iceberg.PrimitiveTypes.String, Repeats: true,
+		})
+	default:
+		f.implicit = !fd.HasPresence()
+		f.required = fd.Cardinality() == protoreflect.Required
+	}
+	return f, columns, nil
+}
+
+// The columns of money.
+const (
+	amountField   = "amount"
+	currencyField = "currency"
+	currencyKey   = ".currency" // after the number of the field
+)
+
+var (
+	moneyType    = iceberg.DecimalTypeOf(38, 9)
+	unsignedType = iceberg.DecimalTypeOf(20, 0)
+)
+
+// value plans a single value of a field.
+func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, columnar.Field, error) {
+	if c.columns++; c.columns > maxColumns {
+		return nil, columnar.Field{}, fmt.Errorf("%s: the message has more than %d columns", path, maxColumns)
+	}
+	f := &field{number: fd.Number(), name: string(fd.Name())}
+	if s, ok := scalars[fd.Kind()]; ok {
+		f.kind, f.typ = s.kind, s.wire
+		if f.kind == enumKind {
+			f.enum = newEnum(fd)
+		}
+		return f, columnar.Field{Type: s.column, Repeats: f.kind == enumKind}, nil
+	}
+	f.typ = protowire.BytesType
+	if fd.Kind() == protoreflect.GroupKind {
+		f.typ = protowire.StartGroupType
+	}
+	md := fd.Message()
+	if md.IsPlaceholder() {
+		return nil, columnar.Field{}, fmt.Errorf("%s: what %s is, is not known: its file is missing", path, md.FullName())
+	}
+	switch name := md.FullName(); {
+	case name == "google.protobuf.Timestamp":
+		f.kind = timestampKind
+		return f, columnar.Field{Type: iceberg.PrimitiveTypes.TimestampTz}, nil
+	case name == "google.protobuf.Duration":
+		f.kind = durationKind
+		return f, columnar.Field{Type: iceberg.PrimitiveTypes.Int64, Doc: "nanoseconds"}, nil
+	case name == "google.type.Money":
+		f.kind = moneyKind
+		return f, columnar.Field{Type: columnar.Struct{Fields: []columnar.Field{
+			{Name: amountField, Type: moneyType},
+			{Name: currencyField, Type: iceberg.PrimitiveTypes.String, Repeats: true},
+		}}}, nil
+	case slices.Contains(c.inside, name):
+		f.kind, f.descriptor, f.depth = opaqueKind, md, len(c.inside)+c.maps
+		return f, columnar.Field{
+			Type: iceberg.PrimitiveTypes.Binary, Doc: fmt.Sprintf("%s in Protobuf's wire format, for it is inside itself here", name),
+		}, nil
+	}
+	m, columns, err := c.message(md, path)
+	if err != nil {
+		return nil, columnar.Field{}, err
+	}
+	f.kind, f.message = messageKind, m
+	if wrappers[md.FullName()] && len(columns) == 1 {
+		m.transparent = true
+		return f, columnar.Field{Type: columns[0].Type}, nil
+	}
+	return f, columnar.Field{Type: columnar.Struct{Fields: columns}}, nil
+}
+
+var wrappers = map[protoreflect.FullName]bool{
+	"google.protobuf.BoolValue": true, "google.protobuf.BytesValue": true, "google.protobuf.StringValue": true,
+	"google.protobuf.Int32Value": true, "google.protobuf.Int64Value": true, "google.protobuf.UInt32Value": true,
+	"google.protobuf.UInt64Value": true, "google.protobuf.FloatValue": true, "google.protobuf.DoubleValue": true,
+}
+
+// comment is what the .proto file says before a field, where the descriptor carries that, and what else is to be said.
+func comment(fd protoreflect.FieldDescriptor, more string) string {
+	var lines []string
+	for line := range strings.Lines(fd.ParentFile().SourceLocations().ByDescriptor(fd).LeadingComments) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	text := strings.TrimSpace(strings.Join(lines, " "))
+	if text == "" || more == "" {
+		return cmp.Or(text, more)
+	}
+	return text + " (" + more + ")"
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}

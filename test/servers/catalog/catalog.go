@@ -1,0 +1,69 @@
+// Package catalog says where Iceberg tables are, once for every engine under test: each has settings of its own for the same
+// things.
+package catalog
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/millrace/millrace/test/servers/s3"
+)
+
+// Catalog is where tables are. It is a REST catalog or a SQL database, and its files are in a folder or on S3.
+type Catalog struct {
+	Name string // under which queries name it; of a SQL database, also what its rows say: iceberg-go's is "millrace"
+
+	REST  string // http://host:port, the catalog's address; empty for SQL
+	Token string // that it asks for; empty where it asks for none
+
+	JDBC           string // jdbc:sqlite:/path or jdbc:postgresql://host:port/database; empty for REST
+	User, Password string // of the database
+
+	Warehouse string    // file:///folder or s3://bucket/folder: where new tables go
+	S3        s3.Config // for a warehouse there
+}
+
+// OnS3 tells whether the files are there.
+func (c Catalog) OnS3() bool { return strings.HasPrefix(c.Warehouse, "s3://") }
+
+// Driver is the class of the database's driver for Java, which every engine is installed with.
+func (c Catalog) Driver() string {
+	if strings.HasPrefix(c.JDBC, "jdbc:sqlite:") {
+		return "org.sqlite.JDBC"
+	}
+	return "org.postgresql.Driver"
+}
+
+// Check names what is missing.
+func (c Catalog) Check() error {
+	switch {
+	case c.Name == "":
+		return errors.New("catalog: give it a Name")
+	case (c.REST == "") == (c.JDBC == ""):
+		return fmt.Errorf("catalog %s: give it REST or JDBC, one of them", c.Name)
+	case !c.OnS3() && !strings.HasPrefix(c.Warehouse, "file:///"):
+		return fmt.Errorf("catalog %s: its warehouse %q is neither file:///folder nor s3://bucket/folder", c.Name, c.Warehouse)
+	case c.OnS3() && c.S3.Endpoint == "":
+		return fmt.Errorf("catalog %s: its warehouse is on S3, and S3 names no endpoint", c.Name)
+	}
+	return nil
+}
+
+// Create makes the tables of a SQL catalog in a database, which iceberg-go and Spark do by themselves, and Trino does not.
+func Create(ctx context.Context, db *sql.DB) error {
+	for _, table := range []string{
+		`CREATE TABLE iceberg_tables (catalog_name VARCHAR(255) NOT NULL, table_namespace VARCHAR(255) NOT NULL, table_name VARCHAR(255) NOT NULL,
+			metadata_location VARCHAR(1000), previous_metadata_location VARCHAR(1000), iceberg_type VARCHAR(5),
+			PRIMARY KEY (catalog_name, table_namespace, table_name))`,
+		`CREATE TABLE iceberg_namespace_properties (catalog_name VARCHAR(255) NOT NULL, namespace VARCHAR(255) NOT NULL,
+			property_key VARCHAR(255), property_value VARCHAR(1000), PRIMARY KEY (catalog_name, namespace, property_key))`,
+	} {
+		if _, err := db.ExecContext(ctx, table); err != nil {
+			return fmt.Errorf("make the tables of a SQL catalog: %w", err)
+		}
+	}
+	return nil
+}

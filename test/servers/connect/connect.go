@@ -1,0 +1,249 @@
+// Package connect starts a private worker of Kafka Connect with Iceberg's sink for it, on loopback and in a temporary folder. It is
+// who else brings a topic into an Iceberg table, to be measured beside.
+package connect
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Worker is one worker, in a mode in which it keeps what it was told to do in memory. Say what brokers it works for, and start it.
+type Worker struct {
+	Brokers string // "host:port,host:port"
+	HeapMB  int    // of Java, taken at once; 1024 where 0
+
+	once  sync.Once
+	err   error
+	home  string
+	java  string
+	dir   string
+	port  int
+	sinks []Sink
+
+	process.Server
+}
+
+// URL starts the worker if need be, and is the address of its API. Where it is not installed the test is skipped, or fails, as
+// process.SkipOrFail has it.
+func (w *Worker) URL(tb testing.TB) string {
+	tb.Helper()
+	url, err := w.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "Kafka Connect", err)
+	}
+	return url
+}
+
+// Start starts the worker, once, and is the address of its API.
+func (w *Worker) Start() (url string, err error) {
+	w.once.Do(func() {
+		if w.err = w.start(); w.err != nil {
+			w.err = errors.Join(w.err, w.Stop())
+		}
+	})
+	return w.url(), w.err
+}
+
+func (w *Worker) url() string { return fmt.Sprintf("http://127.0.0.1:%d", w.port) }
+
+func (w *Worker) start() error {
+	var err error
+	if w.java, err = exec.LookPath("java"); err != nil {
+		return fmt.Errorf("java 17: %w", process.ErrMissing)
+	}
+	if w.home, err = process.Cache("connect"); err != nil {
+		return err
+	}
+	if w.HeapMB == 0 {
+		w.HeapMB = 1024
+	}
+	if w.dir, err = w.Folder("millrace-connect-"); err != nil {
+		return err
+	}
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	w.port = ports[0]
+	config := filepath.Join(w.dir, "worker.properties")
+	if err := os.WriteFile(config, w.properties(), 0o600); err != nil {
+		return err
+	}
+	return w.Launch(context.Background(), process.Command{
+		Name: "Kafka Connect",
+		Path: w.java,
+		Args: []string{
+			// With G1, Java's own choice on a server: it is to be measured as it is run.
+			fmt.Sprintf("-Xms%dm", w.HeapMB), fmt.Sprintf("-Xmx%dm", w.HeapMB), "-XX:+UseG1GC", "-Djava.io.tmpdir=" + w.dir,
+			"-Dlog4j2.level=WARN", "-cp", filepath.Join(w.home, "worker", "*"),
+			"org.apache.kafka.connect.cli.ConnectStandalone", config,
+		},
+		Dir:   w.dir,
+		Ready: process.Answers(w.url()+"/connectors", http.StatusOK),
+		// Some 10 seconds of work, most of it a look through the sink's jars.
+		ReadyWithin: 5 * time.Minute,
+	})
+}
+
+func (w *Worker) properties() []byte {
+	return lines(map[string]string{
+		"bootstrap.servers":                       w.Brokers,
+		"listeners":                               w.url(),
+		"rest.advertised.host.name":               "127.0.0.1",
+		"plugin.path":                             filepath.Join(w.home, "plugins"),
+		"plugin.discovery":                        "only_scan", // jars from Maven Central tell in no other way what they are
+		"key.converter":                           "org.apache.kafka.connect.storage.StringConverter",
+		"value.converter":                         "org.apache.kafka.connect.json.JsonConverter",
+		"value.converter.schemas.enable":          "false",
+		"offset.storage.file.filename":            filepath.Join(w.dir, "offsets"),
+		"offset.flush.interval.ms":                "2000",
+		"connector.client.config.override.policy": "All",
+	})
+}
+
+func lines(properties map[string]string) []byte {
+	var b bytes.Buffer
+	for name, value := range properties {
+		fmt.Fprintf(&b, "%s=%s\n", name, value)
+	}
+	return b.Bytes()
+}
+
+// Create gives the worker a sink and returns once all its tasks run.
+func (w *Worker) Create(ctx context.Context, s Sink) error {
+	body, err := json.Marshal(map[string]any{"name": s.Name, "config": s.config()})
+	if err != nil {
+		return err
+	}
+	if _, err := w.ask(ctx, http.MethodPost, "/connectors", body); err != nil {
+		return err
+	}
+	if err := w.awaitRunning(ctx, s); err != nil {
+		return err
+	}
+	w.sinks = append(w.sinks, s)
+	return nil
+}
+
+// Delete ends a sink.
+func (w *Worker) Delete(ctx context.Context, name string) error {
+	for i, s := range w.sinks {
+		if s.Name == name {
+			w.sinks = append(w.sinks[:i:i], w.sinks[i+1:]...)
+			break
+		}
+	}
+	_, err := w.ask(ctx, http.MethodDelete, "/connectors/"+name, nil)
+	return err
+}
+
+// Restart starts the worker again, killing it first where it runs, with the sinks it had. They go on where they were.
+func (w *Worker) Restart(ctx context.Context) error {
+	if err := w.Server.Restart(ctx); err != nil {
+		return err
+	}
+	sinks := w.sinks
+	w.sinks = nil
+	for _, s := range sinks {
+		if err := w.Create(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Failed is why a task of a sink gave up; nil where none has.
+func (w *Worker) Failed(ctx context.Context, name string) error {
+	states, err := w.states(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, s := range states {
+		if s.State == "FAILED" {
+			return fmt.Errorf("Kafka Connect: a task of %s failed: %s", name, s.Trace) //nolint:revive // its name
+		}
+	}
+	return nil
+}
+
+type state struct{ State, Trace string }
+
+// states are those of a sink's tasks.
+func (w *Worker) states(ctx context.Context, name string) ([]state, error) {
+	said, err := w.ask(ctx, http.MethodGet, "/connectors/"+name+"/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	var status struct{ Tasks []state }
+	if err := json.Unmarshal(said, &status); err != nil {
+		return nil, fmt.Errorf("Kafka Connect: status of %s: %w", name, err) //nolint:revive // its name
+	}
+	return status.Tasks, nil
+}
+
+func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		states, err := w.states(ctx, s.Name) // an error where it is not known yet
+		running := 0
+		for _, state := range states {
+			if state.State == "RUNNING" {
+				running++
+			}
+		}
+		if err == nil && running == s.Tasks {
+			return nil
+		}
+		if err == nil {
+			if err := w.Failed(ctx, s.Name); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-w.Ended():
+			return fmt.Errorf("Kafka Connect has ended\n%s", w.LogTail()) //nolint:revive // its name
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d tasks of %s run: %w\n%s", running, s.Tasks, s.Name, errors.Join(err, ctx.Err()), w.LogTail())
+		}
+	}
+}
+
+// asker keeps no connections, whose goroutines would outlive the tests.
+var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
+func (w *Worker) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, w.url()+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	answer, err := asker.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close() //nolint:errcheck // it has been read
+	said, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode >= http.StatusMultipleChoices {
+		err = fmt.Errorf("%s", strings.TrimSpace(string(said)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("Kafka Connect: %s %s: %s: %w", method, path, answer.Status, err) //nolint:revive // its name
+	}
+	return said, nil
+}

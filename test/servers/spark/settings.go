@@ -1,0 +1,71 @@
+package spark
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"strings"
+
+	"github.com/millrace/millrace/test/servers/catalog"
+)
+
+// settings are Spark's, as JSON.
+func (s *Session) settings() (string, error) {
+	jars, err := filepath.Glob(filepath.Join(s.home, "jars", "*.jar"))
+	if err != nil {
+		return "", err
+	}
+	all := map[string]string{
+		"spark.master":                  "local[2]",
+		"spark.ui.enabled":              "false",
+		"spark.driver.bindAddress":      "127.0.0.1",
+		"spark.driver.host":             "127.0.0.1",
+		"spark.driver.memory":           "700m",
+		"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir=" + s.dir,
+		"spark.jars":                    strings.Join(jars, ","),
+		"spark.driver.extraClassPath":   strings.Join(jars, ":"), // SQLite's and PostgreSQL's drivers are looked for there alone
+		"spark.sql.warehouse.dir":       filepath.Join(s.dir, "warehouse"),
+		"spark.sql.session.timeZone":    "UTC",
+		"spark.sql.shuffle.partitions":  "2",
+		"spark.sql.extensions":          "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+	}
+	for _, c := range s.Catalogs {
+		if err := c.Check(); err != nil {
+			return "", err
+		}
+		for name, value := range iceberg(c) {
+			all["spark.sql.catalog."+c.Name+name] = value
+		}
+	}
+	settings, err := json.Marshal(all)
+	return string(settings), err
+}
+
+// iceberg is a catalog in the words of Iceberg's Java.
+func iceberg(c catalog.Catalog) map[string]string {
+	p := map[string]string{
+		"":           "org.apache.iceberg.spark.SparkCatalog",
+		".warehouse": c.Warehouse,
+		// Tests ask for what others have just committed.
+		".cache-enabled": "false",
+	}
+	if c.REST != "" {
+		p[".type"], p[".uri"] = "rest", c.REST
+		if c.Token != "" {
+			p[".token"] = c.Token
+			p[".token-refresh-enabled"] = "false" // there is nobody to refresh it
+		}
+	} else {
+		p[".type"], p[".uri"] = "jdbc", c.JDBC
+		p[".jdbc.schema-version"] = "V1"
+		if c.User != "" {
+			p[".jdbc.user"], p[".jdbc.password"] = c.User, c.Password
+		}
+	}
+	if c.OnS3() {
+		p[".io-impl"] = "org.apache.iceberg.aws.s3.S3FileIO"
+		p[".s3.endpoint"], p[".s3.path-style-access"] = c.S3.Endpoint, "true"
+		p[".s3.access-key-id"], p[".s3.secret-access-key"] = c.S3.AccessKey, c.S3.SecretKey
+		p[".client.region"] = c.S3.Region
+	}
+	return p
+}

@@ -1,0 +1,274 @@
+// Package spark runs a Spark session with Iceberg catalogs for tests, in a process of its own and a temporary folder, and asks it. It
+// is a heavy one: some 1 GB in two processes, and 15 to 60 seconds to start.
+package spark
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/test/servers/catalog"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Session is one Spark for a test binary. Give it its catalogs; it starts with the first test that asks for it; TestMain stops it.
+// It answers one at a time.
+type Session struct {
+	Catalogs []catalog.Catalog
+
+	once sync.Once
+	err  error
+	home string
+	dir  string
+
+	mu  sync.Mutex
+	run *run // nil while none runs
+}
+
+// run is a session's process, and what is said to it and by it.
+type run struct {
+	cmd     *exec.Cmd
+	ask     io.WriteCloser
+	answers *os.File // what it says; a deadline may be set
+	lines   *bufio.Reader
+	log     *os.File
+}
+
+//go:embed session.py
+var program []byte
+
+// Ask is Query that starts the session if need be. Where Spark is not installed the test is skipped, or fails, as
+// process.SkipOrFail has it; and it fails where the query does.
+func (s *Session) Ask(tb testing.TB, statement string) [][]any {
+	tb.Helper()
+	if err := s.Start(); err != nil {
+		process.SkipOrFail(tb, "Spark", err)
+	}
+	rows, err := s.Query(tb.Context(), statement)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return rows
+}
+
+// Start starts the session, once, and returns when it answers.
+func (s *Session) Start() error {
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
+	return s.err
+}
+
+func (s *Session) start() error {
+	var err error
+	if s.home, err = process.Cache("spark"); err != nil {
+		return err
+	}
+	if s.dir, err = os.MkdirTemp("", "millrace-spark-"); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "session.py"), program, 0o600); err != nil {
+		return err
+	}
+	return s.launch(context.Background())
+}
+
+// A start is some 20 seconds of work, which a busy machine has to share out.
+const readyWithin = 5 * time.Minute
+
+func (s *Session) launch(ctx context.Context) error {
+	settings, err := s.settings()
+	if err != nil {
+		return err
+	}
+	r, err := s.begin(ctx, settings)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.run = r
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	if _, err := s.Query(ctx, "SELECT 1"); err != nil {
+		return errors.Join(fmt.Errorf("start Spark: %w", err), s.Kill())
+	}
+	return nil
+}
+
+func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
+	java, err := exec.LookPath("java")
+	if err == nil {
+		java, err = filepath.EvalSymlinks(java)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("java 17: %w", process.ErrMissing)
+	}
+	r := &run{}
+	if r.log, err = os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return nil, err
+	}
+	answers, says, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, r.log.Close())
+	}
+	r.answers, r.lines = answers, bufio.NewReader(answers)
+	r.cmd = exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(s.home, "python", "bin", "python"), "session.py", settings) //nolint:gosec // as installed
+	r.cmd.Dir, r.cmd.Stdout, r.cmd.Stderr = s.dir, says, r.log
+	r.cmd.Env = append(os.Environ(), "TZ=UTC", "JAVA_HOME="+strings.TrimSuffix(java, "/bin/java"), "SPARK_LOCAL_IP=127.0.0.1",
+		"SPARK_LOCAL_DIRS="+s.dir, "PYTHONUNBUFFERED=1")
+	if r.ask, err = r.cmd.StdinPipe(); err == nil {
+		// It ends with its input, and so with the test process, however that ends; its JVM ends with it.
+		err = r.cmd.Start()
+	}
+	if err = errors.Join(err, says.Close()); err != nil {
+		return nil, errors.Join(err, answers.Close(), r.log.Close())
+	}
+	return r, nil
+}
+
+// Query is what Spark answers to a statement: its rows. Values are json.Number, string (decimals and bytes in hexadecimal, too), bool; nil for null;
+// times are microseconds since 1970. A query that its context ends leaves the session without an answer in time, and so kills it.
+func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.run == nil {
+		return nil, errors.New("Spark does not run") //nolint:revive // its name
+	}
+	line, err := s.run.query(ctx, statement)
+	if err != nil {
+		tail := s.logTail()
+		return nil, errors.Join(fmt.Errorf("Spark: %s: %w\n%s", statement, err, tail), s.kill()) //nolint:revive // its name
+	}
+	var answer struct {
+		Rows  [][]any
+		Error string
+	}
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.UseNumber()
+	if err := decoder.Decode(&answer); err != nil {
+		return nil, fmt.Errorf("Spark: its answer %.200q: %w", line, err) //nolint:revive // its name
+	}
+	if answer.Error != "" {
+		return nil, fmt.Errorf("Spark: %s: %s", statement, answer.Error) //nolint:revive // its name
+	}
+	return answer.Rows, nil
+}
+
+func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
+	question, err := json.Marshal(map[string]string{"sql": statement})
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = r.answers.SetReadDeadline(time.Now()) })
+	defer stop()
+	if _, err := r.ask.Write(append(question, '\n')); err != nil {
+		return nil, err
+	}
+	line, err := r.lines.ReadBytes('\n')
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return line, err
+}
+
+// Kill is kill -9 of the session and its JVM. It may be called again.
+func (s *Session) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kill()
+}
+
+func (s *Session) kill() error {
+	if s.run == nil {
+		return nil
+	}
+	r := s.run
+	s.run = nil
+	var killed []error
+	for _, pid := range append(children(r.cmd.Process.Pid), r.cmd.Process.Pid) {
+		if p, err := os.FindProcess(pid); err == nil {
+			killed = append(killed, ended(p.Kill()))
+		}
+	}
+	_ = r.cmd.Wait() // by the signal
+	return errors.Join(append(killed, r.answers.Close(), r.log.Close())...)
+}
+
+// ended takes that a process has ended already for what was wanted.
+func ended(err error) error {
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// Restart starts the session again, killing it first where it runs.
+func (s *Session) Restart(ctx context.Context) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	return s.launch(ctx)
+}
+
+// Stop kills the session and removes its folder. Call it after the last test.
+func (s *Session) Stop() error {
+	err := s.Kill()
+	if s.dir != "" {
+		err = errors.Join(err, os.RemoveAll(s.dir))
+	}
+	return err
+}
+
+// ResidentMB is the memory that the session and its JVM hold now, in MB.
+func (s *Session) ResidentMB() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.run == nil {
+		return 0, errors.New("Spark does not run") //nolint:revive // its name
+	}
+	sum := 0
+	for _, pid := range append(children(s.run.cmd.Process.Pid), s.run.cmd.Process.Pid) {
+		mb, err := process.ResidentMB(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += mb
+	}
+	return sum, nil
+}
+
+// children are the processes that a process has made.
+func children(pid int) (pids []int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
+	for _, task := range tasks {
+		list, _ := os.ReadFile(task) //nolint:gosec // empty where the thread has ended
+		for word := range strings.FieldsSeq(string(list)) {
+			if child, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids
+}
+
+func (s *Session) logTail() string {
+	const most = 4 << 10
+	log, _ := os.ReadFile(filepath.Join(s.dir, "log")) // the best explanation there is
+	return string(log[max(0, len(log)-most):])
+}

@@ -1,0 +1,205 @@
+// Package trino starts a private Trino of one node for tests, on loopback and in a temporary folder, with Iceberg catalogs, and asks
+// it. It is a heavy one: some 0.9 GB, and 10 to 60 seconds to start.
+package trino
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	client "github.com/trinodb/trino-go-client/trino"
+
+	"github.com/millrace/millrace/test/servers/catalog"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// Server is one Trino for a test binary. Give it its catalogs; it starts with the first test that asks for it; TestMain stops it.
+type Server struct {
+	Catalogs []catalog.Catalog
+
+	once sync.Once
+	err  error
+
+	home string // where it is installed
+	java string
+	dir  string // its own
+	port int
+
+	connections *http.Transport
+	db          *sql.DB
+
+	process.Server
+}
+
+// URL starts the server if need be, and is its address. Where it is not installed the test is skipped, or fails, as
+// process.SkipOrFail has it.
+func (s *Server) URL(tb testing.TB) string {
+	tb.Helper()
+	url, err := s.Start()
+	if err != nil {
+		process.SkipOrFail(tb, "Trino", err)
+	}
+	return url
+}
+
+// Start starts the server, once, and is its address.
+func (s *Server) Start() (url string, err error) {
+	s.once.Do(func() {
+		if s.err = s.start(); s.err != nil {
+			s.err = errors.Join(s.err, s.Stop())
+		}
+	})
+	return s.url(), s.err
+}
+
+// Stop kills the server and removes its folder. Call it after the last test.
+func (s *Server) Stop() error {
+	var err error
+	if s.db != nil {
+		err = s.db.Close()
+		s.connections.CloseIdleConnections()
+	}
+	return errors.Join(err, s.Server.Stop())
+}
+
+// Query is what the server answers to a statement: its rows. Values are as trino-go-client gives them: int64, float64, string
+// (decimals, too), bool, []byte, time.Time; nil for null.
+func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
+	rows, err := s.db.QueryContext(ctx, statement)
+	if err != nil {
+		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+	}
+	defer rows.Close() //nolint:errcheck // read to the end, or failed anyhow
+	columns, err := rows.Columns()
+	if err != nil {
+		return nil, err
+	}
+	all := [][]any{}
+	for rows.Next() {
+		row, into := make([]any, len(columns)), make([]any, len(columns))
+		for i := range row {
+			into[i] = &row[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return nil, err
+		}
+		all = append(all, row)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+	}
+	return all, nil
+}
+
+func (s *Server) url() string { return fmt.Sprintf("http://127.0.0.1:%d", s.port) }
+
+func (s *Server) start() error {
+	var err error
+	if s.home, err = process.Cache("trino"); err != nil {
+		return err
+	}
+	if s.java, err = process.Java25(); err != nil {
+		return err
+	}
+	if s.dir, err = s.Folder("millrace-trino-"); err != nil {
+		return err
+	}
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		return err
+	}
+	s.port = ports[0]
+	if err := s.configure(); err != nil {
+		return err
+	}
+	if err := s.connect(); err != nil {
+		return err
+	}
+	return s.run(context.Background())
+}
+
+// connect makes the client, whose connections end with it, so that no goroutine outlives the tests.
+func (s *Server) connect() error {
+	s.connections = &http.Transport{MaxIdleConnsPerHost: 4}
+	name := "millrace-" + filepath.Base(s.dir)
+	if err := client.RegisterCustomClient(name, &http.Client{Transport: s.connections}); err != nil {
+		return err
+	}
+	dsn, err := (&client.Config{ServerURI: fmt.Sprintf("http://millrace@127.0.0.1:%d", s.port), CustomClientName: name}).FormatDSN()
+	if err != nil {
+		return err
+	}
+	s.db, err = sql.Open("trino", dsn)
+	return err
+}
+
+// A start is some 20 seconds of work, which a busy machine has to share out.
+const readyWithin = 5 * time.Minute
+
+func (s *Server) run(ctx context.Context) error {
+	return s.Launch(ctx, process.Command{
+		Name: "Trino",
+		Path: s.java,
+		Args: []string{
+			"-Xmx1G", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xss1m", "-Djava.io.tmpdir=" + s.dir,
+			"-Djdk.attach.allowAttachSelf=true", "-Dfile.encoding=UTF-8",
+			"--add-modules=jdk.incubator.vector", "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
+			"-Dconfig=" + s.file("config.properties"), "-Dlog.levels-file=" + s.file("log.properties"), "-Dlog.console-format=TEXT",
+			"-cp", filepath.Join(s.home, "lib", "*"), "Launcher",
+		},
+		Dir: s.dir,
+		// It takes queries some time before it has a node to run them on.
+		Ready: func(ctx context.Context) error {
+			if err := process.Answers(s.url()+"/v1/info", http.StatusOK)(ctx); err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+			defer cancel()
+			nodes, err := s.Query(ctx, "SELECT node_id FROM system.runtime.nodes WHERE state = 'active'")
+			if err == nil && len(nodes) == 0 {
+				err = errors.New("no node is active")
+			}
+			return err
+		},
+		ReadyWithin: readyWithin,
+	})
+}
+
+func (s *Server) file(name string) string { return filepath.Join(s.dir, name) }
+
+// configure writes the server's files and one for each catalog.
+func (s *Server) configure() error {
+	catalogs := s.file("catalogs")
+	if err := os.Mkdir(catalogs, 0o700); err != nil {
+		return err
+	}
+	files := map[string]properties{
+		s.file("log.properties"): {{"io.trino", "WARN"}, {"io.airlift", "WARN"}, {"Bootstrap", "WARN"}},
+		s.file("config.properties"): {
+			{"node.environment", "test"}, {"node.bind-ip", "127.0.0.1"}, {"node.internal-address", "127.0.0.1"},
+			{"coordinator", "true"}, {"node-scheduler.include-coordinator", "true"},
+			{"discovery.uri", s.url()}, {"http-server.http.port", fmt.Sprint(s.port)},
+			{"catalog.config-dir", catalogs}, {"plugin.dir", filepath.Join(s.home, "plugin")},
+			{"query.max-memory-per-node", "400MB"}, {"memory.heap-headroom-per-node", "200MB"},
+		},
+	}
+	for _, c := range s.Catalogs {
+		if err := c.Check(); err != nil {
+			return err
+		}
+		files[filepath.Join(catalogs, c.Name+".properties")] = iceberg(c)
+	}
+	for name, p := range files {
+		if err := os.WriteFile(name, p.bytes(), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
