@@ -27,6 +27,9 @@ func (r *row) next() columnar.Column {
 
 func (r *row) begin() { r.at, r.n = 0, 0 }
 
+// filled passes over columns that somebody else has filled.
+func (r *row) filled(n int) { r.at += n }
+
 // end closes a row; where it comes from is not ours to say.
 func (r *row) end() {
 	if r.at != len(r.to.Fields())-len(originColumns) {
@@ -69,9 +72,10 @@ type eventRows struct {
 }
 
 // rowsOf makes the Rows of an aggregate's table.
-func rowsOf(agg event.Aggregate, make func() decoder) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
+func rowsOf(agg event.Aggregate, make func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
 	return func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
-		return &eventRows{of: agg, values: values, decoder: make(), row: row{to: to}}, nil
+		d, err := make(to)
+		return &eventRows{of: agg, values: values, decoder: d, row: row{to: to}}, err
 	}
 }
 

@@ -1,28 +1,38 @@
 package lake
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/apache/iceberg-go"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/wire"
 )
 
-// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
-// exact bytes, and once more as JSON for SQL.
-func eventsTable(name string, agg event.Aggregate, message func() proto.Message) Table {
+// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its exact bytes,
+// and each type of event as a struct, null in the rows of others. What is new in the contract is a new column.
+func eventsTable(name string, agg event.Aggregate, message proto.Message) Table {
+	reserved := make([]string, len(eventColumns))
+	for i, c := range eventColumns {
+		reserved[i] = c.Name
+	}
+	plan, err := wire.Compile(message.ProtoReflect().Descriptor(), wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
+	if err != nil {
+		panic(err) // the contract is compiled in
+	}
 	return Table{
 		Name: name, Topic: agg.Topic, Doc: "Every event of an aggregate: " + agg.Name + ".",
-		Columns: eventColumns, Sort: []Sort{{Column: "recorded_at"}},
-		Rows:   rowsOf(agg, func() decoder { return &eventDecoder{of: agg, message: message()} }),
+		Columns: slices.Concat(eventColumns, plan.Fields()), Sort: []Sort{{Column: "recorded_at"}},
+		Rows: rowsOf(agg, func(to *columnar.Columns) (decoder, error) {
+			message, err := plan.Bind(to)
+			return &eventDecoder{message: message}, err
+		}),
 		events: agg,
 	}
 }
@@ -39,33 +49,14 @@ var eventColumns = []columnar.Field{
 	{Name: "trace_parent", Type: iceberg.PrimitiveTypes.String, Doc: "W3C trace context"},
 	{Name: "store_position", Type: iceberg.PrimitiveTypes.String, Doc: "place in the event store: transaction.sequence", Required: true},
 	{Name: "payload", Type: iceberg.PrimitiveTypes.Binary, Doc: "the message in protobuf wire format, byte for byte", Required: true},
-	{Name: "payload_json", Type: iceberg.PrimitiveTypes.String, Doc: "the message as protobuf JSON with the field names of the .proto files", Required: true},
 }
 
 // eventDecoder makes an event's row.
 type eventDecoder struct {
-	of      event.Aggregate
-	message proto.Message // reused
-	json    []byte        // reused
-	compact bytes.Buffer  // reused
+	message *wire.Decoder
 }
 
-var payloadJSON = protojson.MarshalOptions{UseProtoNames: true}
-
 func (d *eventDecoder) append(to *row, e event.Event) error {
-	if err := proto.Unmarshal(e.Data, d.message); err != nil {
-		return fmt.Errorf("payload is no %s: %w", d.of.Message, err)
-	}
-	var err error
-	if d.json, err = payloadJSON.MarshalAppend(d.json[:0], d.message); err != nil {
-		return fmt.Errorf("payload as JSON: %w", err)
-	}
-	// protojson spaces its output differently from build to build; the same event must give the same row.
-	d.compact.Reset()
-	if err := json.Compact(&d.compact, d.json); err != nil {
-		return fmt.Errorf("payload as JSON: %w", err)
-	}
-
 	to.string(e.ID.String())
 	to.string(e.Stream)
 	to.int64(int64(e.Version))
@@ -77,7 +68,10 @@ func (d *eventDecoder) append(to *row, e event.Event) error {
 	to.optional(e.TraceParent)
 	to.string(e.Position.String())
 	to.bytes(e.Data)
-	to.bytes(d.compact.Bytes())
+	if err := d.message.Append(e.Data); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	to.filled(len(to.to.Fields()) - len(eventColumns) - len(originColumns))
 	to.end()
 	return nil
 }

@@ -38,7 +38,7 @@ var orderLines = Table{
 		{Name: "ordered_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time of the order", Repeats: true, Required: true},
 		{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took the event", Repeats: true, Required: true},
 	},
-	Rows: rowsOf(event.Order, func() decoder { return &lineDecoder{} }),
+	Rows: rowsOf(event.Order, func(*columnar.Columns) (decoder, error) { return &lineDecoder{}, nil }),
 }
 
 // Money has nine decimal places.
