@@ -53,6 +53,7 @@ type Config struct {
 // Lake is an open lake. It is safe for concurrent use.
 type Lake struct {
 	db        *sql.DB
+	dialect   sqlcatalog.SupportedDialect
 	warehouse *warehouse
 	catalog   catalog.Catalog
 	tables    []Table
@@ -132,7 +133,7 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	if err != nil {
 		return fmt.Errorf("open the lake's catalog: %w", err)
 	}
-	l.catalog = l.warehouse.reach(cat)
+	l.catalog, l.dialect = l.warehouse.reach(cat), dialect
 	return l.prepare(ctx, readOnly)
 }
 

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apache/iceberg-go/table"
@@ -30,6 +32,9 @@ type lander struct {
 	table  Table
 	config RunConfig
 	log    *slog.Logger
+	// first counts those landers of the table in this process that read its topic's first partition: the process that has one
+	// maintains the table. Two may think so for a moment, which costs work, not rows.
+	first *atomic.Int32
 
 	commits int // so far
 }
@@ -108,10 +113,13 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 	defer reader.Close()
 
+	var hasFirst bool
+	defer func() { l.noteFirst(&hasFirst, false) }()
 	b := newBatch(at, time.Time{})
 	for {
 		if !b.moved() {
 			reader.Yield()
+			l.noteFirst(&hasFirst, slices.Contains(reader.Assigned(), 0))
 		}
 		fetched, err := reader.Poll(ctx, b.wait(l.config))
 		if err != nil {
@@ -134,6 +142,17 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		b = newBatch(at, time.Now())
 		l.expire(ctx)
 	}
+}
+
+func (l *lander) noteFirst(had *bool, has bool) {
+	switch {
+	case l.first == nil || has == *had:
+	case has:
+		l.first.Add(1)
+	default:
+		l.first.Add(-1)
+	}
+	*had = has
 }
 
 // writer makes what turns records into rows, and rows into files.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // RunConfig says how to land.
@@ -28,6 +30,8 @@ type RunConfig struct {
 	// CommitBytes of events are committed without waiting. 0 means 32 MiB.
 	CommitBytes int64
 
+	// Maintenance keeps the tables small meanwhile; nil leaves that to others.
+	Maintenance *maintenance.Config
 	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
 	Landers int
 
@@ -80,9 +84,13 @@ func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	c.Landers = max(c.Landers, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range l.tables {
+		first := new(atomic.Int32) // landers in this process that have the first partition
 		for range c.Landers {
-			lander := &lander{lake: l, table: t, config: c, log: l.log.With("table", t.Name)}
+			lander := &lander{lake: l, table: t, config: c, first: first, log: l.log.With("table", t.Name)}
 			g.Go(func() error { return lander.run(ctx) })
+		}
+		if c.Maintenance != nil {
+			g.Go(func() error { return l.keep(ctx, t, *c.Maintenance, func() bool { return first.Load() > 0 }) })
 		}
 	}
 	return g.Wait()

@@ -24,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
@@ -339,10 +340,21 @@ func (p *Platform) startLanding(context.Context) error {
 	p.background("lake", func(ctx context.Context) error {
 		return p.lake.Run(ctx, lake.RunConfig{
 			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
-			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
+			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
 		})
 	})
 	return nil
+}
+
+// upkeep is how the process that lands keeps the tables small; nil where it does not.
+func (p *Platform) upkeep() *maintenance.Config {
+	m := p.cfg.Lake.Maintenance
+	if m.Every == 0 {
+		return nil
+	}
+	return &maintenance.Config{
+		Every: m.Every, TargetBytes: m.TargetBytes, KeepAge: m.Keep, OrphanAge: m.OrphanAge, Memory: m.Memory, Logger: p.log.With("part", "maintenance"),
+	}
 }
 
 func park(to *streams.Parking) lake.Parker {
