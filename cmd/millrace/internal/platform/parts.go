@@ -300,7 +300,7 @@ func (p *Platform) startLake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.ReadOnly = !p.wanted[landing]
+	c.ReadOnly = !p.wanted[landing] && !p.has(Iceberg)
 	l, err := openLake(ctx, c)
 	if err != nil {
 		return err
