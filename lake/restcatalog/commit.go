@@ -37,15 +37,16 @@ type changeRequest struct {
 func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	var requirements table.Requirements
 	var updates table.Updates
-	for field, list := range map[string]struct {
-		raw  json.RawMessage
-		into any
-	}{"requirements": {c.Requirements, &requirements}, "updates": {c.Updates, &updates}} {
+	for _, list := range []struct {
+		field string
+		raw   json.RawMessage
+		into  any
+	}{{"requirements", c.Requirements, &requirements}, {"updates", c.Updates, &updates}} {
 		if len(list.raw) == 0 {
-			return change{}, badRequest("%s: it is missing", field)
+			return change{}, badRequest("%s: it is missing", list.field)
 		}
 		if err := unmarshalGuarded(list.raw, list.into); err != nil {
-			return change{}, badRequest("%s: %v", field, err)
+			return change{}, badRequest("%s: %v", list.field, err)
 		}
 	}
 	return change{ident, requirements, updates}, nil
@@ -353,23 +354,30 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	return stateUnknown(err)
 }
 
-// write writes a plan's metadata file.
-func (s *Server) write(ctx context.Context, p *plan) error {
-	b, err := json.Marshal(p.metadata)
-	if err != nil {
-		return badRequest("updates: the metadata that they make cannot be written: %v", err)
+// encode is the content of a plan's metadata file.
+func encode(p *plan) (b []byte, err error) {
+	defer guard(&err)
+	if b, err = json.Marshal(p.metadata); err != nil {
+		return nil, badRequest("updates: the metadata that they make cannot be written: %v", err)
 	}
 	switch { // the name says how it is compressed
 	case strings.HasSuffix(p.file, ".gz.metadata.json"):
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
 		_, err := z.Write(b)
-		if err := errors.Join(err, z.Close()); err != nil {
-			return err
-		}
-		b = packed.Bytes()
+		err = errors.Join(err, z.Close())
+		return packed.Bytes(), err
 	case strings.HasSuffix(p.file, ".zstd.metadata.json"):
-		return badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+		return nil, badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+	}
+	return b, nil
+}
+
+// write writes a plan's metadata file.
+func (s *Server) write(ctx context.Context, p *plan) error {
+	b, err := encode(p)
+	if err != nil {
+		return err
 	}
 	files, err := s.files(ctx, p.file)
 	if err != nil {
