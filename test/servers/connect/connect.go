@@ -95,7 +95,7 @@ func (w *Worker) start() error {
 		Dir:   w.dir,
 		Ready: process.Answers(w.url()+"/connectors", http.StatusOK),
 		// Some 10 seconds of work, most of it a look through the sink's jars.
-		ReadyWithin: 5 * time.Minute,
+		ReadyWithin: 10 * time.Minute,
 	})
 }
 

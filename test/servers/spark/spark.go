@@ -89,7 +89,7 @@ func (s *Session) start() error {
 }
 
 // A start is some 20 seconds of work, which a busy machine has to share out.
-const readyWithin = 5 * time.Minute
+const readyWithin = 10 * time.Minute
 
 func (s *Session) launch(ctx context.Context) error {
 	settings, err := s.settings()

@@ -141,7 +141,7 @@ func (s *Server) connect() error {
 }
 
 // A start is some 20 seconds of work, which a busy machine has to share out.
-const readyWithin = 5 * time.Minute
+const readyWithin = 10 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
 	return s.Launch(ctx, process.Command{
