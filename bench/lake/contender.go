@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/internal/kafka"
+	broker "github.com/millrace/millrace/test/servers/kafka"
 )
 
 // contender brings a topic into an Iceberg table. Another one is another type in the list of contenders.
@@ -19,11 +20,13 @@ type contender interface {
 
 // bench is what contenders are given: the same broker, a folder, and a topic to get warm on.
 type bench struct {
-	kafka    kafka.Config
-	dir      string
-	warmRows int64         // in each encoding's warm topic
-	commit   time.Duration // how often to commit
-	heapMB   int           // of a contender in Java
+	cluster    broker.Cluster
+	kafka      kafka.Config // of the cluster
+	partitions int          // of each topic
+	dir        string
+	warmRows   int64         // in each encoding's warm topic
+	commit     time.Duration // how often to commit
+	heapMB     int           // of a contender in Java
 }
 
 // result is what a contender took, from its first row to the commit of the last.

@@ -10,21 +10,21 @@ import (
 
 // event is a record of the benchmark: the message Event of flat.proto.
 type event struct {
-	ID, CustomerID int64
-	Type, SKU      string
-	Quantity       int32
-	Price          float64
-	Currency       string
-	Country        string
-	Device         string
-	NewCustomer    bool
-	At             int64 // milliseconds since 1970
-	Session        int64
-	Page           string
+	ID, Customer int64
+	Type, SKU    string
+	Qty          int32
+	Price        float64
+	Currency     string
+	Country      string
+	Device       string
+	New          bool
+	At           int64 // milliseconds since 1970
+	Session      int64
+	Page         string
 }
 
 var (
-	types      = []string{"page_view", "product_view", "search", "add_to_cart", "checkout", "purchase", "review", "wish"}
+	types      = []string{"view", "product", "search", "cart", "checkout", "purchase", "review", "wish"}
 	currencies = []string{"EUR", "EUR", "EUR", "USD", "GBP", "SEK"}
 	countries  = []string{"DE", "FR", "NL", "AT", "BE", "ES", "IT", "PL", "SE", "US", "GB", "IE", "CH", "DK", "CZ", "PT"}
 	devices    = []string{"mobile", "desktop", "tablet"}
@@ -43,9 +43,9 @@ func eventAt(i int64) event {
 	pick := func(of []string) string { return of[draw(uint64(len(of)))] }
 	sku := strconv.FormatUint(10_000+draw(5_000), 10)
 	return event{
-		ID: i, CustomerID: int64(draw(1_000_000)), Type: pick(types), SKU: sku, Quantity: int32(draw(9)),
+		ID: i, Customer: int64(draw(1_000_000)), Type: pick(types), SKU: sku, Qty: int32(draw(9)),
 		Price: float64(draw(10_000)) / 100, Currency: pick(currencies), Country: pick(countries), Device: pick(devices),
-		NewCustomer: draw(2) == 0, At: firstAt + 3*i + int64(draw(3)), Session: int64(draw(1 << 40)), Page: "/product/" + sku,
+		New: draw(2) == 0, At: firstAt + 3*i + int64(draw(3)), Session: int64(draw(1 << 40)), Page: "/product/" + sku,
 	}
 }
 
@@ -70,17 +70,17 @@ func (e event) appendProtobuf(b []byte) []byte {
 		}
 	}
 	number(1, uint64(e.ID))
-	number(2, uint64(e.CustomerID))
+	number(2, uint64(e.Customer))
 	text(3, e.Type)
 	text(4, e.SKU)
-	number(5, uint64(e.Quantity))
+	number(5, uint64(e.Qty))
 	if e.Price != 0 {
 		b = protowire.AppendFixed64(protowire.AppendTag(b, 6, protowire.Fixed64Type), math.Float64bits(e.Price))
 	}
 	text(7, e.Currency)
 	text(8, e.Country)
 	text(9, e.Device)
-	number(10, protowire.EncodeBool(e.NewCustomer))
+	number(10, protowire.EncodeBool(e.New))
 	var room [24]byte
 	at := protowire.AppendVarint(protowire.AppendTag(room[:0], 1, protowire.VarintType), uint64(e.At/1000))
 	if nanos := e.At % 1000 * 1_000_000; nanos != 0 {
@@ -97,15 +97,15 @@ func (e event) appendJSON(b []byte) []byte {
 	number := func(name string, v int64) { b = strconv.AppendInt(append(b, name...), v, 10) }
 	text := func(name, v string) { b = append(append(append(b, name...), v...), '"') } // no value needs escaping
 	number(`{"id":`, e.ID)
-	number(`,"customer_id":`, e.CustomerID)
+	number(`,"customer":`, e.Customer)
 	text(`,"type":"`, e.Type)
 	text(`,"sku":"`, e.SKU)
-	number(`,"quantity":`, int64(e.Quantity))
+	number(`,"qty":`, int64(e.Qty))
 	b = strconv.AppendFloat(append(b, `,"price":`...), e.Price, 'f', 2, 64)
 	text(`,"currency":"`, e.Currency)
 	text(`,"country":"`, e.Country)
 	text(`,"device":"`, e.Device)
-	b = strconv.AppendBool(append(b, `,"new_customer":`...), e.NewCustomer)
+	b = strconv.AppendBool(append(b, `,"new":`...), e.New)
 	number(`,"at":`, e.At)
 	number(`,"session":`, e.Session)
 	text(`,"page":"`, e.Page)

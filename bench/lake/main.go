@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/internal/kafka"
-	broker "github.com/millrace/millrace/test/servers/kafka"
 )
 
 func main() {
@@ -43,13 +42,13 @@ const (
 func run(ctx context.Context) (err error) {
 	b := &bench{}
 	rows := flag.Int64("rows", 10_000_000, "how many events to land")
-	partitions := flag.Int("partitions", 2, "of each topic")
 	wanted := flag.String("contenders", "", "whom to measure, comma-separated, by the begin of their names; all where empty")
 	keep := flag.Bool("keep", false, "leave the tables, and say where")
+	flag.IntVar(&b.partitions, "partitions", 2, "of each topic")
 	flag.DurationVar(&b.commit, "commit", 10*time.Second, "how often contenders commit")
 	flag.IntVar(&b.heapMB, "heap", 2048, "MB of memory for contenders in Java")
 	flag.Parse()
-	if flag.NArg() > 0 || *rows < 1 || *partitions < 1 {
+	if flag.NArg() > 0 || *rows < 1 || b.partitions < 1 {
 		return errors.New("it takes flags alone, and at least one row and one partition: see -help")
 	}
 	b.warmRows = max(1, min(*rows/warmPart, warmMost))
@@ -66,13 +65,12 @@ func run(ctx context.Context) (err error) {
 	} else {
 		defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 	}
-	var cluster broker.Cluster
 	progress("starting Apache Kafka")
-	brokers, err := cluster.Start()
+	brokers, err := b.cluster.Start()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	defer func() { err = errors.Join(err, b.cluster.Stop()) }()
 	b.kafka = kafka.Config{Brokers: brokers, Replicas: 1}
 
 	results := map[string]result{}
@@ -81,9 +79,9 @@ func run(ctx context.Context) (err error) {
 		as := c.Reads()
 		if !filled[as] {
 			filled[as] = true
-			err := fill(ctx, b.kafka, warmTopicOf(as), as, int32(*partitions), b.warmRows)
+			err := fill(ctx, b.kafka, warmTopicOf(as), as, int32(b.partitions), b.warmRows)
 			if err == nil {
-				err = fill(ctx, b.kafka, topicOf(as), as, int32(*partitions), *rows)
+				err = fill(ctx, b.kafka, topicOf(as), as, int32(b.partitions), *rows)
 			}
 			if err != nil {
 				return err

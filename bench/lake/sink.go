@@ -18,8 +18,9 @@ import (
 //   - Its own worker, with 2 GB of memory taken at once, so that Java neither grows the heap nor collects for want of it, and G1.
 //   - It gets warm first: a sink of as many tasks lands another topic in the same worker, so that its code is compiled and its
 //     clients' classes are loaded. Then a new sink, with a new name and a new control topic, lands the topic that counts.
-//   - The clock, and the count of the processor's time, start when its first data file appears: the start of its tasks, the
-//     join of its group and the first fetch are not counted. They end when the table has all rows.
+//   - The clock, and the count of the processor's time, start when its consumers have their partitions: neither the start of its
+//     tasks nor the join of their group is counted. They end when the table has all rows. (Its first file would be too late a
+//     sign: Iceberg makes a file when a first row group is full.)
 //   - JSON without schemas, which costs it less than JSON with; times as numbers; fetches of megabytes, 10,000 records a poll.
 //   - A table that is there, with Parquet's cheapest zstd, unpartitioned, in a folder and with a catalog in SQLite: no network.
 type icebergSink struct {
@@ -60,7 +61,11 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 	if err != nil {
 		return r, err
 	}
-	if err := run.await(ctx, func() (bool, error) { return w.dataBegun("events"), nil }); err != nil {
+	err = run.await(ctx, func() (bool, error) {
+		assigned, err := s.cluster.Assigned(ctx, "connect-"+run.sink.Name, topic)
+		return assigned == s.partitions, err
+	})
+	if err != nil {
 		return r, err
 	}
 	begun := time.Now()

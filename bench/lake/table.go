@@ -60,15 +60,15 @@ func (w *warehouse) close() error { return w.db.Close() }
 // schema is the table's. Contenders find the table made, so that all bring the same types.
 var schema = iceberg.NewSchema(0,
 	column(1, "id", iceberg.PrimitiveTypes.Int64),
-	column(2, "customer_id", iceberg.PrimitiveTypes.Int64),
+	column(2, "customer", iceberg.PrimitiveTypes.Int64),
 	column(3, "type", iceberg.PrimitiveTypes.String),
 	column(4, "sku", iceberg.PrimitiveTypes.String),
-	column(5, "quantity", iceberg.PrimitiveTypes.Int32),
+	column(5, "qty", iceberg.PrimitiveTypes.Int32),
 	column(6, "price", iceberg.PrimitiveTypes.Float64),
 	column(7, "currency", iceberg.PrimitiveTypes.String),
 	column(8, "country", iceberg.PrimitiveTypes.String),
 	column(9, "device", iceberg.PrimitiveTypes.String),
-	column(10, "new_customer", iceberg.PrimitiveTypes.Bool),
+	column(10, "new", iceberg.PrimitiveTypes.Bool),
 	column(11, "at", iceberg.PrimitiveTypes.TimestampTz),
 	column(12, "session", iceberg.PrimitiveTypes.Int64),
 	column(13, "page", iceberg.PrimitiveTypes.String),
@@ -92,12 +92,6 @@ func (w *warehouse) create(ctx context.Context, name string) error {
 // history is what was committed to a table.
 func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
 	return catalog.History(ctx, w.db, catalogName, namespace+"."+name)
-}
-
-// dataBegun tells whether a first data file of a table is there, finished or not.
-func (w *warehouse) dataBegun(name string) bool {
-	files, _ := filepath.Glob(filepath.Join(w.dir, namespace+".db", name, "data", "*.parquet")) // the pattern is well formed
-	return len(files) > 0
 }
 
 // stored are the table's live data files: how many, and their bytes.
@@ -151,7 +145,7 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	}
 	whole := func(i int) []int64 { return c[i].(*array.Int64).Int64Values() }
 	ids, customers, sessions := whole(0), whole(1), whole(11)
-	quantities, prices, news := c[4].(*array.Int32).Int32Values(), c[5].(*array.Float64).Float64Values(), c[9].(*array.Boolean)
+	qtys, prices, news := c[4].(*array.Int32).Int32Values(), c[5].(*array.Float64).Float64Values(), c[9].(*array.Boolean)
 	at := c[10].(*array.Timestamp).TimestampValues()
 	text := func(i int) func(int) string { return c[i].(interface{ Value(int) string }).Value }
 	kind, sku, currency, country, device, page := text(2), text(3), text(6), text(7), text(8), text(12)
@@ -162,8 +156,8 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	}
 	for i, id := range ids {
 		have := event{
-			ID: id, CustomerID: customers[i], Type: kind(i), SKU: sku(i), Quantity: quantities[i], Price: prices[i], Currency: currency(i), Country: country(i),
-			Device: device(i), NewCustomer: news.Value(i), At: int64(at[i]) / 1000, Session: sessions[i], Page: page(i),
+			ID: id, Customer: customers[i], Type: kind(i), SKU: sku(i), Qty: qtys[i], Price: prices[i], Currency: currency(i), Country: country(i),
+			Device: device(i), New: news.Value(i), At: int64(at[i]) / 1000, Session: sessions[i], Page: page(i),
 		}
 		switch {
 		case id < 0 || id >= n:
