@@ -169,7 +169,7 @@ func (p *plan) move() Move {
 // plan checks a change against the table as it is now. It writes nothing.
 func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
-	current, err := s.Catalog.LoadTable(ctx, c.table)
+	current, err := s.config.Catalog.LoadTable(ctx, c.table)
 	switch {
 	case errors.Is(err, catalog.ErrNoSuchTable):
 		if !creates {
@@ -237,11 +237,21 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	if !slices.Contains(has, table.UpdateSetLocation) {
 		updates = append(updates, table.NewSetLocationUpdate(location))
 	}
+	slices.SortStableFunc(updates, func(a, b table.Update) int { return creationRank(a) - creationRank(b) })
 	metadata, err := update(nil, updates, "")
 	if err != nil {
 		return nil, refused(c.table, err)
 	}
 	return metadata, nil
+}
+
+// creationRank orders what a table begins with: a sort order refers to the schema, and DuckDB sends it first.
+func creationRank(u table.Update) int {
+	order := []string{table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema}
+	if at := slices.Index(order, u.Action()); at >= 0 {
+		return at
+	}
+	return len(order)
 }
 
 // update applies updates to metadata, or to nothing.
@@ -344,7 +354,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
-	err := s.Swapper.Swap(ctx, moves)
+	err := s.config.Swapper.Swap(ctx, moves)
 	switch {
 	case err == nil, errors.Is(err, ErrConflict), errors.Is(err, catalog.ErrNoSuchNamespace):
 		return err
@@ -399,7 +409,7 @@ func (s *Server) remove(ctx context.Context, written []string) {
 			err = files.Remove(file)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
+			s.config.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
 		}
 	}
 }

@@ -12,6 +12,12 @@ import (
 	"github.com/google/uuid"
 )
 
+func post(t *testing.T, body string) *http.Request {
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	return r
+}
+
 // Whatever a client sends, it is applied to a table or refused by name; nothing panics, and no failure is taken for the server's.
 func FuzzCommit(f *testing.F) {
 	for _, seed := range []string{
@@ -50,16 +56,13 @@ func FuzzCommit(f *testing.F) {
 				t.Errorf("%T %v", err, err)
 			}
 		}
-		request := func() *http.Request {
-			return httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(body))
-		}
 		var one changeRequest
-		if err := read(request(), &one); err != nil {
+		if err := read(post(t, body), &one); err != nil {
 			apply(change{}, err)
 		} else {
 			apply(one.change(table.Identifier{"n", "t"}))
 		}
-		all, err := readTransaction(request())
+		all, err := readTransaction(post(t, body))
 		apply(change{}, err)
 		for _, c := range all {
 			apply(c, nil)
@@ -73,7 +76,7 @@ func FuzzCreate(f *testing.F) {
 		"partition-spec":{"fields":[{"source-id":1,"transform":"truncate[4]","name":"b"}]},"write-order":{"order-id":1,"fields":[{"source-id":1,"transform":"identity","direction":"asc","null-order":"nulls-first"}]},"properties":{"format-version":"2"}}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		var c createRequest
-		err := readGuarded(httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", strings.NewReader(body)), &c)
+		err := readGuarded(post(t, body), &c)
 		if refusal := (*failure)(nil); err != nil && (!errors.As(err, &refusal) || refusal.status != http.StatusBadRequest) {
 			t.Errorf("%T %v", err, err)
 		}
