@@ -74,7 +74,7 @@ func (s *Server) Stop() error {
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
-		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+		return nil, fmt.Errorf("trino: %s: %w", statement, err)
 	}
 	defer rows.Close() //nolint:errcheck // read to the end, or failed anyhow
 	columns, err := rows.Columns()
@@ -93,7 +93,7 @@ func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 		all = append(all, row)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+		return nil, fmt.Errorf("trino: %s: %w", statement, err)
 	}
 	return all, nil
 }
