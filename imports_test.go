@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"verify":              {"event", "gen/millrace/event"},
 	"deploy":              {"event"},
 	"cmd":                 {""},
+	"bench":               {""},
 	"test":                {""},
 }
 

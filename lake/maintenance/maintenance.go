@@ -52,8 +52,9 @@ type Config struct {
 	// takes from creating a file to committing it. Less than 10 min is refused.
 	OrphanAge time.Duration
 
-	// Memory bounds what a compaction holds, in bytes; 256 MiB, at least 64 MiB. Beyond it come the keys of deletes by
-	// equality, and one row group of an input file where that is larger than a quarter of Memory once decoded.
+	// Memory is about what a compaction holds, in bytes, whatever the table's size; 256 MiB, at least 64 MiB. Buffers of
+	// Parquet's add up to half as much. Beyond it come the keys of deletes by equality, and one row group of an input file
+	// where that is large.
 	Memory int64
 	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room for the rows of one bin,
 	// 8 × TargetBytes of Parquet, as Arrow with LZ4: about three times as much.
@@ -67,7 +68,7 @@ type Config struct {
 	orphanLeast time.Duration                           // tests are in a hurry
 	now         func() time.Time                        // for the age of orphans
 	tries       int                                     // of a commit
-	sortBytes   int64                                   // sorted at once; a quarter of Memory
+	sortBytes   int64                                   // sorted at once, with their keys; a sixth of Memory
 }
 
 // A bin is what is sorted and rewritten at once: so many times the target.
@@ -93,7 +94,7 @@ func (c *Config) fill() error {
 	setDefault(&c.Every, 10*time.Minute)
 	setDefault(&c.orphanLeast, leastOrphanAge)
 	setDefault(&c.tries, 30)
-	setDefault(&c.sortBytes, c.Memory/4)
+	setDefault(&c.sortBytes, c.Memory/6)
 	if c.now == nil {
 		c.now = time.Now
 	}

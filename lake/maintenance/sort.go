@@ -19,8 +19,7 @@ import (
 )
 
 // sorter sorts more rows than memory holds: it gathers batches up to a budget, writes them sorted to a file, and merges the
-// files as a stream. It holds about twice the budget at most: the batches, and their sorted copy. Rows that the sort order
-// does not tell apart keep their order within a budget's worth, as far as anybody may rely on it not at all.
+// files as a stream. It holds about twice the budget at most: the batches, and their sorted copy.
 type sorter struct {
 	ctx    context.Context
 	keys   []keyField
@@ -30,9 +29,10 @@ type sorter struct {
 	spilt  func() error // called after each file
 
 	pending      []arrow.RecordBatch
-	pendingBytes int64
-	runs         []string // files of sorted rows
-	files        int      // made so far
+	pendingKeys  []rowKeys // of each
+	pendingBytes int64     // of both
+	runs         []string  // files of sorted rows
+	files        int       // made so far
 }
 
 // Batches in the files are about so large: a merge holds one of each file.
@@ -44,9 +44,14 @@ func newSorter(ctx context.Context, keys []keyField, schema *arrow.Schema, dir s
 
 // add takes a batch and keeps it.
 func (s *sorter) add(rec arrow.RecordBatch) error {
+	keys, err := keysOf(s.keys, rec)
+	if err != nil {
+		return err
+	}
 	rec.Retain()
 	s.pending = append(s.pending, rec)
-	s.pendingBytes += batchBytes(rec)
+	s.pendingKeys = append(s.pendingKeys, keys)
+	s.pendingBytes += batchBytes(rec) + int64(cap(keys.bytes)+8*cap(keys.ends))
 	if s.pendingBytes < s.budget {
 		return nil
 	}
@@ -82,7 +87,7 @@ func (s *sorter) close() {
 	for _, rec := range s.pending {
 		rec.Release()
 	}
-	s.pending = nil
+	s.pending, s.pendingKeys = nil, nil
 }
 
 func (s *sorter) spill() error {
@@ -102,6 +107,13 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 	if len(s.pending) == 0 {
 		return nil
 	}
+	var rows []keyedRow
+	for _, keys := range s.pendingKeys {
+		for i := range keys.len() {
+			rows = append(rows, keyedRow{keys.at(i), int64(len(rows))})
+		}
+	}
+	order := inOrder(rows)
 	all, err := concatenate(s.schema, s.pending)
 	s.close()
 	total := s.pendingBytes
@@ -110,22 +122,28 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 		return err
 	}
 	defer all.Release()
-	keys, err := keysOf(s.keys, all)
-	if err != nil {
-		return err
-	}
-	order := make([]int64, keys.len())
-	for i := range order {
-		order[i] = int64(i)
-	}
-	slices.SortStableFunc(order, func(a, b int64) int { return bytes.Compare(keys.at(int(a)), keys.at(int(b))) })
-	rows := max(1, int(spillBatch*all.NumRows()/max(total, 1)))
-	for part := range slices.Chunk(order, rows) {
+	size := max(1, int(spillBatch*all.NumRows()/max(total, 1)))
+	for part := range slices.Chunk(order, size) {
 		if err := s.take(all, part, each); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+type keyedRow struct {
+	key []byte
+	at  int64
+}
+
+// inOrder tells where the rows are, in the order of their keys; those with the same key as they come.
+func inOrder(rows []keyedRow) []int64 {
+	slices.SortStableFunc(rows, func(a, b keyedRow) int { return bytes.Compare(a.key, b.key) })
+	order := make([]int64, len(rows))
+	for i, r := range rows {
+		order[i] = r.at
+	}
+	return order
 }
 
 // take hands on the rows that are named, in that order.
@@ -228,22 +246,18 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 			bound = last
 		}
 	}
-	type row struct {
-		key []byte
-		at  int64
-	}
 	var parts []arrow.RecordBatch
 	defer func() {
 		for _, p := range parts {
 			p.Release()
 		}
 	}()
-	var rows []row
+	var rows []keyedRow
 	var ended []*source
 	for _, src := range sources {
 		end := src.next
 		for end < src.keys.len() && bytes.Compare(src.keys.at(end), bound) <= 0 {
-			rows = append(rows, row{src.keys.at(end), int64(len(rows))})
+			rows = append(rows, keyedRow{src.keys.at(end), int64(len(rows))})
 			end++
 		}
 		if end > src.next {
@@ -258,17 +272,12 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 			return err
 		}
 	} else {
-		slices.SortStableFunc(rows, func(a, b row) int { return bytes.Compare(a.key, b.key) })
-		order := make([]int64, len(rows))
-		for i, r := range rows {
-			order[i] = r.at
-		}
 		all, err := concatenate(s.schema, parts)
 		if err != nil {
 			return err
 		}
 		defer all.Release()
-		if err := s.take(all, order, each); err != nil {
+		if err := s.take(all, inOrder(rows), each); err != nil {
 			return err
 		}
 	}

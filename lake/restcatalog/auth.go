@@ -10,14 +10,14 @@ import (
 
 // admit tells whose request it is, and whether it is let in.
 func (s *Server) admit(r *http.Request) (caller string, in bool) {
-	if s.Authenticate == nil || r.Method == http.MethodPost && r.URL.Path == "/v1/oauth/tokens" {
+	if s.config.Authenticate == nil || r.Method == http.MethodPost && r.URL.Path == "/v1/oauth/tokens" {
 		return "", true
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") { // some clients repeat token_type in lower case
 		return "", false
 	}
-	return s.Authenticate(token)
+	return s.config.Authenticate(token)
 }
 
 // getToken is OAuth2's client credentials flow, for clients that know no other: the client's id is a caller's name and its
@@ -40,7 +40,7 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusBadRequest, "invalid_request", "the form cannot be read")
 		return
 	}
-	if s.Authenticate == nil {
+	if s.config.Authenticate == nil {
 		refuse(http.StatusBadRequest, "invalid_request", "this catalog asks for no token")
 		return
 	}
@@ -52,7 +52,7 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	if !basic {
 		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
 	}
-	caller, known := s.Authenticate(secret)
+	caller, known := s.config.Authenticate(secret)
 	if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(caller)) != 1 {
 		refuse(http.StatusUnauthorized, "invalid_client", "no client has this id and secret")
 		return

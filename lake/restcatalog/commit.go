@@ -37,15 +37,16 @@ type changeRequest struct {
 func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	var requirements table.Requirements
 	var updates table.Updates
-	for field, list := range map[string]struct {
-		raw  json.RawMessage
-		into any
-	}{"requirements": {c.Requirements, &requirements}, "updates": {c.Updates, &updates}} {
+	for _, list := range []struct {
+		field string
+		raw   json.RawMessage
+		into  any
+	}{{"requirements", c.Requirements, &requirements}, {"updates", c.Updates, &updates}} {
 		if len(list.raw) == 0 {
-			return change{}, badRequest("%s: it is missing", field)
+			return change{}, badRequest("%s: it is missing", list.field)
 		}
 		if err := unmarshalGuarded(list.raw, list.into); err != nil {
-			return change{}, badRequest("%s: %v", field, err)
+			return change{}, badRequest("%s: %v", list.field, err)
 		}
 	}
 	return change{ident, requirements, updates}, nil
@@ -168,7 +169,7 @@ func (p *plan) move() Move {
 // plan checks a change against the table as it is now. It writes nothing.
 func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
-	current, err := s.Catalog.LoadTable(ctx, c.table)
+	current, err := s.config.Catalog.LoadTable(ctx, c.table)
 	switch {
 	case errors.Is(err, catalog.ErrNoSuchTable):
 		if !creates {
@@ -236,11 +237,21 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	if !slices.Contains(has, table.UpdateSetLocation) {
 		updates = append(updates, table.NewSetLocationUpdate(location))
 	}
+	slices.SortStableFunc(updates, func(a, b table.Update) int { return creationRank(a) - creationRank(b) })
 	metadata, err := update(nil, updates, "")
 	if err != nil {
 		return nil, refused(c.table, err)
 	}
 	return metadata, nil
+}
+
+// creationRank orders what a table begins with: a sort order refers to the schema, and DuckDB sends it first.
+func creationRank(u table.Update) int {
+	order := []string{table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema}
+	if at := slices.Index(order, u.Action()); at >= 0 {
+		return at
+	}
+	return len(order)
 }
 
 // update applies updates to metadata, or to nothing.
@@ -343,7 +354,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
-	err := s.Swapper.Swap(ctx, moves)
+	err := s.config.Swapper.Swap(ctx, moves)
 	switch {
 	case err == nil, errors.Is(err, ErrConflict), errors.Is(err, catalog.ErrNoSuchNamespace):
 		return err
@@ -353,23 +364,30 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	return stateUnknown(err)
 }
 
-// write writes a plan's metadata file.
-func (s *Server) write(ctx context.Context, p *plan) error {
-	b, err := json.Marshal(p.metadata)
-	if err != nil {
-		return badRequest("updates: the metadata that they make cannot be written: %v", err)
+// encode is the content of a plan's metadata file.
+func encode(p *plan) (b []byte, err error) {
+	defer guard(&err)
+	if b, err = json.Marshal(p.metadata); err != nil {
+		return nil, badRequest("updates: the metadata that they make cannot be written: %v", err)
 	}
 	switch { // the name says how it is compressed
 	case strings.HasSuffix(p.file, ".gz.metadata.json"):
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
 		_, err := z.Write(b)
-		if err := errors.Join(err, z.Close()); err != nil {
-			return err
-		}
-		b = packed.Bytes()
+		err = errors.Join(err, z.Close())
+		return packed.Bytes(), err
 	case strings.HasSuffix(p.file, ".zstd.metadata.json"):
-		return badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+		return nil, badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+	}
+	return b, nil
+}
+
+// write writes a plan's metadata file.
+func (s *Server) write(ctx context.Context, p *plan) error {
+	b, err := encode(p)
+	if err != nil {
+		return err
 	}
 	files, err := s.files(ctx, p.file)
 	if err != nil {
@@ -391,7 +409,7 @@ func (s *Server) remove(ctx context.Context, written []string) {
 			err = files.Remove(file)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
+			s.config.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
 		}
 	}
 }

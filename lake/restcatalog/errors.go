@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 
 	"github.com/apache/iceberg-go"
@@ -97,7 +98,7 @@ func (s *Server) answer(h handler) http.Handler {
 
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f.status >= http.StatusInternalServerError {
-		s.Logger.Error("a request failed", "method", r.Method, "path", r.URL.Path, "status", f.status, "error", errors.Join(f, f.cause))
+		s.config.Logger.Error("a request failed", "method", r.Method, "path", r.URL.Path, "status", f.status, "error", errors.Join(f, f.cause))
 	}
 	type model struct {
 		Message string `json:"message"`
@@ -122,6 +123,10 @@ func reply(w http.ResponseWriter, answer any) error {
 
 // read takes a request's body apart.
 func read(r *http.Request, into any) error {
+	// No page of another site can have a browser send this without asking first, and the answer to that is no.
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return badRequest("Content-Type: it is not application/json")
+	}
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {

@@ -101,6 +101,9 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s: %d %s; want %d %s, and that it says %q", c.name, a.status, a.body, c.status, c.kind, c.says)
 		}
 	}
+	if a := p.call(t, post, "/v1/namespaces", object{"namespace": []string{"n"}}, "Content-Type", "text/plain"); a.status != http.StatusBadRequest || a.kind(t) != "BadRequestException" {
+		t.Errorf("as a browser's page sends it: %d %s", a.status, a.body)
+	}
 	for _, path := range []string{"/v1/namespaces/none", tables + "/none"} { // without a body
 		if a := p.call(t, http.MethodHead, path, nil); a.status != http.StatusNotFound || a.body != "" {
 			t.Errorf("HEAD %s: %d %q", path, a.status, a.body)

@@ -46,7 +46,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 	if p := r.URL.Query().Get("parent"); p != "" {
 		parent = strings.Split(p, separator)
 	}
-	all, err := s.Catalog.ListNamespaces(r.Context(), parent) // at any depth
+	all, err := s.config.Catalog.ListNamespaces(r.Context(), parent) // at any depth
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkNamespaceLocation(n.Properties); err != nil {
 		return err
 	}
-	if err := s.Catalog.CreateNamespace(r.Context(), n.Namespace, n.Properties); err != nil {
+	if err := s.config.Catalog.CreateNamespace(r.Context(), n.Namespace, n.Properties); err != nil {
 		return err
 	}
 	if n.Properties == nil {
@@ -137,7 +137,7 @@ func (s *Server) checkNamespaceLocation(p iceberg.Properties) error {
 
 func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
-	p, err := s.Catalog.LoadNamespaceProperties(r.Context(), n)
+	p, err := s.config.Catalog.LoadNamespaceProperties(r.Context(), n)
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
-	exists, err := s.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
+	exists, err := s.config.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
 	if err == nil && !exists {
 		err = catalog.ErrNoSuchNamespace
 	}
@@ -158,7 +158,7 @@ func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
-	below, err := s.Catalog.ListNamespaces(r.Context(), n)
+	below, err := s.config.Catalog.ListNamespaces(r.Context(), n)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 			return &failure{status: http.StatusConflict, kind: "NamespaceNotEmptyException", message: "namespace " + strings.Join(b, ".") + " is in it"}
 		}
 	}
-	if err := s.Catalog.DropNamespace(r.Context(), n); err != nil {
+	if err := s.config.Catalog.DropNamespace(r.Context(), n); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -190,7 +190,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	if err := s.checkNamespaceLocation(change.Updates); err != nil {
 		return err
 	}
-	summary, err := s.Catalog.UpdateNamespaceProperties(r.Context(), namespaceOf(r), change.Removals, change.Updates)
+	summary, err := s.config.Catalog.UpdateNamespaceProperties(r.Context(), namespaceOf(r), change.Removals, change.Updates)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) listViews(w http.ResponseWriter, r *http.Request) error {
-	exists, err := s.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
+	exists, err := s.config.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
 	if err == nil && !exists {
 		err = catalog.ErrNoSuchNamespace
 	}

@@ -153,6 +153,11 @@ func (p *place) serve(t testing.TB) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p.serveAs(t, h)
+}
+
+func (p *place) serveAs(t testing.TB, h http.Handler) *place {
+	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	p.url = server.URL

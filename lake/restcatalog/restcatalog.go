@@ -61,7 +61,7 @@ const (
 // Server is the handler of a catalog's paths, from /v1/ on; under another path it stands behind http.StripPrefix. It is safe
 // for concurrent use, and holds nothing that must be closed.
 type Server struct {
-	Config
+	config    Config
 	warehouse warehouse
 	endpoints []string
 	mux       *http.ServeMux
@@ -86,7 +86,7 @@ func New(c Config) (*Server, error) {
 		c.Reach = func(ctx context.Context) context.Context { return ctx }
 	}
 	c.Logger = c.Logger.With("part", "rest catalog")
-	s := &Server{Config: c, warehouse: w, mux: http.NewServeMux()}
+	s := &Server{config: c, warehouse: w, mux: http.NewServeMux()}
 	s.route()
 	return s, nil
 }
@@ -141,15 +141,15 @@ func (s *Server) route() {
 
 func (s *Server) serve(method, path string, h handler) {
 	s.mux.Handle(method+" /v1"+path, s.answer(h))
-	if s.Prefix != "" {
-		s.mux.Handle(method+" /v1/"+s.Prefix+path, s.answer(h))
+	if s.config.Prefix != "" {
+		s.mux.Handle(method+" /v1/"+s.config.Prefix+path, s.answer(h))
 	}
 }
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(s.Reach(r.Context()), s.Timeout)
+	ctx, cancel := context.WithTimeout(s.config.Reach(r.Context()), s.config.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -162,7 +162,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		seen.Header().Set("WWW-Authenticate", "Bearer")
 		s.fail(seen, r, &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"})
 	}
-	s.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller)
+	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller)
 }
 
 type statusWriter struct {
@@ -177,12 +177,12 @@ func (w *statusWriter) WriteHeader(status int) {
 
 // getConfig tells a client what to know before its first call.
 func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
-	if asked := r.URL.Query().Get("warehouse"); asked != "" && asked != s.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
+	if asked := r.URL.Query().Get("warehouse"); asked != "" && asked != s.config.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
 		return badRequest("warehouse: there is no warehouse %q here; this catalog's is %s", asked, s.warehouse.url)
 	}
 	overrides := map[string]string{}
-	if s.Prefix != "" {
-		overrides["prefix"] = s.Prefix
+	if s.config.Prefix != "" {
+		overrides["prefix"] = s.config.Prefix
 	}
 	return reply(w, struct {
 		Defaults  map[string]string `json:"defaults"`

@@ -32,7 +32,7 @@ func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
 	var names []string
-	for ident, err := range s.Catalog.ListTables(r.Context(), n) {
+	for ident, err := range s.config.Catalog.ListTables(r.Context(), n) {
 		if err != nil {
 			return err
 		}
@@ -78,7 +78,7 @@ func (s *Server) loadTable(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return badRequest("snapshots: %q is neither all nor refs", which)
 	}
-	t, err := s.Catalog.LoadTable(r.Context(), tableOf(r))
+	t, err := s.config.Catalog.LoadTable(r.Context(), tableOf(r))
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
 }
 
 func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
-	exists, err := s.Catalog.CheckTableExists(r.Context(), tableOf(r))
+	exists, err := s.config.Catalog.CheckTableExists(r.Context(), tableOf(r))
 	if err == nil && !exists {
 		err = catalog.ErrNoSuchTable
 	}
@@ -157,7 +157,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("schema: it is missing")
 	}
 	ctx := r.Context()
-	exists, err := s.Catalog.CheckTableExists(ctx, ident)
+	exists, err := s.config.Catalog.CheckTableExists(ctx, ident)
 	if err == nil && exists {
 		err = fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
 	}
@@ -232,7 +232,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, ident := r.Context(), append(namespaceOf(r), c.Name)
 	move := Move{Table: ident, To: file}
-	switch current, err := s.Catalog.LoadTable(ctx, ident); {
+	switch current, err := s.config.Catalog.LoadTable(ctx, ident); {
 	case errors.Is(err, catalog.ErrNoSuchTable):
 	case err != nil:
 		return notNow(err)
@@ -270,19 +270,21 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	var t *table.Table
 	if purge {
 		var err error
-		if t, err = s.Catalog.LoadTable(ctx, ident); errors.Is(err, catalog.ErrNoSuchTable) {
+		if t, err = s.config.Catalog.LoadTable(ctx, ident); errors.Is(err, catalog.ErrNoSuchTable) {
 			return err
 		} else if err != nil {
 			return notNow(err)
 		}
 	}
-	if err := s.Catalog.DropTable(ctx, ident); err != nil {
+	if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 		return err
 	}
-	if purge {
+	if purge { // to its end, even if the client leaves
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+		defer cancel()
 		files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, t.MetadataLocation()) }
 		if err := table.New(ident, t.Metadata(), t.MetadataLocation(), files, nil).PurgeFiles(ctx); err != nil {
-			s.Logger.Warn("files of a dropped table are left", "table", strings.Join(ident, "."), "location", t.Location(), "error", err)
+			s.config.Logger.Warn("files of a dropped table are left", "table", strings.Join(ident, "."), "location", t.Location(), "error", err)
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -306,7 +308,7 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	if len(c.To.Namespace) == 0 || len(c.From.Namespace) == 0 {
 		return badRequest("source, destination: a namespace is missing")
 	}
-	if _, err := s.Catalog.RenameTable(r.Context(), c.From.full(), c.To.full()); err != nil {
+	if _, err := s.config.Catalog.RenameTable(r.Context(), c.From.full(), c.To.full()); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -314,7 +316,7 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
-	exists, err := s.Catalog.CheckTableExists(r.Context(), tableOf(r))
+	exists, err := s.config.Catalog.CheckTableExists(r.Context(), tableOf(r))
 	if err == nil && !exists {
 		err = catalog.ErrNoSuchTable
 	}
@@ -335,7 +337,7 @@ func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
 	if report.Type == "" {
 		return badRequest("report-type: it is missing")
 	}
-	s.Logger.Debug("a client's report", "table", strings.Join(tableOf(r), "."), "type", report.Type)
+	s.config.Logger.Debug("a client's report", "table", strings.Join(tableOf(r), "."), "type", report.Type)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -68,7 +68,7 @@ var unsafe = regexp.MustCompile(`[^\w.-]`)
 // before and was renamed. Who cleans up after one table then never finds another's files.
 func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
 	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
-	props, err := s.Catalog.LoadNamespaceProperties(ctx, namespace)
+	props, err := s.config.Catalog.LoadNamespaceProperties(ctx, namespace)
 	if err != nil {
 		return "", err
 	}
@@ -125,7 +125,7 @@ func wantsCredentials(r *http.Request) bool {
 
 // files is the file system of a location in the warehouse.
 func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, error) {
-	fs, err := io.LoadFS(ctx, s.Files, location)
+	fs, err := io.LoadFS(ctx, s.config.Files, location)
 	if err != nil {
 		return nil, fmt.Errorf("reach %s: %w", location, err)
 	}

@@ -7,9 +7,6 @@ import (
 	"math"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoregistry"
-	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/millrace/millrace/lake/columnar"
 )
@@ -58,9 +55,8 @@ func (d *Decoder) Append(wire []byte) error {
 	err := d.row(wire)
 	if d.again && !hopeless(err) {
 		d.columns.Rollback(mark)
-		if wire, err = d.canonical(wire); err == nil {
-			err = d.row(wire)
-		}
+		wire = d.root.merged(nil, wire)
+		err = d.row(wire)
 	}
 	if err == nil && d.unknown != nil {
 		d.keepUnknown(wire)
@@ -89,22 +85,6 @@ func (d *Decoder) row(wire []byte) error {
 	}
 	return d.message(d.root, wire)
 }
-
-// canonical is the same message in wire format with every field once. Such input is rare, so it may cost.
-func (d *Decoder) canonical(wire []byte) ([]byte, error) {
-	m := dynamicpb.NewMessage(d.plan.of)
-	if err := unmarshal(wire, m, maxDepth); err != nil {
-		return nil, err
-	}
-	return proto.MarshalOptions{AllowPartial: true, Deterministic: true}.Marshal(m)
-}
-
-// unmarshal is proto.Unmarshal to a certain depth, for which extensions and required fields are nothing special.
-func unmarshal(wire []byte, m proto.Message, depth int) error {
-	return proto.UnmarshalOptions{AllowPartial: true, RecursionLimit: max(depth, 1), Resolver: noExtensions}.Unmarshal(wire, m)
-}
-
-var noExtensions = new(protoregistry.Types)
 
 // message appends what a message has to the columns of its fields, and what its absent fields are to theirs. Where it is
 // well-formed and yet refused, all of it is read before the error is returned.
@@ -175,7 +155,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 // lookUp finds the field at the beginning of b, whose tag has the given size. What is not one value of a known field it deals
 // with, and returns no field and the size of the whole.
 func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
-	number, typ, tag := protowire.ConsumeTag(b)
+	number, typ, tag := consumeTag(b)
 	if tag < 0 {
 		return nil, 0, malformed(tag)
 	}

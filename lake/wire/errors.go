@@ -3,6 +3,8 @@ package wire
 import (
 	"errors"
 	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // failure is what is wrong with a message, and where.
@@ -34,17 +36,32 @@ func malformed(code int) error {
 	return errors.New("it is no Protobuf")
 }
 
-// truncated is protowire's code for input that ends too early.
-const truncated = -1
+// Codes of protowire: for input that ends too early, and for a field number that none can have.
+const (
+	truncated = -1
+	badNumber = -2
+)
 
-var errTruncated = errors.New("it ends too early")
+var (
+	errTruncated = errors.New("it ends too early")
+	errDepth     = errors.New("messages are nested too deep")
+)
+
+// consumeTag is protowire's, but that it knows how high numbers are.
+func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
+	number, typ, n := protowire.ConsumeTag(b)
+	if number > protowire.MaxValidNumber {
+		return 0, 0, badNumber
+	}
+	return number, typ, n
+}
 
 var reasons = [...]string{
-	2: "a field number that none can have",
-	3: "a number of more than 64 bits",
-	4: "a wire type that there is not",
-	5: "the end of another group than the one that began",
-	6: "groups are nested too deep",
+	-badNumber: "a field number that none can have",
+	3:          "a number of more than 64 bits",
+	4:          "a wire type that there is not",
+	5:          "the end of another group than the one that began",
+	6:          "groups are nested too deep",
 }
 
 func refusal(format string, args ...any) error {

@@ -9,8 +9,6 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/dynamicpb"
 )
 
 var errNotUTF8 = errors.New("the string is not UTF-8")
@@ -180,7 +178,7 @@ type pair struct {
 // one. The last one wins.
 func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 	for len(b) > 0 {
-		number, typ, tag := protowire.ConsumeTag(b)
+		number, typ, tag := consumeTag(b)
 		if tag < 0 {
 			return p, malformed(tag)
 		}
@@ -272,13 +270,9 @@ func (d *Decoder) money(f *field, b []byte) error {
 
 // opaque appends the bytes of a message that is inside itself, after a look whether they are one.
 func (d *Decoder) opaque(f *field, b []byte) error {
-	m := dynamicpb.NewMessage(f.descriptor)
-	if err := unmarshal(b, m, maxDepth-f.depth); err != nil {
+	if err := check(f.descriptor, b, maxDepth-f.depth); err != nil {
 		return err
 	}
 	f.bytes.Append(b)
-	if err := proto.CheckInitialized(m); err != nil {
-		return refusal("%w", err)
-	}
 	return nil
 }

@@ -210,6 +210,20 @@ func TestUnusualInput(t *testing.T) {
 	}
 }
 
+// proto.Unmarshal panics for a dynamic message, and takes it for a generated one.
+func TestKeyTwiceWithAnotherWireType(t *testing.T) {
+	t.Parallel()
+	entry := []byte{0x0a, 1, 'a', 0x08, 1, 0x10, 7}
+	tab := newTable(t, everything)
+	if err := tab.Append(protowire.AppendBytes(protowire.AppendTag(nil, 81, protowire.BytesType), entry)); err != nil {
+		t.Fatal(err)
+	}
+	rec := tab.record(t)
+	if got := rec.Column(rec.Schema().FieldIndices("by_string")[0]).ValueStr(0); got != `[{"key":"a","value":7}]` {
+		t.Errorf("the map is %s", got)
+	}
+}
+
 func TestErrorsNameTheField(t *testing.T) {
 	t.Parallel()
 	text := func(s string) []byte {
@@ -249,7 +263,8 @@ func TestErrorsNameTheField(t *testing.T) {
 		"currency":            {field(19, 0x0a, 1, 0xff), "a_price.currency_code: the string is not UTF-8"},
 		"refused, and worse":  {append(text(`a_price: {nanos: 1000000000}`), field(14, 0xff)...), "a_string: the string is not UTF-8"},
 		"unknown":             {[]byte{0x92, 0x3f, 5}, "field 1010, which is unknown: it ends too early"},
-		"inside itself":       {field(21, 0x72, 1, 0xff), "itself: "},
+		"inside itself":       {field(21, 0x72, 1, 0xff), "itself.a_string: the string is not UTF-8"},
+		"a number too high":   {protowire.AppendVarint(nil, 1<<32), "a field number that none can have"},
 		"group without end":   {[]byte{0xb3, 0x0f}, "field 246, which is unknown: it ends too early"},
 	} {
 		tab := newTable(t, everything)

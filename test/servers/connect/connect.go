@@ -95,7 +95,7 @@ func (w *Worker) start() error {
 		Dir:   w.dir,
 		Ready: process.Answers(w.url()+"/connectors", http.StatusOK),
 		// Some 10 seconds of work, most of it a look through the sink's jars.
-		ReadyWithin: 5 * time.Minute,
+		ReadyWithin: 10 * time.Minute,
 	})
 }
 
@@ -105,7 +105,7 @@ func (w *Worker) properties() []byte {
 		"listeners":                               w.url(),
 		"rest.advertised.host.name":               "127.0.0.1",
 		"plugin.path":                             filepath.Join(w.home, "plugins"),
-		"plugin.discovery":                        "only_scan", // jars from Maven Central tell in no other way what they are
+		"plugin.discovery":                        "service_load", // a scan of 100 MB of jars is the most part of a start
 		"key.converter":                           "org.apache.kafka.connect.storage.StringConverter",
 		"value.converter":                         "org.apache.kafka.connect.json.JsonConverter",
 		"value.converter.schemas.enable":          "false",
@@ -174,7 +174,7 @@ func (w *Worker) Failed(ctx context.Context, name string) error {
 	}
 	for _, s := range states {
 		if s.State == "FAILED" {
-			return fmt.Errorf("Kafka Connect: a task of %s failed: %s", name, s.Trace) //nolint:revive // its name
+			return fmt.Errorf("connect: a task of %s failed: %s", name, s.Trace)
 		}
 	}
 	return nil
@@ -190,7 +190,7 @@ func (w *Worker) states(ctx context.Context, name string) ([]state, error) {
 	}
 	var status struct{ Tasks []state }
 	if err := json.Unmarshal(said, &status); err != nil {
-		return nil, fmt.Errorf("Kafka Connect: status of %s: %w", name, err) //nolint:revive // its name
+		return nil, fmt.Errorf("connect: status of %s: %w", name, err)
 	}
 	return status.Tasks, nil
 }
@@ -217,7 +217,7 @@ func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 		select {
 		case <-tick.C:
 		case <-w.Ended():
-			return fmt.Errorf("Kafka Connect has ended\n%s", w.LogTail()) //nolint:revive // its name
+			return fmt.Errorf("connect: the worker has ended\n%s", w.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("%d of %d tasks of %s run: %w\n%s", running, s.Tasks, s.Name, errors.Join(err, ctx.Err()), w.LogTail())
 		}
@@ -243,7 +243,7 @@ func (w *Worker) ask(ctx context.Context, method, path string, body []byte) ([]b
 		err = fmt.Errorf("%s", strings.TrimSpace(string(said)))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Kafka Connect: %s %s: %s: %w", method, path, answer.Status, err) //nolint:revive // its name
+		return nil, fmt.Errorf("connect: %s %s: %s: %w", method, path, answer.Status, err)
 	}
 	return said, nil
 }

@@ -14,7 +14,7 @@ type Sink struct {
 	ControlTopic string // with one partition, and its own for each run; it must be there
 	Tasks        int
 	Catalog      catalog.Catalog // in SQL; its tables must be there before tasks race to make them
-	Table        string          // namespace.table
+	Table        string          // namespace.table; made where it is not there, at which two tasks stumble over each other
 	Commit       time.Duration   // how often it commits
 }
 

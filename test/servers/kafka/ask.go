@@ -83,3 +83,19 @@ func (c *Cluster) ask(question func(*kadm.Client) error) error {
 	defer client.Close()
 	return question(kadm.NewClient(client))
 }
+
+// Assigned tells how many of a topic's partitions the members of a consumer group have, once all have agreed who has which; 0 before.
+func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
+	err = c.ask(func(admin *kadm.Client) error {
+		groups, err := admin.DescribeGroups(ctx, group)
+		if err = errors.Join(err, groups.Error()); err != nil {
+			return err
+		}
+		if g := groups[group]; g.State == "Stable" {
+			assigned := g.AssignedPartitions()
+			partitions = len(assigned[topic])
+		}
+		return nil
+	})
+	return partitions, err
+}

@@ -6,6 +6,7 @@ It ends when its input does, and removes the folder it runs in. Values are JSON'
 """
 
 import datetime
+import decimal
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ def value(v):
         return (v - EPOCH) // datetime.timedelta(microseconds=1)  # in UTC, as TZ says
     if isinstance(v, (bytes, bytearray)):
         return v.hex()
+    if isinstance(v, decimal.Decimal):
+        return format(v, "f")
     if isinstance(v, (list, tuple)):
         return [value(x) for x in v]
     if v is None or isinstance(v, (bool, int, float, str)):

@@ -89,7 +89,7 @@ func (s *Session) start() error {
 }
 
 // A start is some 20 seconds of work, which a busy machine has to share out.
-const readyWithin = 5 * time.Minute
+const readyWithin = 10 * time.Minute
 
 func (s *Session) launch(ctx context.Context) error {
 	settings, err := s.settings()
@@ -148,12 +148,12 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.run == nil {
-		return nil, errors.New("Spark does not run") //nolint:revive // its name
+		return nil, errors.New("spark does not run")
 	}
 	line, err := s.run.query(ctx, statement)
 	if err != nil {
 		tail := s.logTail()
-		return nil, errors.Join(fmt.Errorf("Spark: %s: %w\n%s", statement, err, tail), s.kill()) //nolint:revive // its name
+		return nil, errors.Join(fmt.Errorf("spark: %s: %w\n%s", statement, err, tail), s.kill())
 	}
 	var answer struct {
 		Rows  [][]any
@@ -162,10 +162,10 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.UseNumber()
 	if err := decoder.Decode(&answer); err != nil {
-		return nil, fmt.Errorf("Spark: its answer %.200q: %w", line, err) //nolint:revive // its name
+		return nil, fmt.Errorf("spark: its answer %.200q: %w", line, err)
 	}
 	if answer.Error != "" {
-		return nil, fmt.Errorf("Spark: %s: %s", statement, answer.Error) //nolint:revive // its name
+		return nil, fmt.Errorf("spark: %s: %s", statement, answer.Error)
 	}
 	return answer.Rows, nil
 }
@@ -240,7 +240,7 @@ func (s *Session) ResidentMB() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.run == nil {
-		return 0, errors.New("Spark does not run") //nolint:revive // its name
+		return 0, errors.New("spark does not run")
 	}
 	sum := 0
 	for _, pid := range append(children(s.run.cmd.Process.Pid), s.run.cmd.Process.Pid) {

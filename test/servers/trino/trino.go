@@ -74,7 +74,7 @@ func (s *Server) Stop() error {
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
-		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+		return nil, fmt.Errorf("trino: %s: %w", statement, err)
 	}
 	defer rows.Close() //nolint:errcheck // read to the end, or failed anyhow
 	columns, err := rows.Columns()
@@ -93,7 +93,7 @@ func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 		all = append(all, row)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("Trino: %s: %w", statement, err) //nolint:revive // its name
+		return nil, fmt.Errorf("trino: %s: %w", statement, err)
 	}
 	return all, nil
 }
@@ -141,7 +141,7 @@ func (s *Server) connect() error {
 }
 
 // A start is some 20 seconds of work, which a busy machine has to share out.
-const readyWithin = 5 * time.Minute
+const readyWithin = 10 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
 	return s.Launch(ctx, process.Command{

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/test/servers/catalog"
+	"github.com/millrace/millrace/test/servers/connect"
+)
+
+// icebergSink is Iceberg's own sink for Kafka Connect, as good as we know to run it:
+//
+//   - Its own worker, with 2 GB of memory taken at once, so that Java neither grows the heap nor collects for want of it, and G1.
+//   - It gets warm first: a sink of as many tasks lands another topic in the same worker, so that its code is compiled and its
+//     clients' classes are loaded. Then a new sink, with a new name and a new control topic, lands the topic that counts.
+//   - The clock, and the count of the processor's time, start when its consumers have their partitions: neither the start of its
+//     tasks nor the join of their group is counted. They end when the table has all rows. (Its first file would be too late a
+//     sign: Iceberg makes a file when a first row group is full.)
+//   - JSON without schemas, which costs it less than JSON with; times as numbers; fetches of megabytes, 10,000 records a poll.
+//   - A table that is there, with Parquet's cheapest zstd, unpartitioned, in a folder and with a catalog in SQLite: no network.
+type icebergSink struct {
+	*bench
+	tasks int
+}
+
+func (s icebergSink) Name() string { return fmt.Sprintf("iceberg_sink/tasks_%d", s.tasks) }
+
+func (s icebergSink) Reads() encoding { return asJSON }
+
+func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result, err error) {
+	w, err := openWarehouse(ctx, filepath.Join(s.dir, strings.ReplaceAll(s.Name(), "/", "-")))
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	worker := &connect.Worker{Brokers: s.kafka.Brokers, HeapMB: s.heapMB}
+	defer func() { err = errors.Join(err, worker.Stop()) }()
+	progress("%s: starting", s.Name())
+	if _, err := worker.Start(); err != nil {
+		return r, err
+	}
+
+	progress("%s: getting warm", s.Name())
+	warm, err := s.begin(ctx, worker, w, "warm", warmTopicOf(asJSON))
+	if err != nil {
+		return r, err
+	}
+	if err := warm.awaitRows(ctx, s.warmRows); err != nil {
+		return r, err
+	}
+	if err := worker.Delete(ctx, warm.sink.Name); err != nil {
+		return r, err
+	}
+
+	run, err := s.begin(ctx, worker, w, "events", topic)
+	if err != nil {
+		return r, err
+	}
+	err = run.await(ctx, func() (bool, error) {
+		assigned, err := s.cluster.Assigned(ctx, "connect-"+run.sink.Name, topic)
+		return assigned == s.partitions, err
+	})
+	if err != nil {
+		return r, err
+	}
+	begun := time.Now()
+	cpuBegun, err := worker.CPU()
+	if err != nil {
+		return r, err
+	}
+	if err := run.awaitRows(ctx, n); err != nil {
+		return r, err
+	}
+	wall := time.Since(begun)
+	cpu, err1 := worker.CPU()
+	peak, err2 := worker.PeakMB()
+	if err := errors.Join(err1, err2, worker.Kill()); err != nil {
+		return r, err
+	}
+	r = measure(n, wall, cpu-cpuBegun, peak)
+	return r, w.describe(ctx, "events", n, &r)
+}
+
+// sinking is a sink at work.
+type sinking struct {
+	worker *connect.Worker
+	into   *warehouse
+	sink   connect.Sink
+	table  string
+	name   string // of the contender
+}
+
+// begin creates a sink of a topic into a new table.
+func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *warehouse, table, topic string) (*sinking, error) {
+	if err := into.create(ctx, table); err != nil {
+		return nil, err
+	}
+	name := strings.ReplaceAll(s.Name(), "/", "-") + "-" + table
+	control := "control-" + name
+	if err := kafka.EnsureTopics(ctx, s.kafka, kafka.Topic{Name: control, Partitions: 1}); err != nil {
+		return nil, err
+	}
+	sink := connect.Sink{
+		Name: name, Topic: topic, ControlTopic: control, Tasks: s.tasks, Table: namespace + "." + table, Commit: s.commit,
+		Catalog: catalog.Catalog{Name: catalogName, JDBC: "jdbc:sqlite:" + into.file(), Warehouse: into.url()},
+	}
+	return &sinking{worker: worker, into: into, sink: sink, table: table, name: s.Name()}, worker.Create(ctx, sink)
+}
+
+// How often to look what has come of it: a few reads of small files, which cost next to nothing.
+const look = 20 * time.Millisecond
+
+// await returns once a condition holds, and fails where the sink does.
+func (s *sinking) await(ctx context.Context, holds func() (bool, error)) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	asked := time.Now()
+	for {
+		done, err := holds()
+		if done || err != nil {
+			return err
+		}
+		if time.Since(asked) > 5*time.Second {
+			if err := s.worker.Failed(ctx, s.sink.Name); err != nil {
+				return err
+			}
+			asked = time.Now()
+		}
+		select {
+		case <-tick.C:
+		case <-s.worker.Ended():
+			return fmt.Errorf("%s: its worker has ended\n%s", s.name, s.worker.LogTail())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// awaitRows returns once so many rows are committed.
+func (s *sinking) awaitRows(ctx context.Context, n int64) error {
+	return s.await(ctx, func() (bool, error) {
+		commits, err := s.into.history(ctx, s.table)
+		if err != nil || len(commits) == 0 {
+			return false, err
+		}
+		have := commits[len(commits)-1].Total
+		progress("%s: %d of %d rows committed", s.name, have, n)
+		if have > n {
+			return false, fmt.Errorf("%s: %d rows are committed, of %d", s.name, have, n)
+		}
+		return have == n, nil
+	})
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
+	icebergcatalog "github.com/apache/iceberg-go/catalog"
+	sqlcatalog "github.com/apache/iceberg-go/catalog/sql"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/sqlite"
+	"github.com/millrace/millrace/test/servers/catalog"
+)
+
+// warehouse is a folder with a SQL catalog, of one contender's run.
+type warehouse struct {
+	dir     string
+	db      *sql.DB
+	catalog *sqlcatalog.Catalog
+}
+
+const (
+	catalogName = "bench"
+	namespace   = "lake"
+)
+
+func openWarehouse(ctx context.Context, dir string) (*warehouse, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, err
+	}
+	w := &warehouse{dir: dir}
+	var err error
+	if w.db, err = sqlite.Open(w.file()); err != nil {
+		return nil, err
+	}
+	// It makes its tables in the database, for which two tasks of the sink would race.
+	w.catalog, err = sqlcatalog.NewCatalog(catalogName, w.db, sqlcatalog.SQLite, iceberg.Properties{"warehouse": w.url()})
+	if err == nil {
+		err = w.catalog.CreateNamespace(ctx, table.Identifier{namespace}, nil)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
+}
+
+func (w *warehouse) file() string { return filepath.Join(w.dir, "catalog.db") }
+
+func (w *warehouse) url() string { return "file://" + w.dir }
+
+func (w *warehouse) close() error { return w.db.Close() }
+
+// schema is the table's. Contenders find the table made, so that all bring the same types.
+var schema = iceberg.NewSchema(0,
+	column(1, "id", iceberg.PrimitiveTypes.Int64),
+	column(2, "customer", iceberg.PrimitiveTypes.Int64),
+	column(3, "type", iceberg.PrimitiveTypes.String),
+	column(4, "sku", iceberg.PrimitiveTypes.String),
+	column(5, "qty", iceberg.PrimitiveTypes.Int32),
+	column(6, "price", iceberg.PrimitiveTypes.Float64),
+	column(7, "currency", iceberg.PrimitiveTypes.String),
+	column(8, "country", iceberg.PrimitiveTypes.String),
+	column(9, "device", iceberg.PrimitiveTypes.String),
+	column(10, "new", iceberg.PrimitiveTypes.Bool),
+	column(11, "at", iceberg.PrimitiveTypes.TimestampTz),
+	column(12, "session", iceberg.PrimitiveTypes.Int64),
+	column(13, "page", iceberg.PrimitiveTypes.String),
+)
+
+func column(id int, name string, of iceberg.Type) iceberg.NestedField {
+	return iceberg.NestedField{ID: id, Name: name, Type: of}
+}
+
+// create makes a table of events.
+func (w *warehouse) create(ctx context.Context, name string) error {
+	_, err := w.catalog.CreateTable(ctx, table.Identifier{namespace, name}, schema, icebergcatalog.WithProperties(iceberg.Properties{
+		"format-version": "2",
+		// What all contenders write: level 1 costs a third of the sink's own choice, level 3, for 2 % more bytes.
+		table.ParquetCompressionKey:      "zstd",
+		table.ParquetCompressionLevelKey: "1",
+	}))
+	return err
+}
+
+// history is what was committed to a table.
+func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
+	return catalog.History(ctx, w.db, catalogName, namespace+"."+name)
+}
+
+// stored are the table's live data files: how many, and their bytes.
+func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64, err error) {
+	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
+	if err != nil {
+		return 0, 0, err
+	}
+	tasks, err := t.Scan().PlanFiles(ctx)
+	for _, task := range tasks {
+		files++
+		bytes += task.File.FileSizeBytes()
+	}
+	return files, bytes, err
+}
+
+// check compares a table with what was generated: each of the first n events stands in it once, every value as it was.
+func (w *warehouse) check(ctx context.Context, name string, n int64) error {
+	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
+	if err != nil {
+		return err
+	}
+	_, batches, err := t.Scan().ToArrowRecords(ctx)
+	if err != nil {
+		return err
+	}
+	seen := make([]uint64, (n+63)/64)
+	var rows int64
+	for batch, err := range batches {
+		if err != nil {
+			return fmt.Errorf("read table %s: %w", name, err)
+		}
+		err := checkBatch(batch, n, seen)
+		rows += batch.NumRows()
+		batch.Release()
+		if err != nil {
+			return fmt.Errorf("table %s: %w", name, err)
+		}
+		progress("%s: %d of %d rows checked", name, rows, n)
+	}
+	if rows != n { // none twice and none beyond n, so the others are missing
+		return fmt.Errorf("table %s has %d rows, want %d", name, rows, n)
+	}
+	return nil
+}
+
+func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
+	c := batch.Columns()
+	if len(c) != len(schema.Fields()) {
+		return fmt.Errorf("%d columns, want %d", len(c), len(schema.Fields()))
+	}
+	whole := func(i int) []int64 { return c[i].(*array.Int64).Int64Values() }
+	ids, customers, sessions := whole(0), whole(1), whole(11)
+	qtys, prices, news := c[4].(*array.Int32).Int32Values(), c[5].(*array.Float64).Float64Values(), c[9].(*array.Boolean)
+	at := c[10].(*array.Timestamp).TimestampValues()
+	text := func(i int) func(int) string { return c[i].(interface{ Value(int) string }).Value }
+	kind, sku, currency, country, device, page := text(2), text(3), text(6), text(7), text(8), text(12)
+	for i, column := range c {
+		if column.NullN() > 0 {
+			return fmt.Errorf("column %s has %d nulls", batch.ColumnName(i), column.NullN())
+		}
+	}
+	for i, id := range ids {
+		have := event{
+			ID: id, Customer: customers[i], Type: kind(i), SKU: sku(i), Qty: qtys[i], Price: prices[i], Currency: currency(i), Country: country(i),
+			Device: device(i), New: news.Value(i), At: int64(at[i]) / 1000, Session: sessions[i], Page: page(i),
+		}
+		switch {
+		case id < 0 || id >= n:
+			return fmt.Errorf("row %d was never produced", id)
+		case seen[id/64]>>(id%64)&1 == 1:
+			return fmt.Errorf("row %d stands in it twice", id)
+		case have != eventAt(id) || int64(at[i])%1000 != 0:
+			return fmt.Errorf("row %d is %+v, want %+v", id, have, eventAt(id))
+		}
+		seen[id/64] |= 1 << (id % 64)
+	}
+	return nil
+}
+
+// describe checks a table and adds to a result what is told by what stands there.
+func (w *warehouse) describe(ctx context.Context, name string, n int64, r *result) error {
+	if err := w.check(ctx, name, n); err != nil {
+		return err
+	}
+	commits, err := w.history(ctx, name)
+	if err != nil {
+		return err
+	}
+	r.Commits = len(commits)
+	r.SteadyRowsPerSecond = steady(commits)
+	files, bytes, err := w.stored(ctx, name)
+	r.Files, r.BytesPerRow = files, float64(bytes)/float64(n)
+	return err
+}
+
+// steady is the rows per second of all commits but the first and the last, from the first commit's time to the last but one's.
+func steady(commits []catalog.Commit) float64 {
+	if len(commits) < 4 {
+		return 0
+	}
+	middle := commits[1 : len(commits)-1]
+	var rows int64
+	for _, c := range middle {
+		rows += c.Added
+	}
+	return float64(rows) / middle[len(middle)-1].At.Sub(commits[0].At).Seconds()
+}

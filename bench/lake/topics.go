@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// encoding is how events stand in a topic.
+type encoding string
+
+const (
+	asJSON     encoding = "json"
+	asProtobuf encoding = "protobuf"
+)
+
+func (e encoding) append(b []byte, i int64) []byte {
+	if e == asJSON {
+		return eventAt(i).appendJSON(b)
+	}
+	return eventAt(i).appendProtobuf(b)
+}
+
+// A transaction of the producer that fills a topic.
+const perTransaction = 200_000
+
+// fill makes a topic of the first n events, which its partitions take in turns.
+func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
+	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
+		return err
+	}
+	cfg.Extra = map[string]string{"batch.size": "1000000", "linger.ms": "50"} // as large as a busy producer's
+	p, err := kafka.NewTransactionalProducer(cfg, "fill-"+topic)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := p.Init(ctx); err != nil {
+		return err
+	}
+	var value []byte
+	var bytes int64
+	begun := time.Now()
+	for i := int64(0); i < n; {
+		if err := p.Begin(); err != nil {
+			return err
+		}
+		for end := min(n, i+perTransaction); i < end; i++ {
+			value = as.append(value[:0], i)
+			bytes += int64(len(value))
+			if err := p.Produce(ctx, kafka.Record{Topic: topic, Partition: int32(i % int64(partitions)), Value: value}); err != nil {
+				return err
+			}
+		}
+		if err := p.Commit(ctx); err != nil {
+			return err
+		}
+		progress("%s: %d of %d events", topic, i, n)
+	}
+	progress("%s: %d events of %.1f bytes in %v", topic, n, float64(bytes)/float64(n), time.Since(begun).Round(time.Millisecond))
+	return nil
+}
+
+func topicOf(as encoding) string { return fmt.Sprintf("events-%s", as) }
+
+func warmTopicOf(as encoding) string { return fmt.Sprintf("warm-%s", as) }

@@ -1,0 +1,114 @@
+package restcatalog_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/apache/iceberg-go/catalog/rest"
+
+	"github.com/millrace/millrace/internal/auth"
+)
+
+const anna = "anna-0123456789-0123456789"
+
+// guarded is a place whose server asks for tokens.
+func guarded(t testing.TB) *place {
+	t.Helper()
+	p := onSQLite(t)
+	file := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(file, []byte("anna:"+anna+"\nbert:bert-0123456789-0123456789\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := auth.Open(file, p.Logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Authenticate = tokens.Caller
+	return p
+}
+
+func TestAuthentication(t *testing.T) {
+	t.Parallel()
+	p := guarded(t).serve(t)
+	for _, path := range []string{"/v1/config", "/v1/namespaces", "/v1/nothing", "/v1/oauth/tokens"} { // GET
+		for name, header := range map[string]string{"none": "", "wrong": "Bearer " + anna + "x", "another scheme": "Basic " + anna, "empty": "Bearer "} {
+			a := p.call(t, http.MethodGet, path, nil, "Authorization", header)
+			if a.status != http.StatusUnauthorized || a.kind(t) != "NotAuthorizedException" || a.header.Get("WWW-Authenticate") != "Bearer" {
+				t.Errorf("%s, token %s: %d %s", path, name, a.status, a.body)
+			}
+		}
+	}
+	p.must(t, http.StatusOK, http.MethodGet, "/v1/config", nil, "Authorization", "bearer "+anna)
+	if !strings.Contains(p.log.String(), "caller=anna") {
+		t.Error("the log does not name the caller")
+	}
+	if strings.Contains(p.log.String(), anna) {
+		t.Error("the log shows a token")
+	}
+}
+
+func TestOAuth2(t *testing.T) {
+	t.Parallel()
+	p := guarded(t).serve(t)
+	const form = "application/x-www-form-urlencoded"
+	ask := func(body string, headers ...string) answer {
+		return p.call(t, http.MethodPost, "/v1/oauth/tokens", body, append([]string{"Content-Type", form}, headers...)...)
+	}
+	var token struct {
+		Token string `json:"access_token"`
+		Type  string `json:"token_type"`
+		Scope string `json:"scope"`
+	}
+	ask("grant_type=client_credentials&client_id=anna&client_secret="+anna+"&scope=catalog").into(t, &token)
+	if token.Type != "bearer" || token.Scope != "catalog" {
+		t.Errorf("%+v", token)
+	}
+	p.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces", nil, "Authorization", "Bearer "+token.Token)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth("anna", anna)
+	basic := r.Header.Get("Authorization")
+	if a := ask("grant_type=client_credentials", "Authorization", basic); a.status != http.StatusOK {
+		t.Errorf("Basic: %d %s", a.status, a.body)
+	}
+	for name, c := range map[string]struct {
+		a      answer
+		status int
+		says   string
+	}{
+		"wrong secret":   {ask("grant_type=client_credentials&client_id=anna&client_secret=no"), 401, "invalid_client"},
+		"another's":      {ask("grant_type=client_credentials&client_id=bert&client_secret=" + anna), 401, "invalid_client"},
+		"nothing":        {ask("grant_type=client_credentials"), 401, "invalid_client"},
+		"another grant":  {ask("grant_type=password&client_id=anna&client_secret=" + anna), 400, "unsupported_grant_type"},
+		"not a form":     {ask("{}", "Content-Type", "application/json"), 400, "invalid_request"},
+		"a broken form":  {ask("grant_type=%"), 400, "invalid_request"},
+		"secret in path": {p.call(t, http.MethodPost, "/v1/oauth/tokens?grant_type=client_credentials&client_id=anna&client_secret="+anna, "", "Content-Type", form), 400, "unsupported_grant_type"},
+	} {
+		if c.a.status != c.status || !strings.Contains(c.a.body, c.says) || strings.Contains(c.a.body, anna) {
+			t.Errorf("%s: %d %s", name, c.a.status, c.a.body)
+		}
+	}
+
+	// iceberg-go's client goes that way by itself.
+	c := p.client(t, rest.WithCredential("anna:"+anna))
+	if _, err := c.ListNamespaces(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := rest.NewCatalog(context.WithoutCancel(t.Context()), "test", p.url, rest.WithCredential("anna:wrong")); !errors.Is(err, rest.ErrOAuthError) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := rest.NewCatalog(context.WithoutCancel(t.Context()), "test", p.url); !errors.Is(err, rest.ErrUnauthorized) {
+		t.Errorf("error %v", err)
+	}
+	open := onSQLite(t).serve(t)
+	if a := open.call(t, http.MethodPost, "/v1/oauth/tokens", "grant_type=client_credentials", "Content-Type", form); a.status != http.StatusBadRequest {
+		t.Errorf("open: %d %s", a.status, a.body)
+	}
+}

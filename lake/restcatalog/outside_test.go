@@ -1,0 +1,47 @@
+package restcatalog_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// python is the interpreter that scripts/python-tools sets up.
+func python(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../../.tools/python/bin/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		why := "PyIceberg and DuckDB are not installed; scripts/python-tools installs them: " + err.Error()
+		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	return path
+}
+
+// PyIceberg and DuckDB, told an address and a credential, do with the catalog what their users do.
+func TestOutsideClients(t *testing.T) {
+	t.Parallel()
+	interpreter := python(t)
+	for name, fresh := range map[string]func(testing.TB) *place{"folder": onSQLite, "s3": onS3, "postgres": onPostgres} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := fresh(t)
+			p.Authenticate = guarded(t).Authenticate
+			p.serve(t)
+			cmd := exec.CommandContext(t.Context(), interpreter, "testdata/client.py", p.url, "anna:"+anna)
+			cmd.Env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true")
+			var said bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &said, &said
+			if err := cmd.Run(); err != nil {
+				t.Fatalf("%v\n%s\n%s", err, said.Bytes(), p.log.String())
+			}
+		})
+	}
+}

@@ -1,0 +1,185 @@
+package wire
+
+import (
+	"encoding/binary"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// A message may have a field several times on the wire: the last scalar wins, messages are merged, the last of a oneof drops
+// the others, the last entry of a key replaces those before. That is rare, so such a message is first rewritten to have
+// everything once, and then decoded as any other. dynamicpb would do it too, if it did not panic where the key of an entry
+// comes twice, the second time with another wire type.
+
+// once is a field that is to be written once: a value after its tag, or the content of a message.
+type once struct {
+	field   *field
+	tag     []byte // with the value in it, of what is taken as it is
+	content []byte
+	dropped bool
+}
+
+// place is where in a message something can stand only once.
+type place struct {
+	field *field
+	key   string // of a map's entry
+}
+
+// merged appends to out a message that is well-formed, with everything once.
+func (m *message) merged(out, b []byte) []byte {
+	var parts []once
+	places, chosen := map[place]int{}, map[*uint64]*field{}
+	for len(b) > 0 {
+		number, typ, tag := protowire.ConsumeTag(b)
+		size := tag + protowire.ConsumeFieldValue(number, typ, b[tag:])
+		whole := b[:size:size]
+		b = b[size:]
+
+		f := m.byNumber[number]
+		if f == nil || typ != f.typ || f.shape == listed && f.kind != messageKind {
+			parts = append(parts, once{tag: whole})
+			continue
+		}
+		if f.oneof != nil {
+			if before := chosen[f.oneof]; before != nil && before != f {
+				parts[places[place{field: before}]].dropped = true
+				delete(places, place{field: before})
+			}
+			chosen[f.oneof] = f
+		}
+		part := once{tag: whole}
+		if f.isMessage() {
+			content := f.unwrap(whole[tag:])
+			part = once{field: f, content: content[:len(content):len(content)]}
+		}
+		if f.shape == listed {
+			parts = append(parts, part)
+			continue
+		}
+		at := place{field: f}
+		if f.shape == mapped {
+			at.key = f.message.key(part.content)
+		}
+		i, twice := places[at]
+		switch {
+		case !twice:
+			places[at] = len(parts)
+			parts = append(parts, part)
+		case f.shape == single && f.isMessage():
+			parts[i].content = append(parts[i].content, part.content...)
+		default:
+			parts[i] = part
+		}
+	}
+	for _, p := range parts {
+		switch {
+		case p.dropped:
+		case p.field == nil:
+			out = append(out, p.tag...)
+		case p.field.message != nil:
+			out = p.field.wrap(out, p.field.message.merged(nil, p.content))
+		default: // halves of it may be doubled, of which the last wins anyway
+			out = p.field.wrap(out, p.content)
+		}
+	}
+	return out
+}
+
+func (f *field) isMessage() bool { return f.kind >= messageKind }
+
+// key tells entries of a map apart by their keys.
+func (m *message) key(entry []byte) string {
+	f := m.byNumber[1]
+	var v uint64
+	var text []byte
+	for len(entry) > 0 {
+		number, typ, n := protowire.ConsumeTag(entry)
+		if number == 1 && typ == f.typ {
+			switch typ {
+			case protowire.VarintType:
+				v, _ = protowire.ConsumeVarint(entry[n:])
+			case protowire.Fixed32Type:
+				v = uint64(binary.LittleEndian.Uint32(entry[n:]))
+			case protowire.Fixed64Type:
+				v = binary.LittleEndian.Uint64(entry[n:])
+			default:
+				text, _ = protowire.ConsumeBytes(entry[n:])
+			}
+		}
+		entry = entry[n+protowire.ConsumeFieldValue(number, typ, entry[n:]):]
+	}
+	switch f.kind {
+	case stringKind:
+		return string(text)
+	case boolKind:
+		v = min(v, 1)
+	case int32Kind, sint32Kind, uint32Kind:
+		v = uint64(uint32(v))
+	}
+	return string(binary.LittleEndian.AppendUint64(nil, v))
+}
+
+// check tells whether b is a message, as far as proto.Unmarshal cares; depth is how many messages may be in each other. Fields
+// that are required are not looked for.
+func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
+	if depth <= 0 {
+		return errDepth
+	}
+	for len(b) > 0 {
+		number, typ, tag := consumeTag(b)
+		if tag < 0 {
+			return malformed(tag)
+		}
+		size := protowire.ConsumeFieldValue(number, typ, b[tag:])
+		fd := md.Fields().ByNumber(number)
+		if size < 0 && fd == nil {
+			return malformed(size)
+		}
+		if size < 0 {
+			return inField(string(fd.Name()), notInList, malformed(size))
+		}
+		if fd != nil {
+			if err := checkValue(fd, typ, b[tag:tag+size], depth); err != nil {
+				return inField(string(fd.Name()), notInList, err)
+			}
+		}
+		b = b[tag+size:]
+	}
+	return nil
+}
+
+func checkValue(fd protoreflect.FieldDescriptor, typ protowire.Type, b []byte, depth int) error {
+	switch kind := fd.Kind(); {
+	case kind == protoreflect.GroupKind && typ == protowire.StartGroupType:
+		content, _ := protowire.ConsumeGroup(fd.Number(), b)
+		return check(fd.Message(), content, depth-1)
+	case typ != protowire.BytesType:
+		return nil
+	case kind == protoreflect.MessageKind:
+		content, _ := protowire.ConsumeBytes(b)
+		return check(fd.Message(), content, depth-1)
+	case kind == protoreflect.StringKind:
+		content, _ := protowire.ConsumeBytes(b)
+		if fd.ParentFile().Syntax() != protoreflect.Proto2 && !utf8.Valid(content) {
+			return errNotUTF8
+		}
+	case fd.IsList() && kind != protoreflect.BytesKind && kind != protoreflect.GroupKind:
+		return checkPacked(scalars[kind].wire, b)
+	}
+	return nil
+}
+
+// checkPacked tells whether a packed list is one of scalars of a wire type.
+func checkPacked(typ protowire.Type, b []byte) error {
+	content, _ := protowire.ConsumeBytes(b)
+	for len(content) > 0 {
+		n := protowire.ConsumeFieldValue(1, typ, content)
+		if n < 0 {
+			return malformed(n)
+		}
+		content = content[n:]
+	}
+	return nil
+}
