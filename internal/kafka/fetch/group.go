@@ -39,7 +39,7 @@ const (
 	groupRefresh      = 30 * time.Second
 	groupRefreshLeast = time.Second // between two looks, whatever there is to find
 	groupHeartbeat    = 500 * time.Millisecond
-	groupSession      = 10 * time.Second
+	groupSession      = 6 * time.Second
 )
 
 // Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield none of them goes, so
