@@ -28,6 +28,7 @@ const (
 	childBrokers = "MILLRACE_TEST_BROKERS"
 	childKill    = "MILLRACE_TEST_KILL"
 	childKillAt  = "MILLRACE_TEST_KILL_AT"
+	childName    = "MILLRACE_TEST_NAME"
 )
 
 func TestMain(m *testing.M) {
@@ -70,6 +71,7 @@ func childLands(where string) error {
 	}
 	s := shop{brokers: strings.Split(os.Getenv(childBrokers), ",")}
 	c := s.runConfig()
+	c.Instance = os.Getenv(childName)
 	left := new(atomic.Int64)
 	if n, err := strconv.ParseInt(os.Getenv(childKillAt), 10, 64); err == nil {
 		left.Store(n)
@@ -94,7 +96,7 @@ func childCommand(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd 
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), append(env, childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
+	cmd.Env = append(os.Environ(), append(env, childName+"=child", childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
 	cmd.Stderr = os.Stderr
 	return cmd
 }

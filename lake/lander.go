@@ -31,6 +31,7 @@ type lander struct {
 	lake   *Lake
 	table  Table
 	config RunConfig
+	number int // among those of the table in this process
 	log    *slog.Logger
 	// first counts those landers of the table in this process that read its topic's first partition: the process that has one
 	// maintains the table. Two may think so for a moment, which costs work, not rows.
@@ -102,8 +103,8 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
 		// The table's own: one that is made anew has another.
-		Refresh: l.config.refresh,
-		Name:    "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
+		Refresh: l.config.refresh, Instance: l.instance(),
+		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
 			return l.position(ctx, topics, at, partitions)
 		},
@@ -142,6 +143,13 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		b = newBatch(at, time.Now())
 		l.expire(ctx)
 	}
+}
+
+func (l *lander) instance() string {
+	if l.config.Instance == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s-%d", l.config.Instance, l.number)
 }
 
 func (l *lander) noteFirst(had *bool, has bool) {

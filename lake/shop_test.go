@@ -342,12 +342,6 @@ func (l *logged) has(s string) error {
 	return nil
 }
 
-func (l *logged) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), s)
-}
-
 // last tells which of some texts stands in the newest line that holds one of them, among the lines with a mark.
 func (l *logged) last(mark string, texts ...string) (found string) {
 	l.mu.Lock()

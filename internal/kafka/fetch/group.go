@@ -17,8 +17,11 @@ import (
 // Group says how a Reader shares the topic with others. The group only tells who reads what: where to read on is the
 // caller's to know, and offsets that somebody commits or resets for the group change nothing.
 type Group struct {
-	Name    string
-	Refresh time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
+	Name string
+	// Instance names a member for good, so that the group gives it its partitions back as soon as it comes again after a crash,
+	// instead of missing it first. No other may have the name at the same time. May be empty.
+	Instance string
+	Refresh  time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
 	// Position is asked for the offsets to read from when partitions come to this member, in a goroutine of its own. Its error
 	// is what Poll returns next.
 	Position func(ctx context.Context, partitions []int32) (map[int32]int64, error)
@@ -48,7 +51,11 @@ const (
 func Join(c Config, g Group) (*Reader, error) {
 	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
-	r, err := open(c,
+	var known []kgo.Opt
+	if g.Instance != "" {
+		known = append(known, kgo.InstanceID(g.Instance))
+	}
+	r, err := open(c, append(known,
 		kgo.ConsumeTopics(c.Topic),
 		kgo.ConsumerGroup(g.Name),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
@@ -62,7 +69,7 @@ func Join(c Config, g Group) (*Reader, error) {
 		kgo.OnPartitionsRevoked(m.gone),
 		kgo.OnPartitionsLost(m.gone),
 		kgo.OnPartitionsCallbackBlocked(m.blocked),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}

@@ -337,9 +337,14 @@ func (p *Platform) startLanding(context.Context) error {
 		parking.Close()
 		return nil
 	})
+	instance := ""
+	if p.cfg.Kafka.Brokers == "" {
+		instance = "embedded" // there is one process at an embedded broker
+	}
 	p.background("lake", func(ctx context.Context) error {
 		return p.lake.Run(ctx, lake.RunConfig{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+			Instance: instance,
+			Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
 			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
 		})
 	})
