@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
@@ -147,6 +148,7 @@ func TestZombie(t *testing.T) {
 					}
 					t.Cleanup(func() { _ = zombie.Close() })
 					c := s.runConfig()
+					c.patience = 2 * time.Second
 					paused, resume := make(chan struct{}), make(chan struct{})
 					var once sync.Once
 					c.hook = func(_ context.Context, table string, have step) error {

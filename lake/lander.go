@@ -103,7 +103,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
 		// The table's own: one that is made anew has another.
-		Refresh: l.config.refresh, Instance: l.instance(),
+		Refresh: l.config.refresh, Patience: l.config.patience, Instance: l.instance(),
 		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
 			return l.position(ctx, topics, at, partitions)

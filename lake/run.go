@@ -38,8 +38,9 @@ type RunConfig struct {
 	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
 	Landers int
 
-	hook    hook
-	refresh time.Duration // how often to look for partitions that a topic was given
+	hook     hook
+	refresh  time.Duration // how often to look for partitions that a topic was given
+	patience time.Duration // how long the others wait for a lander that is in the middle of a landing
 }
 
 // Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.

@@ -21,6 +21,7 @@ type Group struct {
 	// Instance names a member for good, so that the group gives it its partitions back as soon as it comes again after a crash,
 	// instead of missing it first. No other may have the name at the same time. May be empty.
 	Instance string
+	Patience time.Duration // how long the group waits for a member that does not yield, and then goes on without it; 0 means a minute
 	Refresh  time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
 	// Position is asked for the offsets to read from when partitions come to this member, in a goroutine of its own. Its error
 	// is what Poll returns next.
@@ -43,11 +44,12 @@ const (
 	groupRefreshLeast = time.Second // between two looks, whatever there is to find
 	groupHeartbeat    = 500 * time.Millisecond
 	groupSession      = 6 * time.Second
+	groupPatience     = time.Minute
 )
 
 // Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield none of them goes, so
-// the caller can finish what it does with the records. It must not let more than a minute pass, or the group goes on without
-// it; then another member may read the same records, and only the sink can tell who was first.
+// the caller can finish what it does with the records. It must not let more than the group's patience pass, or the group goes on
+// without it; then another member may read the same records, and only the sink can tell who was first.
 func Join(c Config, g Group) (*Reader, error) {
 	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
@@ -61,6 +63,7 @@ func Join(c Config, g Group) (*Reader, error) {
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.HeartbeatInterval(groupHeartbeat),
 		kgo.SessionTimeout(groupSession),
+		kgo.RebalanceTimeout(cmp.Or(g.Patience, groupPatience)),
 		kgo.MetadataMaxAge(refresh),
 		kgo.MetadataMinAge(min(refresh, groupRefreshLeast)),
 		kgo.DisableAutoCommit(),
