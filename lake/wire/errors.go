@@ -74,7 +74,7 @@ func refusal(format string, args ...any) error {
 // hopeless tells whether an error is one whatever else the message has.
 func hopeless(err error) bool {
 	var e *failure
-	return err != nil && !(errors.As(err, &e) && e.refused)
+	return err != nil && (!errors.As(err, &e) || !e.refused)
 }
 
 // notInList is the place of a value that has none.
