@@ -18,14 +18,20 @@ type Numbers[T int32 | int64 | float32 | float64 | decimal128.Num] struct {
 	valid  validity
 }
 
-// The columns of numbers.
-type (
-	Int32s   = Numbers[int32]
-	Int64s   = Numbers[int64]
-	Float32s = Numbers[float32]
-	Float64s = Numbers[float64]
-	Decimals = Numbers[decimal128.Num]
-)
+// Int32s is a column of int or of date, in days since 1970.
+type Int32s = Numbers[int32]
+
+// Int64s is a column of long or of timestamptz, in microseconds since 1970.
+type Int64s = Numbers[int64]
+
+// Float32s is a column of float.
+type Float32s = Numbers[float32]
+
+// Float64s is a column of double.
+type Float64s = Numbers[float64]
+
+// Decimals is a column of decimal: the number without its decimal point, whose place the type tells.
+type Decimals = Numbers[decimal128.Num]
 
 // Append appends a value.
 func (c *Numbers[T]) Append(v T) {

@@ -96,12 +96,12 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	for _, n := range equality {
 		deletes += n
 	}
-	clear := len(equality) >= r.DeleteFiles || len(equality) > 0 && float64(deletes) >= r.DeleteShare*float64(rows)
+	rid := len(equality) >= r.DeleteFiles || len(equality) > 0 && float64(deletes) >= r.DeleteShare*float64(rows)
 
 	var chosen, small []table.FileScanTask
 	for _, task := range tasks {
 		switch {
-		case clear && len(task.EqualityDeleteFiles) > 0 || manyPositions(task):
+		case rid && len(task.EqualityDeleteFiles) > 0 || manyPositions(task):
 			chosen = append(chosen, task)
 		case task.File.FileSizeBytes() < r.small():
 			small = append(small, task)

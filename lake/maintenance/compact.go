@@ -175,10 +175,30 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 	} else {
 		err = takeAll(ctx, records, w.write)
 	}
-	if err != nil {
-		return w, err
+	if err == nil {
+		err = w.finish()
 	}
-	return w, w.finish()
+	if err == nil {
+		err = b.check(w.done)
+	}
+	return w, err
+}
+
+// check compares how many rows were read and written.
+func (b bin) check(written []iceberg.DataFile) error {
+	var before, after int64
+	deletes := false
+	for _, task := range b.tasks {
+		before += task.File.Count()
+		deletes = deletes || len(task.DeleteFiles)+len(task.EqualityDeleteFiles)+len(task.DeletionVectorFiles) > 0
+	}
+	for _, f := range written {
+		after += f.Count()
+	}
+	if after > before || after < before && !deletes {
+		return fmt.Errorf("of the %d rows that the table says its files have, %d were written; nothing is replaced", before, after)
+	}
+	return nil
 }
 
 func (r *run) sortInto(ctx context.Context, w *writer, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {

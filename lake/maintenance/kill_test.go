@@ -79,7 +79,7 @@ func TestKill(t *testing.T) {
 				}
 			}
 			w.orphan("data/left-by-somebody.parquet")
-			child := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this test itself
+			child := exec.CommandContext(t.Context(), os.Args[0])
 			child.Env = append(os.Environ(), childFolder+"="+w.dir, childStep+"="+string(at))
 			out, err := child.CombinedOutput()
 			if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); err == nil || !ok || status.Signal() != syscall.SIGKILL {

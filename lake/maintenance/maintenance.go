@@ -209,7 +209,7 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 	for {
 		report, err := Run(ctx, load, c, nil)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // to be told to stop is no error
 		}
 		done(report, err)
 		t := time.NewTimer(c.Every - c.Every/10 + rand.N(c.Every/5)) // several tables shall not stay in step

@@ -64,18 +64,38 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 		return did, fmt.Errorf("find orphans: %w", err)
 	}
 	found = slices.DeleteFunc(found, func(f file) bool { return referred[path.Base(f.location)] })
-	for i, f := range found {
-		if err := ctx.Err(); err != nil {
-			return did, err
+	for some := range slices.Chunk(found, 500) {
+		if err := removeAll(ctx, files, some); err != nil {
+			return did, fmt.Errorf("remove orphans: %w", err)
 		}
-		if err := files.Remove(f.location); err != nil && !errors.Is(err, stdfs.ErrNotExist) {
-			return did, fmt.Errorf("remove orphan: %w", err)
+		for _, f := range some {
+			did.Files++
+			did.Bytes += f.bytes
 		}
-		did.Files++
-		did.Bytes += f.bytes
-		r.progress(Progress{Table: r.table, Step: "orphans", Done: int64(i + 1), Of: int64(len(found))})
+		r.progress(Progress{Table: r.table, Step: "orphans", Done: int64(did.Files), Of: int64(len(found))})
 	}
 	return did, r.at(ctx, stepOrphansRemoved)
+}
+
+// removeAll removes files; those that are gone already are no error.
+func removeAll(ctx context.Context, files io.WriteFileIO, some []file) error {
+	if bulk, ok := files.(io.BulkRemovableIO); ok {
+		locations := make([]string, len(some))
+		for i, f := range some {
+			locations[i] = f.location
+		}
+		_, err := bulk.DeleteFiles(ctx, locations)
+		return err
+	}
+	for _, f := range some {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := files.Remove(f.location); err != nil && !errors.Is(err, stdfs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // file is a file below the table's folder.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
@@ -130,9 +131,14 @@ func (r *replacement) mayHit(f iceberg.DataFile) bool {
 	if path := f.ReferencedDataFile(); path != nil {
 		return r.old[*path]
 	}
-	low, high := f.LowerBoundValues()[positionPathID], f.UpperBoundValues()[positionPathID]
-	if len(low) > 0 && string(low) == string(high) {
-		return r.old[string(low)]
+	low, high := string(f.LowerBoundValues()[positionPathID]), string(f.UpperBoundValues()[positionPathID])
+	if low != "" && low == high {
+		for path := range r.old {
+			if strings.HasPrefix(path, low) { // bounds may be cut short
+				return true
+			}
+		}
+		return false
 	}
 	return r.parts[partitionKey(f)]
 }

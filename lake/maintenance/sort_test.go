@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -299,7 +300,7 @@ func BenchmarkCompact(b *testing.B) {
 	for name, opts := range map[string][]catalog.CreateTableOpt{"sorted": {catalog.WithSortOrder(byKey)}, "unsorted": nil} {
 		b.Run(name, func(b *testing.B) {
 			var rows, before, after int64
-			var took time.Duration
+			var took, cpu time.Duration
 			for range b.N {
 				b.StopTimer()
 				w := newWorld(b, opts...)
@@ -314,15 +315,25 @@ func BenchmarkCompact(b *testing.B) {
 				c := w.config()
 				c.TargetBytes, c.Memory = 128<<20, 64<<20
 				b.StartTimer()
+				used := cpuTime()
 				did, err := Compact(context.Background(), w.load, c, nil)
 				if err != nil {
 					b.Fatal(err)
 				}
+				cpu += cpuTime() - used
 				rows, before, after, took = rows+did.Rows, before+did.BytesBefore, after+did.BytesAfter, took+did.Took
 			}
 			b.ReportMetric(float64(rows)/took.Seconds(), "rows/s")
 			b.ReportMetric(float64(before)/took.Seconds()/1e6, "MB/s")
+			b.ReportMetric(float64(cpu.Microseconds())/float64(rows), "cpu-us/row")
 			b.ReportMetric(float64(after)/float64(before), "bytes-after/before")
 		})
 	}
+}
+
+// cpuTime is what this process has used.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

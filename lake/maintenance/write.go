@@ -30,7 +30,6 @@ type writer struct {
 	groupBytes int64 // of a row group as written, which is held until it is whole
 
 	locations  table.LocationProvider
-	files      io.WriteFileIO
 	schema     *arrow.Schema // with the columns' ids
 	properties *parquet.WriterProperties
 

@@ -57,12 +57,10 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusUnauthorized, "invalid_client", "no client has this id and secret")
 		return
 	}
-	answer := map[string]string{
-		"access_token": secret, "token_type": "bearer",
-		"issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
-	}
-	if scope := r.PostForm.Get("scope"); scope != "" {
-		answer["scope"] = scope
-	}
-	_ = reply(w, answer) // strings can be encoded
+	_ = reply(w, struct { // strings can be encoded
+		Token  string `json:"access_token"`
+		Type   string `json:"token_type"`
+		Issued string `json:"issued_token_type"`
+		Scope  string `json:"scope,omitempty"`
+	}{secret, "bearer", "urn:ietf:params:oauth:token-type:access_token", r.PostForm.Get("scope")})
 }

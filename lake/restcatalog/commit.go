@@ -104,11 +104,11 @@ func readTransaction(r *http.Request) ([]change, error) {
 			return nil, badRequest("table-changes[%d].identifier: it is missing, or lacks its namespace or name", i)
 		}
 		ident := b.Identifier.full()
-		if key := strings.Join(ident, separator); seen[key] {
+		key := strings.Join(ident, separator)
+		if seen[key] {
 			return nil, badRequest("table-changes[%d].identifier: %s comes twice", i, strings.Join(ident, "."))
-		} else {
-			seen[key] = true
 		}
+		seen[key] = true
 		c, err := b.change(ident)
 		if err != nil {
 			var f *failure

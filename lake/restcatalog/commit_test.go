@@ -346,13 +346,10 @@ func TestRowsAreTheCatalogs(t *testing.T) {
 			if _, err := c.CreateTable(t.Context(), ident, schema); err != nil {
 				t.Fatalf("%q: %v", namespace, err)
 			}
-			have, err := p.sql.LoadTable(t.Context(), ident)
-			if err != nil {
-				t.Fatalf("%q: %v", namespace, err)
-			}
 			for _, by := range []catalog.Catalog{p.sql, c} { // each finds what the other left
-				if have, err = by.LoadTable(t.Context(), ident); err != nil {
-					t.Fatal(err)
+				have, err := by.LoadTable(t.Context(), ident)
+				if err != nil {
+					t.Fatalf("%q by %T: %v", namespace, by, err)
 				}
 				tx := have.NewTransaction()
 				if err := tx.SetProperties(iceberg.Properties{"by": fmt.Sprintf("%T", by)}); err != nil {

@@ -54,8 +54,9 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
 	}
+	defer func() { _ = rows.Close() }() // there are none
 	columns, err := rows.Columns()
-	if err := errors.Join(err, rows.Err(), rows.Close()); err != nil {
+	if err := errors.Join(err, rows.Err()); err != nil {
 		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
 	}
 	return &SQL{db: db, postgres: dialect == sqlcatalog.Postgres, name: name, typed: slices.Contains(columns, "iceberg_type")}, nil

@@ -144,28 +144,25 @@ type fenced struct {
 }
 
 func (f fenced) Open(name string) (io.File, error) {
-	if _, err := f.warehouse.path(name); err != nil {
+	if !f.warehouse.has(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
 	}
 	return f.WriteFileIO.Open(name)
 }
 
 func (f fenced) Remove(name string) error {
-	if _, err := f.warehouse.path(name); err != nil {
+	if !f.warehouse.has(name) {
 		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrPermission}
 	}
 	return f.WriteFileIO.Remove(name)
 }
 
-// path checks the name of a file, as it is written and as a reader may decode it: writers escape what partitions' values have
-// in them.
-func (w warehouse) path(name string) (string, error) {
-	decoded, err := url.PathUnescape(name)
-	if err != nil {
-		decoded = name
+// has tells whether a file lies below the warehouse. Writers escape what partitions' values have in them, and a reader may
+// decode that: what has no way up decoded has none as it is written.
+func (w warehouse) has(name string) bool {
+	if decoded, err := url.PathUnescape(name); err == nil {
+		name = decoded
 	}
-	if _, err := w.inside("file", strings.ReplaceAll(decoded, "%", "_")); err != nil {
-		return "", err
-	}
-	return w.inside("file", strings.ReplaceAll(name, "%", "_"))
+	_, err := w.inside("file", strings.ReplaceAll(name, "%", "_"))
+	return err == nil
 }

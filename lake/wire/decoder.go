@@ -109,7 +109,8 @@ func (d *Decoder) message(m *message, b []byte) error {
 			continue
 		}
 		at := notInList
-		if f.shape == single {
+		switch f.shape {
+		case single:
 			if f.seen == turn || f.oneof != nil && *f.oneof == turn {
 				d.again = true
 			}
@@ -118,7 +119,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 			if f.oneof != nil {
 				*f.oneof = turn
 			}
-		} else if f.shape == listed {
+		case listed:
 			at = f.lists.Element().Len() - f.lists.Start()
 		}
 		n, err := d.value(f, b)

@@ -49,6 +49,9 @@ var (
 
 // consumeTag is protowire's, but that it knows how high numbers are.
 func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
+	if len(b) > 0 && b[0] < 0x80 && b[0] >= 8 { // nearly always
+		return protowire.Number(b[0] >> 3), protowire.Type(b[0] & 7), 1
+	}
 	number, typ, n := protowire.ConsumeTag(b)
 	if number > protowire.MaxValidNumber {
 		return 0, 0, badNumber
@@ -71,7 +74,7 @@ func refusal(format string, args ...any) error {
 // hopeless tells whether an error is one whatever else the message has.
 func hopeless(err error) bool {
 	var e *failure
-	return err != nil && !(errors.As(err, &e) && e.refused)
+	return err != nil && (!errors.As(err, &e) || !e.refused)
 }
 
 // notInList is the place of a value that has none.

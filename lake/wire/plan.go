@@ -59,6 +59,8 @@ type field struct {
 
 	seen  uint64  // the turn in which the message had it
 	oneof *uint64 // the turn in which the message had one of its oneof
+	// skipped counts, where what is unknown is gathered, the elements of a list before the first that has any; -1 from there on.
+	skipped int
 }
 
 type shape uint8

@@ -292,13 +292,13 @@ func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protorefl
 				return true
 			})
 		case fd.IsList():
-			elements, any := make([]protoreflect.Message, v.List().Len()), false
+			elements, found := make([]protoreflect.Message, v.List().Len()), false
 			for i := range elements {
 				elements[i] = unknownOf(v.List().Get(i).Message(), inside)
-				any = any || elements[i] != nil
+				found = found || elements[i] != nil
 			}
 			for _, u := range elements {
-				if !any {
+				if !found {
 					break
 				}
 				if u == nil {
@@ -306,7 +306,7 @@ func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protorefl
 				}
 				out.Mutable(fd).List().Append(protoreflect.ValueOfMessage(u))
 			}
-			some = some || any
+			some = some || found
 		default:
 			if u := unknownOf(v.Message(), inside); u != nil {
 				out.Set(fd, protoreflect.ValueOfMessage(u))

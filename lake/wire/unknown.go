@@ -17,8 +17,9 @@ func (d *Decoder) keepUnknown(wire []byte) {
 
 // rest appends to out what the columns do not have of a message that is well-formed and has no field twice.
 func (m *message) rest(out, b []byte) []byte {
-	// Elements of a list before the first that has anything unknown; -1 from there on.
-	var known map[protowire.Number]int
+	for _, f := range m.runs {
+		f.skipped = 0
+	}
 	for len(b) > 0 {
 		number, typ, tag := protowire.ConsumeTag(b)
 		size := tag + protowire.ConsumeFieldValue(number, typ, b[tag:])
@@ -26,7 +27,7 @@ func (m *message) rest(out, b []byte) []byte {
 		b = b[size:]
 
 		f := m.byNumber[number]
-		if f == nil || typ != f.typ && !(f.packable && typ == protowire.BytesType) {
+		if f == nil || typ != f.typ && (!f.packable || typ != protowire.BytesType) {
 			out = append(out, whole...)
 			continue
 		}
@@ -40,20 +41,14 @@ func (m *message) rest(out, b []byte) []byte {
 		}
 		rest := inner.rest(nil, f.unwrap(whole[tag:]))
 		if f.shape == listed {
-			if len(rest) == 0 && known[number] >= 0 {
-				if known == nil {
-					known = map[protowire.Number]int{}
-				}
-				known[number]++
+			if len(rest) == 0 && f.skipped >= 0 {
+				f.skipped++
 				continue
 			}
-			for range known[number] {
+			for range f.skipped {
 				out = f.wrap(out, nil)
 			}
-			if known == nil {
-				known = map[protowire.Number]int{}
-			}
-			known[number] = -1
+			f.skipped = -1
 		} else if len(rest) == 0 {
 			continue
 		}

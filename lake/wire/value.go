@@ -18,34 +18,47 @@ var errNotUTF8 = errors.New("the string is not UTF-8")
 func (d *Decoder) value(f *field, b []byte) (int, error) {
 	switch f.typ {
 	case protowire.VarintType:
-		v, n := varint(b)
-		if n < 0 {
+		var v uint64
+		n := 1
+		if len(b) > 0 && b[0] < 0x80 {
+			v = uint64(b[0])
+		} else if v, n = varint(b); n < 0 {
 			return 0, malformed(n)
 		}
 		f.appendVarint(v)
 		return n, nil
+	case protowire.BytesType:
+		var size uint64
+		n := 1
+		if len(b) > 0 && b[0] < 0x80 {
+			size = uint64(b[0])
+		} else if size, n = varint(b); n < 0 {
+			return 0, malformed(n)
+		}
+		if size > uint64(len(b)-n) {
+			return 0, errTruncated
+		}
+		end := n + int(size)
+		if f.kind == stringKind { // the most common by far
+			if !utf8.Valid(b[n:end]) {
+				return 0, errNotUTF8
+			}
+			f.bytes.Append(b[n:end])
+			return end, nil
+		}
+		return end, d.content(f, b[n:end])
 	case protowire.Fixed32Type:
 		if len(b) < 4 {
-			return 0, malformed(truncated)
+			return 0, errTruncated
 		}
 		f.append32(binary.LittleEndian.Uint32(b))
 		return 4, nil
 	case protowire.Fixed64Type:
 		if len(b) < 8 {
-			return 0, malformed(truncated)
+			return 0, errTruncated
 		}
 		f.append64(binary.LittleEndian.Uint64(b))
 		return 8, nil
-	case protowire.BytesType:
-		size, n := varint(b)
-		if n < 0 {
-			return 0, malformed(n)
-		}
-		if size > uint64(len(b)-n) {
-			return 0, malformed(truncated)
-		}
-		end := n + int(size)
-		return end, d.content(f, b[n:end])
 	default:
 		content, n := protowire.ConsumeGroup(f.number, b)
 		if n < 0 {
@@ -55,13 +68,17 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 	}
 }
 
-// varint is protowire.ConsumeVarint with the short ones inlined.
+// varint is protowire.ConsumeVarint, faster for what is not long.
 func varint(b []byte) (uint64, int) {
-	if len(b) > 0 && b[0] < 0x80 {
-		return uint64(b[0]), 1
+	if len(b) < 10 {
+		return protowire.ConsumeVarint(b)
 	}
-	if len(b) > 1 && b[1] < 0x80 {
-		return uint64(b[0]&0x7f) | uint64(b[1])<<7, 2
+	var v uint64
+	for i, shift := 0, 0; i < 8; i, shift = i+1, shift+7 {
+		v |= uint64(b[i]&0x7f) << shift
+		if b[i] < 0x80 {
+			return v, i + 1
+		}
 	}
 	return protowire.ConsumeVarint(b)
 }

@@ -6,11 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/apache/arrow-go/v18/arrow"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/dynamicpb"
 
-	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/wire"
 )
@@ -473,5 +473,28 @@ func TestTablesThatHaveMore(t *testing.T) {
 	}
 	if _, err := plan.Bind(columns); err == nil || !strings.Contains(err.Error(), "a_sint32: the table has a column of type boolean in place of int") {
 		t.Error(err)
+	}
+}
+
+// Once buffers have grown, rows cost no memory, and neither does a row with something unknown.
+func TestRowsDoNotAllocate(t *testing.T) {
+	m := dynamicpb.NewMessage(everything)
+	text := `a_string: "x" a_price: {units: 1} inners: {deep: {at: {seconds: 5}}} by_string: {key: "a"} by_string: {key: "b"} choice_wrapped: {value: 7}`
+	if err := prototext.Unmarshal([]byte(text), m); err != nil {
+		t.Fatal(err)
+	}
+	m.SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 12345, protowire.VarintType), 7))
+	b, tab := marshal(t, m), newTable(t, everything)
+	rows := func() {
+		tab.columns.Reset()
+		for range 100 {
+			if err := tab.Append(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rows()
+	if n := testing.AllocsPerRun(10, rows); n > 0 {
+		t.Errorf("100 rows make %v allocations", n)
 	}
 }

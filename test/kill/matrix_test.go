@@ -33,10 +33,15 @@ type outcome struct {
 
 // stage is where rows play: a system that is started with the first row that needs it, and anew after a red one.
 type stage struct {
-	start func(context.Context, string) (*system, error)
-	now   *system
-	err   error // there is none, and will be none
+	start  func(context.Context, string) (*system, error)
+	now    *system
+	played int   // rows, on the system of now
+	err    error // there is none, and will be none
 }
+
+// A system is started anew after so many rows: each row looks at all that it and those before it have written, and on two
+// processors that took a minute after twenty.
+const rowsPerSystem = 8
 
 var (
 	embedded  = &stage{start: func(ctx context.Context, dir string) (*system, error) { return startEmbedded(ctx, dir) }}
@@ -48,6 +53,11 @@ var (
 // system starts one if need be. The processes outlive the row.
 func (g *stage) system(t *testing.T) (*system, error) {
 	t.Helper()
+	if g.played == rowsPerSystem {
+		if err := g.strike(); err != nil {
+			t.Log("stop the system: ", err)
+		}
+	}
 	if g.now == nil && g.err == nil {
 		dir, err := os.MkdirTemp(scratch, "system-") //nolint:usetesting // it outlives the row
 		if err != nil {
@@ -69,7 +79,7 @@ func (g *stage) strike() error {
 		return nil
 	}
 	s := g.now
-	g.now = nil
+	g.now, g.played = nil, 0
 	return s.end()
 }
 
@@ -168,6 +178,7 @@ func (g *stage) play(t *testing.T, r row) (o outcome) {
 		return outcome{row: r, verdict: "red", reason: err.Error()}
 	}
 	o = s.try(t.Context(), r)
+	g.played++
 	if o.verdict == "red" {
 		for _, role := range s.roles {
 			t.Logf("log of %s:\n%s", role.name, role.logTail())

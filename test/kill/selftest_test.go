@@ -6,6 +6,10 @@ import (
 	"testing"
 )
 
+// Whether a redelivery has a line to add twice is up to what the clients did in the moment before the kill: about every second
+// has one.
+const tries = 6
+
 // TestMatrixGoesRed is the matrix's own test: with a guard of the system switched off, the row that rests on it must go
 // red. The same row with the guard on goes before.
 func TestMatrixGoesRed(t *testing.T) {
@@ -25,6 +29,7 @@ func TestMatrixGoesRed(t *testing.T) {
 				t.Fatalf("there is no row %s", c.row)
 			}
 			r := c.rows[at]
+			c.stage.played = 0
 			green := c.stage.play(t, r)
 			fmt.Printf("guards on:        %s\n", green.line())
 			if green.verdict == "skipped" {
@@ -43,10 +48,17 @@ func TestMatrixGoesRed(t *testing.T) {
 				t.Fatal(err)
 			}
 			role.env = append(role.env, "MILLRACE_FAILPOINTS="+c.off+"=on") // of those that are started later
-			red := c.stage.play(t, r)
-			fmt.Printf("%s on:  %s\n", c.off, red.line())
+			var red outcome
+			for range tries {
+				c.stage.played = 0 // on this system, which has the switch
+				red = c.stage.play(t, r)
+				fmt.Printf("%s on:  %s\n", c.off, red.line())
+				if red.verdict == "red" {
+					break
+				}
+			}
 			if red.verdict != "red" {
-				t.Errorf("with %s the row must be red", c.off)
+				t.Fatalf("with %s the row must be red", c.off)
 			}
 			if red.lost+red.doubled+red.disordered == 0 && !red.different {
 				t.Errorf("it is red for another reason than what the system holds: %s", red.reason)

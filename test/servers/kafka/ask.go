@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -88,7 +89,13 @@ func (c *Cluster) ask(question func(*kadm.Client) error) error {
 func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		groups, err := admin.DescribeGroups(ctx, group)
-		if err = errors.Join(err, groups.Error()); err != nil {
+		if err == nil {
+			err = groups[group].Err
+		}
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			return nil // not yet
+		}
+		if err != nil {
 			return err
 		}
 		if g := groups[group]; g.State == "Stable" {
