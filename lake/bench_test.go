@@ -145,7 +145,7 @@ func benchmarkCommit(b *testing.B, where Config) {
 			b.Fatal(err)
 		}
 		at.put(next.progress.next, "")
-		landing.expire(b.Context())
+		landing.thin(b.Context())
 	}
 	for _, before := range []int64{0, 100, 500, 1000} {
 		for offset < before {

@@ -15,6 +15,10 @@ import (
 // errFenced says that the table moved under a batch: another lander is at work, or was.
 var errFenced = errors.New("another commit moved the table's offsets")
 
+// Files that are not committed after so long are given up, and their records read again: maintenance takes what is older than ten
+// minutes or more, and nothing refers to, for what a killed lander has left.
+const uncommittedAge = 5 * time.Minute
+
 // A commit that was begun is brought to its end even while the program stops, for so long at most.
 const commitTimeout = 30 * time.Second
 
@@ -30,6 +34,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 		return errors.Join(err, w.remove(files...))
 	}
 	var bases []int64 // the snapshots on which it was tried
+	written := time.Now()
 	for failures := 0; ; failures++ {
 		base, err := l.try(ctx, b, files, len(bases) > 0)
 		if err == nil {
@@ -42,8 +47,8 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 			bases = append(bases, base)
 		}
 		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
-		if !pause(ctx, failures) {
-			return errors.Join(ctx.Err(), l.discardUnlanded(ctx, w, files, b.id, bases))
+		if time.Since(written) > uncommittedAge || !pause(ctx, failures) {
+			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, files, b.id, bases))
 		}
 	}
 }
@@ -124,54 +129,4 @@ func (l *lander) discardUnlanded(ctx context.Context, w *fileWriter, files []ice
 		}
 	}
 	return w.remove(files...)
-}
-
-// History is kept for historyAge, and some of it in any case, but never so much that commits, which read and write all of
-// it, get slow. A cut is a commit too, so it is looked for every few commits, and made where it is worth it.
-const (
-	historyAge   = time.Minute
-	historyLeast = 10
-	historyMost  = 128
-	historyCut   = 16
-	historyLook  = 8
-)
-
-// expire cuts the table's history where it has grown long, so that commits cost the same for ever. No data file is
-// deleted, as all are in every later snapshot.
-func (l *lander) expire(ctx context.Context) {
-	if l.commits++; l.commits%historyLook != 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
-	defer cancel()
-	if err := l.tryExpire(ctx); err != nil {
-		l.log.Warn("the table's history could not be cut and will be later", "error", err)
-	}
-}
-
-func (l *lander) tryExpire(ctx context.Context) error {
-	t, err := l.lake.load(ctx, l.table.identifier())
-	if err != nil {
-		return err
-	}
-	snapshots := t.Metadata().Snapshots()
-	age, least, old := historyAge, historyLeast, 0
-	if len(snapshots) > historyMost {
-		age, least = 0, historyMost/2
-	}
-	limit := time.Now().Add(-age).UnixMilli()
-	for _, s := range snapshots {
-		if s.TimestampMs < limit {
-			old++
-		}
-	}
-	if min(old, len(snapshots)-least) < historyCut {
-		return nil
-	}
-	tx := t.NewTransaction()
-	if err := tx.ExpireSnapshots(table.WithOlderThan(age), table.WithRetainLast(least)); err != nil {
-		return err
-	}
-	_, err = tx.Commit(ctx)
-	return err
 }

@@ -164,7 +164,9 @@ func TestZombie(t *testing.T) {
 					<-paused
 
 					l := openLake(t, config)
-					stop := start(t, l, s.runConfig())
+					other := s.runConfig()
+					other.patience = c.patience // the group's is the greatest of its members'
+					stop := start(t, l, other)
 					s.landed(t, l)
 					s.mustTrade(t, 60)
 					s.landed(t, l)

@@ -56,6 +56,7 @@ type Lake struct {
 	dialect   sqlcatalog.SupportedDialect
 	warehouse *warehouse
 	catalog   catalog.Catalog
+	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
 	tables    []Table
 	log       *slog.Logger
 }
@@ -133,7 +134,7 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	if err != nil {
 		return fmt.Errorf("open the lake's catalog: %w", err)
 	}
-	l.catalog, l.dialect = l.warehouse.reach(cat), dialect
+	l.catalog, l.rows, l.dialect = l.warehouse.reach(cat), cat, dialect
 	return l.prepare(ctx, readOnly)
 }
 

@@ -383,7 +383,7 @@ func TestHistoryIsBounded(t *testing.T) {
 		}
 		defer func() { _ = w.close() }()
 		at := &positions{next: map[int32]int64{}}
-		const commits = historyMost + 3*historyCut
+		const commits = historyNewest + 6*historyCut
 		for i := range int64(commits) {
 			b := newBatch(at, time.Time{})
 			if _, err := w.append(ctx, rows, record(s.gen.orderEvents()[0], 0, i)); err != nil {
@@ -394,19 +394,19 @@ func TestHistoryIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 			at.put(b.progress.next, "")
-			if err := lander.tryExpire(ctx); err != nil {
+			if err := lander.tryThin(ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if have, err = l.load(ctx, ordersEvents.identifier()); err != nil {
 			t.Fatal(err)
 		}
-		if n := len(have.Metadata().Snapshots()); n > historyMost {
+		if n := len(have.Metadata().Snapshots()); n > historyNewest+historyCut+60 {
 			t.Errorf("%d snapshots are kept", n)
 		}
 		files := filesBelow(t, have, "metadata")
 		// Manifest lists and manifests of the snapshots that are kept, and a hundred older versions of the metadata.
-		if n := len(files); n > 3*historyMost+101 {
+		if n := len(files); n > 3*(historyNewest+historyCut+60)+101 {
 			t.Errorf("%d metadata files after %d commits", n, commits)
 		}
 		d, err := l.EventsDigest(ctx, event.Order)

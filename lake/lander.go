@@ -141,7 +141,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		at.put(b.progress.next, b.progress.topicID)
 		l.report(ctx, reader, b.progress.next)
 		b = newBatch(at, time.Now())
-		l.expire(ctx)
+		l.thin(ctx)
 	}
 }
 

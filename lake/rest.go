@@ -17,7 +17,7 @@ func (l *Lake) REST(ctx context.Context, authenticate func(token string) (caller
 		return nil, err
 	}
 	c := restcatalog.Config{
-		Catalog: l.catalog, Swapper: swapper, Name: CatalogName, Warehouse: l.warehouse.url, Files: l.warehouse.props,
+		Catalog: l.rows, Swapper: swapper, Name: CatalogName, Warehouse: l.warehouse.url, Files: l.warehouse.props,
 		Storage: restcatalog.Storage{
 			Endpoint: l.warehouse.s3.Endpoint, Region: l.warehouse.s3.Region, AccessKey: l.warehouse.s3.AccessKey, SecretKey: l.warehouse.s3.SecretKey,
 		},

@@ -388,6 +388,13 @@ func TestProcessesShareTables(t *testing.T) {
 			logs(t, children[i], &said[i])
 			launch(t, children[i])
 		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				for i := range said {
+					t.Logf("process %d says:\n%s", i, said[i].buf.String())
+				}
+			}
+		})
 		const name = "orders_events"
 		eventually(t, func() error {
 			for i := range said {
