@@ -72,9 +72,9 @@ type eventRows struct {
 }
 
 // rowsOf makes the Rows of an aggregate's table.
-func rowsOf(agg event.Aggregate, make func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
+func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
 	return func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
-		d, err := make(to)
+		d, err := begin(to)
 		return &eventRows{of: agg, values: values, decoder: d, row: row{to: to}}, err
 	}
 }

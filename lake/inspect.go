@@ -16,8 +16,11 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
+// Name is a table's name in the catalog: its namespace and its own.
+type Name = table.Identifier
+
 // ParseName reads "order_lines" or "namespace.table".
-func ParseName(name string) (table.Identifier, error) {
+func ParseName(name string) (Name, error) {
 	parts := strings.Split(name, ".")
 	if slices.Contains(parts, "") || len(parts) > 2 {
 		return nil, fmt.Errorf("table %q: want TABLE or NAMESPACE.TABLE", name)
@@ -29,12 +32,12 @@ func ParseName(name string) (table.Identifier, error) {
 }
 
 // All names every table of the catalog, whoever made it.
-func (l *Lake) All(ctx context.Context) ([]table.Identifier, error) {
+func (l *Lake) All(ctx context.Context) ([]Name, error) {
 	namespaces, err := l.catalog.ListNamespaces(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list the lake's namespaces: %w", err)
 	}
-	var all []table.Identifier
+	var all []Name
 	for _, ns := range namespaces {
 		for name, err := range l.catalog.ListTables(ctx, ns) {
 			if err != nil {
@@ -43,7 +46,7 @@ func (l *Lake) All(ctx context.Context) ([]table.Identifier, error) {
 			all = append(all, name)
 		}
 	}
-	slices.SortFunc(all, func(a, b table.Identifier) int { return slices.Compare(a, b) })
+	slices.SortFunc(all, func(a, b Name) int { return slices.Compare(a, b) })
 	return all, nil
 }
 
@@ -62,7 +65,7 @@ type Summary struct {
 }
 
 // Summarize tells what a table is made of. It reads the metadata alone.
-func (l *Lake) Summarize(ctx context.Context, name table.Identifier) (Summary, error) {
+func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	t, err := l.load(ctx, name)
 	if err != nil {
 		return Summary{}, err
@@ -133,7 +136,7 @@ type SnapshotState struct {
 }
 
 // Snapshots is the history that a table still has, newest first.
-func (l *Lake) Snapshots(ctx context.Context, name table.Identifier) ([]SnapshotState, error) {
+func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error) {
 	t, err := l.load(ctx, name)
 	if err != nil {
 		return nil, err
@@ -167,7 +170,7 @@ type FileState struct {
 }
 
 // Files lists the data files of a table as it is now.
-func (l *Lake) Files(ctx context.Context, name table.Identifier) ([]FileState, error) {
+func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 	t, err := l.load(ctx, name)
 	if err != nil {
 		return nil, err
@@ -207,16 +210,16 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 }
 
 // Maintain keeps a table small, beside those who write it. See package maintenance.
-func (l *Lake) Maintain(ctx context.Context, name table.Identifier, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
+func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
 	return maintenance.Run(ctx, l.loader(name), c, progress)
 }
 
 // PlanMaintenance tells what Maintain would do.
-func (l *Lake) PlanMaintenance(ctx context.Context, name table.Identifier, c maintenance.Config) (maintenance.Planned, error) {
+func (l *Lake) PlanMaintenance(ctx context.Context, name Name, c maintenance.Config) (maintenance.Planned, error) {
 	return maintenance.Plan(ctx, l.loader(name), c)
 }
 
-func (l *Lake) loader(name table.Identifier) maintenance.Load {
+func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.load(ctx, name) }
 }
 

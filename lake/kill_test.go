@@ -57,14 +57,20 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// childPlace is where a child's lake is.
+type childPlace struct {
+	Warehouse, Catalog, CatalogPassword string
+	S3                                  S3
+}
+
 // childLands lands until it is killed, or by itself.
 func childLands(where string) error {
 	ctx := context.Background()
-	var config Config
-	if err := json.Unmarshal([]byte(where), &config); err != nil {
+	var place childPlace
+	if err := json.Unmarshal([]byte(where), &place); err != nil {
 		return err
 	}
-	config.Logger = quiet()
+	config := Config{Warehouse: place.Warehouse, Catalog: place.Catalog, CatalogPassword: place.CatalogPassword, S3: place.S3, Logger: quiet()}
 	l, err := Open(ctx, config)
 	if err != nil {
 		return err
@@ -90,8 +96,7 @@ func childLands(where string) error {
 // childCommand is a lander in a process of its own.
 func childCommand(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
 	t.Helper()
-	where.Logger = nil
-	config, err := json.Marshal(where)
+	config, err := json.Marshal(childPlace{where.Warehouse, where.Catalog, where.CatalogPassword, where.S3})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/apache/iceberg-go/table"
 	"github.com/spf13/cobra"
 
 	"github.com/millrace/millrace/cmd/millrace/internal/platform"
@@ -194,11 +193,11 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 	})
 }
 
-func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]table.Identifier, error) {
+func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {
 	if len(args) == 0 {
 		return l.All(ctx)
 	}
-	names := make([]table.Identifier, len(args))
+	names := make([]lake.Name, len(args))
 	for i, arg := range args {
 		var err error
 		if names[i], err = lake.ParseName(arg); err != nil {
@@ -208,7 +207,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]table.Iden
 	return names, nil
 }
 
-func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []table.Identifier, c maintenance.Config, output string) error {
+func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config, output string) error {
 	plans := make([]maintenance.Planned, len(names))
 	rows := make([][]any, len(names))
 	for i, name := range names {

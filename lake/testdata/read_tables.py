@@ -49,6 +49,8 @@ def leaf(kind: pa.DataType, v):
     if pa.types.is_decimal(kind):
         assert (kind.precision, kind.scale) == (38, 9), kind
         return f"{v:.9f}"
+    if pa.types.is_boolean(kind):
+        return str(v).lower()
     return str(v)
 
 
