@@ -6,6 +6,7 @@ BUF      := $(TOOLS)/npm/node_modules/@bufbuild/buf-linux-x64/bin/buf
 LINT     := $(BIN)/golangci-lint
 NPM_DONE := $(TOOLS)/npm/node_modules/.package-lock.json
 TESTFLAGS ?=
+BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -29,6 +30,10 @@ servers: $(NPM_DONE) ## install every real server and outside client that the te
 	@scripts/servers
 	@scripts/python-tools
 
+.PHONY: engines
+engines: servers ## install the heavy engines too: Trino, Spark, Kafka Connect with Iceberg's sink
+	@scripts/servers engines.d
+
 .PHONY: test
 test: $(NPM_DONE) ## run all tests (with what is installed: make servers installs them)
 	go test -timeout 30m $(TESTFLAGS) ./...
@@ -38,9 +43,10 @@ test-real: ## the same tests, where a server that is missing fails them (make se
 	MILLRACE_REQUIRE_SERVERS=1 $(MAKE) test
 
 .PHONY: test-engines
-test-engines: ## others' engines and clients alone: PyIceberg, DuckDB, Confluent's clients in Go and Python
+test-engines: ## others' engines and clients alone: PyIceberg, DuckDB, Trino, Spark, Confluent's (make engines installs them)
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m -run 'OutsideReaders|RealYear' ./lake ./test/e2e
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m ./test/interop
+	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -p 1 -timeout 30m ./test/engines ./test/servers/trino ./test/servers/spark ./test/servers/connect
 
 .PHONY: up-real
 up-real: build $(NPM_DONE) ## start every real server and every role in a process of its own, on loopback
@@ -83,6 +89,10 @@ deploy-check: ## validate deploy/: Compose by its schema, Kubernetes as its API 
 .PHONY: bench
 bench: ## run all benchmarks, each beside its ceiling
 	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: bench-lake
+bench-lake: ## landing in Iceberg beside Kafka Connect's Iceberg sink (make engines installs it)
+	go run ./bench/lake $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for 20 s

@@ -4,36 +4,31 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"github.com/millrace/millrace/event"
 )
 
 // batch is what the next commit will carry, and when it is due.
 type batch struct {
-	id       string          // of the commit; its data file is named after it
-	table    map[int32]int64 // where the table stands
-	from     map[int32]int64 // the same, of the partitions that this batch moves
-	progress progress        // what the commit will record
-	rows     bool            // whether there are any: most events bring no row to a table of facts
-	bytes    int64           // of the events
-	first    time.Time       // when the first of it came,
-	last     time.Time       // and the last
-	after    time.Time       // when the commit before was done
+	id        string // of the commit; its data file is named after it
+	positions *positions
+	from      map[int32]int64 // where the table stands, of the partitions that this batch moves
+	progress  progress        // what the commit will record
+	rows      bool            // whether there are any: most events bring no row to a table of facts
+	bytes     int64           // of the records
+	first     time.Time       // when the first of it came,
+	last      time.Time       // and the last
+	after     time.Time       // when the commit before was done
 }
 
-func newBatch(at progress) *batch {
+func newBatch(at *positions, after time.Time) *batch {
 	id := uuid.Must(uuid.NewV7()).String()
-	return &batch{
-		id: id, table: at.next, from: map[int32]int64{},
-		progress: progress{next: map[int32]int64{}, commit: id, asOf: at.asOf, topicID: at.topicID},
-	}
+	return &batch{id: id, positions: at, from: map[int32]int64{}, progress: progress{next: map[int32]int64{}, commit: id}, after: after}
 }
 
-// add counts an event whose rows are in.
-func (b *batch) add(e event.Event) {
-	b.bytes += int64(len(e.Data))
-	if e.RecordedAt.After(b.progress.asOf) {
-		b.progress.asOf = e.RecordedAt
+// add counts a record whose rows are in.
+func (b *batch) add(bytes int, asOf time.Time) {
+	b.bytes += int64(bytes)
+	if asOf.After(b.progress.asOf) {
+		b.progress.asOf = asOf
 	}
 }
 
@@ -43,7 +38,9 @@ func (b *batch) move(partition int32, next int64) {
 	if !b.moved() {
 		b.first = b.last
 	}
-	b.from[partition] = b.table[partition]
+	if _, again := b.from[partition]; !again {
+		b.from[partition], b.progress.topicID = b.positions.at(partition)
+	}
 	b.progress.next[partition] = next
 }
 

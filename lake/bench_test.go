@@ -33,11 +33,11 @@ func BenchmarkLanding(b *testing.B) {
 		}
 		b.Run(decl.Name+"/ceiling", func(b *testing.B) {
 			l := openLake(b, localLake(b))
-			have, err := l.load(b.Context(), decl.Name)
+			have, err := l.load(b.Context(), decl.identifier())
 			if err != nil {
 				b.Fatal(err)
 			}
-			w, err := newFileWriter(b.Context(), decl, have)
+			w, into, err := (&lander{lake: l, table: decl}).writer(b.Context(), have)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -46,13 +46,8 @@ func BenchmarkLanding(b *testing.B) {
 			cpu := cpuTime(b)
 			for n := 0; b.Loop(); n++ {
 				name := fmt.Sprint(n)
-				decoder := decl.decoder()
 				for i, e := range s.events[event.Order] {
-					e, err := event.FromRecord([]byte(e.Stream), e.Data, e.Headers())
-					if err != nil {
-						b.Fatal(err)
-					}
-					if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, int64(i)}, e); err != nil {
+					if _, err := w.append(b.Context(), into, record(e, 0, int64(i))); err != nil {
 						b.Fatal(err)
 					}
 					if err := w.flush(name, chunkRows); err != nil {
@@ -63,7 +58,7 @@ func BenchmarkLanding(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				rows = f.Count()
+				rows = f[0].Count()
 			}
 			report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
 		})
@@ -94,7 +89,7 @@ func landAll(b *testing.B, s *shop, where Config, decl Table, ends map[int32]int
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	c := s.runConfig()
-	c.CommitInterval, c.CommitBytes, c.assignEvery = 2*time.Second, 32<<20, time.Hour
+	c.CommitInterval, c.CommitBytes = 2*time.Second, 32<<20
 	c.hook = func(ctx context.Context, _ string, at step) error {
 		if at != stepCommitted {
 			return nil
@@ -129,19 +124,19 @@ func benchmarkCommit(b *testing.B, where Config) {
 	s := newShop(b)
 	l := openLake(b, where)
 	landing := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
-	have, err := l.load(b.Context(), ordersEvents.Name)
+	have, err := l.load(b.Context(), ordersEvents.identifier())
 	if err != nil {
 		b.Fatal(err)
 	}
-	w, err := newFileWriter(b.Context(), ordersEvents, have)
+	w, rows, err := landing.writer(b.Context(), have)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer func() { _ = w.close() }()
-	at, decoder, e, offset := progress{next: map[int32]int64{}}, ordersEvents.decoder(), s.gen.orderEvents()[0], int64(0)
+	at, e, offset := &positions{next: map[int32]int64{}}, s.gen.orderEvents()[0], int64(0)
 	commit := func() {
-		next := newBatch(at)
-		if err := decoder.append(&w.columns, origin{event.Order.Topic, 0, offset}, e); err != nil {
+		next := newBatch(at, time.Time{})
+		if _, err := w.append(b.Context(), rows, record(e, 0, offset)); err != nil {
 			b.Fatal(err)
 		}
 		offset++
@@ -149,8 +144,8 @@ func benchmarkCommit(b *testing.B, where Config) {
 		if err := landing.land(b.Context(), next, w); err != nil {
 			b.Fatal(err)
 		}
-		at.merge(next.progress)
-		landing.expire(b.Context())
+		at.put(next.progress.next, "")
+		landing.thin(b.Context())
 	}
 	for _, before := range []int64{0, 100, 500, 1000} {
 		for offset < before {

@@ -1,59 +1,96 @@
 package lake
 
 import (
+	"context"
+	"fmt"
 	"time"
 
-	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/columnar"
 )
 
-// columns appends rows to Arrow builders, one value after the other in the order of the table's columns.
-type columns struct {
-	*array.RecordBuilder
-	at   int
-	rows int // since the builders were last emptied
+// row appends rows, one value after the other in the order of the table's columns.
+type row struct {
+	to *columnar.Columns
+	at int
+	n  int // rows since begin
 }
 
-func (c *columns) next() array.Builder {
-	b := c.Field(c.at)
-	c.at++
-	return b
+func (r *row) next() columnar.Column {
+	c := r.to.Column(r.at)
+	r.at++
+	return c
 }
 
-// end closes a row.
-func (c *columns) end() {
-	if c.at != len(c.Fields()) {
+func (r *row) begin() { r.at, r.n = 0, 0 }
+
+// filled passes over columns that somebody else has filled.
+func (r *row) filled(n int) { r.at += n }
+
+// end closes a row; where it comes from is not ours to say.
+func (r *row) end() {
+	if r.at != len(r.to.Fields())-len(originColumns) {
 		panic("a row does not fill its table's columns")
 	}
-	c.at = 0
-	c.rows++
+	r.at = 0
+	r.n++
 }
 
-func (c *columns) string(v string) { c.next().(*array.StringBuilder).Append(v) }
-func (c *columns) text(v []byte)   { c.next().(*array.StringBuilder).BinaryBuilder.Append(v) }
-func (c *columns) binary(v []byte) { c.next().(*array.BinaryBuilder).Append(v) }
-func (c *columns) int32(v int32)   { c.next().(*array.Int32Builder).Append(v) }
-func (c *columns) int64(v int64)   { c.next().(*array.Int64Builder).Append(v) }
-func (c *columns) null()           { c.next().AppendNull() }
-func (c *columns) time(v time.Time) {
-	c.next().(*array.TimestampBuilder).Append(arrow.Timestamp(v.UnixMicro()))
+func (r *row) string(v string) { r.next().(*columnar.Bytes).AppendString(v) }
+func (r *row) bytes(v []byte)  { r.next().(*columnar.Bytes).Append(v) }
+func (r *row) int32(v int32)   { r.next().(*columnar.Int32s).Append(v) }
+func (r *row) int64(v int64)   { r.next().(*columnar.Int64s).Append(v) }
+func (r *row) null()           { r.next().AppendNull() }
+func (r *row) time(v time.Time) {
+	r.next().(*columnar.Int64s).Append(v.UnixMicro())
 }
-func (c *columns) decimal(v decimal128.Num) {
-	c.next().(*array.Decimal128Builder).Append(v)
-}
+func (r *row) decimal(v decimal128.Num) { r.next().(*columnar.Decimals).Append(v) }
 
 // optional appends v, or null where it is empty.
-func (c *columns) optional(v string) {
+func (r *row) optional(v string) {
 	if v == "" {
-		c.null()
+		r.null()
 		return
 	}
-	c.string(v)
+	r.string(v)
 }
 
-func (c *columns) origin(r origin) {
-	c.string(r.topic)
-	c.int32(r.partition)
-	c.int64(r.offset)
+// decoder appends the rows of one event.
+type decoder interface {
+	append(to *row, e event.Event) error
+}
+
+// eventRows is the Rows of a table that an aggregate's topic feeds.
+type eventRows struct {
+	of      event.Aggregate
+	values  *registry.Decoder
+	decoder decoder
+	row     row
+}
+
+// rowsOf makes the Rows of an aggregate's table.
+func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
+	return func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
+		d, err := begin(to)
+		return &eventRows{of: agg, values: values, decoder: d, row: row{to: to}}, err
+	}
+}
+
+// Append implements Rows.
+func (x *eventRows) Append(ctx context.Context, r Record) (Appended, error) {
+	e, err := x.values.Event(ctx, r.Topic, r.Key, r.Value, r.Headers)
+	if err == nil {
+		err = checkEnvelope(x.of, e)
+	}
+	if err != nil {
+		return Appended{}, err
+	}
+	x.row.begin()
+	if err := x.decoder.append(&x.row, e); err != nil {
+		return Appended{}, fmt.Errorf("event %s: %w", e.ID, err)
+	}
+	return Appended{Rows: x.row.n, AsOf: e.RecordedAt}, nil
 }

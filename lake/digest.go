@@ -23,7 +23,7 @@ func (l *Lake) EventsDigest(ctx context.Context, agg event.Aggregate) (*digest.D
 		return nil, err
 	}
 	d := digest.New()
-	err = l.scan(ctx, name, func(rec arrow.RecordBatch) error {
+	err = l.scan(ctx, identifier(name), func(rec arrow.RecordBatch) error {
 		rows, err := readEvents(agg, rec)
 		if err != nil {
 			return err
@@ -43,7 +43,7 @@ func (l *Lake) EventsDigest(ctx context.Context, agg event.Aggregate) (*digest.D
 func (l *Lake) OrderLinesDigest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
 	var content []byte
-	err := l.scan(ctx, orderLines.Name, func(rec arrow.RecordBatch) error {
+	err := l.scan(ctx, orderLines.identifier(), func(rec arrow.RecordBatch) error {
 		rows, err := readLines(rec)
 		if err != nil {
 			return err
@@ -79,7 +79,7 @@ func ExpectedOrderLinesDigest(events iter.Seq2[event.Event, error]) (*digest.Dig
 }
 
 // scan reads all rows of a table as it is now.
-func (l *Lake) scan(ctx context.Context, name string, each func(arrow.RecordBatch) error) error {
+func (l *Lake) scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	t, err := l.load(ctx, name)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (l *Lake) scan(ctx context.Context, name string, each func(arrow.RecordBatc
 	defer cancel()
 	_, records, err := t.Scan(table.WithMaxConcurrency(2)).ToArrowRecords(ctx)
 	if err != nil {
-		return fmt.Errorf("scan table %s: %w", name, err)
+		return fmt.Errorf("scan table %s: %w", strings.Join(name, "."), err)
 	}
 	for rec, err := range records {
 		if err == nil {
@@ -97,7 +97,7 @@ func (l *Lake) scan(ctx context.Context, name string, each func(arrow.RecordBatc
 			rec.Release()
 		}
 		if err != nil {
-			return fmt.Errorf("scan table %s: %w", name, err)
+			return fmt.Errorf("scan table %s: %w", strings.Join(name, "."), err)
 		}
 	}
 	return nil

@@ -1,8 +1,6 @@
 package lake
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -10,65 +8,55 @@ import (
 	"unicode/utf8"
 
 	"github.com/apache/iceberg-go"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/wire"
 )
 
-// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
-// exact bytes, and once more as JSON for SQL.
-func eventsTable(name string, agg event.Aggregate, message func() proto.Message) Table {
+// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its exact bytes,
+// and each type of event as a struct, null in the rows of others. What is new in the contract is a new column.
+func eventsTable(name string, agg event.Aggregate, message proto.Message) Table {
+	reserved := make([]string, len(eventColumns))
+	for i, c := range eventColumns {
+		reserved[i] = c.Name
+	}
+	plan, err := wire.Compile(message.ProtoReflect().Descriptor(), wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
+	if err != nil {
+		panic(err) // the contract is compiled in
+	}
 	return Table{
-		Name:      name,
-		Aggregate: agg,
-		columns:   slices.Concat(eventColumns, originColumns),
-		decoder:   func() decoder { return &eventDecoder{of: agg, message: message()} },
+		Name: name, Topic: agg.Topic, Doc: "Every event of an aggregate: " + agg.Name + ".",
+		Columns: slices.Concat(eventColumns, plan.Fields()), Sort: []Sort{{Column: "recorded_at"}},
+		Rows: rowsOf(agg, func(to *columnar.Columns) (decoder, error) {
+			message, err := plan.Bind(to)
+			return &eventDecoder{message: message}, err
+		}),
+		events: agg,
 	}
 }
 
-var eventColumns = []column{
-	{name: "event_id", typ: iceberg.PrimitiveTypes.String, doc: "UUIDv7"},
-	{name: "aggregate_id", typ: iceberg.PrimitiveTypes.String, doc: "the stream, and the key of the record"},
-	{name: "version", typ: iceberg.PrimitiveTypes.Int64, doc: "of the stream after this event, from 1, without gaps"},
-	{name: "type", typ: iceberg.PrimitiveTypes.String, doc: "full name of the protobuf message", repeats: true},
-	{name: "occurred_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "business time"},
-	{name: "recorded_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "when the event store took it"},
-	{name: "correlation_id", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "names the conversation"},
-	{name: "causation_id", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "names the command or event that led to this one"},
-	{name: "trace_parent", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "W3C trace context"},
-	{name: "store_position", typ: iceberg.PrimitiveTypes.String, doc: "place in the event store: transaction.sequence"},
-	{name: "payload", typ: iceberg.PrimitiveTypes.Binary, doc: "the message in protobuf wire format, byte for byte"},
-	{name: "payload_json", typ: iceberg.PrimitiveTypes.String, doc: "the message as protobuf JSON with the field names of the .proto files"},
+var eventColumns = []columnar.Field{
+	{Name: "event_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUIDv7", Required: true},
+	{Name: "aggregate_id", Type: iceberg.PrimitiveTypes.String, Doc: "the stream, and the key of the record", Required: true},
+	{Name: "version", Type: iceberg.PrimitiveTypes.Int64, Doc: "of the stream after this event, from 1, without gaps", Required: true},
+	{Name: "type", Type: iceberg.PrimitiveTypes.String, Doc: "full name of the protobuf message", Repeats: true, Required: true},
+	{Name: "occurred_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time", Required: true},
+	{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took it", Required: true},
+	{Name: "correlation_id", Type: iceberg.PrimitiveTypes.String, Doc: "names the conversation"},
+	{Name: "causation_id", Type: iceberg.PrimitiveTypes.String, Doc: "names the command or event that led to this one"},
+	{Name: "trace_parent", Type: iceberg.PrimitiveTypes.String, Doc: "W3C trace context"},
+	{Name: "store_position", Type: iceberg.PrimitiveTypes.String, Doc: "place in the event store: transaction.sequence", Required: true},
+	{Name: "payload", Type: iceberg.PrimitiveTypes.Binary, Doc: "the message in protobuf wire format, byte for byte", Required: true},
 }
 
 // eventDecoder makes an event's row.
 type eventDecoder struct {
-	of      event.Aggregate
-	message proto.Message // reused
-	json    []byte        // reused
-	compact bytes.Buffer  // reused
+	message *wire.Decoder
 }
 
-var payloadJSON = protojson.MarshalOptions{UseProtoNames: true}
-
-func (d *eventDecoder) append(to *columns, r origin, e event.Event) error {
-	if err := checkEnvelope(d.of, e); err != nil {
-		return err
-	}
-	if err := proto.Unmarshal(e.Data, d.message); err != nil {
-		return fmt.Errorf("payload is no %s: %w", d.of.Message, err)
-	}
-	var err error
-	if d.json, err = payloadJSON.MarshalAppend(d.json[:0], d.message); err != nil {
-		return fmt.Errorf("payload as JSON: %w", err)
-	}
-	// protojson spaces its output differently from build to build; the same event must give the same row.
-	d.compact.Reset()
-	if err := json.Compact(&d.compact, d.json); err != nil {
-		return fmt.Errorf("payload as JSON: %w", err)
-	}
-
+func (d *eventDecoder) append(to *row, e event.Event) error {
 	to.string(e.ID.String())
 	to.string(e.Stream)
 	to.int64(int64(e.Version))
@@ -79,9 +67,11 @@ func (d *eventDecoder) append(to *columns, r origin, e event.Event) error {
 	to.optional(e.CausationID)
 	to.optional(e.TraceParent)
 	to.string(e.Position.String())
-	to.binary(e.Data)
-	to.text(d.compact.Bytes())
-	to.origin(r)
+	to.bytes(e.Data)
+	if err := d.message.Append(e.Data); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	to.filled(len(to.to.Fields()) - len(eventColumns) - len(originColumns))
 	to.end()
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
@@ -147,6 +148,7 @@ func TestZombie(t *testing.T) {
 					}
 					t.Cleanup(func() { _ = zombie.Close() })
 					c := s.runConfig()
+					c.patience = 2 * time.Second
 					paused, resume := make(chan struct{}), make(chan struct{})
 					var once sync.Once
 					c.hook = func(_ context.Context, table string, have step) error {
@@ -162,7 +164,9 @@ func TestZombie(t *testing.T) {
 					<-paused
 
 					l := openLake(t, config)
-					stop := start(t, l, s.runConfig())
+					other := s.runConfig()
+					other.patience = c.patience // the group's is the greatest of its members'
+					stop := start(t, l, other)
 					s.landed(t, l)
 					s.mustTrade(t, 60)
 					s.landed(t, l)
@@ -234,7 +238,7 @@ func TestFindCommit(t *testing.T) {
 		var ids []string
 		var bases []int64
 		for range 3 {
-			have, err := l.load(t.Context(), ordersEvents.Name)
+			have, err := l.load(t.Context(), ordersEvents.identifier())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -244,13 +248,13 @@ func TestFindCommit(t *testing.T) {
 			}
 			s.mustTrade(t, 4)
 			s.landed(t, l)
-			if have, err = l.load(t.Context(), ordersEvents.Name); err != nil {
+			if have, err = l.load(t.Context(), ordersEvents.identifier()); err != nil {
 				t.Fatal(err)
 			}
 			ids = append(ids, have.Properties()[propCommit])
 		}
 		mustStop(t, stop)
-		have, err := l.load(t.Context(), ordersEvents.Name)
+		have, err := l.load(t.Context(), ordersEvents.identifier())
 		if err != nil {
 			t.Fatal(err)
 		}

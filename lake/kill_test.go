@@ -28,6 +28,7 @@ const (
 	childBrokers = "MILLRACE_TEST_BROKERS"
 	childKill    = "MILLRACE_TEST_KILL"
 	childKillAt  = "MILLRACE_TEST_KILL_AT"
+	childName    = "MILLRACE_TEST_NAME"
 )
 
 func TestMain(m *testing.M) {
@@ -56,20 +57,27 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// childPlace is where a child's lake is.
+type childPlace struct {
+	Warehouse, Catalog, CatalogPassword string
+	S3                                  S3
+}
+
 // childLands lands until it is killed, or by itself.
 func childLands(where string) error {
 	ctx := context.Background()
-	var config Config
-	if err := json.Unmarshal([]byte(where), &config); err != nil {
+	var place childPlace
+	if err := json.Unmarshal([]byte(where), &place); err != nil {
 		return err
 	}
-	config.Logger = quiet()
+	config := Config{Warehouse: place.Warehouse, Catalog: place.Catalog, CatalogPassword: place.CatalogPassword, S3: place.S3, Logger: quiet()}
 	l, err := Open(ctx, config)
 	if err != nil {
 		return err
 	}
 	s := shop{brokers: strings.Split(os.Getenv(childBrokers), ",")}
 	c := s.runConfig()
+	c.Instance = os.Getenv(childName)
 	left := new(atomic.Int64)
 	if n, err := strconv.ParseInt(os.Getenv(childKillAt), 10, 64); err == nil {
 		left.Store(n)
@@ -88,13 +96,12 @@ func childLands(where string) error {
 // childCommand is a lander in a process of its own.
 func childCommand(t *testing.T, s *shop, where Config, env ...string) *exec.Cmd {
 	t.Helper()
-	where.Logger = nil
-	config, err := json.Marshal(where)
+	config, err := json.Marshal(childPlace{where.Warehouse, where.Catalog, where.CatalogPassword, where.S3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), append(env, childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
+	cmd.Env = append(os.Environ(), append(env, childName+"=child", childLake+"="+string(config), childBrokers+"="+strings.Join(s.brokers, ","))...)
 	cmd.Stderr = os.Stderr
 	return cmd
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/apache/iceberg-go/catalog"
 	sqlcatalog "github.com/apache/iceberg-go/catalog/sql"
 	"github.com/apache/iceberg-go/table"
-	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/postgres"
@@ -44,6 +43,8 @@ type Config struct {
 	// Catalog is Iceberg's SQL catalog: a SQLite file, created likewise, or postgres://user@host/database.
 	Catalog         string
 	CatalogPassword string // takes the place of the one in Catalog
+	// Tables are those that this process lands in and tells about; Tables() where nil.
+	Tables []Table
 	// ReadOnly opens a lake that exists, beside the process that lands in it.
 	ReadOnly bool
 	Logger   *slog.Logger // required
@@ -52,22 +53,28 @@ type Config struct {
 // Lake is an open lake. It is safe for concurrent use.
 type Lake struct {
 	db        *sql.DB
+	dialect   sqlcatalog.SupportedDialect
 	warehouse *warehouse
 	catalog   catalog.Catalog
+	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
+	tables    []Table
 	log       *slog.Logger
 }
 
 // ErrNoLake says that there is no lake where a read-only one was to be opened, or that it lacks a table.
 var ErrNoLake = errors.New("no lake here yet")
 
-// Open opens the lake and, unless read-only, creates the tables that it lacks; several processes may do so at once. A table
-// whose columns are not those that this program writes is an error.
+// Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this program declares
+// of them; several processes may do so at once. What a table cannot become is an *evolution.RefusedError.
 func Open(ctx context.Context, c Config) (*Lake, error) {
 	w, err := openWarehouse(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lake{warehouse: w, log: c.Logger.With("part", "lake")}
+	l := &Lake{warehouse: w, tables: c.Tables, log: c.Logger.With("part", "lake")}
+	if l.tables == nil {
+		l.tables = Tables()
+	}
 	if onServer(c.Catalog) {
 		err = l.openServer(ctx, c)
 	} else {
@@ -127,7 +134,7 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	if err != nil {
 		return fmt.Errorf("open the lake's catalog: %w", err)
 	}
-	l.catalog = l.warehouse.reach(cat)
+	l.catalog, l.rows, l.dialect = l.warehouse.reach(cat), cat, dialect
 	return l.prepare(ctx, readOnly)
 }
 
@@ -140,87 +147,20 @@ func (l *Lake) Close() error {
 	return l.db.Close()
 }
 
-// prepare creates what is missing and checks what is there.
-func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
-	if !readOnly {
-		err := l.catalog.CreateNamespace(ctx, table.Identifier{Namespace}, nil)
-		if err != nil && !errors.Is(err, catalog.ErrNamespaceAlreadyExists) {
-			return fmt.Errorf("create the lake's namespace: %w", err)
-		}
-	}
-	for _, t := range tables() {
-		have, err := l.load(ctx, t.Name)
-		if errors.Is(err, catalog.ErrNoSuchTable) && !readOnly {
-			have, err = l.create(ctx, t)
-		}
-		if err != nil {
-			return err
-		}
-		if !l.warehouse.owns(have.Location()) {
-			return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in", t.Name, have.Location(), l.warehouse.url)
-		}
-		if err := t.checkSchema(have.Schema()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// create makes a table. Two processes may try at once: the second takes what the first made.
-//
-// Tables are not partitioned: at a commit every second or so a partition by time would only cut small files smaller, a
-// year's import would open a writer per month, and the bounds in the manifests already prune by time. Iceberg can
-// partition a table later without rewriting it.
-func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
-	props := iceberg.Properties{
-		// A stale append must fail, not be replayed onto the new head: the lander decides, see lander.go.
-		table.CommitNumRetriesKey: "0",
-		// What a commit reads and writes must not grow with the number of commits before it.
-		table.MetadataDeleteAfterCommitEnabledKey: "true",
-		table.MetadataPreviousVersionsMaxKey:      "100",
-		table.ManifestMergeEnabledKey:             "true",
-		table.ManifestMinMergeCountKey:            "50",
-		// What other engines write shall look like what we write.
-		table.ParquetCompressionKey:      "zstd",
-		table.ParquetCompressionLevelKey: "1",
-	}
-	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was lost.
-	_, _, err := l.catalog.CommitTable(ctx, identifier(t.Name), []table.Requirement{table.AssertCreate()}, []table.Update{
-		table.NewAssignUUIDUpdate(uuid.New()),
-		table.NewUpgradeFormatVersionUpdate(2),
-		table.NewAddSchemaUpdate(t.schema()),
-		table.NewSetCurrentSchemaUpdate(-1), // the one just added
-		table.NewAddPartitionSpecUpdate(iceberg.UnpartitionedSpec, true),
-		table.NewSetDefaultSpecUpdate(-1),
-		table.NewAddSortOrderUpdate(&table.UnsortedSortOrder),
-		table.NewSetDefaultSortOrderUpdate(-1),
-		table.NewSetLocationUpdate(l.warehouse.tableLocation(t.Name)),
-		table.NewSetPropertiesUpdate(props),
-	})
-	made, loadErr := l.load(ctx, t.Name)
-	if loadErr == nil {
-		return made, nil // by whomever
-	}
-	if err == nil || !errors.Is(loadErr, catalog.ErrNoSuchTable) {
-		err = errors.Join(err, loadErr)
-	}
-	return nil, fmt.Errorf("create table %s: %w", t.Name, err)
-}
-
 // A catalog or an object store that does not answer for so long fails a load.
 const loadTimeout = 30 * time.Second
 
 // load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits return
 // keep all of their history alive.
-func (l *Lake) load(ctx context.Context, name string) (*table.Table, error) {
+func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	t, err := l.catalog.LoadTable(ctx, identifier(name))
+	t, err := l.catalog.LoadTable(ctx, name)
 	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
-		return nil, fmt.Errorf("%w: table %s: %w", ErrNoLake, name, err)
+		return nil, fmt.Errorf("%w: table %s: %w", ErrNoLake, strings.Join(name, "."), err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load table %s: %w", name, err)
+		return nil, fmt.Errorf("load table %s: %w", strings.Join(name, "."), err)
 	}
 	return t, nil
 }
@@ -229,8 +169,8 @@ func identifier(name string) table.Identifier { return table.Identifier{Namespac
 
 // EventsTable names the table that keeps an aggregate's events.
 func EventsTable(agg event.Aggregate) (string, error) {
-	for _, t := range tables() {
-		if _, ok := t.decoder().(*eventDecoder); ok && t.Aggregate == agg {
+	for _, t := range Tables() {
+		if t.events == agg {
 			return t.Name, nil
 		}
 	}
@@ -252,7 +192,7 @@ type TableState struct {
 // Tables tells how the tables are now.
 func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	var states []TableState
-	for _, t := range tables() {
+	for _, t := range l.tables {
 		s, err := l.state(ctx, t)
 		if err != nil {
 			return nil, err
@@ -263,16 +203,16 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 }
 
 func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
-	have, err := l.load(ctx, t.Name)
+	have, err := l.load(ctx, t.identifier())
 	if err != nil {
 		return TableState{}, err
 	}
-	p, err := readProgress(t.Aggregate.Topic, have.Properties())
+	p, err := readProgress(t.Topic, have.Properties())
 	if err != nil {
 		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
 	s := TableState{
-		Name: t.Name, Topic: t.Aggregate.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
+		Name: t.Name, Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
 		Offsets: p.next, AsOf: p.asOf,
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {
@@ -288,8 +228,8 @@ func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
 // some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the tables.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
-	for _, t := range tables() {
-		if t.Aggregate.Topic != topic {
+	for _, t := range l.tables {
+		if t.Topic != topic {
 			continue
 		}
 		s, err := l.state(ctx, t)

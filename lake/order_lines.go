@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"math/big"
-	"slices"
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
@@ -18,27 +17,28 @@ import (
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/lake/columnar"
 )
 
 // orderLines has a row for every line of every order that was placed, as it was when the line was ordered. What became of
 // the order is not in it.
 var orderLines = Table{
-	Name:      "order_lines",
-	Aggregate: event.Order,
-	columns: slices.Concat([]column{
-		{name: "order_id", typ: iceberg.PrimitiveTypes.String, doc: "UUID"},
-		{name: "line", typ: iceberg.PrimitiveTypes.Int32, doc: "number of the line in the order, from 1"},
-		{name: "customer_id", typ: iceberg.PrimitiveTypes.String, optional: true, doc: "UUID; null for a guest"},
-		{name: "sku", typ: iceberg.PrimitiveTypes.String, doc: "what was ordered", repeats: true},
-		{name: "description", typ: iceberg.PrimitiveTypes.String, doc: "as it was called in the order", repeats: true},
-		{name: "quantity", typ: iceberg.PrimitiveTypes.Int64, doc: "how many"},
-		{name: "unit_price", typ: iceberg.DecimalTypeOf(pricePrecision, priceScale), doc: "price of one", repeats: true},
-		{name: "currency", typ: iceberg.PrimitiveTypes.String, doc: "ISO 4217", repeats: true},
-		{name: "country", typ: iceberg.PrimitiveTypes.String, doc: "where the goods go", repeats: true},
-		{name: "ordered_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "business time of the order", repeats: true},
-		{name: "recorded_at", typ: iceberg.PrimitiveTypes.TimestampTz, doc: "when the event store took the event", repeats: true},
-	}, originColumns),
-	decoder: func() decoder { return &lineDecoder{} },
+	Name: "order_lines", Topic: event.Order.Topic, Doc: "Every line of every order that was placed, as it was ordered.",
+	Sort: []Sort{{Column: "ordered_at"}},
+	Columns: []columnar.Field{
+		{Name: "order_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUID", Required: true},
+		{Name: "line", Type: iceberg.PrimitiveTypes.Int32, Doc: "number of the line in the order, from 1", Required: true},
+		{Name: "customer_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUID; null for a guest"},
+		{Name: "sku", Type: iceberg.PrimitiveTypes.String, Doc: "what was ordered", Repeats: true, Required: true},
+		{Name: "description", Type: iceberg.PrimitiveTypes.String, Doc: "as it was called in the order", Repeats: true, Required: true},
+		{Name: "quantity", Type: iceberg.PrimitiveTypes.Int64, Doc: "how many", Required: true},
+		{Name: "unit_price", Type: iceberg.DecimalTypeOf(pricePrecision, priceScale), Doc: "price of one", Repeats: true, Required: true},
+		{Name: "currency", Type: iceberg.PrimitiveTypes.String, Doc: "ISO 4217", Repeats: true, Required: true},
+		{Name: "country", Type: iceberg.PrimitiveTypes.String, Doc: "where the goods go", Repeats: true, Required: true},
+		{Name: "ordered_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time of the order", Repeats: true, Required: true},
+		{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took the event", Repeats: true, Required: true},
+	},
+	Rows: rowsOf(event.Order, func(*columnar.Columns) (decoder, error) { return &lineDecoder{}, nil }),
 }
 
 // Money has nine decimal places.
@@ -68,10 +68,7 @@ type lineDecoder struct {
 	lines   []line             // reused
 }
 
-func (d *lineDecoder) append(to *columns, r origin, e event.Event) error {
-	if err := checkEnvelope(event.Order, e); err != nil {
-		return err
-	}
+func (d *lineDecoder) append(to *row, e event.Event) error {
 	if err := d.decode(e); err != nil {
 		return err
 	}
@@ -87,7 +84,6 @@ func (d *lineDecoder) append(to *columns, r origin, e event.Event) error {
 		to.string(l.country)
 		to.time(l.orderedAt)
 		to.time(l.recordedAt)
-		to.origin(r)
 		to.end()
 	}
 	return nil

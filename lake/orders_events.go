@@ -1,11 +1,9 @@
 package lake
 
 import (
-	"google.golang.org/protobuf/proto"
-
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
 // ordersEvents keeps every event of an order's life.
-var ordersEvents = eventsTable("orders_events", event.Order, func() proto.Message { return new(orderv1.OrderEvent) })
+var ordersEvents = eventsTable("orders_events", event.Order, (*orderv1.OrderEvent)(nil))

@@ -90,12 +90,6 @@ func (p progress) at(from map[int32]int64) bool {
 	return true
 }
 
-// merge moves p on by what a commit moved.
-func (p *progress) merge(q progress) {
-	maps.Copy(p.next, q.next)
-	p.commit, p.asOf, p.topicID = q.commit, q.asOf, q.topicID
-}
-
 // landing is the answer to "did my commit land?".
 type landing int
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // RunConfig says how to land.
@@ -28,8 +30,17 @@ type RunConfig struct {
 	// CommitBytes of events are committed without waiting. 0 means 32 MiB.
 	CommitBytes int64
 
-	hook        hook
-	assignEvery time.Duration // how often to look for partitions that a topic was given; 0 means 30 seconds
+	// Maintenance keeps the tables small meanwhile; nil leaves that to others.
+	Maintenance *maintenance.Config
+	// Instance names this process for good among those that land, where that is certain: after a crash it then goes on at once,
+	// where the others would first miss it for six seconds. May be empty.
+	Instance string
+	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
+	Landers int
+
+	hook     hook
+	refresh  time.Duration // how often to look for partitions that a topic was given
+	patience time.Duration // how long the others wait for a lander that is in the middle of a landing
 }
 
 // Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.
@@ -61,9 +72,9 @@ func (e *PositionError) Error() string {
 
 func (e *PositionError) Unwrap() error { return e.Err }
 
-// Run lands every table until ctx is done, and then returns nil. What can pass by itself (brokers or catalog out of reach,
-// another lander at the same table) is logged and tried again; any other error ends the landing of all tables. It may be
-// called again.
+// Run lands every table until ctx is done, and then returns nil. Several processes may do so at once and share the topics'
+// partitions. What can pass by itself (brokers or catalog out of reach, another lander at the same partition) is logged and tried
+// again; any other error ends the landing of all tables. It may be called again.
 func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	if c.Park == nil {
 		return errors.New("lake: RunConfig.Park is missing")
@@ -74,13 +85,17 @@ func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	if c.CommitBytes <= 0 {
 		c.CommitBytes = 32 << 20
 	}
-	if c.assignEvery <= 0 {
-		c.assignEvery = 30 * time.Second
-	}
+	c.Landers = max(c.Landers, 1)
 	g, ctx := errgroup.WithContext(ctx)
-	for _, t := range tables() {
-		lander := &lander{lake: l, table: t, config: c, log: l.log.With("table", t.Name)}
-		g.Go(func() error { return lander.run(ctx) })
+	for _, t := range l.tables {
+		first := new(atomic.Int32) // landers in this process that have the first partition
+		for i := range c.Landers {
+			lander := &lander{lake: l, table: t, config: c, number: i, first: first, log: l.log.With("table", t.Name)}
+			g.Go(func() error { return lander.run(ctx) })
+		}
+		if c.Maintenance != nil {
+			g.Go(func() error { return l.keep(ctx, t, *c.Maintenance, func() bool { return first.Load() > 0 }) })
+		}
 	}
 	return g.Wait()
 }

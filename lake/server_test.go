@@ -9,12 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -295,7 +294,7 @@ func TestManyOpenAtOnce(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if states, err := l.Tables(t.Context()); err != nil || len(states) != len(tables()) {
+				if states, err := l.Tables(t.Context()); err != nil || len(states) != len(Tables()) {
 					t.Errorf("%d tables, %v", len(states), err)
 				}
 				if err := l.Close(); err != nil {
@@ -360,9 +359,9 @@ func logs(t *testing.T, cmd *exec.Cmd, to io.Writer) {
 	cmd.Env = append(cmd.Env, "MILLRACE_TEST_LOG=1")
 }
 
-// Of two processes at one table, one lands and the other stands by, at little cost; when the one that lands is killed, the
-// other takes over within seconds.
-func TestStandbyTakesOver(t *testing.T) {
+// Two processes share the partitions of every table. When one sleeps for longer than the group waits, the other takes its
+// partitions, and what the sleeper still commits when it wakes is refused; when the other is killed, the first takes all.
+func TestProcessesShareTables(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
@@ -385,73 +384,65 @@ func TestStandbyTakesOver(t *testing.T) {
 		var children [2]*exec.Cmd
 		for i := range children {
 			children[i] = childCommand(t, s, config)
+			children[i].Env = append(children[i].Env, childName+"=") // none: it is missed first
 			logs(t, children[i], &said[i])
 			launch(t, children[i])
 		}
-		const name = "orders_events"
-		standsBy := func(i int) bool { return said[i].last("table="+name, "standing by", "landing again") == "standing by" }
-		active := -1
-		eventually(t, func() error {
-			for i := range said {
-				if standsBy(i) {
-					active = 1 - i
-					return nil
+		t.Cleanup(func() {
+			if t.Failed() {
+				for i := range said {
+					t.Logf("process %d says:\n%s", i, said[i].buf.String())
 				}
 			}
-			return errors.New("nobody stands by")
 		})
-		before := [2]time.Duration{used(t, children[0]), used(t, children[1])}
-		<-time.After(3 * time.Second) // both at work
-		cpu := [2]time.Duration{used(t, children[0]) - before[0], used(t, children[1]) - before[1]}
-		refused := said[0].count(errFenced.Error()) + said[1].count(errFenced.Error())
-		if refused > 5*len(tables()) {
-			t.Errorf("%d commits were refused: both work in vain", refused)
-		}
-		if err := children[active].Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		killed(t, children[active])
-		dead := time.Now()
-		at := stateOf(t, l, name).MetadataLocation
+		const name = "orders_events"
 		eventually(t, func() error {
-			if stateOf(t, l, name).MetadataLocation == at {
-				return errors.New("the other does not take over")
+			for i := range said {
+				if said[i].last("table="+name, "landing") == "" {
+					return fmt.Errorf("process %d lands nothing", i)
+				}
 			}
 			return nil
 		})
-		took := time.Since(dead)
-		t.Logf("took over after %v; processor in 3 s: one that lands %v, one that stands by %v; commits refused until then: %d",
-			took.Round(time.Millisecond), cpu[active], cpu[1-active], refused)
-		if took > 45*time.Second { // 4 s on a busy machine; the limit is for one that does ten things at once, with -race
-			t.Errorf("it took over after %v", took)
+		// caughtUp waits until every partition has passed where its log ends now.
+		caughtUp := func(why string) {
+			began := time.Now()
+			ends, err := s.producer.Ends(t.Context(), event.Order.Topic)
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, func() error {
+				for partition, next := range stateOf(t, l, name).Offsets {
+					if next < ends[partition] {
+						return fmt.Errorf("%s, and partition %d stands at %d of %d", why, partition, next, ends[partition])
+					}
+				}
+				return nil
+			})
+			t.Logf("%s: all partitions go on after %v", why, time.Since(began).Round(time.Millisecond))
 		}
+		caughtUp("both at work")
+		signal := func(i int, s syscall.Signal) {
+			if err := children[i].Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		signal(0, syscall.SIGSTOP)
+		caughtUp("one sleeps")
+		signal(0, syscall.SIGCONT)
+		caughtUp("it is awake")
+		signal(1, syscall.SIGKILL)
+		killed(t, children[1])
+		caughtUp("the other is killed")
 		cancel()
 		if err := <-trading; err != nil {
 			t.Fatal(err)
 		}
 		s.landed(t, l)
-		if err := children[1-active].Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		killed(t, children[1-active])
+		signal(0, syscall.SIGKILL)
+		killed(t, children[0])
 		s.check(t, l)
 	})
-}
-
-// used is the processor's time that a child has used.
-func used(t *testing.T, cmd *exec.Cmd) time.Duration {
-	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	user, err1 := strconv.Atoi(fields[11])
-	system, err2 := strconv.Atoi(fields[12])
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // verify's questions are answered by a process that does not land and may only read.

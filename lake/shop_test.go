@@ -179,7 +179,7 @@ func checkOrigins(t testing.TB, l *Lake, state TableState) {
 	t.Helper()
 	seen := map[string]bool{}
 	var rows int64
-	err := l.scan(t.Context(), state.Name, func(rec arrow.RecordBatch) error {
+	err := l.scan(t.Context(), identifier(state.Name), func(rec arrow.RecordBatch) error {
 		column := func(name string) arrow.Array { return rec.Column(rec.Schema().FieldIndices(name)[0]) }
 		for i := range int(rec.NumRows()) {
 			partition := column("partition").(*array.Int32).Value(i)
@@ -210,8 +210,8 @@ func checkOrigins(t testing.TB, l *Lake, state TableState) {
 // checkFiles finds data files in the folders that no table has, and that no crash explains.
 func checkFiles(t testing.TB, l *Lake) {
 	t.Helper()
-	for _, decl := range tables() {
-		have, err := l.load(t.Context(), decl.Name)
+	for _, decl := range Tables() {
+		have, err := l.load(t.Context(), decl.identifier())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,12 +340,6 @@ func (l *logged) has(s string) error {
 		return fmt.Errorf("the log does not say %q", s)
 	}
 	return nil
-}
-
-func (l *logged) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), s)
 }
 
 // last tells which of some texts stands in the newest line that holds one of them, among the lines with a mark.

@@ -1,86 +1,188 @@
 package lake
 
 import (
-	"cmp"
+	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"time"
 
 	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/evolution"
 )
 
-// Table declares one table: what it is called, which topic feeds it, and how a record becomes rows.
+// Table declares one table: what it is called, which topic feeds it, how a record becomes rows, and how they are laid out. It is
+// made, and brought to a new declaration, by Open.
 type Table struct {
+	Namespace string // empty: Namespace
 	Name      string
-	Aggregate event.Aggregate // its topic is the one source
-	columns   []column
-	// decoder makes what turns records into rows. Each lander has its own, so that a decoder may keep buffers.
-	decoder func() decoder
+	Doc       string
+	Topic     string // the one source
+	// Columns go before those that say where a row comes from, which every table has. To add, rename or widen columns, see
+	// package evolution.
+	Columns   []columnar.Field
+	Partition []Partition // none: one partition
+	Sort      []Sort      // how maintenance orders the rows of a file; none: as they came
+	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
+	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
+	// events says that each row is a whole event of this aggregate, as digests want it.
+	events event.Aggregate
 }
 
-// column is one column. Columns are never reordered or removed, only added at the end.
-type column struct {
-	name     string
-	typ      iceberg.Type
-	optional bool
-	doc      string
-	// repeats says that few values recur, so that a dictionary pays.
-	repeats bool
+// Partition is a part of how rows are spread over files: a column and what is made of it.
+type Partition struct {
+	Column    string
+	Transform iceberg.Transform // such as iceberg.DayTransform{}
 }
 
-// decoder appends the rows of one event. It fails before it appends anything: a record has all of its rows, or none.
-type decoder interface {
-	append(to *columns, r origin, e event.Event) error
+// Sort is a part of an order of rows.
+type Sort struct {
+	Column     string
+	Descending bool
 }
 
-// origin is where a row comes from. In one table no two records share one.
+// Record is a record, and where it stands.
+type Record struct {
+	Topic      string
+	Partition  int32
+	Offset     int64
+	Time       time.Time // the record's own
+	Key, Value []byte
+	Headers    []event.Header
+}
+
+// Rows appends the rows of records to the columns it was made with, but not those of Origin. It either appends all rows of a record
+// or fails; what it appended before it failed is taken away again. Its error parks the record, unless it wraps
+// registry.ErrUnavailable: then the record is read again.
+type Rows interface {
+	Append(ctx context.Context, r Record) (Appended, error)
+}
+
+// Appended tells about the rows of a record.
+type Appended struct {
+	Rows int
+	AsOf time.Time // when the fact was recorded
+}
+
+func (t Table) identifier() table.Identifier {
+	if t.Namespace == "" {
+		return table.Identifier{Namespace, t.Name}
+	}
+	return table.Identifier{t.Namespace, t.Name}
+}
+
+// columns are all of the table's.
+func (t Table) columns() []columnar.Field { return slices.Concat(t.Columns, originColumns) }
+
+// step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
+func (t Table) step(have *table.Table) (evolution.Step, error) {
+	keys, err := evolution.ParseKeys(have.Properties()[evolution.Property])
+	if err != nil {
+		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
+	}
+	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, t.columns())
+	if err != nil {
+		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
+	}
+	return step, nil
+}
+
+// spec is how the declaration spreads rows, over a schema. What a spec before it did too keeps its id.
+func (t Table) spec(s *iceberg.Schema, before []iceberg.PartitionSpec) (iceberg.PartitionSpec, error) {
+	id, last, known := 0, iceberg.PartitionDataIDStart-1, map[string]int{}
+	for _, b := range before {
+		id, last = max(id, b.ID()+1), max(last, b.LastAssignedFieldID())
+		for _, f := range b.Fields() {
+			known[partitionDoes(f)] = f.FieldID
+		}
+	}
+	fields := make([]iceberg.PartitionField, len(t.Partition))
+	for i, p := range t.Partition {
+		source, ok := s.FindFieldByName(p.Column)
+		if !ok {
+			return iceberg.PartitionSpec{}, fmt.Errorf("table %s: it is partitioned by %s, which is no column", t.Name, p.Column)
+		}
+		f := iceberg.PartitionField{SourceIDs: []int{source.ID}, Name: partitionName(p), Transform: p.Transform}
+		if f.FieldID, ok = known[partitionDoes(f)]; !ok {
+			last++
+			f.FieldID = last
+		}
+		fields[i] = f
+	}
+	return iceberg.NewPartitionSpecID(id, fields...), nil
+}
+
+func partitionDoes(f iceberg.PartitionField) string {
+	return strconv.Itoa(f.SourceID()) + " " + f.Transform.String()
+}
+
+// partitionName names partitions as Spark does.
+func partitionName(p Partition) string {
+	switch t := p.Transform.(type) {
+	case iceberg.IdentityTransform:
+		return p.Column
+	case iceberg.BucketTransform:
+		return p.Column + "_bucket"
+	case iceberg.TruncateTransform:
+		return p.Column + "_trunc"
+	default:
+		return p.Column + "_" + t.String()
+	}
+}
+
+// order is how the declaration sorts rows, over a schema.
+func (t Table) order(s *iceberg.Schema, id int) (table.SortOrder, error) {
+	if len(t.Sort) == 0 {
+		return table.UnsortedSortOrder, nil
+	}
+	fields := make([]table.SortField, len(t.Sort))
+	for i, by := range t.Sort {
+		source, ok := s.FindFieldByName(by.Column)
+		if !ok {
+			return table.SortOrder{}, fmt.Errorf("table %s: it is sorted by %s, which is no column", t.Name, by.Column)
+		}
+		fields[i] = table.SortField{SourceIDs: []int{source.ID}, Transform: iceberg.IdentityTransform{}, Direction: table.SortASC, NullOrder: table.NullsFirst}
+		if by.Descending {
+			fields[i].Direction, fields[i].NullOrder = table.SortDESC, table.NullsLast
+		}
+	}
+	return table.NewSortOrder(id, fields)
+}
+
+// Where a row comes from: the last columns of every table. In one table no two records share one origin.
+var originColumns = []columnar.Field{
+	{Name: "topic", Type: iceberg.PrimitiveTypes.String, Required: true, Doc: "Kafka topic the row comes from", Repeats: true},
+	{Name: "partition", Type: iceberg.PrimitiveTypes.Int32, Required: true, Doc: "its partition", Repeats: true},
+	{Name: "offset", Type: iceberg.PrimitiveTypes.Int64, Required: true, Doc: "its offset"},
+}
+
+// origin fills the last columns.
 type origin struct {
-	topic     string
-	partition int32
-	offset    int64
+	topic     *columnar.Bytes
+	partition *columnar.Int32s
+	offset    *columnar.Int64s
 }
 
-// tables lists all tables.
-func tables() []Table {
+func originOf(c *columnar.Columns) origin {
+	n := len(c.Fields())
+	return origin{c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s)}
+}
+
+func (o origin) append(r Record, rows int) {
+	for range rows {
+		o.topic.AppendString(r.Topic)
+		o.partition.Append(r.Partition)
+		o.offset.Append(r.Offset)
+	}
+}
+
+// Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only cut small
+// files smaller, a year's import would write a file per month and commit, and the bounds in the manifests already prune by time.
+func Tables() []Table {
 	return []Table{customersEvents, productsEvents, stockEvents, ordersEvents, orderLines}
-}
-
-func tableNamed(name string) (Table, error) {
-	for _, t := range tables() {
-		if t.Name == name {
-			return t, nil
-		}
-	}
-	return Table{}, fmt.Errorf("the lake has no table %q", name)
-}
-
-// schema is the table's schema with field ids as Iceberg gives them to a new table: counted from 1.
-func (t Table) schema() *iceberg.Schema {
-	fields := make([]iceberg.NestedField, len(t.columns))
-	for i, c := range t.columns {
-		fields[i] = iceberg.NestedField{ID: i + 1, Name: c.name, Type: c.typ, Required: !c.optional, Doc: c.doc}
-	}
-	return iceberg.NewSchema(0, fields...)
-}
-
-// checkSchema tells whether rows of this declaration fit a table as it exists.
-func (t Table) checkSchema(have *iceberg.Schema) error {
-	same := slices.CompareFunc(t.schema().Fields(), have.Fields(), func(a, b iceberg.NestedField) int {
-		if a.ID == b.ID && a.Name == b.Name && a.Type.Equals(b.Type) && a.Required == b.Required {
-			return 0
-		}
-		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Name, b.Name), 1)
-	})
-	if same != 0 {
-		return fmt.Errorf("table %s has other columns than this version of millrace writes: it has %v", t.Name, have)
-	}
-	return nil
-}
-
-// Where a row comes from: the last columns of every table.
-var originColumns = []column{
-	{name: "topic", typ: iceberg.PrimitiveTypes.String, doc: "Kafka topic the row comes from", repeats: true},
-	{name: "partition", typ: iceberg.PrimitiveTypes.Int32, doc: "its partition", repeats: true},
-	{name: "offset", typ: iceberg.PrimitiveTypes.Int64, doc: "its offset"},
 }

@@ -35,8 +35,9 @@ type S3 struct {
 type warehouse struct {
 	url    string
 	props  iceberg.Properties // beyond its place
-	aws    *aws.Config        // nil for a folder
-	client *http.Client       // of the object store
+	s3     S3
+	aws    *aws.Config  // nil for a folder
+	client *http.Client // of the object store
 }
 
 const s3Scheme = "s3://"
@@ -99,7 +100,7 @@ func openBucket(ctx context.Context, location string, c S3) (*warehouse, error) 
 	transport.IdleConnTimeout = 30 * time.Second
 	client := &http.Client{Transport: transport}
 	loaded.HTTPClient = client
-	w := &warehouse{url: strings.TrimSuffix(location, "/"), aws: &loaded, client: client, props: iceberg.Properties{}}
+	w := &warehouse{url: strings.TrimSuffix(location, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
 	if c.Endpoint != "" {
 		w.props[io.S3EndpointURL] = c.Endpoint
 		w.props[io.S3ForceVirtualAddressing] = "false"
@@ -119,8 +120,8 @@ func (w *warehouse) owns(location string) bool {
 }
 
 // tableLocation is where a table's files are to be: where the catalog itself would put them.
-func (w *warehouse) tableLocation(name string) string {
-	return w.url + "/" + Namespace + ".db/" + name
+func (w *warehouse) tableLocation(name table.Identifier) string {
+	return w.url + "/" + strings.Join(name[:len(name)-1], "/") + ".db/" + name[len(name)-1]
 }
 
 // reach makes a catalog's tables find the object store: iceberg-go looks for the way, keys included, in the context. So no

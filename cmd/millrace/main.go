@@ -50,6 +50,7 @@ on real servers) and, in another terminal, try:
 
   millrace status                                     what stands where, and how fresh it is
   millrace sql "SELECT count() FROM order_lines"      SQL over the open tables
+  millrace lake tables                                the open tables: rows, files, history
   millrace verify                                     store = topic = tables = views, or the first difference
   millrace import online-retail FILE.parquet          a real shop's year, as commands
 
@@ -60,7 +61,7 @@ Settings come from millrace.yaml, then the environment, then flags; "millrace co
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default millrace.yaml, which may be absent)")
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
-	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newVerify(a), newConfig(a), newMigrate(a), newEngine())
+	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newEngine())
 	return root
 }
 

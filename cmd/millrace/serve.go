@@ -20,9 +20,10 @@ func newServe(a *app) *cobra.Command {
   commands   takes commands at --addr; as many processes as wanted
   relay      carries events from the stores to Kafka; one process, as a second one fences the first
   views      feeds Redis and Elasticsearch; the processes share the partitions
-  lake       lands the Iceberg tables; a second process stands by
+  lake       lands the Iceberg tables and keeps them small; the processes share the partitions
   query      answers queries and SQL at --addr; as many processes as wanted
   admin      answers status and verify at --admin-addr
+  iceberg    shows the tables to other engines by Iceberg's REST catalog, at http://--addr/iceberg
 
 Every process has liveness, readiness and metrics at --admin-addr: GET /healthz, /readyz, /metrics. Told to stop, it first
 withdraws its readiness, waits for "drain", lets calls under way end, and brings what it is writing to its end.

@@ -137,6 +137,16 @@ type Lake struct {
 	Password       Secret        `yaml:"password" doc:"Of the catalog's user."`
 	CommitInterval time.Duration `yaml:"commit_interval" doc:"Longest time that a landed row waits for its commit while events keep coming."`
 	CommitBytes    int64         `yaml:"commit_bytes" doc:"Commit earlier once this many bytes of events wait."`
+	Maintenance    Maintenance   `yaml:"maintenance" doc:"Keeps the tables small: few large sorted files, a short history."`
+}
+
+// Maintenance says how the tables are kept small.
+type Maintenance struct {
+	Every       time.Duration `yaml:"every" doc:"Time between two runs. 0: none; then run millrace lake maintain."`
+	TargetBytes int64         `yaml:"target_bytes" doc:"Size that data files are to have."`
+	Keep        time.Duration `yaml:"keep" doc:"How long a state of a table stays readable after another took its place."`
+	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Age of a file that nothing refers to from which on it is removed; at least 10m."`
+	Memory      int64         `yaml:"memory" doc:"Bytes that a compaction may hold; at least 67108864."`
 }
 
 // S3 is an object store.
@@ -160,14 +170,16 @@ type ClickHouse struct {
 // Default is what holds where nothing is said.
 func Default() Config {
 	return Config{
-		Addr:       "127.0.0.1:7400",
-		Admin:      Admin{Addr: "127.0.0.1:7401"},
-		Data:       "data",
-		Log:        Log{Level: slog.LevelWarn, Format: "text"},
-		Kafka:      Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
-		Registry:   Registry{Compatibility: "BACKWARD_TRANSITIVE"},
-		Redis:      Redis{Listen: "127.0.0.1:0"},
-		Lake:       Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20},
+		Addr:     "127.0.0.1:7400",
+		Admin:    Admin{Addr: "127.0.0.1:7401"},
+		Data:     "data",
+		Log:      Log{Level: slog.LevelWarn, Format: "text"},
+		Kafka:    Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
+		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
+		Redis:    Redis{Listen: "127.0.0.1:0"},
+		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, Maintenance: Maintenance{
+			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20,
+		}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
 	}
 }
@@ -303,6 +315,9 @@ func (c Config) Check() error {
 	}
 	if c.Lake.CommitBytes <= 0 {
 		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
+	}
+	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 {
+		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864; there is %+v", m)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		bad("log.format: %q is neither text nor json", c.Log.Format)

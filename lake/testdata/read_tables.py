@@ -6,9 +6,11 @@ CATALOG is SQLAlchemy's URL of the SQL catalog. Tables at s3:// are reached by t
 (http://host:port), S3_REGION, S3_ACCESS_KEY and S3_SECRET_KEY.
 
 For each reader and table one line: {"reader", "table", "metadata", "columns", "rows"}. A row is a list of strings, null
-where the value is: times as microseconds since 1970, decimals and integers in decimal, bytes in hexadecimal.
+where the value is: times as microseconds since 1970, decimals and integers in decimal, bytes in hexadecimal, what is
+nested as JSON of such strings.
 """
 
+import datetime
 import decimal
 import glob
 import json
@@ -21,16 +23,38 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 
 def text(column: pa.ChunkedArray) -> list:
-    kind = column.type
-    if pa.types.is_timestamp(kind):
-        assert kind.unit == "us" and kind.tz is not None, kind
+    if pa.types.is_timestamp(column.type):  # microseconds, whatever Python's datetime holds
+        assert column.type.unit == "us" and column.type.tz is not None, column.type
         return [None if v is None else str(v) for v in column.cast(pa.int64()).to_pylist()]
+    values = [leaf(column.type, v) for v in column.to_pylist()]
+    if pa.types.is_nested(column.type):
+        return [None if v is None else json.dumps(v, sort_keys=True, separators=(",", ":"), ensure_ascii=False) for v in values]
+    return values
+
+
+def leaf(kind: pa.DataType, v):
+    """A value as text; a struct as an object of such, a list as a list, a map as a list of pairs."""
+    if v is None:
+        return None
+    if pa.types.is_struct(kind):
+        return {f.name: leaf(f.type, v[f.name]) for f in kind}
+    if pa.types.is_map(kind):
+        return [[leaf(kind.key_type, k), leaf(kind.item_type, w)] for k, w in v]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [leaf(kind.value_type, w) for w in v]
+    if pa.types.is_timestamp(kind):
+        return str((v - EPOCH) // datetime.timedelta(microseconds=1))
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return [None if v is None else v.hex() for v in column.to_pylist()]
+        return v.hex()
     if pa.types.is_decimal(kind):
         assert (kind.precision, kind.scale) == (38, 9), kind
-        return [None if v is None else f"{v:.9f}" for v in column.to_pylist()]
-    return [None if v is None else str(v) for v in column.to_pylist()]
+        return f"{v:.9f}"
+    if pa.types.is_boolean(kind):
+        return str(v).lower()
+    return str(v)
+
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 def show(reader: str, table: str, metadata: str, data: pa.Table) -> None:

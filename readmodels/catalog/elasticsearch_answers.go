@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+
 	"github.com/millrace/millrace/streams"
 )
 

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -17,8 +18,13 @@ import (
 // caller's to know, and offsets that somebody commits or resets for the group change nothing.
 type Group struct {
 	Name string
-	// Position is asked for the offsets to read from when partitions come to this member. It runs while the Reader polls or
-	// has yielded, never between Poll and Yield. Its error is what Poll returns next.
+	// Instance names a member for good, so that the group gives it its partitions back as soon as it comes again after a crash,
+	// instead of missing it first. No other may have the name at the same time. May be empty.
+	Instance string
+	Patience time.Duration // how long the group waits for a member that does not yield, and then goes on without it; 0 means a minute
+	Refresh  time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
+	// Position is asked for the offsets to read from when partitions come to this member, in a goroutine of its own. Its error
+	// is what Poll returns next.
 	Position func(ctx context.Context, partitions []int32) (map[int32]int64, error)
 }
 
@@ -32,33 +38,41 @@ type member struct {
 	wake   func()          // ends the Poll under way; nil where there is none
 }
 
-// How often a member looks for partitions that the topic was given, and tells the brokers that it lives. A member that falls
-// silent loses its partitions after the session's timeout.
+// How often a member tells the brokers that it lives. One that falls silent loses its partitions after the session's timeout.
 const (
-	groupMetadataAge = 30 * time.Second
-	groupHeartbeat   = 500 * time.Millisecond
-	groupSession     = 10 * time.Second
+	groupRefresh      = 30 * time.Second
+	groupRefreshLeast = time.Second // between two looks, whatever there is to find
+	groupHeartbeat    = 500 * time.Millisecond
+	groupSession      = 6 * time.Second
+	groupPatience     = time.Minute
 )
 
-// Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield no partition comes or
-// goes, so the caller can finish what it does with the records. It must not let more than a minute pass, or the group goes on
+// Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield none of them goes, so
+// the caller can finish what it does with the records. It must not let more than the group's patience pass, or the group goes on
 // without it; then another member may read the same records, and only the sink can tell who was first.
 func Join(c Config, g Group) (*Reader, error) {
+	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
-	r, err := open(c,
+	var known []kgo.Opt
+	if g.Instance != "" {
+		known = append(known, kgo.InstanceID(g.Instance))
+	}
+	r, err := open(c, append(known,
 		kgo.ConsumeTopics(c.Topic),
 		kgo.ConsumerGroup(g.Name),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.HeartbeatInterval(groupHeartbeat),
 		kgo.SessionTimeout(groupSession),
-		kgo.MetadataMaxAge(groupMetadataAge),
+		kgo.RebalanceTimeout(cmp.Or(g.Patience, groupPatience)),
+		kgo.MetadataMaxAge(refresh),
+		kgo.MetadataMinAge(min(refresh, groupRefreshLeast)),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.AdjustFetchOffsetsFn(m.assigned),
 		kgo.OnPartitionsRevoked(m.gone),
 		kgo.OnPartitionsLost(m.gone),
 		kgo.OnPartitionsCallbackBlocked(m.blocked),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}

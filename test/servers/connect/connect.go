@@ -41,6 +41,7 @@ type Worker struct {
 // process.SkipOrFail has it.
 func (w *Worker) URL(tb testing.TB) string {
 	tb.Helper()
+	process.Heavy(tb, "Kafka Connect")
 	url, err := w.Start()
 	if err != nil {
 		process.SkipOrFail(tb, "Kafka Connect", err)

@@ -34,6 +34,14 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
+// Heavy skips a test of an engine that takes minutes and gigabytes, unless MILLRACE_ENGINES is set, as `make test-engines` does.
+func Heavy(tb testing.TB, engine string) {
+	tb.Helper()
+	if os.Getenv("MILLRACE_ENGINES") == "" {
+		tb.Skipf("%s takes minutes and a gigabyte: make test-engines runs this", engine)
+	}
+}
+
 // Cache is the folder, outside the repository, into which `make servers` installs a server: MILLRACE_SERVERS, or
 // millrace/servers in the user's cache folder. It wraps ErrMissing where the folder or its stamp is not there.
 func Cache(server string) (string, error) {

@@ -54,6 +54,7 @@ var program []byte
 // process.SkipOrFail has it; and it fails where the query does.
 func (s *Session) Ask(tb testing.TB, statement string) [][]any {
 	tb.Helper()
+	process.Heavy(tb, "Spark")
 	if err := s.Start(); err != nil {
 		process.SkipOrFail(tb, "Spark", err)
 	}

@@ -42,6 +42,7 @@ type Server struct {
 // process.SkipOrFail has it.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
+	process.Heavy(tb, "Trino")
 	url, err := s.Start()
 	if err != nil {
 		process.SkipOrFail(tb, "Trino", err)

@@ -44,9 +44,16 @@ const (
 )
 
 // startServers opens the two doors: one for everybody's calls, one for those who run the system.
-func (p *Platform) startServers(context.Context) error {
+func (p *Platform) startServers(ctx context.Context) error {
 	if p.listeners["api"] != nil {
-		if err := p.serve("api", p.tokens.Guard(p.api())); err != nil {
+		door := p.tokens.Guard(p.api())
+		if p.has(Iceberg) {
+			var err error
+			if door, err = p.withTables(ctx, door); err != nil {
+				return err
+			}
+		}
+		if err := p.serve("api", door); err != nil {
 			return err
 		}
 	}
@@ -85,9 +92,27 @@ func (p *Platform) api() http.Handler {
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql")
+		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql; Iceberg's REST catalog below /iceberg/")
 	})
 	return mux
+}
+
+// tablesPath is where engines find Iceberg's REST catalog, which asks for tokens in its own protocol's way.
+const tablesPath = "/iceberg"
+
+func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Handler, error) {
+	var authenticate func(string) (string, bool)
+	if p.tokens != nil {
+		authenticate = p.tokens.Caller
+	}
+	catalog, err := p.lake.REST(ctx, authenticate)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(tablesPath+"/", http.StripPrefix(tablesPath, catalog))
+	mux.Handle("/", rest)
+	return mux, nil
 }
 
 // operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can connect, the

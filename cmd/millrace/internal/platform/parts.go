@@ -24,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
@@ -299,7 +300,7 @@ func (p *Platform) startLake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.ReadOnly = !p.wanted[landing]
+	c.ReadOnly = !p.wanted[landing] && !p.has(Iceberg)
 	l, err := openLake(ctx, c)
 	if err != nil {
 		return err
@@ -336,13 +337,29 @@ func (p *Platform) startLanding(context.Context) error {
 		parking.Close()
 		return nil
 	})
+	instance := ""
+	if p.cfg.Kafka.Brokers == "" {
+		instance = "embedded" // there is one process at an embedded broker
+	}
 	p.background("lake", func(ctx context.Context) error {
 		return p.lake.Run(ctx, lake.RunConfig{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
-			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes,
+			Instance: instance,
+			Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
 		})
 	})
 	return nil
+}
+
+// upkeep is how the process that lands keeps the tables small; nil where it does not.
+func (p *Platform) upkeep() *maintenance.Config {
+	m := p.cfg.Lake.Maintenance
+	if m.Every == 0 {
+		return nil
+	}
+	return &maintenance.Config{
+		Every: m.Every, TargetBytes: m.TargetBytes, KeepAge: m.Keep, OrphanAge: m.OrphanAge, Memory: m.Memory, Logger: p.log.With("part", "maintenance"),
+	}
 }
 
 func park(to *streams.Parking) lake.Parker {

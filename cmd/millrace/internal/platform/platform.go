@@ -193,7 +193,7 @@ func (p *Platform) startFolder(context.Context) error {
 
 func (p *Platform) startListeners(ctx context.Context) error {
 	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
-	if p.has(Commands) || p.has(Query) {
+	if p.has(Commands) || p.has(Query) || p.has(Iceberg) {
 		addrs["api"] = p.cfg.Addr
 	}
 	for name, addr := range addrs {

@@ -17,13 +17,14 @@ const (
 	Commands Role = "commands" // takes commands
 	Relay    Role = "relay"    // carries events from the stores to the log; one at a time, a second one fences the first
 	Views    Role = "views"    // feeds the views; the processes share the partitions
-	Lake     Role = "lake"     // lands the tables; a second one stands by
+	Lake     Role = "lake"     // lands the tables; the processes share the partitions
 	Query    Role = "query"    // answers queries and SQL
 	Admin    Role = "admin"    // tells status, verifies
+	Iceberg  Role = "iceberg"  // shows the lake's tables to other engines, by Iceberg's REST catalog
 )
 
 // Roles are all roles.
-func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin} }
+func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, Iceberg} }
 
 // part is something that a process starts, in this order.
 type part int
@@ -34,8 +35,8 @@ const (
 	logPart                // Kafka
 	redisPart              // documents of the view orderstatus
 	searchPart             // documents of the view catalog
-	tables                 // the lake, to read
-	landing                // the lake, to write
+	tables                 // the lake
+	landing                // and what lands in it
 	engine                 // SQL
 	feeds                  // what feeds the views
 	follows                // what only knows how far the views are
@@ -51,6 +52,7 @@ var needs = map[Role][]part{
 	Lake:     {logPart, tables, landing},
 	Query:    {logPart, redisPart, searchPart, follows, tables, engine},
 	Admin:    {stores, logPart, redisPart, searchPart, follows, tables},
+	Iceberg:  {tables},
 }
 
 // ParseRoles reads "commands,relay" or "all".

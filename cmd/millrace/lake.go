@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/maintenance"
+)
+
+func newLake(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lake",
+		Short: "Look at the lake's tables, files and history, and keep them small",
+		Long: `Look at the lake's Iceberg tables and keep them small. These commands go to the catalog and the files themselves, by the
+configuration or --data, so they work beside a running system and without one.`,
+	}
+	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a))
+	return cmd
+}
+
+// onLake makes a command that works on an open lake.
+func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
+	a.dataFlag(cmd, "the lake of this data folder, where the configuration names no other")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		c, err := a.config()
+		if err != nil {
+			return err
+		}
+		where, err := platform.LakeConfig(c, c.Log.Logger(os.Stderr))
+		if err != nil {
+			return err
+		}
+		where.Tables = []lake.Table{} // whatever is there
+		where.ReadOnly = cmd.Annotations["writes"] == ""
+		l, err := lake.Open(cmd.Context(), where)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, l.Close()) }()
+		return run(cmd.Context(), l, args)
+	}
+	return cmd
+}
+
+func newLakeTables(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "tables",
+		Short: "List the tables: rows, files, bytes, history, how fresh",
+		Args:  cobra.NoArgs,
+	}
+	output := outputFlag(cmd, "table", "json")
+	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, _ []string) error {
+		names, err := l.All(ctx)
+		if err != nil {
+			return err
+		}
+		all := make([]lake.Summary, len(names))
+		for i, name := range names {
+			if all[i], err = l.Summarize(ctx, name); err != nil {
+				return err
+			}
+		}
+		if *output == "json" {
+			return printJSON(cmd.OutOrStdout(), all)
+		}
+		now, rows := time.Now(), make([][]any, len(all))
+		for i, s := range all {
+			rows[i] = []any{s.Name, s.Rows, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
+		}
+		printTable(cmd.OutOrStdout(), []string{"table", "rows", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
+		return nil
+	})
+}
+
+func newLakeFiles(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "files TABLE",
+		Short:   "List a table's data files as they are now",
+		Example: "  millrace lake files order_lines",
+		Args:    cobra.ExactArgs(1),
+	}
+	output := outputFlag(cmd, "table", "json")
+	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
+		name, err := lake.ParseName(args[0])
+		if err != nil {
+			return err
+		}
+		files, err := l.Files(ctx, name)
+		if err != nil {
+			return err
+		}
+		if *output == "json" {
+			return printJSON(cmd.OutOrStdout(), files)
+		}
+		rows := make([][]any, len(files))
+		for i, f := range files {
+			rows[i] = []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition), f.Deletes, f.Sorted}
+		}
+		printTable(cmd.OutOrStdout(), []string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, rows)
+		return nil
+	})
+}
+
+func newLakeSnapshots(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshots TABLE",
+		Short: "Show a table's history, newest first, with the Kafka offsets that each state holds",
+		Long: `Show a table's history, newest first. A state that a lander committed names, for the partitions it moved, the first offsets
+that are not in the table.`,
+		Example: "  millrace lake snapshots orders_events",
+		Args:    cobra.ExactArgs(1),
+	}
+	output := outputFlag(cmd, "table", "json")
+	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
+		name, err := lake.ParseName(args[0])
+		if err != nil {
+			return err
+		}
+		history, err := l.Snapshots(ctx, name)
+		if err != nil {
+			return err
+		}
+		if *output == "json" {
+			return printJSON(cmd.OutOrStdout(), history)
+		}
+		rows := make([][]any, len(history))
+		for i, s := range history {
+			rows[i] = []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
+		}
+		printTable(cmd.OutOrStdout(), []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows", "files", "next offsets"}, rows)
+		return nil
+	})
+}
+
+func newLakeMaintain(a *app) *cobra.Command {
+	var c maintenance.Config
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "maintain [TABLE…]",
+		Short: "Make few large sorted files of many small ones, cut old history, remove what nothing refers to",
+		Long: `Compact small files and deletes into large files that are sorted as the table is declared, merge manifests, cut history, and
+remove files that nothing refers to. It may run while landers and other engines write: no row is lost or doubled, and the
+offsets that landers keep in the table stay. Without a name it works on every table. The role lake does the same by itself.`,
+		Example: `  millrace lake maintain --dry-run
+  millrace lake maintain order_lines --target-bytes 268435456`,
+		Annotations: map[string]string{"writes": "yes"},
+	}
+	output := outputFlag(cmd, "table", "json")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done, and do nothing")
+	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "size that data files are to have")
+	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "small files in a partition that are worth a rewrite")
+	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a state stays readable after another took its place")
+	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "states that stay whatever their age")
+	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age of a file that nothing refers to from which on it is removed; at least 10m")
+	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "bytes that a compaction may hold")
+	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
+		names, err := tablesNamed(ctx, l, args)
+		if err != nil {
+			return err
+		}
+		if dry {
+			return planMaintenance(ctx, cmd, l, names, c, *output)
+		}
+		reports := make([]maintenance.Report, len(names))
+		for i, name := range names {
+			b := newBar("maintain " + strings.Join(name, "."))
+			reports[i], err = l.Maintain(ctx, name, c, func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
+			b.end(err)
+			if err != nil {
+				return err
+			}
+		}
+		if *output == "json" {
+			return printJSON(cmd.OutOrStdout(), reports)
+		}
+		rows := make([][]any, len(reports))
+		for i, r := range reports {
+			rows[i] = []any{
+				r.Table, fmt.Sprintf("%d → %d", r.Compacted.FilesBefore, r.Compacted.FilesAfter), bytesText(r.Compacted.BytesBefore) + " → " + bytesText(r.Compacted.BytesAfter),
+				r.Compacted.DeleteFiles, r.Expired.Snapshots, r.Orphans.Files, r.Took.Round(time.Millisecond), orNone(strings.Join(r.Skipped, "; ")),
+			}
+		}
+		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone", "orphans gone", "took", "left out"}, rows)
+		return nil
+	})
+}
+
+func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {
+	if len(args) == 0 {
+		return l.All(ctx)
+	}
+	names := make([]lake.Name, len(args))
+	for i, arg := range args {
+		var err error
+		if names[i], err = lake.ParseName(arg); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
+func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config, output string) error {
+	plans := make([]maintenance.Planned, len(names))
+	rows := make([][]any, len(names))
+	for i, name := range names {
+		p, err := l.PlanMaintenance(ctx, name, c)
+		if err != nil {
+			return err
+		}
+		plans[i] = p
+		rows[i] = []any{p.Table, p.DataFiles, bytesText(p.DataBytes), p.RewriteFiles, p.ResultFiles, p.Manifests, p.Snapshots, p.ExpiredNow, len(p.OrphanFiles)}
+	}
+	if output == "json" {
+		return printJSON(cmd.OutOrStdout(), plans)
+	}
+	printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "to rewrite", "into about", "manifests to merge", "snapshots", "to cut", "orphans"}, rows)
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "–"
+	}
+	return s
+}
+
+func bytesText(n int64) string {
+	switch {
+	case n < 10<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 10<<20:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
+}

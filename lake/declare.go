@@ -1,0 +1,198 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/lake/evolution"
+)
+
+// prepare creates what is missing, and brings what is there to what is declared.
+func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
+	for _, t := range l.tables {
+		have, err := l.load(ctx, t.identifier())
+		if errors.Is(err, catalog.ErrNoSuchTable) && !readOnly {
+			have, err = l.create(ctx, t)
+		}
+		if err != nil {
+			return err
+		}
+		if !l.warehouse.owns(have.Location()) {
+			return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in", t.Name, have.Location(), l.warehouse.url)
+		}
+		if readOnly {
+			continue
+		}
+		if err := l.evolve(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// properties of every table.
+var tableProperties = iceberg.Properties{
+	// A stale append must fail, not be replayed onto the new head: the lander decides, see lander.go.
+	table.CommitNumRetriesKey: "0",
+	// What a commit reads and writes must not grow with the number of commits before it.
+	table.MetadataDeleteAfterCommitEnabledKey: "true",
+	table.MetadataPreviousVersionsMaxKey:      "100",
+	table.ManifestMergeEnabledKey:             "true",
+	table.ManifestMinMergeCountKey:            "50",
+	// What other engines write shall look like what we write.
+	table.ParquetCompressionKey:      "zstd",
+	table.ParquetCompressionLevelKey: "1",
+}
+
+// create makes a table. Two processes may try at once: the second takes what the first made.
+func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
+	fail := func(err error) (*table.Table, error) { return nil, fmt.Errorf("create table %s: %w", t.Name, err) }
+	err := l.catalog.CreateNamespace(ctx, catalog.NamespaceFromIdent(t.identifier()), nil)
+	if err != nil && !errors.Is(err, catalog.ErrNamespaceAlreadyExists) {
+		return fail(err)
+	}
+	step, err := evolution.New(t.columns(), nil)
+	if err != nil {
+		return fail(err)
+	}
+	spec, err := t.spec(step.Schema, nil)
+	if err != nil {
+		return nil, err
+	}
+	order, err := t.order(step.Schema, 1)
+	if err != nil {
+		return nil, err
+	}
+	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was lost.
+	_, _, err = l.catalog.CommitTable(ctx, t.identifier(), []table.Requirement{table.AssertCreate()}, []table.Update{
+		table.NewAssignUUIDUpdate(uuid.New()),
+		table.NewUpgradeFormatVersionUpdate(2),
+		table.NewAddSchemaUpdate(step.Schema),
+		table.NewSetCurrentSchemaUpdate(-1), // the one just added
+		table.NewAddPartitionSpecUpdate(&spec, true),
+		table.NewSetDefaultSpecUpdate(-1),
+		table.NewAddSortOrderUpdate(&order),
+		table.NewSetDefaultSortOrderUpdate(-1),
+		table.NewSetLocationUpdate(l.warehouse.tableLocation(t.identifier())),
+		table.NewSetPropertiesUpdate(tableProperties),
+		table.NewSetPropertiesUpdate(t.describe(step)),
+	})
+	made, loadErr := l.load(ctx, t.identifier())
+	if loadErr == nil {
+		return made, nil // by whomever
+	}
+	if err == nil || !errors.Is(loadErr, catalog.ErrNoSuchTable) {
+		err = errors.Join(err, loadErr)
+	}
+	return fail(err)
+}
+
+// describe is what the table's properties say of its declaration.
+func (t Table) describe(step evolution.Step) iceberg.Properties {
+	props := iceberg.Properties{evolution.Property: step.Keys.String()}
+	if t.Doc != "" {
+		props["comment"] = t.Doc
+	}
+	return props
+}
+
+// Others evolve and commit at the same time; each try begins with what they left.
+const evolveTries = 20
+
+// evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have under way keeps
+// the ids that it was written with, so it may land before or after. A table that is as declared is left alone.
+func (l *Lake) evolve(ctx context.Context, t Table) error {
+	var err error
+	for failures := range evolveTries {
+		var done bool
+		if done, err = l.tryEvolve(ctx, t); done {
+			return err
+		}
+		l.log.Info("a table's declaration could not be committed and will be tried again", "table", t.Name, "error", err)
+		if !pause(ctx, min(failures, 3)) {
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func (l *Lake) tryEvolve(ctx context.Context, t Table) (done bool, err error) {
+	have, err := l.load(ctx, t.identifier())
+	if err != nil {
+		return true, err
+	}
+	step, err := t.step(have)
+	if err != nil {
+		return true, err
+	}
+	meta := have.Metadata()
+	var reqs []table.Requirement
+	var updates []table.Update
+	if len(step.Changes) > 0 {
+		reqs = append(reqs, table.AssertCurrentSchemaID(have.Schema().ID), table.AssertLastAssignedFieldID(meta.LastColumnID()))
+		updates = append(updates, table.NewAddSchemaUpdate(step.Schema), table.NewSetCurrentSchemaUpdate(-1))
+	}
+	// What the declaration leaves open may be somebody's choice: only what it names is changed.
+	now, sorted := meta.PartitionSpec(), meta.SortOrder()
+	spec, err := t.spec(step.Schema, meta.PartitionSpecs())
+	if err != nil {
+		return true, err
+	}
+	if len(t.Partition) > 0 && !sameSpec(now, spec) {
+		reqs = append(reqs, table.AssertDefaultSpecID(now.ID()))
+		updates = append(updates, table.NewAddPartitionSpecUpdate(&spec, false), table.NewSetDefaultSpecUpdate(-1))
+		step.Changes = append(step.Changes, fmt.Sprintf("new files are partitioned by %s", spec))
+	}
+	order, err := t.order(step.Schema, sorted.OrderID()+1)
+	if err != nil {
+		return true, err
+	}
+	if len(t.Sort) > 0 && !sameOrder(sorted, order) {
+		reqs = append(reqs, table.AssertDefaultSortOrderID(sorted.OrderID()))
+		updates = append(updates, table.NewAddSortOrderUpdate(&order), table.NewSetDefaultSortOrderUpdate(-1))
+		step.Changes = append(step.Changes, "files are sorted otherwise from now on")
+	}
+	if len(step.Changes) == 0 {
+		return true, nil
+	}
+	reqs = append(reqs, table.AssertTableUUID(meta.TableUUID()))
+	updates = append(updates, table.NewSetPropertiesUpdate(t.describe(step)))
+	if _, _, err := l.catalog.CommitTable(ctx, t.identifier(), reqs, updates); err != nil {
+		return false, fmt.Errorf("bring table %s to its declaration: %w", t.Name, err)
+	}
+	l.log.Info("a table was brought to its declaration", "table", t.Name, "changes", strings.Join(step.Changes, "; "))
+	return true, nil
+}
+
+// sameSpec compares what two specs do, whatever their ids.
+func sameSpec(a, b iceberg.PartitionSpec) bool {
+	does := func(s iceberg.PartitionSpec) (all []string) {
+		for _, f := range s.Fields() {
+			if _, void := f.Transform.(iceberg.VoidTransform); !void {
+				all = append(all, partitionDoes(f))
+			}
+		}
+		return all
+	}
+	return slices.Equal(does(a), does(b))
+}
+
+func sameOrder(a, b table.SortOrder) bool {
+	if a.Len() != b.Len() {
+		return false
+	}
+	for i := range a.Len() {
+		if !a.Field(i).Equals(b.Field(i)) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,247 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/maintenance"
+)
+
+// Name is a table's name in the catalog: its namespace and its own.
+type Name = table.Identifier
+
+// ParseName reads "order_lines" or "namespace.table".
+func ParseName(name string) (Name, error) {
+	parts := strings.Split(name, ".")
+	if slices.Contains(parts, "") || len(parts) > 2 {
+		return nil, fmt.Errorf("table %q: want TABLE or NAMESPACE.TABLE", name)
+	}
+	if len(parts) == 1 {
+		return identifier(name), nil
+	}
+	return parts, nil
+}
+
+// All names every table of the catalog, whoever made it.
+func (l *Lake) All(ctx context.Context) ([]Name, error) {
+	namespaces, err := l.catalog.ListNamespaces(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("list the lake's namespaces: %w", err)
+	}
+	var all []Name
+	for _, ns := range namespaces {
+		for name, err := range l.catalog.ListTables(ctx, ns) {
+			if err != nil {
+				return nil, fmt.Errorf("list the tables of %s: %w", strings.Join(ns, "."), err)
+			}
+			all = append(all, name)
+		}
+	}
+	slices.SortFunc(all, func(a, b Name) int { return slices.Compare(a, b) })
+	return all, nil
+}
+
+// Summary is what a table is made of.
+type Summary struct {
+	Name        string // with its namespace
+	Doc         string
+	Rows        int64 // those that deletes take away included
+	DataFiles   int64
+	DataBytes   int64
+	DeleteFiles int64
+	Snapshots   int
+	Partitioned string    // "" where it is not
+	Sorted      string    // likewise
+	AsOf        time.Time // when the newest event in it was recorded; zero where no lander says
+}
+
+// Summarize tells what a table is made of. It reads the metadata alone.
+func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
+	t, err := l.load(ctx, name)
+	if err != nil {
+		return Summary{}, err
+	}
+	s := Summary{Name: strings.Join(name, "."), Doc: t.Properties()["comment"], Snapshots: len(t.Metadata().Snapshots())}
+	if spec := t.Spec(); !spec.IsUnpartitioned() {
+		s.Partitioned = specText(spec, t.Schema())
+	}
+	if order := t.SortOrder(); !order.IsUnsorted() {
+		s.Sorted = orderText(order, t.Schema())
+	}
+	if v := t.Properties()[propAsOf]; v != "" {
+		if s.AsOf, err = time.Parse(time.RFC3339Nano, v); err != nil {
+			return Summary{}, fmt.Errorf("table %s: property %s: %w", s.Name, propAsOf, err)
+		}
+	}
+	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
+		total := func(key string) int64 { return int64(head.Summary.Properties.GetInt(key, 0)) }
+		s.Rows, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
+		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
+	}
+	return s, nil
+}
+
+func specText(spec iceberg.PartitionSpec, s *iceberg.Schema) string {
+	var parts []string
+	for _, f := range spec.Fields() {
+		column, _ := s.FindColumnName(f.SourceID())
+		parts = append(parts, transformText(f.Transform, column))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func orderText(order table.SortOrder, s *iceberg.Schema) string {
+	var parts []string
+	for i := range order.Len() {
+		f := order.Field(i)
+		column, _ := s.FindColumnName(f.SourceID())
+		text := transformText(f.Transform, column)
+		if f.Direction == table.SortDESC {
+			text += " descending"
+		}
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func transformText(t iceberg.Transform, column string) string {
+	if _, plain := t.(iceberg.IdentityTransform); plain {
+		return column
+	}
+	return fmt.Sprintf("%s(%s)", t, column)
+}
+
+// SnapshotState is one state in a table's history.
+type SnapshotState struct {
+	ID        int64
+	Time      time.Time
+	Operation string // append, overwrite, delete, replace
+	Rows      int64  // in the table
+	Added     int64  // rows
+	Files     int64  // data files in the table
+	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table, of the
+	// partitions that the commit moved. Empty for the commits of others.
+	Offsets string
+	Commit  string // the lander's id of it
+	Current bool
+}
+
+// Snapshots is the history that a table still has, newest first.
+func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error) {
+	t, err := l.load(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var states []SnapshotState
+	for _, s := range t.Metadata().Snapshots() {
+		state := SnapshotState{ID: s.SnapshotID, Time: time.UnixMilli(s.TimestampMs).UTC()}
+		if head := t.CurrentSnapshot(); head != nil {
+			state.Current = head.SnapshotID == s.SnapshotID
+		}
+		if s.Summary != nil {
+			props := s.Summary.Properties
+			state.Operation, state.Offsets, state.Commit = string(s.Summary.Operation), props[summaryNext], props[propCommit]
+			state.Rows, state.Added = int64(props.GetInt("total-records", 0)), int64(props.GetInt("added-records", 0))
+			state.Files = int64(props.GetInt("total-data-files", 0))
+		}
+		states = append(states, state)
+	}
+	slices.SortStableFunc(states, func(a, b SnapshotState) int { return b.Time.Compare(a.Time) })
+	return states, nil
+}
+
+// FileState is a data file of a table.
+type FileState struct {
+	Path      string
+	Rows      int64
+	Bytes     int64
+	Partition string // "day=2026-11-22"; empty where the table has no partitions
+	Deletes   int    // files of deletes that a reader applies to it
+	Sorted    bool   // by one of the table's orders
+}
+
+// Files lists the data files of a table as it is now.
+func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
+	t, err := l.load(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	tasks, err := t.Scan(table.WithMaxConcurrency(2)).PlanFiles(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("files of table %s: %w", strings.Join(name, "."), err)
+	}
+	files := make([]FileState, len(tasks))
+	for i, task := range tasks {
+		f := task.File
+		order := f.SortOrderID()
+		files[i] = FileState{
+			Path: f.FilePath(), Rows: f.Count(), Bytes: f.FileSizeBytes(), Partition: partitionText(t, f),
+			Deletes: len(task.DeleteFiles) + len(task.EqualityDeleteFiles), Sorted: order != nil && *order != table.UnsortedSortOrderID,
+		}
+	}
+	slices.SortFunc(files, func(a, b FileState) int { return strings.Compare(a.Path, b.Path) })
+	return files, nil
+}
+
+func partitionText(t *table.Table, f iceberg.DataFile) string {
+	var parts []string
+	values := f.Partition()
+	names := map[int]string{}
+	for _, spec := range t.Metadata().PartitionSpecs() {
+		if spec.ID() == int(f.SpecID()) {
+			for _, p := range spec.Fields() {
+				names[p.FieldID] = p.Name
+			}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(values)) {
+		parts = append(parts, fmt.Sprintf("%s=%v", names[id], values[id]))
+	}
+	return strings.Join(parts, "/")
+}
+
+// Maintain keeps a table small, beside those who write it. See package maintenance.
+func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
+	return maintenance.Run(ctx, l.loader(name), c, progress)
+}
+
+// PlanMaintenance tells what Maintain would do.
+func (l *Lake) PlanMaintenance(ctx context.Context, name Name, c maintenance.Config) (maintenance.Planned, error) {
+	return maintenance.Plan(ctx, l.loader(name), c)
+}
+
+func (l *Lake) loader(name Name) maintenance.Load {
+	return func(ctx context.Context) (*table.Table, error) { return l.load(ctx, name) }
+}
+
+// keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
+func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn func() bool) error {
+	log := l.log.With("table", t.Name)
+	load := func(ctx context.Context) (*table.Table, error) {
+		if !turn() {
+			return nil, errNotOurTurn
+		}
+		return l.load(ctx, t.identifier())
+	}
+	return maintenance.Keep(ctx, load, c, func(r maintenance.Report, err error) {
+		switch {
+		case errors.Is(err, errNotOurTurn):
+		case err != nil:
+			log.Warn("maintenance failed and is done again later", "error", err)
+		default:
+			log.Info("maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
+		}
+	})
+}
+
+// errNotOurTurn says that another process lands the table's first partition, and so maintains the table.
+var errNotOurTurn = errors.New("another process maintains the table")
