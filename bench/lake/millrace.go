@@ -64,7 +64,7 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 		},
 		Env: []string{
 			"MILLRACE_KAFKA_BROKERS=" + m.kafka.Brokers, "MILLRACE_LAKE_COMMIT_INTERVAL=" + m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824",
-			"MILLRACE_LAKE_MAINTENANCE_EVERY=0",
+			"MILLRACE_LAKE_MAINTENANCE_EVERY=0s",
 		},
 		Ready: func(context.Context) error { return nil }, // it is once its group has its partitions, see below
 	})
