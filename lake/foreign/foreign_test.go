@@ -275,4 +275,3 @@ func read(t *testing.T, path string) arrow.Table {
 	t.Cleanup(data.Release)
 	return data
 }
-
