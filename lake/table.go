@@ -28,6 +28,8 @@ type Table struct {
 	Columns   []columnar.Field
 	Partition []Partition // none: one partition
 	Sort      []Sort      // how maintenance orders the rows of a file; none: as they came
+	// Origin is what the names of the columns that say where a row comes from begin with: topic, partition, offset.
+	Origin string
 	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
 	// events says that each row is a whole event of this aggregate, as digests want it.
@@ -56,7 +58,7 @@ type Record struct {
 	Headers    []event.Header
 }
 
-// Rows appends the rows of records to the columns it was made with, but not those of Origin. It either appends all rows of a record
+// Rows appends the rows of records to the columns it was made with, but for those of their origin. It either appends all rows of a record
 // or fails; what it appended before it failed is taken away again. Its error parks the record, unless it wraps
 // registry.ErrUnavailable: then the record is read again.
 type Rows interface {
@@ -77,7 +79,16 @@ func (t Table) identifier() table.Identifier {
 }
 
 // columns are all of the table's.
-func (t Table) columns() []columnar.Field { return slices.Concat(t.Columns, originColumns) }
+func (t Table) columns() []columnar.Field { return slices.Concat(t.Columns, t.OriginColumns()) }
+
+// OriginColumns are the last columns of the table, which say where a row comes from.
+func (t Table) OriginColumns() []columnar.Field {
+	named := slices.Clone(originColumns)
+	for i := range named {
+		named[i].Name = t.Origin + named[i].Name
+	}
+	return named
+}
 
 // step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
 func (t Table) step(have *table.Table) (evolution.Step, error) {

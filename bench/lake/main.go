@@ -1,6 +1,7 @@
 // Command lake measures who brings a Kafka topic into an Iceberg table, and how fast: Iceberg's own sink for Kafka Connect, and
-// whoever else stands in the list of contenders. All read from one Apache Kafka, beside which each runs alone; all write a table of
-// the same 13 columns, which is then compared with what was generated, row by row.
+// this repository's lander; and beside them the ceiling, which is the same bytes from memory to a closed Parquet file. All read from
+// one Apache Kafka, beside which each runs alone; all write a table of the same 13 columns, which is then compared with what was
+// generated, row by row.
 //
 // It prints a table, and last one line of JSON: {"iceberg_sink":{"tasks_1":{…},…},…}. Progress goes to stderr.
 //
@@ -99,7 +100,7 @@ func run(ctx context.Context) (err error) {
 
 // chosen are the contenders whose names begin as wanted.
 func chosen(b *bench, wanted string) ([]contender, error) {
-	all := []contender{icebergSink{b, 1}, icebergSink{b, 2}}
+	all := []contender{millrace{b, 1}, millrace{b, 2}, icebergSink{b, 1}, icebergSink{b, 2}, ceiling{b}}
 	if wanted == "" {
 		return all, nil
 	}

@@ -33,7 +33,8 @@ func (s icebergSink) Name() string { return fmt.Sprintf("iceberg_sink/tasks_%d",
 func (s icebergSink) Reads() encoding { return asJSON }
 
 func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result, err error) {
-	w, err := openWarehouse(ctx, filepath.Join(s.dir, strings.ReplaceAll(s.Name(), "/", "-")))
+	dir := filepath.Join(s.dir, strings.ReplaceAll(s.Name(), "/", "-"))
+	w, err := openWarehouse(ctx, place{"bench", filepath.Join(dir, "catalog.db"), dir})
 	if err != nil {
 		return r, err
 	}
@@ -107,7 +108,7 @@ func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *wa
 	}
 	sink := connect.Sink{
 		Name: name, Topic: topic, ControlTopic: control, Tasks: s.tasks, Table: namespace + "." + table, Commit: s.commit,
-		Catalog: catalog.Catalog{Name: catalogName, JDBC: "jdbc:sqlite:" + into.file(), Warehouse: into.url()},
+		Catalog: catalog.Catalog{Name: into.at.catalog, JDBC: "jdbc:sqlite:" + into.at.file, Warehouse: into.url()},
 	}
 	return &sinking{worker: worker, into: into, sink: sink, table: table, name: s.Name()}, worker.Create(ctx, sink)
 }

@@ -21,27 +21,27 @@ import (
 
 // warehouse is a folder with a SQL catalog, of one contender's run.
 type warehouse struct {
-	dir     string
+	at      place
 	db      *sql.DB
 	catalog *sqlcatalog.Catalog
 }
 
-const (
-	catalogName = "bench"
-	namespace   = "lake"
-)
+const namespace = "lake"
 
-func openWarehouse(ctx context.Context, dir string) (*warehouse, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+// place is where a warehouse is: what its catalog is called, its file, and the folder of the tables.
+type place struct{ catalog, file, folder string }
+
+func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(at.file), 0o750), os.MkdirAll(at.folder, 0o750)); err != nil {
 		return nil, err
 	}
-	w := &warehouse{dir: dir}
+	w := &warehouse{at: at}
 	var err error
-	if w.db, err = sqlite.Open(w.file()); err != nil {
+	if w.db, err = sqlite.Open(at.file); err != nil {
 		return nil, err
 	}
 	// It makes its tables in the database, for which two tasks of the sink would race.
-	w.catalog, err = sqlcatalog.NewCatalog(catalogName, w.db, sqlcatalog.SQLite, iceberg.Properties{"warehouse": w.url()})
+	w.catalog, err = sqlcatalog.NewCatalog(at.catalog, w.db, sqlcatalog.SQLite, iceberg.Properties{"warehouse": w.url()})
 	if err == nil {
 		err = w.catalog.CreateNamespace(ctx, table.Identifier{namespace}, nil)
 	}
@@ -51,9 +51,7 @@ func openWarehouse(ctx context.Context, dir string) (*warehouse, error) {
 	return w, nil
 }
 
-func (w *warehouse) file() string { return filepath.Join(w.dir, "catalog.db") }
-
-func (w *warehouse) url() string { return "file://" + w.dir }
+func (w *warehouse) url() string { return "file://" + w.at.folder }
 
 func (w *warehouse) close() error { return w.db.Close() }
 
@@ -91,7 +89,7 @@ func (w *warehouse) create(ctx context.Context, name string) error {
 
 // history is what was committed to a table.
 func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
-	return catalog.History(ctx, w.db, catalogName, namespace+"."+name)
+	return catalog.History(ctx, w.db, w.at.catalog, namespace+"."+name)
 }
 
 // stored are the table's live data files: how many, and their bytes.
@@ -114,7 +112,11 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	if err != nil {
 		return err
 	}
-	_, batches, err := t.Scan().ToArrowRecords(ctx)
+	var columns []string // others are a contender's own affair
+	for _, f := range schema.Fields() {
+		columns = append(columns, f.Name)
+	}
+	_, batches, err := t.Scan(table.WithSelectedFields(columns...)).ToArrowRecords(ctx)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,17 @@ func cutFrame(value []byte) (id int, rest []byte, err error) {
 	return int(binary.BigEndian.Uint32(value[1:])), value[frameSize:], nil
 }
 
+// CutProtobufFrame takes the frame off a value that was written as Protobuf. Which message of its file it says it is, is not
+// looked at.
+func CutProtobufFrame(value []byte) ([]byte, error) {
+	_, rest, err := cutFrame(value)
+	if err != nil {
+		return nil, err
+	}
+	_, message, err := cutPath(rest)
+	return message, err
+}
+
 // pathTo is the message's path within its file.
 func pathTo(m protoreflect.MessageDescriptor) []int {
 	var path []int

@@ -92,7 +92,7 @@ func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions
 		if err == nil {
 			err = groups[group].Err
 		}
-		if errors.Is(err, kerr.GroupIDNotFound) {
+		if errors.Is(err, kerr.GroupIDNotFound) || errors.Is(err, kerr.CoordinatorNotAvailable) || errors.Is(err, kerr.NotCoordinator) {
 			return nil // not yet
 		}
 		if err != nil {

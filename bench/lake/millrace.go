@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// millrace is the lander as people run it: `millrace lake land`, with so many landers in one process.
+//
+//   - Its records are Protobuf, which it reads without a schema registry.
+//   - The clock, and the count of the processor's time, start when its landers have their partitions, as the sink's do; it needs no
+//     warming.
+//   - It commits as often as the sink. Its rows also say where they come from, in five columns that the sink does not write.
+//   - The same folder, the same kind of catalog, the same compression. Maintenance is off, as the sink has none.
+type millrace struct {
+	*bench
+	landers int
+}
+
+func (m millrace) Name() string { return fmt.Sprintf("millrace/landers_%d", m.landers) }
+
+func (m millrace) Reads() encoding { return asProtobuf }
+
+func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, err error) {
+	binary, err := m.build(ctx)
+	if err != nil {
+		return r, err
+	}
+	dir := filepath.Join(m.dir, strings.ReplaceAll(m.Name(), "/", "-"))
+	lake := filepath.Join(dir, "data", "lake")
+	w, err := openWarehouse(ctx, place{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")})
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	const name = "events"
+	if err := w.create(ctx, name); err != nil {
+		return r, err
+	}
+	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
+	if err != nil {
+		return r, err
+	}
+	schema, err := filepath.Abs("bench/lake/flat.proto")
+	if err != nil {
+		return r, err
+	}
+	progress("%s: starting", m.Name())
+	p, err := process.Start(ctx, process.Command{
+		Name: "millrace", Path: binary, Dir: dir,
+		Args: []string{
+			"lake", "land", "--topic", topic, "--proto", schema + ":Event", "--table", namespace + "." + name, "--landers", fmt.Sprint(m.landers),
+			"--data", filepath.Join(dir, "data"),
+		},
+		Env: []string{
+			"MILLRACE_KAFKA_BROKERS=" + m.kafka.Brokers, "MILLRACE_LAKE_COMMIT_INTERVAL=" + m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824",
+			"MILLRACE_LAKE_MAINTENANCE_EVERY=0s",
+		},
+		Ready: func(context.Context) error { return nil }, // it is once its group has its partitions, see below
+	})
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, p.Kill()) }()
+	await := func(holds func() (bool, error)) error {
+		tick := time.NewTicker(look)
+		defer tick.Stop()
+		for {
+			done, err := holds()
+			if done || err != nil {
+				return err
+			}
+			select {
+			case <-tick.C:
+			case <-p.Ended():
+				return fmt.Errorf("%s: the process has ended\n%s", m.Name(), p.LogTail())
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	group := "millrace.lake." + name + "." + t.Metadata().TableUUID().String()[:8]
+	err = await(func() (bool, error) {
+		assigned, err := m.cluster.Assigned(ctx, group, topic)
+		return assigned == m.partitions, err
+	})
+	if err != nil {
+		return r, err
+	}
+	begun := time.Now()
+	cpuBegun, err := p.CPU()
+	if err != nil {
+		return r, err
+	}
+	err = await(func() (bool, error) {
+		commits, err := w.history(ctx, name)
+		if err != nil || len(commits) == 0 {
+			return false, err
+		}
+		have := commits[len(commits)-1].Total
+		progress("%s: %d of %d rows committed", m.Name(), have, n)
+		return have >= n, nil // the check finds one too many
+	})
+	if err != nil {
+		return r, err
+	}
+	wall := time.Since(begun)
+	cpu, err1 := p.CPU()
+	peak, err2 := p.PeakMB()
+	if err := errors.Join(err1, err2, p.Kill()); err != nil {
+		return r, err
+	}
+	r = measure(n, wall, cpu-cpuBegun, peak)
+	return r, w.describe(ctx, name, n, &r)
+}
+
+// build makes the binary of this tree.
+func (b *bench) build(ctx context.Context) (string, error) {
+	binary := filepath.Join(b.dir, "millrace")
+	if _, err := os.Stat(binary); err == nil {
+		return binary, nil
+	}
+	progress("building millrace")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/millrace") //nolint:gosec // in our own folder
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w: %s (run this from the top of the repository)", err, out)
+	}
+	return binary, nil
+}

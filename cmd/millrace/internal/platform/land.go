@@ -1,0 +1,121 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/streams"
+)
+
+// Landing is one table that a process of its own lands.
+type Landing struct {
+	Table   lake.Table
+	Landers int // at a time
+	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx is done.
+	Until bool
+	// Progress is told how much of that the table holds. May be nil.
+	Progress func(have, of int64)
+}
+
+// Land lands one topic in one table, whatever it is, by the configuration's Kafka and lake.
+func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (err error) {
+	if cfg.Kafka.Brokers == "" {
+		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
+	}
+	p := &Platform{cfg: cfg, log: log, metrics: telemetry.New(), addresses: map[string]string{}}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	access, err := kafkaAccess(cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	p.kafka = kafka.Config{Brokers: cfg.Kafka.Brokers, ClientID: "millrace", Security: access, Replicas: cfg.Kafka.Replicas, Logger: log}
+	if err := p.startRegistry(); err != nil {
+		return err
+	}
+	where, err := LakeConfig(cfg, log)
+	if err != nil {
+		return err
+	}
+	where.Tables = []lake.Table{l.Table}
+	if p.lake, err = lake.Open(ctx, where); err != nil {
+		return err
+	}
+	p.onStop(p.lake.Close)
+	parking := streams.NewParking(p.kafka)
+	p.onStop(func() error {
+		parking.Close()
+		return nil
+	})
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return p.lake.Run(ctx, lake.RunConfig{
+			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.upkeep(), Landers: l.Landers,
+		})
+	})
+	g.Go(func() error {
+		defer stop()
+		return p.watch(ctx, l)
+	})
+	return g.Wait()
+}
+
+// How often a landing's progress is looked at.
+const watchEvery = 200 * time.Millisecond
+
+// watch returns when the landing is to end.
+func (p *Platform) watch(ctx context.Context, l Landing) error {
+	var ends map[int32]int64
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if ends == nil {
+			admin, err := kafka.NewAdmin(p.kafka)
+			if err != nil {
+				return err
+			}
+			all, err := admin.EndOffsets(ctx, l.Table.Topic)
+			admin.Close()
+			if err != nil {
+				return fmt.Errorf("where topic %s ends: %w", l.Table.Topic, err)
+			}
+			ends = all
+		}
+		have, err := p.lake.Applied(ctx, l.Table.Topic)
+		if err != nil {
+			p.log.Warn("the table cannot be asked how far it is", "error", err)
+			continue
+		}
+		var at, of int64
+		complete := true
+		for partition, end := range ends {
+			of += end
+			at += min(have[partition], end)
+			complete = complete && have[partition] >= end
+		}
+		if l.Progress != nil {
+			l.Progress(at, of)
+		}
+		if complete && l.Until {
+			return nil
+		}
+	}
+}
