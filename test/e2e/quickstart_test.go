@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -56,6 +59,7 @@ func quickStart(t *testing.T, env []string) {
 		}
 	}
 	before := s.verified()
+	s.tables(env, before["table order_lines rows"])
 	s.stop()
 
 	if env == nil { // on files alone, with nothing running
@@ -71,6 +75,97 @@ func quickStart(t *testing.T, env []string) {
 		t.Errorf("the second start changed what is there:\n%v\n%v", before, after)
 	}
 	s.stop()
+}
+
+// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog, each type of event is a struct, and
+// the command line shows what they are made of.
+func (s *system) tables(env []string, lines json.Number) {
+	s.t.Helper()
+	var listed struct {
+		Identifiers []struct{ Name string }
+	}
+	s.get("/iceberg/v1/namespaces/millrace/tables", &listed)
+	if len(listed.Identifiers) < 5 {
+		s.t.Errorf("the REST catalog lists %+v", listed)
+	}
+	var loaded struct {
+		Metadata struct {
+			Current   int64 `json:"current-snapshot-id"`
+			Snapshots []struct {
+				ID      int64 `json:"snapshot-id"`
+				Summary map[string]string
+			}
+		}
+	}
+	s.get("/iceberg/v1/namespaces/millrace/tables/order_lines", &loaded)
+	total := ""
+	for _, snapshot := range loaded.Metadata.Snapshots {
+		if snapshot.ID == loaded.Metadata.Current {
+			total = snapshot.Summary["total-records"]
+		}
+	}
+	if total != lines.String() {
+		s.t.Errorf("the REST catalog tells of %q rows, and there are %s", total, lines)
+	}
+
+	placed := s.rows("SELECT sum(length(placed.lines)) AS n FROM orders_events WHERE type LIKE '%OrderPlaced'")
+	added := s.rows("SELECT sum(length(lines_added.lines)) AS n FROM orders_events WHERE type LIKE '%LinesAdded'")
+	if n := number(placed[0]["n"]) + number(added[0]["n"]); fmt.Sprint(n) != lines.String() {
+		s.t.Errorf("the events have %d lines, and the table %s", n, lines)
+	}
+
+	var summaries []struct {
+		Name string
+		Rows json.Number
+	}
+	lake := func(into any, args ...string) {
+		s.t.Helper()
+		cmd := exec.CommandContext(s.t.Context(), binary, append(append([]string{"lake"}, args...), "--output", "json", "--data", s.data)...)
+		cmd.Env = append(os.Environ(), env...)
+		out, err := cmd.Output()
+		if err == nil {
+			err = json.Unmarshal(out, into)
+		}
+		if err != nil {
+			s.t.Errorf("millrace lake %v: %v: %s", args, err, out)
+		}
+	}
+	lake(&summaries, "tables")
+	found := false
+	for _, t := range summaries {
+		found = found || t.Name == "millrace.order_lines" && t.Rows == lines
+	}
+	if !found {
+		s.t.Errorf("millrace lake tables: %+v, and there are %s lines", summaries, lines)
+	}
+	var history []struct{ Offsets string }
+	lake(&history, "snapshots", "order_lines")
+	if len(history) == 0 || history[0].Offsets == "" {
+		s.t.Errorf("millrace lake snapshots: %+v", history)
+	}
+	var reports []struct{ Table string }
+	lake(&reports, "maintain") // beside the landers
+	if len(reports) != len(summaries) {
+		s.t.Errorf("millrace lake maintain: %+v", reports)
+	}
+}
+
+func number(v any) int64 {
+	n, _ := strconv.ParseInt(fmt.Sprint(v), 10, 64)
+	return n
+}
+
+// get asks the door of commands, queries and tables.
+func (s *system) get(path string, into any) {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.addr + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("GET %s: %s, %v", path, resp.Status, err)
+	}
 }
 
 // printedCommands finds the commands below "Try next": indented, comments left out, continued lines joined.
