@@ -90,24 +90,33 @@ func newLakeFiles(a *app) *cobra.Command {
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		name, err := lake.ParseName(args[0])
-		if err != nil {
-			return err
-		}
-		files, err := l.Files(ctx, name)
-		if err != nil {
-			return err
-		}
-		if *output == "json" {
-			return printJSON(cmd.OutOrStdout(), files)
-		}
-		rows := make([][]any, len(files))
-		for i, f := range files {
-			rows[i] = []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition), f.Deletes, f.Sorted}
-		}
-		printTable(cmd.OutOrStdout(), []string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, rows)
-		return nil
+		return showTable(ctx, cmd, args[0], *output, l.Files, []string{"file", "rows", "bytes", "partition", "delete files", "sorted"}, func(f lake.FileState) []any {
+			return []any{f.Path[strings.LastIndex(f.Path, "/")+1:], f.Rows, bytesText(f.Bytes), orNone(f.Partition), f.Deletes, f.Sorted}
+		})
 	})
+}
+
+// showTable prints what there is of a table, one by one.
+func showTable[T any](
+	ctx context.Context, cmd *cobra.Command, table, output string, list func(context.Context, lake.Name) ([]T, error), header []string, row func(T) []any,
+) error {
+	name, err := lake.ParseName(table)
+	if err != nil {
+		return err
+	}
+	all, err := list(ctx, name)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		return printJSON(cmd.OutOrStdout(), all)
+	}
+	rows := make([][]any, len(all))
+	for i, one := range all {
+		rows[i] = row(one)
+	}
+	printTable(cmd.OutOrStdout(), header, rows)
+	return nil
 }
 
 func newLakeSnapshots(a *app) *cobra.Command {
@@ -121,23 +130,10 @@ that are not in the table.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		name, err := lake.ParseName(args[0])
-		if err != nil {
-			return err
-		}
-		history, err := l.Snapshots(ctx, name)
-		if err != nil {
-			return err
-		}
-		if *output == "json" {
-			return printJSON(cmd.OutOrStdout(), history)
-		}
-		rows := make([][]any, len(history))
-		for i, s := range history {
-			rows[i] = []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
-		}
-		printTable(cmd.OutOrStdout(), []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows", "files", "next offsets"}, rows)
-		return nil
+		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows", "files", "next offsets"}
+		return showTable(ctx, cmd, args[0], *output, l.Snapshots, header, func(s lake.SnapshotState) []any {
+			return []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
+		})
 	})
 }
 

@@ -65,7 +65,7 @@ func (m Map) String() string  { return fmt.Sprintf("map<%s, %s>", m.Key.Type, m.
 // WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from the highest, in the order in
 // which a new table numbers its fields. So fields without any ids get those of a new table, from 1.
 func WithIDs(fields []Field) []Field {
-	n := numbering{last: highest(fields)}
+	n := numbering{last: HighestID(fields)}
 	return n.all(fields)
 }
 
@@ -106,16 +106,17 @@ func (n *numbering) inside(f *Field) {
 	}
 }
 
-func highest(fields []Field) int {
+// HighestID is the highest id that the fields and their parts have.
+func HighestID(fields []Field) int {
 	top := 0
 	for _, f := range fields {
-		top = max(top, f.ID, highest(parts(f.Type)))
+		top = max(top, f.ID, HighestID(Parts(f.Type)))
 	}
 	return top
 }
 
-// parts are the fields that a type consists of.
-func parts(t Type) []Field {
+// Parts are the fields that a type consists of.
+func Parts(t Type) []Field {
 	switch t := t.(type) {
 	case Struct:
 		return t.Fields
@@ -147,7 +148,7 @@ func uniqueIDs(seen map[int]string, fields []Field) error {
 			return fmt.Errorf("columns %s and %s have the same id %d", other, f.Name, f.ID)
 		}
 		seen[f.ID] = f.Name
-		if err := uniqueIDs(seen, parts(f.Type)); err != nil {
+		if err := uniqueIDs(seen, Parts(f.Type)); err != nil {
 			return err
 		}
 	}
@@ -167,7 +168,7 @@ func nestedFields(fields []Field) ([]iceberg.NestedField, error) {
 }
 
 func icebergType(t Type) (iceberg.Type, error) {
-	inner, err := nestedFields(parts(t))
+	inner, err := nestedFields(Parts(t))
 	if err != nil {
 		return nil, err
 	}

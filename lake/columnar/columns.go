@@ -79,7 +79,7 @@ func (c *Columns) makeAll(fields []Field) ([]Column, error) {
 }
 
 func (c *Columns) makeColumn(t Type) (Column, error) {
-	inner, err := c.makeAll(parts(t))
+	inner, err := c.makeAll(Parts(t))
 	if err != nil {
 		return nil, err
 	}

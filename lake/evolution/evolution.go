@@ -112,7 +112,7 @@ func (k Keys) note(fields []columnar.Field) {
 		if f.Key != "" {
 			k[f.ID] = f.Key
 		}
-		k.note(parts(f.Type))
+		k.note(columnar.Parts(f.Type))
 	}
 }
 
@@ -222,7 +222,7 @@ func (c *change) number(w columnar.Field) columnar.Field {
 	w.Required = false
 	w.ID = c.last + 1
 	numbered := columnar.WithIDs([]columnar.Field{w}) // the parts count on from the field's own
-	c.last = highest(numbered)
+	c.last = columnar.HighestID(numbered)
 	c.keys.note(numbered)
 	return numbered[0]
 }
@@ -282,7 +282,7 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 		if err != nil {
 			return nil, nil, err
 		}
-		if len(parts(h.Key.Type)) == 0 && h.Key.Type.String() != keyTable.Type.String() {
+		if len(columnar.Parts(h.Key.Type)) == 0 && h.Key.Type.String() != keyTable.Type.String() {
 			return nil, nil, refused // keys of a map may not change
 		}
 		valueTable, valueColumn, err := c.field(path, h.Value, named(w.Value, h.Value))
