@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,24 +25,8 @@ import (
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/test/servers/process"
 )
-
-// python is the interpreter that scripts/python-tools sets up.
-func python(t *testing.T) string {
-	t.Helper()
-	path, err := filepath.Abs("../.tools/python/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		why := "PyIceberg and DuckDB are not installed; scripts/python-tools installs them: " + err.Error()
-		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
-	return path
-}
 
 // outsideTable is a table as a reader that is not ours sees it.
 type outsideTable struct {
@@ -55,7 +38,7 @@ type outsideTable struct {
 // PyIceberg and DuckDB find in the files, with no code of ours in between, exactly what was put into the topics.
 func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
-	interpreter := python(t)
+	interpreter := process.Python(t)
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
 		config := fresh(t)

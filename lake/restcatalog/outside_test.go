@@ -4,31 +4,15 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
-)
 
-// python is the interpreter that scripts/python-tools sets up.
-func python(t *testing.T) string {
-	t.Helper()
-	path, err := filepath.Abs("../../.tools/python/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		why := "PyIceberg and DuckDB are not installed; scripts/python-tools installs them: " + err.Error()
-		if os.Getenv("MILLRACE_REQUIRE_SERVERS") != "" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
-	return path
-}
+	"github.com/millrace/millrace/test/servers/process"
+)
 
 // PyIceberg and DuckDB, told an address and a credential, do with the catalog what their users do.
 func TestOutsideClients(t *testing.T) {
 	t.Parallel()
-	interpreter := python(t)
+	interpreter := process.Python(t)
 	for name, fresh := range map[string]func(testing.TB) *place{"folder": onSQLite, "s3": onS3, "postgres": onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

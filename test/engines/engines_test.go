@@ -37,11 +37,7 @@ func TestEnginesAgree(t *testing.T) {
 	server.Catalogs, session.Catalogs = []catalog.Catalog{c}, []catalog.Catalog{c}
 	server.URL(t)
 	session.Ask(t, "SELECT 1")
-	python, err := filepath.Abs("../../.tools/python/bin/python")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := engines.Engines{Trino: &server, Spark: &session, Python: python, Script: "testdata/read.py"}
+	all := engines.Engines{Trino: &server, Spark: &session, Python: process.Python(t), Script: "testdata/read.py"}
 
 	query := func(statement string) {
 		t.Helper()
