@@ -40,8 +40,14 @@ func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 			return err
 		}
 		where.Tables = []lake.Table{} // whatever is there
-		where.ReadOnly = cmd.Annotations["writes"] == ""
+		where.ReadOnly = true
 		l, err := lake.Open(cmd.Context(), where)
+		if err == nil && cmd.Annotations["writes"] != "" { // the lake is there: a folder named in error does not become one
+			where.ReadOnly = false
+			if err = l.Close(); err == nil {
+				l, err = lake.Open(cmd.Context(), where)
+			}
+		}
 		if err != nil {
 			return err
 		}
