@@ -145,7 +145,7 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 			t.Fatal(err)
 		}
 		commit(t, p, b.record(0, "k", "3"))
-		end := b.ends(t, (*kafka.Admin).EndOffsets)
+		end := b.ends(t, (*kafka.Admin).HighWatermarks)
 		b.expect(t, nil, end, "1", "2", "3")
 		b.expect(t, map[int32]int64{0: 1}, end, "2", "3")
 		b.expect(t, nil, map[int32]int64{0: 1}, "1")
@@ -232,7 +232,7 @@ func TestNewProducerFencesTheOld(t *testing.T) {
 				if err := when(t, b, old); !errors.Is(err, kafka.ErrFenced) {
 					t.Fatalf("the old producer: %v, want ErrFenced", err)
 				}
-				b.expect(t, nil, b.ends(t, (*kafka.Admin).EndOffsets), "1")
+				b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1")
 			})
 		})
 	}
@@ -249,7 +249,7 @@ func TestTransactionOpenTooLongIsFenced(t *testing.T) {
 			t.Fatalf("commit after the timeout: %v, want ErrFenced", err)
 		}
 		commit(t, b.transactional(t, "p"), b.record(0, "k", "1"))
-		b.expect(t, nil, b.ends(t, (*kafka.Admin).EndOffsets), "1")
+		b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1")
 	})
 }
 
@@ -268,7 +268,7 @@ func TestUnknownTopicMustBeAborted(t *testing.T) {
 			t.Fatal(err)
 		}
 		commit(t, p, b.record(0, "k", "1"))
-		b.expect(t, nil, b.ends(t, (*kafka.Admin).EndOffsets), "1")
+		b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1")
 	})
 }
 
@@ -312,7 +312,7 @@ func TestProducerReportsDelivery(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b.expect(t, nil, b.ends(t, (*kafka.Admin).EndOffsets), "1", "2")
+		b.expect(t, nil, b.ends(t, (*kafka.Admin).HighWatermarks), "1", "2")
 		if err := p.Produce(t.Context(), b.record(7, "k", "3")); err == nil {
 			t.Fatal("a record for a partition that is not there was delivered")
 		}

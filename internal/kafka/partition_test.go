@@ -35,7 +35,7 @@ func TestPartitionTellsWhereTheProducerWrites(t *testing.T) {
 		records = append(records, b.record(kafka.AnyPartition, "", ""))
 		commit(t, p, records...)
 		seen := 0
-		err := kafka.ReadAll(t.Context(), b.Config, b.topic, nil, b.ends(t, (*kafka.Admin).EndOffsets), func(m kafka.Message) error {
+		err := kafka.ReadAll(t.Context(), b.Config, b.topic, nil, b.ends(t, (*kafka.Admin).HighWatermarks), func(m kafka.Message) error {
 			seen++
 			if want := kafka.Partition(m.Value, partitions); m.Partition != want {
 				return fmt.Errorf("key %q is on partition %d, Partition says %d", m.Key, m.Partition, want)
