@@ -205,13 +205,13 @@ func compareSigned(a, b []byte) int {
 	return bytes.Compare(a, b)
 }
 
-// lower is the lower bound, cut where it is long, and whether it is a value.
+// lower is the lower bound (not nil, which would be none), cut where it is long, and whether it is a value.
 func (s *bounds) lower() (_ []byte, exact bool) {
 	cut := s.cut(s.min)
-	return slices.Clone(cut), len(cut) == len(s.min)
+	return append([]byte{}, cut...), len(cut) == len(s.min)
 }
 
-// upper is the upper bound, cut and rounded up where it is long, and whether it is a value. What cannot be rounded up stays as it is.
+// upper is the upper bound (not nil), cut and rounded up where it is long, and whether it is a value. What cannot be rounded up stays as it is.
 func (s *bounds) upper() (_ []byte, exact bool) {
 	cut := s.cut(s.max)
 	if len(cut) < len(s.max) {
@@ -219,7 +219,7 @@ func (s *bounds) upper() (_ []byte, exact bool) {
 			return above, false
 		}
 	}
-	return slices.Clone(s.max), true
+	return append([]byte{}, s.max...), true
 }
 
 func (s *bounds) text() bool { return s.of.LogicalType().Equals(schema.StringLogicalType{}) }

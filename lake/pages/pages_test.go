@@ -3,7 +3,6 @@ package pages_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,7 +35,7 @@ type field = columnar.Field
 func TestFilesAreThoseOfArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
-		fields := columnar.WithIDs(randomFields(r, rapid.IntRange(1, 4).Draw(r, "columns"), 3))
+		fields := columnar.WithIDs(randomFields(r, rapid.IntRange(1, 4).Draw(r, "columns"), deepest))
 		columns, err := columnar.New(fields)
 		if err != nil {
 			r.Fatal(err)
@@ -186,6 +185,8 @@ var primitives = []columnar.Type{
 	iceberg.PrimitiveTypes.Binary, iceberg.PrimitiveTypes.UUID, iceberg.FixedTypeOf(3),
 }
 
+const deepest = 3
+
 func randomFields(r *rapid.T, n, deep int) []field {
 	fields := make([]field, n)
 	for i := range fields {
@@ -202,13 +203,21 @@ func randomField(r *rapid.T, name string, deep int) field {
 	}
 	switch kind {
 	default:
-		f.Type = rapid.SampledFrom(primitives).Draw(r, "type")
+		types := primitives
+		if deep < deepest { // arrow-go has wrong bounds for decimals as integers that are inside something
+			types = slices.DeleteFunc(slices.Clone(types), func(t columnar.Type) bool {
+				d, ok := t.(iceberg.DecimalType)
+				return ok && d.Precision() <= 18
+			})
+		}
+		f.Type = rapid.SampledFrom(types).Draw(r, "type")
 	case 3:
 		f.Type = columnar.Struct{Fields: randomFields(r, rapid.IntRange(1, 3).Draw(r, "fields"), deep-1)}
 	case 4:
 		f.Type = columnar.List{Element: randomField(r, "element", deep-1)}
 	case 5:
-		key := field{Name: "key", Required: true, Type: rapid.SampledFrom(primitives).Draw(r, "key")}
+		key := randomField(r, "key", 0)
+		key.Required = true
 		f.Type = columnar.Map{Key: key, Value: randomField(r, "value", deep-1)}
 	}
 	return f
@@ -229,11 +238,17 @@ func randomValue(r *rapid.T, f field, col columnar.Column, few bool) {
 		if !one {
 			v = rapid.Int32().Draw(r, "int32")
 		}
+		if f.Type == columnar.Type(iceberg.PrimitiveTypes.Date) {
+			v %= 500_000 // days that Python knows
+		}
 		col.Append(v)
 	case *columnar.Int64s:
 		v := int64(7)
 		if !one {
 			v = rapid.Int64().Draw(r, "int64")
+		}
+		if f.Type == columnar.Type(iceberg.PrimitiveTypes.TimestampTz) {
+			v %= 500_000 * 86_400 * 1_000_000
 		}
 		col.Append(v)
 	case *columnar.Float32s:
@@ -260,8 +275,8 @@ func randomValue(r *rapid.T, f field, col columnar.Column, few bool) {
 		col.Append(v)
 	case *columnar.Bytes:
 		text := "one"
-		if !one {
-			text = strings.Repeat(rapid.StringN(0, 12, -1).Draw(r, "text"), 1+draw(2)*draw(4))
+		if !one { // arrow-go forgets a bound that is empty, see TestBounds
+			text = strings.Repeat(rapid.StringN(1, 12, -1).Draw(r, "text"), 1+draw(2)*draw(4))
 		}
 		col.AppendString(text)
 	case *columnar.Fixed:
@@ -290,9 +305,6 @@ func randomValue(r *rapid.T, f field, col columnar.Column, few bool) {
 		r.Fatalf("a column of type %T", col)
 	}
 }
-
-var _ = errors.New
-var _ = slices.Clone[[]int]
 
 // fataler is a test, or a property under test.
 type fataler interface {
