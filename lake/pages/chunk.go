@@ -41,7 +41,7 @@ const (
 )
 
 // A dictionary is used where its entries are at most one in so many of the first page's values.
-const recurrence = 3
+const recurrence = 2
 
 func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
 	c := &chunk{column: column, id: f.ID, stats: bounds{of: column}}
