@@ -3,6 +3,7 @@ package pages
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 
@@ -19,58 +20,68 @@ const (
 
 // dictionary numbers distinct values.
 type dictionary struct {
-	plain []byte   // the entries as PLAIN has them: the dictionary's page
-	ends  []uint32 // of each entry in it
-	keys  []uint64 // of each entry
-	table []uint32 // open addressing: the number of an entry, and 1 more; 0 is free
-	most  int      // entries
+	plain   []byte   // the entries as PLAIN has them: the dictionary's page
+	entries []entry  // from 1 on; 0 is none
+	table   []uint32 // open addressing
+	most    int      // entries
 }
 
-// A key is a value, or of one that has more than a key holds, a hash: then longKey is set in it.
-const longKey = 0xff << 56
+type entry struct {
+	key
+	end uint32 // in plain
+}
+
+// key is a value, where that has no more bytes than a key knows; else a hash of it.
+type key struct {
+	first, last uint64 // eight bytes, which overlap where it has fewer than 16
+	size        uint32
+}
+
+const keyBytes = 16
+
+var none = entry{key: key{size: math.MaxUint32}}
 
 // Nobody can choose values that all come to the same place.
 var (
 	seed         = maphash.MakeSeed()
-	seed1, seed2 = rand.Uint64(), rand.Uint64() | 1
+	seed1, seed2 = rand.Uint64(), rand.Uint64()
 )
 
 func (d *dictionary) reset() {
-	d.plain, d.ends, d.keys = d.plain[:0], d.ends[:0], d.keys[:0]
+	d.plain, d.entries = d.plain[:0], append(d.entries[:0], none)
+	if len(d.table) == 0 {
+		d.table = make([]uint32, 64)
+	}
 	clear(d.table)
 }
 
-func (d *dictionary) len() int { return len(d.ends) }
+func (d *dictionary) len() int { return len(d.entries) - 1 }
 
 // truncate keeps the first n entries. No more can be added then.
 func (d *dictionary) truncate(n int) {
-	if n == 0 {
-		d.plain, d.ends = d.plain[:0], d.ends[:0]
-		return
-	}
-	d.plain, d.ends = d.plain[:d.ends[n-1]], d.ends[:n]
+	d.entries = d.entries[:n+1]
+	d.plain = d.plain[:d.entries[n].end]
 }
 
 // fixed puts the numbers of values of the same width into indices. It gives up where there would be too many entries.
 func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 	for i := range indices {
-		v := values[i*width : (i+1)*width]
-		var key uint64
+		var k key
 		switch width {
 		case 4:
-			key = uint64(binary.LittleEndian.Uint32(v))
+			k = key{uint64(binary.LittleEndian.Uint32(values[4*i:])), 0, 4}
 		case 8:
-			key = binary.LittleEndian.Uint64(v)
+			k = key{binary.LittleEndian.Uint64(values[8*i:]), 0, 8}
 		default:
-			key = longKey | maphash.Bytes(seed, v)
+			k = keyOf(values[i*width:], width)
 		}
-		entry := d.first(key)
-		if entry == 0 || d.keys[entry-1] != key || width != 4 && width != 8 && !d.is(entry, v) {
-			if entry = d.find(key, v, false, width == 4 || width == 8); entry == 0 {
+		n := d.table[k.place()&uint32(len(d.table)-1)]
+		if d.entries[n].key != k || width > keyBytes {
+			if n = d.find(k, values[i*width:(i+1)*width], false); n == 0 {
 				return false
 			}
 		}
-		indices[i] = entry - 1
+		indices[i] = n - 1
 	}
 	return true
 }
@@ -78,98 +89,79 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 // strings does as fixed; values are those of the column that are not null.
 func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte) bool {
 	offsets, content := col.Offsets(), col.Content()
-	begin, at := offsets[0], 0
-	for i, end := range offsets[1:] {
+	begin, at := int(offsets[0]), 0
+	for i, offset := range offsets[1:] {
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
 			continue // it has no content
 		}
-		v := content[begin:end]
-		key := keyOf(content[begin:], len(v))
-		begin = end
-		entry := d.first(key)
-		if entry == 0 || d.keys[entry-1] != key || key >= longKey && !d.is(entry, v) {
-			if entry = d.find(key, v, true, key < longKey); entry == 0 {
+		end := int(offset)
+		k := keyOf(content[begin:], end-begin)
+		n := d.table[k.place()&uint32(len(d.table)-1)]
+		if d.entries[n].key != k || end-begin > keyBytes {
+			if n = d.find(k, content[begin:end], true); n == 0 {
 				return false
 			}
 		}
-		indices[at] = entry - 1
+		begin = end
+		indices[at] = n - 1
 		at++
 	}
 	return true
 }
 
-// keyOf makes a key of the first n of some bytes.
-func keyOf(b []byte, n int) uint64 {
-	switch {
-	case n < 8 && len(b) >= 8:
-		return binary.LittleEndian.Uint64(b)&(1<<(8*n)-1) | uint64(n)<<56
-	case n < 8:
-		var v [8]byte
-		copy(v[:], b[:n])
-		return binary.LittleEndian.Uint64(v[:]) | uint64(n)<<56
-	case n <= 16:
-		high, low := bits.Mul64(binary.LittleEndian.Uint64(b)^seed1, binary.LittleEndian.Uint64(b[n-8:n])^seed2)
-		return longKey | (high ^ low)
-	default:
-		return longKey | maphash.Bytes(seed, b[:n])
+// keyOf is the key of the first n of some bytes. Most have few, of any number: so it asks little about that.
+func keyOf(b []byte, n int) key {
+	if n > keyBytes {
+		return key{maphash.Bytes(seed, b[:n]), 0, uint32(n)}
 	}
+	if len(b) < keyBytes {
+		var room [keyBytes]byte
+		copy(room[:], b)
+		b = room[:]
+	}
+	mask := uint64(math.MaxUint64) >> (64 - 8*min(n, 8))
+	return key{binary.LittleEndian.Uint64(b) & mask, binary.LittleEndian.Uint64(b[max(n-8, 0):]) & mask, uint32(n)}
 }
 
-func place(key uint64) uint32 {
-	high, low := bits.Mul64(key^seed1, seed2)
+func (k key) place() uint32 {
+	high, low := bits.Mul64(k.first^seed1, k.last^seed2)
 	return uint32(high ^ low)
 }
 
-// first is the entry that stands where one of this key would stand if no other did.
-func (d *dictionary) first(key uint64) uint32 {
-	if len(d.table) == 0 {
-		return 0
-	}
-	return d.table[place(key)&uint32(len(d.table)-1)]
-}
-
-// find finds the entry of a value, or makes it; 0 where there is no room. An exact key belongs to one value.
-func (d *dictionary) find(key uint64, v []byte, length, exact bool) uint32 {
-	if 2*len(d.ends) >= len(d.table) {
+// find finds the entry of a value, which may stand behind its length, or makes it; 0 where there is no room.
+func (d *dictionary) find(k key, v []byte, length bool) uint32 {
+	if 2*len(d.entries) > len(d.table) {
 		d.grow()
 	}
 	mask := uint32(len(d.table) - 1)
-	at := place(key) & mask
+	at := k.place() & mask
 	for ; d.table[at] != 0; at = (at + 1) & mask {
-		if entry := d.table[at]; d.keys[entry-1] == key && (exact || d.is(entry, v)) {
-			return entry
+		n := d.table[at]
+		if e := &d.entries[n]; e.key == k && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
+			return n
 		}
 	}
-	if len(d.ends) >= d.most || len(d.plain)+len(v)+4 > dictionaryBytes {
+	if d.len() >= d.most || len(d.plain)+len(v)+4 > dictionaryBytes {
 		return 0
 	}
 	if length {
 		d.plain = binary.LittleEndian.AppendUint32(d.plain, uint32(len(v)))
 	}
 	d.plain = append(d.plain, v...)
-	d.ends, d.keys = append(d.ends, uint32(len(d.plain))), append(d.keys, key)
-	d.table[at] = uint32(len(d.ends))
-	return d.table[at]
-}
-
-// is compares a value with an entry that has the same key, so that both have a length or neither.
-func (d *dictionary) is(entry uint32, v []byte) bool {
-	end, begin := d.ends[entry-1], uint32(0)
-	if entry > 1 {
-		begin = d.ends[entry-2]
-	}
-	have := d.plain[begin:end]
-	return len(have) >= len(v) && string(have[len(have)-len(v):]) == string(v) && (len(have) == len(v) || len(have) == len(v)+4)
+	n := uint32(len(d.entries))
+	d.entries = append(d.entries, entry{k, uint32(len(d.plain))})
+	d.table[at] = n
+	return n
 }
 
 func (d *dictionary) grow() {
-	d.table = make([]uint32, max(64, 2*len(d.table)))
+	d.table = make([]uint32, 2*len(d.table))
 	mask := uint32(len(d.table) - 1)
-	for i, key := range d.keys {
-		at := place(key) & mask
+	for n := 1; n < len(d.entries); n++ {
+		at := d.entries[n].place() & mask
 		for d.table[at] != 0 {
 			at = (at + 1) & mask
 		}
-		d.table[at] = uint32(i + 1)
+		d.table[at] = uint32(n)
 	}
 }
