@@ -118,7 +118,7 @@ func (n *node) write(s *shared, col columnar.Column, in slots) error {
 
 func (n *node) each(s *shared, in slots, columns ...columnar.Column) error {
 	for i, child := range n.children {
-		if err := child.write(s, columns[i], in); err != nil {
+		if err := child.write(s, columns[i], in); err != nil { //nolint:gosec // a column has as many parts as its field
 			return fmt.Errorf("%s: %w", child.name, err)
 		}
 	}

@@ -135,7 +135,7 @@ func open(r fataler, content []byte) (rows string, footer *metadata.FileMetaData
 	if err != nil {
 		r.Fatal(err)
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	f, err := pqarrow.NewFileReader(p, pqarrow.ArrowReadProperties{}, memory.DefaultAllocator)
 	if err != nil {
 		r.Fatal(err)

@@ -118,13 +118,13 @@ var errDecimal = errors.New("a number has more digits than the column")
 func (c *chunk) appendDecimals(b []byte, values []decimal128.Num) ([]byte, error) {
 	for _, v := range values {
 		low, high := int64(v.LowBits()), v.HighBits()
-		switch physical := c.column.PhysicalType(); {
-		case physical == parquet.Types.Int32:
+		switch c.column.PhysicalType() {
+		case parquet.Types.Int32:
 			if low != int64(int32(low)) || high != low>>63 {
 				return b, errDecimal
 			}
 			b = binary.LittleEndian.AppendUint32(b, uint32(low))
-		case physical == parquet.Types.Int64:
+		case parquet.Types.Int64:
 			if high != low>>63 {
 				return b, errDecimal
 			}
