@@ -5,7 +5,7 @@
 // compressed next. The rest is as small as Parquet lets it be: data pages of version 1, PLAIN or RLE_DICTIONARY, zstd. The schema
 // and the footer are arrow-go's, so the files are those that pqarrow writes from the same rows, and whoever reads those reads these.
 //
-//   - A column has a dictionary as long as that pays, whatever its type: where of the values of its first page no more than a third are
+//   - A column has a dictionary as long as that pays, whatever its type: where of the values of its first page no more than half are
 //     distinct. It goes on without one where it has become too large.
 //   - Bounds that are long are cut, as a lower and an upper one must be, and say so.
 //   - There are neither page indexes nor bounds of single pages: who wants to skip parts of a file has Iceberg's bounds of the file,
