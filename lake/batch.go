@@ -3,6 +3,7 @@ package lake
 import (
 	"time"
 
+	"github.com/apache/iceberg-go"
 	"github.com/google/uuid"
 )
 
@@ -13,6 +14,8 @@ type batch struct {
 	from      map[int32]int64 // where the table stands, of the partitions that this batch moves
 	progress  progress        // what the commit will record
 	rows      bool            // whether there are any: most events bring no row to a table of facts
+	deletes   []iceberg.DataFile // of rows that others take the place of
+	born      int64           // rows that take no other's place, of a table of state
 	bytes     int64           // of the records
 	first     time.Time       // when the first of it came,
 	last      time.Time       // and the last

@@ -54,7 +54,8 @@ func (l *Lake) All(ctx context.Context) ([]Name, error) {
 type Summary struct {
 	Name        string // with its namespace
 	Doc         string
-	Rows        int64 // those that deletes take away included
+	Rows        int64 // of a table of state, as landers count them; of another, those in its files
+	RowsInFiles int64 // those that deletes take away included
 	DataFiles   int64
 	DataBytes   int64
 	DeleteFiles int64
@@ -84,8 +85,14 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	}
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
 		total := func(key string) int64 { return int64(head.Summary.Properties.GetInt(key, 0)) }
-		s.Rows, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
+		s.RowsInFiles, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
+	}
+	s.Rows = s.RowsInFiles
+	if v := t.Properties()[propRows]; v != "" {
+		if s.Rows, err = strconv.ParseInt(v, 10, 64); err != nil {
+			return Summary{}, fmt.Errorf("table %s: property %s: %w", s.Name, propRows, err)
+		}
 	}
 	return s, nil
 }
@@ -125,7 +132,7 @@ type SnapshotState struct {
 	ID        int64
 	Time      time.Time
 	Operation string // append, overwrite, delete, replace
-	Rows      int64  // in the table
+	Rows      int64  // in the table's files, those that deletes take away included
 	Added     int64  // rows
 	Files     int64  // data files in the table
 	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table, of the

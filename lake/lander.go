@@ -134,8 +134,14 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		if !b.moved() || b.wait(l.config) > 0 && !reader.Wanted() {
 			continue
 		}
+		if err := l.settle(ctx, b, rows, writer); err != nil {
+			return landed, err
+		}
 		if err := l.land(ctx, b, writer); err != nil {
 			return landed, err
+		}
+		if held, ok := rows.(upserts); ok {
+			held.landed(b.progress.next)
 		}
 		landed = true
 		at.put(b.progress.next, b.progress.topicID)
@@ -255,7 +261,8 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 			return err
 		}
 	}
-	b.rows = b.rows || w.rows()
+	held, ok := rows.(upserts)
+	b.rows = b.rows || w.rows() || ok && held.held()
 	b.move(f.Partition, f.Next)
 	return l.config.at(ctx, l.table.Name, stepFetched)
 }

@@ -287,7 +287,7 @@ func compareLines(t *testing.T, s *shop, o outsideTable) {
 		for _, l := range lines {
 			w := maps.Clone(shared)
 			w["line"], w["sku"], w["description"] = fmt.Sprint(l.GetNumber()), l.GetSku(), l.GetDescription()
-			w["quantity"], w["unit_price"] = fmt.Sprint(l.GetQuantity()), amount(l.GetUnitPrice())
+			w["quantity"], w["unit_price"] = fmt.Sprint(l.GetQuantity()), moneyText(l.GetUnitPrice())
 			want[w["order_id"]+"#"+w["line"]] = w
 			addTo(t, wantTotal, w)
 		}
@@ -312,8 +312,8 @@ func compareLines(t *testing.T, s *shop, o outsideTable) {
 	compareRows(t, have, want)
 }
 
-// amount writes money with nine decimal places.
-func amount(m *money.Money) string {
+// moneyText writes money with nine decimal places.
+func moneyText(m *money.Money) string {
 	r := new(big.Rat).SetFrac(big.NewInt(int64(m.GetNanos())), big.NewInt(1e9))
 	return r.Add(r, new(big.Rat).SetInt64(m.GetUnits())).FloatString(9)
 }

@@ -18,6 +18,7 @@ const (
 	propCommit     = "millrace.commit-id"    // of the newest landing
 	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
 	propTopicID    = "millrace.topic-id"     // the topic that the offsets are of
+	propRows       = "millrace.rows"         // of a table of state: how many it has, without those that deletes take away
 	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
 
 	summaryNext = "millrace.next-offsets" // "partition=offset,…"
@@ -29,6 +30,7 @@ type progress struct {
 	commit  string
 	asOf    time.Time
 	topicID string
+	rows    int64 // of a table of state
 }
 
 func readProgress(topic string, props iceberg.Properties) (progress, error) {
@@ -45,6 +47,12 @@ func readProgress(topic string, props iceberg.Properties) (progress, error) {
 		}
 		if p.next[int32(partition)], err = strconv.ParseInt(v, 10, 64); err != nil {
 			return progress{}, fmt.Errorf("table property %s: %w", k, err)
+		}
+	}
+	if v := props[propRows]; v != "" {
+		var err error
+		if p.rows, err = strconv.ParseInt(v, 10, 64); err != nil {
+			return progress{}, fmt.Errorf("table property %s: %w", propRows, err)
 		}
 	}
 	if v := props[propAsOf]; v != "" {

@@ -107,6 +107,7 @@ type step string
 
 const (
 	stepFetched   step = "records fetched"
+	stepLookedUp  step = "rows before looked up" // of a table of state
 	stepClosed    step = "data file closed"
 	stepCommit    step = "about to commit"
 	stepCommitted step = "committed, answer not used yet"

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
@@ -154,16 +156,10 @@ func (s *shop) check(t testing.TB, l *Lake) {
 			t.Errorf("events of %s: table %v, topic %v", agg.Name, have.Total(), want.Total())
 		}
 	}
-	want, err := ExpectedOrderLinesDigest(s.all(event.Order))
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := l.OrderLinesDigest(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if have.Total() != want.Total() {
-		t.Errorf("order_lines: table %v, topic %v", have.Total(), want.Total())
+	for _, agg := range event.Aggregates() {
+		for _, name := range Derived(agg) {
+			s.checkDerived(t, l, agg, name)
+		}
 	}
 	states, err := l.Tables(t.Context())
 	if err != nil {
@@ -171,6 +167,29 @@ func (s *shop) check(t testing.TB, l *Lake) {
 	}
 	for _, state := range states {
 		checkOrigins(t, l, state)
+	}
+}
+
+// checkDerived compares a table with what the events make, stream by stream.
+func (s *shop) checkDerived(t testing.TB, l *Lake, agg event.Aggregate, name string) {
+	t.Helper()
+	want, err := ExpectedDigest(name, s.all(agg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := l.Digest(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if maps.Equal(have.Streams, want.Streams) {
+		return
+	}
+	t.Errorf("%s: table %v, topic %v", name, have.Total(), want.Total())
+	for stream, w := range want.Streams {
+		if h := have.Streams[stream]; h != w {
+			t.Errorf("%s: of %s the table has %v, the topic %v", name, stream, h, w)
+			return
+		}
 	}
 }
 
@@ -223,12 +242,43 @@ func checkFiles(t testing.TB, l *Lake) {
 		for _, task := range tasks {
 			used[filepath.Base(task.File.FilePath())] = true
 		}
+		for _, f := range deleteFiles(t, have) {
+			used[filepath.Base(f.FilePath())] = true
+		}
 		for _, name := range filesBelow(t, have, "data") {
 			if !used[name] {
 				t.Errorf("%s: data file %s belongs to no snapshot", decl.Name, name)
 			}
 		}
 	}
+}
+
+// deleteFiles are all files of deletes that a table has, also those that hit nothing.
+func deleteFiles(t testing.TB, have *table.Table) (all []iceberg.DataFile) {
+	t.Helper()
+	head := have.CurrentSnapshot()
+	if head == nil {
+		return nil
+	}
+	files, err := have.FS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifests, err := head.Manifests(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range manifests {
+		for e, err := range m.Entries(files, true) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.DataFile().ContentType() != iceberg.EntryContentData {
+				all = append(all, e.DataFile())
+			}
+		}
+	}
+	return all
 }
 
 // filesBelow lists the files in one of a table's folders.
