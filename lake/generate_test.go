@@ -75,8 +75,8 @@ type openOrder struct {
 	lines    uint32 // so far
 }
 
-// orderEvents makes the first events of one order: placed, sometimes added to, mostly confirmed.
-func (g *generator) orderEvents() []event.Event {
+// placed makes an order.
+func (g *generator) placed() (*openOrder, event.Event) {
 	o := &openOrder{
 		id: g.uuid().String(), ordered: timestamppb.New(event.Time(g.now)),
 		country: []string{"United Kingdom", "EIRE", "DE", "Côte d'Ivoire"}[g.rnd.IntN(4)],
@@ -84,10 +84,16 @@ func (g *generator) orderEvents() []event.Event {
 	if g.rnd.IntN(4) > 0 {
 		o.customer = proto.String(g.uuid().String())
 	}
-	events := []event.Event{g.event(event.Order, o.id, "millrace.order.v1.OrderPlaced", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
+	return o, g.event(event.Order, o.id, "millrace.order.v1.OrderPlaced", &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
 		OrderId: o.id, CustomerId: o.customer, Reference: fmt.Sprint(g.rnd.IntN(1e6)), Currency: "GBP", Country: o.country,
 		Lines: g.lines(o, 1+g.rnd.IntN(6)), Total: g.money(), OrderedAt: o.ordered,
-	}}})}
+	}}})
+}
+
+// orderEvents makes the first events of one order: placed, sometimes added to, mostly confirmed.
+func (g *generator) orderEvents() []event.Event {
+	o, first := g.placed()
+	events := []event.Event{first}
 	if g.rnd.IntN(5) == 0 {
 		events = append(events, g.linesAdded(o))
 	}
