@@ -68,7 +68,7 @@ func TestCatalogFaults(t *testing.T) {
 		s := newShop(t)
 		s.mustTrade(t, 100)
 		for _, kind := range []fault{refused, fails, lost} {
-			for _, name := range []string{ordersEvents.Name, orderLines.Name} {
+			for _, name := range []string{ordersEvents.Name, orderLines.Name, ordersCurrent.Name} {
 				t.Run(fmt.Sprintf("%s/%.6s", name, kind), func(t *testing.T) {
 					l := openLake(t, fresh(t))
 					var commits atomic.Int64
@@ -100,7 +100,7 @@ func TestErrorsAtEachStep(t *testing.T) {
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
 		s.mustTrade(t, 100)
-		for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
+		for _, at := range []step{stepFetched, stepLookedUp, stepClosed, stepCommit, stepCommitted} {
 			t.Run(string(at), func(t *testing.T) {
 				l := openLake(t, fresh(t))
 				var mu sync.Mutex
@@ -119,6 +119,8 @@ func TestErrorsAtEachStep(t *testing.T) {
 				}
 				stop := start(t, l, c)
 				s.landed(t, l)
+				s.mustTrade(t, 30) // some of it changes what is there
+				s.landed(t, l)
 				mustStop(t, stop)
 				s.check(t, l)
 				checkFiles(t, l)
@@ -131,8 +133,11 @@ func TestErrorsAtEachStep(t *testing.T) {
 func TestZombie(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
-		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-			for _, at := range []step{stepClosed, stepCommit} {
+		for _, name := range []string{ordersEvents.Name, orderLines.Name, ordersCurrent.Name} {
+			for _, at := range []step{stepLookedUp, stepClosed, stepCommit} {
+				if at == stepLookedUp && name != ordersCurrent.Name {
+					continue
+				}
 				t.Run(fmt.Sprintf("%s/%s", name, at), func(t *testing.T) {
 					t.Parallel()
 					s := newShop(t)
@@ -191,6 +196,7 @@ func TestRandomFaults(t *testing.T) {
 		s := newShop(t)
 		s.mustTrade(t, 60)
 		rapid.Check(t, func(rt *rapid.T) {
+			name := rapid.SampledFrom([]string{ordersEvents.Name, ordersCurrent.Name}).Draw(rt, "table")
 			faults := rapid.SliceOfN(rapid.SampledFrom([]fault{works, refused, fails, lost}), 1, 12).Draw(rt, "faults")
 			steps := rapid.SliceOfN(rapid.Bool(), 1, 12).Draw(rt, "errors at steps")
 			config := fresh(t)
@@ -202,7 +208,7 @@ func TestRandomFaults(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				l.catalog = &faultyCatalog{Catalog: l.catalog, table: ordersEvents.Name, fault: func() fault {
+				l.catalog = &faultyCatalog{Catalog: l.catalog, table: name, fault: func() fault {
 					if i := int(commits.Add(1)); i <= len(faults) {
 						return faults[i-1]
 					}
@@ -210,7 +216,7 @@ func TestRandomFaults(t *testing.T) {
 				}}
 				c := s.runConfig()
 				c.hook = func(_ context.Context, table string, _ step) error {
-					if i := int(hooks.Add(1)); table == ordersEvents.Name && i <= len(steps) && steps[i-1] {
+					if i := int(hooks.Add(1)); table == name && i <= len(steps) && steps[i-1] {
 						return errFault
 					}
 					return nil

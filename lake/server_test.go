@@ -402,11 +402,13 @@ func TestProcessesShareTables(t *testing.T) {
 				}
 			}
 		})
-		const name = "orders_events"
+		names := []string{ordersEvents.Name, ordersCurrent.Name}
 		eventually(t, func() error {
 			for i := range said {
-				if said[i].last("table="+name, "landing") == "" {
-					return fmt.Errorf("process %d lands nothing", i)
+				for _, name := range names {
+					if said[i].last("table="+name, "landing") == "" {
+						return fmt.Errorf("process %d lands nothing in %s", i, name)
+					}
 				}
 			}
 			return nil
@@ -419,9 +421,11 @@ func TestProcessesShareTables(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, func() error {
-				for partition, next := range stateOf(t, l, name).Offsets {
-					if next < ends[partition] {
-						return fmt.Errorf("%s, and partition %d stands at %d of %d", why, partition, next, ends[partition])
+				for _, name := range names {
+					for partition, next := range stateOf(t, l, name).Offsets {
+						if next < ends[partition] {
+							return fmt.Errorf("%s, and partition %d of %s stands at %d of %d", why, partition, name, next, ends[partition])
+						}
 					}
 				}
 				return nil
