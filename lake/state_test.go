@@ -5,9 +5,13 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 	"pgregory.net/rapid"
 
@@ -241,4 +245,202 @@ func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 			w.check(step)
 		}
 	})
+}
+
+// A row that is lost, doubled or changed behind our back shows in the digest, and in no other stream's.
+func TestTamperedStateIsNoticed(t *testing.T) {
+	t.Parallel()
+	for name, tamper := range map[string]func(w *stateWorld, tx *table.Transaction, key string) error{
+		"lost": func(w *stateWorld, tx *table.Transaction, key string) error {
+			deletes, err := w.deletesOf(key)
+			if err != nil {
+				return err
+			}
+			return tx.NewRowDelta(nil).AddDeletes(deletes...).Commit(w.t.Context())
+		},
+		"doubled": func(w *stateWorld, tx *table.Transaction, _ string) error {
+			tasks, err := w.load().Scan().PlanFiles(w.t.Context())
+			if err != nil {
+				return err
+			}
+			at := slices.IndexFunc(tasks, func(task table.FileScanTask) bool { return task.File.Count() == 1 })
+			return tx.AddDataFiles(w.t.Context(), []iceberg.DataFile{tasks[at].File}, nil, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
+		},
+		"brought back": func(w *stateWorld, tx *table.Transaction, _ string) error {
+			rewrite := tx.NewRewrite(nil)
+			for _, f := range deleteFiles(w.t, w.load()) {
+				rewrite.DeleteFile(f)
+			}
+			return rewrite.Commit(w.t.Context())
+		},
+		"changed": func(w *stateWorld, tx *table.Transaction, _ string) error {
+			later := w.topic[0][0]
+			later.Version = 100
+			later.RecordedAt = later.RecordedAt.Add(time.Microsecond)
+			_, err := w.landers[0].writer.append(w.t.Context(), w.landers[0].rows, record(later, 0, 0))
+			if err != nil {
+				return err
+			}
+			b := newBatch(&positions{next: w.stands()}, time.Time{})
+			b.move(0, w.stands()[0])
+			if err := w.landers[0].settle(w.t.Context(), b, w.landers[0].rows, w.landers[0].writer); err != nil {
+				return err
+			}
+			files, err := w.landers[0].writer.finish(w.t.Context(), b.id)
+			if err != nil {
+				return err
+			}
+			return stageRows(w.t.Context(), tx, files, b)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newStateWorld(t, ordersCurrent, 1)
+			g := newGenerator(3)
+			for range 5 {
+				w.topic[0] = append(w.topic[0], g.orderEvents()...)
+			}
+			first := w.topic[0][0].Stream
+			w.mustLand(0, 0, len(w.topic[0]))
+			w.topic[0] = append(w.topic[0], g.cancelled(&openOrder{id: first}))
+			w.mustLand(0, 0, 1)
+			w.check("landing")
+			before, err := w.lake.Digest(t.Context(), w.decl.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx := w.load().NewTransaction()
+			if err := tamper(w, tx, first); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			after, err := w.lake.Digest(t.Context(), w.decl.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after.Streams[first] == before.Streams[first] {
+				t.Error("the digest is the same")
+			}
+			delete(after.Streams, first)
+			delete(before.Streams, first)
+			if !maps.Equal(after.Streams, before.Streams) {
+				t.Errorf("other streams have changed: %v, %v", before.Streams, after.Streams)
+			}
+		})
+	}
+}
+
+// deletesOf writes a file that deletes one key's row.
+func (w *stateWorld) deletesOf(key string) ([]iceberg.DataFile, error) {
+	held := w.landers[0].rows.(upserts)
+	return writeDeletes(w.t.Context(), w.load(), w.landers[0].writer, "tampering", held.columns()[0], held.columns()[0].Name, []string{key})
+}
+
+// What is known of a table's rows, or certain not to be there, is not looked up: streams that are new, and those that were landed
+// in the same session. All else is looked up once, in one scan.
+func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
+	t.Parallel()
+	w := newStateWorld(t, ordersCurrent, 2)
+	g := newGenerator(5)
+	o, e := g.placed()
+	other, e2 := g.placed()
+	w.topic[0] = []event.Event{e, e2, g.confirmed(o), g.cancelled(o), g.linesAdded(other), g.confirmed(other)}
+	missing := func(i int, most int) int {
+		t.Helper()
+		b := w.gather(i, 0, most)
+		keys := w.landers[i].rows.(upserts).missing(b.from)
+		if err := w.land(t.Context(), i, b); err != nil {
+			t.Fatal(err)
+		}
+		w.check("landing")
+		return len(keys)
+	}
+	for what, c := range []struct{ lander, most, looked int }{
+		{0, 2, 0}, // new
+		{0, 1, 0}, // landed by the same
+		{1, 1, 1}, // by the other
+		{0, 2, 1}, // the other has landed meanwhile: nothing that was known counts
+	} {
+		if n := missing(c.lander, c.most); n != c.looked {
+			t.Errorf("landing %d: %d keys are looked up, want %d", what, n, c.looked)
+		}
+	}
+}
+
+// More keys than a list of names may hold are found all the same.
+func TestManyRowsAreLookedUp(t *testing.T) {
+	t.Parallel()
+	w := newStateWorld(t, ordersCurrent, 1)
+	g := newGenerator(9)
+	var later []event.Event
+	for range 3 * namedKeys {
+		o, e := g.placed()
+		w.topic[0] = append(w.topic[0], e)
+		later = append(later, g.confirmed(o))
+	}
+	w.mustLand(0, 0, len(w.topic[0]))
+	w.topic[0] = append(w.topic[0], later...)
+	w.restart(0)
+	w.mustLand(0, 0, len(later))
+	w.check("landing")
+}
+
+// Events that come again, with versions that a row has passed, change nothing.
+func TestOldVersionsChangeNothing(t *testing.T) {
+	t.Parallel()
+	w := newStateWorld(t, ordersCurrent, 1)
+	g := newGenerator(11)
+	o, placed := g.placed()
+	confirmed := g.confirmed(o)
+	w.topic[0] = []event.Event{placed, confirmed}
+	w.mustLand(0, 0, 2)
+	before := w.load().CurrentSnapshot().SnapshotID
+	w.topic[0] = append(w.topic[0], confirmed, placed)
+	w.mustLand(0, 0, 2)
+	w.check("landing")
+	if w.load().CurrentSnapshot().SnapshotID != before || w.stands()[0] != 4 {
+		t.Errorf("the table was changed, or stands at %v", w.stands())
+	}
+	w.restart(0)
+	w.topic[0] = append(w.topic[0], confirmed)
+	w.mustLand(0, 0, 1)
+	w.check("landing anew")
+}
+
+// An order whose first event could not be read goes on with what the later ones say.
+func TestGapInAStream(t *testing.T) {
+	t.Parallel()
+	w := newStateWorld(t, ordersCurrent, 1)
+	g := newGenerator(13)
+	o, placed := g.placed()
+	placed.Data = garbled
+	w.topic[0] = []event.Event{placed, g.linesAdded(o), g.confirmed(o)}
+	for range w.topic[0] {
+		w.mustLand(0, 0, 1)
+		w.check("landing")
+	}
+	rows := 0
+	err := w.lake.scan(t.Context(), w.decl.identifier(), func(rec arrow.RecordBatch) error {
+		column := func(name string) arrow.Array { return rec.Column(rec.Schema().FieldIndices(name)[0]) }
+		rows += int(rec.NumRows())
+		for i := range int(rec.NumRows()) {
+			if v := column("version").(*array.Int64).Value(i); v != 3 {
+				t.Errorf("version %d", v)
+			}
+			if s := column("status").(*array.String).Value(i); s != "confirmed" {
+				t.Errorf("status %q", s)
+			}
+			for _, name := range []string{"currency", "ordered_at"} {
+				if !column(name).IsNull(i) {
+					t.Errorf("%s is known", name)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || rows != 1 {
+		t.Errorf("%d rows, %v", rows, err)
+	}
 }
