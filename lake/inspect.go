@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -89,10 +90,10 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
 	}
 	s.Rows = s.RowsInFiles
-	if v := t.Properties()[propRows]; v != "" {
-		if s.Rows, err = strconv.ParseInt(v, 10, 64); err != nil {
-			return Summary{}, fmt.Errorf("table %s: property %s: %w", s.Name, propRows, err)
-		}
+	if counted, err := readRows(t.Properties()); err != nil {
+		return Summary{}, fmt.Errorf("table %s: %w", s.Name, err)
+	} else if counted > 0 {
+		s.Rows = counted
 	}
 	return s, nil
 }
@@ -230,9 +231,15 @@ func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.load(ctx, name) }
 }
 
+// How often tables of state are compacted: each of their commits brings deletes, which every reader applies.
+const compactStates = time.Minute
+
 // keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
 func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
+	if t.keyed && c.CompactEvery == 0 {
+		c.CompactEvery = compactStates
+	}
 	load := func(ctx context.Context) (*table.Table, error) {
 		if !turn() {
 			return nil, errNotOurTurn
@@ -245,7 +252,11 @@ func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn fun
 		case err != nil:
 			log.Warn("maintenance failed and is done again later", "error", err)
 		default:
-			log.Info("maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
+			level := slog.LevelInfo
+			if r.Compacted.Commits+r.Manifests.Before+r.Expired.Snapshots+r.Orphans.Files == 0 {
+				level = slog.LevelDebug
+			}
+			log.Log(context.Background(), level, "maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
 		}
 	})
 }

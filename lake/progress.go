@@ -49,19 +49,29 @@ func readProgress(topic string, props iceberg.Properties) (progress, error) {
 			return progress{}, fmt.Errorf("table property %s: %w", k, err)
 		}
 	}
-	if v := props[propRows]; v != "" {
-		var err error
-		if p.rows, err = strconv.ParseInt(v, 10, 64); err != nil {
-			return progress{}, fmt.Errorf("table property %s: %w", propRows, err)
-		}
+	var err error
+	if p.rows, err = readRows(props); err != nil {
+		return progress{}, err
 	}
 	if v := props[propAsOf]; v != "" {
-		var err error
 		if p.asOf, err = time.Parse(time.RFC3339Nano, v); err != nil {
 			return progress{}, fmt.Errorf("table property %s: %w", propAsOf, err)
 		}
 	}
 	return p, nil
+}
+
+// readRows is how many rows landers count; 0 where they do not.
+func readRows(props iceberg.Properties) (int64, error) {
+	v := props[propRows]
+	if v == "" {
+		return 0, nil
+	}
+	rows, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("table property %s: %w", propRows, err)
+	}
+	return rows, nil
 }
 
 // properties is what readProgress reads.

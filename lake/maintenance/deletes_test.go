@@ -1,8 +1,10 @@
 package maintenance
 
 import (
+	"context"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
@@ -67,5 +69,38 @@ func TestDeletesThatHitNothing(t *testing.T) {
 	w.mustRun(w.config())
 	if w.table().CurrentSnapshot().SnapshotID != before {
 		t.Error("a run with nothing to do made a state")
+	}
+}
+
+// Between whole runs Keep compacts.
+func TestKeepCompactsInBetween(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.append(sequenceOf(0, 10))
+	c := w.config()
+	c.Every, c.CompactEvery = time.Hour, 10*time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	runs := 0
+	err := Keep(ctx, w.load, c, func(r Report, err error) {
+		if err != nil {
+			t.Error(err)
+			cancel()
+		}
+		switch runs++; {
+		case runs == 1: // the whole one
+			w.upsert(sequenceOf(0, 10)...)
+		case r.Compacted.Commits > 0:
+			cancel()
+		case runs > 1000:
+			t.Error("nothing is compacted")
+			cancel()
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	w.kept(sequenceOf(0, 10))
+	if n := w.deletesLeft(); n != 0 {
+		t.Errorf("%d files of deletes are left", n)
 	}
 }
