@@ -64,7 +64,7 @@ func newLakeTables(a *app) *cobra.Command {
 		Short: "List the tables: rows, files, bytes, history, how fresh",
 		Long: `List the tables. Rows are those that a query finds, where landers count them, and else all rows in the table's files; rows in files
 are those too that deletes take away, until maintenance does.`,
-		Args:  cobra.NoArgs,
+		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, _ []string) error {

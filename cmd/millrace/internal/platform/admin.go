@@ -317,7 +317,9 @@ func (p *Platform) subjects() []verify.Subject {
 		for _, name := range lake.Derived(a) {
 			derived("rows", "table "+name,
 				func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, name) },
-				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) { return lake.ExpectedDigest(name, events) })
+				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+					return lake.ExpectedDigest(name, events)
+				})
 		}
 		subjects = append(subjects, s)
 	}
