@@ -38,13 +38,20 @@ func steps() []step {
 			step{role: "views", point: "view." + view + ".positions.after", name: name + " after positions", at: 2, after: true},
 		)
 	}
-	for _, table := range []string{"orders_events", "order_lines"} {
+	for _, table := range []string{"orders_events", "order_lines", "orders_current"} {
 		all = append(all,
 			step{role: "lake", point: "lake." + table + ".records fetched", name: table + " records fetched", at: 2},
 			step{role: "lake", point: "lake." + table + ".data file closed", name: table + " data file closed", at: 1},
 			step{role: "lake", point: "lake." + table + ".about to commit", name: table + " about to commit", at: 1},
 			step{role: "lake", point: "lake." + table + ".committed, answer not used yet", name: table + " committed", at: 1, after: true},
 		)
+	}
+	all = append(all, step{role: "lake", point: "lake.orders_current.rows before looked up", name: "orders_current rows looked up", at: 1})
+	for _, st := range []struct {
+		point string
+		after bool
+	}{{"compact.written", false}, {"compact.commit", false}, {"compact.committed", true}, {"expire.commit", false}, {"expire.committed", true}} {
+		all = append(all, step{role: "lake", point: "maintenance." + st.point, name: "maintenance " + st.point, at: 1, after: st.after})
 	}
 	return all
 }
@@ -58,11 +65,7 @@ func realRows() []row {
 	for _, st := range steps() {
 		at := st.role + "/" + st.name + "/"
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
-		if st.after {
-			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
-		} else {
-			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
-		}
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
 	}
 	rows = append(rows, serverRows()...)
@@ -119,11 +122,7 @@ func embeddedRows() []row {
 	for _, st := range steps() {
 		at := "embedded/" + st.role + "/" + st.name + "/"
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
-		if st.after {
-			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
-		} else {
-			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
-		}
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 	}
 	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
 	// a commit of the lake.
