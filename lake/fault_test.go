@@ -70,7 +70,7 @@ func TestCatalogFaults(t *testing.T) {
 		for _, kind := range []fault{refused, fails, lost} {
 			for _, name := range []string{ordersEvents.Name, orderLines.Name, ordersCurrent.Name} {
 				t.Run(fmt.Sprintf("%s/%.6s", name, kind), func(t *testing.T) {
-					l := openLake(t, fresh(t))
+					l := openLake(t, ordersOnly(fresh(t)))
 					var commits atomic.Int64
 					l.catalog = &faultyCatalog{Catalog: l.catalog, table: name, fault: func() fault {
 						if commits.Add(1)%2 == 1 {
@@ -102,7 +102,7 @@ func TestErrorsAtEachStep(t *testing.T) {
 		s.mustTrade(t, 100)
 		for _, at := range []step{stepFetched, stepLookedUp, stepClosed, stepCommit, stepCommitted} {
 			t.Run(string(at), func(t *testing.T) {
-				l := openLake(t, fresh(t))
+				l := openLake(t, ordersOnly(fresh(t)))
 				var mu sync.Mutex
 				times := map[string]int{}
 				c := s.runConfig()
@@ -142,7 +142,7 @@ func TestZombie(t *testing.T) {
 					t.Parallel()
 					s := newShop(t)
 					s.mustTrade(t, 60)
-					config := fresh(t)
+					config := ordersOnly(fresh(t))
 
 					var log logged
 					logging := config
@@ -199,7 +199,7 @@ func TestRandomFaults(t *testing.T) {
 			name := rapid.SampledFrom([]string{ordersEvents.Name, ordersCurrent.Name}).Draw(rt, "table")
 			faults := rapid.SliceOfN(rapid.SampledFrom([]fault{works, refused, fails, lost}), 1, 12).Draw(rt, "faults")
 			steps := rapid.SliceOfN(rapid.Bool(), 1, 12).Draw(rt, "errors at steps")
-			config := fresh(t)
+			config := ordersOnly(fresh(t))
 			var stops []func() error
 			var lakes []*Lake
 			var commits, hooks atomic.Int64
@@ -239,7 +239,7 @@ func TestFindCommit(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
-		l := openLake(t, fresh(t))
+		l := openLake(t, ordersOnly(fresh(t)))
 		stop := start(t, l, s.runConfig())
 		var ids []string
 		var bases []int64

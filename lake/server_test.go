@@ -54,7 +54,7 @@ func TestStoreFaults(t *testing.T) {
 				t.Parallel()
 				s := newShop(t)
 				s.mustTrade(t, 30)
-				config := serverLake(t)
+				config := ordersOnly(serverLake(t))
 				l := openLake(t, config) // made while all is well
 				proxy, err := s3server.NewProxy(config.S3.Endpoint)
 				if err != nil {
@@ -98,7 +98,7 @@ func TestStoreGoesAway(t *testing.T) {
 	store := own.Config(t)
 	t.Cleanup(func() { _ = own.Stop() })
 	s := newShop(t)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	config.S3.Endpoint = store.Endpoint
 	var log logged
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
@@ -140,7 +140,7 @@ func TestCatalogCrashes(t *testing.T) {
 	conn := own.ConnString(t)
 	t.Cleanup(func() { _ = own.Stop() })
 	s := newShop(t)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	config.Catalog = newCatalog(t, conn)
 	l := openLake(t, config)
 	stop := start(t, l, s.runConfig())
@@ -242,7 +242,7 @@ func TestCatalogAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.mustTrade(t, 60)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	conn := catalogs.ConnString(t)
 	var commits, dropped atomic.Int64
 	host, port, err := net.SplitHostPort(deafProxy(t, conn, func() bool {
@@ -368,7 +368,7 @@ func TestProcessesShareTables(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
-		config := fresh(t)
+		config := ordersOnly(fresh(t))
 		sleeps := onServer(config.Catalog)
 		if sleeps {
 			config.Catalog += "&idle_in_transaction_session_timeout=5000"
