@@ -28,7 +28,6 @@ func TestStoreFaults(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func(method, path string) bool{
 		"writing data":      func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".parquet") },
-		"reading data":      func(m, p string) bool { return m == http.MethodGet && strings.HasSuffix(p, ".parquet") },
 		"writing manifests": func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".avro") },
 		"reading manifests": func(m, p string) bool { return m == http.MethodGet && strings.HasSuffix(p, ".avro") },
 		"writing metadata":  func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".metadata.json") },
