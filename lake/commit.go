@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/apache/iceberg-go"
@@ -96,7 +97,9 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
 	// stale one, which nothing but rows would stop, does no harm.
 	if len(files) > 0 {
-		err := tx.AddDataFiles(ctx, files, b.progress.summary(), table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
+		whole := progress{next: maps.Clone(at.next), commit: b.id}
+		maps.Copy(whole.next, b.progress.next)
+		err := tx.AddDataFiles(ctx, files, whole.summary(), table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 		if err != nil {
 			return unknownBase, fmt.Errorf("stage commit: %w", err)
 		}
