@@ -1,10 +1,14 @@
 package foreign_test
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +21,6 @@ import (
 	reg "github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
-	registryserver "github.com/millrace/millrace/test/servers/registry"
 )
 
 // subject registers schemas, and writes values with them, as others' producers do.
@@ -115,12 +118,12 @@ func record(fields string) string {
 func TestAvroLands(t *testing.T) {
 	t.Parallel()
 	brokers.Each(t, func(t *testing.T, brokers string) {
-		url := registry.URL(t)
+		at := registry.URL(t)
 		w := newWorld(t, brokers)
-		s := newSubject(t, url, w.topic+"-value")
+		s := newSubject(t, at, w.topic+"-value")
 		first := s.avro(record(`{"name":"id","type":"string"},{"name":"n","type":"int"},{"name":"gone","type":["null","string"]}`))
 		w.put(t, 0, first(`{"id":"a","n":1,"gone":{"string":"g"}}`))
-		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, url))
+		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +148,7 @@ func TestAvroLands(t *testing.T) {
 			}
 		}
 		// A lander that starts later begins with what the table has, whatever the newest schema is.
-		if _, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{Name: "nowhere"}, client(t, url)); err == nil || !strings.Contains(err.Error(), "nowhere") {
+		if _, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{Name: "nowhere"}, client(t, at)); err == nil || !strings.Contains(err.Error(), "nowhere") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -153,9 +156,9 @@ func TestAvroLands(t *testing.T) {
 
 func TestProtobufLands(t *testing.T) {
 	t.Parallel()
-	url := registry.URL(t)
+	at := registry.URL(t)
 	w := newWorld(t, kafkaserver.Embedded(t))
-	s := newSubject(t, url, w.topic+"-value")
+	s := newSubject(t, at, w.topic+"-value")
 	made := s.register("common/who.proto", sr.Schema{Schema: who, Type: sr.TypeProtobuf})
 	reference := sr.SchemaReference{Name: "common/who.proto", Subject: "common/who.proto", Version: made.Version}
 	file := func(fields string) string {
@@ -165,7 +168,7 @@ func TestProtobufLands(t *testing.T) {
 	newer := file(`string page = 1; int64 n = 2; Who who = 3; string referrer = 5;`)
 	first, other := s.protobuf(older, 0, reference), s.protobuf(older, 1, reference)
 	w.put(t, 0, first(`page: "/a" n: 1 who { id: "w" } gone: "g"`), other(`x: "x"`))
-	c := client(t, url)
+	c := client(t, at)
 	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, c)
 	if err != nil {
 		t.Fatal(err)
@@ -191,12 +194,12 @@ func TestProtobufLands(t *testing.T) {
 // JSON with a frame lands by what its values say.
 func TestFramedJSONLands(t *testing.T) {
 	t.Parallel()
-	url := registry.URL(t)
+	at := registry.URL(t)
 	w := newWorld(t, kafkaserver.Embedded(t))
-	s := newSubject(t, url, w.topic+"-value")
-	id := s.register(s.name, sr.Schema{Schema: `{"type":"object"}`, Type: sr.TypeJSON}).ID
+	s := newSubject(t, at, w.topic+"-value")
+	id := s.register(s.name, sr.Schema{Schema: `{"$schema":"http://json-schema.org/draft-07/schema#","type":"object"}`, Type: sr.TypeJSON}).ID
 	w.put(t, 0, frame(id, []byte(`{"a":1}`)...), frame(id, []byte(`{"a":1.5,"b":[]}`)...))
-	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, url))
+	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,22 +210,30 @@ func TestFramedJSONLands(t *testing.T) {
 // While the registry is away, values of schemas that it has told land, and others wait for it.
 func TestRegistryGoesAway(t *testing.T) {
 	t.Parallel()
-	var own registryserver.Server
-	url := own.URL(t)
-	t.Cleanup(func() { _ = own.Stop() })
+	behind, err := url.Parse(registry.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var away atomic.Bool
+	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			panic(http.ErrAbortHandler) // the connection breaks
+		}
+		httputil.NewSingleHostReverseProxy(&url.URL{Scheme: behind.Scheme, Host: behind.Host}).ServeHTTP(w, r)
+	}))
+	t.Cleanup(door.Close)
+	address := door.URL + behind.Path
 	w := newWorld(t, kafkaserver.Embedded(t))
-	s := newSubject(t, url, w.topic+"-value")
+	s := newSubject(t, behind.String(), w.topic+"-value")
 	known, later := s.avro(record(`{"name":"id","type":"string"}`)), s.avro(record(`{"name":"id","type":"string"},{"name":"more","type":"int"}`))
 	w.put(t, 0, known(`{"id":"a"}`))
-	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, url))
+	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, address))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l, stop := w.start(t, table)
 	w.landed(t, l)
-	if err := own.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	away.Store(true)
 	third := frame(1<<20, 2, 'x') // of a schema that nobody has told, and that there is not
 	w.put(t, 0, known(`{"id":"b"}`), third)
 	w.put(t, 1, known(`{"id":"c"}`), later(`{"id":"d","more":1}`))
@@ -240,9 +251,7 @@ func TestRegistryGoesAway(t *testing.T) {
 		}
 		return nil
 	})
-	if err := own.Restart(context.WithoutCancel(t.Context())); err != nil {
-		t.Fatal(err)
-	}
+	away.Store(false)
 	w.landed(t, l)
 	stop()
 	w.have(t, map[int32][]string{0: {`{"id":"a"}`, `{"id":"b"}`}, 1: {`{"id":"c"}`, `{"id":"d","more":1}`}})
