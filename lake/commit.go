@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -99,11 +100,15 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	// stale one, which nothing but rows would stop, does no harm.
 	props := reaches.properties(l.table.Topic)
 	if len(files) > 0 {
-		if err := stageRows(ctx, tx, files, b); err != nil {
-			return unknownBase, fmt.Errorf("stage commit: %w", err)
-		}
+		whole := progress{next: maps.Clone(at.next), commit: b.id}
+		maps.Copy(whole.next, b.progress.next)
+		summary := whole.summary()
 		if l.table.keyed {
 			props[propRows] = strconv.FormatInt(at.rows+b.born, 10)
+			summary[propRows] = props[propRows]
+		}
+		if err := stageRows(ctx, tx, files, b.deletes, summary); err != nil {
+			return unknownBase, fmt.Errorf("stage commit: %w", err)
 		}
 	}
 	if err := tx.SetProperties(props); err != nil {
@@ -119,11 +124,11 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 }
 
 // stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have brought.
-func stageRows(ctx context.Context, tx *table.Transaction, files []iceberg.DataFile, b *batch) error {
-	if len(b.deletes) > 0 {
-		return tx.NewRowDelta(b.progress.summary()).AddRows(files...).AddDeletes(b.deletes...).Commit(ctx)
+func stageRows(ctx context.Context, tx *table.Transaction, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
+	if len(deletes) > 0 {
+		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
 	}
-	return tx.AddDataFiles(ctx, files, b.progress.summary(), table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
+	return tx.AddDataFiles(ctx, files, summary, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 }
 
 // discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not certain

@@ -136,8 +136,8 @@ type SnapshotState struct {
 	Rows      int64  // in the table's files, those that deletes take away included
 	Added     int64  // rows
 	Files     int64  // data files in the table
-	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table, of the
-	// partitions that the commit moved. Empty for the commits of others.
+	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table. A compaction keeps
+	// it. Empty for the commits of others.
 	Offsets string
 	Commit  string // the lander's id of it
 	Current bool

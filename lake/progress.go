@@ -10,10 +10,12 @@ import (
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction and
-// the expiry of snapshots keep them. The summary of each snapshot repeats those of its own commit for readers of history.
+// the expiry of snapshots keep them. The summary of each snapshot repeats the offsets as they are with it, for readers of history.
 const (
 	propCommit     = "millrace.commit-id"    // of the newest landing
 	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
@@ -21,7 +23,7 @@ const (
 	propRows       = "millrace.rows"         // of a table of state: how many it has, without those that deletes take away
 	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
 
-	summaryNext = "millrace.next-offsets" // "partition=offset,…"
+	summaryNext = maintenance.SummaryOffsets // "partition=offset,…", of all partitions that the table has anything of
 )
 
 // progress is how far a table is, as its properties tell.

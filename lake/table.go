@@ -32,6 +32,11 @@ type Table struct {
 	Origin string
 	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
+	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its Rows are a
+	// Grower.
+	Grows bool
+	// grow adds to the columns that a table which grows has.
+	grow func(have []columnar.Field) ([]columnar.Field, error)
 	// events says that each row is a whole event of this aggregate, as digests want it.
 	events event.Aggregate
 	// derived says that its rows are made of this aggregate's events, and sums how they are summed up.
@@ -100,7 +105,13 @@ func (t Table) step(have *table.Table) (evolution.Step, error) {
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
-	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, t.columns())
+	want := t.columns()
+	if t.Grows {
+		if want, err = t.grown(have, keys); err != nil {
+			return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
+		}
+	}
+	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, want)
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}

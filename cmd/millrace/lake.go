@@ -13,7 +13,6 @@ import (
 
 	"github.com/millrace/millrace/cmd/millrace/internal/platform"
 	"github.com/millrace/millrace/lake"
-	"github.com/millrace/millrace/lake/foreign"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -204,83 +203,6 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone", "orphans gone", "took", "left out"}, rows)
 		return nil
 	})
-}
-
-func newLakeLand(a *app) *cobra.Command {
-	var topic, message, name string
-	var folders []string
-	var landers int
-	var until bool
-	cmd := &cobra.Command{
-		Use:   "land --topic TOPIC --proto FILE:MESSAGE",
-		Short: "Land any Kafka topic of Protobuf messages in a table of its own",
-		Long: `Land a Kafka topic, whoever writes it, in an Iceberg table: a column for each field of the message, and where each row comes
-from (_topic, _partition, _offset, _timestamp, _key). The table is made if it is not there, and gets a column when the message
-gets a field. FILE is a .proto file, or a set of descriptors as "buf build -o FILE.binpb" writes it; values may be plain, or
-framed for a schema registry. Each record lands once, whatever dies when; run it in as many processes as the topic has
-partitions. A record that does not decode is put on the topic millrace.parked.
-
-Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "millrace config".`,
-		Example: `  MILLRACE_KAFKA_BROKERS=broker:9092 millrace lake land --topic clicks --proto clicks.proto:Click --table web.clicks
-  millrace lake land --topic clicks --proto clicks.proto:Click --until-end && millrace lake tables`,
-		Args: cobra.NoArgs,
-	}
-	cmd.Flags().StringVar(&topic, "topic", "", "what to land")
-	cmd.Flags().StringVar(&message, "proto", "", "FILE:MESSAGE that the topic's values are")
-	cmd.Flags().StringArrayVarP(&folders, "proto-path", "I", nil, "further folders of imported .proto files")
-	cmd.Flags().StringVar(&name, "table", "", "TABLE or NAMESPACE.TABLE to land in (default foreign.TOPIC)")
-	cmd.Flags().IntVar(&landers, "landers", 1, "how many work at a time, on partitions of their own")
-	cmd.Flags().BoolVar(&until, "until-end", false, "end once everything that stands on the topic now is in the table")
-	a.dataFlag(cmd, "the lake of this data folder, where the configuration names no other")
-	for _, flag := range []string{"topic", "proto"} {
-		if err := cmd.MarkFlagRequired(flag); err != nil {
-			panic(err) // the flags stand above
-		}
-	}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := a.config()
-		if err != nil {
-			return err
-		}
-		file, of, ok := cutLast(message, ":")
-		if !ok {
-			return fmt.Errorf("--proto %s: want FILE:MESSAGE, such as clicks.proto:Click", message)
-		}
-		md, err := foreign.Message(cmd.Context(), file, of, folders...)
-		if err != nil {
-			return err
-		}
-		into := lake.Name{"foreign", strings.NewReplacer(".", "_", "-", "_").Replace(topic)}
-		if name != "" {
-			if into, err = lake.ParseName(name); err != nil {
-				return err
-			}
-		}
-		table, err := foreign.Proto(into, topic, md)
-		if err != nil {
-			return err
-		}
-		landing := platform.Landing{Table: table, Landers: landers, Until: until}
-		if !until {
-			fmt.Fprintf(cmd.ErrOrStderr(), "landing %s in %s until Ctrl-C\n", topic, strings.Join(into, "."))
-			return platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
-		}
-		b := newBar("land " + topic)
-		landing.Progress = func(have, of int64) { b.set(have, of, "") }
-		err = platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
-		b.end(err)
-		return err
-	}
-	return cmd
-}
-
-// cutLast cuts a text around the last separator.
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
 }
 
 func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {
