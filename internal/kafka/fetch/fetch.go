@@ -7,6 +7,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -313,6 +314,13 @@ type Record struct {
 	Time       time.Time
 	Key, Value []byte
 	Headers    []event.Header
+}
+
+// From is the batch without the records before an offset.
+func (b Batch) From(offset int64) Batch {
+	i, _ := slices.BinarySearchFunc(b.records, offset, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+	b.records = b.records[i:]
+	return b
 }
 
 // Records yields the records; markers of transactions are left out.
