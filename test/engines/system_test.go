@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -27,8 +28,8 @@ import (
 
 const realData = "../../../shared/data/online-retail.parquet"
 
-// namespace is where the system's tables are, and warehouse what clients call the catalog.
-const namespace, warehouse = "millrace", "millrace"
+// namespace is where the system's tables are.
+const namespace = "millrace"
 
 // Callers of the system: each engine is one, with a right of its own.
 var callers = map[string]string{"trino": "write", "spark": "admin", "python": "read", "owner": "admin"}
@@ -67,10 +68,10 @@ func (s *system) stop() error {
 	if s.process != nil {
 		err = s.process.Stop(time.Minute)
 	}
-	if s.dir != "" && os.Getenv("MILLRACE_KEEP") == "" {
+	if s.dir != "" {
 		_ = os.RemoveAll(s.dir) // the system's temporary folder
 	}
-	return joined(err, s.catalogs.Stop(), s.store.Stop())
+	return errors.Join(err, s.catalogs.Stop(), s.store.Stop())
 }
 
 func (s *system) start(ctx context.Context) error {
@@ -154,13 +155,18 @@ func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	return "postgres:///?" + params.Encode(), nil
 }
 
-// catalog is the system's REST catalog as a caller reaches it, who knows nothing else.
+// catalog is the system's REST catalog as a caller reaches it. It knows nothing else, but for Trino, which takes no keys from a catalog
+// but temporary ones, and so has some of its own.
 func (s *system) catalog(caller string) catalog.Catalog {
 	store, _ := s.store.Start() // it has
-	store.AccessKey, store.SecretKey, store.Other = "", "", s3.Keys{}
-	return catalog.Catalog{
-		Name: "lake", REST: "http://" + s.addr + "/iceberg", Credential: caller + ":" + tokenOf(caller), Vended: true, Warehouse: "s3://" + store.Bucket + "/warehouse", S3: store,
+	c := catalog.Catalog{
+		Name: "lake", REST: "http://" + s.addr + "/iceberg", Credential: caller + ":" + tokenOf(caller), Vended: caller != "trino",
+		Warehouse: "s3://" + store.Bucket + "/warehouse", S3: s3.Config{Endpoint: store.Endpoint, Region: store.Region},
 	}
+	if !c.Vended {
+		c.S3.AccessKey, c.S3.SecretKey = store.Other.AccessKey, store.Other.SecretKey
+	}
+	return c
 }
 
 // run runs a command of the binary.

@@ -3,7 +3,6 @@ package engines_test
 import (
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,9 +12,6 @@ import (
 	"github.com/millrace/millrace/test/engines"
 	"github.com/millrace/millrace/test/servers/process"
 )
-
-// joined is errors.Join, for the table of what to stop.
-func joined(errs ...error) error { return errors.Join(errs...) }
 
 // lines is how much of the real year is imported where MILLRACE_ENGINES_LINES does not say; 0 is all of it.
 func lines(t *testing.T) int {
