@@ -23,7 +23,9 @@ var (
 	once    sync.Once
 )
 
-func TestMain(m *testing.M) { os.Exit(process.RunTests(m, server.Stop, session.Stop, world.stop)) }
+func TestMain(m *testing.M) {
+	os.Exit(process.RunTests(m, server.Stop, session.Stop, house.Stop, world.stop))
+}
 
 // everyEngine starts the engines, on the system's REST catalog and on one that they share, called shared.
 func everyEngine(t *testing.T) engines.Engines {

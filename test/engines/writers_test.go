@@ -182,7 +182,16 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 		})
 	}
 	log := s.log(t)
-	t.Logf("the landers lost %d commits to others, and went on", strings.Count(log, "a commit failed or its answer was lost"))
+	conflicts := strings.Count(log, "a commit failed or its answer was lost")
+	t.Logf("the landers were refused %d commits because another came first, and went on", conflicts)
+	if conflicts == 0 {
+		t.Error("nobody came between the landers: this shows nothing")
+	}
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "level=ERROR") {
+			t.Errorf("the system says %s", line)
+		}
+	}
 	select {
 	case <-s.process.Ended():
 		t.Errorf("the system has ended: %s", log[max(0, len(log)-4000):])
