@@ -53,8 +53,8 @@ up-real: build $(NPM_DONE) ## start every real server and every role in a proces
 	go run ./test/servers/upreal
 
 .PHONY: kill
-kill: $(NPM_DONE) ## the whole kill matrix; writes docs/kill-matrix.md; stopped, it goes on where it was
-	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill -kill.full
+kill: $(NPM_DONE) ## the whole kill matrix, or ROLE=lake alone; writes docs/kill-matrix.md; stopped, it goes on where it was
+	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill $(if $(ROLE),-run TestMatrix$$ -kill.role $(ROLE),-kill.full)
 
 .PHONY: check
 check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // Landing a topic, from the brokers to the last commit, beside its ceiling: the same records turned into the same rows of
@@ -114,13 +115,17 @@ func landAll(b *testing.B, s *shop, where Config, decl Table, ends map[int32]int
 	return rows, commits
 }
 
-// A commit costs the same however many there were before.
-func BenchmarkCommit(b *testing.B) {
-	b.Run("local", func(b *testing.B) { benchmarkCommit(b, localLake(b)) })
-	b.Run("on servers", func(b *testing.B) { benchmarkCommit(b, serverLake(b)) })
+// A commit, and the plan of a scan, cost the same however many commits there were before: maintenance comes by meanwhile, as it does
+// in the role lake (which at a commit a second has made 600 between two runs). 10,000 commits take some minutes.
+func BenchmarkGrowth(b *testing.B) {
+	b.Run("local", func(b *testing.B) { benchmarkGrowth(b, localLake(b), 10, 1_000, 10_000) })
+	b.Run("on servers", func(b *testing.B) { benchmarkGrowth(b, serverLake(b), 10, 1_000) })
 }
 
-func benchmarkCommit(b *testing.B, where Config) {
+// commitsPerUpkeep is how many commits lie between two runs of maintenance.
+const commitsPerUpkeep = 600
+
+func benchmarkGrowth(b *testing.B, where Config, after ...int64) {
 	s := newShop(b)
 	l := openLake(b, where)
 	landing := &lander{lake: l, table: ordersEvents, config: s.runConfig(), log: quiet()}
@@ -147,16 +152,37 @@ func benchmarkCommit(b *testing.B, where Config) {
 		at.put(next.progress.next, "")
 		landing.thin(b.Context())
 	}
-	for _, before := range []int64{0, 100, 500, 1000} {
+	for _, before := range after {
 		for offset < before {
 			commit()
+			if offset%commitsPerUpkeep == 0 {
+				if _, err := l.Maintain(b.Context(), ordersEvents.identifier(), maintenance.Config{KeepAge: time.Minute}, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
 		}
-		b.Run(fmt.Sprint("after=", before), func(b *testing.B) {
+		b.Run(fmt.Sprintf("commit/after=%d", before), func(b *testing.B) {
 			cpu := cpuTime(b)
 			for b.Loop() {
 				commit()
 			}
 			b.ReportMetric((cpuTime(b)-cpu).Seconds()*1e3/float64(b.N), "cpu-ms/commit")
+		})
+		b.Run(fmt.Sprintf("plan/after=%d", before), func(b *testing.B) {
+			cpu, files := cpuTime(b), 0
+			for b.Loop() {
+				t, err := l.load(b.Context(), ordersEvents.identifier())
+				if err != nil {
+					b.Fatal(err)
+				}
+				tasks, err := t.Scan().PlanFiles(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				files = len(tasks)
+			}
+			b.ReportMetric((cpuTime(b)-cpu).Seconds()*1e3/float64(b.N), "cpu-ms/plan")
+			b.ReportMetric(float64(files), "files")
 		})
 	}
 }

@@ -3,9 +3,14 @@
 // one Apache Kafka, beside which each runs alone; all write a table of the same 13 columns, which is then compared with what was
 // generated, row by row.
 //
-// It prints a table, and last one line of JSON: {"iceberg_sink":{"tasks_1":{…},…},…}. Progress goes to stderr.
+// Then events come in at half of what a lander was able to do, and it is measured how long each waits until it can be queried, with
+// maintenance and without.
+//
+// It prints tables, and last one line of JSON: {"millrace":{"rows_per_second":…,"rows_per_cpu_second":…,"peak_mb":…,"runs":{…}},
+// "iceberg_sink":{…},"ceiling":{…},"freshness":{…}}, of each kind the run that took the least of the processor. Progress goes to stderr.
 //
 //	go run ./bench/lake -rows 10000000
+//	go run ./bench/lake -rows 2000000 -contenders millrace,ceiling -live 0
 package main
 
 import (
@@ -14,8 +19,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -48,6 +55,8 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.partitions, "partitions", 2, "of each topic")
 	flag.DurationVar(&b.commit, "commit", 10*time.Second, "how often contenders commit")
 	flag.IntVar(&b.heapMB, "heap", 2048, "MB of memory for contenders in Java")
+	live := flag.Duration("live", 30*time.Second, "for how long events come in to see how fresh the table is; 0: not at all")
+	rate := flag.Int64("rate", 0, "events per second meanwhile; 0: half of what one lander was able to do")
 	flag.Parse()
 	if flag.NArg() > 0 || *rows < 1 || b.partitions < 1 {
 		return errors.New("it takes flags alone, and at least one row and one partition: see -help")
@@ -95,12 +104,23 @@ func run(ctx context.Context) (err error) {
 		results[c.Name()] = r
 		progress("%s: %.0f rows/s, %.0f rows per CPU-second, %d MB", c.Name(), r.RowsPerSecond, r.RowsPerCPUSecond, r.PeakMB)
 	}
-	return show(contenders, results)
+	fresh := map[string]distribution{}
+	if *rate == 0 {
+		*rate = int64(results[millrace{bench: b, landers: 1}.Name()].RowsPerSecond / 2)
+	}
+	if *live > 0 && *rate > 0 {
+		for _, f := range []freshness{b.freshness(false), b.freshness(true)} {
+			if fresh[f.what()], err = f.measure(ctx, *rate, *live); err != nil {
+				return fmt.Errorf("freshness, %s: %w", f.what(), err)
+			}
+		}
+	}
+	return show(contenders, results, fresh)
 }
 
 // chosen are the contenders whose names begin as wanted.
 func chosen(b *bench, wanted string) ([]contender, error) {
-	all := []contender{millrace{b, 1}, millrace{b, 2}, icebergSink{b, 1}, icebergSink{b, 2}, ceiling{b}}
+	all := []contender{millrace{bench: b, landers: 1}, millrace{bench: b, landers: 2}, icebergSink{b, 1}, icebergSink{b, 2}, ceiling{b}}
 	if wanted == "" {
 		return all, nil
 	}
@@ -127,25 +147,43 @@ func names(contenders []contender) string {
 	return strings.Join(all, ", ")
 }
 
-// show prints the table, and the line for programs.
-func show(contenders []contender, results map[string]result) error {
+// kind is what all runs of one kind of contender gave, and first of all the one that took the least of the processor.
+type kind struct {
+	result
+	Runs map[string]result `json:"runs"`
+}
+
+// show prints the tables, and the line for programs.
+func show(contenders []contender, results map[string]result, fresh map[string]distribution) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "contender\trows/s\tsteady\trows/CPU s\twall s\tCPU s\tpeak MB\tcommits\tfiles\tB/row\t")
-	byKind := map[string]map[string]result{}
+	kinds, line := map[string]*kind{}, map[string]any{}
 	for _, c := range contenders {
 		r := results[c.Name()]
 		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%d\t%d\t%d\t%.1f\t\n", c.Name(), r.RowsPerSecond, r.SteadyRowsPerSecond,
 			r.RowsPerCPUSecond, r.Seconds, r.CPUSeconds, r.PeakMB, r.Commits, r.Files, r.BytesPerRow)
-		kind, how, _ := strings.Cut(c.Name(), "/")
-		if byKind[kind] == nil {
-			byKind[kind] = map[string]result{}
+		of, how, _ := strings.Cut(c.Name(), "/")
+		if kinds[of] == nil {
+			kinds[of] = &kind{Runs: map[string]result{}}
+			line[of] = kinds[of]
 		}
-		byKind[kind][how] = r
+		kinds[of].Runs[how] = r
+		if r.RowsPerCPUSecond > kinds[of].RowsPerCPUSecond {
+			kinds[of].result = r
+		}
+	}
+	if len(fresh) > 0 {
+		line["freshness"] = fresh
+		fmt.Fprintln(t, "\nevent to queryable\tevents/s\tmedian ms\t90 %\t99 %\tmost\tcommits\tfiles\t")
+		for _, what := range slices.Sorted(maps.Keys(fresh)) {
+			d := fresh[what]
+			fmt.Fprintf(t, "%s\t%.0f\t%d\t%d\t%d\t%d\t%d\t%d\t\n", what, d.EventsPerSecond, d.Median, d.P90, d.P99, d.Most, d.Commits, d.Files)
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(byKind)
+	return json.NewEncoder(os.Stdout).Encode(line)
 }
 
 // What was said last, when, and in what form; by one goroutine.

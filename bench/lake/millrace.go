@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,85 +26,35 @@ import (
 type millrace struct {
 	*bench
 	landers int
+	name    string // empty: by the number of landers
 }
 
-func (m millrace) Name() string { return fmt.Sprintf("millrace/landers_%d", m.landers) }
+func (m millrace) Name() string { return cmp.Or(m.name, fmt.Sprintf("millrace/landers_%d", m.landers)) }
 
 func (m millrace) Reads() encoding { return asProtobuf }
 
 func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, err error) {
-	binary, err := m.build(ctx)
-	if err != nil {
-		return r, err
-	}
-	dir := filepath.Join(m.dir, strings.ReplaceAll(m.Name(), "/", "-"))
-	lake := filepath.Join(dir, "data", "lake")
-	w, err := openWarehouse(ctx, place{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")})
+	w, err := openWarehouse(ctx, m.place())
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	const name = "events"
-	if err := w.create(ctx, name); err != nil {
+	if err := w.create(ctx, events); err != nil {
 		return r, err
 	}
-	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
-	if err != nil {
-		return r, err
-	}
-	schema, err := filepath.Abs("bench/lake/flat.proto")
-	if err != nil {
-		return r, err
-	}
-	progress("%s: starting", m.Name())
-	p, err := process.Start(ctx, process.Command{
-		Name: "millrace", Path: binary, Dir: dir,
-		Args: []string{
-			"lake", "land", "--topic", topic, "--proto", schema + ":Event", "--table", namespace + "." + name, "--landers", fmt.Sprint(m.landers),
-			"--data", filepath.Join(dir, "data"),
-		},
-		Env: []string{
-			"MILLRACE_KAFKA_BROKERS=" + m.kafka.Brokers, "MILLRACE_LAKE_COMMIT_INTERVAL=" + m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824",
-			"MILLRACE_LAKE_MAINTENANCE_EVERY=0s",
-		},
-		Ready: func(context.Context) error { return nil }, // it is once its group has its partitions, see below
-	})
+	p, err := m.start(ctx, w, topic,
+		"MILLRACE_LAKE_COMMIT_INTERVAL="+m.commit.String(), "MILLRACE_LAKE_COMMIT_BYTES=1073741824", "MILLRACE_LAKE_MAINTENANCE_EVERY=0s")
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, p.Kill()) }()
-	await := func(holds func() (bool, error)) error {
-		tick := time.NewTicker(look)
-		defer tick.Stop()
-		for {
-			done, err := holds()
-			if done || err != nil {
-				return err
-			}
-			select {
-			case <-tick.C:
-			case <-p.Ended():
-				return fmt.Errorf("%s: the process has ended\n%s", m.Name(), p.LogTail())
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-	}
-	group := "millrace.lake." + name + "." + t.Metadata().TableUUID().String()[:8]
-	err = await(func() (bool, error) {
-		assigned, err := m.cluster.Assigned(ctx, group, topic)
-		return assigned == m.partitions, err
-	})
-	if err != nil {
-		return r, err
-	}
 	begun := time.Now()
 	cpuBegun, err := p.CPU()
 	if err != nil {
 		return r, err
 	}
-	err = await(func() (bool, error) {
-		commits, err := w.history(ctx, name)
+	err = m.await(ctx, p, func() (bool, error) {
+		commits, err := w.history(ctx, events)
 		if err != nil || len(commits) == 0 {
 			return false, err
 		}
@@ -121,12 +72,81 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 		return r, err
 	}
 	r = measure(n, wall, cpu-cpuBegun, peak)
-	return r, w.describe(ctx, name, n, &r)
+	return r, w.describe(ctx, events, n, &r)
+}
+
+// events is what the table is called.
+const events = "events"
+
+func (m millrace) dir() string {
+	return filepath.Join(m.bench.dir, strings.ReplaceAll(m.Name(), "/", "-"))
+}
+
+func (m millrace) place() place {
+	lake := filepath.Join(m.dir(), "data", "lake")
+	return place{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")}
+}
+
+// start starts the process, and returns once its landers have the topic's partitions.
+func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...string) (*process.Process, error) {
+	binary, err := m.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
+	if err != nil {
+		return nil, err
+	}
+	schema, err := filepath.Abs("bench/lake/flat.proto")
+	if err != nil {
+		return nil, err
+	}
+	progress("%s: starting", m.Name())
+	p, err := process.Start(ctx, process.Command{
+		Name: "millrace", Path: binary, Dir: m.dir(),
+		Args: []string{
+			"lake", "land", "--topic", topic, "--proto", schema + ":Event", "--table", namespace + "." + events, "--landers", fmt.Sprint(m.landers),
+			"--data", filepath.Join(m.dir(), "data"),
+		},
+		Env:   append(env, "MILLRACE_KAFKA_BROKERS="+m.kafka.Brokers),
+		Ready: func(context.Context) error { return nil }, // it is once its group has its partitions
+	})
+	if err != nil {
+		return nil, err
+	}
+	group := "millrace.lake." + events + "." + t.Metadata().TableUUID().String()[:8]
+	err = m.await(ctx, p, func() (bool, error) {
+		assigned, err := m.cluster.Assigned(ctx, group, topic)
+		return assigned == m.partitions, err
+	})
+	if err != nil {
+		return nil, errors.Join(err, p.Kill())
+	}
+	return p, nil
+}
+
+// await returns once a condition holds, and fails where the process ends.
+func (m millrace) await(ctx context.Context, p *process.Process, holds func() (bool, error)) error {
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		done, err := holds()
+		if done || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-p.Ended():
+			return fmt.Errorf("%s: the process has ended\n%s", m.Name(), p.LogTail())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // build makes the binary of this tree.
 func (b *bench) build(ctx context.Context) (string, error) {
-	binary := filepath.Join(b.dir, "millrace")
+	binary := filepath.Join(b.dir, "bin", "millrace")
 	if _, err := os.Stat(binary); err == nil {
 		return binary, nil
 	}

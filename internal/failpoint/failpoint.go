@@ -13,6 +13,7 @@ package failpoint
 //	view.NAME.save.before                                  the same, folded and to be written
 //	view.NAME.positions.before view.NAME.positions.after   positions
 //	lake.TABLE.…                                           the steps of lake
+//	maintenance.…                                          the steps of lake/maintenance, of whichever table comes first
 //
 // and switches that take a guard away, so that the matrix can be seen to go red without it:
 //

@@ -18,9 +18,17 @@ type step struct {
 	after bool   // the effect outside has happened: an error here is a lost answer
 }
 
+// failure is what an error at the step stands for.
+func (st step) failure() string {
+	if st.after {
+		return "lost answer"
+	}
+	return "error"
+}
+
 // How long a point may take until it is passed under load, and a broken thing until it is back.
 const (
-	firesWithin = time.Minute
+	firesWithin = 2 * time.Minute
 	backWithin  = 2 * time.Minute
 )
 

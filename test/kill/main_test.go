@@ -3,6 +3,7 @@
 //
 //	go test ./test/kill                                        the quick part
 //	go test ./test/kill -kill.full -timeout 120m               the whole; writes docs/kill-matrix.md; stopped, it goes on where it was
+//	go test ./test/kill -kill.role lake                        the rows of one role; writes docs/kill-matrix-lake.md, and goes on likewise
 //	go test ./test/kill -run 'TestMatrix/^relay$/before_commit' some rows of it: role/step/fault
 //
 // The processes under test are the real binary, built with the tag failpoints; a point is armed over HTTP at the moment it
@@ -25,6 +26,7 @@ const root = "../.."
 
 var (
 	full  = flag.Bool("kill.full", os.Getenv("MILLRACE_KILL") == "full", "run every row, not the quick part alone (also MILLRACE_KILL=full)")
+	only  = flag.String("kill.role", "", "run every row of one role: commands, relay, views or lake")
 	write = flag.Bool("kill.write", false, "write docs/kill-matrix.md (the whole matrix always does)")
 	year  = flag.String("kill.year", root+"/../shared/data/online-retail.parquet", "the real year that some rows import (also MILLRACE_KILL_YEAR)")
 
@@ -35,6 +37,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	*full = *full || *only != ""
 	if path := os.Getenv("MILLRACE_KILL_YEAR"); path != "" {
 		*year = path
 	}

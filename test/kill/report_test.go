@@ -9,9 +9,13 @@ import (
 	"time"
 )
 
-// report writes docs/kill-matrix.md.
+// report writes docs/kill-matrix.md, or that of a role.
 func report(outcomes []outcome, total int) error {
 	var b strings.Builder
+	title, command, name := "Kill matrix", "make kill", "kill-matrix"
+	if *only != "" {
+		title, command, name = "Kill matrix: role "+*only, "make kill ROLE="+*only, name+"-"+*only
+	}
 	count := map[string]int{}
 	var took time.Duration
 	var acknowledged int
@@ -20,9 +24,9 @@ func report(outcomes []outcome, total int) error {
 		took += o.took
 		acknowledged += o.acknowledged
 	}
-	fmt.Fprintf(&b, `# Kill matrix
+	fmt.Fprintf(&b, `# %[12]s
 
-Written by %[1]smake kill%[1]s: do not edit. Each row puts the running system under load, breaks one thing at one moment, mends it, and
+Written by %[1]s%[13]s%[1]s: do not edit. Each row puts the running system under load, breaks one thing at one moment, mends it, and
 then looks for every command that a client saw acknowledged — by this row and all before it on the same system — in the event
 store, the topic, the lake's table and the views: there, exactly once, in the order of its stream. %[1]smillrace verify%[1]s must find all
 sides equal, too.
@@ -43,26 +47,26 @@ Repeat a row with its pattern from the last column:
     go test ./test/kill -v -run 'TestMatrix/PATTERN'
 
 `, "`", count["green"], count["red"], count["skipped"], acknowledged, took.Round(time.Second), runtime.NumCPU(), time.Now().UTC().Format(time.DateOnly), freezeFor(),
-		total-len(outcomes), total)
+		total-len(outcomes), total, title, command)
 	b.WriteString("| row | | acknowledged | unknown | lost | doubled | out of order | settled, s | pattern |\n|---|---|---:|---:|---:|---:|---:|---:|---|\n")
 	for _, o := range outcomes {
-		name := o.row.name
+		called := o.row.name
 		if o.row.year {
-			name += " •"
+			called += " •"
 		}
 		if o.verdict == "skipped" {
-			fmt.Fprintf(&b, "| %s | skipped: %s | | | | | | | `%s` |\n", name, cell(o.reason), o.row.pattern())
+			fmt.Fprintf(&b, "| %s | skipped: %s | | | | | | | `%s` |\n", called, cell(o.reason), o.row.pattern())
 			continue
 		}
 		fmt.Fprintf(&b, "| %s | %s | %d | %d | %d | %d | %d | %.1f | `%s` |\n",
-			name, o.verdict, o.acknowledged, o.unknown, o.lost, o.doubled, o.disordered, o.settled.Seconds(), o.row.pattern())
+			called, o.verdict, o.acknowledged, o.unknown, o.lost, o.doubled, o.disordered, o.settled.Seconds(), o.row.pattern())
 	}
 	for _, o := range outcomes {
 		if more := strings.TrimSpace(o.note + "\n" + o.reason); more != "" && o.verdict != "skipped" {
 			fmt.Fprintf(&b, "\n%s, %s: %s\n", o.row.name, o.verdict, cell(more))
 		}
 	}
-	return os.WriteFile(root+"/docs/kill-matrix.md", []byte(b.String()), 0o644)
+	return os.WriteFile(root+"/docs/"+name+".md", []byte(b.String()), 0o644)
 }
 
 // pattern names the row alone, as -run understands it.

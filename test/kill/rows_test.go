@@ -46,6 +46,12 @@ func steps() []step {
 			step{role: "lake", point: "lake." + table + ".committed, answer not used yet", name: table + " committed", at: 1, after: true},
 		)
 	}
+	for _, st := range []struct {
+		point string
+		after bool
+	}{{"compact.written", false}, {"compact.commit", false}, {"compact.committed", true}, {"expire.commit", false}, {"expire.committed", true}} {
+		all = append(all, step{role: "lake", point: "maintenance." + st.point, name: "maintenance " + st.point, at: 1, after: st.after})
+	}
 	return all
 }
 
@@ -58,11 +64,7 @@ func realRows() []row {
 	for _, st := range steps() {
 		at := st.role + "/" + st.name + "/"
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
-		if st.after {
-			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
-		} else {
-			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
-		}
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
 	}
 	rows = append(rows, serverRows()...)
@@ -119,11 +121,7 @@ func embeddedRows() []row {
 	for _, st := range steps() {
 		at := "embedded/" + st.role + "/" + st.name + "/"
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
-		if st.after {
-			rows = append(rows, row{name: at + "lost answer", step: st, fault: st.fail})
-		} else {
-			rows = append(rows, row{name: at + "error", step: st, fault: st.fail})
-		}
+		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 	}
 	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
 	// a commit of the lake.

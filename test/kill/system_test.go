@@ -48,6 +48,9 @@ func (s *system) role(name string) *role {
 	return s.roles[name]
 }
 
+// upkeep lets the lake's maintenance come by all the time, with a history that is short.
+var upkeep = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=5s", "MILLRACE_LAKE_MAINTENANCE_KEEP=20s"}
+
 // startEmbedded starts `millrace up` with everything in one data folder.
 func startEmbedded(ctx context.Context, dir string, env ...string) (*system, error) {
 	ports, err := freePort()
@@ -57,7 +60,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	data := filepath.Join(dir, "data")
 	s := &system{
 		dir: dir, ledger: newLedger(), brokers: local(ports),
-		env: []string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn"},
+		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn"}, upkeep...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
 		},

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go/table"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// freshness measures how long events wait until they can be queried: from their producer's clock, which stamps each as it is handed
+// to Kafka's client, to the moment at which the catalog shows a state of the table that has it. The lander commits as often as it
+// does by default; the producer commits a transaction ten times a second, and an event waits for that too.
+type freshness struct {
+	millrace
+	maintained bool // maintenance is at work in the same process, without a pause
+}
+
+func (b *bench) freshness(maintained bool) freshness {
+	f := freshness{millrace{bench: b, landers: 1}, maintained}
+	f.name = "freshness/" + f.what()
+	return f
+}
+
+func (f freshness) what() string {
+	if f.maintained {
+		return "beside_maintenance"
+	}
+	return "landing_alone"
+}
+
+// distribution of the waits, in milliseconds.
+type distribution struct {
+	EventsPerSecond float64 `json:"events_per_second"`
+	Median          int     `json:"p50_ms"`
+	P90             int     `json:"p90_ms"`
+	P99             int     `json:"p99_ms"`
+	Most            int     `json:"max_ms"`
+	Commits         int     `json:"commits"` // seen
+	Files           int64   `json:"files"`   // at the end
+}
+
+// seen is where a partition stood in the table at a moment: before it, everything could be queried.
+type seen struct {
+	at   time.Time
+	next int64
+}
+
+func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duration) (d distribution, err error) {
+	topic := strings.NewReplacer("/", "-", "_", "-").Replace(f.Name())
+	if err := kafka.EnsureTopics(ctx, f.kafka, kafka.Topic{Name: topic, Partitions: int32(f.partitions)}); err != nil {
+		return d, err
+	}
+	w, err := openWarehouse(ctx, f.place())
+	if err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	if err := w.create(ctx, events); err != nil {
+		return d, err
+	}
+	env := []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=0s"}
+	if f.maintained {
+		env = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=1s"}
+	}
+	p, err := f.start(ctx, w, topic, env...)
+	if err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, p.Kill()) }()
+
+	watched := make([][]seen, f.partitions)
+	ends := make(chan map[int32]int64, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		d.EventsPerSecond, err = f.produce(ctx, topic, rate, lasting)
+		if err != nil {
+			return err
+		}
+		end, err := f.ends(ctx, topic)
+		ends <- end
+		return err
+	})
+	g.Go(func() (err error) {
+		d.Commits, err = f.watch(ctx, p, w, topic, watched, ends)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return d, err
+	}
+	if d.Files, _, err = w.stored(context.WithoutCancel(ctx), events); err != nil {
+		return d, err
+	}
+	return d, d.fill(context.WithoutCancel(ctx), w, watched)
+}
+
+// A producer commits so many transactions a second.
+const transactions = 10
+
+// produce sends events at a rate, and tells at which it did.
+func (f freshness) produce(ctx context.Context, topic string, rate int64, lasting time.Duration) (float64, error) {
+	var values [][]byte // making them takes long: the same come again
+	for i := range min(rate, inMemory) {
+		values = append(values, asProtobuf.append(nil, i))
+	}
+	cfg := f.kafka
+	cfg.Extra = map[string]string{"batch.size": "1000000"}
+	p, err := kafka.NewTransactionalProducer(cfg, topic)
+	if err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	if err := p.Init(ctx); err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	tick := time.NewTicker(time.Second / transactions)
+	defer tick.Stop()
+	n := int64(0)
+	for time.Since(begun) < lasting {
+		if err := p.Begin(); err != nil {
+			return 0, err
+		}
+		// What is due by now, so that a transaction that took long is made up for; but not for ever.
+		due := min(int64(time.Since(begun).Seconds()*float64(rate)), n+2*rate/transactions)
+		for ; n < due; n++ {
+			r := kafka.Record{Topic: topic, Partition: int32(n % int64(f.partitions)), Value: values[n%int64(len(values))]}
+			if err := p.Produce(ctx, r); err != nil {
+				return 0, err
+			}
+		}
+		if err := p.Commit(ctx); err != nil {
+			return 0, err
+		}
+		progress("%s: %d events, of %d a second", f.Name(), n, rate)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+	return float64(n) / time.Since(begun).Seconds(), nil
+}
+
+func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, error) {
+	admin, err := kafka.NewAdmin(f.kafka)
+	if err != nil {
+		return nil, err
+	}
+	defer admin.Close()
+	return admin.HighWatermarks(ctx, topic)
+}
+
+// watch notes when the table's offsets move, until they have reached the ends.
+func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, topic string, watched [][]seen, ends <-chan map[int32]int64) (commits int, err error) {
+	var end map[int32]int64
+	var location string
+	return commits, f.await(ctx, p, func() (bool, error) {
+		if end == nil {
+			select {
+			case end = <-ends:
+			default:
+			}
+		}
+		t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
+		if err != nil {
+			return false, err
+		}
+		now, moved, done := time.Now(), false, end != nil
+		for partition := range watched {
+			next, _ := strconv.ParseInt(t.Properties()[fmt.Sprintf("millrace.next-offset.%s.%d", topic, partition)], 10, 64) // absent: 0
+			if all := watched[partition]; next > 0 && (len(all) == 0 || all[len(all)-1].next < next) {
+				watched[partition] = append(all, seen{now, next})
+				moved = true
+			}
+			done = done && next >= end[int32(partition)]
+		}
+		if moved && location != t.MetadataLocation() {
+			commits++
+		}
+		location = t.MetadataLocation()
+		return done, nil
+	})
+}
+
+// fill compares each row's own time with when it was first seen.
+func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen) error {
+	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
+	if err != nil {
+		return err
+	}
+	_, batches, err := t.Scan(table.WithSelectedFields("_partition", "_offset", "_timestamp")).ToArrowRecords(ctx)
+	if err != nil {
+		return err
+	}
+	var waits []int64 // how many rows waited so many milliseconds
+	var rows int64
+	for batch, err := range batches {
+		if err != nil {
+			return err
+		}
+		column := func(name string) int { return batch.Schema().FieldIndices(name)[0] }
+		partitions := batch.Column(column("_partition")).(*array.Int32).Int32Values()
+		offsets := batch.Column(column("_offset")).(*array.Int64).Int64Values()
+		times := batch.Column(column("_timestamp")).(*array.Timestamp).TimestampValues()
+		for i, offset := range offsets {
+			wait := firstSeen(watched[partitions[i]], offset).Sub(time.UnixMicro(int64(times[i]))).Milliseconds()
+			for int64(len(waits)) <= wait {
+				waits = append(waits, 0)
+			}
+			waits[max(wait, 0)]++ // the stamp has whole milliseconds
+			rows++
+		}
+		batch.Release()
+	}
+	d.Median, d.P90, d.P99, d.Most = quantile(waits, rows, 0.5), quantile(waits, rows, 0.9), quantile(waits, rows, 0.99), len(waits)-1
+	return nil
+}
+
+// firstSeen is when an offset was first below what could be queried.
+func firstSeen(all []seen, offset int64) time.Time {
+	low, high := 0, len(all)-1
+	for low < high {
+		if middle := (low + high) / 2; all[middle].next > offset {
+			high = middle
+		} else {
+			low = middle + 1
+		}
+	}
+	return all[low].at
+}
+
+// quantile is how many milliseconds a share of the rows waited at most.
+func quantile(waits []int64, rows int64, share float64) int {
+	need := int64(math.Ceil(share * float64(rows)))
+	for ms, n := range waits {
+		if need -= n; need <= 0 {
+			return ms
+		}
+	}
+	return len(waits) - 1
+}
