@@ -16,13 +16,14 @@ import (
 // guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
 // landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then stay deleted. What
 // would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what was meant: the positions in the
-// properties say that the rows before them are in the table, whoever takes these away. A nil after says that the table would be gone.
+// properties say that the rows before them are in the table, whoever takes these away. A nil after says that the table would be
+// renamed, or another's metadata in its place.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
 	if _, landed := before.Properties()[evolution.Property]; !landed {
 		return nil
 	}
 	if after == nil {
-		return errors.New("landers keep this table: it is neither purged, renamed nor replaced. Dropped without purge it keeps its files, and the landers land it anew")
+		return errors.New("landers keep this table under its name: it is neither renamed nor replaced")
 	}
 	for _, check := range []func() error{
 		func() error { return samePlace(before, after) },
@@ -33,6 +34,18 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 		if err := check(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its PURGE takes the files,
+// beside landers that then land everything anew.
+const propReleased = "millrace.released"
+
+// mayDrop is what speaks against dropping a table.
+func mayDrop(_ table.Identifier, m table.Metadata) error {
+	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[propReleased] != "true" {
+		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", propReleased)
 	}
 	return nil
 }
@@ -56,12 +69,12 @@ const ownProperties = "millrace."
 var placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
 func sameProperties(before, after iceberg.Properties) error {
-	own := func(key string, _ string) bool {
-		return !strings.HasPrefix(key, ownProperties) && !slices.Contains(placing, key)
+	others := func(key string, _ string) bool {
+		return !strings.HasPrefix(key, ownProperties) && !slices.Contains(placing, key) || key == propReleased
 	}
 	was, is := maps.Clone(before), maps.Clone(after)
-	maps.DeleteFunc(was, own)
-	maps.DeleteFunc(is, own)
+	maps.DeleteFunc(was, others)
+	maps.DeleteFunc(is, others)
 	for key := range is {
 		if value, ok := was[key]; !ok || value != is[key] {
 			return fmt.Errorf("set-properties: %s: landers keep this table, and this property of it", key)
@@ -109,7 +122,7 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 		}
 		was, err := evolution.Of(before.CurrentSchema(), before.LastColumnID(), keys, t.columns())
 		if err != nil || len(was.Changes) > 0 {
-			return nil // it does not fit as it is: whoever lands it says what is wrong
+			return nil //nolint:nilerr // it does not fit as it is: whoever lands it says what is wrong
 		}
 		is, err := evolution.Of(after.CurrentSchema(), after.LastColumnID(), keys, t.columns())
 		if err == nil && len(is.Changes) > 0 {

@@ -104,11 +104,28 @@ func TestGuard(t *testing.T) {
 		if _, err := c.RenameTable(t.Context(), ident, table.Identifier{Namespace, "other"}); err == nil || !strings.Contains(err.Error(), "landers keep this table") {
 			t.Errorf("renamed: %v", err)
 		}
-		if err := c.PurgeTable(t.Context(), ident); err == nil || !strings.Contains(err.Error(), "landers keep this table") {
-			t.Errorf("purged: %v", err)
+		for way, drop := range map[string]func(context.Context, table.Identifier) error{"dropped": c.DropTable, "purged": c.PurgeTable} {
+			if err := drop(t.Context(), ident); err == nil || !strings.Contains(err.Error(), propReleased) {
+				t.Errorf("%s: %v", way, err)
+			}
 		}
 	}
 	s.mustTrade(t, 50)
+	s.landed(t, l)
+	mustStop(t, stop)
+	s.check(t, l)
+
+	// Released, it may be dropped, and is landed anew.
+	c, ident := clients(t, l), orderLines.identifier()
+	if _, _, err := c.CommitTable(t.Context(), ident, nil, []table.Update{table.NewSetPropertiesUpdate(iceberg.Properties{propReleased: "true"})}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.PurgeTable(t.Context(), ident); err != nil {
+		t.Fatal(err)
+	}
+	config.Tables = nil
+	l = openLake(t, config)
+	stop = start(t, l, s.runConfig())
 	s.landed(t, l)
 	mustStop(t, stop)
 	s.check(t, l)

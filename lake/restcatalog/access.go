@@ -94,7 +94,7 @@ func (a Access) keys(c caller) Keys {
 	return Keys{}
 }
 
-const tokenPath = "/v1/oauth/tokens"
+const tokenPath = "/v1/oauth/tokens" //nolint:gosec // a path
 
 // admit finds out whose request it is, and puts that into its context.
 func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {

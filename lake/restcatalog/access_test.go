@@ -123,6 +123,12 @@ func TestGuard(t *testing.T) {
 		}
 		return nil
 	}
+	p.Drop = func(name table.Identifier, _ table.Metadata) error {
+		if name[1] == "kept" {
+			return errors.New("it is kept")
+		}
+		return nil
+	}
 	p.serve(t).withNamespace(t)
 	p.create(t, "kept")
 	p.create(t, "free")
@@ -149,6 +155,7 @@ func TestGuard(t *testing.T) {
 		{http.MethodPost, "/v1/tables/rename", rename("kept")},
 		{http.MethodPost, "/v1/namespaces/shop/register", object{"name": "kept", "metadata-location": is.File, "overwrite": true}},
 		{http.MethodDelete, kept + "?purgeRequested=true", nil},
+		{http.MethodDelete, kept, nil},
 	} {
 		a := p.must(t, http.StatusForbidden, c.method, c.path, c.body)
 		if a.kind(t) != "ForbiddenException" || !strings.Contains(a.body, "shop.kept: it is kept") {
@@ -161,5 +168,5 @@ func TestGuard(t *testing.T) {
 	p.must(t, http.StatusOK, http.MethodPost, kept, set("c"))
 	p.must(t, http.StatusNotFound, http.MethodPost, "/v1/tables/rename", rename("nothing"))
 	p.must(t, http.StatusNoContent, http.MethodPost, "/v1/tables/rename", rename("free"))
-	p.must(t, http.StatusNoContent, http.MethodDelete, kept, nil)
+	p.must(t, http.StatusNoContent, http.MethodDelete, "/v1/namespaces/shop/tables/other?purgeRequested=true", nil)
 }

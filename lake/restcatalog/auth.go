@@ -17,7 +17,7 @@ type refusal struct {
 const (
 	grantCredentials = "client_credentials"
 	grantExchange    = "urn:ietf:params:oauth:grant-type:token-exchange"
-	accessToken      = "urn:ietf:params:oauth:token-type:access_token"
+	accessToken      = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a kind of token
 )
 
 // getToken is OAuth2 as the specification has it: for a client's id and secret, which are a caller's name and own token, or for an

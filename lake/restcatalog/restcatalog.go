@@ -40,8 +40,10 @@ type Config struct {
 	Storage Storage
 	Access  Access
 	// Guard says what speaks against a table's becoming what a request makes of it: nil where nothing does. After is nil where the
-	// table would be gone: purged, renamed, or replaced by another's metadata. Nil guards nothing.
+	// table would no longer be under its name: renamed, or replaced by another's metadata. Nil guards nothing.
 	Guard func(name table.Identifier, before, after table.Metadata) error
+	// Drop says what speaks against dropping a table, with its files or without. Nil: nothing.
+	Drop func(name table.Identifier, m table.Metadata) error
 	// Timeout bounds a request; zero is a minute.
 	Timeout time.Duration
 	Logger  *slog.Logger // required
@@ -87,6 +89,9 @@ func New(c Config) (*Server, error) {
 	}
 	if c.Guard == nil {
 		c.Guard = func(table.Identifier, table.Metadata, table.Metadata) error { return nil }
+	}
+	if c.Drop == nil {
+		c.Drop = func(table.Identifier, table.Metadata) error { return nil }
 	}
 	if c.Reach == nil {
 		c.Reach = func(ctx context.Context) context.Context { return ctx }

@@ -270,17 +270,16 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	ctx, ident := r.Context(), tableOf(r)
-	var t *table.Table
-	if purge {
-		var err error
-		if t, err = s.config.Catalog.LoadTable(ctx, ident); errors.Is(err, catalog.ErrNoSuchTable) {
-			return err
-		} else if err != nil {
-			return notNow(err)
-		}
-		if err := s.guard(ident, t.Metadata(), nil); err != nil {
-			return err
-		}
+	// Without a purge too: Spark asks for none, and removes the files itself.
+	t, err := s.config.Catalog.LoadTable(ctx, ident)
+	if errors.Is(err, catalog.ErrNoSuchTable) {
+		return err
+	}
+	if err != nil {
+		return notNow(err)
+	}
+	if err := s.config.Drop(ident, t.Metadata()); err != nil {
+		return forbidden("%s: %v", strings.Join(ident, "."), err)
 	}
 	if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 		return err

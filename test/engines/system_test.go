@@ -56,7 +56,7 @@ type system struct {
 func (s *system) running(t *testing.T) *system {
 	t.Helper()
 	process.Heavy(t, "Trino and Spark on the system's tables")
-	s.once.Do(func() { s.err = s.start(t.Context()) })
+	s.once.Do(func() { s.err = s.start(context.WithoutCancel(t.Context())) })
 	if s.err != nil {
 		process.SkipOrFail(t, "the system", s.err)
 	}
@@ -87,7 +87,7 @@ func (s *system) start(ctx context.Context) error {
 		return err
 	}
 	s.binary = filepath.Join(s.dir, "millrace")
-	build := exec.CommandContext(ctx, "go", "build", "-o", s.binary, "./cmd/millrace") //nolint:gosec // no outside input
+	build := exec.CommandContext(ctx, "go", "build", "-o", s.binary, "./cmd/millrace")
 	build.Dir = "../.."
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the binary: %w: %s", err, out)
@@ -173,7 +173,7 @@ func (s *system) catalog(caller string) catalog.Catalog {
 func (s *system) run(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), s.binary, args...) //nolint:gosec // a test's own
+	cmd := exec.CommandContext(t.Context(), s.binary, args...)
 	cmd.Env, cmd.Stderr = append(os.Environ(), s.env...), &stderr
 	out, err := cmd.Output()
 	if err != nil {
