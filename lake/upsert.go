@@ -8,12 +8,12 @@ import (
 	"slices"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/parquet/pqarrow"
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/pages"
 )
 
 // upserts are Rows that hold a batch back until it is to land: then each key that the batch changes gets one row in the place of
@@ -145,17 +145,16 @@ func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name st
 	if err != nil {
 		return fail(err)
 	}
-	var content bytes.Buffer
-	out, err := pqarrow.NewFileWriter(columns.Schema(), &content, parquetProperties([]columnar.Field{key}), pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema()))
+	parquet, err := pages.New([]columnar.Field{key})
 	if err != nil {
 		return fail(err)
 	}
-	rec := columns.Record()
-	defer rec.Release()
-	if err := errors.Join(out.WriteBuffered(rec), out.Close()); err != nil {
+	var content bytes.Buffer
+	parquet.Begin(&content)
+	if err := parquet.Write(columns); err != nil {
 		return fail(err)
 	}
-	meta, err := out.FileMetadata()
+	written, err := parquet.End()
 	if err != nil {
 		return fail(err)
 	}
@@ -165,7 +164,7 @@ func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name st
 	}
 	location := locations.NewDataLocation(name + "-deletes.parquet")
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
-		Schema: schema, Spec: have.Spec(), Format: iceberg.ParquetFile, Metadata: meta, FilePath: location, FileSize: int64(content.Len()),
+		Schema: schema, Spec: have.Spec(), Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
 		Content: iceberg.EntryContentEqDeletes, EqualityFieldIDs: []int{key.ID}, Properties: have.Properties(), FormatVersion: have.Metadata().Version(),
 	})
 	if err != nil {
