@@ -116,7 +116,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (Ta
 	}
 	past, complete := history(have.Metadata(), p.next)
 	for _, s := range past {
-		if !at.Time.IsZero() && s.TimestampMs > at.Time.UnixMilli() || !within(s.next, bound) {
+		if !at.Time.IsZero() && s.TimestampMs > at.Time.UnixMilli() || !endsBy(s.next, bound) {
 			continue
 		}
 		return pinned(ctx, t, have, &s)
@@ -128,7 +128,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (Ta
 	return TableState{}, &HistoryError{Table: t.Name, Since: time.UnixMilli(oldest.TimestampMs).UTC(), Offsets: oldest.next}
 }
 
-func within(next, bound map[int32]int64) bool {
+func endsBy(next, bound map[int32]int64) bool {
 	for partition, first := range bound {
 		if next[partition] > first {
 			return false
@@ -235,7 +235,7 @@ func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableS
 		id = at.SnapshotID
 		s.Snapshot, s.Taken, s.Offsets = id, time.UnixMilli(at.TimestampMs).UTC(), at.next
 		if at.Summary != nil {
-			s.Rows = int64(at.Summary.Properties.GetInt("total-records", 0))
+			s.Rows = int64(at.Summary.Properties.GetInt(propRows, at.Summary.Properties.GetInt("total-records", 0)))
 		}
 	}
 	if head := have.CurrentSnapshot(); at != nil && head.SnapshotID == id || at == nil && head == nil {

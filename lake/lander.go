@@ -128,8 +128,14 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 			if !b.moved() {
 				return nil
 			}
+			if err := l.settle(ctx, b, rows, writer); err != nil {
+				return err
+			}
 			if err := l.land(ctx, b, writer); err != nil {
 				return err
+			}
+			if upserts, ok := rows.(upserts); ok {
+				upserts.landed(b.progress.next)
 			}
 			landed = true
 			at.put(b.progress.next, b.progress.topicID)
@@ -279,7 +285,8 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 			return nil, err
 		}
 	}
-	b.rows = b.rows || w.rows()
+	upserts, ok := rows.(upserts)
+	b.rows = b.rows || w.rows() || ok && upserts.held()
 	b.move(f.Partition, f.Next)
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }

@@ -39,6 +39,10 @@ type Table struct {
 	grow func(have []columnar.Field) ([]columnar.Field, error)
 	// events says that each row is a whole event of this aggregate, as digests want it.
 	events event.Aggregate
+	// derived says that its rows are made of this aggregate's events, and sums how they are summed up.
+	derived event.Aggregate
+	sums    sums
+	keyed   bool // each key has one row
 }
 
 // Partition is a part of how rows are spread over files: a column and what is made of it.
@@ -206,5 +210,9 @@ func (o origin) append(r Record, rows int) {
 // Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only cut small
 // files smaller, a year's import would write a file per month and commit, and the bounds in the manifests already prune by time.
 func Tables() []Table {
-	return []Table{customersEvents, productsEvents, stockEvents, ordersEvents, orderLines}
+	return []Table{
+		customersEvents, productsEvents, stockEvents, ordersEvents,
+		orderLines, stockMovements,
+		customersCurrent, productsCurrent, ordersCurrent,
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -60,7 +61,9 @@ func newLakeTables(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
 		Short: "List the tables: rows, files, bytes, history, how fresh",
-		Args:  cobra.NoArgs,
+		Long: `List the tables. Rows are those that a query finds, where landers count them, and else all rows in the table's files; rows in files
+are those too that deletes take away, until maintenance does.`,
+		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, _ []string) error {
@@ -79,9 +82,9 @@ func newLakeTables(a *app) *cobra.Command {
 		}
 		now, rows := time.Now(), make([][]any, len(all))
 		for i, s := range all {
-			rows[i] = []any{s.Name, s.Rows, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
+			rows[i] = []any{s.Name, s.Rows, s.RowsInFiles, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
 		}
-		printTable(cmd.OutOrStdout(), []string{"table", "rows", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"table", "rows", "rows in files", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
 		return nil
 	})
 }
@@ -135,7 +138,7 @@ that are not in the table.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows", "files", "next offsets"}
+		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows in files", "files", "next offsets"}
 		return showTable(ctx, cmd, args[0], *output, l.Snapshots, header, func(s lake.SnapshotState) []any {
 			return []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
 		})
@@ -145,6 +148,7 @@ that are not in the table.`,
 func newLakeMaintain(a *app) *cobra.Command {
 	var c maintenance.Config
 	var dry bool
+	var deletes float64
 	cmd := &cobra.Command{
 		Use:   "maintain [TABLE…]",
 		Short: "Make few large sorted files of many small ones, cut old history, remove what nothing refers to",
@@ -152,6 +156,7 @@ func newLakeMaintain(a *app) *cobra.Command {
 remove files that nothing refers to. It may run while landers and other engines write: no row is lost or doubled, and the
 offsets that landers keep in the table stay. Without a name it works on every table. The role lake does the same by itself.`,
 		Example: `  millrace lake maintain --dry-run
+  millrace lake maintain orders_current --delete-share 0
   millrace lake maintain order_lines --target-bytes 268435456`,
 		Annotations: map[string]string{"writes": "yes"},
 	}
@@ -159,11 +164,16 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done, and do nothing")
 	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "size that data files are to have")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "small files in a partition that are worth a rewrite")
+	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of the rows, in deletes, from which on files are rewritten to be rid of them; 0: of any, for readers that know no deletes")
 	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a state stays readable after another took its place")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "states that stay whatever their age")
 	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age of a file that nothing refers to from which on it is removed; at least 10m")
 	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "bytes that a compaction may hold")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
+		if deletes < 0 {
+			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)
+		}
+		c.DeleteShare = max(deletes, math.SmallestNonzeroFloat64)
 		names, err := tablesNamed(ctx, l, args)
 		if err != nil {
 			return err
