@@ -38,15 +38,20 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	return nil
 }
 
-// properties of every table.
+// properties of every table. commit.retry.num-retries is not among them: iceberg-go does not try again where it is missing, and a stale
+// append must fail, not be replayed onto the new head, as the lander decides (see lander.go). Other engines do try again then, as
+// they must beside landers.
 var tableProperties = iceberg.Properties{
-	// A stale append must fail, not be replayed onto the new head: the lander decides, see lander.go.
-	table.CommitNumRetriesKey: "0",
 	// What a commit reads and writes must not grow with the number of commits before it.
 	table.MetadataDeleteAfterCommitEnabledKey: "true",
 	table.MetadataPreviousVersionsMaxKey:      "100",
 	table.ManifestMergeEnabledKey:             "true",
 	table.ManifestMinMergeCountKey:            "50",
+	// Others' DELETE, UPDATE and MERGE are of the rows that are there when they begin. Were they of those too that come meanwhile, which
+	// is what Iceberg takes for granted, they would fail beside landers for as long as these land.
+	"write.delete.isolation-level": "snapshot",
+	"write.update.isolation-level": "snapshot",
+	"write.merge.isolation-level":  "snapshot",
 	// What other engines write shall look like what we write.
 	table.ParquetCompressionKey:      "zstd",
 	table.ParquetCompressionLevelKey: "1",
@@ -160,6 +165,10 @@ func (l *Lake) tryEvolve(ctx context.Context, t Table) (done bool, err error) {
 		updates = append(updates, table.NewAddSortOrderUpdate(&order), table.NewSetDefaultSortOrderUpdate(-1))
 		step.Changes = append(step.Changes, "files are sorted otherwise from now on")
 	}
+	if opened := openToOthers(meta.Properties()); len(opened) > 0 {
+		updates = append(updates, opened...)
+		step.Changes = append(step.Changes, "others may write it beside landers")
+	}
 	if len(step.Changes) == 0 {
 		return true, nil
 	}
@@ -170,6 +179,23 @@ func (l *Lake) tryEvolve(ctx context.Context, t Table) (done bool, err error) {
 	}
 	l.log.Info("a table was brought to its declaration", "table", t.Name, "changes", strings.Join(step.Changes, "; "))
 	return true, nil
+}
+
+// openToOthers brings properties of tables that were made before to what is said above. What somebody has chosen stays.
+func openToOthers(have iceberg.Properties) (updates []table.Update) {
+	missing := iceberg.Properties{}
+	for key, value := range tableProperties {
+		if _, ok := have[key]; !ok && strings.HasSuffix(key, ".isolation-level") {
+			missing[key] = value
+		}
+	}
+	if len(missing) > 0 {
+		updates = append(updates, table.NewSetPropertiesUpdate(missing))
+	}
+	if have[table.CommitNumRetriesKey] == "0" {
+		updates = append(updates, table.NewRemovePropertiesUpdate([]string{table.CommitNumRetriesKey}))
+	}
+	return updates
 }
 
 // sameSpec compares what two specs do, whatever their ids.

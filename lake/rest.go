@@ -10,18 +10,16 @@ import (
 )
 
 // REST serves the lake's catalog by Iceberg's REST protocol, so that engines find the tables, and may write them beside the
-// landers. authenticate tells whose token a request carries; nil lets everybody in, which only a door on loopback may.
-func (l *Lake) REST(ctx context.Context, authenticate func(token string) (caller string, known bool)) (http.Handler, error) {
+// landers. The keys that the landers use stay here: clients are given those in access.
+func (l *Lake) REST(ctx context.Context, access restcatalog.Access) (http.Handler, error) {
 	swapper, err := restcatalog.NewSQL(ctx, l.db, l.dialect, CatalogName)
 	if err != nil {
 		return nil, err
 	}
 	c := restcatalog.Config{
 		Catalog: l.rows, Swapper: swapper, Name: CatalogName, Warehouse: l.warehouse.url, Files: l.warehouse.props,
-		Storage: restcatalog.Storage{
-			Endpoint: l.warehouse.s3.Endpoint, Region: l.warehouse.s3.Region, AccessKey: l.warehouse.s3.AccessKey, SecretKey: l.warehouse.s3.SecretKey,
-		},
-		Authenticate: authenticate, Logger: l.log,
+		Storage: restcatalog.Storage{Endpoint: l.warehouse.s3.Endpoint, Region: l.warehouse.s3.Region},
+		Access:  access, Guard: l.guard, Drop: mayDrop, Logger: l.log,
 	}
 	if l.warehouse.aws != nil {
 		c.Reach = func(ctx context.Context) context.Context { return utils.WithAwsConfig(ctx, l.warehouse.aws) }

@@ -67,7 +67,7 @@ type PositionError struct {
 }
 
 func (e *PositionError) Error() string {
-	return fmt.Sprintf("table %s does not fit topic %s: %v; restore the topic, or drop the table to land it anew", e.Table, e.Topic, e.Err)
+	return fmt.Sprintf("table %s does not fit topic %s: %v; restore the topic, or drop the table (its property millrace.released set to true) to land it anew", e.Table, e.Topic, e.Err)
 }
 
 func (e *PositionError) Unwrap() error { return e.Err }

@@ -75,6 +75,9 @@ func (t *Tokens) read() error {
 		if len(token) < MinLength {
 			return fmt.Errorf("tokens: %s, line %d: the token of %q has fewer than %d characters; `openssl rand -hex 24` makes one", t.path, n, name, MinLength)
 		}
+		if strings.HasPrefix(token, accessPrefix) {
+			return fmt.Errorf("tokens: %s, line %d: the token of %q begins as access tokens do, with %s", t.path, n, name, accessPrefix)
+		}
 		callers = append(callers, caller{name, sha256.Sum256([]byte(token))})
 	}
 	if len(callers) == 0 {
@@ -86,7 +89,19 @@ func (t *Tokens) read() error {
 
 // Caller is the name of whom a token belongs to.
 func (t *Tokens) Caller(token string) (name string, known bool) {
+	sum := sha256.Sum256([]byte(token))
+	for _, c := range t.current() {
+		if subtle.ConstantTimeCompare(c.sum[:], sum[:]) == 1 {
+			return c.name, true
+		}
+	}
+	return "", false
+}
+
+// current is the list as the file has it.
+func (t *Tokens) current() []caller {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if now := time.Now(); now.Sub(t.looked) > reread {
 		t.looked = now
 		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.changed) {
@@ -96,15 +111,7 @@ func (t *Tokens) Caller(token string) (name string, known bool) {
 			}
 		}
 	}
-	callers := t.callers
-	t.mu.Unlock()
-	sum := sha256.Sum256([]byte(token))
-	for _, c := range callers {
-		if subtle.ConstantTimeCompare(c.sum[:], sum[:]) == 1 {
-			return c.name, true
-		}
-	}
-	return "", false
+	return t.callers
 }
 
 type key struct{}

@@ -137,7 +137,22 @@ type Lake struct {
 	Password       Secret        `yaml:"password" doc:"Of the catalog's user."`
 	CommitInterval time.Duration `yaml:"commit_interval" doc:"Longest time that a landed row waits for its commit while events keep coming."`
 	CommitBytes    int64         `yaml:"commit_bytes" doc:"Commit earlier once this many bytes of events wait."`
+	REST           REST          `yaml:"rest" doc:"Iceberg's REST catalog, which the role iceberg serves below /iceberg: what engines may do there, and are given."`
 	Maintenance    Maintenance   `yaml:"maintenance" doc:"Keeps the tables small: few large sorted files, a short history."`
+}
+
+// REST says what callers of the REST catalog may do, and what they are given.
+type REST struct {
+	Rights        map[string]string `yaml:"rights" doc:"What callers of auth.tokens may do, as {name: right}: none, read, write (make tables and commit to them, too) or admin (drop, rename and register tables, and namespaces, too). Others: read. Where no token is asked for, everyone has admin."`
+	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"How long a token is good that an engine gets by OAuth2, with a caller's name as its client id and the caller's token as its secret."`
+	ReadKeys      Keys              `yaml:"read_keys" doc:"Keys of the object store that engines are handed if they ask (vended credentials): make them for this, with the right to read. Empty: engines bring their own. Never those of lake.s3."`
+	WriteKeys     Keys              `yaml:"write_keys" doc:"The same for callers who may write. Empty: they are handed read_keys."`
+}
+
+// Keys are a pair of an object store's.
+type Keys struct {
+	AccessKey string `yaml:"access_key" doc:"The key."`
+	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
 // Maintenance says how the tables are kept small.
@@ -177,7 +192,7 @@ func Default() Config {
 		Kafka:    Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
 		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:    Redis{Listen: "127.0.0.1:0"},
-		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, Maintenance: Maintenance{
+		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
 			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20,
 		}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
@@ -310,6 +325,7 @@ func (c Config) Check() error {
 	if (c.Lake.S3.AccessKey == "") != c.Lake.S3.SecretKey.Empty() {
 		bad("lake.s3.access_key, lake.s3.secret_key: name both or neither")
 	}
+	c.Lake.checkREST(bad)
 	if c.Lake.CommitInterval <= 0 {
 		bad("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval)
 	}
@@ -327,6 +343,30 @@ func (c Config) Check() error {
 	}
 	return nil
 }
+
+func (l Lake) checkREST(bad func(string, ...any)) {
+	for name, right := range l.REST.Rights {
+		if !slices.Contains(rights, right) {
+			bad("lake.rest.rights: %q of %s is not one of %s", right, name, strings.Join(rights, ", "))
+		}
+	}
+	if l.REST.TokenLifetime < time.Minute {
+		bad("lake.rest.token_lifetime: %v is below 1m", l.REST.TokenLifetime)
+	}
+	for _, pair := range []struct {
+		key string
+		Keys
+	}{{"read_keys", l.REST.ReadKeys}, {"write_keys", l.REST.WriteKeys}} {
+		if (pair.AccessKey == "") != pair.SecretKey.Empty() {
+			bad("lake.rest.%s: name access_key and secret_key, or neither", pair.key)
+		}
+		if pair.AccessKey != "" && pair.AccessKey == l.S3.AccessKey {
+			bad("lake.rest.%s: these are the landers' own, of lake.s3, and would be handed out: make others for engines", pair.key)
+		}
+	}
+}
+
+var rights = []string{"none", "read", "write", "admin"}
 
 // hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
 func hasPassword(s string) bool {

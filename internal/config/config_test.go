@@ -117,6 +117,14 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"search.password":      func(c *config.Config) { c.Search.Elasticsearch = "http://h:1,http://u:p@h:2" },
 		"lake.warehouse":       func(c *config.Config) { c.Lake.Warehouse = "gs://bucket" },
 		"lake.s3.secret_key":   func(c *config.Config) { c.Lake.S3.AccessKey = "a" },
+
+		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "all" },
+		"lake.rest.token_lifetime": func(c *config.Config) { c.Lake.REST.TokenLifetime = time.Second },
+		"lake.rest.read_keys":      func(c *config.Config) { c.Lake.REST.ReadKeys.AccessKey = "a" },
+		"lake.rest.write_keys": func(c *config.Config) { // the landers' own
+			c.Lake.S3.AccessKey, c.Lake.S3.SecretKey = "a", config.SecretText("b")
+			c.Lake.REST.WriteKeys = config.Keys{AccessKey: "a", SecretKey: config.SecretText("b")}
+		},
 	} {
 		t.Run(key, func(t *testing.T) {
 			t.Parallel()

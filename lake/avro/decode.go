@@ -416,8 +416,8 @@ func (t *target) scalar(s *source) {
 
 func (t *target) integer(s *source) {
 	v := s.long()
-	switch {
-	case t.kind == intKind || t.kind == dayMillisKind:
+	switch t.kind {
+	case intKind, dayMillisKind:
 		if int64(int32(v)) != v {
 			s.fail(fmt.Errorf("%d is beyond 32 bits", v))
 			return
@@ -429,7 +429,7 @@ func (t *target) integer(s *source) {
 		if t.kind == dayMillisKind {
 			v *= 1000
 		}
-	case t.kind == millisKind:
+	case millisKind:
 		if v > math.MaxInt64/1000 || v < math.MinInt64/1000 {
 			s.fail(fmt.Errorf("%d milliseconds are beyond what a time can be", v))
 			return

@@ -35,9 +35,8 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 		}
 		if folded := strings.ToLower(w.Name); names[folded] {
 			return nil, &RefusedError{join(at, w.Name), "the table has another column of that name, or of one that differs in capitals alone; call the field otherwise"}
-		} else {
-			names[folded] = true
 		}
+		names[strings.ToLower(w.Name)] = true
 		w.Required = false // in the rows that are there it is missing
 		all = append(all, w)
 	}

@@ -168,7 +168,7 @@ func (g *grower) member(fields []columnar.Field, m *value, depth int) []columnar
 	numeric := m.kind == number || m.kind == integer
 	switch {
 	case json >= 0 || doubles >= 0 && m.kind == number && exact(m.raw):
-	case was.ID == 0 && !(numeric && same(was.Type, double)): // nobody has it yet
+	case was.ID == 0 && (!numeric || !same(was.Type, double)): // nobody has it yet
 		g.changed = true
 		g.columns += 1 - count([]columnar.Field{was})
 		fields = slices.Clone(fields)

@@ -42,8 +42,8 @@ func Parse(b []byte) (*Object, error) {
 		return nil, errors.New("the value is no JSON: it is not UTF-8")
 	}
 	if !json.Valid(b) {
-		var any json.RawMessage
-		err := json.Unmarshal(b, &any) // says why
+		var whatever json.RawMessage
+		err := json.Unmarshal(b, &whatever) // says why
 		return nil, fmt.Errorf("the value is no JSON: %w", err)
 	}
 	p := parser{rest: b}

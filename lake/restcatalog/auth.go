@@ -5,62 +5,85 @@ import (
 	"encoding/json"
 	"mime"
 	"net/http"
-	"strings"
 )
 
-// admit tells whose request it is, and whether it is let in.
-func (s *Server) admit(r *http.Request) (caller string, in bool) {
-	if s.config.Authenticate == nil || r.Method == http.MethodPost && r.URL.Path == "/v1/oauth/tokens" {
-		return "", true
-	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") { // some clients repeat token_type in lower case
-		return "", false
-	}
-	return s.config.Authenticate(token)
+// A refusal is an error in OAuth2's form, which is not that of the rest of the catalog.
+type refusal struct {
+	status int
+	kind   string
+	why    string
 }
 
-// getToken is OAuth2's client credentials flow, for clients that know no other: the client's id is a caller's name and its
-// secret the caller's token, which is also the token that it gets. So there is one list of callers, a token is good until it
-// is taken from that list, and any replica of this server knows it.
+const (
+	grantCredentials = "client_credentials"
+	grantExchange    = "urn:ietf:params:oauth:grant-type:token-exchange"
+	accessToken      = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a kind of token
+)
+
+// getToken is OAuth2 as the specification has it: for a client's id and secret, which are a caller's name and own token, or for an
+// access token that is still good, a new access token. So there is one list of callers, and any replica of this server knows
+// what another has issued.
 func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
-	refuse := func(status int, kind, why string) {
-		w.Header().Set("Content-Type", "application/json")
-		if status == http.StatusUnauthorized {
-			w.Header().Set("WWW-Authenticate", `Basic realm="catalog"`)
+	name, refused := s.client(r)
+	if refused == nil {
+		if token, known := s.config.Access.Callers.Issue(name, s.config.Access.TokenLifetime); known {
+			_ = reply(w, struct { // strings can be encoded
+				Token   string `json:"access_token"`
+				Type    string `json:"token_type"`
+				Expires int    `json:"expires_in"`
+				Issued  string `json:"issued_token_type"`
+				Scope   string `json:"scope,omitempty"`
+			}{token, "bearer", int(s.config.Access.TokenLifetime.Seconds()), accessToken, r.PostForm.Get("scope")})
+			return
 		}
-		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(map[string]string{"error": kind, "error_description": why}) // the client may have left
+		refused = &refusal{http.StatusUnauthorized, "invalid_client", "it was taken from the callers just now"}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if refused.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Basic realm="catalog"`)
+	}
+	w.WriteHeader(refused.status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": refused.kind, "error_description": refused.why}) // the client may have left
+}
+
+// client is the name of who asks for a token.
+func (s *Server) client(r *http.Request) (name string, refused *refusal) {
+	invalid := func(why string) (string, *refusal) {
+		return "", &refusal{http.StatusBadRequest, "invalid_request", why}
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
-		refuse(http.StatusBadRequest, "invalid_request", "the body must be application/x-www-form-urlencoded")
-		return
+		return invalid("the body must be application/x-www-form-urlencoded")
 	}
 	if err := r.ParseForm(); err != nil {
-		refuse(http.StatusBadRequest, "invalid_request", "the form cannot be read")
-		return
+		return invalid("the form cannot be read")
 	}
-	if s.config.Authenticate == nil {
-		refuse(http.StatusBadRequest, "invalid_request", "this catalog asks for no token")
-		return
+	callers := s.config.Access.Callers
+	if callers == nil {
+		return invalid("this catalog asks for no token")
 	}
-	if grant := r.PostForm.Get("grant_type"); grant != "client_credentials" {
-		refuse(http.StatusBadRequest, "unsupported_grant_type", "grant_type: only client_credentials is served")
-		return
+	switch r.PostForm.Get("grant_type") {
+	case grantCredentials:
+		id, secret, basic := r.BasicAuth()
+		if !basic {
+			id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
+		}
+		name, known := callers.Caller(secret)
+		if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(name)) != 1 {
+			return "", &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
+		}
+		return name, nil
+	case grantExchange: // how Java's client renews its token
+		if r.PostForm.Get("actor_token") != "" {
+			return invalid("actor_token: nobody acts for another here")
+		}
+		if kind := r.PostForm.Get("subject_token_type"); kind != accessToken {
+			return invalid("subject_token_type: only " + accessToken + " is served")
+		}
+		name, err := callers.Access(r.PostForm.Get("subject_token"))
+		if err != nil {
+			return "", &refusal{http.StatusBadRequest, "invalid_grant", "subject_token: " + err.Error()}
+		}
+		return name, nil
 	}
-	id, secret, basic := r.BasicAuth()
-	if !basic {
-		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
-	}
-	caller, known := s.config.Authenticate(secret)
-	if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(caller)) != 1 {
-		refuse(http.StatusUnauthorized, "invalid_client", "no client has this id and secret")
-		return
-	}
-	_ = reply(w, struct { // strings can be encoded
-		Token  string `json:"access_token"`
-		Type   string `json:"token_type"`
-		Issued string `json:"issued_token_type"`
-		Scope  string `json:"scope,omitempty"`
-	}{secret, "bearer", "urn:ietf:params:oauth:token-type:access_token", r.PostForm.Get("scope")})
+	return "", &refusal{http.StatusBadRequest, "unsupported_grant_type", "grant_type: client_credentials and token-exchange are served"}
 }

@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/apache/iceberg-go/catalog/rest"
 
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/lake/restcatalog"
 )
 
 const anna = "anna-0123456789-0123456789"
@@ -21,16 +23,23 @@ func guarded(t testing.TB) *place {
 	t.Helper()
 	p := onSQLite(t)
 	file := filepath.Join(t.TempDir(), "tokens")
-	if err := os.WriteFile(file, []byte("anna:"+anna+"\nbert:bert-0123456789-0123456789\n"), 0o600); err != nil {
+	content := "anna:" + anna + "\n"
+	for _, name := range []string{"bert", "carl", "dora"} {
+		content += name + ":" + tokenOf(name) + "\n"
+	}
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	tokens, err := auth.Open(file, p.Logger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Authenticate = tokens.Caller
+	p.Access.Callers = tokens
+	p.Access.Rights = map[string]restcatalog.Right{"anna": restcatalog.Admin, "carl": restcatalog.Write, "dora": restcatalog.None} // and bert may read
 	return p
 }
+
+func tokenOf(name string) string { return name + "-0123456789-0123456789" }
 
 func TestAuthentication(t *testing.T) {
 	t.Parallel()
@@ -60,14 +69,22 @@ func TestOAuth2(t *testing.T) {
 		return p.call(t, http.MethodPost, "/v1/oauth/tokens", body, append([]string{"Content-Type", form}, headers...)...)
 	}
 	var token struct {
-		Token string `json:"access_token"`
-		Type  string `json:"token_type"`
-		Scope string `json:"scope"`
+		Token   string `json:"access_token"`
+		Type    string `json:"token_type"`
+		Scope   string `json:"scope"`
+		Expires int    `json:"expires_in"`
+		Issued  string `json:"issued_token_type"`
 	}
 	ask("grant_type=client_credentials&client_id=anna&client_secret="+anna+"&scope=catalog").into(t, &token)
-	if token.Type != "bearer" || token.Scope != "catalog" {
+	if token.Type != "bearer" || token.Scope != "catalog" || token.Expires != 3600 || token.Token == anna {
 		t.Errorf("%+v", token)
 	}
+	p.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces", nil, "Authorization", "Bearer "+token.Token)
+	other := guarded(t).serve(t) // a replica, with the same file
+	other.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces", nil, "Authorization", "Bearer "+token.Token)
+	const exchange = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token="
+	first, issued := token.Token, "&subject_token_type="+token.Issued
+	ask(exchange+first+issued).into(t, &token)
 	p.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces", nil, "Authorization", "Bearer "+token.Token)
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil)
 	if err != nil {
@@ -83,17 +100,28 @@ func TestOAuth2(t *testing.T) {
 		status int
 		says   string
 	}{
-		"wrong secret":   {ask("grant_type=client_credentials&client_id=anna&client_secret=no"), 401, "invalid_client"},
-		"another's":      {ask("grant_type=client_credentials&client_id=bert&client_secret=" + anna), 401, "invalid_client"},
-		"nothing":        {ask("grant_type=client_credentials"), 401, "invalid_client"},
-		"another grant":  {ask("grant_type=password&client_id=anna&client_secret=" + anna), 400, "unsupported_grant_type"},
-		"not a form":     {ask("{}", "Content-Type", "application/json"), 400, "invalid_request"},
-		"a broken form":  {ask("grant_type=%"), 400, "invalid_request"},
-		"secret in path": {p.call(t, http.MethodPost, "/v1/oauth/tokens?grant_type=client_credentials&client_id=anna&client_secret="+anna, "", "Content-Type", form), 400, "unsupported_grant_type"},
+		"wrong secret":      {ask("grant_type=client_credentials&client_id=anna&client_secret=no"), 401, "invalid_client"},
+		"another's":         {ask("grant_type=client_credentials&client_id=bert&client_secret=" + anna), 401, "invalid_client"},
+		"nothing":           {ask("grant_type=client_credentials"), 401, "invalid_client"},
+		"another grant":     {ask("grant_type=password&client_id=anna&client_secret=" + anna), 400, "unsupported_grant_type"},
+		"not a form":        {ask("{}", "Content-Type", "application/json"), 400, "invalid_request"},
+		"a broken form":     {ask("grant_type=%"), 400, "invalid_request"},
+		"a token of nobody": {ask(exchange + "x" + issued), 400, "invalid_grant"},
+		"a token for more":  {ask(exchange + first + issued + "&actor_token=" + first), 400, "actor_token"},
+		"a token of a kind": {ask(exchange + first + "&subject_token_type=jwt"), 400, "subject_token_type"},
+		"secret in path":    {p.call(t, http.MethodPost, "/v1/oauth/tokens?grant_type=client_credentials&client_id=anna&client_secret="+anna, "", "Content-Type", form), 400, "unsupported_grant_type"},
 	} {
 		if c.a.status != c.status || !strings.Contains(c.a.body, c.says) || strings.Contains(c.a.body, anna) {
 			t.Errorf("%s: %d %s", name, c.a.status, c.a.body)
 		}
+	}
+
+	expired, _ := p.Access.Callers.Issue("anna", -time.Second)
+	if a := p.must(t, 419, http.MethodGet, "/v1/config", nil, "Authorization", "Bearer "+expired); a.kind(t) != "AuthenticationTimeoutException" {
+		t.Errorf("%s", a.body)
+	}
+	if a := ask(exchange + expired + issued); a.status != 400 || !strings.Contains(a.body, "invalid_grant") {
+		t.Errorf("an expired token renewed: %d %s", a.status, a.body)
 	}
 
 	// iceberg-go's client goes that way by itself.

@@ -205,6 +205,9 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if err != nil {
 		return nil, refused(c.table, err)
 	}
+	if err := s.guard(c.table, base, metadata); err != nil {
+		return nil, err
+	}
 	return s.place(c.table, current, metadata)
 }
 

@@ -19,7 +19,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 		"required":       func(c *restcatalog.Config) { c.Swapper = nil },
 		"neither file":   func(c *restcatalog.Config) { c.Warehouse = "/folder" },
 		"prefix":         func(c *restcatalog.Config) { c.Prefix = "a/b" },
-		"secret key":     func(c *restcatalog.Config) { c.Storage.AccessKey = "key" },
+		"secret key":     func(c *restcatalog.Config) { c.Access.ReadKeys.AccessKey = "key" },
+		"below 0":        func(c *restcatalog.Config) { c.Access.TokenLifetime = -1 },
 		"gs://bucket/x":  func(c *restcatalog.Config) { c.Warehouse = "gs://bucket/x" },
 		"required.":      func(c *restcatalog.Config) { c.Logger = nil },
 		"are required":   func(c *restcatalog.Config) { c.Catalog = nil },
@@ -180,11 +181,11 @@ func TestCredentials(t *testing.T) {
 	a := p.must(t, http.StatusOK, http.MethodGet, table, nil)
 	a.into(t, &plain)
 	place := map[string]string{"s3.endpoint": p.Storage.Endpoint, "s3.region": p.Storage.Region, "client.region": p.Storage.Region, "s3.path-style-access": "true"}
-	if !maps.Equal(plain.Config, place) || plain.Credentials != nil || strings.Contains(a.body, p.Storage.SecretKey) {
+	if !maps.Equal(plain.Config, place) || plain.Credentials != nil || strings.Contains(a.body, p.Access.WriteKeys.SecretKey) {
 		t.Errorf("%s", a.body)
 	}
 	keys := maps.Clone(place)
-	keys["s3.access-key-id"], keys["s3.secret-access-key"] = p.Storage.AccessKey, p.Storage.SecretKey
+	keys["s3.access-key-id"], keys["s3.secret-access-key"] = p.Access.WriteKeys.AccessKey, p.Access.WriteKeys.SecretKey
 	asks := []string{"X-Iceberg-Access-Delegation", "remote-signing, vended-credentials"}
 	a = p.must(t, http.StatusOK, http.MethodGet, table, nil, asks...)
 	a.into(t, &vended)
@@ -207,13 +208,13 @@ func TestCredentials(t *testing.T) {
 	if len(loaded.Credentials) != 1 || !maps.Equal(loaded.Credentials[0].Config, keys) {
 		t.Errorf("%+v", loaded)
 	}
-	if a := p.must(t, http.StatusOK, http.MethodGet, "/v1/config", nil); strings.Contains(a.body, p.Storage.SecretKey) || !strings.Contains(a.body, p.Storage.Endpoint) {
+	if a := p.must(t, http.StatusOK, http.MethodGet, "/v1/config", nil); strings.Contains(a.body, p.Access.WriteKeys.SecretKey) || !strings.Contains(a.body, p.Storage.Endpoint) {
 		t.Errorf("%s", a.body)
 	}
 	if _, err := appendRow(t, p.client(t), "a", 1); err != nil { // with the keys that it was given
 		t.Error(err)
 	}
-	if meta := p.must(t, http.StatusOK, http.MethodGet, table, nil).body; strings.Contains(meta, p.Storage.SecretKey) || strings.Contains(p.log.String(), p.Storage.SecretKey) {
+	if meta := p.must(t, http.StatusOK, http.MethodGet, table, nil).body; strings.Contains(meta, p.Access.WriteKeys.SecretKey) || strings.Contains(p.log.String(), p.Access.WriteKeys.SecretKey) {
 		t.Error("the secret is in the metadata or in the log")
 	}
 	p.must(t, http.StatusNoContent, http.MethodDelete, table+"?purgeRequested=true", nil)

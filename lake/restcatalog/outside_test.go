@@ -17,7 +17,8 @@ func TestOutsideClients(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := fresh(t)
-			p.Authenticate = guarded(t).Authenticate
+			guarded := guarded(t)
+			p.Access.Callers, p.Access.Rights = guarded.Access.Callers, guarded.Access.Rights
 			p.serve(t)
 			cmd := exec.CommandContext(t.Context(), interpreter, "testdata/client.py", p.url, "anna:"+anna)
 			cmd.Env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true")

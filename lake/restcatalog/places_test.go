@@ -121,7 +121,8 @@ func onS3(t testing.TB) *place {
 			icebergio.S3EndpointURL: store.Endpoint, icebergio.S3Region: store.Region, icebergio.S3ForceVirtualAddressing: "false",
 			icebergio.S3AccessKeyID: store.AccessKey, icebergio.S3SecretAccessKey: store.SecretKey,
 		},
-		Storage: restcatalog.Storage{Endpoint: store.Endpoint, Region: store.Region, AccessKey: store.AccessKey, SecretKey: store.SecretKey},
+		Storage: restcatalog.Storage{Endpoint: store.Endpoint, Region: store.Region},
+		Access:  restcatalog.Access{WriteKeys: restcatalog.Keys{AccessKey: store.AccessKey, SecretKey: store.SecretKey}},
 	})
 }
 

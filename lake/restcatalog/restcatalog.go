@@ -18,6 +18,7 @@ import (
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/table"
 )
 
 // Config says what to serve.
@@ -37,9 +38,12 @@ type Config struct {
 	Reach func(context.Context) context.Context
 	// Storage is told to clients of an s3:// warehouse.
 	Storage Storage
-	// Authenticate tells whose token this is; it must take the same time for every wrong one. Nil lets everybody in, which only
-	// a door on loopback may.
-	Authenticate func(token string) (caller string, known bool)
+	Access  Access
+	// Guard says what speaks against a table's becoming what a request makes of it: nil where nothing does. After is nil where the
+	// table would no longer be under its name: renamed, or replaced by another's metadata. Nil guards nothing.
+	Guard func(name table.Identifier, before, after table.Metadata) error
+	// Drop says what speaks against dropping a table, with its files or without. Nil: nothing.
+	Drop func(name table.Identifier, m table.Metadata) error
 	// Timeout bounds a request; zero is a minute.
 	Timeout time.Duration
 	Logger  *slog.Logger // required
@@ -49,8 +53,6 @@ type Config struct {
 type Storage struct {
 	Endpoint string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
 	Region   string
-	// AccessKey and SecretKey are handed to clients that ask for credentials, and to nobody else. Empty: to none.
-	AccessKey, SecretKey string
 }
 
 const (
@@ -76,11 +78,20 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: %w", err)
 	}
+	if err := c.Access.check(); err != nil {
+		return nil, fmt.Errorf("REST catalog: %w", err)
+	}
 	if strings.ContainsAny(c.Prefix, "/{}%?# ") {
 		return nil, fmt.Errorf("REST catalog: prefix %q is not one part of a path", c.Prefix)
 	}
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
+	}
+	if c.Guard == nil {
+		c.Guard = func(table.Identifier, table.Metadata, table.Metadata) error { return nil }
+	}
+	if c.Drop == nil {
+		c.Drop = func(table.Identifier, table.Metadata) error { return nil }
 	}
 	if c.Reach == nil {
 		c.Reach = func(ctx context.Context) context.Context { return ctx }
@@ -95,8 +106,8 @@ func New(c Config) (*Server, error) {
 type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) route() {
-	s.mux.Handle("GET /v1/config", s.answer(s.getConfig))
-	s.mux.Handle("POST /v1/oauth/tokens", http.HandlerFunc(s.getToken))
+	s.mux.Handle("GET /v1/config", s.answer(to(Read, s.getConfig)))
+	s.mux.Handle("POST "+tokenPath, http.HandlerFunc(s.getToken))
 	s.mux.Handle("/", s.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &failure{status: http.StatusNotFound, kind: "NotFoundException", message: "this catalog does not serve " + r.Method + " " + r.URL.Path}
 	}))
@@ -106,36 +117,37 @@ func (s *Server) route() {
 	)
 	for _, e := range []struct {
 		method, path string
+		right        Right
 		h            handler
 	}{
-		{http.MethodGet, "/namespaces", s.listNamespaces},
-		{http.MethodPost, "/namespaces", s.createNamespace},
-		{http.MethodGet, namespace, s.loadNamespace},
-		{http.MethodHead, namespace, s.namespaceExists},
-		{http.MethodDelete, namespace, s.dropNamespace},
-		{http.MethodPost, namespace + "/properties", s.updateNamespace},
-		{http.MethodGet, namespace + "/tables", s.listTables},
-		{http.MethodPost, namespace + "/tables", s.createTable},
-		{http.MethodPost, namespace + "/register", s.registerTable},
-		{http.MethodGet, table, s.loadTable},
-		{http.MethodHead, table, s.tableExists},
-		{http.MethodPost, table, s.commitTable},
-		{http.MethodDelete, table, s.dropTable},
-		{http.MethodGet, table + "/credentials", s.loadCredentials},
-		{http.MethodPost, table + "/metrics", s.reportMetrics},
-		{http.MethodPost, "/tables/rename", s.renameTable},
-		{http.MethodPost, "/transactions/commit", s.commitTransaction},
-		{http.MethodGet, namespace + "/views", s.listViews},
+		{http.MethodGet, "/namespaces", Read, s.listNamespaces},
+		{http.MethodPost, "/namespaces", Admin, s.createNamespace},
+		{http.MethodGet, namespace, Read, s.loadNamespace},
+		{http.MethodHead, namespace, Read, s.namespaceExists},
+		{http.MethodDelete, namespace, Admin, s.dropNamespace},
+		{http.MethodPost, namespace + "/properties", Admin, s.updateNamespace},
+		{http.MethodGet, namespace + "/tables", Read, s.listTables},
+		{http.MethodPost, namespace + "/tables", Write, s.createTable},
+		{http.MethodPost, namespace + "/register", Admin, s.registerTable},
+		{http.MethodGet, table, Read, s.loadTable},
+		{http.MethodHead, table, Read, s.tableExists},
+		{http.MethodPost, table, Write, s.commitTable},
+		{http.MethodDelete, table, Admin, s.dropTable},
+		{http.MethodGet, table + "/credentials", Read, s.loadCredentials},
+		{http.MethodPost, table + "/metrics", Read, s.reportMetrics},
+		{http.MethodPost, "/tables/rename", Admin, s.renameTable},
+		{http.MethodPost, "/transactions/commit", Write, s.commitTransaction},
+		{http.MethodGet, namespace + "/views", Read, s.listViews},
 	} {
 		s.endpoints = append(s.endpoints, e.method+" /v1/{prefix}"+e.path)
-		s.serve(e.method, e.path, e.h)
+		s.serve(e.method, e.path, to(e.right, e.h))
 	}
 	// Clients that do not look at the list above learn that there are no views.
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
-		s.serve(method, namespace+"/views/{view}", noView)
+		s.serve(method, namespace+"/views/{view}", to(Read, noView))
 	}
 	for _, path := range []string{namespace + "/views", namespace + "/register-view", "/views/rename"} {
-		s.serve(http.MethodPost, path, noViews)
+		s.serve(http.MethodPost, path, to(Read, noViews))
 	}
 }
 
@@ -155,14 +167,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 	seen.Header().Set("Cache-Control", "no-store") // answers may carry credentials, and all are of this moment
-	caller, in := s.admit(r)
-	if in {
-		s.mux.ServeHTTP(seen, r)
+	r, caller, err := s.admit(r)
+	if err != nil {
+		f := failed(r, err)
+		if f.status == http.StatusUnauthorized {
+			seen.Header().Set("WWW-Authenticate", "Bearer")
+		}
+		s.fail(seen, r, f)
 	} else {
-		seen.Header().Set("WWW-Authenticate", "Bearer")
-		s.fail(seen, r, &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"})
+		s.mux.ServeHTTP(seen, r)
 	}
-	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller)
+	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller.name)
 }
 
 type statusWriter struct {

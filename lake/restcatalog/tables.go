@@ -61,7 +61,7 @@ func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any
 		Credentials      []credential      `json:"storage-credentials,omitempty"`
 	}{file, metadata, s.warehouse.place(), nil}
 	if wantsCredentials(r) {
-		answer.Credentials = s.warehouse.credentials()
+		answer.Credentials = s.credentials(r)
 		for _, c := range answer.Credentials {
 			answer.Config = c.Config // for clients that do not know storage-credentials
 		}
@@ -239,6 +239,9 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	case !c.Overwrite:
 		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
 	default:
+		if err := s.guard(ident, current.Metadata(), nil); err != nil {
+			return err
+		}
 		move.From = current.MetadataLocation()
 	}
 	files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, file) }
@@ -267,14 +270,16 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	ctx, ident := r.Context(), tableOf(r)
-	var t *table.Table
-	if purge {
-		var err error
-		if t, err = s.config.Catalog.LoadTable(ctx, ident); errors.Is(err, catalog.ErrNoSuchTable) {
-			return err
-		} else if err != nil {
-			return notNow(err)
-		}
+	// Without a purge too: Spark asks for none, and removes the files itself.
+	t, err := s.config.Catalog.LoadTable(ctx, ident)
+	if errors.Is(err, catalog.ErrNoSuchTable) {
+		return err
+	}
+	if err != nil {
+		return notNow(err)
+	}
+	if err := s.config.Drop(ident, t.Metadata()); err != nil {
+		return forbidden("%s: %v", strings.Join(ident, "."), err)
 	}
 	if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 		return err
@@ -288,6 +293,14 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// guard is what speaks against a change, in the protocol's form.
+func (s *Server) guard(name table.Identifier, before, after table.Metadata) error {
+	if err := s.config.Guard(name, before, after); err != nil {
+		return forbidden("%s: %v", strings.Join(name, "."), err)
+	}
 	return nil
 }
 
@@ -308,6 +321,16 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	if len(c.To.Namespace) == 0 || len(c.From.Namespace) == 0 {
 		return badRequest("source, destination: a namespace is missing")
 	}
+	t, err := s.config.Catalog.LoadTable(r.Context(), c.From.full())
+	if errors.Is(err, catalog.ErrNoSuchTable) {
+		return err
+	}
+	if err != nil {
+		return notNow(err)
+	}
+	if err := s.guard(c.From.full(), t.Metadata(), nil); err != nil {
+		return err
+	}
 	if _, err := s.config.Catalog.RenameTable(r.Context(), c.From.full(), c.To.full()); err != nil {
 		return err
 	}
@@ -323,7 +346,7 @@ func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return reply(w, map[string][]credential{"storage-credentials": s.warehouse.credentials()})
+	return reply(w, map[string][]credential{"storage-credentials": s.credentials(r)})
 }
 
 // reportMetrics takes what a client says of a scan or a commit. What it filtered by is nobody's business.

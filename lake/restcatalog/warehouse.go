@@ -33,9 +33,6 @@ func openWarehouse(at string, storage Storage) (warehouse, error) {
 		return w, fmt.Errorf("warehouse: %w", err)
 	}
 	w.escaped = u.String()
-	if (storage.AccessKey == "") != (storage.SecretKey == "") {
-		return w, fmt.Errorf("storage: an access key and its secret key go together; one of them is missing")
-	}
 	return w, nil
 }
 
@@ -57,7 +54,7 @@ func (w warehouse) inside(field, location string) (string, error) {
 		below = below && part != "" && part != "." && part != ".." && !strings.ContainsAny(part, "%?#\\\x00")
 	}
 	if !below {
-		return "", &failure{status: http.StatusForbidden, kind: "ForbiddenException", message: fmt.Sprintf("%s: %s is not in this catalog's warehouse, %s", field, location, w.url)}
+		return "", forbidden("%s: %s is not in this catalog's warehouse, %s", field, location, w.url)
 	}
 	return location, nil
 }
@@ -101,14 +98,15 @@ type credential struct {
 	Config map[string]string `json:"config"`
 }
 
-// credentials are what reaches the files; none where the client must bring its own.
-func (w warehouse) credentials() []credential {
-	if !w.bucket || w.storage.AccessKey == "" {
+// credentials are what a caller reaches the files with; none where the client must bring its own.
+func (s *Server) credentials(r *http.Request) []credential {
+	keys := s.config.Access.keys(callerOf(r))
+	if !s.warehouse.bucket || keys.empty() {
 		return []credential{}
 	}
-	c := w.place()
-	c["s3.access-key-id"], c["s3.secret-access-key"] = w.storage.AccessKey, w.storage.SecretKey
-	return []credential{{w.url + "/", c}}
+	c := s.warehouse.place()
+	c["s3.access-key-id"], c["s3.secret-access-key"] = keys.AccessKey, keys.SecretKey
+	return []credential{{s.warehouse.url + "/", c}}
 }
 
 // wantsCredentials tells whether a client asks to be given them.

@@ -116,13 +116,16 @@ func pyiceberg(c catalog.Catalog) map[string]string {
 		if c.Token != "" {
 			p["token"] = c.Token
 		}
+		if c.Credential != "" {
+			p["credential"], p["oauth2-server-uri"] = c.Credential, c.REST+"/v1/oauth/tokens"
+		}
 	case strings.HasPrefix(c.JDBC, "jdbc:sqlite:"):
 		p["type"], p["uri"] = "sql", "sqlite:///"+strings.TrimPrefix(c.JDBC, "jdbc:sqlite:")
 	default:
 		p["type"] = "sql"
 		p["uri"] = "postgresql+psycopg2://" + c.User + ":" + c.Password + "@" + strings.TrimPrefix(c.JDBC, "jdbc:postgresql://")
 	}
-	if c.OnS3() {
+	if c.OnS3() && !c.Vended {
 		p["s3.endpoint"], p["s3.region"] = c.S3.Endpoint, c.S3.Region
 		p["s3.access-key-id"], p["s3.secret-access-key"] = c.S3.AccessKey, c.S3.SecretKey
 	}

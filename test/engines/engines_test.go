@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/millrace/millrace/internal/sqlite"
@@ -18,26 +19,40 @@ import (
 var (
 	server  trino.Server
 	session spark.Session
+	world   system
+	once    sync.Once
 )
 
-func TestMain(m *testing.M) { os.Exit(process.RunTests(m, server.Stop, session.Stop)) }
+func TestMain(m *testing.M) {
+	os.Exit(process.RunTests(m, server.Stop, session.Stop, house.Stop, world.stop))
+}
+
+// everyEngine starts the engines, on the system's REST catalog and on one that they share, called shared.
+func everyEngine(t *testing.T) engines.Engines {
+	t.Helper()
+	s := world.running(t)
+	once.Do(func() {
+		file := filepath.Join(s.dir, "shared.db")
+		db, err := sqlite.Open(file)
+		if err == nil {
+			err = errors.Join(catalog.Create(t.Context(), db), db.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared = catalog.Catalog{Name: "shared", JDBC: "jdbc:sqlite:" + file, Warehouse: "file://" + filepath.Join(s.dir, "shared")}
+		server.Catalogs, session.Catalogs = []catalog.Catalog{shared, s.catalog("trino")}, []catalog.Catalog{shared, s.catalog("spark")}
+	})
+	server.URL(t)
+	session.Ask(t, "SELECT 1")
+	return engines.Engines{Trino: &server, Spark: &session, Python: process.Python(t), Script: "testdata/read.py"}
+}
+
+var shared catalog.Catalog
 
 // Every engine sees the same rows in a table, whoever has written it.
 func TestEnginesAgree(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "catalog.db")
-	db, err := sqlite.Open(file)
-	if err == nil {
-		err = errors.Join(catalog.Create(t.Context(), db), db.Close())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := catalog.Catalog{Name: "shared", JDBC: "jdbc:sqlite:" + file, Warehouse: "file://" + dir}
-	server.Catalogs, session.Catalogs = []catalog.Catalog{c}, []catalog.Catalog{c}
-	server.URL(t)
-	session.Ask(t, "SELECT 1")
-	all := engines.Engines{Trino: &server, Spark: &session, Python: process.Python(t), Script: "testdata/read.py"}
+	all, c := everyEngine(t), shared
 
 	query := func(statement string) {
 		t.Helper()

@@ -16,8 +16,10 @@ import (
 type Catalog struct {
 	Name string // under which queries name it; of a SQL database, also what its rows say: iceberg-go's is "millrace"
 
-	REST  string // http://host:port, the catalog's address; empty for SQL
-	Token string // that it asks for; empty where it asks for none
+	REST       string // http://host:port, the catalog's address; empty for SQL
+	Token      string // that it asks for; empty where it asks for none
+	Credential string // name:secret, for which it gives a token by OAuth2; empty for none
+	Vended     bool   // it gives those who ask keys for S3, and S3 names none
 
 	JDBC           string // jdbc:sqlite:/path or jdbc:postgresql://host:port/database; empty for REST
 	User, Password string // of the database

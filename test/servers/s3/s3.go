@@ -22,7 +22,12 @@ type Config struct {
 	Region               string
 	AccessKey, SecretKey string
 	Bucket               string // exists, and is empty at first
+	// Other is another account that may do as much.
+	Other Keys
 }
+
+// Keys are an account's.
+type Keys struct{ AccessKey, SecretKey string }
 
 // Server is one S3 server for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
 // it. What was written outlives Kill and Restart, and goes with Stop.
@@ -77,10 +82,19 @@ func (s *Server) start() error {
 	}
 	s.config = Config{ //nolint:gosec // no secret: it opens what a test has made
 		Endpoint: fmt.Sprintf("http://127.0.0.1:%d", ports[0]), Region: "us-east-1",
-		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket,
+		AccessKey: "millrace", SecretKey: "s3-Secret/of+tests", Bucket: bucket, Other: Keys{"engines", "s3-Secret/of+engines"},
+	}
+	accounts := fmt.Sprintf(`{"accessAccounts": {%[1]q: {"access": %[1]q, "secret": %[2]q, "role": "admin"}}}`, s.config.Other.AccessKey, s.config.Other.SecretKey)
+	if err := os.Mkdir(s.accounts(), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.accounts(), "users.json"), []byte(accounts), 0o600); err != nil {
+		return err
 	}
 	return s.run()
 }
+
+func (s *Server) accounts() string { return filepath.Join(s.dir, "accounts") }
 
 // run starts the program on what is there.
 func (s *Server) run() error {
@@ -90,7 +104,7 @@ func (s *Server) run() error {
 	}
 	data := filepath.Join(s.dir, "data")
 	// No --keep-alive: with it, multipart uploads fail.
-	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--quiet", "posix"}
+	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir", s.accounts(), "--quiet", "posix"}
 	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it keeps what objects have beside their bytes there
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}

@@ -54,6 +54,12 @@ func iceberg(c catalog.Catalog) map[string]string {
 			p[".token"] = c.Token
 			p[".token-refresh-enabled"] = "false" // there is nobody to refresh it
 		}
+		if c.Credential != "" {
+			p[".credential"], p[".oauth2-server-uri"] = c.Credential, c.REST+"/v1/oauth/tokens"
+		}
+		if c.Vended {
+			p[".header.X-Iceberg-Access-Delegation"] = "vended-credentials"
+		}
 	} else {
 		p[".type"], p[".uri"] = "jdbc", c.JDBC
 		p[".jdbc.schema-version"] = "V1"
@@ -64,7 +70,9 @@ func iceberg(c catalog.Catalog) map[string]string {
 	if c.OnS3() {
 		p[".io-impl"] = "org.apache.iceberg.aws.s3.S3FileIO"
 		p[".s3.endpoint"], p[".s3.path-style-access"] = c.S3.Endpoint, "true"
-		p[".s3.access-key-id"], p[".s3.secret-access-key"] = c.S3.AccessKey, c.S3.SecretKey
+		if !c.Vended {
+			p[".s3.access-key-id"], p[".s3.secret-access-key"] = c.S3.AccessKey, c.S3.SecretKey
+		}
 		p[".client.region"] = c.S3.Region
 	}
 	return p

@@ -154,7 +154,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 	line, err := s.run.query(ctx, statement)
 	if err != nil {
 		tail := s.logTail()
-		return nil, errors.Join(fmt.Errorf("spark: %s: %w\n%s", statement, err, tail), s.kill())
+		return nil, errors.Join(fmt.Errorf("spark: %w: %.500s\n%s", err, statement, tail), s.kill())
 	}
 	var answer struct {
 		Rows  [][]any
@@ -166,7 +166,7 @@ func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) 
 		return nil, fmt.Errorf("spark: its answer %.200q: %w", line, err)
 	}
 	if answer.Error != "" {
-		return nil, fmt.Errorf("spark: %s: %s", statement, answer.Error)
+		return nil, fmt.Errorf("spark: %.2000s: %.500s", answer.Error, statement)
 	}
 	return answer.Rows, nil
 }

@@ -33,6 +33,14 @@ func iceberg(c catalog.Catalog) properties {
 			p.add("iceberg.rest-catalog.oauth2.token-exchange-enabled", "false")
 			p.add("iceberg.rest-catalog.oauth2.token-refresh-enabled", "false")
 		}
+		if c.Credential != "" {
+			p.add("iceberg.rest-catalog.security", "OAUTH2")
+			p.add("iceberg.rest-catalog.oauth2.credential", c.Credential)
+			p.add("iceberg.rest-catalog.oauth2.server-uri", c.REST+"/v1/oauth/tokens")
+		}
+		if c.Vended {
+			p.add("iceberg.rest-catalog.vended-credentials-enabled", "true")
+		}
 	} else {
 		p.add("iceberg.catalog.type", "jdbc")
 		p.add("iceberg.jdbc-catalog.catalog-name", c.Name)
@@ -49,8 +57,10 @@ func iceberg(c catalog.Catalog) properties {
 		p.add("s3.endpoint", c.S3.Endpoint)
 		p.add("s3.region", c.S3.Region)
 		p.add("s3.path-style-access", "true")
-		p.add("s3.aws-access-key", c.S3.AccessKey)
-		p.add("s3.aws-secret-key", c.S3.SecretKey)
+		if !c.Vended {
+			p.add("s3.aws-access-key", c.S3.AccessKey)
+			p.add("s3.aws-secret-key", c.S3.SecretKey)
+		}
 		return p
 	}
 	p.add("fs.local.enabled", "true")

@@ -75,7 +75,7 @@ func (s *Server) Stop() error {
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
-		return nil, fmt.Errorf("trino: %s: %w", statement, err)
+		return nil, fmt.Errorf("trino: %w: %.500s", err, statement)
 	}
 	defer rows.Close() //nolint:errcheck // read to the end, or failed anyhow
 	columns, err := rows.Columns()
@@ -94,7 +94,7 @@ func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 		all = append(all, row)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("trino: %s: %w", statement, err)
+		return nil, fmt.Errorf("trino: %w: %.500s", err, statement)
 	}
 	return all, nil
 }

@@ -29,9 +29,11 @@ import (
 	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/restcatalog"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
@@ -103,11 +105,11 @@ func (p *Platform) api() http.Handler {
 const tablesPath = "/iceberg"
 
 func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Handler, error) {
-	var authenticate func(string) (string, bool)
-	if p.tokens != nil {
-		authenticate = p.tokens.Caller
+	access, err := p.tablesAccess()
+	if err != nil {
+		return nil, err
 	}
-	catalog, err := p.lake.REST(ctx, authenticate)
+	catalog, err := p.lake.REST(ctx, access)
 	if err != nil {
 		return nil, err
 	}
@@ -115,6 +117,28 @@ func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Hand
 	mux.Handle(tablesPath+"/", http.StripPrefix(tablesPath, catalog))
 	mux.Handle("/", rest)
 	return mux, nil
+}
+
+func (p *Platform) tablesAccess() (restcatalog.Access, error) {
+	c := p.cfg.Lake.REST
+	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, TokenLifetime: c.TokenLifetime}
+	var err error
+	for name, right := range c.Rights {
+		if access.Rights[name], err = restcatalog.ParseRight(right); err != nil {
+			return access, fmt.Errorf("lake.rest.rights: %s: %w", name, err)
+		}
+	}
+	for _, keys := range []struct {
+		key  string
+		from config.Keys
+		to   *restcatalog.Keys
+	}{{"read_keys", c.ReadKeys, &access.ReadKeys}, {"write_keys", c.WriteKeys, &access.WriteKeys}} {
+		keys.to.AccessKey = keys.from.AccessKey
+		if keys.to.SecretKey, err = keys.from.SecretKey.Reveal(""); err != nil {
+			return access, fmt.Errorf("lake.rest.%s.secret_key: %w", keys.key, err)
+		}
+	}
+	return access, nil
 }
 
 // operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can connect, the

@@ -1,0 +1,45 @@
+package evolution_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/evolution"
+)
+
+func TestUnion(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name       string
+		have, want []columnar.Field
+		all        string // what becomes of it, or why it is refused
+	}{
+		{"more on both sides", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "b", long)}, "struct<a string, b long>"},
+		{"the wider type, wherever it is", []columnar.Field{field("", "a", whole), field("", "b", double)}, []columnar.Field{field("", "b", single), field("", "a", long)}, "struct<a long, b double>"},
+		{"inside of others", []columnar.Field{field("", "a", list(group(field("", "b", whole))))}, []columnar.Field{field("", "a", list(group(field("", "c", text), field("", "b", long))))}, "struct<a list<struct<b long, c string>>>"},
+		{"by key, and the name stays", []columnar.Field{field("1", "a", text)}, []columnar.Field{field("1", "b", text)}, "struct<a string>"},
+		{"another type", []columnar.Field{field("", "a", group(field("", "b", text)))}, []columnar.Field{field("", "a", group(field("", "b", long)))}, "column a.b: the table has string and these rows have long"},
+		{"another shape", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "a", list(text))}, "column a: the table has string and these rows have list<string>"},
+		{"a name that differs in capitals", []columnar.Field{field("", "a", text)}, []columnar.Field{field("", "A", text)}, "column A: the table has another column of that name"},
+		{"a name with another key", []columnar.Field{field("1", "a", text)}, []columnar.Field{field("", "a", text)}, "column a: the table has another column of that name"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			all, err := evolution.Union(c.have, c.want)
+			got := columnar.Struct{Fields: all}.String()
+			if refused := (*evolution.RefusedError)(nil); errors.As(err, &refused) {
+				got = err.Error()
+			}
+			if !strings.HasPrefix(got, c.all) {
+				t.Errorf("%s, want %s", got, c.all)
+			}
+		})
+	}
+	// What one side may lack may be null.
+	all, err := evolution.Union([]columnar.Field{required(field("", "a", text)), required(field("", "b", text))}, []columnar.Field{required(field("", "b", text)), required(field("", "c", text))})
+	if err != nil || all[0].Required || !all[1].Required || all[2].Required {
+		t.Errorf("%+v, %v", all, err)
+	}
+}

@@ -1,0 +1,174 @@
+package lake
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/evolution"
+)
+
+// guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
+// landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then stay deleted. What
+// would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what was meant: the positions in the
+// properties say that the rows before them are in the table, whoever takes these away. A nil after says that the table would be
+// renamed, or another's metadata in its place.
+func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
+	if _, landed := before.Properties()[evolution.Property]; !landed {
+		return nil
+	}
+	if after == nil {
+		return errors.New("landers keep this table under its name: it is neither renamed nor replaced")
+	}
+	for _, check := range []func() error{
+		func() error { return samePlace(before, after) },
+		func() error { return sameProperties(before.Properties(), after.Properties()) },
+		func() error { return follows(before, after) },
+		func() error { return l.fits(name, before, after) },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its PURGE takes the files,
+// beside landers that then land everything anew.
+const propReleased = "millrace.released"
+
+// mayDrop is what speaks against dropping a table.
+func mayDrop(_ table.Identifier, m table.Metadata) error {
+	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[propReleased] != "true" {
+		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", propReleased)
+	}
+	return nil
+}
+
+func samePlace(before, after table.Metadata) error {
+	switch {
+	case before.TableUUID() != after.TableUUID():
+		return errors.New("assign-uuid: landers keep this table, and know it by its id")
+	case before.Location() != after.Location():
+		return errors.New("set-location: landers keep this table where it is")
+	case before.Version() != after.Version():
+		return fmt.Errorf("upgrade-format-version: landers write this table in format %d", before.Version())
+	}
+	return nil
+}
+
+// A prefix of properties that are the landers' own: where the table stands, and what its columns are.
+const ownProperties = "millrace."
+
+// placing properties put files beside the table's location, where another table's maintenance would take them for orphans.
+var placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+
+func sameProperties(before, after iceberg.Properties) error {
+	others := func(key string, _ string) bool {
+		return !strings.HasPrefix(key, ownProperties) && !slices.Contains(placing, key) || key == propReleased
+	}
+	was, is := maps.Clone(before), maps.Clone(after)
+	maps.DeleteFunc(was, others)
+	maps.DeleteFunc(is, others)
+	for key := range is {
+		if value, ok := was[key]; !ok || value != is[key] {
+			return fmt.Errorf("set-properties: %s: landers keep this table, and this property of it", key)
+		}
+	}
+	for key := range was {
+		if _, ok := is[key]; !ok {
+			return fmt.Errorf("remove-properties: %s: landers keep this table, and this property of it", key)
+		}
+	}
+	return nil
+}
+
+// follows tells whether what was in the table is where it is now, or on the way there.
+func follows(before, after table.Metadata) error {
+	was := before.CurrentSnapshot()
+	if was == nil {
+		return nil
+	}
+	for s := after.CurrentSnapshot(); s != nil; {
+		if s.SnapshotID == was.SnapshotID {
+			return nil
+		}
+		if s.ParentSnapshotID == nil {
+			break
+		}
+		s = after.SnapshotByID(*s.ParentSnapshotID)
+	}
+	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers keep this table, and would not land again what is in snapshot %d and not in this one. "+
+		"Read an earlier state by its id, or write the rows of it as new ones", was.SnapshotID)
+}
+
+// fits tells whether the landers' rows fit the columns as well as before.
+func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
+	if before.CurrentSchema().Equals(after.CurrentSchema()) {
+		return nil
+	}
+	for _, t := range l.tables {
+		if !slices.Equal(t.identifier(), name) {
+			continue
+		}
+		keys, err := evolution.ParseKeys(after.Properties()[evolution.Property])
+		if err != nil {
+			return err
+		}
+		was, err := evolution.Of(before.CurrentSchema(), before.LastColumnID(), keys, t.columns())
+		if err != nil || len(was.Changes) > 0 {
+			return nil //nolint:nilerr // it does not fit as it is: whoever lands it says what is wrong
+		}
+		is, err := evolution.Of(after.CurrentSchema(), after.LastColumnID(), keys, t.columns())
+		if err == nil && len(is.Changes) > 0 {
+			err = errors.New(strings.Join(is.Changes, "; "))
+		}
+		if err != nil {
+			return fmt.Errorf("set-current-schema: landers keep this table, and would have to make up for it: %w", err)
+		}
+		return nil
+	}
+	// Another process lands it, and knows its columns: all that are there may be the landers'.
+	return keeps("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields())
+}
+
+// keeps tells whether all fields are still there, as they were, and those beside them may be null.
+func keeps(at string, before, after []iceberg.NestedField) error {
+	byID := map[int]iceberg.NestedField{}
+	for _, f := range after {
+		byID[f.ID] = f
+	}
+	for _, was := range before {
+		path := strings.TrimPrefix(at+"."+was.Name, ".")
+		is, ok := byID[was.ID]
+		delete(byID, was.ID)
+		switch {
+		case !ok:
+			return fmt.Errorf("set-current-schema: landers keep this table, and write the column %s", path)
+		case is.Name != was.Name:
+			return fmt.Errorf("set-current-schema: landers keep this table, and call the column %s so", path)
+		case is.Required && !was.Required:
+			return fmt.Errorf("set-current-schema: landers keep this table, and may leave the column %s empty", path)
+		}
+		parts, nested := was.Type.(iceberg.NestedType)
+		now, still := is.Type.(iceberg.NestedType)
+		if nested && still && parts.Type() == now.Type() {
+			if err := keeps(path, parts.Fields(), now.Fields()); err != nil {
+				return err
+			}
+		} else if !was.Type.Equals(is.Type) {
+			return fmt.Errorf("set-current-schema: landers keep this table, and write the column %s as %s", path, was.Type)
+		}
+	}
+	for _, added := range byID {
+		if added.Required {
+			return fmt.Errorf("set-current-schema: landers keep this table, and know no column %s, so it must be optional", added.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package engines
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Column is something of a row that every engine can write as text: a column, a field in structs, or a list's elements.
+type Column struct {
+	Path []string `json:"path"`
+	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size (of a list or map), elements (of a list)
+	// Elements says of a list what is taken of each: a field's name, empty for the element itself.
+	Element string `json:"element"`
+	Scale   int    `json:"scale"` // of a decimal
+}
+
+// nested tells whether it stands in a struct: where that is null some engines give zero values, so zero and null are one there.
+func (c Column) nested() bool { return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "elements" }
+
+// zero is what stands for null.
+func (c Column) zero() string {
+	if !c.nested() {
+		return "~"
+	}
+	switch c.Kind {
+	case "number", "time", "size":
+		return "0"
+	case "bool":
+		return "false"
+	case "decimal":
+		return "0." + strings.Repeat("0", c.Scale)
+	}
+	return ""
+}
+
+// ColumnsOf takes a schema apart, as the REST catalog tells it in JSON.
+func ColumnsOf(schema json.RawMessage) ([]Column, error) {
+	var s struct{ Fields []field }
+	if err := json.Unmarshal(schema, &s); err != nil {
+		return nil, err
+	}
+	return columnsOf(nil, s.Fields)
+}
+
+type field struct {
+	Name string
+	Type json.RawMessage
+}
+
+type nestedType struct {
+	Type    string
+	Fields  []field
+	Element json.RawMessage
+}
+
+func columnsOf(at []string, fields []field) (all []Column, err error) {
+	for _, f := range fields {
+		path := append(slices.Clone(at), f.Name)
+		var name string
+		if json.Unmarshal(f.Type, &name) == nil {
+			c := Column{Path: path}
+			if c.Kind, c.Scale, err = kindOf(name); err != nil {
+				return nil, fmt.Errorf("column %s: %w", strings.Join(path, "."), err)
+			}
+			all = append(all, c)
+			continue
+		}
+		var t nestedType
+		if err := json.Unmarshal(f.Type, &t); err != nil {
+			return nil, err
+		}
+		switch t.Type {
+		case "struct":
+			inner, err := columnsOf(path, t.Fields)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, inner...)
+		case "list":
+			all = append(all, Column{Path: path, Kind: "size"})
+			all = append(all, elementsOf(path, t.Element)...)
+		case "map":
+			all = append(all, Column{Path: path, Kind: "size"})
+		}
+	}
+	return all, nil
+}
+
+// elementsOf are the texts among a list's elements, or in the structs that they are.
+func elementsOf(path []string, element json.RawMessage) (all []Column) {
+	var name string
+	if json.Unmarshal(element, &name) == nil {
+		if name == "string" {
+			all = append(all, Column{Path: path, Kind: "elements"})
+		}
+		return all
+	}
+	var t nestedType
+	_ = json.Unmarshal(element, &t) // its parts are looked at below
+	for _, f := range t.Fields {
+		if json.Unmarshal(f.Type, &name) == nil && name == "string" {
+			all = append(all, Column{Path: path, Kind: "elements", Element: f.Name})
+		}
+	}
+	return all
+}
+
+func kindOf(name string) (kind string, scale int, err error) {
+	switch name {
+	case "string", "uuid":
+		return "text", 0, nil
+	case "int", "long":
+		return "number", 0, nil
+	case "boolean":
+		return "bool", 0, nil
+	case "timestamp", "timestamptz":
+		return "time", 0, nil
+	case "binary":
+		return "binary", 0, nil
+	}
+	var precision int
+	if n, _ := fmt.Sscanf(strings.ReplaceAll(name, " ", ""), "decimal(%d,%d)", &precision, &scale); n == 2 {
+		return "decimal", scale, nil
+	}
+	return "", 0, fmt.Errorf("a %s is nothing that all engines write alike: leave it out, or teach this test to", name)
+}

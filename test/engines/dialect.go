@@ -1,0 +1,90 @@
+package engines
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Dialect is SQL as an engine speaks it.
+type Dialect struct {
+	quote string // around names
+	as    map[string]string
+	size  string // of a list
+	join  string // of the elements of a list, %[1]s, of which %[2]s is taken; e is an element
+	row   string // the texts, %s, as one
+	hash  string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number that can be summed up beyond 64 bits
+}
+
+// The dialects there are.
+var (
+	TrinoSQL = Dialect{
+		quote: `"`,
+		as: map[string]string{
+			"text": "CAST(%s AS varchar)", "number": "CAST(%s AS varchar)", "bool": "CAST(%s AS varchar)", "decimal": "CAST(%s AS varchar)",
+			"time": "CAST(CAST(round(to_unixtime(%s) * 1000000) AS bigint) AS varchar)", "binary": "lower(to_hex(%s))",
+		},
+		size: "CAST(cardinality(%s) AS varchar)", join: "array_join(transform(%[1]s, e -> coalesce(%[2]s, '')), ',')", row: "array_join(ARRAY[%s], '|')",
+		hash: "CAST(from_base(substr(lower(to_hex(md5(to_utf8(%s)))), 1, 15), 16) AS decimal(38,0))",
+	}
+	SparkSQL = Dialect{
+		quote: "`",
+		as: map[string]string{
+			"text": "CAST(%s AS string)", "number": "CAST(%s AS string)", "bool": "CAST(%s AS string)", "decimal": "CAST(%s AS string)",
+			"time": "CAST(unix_micros(%s) AS string)", "binary": "lower(hex(%s))",
+		},
+		size: "CAST(size(%s) AS string)", join: "array_join(transform(%[1]s, e -> coalesce(%[2]s, '')), ',')", row: "concat_ws('|', %s)",
+		hash: "CAST(conv(substr(md5(%s), 1, 15), 16, 10) AS decimal(38,0))",
+	}
+	DuckSQL = Dialect{
+		quote: `"`,
+		as: map[string]string{
+			"text": "CAST(%s AS varchar)", "number": "CAST(%s AS varchar)", "bool": "CAST(%s AS varchar)", "decimal": "CAST(%s AS varchar)",
+			"time": "CAST(epoch_us(%s) AS varchar)", "binary": "lower(hex(%s))",
+		},
+		size: "CAST(len(%s) AS varchar)", join: "array_to_string(list_transform(%[1]s, lambda e: coalesce(%[2]s, '')), ',')", row: "concat_ws('|', %s)",
+		hash: "CAST(CAST('0x' || substr(md5(%s), 1, 15) AS bigint) AS hugeint)",
+	}
+	ClickHouseSQL = Dialect{
+		quote: "`",
+		as: map[string]string{
+			"text": "toString(%s)", "number": "toString(%s)", "bool": "if(%s, 'true', 'false')", "decimal": "toDecimalString(%s, 9)",
+			"time": "toString(toUnixTimestamp64Micro(%s))", "binary": "lower(hex(%s))",
+		},
+		size: "toString(length(%s))", join: "arrayStringConcat(arrayMap(e -> coalesce(%[2]s, ''), %[1]s), ',')", row: "arrayStringConcat([%s], '|')",
+		hash: "toInt256(bitShiftRight(reinterpretAsUInt64(reverse(substring(MD5(%s), 1, 8))), 4))",
+	}
+)
+
+// Name is a name in it.
+func (d Dialect) Name(name string) string { return d.quote + name + d.quote }
+
+// text writes a column as text.
+func (d Dialect) text(c Column) string {
+	parts := make([]string, len(c.Path))
+	for i, p := range c.Path {
+		parts[i] = d.Name(p)
+	}
+	value := "t." + strings.Join(parts, ".")
+	switch c.Kind {
+	case "size":
+		value = fmt.Sprintf(d.size, value)
+	case "elements":
+		element := "e"
+		if c.Element != "" {
+			element += "." + d.Name(c.Element)
+		}
+		value = fmt.Sprintf(d.join, value, element)
+	default:
+		value = fmt.Sprintf(d.as[c.Kind], value)
+	}
+	return "coalesce(" + value + ", '" + c.zero() + "')"
+}
+
+// Sum is the query for a table's count and hash: what Summed holds.
+func (d Dialect) Sum(from string, columns []Column) string {
+	texts := make([]string, len(columns))
+	for i, c := range columns {
+		texts[i] = d.text(c)
+	}
+	return "SELECT count(*) AS n, coalesce(sum(" + fmt.Sprintf(d.hash, fmt.Sprintf(d.row, strings.Join(texts, ", "))) + "), 0) AS h FROM " + from + " t"
+}

@@ -1,0 +1,105 @@
+package engines
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/md5" //nolint:gosec // no secret: every engine has it
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"os/exec"
+	"strconv"
+
+	"github.com/millrace/millrace/test/servers/catalog"
+)
+
+// Summed is what an engine counts in a table, and the sum of its rows' hashes, which does not depend on their order. A row's hash
+// is the number in the first 15 hexadecimal digits of the MD5 of its columns' texts, with | between them.
+type Summed struct {
+	Engine string
+	Count  string
+	Hash   string
+	// Refused is what an engine said that cannot read the table.
+	Refused string
+}
+
+// Hash sums up rows by hand, as the engines do.
+type Hash struct {
+	Count int64
+	sum   big.Int
+}
+
+// Add adds a row's text.
+func (h *Hash) Add(row []byte) {
+	sum := md5.Sum(row) //nolint:gosec // no secret
+	n, _ := strconv.ParseInt(hex.EncodeToString(sum[:8])[:15], 16, 64)
+	h.Count++
+	h.sum.Add(&h.sum, big.NewInt(n))
+}
+
+// Summed is what an engine would say.
+func (h *Hash) Summed(who string) Summed {
+	return Summed{Engine: who, Count: strconv.FormatInt(h.Count, 10), Hash: h.sum.String()}
+}
+
+// Equal tells whether two saw the same.
+func (s Summed) Equal(other Summed) bool {
+	return s.Count == other.Count && s.Hash == other.Hash && s.Refused == other.Refused
+}
+
+// Table is one table in a catalog.
+type Table struct {
+	Namespace, Name string
+	Columns         []Column
+}
+
+// Sum has Trino, Spark, PyIceberg and DuckDB each sum up a table, which they find by the REST catalog.
+func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
+	var all []Summed
+	for _, engine := range []struct {
+		name string
+		ask  func(context.Context, string) ([][]any, error)
+		sql  Dialect
+	}{{"Trino", e.Trino.Query, TrinoSQL}, {"Spark", e.Spark.Query, SparkSQL}} {
+		from := c.Name + "." + engine.sql.Name(t.Namespace) + "." + engine.sql.Name(t.Name)
+		rows, err := engine.ask(ctx, engine.sql.Sum(from, t.Columns))
+		if err != nil {
+			return nil, fmt.Errorf("%s sums up %s: %w", engine.name, t.Name, err)
+		}
+		all = append(all, Summed{Engine: engine.name, Count: fmt.Sprint(rows[0][0]), Hash: fmt.Sprint(rows[0][1])})
+	}
+	python, err := e.sumPython(ctx, c, t)
+	if err != nil {
+		return nil, fmt.Errorf("PyIceberg and DuckDB sum up %s: %w", t.Name, err)
+	}
+	return append(all, python...), nil
+}
+
+func (e Engines) sumPython(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
+	ask, err := json.Marshal(map[string]any{
+		"catalog": pyiceberg(c), "table": t.Namespace + "." + t.Name, "columns": t.Columns,
+		"duckdb": DuckSQL.Sum("lake."+DuckSQL.Name(t.Namespace)+"."+DuckSQL.Name(t.Name), t.Columns),
+	})
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, e.Python, "testdata/sum.py") //nolint:gosec // a test's own
+	var stderr bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(ask), &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, stderr.Bytes())
+	}
+	var all []Summed
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	for lines.Scan() {
+		var s Summed
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, lines.Err()
+}

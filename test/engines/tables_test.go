@@ -1,0 +1,169 @@
+package engines_test
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/test/engines"
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// lines is how much of the real year is imported where MILLRACE_ENGINES_LINES does not say; 0 is all of it.
+func lines(t *testing.T) int {
+	t.Helper()
+	text, ok := os.LookupEnv("MILLRACE_ENGINES_LINES")
+	if !ok {
+		return 20_000
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("MILLRACE_ENGINES_LINES: %v", err)
+	}
+	return n
+}
+
+// imported has a part of the real year in the system, and waits until it is everywhere.
+func (s *system) imported(t *testing.T, lines int) {
+	t.Helper()
+	if _, err := os.Stat(realData); err != nil {
+		t.Skipf("the real data is not here: %v", err)
+	}
+	s.run(t, "import", "online-retail", realData, "--limit", strconv.Itoa(lines), "--rejects", s.dir+"/rejects.csv")
+	s.verified(t)
+}
+
+// origins are the columns by which a table of events can be held against its topic.
+var origins = []string{"partition", "offset", "aggregate_id", "payload"}
+
+// Every engine finds every table of the system by its REST catalog, and sees in each the same rows as the others, as ClickHouse in
+// our own SQL, and, of a table of events, as the topic has.
+func TestEveryEngineReadsEveryTable(t *testing.T) {
+	s := world.running(t)
+	all := everyEngine(t)
+	all.Python = process.Python(t)
+	s.imported(t, lines(t))
+	house := s.clickHouse(t)
+	tables := s.tables(t)
+	if len(tables) < 5 {
+		t.Errorf("the catalog has %d tables", len(tables))
+	}
+	for _, table := range tables {
+		t.Run(table.Name, func(t *testing.T) {
+			sums := append(s.sums(t, all, table.Table), sumClickHouse(t, house, table.Table))
+			mine := sums[0]
+			t.Logf("%s: %s rows, hash %s, of %d columns and parts of columns", table.Name, mine.Count, mine.Hash, len(table.Columns))
+			if mine.Count == "0" {
+				t.Error("there is nothing in it to compare")
+			}
+			deletes := table.Summary["total-equality-deletes"]
+			for _, other := range sums[1:] {
+				switch {
+				case other.Engine == "PyIceberg" && deletes != "" && deletes != "0":
+					if other.Refused == "" {
+						t.Errorf("%s reads a table with equality deletes, which it could not: it saw %+v; say so in docs/testing.md", other.Engine, other)
+					}
+				case !other.Equal(engines.Summed{Count: mine.Count, Hash: mine.Hash}):
+					t.Errorf("%s sees %+v, and %s %+v", other.Engine, other, mine.Engine, mine)
+				}
+			}
+			if strings.HasSuffix(table.Name, "_events") {
+				s.compareWithTopic(t, all, table)
+			}
+		})
+	}
+	if lines(t) == 0 {
+		t.Run("published figures", func(t *testing.T) { s.compareFigures(t, all) })
+	}
+}
+
+// sums are what our own SQL and every engine see in a table.
+func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []engines.Summed {
+	t.Helper()
+	sums, err := all.Sum(t.Context(), s.catalog("python"), table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append([]engines.Summed{s.sql(t, table)}, sums...)
+}
+
+// sql is what our own SQL sees.
+func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
+	t.Helper()
+	var row struct{ N, H json.Number }
+	if err := json.Unmarshal(s.run(t, "sql", "--output", "json", clickHouseSum(table.Name, table.Columns)), &row); err != nil {
+		t.Fatal(err)
+	}
+	return engines.Summed{Engine: "ClickHouse (millrace sql)", Count: row.N.String(), Hash: row.H.String()}
+}
+
+// clickHouseSum is the query with its sum as text, as JSON has no numbers so long.
+func clickHouseSum(from string, columns []engines.Column) string {
+	query := engines.ClickHouseSQL.Sum(from, columns)
+	query = strings.Replace(query, "coalesce(sum(", "toString(sum(", 1)
+	return strings.Replace(query, "), 0) AS h", ")) AS h", 1)
+}
+
+func (s *system) compareWithTopic(t *testing.T, all engines.Engines, table loaded) {
+	t.Helper()
+	var columns []engines.Column
+	for _, name := range origins {
+		columns = append(columns, table.column(t, name))
+	}
+	records, _ := s.topic(t, topicOf(t, table))
+	var want engines.Hash
+	for _, r := range records {
+		want.Add(r.text())
+	}
+	for _, sum := range s.sums(t, all, engines.Table{Namespace: table.Namespace, Name: table.Name, Columns: columns}) {
+		if !sum.Equal(want.Summed(sum.Engine)) && sum.Refused == "" {
+			t.Errorf("the topic has %+v, and %s sees %+v", want.Summed("topic"), sum.Engine, sum)
+		}
+	}
+}
+
+// text is a record as the columns of origins.
+func (r record) text() []byte {
+	return fmt.Appendf(nil, "%d|%d|%s|%s", r.partition, r.offset, r.key, hex.EncodeToString(r.value))
+}
+
+// topicOf is the topic that a table is landed from, as the table itself says where it stands.
+func topicOf(t *testing.T, table loaded) string {
+	t.Helper()
+	for key := range table.Properties {
+		if rest, ok := strings.CutPrefix(key, "millrace.next-offset."); ok {
+			return rest[:strings.LastIndexByte(rest, '.')]
+		}
+	}
+	t.Fatalf("table %s names no topic", table.Name)
+	return ""
+}
+
+// compareFigures holds every engine against what was published of the real year, from the demo's own orders apart.
+func (s *system) compareFigures(t *testing.T, all engines.Engines) {
+	t.Helper()
+	const figures = "SELECT count(*), count(DISTINCT order_id), sum(quantity), sum(quantity * unit_price) FROM %s WHERE customer_id IS NOT NULL AND ordered_at < %s"
+	for _, engine := range []struct {
+		name string
+		ask  func() ([][]any, error)
+	}{
+		{"Trino", func() ([][]any, error) {
+			return all.Trino.Query(t.Context(), fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00 UTC'"))
+		}},
+		{"Spark", func() ([][]any, error) {
+			return all.Spark.Query(t.Context(), fmt.Sprintf(figures, "lake.millrace.order_lines", "TIMESTAMP '2012-01-01 00:00:00'"))
+		}},
+	} {
+		rows, err := engine.ask()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.Trim(fmt.Sprint(rows[0]), "[]"), "397884 18532 5167812 8911407.904"; !strings.HasPrefix(got, want) {
+			t.Errorf("%s sees %s, want %s", engine.name, got, want)
+		}
+	}
+}
