@@ -41,7 +41,7 @@ var eventColumns = []columnar.Field{
 	{Name: "event_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUIDv7", Required: true},
 	{Name: "aggregate_id", Type: iceberg.PrimitiveTypes.String, Doc: "the stream, and the key of the record", Required: true},
 	{Name: "version", Type: iceberg.PrimitiveTypes.Int64, Doc: "of the stream after this event, from 1, without gaps", Required: true},
-	{Name: "type", Type: iceberg.PrimitiveTypes.String, Doc: "full name of the protobuf message", Repeats: true, Required: true},
+	{Name: "type", Type: iceberg.PrimitiveTypes.String, Doc: "full name of the protobuf message", Required: true},
 	{Name: "occurred_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time", Required: true},
 	{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took it", Required: true},
 	{Name: "correlation_id", Type: iceberg.PrimitiveTypes.String, Doc: "names the conversation"},

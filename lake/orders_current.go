@@ -16,9 +16,9 @@ var ordersCurrent = state[orderState]{
 	columns: shape[orderState]{
 		{name: "customer_id", doc: "UUID; null for a guest", of: func(s *orderState) any { return &s.customerID }},
 		{name: "reference", doc: "the shop's own number of the order", of: func(s *orderState) any { return &s.reference }},
-		{name: "currency", doc: "ISO 4217", repeats: true, of: func(s *orderState) any { return &s.currency }},
-		{name: "country", doc: "where the goods go", repeats: true, of: func(s *orderState) any { return &s.country }},
-		{name: "status", doc: "placed, confirmed or cancelled", repeats: true, of: func(s *orderState) any { return &s.status }},
+		{name: "currency", doc: "ISO 4217", of: func(s *orderState) any { return &s.currency }},
+		{name: "country", doc: "where the goods go", of: func(s *orderState) any { return &s.country }},
+		{name: "status", doc: "placed, confirmed or cancelled", of: func(s *orderState) any { return &s.status }},
 		{name: "lines", doc: "how many lines it has", of: func(s *orderState) any { return &s.lines }},
 		{name: "items", doc: "sum of the lines' quantities", of: func(s *orderState) any { return &s.items }},
 		{name: "total", doc: "sum of quantity × unit price", of: func(s *orderState) any { return &s.total }},

@@ -17,9 +17,9 @@ var productsCurrent = state[productState]{
 	columns: shape[productState]{
 		{name: "title", doc: "what it is called", of: func(s *productState) any { return &s.title }},
 		{name: "description", doc: "what is said of it", of: func(s *productState) any { return &s.description }},
-		{name: "kind", doc: "whether stock is kept of it, in the contract's words", repeats: true, of: func(s *productState) any { return &s.kind }},
+		{name: "kind", doc: "whether stock is kept of it, in the contract's words", of: func(s *productState) any { return &s.kind }},
 		{name: "categories", doc: "where it is found", of: func(s *productState) any { return &s.categories }},
-		{name: "status", doc: "listed or delisted", repeats: true, of: func(s *productState) any { return &s.status }},
+		{name: "status", doc: "listed or delisted", of: func(s *productState) any { return &s.status }},
 		{name: "prices", doc: "by currency, ISO 4217", of: func(s *productState) any { return &s.prices }},
 		{name: "listed_at", doc: "business time; the last time", of: func(s *productState) any { return &s.listedAt }},
 		{name: "revised_at", doc: "business time; null until then", of: func(s *productState) any { return &s.revisedAt }},

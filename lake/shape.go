@@ -34,7 +34,6 @@ type attribute[T any] struct {
 	name, doc string
 	of        func(*T) any // a pointer to the field
 	required  bool
-	repeats   bool // few values recur
 }
 
 // amount is money without its currency, where it is known.
@@ -48,7 +47,7 @@ func (s shape[T]) fields() []columnar.Field {
 	var zero T
 	out := make([]columnar.Field, len(s))
 	for i, a := range s {
-		f := columnar.Field{Name: a.name, Doc: a.doc, Required: true, Repeats: a.repeats}
+		f := columnar.Field{Name: a.name, Doc: a.doc, Required: true}
 		switch a.of(&zero).(type) {
 		case *string:
 			f.Type, f.Required = iceberg.PrimitiveTypes.String, a.required
@@ -241,7 +240,7 @@ func readMap(c *array.Map, i int, p *map[string]amount) {
 func within[T, Part any](s shape[Part], of func(*T) *Part) shape[T] {
 	out := make(shape[T], len(s))
 	for i, a := range s {
-		out[i] = attribute[T]{name: a.name, doc: a.doc, required: a.required, repeats: a.repeats, of: func(v *T) any { return a.of(of(v)) }}
+		out[i] = attribute[T]{name: a.name, doc: a.doc, required: a.required, of: func(v *T) any { return a.of(of(v)) }}
 	}
 	return out
 }

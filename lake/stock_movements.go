@@ -16,14 +16,14 @@ import (
 var stockMovements = facts[stockMovement]{
 	name: "stock_movements", doc: "Every change of a product's stock.", of: event.Stock, sort: "moved_at",
 	columns: shape[stockMovement]{
-		{name: "sku", doc: "names the product", required: true, repeats: true, of: func(m *stockMovement) any { return &m.sku }},
+		{name: "sku", doc: "names the product", required: true, of: func(m *stockMovement) any { return &m.sku }},
 		{name: "version", doc: "of the stock after it", of: func(m *stockMovement) any { return &m.version }},
-		{name: "movement", doc: "received, adjusted, reserved, committed or released", required: true, repeats: true, of: func(m *stockMovement) any { return &m.movement }},
+		{name: "movement", doc: "received, adjusted, reserved, committed or released", required: true, of: func(m *stockMovement) any { return &m.movement }},
 		{name: "on_hand_change", doc: "goods that came, or went where it is negative", of: func(m *stockMovement) any { return &m.onHand }},
 		{name: "reserved_change", doc: "goods that were set aside, or are not any more where it is negative", of: func(m *stockMovement) any { return &m.reserved }},
 		{name: "reservation_id", doc: "the reservation that it is about", of: func(m *stockMovement) any { return &m.reservation }},
 		{name: "reference", doc: "delivery note or purchase order of what was received", of: func(m *stockMovement) any { return &m.reference }},
-		{name: "reason", doc: "why the books were adjusted, or a reservation released", repeats: true, of: func(m *stockMovement) any { return &m.reason }},
+		{name: "reason", doc: "why the books were adjusted, or a reservation released", of: func(m *stockMovement) any { return &m.reason }},
 		{name: "expires_at", doc: "when a reservation's time is over", of: func(m *stockMovement) any { return &m.expiresAt }},
 		{name: "moved_at", doc: "business time", required: true, of: func(m *stockMovement) any { return &m.movedAt }},
 		{name: "recorded_at", doc: "when the event store took the event", required: true, of: func(m *stockMovement) any { return &m.recordedAt }},

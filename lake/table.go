@@ -182,8 +182,8 @@ func (t Table) order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 
 // Where a row comes from: the last columns of every table. In one table no two records share one origin.
 var originColumns = []columnar.Field{
-	{Name: "topic", Type: iceberg.PrimitiveTypes.String, Required: true, Doc: "Kafka topic the row comes from", Repeats: true},
-	{Name: "partition", Type: iceberg.PrimitiveTypes.Int32, Required: true, Doc: "its partition", Repeats: true},
+	{Name: "topic", Type: iceberg.PrimitiveTypes.String, Required: true, Doc: "Kafka topic the row comes from"},
+	{Name: "partition", Type: iceberg.PrimitiveTypes.Int32, Required: true, Doc: "its partition"},
 	{Name: "offset", Type: iceberg.PrimitiveTypes.Int64, Required: true, Doc: "its offset"},
 }
 

@@ -265,7 +265,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 		key := columnar.Field{Name: "key", Type: iceberg.PrimitiveTypes.String, Required: true}
 		return &node{kind: mapKind, children: []*node{item}}, columnar.Field{Type: columnar.Map{Key: key, Value: column}, Required: true}, err
 	case "enum":
-		return &node{kind: enumKind, symbols: n.Symbols}, columnar.Field{Type: iceberg.PrimitiveTypes.String, Repeats: true, Required: true}, nil
+		return &node{kind: enumKind, symbols: n.Symbols}, columnar.Field{Type: iceberg.PrimitiveTypes.String, Required: true}, nil
 	case "null":
 		return &node{kind: nullKind}, columnar.Field{}, nil
 	}

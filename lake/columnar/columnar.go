@@ -25,7 +25,6 @@ type Field struct {
 	Name     string
 	Doc      string
 	Required bool // never null
-	Repeats  bool // few values recur, so that a dictionary pays
 	ID       int  // Iceberg's; 0 until it is assigned
 	Type     Type
 }

@@ -196,7 +196,7 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, path string) (*field, 
 		columns[0].Type = moneyType
 		columns = append(columns, columnar.Field{
 			Key: columns[0].Key + currencyKey, Name: column.Name + "_currency", Doc: "currency of " + column.Name,
-			Type: iceberg.PrimitiveTypes.String, Repeats: true,
+			Type: iceberg.PrimitiveTypes.String,
 		})
 	default:
 		f.implicit = !fd.HasPresence()
@@ -228,7 +228,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 		if f.kind == enumKind {
 			f.enum = newEnum(fd)
 		}
-		return f, columnar.Field{Type: s.column, Repeats: f.kind == enumKind}, nil
+		return f, columnar.Field{Type: s.column}, nil
 	}
 	f.typ = protowire.BytesType
 	if fd.Kind() == protoreflect.GroupKind {
@@ -249,7 +249,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 		f.kind = moneyKind
 		return f, columnar.Field{Type: columnar.Struct{Fields: []columnar.Field{
 			{Name: amountField, Type: moneyType},
-			{Name: currencyField, Type: iceberg.PrimitiveTypes.String, Repeats: true},
+			{Name: currencyField, Type: iceberg.PrimitiveTypes.String},
 		}}}, nil
 	case slices.Contains(c.inside, name):
 		f.kind, f.descriptor, f.depth = opaqueKind, md, len(c.inside)+c.maps
