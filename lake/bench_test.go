@@ -20,7 +20,7 @@ func BenchmarkLanding(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, decl := range []Table{ordersEvents, orderLines} {
+	for _, decl := range []Table{ordersEvents, orderLines, ordersCurrent} {
 		for place, fresh := range map[string]func(testing.TB) Config{"landing": localLake, "landing on servers": serverLake} {
 			b.Run(decl.Name+"/"+place, func(b *testing.B) {
 				var rows, commits int64
@@ -31,6 +31,9 @@ func BenchmarkLanding(b *testing.B) {
 				report(b, rows, len(s.events[event.Order]), cpuTime(b)-cpu)
 				b.ReportMetric(float64(commits), "commits")
 			})
+		}
+		if decl.keyed {
+			continue // its rows are not those of a batch from memory
 		}
 		b.Run(decl.Name+"/ceiling", func(b *testing.B) {
 			l := openLake(b, localLake(b))
@@ -113,6 +116,41 @@ func landAll(b *testing.B, s *shop, where Config, decl Table, ends map[int32]int
 		b.Fatal(err)
 	}
 	return rows, commits
+}
+
+// Orders that change: what a batch of changes to rows costs, where they are remembered and where they are looked up in the table.
+func BenchmarkUpserts(b *testing.B) {
+	for name, forgets := range map[string]bool{"remembered": false, "looked up": true} {
+		for _, orders := range []int{1_000, 20_000} {
+			b.Run(fmt.Sprintf("%s/of=%d", name, orders), func(b *testing.B) {
+				w := newStateWorld(b, ordersCurrent, 1)
+				g := newGenerator(1)
+				open := make([]*openOrder, orders)
+				for i := range open {
+					var e event.Event
+					open[i], e = g.placed()
+					w.topic[0] = append(w.topic[0], e)
+				}
+				w.mustLand(0, 0, orders)
+				const changes = 500
+				cpu := cpuTime(b)
+				var rows int64
+				for b.Loop() {
+					b.StopTimer()
+					if forgets {
+						w.restart(0)
+					}
+					for range changes {
+						w.topic[0] = append(w.topic[0], g.linesAdded(open[g.rnd.IntN(orders)]))
+					}
+					b.StartTimer()
+					w.mustLand(0, 0, changes)
+					rows += changes
+				}
+				b.ReportMetric((cpuTime(b)-cpu).Seconds()*1e6/float64(rows), "cpu-µs/event")
+			})
+		}
+	}
 }
 
 // A commit, and the plan of a scan, cost the same however many commits there were before: maintenance comes by meanwhile, as it does

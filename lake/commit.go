@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/apache/iceberg-go"
@@ -27,11 +30,11 @@ const commitTimeout = 30 * time.Second
 func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 	files, err := w.finish(ctx, b.id)
 	if err != nil {
-		return err
+		return errors.Join(err, w.remove(b.deletes...))
 	}
 	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.next)
 	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
-		return errors.Join(err, w.remove(files...))
+		return errors.Join(err, w.remove(slices.Concat(files, b.deletes)...))
 	}
 	var bases []int64 // the snapshots on which it was tried
 	written := time.Now()
@@ -41,14 +44,14 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 			return nil
 		}
 		if errors.Is(err, errFenced) {
-			return errors.Join(err, l.discardUnlanded(ctx, w, files, b.id, bases))
+			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		if base != unknownBase {
 			bases = append(bases, base)
 		}
 		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
 		if time.Since(written) > uncommittedAge || !pause(ctx, failures) {
-			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, files, b.id, bases))
+			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 	}
 }
@@ -95,13 +98,20 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	}
 	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
 	// stale one, which nothing but rows would stop, does no harm.
+	props := reaches.properties(l.table.Topic)
 	if len(files) > 0 {
-		err := tx.AddDataFiles(ctx, files, b.progress.summary(), table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
-		if err != nil {
+		whole := progress{next: maps.Clone(at.next), commit: b.id}
+		maps.Copy(whole.next, b.progress.next)
+		summary := whole.summary()
+		if l.table.keyed {
+			props[propRows] = strconv.FormatInt(at.rows+b.born, 10)
+			summary[propRows] = props[propRows]
+		}
+		if err := stageRows(ctx, tx, files, b.deletes, summary); err != nil {
 			return unknownBase, fmt.Errorf("stage commit: %w", err)
 		}
 	}
-	if err := tx.SetProperties(reaches.properties(l.table.Topic)); err != nil {
+	if err := tx.SetProperties(props); err != nil {
 		return unknownBase, fmt.Errorf("stage commit: %w", err)
 	}
 	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {
@@ -111,6 +121,14 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 		return base, fmt.Errorf("commit: %w", err)
 	}
 	return base, l.config.at(ctx, l.table.Name, stepCommitted)
+}
+
+// stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have brought.
+func stageRows(ctx context.Context, tx *table.Transaction, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
+	if len(deletes) > 0 {
+		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
+	}
+	return tx.AddDataFiles(ctx, files, summary, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 }
 
 // discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not certain

@@ -39,27 +39,83 @@ func (l *Lake) EventsDigest(ctx context.Context, agg event.Aggregate) (*digest.D
 	return d, err
 }
 
-// OrderLinesDigest sums up order_lines as it is now: its lines by order.
-func (l *Lake) OrderLinesDigest(ctx context.Context) (*digest.Digest, error) {
+// sums is how the rows of a table are summed up, by stream.
+type sums struct {
+	// add adds rows of the table.
+	add func(to *digest.Digest, rec arrow.RecordBatch) error
+	// expect adds the rows that events make, which come in order for each stream.
+	expect func(events iter.Seq2[event.Event, error]) (*digest.Digest, error)
+}
+
+// Derived names the tables whose rows are made of an aggregate's events: facts drawn from them, and what they add up to.
+func Derived(agg event.Aggregate) (names []string) {
+	for _, t := range Tables() {
+		if t.derived == agg {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
+func derived(name string) (Table, error) {
+	for _, t := range Tables() {
+		if t.Name == name && t.sums.add != nil {
+			return t, nil
+		}
+	}
+	return Table{}, fmt.Errorf("%s is no table that is made of events", name)
+}
+
+// Digest sums up a table that Derived names as it is now: all that its rows say, and not where they come from.
+func (l *Lake) Digest(ctx context.Context, name string) (*digest.Digest, error) {
+	t, err := derived(name)
+	if err != nil {
+		return nil, err
+	}
 	d := digest.New()
-	var content []byte
-	err := l.scan(ctx, orderLines.identifier(), func(rec arrow.RecordBatch) error {
-		rows, err := readLines(rec)
-		if err != nil {
-			return err
-		}
-		for row := range rows {
-			content = row.content(content[:0])
-			d.Add(row.orderID, content)
-		}
-		return nil
-	})
+	err = l.scan(ctx, t.identifier(), func(rec arrow.RecordBatch) error { return t.sums.add(d, rec) })
 	return d, err
 }
 
-// ExpectedOrderLinesDigest is what OrderLinesDigest must be once the order events given have landed. Their order does not
-// matter.
-func ExpectedOrderLinesDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+// ExpectedDigest is what Digest must be once the events given have landed. Those of a stream come in their order.
+func ExpectedDigest(name string, events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	t, err := derived(name)
+	if err != nil {
+		return nil, err
+	}
+	return t.sums.expect(events)
+}
+
+// addRows adds rows of a table of some shape.
+func addRows[T any](to *digest.Digest, rec arrow.RecordBatch, s shape[T], stream func(*T) string) error {
+	read, err := s.bind(rec, s.names())
+	if err != nil {
+		return err
+	}
+	var content []byte
+	for i := range int(rec.NumRows()) {
+		var v T
+		read(i, &v)
+		content = s.content(content[:0], &v)
+		to.Add(stream(&v), content)
+	}
+	return nil
+}
+
+func addLines(to *digest.Digest, rec arrow.RecordBatch) error {
+	rows, err := readLines(rec)
+	if err != nil {
+		return err
+	}
+	var content []byte
+	for row := range rows {
+		content = row.content(content[:0])
+		to.Add(row.orderID, content)
+	}
+	return nil
+}
+
+func expectLines(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	d := digest.New()
 	var decoder lineDecoder
 	var content []byte

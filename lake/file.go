@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/parquet"
-	"github.com/apache/arrow-go/v18/parquet/compress"
-	"github.com/apache/arrow-go/v18/parquet/pqarrow"
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/pages"
 )
 
 // fileWriter writes rows into data files of one table, those of one batch after those of the other.
@@ -24,25 +23,32 @@ import (
 type fileWriter struct {
 	columns     *columnar.Columns
 	origin      origin
+	bytes       int             // of the records whose rows are in the columns
 	ctx         context.Context // an object store writes a file as long as this holds
 	table       *table.Table
 	partitioned bool
 	locations   table.LocationProvider
-	properties  *parquet.WriterProperties
+	pages       *pages.Writer
 
-	// The file under way; parquet is nil until it has rows.
+	// The file under way; out is nil until it has rows.
 	location string
-	at       io.WriteFileIO
 	out      io.FileWriter
 	abort    context.CancelFunc
-	parquet  *pqarrow.FileWriter
 }
 
-// Rows are handed from the columns to the Parquet writer in chunks of this size.
-const chunkRows = 4096
+// The columns become a page of the file when they have so many rows, or came of so many bytes: as many rows as a dictionary wants to
+// see before it is given up, and no more than is good for memory.
+const (
+	chunkRows  = 16 << 10
+	chunkBytes = 16 << 20
+)
 
 func newFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table) (*fileWriter, error) {
 	columns, err := columnar.New(fields)
+	if err != nil {
+		return nil, err
+	}
+	parquet, err := pages.New(fields)
 	if err != nil {
 		return nil, err
 	}
@@ -51,30 +57,12 @@ func newFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table)
 		return nil, fmt.Errorf("where the table keeps its files: %w", err)
 	}
 	return &fileWriter{
-		columns: columns, origin: originOf(columns), ctx: ctx, table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, properties: parquetProperties(fields),
+		columns: columns, origin: originOf(columns), ctx: ctx, table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
 	}, nil
 }
 
-// parquetProperties are measured choices: zstd above level 1 costs time for 2 % of size, and a dictionary pays only where
-// values recur.
-func parquetProperties(fields []columnar.Field) *parquet.WriterProperties {
-	props := []parquet.WriterProperty{
-		parquet.WithCompression(compress.Codecs.Zstd),
-		parquet.WithCompressionLevel(1),
-		parquet.WithDictionaryDefault(false),
-		parquet.WithMaxRowGroupLength(256 << 10),
-		parquet.WithCreatedBy("millrace"),
-	}
-	for _, f := range fields {
-		if f.Repeats {
-			props = append(props, parquet.WithDictionaryFor(f.Name, true), parquet.WithDictionaryCostFallbackFor(f.Name, true))
-		}
-	}
-	return parquet.NewWriterProperties(props...)
-}
-
 // rows tells whether the batch has any.
-func (w *fileWriter) rows() bool { return w.parquet != nil || w.columns.Rows() > 0 }
+func (w *fileWriter) rows() bool { return w.out != nil || w.columns.Rows() > 0 }
 
 // append appends all rows of a record, or none.
 func (w *fileWriter) append(ctx context.Context, rows Rows, r Record) (Appended, error) {
@@ -86,27 +74,35 @@ func (w *fileWriter) append(ctx context.Context, rows Rows, r Record) (Appended,
 	}
 	if err != nil {
 		w.columns.Rollback(mark)
+		return appended, err
 	}
-	return appended, err
+	if appended.Rows > 0 {
+		w.bytes += len(r.Value)
+	}
+	return appended, nil
 }
 
 // flush hands the rows in the columns to the file, once there are enough of them, and opens the file if need be.
 func (w *fileWriter) flush(name string, atLeast int) error {
-	if w.partitioned || w.columns.Rows() < atLeast {
+	rows := w.columns.Rows()
+	if w.partitioned || rows == 0 || rows < atLeast && w.bytes < chunkBytes {
 		return nil
 	}
-	if w.parquet == nil {
+	if w.out == nil {
 		if err := w.open(name); err != nil {
 			return err
 		}
 	}
-	rec := w.columns.Record()
-	defer rec.Release()
-	defer w.columns.Reset()
-	if err := w.parquet.WriteBuffered(rec); err != nil {
+	defer w.reset()
+	if err := w.pages.Write(w.columns); err != nil {
 		return fmt.Errorf("write data file %s: %w", w.location, err)
 	}
 	return nil
+}
+
+func (w *fileWriter) reset() {
+	w.columns.Reset()
+	w.bytes = 0
 }
 
 func (w *fileWriter) open(name string) error {
@@ -122,13 +118,8 @@ func (w *fileWriter) open(name string) error {
 		abort()
 		return fmt.Errorf("create data file: %w", err)
 	}
-	parquet, err := pqarrow.NewFileWriter(w.columns.Schema(), out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema()))
-	if err != nil {
-		abort()
-		_ = out.Close() // what there is of it is given up
-		return errors.Join(fmt.Errorf("open data file %s: %w", w.location, err), w.removeAt(w.location))
-	}
-	w.at, w.out, w.abort, w.parquet = files, out, abort, parquet
+	w.out, w.abort = out, abort
+	w.pages.Begin(out)
 	return nil
 }
 
@@ -153,19 +144,45 @@ func (w *fileWriter) finish(ctx context.Context, name string) ([]iceberg.DataFil
 	if err := w.flush(name, 1); err != nil {
 		return nil, err
 	}
-	if w.parquet == nil {
+	if w.out == nil {
 		return nil, nil
 	}
-	if err := w.parquet.Close(); err != nil {
+	written, err := w.pages.End()
+	if err == nil {
+		err = w.out.Close()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("close data file %s: %w", w.location, err) // and close gives it up
 	}
 	defer w.abort()
-	w.parquet = nil
-	f, err := table.FileToDataFile(ctx, w.at, w.location, w.table.Schema(), w.table.Spec(), table.UnsortedSortOrderID, w.table.Properties())
+	w.out = nil
+	f, err := w.describe(written)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read back data file %s: %w", w.location, err), w.removeAt(w.location))
+		return nil, errors.Join(fmt.Errorf("describe data file %s: %w", w.location, err), w.removeAt(w.location))
 	}
 	return []iceberg.DataFile{f}, nil
+}
+
+// describe makes a manifest's entry of a file. It is not read back: what its footer says is known.
+func (w *fileWriter) describe(written pages.File) (iceberg.DataFile, error) {
+	spec := w.table.Spec()
+	f, err := table.DataFileFromMetadata(table.DataFileArgs{
+		Schema: w.table.Schema(), Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: w.location, FileSize: written.Size,
+		Content: iceberg.EntryContentData, SortOrderID: table.UnsortedSortOrderID, Properties: w.table.Properties(),
+		FormatVersion: w.table.Metadata().Version(),
+	})
+	if err != nil || len(written.NaNs) == 0 {
+		return f, err
+	}
+	// Parquet's footer does not count what is not a number, so iceberg-go does not either.
+	nans := maps.Clone(written.NaNs)
+	maps.DeleteFunc(nans, func(id int, _ int64) bool { _, counted := f.ValueCounts()[id]; return !counted })
+	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), nil, nil, nil, f.Count(), f.FileSizeBytes())
+	if err != nil {
+		return nil, err
+	}
+	return b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).NullValueCounts(f.NullValueCounts()).NaNValueCounts(nans).
+		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
 // spread writes the rows of a partitioned table.
@@ -174,7 +191,7 @@ func (w *fileWriter) spread(ctx context.Context) ([]iceberg.DataFile, error) {
 		return nil, nil
 	}
 	rec := w.columns.Record() // released by its reader
-	defer w.columns.Reset()
+	defer w.reset()
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
 	for f, err := range table.WriteRecords(ctx, w.table, w.columns.Schema(), once, table.WithClusteredWrite()) {
@@ -188,12 +205,12 @@ func (w *fileWriter) spread(ctx context.Context) ([]iceberg.DataFile, error) {
 
 // close ends the writer; a file that was not finished is given up.
 func (w *fileWriter) close() error {
-	if w.parquet == nil {
+	if w.out == nil {
 		return nil
 	}
-	w.abort() // an object store sees nothing of an upload that does not end
-	_ = w.parquet.Close()
-	_ = w.out.Close() // where the above failed before
+	w.abort()         // an object store sees nothing of an upload that does not end
+	_ = w.out.Close() // what there is of it is given up
+	w.out = nil
 	return w.removeAt(w.location)
 }
 

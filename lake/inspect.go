@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -54,7 +55,8 @@ func (l *Lake) All(ctx context.Context) ([]Name, error) {
 type Summary struct {
 	Name        string // with its namespace
 	Doc         string
-	Rows        int64 // those that deletes take away included
+	Rows        int64 // of a table of state, as landers count them; of another, those in its files
+	RowsInFiles int64 // those that deletes take away included
 	DataFiles   int64
 	DataBytes   int64
 	DeleteFiles int64
@@ -84,8 +86,14 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	}
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
 		total := func(key string) int64 { return int64(head.Summary.Properties.GetInt(key, 0)) }
-		s.Rows, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
+		s.RowsInFiles, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
+	}
+	s.Rows = s.RowsInFiles
+	if counted, err := readRows(t.Properties()); err != nil {
+		return Summary{}, fmt.Errorf("table %s: %w", s.Name, err)
+	} else if counted > 0 {
+		s.Rows = counted
 	}
 	return s, nil
 }
@@ -125,11 +133,11 @@ type SnapshotState struct {
 	ID        int64
 	Time      time.Time
 	Operation string // append, overwrite, delete, replace
-	Rows      int64  // in the table
+	Rows      int64  // in the table's files, those that deletes take away included
 	Added     int64  // rows
 	Files     int64  // data files in the table
-	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table, of the
-	// partitions that the commit moved. Empty for the commits of others.
+	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table. A compaction keeps
+	// it. Empty for the commits of others.
 	Offsets string
 	Commit  string // the lander's id of it
 	Current bool
@@ -223,9 +231,15 @@ func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.load(ctx, name) }
 }
 
+// How often tables of state are compacted: each of their commits brings deletes, which every reader applies.
+const compactStates = time.Minute
+
 // keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
 func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
+	if t.keyed && c.CompactEvery == 0 {
+		c.CompactEvery = compactStates
+	}
 	load := func(ctx context.Context) (*table.Table, error) {
 		if !turn() {
 			return nil, errNotOurTurn
@@ -238,7 +252,11 @@ func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn fun
 		case err != nil:
 			log.Warn("maintenance failed and is done again later", "error", err)
 		default:
-			log.Info("maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
+			level := slog.LevelInfo
+			if r.Compacted.Commits+r.Manifests.Before+r.Expired.Snapshots+r.Orphans.Files == 0 {
+				level = slog.LevelDebug
+			}
+			log.Log(context.Background(), level, "maintenance", "compacted", r.Compacted.String(), "manifests", r.Manifests, "expired", r.Expired, "orphans", r.Orphans, "took", r.Took)
 		}
 	})
 }

@@ -70,7 +70,7 @@ func childLands(where string) error {
 	if err := json.Unmarshal([]byte(where), &place); err != nil {
 		return err
 	}
-	config := Config{Warehouse: place.Warehouse, Catalog: place.Catalog, CatalogPassword: place.CatalogPassword, S3: place.S3, Logger: quiet()}
+	config := ordersOnly(Config{Warehouse: place.Warehouse, Catalog: place.Catalog, CatalogPassword: place.CatalogPassword, S3: place.S3, Logger: quiet()})
 	l, err := Open(ctx, config)
 	if err != nil {
 		return err
@@ -138,11 +138,15 @@ func TestKilledAtEachStep(t *testing.T) {
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
 		s.mustTrade(t, 200)
-		for _, name := range []string{ordersEvents.Name, orderLines.Name} {
-			for _, at := range []step{stepFetched, stepClosed, stepCommit, stepCommitted} {
+		for _, name := range []string{ordersEvents.Name, orderLines.Name, ordersCurrent.Name} {
+			for _, at := range []step{stepFetched, stepLookedUp, stepClosed, stepCommit, stepCommitted} {
 				for _, nth := range []string{"1", "2"} {
+					// A table of state looks for rows before from the second landing on, and is like the others in the first.
+					if state := name == ordersCurrent.Name; state && nth == "1" || !state && at == stepLookedUp {
+						continue
+					}
 					t.Run(fmt.Sprintf("%s/%s/%s", name, at, nth), func(t *testing.T) {
-						config := fresh(t)
+						config := ordersOnly(fresh(t))
 						child := startChild(t, s, config, childKill+"="+name+": "+string(at), childKillAt+"="+nth)
 						if nth == "2" { // something for the second landing
 							l := openLake(t, config)
@@ -184,7 +188,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
-		config := fresh(t)
+		config := ordersOnly(fresh(t))
 		ctx, cancel := context.WithCancel(t.Context())
 		trading := make(chan error, 1)
 		go func() {

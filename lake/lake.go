@@ -181,8 +181,9 @@ func EventsTable(agg event.Aggregate) (string, error) {
 type TableState struct {
 	Name             string
 	Topic            string          // what feeds it
-	Rows             int64           // in the snapshot
+	Rows             int64           // in the snapshot; of a table of state, as landers count them
 	Snapshot         int64           // id of the current snapshot; 0 while the table is empty
+	Taken            time.Time       // when that was committed; zero while the table is empty
 	MetadataLocation string          // names this state for good; it stays readable for a minute or so
 	Location         string          // folder of the table
 	Offsets          map[int32]int64 // by partition: the first offset that is not in the table
@@ -216,10 +217,13 @@ func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
 		Offsets: p.next, AsOf: p.asOf,
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {
-		s.Snapshot = snapshot.SnapshotID
+		s.Snapshot, s.Taken = snapshot.SnapshotID, time.UnixMilli(snapshot.TimestampMs).UTC()
 		if snapshot.Summary != nil {
 			s.Rows = int64(snapshot.Summary.Properties.GetInt("total-records", 0))
 		}
+	}
+	if t.keyed {
+		s.Rows = p.rows
 	}
 	return s, nil
 }

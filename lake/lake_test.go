@@ -148,15 +148,15 @@ func TestParking(t *testing.T) {
 		s.landed(t, l)
 		mustStop(t, stop)
 		for _, want := range []string{
-			"lake/orders_events|millrace.orders|1", "lake/order_lines|millrace.orders|1",
+			"lake/orders_events|millrace.orders|1", "lake/order_lines|millrace.orders|1", "lake/orders_current|millrace.orders|1",
 			"what is this?", string(foreign.Data), string(garbled.Data), string(unpriced.Data),
 		} {
 			if parked[want] == nil {
 				t.Errorf("not parked: %q", want)
 			}
 		}
-		if len(parked) != 6 {
-			t.Errorf("parked %d, want 6: %v", len(parked), parked)
+		if len(parked) != 7 {
+			t.Errorf("parked %d, want 7: %v", len(parked), parked)
 		}
 		if !errors.Is(parked["what is this?"], event.ErrNotEvent) {
 			t.Errorf("the reason is %v", parked["what is this?"])
@@ -174,7 +174,7 @@ func TestParking(t *testing.T) {
 		if have.Total().Count != uint64(want) {
 			t.Errorf("digest of %d events, want %d", have.Total().Count, want)
 		}
-		if _, err := ExpectedOrderLinesDigest(s.all(event.Order)); err == nil || !strings.Contains(err.Error(), unpriced.ID.String()) {
+		if _, err := ExpectedDigest(orderLines.Name, s.all(event.Order)); err == nil || !strings.Contains(err.Error(), unpriced.ID.String()) {
 			t.Errorf("an event whose lines cannot land must be named, got %v", err)
 		}
 	})
@@ -332,7 +332,7 @@ func TestTamperedTableIsNoticed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lines, err := l.OrderLinesDigest(t.Context())
+			lines, err := l.Digest(t.Context(), orderLines.Name)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,8 +15,6 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/kafka/fetch"
-	"github.com/millrace/millrace/internal/registry"
-	"github.com/millrace/millrace/lake/columnar"
 )
 
 // lander brings partitions of one table's topic into the table: those that a consumer group gives it, whose members are all
@@ -126,22 +124,51 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		if err != nil {
 			return landed, l.positionError(err)
 		}
+		land := func() error {
+			if !b.moved() {
+				return nil
+			}
+			if err := l.settle(ctx, b, rows, writer); err != nil {
+				return err
+			}
+			if err := l.land(ctx, b, writer); err != nil {
+				return err
+			}
+			if upserts, ok := rows.(upserts); ok {
+				upserts.landed(b.progress.next)
+			}
+			landed = true
+			at.put(b.progress.next, b.progress.topicID)
+			l.report(ctx, reader, b.progress.next)
+			b = newBatch(at, time.Now())
+			l.thin(ctx)
+			return nil
+		}
+		var waits error // what a partition waits for; the others land
 		for _, f := range fetched {
-			if err := l.add(ctx, b, rows, writer, f); err != nil {
+			held, err := l.add(ctx, b, rows, writer, f)
+			for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
+				if err = land(); err != nil { // with the columns that there are
+					break
+				}
+				f, grown = f.From(held.at), held.at
+				if writer, rows, err = l.grow(ctx, writer, rows, f); err == nil {
+					held, err = l.add(ctx, b, rows, writer, f)
+				}
+			}
+			if err != nil {
 				return landed, err
 			}
+			if held != nil {
+				waits = errors.Join(waits, held.err)
+			}
 		}
-		if !b.moved() || b.wait(l.config) > 0 && !reader.Wanted() {
+		if waits == nil && (!b.moved() || b.wait(l.config) > 0 && !reader.Wanted()) {
 			continue
 		}
-		if err := l.land(ctx, b, writer); err != nil {
+		if err := errors.Join(land(), waits); err != nil {
 			return landed, err
 		}
-		landed = true
-		at.put(b.progress.next, b.progress.topicID)
-		l.report(ctx, reader, b.progress.next)
-		b = newBatch(at, time.Now())
-		l.thin(ctx)
 	}
 }
 
@@ -234,30 +261,34 @@ func (l *lander) positionError(err error) error {
 	return err
 }
 
-// add puts a partition's records into the batch, and into the data file as they become many.
-func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) error {
-	for r := range f.Records() {
-		record := Record{
-			Topic: l.table.Topic, Partition: f.Partition, Offset: r.Offset, Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers,
-		}
+// add puts a partition's records into the batch, and into the data file as they become many. It may go only as far as a record
+// that has to wait.
+func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) (*held, error) {
+	for record := range l.records(f) {
+		r := &record
 		appended, err := w.append(ctx, rows, record)
 		if err != nil {
-			if errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull) {
-				return err
+			if holds(err) {
+				b.rows = b.rows || w.rows()
+				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
+					b.move(f.Partition, r.Offset)
+				}
+				return &held{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
 			}
 			if err := l.park(ctx, record, err); err != nil {
-				return err
+				return nil, err
 			}
 			continue
 		}
 		b.add(len(r.Value), appended.AsOf)
 		if err := w.flush(b.id, chunkRows); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	b.rows = b.rows || w.rows()
+	upserts, ok := rows.(upserts)
+	b.rows = b.rows || w.rows() || ok && upserts.held()
 	b.move(f.Partition, f.Next)
-	return l.config.at(ctx, l.table.Name, stepFetched)
+	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 
 func (l *lander) park(ctx context.Context, r Record, reason error) error {

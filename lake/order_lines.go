@@ -38,7 +38,8 @@ var orderLines = Table{
 		{Name: "ordered_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "business time of the order", Repeats: true, Required: true},
 		{Name: "recorded_at", Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "when the event store took the event", Repeats: true, Required: true},
 	},
-	Rows: rowsOf(event.Order, func(*columnar.Columns) (decoder, error) { return &lineDecoder{}, nil }),
+	Rows:    rowsOf(event.Order, func(*columnar.Columns) (decoder, error) { return &lineDecoder{}, nil }),
+	derived: event.Order, sums: sums{add: addLines, expect: expectLines},
 }
 
 // Money has nine decimal places.

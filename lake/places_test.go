@@ -51,6 +51,12 @@ func serverLake(t testing.TB) Config {
 
 var places atomic.Int64 // made so far
 
+// ordersOnly lands in one table of each kind, which all must stand the same: events, facts and state.
+func ordersOnly(c Config) Config {
+	c.Tables = []Table{ordersEvents, orderLines, ordersCurrent}
+	return c
+}
+
 // newCatalog makes an empty schema and tells how to connect so that all is there.
 func newCatalog(t testing.TB, conn string) string {
 	t.Helper()

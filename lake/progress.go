@@ -10,17 +10,20 @@ import (
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction and
-// the expiry of snapshots keep them. The summary of each snapshot repeats those of its own commit for readers of history.
+// the expiry of snapshots keep them. The summary of each snapshot repeats the offsets as they are with it, for readers of history.
 const (
 	propCommit     = "millrace.commit-id"    // of the newest landing
 	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
 	propTopicID    = "millrace.topic-id"     // the topic that the offsets are of
+	propRows       = "millrace.rows"         // of a table of state: how many it has, without those that deletes take away
 	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
 
-	summaryNext = "millrace.next-offsets" // "partition=offset,…"
+	summaryNext = maintenance.SummaryOffsets // "partition=offset,…", of all partitions that the table has anything of
 )
 
 // progress is how far a table is, as its properties tell.
@@ -29,6 +32,7 @@ type progress struct {
 	commit  string
 	asOf    time.Time
 	topicID string
+	rows    int64 // of a table of state
 }
 
 func readProgress(topic string, props iceberg.Properties) (progress, error) {
@@ -47,13 +51,29 @@ func readProgress(topic string, props iceberg.Properties) (progress, error) {
 			return progress{}, fmt.Errorf("table property %s: %w", k, err)
 		}
 	}
+	var err error
+	if p.rows, err = readRows(props); err != nil {
+		return progress{}, err
+	}
 	if v := props[propAsOf]; v != "" {
-		var err error
 		if p.asOf, err = time.Parse(time.RFC3339Nano, v); err != nil {
 			return progress{}, fmt.Errorf("table property %s: %w", propAsOf, err)
 		}
 	}
 	return p, nil
+}
+
+// readRows is how many rows landers count; 0 where they do not.
+func readRows(props iceberg.Properties) (int64, error) {
+	v := props[propRows]
+	if v == "" {
+		return 0, nil
+	}
+	rows, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("table property %s: %w", propRows, err)
+	}
+	return rows, nil
 }
 
 // properties is what readProgress reads.

@@ -107,6 +107,9 @@ type step string
 
 const (
 	stepFetched   step = "records fetched"
+	stepLookedUp  step = "rows before looked up" // of a table of state
+	stepGrow      step = "about to add columns"
+	stepGrown     step = "columns added, rows not yet"
 	stepClosed    step = "data file closed"
 	stepCommit    step = "about to commit"
 	stepCommitted step = "committed, answer not used yet"

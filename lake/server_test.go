@@ -28,7 +28,6 @@ func TestStoreFaults(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func(method, path string) bool{
 		"writing data":      func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".parquet") },
-		"reading data":      func(m, p string) bool { return m == http.MethodGet && strings.HasSuffix(p, ".parquet") },
 		"writing manifests": func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".avro") },
 		"reading manifests": func(m, p string) bool { return m == http.MethodGet && strings.HasSuffix(p, ".avro") },
 		"writing metadata":  func(m, p string) bool { return m == http.MethodPut && strings.HasSuffix(p, ".metadata.json") },
@@ -54,7 +53,7 @@ func TestStoreFaults(t *testing.T) {
 				t.Parallel()
 				s := newShop(t)
 				s.mustTrade(t, 30)
-				config := serverLake(t)
+				config := ordersOnly(serverLake(t))
 				l := openLake(t, config) // made while all is well
 				proxy, err := s3server.NewProxy(config.S3.Endpoint)
 				if err != nil {
@@ -98,7 +97,7 @@ func TestStoreGoesAway(t *testing.T) {
 	store := own.Config(t)
 	t.Cleanup(func() { _ = own.Stop() })
 	s := newShop(t)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	config.S3.Endpoint = store.Endpoint
 	var log logged
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
@@ -140,7 +139,7 @@ func TestCatalogCrashes(t *testing.T) {
 	conn := own.ConnString(t)
 	t.Cleanup(func() { _ = own.Stop() })
 	s := newShop(t)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	config.Catalog = newCatalog(t, conn)
 	l := openLake(t, config)
 	stop := start(t, l, s.runConfig())
@@ -242,7 +241,7 @@ func TestCatalogAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.mustTrade(t, 60)
-	config := serverLake(t)
+	config := ordersOnly(serverLake(t))
 	conn := catalogs.ConnString(t)
 	var commits, dropped atomic.Int64
 	host, port, err := net.SplitHostPort(deafProxy(t, conn, func() bool {
@@ -368,7 +367,7 @@ func TestProcessesShareTables(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
 		s := newShop(t)
-		config := fresh(t)
+		config := ordersOnly(fresh(t))
 		sleeps := onServer(config.Catalog)
 		if sleeps {
 			config.Catalog += "&idle_in_transaction_session_timeout=5000"
@@ -402,11 +401,13 @@ func TestProcessesShareTables(t *testing.T) {
 				}
 			}
 		})
-		const name = "orders_events"
+		names := []string{ordersEvents.Name, ordersCurrent.Name}
 		eventually(t, func() error {
 			for i := range said {
-				if said[i].last("table="+name, "landing") == "" {
-					return fmt.Errorf("process %d lands nothing", i)
+				for _, name := range names {
+					if said[i].last("table="+name, "landing") == "" {
+						return fmt.Errorf("process %d lands nothing in %s", i, name)
+					}
 				}
 			}
 			return nil
@@ -419,9 +420,11 @@ func TestProcessesShareTables(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, func() error {
-				for partition, next := range stateOf(t, l, name).Offsets {
-					if next < ends[partition] {
-						return fmt.Errorf("%s, and partition %d stands at %d of %d", why, partition, next, ends[partition])
+				for _, name := range names {
+					for partition, next := range stateOf(t, l, name).Offsets {
+						if next < ends[partition] {
+							return fmt.Errorf("%s, and partition %d of %s stands at %d of %d", why, partition, name, next, ends[partition])
+						}
 					}
 				}
 				return nil

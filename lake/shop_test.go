@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
@@ -113,10 +115,20 @@ func (s *shop) all(agg event.Aggregate) iter.Seq2[event.Event, error] {
 	}
 }
 
+// landedHere are the aggregates whose topics a lake's tables are fed by.
+func landedHere(l *Lake) (all []event.Aggregate) {
+	for _, agg := range event.Aggregates() {
+		if slices.ContainsFunc(l.tables, func(decl Table) bool { return decl.Topic == agg.Topic }) {
+			all = append(all, agg)
+		}
+	}
+	return all
+}
+
 // landed waits until the tables hold all that was put into the topics.
 func (s *shop) landed(t testing.TB, l *Lake) {
 	t.Helper()
-	for _, agg := range event.Aggregates() {
+	for _, agg := range landedHere(l) {
 		ends, err := s.producer.Ends(t.Context(), agg.Topic)
 		if err != nil {
 			t.Fatal(err)
@@ -141,7 +153,12 @@ func (s *shop) check(t testing.TB, l *Lake) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, agg := range event.Aggregates() {
+	for _, decl := range l.tables {
+		agg := decl.events
+		if agg.Name == "" {
+			s.checkDerived(t, l, decl.derived, decl.Name)
+			continue
+		}
 		want := digest.New()
 		for _, e := range s.events[agg] {
 			want.AddEvent(e)
@@ -154,23 +171,35 @@ func (s *shop) check(t testing.TB, l *Lake) {
 			t.Errorf("events of %s: table %v, topic %v", agg.Name, have.Total(), want.Total())
 		}
 	}
-	want, err := ExpectedOrderLinesDigest(s.all(event.Order))
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := l.OrderLinesDigest(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if have.Total() != want.Total() {
-		t.Errorf("order_lines: table %v, topic %v", have.Total(), want.Total())
-	}
 	states, err := l.Tables(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, state := range states {
 		checkOrigins(t, l, state)
+	}
+}
+
+// checkDerived compares a table with what the events make, stream by stream.
+func (s *shop) checkDerived(t testing.TB, l *Lake, agg event.Aggregate, name string) {
+	t.Helper()
+	want, err := ExpectedDigest(name, s.all(agg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := l.Digest(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if maps.Equal(have.Streams, want.Streams) {
+		return
+	}
+	t.Errorf("%s: table %v, topic %v", name, have.Total(), want.Total())
+	for stream, w := range want.Streams {
+		if h := have.Streams[stream]; h != w {
+			t.Errorf("%s: of %s the table has %v, the topic %v", name, stream, h, w)
+			return
+		}
 	}
 }
 
@@ -210,7 +239,7 @@ func checkOrigins(t testing.TB, l *Lake, state TableState) {
 // checkFiles finds data files in the folders that no table has, and that no crash explains.
 func checkFiles(t testing.TB, l *Lake) {
 	t.Helper()
-	for _, decl := range Tables() {
+	for _, decl := range l.tables {
 		have, err := l.load(t.Context(), decl.identifier())
 		if err != nil {
 			t.Fatal(err)
@@ -223,12 +252,43 @@ func checkFiles(t testing.TB, l *Lake) {
 		for _, task := range tasks {
 			used[filepath.Base(task.File.FilePath())] = true
 		}
+		for _, f := range deleteFiles(t, have) {
+			used[filepath.Base(f.FilePath())] = true
+		}
 		for _, name := range filesBelow(t, have, "data") {
 			if !used[name] {
 				t.Errorf("%s: data file %s belongs to no snapshot", decl.Name, name)
 			}
 		}
 	}
+}
+
+// deleteFiles are all files of deletes that a table has, also those that hit nothing.
+func deleteFiles(t testing.TB, have *table.Table) (all []iceberg.DataFile) {
+	t.Helper()
+	head := have.CurrentSnapshot()
+	if head == nil {
+		return nil
+	}
+	files, err := have.FS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifests, err := head.Manifests(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range manifests {
+		for e, err := range m.Entries(files, true) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.DataFile().ContentType() != iceberg.EntryContentData {
+				all = append(all, e.DataFile())
+			}
+		}
+	}
+	return all
 }
 
 // filesBelow lists the files in one of a table's folders.

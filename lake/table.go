@@ -32,8 +32,17 @@ type Table struct {
 	Origin string
 	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
+	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its Rows are a
+	// Grower.
+	Grows bool
+	// grow adds to the columns that a table which grows has.
+	grow func(have []columnar.Field) ([]columnar.Field, error)
 	// events says that each row is a whole event of this aggregate, as digests want it.
 	events event.Aggregate
+	// derived says that its rows are made of this aggregate's events, and sums how they are summed up.
+	derived event.Aggregate
+	sums    sums
+	keyed   bool // each key has one row
 }
 
 // Partition is a part of how rows are spread over files: a column and what is made of it.
@@ -96,7 +105,13 @@ func (t Table) step(have *table.Table) (evolution.Step, error) {
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
-	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, t.columns())
+	want := t.columns()
+	if t.Grows {
+		if want, err = t.grown(have, keys); err != nil {
+			return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
+		}
+	}
+	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, want)
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
@@ -195,5 +210,9 @@ func (o origin) append(r Record, rows int) {
 // Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only cut small
 // files smaller, a year's import would write a file per month and commit, and the bounds in the manifests already prune by time.
 func Tables() []Table {
-	return []Table{customersEvents, productsEvents, stockEvents, ordersEvents, orderLines}
+	return []Table{
+		customersEvents, productsEvents, stockEvents, ordersEvents,
+		orderLines, stockMovements,
+		customersCurrent, productsCurrent, ordersCurrent,
+	}
 }

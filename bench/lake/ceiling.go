@@ -8,12 +8,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/apache/arrow-go/v18/parquet"
-	"github.com/apache/arrow-go/v18/parquet/compress"
-	"github.com/apache/arrow-go/v18/parquet/pqarrow"
-
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/pages"
 	"github.com/millrace/millrace/lake/wire"
 )
 
@@ -25,8 +22,11 @@ func (ceiling) Name() string { return "ceiling/from_memory" }
 
 func (ceiling) Reads() encoding { return asProtobuf }
 
-// So many events are in memory; more rows are the same ones again.
-const inMemory = 1_000_000
+// So many events are in memory; more rows are the same ones again. So many rows are a page, as the lander's are.
+const (
+	inMemory    = 1_000_000
+	ceilingPage = 16 << 10
+)
 
 func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err error) {
 	md, err := foreign.Message(ctx, "bench/lake/flat.proto", "Event")
@@ -56,12 +56,12 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	if err != nil {
 		return r, err
 	}
-	properties := parquet.NewWriterProperties(parquet.WithCompression(compress.Codecs.Zstd), parquet.WithCompressionLevel(1),
-		parquet.WithDictionaryDefault(false), parquet.WithMaxRowGroupLength(256<<10))
-	w, err := pqarrow.NewFileWriter(columns.Schema(), f, properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema()))
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w, err := pages.New(columns.Fields())
 	if err != nil {
-		return r, errors.Join(err, f.Close())
+		return r, err
 	}
+	w.Begin(f)
 	progress("%s", c.Name())
 	begun, cpuBegun := time.Now(), ownCPU()
 	for i := range n {
@@ -72,26 +72,21 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 		if err := into.Append(bytes[begin:ends[at]]); err != nil {
 			return r, err
 		}
-		if columns.Rows() == 4096 || i == n-1 {
-			rec := columns.Record()
-			err := w.WriteBuffered(rec)
-			rec.Release()
-			if err != nil {
+		if columns.Rows() == ceilingPage || i == n-1 {
+			if err := w.Write(columns); err != nil {
 				return r, err
 			}
 			columns.Reset()
 		}
 	}
-	if err := w.Close(); err != nil {
+	written, err := w.End()
+	if err != nil {
 		return r, err
 	}
 	wall, cpu := time.Since(begun), ownCPU()-cpuBegun
 	r = measure(n, wall, cpu, 0) // its memory is this program's, which says nothing
-	info, err := os.Stat(path)
-	if err == nil {
-		r.Files, r.BytesPerRow = 1, float64(info.Size())/float64(n)
-	}
-	return r, err
+	r.Files, r.BytesPerRow = 1, float64(written.Size)/float64(n)
+	return r, nil
 }
 
 // ownCPU is what this process has used.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/millrace/millrace/cmd/millrace/internal/platform"
 	"github.com/millrace/millrace/lake"
-	"github.com/millrace/millrace/lake/foreign"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -61,7 +61,9 @@ func newLakeTables(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
 		Short: "List the tables: rows, files, bytes, history, how fresh",
-		Args:  cobra.NoArgs,
+		Long: `List the tables. Rows are those that a query finds, where landers count them, and else all rows in the table's files; rows in files
+are those too that deletes take away, until maintenance does.`,
+		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, _ []string) error {
@@ -80,9 +82,9 @@ func newLakeTables(a *app) *cobra.Command {
 		}
 		now, rows := time.Now(), make([][]any, len(all))
 		for i, s := range all {
-			rows[i] = []any{s.Name, s.Rows, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
+			rows[i] = []any{s.Name, s.Rows, s.RowsInFiles, s.DataFiles, s.DeleteFiles, bytesText(s.DataBytes), s.Snapshots, orNone(s.Partitioned), orNone(s.Sorted), ago(now, s.AsOf)}
 		}
-		printTable(cmd.OutOrStdout(), []string{"table", "rows", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
+		printTable(cmd.OutOrStdout(), []string{"table", "rows", "rows in files", "files", "delete files", "bytes", "snapshots", "partitioned by", "sorted by", "newest recorded"}, rows)
 		return nil
 	})
 }
@@ -136,7 +138,7 @@ that are not in the table.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
-		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows", "files", "next offsets"}
+		header := []string{"snapshot", "committed (UTC)", "operation", "rows added", "rows in files", "files", "next offsets"}
 		return showTable(ctx, cmd, args[0], *output, l.Snapshots, header, func(s lake.SnapshotState) []any {
 			return []any{fmt.Sprint(s.ID), s.Time.Format("2006-01-02 15:04:05.000"), s.Operation, s.Added, s.Rows, s.Files, orNone(s.Offsets)}
 		})
@@ -146,6 +148,7 @@ that are not in the table.`,
 func newLakeMaintain(a *app) *cobra.Command {
 	var c maintenance.Config
 	var dry bool
+	var deletes float64
 	cmd := &cobra.Command{
 		Use:   "maintain [TABLE…]",
 		Short: "Make few large sorted files of many small ones, cut old history, remove what nothing refers to",
@@ -153,6 +156,7 @@ func newLakeMaintain(a *app) *cobra.Command {
 remove files that nothing refers to. It may run while landers and other engines write: no row is lost or doubled, and the
 offsets that landers keep in the table stay. Without a name it works on every table. The role lake does the same by itself.`,
 		Example: `  millrace lake maintain --dry-run
+  millrace lake maintain orders_current --delete-share 0
   millrace lake maintain order_lines --target-bytes 268435456`,
 		Annotations: map[string]string{"writes": "yes"},
 	}
@@ -160,11 +164,16 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done, and do nothing")
 	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "size that data files are to have")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "small files in a partition that are worth a rewrite")
+	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of the rows, in deletes, from which on files are rewritten to be rid of them; 0: of any, for readers that know no deletes")
 	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a state stays readable after another took its place")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "states that stay whatever their age")
 	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age of a file that nothing refers to from which on it is removed; at least 10m")
 	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "bytes that a compaction may hold")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
+		if deletes < 0 {
+			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)
+		}
+		c.DeleteShare = max(deletes, math.SmallestNonzeroFloat64)
 		names, err := tablesNamed(ctx, l, args)
 		if err != nil {
 			return err
@@ -194,83 +203,6 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone", "orphans gone", "took", "left out"}, rows)
 		return nil
 	})
-}
-
-func newLakeLand(a *app) *cobra.Command {
-	var topic, message, name string
-	var folders []string
-	var landers int
-	var until bool
-	cmd := &cobra.Command{
-		Use:   "land --topic TOPIC --proto FILE:MESSAGE",
-		Short: "Land any Kafka topic of Protobuf messages in a table of its own",
-		Long: `Land a Kafka topic, whoever writes it, in an Iceberg table: a column for each field of the message, and where each row comes
-from (_topic, _partition, _offset, _timestamp, _key). The table is made if it is not there, and gets a column when the message
-gets a field. FILE is a .proto file, or a set of descriptors as "buf build -o FILE.binpb" writes it; values may be plain, or
-framed for a schema registry. Each record lands once, whatever dies when; run it in as many processes as the topic has
-partitions. A record that does not decode is put on the topic millrace.parked.
-
-Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "millrace config".`,
-		Example: `  MILLRACE_KAFKA_BROKERS=broker:9092 millrace lake land --topic clicks --proto clicks.proto:Click --table web.clicks
-  millrace lake land --topic clicks --proto clicks.proto:Click --until-end && millrace lake tables`,
-		Args: cobra.NoArgs,
-	}
-	cmd.Flags().StringVar(&topic, "topic", "", "what to land")
-	cmd.Flags().StringVar(&message, "proto", "", "FILE:MESSAGE that the topic's values are")
-	cmd.Flags().StringArrayVarP(&folders, "proto-path", "I", nil, "further folders of imported .proto files")
-	cmd.Flags().StringVar(&name, "table", "", "TABLE or NAMESPACE.TABLE to land in (default foreign.TOPIC)")
-	cmd.Flags().IntVar(&landers, "landers", 1, "how many work at a time, on partitions of their own")
-	cmd.Flags().BoolVar(&until, "until-end", false, "end once everything that stands on the topic now is in the table")
-	a.dataFlag(cmd, "the lake of this data folder, where the configuration names no other")
-	for _, flag := range []string{"topic", "proto"} {
-		if err := cmd.MarkFlagRequired(flag); err != nil {
-			panic(err) // the flags stand above
-		}
-	}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := a.config()
-		if err != nil {
-			return err
-		}
-		file, of, ok := cutLast(message, ":")
-		if !ok {
-			return fmt.Errorf("--proto %s: want FILE:MESSAGE, such as clicks.proto:Click", message)
-		}
-		md, err := foreign.Message(cmd.Context(), file, of, folders...)
-		if err != nil {
-			return err
-		}
-		into := lake.Name{"foreign", strings.NewReplacer(".", "_", "-", "_").Replace(topic)}
-		if name != "" {
-			if into, err = lake.ParseName(name); err != nil {
-				return err
-			}
-		}
-		table, err := foreign.Proto(into, topic, md)
-		if err != nil {
-			return err
-		}
-		landing := platform.Landing{Table: table, Landers: landers, Until: until}
-		if !until {
-			fmt.Fprintf(cmd.ErrOrStderr(), "landing %s in %s until Ctrl-C\n", topic, strings.Join(into, "."))
-			return platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
-		}
-		b := newBar("land " + topic)
-		landing.Progress = func(have, of int64) { b.set(have, of, "") }
-		err = platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
-		b.end(err)
-		return err
-	}
-	return cmd
-}
-
-// cutLast cuts a text around the last separator.
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
 }
 
 func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,13 +24,23 @@ func newSQL(a *app) *cobra.Command {
 		Long: `Run one SELECT, in ClickHouse's SQL, over the lake's open tables, which are addressed by their names: order_lines,
 orders_events, customers_events, products_events, stock_events. A query sees every table at one snapshot.
 
+--as-of asks for tables as they were: at a time (the newest state committed by then), so long ago, or by the offsets of the topics
+that feed them (the newest state that holds nothing at or beyond them; tables of topics not named are as they are now). Which
+state each table was read at is said on standard error, with --output json as JSON. All of a table's newest states are kept, of
+older ones the last of each minute, then of each hour, for as long as lake.maintenance.keep says.
+
 It asks the running system at --addr; with --data DIR it starts an engine of its own on the files, with nothing else running.`,
 		Example: `  millrace sql "SHOW TABLES"
   millrace sql "SELECT country, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY country ORDER BY sales DESC LIMIT 5"
+  millrace sql --as-of 2026-11-25T10:00:00Z "SELECT count() FROM orders_events"
+  millrace sql --as-of 15m "SELECT count() FROM orders_events"
+  millrace sql --as-of millrace.orders/0=1200,millrace.orders/1=1100 "SELECT max(offset) FROM orders_events GROUP BY partition"
   millrace sql --output csv "SELECT * FROM order_lines" > order_lines.csv`,
 		Args: cobra.ExactArgs(1),
 	}
 	output := outputFlag(cmd, "table", "json", "csv")
+	var moment string
+	cmd.Flags().StringVar(&moment, "as-of", "", "TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…: tables as they were")
 	a.dataFlag(cmd, "run on the files of this data folder instead of asking a running system")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.config()
@@ -38,13 +48,16 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 			return err
 		}
 		if cmd.Flags().Changed("data") {
-			return sqlOnFiles(cmd.Context(), c, cmd.OutOrStdout(), args[0], *output)
+			return sqlOnFiles(cmd, c, args[0], *output, moment)
 		}
 		caller, err := newCaller(c)
 		if err != nil {
 			return err
 		}
 		u := caller.api() + "/v1/sql?output=" + url.QueryEscape(*output)
+		if moment != "" {
+			u += "&as_of=" + url.QueryEscape(moment)
+		}
 		req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, u, strings.NewReader(args[0]))
 		if err != nil {
 			return err
@@ -58,6 +71,15 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 			reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
 		}
+		if told := resp.Header.Get(platform.ReadAtHeader); told != "" {
+			var read []platform.ReadAt
+			if err := json.Unmarshal([]byte(told), &read); err != nil {
+				return fmt.Errorf("what the answer says it has read: %w", err)
+			}
+			if err := tellRead(cmd.ErrOrStderr(), read, *output); err != nil {
+				return err
+			}
+		}
 		if _, err := io.Copy(cmd.OutOrStdout(), resp.Body); err != nil {
 			return fmt.Errorf("the answer broke off; the system's log says why: %w", err)
 		}
@@ -67,7 +89,8 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 }
 
 // sqlOnFiles runs the query with an engine of its own on the lake of a data folder.
-func sqlOnFiles(ctx context.Context, c config.Config, out io.Writer, query, output string) (err error) {
+func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment string) (err error) {
+	ctx := cmd.Context()
 	where, err := platform.LakeConfig(c, c.Log.Logger(os.Stderr))
 	if err != nil {
 		return err
@@ -87,10 +110,31 @@ func sqlOnFiles(ctx context.Context, c config.Config, out io.Writer, query, outp
 	if err != nil {
 		return err
 	}
-	rows, err := q.Run(ctx, query, output)
+	var rows io.ReadCloser
+	if moment == "" {
+		rows, err = q.Run(ctx, query, output)
+	} else {
+		var read []platform.ReadAt
+		if rows, read, err = platform.SQLAsOf(ctx, q, l, query, output, moment); err == nil {
+			err = tellRead(cmd.ErrOrStderr(), read, output)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, rows)
+	_, err = io.Copy(cmd.OutOrStdout(), rows)
 	return errors.Join(err, rows.Close())
+}
+
+// tellRead says which states of tables were read.
+func tellRead(out io.Writer, read []platform.ReadAt, output string) error {
+	if output == "json" {
+		return printJSON(out, map[string]any{"read_at": read})
+	}
+	for _, r := range read {
+		if _, err := fmt.Fprintln(out, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }

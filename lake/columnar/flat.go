@@ -181,7 +181,10 @@ func (c *Bytes) AppendString(v string) {
 }
 
 // AppendNull implements Column.
-func (c *Bytes) AppendNull() { c.pad(c.Len() + 1) }
+func (c *Bytes) AppendNull() {
+	c.valid.clear(c.Len(), 1)
+	c.offsets = append(c.offsets, c.offsets[len(c.offsets)-1])
+}
 
 // Value is value i, empty where that is null; valid until Truncate, and not to be changed.
 func (c *Bytes) Value(i int) []byte { return c.content[c.offsets[i]:c.offsets[i+1]] }

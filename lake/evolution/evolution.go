@@ -146,6 +146,23 @@ func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Ste
 	return s, nil
 }
 
+// Columns are a table's columns as they are, with the keys that they go by.
+func Columns(s *iceberg.Schema, keys Keys) ([]columnar.Field, error) {
+	fields, err := fieldsOf(s.Fields())
+	if err != nil {
+		return nil, err
+	}
+	keys.give(fields)
+	return fields, nil
+}
+
+func (k Keys) give(fields []columnar.Field) {
+	for i, f := range fields {
+		fields[i].Key = k[f.ID]
+		k.give(columnar.Parts(f.Type)) // of a struct they are shared; those of lists and maps have no keys
+	}
+}
+
 // change collects what is to be done.
 type change struct {
 	last int

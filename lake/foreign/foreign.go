@@ -1,5 +1,6 @@
 // Package foreign makes tables of topics that are not Millrace's own, so that the lander serves whoever has a Kafka: the columns
-// follow from a Protobuf message that the topic's values are.
+// follow from a Protobuf message that the topic's values are, from the schemas that a registry has of them, or, where they are JSON, from
+// the values themselves.
 package foreign
 
 import (
@@ -113,44 +114,93 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 
 // Where a record comes from, beside what lake adds. The names begin so that no message is likely to have them.
 var recordColumns = []columnar.Field{
-	{Name: "_key", Type: iceberg.PrimitiveTypes.Binary, Doc: "the record's key; null where it has none"},
-	{Name: "_timestamp", Type: iceberg.PrimitiveTypes.TimestampTz, Required: true, Doc: "the record's own time"},
+	{Name: keyColumn, Type: iceberg.PrimitiveTypes.Binary, Doc: "the record's key; null where it has none"},
+	{Name: timestampColumn, Type: iceberg.PrimitiveTypes.TimestampTz, Required: true, Doc: "the record's own time"},
 }
+
+const (
+	keyColumn       = "_key"
+	timestampColumn = "_timestamp"
+	origin          = "_" // before the names of the columns that lake adds
+)
+
+// declare is what all tables of foreign topics have in common.
+func declare(name lake.Name, topic, doc string) lake.Table {
+	return lake.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
+}
+
+// reserved are the names of the columns that say where a row comes from.
+func reserved() []string {
+	var names []string
+	for _, c := range slices.Concat(recordColumns, lake.Table{Origin: origin}.OriginColumns()) {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// place fills the record's own columns.
+type place struct {
+	key       *columnar.Bytes
+	timestamp *columnar.Int64s
+}
+
+func placeIn(to *columnar.Columns) (p place, err error) {
+	for i, f := range to.Fields() {
+		switch f.Name {
+		case keyColumn:
+			p.key, _ = to.Column(i).(*columnar.Bytes)
+		case timestampColumn:
+			p.timestamp, _ = to.Column(i).(*columnar.Int64s)
+		}
+	}
+	if p.key == nil || p.timestamp == nil {
+		return p, fmt.Errorf("the table's columns %s and %s are not those of a topic that was landed", keyColumn, timestampColumn)
+	}
+	return p, nil
+}
+
+func (p place) append(r lake.Record) lake.Appended {
+	if r.Key == nil {
+		p.key.AppendNull()
+	} else {
+		p.key.Append(r.Key)
+	}
+	p.timestamp.Append(r.Time.UnixMicro())
+	return lake.Appended{Rows: 1, AsOf: r.Time}
+}
+
+// errNoValue is of a record that takes its key away from a compacted topic.
+var errNoValue = errors.New("the record has no value: it takes its key away from a compacted topic, which a table of events cannot say")
 
 // Proto is the table that a topic of Protobuf messages lands in: a column for each field, and where each row comes from. Values
 // may be plain, or framed for a schema registry.
 func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor) (lake.Table, error) {
-	t := lake.Table{
-		Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: "_",
-		Doc: fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic),
-	}
-	var reserved []string
-	for _, c := range slices.Concat(recordColumns, t.OriginColumns()) {
-		reserved = append(reserved, c.Name)
-	}
-	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
+	t := declare(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
+	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved()})
 	if err != nil {
 		return lake.Table{}, err
 	}
 	t.Columns = slices.Concat(plan.Fields(), recordColumns)
 	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
 		message, err := plan.Bind(to)
-		n := len(plan.Fields())
-		return &protoRows{message, to.Column(n).(*columnar.Bytes), to.Column(n + 1).(*columnar.Int64s)}, err
+		if err != nil {
+			return nil, err
+		}
+		at, err := placeIn(to)
+		return &protoRows{message, at}, err
 	}
 	return t, nil
 }
 
 type protoRows struct {
-	message   *wire.Decoder
-	key       *columnar.Bytes
-	timestamp *columnar.Int64s
+	message *wire.Decoder
+	place   place
 }
 
 // Append implements lake.Rows.
 func (p *protoRows) Append(_ context.Context, r lake.Record) (lake.Appended, error) {
 	if r.Value == nil {
-		return lake.Appended{}, errors.New("the record has no value: it takes its key away from a compacted topic, which a table of events cannot say")
+		return lake.Appended{}, errNoValue
 	}
 	value := r.Value
 	if registry.IsFramed(value) {
@@ -162,11 +212,5 @@ func (p *protoRows) Append(_ context.Context, r lake.Record) (lake.Appended, err
 	if err := p.message.Append(value); err != nil {
 		return lake.Appended{}, err
 	}
-	if r.Key == nil {
-		p.key.AppendNull()
-	} else {
-		p.key.Append(r.Key)
-	}
-	p.timestamp.Append(r.Time.UnixMicro())
-	return lake.Appended{Rows: 1, AsOf: r.Time}, nil
+	return p.place.append(r), nil
 }

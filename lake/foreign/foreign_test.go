@@ -1,7 +1,9 @@
 package foreign_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,10 +14,10 @@ import (
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/apache/arrow-go/v18/parquet/file"
 	"github.com/apache/arrow-go/v18/parquet/pqarrow"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -29,8 +31,6 @@ import (
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/foreign"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
@@ -274,4 +274,25 @@ func read(t *testing.T, path string) arrow.Table {
 	}
 	t.Cleanup(data.Release)
 	return data
+}
+
+// rowsOf are the rows of a file. Numbers stay as they are written.
+func rowsOf(t *testing.T, data arrow.Table) (rows []map[string]any) {
+	t.Helper()
+	r := array.NewTableReader(data, -1)
+	defer r.Release()
+	for r.Next() {
+		b, err := r.RecordBatch().MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var some []map[string]any
+		d := json.NewDecoder(bytes.NewReader(b))
+		d.UseNumber()
+		if err := d.Decode(&some); err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, some...)
+	}
+	return rows
 }

@@ -39,6 +39,9 @@ type commit struct {
 	tries int
 }
 
+// SummaryOffsets is the key, in a snapshot's summary, of the Kafka offsets that it holds; a rewrite of the same rows keeps it.
+const SummaryOffsets = "millrace.next-offsets"
+
 // errNothing says that there is nothing to commit.
 var errNothing = errors.New("nothing to commit")
 
@@ -89,7 +92,11 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
 		return unknownBase, err
 	}
-	if err := c.stage(ctx, t, tx, iceberg.Properties{summaryWhat: c.what, summaryID: c.id}); err != nil {
+	summary := iceberg.Properties{summaryWhat: c.what, summaryID: c.id}
+	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil && head.Summary.Properties[SummaryOffsets] != "" {
+		summary[SummaryOffsets] = head.Summary.Properties[SummaryOffsets] // the rows stay the same
+	}
+	if err := c.stage(ctx, t, tx, summary); err != nil {
 		return unknownBase, err
 	}
 	if err := c.run.at(ctx, c.before); err != nil {

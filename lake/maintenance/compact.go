@@ -78,6 +78,9 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 		r.progress(Progress{Table: r.table, Step: "compact", Done: read, Of: total})
 		first = end
 	}
+	if err := r.dropIdle(ctx, t, &did); err != nil {
+		return did, fmt.Errorf("compact: %w", err)
+	}
 	return did, nil
 }
 

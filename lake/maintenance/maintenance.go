@@ -61,6 +61,9 @@ type Config struct {
 	Scratch string
 	// Every is how long Keep waits between runs; 10 min.
 	Every time.Duration
+	// CompactEvery is how long it waits between compactions, which it does alone until a run is due; as long as Every. A table whose
+	// rows are replaced is read the slower the more files of deletes it has.
+	CompactEvery time.Duration
 
 	Logger *slog.Logger // nil: none
 
@@ -92,6 +95,7 @@ func (c *Config) fill() error {
 	setDefault(&c.Memory, 256<<20)
 	setDefault(&c.Scratch, os.TempDir())
 	setDefault(&c.Every, 10*time.Minute)
+	setDefault(&c.CompactEvery, c.Every)
 	setDefault(&c.orphanLeast, leastOrphanAge)
 	setDefault(&c.tries, 30)
 	setDefault(&c.sortBytes, c.Memory/6)
@@ -117,6 +121,7 @@ func (c *Config) fill() error {
 	check(c.OrphanAge >= c.orphanLeast, "OrphanAge %v: files of commits under way would be removed; it must be at least %v", c.OrphanAge, c.orphanLeast)
 	check(c.Memory >= leastMemory, "Memory %d: it must be at least %d", c.Memory, leastMemory)
 	check(c.Every > 0, "Every %v: it must be above 0", c.Every)
+	check(c.CompactEvery > 0, "CompactEvery %v: it must be above 0", c.CompactEvery)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("maintenance: %w", err)
 	}
@@ -173,6 +178,11 @@ func newRun(c Config, load Load, progress func(Progress)) (*run, error) {
 
 // Run does all steps for one table. A step that fails does not keep the next from being done; the error tells of each.
 func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Report, error) {
+	return perform(ctx, load, c, progress, true)
+}
+
+// perform does all steps, or those alone that keep reads short.
+func perform(ctx context.Context, load Load, c Config, progress func(Progress), whole bool) (Report, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
 		return Report{}, err
@@ -180,12 +190,17 @@ func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Rep
 	began := time.Now()
 	var report Report
 	var errs []error
-	for _, step := range []func(context.Context) error{
+	steps := []func(context.Context) error{
 		func(ctx context.Context) (err error) { report.Compacted, err = r.compact(ctx); return err },
 		func(ctx context.Context) (err error) { report.Manifests, err = r.rewriteManifests(ctx); return err },
-		func(ctx context.Context) (err error) { report.Expired, err = r.expire(ctx); return err },
-		func(ctx context.Context) (err error) { report.Orphans, err = r.removeOrphans(ctx); return err },
-	} {
+	}
+	if whole {
+		steps = append(steps,
+			func(ctx context.Context) (err error) { report.Expired, err = r.expire(ctx); return err },
+			func(ctx context.Context) (err error) { report.Orphans, err = r.removeOrphans(ctx); return err },
+		)
+	}
+	for _, step := range steps {
 		if ctx.Err() != nil {
 			errs = append(errs, ctx.Err())
 			break
@@ -201,18 +216,23 @@ func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Rep
 	return report, nil
 }
 
-// Keep runs every so often until ctx is done, and tells of each run.
+// Keep runs every so often until ctx is done, and compacts in between; it tells of each run.
 func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) error {
 	if err := c.fill(); err != nil {
 		return err
 	}
+	var last time.Time
 	for {
-		report, err := Run(ctx, load, c, nil)
+		whole := time.Since(last) >= c.Every-c.CompactEvery/2
+		report, err := perform(ctx, load, c, nil, whole)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // to be told to stop is no error
 		}
-		done(report, err)
-		t := time.NewTimer(c.Every - c.Every/10 + rand.N(c.Every/5)) // several tables shall not stay in step
+		if done(report, err); whole {
+			last = time.Now()
+		}
+		wait := min(c.Every, c.CompactEvery)
+		t := time.NewTimer(wait - wait/10 + rand.N(wait/5)) // several tables shall not stay in step
 		select {
 		case <-ctx.Done():
 			t.Stop()

@@ -2,7 +2,6 @@ package maintenance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -58,7 +57,11 @@ func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Trans
 	if err := rewrite.Commit(ctx); err != nil {
 		return fmt.Errorf("stage: %w", err)
 	}
-	// iceberg-go names the columns in a property where the table has none. That is none of our business.
+	return withoutNames(t, tx)
+}
+
+// withoutNames takes back that iceberg-go names the columns in a property where the table has none, which is none of our business.
+func withoutNames(t *table.Table, tx *table.Transaction) error {
 	if _, had := t.Properties()[table.DefaultNameMappingKey]; !had {
 		return tx.RemoveProperties([]string{table.DefaultNameMappingKey})
 	}
@@ -105,20 +108,23 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 	if len(sequences) == 0 {
 		return nil, nil
 	}
+	equality, err := idleEqualityDeletes(ctx, t, r.old)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range equality {
+		// The new files are as old as the base.
+		if sequences[f.FilePath()] <= r.sequence {
+			dead = append(dead, f)
+		}
+	}
 	paths := map[string]struct{}{}
 	for path := range r.old {
 		paths[path] = struct{}{}
 	}
-	equality, errEquality := compaction.CollectDeadEqualityDeletesWithSpecs(ctx, files, t.Metadata(), head, paths)
-	position, errPosition := compaction.CollectDeadPositionDeletes(ctx, files, head, paths)
-	if err := errors.Join(errEquality, errPosition); err != nil {
+	position, err := compaction.CollectDeadPositionDeletes(ctx, files, head, paths)
+	if err != nil {
 		return nil, fmt.Errorf("find dead deletes: %w", err)
-	}
-	for _, f := range equality {
-		// iceberg-go takes new files to be younger than all deletes. Ours are as old as the base.
-		if sequences[f.FilePath()] <= r.sequence {
-			dead = append(dead, f)
-		}
 	}
 	return append(dead, position...), nil
 }

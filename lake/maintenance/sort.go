@@ -170,7 +170,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 			return fmt.Errorf("sort column %s: %w", from.ColumnName(i), err)
 		}
 	}
-	rec := array.NewRecordBatch(s.schema, columns, int64(len(rows)))
+	rec := labelled(s.schema, columns, int64(len(rows)))
 	defer rec.Release()
 	return each(rec)
 }
@@ -366,7 +366,7 @@ func concatenate(schema *arrow.Schema, recs []arrow.RecordBatch) (arrow.RecordBa
 			return nil, fmt.Errorf("gather column %s: %w", schema.Field(i).Name, err)
 		}
 	}
-	return array.NewRecordBatch(schema, columns, rows), nil
+	return labelled(schema, columns, rows), nil
 }
 
 // batchBytes is about what a batch's rows take; a slice counts by its share.

@@ -138,6 +138,10 @@ func TestAnyColumns(t *testing.T) {
 				iceberg.NestedField{ID: 13, Name: "x", Type: iceberg.PrimitiveTypes.Float64},
 				iceberg.NestedField{ID: 14, Name: "ok", Type: iceberg.PrimitiveTypes.Bool},
 				iceberg.NestedField{ID: 15, Name: "u", Type: iceberg.PrimitiveTypes.UUID},
+				iceberg.NestedField{ID: 16, Name: "all", Required: true, Type: &iceberg.MapType{ // nothing in it is null
+					KeyID: 17, KeyType: iceberg.PrimitiveTypes.String, ValueID: 18, ValueRequired: true,
+					ValueType: &iceberg.ListType{ElementID: 19, Element: iceberg.PrimitiveTypes.Int64, ElementRequired: true},
+				}},
 			)
 			order := must(table.NewSortOrder(1, []table.SortField{{SourceIDs: []int{1}, Transform: iceberg.IdentityTransform{}, Direction: table.SortDESC, NullOrder: table.NullsLast}}))
 			dir := t.TempDir()
@@ -160,7 +164,8 @@ func TestAnyColumns(t *testing.T) {
 				if id%4 == 0 {
 					s = "null"
 				}
-				text := fmt.Sprintf(`[{"id":%d,"s":%s,"tags":["a","b%d"],"m":[{"key":"k","value":%d}],"b":"AAEC","f":"AAECAw==","d":"2026-01-02","x":1.5,"ok":true,"u":"00000000-0000-0000-0000-%012d"%s},{"id":%d}]`, id, s, id, id, id, added, id+100)
+				text := fmt.Sprintf(`[{"id":%d,"s":%s,"tags":["a","b%d"],"m":[{"key":"k","value":%d}],"b":"AAEC","f":"AAECAw==","d":"2026-01-02","x":1.5,"ok":true,"u":"00000000-0000-0000-0000-%012d","all":[{"key":"k","value":[1,%d]}]%s},{"id":%d,"all":[]}]`,
+					id, s, id, id, id, id, added, id+100)
 				rec, _, err := array.RecordFromJSON(memory.DefaultAllocator, arrowSchema, strings.NewReader(text))
 				if err != nil {
 					t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
 	"github.com/apache/arrow-go/v18/parquet"
 	"github.com/apache/arrow-go/v18/parquet/compress"
 	"github.com/apache/arrow-go/v18/parquet/pqarrow"
@@ -124,7 +123,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 			return w.failed(err)
 		}
 	}
-	named := array.NewRecordBatch(w.schema, rec.Columns(), rec.NumRows())
+	named := labelled(w.schema, rec.Columns(), rec.NumRows())
 	defer named.Release()
 	if err := w.parquet.WriteBuffered(named); err != nil {
 		return w.failed(err)

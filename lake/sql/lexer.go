@@ -27,6 +27,16 @@ func qualify(query, from, to string) string {
 	return out.String()
 }
 
+// Names tells whether a query may read a table: whether its name stands in the query where a name can.
+func Names(query, table string) bool {
+	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
+		if t.names(query, table) {
+			return true
+		}
+	}
+	return false
+}
+
 // firstWord is the statement's first word in small letters.
 func firstWord(query string) string {
 	return strings.ToLower(significant(query, 0).text(query))

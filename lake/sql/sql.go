@@ -84,10 +84,16 @@ const attempts = 3
 // that is itself at fault gives a *QueryError: from Run, or from Read if it failed after the first part of the answer.
 // Ending ctx, or closing early, ends the query.
 func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
+	return s.RunOn(ctx, s.tables, query, format)
+}
+
+// RunOn is Run over tables that are not those of New, such as those as they were. It may ask for them more than once; the last answer
+// is the one that was read.
+func (s *SQL) RunOn(ctx context.Context, tables func(context.Context) ([]Table, error), query, format string) (io.ReadCloser, error) {
 	var err error
 	for range attempts {
 		var answer io.ReadCloser
-		answer, err = s.run(ctx, query, format)
+		answer, err = s.run(ctx, tables, query, format)
 		if err == nil {
 			return answer, nil
 		}
@@ -98,12 +104,12 @@ func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, err
 	return nil, err
 }
 
-func (s *SQL) run(ctx context.Context, query, format string) (io.ReadCloser, error) {
+func (s *SQL) run(ctx context.Context, resolve func(context.Context) ([]Table, error), query, format string) (io.ReadCloser, error) {
 	f, ok := formats[format]
 	if !ok {
 		return nil, &QueryError{Message: fmt.Sprintf("there is no output format %q; there are %s", format, strings.Join(slices.Sorted(maps.Keys(formats)), ", "))}
 	}
-	tables, err := s.tables(ctx)
+	tables, err := resolve(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("resolve the tables: %w", err)
 	}

@@ -26,7 +26,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	clickhousetest.Main(m, objects.Stop, outside.Stop)
+	clickhousetest.Main(m, objects.Stop, outside.Stop, catalogs.Stop)
 }
 
 func answerOf(ctx context.Context, s *lakesql.SQL, query, format string) (string, error) {

@@ -1,21 +1,19 @@
 package wire_test
 
 import (
-	"bytes"
+	"io"
 	"math/rand/v2"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/apache/arrow-go/v18/parquet"
-	"github.com/apache/arrow-go/v18/parquet/compress"
-	"github.com/apache/arrow-go/v18/parquet/pqarrow"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/lake/pages"
 )
 
 // benchRows is how many rows the columns hold before they are emptied.
@@ -56,41 +54,32 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// Decoding and writing with Arrow's Parquet writer.
+// Decoding and writing as Parquet.
 func BenchmarkDecodeToParquet(b *testing.B) {
 	for name, load := range loads(b) {
 		b.Run(name, func(b *testing.B) {
 			tab := newTable(b, load.md)
-			properties := []parquet.WriterProperty{
-				parquet.WithCompression(compress.Codecs.Zstd), parquet.WithCompressionLevel(1), parquet.WithDictionaryDefault(false),
+			w, err := pages.New(tab.columns.Fields())
+			if err != nil {
+				b.Fatal(err)
 			}
-			for _, repeats := range load.repeats {
-				properties = append(properties, parquet.WithDictionaryFor(repeats, true))
-			}
-			var file bytes.Buffer
-			var w *pqarrow.FileWriter
 			rows := 0
 			flush := func() {
-				if w == nil {
-					file.Reset()
-					var err error
-					w, err = pqarrow.NewFileWriter(tab.columns.Schema(), &file, parquet.NewWriterProperties(properties...), pqarrow.DefaultWriterProps())
+				if rows == 0 {
+					w.Begin(io.Discard)
+				}
+				if err := w.Write(tab.columns); err != nil {
+					b.Fatal(err)
+				}
+				rows += tab.columns.Rows()
+				tab.columns.Reset()
+				if rows >= 1<<18 {
+					f, err := w.End()
 					if err != nil {
 						b.Fatal(err)
 					}
-				}
-				rec := tab.columns.Record()
-				if err := w.WriteBuffered(rec); err != nil {
-					b.Fatal(err)
-				}
-				rows += int(rec.NumRows())
-				tab.columns.Reset()
-				if rows >= 1<<18 {
-					if err := w.Close(); err != nil {
-						b.Fatal(err)
-					}
-					b.ReportMetric(float64(file.Len())/float64(rows), "B/row")
-					w, rows = nil, 0
+					b.ReportMetric(float64(f.Size)/float64(rows), "B/row")
+					rows = 0
 				}
 			}
 			measure(b, load, func(wire []byte) {
@@ -138,12 +127,11 @@ type load struct {
 	generated proto.Message
 	records   [][]byte
 	bytes     int
-	repeats   []string
 }
 
 func loads(b *testing.B) map[string]load {
 	b.Helper()
-	events := load{md: flat, repeats: []string{"type", "currency", "country", "device"}}
+	events := load{md: flat}
 	orders := load{md: new(orderv1.OrderEvent).ProtoReflect().Descriptor(), generated: new(orderv1.OrderEvent)}
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 8 * benchRows {

@@ -40,7 +40,7 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		}
 		end := n + int(size)
 		if f.kind == stringKind { // the most common by far
-			if !utf8.Valid(b[n:end]) {
+			if !validUTF8(b[n:end]) {
 				return 0, errNotUTF8
 			}
 			f.bytes.Append(b[n:end])
@@ -66,6 +66,21 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		}
 		return n, d.content(f, content)
 	}
+}
+
+// validUTF8 is utf8.Valid, faster for what is short and ASCII.
+func validUTF8(b []byte) bool {
+	const high = 0x8080808080808080
+	switch n := len(b); {
+	case n > 16 || n < 4:
+	case n >= 8:
+		if (binary.LittleEndian.Uint64(b)|binary.LittleEndian.Uint64(b[n-8:]))&high == 0 {
+			return true
+		}
+	case (binary.LittleEndian.Uint32(b)|binary.LittleEndian.Uint32(b[n-4:]))&(high>>32) == 0:
+		return true
+	}
+	return utf8.Valid(b)
 }
 
 // varint is protowire.ConsumeVarint, faster for what is not long.

@@ -42,7 +42,7 @@ func quickStart(t *testing.T, env []string) {
 		}
 	}
 	shown := s.output.String()
-	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v1", "view catalog/v1", "table orders_events", "table order_lines"} {
+	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v1", "view catalog/v1", "table orders_events", "table order_lines", "table orders_current"} {
 		if !regexp.MustCompile(regexp.QuoteMeta(sink) + `\s+│\s+[1-9]`).MatchString(shown) {
 			t.Errorf("the table shows nothing in %q", sink)
 		}
@@ -63,9 +63,11 @@ func quickStart(t *testing.T, env []string) {
 	s.stop()
 
 	if env == nil { // on files alone, with nothing running
-		rows := decodeRows(t, run(t, "sql", "--data", data, "--output", "json", "SELECT count() AS n FROM order_lines"))
-		if len(rows) != 1 || rows[0]["n"] != before["table order_lines rows"] {
-			t.Errorf("on the files: %v, want %v", rows, before["table order_lines rows"])
+		for _, table := range []string{"order_lines", "orders_current"} {
+			rows := decodeRows(t, run(t, "sql", "--data", data, "--output", "json", "SELECT count() AS n FROM "+table))
+			if len(rows) != 1 || rows[0]["n"] != before["table "+table+" rows"] {
+				t.Errorf("on the files: %v, want %v", rows, before["table "+table+" rows"])
+			}
 		}
 	}
 

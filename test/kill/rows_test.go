@@ -38,7 +38,7 @@ func steps() []step {
 			step{role: "views", point: "view." + view + ".positions.after", name: name + " after positions", at: 2, after: true},
 		)
 	}
-	for _, table := range []string{"orders_events", "order_lines"} {
+	for _, table := range []string{"orders_events", "order_lines", "orders_current"} {
 		all = append(all,
 			step{role: "lake", point: "lake." + table + ".records fetched", name: table + " records fetched", at: 2},
 			step{role: "lake", point: "lake." + table + ".data file closed", name: table + " data file closed", at: 1},
@@ -46,6 +46,7 @@ func steps() []step {
 			step{role: "lake", point: "lake." + table + ".committed, answer not used yet", name: table + " committed", at: 1, after: true},
 		)
 	}
+	all = append(all, step{role: "lake", point: "lake.orders_current.rows before looked up", name: "orders_current rows looked up", at: 1})
 	for _, st := range []struct {
 		point string
 		after bool

@@ -7,6 +7,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -44,6 +45,7 @@ type Reader struct {
 	admin  *kadm.Client
 	next   map[int32]int64 // where each assigned partition stands; what is read ahead does not count
 	member *member         // of a group, which then keeps next; nil where partitions are assigned
+	polled [][]*kgo.Record // by the last Poll, whose memory the next one gives back
 }
 
 // Topic is what the brokers say of a topic.
@@ -99,6 +101,7 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		kgo.BrokerMaxReadBytes(2*wholeFetch),
 		kgo.MaxConcurrentFetches(1),
 		kgo.FetchMaxWait(500*time.Millisecond),
+		kgo.WithPools(&memory{}),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
@@ -238,11 +241,13 @@ func (r *Reader) moveTo(partition int32, next int64) {
 }
 
 // Poll waits for records, for as long as wait at most; it returns none when the time is over, or when the group wants Yield. An *OutOfRangeError, and
-// any other error, means that the reader is of no more use. What it returns is valid until the next Poll.
+// any other error, means that the reader is of no more use. What it returns, to the last byte of a record, is valid until the next Poll, which
+// fetches into the same memory.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	defer r.wake(cancel)()
+	r.recycle()
 	fetches := r.client.PollRecords(timed, maxPollRecords)
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -265,11 +270,23 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 		if len(p.Records) == 0 {
 			return
 		}
+		r.polled = append(r.polled, p.Records)
 		next := p.Records[len(p.Records)-1].Offset + 1
 		r.moveTo(p.Partition, next)
 		batches = append(batches, Batch{Partition: p.Partition, Next: next, records: p.Records})
 	})
 	return batches, nil
+}
+
+// recycle gives back the memory of what the last Poll returned.
+func (r *Reader) recycle() {
+	for i, records := range r.polled {
+		for _, record := range records {
+			record.Recycle()
+		}
+		r.polled[i] = nil
+	}
+	r.polled = r.polled[:0]
 }
 
 // A poll hands over this many records at most, so that the caller gets to its other work.
@@ -291,12 +308,19 @@ type Batch struct {
 	records   []*kgo.Record
 }
 
-// Record is one record. It aliases the fetched bytes, and its Headers hold until the next record.
+// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its Headers until the next record.
 type Record struct {
 	Offset     int64
 	Time       time.Time
 	Key, Value []byte
 	Headers    []event.Header
+}
+
+// From is the batch without the records before an offset.
+func (b Batch) From(offset int64) Batch {
+	i, _ := slices.BinarySearchFunc(b.records, offset, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
+	b.records = b.records[i:]
+	return b
 }
 
 // Records yields the records; markers of transactions are left out.

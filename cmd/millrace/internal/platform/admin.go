@@ -291,8 +291,8 @@ func (p *Platform) ends(ctx context.Context) (map[string]map[int32]int64, error)
 	return ends, nil
 }
 
-// subjects are all comparisons: for each aggregate its events in store, topic and table; and what views and tables of facts
-// hold, against what the store's events make of them.
+// subjects are all comparisons: for each aggregate its events in store, topic and table; and what views and the tables
+// made of events hold, against what the store's events make of them.
 func (p *Platform) subjects() []verify.Subject {
 	var subjects []verify.Subject
 	for _, a := range event.Aggregates() {
@@ -311,9 +311,15 @@ func (p *Platform) subjects() []verify.Subject {
 		switch a {
 		case event.Order:
 			derived("documents", "view "+orderstatus.Name, p.orders.Digest, orderstatus.ExpectedDigest)
-			derived("rows", "table order_lines", p.lake.OrderLinesDigest, lake.ExpectedOrderLinesDigest)
 		case event.Product:
 			derived("documents", "view "+catalog.Name, p.goods.Digest, catalog.ExpectedDigest)
+		}
+		for _, name := range lake.Derived(a) {
+			derived("rows", "table "+name,
+				func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, name) },
+				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+					return lake.ExpectedDigest(name, events)
+				})
 		}
 		subjects = append(subjects, s)
 	}

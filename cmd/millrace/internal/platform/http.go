@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
+	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/restcatalog"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
@@ -299,7 +301,10 @@ func (h grpcHealth) Check(ctx context.Context, req *grpchealth.CheckRequest) (*g
 	return res, err
 }
 
-// serveSQL runs the query in the body. An error before the first row is a status and a text; after that the connection is
+// ReadAtHeader says, in JSON, what a query as of a moment read: a list of ReadAt.
+const ReadAtHeader = "Millrace-Read-At"
+
+// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first row is a status and a text; after that the connection is
 // cut, so that a part is never taken for the whole.
 func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
@@ -311,9 +316,24 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	if format == "" {
 		format = "json"
 	}
-	rows, err := p.sql.Run(r.Context(), string(query), format)
+	var rows io.ReadCloser
+	if moment := r.URL.Query().Get("as_of"); moment == "" {
+		rows, err = p.sql.Run(r.Context(), string(query), format)
+	} else {
+		var read []ReadAt
+		if rows, read, err = SQLAsOf(r.Context(), p.sql, p.lake, string(query), format, moment); err == nil {
+			var told []byte
+			if told, err = json.Marshal(read); err == nil {
+				w.Header().Set(ReadAtHeader, string(told))
+			}
+		}
+	}
 	var fault *lakesql.QueryError
+	var history *lake.HistoryError
 	switch {
+	case errors.As(err, &history):
+		http.Error(w, history.Error(), http.StatusGone)
+		return
 	case errors.As(err, &fault):
 		http.Error(w, fault.Error(), http.StatusBadRequest)
 		return

@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/streams"
@@ -19,7 +20,8 @@ import (
 
 // Landing is one table that a process of its own lands.
 type Landing struct {
-	Table   lake.Table
+	// Table gives the table. The client is of the configuration's schema registry; nil where there is none.
+	Table   func(ctx context.Context, schemas *registry.Client) (lake.Table, error)
 	Landers int // at a time
 	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx is done.
 	Until bool
@@ -46,7 +48,11 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	where.Tables = []lake.Table{l.Table}
+	table, err := p.describe(ctx, l)
+	if err != nil {
+		return err
+	}
+	where.Tables = []lake.Table{table}
 	if p.lake, err = lake.Open(ctx, where); err != nil {
 		return err
 	}
@@ -68,16 +74,35 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	})
 	g.Go(func() error {
 		defer stop()
-		return p.watch(ctx, l)
+		return p.watch(ctx, l, table.Topic)
 	})
 	return g.Wait()
+}
+
+// How often a schema registry is asked that does not answer.
+const askAgain = 2 * time.Second
+
+// describe waits for a schema registry that is out of reach.
+func (p *Platform) describe(ctx context.Context, l Landing) (lake.Table, error) {
+	for {
+		t, err := l.Table(ctx, p.registry)
+		if !errors.Is(err, registry.ErrUnavailable) {
+			return t, err
+		}
+		p.log.Warn("waiting for the schema registry", "error", err)
+		select {
+		case <-ctx.Done():
+			return t, err
+		case <-time.After(askAgain):
+		}
+	}
 }
 
 // How often a landing's progress is looked at.
 const watchEvery = 200 * time.Millisecond
 
 // watch returns when the landing is to end.
-func (p *Platform) watch(ctx context.Context, l Landing) error {
+func (p *Platform) watch(ctx context.Context, l Landing, topic string) error {
 	var ends map[int32]int64
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -92,14 +117,14 @@ func (p *Platform) watch(ctx context.Context, l Landing) error {
 			if err != nil {
 				return err
 			}
-			all, err := admin.EndOffsets(ctx, l.Table.Topic)
+			all, err := admin.EndOffsets(ctx, topic)
 			admin.Close()
 			if err != nil {
-				return fmt.Errorf("where topic %s ends: %w", l.Table.Topic, err)
+				return fmt.Errorf("where topic %s ends: %w", topic, err)
 			}
 			ends = all
 		}
-		have, err := p.lake.Applied(ctx, l.Table.Topic)
+		have, err := p.lake.Applied(ctx, topic)
 		if err != nil {
 			p.log.Warn("the table cannot be asked how far it is", "error", err)
 			continue

@@ -438,11 +438,7 @@ func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.
 func SQLTables(l *lake.Lake) func(context.Context) ([]lakesql.Table, error) {
 	return func(ctx context.Context) ([]lakesql.Table, error) {
 		states, err := l.Tables(ctx)
-		tables := make([]lakesql.Table, len(states))
-		for i, s := range states {
-			tables[i] = lakesql.Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation}
-		}
-		return tables, err
+		return sqlTables(states), err
 	}
 }
 

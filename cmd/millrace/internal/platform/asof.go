@@ -1,0 +1,66 @@
+package platform
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/millrace/millrace/lake"
+	lakesql "github.com/millrace/millrace/lake/sql"
+)
+
+// ReadAt tells at which state a query read a table.
+type ReadAt struct {
+	Table    string          `json:"table"`
+	Snapshot string          `json:"snapshot"` // text, for it has 63 bits; empty where the table was empty
+	Taken    time.Time       `json:"taken,omitzero"`
+	Topic    string          `json:"topic"`
+	Offsets  map[int32]int64 `json:"offsets"` // the first of each partition that were not read
+}
+
+// String is for people.
+func (r ReadAt) String() string {
+	if r.Snapshot == "" {
+		return r.Table + " as it was before its first snapshot: empty"
+	}
+	return fmt.Sprintf("%s at snapshot %s, committed %s, which holds %s before offsets %s",
+		r.Table, r.Snapshot, r.Taken.Format(time.RFC3339Nano), r.Topic, lake.OffsetsText(r.Offsets))
+}
+
+// SQLAsOf runs a query over tables as they were, and tells for each that it names what it read.
+func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, moment string) (io.ReadCloser, []ReadAt, error) {
+	at, err := lake.ParseAsOf(moment, time.Now())
+	if err != nil {
+		return nil, nil, &lakesql.QueryError{Message: err.Error()}
+	}
+	var read []ReadAt
+	rows, err := q.RunOn(ctx, func(ctx context.Context) ([]lakesql.Table, error) {
+		names := func(table string) bool { return lakesql.Names(query, table) }
+		states, err := l.TablesAsOf(ctx, at, names)
+		if err != nil {
+			return nil, err
+		}
+		read = nil
+		for _, s := range states {
+			if !names(s.Name) {
+				continue
+			}
+			r := ReadAt{Table: s.Name, Taken: s.Taken, Topic: s.Topic, Offsets: s.Offsets}
+			if s.Snapshot > 0 {
+				r.Snapshot = fmt.Sprint(s.Snapshot)
+			}
+			read = append(read, r)
+		}
+		return sqlTables(states), nil
+	}, query, format)
+	return rows, read, err
+}
+
+func sqlTables(states []lake.TableState) []lakesql.Table {
+	tables := make([]lakesql.Table, len(states))
+	for i, s := range states {
+		tables[i] = lakesql.Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation}
+	}
+	return tables
+}

@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/bufbuild/protocompile"
+	"github.com/twmb/franz-go/pkg/sr"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which registries do not hold
+)
+
+// Schema is a registered schema, whoever wrote it, for readers who know nothing else of its values.
+type Schema struct {
+	ID   int
+	Type string // "AVRO", "PROTOBUF", "JSON"
+	Text string
+	// References are what it refers to, each after those it refers to itself.
+	References []Reference
+}
+
+// Reference is a schema that others refer to by a name: for Protobuf, the path that they import.
+type Reference struct{ Name, Text string }
+
+// The types of schemas.
+const (
+	TypeAvro     = "AVRO"
+	TypeProtobuf = "PROTOBUF"
+	TypeJSON     = "JSON"
+)
+
+// maxReferences bounds what one schema may refer to.
+const maxReferences = 1000
+
+// Schema gets the schema with an id. Its error wraps ErrUnavailable where to try again makes sense.
+func (c *Client) Schema(ctx context.Context, id int) (Schema, error) {
+	s, err := c.schema(ctx, id)
+	if err != nil {
+		return Schema{}, err
+	}
+	return c.whole(ctx, id, s)
+}
+
+// Latest gets the newest schema of a subject, as Schema.
+func (c *Client) Latest(ctx context.Context, subject string) (Schema, error) {
+	s, err := c.api.SchemaByVersion(ctx, subject, -1)
+	if err = c.outcome(ctx, err); err != nil {
+		return Schema{}, fmt.Errorf("the newest schema of subject %s: %w", subject, err)
+	}
+	return c.whole(ctx, s.ID, s.Schema)
+}
+
+func (c *Client) whole(ctx context.Context, id int, s sr.Schema) (Schema, error) {
+	out := Schema{ID: id, Type: s.Type.String(), Text: s.Schema}
+	err := c.follow(ctx, &out, s.References, map[string]bool{})
+	if err != nil {
+		return Schema{}, fmt.Errorf("schema %d: %w", id, err)
+	}
+	return out, nil
+}
+
+// follow gets what is referred to, however far.
+func (c *Client) follow(ctx context.Context, into *Schema, refer []sr.SchemaReference, seen map[string]bool) error {
+	for _, r := range refer {
+		if seen[r.Name] {
+			continue
+		}
+		if seen[r.Name] = true; len(seen) > maxReferences {
+			return fmt.Errorf("it refers to more than %d others", maxReferences)
+		}
+		s, err := c.api.SchemaByVersion(ctx, r.Subject, r.Version)
+		if err = c.outcome(ctx, err); err != nil {
+			return fmt.Errorf("what it refers to as %s, version %d of subject %s: %w", r.Name, r.Version, r.Subject, err)
+		}
+		if err := c.follow(ctx, into, s.References, seen); err != nil {
+			return err
+		}
+		into.References = append(into.References, Reference{r.Name, s.Schema.Schema})
+	}
+	return nil
+}
+
+// Subject is the subject of a topic's values, unless its producers name subjects otherwise.
+func Subject(topic string) string { return subject(topic) }
+
+// CutFrame takes Confluent's frame off a value: the schema's id, and what follows.
+func CutFrame(value []byte) (id int, rest []byte, err error) {
+	if !IsFramed(value) {
+		return 0, nil, fmt.Errorf("it is not framed for a schema registry: it begins with %.1q in place of a byte 0", value)
+	}
+	return cutFrame(value)
+}
+
+// CutMessage takes off what comes between the frame and a message of Protobuf: the path to its type within its file, such as [0].
+func CutMessage(rest []byte) (path []int, message []byte, err error) {
+	path, message, err = cutPath(rest)
+	if path == nil {
+		path = []int{0}
+	}
+	return path, message, err
+}
+
+// CompileProto compiles a schema of type Protobuf.
+func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, error) {
+	const name = "schema.proto"
+	texts := map[string]string{name: s.Text}
+	for _, r := range s.References {
+		texts[r.Name] = r.Text
+	}
+	known := protocompile.ResolverFunc(func(path string) (protocompile.SearchResult, error) {
+		f, err := protoregistry.GlobalFiles.FindFileByPath(path)
+		return protocompile.SearchResult{Desc: f}, err
+	})
+	c := protocompile.Compiler{
+		SourceInfoMode: protocompile.SourceInfoStandard, // comments become the columns' descriptions
+		Resolver: protocompile.CompositeResolver{
+			&protocompile.SourceResolver{Accessor: protocompile.SourceAccessorFromMap(texts)}, known,
+		},
+	}
+	files, err := c.Compile(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("not a .proto file: %w", err)
+	}
+	return files[0], nil
+}
+
+// MessageAt finds the message at a path within a file.
+func MessageAt(f protoreflect.FileDescriptor, path []int) (protoreflect.MessageDescriptor, error) {
+	var found protoreflect.MessageDescriptor
+	messages := f.Messages()
+	for _, i := range path {
+		if i < 0 || i >= messages.Len() {
+			return nil, fmt.Errorf("its schema has no message at %v", path)
+		}
+		found = messages.Get(i)
+		messages = found.Messages()
+	}
+	if found == nil {
+		return nil, fmt.Errorf("its schema has no message at %v", path)
+	}
+	return found, nil
+}

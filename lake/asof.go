@@ -1,0 +1,302 @@
+package lake
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+)
+
+// AsOf names a moment of the past: a time, or offsets of a topic's partitions, by topic. The zero AsOf is now.
+type AsOf struct {
+	Time    time.Time
+	Offsets map[string]map[int32]int64 // the first offset of each partition that is not to be seen; partitions not named are not bounded
+}
+
+// ParseAsOf reads a moment: a time ("2026-11-25T10:00:00Z"), how long ago ("15m", "-15m"), or offsets
+// ("millrace.orders/0=1200,millrace.orders/1=1100").
+func ParseAsOf(text string, now time.Time) (AsOf, error) {
+	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, how long ago such as 15m, or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
+	if ago, err := time.ParseDuration(text); err == nil {
+		return AsOf{Time: now.Add(-ago.Abs())}, nil
+	}
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return AsOf{Time: at}, nil
+	}
+	out := AsOf{Offsets: map[string]map[int32]int64{}}
+	for _, part := range strings.Split(text, ",") {
+		place, number, ok := strings.Cut(strings.TrimSpace(part), "=")
+		slash := strings.LastIndexByte(place, '/')
+		if !ok || slash < 1 {
+			return AsOf{}, wrong
+		}
+		partition, err1 := strconv.ParseInt(place[slash+1:], 10, 32)
+		offset, err2 := strconv.ParseInt(number, 10, 64)
+		if err1 != nil || err2 != nil || partition < 0 || offset < 0 {
+			return AsOf{}, wrong
+		}
+		topic := place[:slash]
+		if out.Offsets[topic] == nil {
+			out.Offsets[topic] = map[int32]int64{}
+		}
+		if _, twice := out.Offsets[topic][int32(partition)]; twice {
+			return AsOf{}, fmt.Errorf("as of %q: %s stands twice", text, place)
+		}
+		out.Offsets[topic][int32(partition)] = offset
+	}
+	return out, nil
+}
+
+// HistoryError says that a table's history does not reach back to a moment.
+type HistoryError struct {
+	Table   string
+	Since   time.Time       // the oldest state that there is
+	Offsets map[int32]int64 // that it holds
+}
+
+func (e *HistoryError) Error() string {
+	return fmt.Sprintf("the history of table %s reaches back to %s (offsets %s), and not to the moment asked for; lake.maintenance.keep says how much is kept",
+		e.Table, e.Since.Format(time.RFC3339Nano), OffsetsText(e.Offsets))
+}
+
+// OffsetsText is "partition=offset,…".
+func OffsetsText(offsets map[int32]int64) string {
+	var parts []string
+	for _, p := range slices.Sorted(maps.Keys(offsets)) {
+		parts = append(parts, fmt.Sprintf("%d=%d", p, offsets[p]))
+	}
+	return strings.Join(parts, ",")
+}
+
+// TablesAsOf tells how tables were at a moment: by time the newest state that was committed by then; by offsets the newest that holds
+// nothing at or beyond them, where tables of topics that are not named are as they are now. Of the past stay all of the newest
+// states, of older ones the last of each minute, then of each hour, and TableState.Taken tells which one it is. Tables that wanted
+// does not name are as they are now. The error is a *HistoryError where history does not reach back so far.
+//
+// A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance takes it when it
+// is old. What it names goes when maintenance cuts the table's history, as for every reader of the past.
+func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
+	topics := maps.Clone(at.Offsets)
+	var states []TableState
+	for _, t := range l.tables {
+		delete(topics, t.Topic)
+		s, err := l.stateAsOf(ctx, t, at, wanted(t.Name))
+		if err != nil {
+			return nil, err
+		}
+		states = append(states, s)
+	}
+	for topic := range topics {
+		return nil, fmt.Errorf("as of offsets of topic %s: the lake has no table of it", topic)
+	}
+	return states, nil
+}
+
+func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (TableState, error) {
+	bound, named := at.Offsets[t.Topic]
+	if !wanted || at.Time.IsZero() && !named {
+		return l.state(ctx, t)
+	}
+	have, err := l.load(ctx, t.identifier())
+	if err != nil {
+		return TableState{}, err
+	}
+	p, err := readProgress(t.Topic, have.Properties())
+	if err != nil {
+		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
+	}
+	past, complete := history(have.Metadata(), p.next)
+	for _, s := range past {
+		if !at.Time.IsZero() && s.TimestampMs > at.Time.UnixMilli() || !endsBy(s.next, bound) {
+			continue
+		}
+		return pinned(ctx, t, have, &s)
+	}
+	if complete {
+		return pinned(ctx, t, have, nil)
+	}
+	oldest := past[len(past)-1]
+	return TableState{}, &HistoryError{Table: t.Name, Since: time.UnixMilli(oldest.TimestampMs).UTC(), Offsets: oldest.next}
+}
+
+func endsBy(next, bound map[int32]int64) bool {
+	for partition, first := range bound {
+		if next[partition] > first {
+			return false
+		}
+	}
+	return true
+}
+
+// moment is a snapshot, and what it holds of the topic.
+type moment struct {
+	table.Snapshot
+	next map[int32]int64
+}
+
+// history is the past of a table's main branch as far as it is still there, the newest first; complete tells whether it has the table's
+// first state, before which it was empty. now is what the newest holds.
+//
+// A snapshot that does not say what it holds, made by another engine, holds what its parent does, for only landers bring rows of the topic.
+// Where its parent has been thinned out, it holds no more than the next one that says so.
+func history(meta table.Metadata, now map[int32]int64) (past []moment, complete bool) {
+	complete = true
+	for _, s := range lineage(meta) {
+		m := moment{Snapshot: s, next: now}
+		if s.Summary != nil && s.Summary.Properties[summaryNext] != "" {
+			m.next = parseOffsets(s.Summary.Properties[summaryNext])
+		} else if len(past) > 0 {
+			m.next = nil // not known yet
+		}
+		past = append(past, m)
+		complete = s.ParentSnapshotID == nil
+	}
+	for i := len(past) - 2; i > 0; i-- {
+		if older := past[i+1]; past[i].next == nil && past[i].ParentSnapshotID != nil && *past[i].ParentSnapshotID == older.SnapshotID {
+			past[i].next = older.next
+		}
+	}
+	for i := 1; i < len(past); i++ {
+		if past[i].next == nil {
+			past[i].next = past[i-1].next
+		}
+	}
+	return past, complete
+}
+
+// lineage are the snapshots that were the table's, the newest first. Where some between have been thinned out, it goes on with the
+// newest before them that is on no other branch.
+func lineage(meta table.Metadata) (all []table.Snapshot) {
+	elsewhere := map[int64]bool{}
+	for name, ref := range meta.Refs() {
+		if name == table.MainBranch || ref.SnapshotRefType != table.BranchRef {
+			continue
+		}
+		for s := meta.SnapshotByID(ref.SnapshotID); s != nil; s = parentOf(meta, s) {
+			elsewhere[s.SnapshotID] = true
+		}
+	}
+	for s := meta.CurrentSnapshot(); s != nil; {
+		all = append(all, *s)
+		if s.ParentSnapshotID == nil {
+			return all
+		}
+		next := parentOf(meta, s)
+		if next == nil {
+			for _, other := range meta.Snapshots() {
+				if other.SequenceNumber < s.SequenceNumber && !elsewhere[other.SnapshotID] && (next == nil || other.SequenceNumber > next.SequenceNumber) {
+					next = &other
+				}
+			}
+		}
+		s = next
+	}
+	return all
+}
+
+func parentOf(meta table.Metadata, s *table.Snapshot) *table.Snapshot {
+	if s.ParentSnapshotID == nil {
+		return nil
+	}
+	return meta.SnapshotByID(*s.ParentSnapshotID)
+}
+
+// parseOffsets reads a summary's offsets; what is no number is left out.
+func parseOffsets(text string) map[int32]int64 {
+	offsets := map[int32]int64{}
+	for _, part := range strings.Split(text, ",") {
+		p, n, _ := strings.Cut(part, "=")
+		partition, err1 := strconv.ParseInt(p, 10, 32)
+		offset, err2 := strconv.ParseInt(n, 10, 64)
+		if errors.Join(err1, err2) == nil {
+			offsets[int32(partition)] = offset
+		}
+	}
+	return offsets
+}
+
+// asOfFolder is where, among a table's metadata, the files stand that pin states of the past.
+const asOfFolder = "/metadata/as-of/"
+
+// pinned is a table at a snapshot, or before its first.
+func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableState, error) {
+	s := TableState{Name: t.Name, Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{}}
+	id := int64(-1)
+	if at != nil {
+		id = at.SnapshotID
+		s.Snapshot, s.Taken, s.Offsets = id, time.UnixMilli(at.TimestampMs).UTC(), at.next
+		if at.Summary != nil {
+			s.Rows = int64(at.Summary.Properties.GetInt(propRows, at.Summary.Properties.GetInt("total-records", 0)))
+		}
+	}
+	if head := have.CurrentSnapshot(); at != nil && head.SnapshotID == id || at == nil && head == nil {
+		return s, nil
+	}
+	fail := func(err error) (TableState, error) {
+		return TableState{}, fmt.Errorf("table %s as of snapshot %d: %w", t.Name, id, err)
+	}
+	content, err := metadataAt(have.Metadata(), at)
+	if err != nil {
+		return fail(err)
+	}
+	files, err := have.FS(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	writable, ok := files.(io.WriteFileIO)
+	if !ok {
+		return fail(errors.New("its folder cannot be written to"))
+	}
+	sum := sha256.Sum256(content)
+	s.MetadataLocation = fmt.Sprintf("%s%s00000-%x.metadata.json", have.Location(), asOfFolder, sum[:16])
+	if err := writable.WriteFile(s.MetadataLocation, content); err != nil {
+		return fail(err)
+	}
+	return s, nil
+}
+
+// metadataAt is a table's metadata as if a snapshot were all that has come; the same whenever it is asked for.
+func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
+	whole, err := json.Marshal(meta)
+	if err != nil {
+		return nil, err
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(whole, &fields); err != nil {
+		return nil, err
+	}
+	set := func(key string, v any) {
+		if b, e := json.Marshal(v); e != nil {
+			err = e
+		} else {
+			fields[key] = b
+		}
+	}
+	for _, key := range []string{"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs", "current-snapshot-id"} {
+		delete(fields, key)
+	}
+	set("snapshots", []table.Snapshot{})
+	set("last-updated-ms", 0)
+	if at != nil {
+		set("snapshots", []table.Snapshot{at.Snapshot})
+		set("current-snapshot-id", at.SnapshotID)
+		set("refs", map[string]any{table.MainBranch: map[string]any{"snapshot-id": at.SnapshotID, "type": "branch"}})
+		set("last-updated-ms", at.TimestampMs)
+		if at.SchemaID != nil {
+			set("current-schema-id", *at.SchemaID)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(fields)
+}

@@ -1,0 +1,376 @@
+// Package avro decodes Avro's binary encoding straight into columns, as package wire does it for Protobuf: the columns are those of
+// the schema that a value was written with.
+//
+//	null                         no column
+//	boolean, int, long           boolean, int, long
+//	float, double                float, double
+//	string, bytes, fixed         string, binary, fixed
+//	enum                         string: the symbol
+//	array, map                   list, map
+//	record                       struct; one without fields has the column _present, true
+//	[null, T]                    T, which may be null
+//	any other union              struct with a column for each part, named as its type; all but one are null
+//	a type inside itself         string: Avro's JSON encoding of the inner value
+//	decimal                      decimal of at most 38 digits, else as if it were not
+//	date                         date
+//	timestamp-millis, -micros    timestamptz
+//	time-millis, -micros         long: microseconds since midnight
+//	uuid                         uuid
+//
+// Any other logical type is taken as what it is made of, and named in the column's description. Columns are told apart by name, as
+// Avro tells fields; a root that is no record is the column value. Every column is optional, for other schemas of the same subject may
+// lack the field.
+package avro
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+	"github.com/twmb/avro"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// What a schema may become: see package wire.
+const (
+	maxColumns = 10_000
+	maxDepth   = 100
+	maxDigits  = 38
+)
+
+// Plan says which columns values of a schema become, and how. It does not change, and may be used from several goroutines.
+type Plan struct {
+	root   *node
+	fields []columnar.Field
+}
+
+// Compile plans the columns of a schema. references are the schemas that it refers to, each after those it refers to itself.
+func Compile(schema string, references ...string) (*Plan, error) {
+	var cache avro.SchemaCache
+	for _, r := range references {
+		if _, err := cache.Parse(r); err != nil {
+			return nil, fmt.Errorf("a schema that it refers to: not an Avro schema: %w", err)
+		}
+	}
+	parsed, err := cache.Parse(schema)
+	if err != nil {
+		return nil, fmt.Errorf("not an Avro schema: %w", err)
+	}
+	c := compiler{named: map[string]*avro.SchemaNode{}, inside: map[string]bool{}}
+	for _, r := range references {
+		known, err := cache.Parse(r)
+		if err != nil {
+			return nil, err
+		}
+		c.know(known.Root())
+	}
+	root := parsed.Root()
+	c.know(root)
+	if root.Type != "record" {
+		root = &avro.SchemaNode{Type: "record", Fields: []avro.SchemaField{{Name: "value", Type: *root}}}
+	}
+	p := &Plan{}
+	if p.root, p.fields, err = c.record(root, ""); err != nil {
+		return nil, err
+	}
+	if len(p.fields) == 0 {
+		return nil, errors.New("the record has no fields that could be columns")
+	}
+	return p, nil
+}
+
+// Fields are the columns, without ids.
+func (p *Plan) Fields() []columnar.Field { return p.fields }
+
+type kind uint8
+
+const (
+	nullKind kind = iota
+	boolKind
+	intKind
+	longKind
+	millisKind // a long of milliseconds, whose column has microseconds
+	dayMillisKind
+	floatKind
+	doubleKind
+	stringKind
+	bytesKind
+	fixedKind
+	decimalKind
+	uuidKind
+	enumKind
+	arrayKind
+	mapKind
+	recordKind
+	unionKind
+	opaqueKind
+)
+
+// node is a type as it stands on the wire.
+type node struct {
+	kind     kind
+	name     string // of a record's field, or a union's part
+	size     int    // of fixed; 0 where bytes tell their length
+	digits   int    // of decimal
+	symbols  []string
+	children []*node // of a record, a union in its order; of an array, a map: one
+	nullable bool    // a union of null and this
+	nullAt   int     // where null stands in that union
+	opaque   *avro.Schema
+}
+
+type compiler struct {
+	named   map[string]*avro.SchemaNode // by full name
+	inside  map[string]bool             // the records around the one at hand
+	within  string                      // namespace
+	depth   int
+	columns int
+}
+
+func fullName(n *avro.SchemaNode) string {
+	if n.Namespace == "" || strings.Contains(n.Name, ".") {
+		return n.Name
+	}
+	return n.Namespace + "." + n.Name
+}
+
+// know notes the types that a schema defines.
+func (c *compiler) know(n *avro.SchemaNode) {
+	if n == nil {
+		return
+	}
+	switch n.Type {
+	case "record", "error", "enum", "fixed":
+		c.named[fullName(n)] = n
+	}
+	for i := range n.Fields {
+		c.know(&n.Fields[i].Type)
+	}
+	for i := range n.Branches {
+		c.know(&n.Branches[i])
+	}
+	c.know(n.Items)
+	c.know(n.Values)
+}
+
+func (c *compiler) resolve(n *avro.SchemaNode) *avro.SchemaNode {
+	if c.within != "" && !strings.Contains(n.Type, ".") {
+		if known := c.named[c.within+"."+n.Type]; known != nil {
+			return known
+		}
+	}
+	if known := c.named[n.Type]; known != nil {
+		return known
+	}
+	return n
+}
+
+// record plans the columns of a record.
+func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Field, error) {
+	full := fullName(n)
+	outer := c.within
+	c.inside[full] = true
+	c.within = full[:max(0, strings.LastIndexByte(full, '.'))]
+	defer func() {
+		delete(c.inside, full)
+		c.within = outer
+	}()
+	out := &node{kind: recordKind}
+	var columns []columnar.Field
+	for i := range n.Fields {
+		f := &n.Fields[i]
+		child, column, err := c.value(&f.Type, join(path, f.Name))
+		if err != nil {
+			return nil, nil, err
+		}
+		child.name = f.Name
+		out.children = append(out.children, child)
+		if child.kind == nullKind {
+			continue
+		}
+		column.Name, column.Required = f.Name, false
+		column.Doc = described(f.Doc, column.Doc)
+		columns = append(columns, column)
+	}
+	return out, columns, distinct(path, columns)
+}
+
+func described(doc, more string) string {
+	switch {
+	case doc == "":
+		return more
+	case more == "":
+		return doc
+	}
+	return doc + " (" + more + ")"
+}
+
+// distinct refuses names that SQL engines cannot tell apart.
+func distinct(path string, fields []columnar.Field) error {
+	names := map[string]string{}
+	for _, f := range fields {
+		folded := strings.ToLower(f.Name)
+		if other, twice := names[folded]; twice {
+			return fmt.Errorf("%s: it would be a column of the same name as %s", join(path, f.Name), other)
+		}
+		names[folded] = f.Name
+	}
+	return nil
+}
+
+// presentColumn stands in a struct that would be empty: Parquet has none.
+const presentColumn = "_present"
+
+func group(columns []columnar.Field) columnar.Struct {
+	if len(columns) == 0 {
+		columns = []columnar.Field{{Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the record is there, and has no fields"}}
+	}
+	return columnar.Struct{Fields: columns}
+}
+
+// value plans one value, and its column, which has no name yet.
+func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	if c.columns++; c.columns > maxColumns {
+		return nil, columnar.Field{}, fmt.Errorf("%s: the schema has more than %d columns", path, maxColumns)
+	}
+	if c.depth++; c.depth > maxDepth {
+		return nil, columnar.Field{}, fmt.Errorf("%s: types are nested in each other deeper than %d", path, maxDepth)
+	}
+	defer func() { c.depth-- }()
+	n = c.resolve(n)
+	switch n.Type {
+	case "union":
+		return c.union(n, path)
+	case "record", "error":
+		if c.inside[fullName(n)] {
+			return c.opaque(n, path)
+		}
+		r, columns, err := c.record(n, path)
+		return r, columnar.Field{Type: group(columns), Required: true}, err
+	case "array":
+		item, column, err := c.value(n.Items, join(path, "element"))
+		if err == nil && item.kind == nullKind {
+			err = fmt.Errorf("%s: an array of nulls has no column", path)
+		}
+		column.Name, column.Doc = "element", ""
+		return &node{kind: arrayKind, children: []*node{item}}, columnar.Field{Type: columnar.List{Element: column}, Required: true}, err
+	case "map":
+		item, column, err := c.value(n.Values, join(path, "value"))
+		if err == nil && item.kind == nullKind {
+			err = fmt.Errorf("%s: a map of nulls has no column", path)
+		}
+		column.Name, column.Doc = "value", ""
+		key := columnar.Field{Name: "key", Type: iceberg.PrimitiveTypes.String, Required: true}
+		return &node{kind: mapKind, children: []*node{item}}, columnar.Field{Type: columnar.Map{Key: key, Value: column}, Required: true}, err
+	case "enum":
+		return &node{kind: enumKind, symbols: n.Symbols}, columnar.Field{Type: iceberg.PrimitiveTypes.String, Repeats: true, Required: true}, nil
+	case "null":
+		return &node{kind: nullKind}, columnar.Field{}, nil
+	}
+	return primitive(n, path)
+}
+
+func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	of := func(k kind, t columnar.Type, doc string) (*node, columnar.Field, error) {
+		return &node{kind: k, size: n.Size, digits: n.Precision}, columnar.Field{Type: t, Doc: doc, Required: true}, nil
+	}
+	switch logical := n.LogicalType; {
+	case logical == "decimal" && n.Precision <= maxDigits && (n.Type == "bytes" || n.Type == "fixed"):
+		return of(decimalKind, iceberg.DecimalTypeOf(n.Precision, n.Scale), "")
+	case logical == "date" && n.Type == "int":
+		return of(intKind, iceberg.PrimitiveTypes.Date, "")
+	case logical == "timestamp-millis" && n.Type == "long":
+		return of(millisKind, iceberg.PrimitiveTypes.TimestampTz, "")
+	case logical == "timestamp-micros" && n.Type == "long":
+		return of(longKind, iceberg.PrimitiveTypes.TimestampTz, "")
+	case logical == "time-millis" && n.Type == "int":
+		return of(dayMillisKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
+	case logical == "time-micros" && n.Type == "long":
+		return of(longKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
+	case logical == "uuid" && (n.Type == "string" || n.Type == "fixed" && n.Size == 16):
+		return of(uuidKind, iceberg.PrimitiveTypes.UUID, "")
+	}
+	switch n.Type {
+	case "boolean":
+		return of(boolKind, iceberg.PrimitiveTypes.Bool, n.LogicalType)
+	case "int":
+		return of(intKind, iceberg.PrimitiveTypes.Int32, n.LogicalType)
+	case "long":
+		return of(longKind, iceberg.PrimitiveTypes.Int64, n.LogicalType)
+	case "float":
+		return of(floatKind, iceberg.PrimitiveTypes.Float32, n.LogicalType)
+	case "double":
+		return of(doubleKind, iceberg.PrimitiveTypes.Float64, n.LogicalType)
+	case "string":
+		return of(stringKind, iceberg.PrimitiveTypes.String, n.LogicalType)
+	case "bytes":
+		return of(bytesKind, iceberg.PrimitiveTypes.Binary, n.LogicalType)
+	case "fixed":
+		if n.Size < 1 {
+			return nil, columnar.Field{}, fmt.Errorf("%s: a fixed of no bytes has no column", path)
+		}
+		return of(fixedKind, iceberg.FixedTypeOf(n.Size), n.LogicalType)
+	}
+	return nil, columnar.Field{}, fmt.Errorf("%s: type %q is not known", path, n.Type)
+}
+
+// union plans a union: what may be null, or a struct of its parts.
+func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	nullAt := -1
+	for i := range n.Branches {
+		if n.Branches[i].Type == "null" {
+			nullAt = i
+		}
+	}
+	if nullAt >= 0 && len(n.Branches) == 2 {
+		inner, column, err := c.value(&n.Branches[1-nullAt], path)
+		if err != nil {
+			return nil, column, err
+		}
+		if !inner.nullable { // unions do not stand in unions
+			inner.nullable, inner.nullAt, column.Required = true, nullAt, false
+			return inner, column, nil
+		}
+		return nil, column, fmt.Errorf("%s: a union in a union", path)
+	}
+	out := &node{kind: unionKind}
+	var columns []columnar.Field
+	for i := range n.Branches {
+		branch := c.resolve(&n.Branches[i])
+		name := branch.Type
+		if branch.Name != "" {
+			name = branch.Name[strings.LastIndexByte(branch.Name, '.')+1:]
+		}
+		child, column, err := c.value(&n.Branches[i], join(path, name))
+		if err != nil {
+			return nil, columnar.Field{}, err
+		}
+		child.name = name
+		out.children = append(out.children, child)
+		if child.kind != nullKind {
+			column.Name, column.Required = name, false
+			columns = append(columns, column)
+		}
+	}
+	return out, columnar.Field{Type: group(columns), Required: nullAt < 0}, distinct(path, columns)
+}
+
+// opaque plans a type that stands inside itself.
+func (c *compiler) opaque(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
+	s, err := n.Schema()
+	if err != nil {
+		return nil, columnar.Field{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return &node{kind: opaqueKind, opaque: s}, columnar.Field{
+		Type: iceberg.PrimitiveTypes.String, Required: true, Doc: fullName(n) + " as JSON, for it is inside itself here",
+	}, nil
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}

@@ -1,0 +1,484 @@
+package avro
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/apache/arrow-go/v18/arrow/decimal128"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// Decoder appends values of one schema to columns. It is for one goroutine at a time.
+type Decoder struct {
+	columns *columnar.Columns
+	root    *target
+	first   columnar.Column // one that every row fills
+}
+
+// Bind makes a decoder that appends to the columns of the plan among columns, each found by its name; a column may be wider than
+// planned. The other columns are the caller's to fill.
+func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
+	d := &Decoder{columns: columns}
+	var fields []columnar.Field
+	var mine []columnar.Column
+	for _, f := range p.fields {
+		i := slices.IndexFunc(columns.Fields(), func(have columnar.Field) bool { return have.Name == f.Name && have.Key == "" })
+		if i < 0 {
+			return nil, fmt.Errorf("%s: the table has no column for it", f.Name)
+		}
+		fields, mine = append(fields, columns.Fields()[i]), append(mine, columns.Column(i))
+	}
+	var err error
+	d.root, err = p.root.bindGroup(fields, mine, "")
+	d.first = mine[0]
+	return d, err
+}
+
+// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are gone too. An
+// error names the field and what is wrong with it, but for columnar.ErrFull.
+func (d *Decoder) Append(value []byte) error {
+	mark := d.first.Len()
+	s := source{rest: value}
+	d.root.fields(&s)
+	err := s.err
+	if err == nil && len(s.rest) > 0 {
+		err = fmt.Errorf("%d bytes follow its end", len(s.rest))
+	}
+	if err == nil {
+		err = d.columns.Err()
+	}
+	if err != nil {
+		d.columns.Rollback(mark)
+	}
+	return err
+}
+
+// target is a node and where its values go.
+type target struct {
+	*node
+	column   columnar.Column // nil of nulls
+	children []*target
+	others   []columnar.Column // of a struct: what the schema does not have
+	present  *columnar.Bools
+}
+
+// bindGroup gives a record or a union the columns of its struct.
+func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, path string) (*target, error) {
+	t := &target{node: n}
+	taken, empty := make([]bool, len(fields)), true
+	for _, child := range n.children {
+		if child.kind == nullKind {
+			t.children = append(t.children, &target{node: child})
+			continue
+		}
+		i := slices.IndexFunc(fields, func(f columnar.Field) bool { return f.Name == child.name && f.Key == "" })
+		if i < 0 {
+			return nil, fmt.Errorf("%s: the table has no column for it", join(path, child.name))
+		}
+		taken[i], empty = true, false
+		bound, err := child.bind(fields[i], columns[i], join(path, child.name))
+		if err != nil {
+			return nil, err
+		}
+		t.children = append(t.children, bound)
+	}
+	for i, col := range columns {
+		if present, ok := col.(*columnar.Bools); ok && !taken[i] && fields[i].Name == presentColumn && empty {
+			t.present = present
+		} else if !taken[i] {
+			t.others = append(t.others, col)
+		}
+	}
+	return t, nil
+}
+
+// bind gives a node its column.
+func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target, error) {
+	refused := fmt.Errorf("%s: the table has a column of type %s, which does not hold it", path, f.Type)
+	t := &target{node: n, column: col}
+	if n.nullable && f.Required {
+		return nil, fmt.Errorf("%s: the table has a column that may not be null", path)
+	}
+	var err error
+	switch n.kind {
+	case recordKind, unionKind:
+		group, ok := col.(*columnar.Structs)
+		if !ok {
+			return nil, refused
+		}
+		fields := f.Type.(columnar.Struct).Fields
+		columns := make([]columnar.Column, len(fields))
+		for i := range columns {
+			columns[i] = group.Child(i)
+		}
+		if t, err = n.bindGroup(fields, columns, path); err != nil {
+			return nil, err
+		}
+		t.column = col
+		return t, nil
+	case arrayKind:
+		lists, ok := col.(*columnar.Lists)
+		if !ok {
+			return nil, refused
+		}
+		item, err := n.children[0].bind(f.Type.(columnar.List).Element, lists.Element(), join(path, "element"))
+		t.children = []*target{item}
+		return t, err
+	case mapKind:
+		maps, ok := col.(*columnar.Maps)
+		if !ok {
+			return nil, refused
+		}
+		item, err := n.children[0].bind(f.Type.(columnar.Map).Value, maps.Values(), join(path, "value"))
+		t.children = []*target{item}
+		return t, err
+	}
+	if !holds(n, col) {
+		return nil, refused
+	}
+	return t, nil
+}
+
+// holds tells whether a column holds values of a kind. That what they mean goes together, evolution.Union has seen to.
+func holds(n *node, col columnar.Column) bool {
+	ok, wider := false, false
+	switch n.kind {
+	case boolKind:
+		_, ok = col.(*columnar.Bools)
+	case intKind:
+		_, ok = col.(*columnar.Int32s)
+		_, wider = col.(*columnar.Int64s)
+	case longKind, millisKind, dayMillisKind:
+		_, ok = col.(*columnar.Int64s)
+	case floatKind:
+		_, ok = col.(*columnar.Float32s)
+		_, wider = col.(*columnar.Float64s)
+	case doubleKind:
+		_, ok = col.(*columnar.Float64s)
+	case decimalKind:
+		_, ok = col.(*columnar.Decimals)
+	case stringKind, bytesKind, enumKind, opaqueKind:
+		_, ok = col.(*columnar.Bytes)
+	case uuidKind, fixedKind:
+		fixed, isFixed := col.(*columnar.Fixed)
+		ok = isFixed && (n.kind == uuidKind && fixed.Width() == 16 || n.kind == fixedKind && fixed.Width() == n.size)
+	}
+	return ok || wider
+}
+
+// source is Avro's bytes. After the first error it gives zeros.
+type source struct {
+	rest []byte
+	err  error
+	free int // items that took no bytes
+}
+
+var errShort = errors.New("it ends too early")
+
+func (s *source) fail(err error) {
+	if s.err == nil {
+		s.err = err
+	}
+	s.rest = nil
+}
+
+func (s *source) long() int64 {
+	v, n := protowire.ConsumeVarint(s.rest)
+	if n < 0 {
+		s.fail(errShort)
+		return 0
+	}
+	s.rest = s.rest[n:]
+	return protowire.DecodeZigZag(v)
+}
+
+func (s *source) take(n int64) []byte {
+	if n < 0 || n > int64(len(s.rest)) {
+		s.fail(errShort)
+		return nil
+	}
+	taken := s.rest[:n:n]
+	s.rest = s.rest[n:]
+	return taken
+}
+
+// text is a string's bytes.
+func (s *source) text() []byte {
+	b := s.take(s.long())
+	if !utf8.Valid(b) {
+		s.fail(errors.New("it is not UTF-8"))
+	}
+	return b
+}
+
+// Items that take no bytes, such as records without fields, could be any number of rows.
+const maxFree = 100_000
+
+// block reads how many items follow, in an array or a map; 0 is its end.
+func (s *source) block() int64 {
+	n := s.long()
+	if n < 0 { // then its length in bytes is told, too, for those who skip
+		s.long()
+		n = -n
+	}
+	if n < 0 { // -2^63
+		s.fail(errShort)
+		return 0
+	}
+	return n
+}
+
+// items reads an array or a map, one item by each call of read.
+func (s *source) items(read func()) {
+	for n := s.block(); n > 0; n = s.block() {
+		for ; n > 0 && s.err == nil; n-- {
+			before := len(s.rest)
+			if read(); len(s.rest) == before && s.err == nil {
+				if s.free++; s.free > maxFree {
+					s.fail(fmt.Errorf("it has more than %d items that take no bytes", maxFree))
+				}
+			}
+		}
+	}
+}
+
+// fields appends a record's fields.
+func (t *target) fields(s *source) {
+	for _, child := range t.children {
+		if child.append(s); s.err != nil {
+			s.err = inField(child.name, s.err)
+			return
+		}
+	}
+	if t.present != nil {
+		t.present.Append(true)
+	}
+	for _, col := range t.others {
+		col.AppendNull()
+	}
+}
+
+// fieldError is what is wrong, and where.
+type fieldError struct {
+	path string
+	err  error
+}
+
+func (e *fieldError) Error() string { return e.path + ": " + e.err.Error() }
+func (e *fieldError) Unwrap() error { return e.err }
+
+func inField(name string, err error) error {
+	if e := (*fieldError)(nil); errors.As(err, &e) {
+		return &fieldError{join(name, e.path), e.err}
+	}
+	return &fieldError{name, err}
+}
+
+// append appends one value.
+func (t *target) append(s *source) {
+	if t.nullable {
+		switch part := s.long(); {
+		case s.err != nil:
+			return
+		case part == int64(t.nullAt):
+			t.column.AppendNull()
+			return
+		case part != int64(1-t.nullAt):
+			s.fail(fmt.Errorf("part %d of a union of two", part))
+			return
+		}
+	}
+	switch t.kind {
+	case nullKind:
+	case recordKind:
+		t.column.(*columnar.Structs).Append()
+		t.fields(s)
+	case unionKind:
+		t.union(s)
+	case arrayKind:
+		s.items(func() { t.children[0].append(s) })
+		t.column.(*columnar.Lists).Append()
+	case mapKind:
+		maps := t.column.(*columnar.Maps)
+		keys := maps.Keys().(*columnar.Bytes)
+		s.items(func() {
+			keys.Append(s.text())
+			t.children[0].append(s)
+		})
+		maps.Append()
+	case opaqueKind:
+		t.opaqueValue(s)
+	default:
+		t.scalar(s)
+	}
+}
+
+func (t *target) union(s *source) {
+	part := s.long()
+	if s.err != nil {
+		return
+	}
+	if part < 0 || part >= int64(len(t.children)) {
+		s.fail(fmt.Errorf("part %d of a union of %d", part, len(t.children)))
+		return
+	}
+	if t.children[part].kind == nullKind {
+		t.column.AppendNull()
+		return
+	}
+	t.column.(*columnar.Structs).Append()
+	for i, child := range t.children {
+		switch {
+		case int64(i) == part:
+			if child.append(s); s.err != nil {
+				s.err = inField(child.name, s.err)
+				return
+			}
+		case child.column != nil:
+			child.column.AppendNull()
+		}
+	}
+	for _, col := range t.others {
+		col.AppendNull()
+	}
+}
+
+func (t *target) opaqueValue(s *source) {
+	var v any
+	rest, err := t.opaque.Decode(s.rest, &v)
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	text, err := t.opaque.AppendEncodeJSON(nil, v)
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	s.rest = rest
+	t.column.(*columnar.Bytes).Append(text)
+}
+
+func (t *target) scalar(s *source) {
+	switch t.kind {
+	case boolKind:
+		b := s.take(1)
+		if len(b) == 1 && b[0] > 1 {
+			s.fail(fmt.Errorf("%d is no boolean", b[0]))
+		}
+		if s.err == nil {
+			t.column.(*columnar.Bools).Append(b[0] == 1)
+		}
+	case intKind, longKind, millisKind, dayMillisKind:
+		t.integer(s)
+	case floatKind:
+		if b := s.take(4); b != nil {
+			v := math.Float32frombits(binary.LittleEndian.Uint32(b))
+			if wide, ok := t.column.(*columnar.Float64s); ok {
+				wide.Append(float64(v))
+			} else {
+				t.column.(*columnar.Float32s).Append(v)
+			}
+		}
+	case doubleKind:
+		if b := s.take(8); b != nil {
+			t.column.(*columnar.Float64s).Append(math.Float64frombits(binary.LittleEndian.Uint64(b)))
+		}
+	case stringKind:
+		t.column.(*columnar.Bytes).Append(s.text())
+	case bytesKind:
+		t.column.(*columnar.Bytes).Append(s.take(s.long()))
+	case fixedKind:
+		if b := s.take(int64(t.size)); s.err == nil {
+			t.column.(*columnar.Fixed).Append(b)
+		}
+	case enumKind:
+		i := s.long()
+		if i < 0 || i >= int64(len(t.symbols)) {
+			s.fail(fmt.Errorf("symbol %d of an enum of %d", i, len(t.symbols)))
+			return
+		}
+		t.column.(*columnar.Bytes).AppendString(t.symbols[i])
+	case uuidKind:
+		t.uuid(s)
+	case decimalKind:
+		t.decimal(s)
+	}
+}
+
+func (t *target) integer(s *source) {
+	v := s.long()
+	switch {
+	case t.kind == intKind || t.kind == dayMillisKind:
+		if int64(int32(v)) != v {
+			s.fail(fmt.Errorf("%d is beyond 32 bits", v))
+			return
+		}
+		if narrow, ok := t.column.(*columnar.Int32s); ok {
+			narrow.Append(int32(v))
+			return
+		}
+		if t.kind == dayMillisKind {
+			v *= 1000
+		}
+	case t.kind == millisKind:
+		if v > math.MaxInt64/1000 || v < math.MinInt64/1000 {
+			s.fail(fmt.Errorf("%d milliseconds are beyond what a time can be", v))
+			return
+		}
+		v *= 1000
+	}
+	t.column.(*columnar.Int64s).Append(v)
+}
+
+func (t *target) uuid(s *source) {
+	col := t.column.(*columnar.Fixed)
+	if t.size == 16 {
+		if b := s.take(16); s.err == nil {
+			col.Append(b)
+		}
+		return
+	}
+	b := s.take(s.long())
+	var id [16]byte
+	compact := make([]byte, 0, 32)
+	for i, c := range b {
+		if c == '-' && (i == 8 || i == 13 || i == 18 || i == 23) {
+			continue
+		}
+		compact = append(compact, c)
+	}
+	if _, err := hex.Decode(id[:], compact[:min(32, len(compact))]); err != nil || len(compact) != 32 || len(b) != 36 {
+		s.fail(fmt.Errorf("%.40q is no UUID", b))
+		return
+	}
+	col.Append(id[:])
+}
+
+func (t *target) decimal(s *source) {
+	n := int64(t.size)
+	if n == 0 {
+		n = s.long()
+	}
+	b := s.take(n)
+	if s.err != nil {
+		return
+	}
+	v := new(big.Int).SetBytes(b)
+	if len(b) > 0 && b[0] >= 0x80 { // two's complement
+		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(len(b))*8))
+	}
+	if len(b) > 32 || new(big.Int).Abs(v).Cmp(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.digits)), nil)) >= 0 {
+		s.fail(fmt.Errorf("a number of more than %d digits", t.digits))
+		return
+	}
+	t.column.(*columnar.Decimals).Append(decimal128.FromBigInt(v))
+}

@@ -1,0 +1,78 @@
+package foreign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/infer"
+)
+
+// extraColumn keeps, of JSON, what has no column of its own.
+const extraColumn = "_extra"
+
+func jsonOptions(times bool) infer.Options {
+	return infer.Options{Extra: extraColumn, Reserved: reserved(), Times: times}
+}
+
+// JSON is the table that a topic of JSON objects lands in: columns follow from the objects, see package infer, and where each row comes
+// from. times makes times of strings that are such.
+func JSON(name lake.Name, topic string, times bool) lake.Table {
+	o := jsonOptions(times)
+	t := declare(name, topic, fmt.Sprintf("Every JSON object on the topic %s.", topic))
+	t.Columns, t.Grows = slices.Concat(recordColumns, []columnar.Field{o.ExtraField()}), true
+	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
+		objects, err := o.Bind(to)
+		if err != nil {
+			return nil, err
+		}
+		at, err := placeIn(to)
+		return &jsonRows{o, objects, at}, err
+	}
+	return t
+}
+
+type jsonRows struct {
+	options infer.Options
+	objects *infer.Decoder
+	place   place
+}
+
+// Append implements lake.Rows.
+func (j *jsonRows) Append(_ context.Context, r lake.Record) (lake.Appended, error) {
+	if r.Value == nil {
+		return lake.Appended{}, errNoValue
+	}
+	if err := appendJSON(j.objects, r.Value); err != nil {
+		return lake.Appended{}, err
+	}
+	return j.place.append(r), nil
+}
+
+func appendJSON(to *infer.Decoder, value []byte) error {
+	object, err := infer.Parse(value)
+	if err != nil {
+		return err
+	}
+	if err = to.Append(object); errors.Is(err, infer.ErrGrow) {
+		return fmt.Errorf("%w: %w", lake.ErrGrow, err)
+	}
+	return err
+}
+
+// Grow implements lake.Grower.
+func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
+	var objects []*infer.Object
+	for r := range records {
+		if object, err := infer.Parse(r.Value); err == nil { // Append says what is wrong with others
+			objects = append(objects, object)
+		}
+	}
+	want, _ := j.options.Grow(have, objects...)
+	return want, nil
+}

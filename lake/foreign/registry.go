@@ -1,0 +1,360 @@
+package foreign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"reflect"
+	"slices"
+	"sync"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/avro"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/evolution"
+	"github.com/millrace/millrace/lake/infer"
+	"github.com/millrace/millrace/lake/wire"
+)
+
+// Subject says whose schemas the values of a topic are written with.
+type Subject struct {
+	Name    string // empty: the topic's, "TOPIC-value"
+	Message string // of Protobuf: the message's full name; empty: the first of the file
+	Times   bool   // of JSON: make times of strings that are such
+}
+
+// Registered is the table that a topic of values lands in that are framed for a schema registry, in Avro, Protobuf or JSON. Its columns
+// are those of the subject's newest schema, and it gets more when values come of schemas that have more. What the schema of a value
+// lacks is null in its row; a value whose schema does not go into the table is parked with the reason.
+func Registered(ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client) (lake.Table, error) {
+	if of.Name == "" {
+		of.Name = registry.Subject(topic)
+	}
+	latest, err := client.Latest(ctx, of.Name)
+	if err != nil {
+		return lake.Table{}, err
+	}
+	all := &schemas{client: client, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(of.Times)}
+	if latest.Type == registry.TypeProtobuf && of.Message == "" {
+		if all.message, err = firstMessage(ctx, latest); err != nil {
+			return lake.Table{}, fmt.Errorf("subject %s: schema %d: %w", of.Name, latest.ID, err)
+		}
+	}
+	first := all.read(ctx, latest)
+	if first.bad != nil {
+		return lake.Table{}, fmt.Errorf("subject %s: %w", of.Name, first.bad)
+	}
+	t := declare(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
+	t.Columns, t.Grows = slices.Concat(first.fields, recordColumns), true
+	if first.json {
+		t.Columns = append(t.Columns, all.json.ExtraField())
+	}
+	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) { return all.rows(to) }
+	return t, nil
+}
+
+func firstMessage(ctx context.Context, s registry.Schema) (protoreflect.FullName, error) {
+	file, err := registry.CompileProto(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	md, err := registry.MessageAt(file, []int{0})
+	if err != nil {
+		return "", err
+	}
+	return md.FullName(), nil
+}
+
+// schemas are those that the values of a topic have been met with. All landers of its table in this process share them.
+type schemas struct {
+	client  *registry.Client
+	message protoreflect.FullName // of Protobuf: the one whose table it is
+	json    infer.Options
+
+	mu    sync.Mutex
+	known map[int]*schema
+}
+
+// schema is a registered schema as far as rows need it.
+type schema struct {
+	id     int
+	fields []columnar.Field // none of JSON, whose values say what they have
+	avro   *avro.Plan
+	proto  *wire.Plan
+	file   protoreflect.FileDescriptor
+	json   bool
+	bad    error // why its values cannot be read, or not into this table; it stays so
+}
+
+func (s *schemas) schema(ctx context.Context, id int) (*schema, error) {
+	s.mu.Lock()
+	have := s.known[id]
+	s.mu.Unlock()
+	if have != nil {
+		return have, nil
+	}
+	registered, err := s.client.Schema(ctx, id)
+	if err != nil { // an id that nobody has given yet may be given later
+		return nil, err
+	}
+	return s.read(ctx, registered), nil
+}
+
+func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema {
+	made := &schema{id: registered.ID}
+	switch registered.Type {
+	case registry.TypeAvro:
+		var references []string
+		for _, r := range registered.References {
+			references = append(references, r.Text)
+		}
+		if made.avro, made.bad = avro.Compile(registered.Text, references...); made.bad == nil {
+			made.fields, made.bad = made.avro.Fields(), free(made.avro.Fields())
+		}
+	case registry.TypeProtobuf:
+		made.bad = s.compileProto(ctx, made, registered)
+	case registry.TypeJSON:
+		made.json = true
+	default:
+		made.bad = fmt.Errorf("type %s is not one that Millrace reads", registered.Type)
+	}
+	if made.bad != nil {
+		made.bad = fmt.Errorf("schema %d: %w", made.id, made.bad)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.known[made.id]; first != nil {
+		return first
+	}
+	s.known[made.id] = made
+	return made
+}
+
+// free refuses fields that are called as the columns that say where a row comes from.
+func free(fields []columnar.Field) error {
+	for _, f := range fields {
+		if reserves(f.Name) || f.Name == extraColumn {
+			return fmt.Errorf("field %s is called as a column that the table has anyway: rename it", f.Name)
+		}
+	}
+	return nil
+}
+
+func reserves(name string) bool { return slices.Contains(reserved(), name) }
+
+func (s *schemas) compileProto(ctx context.Context, made *schema, registered registry.Schema) error {
+	file, err := registry.CompileProto(ctx, registered)
+	if err != nil {
+		return err
+	}
+	made.file = file
+	for md := range messages(file.Messages()) {
+		if md.FullName() != s.message {
+			continue
+		}
+		if made.proto, err = wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: append(reserved(), extraColumn)}); err != nil {
+			return err
+		}
+		made.fields = made.proto.Fields()
+		return nil
+	}
+	return fmt.Errorf("it has no message %s, which the table is of", s.message)
+}
+
+// refuse notes why values of a schema do not go into the table.
+func (s *schemas) refuse(of *schema, reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of.bad = fmt.Errorf("schema %d does not go into the table: %w", of.id, reason)
+}
+
+func (s *schemas) reason(of *schema) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return of.bad
+}
+
+// newestOfProto gives the Protobuf schemas, the newest first: whatever was written with one, another reads.
+func (s *schemas) newestOfProto() []*schema {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*schema
+	for _, one := range s.known {
+		if one.proto != nil && one.bad == nil {
+			all = append(all, one)
+		}
+	}
+	slices.SortFunc(all, func(a, b *schema) int { return b.id - a.id })
+	return all
+}
+
+func (s *schemas) rows(to *columnar.Columns) (lake.Rows, error) {
+	at, err := placeIn(to)
+	return &registeredRows{all: s, to: to, place: at, bound: map[int]*bound{}}, err
+}
+
+// registeredRows appends values, each by its schema.
+type registeredRows struct {
+	all   *schemas
+	to    *columnar.Columns
+	place place
+	bound map[int]*bound
+}
+
+// bound is a schema whose columns are there.
+type bound struct {
+	append func(value []byte) error
+	others []columnar.Column // that the schema does not have
+}
+
+// Append implements lake.Rows.
+func (x *registeredRows) Append(ctx context.Context, r lake.Record) (lake.Appended, error) {
+	if r.Value == nil {
+		return lake.Appended{}, errNoValue
+	}
+	id, value, err := registry.CutFrame(r.Value)
+	if err != nil {
+		return lake.Appended{}, err
+	}
+	of, err := x.all.schema(ctx, id)
+	if err == nil {
+		err = x.all.reason(of)
+	}
+	if err != nil {
+		return lake.Appended{}, err
+	}
+	b := x.bound[id]
+	if b == nil {
+		if b, err = x.bind(of); err != nil {
+			return lake.Appended{}, err
+		}
+		x.bound[id] = b
+	}
+	if of.file != nil {
+		if value, err = x.message(of, value); err != nil {
+			return lake.Appended{}, fmt.Errorf("schema %d: %w", id, err)
+		}
+	}
+	if err := b.append(value); err != nil {
+		return lake.Appended{}, fmt.Errorf("schema %d: %w", id, err)
+	}
+	for _, col := range b.others {
+		col.AppendNull()
+	}
+	return x.place.append(r), nil
+}
+
+// message takes off the path to a value's message, which must be the table's.
+func (x *registeredRows) message(of *schema, value []byte) ([]byte, error) {
+	path, value, err := registry.CutMessage(value)
+	if err != nil {
+		return nil, err
+	}
+	md, err := registry.MessageAt(of.file, path)
+	if err != nil {
+		return nil, err
+	}
+	if md.FullName() != x.all.message {
+		return nil, fmt.Errorf("the value is a %s, and the table is of %s: land it in a table of its own", md.FullName(), x.all.message)
+	}
+	return value, nil
+}
+
+// bind gives a schema its columns. It fails with lake.ErrGrow where they are not there yet.
+func (x *registeredRows) bind(of *schema) (*bound, error) {
+	if of.json {
+		objects, err := x.all.json.Bind(x.to)
+		if err != nil {
+			return nil, fmt.Errorf("schema %d is of JSON, and the table is not: %w", of.id, err)
+		}
+		return &bound{append: func(value []byte) error { return appendJSON(objects, value) }}, nil
+	}
+	_, mine := split(x.to.Fields())
+	need, err := evolution.Union(mine, of.fields)
+	switch {
+	case err != nil:
+		x.all.refuse(of, err)
+		return nil, x.all.reason(of)
+	case !reflect.DeepEqual(need, mine):
+		return nil, fmt.Errorf("schema %d: %w", of.id, lake.ErrGrow)
+	case of.avro != nil:
+		d, err := of.avro.Bind(x.to)
+		if err != nil {
+			return nil, fmt.Errorf("schema %d: %w", of.id, err)
+		}
+		return &bound{append: d.Append, others: x.others(of.fields)}, nil
+	}
+	var errs []error
+	for _, by := range append([]*schema{of}, x.all.newestOfProto()...) { // where a field's type grew, by one that has it so
+		d, err := by.proto.Bind(x.to)
+		if err == nil {
+			return &bound{append: d.Append, others: x.others(by.fields)}, nil
+		}
+		errs = append(errs, fmt.Errorf("schema %d: %w", by.id, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+// split tells the columns that say where a row comes from, and JSON's extra, from those of values.
+func split(all []columnar.Field) (fixed, mine []columnar.Field) {
+	for _, f := range all {
+		if reserves(f.Name) || f.Name == extraColumn && f.Key == "" {
+			fixed = append(fixed, f)
+		} else {
+			mine = append(mine, f)
+		}
+	}
+	return fixed, mine
+}
+
+// others are the columns of values that some fields are not.
+func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column) {
+	for i, f := range x.to.Fields() {
+		is := func(w columnar.Field) bool { return w.Key == f.Key && (w.Key != "" || w.Name == f.Name) }
+		if !reserves(f.Name) && !slices.ContainsFunc(fields, is) {
+			cols = append(cols, x.to.Column(i))
+		}
+	}
+	return cols
+}
+
+// Grow implements lake.Grower.
+func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
+	fixed, mine := split(have)
+	var objects []*infer.Object
+	met := map[int]bool{}
+	for r := range records {
+		id, value, err := registry.CutFrame(r.Value)
+		if err != nil {
+			continue // Append says so
+		}
+		of, err := x.all.schema(ctx, id)
+		if errors.Is(err, registry.ErrUnavailable) {
+			break // what comes before it has its columns
+		}
+		switch {
+		case err != nil, x.all.reason(of) != nil:
+		case of.json:
+			if object, err := infer.Parse(value); err == nil {
+				objects = append(objects, object)
+			}
+		case !met[id]:
+			met[id] = true
+			need, err := evolution.Union(mine, of.fields)
+			if err != nil {
+				x.all.refuse(of, err)
+				continue
+			}
+			mine = need
+		}
+	}
+	want := slices.Concat(mine, fixed)
+	if len(objects) > 0 {
+		want, _ = x.all.json.Grow(want, objects...)
+	}
+	return want, nil
+}

@@ -1,0 +1,101 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"slices"
+
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/evolution"
+)
+
+// ErrGrow is what Append of a Grower wraps where the record needs columns that the Grower was not made with.
+var ErrGrow = errors.New("the record needs columns that its table does not have")
+
+// Grower is a Rows of a table whose columns follow from its records. Where a record needs more of them, what came before it lands,
+// then the table gets its columns in a commit of its own, and then a new Grower goes on with the record. So a lander that dies in
+// between leaves a table with columns that nothing uses yet, and others at work, which write files with the columns that they
+// know, are not in its way: they learn of the new ones when they need any.
+type Grower interface {
+	Rows
+	// Grow gives the columns that a table is to have so that records fit, from those that it has; without those of their origin. A
+	// record that cannot fit whatever the columns asks for none: Append says why, and it is parked.
+	Grow(ctx context.Context, have []columnar.Field, records iter.Seq[Record]) ([]columnar.Field, error)
+}
+
+// grown are the columns of a table that grows: those that it has, those declared, those its records ask for.
+func (t Table) grown(have *table.Table, keys evolution.Keys) ([]columnar.Field, error) {
+	there, err := evolution.Columns(have.Schema(), keys)
+	if err != nil {
+		return nil, err
+	}
+	origin := t.OriginColumns()
+	there = slices.DeleteFunc(there, func(f columnar.Field) bool {
+		return slices.ContainsFunc(origin, func(o columnar.Field) bool { return o.Name == f.Name })
+	})
+	want, err := evolution.Union(there, t.Columns)
+	if err == nil && t.grow != nil {
+		want, err = t.grow(want)
+	}
+	return slices.Concat(want, origin), err
+}
+
+// held is a record that a partition stands at for now: it needs columns, or something that can pass is in its way.
+type held struct {
+	at  int64
+	err error
+}
+
+func (h *held) grows() bool { return h != nil && errors.Is(h.err, ErrGrow) }
+
+// holds tells whether an error says nothing against the record itself.
+func holds(err error) bool {
+	return errors.Is(err, ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
+}
+
+// grow brings the table's columns to what records need, and gives what writes with them in place of old.
+func (l *lander) grow(ctx context.Context, old *fileWriter, rows Rows, f fetch.Batch) (*fileWriter, Rows, error) {
+	grower, ok := rows.(Grower)
+	if !ok {
+		return old, rows, errors.New("the rows of a table that does not grow ask for columns")
+	}
+	if err := l.config.at(ctx, l.table.Name, stepGrow); err != nil {
+		return old, rows, err
+	}
+	t := l.table
+	t.grow = func(have []columnar.Field) ([]columnar.Field, error) { return grower.Grow(ctx, have, l.records(f)) }
+	if err := l.lake.evolve(ctx, t); err != nil {
+		return old, rows, err
+	}
+	if err := l.config.at(ctx, l.table.Name, stepGrown); err != nil {
+		return old, rows, err
+	}
+	have, err := l.lake.load(ctx, l.table.identifier())
+	if err != nil {
+		return old, rows, err
+	}
+	w, rows, err := l.writer(ctx, have)
+	if err != nil {
+		return old, rows, err
+	}
+	return w, rows, old.close()
+}
+
+// records are those of a fetched batch.
+func (l *lander) records(f fetch.Batch) iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for r := range f.Records() {
+			record := Record{
+				Topic: l.table.Topic, Partition: f.Partition, Offset: r.Offset, Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers,
+			}
+			if !yield(record) {
+				return
+			}
+		}
+	}
+}

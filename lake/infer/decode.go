@@ -1,0 +1,279 @@
+package infer
+
+import (
+	"encoding/json"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// ErrGrow says that an object needs columns that are not there, and that Grow gives.
+var ErrGrow = errors.New("the object needs columns that are not there yet")
+
+// Decoder appends objects to columns.
+type Decoder struct {
+	o       Options
+	columns *columnar.Columns
+	fields  []columnar.Field // those that are ours to fill, but for extra
+	root    *group
+	extra   *columnar.Bytes
+}
+
+// Bind makes a decoder that fills all columns but the reserved ones.
+func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
+	d := &Decoder{o: o, columns: columns}
+	var mine []columnar.Column
+	for i, f := range columns.Fields() {
+		switch {
+		case f.Name == o.Extra:
+			d.extra, _ = columns.Column(i).(*columnar.Bytes)
+		case o.reserves(f.Name):
+		default:
+			d.fields, mine = append(d.fields, f), append(mine, columns.Column(i))
+		}
+	}
+	if d.extra == nil {
+		return nil, errors.New("there is no column " + o.Extra + " of text for what has no other")
+	}
+	d.root = bindGroup(d.fields, mine)
+	return d, nil
+}
+
+// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away what there is of one. ErrGrow tells
+// that the object wants more columns; any other error is columnar.ErrFull.
+func (d *Decoder) Append(o *Object) error {
+	left := d.root.append(o.root)
+	if left == nil {
+		d.extra.AppendNull()
+		return d.columns.Err()
+	}
+	if _, grows := d.o.Grow(d.fields, o); grows {
+		return ErrGrow
+	}
+	d.extra.Append(left)
+	return d.columns.Err()
+}
+
+// group is a struct, or the whole row.
+type group struct {
+	members map[string]*member
+	columns []*target
+	turn    uint64 // counts the objects
+}
+
+// member is a field of objects, and the columns that its values go into; nil where there is none.
+type member struct{ primary, doubles, json *target }
+
+// target is a column, and what it has of parts.
+type target struct {
+	column  columnar.Column
+	group   *group  // of structs
+	element *target // of lists
+	time    bool    // int64s are times
+	filled  uint64  // the turn in which it got its value
+}
+
+func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
+	g := &group{members: map[string]*member{}}
+	for i, f := range fields {
+		t := bind(f.Type, columns[i])
+		g.columns = append(g.columns, t)
+		at := func(name string) *member {
+			if g.members[name] == nil {
+				g.members[name] = &member{}
+			}
+			return g.members[name]
+		}
+		kind, name, keyed := strings.Cut(f.Key, ":")
+		switch {
+		case f.Key == "":
+			at(f.Name).primary = t
+		case keyed && kind+":" == renamedKey:
+			at(name).primary = t
+		case keyed && kind+":" == doubleKey:
+			at(name).doubles = t
+		case keyed && kind+":" == jsonKey:
+			at(name).json = t
+		}
+	}
+	return g
+}
+
+func bind(t columnar.Type, col columnar.Column) *target {
+	out := &target{column: col, time: same(t, instant)}
+	switch t := t.(type) {
+	case columnar.Struct:
+		columns := make([]columnar.Column, len(t.Fields))
+		for i := range columns {
+			columns[i] = col.(*columnar.Structs).Child(i)
+		}
+		out.group = bindGroup(t.Fields, columns)
+	case columnar.List:
+		out.element = bind(t.Element.Type, col.(*columnar.Lists).Element())
+	}
+	return out
+}
+
+// append appends an object's members, and gives what has no column, as an object; nil where all have one.
+func (g *group) append(v *value) (left []byte) {
+	g.turn++
+	for i := range v.children {
+		m := &v.children[i]
+		if m.kind == null && !m.unnamed {
+			continue
+		}
+		rest, placed := m.raw, false
+		if to := g.members[string(m.name)]; to != nil && !m.unnamed {
+			rest, placed = to.append(m, g.turn)
+		}
+		if placed && rest == nil {
+			continue
+		}
+		if left == nil {
+			left = append(left, '{')
+		} else {
+			left = append(left, ',')
+		}
+		left = append(appendName(left, m), rest...)
+	}
+	for _, c := range g.columns {
+		if c.filled != g.turn {
+			c.column.AppendNull()
+		}
+	}
+	if left == nil {
+		return nil
+	}
+	return append(left, '}')
+}
+
+func appendName(dst []byte, m *value) []byte {
+	if m.unnamed {
+		return append(append(dst, m.name...), ':') // as it was written
+	}
+	return append(appendWords(dst, string(m.name)), ':')
+}
+
+// append puts a value into the column that holds it.
+func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
+	if to.primary != nil {
+		if left, placed = to.primary.append(v); placed {
+			to.primary.filled = turn
+			return left, true
+		}
+	}
+	if to.doubles != nil && v.kind == number && exact(v.raw) {
+		to.doubles.append(v)
+		to.doubles.filled = turn
+		return nil, true
+	}
+	if to.json != nil {
+		if text, ok := to.json.column.(*columnar.Bytes); ok {
+			text.Append(v.raw)
+			to.json.filled = turn
+			return nil, true
+		}
+	}
+	return v.raw, false
+}
+
+// append appends one value, or nothing where the column does not hold it. left is what of it has no column.
+func (t *target) append(v *value) (left []byte, ok bool) {
+	if v.kind == null {
+		t.column.AppendNull()
+		return nil, true
+	}
+	switch col := t.column.(type) {
+	case *columnar.Structs:
+		if v.kind != object {
+			return nil, false
+		}
+		col.Append()
+		return t.group.append(v), true
+	case *columnar.Lists:
+		return t.appendList(col, v)
+	case *columnar.Bools:
+		if v.kind != truth {
+			return nil, false
+		}
+		col.Append(v.raw[0] == 't')
+	case *columnar.Int64s:
+		if t.time {
+			at, ok := micros(v)
+			if v.kind != words || !ok {
+				return nil, false
+			}
+			col.Append(at)
+			return nil, true
+		}
+		if v.kind != integer {
+			return nil, false
+		}
+		n, err := strconv.ParseInt(string(v.raw), 10, 64)
+		if err != nil {
+			return nil, false
+		}
+		col.Append(n)
+	case *columnar.Float64s:
+		if v.kind != number && v.kind != integer || !exact(v.raw) {
+			return nil, false
+		}
+		f, err := strconv.ParseFloat(string(v.raw), 64)
+		if err != nil {
+			return nil, false
+		}
+		col.Append(f)
+	case *columnar.Bytes:
+		if v.kind != words || !v.decoded {
+			return nil, false
+		}
+		col.Append(v.text)
+	default:
+		return nil, false // of another kind of table
+	}
+	return nil, true
+}
+
+// appendList appends an array. What its elements leave stands in an array of the same length.
+func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool) {
+	if v.kind != list {
+		return nil, false
+	}
+	begin := col.Start()
+	for i := range v.children {
+		rest, ok := t.element.append(&v.children[i])
+		if !ok {
+			t.element.column.Truncate(begin)
+			return nil, false
+		}
+		if left == nil && rest != nil {
+			left = append(left, '[')
+			for range i {
+				left = append(left, "null,"...)
+			}
+		}
+		switch {
+		case left == nil:
+		case rest == nil:
+			left = append(left, "null,"...)
+		default:
+			left = append(append(left, rest...), ',')
+		}
+	}
+	col.Append()
+	if left != nil {
+		left[len(left)-1] = ']'
+	}
+	return left, true
+}
+
+// appendWords appends a JSON string.
+func appendWords(dst []byte, s string) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string
+	}
+	return append(dst, b...)
+}

@@ -1,0 +1,345 @@
+// Package infer makes columns of JSON objects that nobody has described: the columns follow from the objects that come, and grow
+// with them. It is here so that a topic of JSON can be asked in SQL at once, and so that nothing of it is lost where its objects do
+// not agree.
+//
+//	true, false       boolean
+//	a whole number    long, if it has neither point nor exponent and 64 bits hold it
+//	another number    double, if a double holds it exactly: it is written back with the same digits
+//	a string          string; timestamptz where times are asked for and it is an RFC 3339 time of microseconds at most
+//	an object         struct
+//	an array          list, where its elements go into one type
+//	null              null, the same as a name that is not there
+//
+// A column that a table has keeps its type. What does not fit goes beside it: a number that has a fraction, where x is a long, to
+// x_double; anything else, such as a string where x is a number, a number that x cannot hold exactly, an array of mixed types, to
+// x_json, as its JSON. Where the first objects already disagree, x itself is a string that holds JSON. So of x, x_double and x_json at
+// most one has a value, and coalesce gives it.
+//
+// What still has no column is kept, word for word, in one more column, a JSON object that has the same names around it: arrays and
+// objects that are empty and were never seen otherwise, what is nested too deep, what would be a column too many, and names that a
+// table cannot have beside those it has (SQL does not tell capitals apart). In an array stands null for what has a column.
+//
+// A dot in a name becomes an underscore: in SQL it would mean another thing.
+package infer
+
+import (
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/apache/iceberg-go"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// Options bound what objects become.
+type Options struct {
+	Extra    string   // name of the column for what has no other
+	Reserved []string // names of the table's other columns
+	Times    bool     // strings that are RFC 3339 times become timestamptz
+	Columns  int      // at most so many, those inside of others included; 1000 where 0
+	Depth    int      // objects and arrays around a value at most, the outermost included; 8 where 0
+}
+
+func (o Options) columns() int {
+	if o.Columns <= 0 {
+		return 1000
+	}
+	return o.Columns
+}
+
+func (o Options) depth() int {
+	if o.Depth <= 0 {
+		return 8
+	}
+	return o.Depth
+}
+
+// ExtraField is the column for what has no other.
+func (o Options) ExtraField() columnar.Field {
+	return columnar.Field{Name: o.Extra, Type: text, Doc: "what has no column of its own, as a JSON object"}
+}
+
+// The keys of columns that are not simply the field of their name: what is before the field's name.
+const (
+	renamedKey = "name:"   // the column is called otherwise than the field
+	doubleKey  = "double:" // numbers that the field's column, a long, does not hold
+	jsonKey    = "json:"   // values that the field's columns do not hold, as JSON
+)
+
+var (
+	text    = iceberg.PrimitiveTypes.String
+	long    = iceberg.PrimitiveTypes.Int64
+	double  = iceberg.PrimitiveTypes.Float64
+	boolean = iceberg.PrimitiveTypes.Bool
+	instant = iceberg.PrimitiveTypes.TimestampTz
+)
+
+// Grow gives the columns that a table is to have for objects, from those that it has, and tells whether they are others. Columns that
+// have an id keep their types.
+func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columnar.Field, changed bool) {
+	var mine []columnar.Field
+	for _, f := range have {
+		if !o.reserves(f.Name) {
+			mine = append(mine, f)
+		}
+	}
+	g := grower{o: o, columns: count(mine)}
+	for again := true; again; { // a column that became one of JSON may have made room for another
+		g.changed = false
+		for _, object := range objects {
+			mine = g.object(mine, object.root, 1)
+		}
+		again = g.changed
+		changed = changed || again
+	}
+	for _, f := range have { // each where it stood
+		if !o.reserves(f.Name) {
+			f, mine = mine[0], mine[1:]
+		}
+		want = append(want, f)
+	}
+	return append(want, mine...), changed
+}
+
+// reserves tells whether no field of the objects can have a column of that name.
+func (o Options) reserves(name string) bool {
+	taken := func(other string) bool { return strings.EqualFold(other, name) }
+	return taken(o.Extra) || slices.ContainsFunc(o.Reserved, taken)
+}
+
+func count(fields []columnar.Field) int {
+	n := len(fields)
+	for _, f := range fields {
+		n += count(columnar.Parts(f.Type))
+	}
+	return n
+}
+
+type grower struct {
+	o       Options
+	columns int
+	changed bool
+}
+
+// object gives the columns of the struct that an object goes into.
+func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
+	for i := range v.children {
+		if m := &v.children[i]; m.kind != null {
+			fields = g.member(fields, m, depth)
+		}
+	}
+	return fields
+}
+
+// member gives the columns that an object's member goes into, among those of the struct.
+func (g *grower) member(fields []columnar.Field, m *value, depth int) []columnar.Field {
+	name, before := string(m.name), *g
+	primary, doubles, json := find(fields, name)
+	switch {
+	case m.unnamed || primary < 0 && json >= 0:
+		return fields
+	case primary < 0:
+		t := g.typeOf(m, depth)
+		key := ""
+		if t == (mixed{}) {
+			*g, key, t = before, jsonKey+name, text
+		}
+		f, ok := g.named(fields, key, name, t, depth)
+		if t == nil || !ok {
+			*g = before
+			return fields
+		}
+		if key != "" {
+			f.Key = key
+			return g.add(fields, f)
+		}
+		return g.member(g.add(fields, f), m, depth) // does it hold the value?
+	}
+	was := fields[primary]
+	if t, ok := g.fit(was.Type, m, was.ID != 0, depth); ok {
+		if g.changed { // else it is the same
+			fields = slices.Clone(fields)
+			fields[primary].Type = t
+		}
+		return fields
+	}
+	*g = before
+	numeric := m.kind == number || m.kind == integer
+	switch {
+	case json >= 0 || doubles >= 0 && m.kind == number && exact(m.raw):
+	case was.ID == 0 && !(numeric && same(was.Type, double)): // nobody has it yet
+		g.changed = true
+		g.columns += 1 - count([]columnar.Field{was})
+		fields = slices.Clone(fields)
+		fields[primary].Key, fields[primary].Type = jsonKey+name, text
+	case m.kind == number && same(was.Type, long) && exact(m.raw):
+		fields = g.beside(fields, doubleKey, name, "_double", double, depth)
+	default:
+		fields = g.beside(fields, jsonKey, name, "_json", text, depth)
+	}
+	return fields
+}
+
+// mixed is the type of an array whose elements have none in common.
+type mixed struct{}
+
+func (mixed) String() string { return "mixed" }
+
+func same(a, b columnar.Type) bool { return a.String() == b.String() }
+
+// find tells where the columns of a field stand, -1 for those that are not there.
+func find(fields []columnar.Field, name string) (primary, doubles, json int) {
+	primary, doubles, json = -1, -1, -1
+	for i, f := range fields {
+		switch {
+		case f.Key == "" && f.Name == name, strings.HasPrefix(f.Key, renamedKey) && f.Key[len(renamedKey):] == name:
+			primary = i
+		case strings.HasPrefix(f.Key, doubleKey) && f.Key[len(doubleKey):] == name:
+			doubles = i
+		case strings.HasPrefix(f.Key, jsonKey) && f.Key[len(jsonKey):] == name:
+			json = i
+		}
+	}
+	return primary, doubles, json
+}
+
+func (g *grower) add(fields []columnar.Field, f columnar.Field) []columnar.Field {
+	g.changed = true
+	g.columns++ // its parts were counted as they were made
+	return append(slices.Clone(fields), f)
+}
+
+// beside adds a column for what a field's own does not hold.
+func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t columnar.Type, depth int) []columnar.Field {
+	if f, ok := g.named(fields, key, name+suffix, t, depth); ok {
+		f.Key = key + name
+		return g.add(fields, f)
+	}
+	return fields
+}
+
+// How long a name may be that becomes a column's.
+const maxName = 128
+
+// named makes a column, unless its name cannot be one here, or there are enough.
+func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Type, depth int) (f columnar.Field, ok bool) {
+	column := strings.Map(func(r rune) rune {
+		if r == '.' || !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			return '_'
+		}
+		return r
+	}, name)
+	if column != name && key == "" {
+		f.Key = renamedKey + name
+	}
+	f.Name, f.Type = column, t
+	taken := func(other string) bool { return strings.EqualFold(other, column) }
+	ok = name != "" && len(name) <= maxName && g.columns < g.o.columns() &&
+		!slices.ContainsFunc(fields, func(f columnar.Field) bool { return taken(f.Name) }) &&
+		(depth > 1 || !g.o.reserves(column))
+	return f, ok
+}
+
+// typeOf is the type that a first value suggests; nil where it suggests none.
+func (g *grower) typeOf(v *value, depth int) columnar.Type {
+	switch v.kind {
+	case truth:
+		return boolean
+	case integer:
+		return long
+	case number:
+		return double
+	case words:
+		if g.o.Times && isTime(v) {
+			return instant
+		}
+		return text
+	}
+	if depth >= g.o.depth() {
+		return nil
+	}
+	if v.kind == object {
+		if fields := g.object(nil, v, depth+1); len(fields) > 0 {
+			return columnar.Struct{Fields: fields}
+		}
+		return nil
+	}
+	var element columnar.Type
+	for i := range v.children {
+		switch item := &v.children[i]; {
+		case item.kind == null:
+		case element == nil:
+			element = g.typeOf(item, depth+1)
+		default:
+			var ok bool
+			if element, ok = g.fit(element, item, false, depth+1); !ok {
+				return mixed{}
+			}
+		}
+		if element == (mixed{}) {
+			return element
+		}
+	}
+	if element == nil {
+		return nil
+	}
+	g.columns++
+	return columnar.List{Element: columnar.Field{Name: "element", Type: element}}
+}
+
+// fit tells whether a type holds a value, and which type that is: it has more fields where the value has, and is another where it is
+// not fixed yet.
+func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
+	if v.kind == null {
+		return t, true
+	}
+	switch t := t.(type) {
+	case columnar.Struct:
+		if v.kind != object {
+			return t, false
+		}
+		return columnar.Struct{Fields: g.object(t.Fields, v, depth+1)}, true
+	case columnar.List:
+		if v.kind != list {
+			return t, false
+		}
+		element := t.Element.Type
+		for i := range v.children {
+			var ok bool
+			if element, ok = g.fit(element, &v.children[i], t.Element.ID != 0, depth+1); !ok {
+				return t, false
+			}
+		}
+		t.Element.Type = element
+		return t, true
+	}
+	switch {
+	case g.o.holds(t, v):
+		return t, true
+	case fixed:
+		return t, false
+	case v.kind == number && same(t, long) && exact(v.raw):
+		g.changed = true
+		return double, true
+	case v.kind == words && v.decoded && same(t, instant):
+		g.changed = true
+		return text, true
+	}
+	return t, false
+}
+
+// holds tells whether a type that has no parts holds a value exactly.
+func (o Options) holds(t columnar.Type, v *value) bool {
+	switch v.kind {
+	case truth:
+		return same(t, boolean)
+	case integer:
+		return same(t, long) || same(t, double) && exact(v.raw)
+	case number:
+		return same(t, double) && exact(v.raw)
+	case words:
+		return same(t, text) && v.decoded || same(t, instant) && isTime(v)
+	}
+	return false
+}

@@ -1,0 +1,106 @@
+package maintenance
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// deletesLeft counts the files of deletes that the table has, also those that hit nothing.
+func (w *world) deletesLeft() (n int) {
+	t := w.table()
+	files := must(t.FS(w.tb.Context()))
+	for _, m := range must(t.CurrentSnapshot().Manifests(files)) {
+		for e, err := range m.Entries(files, true) {
+			if err != nil {
+				w.tb.Fatal(err)
+			}
+			if e.DataFile().ContentType() != iceberg.EntryContentData {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// A file of old rows that no delete hits does not keep deletes alive, and is not rewritten for them.
+func TestDeletesBesideOldFiles(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	old := sequenceOf(0, 5000)
+	w.append(old)
+	oldFile := w.dataFiles()[0].File.FilePath()
+	young := sequenceOf(10_000, 10_010)
+	w.append(young)
+	for i := range young {
+		young[i].value = "changed"
+		w.upsert(young[i])
+	}
+	c := w.config()
+	c.TargetBytes = 1024 // so that the old file is large
+	report := w.mustRun(c)
+	w.kept(append(old, young...))
+	if n := w.deletesLeft(); n != 0 || report.Compacted.DeleteFiles != len(young) {
+		t.Errorf("%d files of deletes are left, %v", n, report.Compacted)
+	}
+	if !slices.ContainsFunc(w.dataFiles(), func(f table.FileScanTask) bool { return f.File.FilePath() == oldFile }) {
+		t.Error("the old file was rewritten")
+	}
+}
+
+// Deletes that never hit anything, or do not any more, go, though there is nothing to rewrite.
+func TestDeletesThatHitNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rows := sequenceOf(0, 100)
+	w.append(rows)
+	w.erase(5000, 6000)
+	w.erase(7000)
+	report := w.mustRun(w.config())
+	w.kept(rows)
+	if n := w.deletesLeft(); n != 0 || report.Compacted.DeleteFiles != 2 || report.Compacted.FilesBefore != 0 {
+		t.Errorf("%d files of deletes are left, %v", n, report.Compacted)
+	}
+	before := w.table().CurrentSnapshot().SnapshotID
+	w.mustRun(w.config())
+	if w.table().CurrentSnapshot().SnapshotID != before {
+		t.Error("a run with nothing to do made a state")
+	}
+}
+
+// Between whole runs Keep compacts.
+func TestKeepCompactsInBetween(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.append(sequenceOf(0, 10))
+	c := w.config()
+	c.Every, c.CompactEvery = time.Hour, 10*time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	runs := 0
+	err := Keep(ctx, w.load, c, func(r Report, err error) {
+		if err != nil {
+			t.Error(err)
+			cancel()
+		}
+		switch runs++; {
+		case runs == 1: // the whole one
+			w.upsert(sequenceOf(0, 10)...)
+		case r.Compacted.Commits > 0:
+			cancel()
+		case runs > 1000:
+			t.Error("nothing is compacted")
+			cancel()
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	w.kept(sequenceOf(0, 10))
+	if n := w.deletesLeft(); n != 0 {
+		t.Errorf("%d files of deletes are left", n)
+	}
+}

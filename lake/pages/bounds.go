@@ -1,0 +1,264 @@
+package pages
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"math"
+	"slices"
+	"unicode/utf8"
+
+	"github.com/apache/arrow-go/v18/parquet"
+	"github.com/apache/arrow-go/v18/parquet/schema"
+)
+
+// Bounds that are longer are cut.
+const boundBytes = 256
+
+// bounds are the lowest and the highest value of a column.
+type bounds struct {
+	of       *schema.Column
+	some     bool
+	min, max []byte // as PLAIN has them, without a length
+}
+
+func (s *bounds) reset() { s.some = false }
+
+func (s *bounds) float() bool {
+	return s.of.PhysicalType() == parquet.Types.Float || s.of.PhysicalType() == parquet.Types.Double
+}
+
+// add takes n values as PLAIN has them.
+func (s *bounds) add(values []byte, n int) {
+	if n == 0 {
+		return
+	}
+	switch s.of.PhysicalType() {
+	case parquet.Types.Boolean:
+		low, high := boolBounds(values, n)
+		s.extend([]byte{low}, []byte{high}, bytes.Compare)
+	case parquet.Types.Int32:
+		low, high := int32(math.MaxInt32), int32(math.MinInt32)
+		for i := range n {
+			v := int32(binary.LittleEndian.Uint32(values[4*i:]))
+			low, high = min(low, v), max(high, v)
+		}
+		s.extend(littleEndian(uint64(low), 4), littleEndian(uint64(high), 4), compareInts)
+	case parquet.Types.Int64:
+		low, high := int64(math.MaxInt64), int64(math.MinInt64)
+		for i := range n {
+			v := int64(binary.LittleEndian.Uint64(values[8*i:]))
+			low, high = min(low, v), max(high, v)
+		}
+		s.extend(littleEndian(uint64(low), 8), littleEndian(uint64(high), 8), compareInts)
+	case parquet.Types.Float, parquet.Types.Double:
+		s.addFloats(values)
+	case parquet.Types.ByteArray:
+		low, high := stringBounds(values)
+		s.extend(low, high, bytes.Compare)
+	case parquet.Types.FixedLenByteArray:
+		s.addFixed(values)
+	}
+}
+
+// extend widens the bounds.
+func (s *bounds) extend(low, high []byte, compare func(a, b []byte) int) {
+	if !s.some || compare(low, s.min) < 0 {
+		s.min = append(s.min[:0], low...)
+	}
+	if !s.some || compare(high, s.max) > 0 {
+		s.max = append(s.max[:0], high...)
+	}
+	s.some = true
+}
+
+func littleEndian(v uint64, size int) []byte {
+	return binary.LittleEndian.AppendUint64(nil, v)[:size]
+}
+
+func compareInts(a, b []byte) int {
+	if len(a) == 4 {
+		return cmp.Compare(int32(binary.LittleEndian.Uint32(a)), int32(binary.LittleEndian.Uint32(b)))
+	}
+	return cmp.Compare(int64(binary.LittleEndian.Uint64(a)), int64(binary.LittleEndian.Uint64(b)))
+}
+
+func boolBounds(values []byte, n int) (low, high byte) {
+	low = 1
+	for i := range n {
+		v := values[i/8] >> (i % 8) & 1
+		low, high = min(low, v), max(high, v)
+	}
+	return low, high
+}
+
+// addFloats passes over what is not a number. As a bound, 0 stands for both zeros.
+func (s *bounds) addFloats(values []byte) {
+	size := 8
+	if s.of.PhysicalType() == parquet.Types.Float {
+		size = 4
+	}
+	low, high := math.Inf(1), math.Inf(-1)
+	some := false
+	for ; len(values) > 0; values = values[size:] {
+		v := floatOf(values[:size])
+		some = some || v == v
+		if v < low {
+			low = v
+		}
+		if v > high {
+			high = v
+		}
+	}
+	if !some {
+		return
+	}
+	if low == 0 {
+		low = math.Copysign(0, -1)
+	}
+	if high == 0 {
+		high = 0 // not the other one
+	}
+	if size == 4 {
+		s.extend(littleEndian(uint64(math.Float32bits(float32(low))), 4), littleEndian(uint64(math.Float32bits(float32(high))), 4), compareFloats)
+		return
+	}
+	s.extend(littleEndian(math.Float64bits(low), 8), littleEndian(math.Float64bits(high), 8), compareFloats)
+}
+
+func floatOf(v []byte) float64 {
+	if len(v) == 4 {
+		return float64(math.Float32frombits(binary.LittleEndian.Uint32(v)))
+	}
+	return math.Float64frombits(binary.LittleEndian.Uint64(v))
+}
+
+func compareFloats(a, b []byte) int { return cmp.Compare(floatOf(a), floatOf(b)) }
+
+func countNaNs(values []byte, size int) (n int64) {
+	for ; len(values) > 0; values = values[size:] {
+		if v := floatOf(values[:size]); v != v {
+			n++
+		}
+	}
+	return n
+}
+
+// stringBounds compares most values by their first eight bytes alone.
+func stringBounds(values []byte) (low, high []byte) {
+	var lowBegin, highBegin uint64
+	first := true
+	for len(values) > 0 {
+		size := 4 + int(binary.LittleEndian.Uint32(values))
+		v := values[4:size]
+		begin := beginOf(values[4:], len(v))
+		if first || begin < lowBegin || begin == lowBegin && bytes.Compare(v, low) < 0 {
+			low, lowBegin = v, begin
+		}
+		if first || begin > highBegin || begin == highBegin && bytes.Compare(v, high) > 0 {
+			high, highBegin = v, begin
+		}
+		first = false
+		values = values[size:]
+	}
+	return low, high
+}
+
+// beginOf is the first eight bytes of the n at the begin of b as a number; zeros stand for those that are not there.
+func beginOf(b []byte, n int) uint64 {
+	if len(b) >= 8 {
+		v := binary.BigEndian.Uint64(b)
+		if n < 8 {
+			v &^= 1<<(64-8*n) - 1
+		}
+		return v
+	}
+	var v [8]byte
+	copy(v[:], b[:n])
+	return binary.BigEndian.Uint64(v[:])
+}
+
+// addFixed compares decimals as numbers, and all else as bytes.
+func (s *bounds) addFixed(values []byte) {
+	width := s.of.TypeLength()
+	compare := bytes.Compare
+	if s.of.SortOrder() == schema.SortSIGNED {
+		compare = compareSigned
+	}
+	low, high := values[:width], values[:width]
+	for ; len(values) > 0; values = values[width:] {
+		v := values[:width]
+		if compare(v, low) < 0 {
+			low = v
+		} else if compare(v, high) > 0 {
+			high = v
+		}
+	}
+	s.extend(low, high, compare)
+}
+
+// compareSigned compares numbers of the same length, whose highest byte has the sign.
+func compareSigned(a, b []byte) int {
+	if a[0] != b[0] {
+		return cmp.Compare(int8(a[0]), int8(b[0]))
+	}
+	return bytes.Compare(a, b)
+}
+
+// lower is the lower bound (not nil, which would be none), cut where it is long, and whether it is a value.
+func (s *bounds) lower() (_ []byte, exact bool) {
+	cut := s.cut(s.min)
+	return append([]byte{}, cut...), len(cut) == len(s.min)
+}
+
+// upper is the upper bound (not nil), cut and rounded up where it is long, and whether it is a value. What cannot be rounded up stays as it is.
+func (s *bounds) upper() (_ []byte, exact bool) {
+	cut := s.cut(s.max)
+	if len(cut) < len(s.max) {
+		if above := s.above(cut); above != nil {
+			return above, false
+		}
+	}
+	return append([]byte{}, s.max...), true
+}
+
+func (s *bounds) text() bool { return s.of.LogicalType().Equals(schema.StringLogicalType{}) }
+
+// cut is the begin of a long bound: whole characters of a text.
+func (s *bounds) cut(v []byte) []byte {
+	if len(v) <= boundBytes || s.of.PhysicalType() != parquet.Types.ByteArray {
+		return v
+	}
+	n := boundBytes
+	for s.text() && n > boundBytes-utf8.UTFMax && !utf8.RuneStart(v[n]) {
+		n--
+	}
+	return v[:n]
+}
+
+// above is the least of this length or shorter that is above all that begins with v; nil where nothing is.
+func (s *bounds) above(v []byte) []byte {
+	v = slices.Clone(v)
+	for len(v) > 0 {
+		if !s.text() {
+			if last := len(v) - 1; v[last] < math.MaxUint8 {
+				v[last]++
+				return v
+			}
+			v = v[:len(v)-1]
+			continue
+		}
+		r, size := utf8.DecodeLastRune(v)
+		v = v[:len(v)-size]
+		if r++; r == surrogates {
+			r = surrogatesEnd
+		}
+		if r <= utf8.MaxRune {
+			return utf8.AppendRune(v, r)
+		}
+	}
+	return nil
+}
+
+// No characters.
+const surrogates, surrogatesEnd = 0xd800, 0xe000

@@ -1,0 +1,215 @@
+package pages
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+
+	"github.com/apache/arrow-go/v18/parquet"
+	"github.com/apache/arrow-go/v18/parquet/metadata"
+	"github.com/apache/arrow-go/v18/parquet/schema"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// chunk is the pages of a column in a row group.
+type chunk struct {
+	column *schema.Column
+	id     int
+	width  int // of a value; 0 where each has a length, or is a bit
+
+	pages         []byte // with their headers, compressed
+	size          int    // the same if they were not
+	plain, coded  int32  // pages without and with the dictionary
+	values, nulls int
+	stats         bounds
+	nans          int64 // in the file
+
+	dictionary dictionary
+	use        dictionaryUse
+}
+
+type dictionaryUse uint8
+
+const (
+	never   dictionaryUse = iota // in this file
+	untried                      // in this row group
+	inUse
+	full // for the rest of the row group
+)
+
+// A dictionary is used where its entries are at most one in so many of the first page's values.
+const recurrence = 2
+
+func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
+	c := &chunk{column: column, id: f.ID, stats: bounds{of: column}}
+	switch column.PhysicalType() {
+	case parquet.Types.Int32, parquet.Types.Float:
+		c.width = 4
+	case parquet.Types.Int64, parquet.Types.Double:
+		c.width = 8
+	case parquet.Types.FixedLenByteArray:
+		c.width = column.TypeLength()
+	case parquet.Types.Boolean, parquet.Types.ByteArray:
+	default:
+		return nil, fmt.Errorf("there are no pages of type %s", column.PhysicalType())
+	}
+	return c, nil
+}
+
+// begin begins a file.
+func (c *chunk) begin() {
+	c.nans, c.use = 0, untried
+	if c.column.PhysicalType() == parquet.Types.Boolean {
+		c.use = never
+	}
+	c.reset()
+}
+
+// reset begins a row group.
+func (c *chunk) reset() {
+	c.pages, c.size, c.plain, c.coded, c.values, c.nulls = c.pages[:0], 0, 0, 0, 0, 0
+	c.stats.reset()
+	c.dictionary.reset()
+	if c.use != never {
+		c.use = untried
+	}
+}
+
+// page writes a page. Its levels are in the body; n is how many there are, or would be.
+func (c *chunk) page(s *shared, n int, col columnar.Column) error {
+	levels, present := len(s.body), col.Len()-col.Nulls()
+	c.values += n
+	c.nulls += n - present
+	coded, err := c.encode(s, col, present)
+	if err != nil {
+		return err
+	}
+	encoding := parquet.Encodings.RLEDict
+	if coded {
+		c.coded++
+	} else {
+		encoding = parquet.Encodings.Plain
+		c.stats.add(s.body[levels:], present)
+		c.plain++
+	}
+	if len(s.body) > math.MaxInt32 {
+		return errors.New("it has more than 2 GiB in a page: write fewer rows at once")
+	}
+	s.compressed = s.zstd.EncodeAll(s.body, s.compressed[:0])
+	begin := len(c.pages)
+	c.pages = appendDataHeader(c.pages, n, encoding, len(s.body), len(s.compressed))
+	c.size += len(c.pages) - begin + len(s.body)
+	c.pages = append(c.pages, s.compressed...)
+	return nil
+}
+
+// encode appends the values that are not null to the body, and tells whether as entries of the dictionary.
+func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool, err error) {
+	levels := len(s.body)
+	text, _ := col.(*columnar.Bytes)
+	if text == nil {
+		if s.body, err = c.appendPlain(s.body, col); err != nil {
+			return false, err
+		}
+	}
+	values := s.body[levels:]
+	if c.stats.float() {
+		c.nans += countNaNs(values, c.width)
+	}
+	coded = c.lookUp(present, func(d *dictionary) bool {
+		s.indices = slices.Grow(s.indices[:0], present)[:present]
+		if text != nil {
+			return d.strings(s.indices, text, text.Validity())
+		}
+		return d.fixed(s.indices, values, c.width)
+	})
+	switch {
+	case coded:
+		width := max(1, bits.Len(uint(c.dictionary.len()-1)))
+		s.body = appendHybrid(append(s.body[:levels], byte(width)), s.indices, width)
+	case text != nil:
+		s.body = appendStrings(s.body, text, text.Validity())
+	}
+	return coded, nil
+}
+
+// lookUp finds values in the dictionary, as long as there is one.
+func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
+	d := &c.dictionary
+	known := d.len()
+	switch {
+	case values == 0 || c.use == never || c.use == full:
+		return false
+	case c.use == untried:
+		d.most = min(dictionaryEntries, values/recurrence)
+	default:
+		d.most = dictionaryEntries
+	}
+	switch {
+	case find(d):
+		c.use = inUse
+		return true
+	case c.use == untried:
+		c.use = never
+		d.reset()
+	default:
+		c.use = full
+		d.truncate(known)
+	}
+	return false
+}
+
+// end is the dictionary's page, with which the chunk begins; empty where it has none. It is valid until the next.
+func (c *chunk) end(s *shared) []byte {
+	if c.coded == 0 {
+		return nil
+	}
+	d := &c.dictionary
+	c.stats.add(d.plain, d.len())
+	s.compressed = s.zstd.EncodeAll(d.plain, s.compressed[:0])
+	s.other = appendDictionaryHeader(s.other[:0], d.len(), len(d.plain), len(s.compressed))
+	c.size += len(s.other) + len(d.plain)
+	s.other = append(s.other, s.compressed...)
+	return s.other
+}
+
+// describe puts the chunk into the footer: it stands at so many bytes of the file, and begins with a dictionary of so many bytes.
+func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dictionary int) error {
+	info := metadata.ChunkMetaInfo{
+		NumValues: int64(c.values), IndexPageOffset: -1, DataPageOffset: at + int64(dictionary),
+		CompressedSize: int64(dictionary + len(c.pages)), UncompressedSize: int64(c.size),
+	}
+	stats := metadata.EncodingStats{DataEncodingStats: map[parquet.Encoding]int32{}}
+	if c.plain > 0 {
+		stats.DataEncodingStats[parquet.Encodings.Plain] = c.plain
+	}
+	if c.coded > 0 {
+		info.DictPageOffset = at
+		stats.DataEncodingStats[parquet.Encodings.RLEDict] = c.coded
+		stats.DictEncodingStats = map[parquet.Encoding]int32{parquet.Encodings.Plain: 1}
+	}
+	m.SetStats(c.statistics())
+	if c.stats.some { // arrow-go has no way to say so
+		have := m.Contents().MetaData.Statistics
+		if _, exact := c.stats.lower(); !exact {
+			have.IsMinValueExact = &exact
+		}
+		if _, exact := c.stats.upper(); !exact {
+			have.IsMaxValueExact = &exact
+		}
+	}
+	return m.Finish(info, c.coded > 0, c.coded > 0 && c.plain > 0, stats)
+}
+
+func (c *chunk) statistics() metadata.EncodedStatistics {
+	stats := metadata.EncodedStatistics{HasNullCount: true, NullCount: int64(c.nulls), Signed: c.column.SortOrder() == schema.SortSIGNED}
+	if c.stats.some {
+		low, _ := c.stats.lower()
+		high, _ := c.stats.upper()
+		stats.SetMin(low).SetMax(high)
+	}
+	return stats
+}

@@ -1,0 +1,167 @@
+package pages
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"math"
+	"math/bits"
+	"math/rand/v2"
+
+	"github.com/apache/arrow-go/v18/arrow/bitutil"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// What a dictionary has at most. It is in memory, and readers keep it there.
+const (
+	dictionaryEntries = 1 << 16
+	dictionaryBytes   = 1 << 20
+)
+
+// dictionary numbers distinct values.
+type dictionary struct {
+	plain   []byte   // the entries as PLAIN has them: the dictionary's page
+	entries []entry  // from 1 on; 0 is none
+	table   []uint32 // open addressing
+	most    int      // entries
+}
+
+type entry struct {
+	key
+	end uint32 // in plain
+}
+
+// key is a value, where that has no more bytes than a key knows; else a hash of it.
+type key struct {
+	first, last uint64 // eight bytes, which overlap where it has fewer than 16
+	size        uint32
+}
+
+const keyBytes = 16
+
+var none = entry{key: key{size: math.MaxUint32}}
+
+// Nobody can choose values that all come to the same place.
+var (
+	seed         = maphash.MakeSeed()
+	seed1, seed2 = rand.Uint64(), rand.Uint64()
+)
+
+func (d *dictionary) reset() {
+	d.plain, d.entries = d.plain[:0], append(d.entries[:0], none)
+	if len(d.table) == 0 {
+		d.table = make([]uint32, 64)
+	}
+	clear(d.table)
+}
+
+func (d *dictionary) len() int { return len(d.entries) - 1 }
+
+// truncate keeps the first n entries. No more can be added then.
+func (d *dictionary) truncate(n int) {
+	d.entries = d.entries[:n+1]
+	d.plain = d.plain[:d.entries[n].end]
+}
+
+// fixed puts the numbers of values of the same width into indices. It gives up where there would be too many entries.
+func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
+	for i := range indices {
+		var k key
+		switch width {
+		case 4:
+			k = key{uint64(binary.LittleEndian.Uint32(values[4*i:])), 0, 4}
+		case 8:
+			k = key{binary.LittleEndian.Uint64(values[8*i:]), 0, 8}
+		default:
+			k = keyOf(values[i*width:], width)
+		}
+		n := d.table[k.place()&uint32(len(d.table)-1)]
+		if d.entries[n].key != k || width > keyBytes {
+			if n = d.find(k, values[i*width:(i+1)*width], false); n == 0 {
+				return false
+			}
+		}
+		indices[i] = n - 1
+	}
+	return true
+}
+
+// strings does as fixed; values are those of the column that are not null.
+func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte) bool {
+	offsets, content := col.Offsets(), col.Content()
+	begin, at := int(offsets[0]), 0
+	for i, offset := range offsets[1:] {
+		if valid != nil && !bitutil.BitIsSet(valid, i) {
+			continue // it has no content
+		}
+		end := int(offset)
+		k := keyOf(content[begin:], end-begin)
+		n := d.table[k.place()&uint32(len(d.table)-1)]
+		if d.entries[n].key != k || end-begin > keyBytes {
+			if n = d.find(k, content[begin:end], true); n == 0 {
+				return false
+			}
+		}
+		begin = end
+		indices[at] = n - 1
+		at++
+	}
+	return true
+}
+
+// keyOf is the key of the first n of some bytes. Most have few, of any number: so it asks little about that.
+func keyOf(b []byte, n int) key {
+	if n > keyBytes {
+		return key{maphash.Bytes(seed, b[:n]), 0, uint32(n)}
+	}
+	if len(b) < keyBytes {
+		var room [keyBytes]byte
+		copy(room[:], b)
+		b = room[:]
+	}
+	mask := uint64(math.MaxUint64) >> (64 - 8*min(n, 8))
+	return key{binary.LittleEndian.Uint64(b) & mask, binary.LittleEndian.Uint64(b[max(n-8, 0):]) & mask, uint32(n)}
+}
+
+func (k key) place() uint32 {
+	high, low := bits.Mul64(k.first^seed1, k.last^seed2)
+	return uint32(high ^ low)
+}
+
+// find finds the entry of a value, which may stand behind its length, or makes it; 0 where there is no room.
+func (d *dictionary) find(k key, v []byte, length bool) uint32 {
+	if 2*len(d.entries) > len(d.table) {
+		d.grow()
+	}
+	mask := uint32(len(d.table) - 1)
+	at := k.place() & mask
+	for ; d.table[at] != 0; at = (at + 1) & mask {
+		n := d.table[at]
+		if e := &d.entries[n]; e.key == k && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
+			return n
+		}
+	}
+	if d.len() >= d.most || len(d.plain)+len(v)+4 > dictionaryBytes {
+		return 0
+	}
+	if length {
+		d.plain = binary.LittleEndian.AppendUint32(d.plain, uint32(len(v)))
+	}
+	d.plain = append(d.plain, v...)
+	n := uint32(len(d.entries))
+	d.entries = append(d.entries, entry{k, uint32(len(d.plain))})
+	d.table[at] = n
+	return n
+}
+
+func (d *dictionary) grow() {
+	d.table = make([]uint32, 2*len(d.table))
+	mask := uint32(len(d.table) - 1)
+	for n := 1; n < len(d.entries); n++ {
+		at := d.entries[n].place() & mask
+		for d.table[at] != 0 {
+			at = (at + 1) & mask
+		}
+		d.table[at] = uint32(n)
+	}
+}

@@ -1,0 +1,76 @@
+package pages
+
+import (
+	"encoding/binary"
+)
+
+// appendHybrid appends numbers of so many bits in Parquet's hybrid of runs and packed groups of eight.
+func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
+	packed := 0 // the first value that is not written
+	for i := 0; i < len(values); {
+		run := 1
+		for i+run < len(values) && values[i+run] == values[i] {
+			run++
+		}
+		if run < shortestRun {
+			i = min(i+8, len(values))
+			continue
+		}
+		b = appendPacked(b, values[packed:i], width)
+		b = binary.AppendUvarint(b, uint64(run)<<1)
+		for bits := 0; bits < width; bits += 8 {
+			b = append(b, byte(uint32(values[i])>>bits))
+		}
+		i += run
+		packed = i
+	}
+	return appendPacked(b, values[packed:], width)
+}
+
+// A run costs what some values cost in a group, and ends the group.
+const shortestRun = 24
+
+// appendPacked appends groups of eight; zeros fill up the last one, which must be the last of all.
+func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
+	if len(values) == 0 {
+		return b
+	}
+	groups := (len(values) + 7) / 8
+	b = binary.AppendUvarint(b, uint64(groups)<<1|1)
+	end := len(b) + groups*width
+	var held uint64
+	var bits int
+	for _, v := range values {
+		held |= uint64(v) << bits
+		if bits += width; bits >= 32 {
+			b = binary.LittleEndian.AppendUint32(b, uint32(held))
+			held >>= 32
+			bits -= 32
+		}
+	}
+	for ; len(b) < end; held >>= 8 {
+		b = append(b, byte(held))
+	}
+	return b
+}
+
+// appendBits appends the lowest n bits of a bitmap as numbers of one bit; all are set where there is none.
+func appendBits(b, bitmap []byte, n int) []byte {
+	if bitmap == nil {
+		return append(binary.AppendUvarint(b, uint64(n)<<1), 1)
+	}
+	groups := (n + 7) / 8
+	b = append(binary.AppendUvarint(b, uint64(groups)<<1|1), bitmap[:groups]...)
+	if n%8 > 0 {
+		b[len(b)-1] &= 1<<(n%8) - 1
+	}
+	return b
+}
+
+// withLength appends what f appends, and its length before it.
+func withLength(b []byte, f func([]byte) []byte) []byte {
+	at := len(b)
+	b = f(append(b, 0, 0, 0, 0))
+	binary.LittleEndian.PutUint32(b[at:], uint32(len(b)-at-4))
+	return b
+}

@@ -1,0 +1,208 @@
+package pages
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"github.com/apache/arrow-go/v18/arrow/bitutil"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// levels say of a field how deep it is nested: the highest definition and repetition levels that its values have, and the definition
+// level from which on the list around it has an element.
+type levels struct {
+	definition, repetition, element uint8
+}
+
+// node is a field of the schema.
+type node struct {
+	name     string
+	levels              // of what the field has where it is not null
+	optional bool       // the field may be null
+	children []*node    // of a group, a list, a map
+	chunk    *chunk     // of any other
+	within   levels     // of the children
+	own      []uint8    // definition levels of the field
+	elements [2][]uint8 // definition and repetition levels of what is in a list
+}
+
+// slots are the places where a page may have a value of a field, each with its levels. Those that have an element in the innermost
+// list around the field are the values of its column, in their order; the others are where lists are empty, or not there.
+type slots struct {
+	n                      int
+	definition, repetition []uint8 // nil where they are all 0
+}
+
+func (s slots) at(i int) (definition, repetition uint8) {
+	if s.definition != nil {
+		definition = s.definition[i]
+	}
+	if s.repetition != nil {
+		repetition = s.repetition[i]
+	}
+	return definition, repetition
+}
+
+// tree makes the nodes of a schema.
+type tree struct{ writer *Writer }
+
+// More than this no descriptor of a message has.
+const maxLevel = 250
+
+func (t *tree) node(f columnar.Field, around levels) (*node, error) {
+	n := &node{name: f.Name, levels: around, optional: !f.Required}
+	if n.optional {
+		n.definition++
+	}
+	n.within = n.levels
+	inner, parts := &n.within, slices.Clone(columnar.Parts(f.Type))
+	switch f.Type.(type) {
+	case columnar.Struct:
+	case columnar.List, columnar.Map:
+		inner.definition++
+		inner.repetition++
+		inner.element = inner.definition
+	default:
+		w := t.writer
+		if len(w.chunks) >= w.schema.NumColumns() {
+			return nil, errors.New("it is not in the schema")
+		}
+		c, err := newChunk(f, w.schema.Column(len(w.chunks)))
+		if err != nil {
+			return nil, err
+		}
+		if c.column.MaxDefinitionLevel() != int16(n.definition) || c.column.MaxRepetitionLevel() != int16(n.repetition) {
+			return nil, errors.New("the schema has other levels")
+		}
+		n.chunk, w.chunks = c, append(w.chunks, c)
+		return n, nil
+	}
+	if inner.definition > maxLevel {
+		return nil, errors.New("it is nested too deep")
+	}
+	if _, pairs := f.Type.(columnar.Map); pairs {
+		parts[0].Required = true
+	}
+	for _, part := range parts {
+		child, err := t.node(part, *inner)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", part.Name, err)
+		}
+		n.children = append(n.children, child)
+	}
+	return n, nil
+}
+
+// write writes a page of every leaf.
+func (n *node) write(s *shared, col columnar.Column, in slots) error {
+	if n.chunk != nil {
+		return n.leaf(s, col, in)
+	}
+	in, err := n.defined(in, col.Validity())
+	if err != nil {
+		return err
+	}
+	switch col := col.(type) {
+	case *columnar.Structs:
+		return n.each(s, in, col.Children()...)
+	case *columnar.Lists:
+		return n.each(s, n.unfold(in, col.Offsets()), col.Element())
+	case *columnar.Maps:
+		return n.each(s, n.unfold(in, col.Offsets()), col.Keys(), col.Values())
+	}
+	return fmt.Errorf("it is a column of type %T", col)
+}
+
+func (n *node) each(s *shared, in slots, columns ...columnar.Column) error {
+	for i, child := range n.children {
+		if err := child.write(s, columns[i], in); err != nil {
+			return fmt.Errorf("%s: %w", child.name, err)
+		}
+	}
+	return nil
+}
+
+// leaf writes a page.
+func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
+	valid, body := col.Validity(), s.body[:0]
+	if in.definition == nil && n.optional { // by far the most common
+		body = withLength(body, func(b []byte) []byte { return appendBits(b, valid, in.n) })
+	} else {
+		var err error
+		if in, err = n.defined(in, valid); err != nil {
+			return err
+		}
+		if n.repetition > 0 {
+			body = withLength(body, func(b []byte) []byte { return appendHybrid(b, in.repetition, bits.Len8(n.repetition)) })
+		}
+		if n.definition > 0 {
+			body = withLength(body, func(b []byte) []byte { return appendHybrid(b, in.definition, bits.Len8(n.definition)) })
+		}
+	}
+	s.body = body
+	return n.chunk.page(s, in.n, col)
+}
+
+var errNull = errors.New("it is required, and null in a row")
+
+// defined is where the field has values: what is left of the places where it could have some.
+func (n *node) defined(in slots, valid []byte) (slots, error) {
+	switch {
+	case !n.optional && valid == nil:
+		return in, nil
+	case !n.optional:
+		i := 0
+		for at := range in.n {
+			d, _ := in.at(at)
+			if d < n.element {
+				continue
+			}
+			if d == n.definition && !bitutil.BitIsSet(valid, i) {
+				return in, errNull
+			}
+			i++
+		}
+		return in, nil
+	case in.definition != nil:
+		n.own = append(n.own[:0], in.definition...)
+	default:
+		n.own = slices.Grow(n.own[:0], in.n)[:in.n]
+		clear(n.own)
+	}
+	around, i := n.definition-1, 0
+	for at, d := range n.own {
+		if d < n.element {
+			continue
+		}
+		if d == around && (valid == nil || bitutil.BitIsSet(valid, i)) {
+			n.own[at] = n.definition
+		}
+		i++
+	}
+	return slots{in.n, n.own, in.repetition}, nil
+}
+
+// unfold is where the elements of lists have values.
+func (n *node) unfold(lists slots, offsets []int32) slots {
+	definition, repetition, i := n.elements[0][:0], n.elements[1][:0], 0
+	for at := range lists.n {
+		d, r := lists.at(at)
+		elements := 0
+		if d >= n.element {
+			elements = int(offsets[i+1] - offsets[i])
+			i++
+		}
+		if elements > 0 {
+			d = n.within.definition
+		}
+		definition, repetition = append(definition, d), append(repetition, r)
+		for range elements - 1 {
+			definition, repetition = append(definition, d), append(repetition, n.within.repetition)
+		}
+	}
+	n.elements = [2][]uint8{definition, repetition}
+	return slots{len(definition), definition, repetition}
+}

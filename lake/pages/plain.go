@@ -1,0 +1,146 @@
+package pages
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/apache/arrow-go/v18/arrow/bitutil"
+	"github.com/apache/arrow-go/v18/arrow/decimal128"
+	"github.com/apache/arrow-go/v18/parquet"
+
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// appendPlain appends the values that are not null in Parquet's encoding PLAIN.
+func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
+	at, n, valid := len(b), col.Len(), col.Validity()
+	switch col := col.(type) {
+	case *columnar.Bools:
+		return appendBools(b, col.Values(), valid, n), nil
+	case *columnar.Fixed:
+		b = append(b, col.Values()...)
+	case *columnar.Int32s:
+		b = slices.Grow(b, 4*n)[:at+4*n]
+		for i, v := range col.Values() {
+			binary.LittleEndian.PutUint32(b[at+4*i:], uint32(v))
+		}
+	case *columnar.Int64s:
+		b = slices.Grow(b, 8*n)[:at+8*n]
+		for i, v := range col.Values() {
+			binary.LittleEndian.PutUint64(b[at+8*i:], uint64(v))
+		}
+	case *columnar.Float32s:
+		b = slices.Grow(b, 4*n)[:at+4*n]
+		for i, v := range col.Values() {
+			binary.LittleEndian.PutUint32(b[at+4*i:], math.Float32bits(v))
+		}
+	case *columnar.Float64s:
+		b = slices.Grow(b, 8*n)[:at+8*n]
+		for i, v := range col.Values() {
+			binary.LittleEndian.PutUint64(b[at+8*i:], math.Float64bits(v))
+		}
+	case *columnar.Decimals:
+		var err error
+		if b, err = c.appendDecimals(b, col.Values()); err != nil {
+			return b, err
+		}
+	default:
+		return b, fmt.Errorf("it is a column of type %T", col)
+	}
+	if valid != nil {
+		b = b[:at+len(dropNulls(b[at:], c.width, valid))]
+	}
+	return b, nil
+}
+
+// dropNulls moves values together.
+func dropNulls(values []byte, width int, valid []byte) []byte {
+	to := 0
+	for i := range len(values) / width {
+		if bitutil.BitIsSet(valid, i) {
+			to += copy(values[to:], values[i*width:(i+1)*width])
+		}
+	}
+	return values[:to]
+}
+
+func appendBools(b, values, valid []byte, n int) []byte {
+	at := len(b)
+	b = append(b, values...)
+	if valid != nil {
+		clear(b[at:])
+		to := 0
+		for i := range n {
+			if bitutil.BitIsSet(valid, i) {
+				bitutil.SetBitTo(b[at:], to, bitutil.BitIsSet(values, i))
+				to++
+			}
+		}
+		n = to
+	}
+	b = b[:at+(n+7)/8]
+	if n%8 > 0 {
+		b[len(b)-1] &= 1<<(n%8) - 1
+	}
+	return b
+}
+
+// appendStrings appends each value behind its length.
+func appendStrings(b []byte, col *columnar.Bytes, valid []byte) []byte {
+	offsets, content := col.Offsets(), col.Content()
+	b = slices.Grow(b, len(content)+4*len(offsets)+atOnce)
+	begin := int(offsets[0])
+	for i, offset := range offsets[1:] {
+		if valid != nil && !bitutil.BitIsSet(valid, i) {
+			continue // it has no content
+		}
+		end := int(offset)
+		b = binary.LittleEndian.AppendUint32(b, uint32(end-begin))
+		if at := len(b); end-begin <= atOnce && begin+atOnce <= len(content) {
+			// Most are short: to copy too much costs less than to see how much.
+			b = append(b, content[begin:begin+atOnce]...)[:at+end-begin]
+		} else {
+			b = append(b, content[begin:end]...)
+		}
+		begin = end
+	}
+	return b
+}
+
+const atOnce = 16
+
+var errDecimal = errors.New("a number has more digits than the column")
+
+// appendDecimals appends them as the column's physical type: numbers of Parquet's, or bytes from the highest on.
+func (c *chunk) appendDecimals(b []byte, values []decimal128.Num) ([]byte, error) {
+	for _, v := range values {
+		low, high := int64(v.LowBits()), v.HighBits()
+		switch physical := c.column.PhysicalType(); {
+		case physical == parquet.Types.Int32:
+			if low != int64(int32(low)) || high != low>>63 {
+				return b, errDecimal
+			}
+			b = binary.LittleEndian.AppendUint32(b, uint32(low))
+		case physical == parquet.Types.Int64:
+			if high != low>>63 {
+				return b, errDecimal
+			}
+			b = binary.LittleEndian.AppendUint64(b, uint64(low))
+		default:
+			var all [16]byte
+			binary.BigEndian.PutUint64(all[:], uint64(high))
+			binary.BigEndian.PutUint64(all[8:], uint64(low))
+			cut, rest := all[:16-c.width], all[16-c.width:]
+			for _, extension := range cut {
+				if extension != byte(int8(rest[0])>>7) {
+					return b, errDecimal
+				}
+			}
+			b = append(b, rest...)
+		}
+	}
+	return b, nil
+}

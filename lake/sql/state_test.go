@@ -1,0 +1,159 @@
+package sql_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/clickhouse/clickhousetest"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/maintenance"
+	lakesql "github.com/millrace/millrace/lake/sql"
+)
+
+// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are compacted away.
+func TestStateTable(t *testing.T) {
+	t.Parallel()
+	bucket := objects.Config(t)
+	for name, c := range map[string]struct {
+		warehouse string
+		store     lakesql.S3
+	}{
+		"folder": {warehouse: filepath.Join(t.TempDir(), "warehouse")},
+		"bucket": {
+			"s3://" + bucket.Bucket + "/" + uuid.NewString(),
+			lakesql.S3{Endpoint: bucket.Endpoint, Region: bucket.Region, AccessKey: bucket.AccessKey, SecretKey: bucket.SecretKey},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := lake.Open(t.Context(), lake.Config{
+				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: filepath.Join(t.TempDir(), "catalog.db"), Logger: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			land := lander(t, l)
+
+			const orders = 20
+			var placed, confirmed []event.Event
+			for i := range orders {
+				id := uuid.NewString()
+				placed = append(placed, orderEvent(id, 1, &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
+					OrderId: id, Currency: "GBP", OrderedAt: timestamppb.Now(), Total: &money.Money{CurrencyCode: "GBP", Units: int64(i), Nanos: 1},
+				}}}))
+				if i%2 == 0 {
+					confirmed = append(confirmed, orderEvent(id, 2, &orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{
+						OrderId: id, ConfirmedAt: timestamppb.Now(),
+					}}}))
+				}
+			}
+			land(placed)
+			land(confirmed)
+			table := lake.Name{lake.Namespace, "orders_current"}
+			summary, err := l.Summarize(t.Context(), table)
+			if err != nil || summary.Rows != orders || summary.RowsInFiles != orders+orders/2 || summary.DeleteFiles == 0 {
+				t.Fatalf("%+v, %v", summary, err)
+			}
+			s := lakesql.New(func(ctx context.Context) ([]lakesql.Table, error) {
+				states, err := l.Tables(ctx)
+				var tables []lakesql.Table
+				for _, state := range states {
+					if state.Name == "orders_current" {
+						tables = append(tables, lakesql.Table{Name: state.Name, MetadataLocation: state.MetadataLocation, Location: state.Location})
+					}
+				}
+				return tables, err
+			}, clickhousetest.Shared(t).Client(), c.store)
+			const query = "SELECT status, count() AS n, uniqExact(order_id) AS orders, sum(total) AS total, sum(version) AS versions FROM orders_current GROUP BY status ORDER BY status"
+			want := fmt.Sprintf("%q,10,10,90.00000001,20\n%q,10,10,100.00000001,10\n", "confirmed", "placed")
+			if got := ask(t, s, query, lakesql.FormatCSV); got != "\"status\",\"n\",\"orders\",\"total\",\"versions\"\n"+want {
+				t.Errorf("with deletes: %s", got)
+			}
+			if _, err := l.Maintain(t.Context(), table, maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
+				t.Fatal(err)
+			}
+			if summary, err = l.Summarize(t.Context(), table); err != nil || summary.RowsInFiles != orders || summary.DeleteFiles != 0 {
+				t.Errorf("%+v, %v", summary, err)
+			}
+			if got := ask(t, s, query, lakesql.FormatCSV); got != "\"status\",\"n\",\"orders\",\"total\",\"versions\"\n"+want {
+				t.Errorf("without deletes: %s", got)
+			}
+		})
+	}
+}
+
+// lander lands a lake's tables, and returns what puts order events on their topic and waits until they have landed.
+func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
+	t.Helper()
+	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	producer := fetchtest.New(t, []string{b.Addr()}, "shop-"+b.Boot())
+	for _, agg := range event.Aggregates() {
+		if err := producer.CreateTopic(t.Context(), agg.Topic, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() {
+		done <- l.Run(ctx, lake.RunConfig{
+			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p lake.Parked) error { return p.Reason },
+		})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return func(events []event.Event) {
+		t.Helper()
+		records := make([]fetchtest.Record, len(events))
+		for i, e := range events {
+			records[i] = fetchtest.Event(0, e)
+		}
+		if err := producer.Commit(t.Context(), event.Order.Topic, records...); err != nil {
+			t.Fatal(err)
+		}
+		ends, err := producer.Ends(t.Context(), event.Order.Topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		polltest.Until(t, "the events have landed", func() bool {
+			applied, err := l.Applied(t.Context(), event.Order.Topic)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return applied[0] >= ends[0]
+		})
+	}
+}
+
+func orderEvent(id string, version uint64, m *orderv1.OrderEvent) event.Event {
+	data, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	now := event.Time(time.Now())
+	return event.Event{
+		ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: version, Type: "millrace.order.v1.OrderEvent", Data: data,
+		OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: version},
+	}
+}

@@ -1,0 +1,286 @@
+package lake
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// state declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An event that
+// comes changes the row: the old one is deleted by its key in the commit that brings the new one, and maintenance takes both
+// the deletes and what they hit out of the files.
+//
+// All that a fold needs to know is in the row, so that any lander can go on from the table. So a column that is added later is not
+// known of the streams before; to have it of all, drop the table, and it is landed anew.
+//
+// An event that was parked leaves a gap: the stream goes on without what it said, and its row has the version of the last event
+// that is in it. An event whose version the row has passed changes nothing. The event with version 1 is taken to be the first of
+// its stream. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until all that
+// stood in it has landed, as for every other reader that wants events in order.
+type state[S any] struct {
+	name, doc   string
+	of          event.Aggregate
+	key, keyDoc string
+	columns     shape[S]
+	// change tells what an event does to the state of its stream. It fails where the event cannot be understood, whatever the
+	// state. It must not change what the state before refers to.
+	change func(e event.Event) (func(*S), error)
+}
+
+// stateRow is a row of such a table, but for where it comes from: that is the last event in it.
+type stateRow[S any] struct {
+	key                  string
+	state                S
+	version              int64
+	createdAt, updatedAt time.Time
+}
+
+func (d state[S]) shape() shape[stateRow[S]] {
+	return slices.Concat(
+		shape[stateRow[S]]{{name: d.key, doc: d.keyDoc, required: true, of: func(r *stateRow[S]) any { return &r.key }}},
+		within(d.columns, func(r *stateRow[S]) *S { return &r.state }),
+		shape[stateRow[S]]{
+			{name: "version", doc: "of the stream: its last event in this row", of: func(r *stateRow[S]) any { return &r.version }},
+			{name: "created_at", doc: "when the event store took the first event in this row", required: true, of: func(r *stateRow[S]) any { return &r.createdAt }},
+			{name: "updated_at", doc: "when the event store took the last event in this row", required: true, of: func(r *stateRow[S]) any { return &r.updatedAt }},
+		},
+	)
+}
+
+func (d state[S]) table() Table {
+	shape := d.shape()
+	return Table{
+		Name: d.name, Topic: d.of.Topic, Doc: d.doc, Columns: shape.fields(), Sort: []Sort{{Column: d.key}}, derived: d.of, keyed: true,
+		Rows: func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
+			known, err := simplelru.NewLRU[string, knownRow[S]](knownRows, nil)
+			return &states[S]{
+				declared: d, shape: shape, values: values, row: row{to: to},
+				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, stands: map[int32]stand{},
+			}, err
+		},
+		sums: sums{
+			add: func(to *digest.Digest, rec arrow.RecordBatch) error {
+				return addRows(to, rec, shape, func(r *stateRow[S]) string { return r.key })
+			},
+			expect: func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) { return d.expect(shape, events) },
+		},
+	}
+}
+
+// expect folds events; it holds a state for each stream, as long as it runs.
+func (d state[S]) expect(shape shape[stateRow[S]], events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	rows := map[string]*stateRow[S]{}
+	for e, err := range events {
+		if err != nil {
+			return nil, err
+		}
+		c, err := d.decode(e)
+		if err != nil {
+			return nil, err
+		}
+		if rows[e.Stream] == nil {
+			rows[e.Stream] = &stateRow[S]{key: e.Stream}
+		}
+		rows[e.Stream].take(c)
+	}
+	to := digest.New()
+	var content []byte
+	for key, r := range rows {
+		content = shape.content(content[:0], r)
+		to.Add(key, content)
+		delete(rows, key)
+	}
+	return to, nil
+}
+
+func (d state[S]) decode(e event.Event) (change[S], error) {
+	apply, err := d.change(e)
+	if err != nil {
+		return change[S]{}, fmt.Errorf("event %s: %w", e.ID, err)
+	}
+	return change[S]{apply: apply, version: int64(e.Version), recordedAt: e.RecordedAt}, nil
+}
+
+// change is what one event does to a row.
+type change[S any] struct {
+	apply      func(*S)
+	version    int64
+	recordedAt time.Time
+	partition  int32
+	offset     int64
+}
+
+// take makes a change, and tells whether it was one.
+func (r *stateRow[S]) take(c change[S]) bool {
+	if c.version <= r.version {
+		return false
+	}
+	if r.version == 0 {
+		r.createdAt = c.recordedAt
+	}
+	c.apply(&r.state)
+	r.version, r.updatedAt = c.version, c.recordedAt
+	return true
+}
+
+// states is the Rows of a table of state. It holds what a batch changes until that is to land, for only then the rows before
+// are asked for: those that are not known from the batches before are read from the table, all at once.
+//
+// What it knows of the table holds as long as nobody else lands the partition: its rows are as they were left where the table
+// stands where they were left.
+type states[S any] struct {
+	declared state[S]
+	shape    shape[stateRow[S]]
+	values   *registry.Decoder
+	row      row
+
+	changes map[string][]change[S] // of the batch, by key
+	before  map[string]stateRow[S] // the rows that they are of
+	after   []knownRow[S]          // and what becomes of them
+
+	known  *simplelru.LRU[string, knownRow[S]]
+	stands map[int32]stand
+}
+
+// How many rows a lander remembers: a stream's events mostly come soon after one another.
+const knownRows = 50_000
+
+// knownRow is a row as the last batch that changed it left it.
+type knownRow[S any] struct {
+	stateRow[S]
+	partition int32
+	turn      int
+}
+
+// stand is how far a partition was landed here, and in which turn: each time others have landed it meanwhile begins another.
+type stand struct {
+	next int64
+	turn int
+}
+
+// Append implements Rows. It appends no row yet.
+func (x *states[S]) Append(ctx context.Context, r Record) (Appended, error) {
+	e, err := x.values.Event(ctx, r.Topic, r.Key, r.Value, r.Headers)
+	if err == nil {
+		err = checkEnvelope(x.declared.of, e)
+	}
+	if err != nil {
+		return Appended{}, err
+	}
+	c, err := x.declared.decode(e)
+	if err != nil {
+		return Appended{}, err
+	}
+	c.partition, c.offset = r.Partition, r.Offset
+	x.changes[e.Stream] = append(x.changes[e.Stream], c)
+	return Appended{AsOf: e.RecordedAt}, nil
+}
+
+// held implements upserts.
+func (x *states[S]) held() bool { return len(x.changes) > 0 }
+
+// columns implements upserts.
+func (x *states[S]) columns() []columnar.Field { return x.row.to.Fields()[:len(x.shape)] }
+
+// missing implements upserts.
+func (x *states[S]) missing(from map[int32]int64) (keys []string) {
+	for partition, at := range from {
+		if s, ours := x.stands[partition]; !ours || s.next != at {
+			x.stands[partition] = stand{next: at, turn: s.turn + 1}
+		}
+	}
+	for key, changes := range x.changes {
+		first := changes[0]
+		known, ok := x.known.Get(key)
+		switch {
+		case ok && known.partition == first.partition && known.turn == x.stands[first.partition].turn:
+			x.before[key] = known.stateRow
+		case first.version > 1:
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// found implements upserts.
+func (x *states[S]) found(rec arrow.RecordBatch, names []string) error {
+	read, err := x.shape.bind(rec, names)
+	if err != nil {
+		return err
+	}
+	keys, err := columnOf[*array.String](rec, names[0])
+	if err != nil {
+		return err
+	}
+	for i := range int(rec.NumRows()) {
+		if x.changes[keys.Value(i)] == nil {
+			continue
+		}
+		var r stateRow[S]
+		if read(i, &r); r.version > x.before[r.key].version {
+			x.before[r.key] = r
+		}
+	}
+	return nil
+}
+
+// fold implements upserts.
+func (x *states[S]) fold(each func(key string, existed bool, rows Rows, from Record) error) error {
+	for _, key := range slices.Sorted(maps.Keys(x.changes)) {
+		r, existed := x.before[key]
+		r.key = key
+		var last change[S]
+		for _, c := range x.changes[key] {
+			if r.take(c) {
+				last = c
+			}
+		}
+		if last.apply == nil {
+			continue
+		}
+		x.after = append(x.after, knownRow[S]{r, last.partition, x.stands[last.partition].turn})
+		write := rowFunc(func() {
+			x.row.begin()
+			x.shape.append(&x.row, &r)
+			x.row.end()
+		})
+		if err := each(key, existed, write, Record{Topic: x.declared.of.Topic, Partition: last.partition, Offset: last.offset}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// landed implements upserts.
+func (x *states[S]) landed(next map[int32]int64) {
+	for _, r := range x.after {
+		x.known.Add(r.key, r)
+	}
+	for partition, at := range next {
+		x.stands[partition] = stand{next: at, turn: x.stands[partition].turn}
+	}
+	clear(x.changes)
+	clear(x.before)
+	x.after = x.after[:0]
+}
+
+// rowFunc writes a row.
+type rowFunc func()
+
+// Append implements Rows.
+func (write rowFunc) Append(context.Context, Record) (Appended, error) {
+	write()
+	return Appended{Rows: 1}, nil
+}
