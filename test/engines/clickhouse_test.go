@@ -22,9 +22,10 @@ func (s *system) clickHouse(t *testing.T) *clickhouse.Client {
 	}
 	t.Cleanup(func() { _ = client.Close() })
 	c := s.catalog("python")
+	bucket, _, _ := strings.Cut(strings.TrimPrefix(c.Warehouse, "s3://"), "/")
 	create := "CREATE DATABASE IF NOT EXISTS lake ENGINE = DataLakeCatalog('" + c.REST + "/v1') SETTINGS catalog_type = 'rest', warehouse = '" + c.Warehouse +
 		"', catalog_credential = '" + c.Credential + "', oauth_server_uri = '" + c.REST + "/v1/oauth/tokens', vended_credentials = 1, storage_endpoint = '" + c.S3.Endpoint + "/" +
-		strings.TrimPrefix(c.Warehouse, "s3://") + "'"
+		bucket + "'"
 	if err := client.Exec(t.Context(), create, map[string]string{"allow_database_iceberg": "1"}); err != nil {
 		t.Fatal(err)
 	}
