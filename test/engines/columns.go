@@ -17,7 +17,9 @@ type Column struct {
 }
 
 // nested tells whether it stands in a struct: where that is null some engines give zero values, so zero and null are one there.
-func (c Column) nested() bool { return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements" }
+func (c Column) nested() bool {
+	return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements"
+}
 
 // zero is what stands for null.
 func (c Column) zero() string {
