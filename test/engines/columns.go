@@ -10,14 +10,16 @@ import (
 // Column is something of a row that every engine can write as text: a column, a field in structs, or a list's elements.
 type Column struct {
 	Path []string `json:"path"`
-	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size (of a list or map), elements (of a list)
+	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size and elements (of a list), entries (of a map: how many)
 	// Elements says of a list what is taken of each: a field's name, empty for the element itself.
 	Element string `json:"element"`
 	Scale   int    `json:"scale"` // of a decimal
 }
 
 // nested tells whether it stands in a struct: where that is null some engines give zero values, so zero and null are one there.
-func (c Column) nested() bool { return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "elements" }
+func (c Column) nested() bool {
+	return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements"
+}
 
 // zero is what stands for null.
 func (c Column) zero() string {
@@ -25,7 +27,7 @@ func (c Column) zero() string {
 		return "~"
 	}
 	switch c.Kind {
-	case "number", "time", "size":
+	case "number", "time", "size", "entries":
 		return "0"
 	case "bool":
 		return "false"
@@ -82,7 +84,7 @@ func columnsOf(at []string, fields []field) (all []Column, err error) {
 			all = append(all, Column{Path: path, Kind: "size"})
 			all = append(all, elementsOf(path, t.Element)...)
 		case "map":
-			all = append(all, Column{Path: path, Kind: "size"})
+			all = append(all, Column{Path: path, Kind: "entries"})
 		}
 	}
 	return all, nil

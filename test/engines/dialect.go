@@ -21,7 +21,7 @@ var (
 		quote: `"`,
 		as: map[string]string{
 			"text": "CAST(%s AS varchar)", "number": "CAST(%s AS varchar)", "bool": "CAST(%s AS varchar)", "decimal": "CAST(%s AS varchar)",
-			"time": "CAST(CAST(round(to_unixtime(%s) * 1000000) AS bigint) AS varchar)", "binary": "lower(to_hex(%s))",
+			"time": "CAST(CAST(round(to_unixtime(%s) * 1000000) AS bigint) AS varchar)", "binary": "lower(to_hex(%s))", "entries": "CAST(cardinality(%s) AS varchar)",
 		},
 		size: "CAST(cardinality(%s) AS varchar)", join: "array_join(transform(%[1]s, e -> coalesce(%[2]s, '')), ',')", row: "array_join(ARRAY[%s], '|')",
 		hash: "CAST(from_base(substr(lower(to_hex(md5(to_utf8(%s)))), 1, 15), 16) AS decimal(38,0))",
@@ -30,7 +30,7 @@ var (
 		quote: "`",
 		as: map[string]string{
 			"text": "CAST(%s AS string)", "number": "CAST(%s AS string)", "bool": "CAST(%s AS string)", "decimal": "CAST(%s AS string)",
-			"time": "CAST(unix_micros(%s) AS string)", "binary": "lower(hex(%s))",
+			"time": "CAST(unix_micros(%s) AS string)", "binary": "lower(hex(%s))", "entries": "CAST(size(%s) AS string)",
 		},
 		size: "CAST(size(%s) AS string)", join: "array_join(transform(%[1]s, e -> coalesce(%[2]s, '')), ',')", row: "concat_ws('|', %s)",
 		hash: "CAST(conv(substr(md5(%s), 1, 15), 16, 10) AS decimal(38,0))",
@@ -39,7 +39,7 @@ var (
 		quote: `"`,
 		as: map[string]string{
 			"text": "CAST(%s AS varchar)", "number": "CAST(%s AS varchar)", "bool": "CAST(%s AS varchar)", "decimal": "CAST(%s AS varchar)",
-			"time": "CAST(epoch_us(%s) AS varchar)", "binary": "lower(hex(%s))",
+			"time": "CAST(epoch_us(%s) AS varchar)", "binary": "lower(hex(%s))", "entries": "CAST(cardinality(%s) AS varchar)",
 		},
 		size: "CAST(len(%s) AS varchar)", join: "array_to_string(list_transform(%[1]s, lambda e: coalesce(%[2]s, '')), ',')", row: "concat_ws('|', %s)",
 		hash: "CAST(CAST('0x' || substr(md5(%s), 1, 15) AS bigint) AS hugeint)",
@@ -48,7 +48,7 @@ var (
 		quote: "`",
 		as: map[string]string{
 			"text": "toString(%s)", "number": "toString(%s)", "bool": "if(%s, 'true', 'false')", "decimal": "toDecimalString(%s, 9)",
-			"time": "toString(toUnixTimestamp64Micro(%s))", "binary": "lower(hex(%s))",
+			"time": "toString(toUnixTimestamp64Micro(%s))", "binary": "lower(hex(%s))", "entries": "toString(length(%s))",
 		},
 		size: "toString(length(%s))", join: "arrayStringConcat(arrayMap(e -> coalesce(%[2]s, ''), %[1]s), ',')", row: "arrayStringConcat([%s], '|')",
 		hash: "toInt256(bitShiftRight(reinterpretAsUInt64(reverse(substring(MD5(%s), 1, 8))), 4))",

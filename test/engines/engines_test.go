@@ -24,7 +24,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(process.RunTests(m, server.Stop, session.Stop, house.Stop, world.stop))
+	os.Exit(process.RunTests(m, server.Stop, session.Stop, world.stop))
 }
 
 // everyEngine starts the engines, on the system's REST catalog and on one that they share, called shared.

@@ -17,9 +17,9 @@ EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 def zero(column: dict) -> str:
-    if len(column["path"]) == 1 and column["kind"] not in ("size", "elements"):
+    if len(column["path"]) == 1 and column["kind"] not in ("size", "entries", "elements"):
         return "~"
-    return {"number": "0", "time": "0", "size": "0", "bool": "false", "decimal": "0." + "0" * column["scale"]}.get(column["kind"], "")
+    return {"number": "0", "time": "0", "size": "0", "entries": "0", "bool": "false", "decimal": "0." + "0" * column["scale"]}.get(column["kind"], "")
 
 
 def text(column: dict, v) -> str:
@@ -36,7 +36,7 @@ def text(column: dict, v) -> str:
         return str(v).lower()
     if kind == "decimal":
         return f"{v:.{column['scale']}f}"
-    if kind == "size":
+    if kind in ("size", "entries"):
         return str(len(v))
     if kind == "elements":
         return ",".join(("" if e is None else e) if not column["element"] else ((e or {}).get(column["element"]) or "") for e in v)
