@@ -90,6 +90,9 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 	for _, t := range l.tables {
 		delete(topics, t.Topic)
 		s, err := l.stateAsOf(ctx, t, at, wanted(t.Name))
+		if errors.Is(err, ErrNoLake) { // dropped, as for Tables
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -190,11 +190,14 @@ type TableState struct {
 	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty
 }
 
-// Tables tells how the tables are now.
+// Tables tells how the tables are now. One that somebody has dropped is left out: it takes nothing from the others.
 func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	var states []TableState
 	for _, t := range l.tables {
 		s, err := l.state(ctx, t)
+		if errors.Is(err, ErrNoLake) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -316,6 +316,59 @@ func TestReadOnly(t *testing.T) {
 	})
 }
 
+// A table that is dropped takes nothing from the others; started again, landers land it anew.
+func TestDroppedTable(t *testing.T) {
+	t.Parallel()
+	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
+		s := newShop(t)
+		s.mustTrade(t, 50)
+		config := fresh(t)
+		l := openLake(t, config)
+		stop := start(t, l, s.runConfig())
+		s.landed(t, l)
+		if err := l.catalog.DropTable(t.Context(), orderLines.identifier()); err != nil {
+			t.Fatal(err)
+		}
+		for what, ask := range map[string]func() ([]TableState, error){
+			"now":   func() ([]TableState, error) { return l.Tables(t.Context()) },
+			"as of": func() ([]TableState, error) { return l.TablesAsOf(t.Context(), AsOf{}, func(string) bool { return true }) },
+		} {
+			states, err := ask()
+			if err != nil || len(states) != len(Tables())-1 {
+				t.Errorf("%s: %d tables, error %v", what, len(states), err)
+			}
+			for _, state := range states {
+				if state.Name == orderLines.Name {
+					t.Errorf("%s: %s is still there", what, state.Name)
+				}
+			}
+		}
+		s.mustTrade(t, 50)
+		eventually(t, func() error { return reached(t, l, s, ordersEvents) })
+		mustStop(t, stop)
+		again := openLake(t, config)
+		stop = start(t, again, s.runConfig())
+		s.landed(t, again)
+		mustStop(t, stop)
+		s.check(t, again)
+	})
+}
+
+func reached(t *testing.T, l *Lake, s *shop, of Table) error {
+	t.Helper()
+	ends, err := s.producer.Ends(t.Context(), of.Topic)
+	if err != nil {
+		return err
+	}
+	have := stateOf(t, l, of.Name).Offsets
+	for partition, end := range ends {
+		if have[partition] < end {
+			return fmt.Errorf("partition %d is at %d of %d", partition, have[partition], end)
+		}
+	}
+	return nil
+}
+
 // A row that is changed, added or taken away behind our back shows in the digest.
 func TestTamperedTableIsNoticed(t *testing.T) {
 	t.Parallel()
