@@ -330,8 +330,10 @@ func TestDroppedTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, ask := range map[string]func() ([]TableState, error){
-			"now":   func() ([]TableState, error) { return l.Tables(t.Context()) },
-			"as of": func() ([]TableState, error) { return l.TablesAsOf(t.Context(), AsOf{}, func(string) bool { return true }) },
+			"now": func() ([]TableState, error) { return l.Tables(t.Context()) },
+			"as of": func() ([]TableState, error) {
+				return l.TablesAsOf(t.Context(), AsOf{}, func(string) bool { return true })
+			},
 		} {
 			states, err := ask()
 			if err != nil || len(states) != len(Tables())-1 {
