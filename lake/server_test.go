@@ -376,7 +376,7 @@ func TestProcessesShareTables(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		trading := make(chan error, 1)
 		go func() {
-			pace := time.NewTicker(50 * time.Millisecond)
+			pace := time.NewTicker(150 * time.Millisecond) // nobody compacts here what so many commits leave
 			defer pace.Stop()
 			for ; ctx.Err() == nil; <-pace.C {
 				if err := s.trade(context.WithoutCancel(ctx), 4); err != nil {

@@ -101,6 +101,9 @@ func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 // Up to so many keys are looked for by name. iceberg-go does not prune files by longer lists.
 const namedKeys = 200
 
+// So many files are looked into at a time: they are small, and an object store makes one wait for each.
+const lookUpFiles = 8
+
 // lookUp finds the rows of keys, in one scan.
 func lookUp(ctx context.Context, have *table.Table, held upserts, names, keys []string) error {
 	if len(keys) == 0 || have.CurrentSnapshot() == nil {
@@ -113,7 +116,7 @@ func lookUp(ctx context.Context, have *table.Table, held upserts, names, keys []
 	if len(keys) > namedKeys {
 		filter = iceberg.NewAnd(iceberg.GreaterThanEqual(key, slices.Min(keys)), iceberg.LessThanEqual(key, slices.Max(keys)))
 	}
-	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(2)).ToArrowRecords(ctx)
+	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookUpFiles)).ToArrowRecords(ctx)
 	if err != nil {
 		return err
 	}
