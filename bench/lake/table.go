@@ -99,9 +99,13 @@ func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64
 		return 0, 0, err
 	}
 	tasks, err := t.Scan().PlanFiles(ctx)
+	seen := map[string]bool{} // a large file is read by several tasks
 	for _, task := range tasks {
-		files++
-		bytes += task.File.FileSizeBytes()
+		if path := task.File.FilePath(); !seen[path] {
+			seen[path] = true
+			files++
+			bytes += task.File.FileSizeBytes()
+		}
 	}
 	return files, bytes, err
 }
