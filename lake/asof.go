@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 )
 
@@ -251,17 +250,13 @@ func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableS
 	if err != nil {
 		return fail(err)
 	}
-	files, err := have.FS(ctx)
+	files, err := filesOf(ctx, have)
 	if err != nil {
 		return fail(err)
 	}
-	writable, ok := files.(io.WriteFileIO)
-	if !ok {
-		return fail(errors.New("its folder cannot be written to"))
-	}
 	sum := sha256.Sum256(content)
 	s.MetadataLocation = fmt.Sprintf("%s%s00000-%x.metadata.json", have.Location(), asOfFolder, sum[:16])
-	if err := writable.WriteFile(s.MetadataLocation, content); err != nil {
+	if err := files.WriteFile(s.MetadataLocation, content); err != nil {
 		return fail(err)
 	}
 	return s, nil

@@ -124,14 +124,17 @@ func (w *fileWriter) open(name string) error {
 }
 
 // files is where the table's files are.
-func (w *fileWriter) files(ctx context.Context) (io.WriteFileIO, error) {
-	fs, err := w.table.FS(ctx)
+func (w *fileWriter) files(ctx context.Context) (io.WriteFileIO, error) { return filesOf(ctx, w.table) }
+
+// filesOf is where a table's files are, to be written.
+func filesOf(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
+	fs, err := t.FS(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", w.table.Location(), err)
+		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
 	}
 	writable, ok := fs.(io.WriteFileIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", w.table.Location())
+		return nil, fmt.Errorf("%s cannot be written to", t.Location())
 	}
 	return writable, nil
 }

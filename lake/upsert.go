@@ -9,7 +9,6 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/iceberg-go"
-	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/lake/columnar"
@@ -173,15 +172,11 @@ func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name st
 	if err != nil {
 		return fail(err)
 	}
-	files, err := have.FS(ctx)
+	files, err := filesOf(ctx, have)
 	if err != nil {
 		return fail(err)
 	}
-	writable, ok := files.(io.WriteFileIO)
-	if !ok {
-		return fail(fmt.Errorf("%s cannot be written to", have.Location()))
-	}
-	if err := writable.WriteFile(location, content.Bytes()); err != nil {
+	if err := files.WriteFile(location, content.Bytes()); err != nil {
 		return fail(errors.Join(err, w.remove(f)))
 	}
 	return []iceberg.DataFile{f}, nil
