@@ -201,11 +201,14 @@ func value(r *rapid.T, t columnar.Type, col columnar.Column, to array.Builder, b
 			to.(*array.Decimal128Builder).Append(v)
 		}
 	case *columnar.Bytes:
-		text := rapid.StringN(0, 5, -1).Draw(r, "text")
-		if rapid.Bool().Draw(r, "as string") {
+		text := rapid.StringN(0, 20, -1).Draw(r, "text")
+		switch rapid.IntRange(0, 2).Draw(r, "how") {
+		case 0:
 			col.AppendString(text)
-		} else {
+		case 1:
 			col.Append([]byte(text))
+		default:
+			col.AppendFirst([]byte(text+rapid.StringN(0, 20, -1).Draw(r, "more")), len(text))
 		}
 		switch to := to.(type) {
 		case *array.StringBuilder:

@@ -104,7 +104,12 @@ func (c *Bools) Append(v bool) {
 	if c.n>>3 >= len(c.bits) {
 		c.bits = append(c.bits, 0)
 	}
-	bitutil.SetBitTo(c.bits, c.n, v)
+	var bit byte // without a branch: nobody foretells which it will be
+	if v {
+		bit = 1
+	}
+	at, of := c.n&7, &c.bits[c.n>>3]
+	*of = *of&^(1<<at) | bit<<at
 	c.n++
 }
 
@@ -166,6 +171,23 @@ func (c *Bytes) Append(v []byte) {
 	}
 	c.content = append(c.content, v...)
 	c.offsets = append(c.offsets, int32(len(c.content)))
+}
+
+// Most values are short: to copy too much costs less than to see how much.
+const atOnce = 16
+
+// AppendFirst appends the first n of some bytes as a value. Where there are more than it needs, it costs less than Append.
+func (c *Bytes) AppendFirst(b []byte, n int) {
+	if n > atOnce || len(b) < atOnce || len(c.content) > math.MaxInt32-atOnce {
+		c.Append(b[:n])
+		return
+	}
+	if c.valid.some {
+		c.valid.set(c.Len())
+	}
+	end := len(c.content) + n
+	c.content = append(c.content, b[:atOnce]...)[:end]
+	c.offsets = append(c.offsets, int32(end))
 }
 
 // AppendString appends a value.

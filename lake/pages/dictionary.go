@@ -26,9 +26,11 @@ type dictionary struct {
 	most    int      // entries
 }
 
+// entry is a key, flat, for thousands of them should stay near the processor.
 type entry struct {
-	key
-	end uint32 // in plain
+	first, last uint64
+	size        uint32
+	end         uint32 // in plain
 }
 
 // key is a value, where that has no more bytes than a key knows; else a hash of it.
@@ -39,7 +41,9 @@ type key struct {
 
 const keyBytes = 16
 
-var none = entry{key: key{size: math.MaxUint32}}
+var none = entry{size: math.MaxUint32}
+
+func (e *entry) is(k key) bool { return e.first == k.first && e.last == k.last && e.size == k.size }
 
 // Nobody can choose values that all come to the same place.
 var (
@@ -76,7 +80,7 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 			k = keyOf(values[i*width:], width)
 		}
 		n := d.table[k.place()&uint32(len(d.table)-1)]
-		if d.entries[n].key != k || width > keyBytes {
+		if !d.entries[n].is(k) || width > keyBytes {
 			if n = d.find(k, values[i*width:(i+1)*width], false); n == 0 {
 				return false
 			}
@@ -90,17 +94,26 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte) bool {
 	offsets, content := col.Offsets(), col.Content()
 	begin, at := int(offsets[0]), 0
+	var last []byte // the value before, where it is long: a topic's name is the same in every row
+	var lastIndex uint32
 	for i, offset := range offsets[1:] {
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
 			continue // it has no content
 		}
 		end := int(offset)
+		if end-begin > keyBytes && string(content[begin:end]) == string(last) {
+			indices[at] = lastIndex
+			begin = end
+			at++
+			continue
+		}
 		k := keyOf(content[begin:], end-begin)
 		n := d.table[k.place()&uint32(len(d.table)-1)]
-		if d.entries[n].key != k || end-begin > keyBytes {
+		if !d.entries[n].is(k) || end-begin > keyBytes {
 			if n = d.find(k, content[begin:end], true); n == 0 {
 				return false
 			}
+			last, lastIndex = content[begin:end], n-1
 		}
 		begin = end
 		indices[at] = n - 1
@@ -137,7 +150,7 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	at := k.place() & mask
 	for ; d.table[at] != 0; at = (at + 1) & mask {
 		n := d.table[at]
-		if e := &d.entries[n]; e.key == k && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
+		if e := &d.entries[n]; e.is(k) && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {
 			return n
 		}
 	}
@@ -149,7 +162,7 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	}
 	d.plain = append(d.plain, v...)
 	n := uint32(len(d.entries))
-	d.entries = append(d.entries, entry{k, uint32(len(d.plain))})
+	d.entries = append(d.entries, entry{k.first, k.last, k.size, uint32(len(d.plain))})
 	d.table[at] = n
 	return n
 }
@@ -158,7 +171,8 @@ func (d *dictionary) grow() {
 	d.table = make([]uint32, 2*len(d.table))
 	mask := uint32(len(d.table) - 1)
 	for n := 1; n < len(d.entries); n++ {
-		at := d.entries[n].place() & mask
+		e := d.entries[n]
+		at := key{e.first, e.last, e.size}.place() & mask
 		for d.table[at] != 0 {
 			at = (at + 1) & mask
 		}

@@ -108,7 +108,8 @@ func (m *message) add(f *field) {
 		m.bySmallTag[tag] = f
 	}
 	if f.shape == single {
-		m.singular++
+		f.bit = 1 << len(m.singles) // 0 from the 65th on
+		m.singles = append(m.singles, f)
 	} else {
 		m.runs = append(m.runs, f)
 	}

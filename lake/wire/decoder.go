@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -90,7 +91,7 @@ func (d *Decoder) row(wire []byte) error {
 // well-formed and yet refused, all of it is read before the error is returned.
 func (d *Decoder) message(m *message, b []byte) error {
 	m.turn++
-	turn, present := m.turn, 0
+	turn, present, have := m.turn, 0, uint64(0)
 	var refused error
 	for len(b) > 0 {
 		var f *field
@@ -115,6 +116,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 				d.again = true
 			}
 			f.seen = turn
+			have |= f.bit
 			present++
 			if f.oneof != nil {
 				*f.oneof = turn
@@ -132,14 +134,8 @@ func (d *Decoder) message(m *message, b []byte) error {
 		}
 		b = b[n:]
 	}
-	if present < m.singular {
-		for _, f := range m.fields {
-			if f.shape == single && f.seen != turn {
-				if err := d.absent(f); err != nil {
-					refused = cmp.Or(refused, inField(f.name, notInList, err))
-				}
-			}
-		}
+	if present < len(m.singles) {
+		refused = cmp.Or(refused, d.rest(m, have))
 	}
 	for _, f := range m.runs {
 		d.end(f)
@@ -149,6 +145,26 @@ func (d *Decoder) message(m *message, b []byte) error {
 	}
 	for _, col := range m.others {
 		col.AppendNull()
+	}
+	return refused
+}
+
+// rest appends what the fields are that the message does not have. Those it has are told by their bits, or where they have none,
+// by its turn.
+func (d *Decoder) rest(m *message, have uint64) (refused error) {
+	one := func(f *field) {
+		if err := d.absent(f); err != nil {
+			refused = cmp.Or(refused, inField(f.name, notInList, err))
+		}
+	}
+	known := min(len(m.singles), 64)
+	for missing := ^have & (math.MaxUint64 >> (64 - known)); missing != 0; missing &= missing - 1 {
+		one(m.singles[bits.TrailingZeros64(missing)])
+	}
+	for _, f := range m.singles[known:] {
+		if f.seen != m.turn {
+			one(f)
+		}
 	}
 	return refused
 }

@@ -3,7 +3,9 @@ package wire_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -25,7 +27,23 @@ var (
 	everything = messageOf("testdata/everything.proto", "test.v1.Everything")
 	legacy     = messageOf("testdata/legacy.proto", "test.legacy.Legacy")
 	flat       = messageOf("testdata/flat.proto", "test.flat.Event")
+	wide       = wideMessage()
 )
+
+// wideMessage has more fields than a machine word has bits.
+func wideMessage() protoreflect.MessageDescriptor {
+	var text strings.Builder
+	text.WriteString("syntax = \"proto3\"; package test.wide; message Wide {")
+	for i := 1; i <= 70; i++ {
+		fmt.Fprintf(&text, "optional int64 a%d = %d; int32 b%d = %d; ", i, 2*i, i, 2*i+1)
+	}
+	text.WriteString("}")
+	file, err := compileProto(text.String())
+	if err != nil {
+		panic(err)
+	}
+	return file.Messages().Get(0)
+}
 
 // messageOf compiles a file and finds a message in it.
 func messageOf(path string, name protoreflect.FullName) protoreflect.MessageDescriptor {

@@ -20,7 +20,7 @@ type message struct {
 	// Bound.
 	bySmallTag [128]*field // by the tags of one byte
 	byNumber   map[protowire.Number]*field
-	singular   int // fields that are neither list nor map
+	singles    []*field // fields that are neither list nor map
 	runs       []*field
 	present    *columnar.Bools   // of a message without fields
 	others     []columnar.Column // columns that the message does not have any more
@@ -30,35 +30,37 @@ type message struct {
 
 // field is a field on the wire, and once it is bound, where its values go.
 type field struct {
+	// What each value asks for stands together.
+	kind     kind
+	typ      protowire.Type // of a single value
+	shape    shape
+	implicit bool    // absent is the default, not null
+	bit      uint64  // of the first 64 of a message's singles each has one
+	seen     uint64  // the turn in which the message had it
+	oneof    *uint64 // the turn in which the message had one of its oneof
+
+	// Bound. Only the column of the field's kind is there.
+	bytes    *columnar.Bytes // for money, the currency
+	int64s   *columnar.Int64s
+	int32s   *columnar.Int32s
+	float64s *columnar.Float64s
+	bools    *columnar.Bools
+	float32s *columnar.Float32s
+	decimals *columnar.Decimals
+	structs  *columnar.Structs
+	lists    *columnar.Lists
+	maps     *columnar.Maps
+	column   columnar.Column
+
 	number     protowire.Number
 	name       string
-	kind       kind
-	typ        protowire.Type // of a single value
-	shape      shape
 	packable   bool
-	implicit   bool // absent is the default, not null
 	required   bool // absent is an error
 	oneofIndex int  // fields of one oneof share a number from 1; 0 is none
 	enum       *enum
 	message    *message
 	descriptor protoreflect.MessageDescriptor // of opaqueKind
 	depth      int                            // of opaqueKind: messages and maps around it
-
-	// Bound. Only the column of the field's kind is there.
-	column   columnar.Column
-	bools    *columnar.Bools
-	int32s   *columnar.Int32s
-	int64s   *columnar.Int64s
-	float32s *columnar.Float32s
-	float64s *columnar.Float64s
-	decimals *columnar.Decimals
-	bytes    *columnar.Bytes // for money, the currency
-	structs  *columnar.Structs
-	lists    *columnar.Lists
-	maps     *columnar.Maps
-
-	seen  uint64  // the turn in which the message had it
-	oneof *uint64 // the turn in which the message had one of its oneof
 	// skipped counts, where what is unknown is gathered, the elements of a list before the first that has any; -1 from there on.
 	skipped int
 }

@@ -21,7 +21,7 @@ import (
 // Rows say what messages say: whatever they have, in whatever parts they come, known or not.
 func TestRowsSayWhatMessagesSay(t *testing.T) {
 	t.Parallel()
-	for _, md := range []protoreflect.MessageDescriptor{everything, legacy, flat} {
+	for _, md := range []protoreflect.MessageDescriptor{everything, legacy, flat, wide} {
 		t.Run(string(md.Name()), func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(r *rapid.T) { rowsSayWhatMessagesSay(t, r, newTable(t, md), md) })

@@ -40,10 +40,10 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		}
 		end := n + int(size)
 		if f.kind == stringKind { // the most common by far
-			if !validUTF8(b[n:end]) {
+			if !validUTF8(b[n:], int(size)) {
 				return 0, errNotUTF8
 			}
-			f.bytes.Append(b[n:end])
+			f.bytes.AppendFirst(b[n:], int(size))
 			return end, nil
 		}
 		return end, d.content(f, b[n:end])
@@ -68,34 +68,40 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 	}
 }
 
-// validUTF8 is utf8.Valid, faster for what is short and ASCII.
-func validUTF8(b []byte) bool {
-	const high = 0x8080808080808080
-	switch n := len(b); {
-	case n > 16 || n < 4:
-	case n >= 8:
+// The highest bit of each of eight bytes.
+const high = 0x8080808080808080
+
+// validUTF8 is utf8.Valid of the first n bytes, faster for what is short and ASCII.
+func validUTF8(b []byte, n int) bool {
+	switch {
+	case n > 8 && n <= 16:
 		if (binary.LittleEndian.Uint64(b)|binary.LittleEndian.Uint64(b[n-8:]))&high == 0 {
 			return true
 		}
-	case (binary.LittleEndian.Uint32(b)|binary.LittleEndian.Uint32(b[n-4:]))&(high>>32) == 0:
-		return true
-	}
-	return utf8.Valid(b)
-}
-
-// varint is protowire.ConsumeVarint, faster for what is not long.
-func varint(b []byte) (uint64, int) {
-	if len(b) < 10 {
-		return protowire.ConsumeVarint(b)
-	}
-	var v uint64
-	for i, shift := 0, 0; i < 8; i, shift = i+1, shift+7 {
-		v |= uint64(b[i]&0x7f) << shift
-		if b[i] < 0x80 {
-			return v, i + 1
+	case n <= 8 && len(b) >= 8:
+		if binary.LittleEndian.Uint64(b)&(high>>(64-8*n)) == 0 {
+			return true
 		}
 	}
-	return protowire.ConsumeVarint(b)
+	return utf8.Valid(b[:n])
+}
+
+// varint is protowire.ConsumeVarint, faster for what is not at the end. It looks at eight bytes at once, for how many a number has
+// is hard to foretell.
+func varint(b []byte) (uint64, int) {
+	if len(b) < 8 {
+		return protowire.ConsumeVarint(b)
+	}
+	v := binary.LittleEndian.Uint64(b)
+	ends := ^v & high // of each byte that may be the last
+	if ends == 0 {
+		return protowire.ConsumeVarint(b)
+	}
+	v &= (ends - 1) &^ high // of those up to the last
+	v = v&0x007f007f007f007f | v&0x7f007f007f007f00>>1
+	v = v&0x00003fff00003fff | v&0x3fff00003fff0000>>2
+	v = v&0x000000000fffffff | v&0x0fffffff00000000>>4
+	return v, bits.TrailingZeros64(ends)/8 + 1
 }
 
 func (f *field) appendVarint(v uint64) {
