@@ -79,16 +79,21 @@ func OffsetsText(offsets map[int32]int64) string {
 // TablesAsOf tells how tables were at a moment: by time the newest state that was committed by then; by offsets the newest that holds
 // nothing at or beyond them, where tables of topics that are not named are as they are now. Of the past stay all of the newest
 // states, of older ones the last of each minute, then of each hour, and TableState.Taken tells which one it is. Tables that wanted
-// does not name are as they are now. The error is a *HistoryError where history does not reach back so far.
+// does not name are as they are now, or left out where they are not the lake's own. The error is a *HistoryError where
+// history does not reach back so far.
 //
 // A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance takes it when it
 // is old. What it names goes when maintenance cuts the table's history, as for every reader of the past.
 func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
 	topics := maps.Clone(at.Offsets)
 	var states []TableState
-	for _, t := range l.tables {
+	others, err := l.others(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range slices.Concat(l.tables, others) {
 		delete(topics, t.Topic)
-		s, err := l.stateAsOf(ctx, t, at, wanted(t.Name))
+		s, err := l.stateAsOf(ctx, t, at, wanted(t.called()))
 		if errors.Is(err, ErrNoLake) { // dropped, as for Tables
 			continue
 		}
@@ -231,7 +236,7 @@ const asOfFolder = "/metadata/as-of/"
 
 // pinned is a table at a snapshot, or before its first.
 func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableState, error) {
-	s := TableState{Name: t.Name, Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{}}
+	s := TableState{Name: t.called(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{}}
 	id := int64(-1)
 	if at != nil {
 		id = at.SnapshotID

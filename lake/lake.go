@@ -15,6 +15,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -179,7 +180,7 @@ func EventsTable(agg event.Aggregate) (string, error) {
 
 // TableState is a table at one moment.
 type TableState struct {
-	Name             string
+	Name             string          // with its namespace where that is not Namespace
 	Topic            string          // what feeds it
 	Rows             int64           // in the snapshot; of a table of state, as landers count them
 	Snapshot         int64           // id of the current snapshot; 0 while the table is empty
@@ -206,6 +207,53 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	return states, nil
 }
 
+// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
+// its namespace.
+func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]TableState, error) {
+	others, err := l.others(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	var states []TableState
+	for _, t := range others {
+		s, err := l.state(ctx, t)
+		if errors.Is(err, ErrNoLake) { // dropped meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		states = append(states, s)
+	}
+	return states, nil
+}
+
+// others are the tables of the catalog that are wanted and not the lake's own. Their topics are those that they name.
+func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]Table, error) {
+	all, err := l.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var others []Table
+	for _, name := range all {
+		last := len(name) - 1
+		t := Table{Namespace: strings.Join(name[:last], "."), Name: name[last]}
+		if slices.ContainsFunc(l.tables, func(own Table) bool { return slices.Equal(own.identifier(), name) }) || !wanted(t.called()) {
+			continue
+		}
+		have, err := l.load(ctx, name)
+		if errors.Is(err, ErrNoLake) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		t.Topic = topicOf(have.Properties())
+		others = append(others, t)
+	}
+	return others, nil
+}
+
 func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
 	have, err := l.load(ctx, t.identifier())
 	if err != nil {
@@ -216,7 +264,7 @@ func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
 		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
 	s := TableState{
-		Name: t.Name, Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
+		Name: t.called(), Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
 		Offsets: p.next, AsOf: p.asOf,
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {

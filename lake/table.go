@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/apache/iceberg-go"
@@ -84,7 +85,15 @@ func (t Table) identifier() table.Identifier {
 	if t.Namespace == "" {
 		return table.Identifier{Namespace, t.Name}
 	}
-	return table.Identifier{t.Namespace, t.Name}
+	return append(strings.Split(t.Namespace, "."), t.Name)
+}
+
+// called is the name by which the table is known: with its namespace where that is not ours.
+func (t Table) called() string {
+	if t.Namespace == "" || t.Namespace == Namespace {
+		return t.Name
+	}
+	return t.Namespace + "." + t.Name
 }
 
 // columns are all of the table's.

@@ -22,7 +22,8 @@ func newSQL(a *app) *cobra.Command {
 		Use:   "sql QUERY",
 		Short: "Run a query over the lake's tables",
 		Long: `Run one SELECT, in ClickHouse's SQL, over the lake's open tables, which are addressed by their names: order_lines,
-orders_events, customers_events, products_events, stock_events. A query sees every table at one snapshot.
+orders_events, orders_current, …; SHOW TABLES lists them. Others of the catalog, such as those of "millrace lake land", go with
+their namespace: foreign.logs ("millrace lake tables" lists them all). A query sees every table at one snapshot.
 
 --as-of asks for tables as they were: at a time (the newest state committed by then), so long ago, or by the offsets of the topics
 that feed them (the newest state that holds nothing at or beyond them; tables of topics not named are as they are now). Which
@@ -35,6 +36,7 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
   millrace sql --as-of 2026-11-25T10:00:00Z "SELECT count() FROM orders_events"
   millrace sql --as-of 15m "SELECT count() FROM orders_events"
   millrace sql --as-of millrace.orders/0=1200,millrace.orders/1=1100 "SELECT max(offset) FROM orders_events GROUP BY partition"
+  millrace sql "SELECT * FROM foreign.logs LIMIT 10"
   millrace sql --output csv "SELECT * FROM order_lines" > order_lines.csv`,
 		Args: cobra.ExactArgs(1),
 	}

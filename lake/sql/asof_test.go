@@ -175,7 +175,7 @@ func now(t *testing.T, l *lake.Lake) lake.TableState {
 // rowsAsOf gives the table's rows as of a moment.
 func rowsAsOf(t *testing.T, l *lake.Lake, s *lakesql.SQL, at lake.AsOf) (string, error) {
 	t.Helper()
-	body, err := s.RunOn(t.Context(), func(ctx context.Context) ([]lakesql.Table, error) {
+	body, err := s.RunOn(t.Context(), func(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 		states, err := l.TablesAsOf(ctx, at, func(string) bool { return true })
 		var tables []lakesql.Table
 		for _, s := range states {

@@ -3,14 +3,22 @@ package sql
 import "strings"
 
 // qualify replaces the name of a database where it stands as one: before a dot, or after FROM or IN. Strings, comments and
-// parts of longer names stay as they are. ClickHouse has no second name for a database, and every snapshot has its own.
-func qualify(query, from, to string) string {
+// parts of longer names stay as they are. ClickHouse has no second name for a database, and every snapshot has its own. In it, tables
+// of other namespaces are called by their whole names.
+func qualify(query, from, to string, tables []string) string {
 	var out strings.Builder
 	var last token // the significant one before
 	copied := 0
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if t.kind == space {
 			continue
+		}
+		for _, name := range tables {
+			if end, ok := t.begins(query, name); ok && end > t.end && last.text(query) != "." {
+				out.WriteString(query[copied:t.start])
+				out.WriteString(to + "." + quoteName(name))
+				copied, t.end = end, end
+			}
 		}
 		if t.names(query, from) && last.text(query) != "." {
 			follow := significant(query, t.end)
@@ -27,14 +35,34 @@ func qualify(query, from, to string) string {
 	return out.String()
 }
 
-// Names tells whether a query may read a table: whether its name stands in the query where a name can.
-func Names(query, table string) bool {
+// mentions tells whether a query may read a table: whether its name stands in the query where a name can.
+func mentions(query, table string) bool {
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
-		if t.names(query, table) {
+		if _, is := t.begins(query, table); is {
 			return true
 		}
 	}
 	return false
+}
+
+// begins tells whether t is the identifier name, or where it has dots the first of its parts, and where the last one ends.
+func (t token) begins(query, name string) (end int, ok bool) {
+	if t.names(query, name) {
+		return t.end, true
+	}
+	for i, part := range strings.Split(name, ".") {
+		if i > 0 {
+			dot := significant(query, t.end)
+			if dot.text(query) != "." {
+				return 0, false
+			}
+			t = significant(query, dot.end)
+		}
+		if !t.names(query, part) {
+			return 0, false
+		}
+	}
+	return t.end, true
 }
 
 // firstWord is the statement's first word in small letters.

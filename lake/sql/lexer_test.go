@@ -28,9 +28,40 @@ func TestQualify(t *testing.T) {
 		"millrace":                                                      "millrace",
 		"":                                                              "",
 	} {
-		if got := qualify(query, "millrace", "DB"); got != want {
+		if got := qualify(query, "millrace", "DB", nil); got != want {
 			t.Errorf("%q: %q, want %q", query, got, want)
 		}
+	}
+}
+
+func TestQualifyOtherNamespaces(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string]string{
+		"SELECT * FROM web.clicks":                                 "SELECT * FROM DB.`web.clicks`",
+		"SELECT web.clicks.id FROM `web` . \"clicks\", web.clicks": "SELECT DB.`web.clicks`.id FROM DB.`web.clicks`, DB.`web.clicks`",
+		"DESCRIBE web/**/.clicks":                                  "DESCRIBE DB.`web.clicks`",
+		"SELECT * FROM `web.clicks`":                               "SELECT * FROM `web.clicks`", // found in the database that the query runs in
+		"SELECT * FROM a.b.c JOIN millrace.orders":                 "SELECT * FROM DB.`a.b.c` JOIN DB.orders",
+		"SELECT x.web.clicks, 'web.clicks', web . clicks2, web --": "SELECT x.web.clicks, 'web.clicks', web . clicks2, web --",
+	} {
+		if got := qualify(query, "millrace", "DB", []string{"web.clicks", "a.b.c"}); got != want {
+			t.Errorf("%q: %q, want %q", query, got, want)
+		}
+	}
+}
+
+func TestMentions(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string]bool{
+		"SELECT * FROM web.clicks": true, "SELECT * FROM `web.clicks`": true, `SELECT * FROM "web"."clicks"`: true, "SELECT * FROM web . clicks w": true,
+		"SELECT * FROM clicks": false, "SELECT * FROM web": false, "SELECT 'web.clicks'": false, "SELECT * FROM web.": false, "": false,
+	} {
+		if got := mentions(query, "web.clicks"); got != want {
+			t.Errorf("%q: %v", query, got)
+		}
+	}
+	if !mentions("SELECT 1 FROM order_lines", "order_lines") {
+		t.Error("a plain name is not found")
 	}
 }
 
@@ -59,7 +90,7 @@ func FuzzLexer(f *testing.F) {
 		if at != len(query) {
 			t.Fatalf("the tokens end at byte %d of %q", at, query)
 		}
-		if got := qualify(query, "millrace", "millrace"); strings.Count(query, `millrace"`)+strings.Count(query, "millrace`") == 0 && got != query {
+		if got := qualify(query, "millrace", "millrace", nil); strings.Count(query, `millrace"`)+strings.Count(query, "millrace`") == 0 && got != query {
 			t.Errorf("%q became %q", query, got)
 		}
 	})

@@ -23,6 +23,11 @@ type snapshot struct {
 	queries  int // that run in it
 }
 
+// others are the tables of other namespaces.
+func (s *snapshot) others() []string {
+	return slices.DeleteFunc(slices.Clone(s.tables), func(name string) bool { return !strings.Contains(name, ".") })
+}
+
 // snapshots keeps one snapshot per state of the lake that a query runs in, and the newest.
 type snapshots struct {
 	client *clickhouse.Client

@@ -24,7 +24,7 @@ import (
 
 // Table is an Iceberg table as its catalog knows it at one moment.
 type Table struct {
-	Name             string // as queries address it: "order_lines"
+	Name             string // as queries address it: "order_lines", or with its namespace where that is another: "web.clicks"
 	MetadataLocation string // path or file:// URL of the metadata file, below Location
 	Location         string // path or file:// URL of the table's folder
 }
@@ -46,9 +46,13 @@ type S3 struct {
 	AccessKey, SecretKey string // empty: what the engine finds in its own environment
 }
 
+// Tables tells which tables there are at the moment of a query. Of those that it would have to look for, it may leave out what is not
+// wanted: those that the query does not name.
+type Tables func(ctx context.Context, wanted func(name string) bool) ([]Table, error)
+
 // SQL runs queries. It is safe for concurrent use.
 type SQL struct {
-	tables   func(context.Context) ([]Table, error)
+	tables   Tables
 	reader   *clickhouse.Client
 	store    S3
 	snapshot *snapshots
@@ -57,7 +61,7 @@ type SQL struct {
 // New makes a SQL over the tables that the function names, which is called for every query. The client acts as
 // clickhouse.Admin, on the embedded engine or on a server; people's queries run as clickhouse.Reader. The store is needed
 // for tables at s3://, its secret goes to the engine alone: no error, plan or answer shows it.
-func New(tables func(context.Context) ([]Table, error), client *clickhouse.Client, store S3) *SQL {
+func New(tables Tables, client *clickhouse.Client, store S3) *SQL {
 	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
 }
 
@@ -89,7 +93,7 @@ func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, err
 
 // RunOn is Run over tables that are not those of New, such as those as they were. It may ask for them more than once; the last answer
 // is the one that was read.
-func (s *SQL) RunOn(ctx context.Context, tables func(context.Context) ([]Table, error), query, format string) (io.ReadCloser, error) {
+func (s *SQL) RunOn(ctx context.Context, tables Tables, query, format string) (io.ReadCloser, error) {
 	var err error
 	for range attempts {
 		var answer io.ReadCloser
@@ -104,12 +108,12 @@ func (s *SQL) RunOn(ctx context.Context, tables func(context.Context) ([]Table, 
 	return nil, err
 }
 
-func (s *SQL) run(ctx context.Context, resolve func(context.Context) ([]Table, error), query, format string) (io.ReadCloser, error) {
+func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io.ReadCloser, error) {
 	f, ok := formats[format]
 	if !ok {
 		return nil, &QueryError{Message: fmt.Sprintf("there is no output format %q; there are %s", format, strings.Join(slices.Sorted(maps.Keys(formats)), ", "))}
 	}
-	tables, err := resolve(ctx)
+	tables, err := resolve(ctx, func(name string) bool { return mentions(query, name) })
 	if err != nil {
 		return nil, fmt.Errorf("resolve the tables: %w", err)
 	}
@@ -123,7 +127,7 @@ func (s *SQL) run(ctx context.Context, resolve func(context.Context) ([]Table, e
 	if firstWord(query) == "explain" {
 		delete(settings, "limit") // it would show in the plan
 	}
-	body, err := s.reader.Query(ctx, qualify(query, Namespace, snap.database), f.clickhouse, settings)
+	body, err := s.reader.Query(ctx, qualify(query, Namespace, snap.database, snap.others()), f.clickhouse, settings)
 	if err != nil {
 		s.snapshot.release(snap)
 		if gone(err) {

@@ -263,13 +263,13 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 // What is not the query's fault is no QueryError.
 func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client) {
 	lost := errors.New("the catalog is away")
-	s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return nil, lost }, client, lakesql.S3{})
+	s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return nil, lost }, client, lakesql.S3{})
 	if _, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON); !errors.Is(err, lost) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return w.tables(t.Context()) }, client, lakesql.S3{}).Run(ctx, "SELECT 1", lakesql.FormatJSON)
+	_, err := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return w.tables(t.Context(), nil) }, client, lakesql.S3{}).Run(ctx, "SELECT 1", lakesql.FormatJSON)
 	if fault := (*lakesql.QueryError)(nil); !errors.Is(err, context.Canceled) || errors.As(err, &fault) {
 		t.Errorf("error %v", err)
 	}
@@ -280,7 +280,7 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 		"strange":    {Name: "t`; DROP", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
 		"without ID": {},
 	} {
-		s := lakesql.New(func(context.Context) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
+		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
 		_, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
 		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
 			t.Errorf("%s: error %v", name, err)
@@ -450,13 +450,13 @@ func TestFilesTakenAway(t *testing.T) {
 				}
 				old.append("order_lines", 1, orderLine)
 				now.append("order_lines", 2, orderLine)
-				stale, err1 := old.tables(t.Context())
-				present, err2 := now.tables(t.Context())
+				stale, err1 := old.tables(t.Context(), nil)
+				present, err2 := now.tables(t.Context(), nil)
 				if err := errors.Join(err1, err2); err != nil {
 					t.Fatal(err)
 				}
 				resolved := stale
-				s := lakesql.New(func(context.Context) ([]lakesql.Table, error) {
+				s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) {
 					answer := resolved
 					if known {
 						known = false // the first query below

@@ -68,7 +68,7 @@ func TestStateTable(t *testing.T) {
 			if err != nil || summary.Rows != orders || summary.RowsInFiles != orders+orders/2 || summary.DeleteFiles == 0 {
 				t.Fatalf("%+v, %v", summary, err)
 			}
-			s := lakesql.New(func(ctx context.Context) ([]lakesql.Table, error) {
+			s := lakesql.New(func(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 				states, err := l.Tables(ctx)
 				var tables []lakesql.Table
 				for _, state := range states {

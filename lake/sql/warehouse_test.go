@@ -115,7 +115,7 @@ func (w *warehouse) append(name string, rows int, set func(b *array.RecordBuilde
 }
 
 // tables is what New wants: where every table stands at this moment.
-func (w *warehouse) tables(ctx context.Context) ([]lakesql.Table, error) {
+func (w *warehouse) tables(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var ts []lakesql.Table

@@ -220,6 +220,12 @@ type loaded struct {
 	Summary    map[string]string // of the current snapshot
 }
 
+// equalityDeletes tells whether some rows are taken away by their keys.
+func (l loaded) equalityDeletes() bool {
+	n := l.Summary["total-equality-deletes"]
+	return n != "" && n != "0"
+}
+
 // tables are all that the catalog has.
 func (s *system) tables(t *testing.T) (all []loaded) {
 	t.Helper()

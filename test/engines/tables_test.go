@@ -59,13 +59,13 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 			if mine.Count == "0" {
 				t.Error("there is nothing in it to compare")
 			}
-			deletes := table.Summary["total-equality-deletes"]
+			// Maintenance may have compacted them away meanwhile.
+			had, has := table.equalityDeletes(), s.table(t, table.Name).equalityDeletes()
 			for _, other := range sums[1:] {
 				switch {
-				case other.Engine == "PyIceberg" && deletes != "" && deletes != "0":
-					if other.Refused == "" {
-						t.Errorf("%s reads a table with equality deletes, which it could not: it saw %+v; say so in docs/testing.md", other.Engine, other)
-					}
+				case other.Engine == "PyIceberg" && had && has && other.Refused == "":
+					t.Errorf("%s reads a table with equality deletes, which it could not: it saw %+v; say so in docs/testing.md", other.Engine, other)
+				case other.Engine == "PyIceberg" && (had || has) && other.Refused != "":
 				case !other.Equal(engines.Summed{Count: mine.Count, Hash: mine.Hash}):
 					t.Errorf("%s sees %+v, and %s %+v", other.Engine, other, mine.Engine, mine)
 				}

@@ -35,15 +35,14 @@ func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, m
 		return nil, nil, &lakesql.QueryError{Message: err.Error()}
 	}
 	var read []ReadAt
-	rows, err := q.RunOn(ctx, func(ctx context.Context) ([]lakesql.Table, error) {
-		names := func(table string) bool { return lakesql.Names(query, table) }
-		states, err := l.TablesAsOf(ctx, at, names)
+	rows, err := q.RunOn(ctx, func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
+		states, err := l.TablesAsOf(ctx, at, wanted)
 		if err != nil {
 			return nil, err
 		}
 		read = nil
 		for _, s := range states {
-			if !names(s.Name) {
+			if !wanted(s.Name) {
 				continue
 			}
 			r := ReadAt{Table: s.Name, Taken: s.Taken, Topic: s.Topic, Offsets: s.Offsets}

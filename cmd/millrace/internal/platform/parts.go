@@ -435,10 +435,14 @@ func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.
 }
 
 // SQLTables tells SQL which tables there are at the moment of a query.
-func SQLTables(l *lake.Lake) func(context.Context) ([]lakesql.Table, error) {
-	return func(ctx context.Context) ([]lakesql.Table, error) {
+func SQLTables(l *lake.Lake) lakesql.Tables {
+	return func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
 		states, err := l.Tables(ctx)
-		return sqlTables(states), err
+		if err != nil {
+			return nil, err
+		}
+		others, err := l.Others(ctx, wanted)
+		return sqlTables(append(states, others...)), err
 	}
 }
 
