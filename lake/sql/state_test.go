@@ -2,7 +2,9 @@ package sql_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -24,7 +26,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are compacted away.
+// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are compacted away; as of
+// then, those of then.
 func TestStateTable(t *testing.T) {
 	t.Parallel()
 	bucket := objects.Config(t)
@@ -62,6 +65,7 @@ func TestStateTable(t *testing.T) {
 				}
 			}
 			land(placed)
+			then := offsetsOf(t, l)
 			land(confirmed)
 			table := lake.Name{lake.Namespace, "orders_current"}
 			summary, err := l.Summarize(t.Context(), table)
@@ -70,30 +74,65 @@ func TestStateTable(t *testing.T) {
 			}
 			s := lakesql.New(func(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 				states, err := l.Tables(ctx)
-				var tables []lakesql.Table
-				for _, state := range states {
-					if state.Name == "orders_current" {
-						tables = append(tables, lakesql.Table{Name: state.Name, MetadataLocation: state.MetadataLocation, Location: state.Location})
-					}
-				}
-				return tables, err
+				return only(states, "orders_current"), err
 			}, clickhousetest.Shared(t).Client(), c.store)
+			const header = "\"status\",\"n\",\"orders\",\"total\",\"versions\"\n"
 			const query = "SELECT status, count() AS n, uniqExact(order_id) AS orders, sum(total) AS total, sum(version) AS versions FROM orders_current GROUP BY status ORDER BY status"
+			past := func(when string) {
+				t.Helper()
+				states := func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
+					states, err := l.TablesAsOf(ctx, lake.AsOf{Offsets: map[string]map[int32]int64{event.Order.Topic: then}}, wanted)
+					return only(states, "orders_current"), err
+				}
+				body, err := s.RunOn(t.Context(), states, query, lakesql.FormatCSV)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := io.ReadAll(body)
+				if err := errors.Join(err, body.Close()); err != nil {
+					t.Fatal(err)
+				}
+				if got, want := string(b), fmt.Sprintf("%q,20,20,190.00000002,20\n", "placed"); got != header+want {
+					t.Errorf("as of the offsets %v, %s: %s", then, when, got)
+				}
+			}
 			want := fmt.Sprintf("%q,10,10,90.00000001,20\n%q,10,10,100.00000001,10\n", "confirmed", "placed")
-			if got := ask(t, s, query, lakesql.FormatCSV); got != "\"status\",\"n\",\"orders\",\"total\",\"versions\"\n"+want {
+			if got := ask(t, s, query, lakesql.FormatCSV); got != header+want {
 				t.Errorf("with deletes: %s", got)
 			}
+			past("with deletes")
 			if _, err := l.Maintain(t.Context(), table, maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
 				t.Fatal(err)
 			}
 			if summary, err = l.Summarize(t.Context(), table); err != nil || summary.RowsInFiles != orders || summary.DeleteFiles != 0 {
 				t.Errorf("%+v, %v", summary, err)
 			}
-			if got := ask(t, s, query, lakesql.FormatCSV); got != "\"status\",\"n\",\"orders\",\"total\",\"versions\"\n"+want {
+			if got := ask(t, s, query, lakesql.FormatCSV); got != header+want {
 				t.Errorf("without deletes: %s", got)
 			}
+			past("without deletes")
 		})
 	}
+}
+
+// only is one of the tables, for SQL.
+func only(states []lake.TableState, name string) (tables []lakesql.Table) {
+	for _, s := range states {
+		if s.Name == name {
+			tables = append(tables, lakesql.Table{Name: s.Name, MetadataLocation: s.MetadataLocation, Location: s.Location})
+		}
+	}
+	return tables
+}
+
+// offsetsOf is how far the lake is with the orders' topic.
+func offsetsOf(t *testing.T, l *lake.Lake) map[int32]int64 {
+	t.Helper()
+	applied, err := l.Applied(t.Context(), event.Order.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return applied
 }
 
 // lander lands a lake's tables, and returns what puts order events on their topic and waits until they have landed.
