@@ -162,6 +162,7 @@ type Maintenance struct {
 	Keep        time.Duration `yaml:"keep" doc:"How long a state of a table stays readable after another took its place."`
 	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Age of a file that nothing refers to from which on it is removed; at least 10m."`
 	Memory      int64         `yaml:"memory" doc:"Bytes that a compaction may hold; at least 67108864."`
+	Share       float64       `yaml:"share" doc:"For which share of the time a compaction works, above 0 and at most 1; it rests in between, so that landers beside it stay fast. millrace lake maintain does not rest."`
 }
 
 // S3 is an object store.
@@ -193,7 +194,7 @@ func Default() Config {
 		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:    Redis{Listen: "127.0.0.1:0"},
 		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
-			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20,
+			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20, Share: 0.5,
 		}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
 	}
@@ -332,8 +333,8 @@ func (c Config) Check() error {
 	if c.Lake.CommitBytes <= 0 {
 		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
 	}
-	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 {
-		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864; there is %+v", m)
+	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 || !(m.Share > 0 && m.Share <= 1) {
+		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864, 0 < share ≤ 1; there is %+v", m)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		bad("log.format: %q is neither text nor json", c.Log.Format)

@@ -173,10 +173,12 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 	if err != nil {
 		return w, fmt.Errorf("read data files: %w", err)
 	}
+	p := newPace(r.Share)
+	write := p.after(ctx, w.write)
 	if len(keys) > 0 {
-		err = r.sortInto(ctx, w, keys, schema, records)
+		err = r.sortInto(ctx, write, p, keys, schema, records)
 	} else {
-		err = takeAll(ctx, records, w.write)
+		err = takeAll(ctx, records, write)
 	}
 	if err == nil {
 		err = w.finish()
@@ -204,7 +206,7 @@ func (b bin) check(written []iceberg.DataFile) error {
 	return nil
 }
 
-func (r *run) sortInto(ctx context.Context, w *writer, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
+func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error, p *pace, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
 	dir, err := os.MkdirTemp(r.Scratch, "millrace-sort-")
 	if err != nil {
 		return fmt.Errorf("scratch folder: %w", err)
@@ -212,10 +214,10 @@ func (r *run) sortInto(ctx context.Context, w *writer, keys []keyField, schema *
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	s := newSorter(ctx, keys, schema, dir, r.sortBytes, func() error { return r.at(ctx, stepSpilled) })
 	defer s.close()
-	if err := takeAll(ctx, records, s.add); err != nil {
+	if err := takeAll(ctx, records, p.after(ctx, s.add)); err != nil {
 		return err
 	}
-	return s.sorted(w.write)
+	return s.sorted(write)
 }
 
 func takeAll(ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], take func(arrow.RecordBatch) error) error {

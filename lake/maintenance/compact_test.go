@@ -50,7 +50,9 @@ func TestCompaction(t *testing.T) {
 			if err != nil || plan.RewriteFiles != 300 || plan.ResultFiles != 1 || plan.DataFiles != 300 {
 				t.Fatalf("planned %v, %v", plan, err)
 			}
-			report := w.mustRun(w.config())
+			resting := w.config()
+			resting.Share = 0.9
+			report := w.mustRun(resting)
 			if c := report.Compacted; c.FilesBefore != 300 || c.FilesAfter != 1 || c.Commits != 1 || c.Rows != int64(len(want)) {
 				t.Errorf("%v", c)
 			}

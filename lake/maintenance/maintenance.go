@@ -56,6 +56,9 @@ type Config struct {
 	// Parquet's add up to half as much. Beyond it come the keys of deletes by equality, and one row group of an input file
 	// where that is large.
 	Memory int64
+	// Share is for which share of the time a compaction works, above 0; 1. In between it rests, so that whoever shares the machine does
+	// not wait for it.
+	Share float64
 	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room for the rows of one bin,
 	// 8 × TargetBytes of Parquet, as Arrow with LZ4: about three times as much.
 	Scratch string
@@ -93,6 +96,7 @@ func (c *Config) fill() error {
 	setDefault(&c.Manifests, 20)
 	setDefault(&c.OrphanAge, 24*time.Hour)
 	setDefault(&c.Memory, 256<<20)
+	setDefault(&c.Share, 1)
 	setDefault(&c.Scratch, os.TempDir())
 	setDefault(&c.Every, 10*time.Minute)
 	setDefault(&c.CompactEvery, c.Every)
@@ -120,6 +124,7 @@ func (c *Config) fill() error {
 	check(c.Manifests >= 2, "Manifests %d: one cannot be merged; it must be at least 2", c.Manifests)
 	check(c.OrphanAge >= c.orphanLeast, "OrphanAge %v: files of commits under way would be removed; it must be at least %v", c.OrphanAge, c.orphanLeast)
 	check(c.Memory >= leastMemory, "Memory %d: it must be at least %d", c.Memory, leastMemory)
+	check(c.Share > 0 && c.Share <= 1, "Share %g: it must be above 0, and 1 at most", c.Share)
 	check(c.Every > 0, "Every %v: it must be above 0", c.Every)
 	check(c.CompactEvery > 0, "CompactEvery %v: it must be above 0", c.CompactEvery)
 	if err := errors.Join(errs...); err != nil {
