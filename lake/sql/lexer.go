@@ -2,10 +2,10 @@ package sql
 
 import "strings"
 
-// qualify replaces the name of a database where it stands as one: before a dot, or after FROM or IN. Strings, comments and
+// qualify replaces Namespace where it stands as a database: before a dot, or after FROM or IN. Strings, comments and
 // parts of longer names stay as they are. ClickHouse has no second name for a database, and every snapshot has its own. In it, tables
 // of other namespaces are called by their whole names.
-func qualify(query, from, to string, tables []string) string {
+func qualify(query, to string, tables []string) string {
 	var out strings.Builder
 	var last token // the significant one before
 	copied := 0
@@ -20,7 +20,7 @@ func qualify(query, from, to string, tables []string) string {
 				copied, t.end = end, end
 			}
 		}
-		if t.names(query, from) && last.text(query) != "." {
+		if t.names(query, Namespace) && last.text(query) != "." {
 			follow := significant(query, t.end)
 			word := strings.ToLower(last.text(query))
 			if follow.text(query) == "." || word == "from" || word == "in" {

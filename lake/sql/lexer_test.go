@@ -28,7 +28,7 @@ func TestQualify(t *testing.T) {
 		"millrace":                                                      "millrace",
 		"":                                                              "",
 	} {
-		if got := qualify(query, "millrace", "DB", nil); got != want {
+		if got := qualify(query, "DB", nil); got != want {
 			t.Errorf("%q: %q, want %q", query, got, want)
 		}
 	}
@@ -44,7 +44,7 @@ func TestQualifyOtherNamespaces(t *testing.T) {
 		"SELECT * FROM a.b.c JOIN millrace.orders":                 "SELECT * FROM DB.`a.b.c` JOIN DB.orders",
 		"SELECT x.web.clicks, 'web.clicks', web . clicks2, web --": "SELECT x.web.clicks, 'web.clicks', web . clicks2, web --",
 	} {
-		if got := qualify(query, "millrace", "DB", []string{"web.clicks", "a.b.c"}); got != want {
+		if got := qualify(query, "DB", []string{"web.clicks", "a.b.c"}); got != want {
 			t.Errorf("%q: %q, want %q", query, got, want)
 		}
 	}
@@ -90,7 +90,7 @@ func FuzzLexer(f *testing.F) {
 		if at != len(query) {
 			t.Fatalf("the tokens end at byte %d of %q", at, query)
 		}
-		if got := qualify(query, "millrace", "millrace", nil); strings.Count(query, `millrace"`)+strings.Count(query, "millrace`") == 0 && got != query {
+		if got := qualify(query, "millrace", nil); strings.Count(query, `millrace"`)+strings.Count(query, "millrace`") == 0 && got != query {
 			t.Errorf("%q became %q", query, got)
 		}
 	})

@@ -127,7 +127,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	if firstWord(query) == "explain" {
 		delete(settings, "limit") // it would show in the plan
 	}
-	body, err := s.reader.Query(ctx, qualify(query, Namespace, snap.database, snap.others()), f.clickhouse, settings)
+	body, err := s.reader.Query(ctx, qualify(query, snap.database, snap.others()), f.clickhouse, settings)
 	if err != nil {
 		s.snapshot.release(snap)
 		if gone(err) {
