@@ -100,6 +100,7 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 		if err != nil {
 			return nil, err
 		}
+		delete(topics, s.Topic)
 		states = append(states, s)
 	}
 	for topic := range topics {
@@ -109,13 +110,16 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 }
 
 func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (TableState, error) {
-	bound, named := at.Offsets[t.Topic]
-	if !wanted || at.Time.IsZero() && !named {
-		return l.state(ctx, t)
-	}
 	have, err := l.load(ctx, t.identifier())
 	if err != nil {
 		return TableState{}, err
+	}
+	if t.Topic == "" {
+		t.Topic = topicOf(have.Properties())
+	}
+	bound, named := at.Offsets[t.Topic]
+	if !wanted || at.Time.IsZero() && !named {
+		return stateFrom(t, have)
 	}
 	p, err := readProgress(t.Topic, have.Properties())
 	if err != nil {

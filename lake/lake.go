@@ -192,9 +192,21 @@ type TableState struct {
 }
 
 // Tables tells how the tables are now. One that somebody has dropped is left out: it takes nothing from the others.
-func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
+func (l *Lake) Tables(ctx context.Context) ([]TableState, error) { return l.states(ctx, l.tables) }
+
+// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
+// its namespace.
+func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]TableState, error) {
+	others, err := l.others(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	return l.states(ctx, others)
+}
+
+func (l *Lake) states(ctx context.Context, tables []Table) ([]TableState, error) {
 	var states []TableState
-	for _, t := range l.tables {
+	for _, t := range tables {
 		s, err := l.state(ctx, t)
 		if errors.Is(err, ErrNoLake) {
 			continue
@@ -207,28 +219,7 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	return states, nil
 }
 
-// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
-// its namespace.
-func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]TableState, error) {
-	others, err := l.others(ctx, wanted)
-	if err != nil {
-		return nil, err
-	}
-	var states []TableState
-	for _, t := range others {
-		s, err := l.state(ctx, t)
-		if errors.Is(err, ErrNoLake) { // dropped meanwhile
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		states = append(states, s)
-	}
-	return states, nil
-}
-
-// others are the tables of the catalog that are wanted and not the lake's own. Their topics are those that they name.
+// others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see stateFrom.
 func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]Table, error) {
 	all, err := l.All(ctx)
 	if err != nil {
@@ -238,18 +229,10 @@ func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]Tab
 	for _, name := range all {
 		last := len(name) - 1
 		t := Table{Namespace: strings.Join(name[:last], "."), Name: name[last]}
-		if slices.ContainsFunc(l.tables, func(own Table) bool { return slices.Equal(own.identifier(), name) }) || !wanted(t.called()) {
-			continue
+		own := slices.ContainsFunc(l.tables, func(own Table) bool { return slices.Equal(own.identifier(), name) })
+		if !own && wanted(t.called()) {
+			others = append(others, t)
 		}
-		have, err := l.load(ctx, name)
-		if errors.Is(err, ErrNoLake) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		t.Topic = topicOf(have.Properties())
-		others = append(others, t)
 	}
 	return others, nil
 }
@@ -258,6 +241,13 @@ func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
 	have, err := l.load(ctx, t.identifier())
 	if err != nil {
 		return TableState{}, err
+	}
+	return stateFrom(t, have)
+}
+
+func stateFrom(t Table, have *table.Table) (TableState, error) {
+	if t.Topic == "" {
+		t.Topic = topicOf(have.Properties())
 	}
 	p, err := readProgress(t.Topic, have.Properties())
 	if err != nil {

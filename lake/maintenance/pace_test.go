@@ -44,7 +44,7 @@ func TestPaceEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := newPace(0.001)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // of the test's own clock
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		begun := time.Now()
