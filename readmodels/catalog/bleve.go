@@ -28,11 +28,13 @@ import (
 // bleveIndex is the Index of the embedded default: bleve in this process, in a folder on local disk.
 type bleveIndex struct {
 	bleve bleve.Index
-	words words
 	lock  *flock.Flock
 
 	writing sync.Mutex // a write reads first what it replaces
 }
+
+// bleveFolder is named after the view, since an index is of one version of it.
+var bleveFolder = "bleve-" + strings.ReplaceAll(Name, "/", "-")
 
 // OpenBleve opens the index in a folder, which belongs to this process until Close. One that cannot be opened is started
 // afresh, and the log will fill it: its positions are gone with its products.
@@ -44,11 +46,15 @@ func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	if ok, err := lock.TryLock(); err != nil || !ok {
 		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop that one, or give this one another folder: %w", dir, errors.Join(err, fs.ErrExist))
 	}
-	b, err := openBleve(filepath.Join(dir, "bleve"), logger)
+	// The folder of an older version of the view has other terms.
+	if err := os.RemoveAll(filepath.Join(dir, "bleve")); err != nil { //nolint:gosec // the folder is the operator's choice
+		return nil, errors.Join(fmt.Errorf("catalog index: remove an older version: %w", err), lock.Unlock())
+	}
+	b, err := openBleve(filepath.Join(dir, bleveFolder), logger)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("catalog index: %w", err), lock.Unlock())
 	}
-	return &bleveIndex{bleve: b, words: wordsOf(b.Mapping()), lock: lock}, nil
+	return &bleveIndex{bleve: b, lock: lock}, nil
 }
 
 func openBleve(path string, logger *slog.Logger) (bleve.Index, error) {
@@ -153,7 +159,7 @@ func (x *bleveIndex) Save(ctx context.Context, products []*catalogv1.Product) er
 			continue
 		}
 		stored[p.Sku] = p
-		fields, err := indexedFields(p)
+		fields, err := bleveFields(p)
 		if err == nil {
 			err = batch.Index(p.Sku, fields)
 		}
@@ -172,7 +178,7 @@ func (x *bleveIndex) Save(ctx context.Context, products []*catalogv1.Product) er
 
 // Search implements Index.
 func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
-	request := bleve.NewSearchRequestOptions(x.words.query(q), q.Limit+1, 0, false)
+	request := bleve.NewSearchRequestOptions(bleveQuery(q), q.Limit+1, 0, false)
 	request.Fields = []string{fieldProduct}
 	order, after := search.SortOrder{&search.SortDocID{}}, []string(nil)
 	if q.After != nil {

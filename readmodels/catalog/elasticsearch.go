@@ -46,7 +46,6 @@ type elasticIndex struct {
 	idle   interface{ CloseIdleConnections() }
 	alias  string
 	user   string
-	words  words
 	log    *slog.Logger
 }
 
@@ -79,11 +78,7 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	if err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
-	w, err := newWords()
-	if err != nil {
-		return nil, fmt.Errorf("catalog index: %w", err)
-	}
-	x := &elasticIndex{client: client, idle: transport, user: cfg.Username, words: w, log: cfg.Logger}
+	x := &elasticIndex{client: client, idle: transport, user: cfg.Username, log: cfg.Logger}
 	if x.log == nil {
 		x.log = slog.Default()
 	}
@@ -117,51 +112,30 @@ const (
 	fieldPositions = "positions"
 )
 
-// elasticMapping is what every Elasticsearch 9 can do without plugins. The analyzers are bleve's of words.go.
+// elasticMapping is what every Elasticsearch 9 can do without plugins: texts come as finished terms (see analyse).
 func elasticMapping(alias string) map[string]any {
 	type m = map[string]any
-	text := m{"type": "text", "analyzer": englishAnalyzer, "fields": m{plainSuffix[1:]: m{"type": "text", "analyzer": plainAnalyzer}}}
+	properties := m{
+		fieldSKU:       m{"type": "keyword"},
+		fieldListed:    m{"type": "boolean"},
+		fieldCategory:  m{"type": "keyword", "ignore_above": 8191}, // Lucene refuses terms of more than 32766 bytes
+		fieldProduct:   m{"type": "binary"},
+		fieldPositions: m{"type": "object", "enabled": false},
+	}
+	for _, field := range textFields() {
+		properties[field] = m{"type": "text", "analyzer": "whitespace"}
+	}
 	return m{
 		"aliases": m{alias: m{"is_write_index": true}},
-		"settings": m{
-			// One shard holds any catalogue, and scores are comparable within a shard alone.
-			"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request",
-			"analysis": m{
-				"filter": m{
-					"millrace_possessive": m{"type": "stemmer", "language": "possessive_english"},
-					"millrace_stop":       m{"type": "stop", "stopwords": "_english_"},
-				},
-				"analyzer": m{
-					englishAnalyzer: m{"type": "custom", "tokenizer": "standard",
-						"filter": []string{"lowercase", "asciifolding", "millrace_possessive", "millrace_stop", "porter_stem"}},
-					plainAnalyzer: m{"type": "custom", "tokenizer": "standard", "filter": []string{"lowercase", "asciifolding"}},
-				},
-			},
-		},
-		"mappings": m{
-			"dynamic": "strict",
-			"_meta":   m{"view": Name},
-			"properties": m{
-				fieldSKU:         m{"type": "keyword"},
-				fieldListed:      m{"type": "boolean"},
-				fieldCategory:    m{"type": "keyword", "ignore_above": 8191}, // Lucene refuses terms of more than 32766 bytes
-				fieldTitle:       text,
-				fieldDescription: text,
-				fieldProduct:     m{"type": "binary"},
-				fieldPositions:   m{"type": "object", "enabled": false},
-			},
-		},
+		// One shard holds any catalogue, and scores are comparable within a shard alone.
+		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request"},
+		"mappings": m{"dynamic": "strict", "_meta": m{"view": Name}, "properties": properties},
 	}
 }
 
-// elasticProduct is the document of a product.
+// elasticProduct is what is read of the document of a product.
 type elasticProduct struct {
-	SKU         string   `json:"sku"`
-	Listed      bool     `json:"listed"`
-	Category    []string `json:"category"`
-	Title       string   `json:"title"`
-	Description string   `json:"description"`
-	Product     []byte   `json:"product"` // the whole of it, as protobuf
+	Product []byte `json:"product"` // the whole of it, as protobuf
 }
 
 func (d elasticProduct) read(id string) (*catalogv1.Product, error) {
@@ -237,9 +211,11 @@ func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) 
 		if err != nil {
 			return fmt.Errorf("catalog index: marshal product %q: %w", p.Sku, err)
 		}
+		document := indexedFields(p)
+		document[fieldSKU], document[fieldProduct] = p.Sku, stored
 		err = errors.Join(
 			lines.Encode(map[string]any{"index": map[string]any{"_id": p.Sku, "version": p.Version, "version_type": "external"}}),
-			lines.Encode(elasticProduct{p.Sku, !p.Delisted, p.Categories, p.Title, p.Description, stored}))
+			lines.Encode(document))
 		if err != nil {
 			return fmt.Errorf("catalog index: save product %q: %w", p.Sku, err)
 		}
@@ -312,7 +288,7 @@ func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 		sort = slices.Insert(sort, 0, any(map[string]string{"_score": "desc"}))
 	}
 	search := map[string]any{
-		"query": x.words.elasticQuery(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
+		"query": elasticQuery(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
 	}
 	if q.After != nil {
 		after := []any{q.After.SKU}

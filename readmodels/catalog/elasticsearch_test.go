@@ -47,7 +47,7 @@ func apart(t testing.TB, method, url string, into any) int {
 // aliasURL is where the place's alias is.
 func (p place) aliasURL() string {
 	words := strings.Fields(string(p))
-	return words[1] + "/" + words[2] + "catalog-v1"
+	return words[1] + "/" + words[2] + "catalog-v2"
 }
 
 func deleteIndex(t testing.TB, p place) {

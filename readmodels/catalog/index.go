@@ -36,7 +36,8 @@ type Index interface {
 }
 
 // Query says what to find. A product matches where every word of Text is in its title or description, in any inflection;
-// the last word may also be the beginning of a word, or misspelt.
+// the last word may also be the beginning of a word, or misspelt. Every implementation finds the same products: what a word is
+// and which words are one is decided by analyse, and not by the engine.
 type Query struct {
 	Text     string // empty matches everything
 	Category string // exactly; empty matches everything

@@ -414,7 +414,7 @@ func TestBleveThatCannotBeOpenedStartsAfresh(t *testing.T) {
 				t.Fatal(err)
 			}
 			closed(t, x)
-			if err := damage(filepath.Join(dir, "bleve")); err != nil {
+			if err := damage(filepath.Join(dir, bleveFolder)); err != nil {
 				t.Fatal(err)
 			}
 			if x, err = OpenBleve(dir, quiet); err != nil {

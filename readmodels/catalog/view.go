@@ -16,7 +16,7 @@ import (
 )
 
 // Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
-const Name = "catalog/v1"
+const Name = "catalog/v2"
 
 // View keeps one document per product in an index. It is a streams.Sink.
 type View struct {

@@ -2,50 +2,48 @@ package catalog
 
 import (
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/blevesearch/bleve/v2"
-	"github.com/blevesearch/bleve/v2/analysis"
 	"github.com/blevesearch/bleve/v2/analysis/analyzer/custom"
 	"github.com/blevesearch/bleve/v2/analysis/analyzer/keyword"
-	"github.com/blevesearch/bleve/v2/analysis/char/asciifolding"
-	"github.com/blevesearch/bleve/v2/analysis/lang/en"
-	"github.com/blevesearch/bleve/v2/analysis/token/lowercase"
-	"github.com/blevesearch/bleve/v2/analysis/token/porter"
-	"github.com/blevesearch/bleve/v2/analysis/tokenizer/unicode"
+	"github.com/blevesearch/bleve/v2/analysis/tokenizer/whitespace"
 	"github.com/blevesearch/bleve/v2/mapping"
 	"github.com/blevesearch/bleve/v2/search/query"
+	"golang.org/x/text/unicode/norm"
 	"google.golang.org/protobuf/proto"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 )
 
-// What is indexed of a product. Texts are indexed twice: by the stems of their words, which finds every inflection, and as
-// they are, which finds a word by its beginning.
+// What is indexed of a product. A text becomes three fields of finished terms, separated by spaces: see terms.
 const (
 	fieldProduct     = "product" // the whole document, stored and not indexed
 	fieldListed      = "listed"
 	fieldCategory    = "category"
 	fieldTitle       = "title"
 	fieldDescription = "description"
-	plainSuffix      = ".plain"
+	plainSuffix      = "_plain"
+	joinedSuffix     = "_joined"
 
-	englishAnalyzer = "millrace_english"
-	plainAnalyzer   = "millrace_plain"
+	termsAnalyzer = "millrace_terms"
 )
+
+// textFields are the fields of all texts.
+func textFields() []string {
+	var all []string
+	for _, text := range []string{fieldTitle, fieldDescription} {
+		all = append(all, text, text+plainSuffix, text+joinedSuffix)
+	}
+	return all
+}
 
 func indexMapping() (mapping.IndexMapping, error) {
 	m := bleve.NewIndexMapping()
-	for name, filters := range map[string][]string{
-		englishAnalyzer: {en.PossessiveName, lowercase.Name, en.StopName, porter.Name},
-		plainAnalyzer:   {lowercase.Name},
-	} {
-		err := m.AddCustomAnalyzer(name, map[string]any{
-			"type": custom.Name, "char_filters": []string{asciifolding.Name}, "tokenizer": unicode.Name, "token_filters": filters,
-		})
-		if err != nil {
-			return nil, err
-		}
+	err := m.AddCustomAnalyzer(termsAnalyzer, map[string]any{"type": custom.Name, "tokenizer": whitespace.Name})
+	if err != nil {
+		return nil, err
 	}
 	text := func(name, analyzer string) *mapping.FieldMapping {
 		return &mapping.FieldMapping{Name: name, Type: "text", Analyzer: analyzer, Index: true}
@@ -55,150 +53,196 @@ func indexMapping() (mapping.IndexMapping, error) {
 	product.AddFieldMappingsAt(fieldProduct, &mapping.FieldMapping{Name: fieldProduct, Type: "text", Store: true})
 	product.AddFieldMappingsAt(fieldListed, &mapping.FieldMapping{Name: fieldListed, Type: "boolean", Index: true})
 	product.AddFieldMappingsAt(fieldCategory, text(fieldCategory, keyword.Name))
-	for _, field := range []string{fieldTitle, fieldDescription} {
-		product.AddFieldMappingsAt(field, text(field, englishAnalyzer), text(field+plainSuffix, plainAnalyzer))
+	for _, field := range textFields() {
+		product.AddFieldMappingsAt(field, text(field, termsAnalyzer))
 	}
 	m.DefaultMapping = product
 	return m, nil
 }
 
-func indexedFields(p *catalogv1.Product) (map[string]any, error) {
+// indexedFields is what both engines are given of a product, but for the form of the whole of it.
+func indexedFields(p *catalogv1.Product) map[string]any {
+	fields := map[string]any{fieldListed: !p.Delisted, fieldCategory: normalised(p.Categories)}
+	for name, text := range map[string]string{fieldTitle: p.Title, fieldDescription: p.Description} {
+		t := termsOf(text)
+		fields[name] = strings.Join(t.stems, " ")
+		fields[name+plainSuffix] = strings.Join(t.plain, " ")
+		fields[name+joinedSuffix] = strings.Join(t.joined, " ")
+	}
+	return fields
+}
+
+func bleveFields(p *catalogv1.Product) (map[string]any, error) {
 	stored, err := proto.Marshal(p)
 	if err != nil {
 		return nil, fmt.Errorf("marshal: %w", err)
 	}
-	return map[string]any{
-		fieldProduct: string(stored), fieldListed: !p.Delisted, fieldCategory: p.Categories, fieldTitle: p.Title, fieldDescription: p.Description,
-	}, nil
+	fields := indexedFields(p)
+	fields[fieldProduct] = string(stored)
+	return fields, nil
 }
 
-// words makes queries of what people type. Both indexes cut it into words alike.
-type words struct{ plain, english analysis.Analyzer }
-
-func wordsOf(m mapping.IndexMapping) words {
-	return words{m.AnalyzerNamed(plainAnalyzer), m.AnalyzerNamed(englishAnalyzer)}
-}
-
-func newWords() (words, error) {
-	m, err := indexMapping()
-	if err != nil {
-		return words{}, fmt.Errorf("describe words: %w", err)
+func normalised(categories []string) []string {
+	all := make([]string, len(categories))
+	for i, c := range categories {
+		all[i] = norm.NFC.String(c)
 	}
-	return wordsOf(m), nil
+	return all
 }
 
-func (w words) query(q Query) query.Query {
+// A match looks for one term, in one field.
+type match struct {
+	how   matchKind
+	field string
+	term  string
+	boost float64 // how much it counts
+}
+
+type matchKind int
+
+const (
+	exactly     matchKind = iota
+	byBeginning           // terms that begin with it
+	misspelt              // terms of which it differs in one letter, but not in the first: people seldom miss that
+)
+
+// clauses are what a text asks for: every clause, each by any of its matches. No clause means that it has no word.
+//
+// A word that means nothing ("the") is not asked for, unless it is the last: it may become another. The last word may be
+// unfinished. Two words that stand side by side may be one in the product, and the other way round.
+func clauses(text string) [][]match {
+	var all [][]match
+	ws := analyse(text)
+	for i, w := range ws {
+		var anyOf []match
+		if w.stem != "" {
+			anyOf = append(anyOf, both(exactly, "", w.stem, 4, 1)...)
+			if !w.unspaced {
+				anyOf = append(anyOf, both(exactly, joinedSuffix, w.stem, 3, 0.75)...)
+			}
+		}
+		for _, k := range []int{i, i + 1} { // written together with the word before it, or with the one behind it
+			if k >= len(ws) || len(anyOf) == 0 && !ws[k].hyphenated {
+				continue
+			}
+			for _, j := range joins(ws, k) {
+				anyOf = append(anyOf, both(exactly, "", stem(j), 3, 0.75)...)
+				anyOf = append(anyOf, both(exactly, joinedSuffix, stem(j), 3, 0.75)...)
+				if k == len(ws)-1 {
+					anyOf = append(anyOf, both(byBeginning, plainSuffix, j, 0.3, 0.08)...)
+				}
+			}
+		}
+		if i == len(ws)-1 && !w.unspaced {
+			anyOf = append(anyOf, unfinished(w.plain)...)
+		}
+		if len(anyOf) > 0 {
+			all = append(all, anyOf)
+		}
+	}
+	return all
+}
+
+// unfinished finds a word by its beginning and, where it is long enough for a mistake to be told from another word, with
+// one letter wrong.
+func unfinished(word string) []match {
+	all := both(byBeginning, plainSuffix, word, 0.4, 0.1)
+	if utf8.RuneCountInString(word) >= 4 {
+		all = append(all, both(byBeginning, joinedSuffix, word, 0.3, 0.08)...)
+		all = append(all, both(misspelt, plainSuffix, word, 0.1, 0.02)...)
+	}
+	return all
+}
+
+// both looks in title and description.
+func both(how matchKind, suffix, term string, inTitle, inDescription float64) []match {
+	return []match{{how, fieldTitle + suffix, term, inTitle}, {how, fieldDescription + suffix, term, inDescription}}
+}
+
+func bleveQuery(q Query) query.Query {
 	listed := bleve.NewBoolFieldQuery(true)
 	listed.SetField(fieldListed)
 	filter := bleve.NewConjunctionQuery(listed)
 	if q.Category != "" {
-		category := bleve.NewTermQuery(q.Category)
+		category := bleve.NewTermQuery(norm.NFC.String(q.Category))
 		category.SetField(fieldCategory)
 		filter.AddQuery(category)
 	}
 	all := bleve.NewBooleanQuery()
 	all.AddFilter(filter)
-	if q.Text != "" {
-		all.AddMust(w.text(q.Text))
+	if q.Text == "" {
+		return all
 	}
-	return all
-}
-
-// text wants every word. A word that means nothing ("the") is not wanted, unless it is the last: it may become another.
-func (w words) text(text string) query.Query {
 	var wanted []query.Query
-	tokens := w.plain.Analyze([]byte(text))
-	for i, token := range tokens {
-		var anyOf []query.Query
-		for _, stem := range w.english.Analyze(token.Term) {
-			anyOf = append(anyOf,
-				in(fieldTitle, 4, bleve.NewTermQuery(string(stem.Term))),
-				in(fieldDescription, 1, bleve.NewTermQuery(string(stem.Term))))
+	for _, anyOf := range clauses(q.Text) {
+		matches := make([]query.Query, len(anyOf))
+		for i, m := range anyOf {
+			matches[i] = m.bleve()
 		}
-		if i == len(tokens)-1 {
-			anyOf = append(anyOf, unfinished(string(token.Term))...)
-		}
-		if len(anyOf) > 0 {
-			wanted = append(wanted, bleve.NewDisjunctionQuery(anyOf...))
-		}
+		wanted = append(wanted, bleve.NewDisjunctionQuery(matches...))
 	}
 	if len(wanted) == 0 {
 		return bleve.NewMatchNoneQuery()
 	}
-	return bleve.NewConjunctionQuery(wanted...)
+	all.AddMust(bleve.NewConjunctionQuery(wanted...))
+	return all
 }
 
-// unfinished finds a word by its beginning and, where it is long enough for a mistake to be told from another word, with
-// one letter wrong.
-func unfinished(word string) []query.Query {
-	queries := []query.Query{
-		in(fieldTitle+plainSuffix, 0.4, bleve.NewPrefixQuery(word)),
-		in(fieldDescription+plainSuffix, 0.1, bleve.NewPrefixQuery(word)),
+func (m match) bleve() query.Query {
+	var q interface {
+		query.FieldableQuery
+		query.BoostableQuery
 	}
-	if utf8.RuneCountInString(word) >= 4 {
-		queries = append(queries, in(fieldTitle+plainSuffix, 0.1, misspelt(word)), in(fieldDescription+plainSuffix, 0.02, misspelt(word)))
+	switch m.how {
+	case byBeginning:
+		q = bleve.NewPrefixQuery(m.term)
+	case misspelt:
+		fuzzy := bleve.NewFuzzyQuery(m.term)
+		fuzzy.SetFuzziness(1)
+		fuzzy.SetPrefix(1)
+		q = fuzzy
+	default:
+		q = bleve.NewTermQuery(m.term)
 	}
-	return queries
-}
-
-func misspelt(word string) *query.FuzzyQuery {
-	q := bleve.NewFuzzyQuery(word)
-	q.SetFuzziness(1)
-	q.SetPrefix(1) // people seldom miss the first letter
+	q.SetField(m.field)
+	q.SetBoost(m.boost)
 	return q
 }
 
-// in looks in one field, which counts for so much.
-func in[Q interface {
-	query.FieldableQuery
-	query.BoostableQuery
-}](field string, boost float64, q Q) query.Query {
-	q.SetField(field)
-	q.SetBoost(boost)
-	return q
-}
-
-// elasticQuery is query for Elasticsearch, which itself knows the stems of a word.
-func (w words) elasticQuery(q Query) map[string]any {
+func elasticQuery(q Query) map[string]any {
 	type m = map[string]any
 	filter := []any{m{"term": m{fieldListed: true}}}
 	if q.Category != "" {
-		filter = append(filter, m{"term": m{fieldCategory: q.Category}})
+		filter = append(filter, m{"term": m{fieldCategory: norm.NFC.String(q.Category)}})
 	}
 	if q.Text == "" {
 		return m{"bool": m{"filter": filter}}
 	}
-	must := []any{m{"match_none": m{}}}
-	tokens := w.plain.Analyze([]byte(q.Text))
-	if len(tokens) > 0 {
-		must = nil
+	var must []any
+	for _, anyOf := range clauses(q.Text) {
+		matches := make([]any, len(anyOf))
+		for i, match := range anyOf {
+			matches[i] = match.elastic()
+		}
+		must = append(must, m{"bool": m{"should": matches, "minimum_should_match": 1}})
 	}
-	for i, token := range tokens {
-		word, last := string(token.Term), i == len(tokens)-1
-		nothing := "all" // which a word that means nothing finds
-		if last {
-			nothing = "none"
-		}
-		stem := m{"multi_match": m{
-			"query": word, "fields": []string{fieldTitle + "^4", fieldDescription}, "operator": "and", "zero_terms_query": nothing,
-		}}
-		if !last {
-			must = append(must, stem)
-			continue
-		}
-		anyOf := []any{stem}
-		for _, field := range []string{fieldTitle, fieldDescription} { // in this order, for sums of scores depend on it
-			anyOf = append(anyOf, m{"match_bool_prefix": m{field + plainSuffix: m{
-				"query": word, "operator": "and", "boost": map[string]float64{fieldTitle: 0.4, fieldDescription: 0.1}[field],
-			}}})
-			if utf8.RuneCountInString(word) >= 4 {
-				anyOf = append(anyOf, m{"match": m{field + plainSuffix: m{
-					"query": word, "operator": "and", "fuzziness": 1, "prefix_length": 1,
-					"boost": map[string]float64{fieldTitle: 0.1, fieldDescription: 0.02}[field],
-				}}})
-			}
-		}
-		must = append(must, m{"bool": m{"should": anyOf, "minimum_should_match": 1}})
+	if len(must) == 0 {
+		return m{"match_none": m{}}
 	}
 	return m{"bool": m{"filter": filter, "must": must}}
 }
+
+func (m match) elastic() map[string]any {
+	how := map[string]any{"value": m.term, "boost": m.boost}
+	kind := "term"
+	switch m.how {
+	case byBeginning:
+		kind = "prefix"
+	case misspelt: // as in bleve, two letters that changed places are one mistake
+		kind = "fuzzy"
+		how["fuzziness"], how["prefix_length"], how["transpositions"], how["max_expansions"] = 1, 1, true, maxExpansions
+	}
+	return map[string]any{kind: map[string]any{m.field: how}}
+}
+
+const maxExpansions = 1000 // terms that are one letter away
