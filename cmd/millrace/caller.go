@@ -69,8 +69,25 @@ func (c caller) admin() adminv1connect.AdminServiceClient {
 	return adminv1connect.NewAdminServiceClient(c.http(), c.url(c.c.Admin.Addr))
 }
 
-// caller is that of the configuration in force.
-func (a *app) caller() (caller, error) {
+// door is one of a system's two addresses.
+type door int
+
+const (
+	apiDoor   door = iota // commands, queries, SQL
+	adminDoor             // health, metrics, status, verify
+)
+
+// caller is that of the configuration in force, for a command that talks to one door. Flags that name a system by its other door
+// alone are an error: the default of this one belongs to another system, as a rule.
+func (a *app) caller(d door) (caller, error) {
+	switch {
+	case d == adminDoor && a.addr != "" && a.adminAddr == "":
+		return caller{}, fmt.Errorf("--addr %s names a system by its address of commands and queries, and this command talks to the one of operations: "+
+			"name it with --admin-addr (`millrace up` prints both; 7401 by default)", a.addr)
+	case d == apiDoor && a.adminAddr != "" && a.addr == "":
+		return caller{}, fmt.Errorf("--admin-addr %s names a system by its address of operations, and this command talks to the one of commands and queries: "+
+			"name it with --addr (`millrace up` prints both; 7400 by default)", a.adminAddr)
+	}
 	c, err := a.config()
 	if err != nil {
 		return caller{}, err

@@ -40,7 +40,7 @@ file with its row number and the reason; accepted + rejected = read.`,
 	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "where to write the lines that were rejected")
 	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "commands under way at once")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		caller, err := a.caller()
+		caller, err := a.caller(apiDoor)
 		if err != nil {
 			return err
 		}

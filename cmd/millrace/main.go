@@ -62,7 +62,30 @@ Settings come from millrace.yaml, then the environment, then flags; "millrace co
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
 	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newEngine())
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() {
+			suggest(c)
+		}
+	}
 	return root
+}
+
+// suggest makes a group of commands refuse a word that is not one of them, as the root does, and name those that are close.
+func suggest(group *cobra.Command) {
+	group.Args = cobra.ArbitraryArgs
+	group.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		if cmd.SuggestionsMinimumDistance == 0 {
+			cmd.SuggestionsMinimumDistance = 2
+		}
+		meant := ""
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			meant = fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+near[0])
+		}
+		return fmt.Errorf("unknown command %q for %q%s (see %s --help)", args[0], cmd.CommandPath(), meant, cmd.CommandPath())
+	}
 }
 
 // dataFlag is for the commands that work on a data folder.

@@ -45,14 +45,14 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 	cmd.Flags().StringVar(&moment, "as-of", "", "TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…: tables as they were")
 	a.dataFlag(cmd, "run on the files of this data folder instead of asking a running system")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.config()
-		if err != nil {
-			return err
-		}
 		if cmd.Flags().Changed("data") {
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
 			return sqlOnFiles(cmd, c, args[0], *output, moment)
 		}
-		caller, err := newCaller(c)
+		caller, err := a.caller(apiDoor)
 		if err != nil {
 			return err
 		}

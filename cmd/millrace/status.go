@@ -22,7 +22,7 @@ func newStatus(a *app) *cobra.Command {
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		caller, err := a.caller()
+		caller, err := a.caller(adminDoor)
 		if err != nil {
 			return err
 		}

@@ -20,13 +20,15 @@ func newVerify(a *app) *cobra.Command {
 		Short: "Compare store, topics, tables and views by count and content; exit 1 on any difference",
 		Long: `Wait (at most --wait) until every sink has reached the position that the store has now, then let every side give a
 digest of its content — a count and a hash that does not depend on order — and compare them per aggregate type.
-The first difference is named by its stream. Exit code 0 means equal everywhere.`,
+The first difference is named by its stream. Exit code 0 means equal everywhere.
+
+It asks the system at --admin-addr; --addr alone is refused, for it does not say where that is.`,
 		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long the sinks may take to catch up")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		caller, err := a.caller()
+		caller, err := a.caller(adminDoor)
 		if err != nil {
 			return err
 		}
@@ -41,6 +43,7 @@ The first difference is named by its stream. Exit code 0 means equal everywhere.
 		if *output == "json" {
 			err = printJSON(cmd.OutOrStdout(), verifyJSON(result))
 		} else {
+			fmt.Fprintln(cmd.OutOrStdout(), "the system at", caller.url(caller.c.Admin.Addr))
 			printVerify(cmd.OutOrStdout(), result)
 		}
 		if err == nil && !result.Equal {

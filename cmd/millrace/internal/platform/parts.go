@@ -92,7 +92,7 @@ func (p *Platform) startKafka(ctx context.Context) error {
 	if brokers == "" {
 		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, Logger: p.log})
 		if err != nil {
-			return err
+			return taken(err, p.cfg.Kafka.Listen, "the setting kafka.listen")
 		}
 		p.onStop(broker.Close)
 		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
@@ -194,7 +194,7 @@ func (p *Platform) startRedis(ctx context.Context) error {
 	if addr == "" {
 		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen})
 		if err != nil {
-			return err
+			return taken(err, p.cfg.Redis.Listen, "the setting redis.listen")
 		}
 		p.onStop(func() error {
 			server.Close()

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -199,7 +200,7 @@ func (p *Platform) startListeners(ctx context.Context) error {
 	for name, addr := range addrs {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 		if err != nil {
-			return fmt.Errorf("%w (is another millrace running? name other addresses with --addr and --admin-addr)", err)
+			return taken(err, addr, map[string]string{"api": "--addr (or the setting addr)", "admin": "--admin-addr (or the setting admin.addr)"}[name])
 		}
 		p.listeners[name] = l
 		p.addresses["millrace "+name] = l.Addr().String()
@@ -216,6 +217,15 @@ func (p *Platform) startListeners(ctx context.Context) error {
 	var err error
 	p.tokens, err = auth.Open(p.cfg.Auth.Tokens, p.log)
 	return err
+}
+
+// taken adds to an error of a listener what to change where its port is in use.
+func taken(err error, addr, setting string) error {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	return fmt.Errorf("%s is in use, perhaps by another millrace: stop that one, or name another address with %s; port 0 takes a free one: %w",
+		addr, setting, err)
 }
 
 // topics are the aggregates' topics.
