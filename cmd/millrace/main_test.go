@@ -2,9 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"log/slog"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/millrace/millrace/event"
+	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
 )
 
 // run is what a person gets who types the words.
@@ -87,5 +94,23 @@ func TestPortInUse(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "another address with "+setting) && !strings.Contains(err.Error(), "the setting "+setting) {
 			t.Errorf("%s: %v", setting, err)
 		}
+	}
+}
+
+// A topic that somebody made beforehand, so that it forgets events, is refused before anything is written to it.
+func TestATopicThatForgetsIsRefused(t *testing.T) {
+	data := t.TempDir()
+	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A topic of positions is compacted: so is this one, by its wrong declaration.
+	err = kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: broker.Addr(), ClientID: "test"}, kafka.Topic{Name: event.Order.Topic, Partitions: 4, Compacted: true})
+	if err = errors.Join(err, broker.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = run(t, "up", "--no-demo", "--data", data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
+	if err == nil || !strings.Contains(err.Error(), "cleanup.policy") || !strings.Contains(err.Error(), "kafka-configs.sh --alter") {
+		t.Errorf("%v, want a refusal that names the setting and the remedy", err)
 	}
 }

@@ -30,20 +30,21 @@ const EnvPrefix = "MILLRACE_"
 
 // Config is the whole configuration. A `doc` tag becomes the comment above the key.
 type Config struct {
-	Addr       string        `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
-	TLS        ServerTLS     `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
-	Auth       Auth          `yaml:"auth" doc:"Who may call."`
-	Admin      Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
-	Drain      time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
-	Data       string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
-	Log        Log           `yaml:"log" doc:"Structured logs, on standard error."`
-	Store      Store         `yaml:"store" doc:"Event store: one per service."`
-	Kafka      Kafka         `yaml:"kafka" doc:"The log."`
-	Registry   Registry      `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
-	Redis      Redis         `yaml:"redis" doc:"Holds the view orderstatus."`
-	Search     Search        `yaml:"search" doc:"Holds the view catalog."`
-	Lake       Lake          `yaml:"lake" doc:"Iceberg tables."`
-	ClickHouse ClickHouse    `yaml:"clickhouse" doc:"Runs SQL over the lake."`
+	Addr          string        `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
+	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
+	Auth          Auth          `yaml:"auth" doc:"Who may call."`
+	Admin         Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
+	SettingsEvery time.Duration `yaml:"settings_every" doc:"How often the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket are looked at. At start they are looked at in any case."`
+	Drain         time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
+	Data          string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
+	Log           Log           `yaml:"log" doc:"Structured logs, on standard error."`
+	Store         Store         `yaml:"store" doc:"Event store: one per service."`
+	Kafka         Kafka         `yaml:"kafka" doc:"The log."`
+	Registry      Registry      `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
+	Redis         Redis         `yaml:"redis" doc:"Holds the view orderstatus."`
+	Search        Search        `yaml:"search" doc:"Holds the view catalog."`
+	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
+	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Runs SQL over the lake."`
 }
 
 // ServerTLS is the certificate of a door.
@@ -186,13 +187,14 @@ type ClickHouse struct {
 // Default is what holds where nothing is said.
 func Default() Config {
 	return Config{
-		Addr:     "127.0.0.1:7400",
-		Admin:    Admin{Addr: "127.0.0.1:7401"},
-		Data:     "data",
-		Log:      Log{Level: slog.LevelWarn, Format: "text"},
-		Kafka:    Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
-		Registry: Registry{Compatibility: "BACKWARD_TRANSITIVE"},
-		Redis:    Redis{Listen: "127.0.0.1:0"},
+		Addr:          "127.0.0.1:7400",
+		Admin:         Admin{Addr: "127.0.0.1:7401"},
+		Data:          "data",
+		Log:           Log{Level: slog.LevelWarn, Format: "text"},
+		SettingsEvery: 5 * time.Minute,
+		Kafka:         Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
+		Registry:      Registry{Compatibility: "BACKWARD_TRANSITIVE"},
+		Redis:         Redis{Listen: "127.0.0.1:0"},
 		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
 			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20, Share: 0.5,
 		}},
@@ -299,6 +301,9 @@ func (c Config) Check() error {
 	}
 	if c.Data == "" {
 		bad("data: name a folder")
+	}
+	if c.SettingsEvery <= 0 {
+		bad("settings_every: %v is not above 0", c.SettingsEvery)
 	}
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)

@@ -229,6 +229,29 @@ func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, err
 	return ids, nil
 }
 
+// Unreferenced gives those of the documents that their references do not find.
+func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[string]bool, err error) {
+	answers := map[string]*redis.BoolCmd{}
+	_, err = d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for _, doc := range docs {
+			if doc.Reference != "" {
+				answers[doc.ID] = p.SIsMember(ctx, d.referenceKey(doc.Reference), doc.ID)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("redis: look up references of %s: %w", d.name, err)
+	}
+	ids = map[string]bool{}
+	for id, answer := range answers {
+		if !answer.Val() {
+			ids[id] = true
+		}
+	}
+	return ids, nil
+}
+
 // Count counts the documents.
 func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	counts, marks := make([]*redis.IntCmd, d.shards), make([]*redis.BoolCmd, d.shards)

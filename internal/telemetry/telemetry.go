@@ -113,6 +113,24 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 	}
 }
 
+// Labelled adds a gauge that is 1 for each set of labels that each names at a scrape, and has no others.
+func (m *Metrics) Labelled(name, help string, labels []string, each func(is func(labels ...string))) {
+	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, labels, nil), each})
+}
+
+type labelled struct {
+	desc *prometheus.Desc
+	each func(is func(labels ...string))
+}
+
+func (l *labelled) Describe(to chan<- *prometheus.Desc) { to <- l.desc }
+
+func (l *labelled) Collect(to chan<- prometheus.Metric) {
+	l.each(func(labels ...string) {
+		to <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, 1, labels...)
+	})
+}
+
 // Handler serves the metrics.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})

@@ -379,3 +379,49 @@ func TestElasticsearchFrozen(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// An index that others made, or changed, is found before a product is lost in it.
+func TestElasticsearchSettings(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		body string // of the index that is there before; empty for none
+		want string // in a fault
+	}{
+		"ours":                  {"", ""},
+		"made by a first write": {`{"aliases":{%q:{}},"mappings":{"properties":{"title":{"type":"text"}}}}`, "mapping of (dynamic)"},
+		"another analyzer": {`{"aliases":{%q:{}},"mappings":{"dynamic":"strict","properties":{"title":{"type":"text","analyzer":"standard"}}}}`,
+			"mapping of title"},
+		"several shards":     {`{"aliases":{%q:{}},"settings":{"number_of_shards":3}}`, "index.number_of_shards"},
+		"not synced to disk": {`{"aliases":{%q:{}},"settings":{"translog.durability":"async"}}`, "index.translog.durability"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := inElasticsearch(t, &server)
+			alias := p.aliasURL()[strings.LastIndex(p.aliasURL(), "/")+1:]
+			if c.body != "" {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"-000001", strings.NewReader(fmt.Sprintf(c.body, alias)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header.Set("Content-Type", "application/json")
+				req.Close = true
+				answer, err := http.DefaultClient.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if answer.Body.Close(); answer.StatusCode != http.StatusOK {
+					t.Fatal(answer.Status)
+				}
+			}
+			x := openAt(t, p)
+			defer closed(t, x)
+			faults, err := x.(*elasticIndex).Settings(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.want == "" && len(faults) > 0 || c.want != "" && !strings.Contains(fmt.Sprint(faults), c.want) {
+				t.Errorf("faults %v, want %q", faults, c.want)
+			}
+		})
+	}
+}

@@ -139,3 +139,43 @@ func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Clie
 		return newest == l.Events[len(l.Events)-1].Position
 	})
 }
+
+// verify must see what a query would miss: a reference that is gone, though all documents are there.
+func TestALostReferenceShowsInTheDigest(t *testing.T) {
+	t.Parallel()
+	cfg := start(t, nil)
+	v := orderstatus.New(openRedis(t, cfg))
+	l := &streamstest.Log{Versions: map[string]uint64{}}
+	if err := v.Apply(t.Context(), records(happenings(t, l, 1200, 3000))); err != nil {
+		t.Fatal(err)
+	}
+	asExpected(t, v, l)
+	var id string
+	for id = range l.Versions {
+		break
+	}
+	conn, err := net.Dial("tcp", cfg.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // the test is over
+	key := "millrace:orderstatus:v1:ref:{orderstatus:v1:00}:" + referenceOf(id)
+	if _, err := fmt.Fprintf(conn, "*2\r\n$3\r\nDEL\r\n$%d\r\n%s\r\n", len(key), key); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 4)
+	if _, err := conn.Read(answer); err != nil || string(answer) != ":1\r\n" {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	got, err := v.Digest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := orderstatus.ExpectedDigest(l.All())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Streams[id] == want.Streams[id] {
+		t.Error("the order's reference is gone, and the digest is as before")
+	}
+}

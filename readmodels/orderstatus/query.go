@@ -44,7 +44,8 @@ func (v *View) version(ctx context.Context, order string) (uint64, error) {
 // then it is the order placed last.
 func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.OrderStatus, error) {
 	ids := []string{req.GetOrderId()}
-	if reference, ok := req.Key.(*orderv1.GetOrderRequest_Reference); ok {
+	reference, byReference := req.Key.(*orderv1.GetOrderRequest_Reference)
+	if byReference {
 		var err error
 		if ids, err = v.docs.Lookup(ctx, reference.Reference); err != nil {
 			return nil, err
@@ -56,6 +57,9 @@ func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1
 	}
 	var found *orderv1.OrderStatus
 	for _, doc := range docs {
+		if byReference && doc.Reference != reference.Reference {
+			continue // what leads here is not the view's
+		}
 		if found == nil || later(doc, found) {
 			found = doc
 		}

@@ -162,18 +162,49 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	return v.fresh.Status(count), nil
 }
 
-// Digest sums what the view holds, one item per order.
+// Digest sums what queries can read of the view, one item per order. An order that its reference does not find is summed as one
+// that has none.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
+	some := make([]redis.Document, 0, digestAtOnce)
+	add := func() error {
+		lost, err := v.docs.Unreferenced(ctx, some)
+		if err != nil {
+			return err
+		}
+		for _, s := range some {
+			doc, err := unmarshal(s)
+			if err != nil {
+				return err
+			}
+			if lost[s.ID] {
+				doc.Reference = ""
+			}
+			if err := readmodels.AddDocument(d, s.ID, doc); err != nil {
+				return err
+			}
+		}
+		some = some[:0]
+		return nil
+	}
 	err := v.docs.Each(ctx, func(s redis.Document) error {
 		doc, err := unmarshal(s)
 		if err != nil {
 			return err
 		}
-		return readmodels.AddDocument(d, s.ID, doc)
+		s.Reference = doc.Reference
+		if some = append(some, s); len(some) < digestAtOnce {
+			return nil
+		}
+		return add()
 	})
+	if err == nil {
+		err = add()
+	}
 	if err != nil {
 		return nil, err
 	}
 	return d, nil
 }
+
+const digestAtOnce = 500 // orders

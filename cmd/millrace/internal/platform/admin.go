@@ -46,6 +46,11 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 		}
 		res.Sinks = append(res.Sinks, s)
 	}
+	for _, f := range p.settingFaults() {
+		res.Settings = append(res.Settings, &adminv1.SettingFault{
+			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy, Fatal: f.Fatal,
+		})
+	}
 	return connect.NewResponse(res), nil
 }
 

@@ -227,7 +227,7 @@ func (p *Platform) startSearch(ctx context.Context) error {
 		return err
 	}
 	p.onStop(index.Close)
-	p.goods = catalog.New(index)
+	p.index, p.goods = index, catalog.New(index)
 	return nil
 }
 

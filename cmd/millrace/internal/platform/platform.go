@@ -26,6 +26,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/settings"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
@@ -54,9 +55,13 @@ type Platform struct {
 	redis     *redis.Client
 	orders    *orderstatus.View
 	goods     *catalog.View
+	index     catalog.Index // of goods
 	views     []view
 	lake      *lake.Lake
 	sql       *lakesql.SQL
+
+	settingsMu sync.Mutex
+	settings   map[string][]settings.Fault // by server, as last looked at
 
 	addresses map[string]string // of the servers, for people
 	stops     []func() error    // undo what was started, last first
@@ -77,6 +82,7 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 		cfg: cfg, log: log, roles: roles, wanted: wanted(roles), failed: make(chan struct{}), addresses: map[string]string{},
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
+		settings: map[string][]settings.Fault{},
 	}
 	if len(embedded(cfg, p.wanted)) > 0 {
 		p.wanted[folder] = true
@@ -93,6 +99,7 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 		{redisPart, "redis", p.startRedis},
 		{searchPart, "search", p.startSearch},
 		{tables, "lake", p.startLake},
+		{doors, "settings of servers", p.startSettings}, // before anything is written
 		{landing, "landing", p.startLanding},
 		{engine, "sql engine", p.startEngine},
 		{feeds, "views", p.startFeeds},

@@ -65,7 +65,9 @@ type StatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Sinks []*SinkStatus          `protobuf:"bytes,1,rep,name=sinks,proto3" json:"sinks,omitempty"`
 	// "kafka" → "127.0.0.1:40123", …
-	Addresses     map[string]string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Addresses map[string]string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Settings of servers that are not as they must be.
+	Settings      []*SettingFault `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -114,6 +116,110 @@ func (x *StatusResponse) GetAddresses() map[string]string {
 	return nil
 }
 
+func (x *StatusResponse) GetSettings() []*SettingFault {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+// SettingFault is a setting of a server that loses or falsifies data, or may.
+type SettingFault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "topic millrace.orders"
+	Resource string `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	Setting  string `protobuf:"bytes,2,opt,name=setting,proto3" json:"setting,omitempty"`
+	Value    string `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// What it must be, in words.
+	Want string `protobuf:"bytes,4,opt,name=want,proto3" json:"want,omitempty"`
+	// What comes of it, and what to do.
+	Effect string `protobuf:"bytes,5,opt,name=effect,proto3" json:"effect,omitempty"`
+	Remedy string `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// No process starts with it.
+	Fatal         bool `protobuf:"varint,7,opt,name=fatal,proto3" json:"fatal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettingFault) Reset() {
+	*x = SettingFault{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettingFault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettingFault) ProtoMessage() {}
+
+func (x *SettingFault) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettingFault.ProtoReflect.Descriptor instead.
+func (*SettingFault) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SettingFault) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *SettingFault) GetSetting() string {
+	if x != nil {
+		return x.Setting
+	}
+	return ""
+}
+
+func (x *SettingFault) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SettingFault) GetWant() string {
+	if x != nil {
+		return x.Want
+	}
+	return ""
+}
+
+func (x *SettingFault) GetEffect() string {
+	if x != nil {
+		return x.Effect
+	}
+	return ""
+}
+
+func (x *SettingFault) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *SettingFault) GetFatal() bool {
+	if x != nil {
+		return x.Fatal
+	}
+	return false
+}
+
 // SinkStatus is one hop's state.
 type SinkStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -132,7 +238,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -144,7 +250,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[2]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -157,7 +263,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{2}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -206,7 +312,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +324,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +337,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -255,7 +361,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +373,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +386,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -336,7 +442,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +454,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +467,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -396,7 +502,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +514,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +527,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -452,7 +558,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +570,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +583,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -524,7 +630,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +642,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +655,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -585,13 +691,23 @@ var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\xd3\x01\n" +
+	"\rStatusRequest\"\x90\x02\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
-	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x1a<\n" +
+	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x12;\n" +
+	"\bsettings\x18\n" +
+	" \x03(\v2\x1f.millrace.admin.v1.SettingFaultR\bsettings\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
+	"\fSettingFault\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x12\x18\n" +
+	"\asetting\x18\x02 \x01(\tR\asetting\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\tR\x05value\x12\x12\n" +
+	"\x04want\x18\x04 \x01(\tR\x04want\x12\x16\n" +
+	"\x06effect\x18\x05 \x01(\tR\x06effect\x12\x16\n" +
+	"\x06remedy\x18\x06 \x01(\tR\x06remedy\x12\x14\n" +
+	"\x05fatal\x18\a \x01(\bR\x05fatal\"\x9a\x01\n" +
 	"\n" +
 	"SinkStatus\x12\x12\n" +
 	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x12\n" +
@@ -645,39 +761,41 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_millrace_admin_v1_admin_service_proto_rawDescData
 }
 
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: millrace.admin.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: millrace.admin.v1.StatusResponse
-	(*SinkStatus)(nil),            // 2: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),         // 3: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 4: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),        // 5: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),          // 6: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),       // 7: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),            // 8: millrace.admin.v1.SideDigest
-	nil,                           // 9: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*SettingFault)(nil),          // 2: millrace.admin.v1.SettingFault
+	(*SinkStatus)(nil),            // 3: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),         // 4: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),        // 5: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),        // 6: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),          // 7: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),       // 8: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),            // 9: millrace.admin.v1.SideDigest
+	nil,                           // 10: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
-	2,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	9,  // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
-	10, // 2: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	11, // 3: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	5,  // 4: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	6,  // 5: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	7,  // 6: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	8,  // 7: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	0,  // 8: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	3,  // 9: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	1,  // 10: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	4,  // 11: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	10, // [10:12] is the sub-list for method output_type
-	8,  // [8:10] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	3,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	10, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	2,  // 2: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
+	11, // 3: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	12, // 4: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 5: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	7,  // 6: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	8,  // 7: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	9,  // 8: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	0,  // 9: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	4,  // 10: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	1,  // 11: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	5,  // 12: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -685,7 +803,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	if File_millrace_admin_v1_admin_service_proto != nil {
 		return
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[4].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[5].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
@@ -695,7 +813,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

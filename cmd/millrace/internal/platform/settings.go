@@ -1,0 +1,119 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/settings"
+)
+
+const settingsWithin = 20 * time.Second // for a look at all servers
+
+// judge is a client that can say what is wrong with its server's settings.
+type judge interface {
+	Settings(ctx context.Context) ([]settings.Fault, error)
+}
+
+// judges are those of the real servers that this process uses, by name. What is embedded has the settings that we give it.
+func (p *Platform) judges() map[string]func(context.Context) ([]settings.Fault, error) {
+	all := map[string]func(context.Context) ([]settings.Fault, error){}
+	add := func(name string, client any) {
+		if j, ok := client.(judge); ok {
+			all[name] = j.Settings
+		}
+	}
+	if p.admin != nil && (p.has(Relay) || p.has(Views) || p.has(Lake) || p.has(Admin)) {
+		all["kafka"] = func(ctx context.Context) ([]settings.Fault, error) {
+			return p.admin.Settings(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+		}
+	}
+	for name, store := range p.stores {
+		add("store "+name, store)
+	}
+	if p.redis != nil && p.cfg.Redis.Addr != "" {
+		add("redis", p.redis)
+	}
+	if p.index != nil {
+		add("search", p.index)
+	}
+	if p.lake != nil {
+		add("lake", p.lake)
+	}
+	return all
+}
+
+// startSettings refuses to start where a setting would lose or falsify data, and goes on looking.
+func (p *Platform) startSettings(ctx context.Context) error {
+	faults := p.lookAtSettings(ctx)
+	if err := settings.Refuse(faults); err != nil {
+		return err
+	}
+	p.metrics.Labelled("millrace_setting_fault", "1 for each setting of a server that is not as it must be.", []string{"resource", "setting", "fatal"},
+		func(is func(labels ...string)) {
+			for _, f := range p.settingFaults() {
+				is(f.Resource, f.Setting, fmt.Sprint(f.Fatal))
+			}
+		})
+	p.background("settings", func(ctx context.Context) error {
+		tick := time.NewTicker(p.cfg.SettingsEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+				p.lookAtSettings(ctx)
+			}
+		}
+	})
+	return nil
+}
+
+// lookAtSettings asks all servers. A server that cannot be asked is told, and its last faults stand.
+func (p *Platform) lookAtSettings(ctx context.Context) []settings.Fault {
+	ctx, cancel := context.WithTimeout(ctx, settingsWithin)
+	defer cancel()
+	now := map[string][]settings.Fault{}
+	for name, ask := range p.judges() {
+		faults, err := ask(ctx)
+		if err != nil {
+			if !errors.Is(ctx.Err(), context.Canceled) {
+				p.log.Warn("the settings of a server could not be looked at; they are not checked", "server", name, "error", err)
+			}
+			continue
+		}
+		now[name] = faults
+	}
+	p.settingsMu.Lock()
+	defer p.settingsMu.Unlock()
+	for name, faults := range now {
+		for _, f := range faults {
+			if !slices.Contains(p.settings[name], f) {
+				p.log.Warn("a setting is not as it must be", "server", name, "fault", f.String(), "fatal", f.Fatal)
+			}
+		}
+		p.settings[name] = faults
+	}
+	return p.sortedFaults()
+}
+
+func (p *Platform) settingFaults() []settings.Fault {
+	p.settingsMu.Lock()
+	defer p.settingsMu.Unlock()
+	return p.sortedFaults()
+}
+
+func (p *Platform) sortedFaults() []settings.Fault {
+	var all []settings.Fault
+	for _, faults := range p.settings {
+		all = append(all, faults...)
+	}
+	slices.SortFunc(all, func(a, b settings.Fault) int { return strings.Compare(a.String(), b.String()) })
+	return all
+}

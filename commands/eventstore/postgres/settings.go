@@ -1,0 +1,83 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/settings"
+)
+
+// A setting that the store counts on. wrong says what comes of a value; empty where it is right.
+type setting struct {
+	want   string
+	remedy string
+	fatal  bool
+	wrong  func(value string) (effect string)
+}
+
+func only(effect string, values ...string) func(string) string {
+	return func(value string) string {
+		if slices.Contains(values, value) {
+			return ""
+		}
+		return effect
+	}
+}
+
+// outlives judges a timeout in milliseconds, where 0 is none.
+func outlives(least time.Duration, effect string) func(string) string {
+	return func(value string) string {
+		ms, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || ms == 0 || time.Duration(ms)*time.Millisecond >= least {
+			return ""
+		}
+		return effect
+	}
+}
+
+// What the server does on its own may lose what was acknowledged; what a role or database sets may cut off the store's work.
+var counted = map[string]setting{
+	"fsync":            {"on", "ALTER SYSTEM SET fsync = on", true, only("a power cut loses acknowledged events, or damages the database", "on")},
+	"full_page_writes": {"on", "ALTER SYSTEM SET full_page_writes = on", true, only("a power cut may damage the database", "on")},
+	"synchronous_commit": {"on", "ALTER ROLE … RESET synchronous_commit, or ALTER SYSTEM SET synchronous_commit = on", true,
+		only("a crash of the server loses acknowledged events", "on", "local", "remote_write", "remote_apply")},
+	"default_transaction_read_only": {"off", "ALTER ROLE … SET default_transaction_read_only = off", false, only("nothing can be appended", "off")},
+	"statement_timeout": {"0, or at least " + storeWithin.String(), "ALTER ROLE … SET statement_timeout = 0", false,
+		outlives(storeWithin, "appends and long reads are cut off on a busy server")},
+	"lock_timeout": {"0, or at least 5s", "ALTER ROLE … SET lock_timeout = 0", false,
+		outlives(5*time.Second, "appends fail where two processes write to one stream")},
+	"idle_session_timeout": {"0, or at least 1m", "ALTER ROLE … SET idle_session_timeout = 0", false,
+		outlives(time.Minute, "connections break while nothing happens")},
+}
+
+// Settings says which settings of the server, as the store's role meets them, are not what the store counts on.
+func (s *Store) Settings(ctx context.Context) ([]settings.Fault, error) {
+	names := make([]string, 0, len(counted))
+	for name := range counted {
+		names = append(names, name)
+	}
+	rows, err := s.reads.Query(ctx, "SELECT name, setting FROM pg_settings WHERE name = ANY($1) ORDER BY name", names)
+	if err != nil {
+		return nil, fmt.Errorf("ask PostgreSQL for its settings: %w", err)
+	}
+	var faults []settings.Fault
+	var name, value string
+	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		if c := counted[name]; c.wrong(value) != "" {
+			faults = append(faults, settings.Fault{
+				Resource: "postgres, store of " + s.aggregate.Service, Setting: name, Value: value, Want: c.want,
+				Effect: c.wrong(value), Remedy: c.remedy, Fatal: c.fatal,
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask PostgreSQL for its settings: %w", err)
+	}
+	return faults, nil
+}

@@ -1,0 +1,80 @@
+package kafka_test
+
+import (
+	"slices"
+	"testing"
+
+	confluent "github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/settings"
+)
+
+// What others made of a topic is found, and what EnsureTopics makes has no fault.
+func TestSettingsOfTopics(t *testing.T) {
+	each(t, 0, func(t *testing.T, b broker) {
+		admin, err := kafka.NewAdmin(b.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(admin.Close)
+		for name, c := range map[string]struct {
+			compacted bool
+			config    map[string]string
+			want      []string // settings with a fatal fault
+		}{
+			"an event topic that is compacted":       {false, map[string]string{"cleanup.policy": "compact", "retention.ms": "-1"}, []string{"cleanup.policy"}},
+			"one that is compacted and deleted":      {false, map[string]string{"cleanup.policy": "compact,delete", "retention.ms": "-1"}, []string{"cleanup.policy"}},
+			"one that keeps events for a week":       {false, map[string]string{"retention.ms": "604800000"}, []string{"retention.ms"}},
+			"one of bounded size":                    {false, map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, []string{"retention.bytes"}},
+			"one that wants more copies than it has": {false, map[string]string{"retention.ms": "-1", "min.insync.replicas": "2"}, []string{"min.insync.replicas"}},
+			"one for small records":                  {false, map[string]string{"retention.ms": "-1", "max.message.bytes": "1000"}, []string{"max.message.bytes"}},
+			"positions that are deleted":             {true, map[string]string{"cleanup.policy": "delete"}, []string{"cleanup.policy"}},
+			"positions that are also deleted":        {true, map[string]string{"cleanup.policy": "compact,delete"}, []string{"cleanup.policy"}},
+			"an event topic as it must be":           {false, map[string]string{"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}, nil},
+			"made by us":                             {false, nil, nil},
+			"positions made by us":                   {true, nil, nil},
+		} {
+			t.Run(name, func(t *testing.T) {
+				b := newBroker(b.Config)
+				topic := kafka.Topic{Name: b.topic, Partitions: 1, Compacted: c.compacted}
+				if c.config != nil {
+					b.create(t, c.config)
+				}
+				if err := admin.EnsureTopics(t.Context(), topic); err != nil {
+					t.Fatal(err)
+				}
+				faults, err := admin.Settings(t.Context(), topic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var fatal []string
+				for _, f := range faults {
+					if f.Fatal {
+						fatal = append(fatal, f.Setting)
+					}
+				}
+				if !slices.Equal(fatal, c.want) {
+					t.Errorf("fatal faults of %v, want %v; all: %v", fatal, c.want, faults)
+				}
+				if refused := settings.Refuse(faults) != nil; refused != (c.want != nil) {
+					t.Errorf("refused: %v", refused)
+				}
+			})
+		}
+	})
+}
+
+// create makes the topic as somebody else would.
+func (b broker) create(t *testing.T, config map[string]string) {
+	t.Helper()
+	other, err := confluent.NewAdminClient(&confluent.ConfigMap{"bootstrap.servers": b.Brokers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	made, err := other.CreateTopics(t.Context(), []confluent.TopicSpecification{{Topic: b.topic, NumPartitions: 1, ReplicationFactor: 1, Config: config}})
+	if err != nil || made[0].Error.Code() != confluent.ErrNoError {
+		t.Fatal(err, made)
+	}
+}

@@ -1,0 +1,59 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace/millrace/internal/settings"
+)
+
+// Settings says which settings of the servers are not what views count on. A server that tells nothing of itself is not judged.
+func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
+	var mu sync.Mutex
+	var faults []settings.Fault
+	ask := func(ctx context.Context, node redis.Cmdable, name string) error {
+		info := map[string]string{}
+		for _, section := range []string{"memory", "persistence"} { // INFO is allowed where CONFIG is not
+			told, err := node.Info(ctx, section).Result()
+			if err != nil {
+				return fmt.Errorf("redis: ask %s for its settings: %w", name, err)
+			}
+			for line := range strings.Lines(told) {
+				key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+				info[key] = value
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		faults = append(faults, serverFaults(name, info)...)
+		return nil
+	}
+	switch rdb := c.rdb.(type) {
+	case *redis.ClusterClient:
+		err := rdb.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return ask(ctx, node, node.Options().Addr) })
+		return faults, err
+	case *redis.Client:
+		return faults, ask(ctx, rdb, rdb.Options().Addr)
+	default:
+		return nil, nil
+	}
+}
+
+// serverFaults judges what INFO says of memory.
+func serverFaults(addr string, info map[string]string) []settings.Fault {
+	policy := info["maxmemory_policy"]
+	// Keys of views do not expire, so a policy for keys that do never takes one.
+	if policy == "" || policy == "noeviction" || strings.HasPrefix(policy, "volatile-") {
+		return nil
+	}
+	limited := info["maxmemory"] != "" && info["maxmemory"] != "0"
+	return []settings.Fault{{
+		Resource: "redis " + addr, Setting: "maxmemory-policy", Value: policy, Want: "noeviction", Fatal: limited,
+		Effect: "documents and references of views disappear when memory is short",
+		Remedy: "redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf",
+	}}
+}

@@ -1,0 +1,94 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
+
+	"github.com/millrace/millrace/internal/settings"
+)
+
+// Settings says which settings of the warehouse's bucket take files away that tables need. A folder has none, and a bucket whose
+// rules may not be read, or that knows no rules, is not judged.
+func (l *Lake) Settings(ctx context.Context) ([]settings.Fault, error) {
+	return l.warehouse.settings(ctx)
+}
+
+func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
+	if w.aws == nil {
+		return nil, nil
+	}
+	u, err := url.Parse(w.url)
+	if err != nil {
+		return nil, fmt.Errorf("warehouse: %w", err)
+	}
+	client := s3.NewFromConfig(*w.aws, func(o *s3.Options) {
+		if w.s3.Endpoint != "" {
+			o.BaseEndpoint, o.UsePathStyle = aws.String(w.s3.Endpoint), true
+		}
+	})
+	answer, err := client.GetBucketLifecycleConfiguration(ctx, &s3.GetBucketLifecycleConfigurationInput{Bucket: aws.String(u.Host)})
+	var refused smithy.APIError
+	if errors.As(err, &refused) {
+		return nil, nil // no rules, no right to read them, or no such thing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask bucket %s for its lifecycle rules: %w", u.Host, err)
+	}
+	var faults []settings.Fault
+	for _, rule := range answer.Rules {
+		faults = append(faults, ruleFaults(u.Host, strings.TrimPrefix(u.Path, "/"), rule)...)
+	}
+	return faults, nil
+}
+
+// ruleFaults judges a lifecycle rule by what it does to objects below a prefix. A rule may end unfinished uploads and old versions
+// of objects: no table needs them.
+func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Fault {
+	if rule.Status != types.ExpirationStatusEnabled {
+		return nil
+	}
+	prefix := aws.ToString(rule.Prefix) //nolint:staticcheck // the older form of a rule is still answered
+	if f := rule.Filter; f != nil {
+		prefix = aws.ToString(f.Prefix)
+		if f.And != nil {
+			prefix = aws.ToString(f.And.Prefix)
+		}
+		if f.Tag != nil || f.And != nil && len(f.And.Tags) > 0 {
+			return nil // our objects have no tags
+		}
+	}
+	below := folder
+	if below != "" {
+		below += "/"
+	}
+	if !strings.HasPrefix(prefix, below) && !strings.HasPrefix(below, prefix) {
+		return nil
+	}
+	fault := settings.Fault{
+		Resource: "bucket " + bucket, Setting: fmt.Sprintf("lifecycle rule %q for %q", aws.ToString(rule.ID), prefix),
+		Remedy: fmt.Sprintf("give the rule another prefix than %q, or remove it", folder),
+	}
+	var faults []settings.Fault
+	if e := rule.Expiration; e != nil && (aws.ToInt32(e.Days) > 0 || e.Date != nil) {
+		fault.Value, fault.Want, fault.Fatal = "expires objects", "none that expires a table's files", true
+		fault.Effect = "files that tables still need are deleted"
+		faults = append(faults, fault)
+	}
+	for _, t := range rule.Transitions {
+		if t.StorageClass != types.TransitionStorageClassGlacier && t.StorageClass != types.TransitionStorageClassDeepArchive {
+			continue
+		}
+		fault.Value, fault.Want, fault.Fatal = "moves objects to "+string(t.StorageClass), "none that archives a table's files", false
+		fault.Effect = "files that tables still need cannot be read at once"
+		faults = append(faults, fault)
+	}
+	return faults
+}
