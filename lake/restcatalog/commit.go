@@ -159,7 +159,7 @@ type plan struct {
 func (p *plan) changes() bool { return p.current == nil || p.file != p.current.MetadataLocation() }
 
 func (p *plan) move() Move {
-	m := Move{Table: p.table, To: p.file}
+	m := Move{Table: p.table, To: p.file, Claim: p.claim()}
 	if p.current != nil {
 		m.From = p.current.MetadataLocation()
 	}
@@ -196,7 +196,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		return s.place(c.table, nil, metadata)
+		return s.place(ctx, c.table, nil, metadata)
 	}
 	if len(c.updates) == 0 {
 		return &plan{c.table, current, base, current.MetadataLocation()}, nil
@@ -208,7 +208,10 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if err := s.guard(c.table, base, metadata); err != nil {
 		return nil, err
 	}
-	return s.place(c.table, current, metadata)
+	if metadata.Location() != base.Location() && len(base.Snapshots()) > 0 {
+		return nil, forbidden("set-location: the table has files at %s, and a table names files below its location only", base.Location())
+	}
+	return s.place(ctx, c.table, current, metadata)
 }
 
 // refused is the error of updates that do not fit the table.
@@ -278,17 +281,29 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 // elsewhere are the properties that place files beside a table's location.
 var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
-// place chooses the file of new metadata, and sees to it that the table stays in the warehouse.
-func (s *Server) place(ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
+// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its own only.
+func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	if _, err := s.warehouse.inside("location", metadata.Location()); err != nil {
 		return nil, err
 	}
 	for _, key := range elsewhere {
-		if location, ok := metadata.Properties()[key]; ok {
-			if _, err := s.warehouse.inside(key, location); err != nil {
-				return nil, err
-			}
+		location, ok := metadata.Properties()[key]
+		if !ok || current != nil && current.Properties()[key] == location {
+			continue
 		}
+		if _, err := s.warehouse.inside(key, location); err != nil {
+			return nil, err
+		}
+		if !s.warehouse.covers(metadata.Location(), location+"/x") {
+			return nil, forbidden("%s: %s is not below the table's location, %s", key, location, metadata.Location())
+		}
+	}
+	var before table.Metadata
+	if current != nil {
+		before = current.Metadata()
+	}
+	if err := s.ownFiles(ctx, before, metadata); err != nil {
+		return nil, err
 	}
 	version := 0
 	if current != nil { // files are named VERSION-UUID.metadata.json, others' also vVERSION.metadata.json
@@ -357,7 +372,20 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
-	err := s.config.Swapper.Swap(ctx, moves)
+	check := s.claims(moves)
+	if check != nil { // once before the transaction, which then finds in memory what was read from files
+		tables, err := s.config.Swapper.Tables(ctx)
+		if err != nil {
+			return notNow(err)
+		}
+		for _, t := range tables {
+			s.identify(ctx, t)
+		}
+	}
+	err := s.config.Swapper.Swap(ctx, moves, check)
+	if f, ok := asFailure(err); ok {
+		return f
+	}
 	switch {
 	case err == nil, errors.Is(err, ErrConflict), errors.Is(err, catalog.ErrNoSuchNamespace):
 		return err
@@ -430,7 +458,7 @@ func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 		}
 		var gone []string
 		for entry := range p.current.Metadata().PreviousFiles() {
-			if !kept[entry.MetadataFile] {
+			if !kept[entry.MetadataFile] && s.warehouse.covers(p.metadata.Location(), entry.MetadataFile) {
 				gone = append(gone, entry.MetadataFile)
 			}
 		}

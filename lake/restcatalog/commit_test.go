@@ -129,7 +129,7 @@ type swapper struct {
 	saw    func(moves []restcatalog.Move) // not nil: is told
 }
 
-func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move) error {
+func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(context.Context, []restcatalog.Placed) error) error {
 	if s.saw != nil {
 		s.saw(moves)
 	}
@@ -138,7 +138,7 @@ func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move) error {
 			return err
 		}
 	}
-	err := s.Swapper.Swap(ctx, moves)
+	err := s.Swapper.Swap(ctx, moves, check)
 	if s.after != nil {
 		err = s.after(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // Config says what to serve.
@@ -67,6 +68,8 @@ type Server struct {
 	warehouse warehouse
 	endpoints []string
 	mux       *http.ServeMux
+
+	identities *lru.Cache[string, Claim] // by metadata file
 }
 
 // New makes the handler. It connects to nothing.
@@ -97,7 +100,11 @@ func New(c Config) (*Server, error) {
 		c.Reach = func(ctx context.Context) context.Context { return ctx }
 	}
 	c.Logger = c.Logger.With("part", "rest catalog")
-	s := &Server{config: c, warehouse: w, mux: http.NewServeMux()}
+	identities, err := lru.New[string, Claim](identitiesKept)
+	if err != nil {
+		return nil, fmt.Errorf("REST catalog: %w", err)
+	}
+	s := &Server{config: c, warehouse: w, mux: http.NewServeMux(), identities: identities}
 	s.route()
 	return s, nil
 }

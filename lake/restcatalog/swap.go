@@ -21,13 +21,17 @@ import (
 type Move struct {
 	Table    table.Identifier
 	From, To string
+	Claim    *Claim // nil where the table stays what and where it is
 }
 
 // Swapper moves tables. iceberg-go's catalogs commit one table at a time; a transaction over several needs them moved together.
 type Swapper interface {
-	// Swap does all moves or none. Errors that wrap ErrConflict, ErrNotSwapped or catalog.ErrNoSuchNamespace say that it did
-	// none; after any other, all may have been done.
-	Swap(ctx context.Context, moves []Move) error
+	// Swap does all moves or none. Where check is not nil it is given all other tables first, and no table is made or moved between
+	// its answer and the swap. Errors that wrap ErrConflict, ErrNotSwapped or catalog.ErrNoSuchNamespace, and check's, say that
+	// it did none; after any other, all may have been done.
+	Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error
+	// Tables are all tables of the catalog.
+	Tables(ctx context.Context) ([]Placed, error)
 }
 
 var (
@@ -65,16 +69,25 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 const resolveTimeout = 5 * time.Second
 
 // Swap does the moves in one transaction.
-func (s *SQL) Swap(ctx context.Context, moves []Move) error {
+func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error {
 	moves = slices.Clone(moves) // in one order for all, so that two transactions do not wait for each other
 	slices.SortFunc(moves, func(a, b Move) int { return slices.Compare(a.Table, b.Table) })
 	options := &sql.TxOptions{}
-	if slices.ContainsFunc(moves, func(m Move) bool { return m.From == "" }) {
+	if check != nil || slices.ContainsFunc(moves, func(m Move) bool { return m.From == "" }) {
 		options.Isolation = sql.LevelSerializable // as the catalog creates tables and drops namespaces
 	}
 	tx, err := s.db.BeginTx(ctx, options)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSwapped, err)
+	}
+	if check != nil {
+		if err := s.others(ctx, tx, moves, check); err != nil {
+			_ = tx.Rollback()
+			if conflicts(err) {
+				return fmt.Errorf("%w: %w", ErrConflict, err)
+			}
+			return err
+		}
 	}
 	for _, m := range moves {
 		if err := s.move(ctx, tx, m); err != nil {
@@ -98,6 +111,43 @@ func (s *SQL) Swap(ctx context.Context, moves []Move) error {
 		return nil
 	}
 	return fmt.Errorf("commit to the catalog: %w", err)
+}
+
+// others has check look at all tables but those that are moved.
+func (s *SQL) others(ctx context.Context, tx *sql.Tx, moves []Move, check func(context.Context, []Placed) error) error {
+	tables, err := s.tables(ctx, tx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSwapped, err)
+	}
+	tables = slices.DeleteFunc(tables, func(t Placed) bool {
+		return slices.ContainsFunc(moves, func(m Move) bool { return slices.Equal(m.Table, t.Table) })
+	})
+	return check(ctx, tables)
+}
+
+// Tables are all tables of the catalog.
+func (s *SQL) Tables(ctx context.Context) ([]Placed, error) { return s.tables(ctx, s.db) }
+
+func (s *SQL) tables(ctx context.Context, db interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}) (all []Placed, err error) {
+	query := "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables WHERE catalog_name = ? AND metadata_location IS NOT NULL"
+	if s.typed {
+		query += " AND (iceberg_type = 'TABLE' OR iceberg_type IS NULL)"
+	}
+	rows, err := db.QueryContext(ctx, s.sql(query), s.name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var namespace, name, file string
+		if err := rows.Scan(&namespace, &name, &file); err != nil {
+			return nil, err
+		}
+		all = append(all, Placed{append(namespaceOfKey(namespace), name), file})
+	}
+	return all, rows.Err()
 }
 
 // conflicts tells whether PostgreSQL rolled back because of another transaction: a serialization failure or a deadlock.
@@ -199,4 +249,13 @@ func namespaceKey(namespace table.Identifier) string {
 	}
 	b, _ := json.Marshal(namespace) // strings can be encoded
 	return encodedNamespace + string(b)
+}
+
+// namespaceOfKey is the namespace that namespaceKey wrote.
+func namespaceOfKey(key string) table.Identifier {
+	var namespace table.Identifier
+	if encoded, ok := strings.CutPrefix(key, encodedNamespace); ok && json.Unmarshal([]byte(encoded), &namespace) == nil {
+		return namespace
+	}
+	return strings.Split(key, ".")
 }

@@ -181,7 +181,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if c.Stage {
 		return s.replyTable(w, r, metadata, "")
 	}
-	p, err := s.place(ident, nil, metadata)
+	p, err := s.place(ctx, ident, nil, metadata)
 	if err != nil {
 		return err
 	}
@@ -252,6 +252,10 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.warehouse.inside("location of the metadata", t.Location()); err != nil {
 		return err
 	}
+	if err := s.registrable(ctx, t); err != nil {
+		return err
+	}
+	move.Claim = &Claim{UUID: t.Metadata().TableUUID().String(), Location: t.Location()}
 	if err := s.swap(ctx, []Move{move}); err != nil {
 		if move.From == "" {
 			return notCreated(ident, err)
@@ -259,6 +263,20 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return s.replyTable(w, r, t.Metadata(), file)
+}
+
+// registrable fails where metadata that a client has written names files beside its table's location.
+func (s *Server) registrable(ctx context.Context, t *table.Table) error {
+	names := []string{t.MetadataLocation()}
+	for entry := range t.Metadata().PreviousFiles() {
+		names = append(names, entry.MetadataFile)
+	}
+	for _, file := range names {
+		if !s.warehouse.covers(t.Location(), file) {
+			return forbidden("metadata-location: the metadata file %s is not below the table's location, %s", file, t.Location())
+		}
+	}
+	return s.ownFiles(ctx, nil, t.Metadata())
 }
 
 func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
@@ -275,6 +293,14 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	if errors.Is(err, catalog.ErrNoSuchTable) {
 		return err
 	}
+	if err != nil && missing(err) { // nothing is left to guard or to purge
+		s.config.Logger.Warn("a table whose metadata is lost is dropped; its files, if there are any, are left", "table", strings.Join(ident, "."), "error", err)
+		if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
 	if err != nil {
 		return notNow(err)
 	}
@@ -287,8 +313,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	if purge { // to its end, even if the client leaves
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 		defer cancel()
-		files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, t.MetadataLocation()) }
-		if err := table.New(ident, t.Metadata(), t.MetadataLocation(), files, nil).PurgeFiles(ctx); err != nil {
+		if err := s.purge(ctx, t); err != nil {
 			s.config.Logger.Warn("files of a dropped table are left", "table", strings.Join(ident, "."), "location", t.Location(), "error", err)
 		}
 	}

@@ -243,8 +243,14 @@ func TestRegister(t *testing.T) {
 	if a := register(second.File, false); a.status != http.StatusConflict || a.kind(t) != "AlreadyExistsException" {
 		t.Errorf("registered twice: %d %s", a.status, a.body)
 	}
-	if a := register(second.File, true); a.status != http.StatusOK || p.load(t, "a").File != second.File {
-		t.Errorf("overwritten: %d %s", a.status, a.body)
+	if a := register(second.File, true); a.status != http.StatusForbidden {
+		t.Errorf("overwritten with another's: %d %s", a.status, a.body)
+	}
+	if a := p.transact(t, setting("a", "1")); a.status != http.StatusNoContent {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if a := register(first.File, true); a.status != http.StatusOK || p.load(t, "a").File != first.File {
+		t.Errorf("overwritten with its own older state: %d %s", a.status, a.body)
 	}
 	if a := register(first.File+"x", true); a.status != http.StatusBadRequest {
 		t.Errorf("no such file: %d %s", a.status, a.body)

@@ -1,0 +1,104 @@
+package restcatalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/failpoint"
+)
+
+// purge removes the files of a table that is dropped: those that it names, that lie below its own location, and that no other
+// table of the catalog names. Where another table that may name them cannot be read, nothing is removed. A process that dies on
+// the way leaves files that nothing names, and no harm.
+func (s *Server) purge(ctx context.Context, t *table.Table) error {
+	fio, err := s.files(ctx, t.MetadataLocation())
+	if err != nil {
+		return err
+	}
+	m := t.Metadata()
+	own := map[string]string{} // canonical name: as it is written
+	left := 0
+	add := func(r reference) error {
+		if !s.warehouse.covers(m.Location(), r.file) {
+			left++
+			return nil
+		}
+		own[s.warehouse.canonical(r.file)] = r.file
+		return nil
+	}
+	for _, snapshot := range m.Snapshots() { // one by one: a snapshot that cannot be read does not keep the others' files
+		only := func(x table.Snapshot) bool { return x.SnapshotID == snapshot.SnapshotID }
+		if err := references(ctx, fio, m, only, map[string]bool{}, add); err != nil {
+			s.config.Logger.Warn("purge: a snapshot cannot be read; files that it alone names are left", "location", m.Location(), "snapshot", snapshot.SnapshotID, "error", err)
+		}
+	}
+	for entry := range m.PreviousFiles() {
+		_ = add(reference{"metadata", entry.MetadataFile})
+	}
+	_ = add(reference{"metadata", t.MetadataLocation()})
+	if left > 0 {
+		s.config.Logger.Warn("purge: files that are not below the table's location are left", "location", m.Location(), "files", left)
+	}
+	if err := s.spareOthers(ctx, m.Location(), own); err != nil {
+		return fmt.Errorf("no file is removed: %w", err)
+	}
+	var errs []error
+	removed := 0
+	for _, file := range own {
+		if err := failpoint.Hit("restcatalog.purge.file"); err != nil {
+			return err
+		}
+		if err := fio.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		removed++
+	}
+	s.config.Logger.Info("purged", "location", m.Location(), "files", removed)
+	return errors.Join(errs...)
+}
+
+// spareOthers takes from files what any table of the catalog names.
+func (s *Server) spareOthers(ctx context.Context, location string, files map[string]string) error {
+	tables, err := s.config.Swapper.Tables(ctx)
+	if err != nil {
+		return fmt.Errorf("list the catalog's tables: %w", err)
+	}
+	for _, t := range tables {
+		name := strings.Join(t.Table, ".")
+		fio, err := s.files(ctx, t.Metadata)
+		if err != nil {
+			return err
+		}
+		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, func(context.Context) (io.IO, error) { return fio, nil }, nil)
+		if err != nil {
+			if missing(err) && !s.warehouse.overlap(location, parent(parent(t.Metadata))) {
+				continue // it names nothing any more, and stood elsewhere
+			}
+			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
+		}
+		spare := func(r reference) error {
+			delete(files, s.warehouse.canonical(r.file))
+			return nil
+		}
+		_ = spare(reference{"metadata", t.Metadata})
+		for entry := range other.Metadata().PreviousFiles() {
+			_ = spare(reference{"metadata", entry.MetadataFile})
+		}
+		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, spare); err != nil {
+			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// missing reports whether an error says that a file is not there, in whichever file system's words.
+func missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "NoSuchKey") || strings.Contains(err.Error(), "code=NotFound")
+}
