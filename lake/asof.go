@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/timeunit"
 )
 
 // AsOf names a moment of the past: a time, or offsets of a topic's partitions, by topic. The zero AsOf is now.
@@ -136,7 +138,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (Ta
 		return pinned(ctx, t, have, nil)
 	}
 	oldest := past[len(past)-1]
-	return TableState{}, &HistoryError{Table: t.Name, Since: time.UnixMilli(oldest.TimestampMs).UTC(), Offsets: oldest.next}
+	return TableState{}, &HistoryError{Table: t.Name, Since: timeunit.Time(oldest.TimestampMs), Offsets: oldest.next}
 }
 
 func endsBy(next, bound map[int32]int64) bool {
@@ -244,7 +246,7 @@ func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableS
 	id := int64(-1)
 	if at != nil {
 		id = at.SnapshotID
-		s.Snapshot, s.Taken, s.Offsets = id, time.UnixMilli(at.TimestampMs).UTC(), at.next
+		s.Snapshot, s.Taken, s.Offsets = id, timeunit.Time(at.TimestampMs), at.next
 		if at.Summary != nil {
 			s.Rows = int64(at.Summary.Properties.GetInt(propRows, at.Summary.Properties.GetInt("total-records", 0)))
 		}

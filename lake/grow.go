@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/evolution"
 )
@@ -91,7 +92,8 @@ func (l *lander) records(f fetch.Batch) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		for r := range f.Records() {
 			record := Record{
-				Topic: l.table.Topic, Partition: f.Partition, Offset: r.Offset, Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers,
+				Topic: l.table.Topic, Partition: f.Partition, Offset: r.Offset,
+				Time: timeunit.Time(r.Millis), Millis: r.Millis, Key: r.Key, Value: r.Value, Headers: r.Headers,
 			}
 			if !yield(record) {
 				return

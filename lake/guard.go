@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
@@ -29,6 +30,7 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 		func() error { return samePlace(before, after) },
 		func() error { return sameProperties(before.Properties(), after.Properties()) },
 		func() error { return follows(before, after) },
+		func() error { return dated(before, after, time.Now()) },
 		func() error { return l.fits(name, before, after) },
 	} {
 		if err := check(); err != nil {
@@ -105,6 +107,21 @@ func follows(before, after table.Metadata) error {
 	}
 	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers keep this table, and would not land again what is in snapshot %d and not in this one. "+
 		"Read an earlier state by its id, or write the rows of it as new ones", was.SnapshotID)
+}
+
+// Iceberg takes a snapshot that is dated before the newest one by so much at most.
+const mostAhead = time.Minute
+
+// dated refuses snapshots that are dated in the future, such as microseconds in place of milliseconds: no commit could follow them
+// until that time has come.
+func dated(before, after table.Metadata, now time.Time) error {
+	for _, s := range after.Snapshots() {
+		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(mostAhead).UnixMilli() {
+			return fmt.Errorf("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d): landers could commit nothing after it; "+
+				"is that in milliseconds, and is your clock right?", s.SnapshotID, s.TimestampMs, mostAhead, now.UnixMilli())
+		}
+	}
+	return nil
 }
 
 // fits tells whether the landers' rows fit the columns as well as before.

@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog/rest"
@@ -88,8 +89,10 @@ func TestGuard(t *testing.T) {
 			"a column of theirs": {schema(func(f fields) fields {
 				return append(f, iceberg.NestedField{ID: next, Name: "note of " + name, Type: iceberg.PrimitiveTypes.String})
 			}), ""},
-			"a property": {props(iceberg.Properties{"owner": "anna"}), ""},
-			"a tag":      {[]table.Update{table.NewSetSnapshotRefUpdate("first", first, table.TagRef, 0, 0, 0)}, ""},
+			"a snapshot dated in microseconds": {snapshotOf(have, time.Now().UnixMicro()), "ahead of the catalog's clock"},
+			"a snapshot of tomorrow":           {snapshotOf(have, time.Now().Add(24*time.Hour).UnixMilli()), "ahead of the catalog's clock"},
+			"a property":                       {props(iceberg.Properties{"owner": "anna"}), ""},
+			"a tag":                            {[]table.Update{table.NewSetSnapshotRefUpdate("first", first, table.TagRef, 0, 0, 0)}, ""},
 		} {
 			t.Run(name+"/"+what, func(t *testing.T) {
 				_, _, err := c.CommitTable(t.Context(), ident, nil, try.updates)
@@ -129,6 +132,14 @@ func TestGuard(t *testing.T) {
 	s.landed(t, l)
 	mustStop(t, stop)
 	s.check(t, l)
+}
+
+// snapshotOf is a snapshot after a table's newest one, with the same rows, of that time.
+func snapshotOf(have *table.Table, millis int64) []table.Update {
+	s := *have.CurrentSnapshot()
+	parent := s.SnapshotID
+	s.SnapshotID, s.ParentSnapshotID, s.SequenceNumber, s.TimestampMs = parent/2+1, &parent, s.SequenceNumber+1, millis
+	return []table.Update{table.NewAddSnapshotUpdate(&s), table.NewSetSnapshotRefUpdate(table.MainBranch, s.SnapshotID, table.BranchRef, 0, 0, 0)}
 }
 
 // A table of a client's own is the client's.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/timeunit"
 )
 
 // Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of older ones
@@ -28,7 +30,7 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	slices.SortStableFunc(all, func(a, b table.Snapshot) int { return int(b.SequenceNumber - a.SequenceNumber) })
 	seen := map[string]bool{} // spans of time that have their last state
 	for i, s := range all {
-		at := time.UnixMilli(s.TimestampMs).UTC()
+		at := timeunit.Time(s.TimestampMs)
 		age, span := now.Sub(at), ""
 		switch {
 		case i < historyNewest || keep[s.SnapshotID]:

@@ -14,6 +14,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -151,7 +152,7 @@ func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error
 	}
 	var states []SnapshotState
 	for _, s := range t.Metadata().Snapshots() {
-		state := SnapshotState{ID: s.SnapshotID, Time: time.UnixMilli(s.TimestampMs).UTC()}
+		state := SnapshotState{ID: s.SnapshotID, Time: timeunit.Time(s.TimestampMs)}
 		if head := t.CurrentSnapshot(); head != nil {
 			state.Current = head.SnapshotID == s.SnapshotID
 		}

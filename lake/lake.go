@@ -27,6 +27,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/sqlite"
+	"github.com/millrace/millrace/internal/timeunit"
 )
 
 // Namespace is where our tables stand in the catalog, and CatalogName is what outside engines must call that catalog: the
@@ -258,7 +259,7 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 		Offsets: p.next, AsOf: p.asOf,
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {
-		s.Snapshot, s.Taken = snapshot.SnapshotID, time.UnixMilli(snapshot.TimestampMs).UTC()
+		s.Snapshot, s.Taken = snapshot.SnapshotID, timeunit.Time(snapshot.TimestampMs)
 		if snapshot.Summary != nil {
 			s.Rows = int64(snapshot.Summary.Properties.GetInt("total-records", 0))
 		}

@@ -63,7 +63,8 @@ type Record struct {
 	Topic      string
 	Partition  int32
 	Offset     int64
-	Time       time.Time // the record's own
+	Time       time.Time // the record's own; zero where its timestamp is none of the years 1 to 9999
+	Millis     int64     // the timestamp as Kafka has it, which any number can be
 	Key, Value []byte
 	Headers    []event.Header
 }

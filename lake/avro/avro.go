@@ -12,8 +12,9 @@
 //	any other union              struct with a column for each part, named as its type; all but one are null
 //	a type inside itself         string: Avro's JSON encoding of the inner value
 //	decimal                      decimal of at most 38 digits, else as if it were not
-//	date                         date
+//	date                         date, of the years 1 to 9999 as all times
 //	timestamp-millis, -micros    timestamptz
+//	timestamp-nanos              long: nanoseconds since 1970, for Iceberg's tables of format 2 have no time that holds them
 //	time-millis, -micros         long: microseconds since midnight
 //	uuid                         uuid
 //
@@ -91,7 +92,9 @@ const (
 	boolKind
 	intKind
 	longKind
+	dateKind
 	millisKind // a long of milliseconds, whose column has microseconds
+	microsKind // a long of microseconds that is a time
 	dayMillisKind
 	floatKind
 	doubleKind
@@ -280,15 +283,17 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	case logical == "decimal" && n.Precision <= maxDigits && (n.Type == "bytes" || n.Type == "fixed"):
 		return of(decimalKind, iceberg.DecimalTypeOf(n.Precision, n.Scale), "")
 	case logical == "date" && n.Type == "int":
-		return of(intKind, iceberg.PrimitiveTypes.Date, "")
+		return of(dateKind, iceberg.PrimitiveTypes.Date, "")
 	case logical == "timestamp-millis" && n.Type == "long":
 		return of(millisKind, iceberg.PrimitiveTypes.TimestampTz, "")
 	case logical == "timestamp-micros" && n.Type == "long":
-		return of(longKind, iceberg.PrimitiveTypes.TimestampTz, "")
+		return of(microsKind, iceberg.PrimitiveTypes.TimestampTz, "")
 	case logical == "time-millis" && n.Type == "int":
 		return of(dayMillisKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
 	case logical == "time-micros" && n.Type == "long":
 		return of(longKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
+	case logical == "timestamp-nanos" && n.Type == "long":
+		return of(longKind, iceberg.PrimitiveTypes.Int64, "timestamp-nanos: nanoseconds since 1970, UTC")
 	case logical == "uuid" && (n.Type == "string" || n.Type == "fixed" && n.Size == 16):
 		return of(uuidKind, iceberg.PrimitiveTypes.UUID, "")
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
 )
 
@@ -156,8 +157,10 @@ func holds(n *node, col columnar.Column) bool {
 	case intKind:
 		_, ok = col.(*columnar.Int32s)
 		_, wider = col.(*columnar.Int64s)
-	case longKind, millisKind, dayMillisKind:
+	case longKind, millisKind, microsKind, dayMillisKind:
 		_, ok = col.(*columnar.Int64s)
+	case dateKind:
+		_, ok = col.(*columnar.Int32s)
 	case floatKind:
 		_, ok = col.(*columnar.Float32s)
 		_, wider = col.(*columnar.Float64s)
@@ -377,7 +380,7 @@ func (t *target) scalar(s *source) {
 		if s.err == nil {
 			t.column.(*columnar.Bools).Append(b[0] == 1)
 		}
-	case intKind, longKind, millisKind, dayMillisKind:
+	case intKind, longKind, dateKind, millisKind, microsKind, dayMillisKind:
 		t.integer(s)
 	case floatKind:
 		if b := s.take(4); b != nil {
@@ -416,10 +419,15 @@ func (t *target) scalar(s *source) {
 
 func (t *target) integer(s *source) {
 	v := s.long()
+	ok := true
 	switch t.kind {
-	case intKind, dayMillisKind:
+	case intKind, dateKind, dayMillisKind:
 		if int64(int32(v)) != v {
 			s.fail(fmt.Errorf("%d is beyond 32 bits", v))
+			return
+		}
+		if t.kind == dateKind && !timeunit.OfDay(int32(v)) {
+			s.fail(fmt.Errorf("%d days since 1970 are no date of the years 1 to 9999", v))
 			return
 		}
 		if narrow, ok := t.column.(*columnar.Int32s); ok {
@@ -427,17 +435,25 @@ func (t *target) integer(s *source) {
 			return
 		}
 		if t.kind == dayMillisKind {
-			v *= 1000
+			v *= 1000 // of 32 bits
 		}
 	case millisKind:
-		if v > math.MaxInt64/1000 || v < math.MinInt64/1000 {
-			s.fail(fmt.Errorf("%d milliseconds are beyond what a time can be", v))
-			return
+		at, isTime := timeunit.OfMillis(v)
+		if ok = isTime; ok {
+			v = at
 		}
-		v *= 1000
+	case microsKind:
+		_, ok = timeunit.OfMicros(v)
+	}
+	if !ok {
+		s.fail(fmt.Errorf("%d %s since 1970 are no time of the years 1 to 9999", v, units[t.kind]))
+		return
 	}
 	t.column.(*columnar.Int64s).Append(v)
 }
+
+// units of a long that is a time.
+var units = map[kind]string{millisKind: "milliseconds", microsKind: "microseconds"}
 
 func (t *target) uuid(s *source) {
 	col := t.column.(*columnar.Fixed)

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/wire"
@@ -115,12 +116,14 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 // Where a record comes from, beside what lake adds. The names begin so that no message is likely to have them.
 var recordColumns = []columnar.Field{
 	{Name: keyColumn, Type: iceberg.PrimitiveTypes.Binary, Doc: "the record's key; null where it has none"},
-	{Name: timestampColumn, Type: iceberg.PrimitiveTypes.TimestampTz, Required: true, Doc: "the record's own time"},
+	{Name: timestampColumn, Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "the record's own time"},
+	{Name: rawTimeColumn, Type: iceberg.PrimitiveTypes.Int64, Doc: "the record's timestamp as it is, where that is no time in milliseconds; else null"},
 }
 
 const (
 	keyColumn       = "_key"
 	timestampColumn = "_timestamp"
+	rawTimeColumn   = "_timestamp_raw"
 	origin          = "_" // before the names of the columns that lake adds
 )
 
@@ -142,6 +145,7 @@ func reserved() []string {
 type place struct {
 	key       *columnar.Bytes
 	timestamp *columnar.Int64s
+	rawTime   *columnar.Int64s
 }
 
 func placeIn(to *columnar.Columns) (p place, err error) {
@@ -151,13 +155,18 @@ func placeIn(to *columnar.Columns) (p place, err error) {
 			p.key, _ = to.Column(i).(*columnar.Bytes)
 		case timestampColumn:
 			p.timestamp, _ = to.Column(i).(*columnar.Int64s)
+		case rawTimeColumn:
+			p.rawTime, _ = to.Column(i).(*columnar.Int64s)
 		}
 	}
-	if p.key == nil || p.timestamp == nil {
-		return p, fmt.Errorf("the table's columns %s and %s are not those of a topic that was landed", keyColumn, timestampColumn)
+	if p.key == nil || p.timestamp == nil || p.rawTime == nil {
+		return p, fmt.Errorf("the table's columns %s, %s and %s are not those of a topic that was landed", keyColumn, timestampColumn, rawTimeColumn)
 	}
 	return p, nil
 }
+
+// noTimestamp is Kafka's word for a record that has none.
+const noTimestamp = -1
 
 func (p place) append(r lake.Record) lake.Appended {
 	if r.Key == nil {
@@ -165,7 +174,13 @@ func (p place) append(r lake.Record) lake.Appended {
 	} else {
 		p.key.Append(r.Key)
 	}
-	p.timestamp.Append(r.Time.UnixMicro())
+	if at, ok := timeunit.OfMillis(r.Millis); ok && r.Millis != noTimestamp {
+		p.timestamp.Append(at)
+		p.rawTime.AppendNull()
+	} else {
+		p.timestamp.AppendNull()
+		p.rawTime.Append(r.Millis)
+	}
 	return lake.Appended{Rows: 1, AsOf: r.Time}
 }
 

@@ -162,7 +162,7 @@ func (w *world) rows(t *testing.T) map[string]string {
 		for _, row := range rowsOf(t, data) {
 			at := fmt.Sprintf("%v/%v", row["_partition"], row["_offset"])
 			for name, v := range row {
-				if v == nil || slices.Contains([]string{"_partition", "_offset", "_topic", "_timestamp", "_key"}, name) {
+				if v == nil || slices.Contains([]string{"_partition", "_offset", "_topic", "_timestamp", "_timestamp_raw", "_key"}, name) {
 					delete(row, name)
 				}
 			}

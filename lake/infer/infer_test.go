@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/evolution"
 	"github.com/millrace/millrace/lake/infer"
@@ -476,4 +477,34 @@ func FuzzObject(f *testing.F) {
 			tab.land(string(b))
 		}
 	})
+}
+
+// A string becomes a time where it is one that the column holds to the last digit; any other stays as it was written.
+func TestTimesAreExactOrText(t *testing.T) {
+	t.Parallel()
+	o := options
+	o.Times = true
+	for text, micros := range map[string]int64{
+		"2024-06-10T06:13:20.123456Z":      1_718_000_000_123_456,
+		"1969-12-31T23:59:59.999999Z":      -1,
+		"0001-01-01T00:00:00Z":             timeunit.MinMicro,
+		"9999-12-31T23:59:59.999999Z":      timeunit.MaxMicro,
+		"9999-12-31T23:59:59.999999-00:01": 0, // of the year 10000
+		"0001-01-01T00:00:00+00:01":        0, // of the year 0
+		"2024-06-10T06:13:20.1234567Z":     0, // more digits than microseconds have
+		"2024-02-30T00:00:00Z":             0,
+	} {
+		tab := newTable(t, o)
+		tab.land(`{"at":"2000-01-01T00:00:00Z"}`, fmt.Sprintf(`{"at":%q}`, text))
+		row := tab.rows[1]
+		if micros == 0 {
+			if row["json:at"] == nil && row["at"] != text {
+				t.Errorf("%s became %v", text, row)
+			}
+			continue
+		}
+		if at, ok := row["at"].(time.Time); !ok || at.UnixMicro() != micros {
+			t.Errorf("%s became %v", text, row)
+		}
+	}
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/millrace/millrace/internal/timeunit"
 )
 
 // Object is a JSON object, read. It keeps nothing but the bytes that it was read from.
@@ -241,8 +243,8 @@ func micros(v *value) (int64, bool) {
 		return 0, false
 	}
 	t, err := time.Parse(time.RFC3339Nano, string(v.text))
-	if err != nil || t.Nanosecond()%1000 != 0 || t.Year() < 1 {
+	if err != nil || t.Nanosecond()%1000 != 0 {
 		return 0, false
 	}
-	return t.UnixMicro(), true
+	return timeunit.Of(t) // an offset may lead out of the years that a time can have
 }

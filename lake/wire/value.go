@@ -9,6 +9,8 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/millrace/millrace/internal/timeunit"
 )
 
 var errNotUTF8 = errors.New("the string is not UTF-8")
@@ -246,22 +248,19 @@ func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 	return p, nil
 }
 
-const (
-	nanosPerUnit = 1_000_000_000
-	// The first and the last second that a Timestamp can have: the years 1 to 9999.
-	firstSecond, lastSecond = -62_135_596_800, 253_402_300_799
-)
+const nanosPerUnit = 1_000_000_000
 
 func (d *Decoder) timestamp(f *field, b []byte) error {
 	p, err := d.pair(b, 1)
 	if err != nil {
 		return err
 	}
-	if p.whole < firstSecond || p.whole > lastSecond || p.nanos < 0 || p.nanos >= nanosPerUnit {
+	micros, ok := timeunit.OfSeconds(p.whole, p.nanos)
+	if !ok {
 		f.int64s.AppendNull()
 		return refusal("%d seconds and %d nanos are no time of the years 1 to 9999", p.whole, p.nanos)
 	}
-	f.int64s.Append(p.whole*1_000_000 + int64(p.nanos)/1_000)
+	f.int64s.Append(micros)
 	return nil
 }
 
@@ -274,13 +273,12 @@ func (d *Decoder) duration(f *field, b []byte) error {
 		f.int64s.AppendNull()
 		return refusal("%d seconds and %d nanos are no duration", p.whole, p.nanos)
 	}
-	high, low := bits.Mul64(uint64(max(p.whole, -p.whole)), nanosPerUnit)
-	low, carry := bits.Add64(low, uint64(max(p.nanos, -p.nanos)), 0)
-	if high+carry > 0 || low > math.MaxInt64 {
+	nanos, ok := timeunit.Nanoseconds(p.whole, p.nanos)
+	if !ok {
 		f.int64s.AppendNull()
 		return refusal("%d seconds and %d nanos are more nanoseconds than 64 bits hold", p.whole, p.nanos)
 	}
-	f.int64s.Append(p.whole*nanosPerUnit + int64(p.nanos))
+	f.int64s.Append(nanos)
 	return nil
 }
 

@@ -267,15 +267,20 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 		return nil, failed
 	}
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-		if len(p.Records) == 0 {
+		if len(p.Records) == 0 || failed != nil {
 			return
 		}
 		r.polled = append(r.polled, p.Records)
 		next := p.Records[len(p.Records)-1].Offset + 1
+		millis, err := r.timestamps(ctx, p.Partition, p.Records)
+		if err != nil {
+			failed = fmt.Errorf("timestamps of %s/%d from offset %d: %w", r.topic, p.Partition, p.Records[0].Offset, err)
+			return
+		}
 		r.moveTo(p.Partition, next)
-		batches = append(batches, Batch{Partition: p.Partition, Next: next, records: p.Records})
+		batches = append(batches, Batch{Partition: p.Partition, Next: next, records: p.Records, millis: millis})
 	})
-	return batches, nil
+	return batches, failed
 }
 
 // recycle gives back the memory of what the last Poll returned.
@@ -306,12 +311,14 @@ type Batch struct {
 	Partition int32
 	Next      int64 // the offset to read on from after this batch; markers of transactions are passed too
 	records   []*kgo.Record
+	millis    map[int64]int64 // by offset: timestamps that the client may have wrong
 }
 
 // Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its Headers until the next record.
 type Record struct {
-	Offset     int64
-	Time       time.Time
+	Offset int64
+	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since 1970, -1 where there is none.
+	Millis     int64
 	Key, Value []byte
 	Headers    []event.Header
 }
@@ -335,7 +342,7 @@ func (b Batch) Records() iter.Seq[Record] {
 			for _, h := range r.Headers {
 				headers = append(headers, event.Header(h))
 			}
-			if !yield(Record{Offset: r.Offset, Time: r.Timestamp, Key: r.Key, Value: r.Value, Headers: headers}) {
+			if !yield(Record{Offset: r.Offset, Millis: b.millisAt(r), Key: r.Key, Value: r.Value, Headers: headers}) {
 				return
 			}
 		}

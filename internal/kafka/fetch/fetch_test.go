@@ -39,23 +39,26 @@ type world struct {
 // each runs a test on the embedded broker and on Apache Kafka.
 func each(t *testing.T, partitions int32, test func(t *testing.T, w world)) {
 	t.Helper()
-	apache.Each(t, func(t *testing.T, brokers string) {
-		topic := "t-" + uuid.NewString()
-		seeds := strings.Split(brokers, ",")
-		p := fetchtest.New(t, seeds, topic)
-		if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
+	apache.Each(t, func(t *testing.T, brokers string) { test(t, newWorld(t, brokers, partitions)) })
+}
+
+func newWorld(t *testing.T, brokers string, partitions int32) world {
+	t.Helper()
+	topic := "t-" + uuid.NewString()
+	seeds := strings.Split(brokers, ",")
+	p := fetchtest.New(t, seeds, topic)
+	if err := p.CreateTopic(t.Context(), topic, partitions); err != nil {
+		t.Fatal(err)
+	}
+	return world{p, seeds, topic, func(from map[int32]int64) *fetch.Reader {
+		r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
 			t.Fatal(err)
 		}
-		test(t, world{p, seeds, topic, func(from map[int32]int64) *fetch.Reader {
-			r, err := fetch.Open(fetch.Config{Brokers: seeds, Topic: topic, ClientID: "test", Logger: slog.New(slog.DiscardHandler)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(r.Close)
-			r.Assign(from)
-			return r
-		}})
-	})
+		t.Cleanup(r.Close)
+		r.Assign(from)
+		return r
+	}}
 }
 
 func record(partition int32, value string) fetchtest.Record {

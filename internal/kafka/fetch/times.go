@@ -1,0 +1,160 @@
+package fetch
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kbin"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// The client gives a record's timestamp as a time.Time, which it makes by a multiplication that wraps around beyond the year 2262: a
+// producer that wrote microseconds seems to have written a date in 2047, and 2^63-1 the last millisecond of 1969. What has wrapped
+// cannot be told from the result alone, so wherever a timestamp may have, the batch is read again as the broker has it.
+
+// trusted are the milliseconds that are taken as they are: from 1970 to the year 2100. Of what wraps around, one number in seventy
+// thousand comes out as one of them.
+const trusted = 4_102_444_800_000
+
+// unwrapped tells whether the client's time is what the record says.
+func unwrapped(r *kgo.Record) bool {
+	nanos := r.Timestamp.UnixNano()
+	return nanos > 0 && nanos < trusted*1_000_000 && nanos%1_000_000 == 0
+}
+
+// timestamps reads again what the broker has as the timestamps of records; nil where the client's are right.
+func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo.Record) (map[int64]int64, error) {
+	i := slices.IndexFunc(records, func(r *kgo.Record) bool { return !unwrapped(r) && !r.Attrs.IsControl() })
+	if i < 0 {
+		return nil, nil
+	}
+	next, last := records[i].Offset, records[len(records)-1].Offset
+	millis := map[int64]int64{}
+	topics, err := r.admin.ListTopics(ctx, r.topic)
+	if err != nil {
+		return nil, err
+	}
+	at := topics[r.topic].Partitions[partition]
+	if err := errors.Join(topics.Error(), at.Err); err != nil {
+		return nil, err
+	}
+	for next <= last {
+		raw, err := r.raw(ctx, [16]byte(topics[r.topic].ID), partition, at.Leader, next)
+		if err != nil {
+			return nil, err
+		}
+		after, err := batchTimes(raw, millis)
+		if err != nil {
+			return nil, err
+		}
+		if after <= next {
+			return nil, fmt.Errorf("the broker gave no batch at offset %d", next)
+		}
+		next = after
+	}
+	return millis, nil
+}
+
+// raw fetches batches as the broker has them, the first of which holds the offset.
+func (r *Reader) raw(ctx context.Context, topicID [16]byte, partition, leader int32, offset int64) ([]byte, error) {
+	req := kmsg.NewPtrFetchRequest()
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, 1<<20, 1
+	topic := kmsg.NewFetchRequestTopic()
+	topic.Topic, topic.TopicID = r.topic, topicID
+	p := kmsg.NewFetchRequestTopicPartition()
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes = partition, offset, 1<<20
+	topic.Partitions = append(topic.Partitions, p)
+	req.Topics = append(req.Topics, topic)
+	answer, err := r.client.Broker(int(leader)).RetriableRequest(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	fetched, ok := answer.(*kmsg.FetchResponse)
+	if !ok || len(fetched.Topics) != 1 || len(fetched.Topics[0].Partitions) != 1 {
+		return nil, fmt.Errorf("the broker answered %T without the partition", answer)
+	}
+	got := fetched.Topics[0].Partitions[0]
+	return got.RecordBatches, errors.Join(kerr.ErrorForCode(fetched.ErrorCode), kerr.ErrorForCode(got.ErrorCode))
+}
+
+// Where the parts of a batch stand in its header, whatever its version, and how long the header of version 2 is.
+const (
+	batchLength = 8
+	batchMagic  = 16
+	batchHeader = 61
+)
+
+// batchTimes reads the timestamps of raw batches, in milliseconds by offset, and tells the offset after the last batch that is whole.
+// Batches of the formats before version 2 have none here: the client's times stand.
+func batchTimes(raw []byte, millis map[int64]int64) (after int64, err error) {
+	for len(raw) > batchMagic {
+		size := int64(batchLength) + 4 + int64(int32(binary.BigEndian.Uint32(raw[batchLength:])))
+		if size < batchMagic || size > int64(len(raw)) { // the broker has cut it
+			break
+		}
+		whole := raw[:size]
+		raw = raw[size:]
+		if whole[batchMagic] != 2 {
+			after = max(after, int64(binary.BigEndian.Uint64(whole))+1)
+			continue
+		}
+		var b kmsg.RecordBatch
+		if size < batchHeader {
+			return after, errors.New("a batch is shorter than its header")
+		}
+		if err := b.ReadFrom(whole); err != nil {
+			return after, fmt.Errorf("a batch cannot be read: %w", err)
+		}
+		if err := recordTimes(b, millis); err != nil {
+			return after, err
+		}
+		after = max(after, b.FirstOffset+int64(b.LastOffsetDelta)+1)
+	}
+	return after, nil
+}
+
+func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
+	in := b.Records
+	if codec := kgo.CompressionCodecType(b.Attributes & 7); codec != kgo.CodecNone {
+		var err error
+		if in, err = kgo.DefaultDecompressor().Decompress(in, codec); err != nil {
+			return fmt.Errorf("a batch cannot be decompressed: %w", err)
+		}
+	}
+	const byBroker = 1 << 3 // the timestamps are the broker's own, one for the whole batch
+	for range b.NumRecords {
+		size, used := kbin.Varint(in)
+		if used <= 0 || size < 0 || int64(used)+int64(size) > int64(len(in)) {
+			return errors.New("a batch ends too early")
+		}
+		record := kbin.Reader{Src: in[used : used+int(size)]}
+		record.Int8() // attributes
+		at := b.FirstTimestamp + record.Varlong()
+		offset := b.FirstOffset + int64(record.Varint())
+		if !record.Ok() {
+			return errors.New("a record ends too early")
+		}
+		if b.Attributes&byBroker != 0 {
+			at = b.MaxTimestamp
+		}
+		millis[offset] = at
+		in = in[used+int(size):]
+	}
+	return nil
+}
+
+// millisAt is the timestamp of a record, in milliseconds.
+func (b Batch) millisAt(r *kgo.Record) int64 {
+	if at, ok := b.millis[r.Offset]; ok {
+		return at
+	}
+	if r.Timestamp.IsZero() { // Kafka's first format has none
+		return -1
+	}
+	return r.Timestamp.UnixMilli()
+}
