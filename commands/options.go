@@ -21,6 +21,7 @@ type options struct {
 	clock         func() time.Time
 	logger        *slog.Logger
 	snapshotEvery uint64
+	leeway        time.Duration
 	interceptors  []connect.Interceptor
 }
 
@@ -43,16 +44,21 @@ func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l 
 // WithSnapshotEvery keeps the state of a stream once n events have come since the last time. Default: 100.
 func WithSnapshotEvery(n uint64) Option { return func(o *options) { o.snapshotEvery = max(n, 1) } }
 
+// WithClockLeeway takes business times that lie so far ahead of the service's clock, for clients whose clocks run ahead.
+// Default: none.
+func WithClockLeeway(d time.Duration) Option { return func(o *options) { o.leeway = d } }
+
 // WithInterceptors adds what is to see every call first, and its answer last, as the caller sees it.
 func WithInterceptors(i ...connect.Interceptor) Option {
 	return func(o *options) { o.interceptors = append(o.interceptors, i...) }
 }
 
-// HandlerOptions are what a service's Connect handler is to be made with: those of rpc.HandlerOptions, and a *Rejected
+// HandlerOptions are what a service's Connect handler is to be made with: those of rpc.HandlerOptions, strict, and a *Rejected
 // becomes a Connect error of its code with a detail eventv1.Rejection.
 func HandlerOptions(opts ...Option) []connect.HandlerOption {
 	o := newOptions(opts)
-	return slices.Concat([]connect.HandlerOption{connect.WithInterceptors(o.interceptors...)}, rpc.HandlerOptions(o.logger, o.now),
+	return slices.Concat([]connect.HandlerOption{connect.WithInterceptors(o.interceptors...)},
+		rpc.HandlerOptions(o.logger, o.now, rpc.Strict(), rpc.WithLeeway(o.leeway)),
 		[]connect.HandlerOption{connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected))})
 }
 

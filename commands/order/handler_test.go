@@ -162,6 +162,30 @@ func TestValidationNamesTheField(t *testing.T) {
 	}
 }
 
+// 9.99 with a misspelled field was 9, and an order with a misspelled date was of today.
+func TestMisspelledFieldsStoreNothing(t *testing.T) {
+	t.Parallel()
+	store := commandstest.OpenStore(t, event.Order)
+	s := commandstest.Serve(t, store, order.NewHandler)
+	for field, body := range map[string]string{
+		"lines[0].unit_price.nanoss": `{"currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9,"nanoss":990000000}}]}`,
+		"orderd_at":                  `{"orderd_at":"2024-01-01T00:00:00Z","currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`,
+	} {
+		res, err := s.HTTP1.Post(s.URL+orderv1connect.OrderServicePlaceOrderProcedure, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), field+": there is no such field") {
+			t.Errorf("%s: %d %s, %v", field, res.StatusCode, text, err)
+		}
+	}
+	if n := len(commandstest.Events(t, store)); n != 0 {
+		t.Errorf("%d events", n)
+	}
+}
+
 // From HTTP to the disk and back, with eight clients per core: what one process can take on one SQLite file.
 func BenchmarkPlaceOrder(b *testing.B) {
 	for _, lines := range []int{1, 20} {

@@ -36,6 +36,7 @@ type Config struct {
 	Admin         Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
 	SettingsEvery time.Duration `yaml:"settings_every" doc:"How often the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket are looked at. At start they are looked at in any case."`
 	Drain         time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
+	Commands      Commands      `yaml:"commands" doc:"What commands are taken."`
 	Data          string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
 	Log           Log           `yaml:"log" doc:"Structured logs, on standard error."`
 	Store         Store         `yaml:"store" doc:"Event store: one per service."`
@@ -71,6 +72,11 @@ type Auth struct {
 // Admin is the operators' door.
 type Admin struct {
 	Addr string `yaml:"addr" doc:"Where it is served. Beyond loopback it needs auth.tokens; health and readiness are open to everyone."`
+}
+
+// Commands says what commands are taken.
+type Commands struct {
+	ClockLeeway time.Duration `yaml:"clock_leeway" doc:"How far ahead of this server's clock the business time of a command may lie, for clients whose clocks run ahead. It is stored as it was sent. A later one is refused, and the error states the server's time."`
 }
 
 // Log says what is logged and how.
@@ -304,6 +310,9 @@ func (c Config) Check() error {
 	}
 	if c.SettingsEvery <= 0 {
 		bad("settings_every: %v is not above 0", c.SettingsEvery)
+	}
+	if l := c.Commands.ClockLeeway; l < 0 || l > time.Hour {
+		bad("commands.clock_leeway: %v is not between 0 and 1h: a clock that is further off is wrong", l)
 	}
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)

@@ -118,6 +118,8 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"lake.warehouse":       func(c *config.Config) { c.Lake.Warehouse = "gs://bucket" },
 		"lake.s3.secret_key":   func(c *config.Config) { c.Lake.S3.AccessKey = "a" },
 
+		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
+
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "all" },
 		"lake.rest.token_lifetime": func(c *config.Config) { c.Lake.REST.TokenLifetime = time.Second },
 		"lake.rest.read_keys":      func(c *config.Config) { c.Lake.REST.ReadKeys.AccessKey = "a" },

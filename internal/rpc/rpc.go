@@ -30,22 +30,39 @@ const maxViolations = 10
 
 // HandlerOptions are the options every handler is made with:
 //   - a request above MaxRequestBytes is ResourceExhausted;
+//   - one that cannot be read is InvalidArgument, and its message names the field where it is JSON;
 //   - one that breaks a rule of buf.validate is InvalidArgument, its message names the fields, and a detail
-//     buf.validate.Violations carries the rules; "now" in a rule is what now returns;
+//     buf.validate.Violations carries the rules; "now" in a rule is what now returns, and the leeway later;
 //   - a panic, and an error that is no *connect.Error, are logged and become Internal without saying why.
-func HandlerOptions(logger *slog.Logger, now func() time.Time) []connect.HandlerOption {
-	d := door{logger: logger, now: protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return timestamppb.New(now()) })}
-	return []connect.HandlerOption{
+func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) []connect.HandlerOption {
+	d := door{logger: logger, clock: now}
+	for _, opt := range opts {
+		opt(&d)
+	}
+	return append(codecs(d.strict),
 		connect.WithReadMaxBytes(MaxRequestBytes),
 		connect.WithCompressMinBytes(minCompressedBytes),
 		connect.WithRecover(d.recovered),
 		connect.WithInterceptors(connect.UnaryInterceptorFunc(d.guard)),
-	}
+	)
 }
+
+// Option changes what a door takes.
+type Option func(*door)
+
+// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes something must not be
+// misunderstood; a question may be asked with words that only a newer server knows.
+func Strict() Option { return func(d *door) { d.strict = true } }
+
+// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this server's clock: clients
+// have clocks of their own.
+func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
 
 type door struct {
 	logger *slog.Logger
-	now    protovalidate.ValidationOption
+	clock  func() time.Time
+	strict bool
+	leeway time.Duration
 }
 
 func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
@@ -67,7 +84,9 @@ func (d door) validate(message any) error {
 	if !ok {
 		return nil
 	}
-	err := protovalidate.Validate(m, d.now)
+	now := d.clock()
+	latest := timestamppb.New(now.Add(d.leeway))
+	err := protovalidate.Validate(m, protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return latest }))
 	var invalid *protovalidate.ValidationError
 	if !errors.As(err, &invalid) {
 		return err // nil, or a rule that does not compile
@@ -76,6 +95,9 @@ func (d door) validate(message any) error {
 	violations := invalid.Violations[:min(len(invalid.Violations), maxViolations)]
 	detail := &validate.Violations{}
 	for _, v := range violations {
+		if v.Proto.GetRuleId() == ruleInTheFuture {
+			v.Proto.Message = proto.String(d.ahead(now))
+		}
 		text = append(text, fmt.Sprintf("%s: %s", protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()))
 		detail.Violations = append(detail.Violations, v.Proto)
 	}
@@ -83,6 +105,18 @@ func (d door) validate(message any) error {
 		text = append(text, fmt.Sprintf("and %d more", more))
 	}
 	return WithDetail(connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(text, "; "))), detail)
+}
+
+// ruleInTheFuture is the rule of times that must not lie in the future.
+const ruleInTheFuture = "timestamp.lt_now"
+
+// ahead tells a client whose clock runs ahead what the time is here.
+func (d door) ahead(now time.Time) string {
+	text := "must not lie in the future: this server's time is " + now.UTC().Format(time.RFC3339Nano)
+	if d.leeway > 0 {
+		text += fmt.Sprintf(", and a client's clock may run %v ahead of it", d.leeway)
+	}
+	return text
 }
 
 // public is what a caller may see of an error.

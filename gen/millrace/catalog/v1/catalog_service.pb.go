@@ -33,7 +33,7 @@ type ListProductRequest struct {
 	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
 	Kind        ProductKind            `protobuf:"varint,4,opt,name=kind,proto3,enum=millrace.catalog.v1.ProductKind" json:"kind,omitempty"`
 	Categories  []string               `protobuf:"bytes,5,rep,name=categories,proto3" json:"categories,omitempty"`
-	// When, if not now; after 1970, not in the future.
+	// When, if not now; after 1970, and no later than now but for the leeway of commands.clock_leeway.
 	ListedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=listed_at,json=listedAt,proto3" json:"listed_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`

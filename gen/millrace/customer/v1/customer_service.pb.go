@@ -33,7 +33,7 @@ type RegisterCustomerRequest struct {
 	Name       string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Email      string `protobuf:"bytes,4,opt,name=email,proto3" json:"email,omitempty"`
 	Country    string `protobuf:"bytes,5,opt,name=country,proto3" json:"country,omitempty"`
-	// When, if not now; after 1970, not in the future.
+	// When, if not now; after 1970, and no later than now but for the leeway of commands.clock_leeway.
 	RegisteredAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=registered_at,json=registeredAt,proto3" json:"registered_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`

@@ -38,7 +38,7 @@ type PlaceOrderRequest struct {
 	Currency string     `protobuf:"bytes,4,opt,name=currency,proto3" json:"currency,omitempty"`
 	Country  string     `protobuf:"bytes,5,opt,name=country,proto3" json:"country,omitempty"`
 	Lines    []*NewLine `protobuf:"bytes,6,rep,name=lines,proto3" json:"lines,omitempty"`
-	// When it was ordered, if not now; after 1970, not in the future.
+	// When it was ordered, if not now; after 1970, and no later than now but for the leeway of commands.clock_leeway.
 	OrderedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ordered_at,json=orderedAt,proto3" json:"ordered_at,omitempty"`
 	// The same key again gives the first answer again. May also be sent as the header Idempotency-Key.
 	IdempotencyKey string `protobuf:"bytes,15,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`

@@ -1,0 +1,115 @@
+package rpc
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// codecs are those of connect, but for what they say of a request that cannot be read: it names the field, as the contract
+// does, and no Go type. A strict one refuses fields and names of enums that the contract does not have, which the others pass over.
+func codecs(strict bool) []connect.HandlerOption {
+	return []connect.HandlerOption{
+		connect.WithCodec(binaryCodec{}),
+		connect.WithCodec(jsonCodec{name: "json", strict: strict}),
+		connect.WithCodec(jsonCodec{name: "json; charset=utf-8", strict: strict}),
+	}
+}
+
+type binaryCodec struct{}
+
+func (binaryCodec) Name() string { return "proto" }
+
+func (binaryCodec) IsBinary() bool { return true }
+
+func (c binaryCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
+
+func (binaryCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
+	m, err := protoMessage(message)
+	if err != nil {
+		return nil, err
+	}
+	return proto.MarshalOptions{}.MarshalAppend(dst, m)
+}
+
+func (binaryCodec) MarshalStable(message any) ([]byte, error) {
+	m, err := protoMessage(message)
+	if err != nil {
+		return nil, err
+	}
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+func (binaryCodec) Unmarshal(data []byte, message any) error {
+	m, err := protoMessage(message)
+	if err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(data, m); err != nil {
+		return fmt.Errorf("not a %s in Protobuf's wire format: %s", m.ProtoReflect().Descriptor().FullName(), reason(err))
+	}
+	return nil
+}
+
+type jsonCodec struct {
+	name   string
+	strict bool
+}
+
+func (c jsonCodec) Name() string { return c.name }
+
+func (jsonCodec) IsBinary() bool { return false }
+
+func (c jsonCodec) Marshal(message any) ([]byte, error) { return c.MarshalAppend(nil, message) }
+
+func (jsonCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
+	m, err := protoMessage(message)
+	if err != nil {
+		return nil, err
+	}
+	return protojson.MarshalOptions{}.MarshalAppend(dst, m)
+}
+
+// MarshalStable takes out the spaces that protojson puts in at random.
+func (c jsonCodec) MarshalStable(message any) ([]byte, error) {
+	b, err := c.Marshal(message)
+	if err != nil {
+		return nil, err
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, b); err != nil {
+		return nil, err
+	}
+	return compact.Bytes(), nil
+}
+
+func (c jsonCodec) Unmarshal(data []byte, message any) error {
+	m, err := protoMessage(message)
+	if err != nil {
+		return err
+	}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: !c.strict}).Unmarshal(data, m); err != nil {
+		return explainJSON(data, m.ProtoReflect().Descriptor(), c.strict, err)
+	}
+	return nil
+}
+
+func protoMessage(message any) (proto.Message, error) {
+	m, ok := message.(proto.Message)
+	if !ok {
+		return nil, errors.New("not a Protobuf message")
+	}
+	return m, nil
+}
+
+// reason is what Protobuf's libraries say, without their prefix, whose space is now and then a no-break one.
+func reason(err error) string {
+	text := strings.TrimPrefix(err.Error(), "proto:")
+	return strings.TrimLeft(text, " \u00a0")
+}

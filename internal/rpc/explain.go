@@ -1,0 +1,246 @@
+package rpc
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/dynamicpb"
+)
+
+// A fieldError says which field of a request in JSON is at fault. Its path is written as in the errors of validation.
+type fieldError struct{ path, why string }
+
+func (e *fieldError) Error() string { return e.path + ": " + e.why }
+
+// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body a second time, which only
+// a faulty request costs.
+func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
+	var syntax *json.SyntaxError
+	var any json.RawMessage
+	switch err := json.Unmarshal(body, &any); {
+	case len(bytes.TrimSpace(body)) == 0:
+		return errors.New("the body is empty: want a JSON object")
+	case errors.As(err, &syntax):
+		read := body[:min(int(syntax.Offset), len(body))]
+		line := 1 + bytes.Count(read, []byte("\n"))
+		return fmt.Errorf("not JSON: line %d, column %d: %s", line, len(read)-bytes.LastIndexByte(read, '\n')-1, syntax)
+	}
+	var field *fieldError
+	if errors.As((&explainer{strict: strict}).message("", body, md), &field) {
+		return field
+	}
+	return errors.New(reason(refused))
+}
+
+type explainer struct{ strict bool }
+
+// message finds the first field of an object that is at fault; nil where none is.
+func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.MessageDescriptor) error {
+	if md.FullName().Parent() == "google.protobuf" { // has a form of its own
+		if protojson.Unmarshal(raw, dynamicpb.NewMessage(md)) != nil {
+			return &fieldError{path, wellKnown(md)}
+		}
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if start, err := d.Token(); err != nil || start != json.Delim('{') {
+		return &fieldError{orBody(path), "want an object"}
+	}
+	given := map[protoreflect.Name]bool{}
+	for d.More() {
+		name, err := d.Token()
+		var value json.RawMessage
+		if err == nil {
+			err = d.Decode(&value)
+		}
+		if err != nil {
+			return err
+		}
+		key, _ := name.(string) // keys of objects are strings
+		if err := x.member(path, key, value, md, given); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *explainer) member(path, key string, value json.RawMessage, md protoreflect.MessageDescriptor, given map[protoreflect.Name]bool) error {
+	fd := md.Fields().ByJSONName(key)
+	if fd == nil {
+		fd = md.Fields().ByTextName(key)
+	}
+	if fd == nil {
+		if !x.strict {
+			return nil
+		}
+		return &fieldError{join(path, printable(key)), "there is no such field" + didYouMean(key, fieldNames(md))}
+	}
+	path = join(path, string(fd.Name()))
+	if given[fd.Name()] {
+		return &fieldError{path, "it is given twice"}
+	}
+	given[fd.Name()] = true
+	if string(value) == "null" {
+		return nil
+	}
+	if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
+		if given[oneof.Name()] {
+			return &fieldError{path, "another field of the choice " + string(oneof.Name()) + " is given, too"}
+		}
+		given[oneof.Name()] = true
+	}
+	switch {
+	case fd.IsMap():
+		return x.scalar(path, value, fd)
+	case fd.IsList():
+		var elements []json.RawMessage
+		if json.Unmarshal(value, &elements) != nil {
+			return &fieldError{path, "want a list"}
+		}
+		for i, e := range elements {
+			if err := x.value(fmt.Sprintf("%s[%d]", path, i), e, fd); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return x.value(path, value, fd)
+}
+
+func (x *explainer) value(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
+	if m := fd.Message(); m != nil {
+		return x.message(path, value, m)
+	}
+	return x.scalar(path, value, fd)
+}
+
+// scalar asks protojson about one field alone.
+func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
+	if fd.IsList() {
+		value = append(append([]byte{'['}, value...), ']')
+	}
+	alone := fmt.Appendf(nil, "{%q:%s}", fd.JSONName(), value)
+	m := dynamicpb.NewMessage(fd.ContainingMessage())
+	if (protojson.UnmarshalOptions{DiscardUnknown: !x.strict}).Unmarshal(alone, m) == nil {
+		return nil
+	}
+	return &fieldError{path, wanted(fd, value)}
+}
+
+func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
+	switch fd.Kind() {
+	case protoreflect.EnumKind:
+		var names []string
+		for i := range fd.Enum().Values().Len() {
+			names = append(names, string(fd.Enum().Values().Get(i).Name()))
+		}
+		var name string
+		_ = json.Unmarshal(bytes.Trim(value, "[]"), &name) // another type than a text is none of the names
+		return fmt.Sprintf("%q is none of %s", printable(name), strings.Join(names[1:], ", ")) + didYouMean(name, names)
+	case protoreflect.StringKind:
+		return "want a text in UTF-8"
+	case protoreflect.BoolKind:
+		return "want true or false"
+	case protoreflect.BytesKind:
+		return "want a text in base64"
+	case protoreflect.Int32Kind, protoreflect.Sint32Kind, protoreflect.Sfixed32Kind:
+		return "want a whole number of 32 bits"
+	case protoreflect.Uint32Kind, protoreflect.Fixed32Kind:
+		return "want a whole number of 32 bits, at least 0"
+	case protoreflect.Int64Kind, protoreflect.Sint64Kind, protoreflect.Sfixed64Kind:
+		return "want a whole number of 64 bits"
+	case protoreflect.Uint64Kind, protoreflect.Fixed64Kind:
+		return "want a whole number of 64 bits, at least 0"
+	case protoreflect.FloatKind, protoreflect.DoubleKind:
+		return "want a number"
+	case protoreflect.MessageKind, protoreflect.GroupKind:
+	}
+	return "its value does not fit"
+}
+
+func wellKnown(md protoreflect.MessageDescriptor) string {
+	switch md.Name() {
+	case "Timestamp":
+		return `want a time in RFC 3339, as "2025-12-01T08:26:00Z", of the years 1 to 9999`
+	case "Duration":
+		return `want a duration in seconds, as "900s" or "0.5s"`
+	}
+	return "its value does not fit"
+}
+
+func fieldNames(md protoreflect.MessageDescriptor) []string {
+	var names []string
+	for i := range md.Fields().Len() {
+		names = append(names, md.Fields().Get(i).JSONName(), md.Fields().Get(i).TextName())
+	}
+	return names
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+func orBody(path string) string {
+	if path == "" {
+		return "the body"
+	}
+	return path
+}
+
+const longestShown = 64 // bytes of a name that a caller made up
+
+// printable is a name that a caller made up as an error can show it.
+func printable(name string) string {
+	if len(name) > longestShown {
+		name = strings.ToValidUTF8(name[:longestShown], "") + "…"
+	}
+	quoted := fmt.Sprintf("%q", name)
+	return quoted[1 : len(quoted)-1]
+}
+
+const mostEdits = 2
+
+// didYouMean suggests the name that is nearest; empty where none is near.
+func didYouMean(given string, names []string) string {
+	best, nearest := mostEdits+1, ""
+	for _, name := range names {
+		if len(given) > longestShown {
+			break
+		}
+		if n := edits(strings.ToLower(given), strings.ToLower(name)); n < best {
+			best, nearest = n, name
+		}
+	}
+	if nearest == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", nearest)
+}
+
+// edits is how many bytes must be put in, taken out or changed to make b of a.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
