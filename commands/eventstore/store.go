@@ -39,6 +39,15 @@ type Store interface {
 	// hot paths.
 	Stats(ctx context.Context, after event.Position) (Stats, error)
 
+	// Known reports of each event whether the store has it: the same id at the same version of the same stream, at the same
+	// position. What else the event carries is not compared.
+	Known(ctx context.Context, events []event.Event) ([]bool, error)
+
+	// Epoch names the history that the store holds. It changes where another store has taken its place, or where it may have
+	// lost what it held (a failover, a restore), so that a reader who sees another epoch compares before it goes on. The same
+	// epoch is no proof: a copy of the store's files has the epoch of the original.
+	Epoch(ctx context.Context) (string, error)
+
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
 	Wait(ctx context.Context, after event.Position) error
 

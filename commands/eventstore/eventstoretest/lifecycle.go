@@ -29,6 +29,8 @@ func closed(t *testing.T, place Place) {
 		"Read":         func() error { _, err := s.Read(ctx, event.Position{}, 1); return err },
 		"Head":         func() error { _, err := s.Head(ctx); return err },
 		"Stats":        func() error { _, err := s.Stats(ctx, event.Position{}); return err },
+		"Known":        func() error { _, err := s.Known(ctx, nil); return err },
+		"Epoch":        func() error { _, err := s.Epoch(ctx); return err },
 		"Wait":         func() error { return s.Wait(ctx, event.Position{}) },
 	} {
 		if err := call(); !errors.Is(err, eventstore.ErrClosed) {

@@ -42,6 +42,8 @@ func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"a stream's order is the store's order", guessedVersions},
 		{"reading stops at the limit", readLimit},
 		{"events are counted after a position", stats},
+		{"an event is known by its id, stream, version and position", known},
+		{"the epoch is the place's", epoch},
 		{"Wait wakes up", waitWakes},
 		{"Wait ends", waitEnds},
 		{"a closed store says so", closed},

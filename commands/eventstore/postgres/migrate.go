@@ -159,19 +159,19 @@ func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 }
 
 // The last event there is was written by a transaction that this server has counted, or its positions are not this server's.
-const selectStore = `SELECT aggregate, server, (pg_control_system()).system_identifier,
+const selectStore = `SELECT aggregate, server, (pg_control_system()).system_identifier, relation = 'events'::regclass::oid,
        coalesce((SELECT transaction >= pg_snapshot_xmax(pg_current_snapshot()) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)
 FROM store`
 
 // belongs checks that the store is the aggregate's, and that it lies on the server whose transactions its positions count.
 // A dump that is restored elsewhere keeps the old positions, but new events would get lower ones, which a relay that is past
-// them never reads. A physical backup, and a replica that takes over, are the same server still; what they may lack, the
+// them never reads. One that is restored on the same server may lack what was written after the dump. A physical backup, and a replica that takes over, are the same server still; what they may lack, the
 // relay notices itself, as the log has it.
 func belongs(ctx context.Context, conn querier, schema string, aggregate event.Aggregate) error {
 	var owner string
 	var made, here int64
-	var ahead bool
-	if err := conn.QueryRow(ctx, selectStore).Scan(&owner, &made, &here, &ahead); err != nil {
+	var same, ahead bool
+	if err := conn.QueryRow(ctx, selectStore).Scan(&owner, &made, &here, &same, &ahead); err != nil {
 		return fmt.Errorf("read whose store it is: %w", err)
 	}
 	switch {
@@ -184,6 +184,11 @@ func belongs(ctx context.Context, conn querier, schema string, aggregate event.A
 		return fmt.Errorf("it was made on the PostgreSQL server %d, and this is %d. Positions are made of the server's transaction ids: "+
 			"after a restore, use a physical backup (pg_basebackup), not a dump; after pg_upgrade, which keeps the ids, run as its owner: UPDATE %s SET server = %d",
 			made, here, pgx.Identifier{schema, "store"}.Sanitize(), here)
+	case !same:
+		return fmt.Errorf("its tables were restored from a logical dump, so that events written after the dump may be missing, which Kafka may have: "+
+			"restore a physical backup (pg_basebackup) instead; or, to keep what the dump has (the relay compares it with the log before it publishes), "+
+			"run as its owner: UPDATE %s SET relation = 'events'::regclass, epoch = gen_random_uuid()",
+			pgx.Identifier{schema, "store"}.Sanitize())
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -96,6 +98,55 @@ func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Sta
 		stats.NewestRecorded = newest.UTC()
 	}
 	return stats, nil
+}
+
+const selectKnown = `
+SELECT EXISTS (SELECT FROM events e WHERE e.stream = k.stream AND e.version = k.version AND e.id = k.id
+	AND e.transaction = k.transaction AND e.position = k.position)
+FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::xid8[], $5::bigint[]) WITH ORDINALITY
+	AS k (stream, version, id, transaction, position, n)
+ORDER BY n`
+
+// Known implements eventstore.Store.
+func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	streams, ids := make([]string, len(events)), make([][16]byte, len(events))
+	versions, sequences := make([]int64, len(events)), make([]int64, len(events))
+	transactions := make([]uint64, len(events))
+	for i, e := range events {
+		if utf8.ValidString(e.Stream) && !strings.ContainsRune(e.Stream, 0) { // else no store has it, and the server would refuse the query
+			streams[i] = e.Stream
+		}
+		versions[i], ids[i] = bigint(e.Version), e.ID
+		transactions[i], sequences[i] = e.Position.Transaction, bigint(e.Position.Sequence)
+	}
+	rows, err := s.reads.Query(ctx, selectKnown, streams, versions, ids, transactions, sequences)
+	if err == nil {
+		var known []bool
+		if known, err = pgx.CollectRows(rows, pgx.RowTo[bool]); err == nil {
+			return known, nil
+		}
+	}
+	return nil, fmt.Errorf("look for events of %s: %w", s.aggregate.Name, err)
+}
+
+// A server that was promoted, or restored to a point in time, goes on with its log on a timeline of its own.
+const selectEpoch = `SELECT epoch || '/' || CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
+FROM store`
+
+// Epoch implements eventstore.Store. It asks the server each time, as a connection may have come to another one.
+func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
+	if err := s.gate.Enter(); err != nil {
+		return "", err
+	}
+	defer s.gate.Leave()
+	if err := s.reads.QueryRow(ctx, selectEpoch).Scan(&epoch); err != nil {
+		return "", fmt.Errorf("read the epoch of the store of %s: %w", s.aggregate.Name, err)
+	}
+	return epoch, nil
 }
 
 // LoadSnapshot implements eventstore.Store.

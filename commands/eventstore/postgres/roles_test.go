@@ -185,6 +185,9 @@ func TestLeastPrivilege(t *testing.T) {
 	if err := reader.Wait(t.Context(), event.Position{}); err != nil {
 		t.Error(err)
 	}
+	if _, err := reader.Epoch(t.Context()); err != nil {
+		t.Errorf("the reader reads the epoch: %v", err)
+	}
 	if events, err := reader.Read(t.Context(), event.Position{}, 10); err != nil || len(events) != 1 {
 		t.Errorf("the reader reads %d events (%v)", len(events), err)
 	}
@@ -227,11 +230,15 @@ func login(t *testing.T, g *guarded) {
 	}
 }
 
-// TestOpenRefusesADumpOfAnotherServer: positions are made of a server's transaction ids.
-func TestOpenRefusesADumpOfAnotherServer(t *testing.T) {
+// TestOpenRefusesADump: a dump may lack events that Kafka has, and positions are made of a server's transaction ids.
+func TestOpenRefusesADump(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ change, want string }{
-		"another server's":    {"UPDATE store SET server = server + 1", "SET server = "},
+		"another server's": {"UPDATE store SET server = server + 1", "SET server = "},
+		"restored here": {
+			"CREATE TABLE restored (LIKE events INCLUDING ALL); INSERT INTO restored SELECT * FROM events; DROP TABLE events; ALTER TABLE restored RENAME TO events",
+			"restored from a logical dump",
+		},
 		"ahead of the server": {"UPDATE events SET transaction = '99999999999'", "restore a physical backup"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -19,8 +20,9 @@ import (
 type reader struct {
 	aggregate event.Aggregate
 	db        *sql.DB
+	epoch     string
 
-	stream, all, head, stats, snapshot, answer *sql.Stmt
+	at, stream, all, head, stats, snapshot, answer *sql.Stmt
 }
 
 const (
@@ -28,6 +30,7 @@ const (
 FROM events `
 	selectStream   = selectEvents + "WHERE stream = ? AND version > ? ORDER BY version"
 	selectAll      = selectEvents + "WHERE position > ? ORDER BY position LIMIT ?"
+	selectAt       = "SELECT id, position FROM events WHERE stream = ? AND version = ?"
 	selectStats    = "SELECT count(*), coalesce(max(recorded_at), 0) FROM events WHERE position > ?"
 	selectSnapshot = "SELECT version, schema, state FROM snapshots WHERE stream = ?"
 )
@@ -44,12 +47,15 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 		stmt  **sql.Stmt
 		query string
 	}{
-		{&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead}, {&r.stats, selectStats},
+		{&r.at, selectAt}, {&r.stream, selectStream}, {&r.all, selectAll}, {&r.head, selectHead}, {&r.stats, selectStats},
 		{&r.snapshot, selectSnapshot}, {&r.answer, selectAnswer},
 	} {
 		if *p.stmt, err = db.PrepareContext(ctx, p.query); err != nil { //nolint:sqlclosecheck // closed with its connection
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), db.Close())
 		}
+	}
+	if err := db.QueryRowContext(ctx, "SELECT epoch FROM store").Scan(&r.epoch); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the store's epoch: %w", err), db.Close())
 	}
 	return r, nil
 }
@@ -100,6 +106,26 @@ func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events
 		events = append(events, e)
 	}
 	return events, rows.Err()
+}
+
+func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error) {
+	known := make([]bool, len(events))
+	for i, e := range events {
+		if e.Version > math.MaxInt64 {
+			continue
+		}
+		var id []byte
+		var at event.Position
+		err := r.at.QueryRowContext(ctx, e.Stream, e.Version).Scan(&id, &at.Sequence)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for version %d of stream %q: %w", e.Version, e.Stream, err)
+		}
+		known[i] = bytes.Equal(id, e.ID[:]) && at == e.Position
+	}
+	return known, nil
 }
 
 func (r *reader) readHead(ctx context.Context) (head int64, err error) {

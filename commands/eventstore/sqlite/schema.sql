@@ -1,8 +1,9 @@
--- The schema of one service's event store. PRAGMA user_version holds the number of the schema: 1.
+-- The schema of one service's event store. PRAGMA user_version holds the number of the schema: 2.
 
 CREATE TABLE store (
     one       INTEGER PRIMARY KEY CHECK (one = 1),
-    aggregate TEXT NOT NULL -- whose events these are
+    aggregate TEXT NOT NULL, -- whose events these are
+    epoch     TEXT NOT NULL DEFAULT '' -- a UUID that no other store has
 ) STRICT;
 
 CREATE TABLE events (

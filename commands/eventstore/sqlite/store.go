@@ -24,6 +24,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/internal/adapter"
 	"github.com/millrace/millrace/event"
@@ -79,7 +81,10 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 //go:embed schema.sql
 var schema string
 
-const schemaNumber = 1
+const schemaNumber = 2
+
+// addEpoch brings schema 1 to schema 2.
+const addEpoch = "ALTER TABLE store ADD COLUMN epoch TEXT NOT NULL DEFAULT ''"
 
 // migrate brings the file to the schema of this version, and checks that it is the aggregate's.
 func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
@@ -97,8 +102,16 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 		if _, err := tx.ExecContext(ctx, schema+fmt.Sprintf("PRAGMA user_version = %d;", schemaNumber)); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
 		}
-		if _, err := tx.ExecContext(ctx, "INSERT INTO store (one, aggregate) VALUES (1, ?)", aggregate.Name); err != nil {
+		const insert = "INSERT INTO store (one, aggregate, epoch) VALUES (1, ?, ?)"
+		if _, err := tx.ExecContext(ctx, insert, aggregate.Name, uuid.NewString()); err != nil {
 			return fmt.Errorf("create the schema: %w", err)
+		}
+	case 1:
+		if _, err := tx.ExecContext(ctx, addEpoch+fmt.Sprintf("; PRAGMA user_version = %d", schemaNumber)); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, "UPDATE store SET epoch = ?", uuid.NewString()); err != nil {
+			return fmt.Errorf("migrate: %w", err)
 		}
 	case schemaNumber:
 	default:
@@ -203,6 +216,24 @@ func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Sta
 	}
 	defer s.gate.Leave()
 	return s.reader.readStats(ctx, after)
+}
+
+// Known implements eventstore.Store.
+func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	return s.reader.known(ctx, events)
+}
+
+// Epoch implements eventstore.Store.
+func (s *Store) Epoch(context.Context) (string, error) {
+	if err := s.gate.Enter(); err != nil {
+		return "", err
+	}
+	defer s.gate.Leave()
+	return s.reader.epoch, nil
 }
 
 // elsewhere is how often Wait looks whether another process has appended.

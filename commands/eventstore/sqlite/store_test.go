@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -132,5 +133,33 @@ func TestOpenRefuses(t *testing.T) {
 		if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path) {
 			t.Errorf("%s: error %q does not say %q", c.path, err, c.want)
 		}
+	}
+}
+
+// A file of the first schema, which had no epoch, gets one, and keeps it.
+func TestEarlierSchemaGetsAnEpoch(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "order.db")
+	if err := open(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sqlitedb.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec("ALTER TABLE store DROP COLUMN epoch; PRAGMA user_version = 1")
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var epochs [2]string
+	for i := range epochs {
+		s := open(t, path)
+		epochs[i], err = s.Epoch(t.Context())
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if epochs[0] == "" || epochs[0] != epochs[1] {
+		t.Fatalf("epochs %q", epochs)
 	}
 }

@@ -1,0 +1,61 @@
+package eventstoretest
+
+import (
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+)
+
+// known asks for what the store has, and for the same with one thing changed.
+func known(t *testing.T, place Place) {
+	ctx := patient(t)
+	s := place.open(t)
+	mustAppend(ctx, t, s, one("a", 0, 2))
+	mustAppend(ctx, t, s, one("b", 0, 1))
+	events := mustRead(ctx, t, s, event.Position{}, 3)
+	change := func(f func(*event.Event)) event.Event {
+		e := events[1]
+		f(&e)
+		return e
+	}
+	asked := append(events,
+		change(func(e *event.Event) { e.ID = uuid.New() }),
+		change(func(e *event.Event) { e.Stream = "b" }),
+		change(func(e *event.Event) { e.Stream = "none" }),
+		change(func(e *event.Event) { e.Stream = "a\x00\xff" }),
+		change(func(e *event.Event) { e.Version = 1 }),
+		change(func(e *event.Event) { e.Version = 1<<64 - 1 }),
+		change(func(e *event.Event) { e.Position.Sequence += 7 }),
+		change(func(e *event.Event) { e.Position = event.Position{Transaction: 1<<64 - 1, Sequence: 1<<64 - 1} }),
+	)
+	got, err := s.Known(ctx, asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(asked) {
+		t.Fatalf("%d answers for %d events", len(got), len(asked))
+	}
+	for i, known := range got {
+		if want := i < len(events); known != want {
+			t.Errorf("event %d, %+v: known is %v, want %v", i, asked[i], known, want)
+		}
+	}
+	if got, err := s.Known(ctx, nil); err != nil || len(got) != 0 {
+		t.Errorf("asked for nothing: %v, %v", got, err)
+	}
+}
+
+func epoch(t *testing.T, place Place) {
+	ctx := patient(t)
+	first, second := place.open(t), place.open(t)
+	want, err := first.Epoch(ctx)
+	if err != nil || want == "" {
+		t.Fatalf("epoch %q, %v", want, err)
+	}
+	mustAppend(ctx, t, first, one("a", 0, 1))
+	if got, err := second.Epoch(ctx); err != nil || got != want {
+		t.Fatalf("another store in the same place has epoch %q, %v, want %q", got, err, want)
+	}
+}
