@@ -35,7 +35,7 @@ func newLakeLand(a *app) *cobra.Command {
 		Use:   "land --topic TOPIC (--proto FILE:MESSAGE | --registry URL | --json)",
 		Short: "Land any Kafka topic, of Protobuf, Avro or JSON, in a table of its own",
 		Long: `Land a Kafka topic, whoever writes it, in an Iceberg table: a column for each field, and where each row comes from (_topic,
-_partition, _offset, _timestamp, _timestamp_raw, _key). Each record lands once, whatever dies when; run it in as many processes as the topic has
+_partition, _offset, _timestamp and _timestamp_raw, _key). Each record lands once, whatever dies when; run it in as many processes as the topic has
 partitions. What cannot be a row is put on the topic millrace.parked, with the reason.
 
 What the values are, one of three says:
@@ -50,7 +50,9 @@ What the values are, one of three says:
   --json                JSON objects. Columns follow from what comes, and grow: objects become structs, arrays lists. Whole numbers
                         are long, others double. What does not fit its column stands beside it: fractions of a long x in x_double,
                         anything else of x in x_json; what has no column at all in _extra, as JSON. So nothing is lost or parked
-                        for its type.
+                        for its type. Columns of a table that is there keep their types, and are filled where a value is one of
+                        theirs exactly: 9.99 in a decimal(10,2), "2024-01-01" in a date, "10:00:00" in a time, a UUID in a uuid,
+                        base64 in a binary. A field finds a column that differs from it in capitals alone.
 
 Times are of the years 1 to 9999 and have microseconds: the nanoseconds of a Protobuf Timestamp are cut off to them, Avro's
 timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds. A value that is no such time is never made into another:

@@ -32,7 +32,7 @@ type Field struct {
 // Identity is the Key, or the Name where there is none.
 func (f Field) Identity() string { return cmp.Or(f.Key, f.Name) }
 
-// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, timestamptz, string, binary, uuid,
+// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time, timestamp, timestamptz, string, binary, uuid,
 // fixed) or a Struct, a List, a Map.
 type Type interface {
 	String() string

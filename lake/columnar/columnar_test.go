@@ -32,6 +32,7 @@ func fields() []field {
 	for i, t := range []columnar.Type{
 		iceberg.PrimitiveTypes.Int64, iceberg.PrimitiveTypes.Bool, iceberg.PrimitiveTypes.Int32, iceberg.PrimitiveTypes.Float32,
 		iceberg.PrimitiveTypes.Float64, iceberg.DecimalTypeOf(38, 9), iceberg.PrimitiveTypes.Date, iceberg.PrimitiveTypes.TimestampTz,
+		iceberg.PrimitiveTypes.Time, iceberg.PrimitiveTypes.Timestamp,
 		iceberg.PrimitiveTypes.String, iceberg.PrimitiveTypes.Binary, iceberg.PrimitiveTypes.UUID, iceberg.FixedTypeOf(3), inner,
 		columnar.List{Element: field{Name: "element", Type: inner}},
 		columnar.Map{
@@ -87,7 +88,7 @@ func TestTypesThatThereAreNot(t *testing.T) {
 		of   columnar.Type
 		want string
 	}{
-		{iceberg.PrimitiveTypes.Time, "column a: there are no columns of type time"},
+		{iceberg.PrimitiveTypes.TimestampTzNs, "column a: there are no columns of type timestamptz_ns"},
 		{columnar.List{Element: field{Name: "element", Type: iceberg.PrimitiveTypes.TimestampNs}}, "column a: column element: there are no columns of type timestamp_ns"},
 		{columnar.Struct{}, "column a: a struct has no fields, which Parquet cannot hold"},
 		{nil, "column a: <nil> is no type of a column"},
@@ -181,6 +182,8 @@ func value(r *rapid.T, t columnar.Type, col columnar.Column, to array.Builder, b
 			to.Append(v)
 		case *array.TimestampBuilder:
 			to.Append(arrow.Timestamp(v))
+		case *array.Time64Builder:
+			to.Append(arrow.Time64(v))
 		}
 	case *columnar.Float32s:
 		v := rapid.Float32().Draw(r, "float")

@@ -18,7 +18,7 @@ var ErrFull = errors.New("a column holds 2 GiB or more: write the rows and reset
 //
 //	*Bools                boolean
 //	*Int32s               int, date
-//	*Int64s               long, timestamptz
+//	*Int64s               long, timestamptz, timestamp, time
 //	*Float32s, *Float64s  float, double
 //	*Decimals             decimal
 //	*Bytes                string, binary
@@ -88,7 +88,7 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 		return &Bools{}, nil
 	case iceberg.Int32Type, iceberg.DateType:
 		return &Int32s{}, nil
-	case iceberg.Int64Type, iceberg.TimestampTzType:
+	case iceberg.Int64Type, iceberg.TimestampTzType, iceberg.TimestampType, iceberg.TimeType:
 		return &Int64s{}, nil
 	case iceberg.Float32Type:
 		return &Float32s{}, nil

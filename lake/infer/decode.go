@@ -3,7 +3,6 @@ package infer
 import (
 	"encoding/json"
 	"errors"
-	"strconv"
 	"strings"
 
 	"github.com/millrace/millrace/lake/columnar"
@@ -59,6 +58,7 @@ func (d *Decoder) Append(o *Object) error {
 // group is a struct, or the whole row.
 type group struct {
 	members map[string]*member
+	folded  map[string]string // their names by what they are without capitals; empty where that is not one
 	columns []*target
 	turn    uint64 // counts the objects
 }
@@ -71,12 +71,12 @@ type target struct {
 	column  columnar.Column
 	group   *group  // of structs
 	element *target // of lists
-	time    bool    // int64s are times
-	filled  uint64  // the turn in which it got its value
+	of      columnar.Type
+	filled  uint64 // the turn in which it got its value
 }
 
 func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
-	g := &group{members: map[string]*member{}}
+	g := &group{members: map[string]*member{}, folded: map[string]string{}}
 	for i, f := range fields {
 		t := bind(f.Type, columns[i])
 		g.columns = append(g.columns, t)
@@ -98,11 +98,18 @@ func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
 			at(name).json = t
 		}
 	}
+	for name := range g.members {
+		folded := fold(name)
+		if _, twice := g.folded[folded]; twice {
+			name = ""
+		}
+		g.folded[folded] = name
+	}
 	return g
 }
 
 func bind(t columnar.Type, col columnar.Column) *target {
-	out := &target{column: col, time: same(t, instant)}
+	out := &target{column: col, of: t}
 	switch t := t.(type) {
 	case columnar.Struct:
 		columns := make([]columnar.Column, len(t.Fields))
@@ -125,7 +132,7 @@ func (g *group) append(v *value) (left []byte) {
 			continue
 		}
 		rest, placed := m.raw, false
-		if to := g.members[string(m.name)]; to != nil && !m.unnamed {
+		if to := g.member(v.children, i); to != nil {
 			rest, placed = to.append(m, g.turn)
 		}
 		if placed && rest == nil {
@@ -147,6 +154,21 @@ func (g *group) append(v *value) (left []byte) {
 		return nil
 	}
 	return append(left, '}')
+}
+
+// member is where a member of an object goes, nil where it has no column.
+func (g *group) member(members []value, i int) *member {
+	m := &members[i]
+	if m.unnamed {
+		return nil
+	}
+	if to := g.members[string(m.name)]; to != nil {
+		return to
+	}
+	if field := g.folded[fold(string(m.name))]; field != "" && claims(members, i, field) {
+		return g.members[field]
+	}
+	return nil
 }
 
 func appendName(dst []byte, m *value) []byte {
@@ -194,46 +216,9 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 		return t.group.append(v), true
 	case *columnar.Lists:
 		return t.appendList(col, v)
-	case *columnar.Bools:
-		if v.kind != truth {
-			return nil, false
-		}
-		col.Append(v.raw[0] == 't')
-	case *columnar.Int64s:
-		if t.time {
-			at, ok := micros(v)
-			if v.kind != words || !ok {
-				return nil, false
-			}
-			col.Append(at)
-			return nil, true
-		}
-		if v.kind != integer {
-			return nil, false
-		}
-		n, err := strconv.ParseInt(string(v.raw), 10, 64)
-		if err != nil {
-			return nil, false
-		}
-		col.Append(n)
-	case *columnar.Float64s:
-		if v.kind != number && v.kind != integer || !exact(v.raw) {
-			return nil, false
-		}
-		f, err := strconv.ParseFloat(string(v.raw), 64)
-		if err != nil {
-			return nil, false
-		}
-		col.Append(f)
-	case *columnar.Bytes:
-		if v.kind != words || !v.decoded {
-			return nil, false
-		}
-		col.Append(v.text)
-	default:
-		return nil, false // of another kind of table
 	}
-	return nil, true
+	converted, ok := convert(t.of, v)
+	return nil, ok && put(t.column, converted)
 }
 
 // appendList appends an array. What its elements leave stands in an array of the same length.

@@ -10,14 +10,19 @@
 //	an array          list, where its elements go into one type
 //	null              null, the same as a name that is not there
 //
-// A column that a table has keeps its type. What does not fit goes beside it: a number that has a fraction, where x is a long, to
+// A column that a table has keeps its type, and is filled by what its type holds exactly: int, float and decimal by numbers (a decimal
+// also by one in a string), date, time, timestamp and uuid by strings such as 2024-01-01, 10:00:00, 2024-01-01T10:00:00 and
+// 6ba7b810-9dad-11d1-80b4-00c04fd430c8, binary and fixed by base64. A field that no column is called as fills the one whose name differs
+// in capitals alone, unless the object has two such fields: then the one that is called as the column, or else the first, does.
+//
+// What does not fit goes beside it: a number that has a fraction, where x is a long, to
 // x_double; anything else, such as a string where x is a number, a number that x cannot hold exactly, an array of mixed types, to
 // x_json, as its JSON. Where the first objects already disagree, x itself is a string that holds JSON. So of x, x_double and x_json at
 // most one has a value, and coalesce gives it.
 //
 // What still has no column is kept, word for word, in one more column, a JSON object that has the same names around it: arrays and
 // objects that are empty and were never seen otherwise, what is nested too deep, what would be a column too many, and names that a
-// table cannot have beside those it has (SQL does not tell capitals apart). In an array stands null for what has a column.
+// table cannot have beside those it has. In an array stands null for what has a column.
 //
 // A dot in a name becomes an underscore: in SQL it would mean another thing.
 package infer
@@ -125,19 +130,38 @@ type grower struct {
 // object gives the columns of the struct that an object goes into.
 func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
 	for i := range v.children {
-		if m := &v.children[i]; m.kind != null {
-			fields = g.member(fields, m, depth)
+		if m := &v.children[i]; m.kind != null && !m.unnamed {
+			fields = g.member(fields, field(fields, v.children, i), m, depth)
 		}
 	}
 	return fields
 }
 
-// member gives the columns that an object's member goes into, among those of the struct.
-func (g *grower) member(fields []columnar.Field, m *value, depth int) []columnar.Field {
-	name, before := string(m.name), *g
+// field is the name of the field that a member of an object is: its own, or one that differs in capitals alone and has columns.
+func field(fields []columnar.Field, members []value, i int) string {
+	name, like := string(members[i].name), ""
+	for _, f := range fields {
+		switch of := fieldOf(f); {
+		case of == name:
+			return name
+		case strings.EqualFold(of, name) && like != "" && like != of:
+			return name // more than one is like it
+		case strings.EqualFold(of, name):
+			like = of
+		}
+	}
+	if like != "" && claims(members, i, like) {
+		return like
+	}
+	return name
+}
+
+// member gives the columns that an object's member goes into, among those of the struct. name is the field that it is.
+func (g *grower) member(fields []columnar.Field, name string, m *value, depth int) []columnar.Field {
+	before := *g
 	primary, doubles, json := find(fields, name)
 	switch {
-	case m.unnamed || primary < 0 && json >= 0:
+	case primary < 0 && json >= 0:
 		return fields
 	case primary < 0:
 		t := g.typeOf(m, depth)
@@ -154,7 +178,7 @@ func (g *grower) member(fields []columnar.Field, m *value, depth int) []columnar
 			f.Key = key
 			return g.add(fields, f)
 		}
-		return g.member(g.add(fields, f), m, depth) // does it hold the value?
+		return g.member(g.add(fields, f), name, m, depth) // does it hold the value?
 	}
 	was := fields[primary]
 	if t, ok := g.fit(was.Type, m, was.ID != 0, depth); ok {
@@ -173,7 +197,7 @@ func (g *grower) member(fields []columnar.Field, m *value, depth int) []columnar
 		g.columns += 1 - count([]columnar.Field{was})
 		fields = slices.Clone(fields)
 		fields[primary].Key, fields[primary].Type = jsonKey+name, text
-	case m.kind == number && same(was.Type, long) && exact(m.raw):
+	case m.kind == number && (same(was.Type, long) || same(was.Type, iceberg.PrimitiveTypes.Int32)) && exact(m.raw):
 		fields = g.beside(fields, doubleKey, name, "_double", double, depth)
 	default:
 		fields = g.beside(fields, jsonKey, name, "_json", text, depth)
@@ -315,7 +339,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		return t, true
 	}
 	switch {
-	case g.o.holds(t, v):
+	case holds(t, v):
 		return t, true
 	case fixed:
 		return t, false
@@ -330,16 +354,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 }
 
 // holds tells whether a type that has no parts holds a value exactly.
-func (o Options) holds(t columnar.Type, v *value) bool {
-	switch v.kind {
-	case truth:
-		return same(t, boolean)
-	case integer:
-		return same(t, long) || same(t, double) && exact(v.raw)
-	case number:
-		return same(t, double) && exact(v.raw)
-	case words:
-		return same(t, text) && v.decoded || same(t, instant) && isTime(v)
-	}
-	return false
+func holds(t columnar.Type, v *value) bool {
+	_, ok := convert(t, v)
+	return ok
 }

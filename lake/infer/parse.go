@@ -196,15 +196,21 @@ func hasHalf(raw []byte) bool {
 	return high
 }
 
-// exact tells whether a double holds a number: written back in the shortest way it has the same digits.
+// exact tells whether a double holds a number.
 func exact(raw []byte) bool {
-	f, err := strconv.ParseFloat(string(raw), 64)
+	_, ok := exactly(raw, 64)
+	return ok
+}
+
+// exactly gives a number as a float of so many bits, which holds it where, written back in the shortest way, it has the same digits.
+func exactly(raw []byte, bits int) (float64, bool) {
+	f, err := strconv.ParseFloat(string(raw), bits)
 	if err != nil {
-		return false
+		return 0, false
 	}
 	digits, exponent := scientific(raw)
-	back, backExponent := scientific(strconv.AppendFloat(nil, f, 'e', -1, 64))
-	return bytes.Equal(digits, back) && exponent == backExponent
+	back, backExponent := scientific(strconv.AppendFloat(nil, f, 'e', -1, bits))
+	return f, bytes.Equal(digits, back) && exponent == backExponent
 }
 
 // scientific gives a number's digits, without zeros at their ends, with the sign, and the power of ten that the first of them has.

@@ -181,7 +181,8 @@ func described(r fataler, fields []field, m *metadata.FileMetaData, size int) ic
 var primitives = []columnar.Type{
 	iceberg.PrimitiveTypes.Bool, iceberg.PrimitiveTypes.Int32, iceberg.PrimitiveTypes.Int64, iceberg.PrimitiveTypes.Float32,
 	iceberg.PrimitiveTypes.Float64, iceberg.DecimalTypeOf(9, 2), iceberg.DecimalTypeOf(18, 0), iceberg.DecimalTypeOf(20, 3),
-	iceberg.DecimalTypeOf(38, 9), iceberg.PrimitiveTypes.Date, iceberg.PrimitiveTypes.TimestampTz, iceberg.PrimitiveTypes.String,
+	iceberg.DecimalTypeOf(38, 9), iceberg.PrimitiveTypes.Date, iceberg.PrimitiveTypes.TimestampTz,
+	iceberg.PrimitiveTypes.Time, iceberg.PrimitiveTypes.Timestamp, iceberg.PrimitiveTypes.String,
 	iceberg.PrimitiveTypes.Binary, iceberg.PrimitiveTypes.UUID, iceberg.FixedTypeOf(3),
 }
 
@@ -247,8 +248,11 @@ func randomValue(r *rapid.T, f field, col columnar.Column, few bool) {
 		if !one {
 			v = rapid.Int64().Draw(r, "int64")
 		}
-		if f.Type == columnar.Type(iceberg.PrimitiveTypes.TimestampTz) {
+		switch f.Type {
+		case columnar.Type(iceberg.PrimitiveTypes.TimestampTz), columnar.Type(iceberg.PrimitiveTypes.Timestamp):
 			v %= 500_000 * 86_400 * 1_000_000
+		case columnar.Type(iceberg.PrimitiveTypes.Time):
+			v &= 1<<36 - 1 // less than a day
 		}
 		col.Append(v)
 	case *columnar.Float32s:

@@ -1,0 +1,75 @@
+package foreign_test
+
+import (
+	"context"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+	"github.com/apache/iceberg-go/catalog/rest"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/restcatalog"
+	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// make makes the world's table as another engine does, by the REST catalog.
+func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
+	t.Helper()
+	c := w.config
+	c.Tables = []lake.Table{}
+	l, err := lake.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	h, err := l.REST(t.Context(), restcatalog.Access{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(h)
+	defer server.Close()
+	client, err := rest.NewCatalog(context.WithoutCancel(t.Context()), "test", server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := table.Identifier(w.name)
+	if err := client.CreateNamespace(t.Context(), catalog.NamespaceFromIdent(name), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.CreateTable(t.Context(), name, iceberg.NewSchema(0, columns...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// JSON fills the columns of a table that somebody else has made, of whatever types they are.
+func TestJSONIntoAnExistingTable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kafkaserver.Embedded(t))
+	p := iceberg.PrimitiveTypes
+	w.make(t,
+		iceberg.NestedField{ID: 1, Name: "id", Type: p.Int32, Required: true},
+		iceberg.NestedField{ID: 2, Name: "ratio", Type: p.Float32},
+		iceberg.NestedField{ID: 3, Name: "price", Type: iceberg.DecimalTypeOf(10, 2)},
+		iceberg.NestedField{ID: 4, Name: "day", Type: p.Date},
+		iceberg.NestedField{ID: 5, Name: "uid", Type: p.UUID},
+		iceberg.NestedField{ID: 6, Name: "tod", Type: p.Time},
+		iceberg.NestedField{ID: 7, Name: "raw", Type: p.Binary},
+		iceberg.NestedField{ID: 8, Name: "local", Type: p.Timestamp},
+		iceberg.NestedField{ID: 9, Name: "note", Type: p.String, Required: true},
+	)
+	w.put(t, 0,
+		`{"ID":7,"ratio":0.5,"price":9.99,"day":"2024-01-01","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","tod":"10:00:00","raw":"AQI=","local":"2024-01-01T10:00:00"}`,
+		`{"id":7.5,"price":9.999,"day":"yesterday","new":1}`)
+	w.land(t, foreign.JSON(w.name, w.topic, false))
+	w.have(t, map[int32][]string{0: {
+		`{"day":"2024-01-01","id":7,"local":"2024-01-01T10:00:00","price":"9.99","ratio":0.5,"raw":"AQI=","tod":"10:00:00","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`,
+		`{"day_json":"\"yesterday\"","id_double":7.5,"new":1,"price_json":"9.999"}`,
+	}})
+	if len(w.parked) != 0 {
+		t.Errorf("parked: %v", w.parked)
+	}
+}

@@ -1,0 +1,198 @@
+package infer
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"math/big"
+	"strconv"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow/decimal128"
+	"github.com/apache/iceberg-go"
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// scalar is a value as a column of a type without parts keeps it: which of its fields counts, the type says.
+type scalar struct {
+	number  int64
+	float   float64
+	decimal decimal128.Num
+	bytes   []byte
+}
+
+// convert gives a value as a type has it. It is not ok where the type does not hold the value exactly.
+func convert(to columnar.Type, v *value) (s scalar, ok bool) {
+	switch to := to.(type) {
+	case iceberg.BooleanType:
+		if v.kind == truth && v.raw[0] == 't' {
+			s.number = 1
+		}
+		return s, v.kind == truth
+	case iceberg.Int32Type:
+		return whole(v, 32)
+	case iceberg.Int64Type:
+		return whole(v, 64)
+	case iceberg.Float32Type:
+		return float(v, 32)
+	case iceberg.Float64Type:
+		return float(v, 64)
+	case iceberg.DecimalType:
+		s.decimal, ok = decimalOf(v, to.Precision(), to.Scale())
+		return s, ok
+	}
+	if v.kind != words || !v.decoded {
+		return s, false
+	}
+	switch to := to.(type) {
+	case iceberg.StringType:
+		return scalar{bytes: v.text}, true
+	case iceberg.TimestampTzType:
+		s.number, ok = micros(v)
+	case iceberg.TimestampType:
+		s.number, ok = localMicros(v.text)
+	case iceberg.DateType:
+		s.number, ok = dayOf(v.text)
+	case iceberg.TimeType:
+		s.number, ok = microsOfDay(v.text)
+	case iceberg.UUIDType:
+		const written = len("00000000-0000-0000-0000-000000000000") // not the other ways that the library reads
+		if id, err := uuid.ParseBytes(v.text); err == nil && len(v.text) == written {
+			return scalar{bytes: id[:]}, true
+		}
+	case iceberg.BinaryType:
+		s.bytes, ok = base64Of(v.text)
+	case iceberg.FixedType:
+		s.bytes, ok = base64Of(v.text)
+		ok = ok && len(s.bytes) == to.Len()
+	}
+	return s, ok
+}
+
+// put appends what convert gave; it is false where the column is not one of such values.
+func put(to columnar.Column, s scalar) bool {
+	switch to := to.(type) {
+	case *columnar.Bools:
+		to.Append(s.number != 0)
+	case *columnar.Int32s:
+		to.Append(int32(s.number))
+	case *columnar.Int64s:
+		to.Append(s.number)
+	case *columnar.Float32s:
+		to.Append(float32(s.float))
+	case *columnar.Float64s:
+		to.Append(s.float)
+	case *columnar.Decimals:
+		to.Append(s.decimal)
+	case *columnar.Bytes:
+		to.Append(s.bytes)
+	case *columnar.Fixed:
+		to.Append(s.bytes)
+	default:
+		return false
+	}
+	return true
+}
+
+func whole(v *value, bits int) (s scalar, ok bool) {
+	if v.kind != integer {
+		return s, false
+	}
+	n, err := strconv.ParseInt(string(v.raw), 10, bits)
+	return scalar{number: n}, err == nil
+}
+
+func float(v *value, bits int) (s scalar, ok bool) {
+	if v.kind != number && v.kind != integer {
+		return s, false
+	}
+	f, ok := exactly(v.raw, bits)
+	return scalar{float: f}, ok
+}
+
+// decimalOf is a number that has no more digits than a decimal. It may stand in a string, as amounts do where a reader might make
+// doubles of numbers.
+func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
+	raw := v.raw
+	switch {
+	case v.kind == number || v.kind == integer:
+	case v.kind == words && v.decoded && isNumber(v.text):
+		raw = v.text
+	default:
+		return d, false
+	}
+	digits, exponent := scientific(raw) // 0.digits × 10^exponent
+	negative := bytes.HasPrefix(digits, []byte("-"))
+	digits = bytes.TrimPrefix(digits, []byte("-"))
+	if len(digits) == 0 {
+		return d, true
+	}
+	const far = 1000 // beyond it an exponent leads out of every decimal, and sums of it might wrap around
+	zeros := exponent - len(digits) + scale
+	if exponent < -far || exponent > far || zeros < 0 || len(digits)+zeros > precision {
+		return d, false
+	}
+	n, ok := new(big.Int).SetString(string(digits), 10)
+	if !ok {
+		return d, false
+	}
+	n.Mul(n, new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(zeros)), nil))
+	if negative {
+		n.Neg(n)
+	}
+	return decimal128.FromBigInt(n), true
+}
+
+// isNumber tells whether text is a number as JSON writes it.
+func isNumber(text []byte) bool {
+	return len(text) > 0 && (text[0] == '-' || text[0] >= '0' && text[0] <= '9') && json.Valid(text) && text[len(text)-1] > ' '
+}
+
+// dayOf is a date such as 2024-01-01, in days since 1970.
+func dayOf(text []byte) (int64, bool) {
+	t, err := time.Parse(time.DateOnly, string(text))
+	if err != nil || len(text) != len(time.DateOnly) {
+		return 0, false
+	}
+	days := t.Unix() / (timeunit.MicrosPerDay / 1_000_000)
+	return days, timeunit.OfDay(int32(days))
+}
+
+// microsOfDay is a time of day such as 10:00, 10:00:00 or 10:00:00.000001, in microseconds since midnight.
+func microsOfDay(text []byte) (int64, bool) {
+	const least, most = len("15:04"), len("15:04:05.000000")
+	if len(text) < least || len(text) > most || text[2] != ':' || bytes.IndexByte(text, ',') >= 0 {
+		return 0, false
+	}
+	layout := time.TimeOnly
+	if len(text) == least {
+		layout = "15:04"
+	}
+	t, err := time.Parse(layout, string(text))
+	if err != nil {
+		return 0, false
+	}
+	return t.Sub(time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)).Microseconds(), true
+}
+
+// localMicros is a time without a zone such as 2024-01-01T10:00:00.000001, in microseconds since 1970.
+func localMicros(text []byte) (int64, bool) {
+	const least, most = len("2006-01-02T15:04:05"), len("2006-01-02T15:04:05.000000")
+	if len(text) < least || len(text) > most || bytes.IndexByte(text, ',') >= 0 {
+		return 0, false
+	}
+	t, err := time.Parse("2006-01-02T15:04:05", string(text))
+	if err != nil {
+		return 0, false
+	}
+	return timeunit.Of(t)
+}
+
+// base64Of is what standard base64 says, where it would be written so again.
+func base64Of(text []byte) ([]byte, bool) {
+	b, err := base64.StdEncoding.Strict().DecodeString(string(text))
+	return b, err == nil && base64.StdEncoding.EncodeToString(b) == string(text)
+}
