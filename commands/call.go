@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -47,7 +48,7 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 	if caller := auth.CallerOf(ctx); caller != "" && c.key != "" { // nobody is given the answer to another's command
 		c.key = caller + ":" + c.key // the name of a caller has no colon
 	}
-	if !isName(c.key) {
+	if !isName(c.key) || strings.TrimSpace(c.key) != c.key { // headers lose the spaces at their ends, fields do not
 		return call{}, badName("idempotency_key_malformed", fieldKey)
 	}
 	if !isName(c.correlation) {
@@ -87,7 +88,7 @@ func isName(s string) bool {
 
 func badName(rule, field string) error {
 	return &Rejected{Code: Invalid, Rule: rule, Field: field,
-		Reason: fmt.Sprintf("want at most %d bytes of UTF-8 without control characters", eventstore.MaxText)}
+		Reason: fmt.Sprintf("want at most %d bytes of UTF-8, without control characters and without spaces at the ends", eventstore.MaxText)}
 }
 
 // fingerprint is the hash of what is asked for: the procedure and the request without its key.

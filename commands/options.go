@@ -22,6 +22,7 @@ type options struct {
 	logger        *slog.Logger
 	snapshotEvery uint64
 	leeway        time.Duration
+	currencies    event.Currencies
 	interceptors  []connect.Interceptor
 }
 
@@ -48,6 +49,9 @@ func WithSnapshotEvery(n uint64) Option { return func(o *options) { o.snapshotEv
 // Default: none.
 func WithClockLeeway(d time.Duration) Option { return func(o *options) { o.leeway = d } }
 
+// WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals than it gives them.
+func WithCurrencies(c event.Currencies) Option { return func(o *options) { o.currencies = c } }
+
 // WithInterceptors adds what is to see every call first, and its answer last, as the caller sees it.
 func WithInterceptors(i ...connect.Interceptor) Option {
 	return func(o *options) { o.interceptors = append(o.interceptors, i...) }
@@ -58,7 +62,7 @@ func WithInterceptors(i ...connect.Interceptor) Option {
 func HandlerOptions(opts ...Option) []connect.HandlerOption {
 	o := newOptions(opts)
 	return slices.Concat([]connect.HandlerOption{connect.WithInterceptors(o.interceptors...)},
-		rpc.HandlerOptions(o.logger, o.now, rpc.Strict(), rpc.WithLeeway(o.leeway)),
+		rpc.HandlerOptions(o.logger, o.now, rpc.Strict(), rpc.WithLeeway(o.leeway), rpc.WithCurrencies(o.currencies)),
 		[]connect.HandlerOption{connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected))})
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -66,12 +65,12 @@ func (r *Runner[S, C, E]) Time(business *timestamppb.Timestamp) time.Time {
 	return event.Time(business.AsTime())
 }
 
-// ID is the id a command is given: the one the client chose, in lower case, or a new UUIDv7 where it chose none.
+// ID is the id a command is given: the one the client chose, or a new UUIDv7 where it chose none.
 func ID(chosen string) string {
 	if chosen == "" {
 		return uuid.Must(uuid.NewV7()).String()
 	}
-	return strings.ToLower(chosen)
+	return event.CanonicalID(chosen)
 }
 
 // Load reads the state of a stream and its version; version 0 means that it does not exist.

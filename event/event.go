@@ -46,5 +46,14 @@ var (
 	Stock    = Aggregate{Name: "stock", Service: "inventory", Topic: "millrace.stock", Message: "millrace.inventory.v1.StockEvent"}
 )
 
+// CanonicalStream is a stream's name as every store has it. The stock and the products are named by their SKUs, which people
+// write in both cases; orders and customers are named by UUIDs.
+func CanonicalStream(service, stream string) string {
+	if service == Order.Service || service == Customer.Service {
+		return CanonicalID(stream)
+	}
+	return stream
+}
+
 // Aggregates lists them all, in the order in which people are shown them.
 func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }

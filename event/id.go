@@ -3,6 +3,7 @@ package event
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,4 +21,13 @@ func NamedID(at time.Time, name string) uuid.UUID {
 	id[6] = id[6]&0x0f | 0x70 // version 7
 	id[8] = id[8]&0x3f | 0x80 // RFC 9562
 	return id
+}
+
+// CanonicalID is a UUID as every store, document and token has it: in lower case. What is no UUID of 36 characters stays as it
+// is, for others to refuse: no service takes braces, urn:uuid: or a UUID without its hyphens.
+func CanonicalID(id string) string {
+	if len(id) != 36 || uuid.Validate(id) != nil {
+		return id
+	}
+	return strings.ToLower(id)
 }

@@ -80,5 +80,5 @@ func ParseToken(s string) (Token, error) {
 	if p.Service == "" || p.Stream == "" {
 		return Token{}, fmt.Errorf("%w: it names no stream", ErrToken)
 	}
-	return Token{p.Service, p.Stream, p.Version, Position{p.Transaction, p.Sequence}}, nil
+	return Token{p.Service, CanonicalStream(p.Service, p.Stream), p.Version, Position{p.Transaction, p.Sequence}}, nil
 }

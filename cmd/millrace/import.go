@@ -31,7 +31,10 @@ file's own time as its business time.
 
 Every command has an idempotency key made from the file's content, so the import may be stopped or killed and run again:
 it goes on where it was, and a second run changes nothing. A line that cannot become a command is written to the rejects
-file with its row number and the reason; accepted + rejected = read.`,
+file with its row number and the reason; accepted + rejected = read.
+
+Four lines of the file have a price of 0.001. A system that takes amounts of whole pence alone rejects the orders that they
+are in: start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 		Example: "  millrace import online-retail online-retail.parquet --rejects rejects.csv",
 		Args:    cobra.ExactArgs(1),
 	}

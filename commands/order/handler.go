@@ -3,7 +3,6 @@ package order
 import (
 	"context"
 	"net/http"
-	"strings"
 
 	"connectrpc.com/connect"
 
@@ -27,13 +26,8 @@ type handler struct {
 
 func (h handler) PlaceOrder(ctx context.Context, req *connect.Request[orderv1.PlaceOrderRequest]) (*connect.Response[orderv1.PlaceOrderResponse], error) {
 	m, id := req.Msg, commands.ID(req.Msg.GetOrderId())
-	var customer *string
-	if m.CustomerId != nil {
-		lower := strings.ToLower(m.GetCustomerId())
-		customer = &lower
-	}
 	place := Place{
-		OrderID: id, CustomerID: customer, Reference: m.GetReference(), Currency: m.GetCurrency(), Country: m.GetCountry(),
+		OrderID: id, CustomerID: m.CustomerId, Reference: m.GetReference(), Currency: m.GetCurrency(), Country: m.GetCountry(),
 		Lines: m.GetLines(), At: h.orders.Time(m.GetOrderedAt()),
 	}
 	return commands.Do(ctx, req, h.orders.On(id, place), func(_ State, r *eventv1.Receipt) *orderv1.PlaceOrderResponse {

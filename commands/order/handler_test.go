@@ -162,6 +162,27 @@ func TestValidationNamesTheField(t *testing.T) {
 	}
 }
 
+// The same request in other letters is the same request.
+func TestIdempotencyKnowsIdsInCapitals(t *testing.T) {
+	t.Parallel()
+	store := commandstest.OpenStore(t, event.Order)
+	s := commandstest.Serve(t, store, order.NewHandler)
+	client := orderv1connect.NewOrderServiceClient(s.HTTP1, s.URL)
+	const id = "0198c5a0-7c1e-7abc-8def-0123456789ab"
+	for i, spelt := range []string{id, strings.ToUpper(id)} {
+		customer := spelt
+		m := &orderv1.PlaceOrderRequest{OrderId: spelt, CustomerId: &customer, Currency: "GBP", Country: "GB", Lines: []*orderv1.NewLine{want("MUG", 1, gbp(1, 0))}, IdempotencyKey: "key"}
+		res, err := client.PlaceOrder(t.Context(), connect.NewRequest(m))
+		if err != nil || res.Msg.GetOrderId() != id || res.Msg.GetReceipt().GetReplayed() != (i > 0) {
+			t.Errorf("%s: %v, %v", spelt, res, err)
+		}
+	}
+	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: " key"}))
+	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_malformed" {
+		t.Errorf("a key that a header would have lost a space of: %v", r)
+	}
+}
+
 // 9.99 with a misspelled field was 9, and an order with a misspelled date was of today.
 func TestMisspelledFieldsStoreNothing(t *testing.T) {
 	t.Parallel()

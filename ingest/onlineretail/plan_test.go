@@ -93,6 +93,8 @@ func TestRow(t *testing.T) {
 		"no invoice":          {with(func(r *row) { r.invoice = "" }), nil, "invoice number is missing, too long or not UTF-8"},
 		"no code":             {with(func(r *row) { r.code = "" }), nil, "stock code is missing or not a SKU"},
 		"code with a slash":   {with(func(r *row) { r.code = "a/b" }), nil, "stock code is missing or not a SKU"},
+		"a space behind":      {with(func(r *row) { r.invoice += " " }), nil, "invoice number or stock code holds a space too many or what nobody sees"},
+		"two spaces":          {with(func(r *row) { r.code = "BANK  CHARGES" }), nil, "invoice number or stock code holds a space too many or what nobody sees"},
 		"no country":          {with(func(r *row) { r.country = "" }), nil, "country is missing, too short, too long or not UTF-8"},
 		"no date":             {with(func(r *row) { r.at = time.Time{} }), nil, "invoice date is missing or out of range"},
 		"half a customer":     {with(func(r *row) { r.customer = 0.5 }), nil, "customer number is no whole number above 0"},

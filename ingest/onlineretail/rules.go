@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/millrace/millrace/event"
 )
 
 // row is one line of the file. A missing text is empty, a missing time is zero, a missing price or customer is NaN and a
@@ -103,6 +105,8 @@ func unusable(r row) string {
 		return "invoice number is missing, too long or not UTF-8"
 	case !sku.MatchString(r.code):
 		return "stock code is missing or not a SKU"
+	case event.CheckName(r.invoice) != nil || event.CheckName(r.code) != nil:
+		return "invoice number or stock code holds a space too many or what nobody sees"
 	case !fits(r.description, 0, longestTitle):
 		return "description is too long or not UTF-8"
 	case !fits(r.country, 2, longestName):

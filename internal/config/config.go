@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/millrace/millrace/event"
 )
 
 // EnvPrefix starts the name of every environment variable: kafka.brokers is MILLRACE_KAFKA_BROKERS.
@@ -76,7 +78,8 @@ type Admin struct {
 
 // Commands says what commands are taken.
 type Commands struct {
-	ClockLeeway time.Duration `yaml:"clock_leeway" doc:"How far ahead of this server's clock the business time of a command may lie, for clients whose clocks run ahead. It is stored as it was sent. A later one is refused, and the error states the server's time."`
+	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far ahead of this server's clock the business time of a command may lie, for clients whose clocks run ahead. It is stored as it was sent. A later one is refused, and the error states the server's time."`
+	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 does not have, or of which amounts may have other decimals than it says, as {code: decimals}: {GBP: 3} takes prices of a tenth of a penny, as the file of millrace import has."`
 }
 
 // Log says what is logged and how.
@@ -195,6 +198,7 @@ func Default() Config {
 	return Config{
 		Addr:          "127.0.0.1:7400",
 		Admin:         Admin{Addr: "127.0.0.1:7401"},
+		Commands:      Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
 		Data:          "data",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
 		SettingsEvery: 5 * time.Minute,
@@ -313,6 +317,9 @@ func (c Config) Check() error {
 	}
 	if l := c.Commands.ClockLeeway; l < 0 || l > time.Hour {
 		bad("commands.clock_leeway: %v is not between 0 and 1h: a clock that is further off is wrong", l)
+	}
+	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
+		bad("commands.currencies: %w", err)
 	}
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)
@@ -509,9 +516,9 @@ func scalar(v reflect.Value) string {
 			return fmt.Sprintf("{file: %q}", x.file)
 		}
 		return strconv.Quote(x.String())
-	case map[string]string:
-		b, _ := yaml.Marshal(x) // a map of texts
-		if len(x) == 0 {
+	case map[string]string, map[string]int:
+		b, _ := yaml.Marshal(x) // a map of texts or numbers
+		if v.Len() == 0 {
 			return "{}"
 		}
 		return "{" + strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", ", ") + "}"

@@ -119,6 +119,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"lake.s3.secret_key":   func(c *config.Config) { c.Lake.S3.AccessKey = "a" },
 
 		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
+		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
 
 		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "all" },
 		"lake.rest.token_lifetime": func(c *config.Config) { c.Lake.REST.TokenLifetime = time.Second },

@@ -17,6 +17,8 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
 )
 
 // MaxRequestBytes is the size of the largest request message, decompressed.
@@ -31,6 +33,7 @@ const maxViolations = 10
 // HandlerOptions are the options every handler is made with:
 //   - a request above MaxRequestBytes is ResourceExhausted;
 //   - one that cannot be read is InvalidArgument, and its message names the field where it is JSON;
+//   - identifiers in it are brought to one form, so that handlers may compare them as they are (see identifiers.go);
 //   - one that breaks a rule of buf.validate is InvalidArgument, its message names the fields, and a detail
 //     buf.validate.Violations carries the rules; "now" in a rule is what now returns, and the leeway later;
 //   - a panic, and an error that is no *connect.Error, are logged and become Internal without saying why.
@@ -58,11 +61,16 @@ func Strict() Option { return func(d *door) { d.strict = true } }
 // have clocks of their own.
 func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
 
+// WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals.
+func WithCurrencies(c event.Currencies) Option { return func(d *door) { d.currencies = c } }
+
 type door struct {
 	logger *slog.Logger
 	clock  func() time.Time
 	strict bool
 	leeway time.Duration
+
+	currencies event.Currencies
 }
 
 func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
@@ -84,27 +92,48 @@ func (d door) validate(message any) error {
 	if !ok {
 		return nil
 	}
+	refused := identify(m, d.currencies)
 	now := d.clock()
 	latest := timestamppb.New(now.Add(d.leeway))
 	err := protovalidate.Validate(m, protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return latest }))
 	var invalid *protovalidate.ValidationError
-	if !errors.As(err, &invalid) {
-		return err // nil, or a rule that does not compile
+	if err != nil && !errors.As(err, &invalid) {
+		return err // a rule that does not compile
+	}
+	all := d.violations(invalid, refused, now)
+	if len(all) == 0 {
+		return nil
 	}
 	var text []string
-	violations := invalid.Violations[:min(len(invalid.Violations), maxViolations)]
-	detail := &validate.Violations{}
-	for _, v := range violations {
-		if v.Proto.GetRuleId() == ruleInTheFuture {
-			v.Proto.Message = proto.String(d.ahead(now))
-		}
-		text = append(text, fmt.Sprintf("%s: %s", protovalidate.FieldPathString(v.Proto.GetField()), v.Proto.GetMessage()))
-		detail.Violations = append(detail.Violations, v.Proto)
+	detail := &validate.Violations{Violations: all[:min(len(all), maxViolations)]}
+	for _, v := range detail.Violations {
+		text = append(text, fmt.Sprintf("%s: %s", protovalidate.FieldPathString(v.GetField()), v.GetMessage()))
 	}
-	if more := len(invalid.Violations) - len(violations); more > 0 {
+	if more := len(all) - len(detail.Violations); more > 0 {
 		text = append(text, fmt.Sprintf("and %d more", more))
 	}
 	return WithDetail(connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(text, "; "))), detail)
+}
+
+// violations are those of the rules, and of identifiers whose field breaks no rule.
+func (d door) violations(invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time) []*validate.Violation {
+	var all []*validate.Violation
+	named := map[string]bool{}
+	if invalid != nil {
+		for _, v := range invalid.Violations {
+			if v.Proto.GetRuleId() == ruleInTheFuture {
+				v.Proto.Message = proto.String(d.ahead(now))
+			}
+			all = append(all, v.Proto)
+			named[protovalidate.FieldPathString(v.Proto.GetField())] = true
+		}
+	}
+	for _, v := range refused {
+		if !named[protovalidate.FieldPathString(v.GetField())] {
+			all = append(all, v)
+		}
+	}
+	return all
 }
 
 // ruleInTheFuture is the rule of times that must not lie in the future.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,8 @@ func tokenOf(e event.Event) string {
 const (
 	order1 = "00000000-0000-7000-8000-000000000001"
 	order2 = "00000000-0000-7000-8000-000000000002"
+
+	order10 = "00000000-0000-7000-8000-00000000000a"
 )
 
 func TestGetOrder(t *testing.T) {
@@ -56,15 +59,20 @@ func TestGetOrder(t *testing.T) {
 	first := l.Next("order", order1, marshal(t, placed("536365", line(1))))
 	second := l.Next("order", order1, marshal(t, confirmed()))
 	twin := l.Next("order", order2, marshal(t, placed("536365", line(1)))) // the shop used a number twice
-	if err := v.Apply(t.Context(), records([]event.Event{first, second, twin})); err != nil {
+	tenth := l.Next("order", order10, marshal(t, placed("10", line(1))))
+	if err := v.Apply(t.Context(), records([]event.Event{first, second, twin, tenth})); err != nil {
 		t.Fatal(err)
 	}
+	shouted := tenth
+	shouted.Stream = strings.ToUpper(shouted.Stream)
 	for name, c := range map[string]struct {
 		request *connect.Request[orderv1.GetOrderRequest]
 		want    string // order id
 		code    connect.Code
 	}{
 		"by id":                        {byID(order1, ""), order1, 0},
+		"by id in capitals":            {byID(strings.ToUpper(order10), ""), order10, 0},
+		"with a token in capitals":     {byID(order10, tokenOf(shouted)), order10, 0},
 		"by id, with its token":        {byID(order1, tokenOf(second)), order1, 0},
 		"with the token of another":    {byID(order1, tokenOf(twin)), order1, 0},
 		"by reference, the last":       {byReference("536365", ""), order2, 0},

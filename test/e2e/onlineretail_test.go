@@ -23,6 +23,7 @@ func TestRealYear(t *testing.T) {
 	if _, err := os.Stat(realData); err != nil {
 		t.Skipf("the real data is not here: %v", err)
 	}
+	t.Setenv("MILLRACE_COMMANDS_CURRENCIES", "{GBP: 3}") // four lines of the file have a price of 0.001
 	kills, limit := envInt(t, "MILLRACE_E2E_KILLS", 5), envInt(t, "MILLRACE_E2E_LIMIT", 0)
 	dir := t.TempDir()
 	data, rejects := filepath.Join(dir, "data"), filepath.Join(dir, "rejects.csv")

@@ -48,7 +48,7 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 			return nil, err
 		}
 	}
-	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn"), upkeep...)
+	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}"), upkeep...)
 	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin"} {
 		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env), dir: filepath.Join(dir, name)}
 		if name == "commands" {

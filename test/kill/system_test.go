@@ -60,7 +60,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	data := filepath.Join(dir, "data")
 	s := &system{
 		dir: dir, ledger: newLedger(), brokers: local(ports),
-		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn"}, upkeep...),
+		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}"}, upkeep...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
 		},

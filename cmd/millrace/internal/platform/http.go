@@ -76,7 +76,8 @@ func (p *Platform) api() http.Handler {
 	measured := p.metrics.Interceptor()
 	var services []string
 	if p.has(Commands) {
-		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway)}
+		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
+			commands.WithCurrencies(p.cfg.Commands.Currencies)}
 		mux.Handle(customer.NewHandler(p.stores[event.Customer.Name], opts...))
 		mux.Handle(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...))
 		mux.Handle(inventory.NewHandler(p.stores[event.Stock.Name], opts...))

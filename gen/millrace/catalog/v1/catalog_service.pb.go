@@ -520,38 +520,38 @@ var File_millrace_catalog_v1_catalog_service_proto protoreflect.FileDescriptor
 
 const file_millrace_catalog_v1_catalog_service_proto_rawDesc = "" +
 	"\n" +
-	")millrace/catalog/v1/catalog_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a millrace/event/v1/position.proto\"\x8d\x03\n" +
-	"\x12ListProductRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12 \n" +
+	")millrace/catalog/v1/catalog_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\"\x95\x03\n" +
+	"\x12ListProductRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x12 \n" +
 	"\x05title\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x05title\x12*\n" +
 	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x88'R\vdescription\x12@\n" +
 	"\x04kind\x18\x04 \x01(\x0e2 .millrace.catalog.v1.ProductKindB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x122\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x126\n" +
 	"\n" +
-	"categories\x18\x05 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@R\n" +
+	"categories\x18\x05 \x03(\tB\x16\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@\x90\xb5\x18\x02R\n" +
 	"categories\x12C\n" +
 	"\tlisted_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
 	"\xbaH\a\xb2\x01\x048\x01*\x00R\blistedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"K\n" +
 	"\x13ListProductResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xcf\x02\n" +
-	"\x14ReviseProductRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12 \n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xd7\x02\n" +
+	"\x14ReviseProductRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x12 \n" +
 	"\x05title\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x05title\x12*\n" +
-	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x88'R\vdescription\x122\n" +
+	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x88'R\vdescription\x126\n" +
 	"\n" +
-	"categories\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@R\n" +
+	"categories\x18\x04 \x03(\tB\x16\xbaH\x0f\x92\x01\f\x10\x14\x18\x01\"\x06r\x04\x10\x01\x18@\x90\xb5\x18\x02R\n" +
 	"categories\x12E\n" +
 	"\n" +
 	"revised_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
 	"\xbaH\a\xb2\x01\x048\x01*\x00R\trevisedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"M\n" +
 	"\x15ReviseProductResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xfa\x01\n" +
-	"\x0fSetPriceRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x120\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xfe\x01\n" +
+	"\x0fSetPriceRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x120\n" +
 	"\x05price\x18\x02 \x01(\v2\x12.google.type.MoneyB\x06\xbaH\x03\xc8\x01\x01R\x05price\x12E\n" +
 	"\n" +
 	"valid_from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampB\n" +

@@ -400,16 +400,16 @@ var File_millrace_catalog_v1_query_service_proto protoreflect.FileDescriptor
 
 const file_millrace_catalog_v1_query_service_proto_rawDesc = "" +
 	"\n" +
-	"'millrace/catalog/v1/query_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a millrace/event/v1/position.proto\"p\n" +
+	"'millrace/catalog/v1/query_service.proto\x12\x13millrace.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/catalog/v1/events.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\"p\n" +
 	"\x11GetProductRequest\x12;\n" +
 	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12\x1e\n" +
 	"\x05token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x05token\"\x88\x01\n" +
 	"\x12GetProductResponse\x126\n" +
 	"\aproduct\x18\x01 \x01(\v2\x1c.millrace.catalog.v1.ProductR\aproduct\x12:\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x1c.millrace.event.v1.FreshnessR\tfreshness\"\xc9\x01\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x1c.millrace.event.v1.FreshnessR\tfreshness\"\xcd\x01\n" +
 	"\x15SearchProductsRequest\x12\x1c\n" +
-	"\x04text\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04text\x12#\n" +
-	"\bcategory\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\bcategory\x12$\n" +
+	"\x04text\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04text\x12'\n" +
+	"\bcategory\x18\x02 \x01(\tB\v\xbaH\x04r\x02\x18@\x90\xb5\x18\x02R\bcategory\x12$\n" +
 	"\tpage_size\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18dR\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\tpageToken\x12\x1e\n" +

@@ -560,11 +560,11 @@ var File_millrace_customer_v1_customer_service_proto protoreflect.FileDescriptor
 
 const file_millrace_customer_v1_customer_service_proto_rawDesc = "" +
 	"\n" +
-	"+millrace/customer/v1/customer_service.proto\x12\x14millrace.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!millrace/customer/v1/events.proto\x1a millrace/event/v1/position.proto\"\xd3\x02\n" +
+	"+millrace/customer/v1/customer_service.proto\x12\x14millrace.customer.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!millrace/customer/v1/events.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\"\xd7\x02\n" +
 	"\x17RegisterCustomerRequest\x12,\n" +
 	"\vcustomer_id\x18\x01 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\n" +
-	"customerId\x12%\n" +
-	"\treference\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\treference\x12\x1c\n" +
+	"customerId\x12)\n" +
+	"\treference\x18\x02 \x01(\tB\v\xbaH\x04r\x02\x18@\x90\xb5\x18\x01R\treference\x12\x1c\n" +
 	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x04name\x12 \n" +
 	"\x05email\x18\x04 \x01(\tB\n" +
 	"\xbaH\a\xd8\x01\x01r\x02`\x01R\x05email\x12#\n" +

@@ -733,20 +733,20 @@ var File_millrace_inventory_v1_inventory_service_proto protoreflect.FileDescript
 
 const file_millrace_inventory_v1_inventory_service_proto_rawDesc = "" +
 	"\n" +
-	"-millrace/inventory/v1/inventory_service.proto\x12\x15millrace.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a millrace/event/v1/position.proto\"\xa0\x02\n" +
-	"\x13ReceiveStockRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12)\n" +
+	"-millrace/inventory/v1/inventory_service.proto\x12\x15millrace.inventory.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\"\xa8\x02\n" +
+	"\x13ReceiveStockRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x12)\n" +
 	"\bquantity\x18\x02 \x01(\x03B\r\xbaH\n" +
-	"\"\b\x18\x80\x94\xeb\xdc\x03 \x00R\bquantity\x12%\n" +
-	"\treference\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\treference\x12G\n" +
+	"\"\b\x18\x80\x94\xeb\xdc\x03 \x00R\bquantity\x12)\n" +
+	"\treference\x18\x03 \x01(\tB\v\xbaH\x04r\x02\x18@\x90\xb5\x18\x01R\treference\x12G\n" +
 	"\vreceived_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\n" +
 	"\xbaH\a\xb2\x01\x048\x01*\x00R\n" +
 	"receivedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"L\n" +
 	"\x14ReceiveStockResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xa1\x02\n" +
-	"\x12AdjustStockRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12.\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xa5\x02\n" +
+	"\x12AdjustStockRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x12.\n" +
 	"\x05delta\x18\x02 \x01(\x03B\x18\xbaH\x15\"\x138\x00\x18\x80\x94\xeb\xdc\x03(\x80씣\xfc\xff\xff\xff\xff\x01R\x05delta\x12\"\n" +
 	"\x06reason\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x06reason\x12G\n" +
@@ -755,10 +755,10 @@ const file_millrace_inventory_v1_inventory_service_proto_rawDesc = "" +
 	"adjustedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"K\n" +
 	"\x13AdjustStockResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xb0\x02\n" +
-	"\x13ReserveStockRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x120\n" +
-	"\x0ereservation_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18dR\rreservationId\x12)\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xb8\x02\n" +
+	"\x13ReserveStockRequest\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x124\n" +
+	"\x0ereservation_id\x18\x02 \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18d\x90\xb5\x18\x01R\rreservationId\x12)\n" +
 	"\bquantity\x18\x03 \x01(\x03B\r\xbaH\n" +
 	"\"\b\x18\x80\x94\xeb\xdc\x03 \x00R\bquantity\x12L\n" +
 	"\ftime_to_live\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\x9a\x9e\x01*\x00R\n" +
@@ -767,16 +767,16 @@ const file_millrace_inventory_v1_inventory_service_proto_rawDesc = "" +
 	"\x14ReserveStockResponse\x129\n" +
 	"\n" +
 	"expires_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x124\n" +
-	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xbc\x01\n" +
+	"\areceipt\x18\x02 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xc0\x01\n" +
 	"\x18CommitReservationRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x120\n" +
-	"\x0ereservation_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18dR\rreservationId\x121\n" +
+	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x124\n" +
+	"\x0ereservation_id\x18\x02 \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18d\x90\xb5\x18\x02R\rreservationId\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"Q\n" +
 	"\x19CommitReservationResponse\x124\n" +
-	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xbd\x01\n" +
+	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"\xc1\x01\n" +
 	"\x19ReleaseReservationRequest\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x120\n" +
-	"\x0ereservation_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18dR\rreservationId\x121\n" +
+	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x124\n" +
+	"\x0ereservation_id\x18\x02 \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18d\x90\xb5\x18\x02R\rreservationId\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKey\"R\n" +
 	"\x1aReleaseReservationResponse\x124\n" +
 	"\areceipt\x18\x01 \x01(\v2\x1a.millrace.event.v1.ReceiptR\areceipt\"N\n" +

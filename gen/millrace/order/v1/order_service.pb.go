@@ -626,23 +626,23 @@ var File_millrace_order_v1_order_service_proto protoreflect.FileDescriptor
 
 const file_millrace_order_v1_order_service_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/order/v1/order_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/event/v1/position.proto\"\xaf\x03\n" +
+	"%millrace/order/v1/order_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\"\xb7\x03\n" +
 	"\x11PlaceOrderRequest\x12&\n" +
 	"\border_id\x18\x01 \x01(\tB\v\xbaH\b\xd8\x01\x01r\x03\xb0\x01\x01R\aorderId\x12.\n" +
 	"\vcustomer_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01H\x00R\n" +
-	"customerId\x88\x01\x01\x12%\n" +
-	"\treference\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\treference\x12-\n" +
-	"\bcurrency\x18\x04 \x01(\tB\x11\xbaH\x0er\f2\n" +
-	"^[A-Z]{3}$R\bcurrency\x12#\n" +
+	"customerId\x88\x01\x01\x12)\n" +
+	"\treference\x18\x03 \x01(\tB\v\xbaH\x04r\x02\x18@\x90\xb5\x18\x01R\treference\x121\n" +
+	"\bcurrency\x18\x04 \x01(\tB\x15\xbaH\x0er\f2\n" +
+	"^[A-Z]{3}$\x90\xb5\x18\x03R\bcurrency\x12#\n" +
 	"\acountry\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x02\x18@R\acountry\x12=\n" +
 	"\x05lines\x18\x06 \x03(\v2\x1a.millrace.order.v1.NewLineB\v\xbaH\b\x92\x01\x05\b\x01\x10\x88'R\x05lines\x12E\n" +
 	"\n" +
 	"ordered_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\n" +
 	"\xbaH\a\xb2\x01\x048\x01*\x00R\torderedAt\x121\n" +
 	"\x0fidempotency_key\x18\x0f \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\x0eidempotencyKeyB\x0e\n" +
-	"\f_customer_id\"\xd8\x01\n" +
-	"\aNewLine\x12;\n" +
-	"\x03sku\x18\x01 \x01(\tB)\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$R\x03sku\x12*\n" +
+	"\f_customer_id\"\xdc\x01\n" +
+	"\aNewLine\x12?\n" +
+	"\x03sku\x18\x01 \x01(\tB-\xbaH&r$2\"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$\x90\xb5\x18\x01R\x03sku\x12*\n" +
 	"\vdescription\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\vdescription\x12)\n" +
 	"\bquantity\x18\x03 \x01(\x03B\r\xbaH\n" +
 	"\"\b\x18\x80\x94\xeb\xdc\x03 \x00R\bquantity\x129\n" +

@@ -371,10 +371,10 @@ var File_millrace_order_v1_query_service_proto protoreflect.FileDescriptor
 
 const file_millrace_order_v1_query_service_proto_rawDesc = "" +
 	"\n" +
-	"%millrace/order/v1/query_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a millrace/event/v1/position.proto\x1a\x1emillrace/order/v1/events.proto\"\x91\x01\n" +
+	"%millrace/order/v1/query_service.proto\x12\x11millrace.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\x1a\"millrace/event/v1/identifier.proto\x1a millrace/event/v1/position.proto\x1a\x1emillrace/order/v1/events.proto\"\x95\x01\n" +
 	"\x0fGetOrderRequest\x12%\n" +
-	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01H\x00R\aorderId\x12)\n" +
-	"\treference\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@H\x00R\treference\x12\x1e\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\xb0\x01\x01H\x00R\aorderId\x12-\n" +
+	"\treference\x18\x02 \x01(\tB\r\xbaH\x06r\x04\x10\x01\x18@\x90\xb5\x18\x02H\x00R\treference\x12\x1e\n" +
 	"\x05token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x05tokenB\f\n" +
 	"\x03key\x12\x05\xbaH\x02\b\x01\"\x84\x01\n" +
 	"\x10GetOrderResponse\x124\n" +

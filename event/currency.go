@@ -1,0 +1,67 @@
+package event
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/type/money"
+)
+
+// iso4217 lists the currencies that ISO 4217 has had since 2020, by their decimals. Its codes without decimals of any number
+// (metals, XDR, XTS, XXX) price nothing.
+var iso4217 = map[int]string{
+	0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+	2: "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW CNY " +
+		"COP COU CRC CUC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HRK HTG HUF IDR ILS " +
+		"INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD " +
+		"NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SLL SOS SRD SSP STN SVC SYP " +
+		"SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG ZWL",
+	3: "BHD IQD JOD KWD LYD OMR TND",
+	4: "CLF UYW",
+}
+
+var decimalsOf = func() map[string]int {
+	known := map[string]int{}
+	for decimals, codes := range iso4217 {
+		for code := range strings.FieldsSeq(codes) {
+			known[code] = decimals
+		}
+	}
+	return known
+}()
+
+// Currencies says which currencies there are and how many decimals an amount in each may have: those of ISO 4217, but for
+// what this map has of its own.
+type Currencies map[string]int
+
+// Decimals is how many decimals an amount in a currency may have; known is false where there is no such currency.
+func (c Currencies) Decimals(code string) (decimals int, known bool) {
+	if decimals, known = c[code]; known {
+		return decimals, true
+	}
+	decimals, known = decimalsOf[code]
+	return decimals, known
+}
+
+// Fits reports whether a well formed amount has no more decimals than its currency, which must be known.
+func (c Currencies) Fits(m *money.Money) bool {
+	decimals, known := c.Decimals(m.GetCurrencyCode())
+	unit := int32(1)
+	for range nanosDigits - min(decimals, nanosDigits) {
+		unit *= 10
+	}
+	return known && m.GetNanos()%unit == 0
+}
+
+// Check finds settings that no amount can have.
+func (c Currencies) Check() error {
+	for code, decimals := range c {
+		if !isCurrency(code) {
+			return fmt.Errorf("currency %q is not three capital letters", code)
+		}
+		if decimals < 0 || decimals > nanosDigits {
+			return fmt.Errorf("%d decimals of %s are not between 0 and %d", decimals, code, nanosDigits)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package rpc
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	validate "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/millrace/millrace/event"
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// This is the one place where identifiers of requests become what the stores, views and tokens have: behind it every service
+// may compare them as they are. What is to be done with a field its contract says.
+
+// step is what is done with one field.
+type step struct {
+	field protoreflect.FieldDescriptor
+	do    func(*edge, protoreflect.Value) (protoreflect.Value, string) // the value to go on with, and what is wrong with it
+	sub   []step                                                       // where the field is a message of ours
+}
+
+// edge is what a step needs to know of the settings.
+type edge struct {
+	currencies event.Currencies
+	violations []*validate.Violation
+}
+
+var plans sync.Map // of []step by protoreflect.FullName: as many as there are requests
+
+func planOf(md protoreflect.MessageDescriptor) []step {
+	if plan, ok := plans.Load(md.FullName()); ok {
+		return plan.([]step)
+	}
+	var plan []step
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		s := step{field: fd}
+		switch {
+		case fd.IsMap():
+		case fd.Message() != nil && fd.Message().FullName() == "google.type.Money":
+			s.do = checkMoney
+		case fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Timestamp":
+			s.do = checkTime
+		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // requests do not contain themselves
+			s.sub = planOf(fd.Message())
+		case fd.Kind() == protoreflect.StringKind:
+			s.do = doWithText(fd)
+		}
+		if s.do != nil || len(s.sub) > 0 {
+			plan = append(plan, s)
+		}
+	}
+	plans.Store(md.FullName(), plan)
+	return plan
+}
+
+func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value) (protoreflect.Value, string) {
+	rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
+	if rules.GetString().GetUuid() {
+		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+			return protoreflect.ValueOfString(event.CanonicalID(v.String())), ""
+		}
+	}
+	kind, _ := proto.GetExtension(fd.Options(), eventv1.E_Identifier).(eventv1.Identifier)
+	switch kind {
+	case eventv1.Identifier_IDENTIFIER_NAME:
+		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+			name := event.CanonicalName(v.String())
+			if err := event.CheckName(name); err != nil {
+				return v, err.Error()
+			}
+			return protoreflect.ValueOfString(name), ""
+		}
+	case eventv1.Identifier_IDENTIFIER_LOOKUP:
+		return func(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+			return protoreflect.ValueOfString(event.CanonicalName(v.String())), ""
+		}
+	case eventv1.Identifier_IDENTIFIER_CURRENCY:
+		return func(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
+			return v, e.unknownCurrency(v.String())
+		}
+	case eventv1.Identifier_IDENTIFIER_UNSPECIFIED:
+	}
+	return nil
+}
+
+func (e *edge) unknownCurrency(code string) string {
+	if _, known := e.currencies.Decimals(code); known {
+		return ""
+	}
+	return fmt.Sprintf("%q is no currency of ISO 4217 (others: commands.currencies)", code)
+}
+
+// checkMoney leaves amounts that are not well formed to the domain.
+func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
+	m, ok := v.Message().Interface().(*money.Money)
+	if !ok || event.ValidateMoney(m) != nil {
+		return v, ""
+	}
+	if why := e.unknownCurrency(m.GetCurrencyCode()); why != "" {
+		return v, why
+	}
+	if !e.currencies.Fits(m) {
+		decimals, _ := e.currencies.Decimals(m.GetCurrencyCode())
+		return v, fmt.Sprintf("%s has more than the %d decimals of %s (more: commands.currencies)", event.MoneyString(m), decimals, m.GetCurrencyCode())
+	}
+	return v, ""
+}
+
+func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
+	if t, ok := v.Message().Interface().(*timestamppb.Timestamp); ok && !t.IsValid() {
+		return v, "no time of the years 1 to 9999, with 0 to 999999999 nanoseconds"
+	}
+	return v, ""
+}
+
+// identify brings the identifiers of a request to the form that every service has, and tells which are refused.
+func identify(m proto.Message, currencies event.Currencies) []*validate.Violation {
+	e := &edge{currencies: currencies}
+	e.message(m.ProtoReflect(), planOf(m.ProtoReflect().Descriptor()), nil)
+	return e.violations
+}
+
+// place is a field on the way from the request to a value, and the value's index where it is a list.
+type place struct {
+	field protoreflect.FieldDescriptor
+	index int
+}
+
+func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
+	for _, s := range plan {
+		if !m.Has(s.field) {
+			continue
+		}
+		value := m.Get(s.field)
+		if !s.field.IsList() {
+			if changed, is := e.value(s, value, append(path, place{field: s.field})); is {
+				m.Set(s.field, changed)
+			}
+			continue
+		}
+		list := value.List()
+		for i := range list.Len() {
+			if changed, is := e.value(s, list.Get(i), append(path, place{s.field, i})); is {
+				list.Set(i, changed)
+			}
+		}
+	}
+}
+
+// value tells whether a value is another one now.
+func (e *edge) value(s step, v protoreflect.Value, path []place) (protoreflect.Value, bool) {
+	if s.sub != nil {
+		e.message(v.Message(), s.sub, path)
+		return v, false
+	}
+	now, wrong := s.do(e, v)
+	if wrong != "" {
+		e.violations = append(e.violations, &validate.Violation{Field: fieldPath(path), Message: proto.String(wrong)})
+	}
+	return now, s.field.Message() == nil && now.String() != v.String()
+}
+
+func fieldPath(path []place) *validate.FieldPath {
+	p := &validate.FieldPath{}
+	for _, at := range path {
+		element := &validate.FieldPathElement{FieldNumber: proto.Int32(int32(at.field.Number())), FieldName: proto.String(string(at.field.Name()))}
+		if at.field.IsList() {
+			element.Subscript = &validate.FieldPathElement_Index{Index: uint64(at.index)}
+		}
+		p.Elements = append(p.Elements, element)
+	}
+	return p
+}
