@@ -44,7 +44,7 @@ What the values are, one of three says:
                         values may be plain, or framed for a schema registry. A new field is a new column at the next start.
   --registry URL        Avro, Protobuf or JSON framed for a Confluent-compatible schema registry. Columns are those of the subject's
                         newest schema, and more as soon as values come of schemas that have more. What a value's schema lacks is
-                        null; a schema that does not go into the table (a field was a string and is a number) parks its values.
+                        null; a field with an Avro alias renames the column that is called so, and values of both schemas go there; a schema that does not go into the table (a field was a string and is a number) parks its values.
                         While the registry is away, values of schemas that it has told land, others wait.
                         User and password are registry.user and registry.password of the configuration.
   --json                JSON objects. Columns follow from what comes, and grow: objects become structs, arrays lists. Whole numbers

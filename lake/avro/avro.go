@@ -19,12 +19,11 @@
 //	uuid                         uuid
 //
 // Any other logical type is taken as what it is made of, and named in the column's description. Columns are told apart by name, as
-// Avro tells fields; a root that is no record is the column value. Every column is optional, for other schemas of the same subject may
+// Avro tells fields, and renamed where an alias says so; a root that is no record is the column value. Every column is optional, for other schemas of the same subject may
 // lack the field.
 package avro
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -76,13 +75,10 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	if p.root, p.fields, err = c.record(root, ""); err != nil {
 		return nil, err
 	}
-	if len(p.fields) == 0 {
-		return nil, errors.New("the record has no fields that could be columns")
-	}
 	return p, nil
 }
 
-// Fields are the columns, without ids.
+// Fields are the columns, without ids; none of a record without fields, whose rows say where they come from and no more.
 func (p *Plan) Fields() []columnar.Field { return p.fields }
 
 type kind uint8
@@ -193,7 +189,7 @@ func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Fi
 		if child.kind == nullKind {
 			continue
 		}
-		column.Name, column.Required = f.Name, false
+		column.Name, column.Aliases, column.Required = f.Name, f.Aliases, false
 		column.Doc = described(f.Doc, column.Doc)
 		columns = append(columns, column)
 	}

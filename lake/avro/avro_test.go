@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/apache/iceberg-go"
 	twmb "github.com/twmb/avro"
 	"go.uber.org/goleak"
 
@@ -183,7 +184,6 @@ func TestRefused(t *testing.T) {
 	t.Parallel()
 	for schema, want := range map[string]string{
 		`{`: "not an Avro schema",
-		`{"type":"record","name":"R","fields":[]}`:                                                                                          "no fields",
 		`{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"A","type":"int"}]}`:                                       "A: it would be a column of the same name as a",
 		`{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"array","items":"null"}}]}`:                                       "a: an array of nulls",
 		`{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"record","name":"I","fields":[{"name":"b","type":"Nowhere"}]}}]}`: "not an Avro schema",
@@ -256,4 +256,24 @@ func FuzzSchema(f *testing.F) {
 			t.Fatalf("%s: %v", schema, err)
 		}
 	})
+}
+
+// A value that has no columns is a row all the same, and what is no such value none.
+func TestNoColumns(t *testing.T) {
+	t.Parallel()
+	for _, schema := range []string{`{"type":"record","name":"R","fields":[]}`, `"null"`, `{"type":"record","name":"R","fields":[{"name":"n","type":"null"}]}`} {
+		p := compile(t, schema)
+		c := columnsOf(t, append(p.Fields(), columnar.Field{Name: "of the caller", Type: iceberg.PrimitiveTypes.Int64}))
+		d, err := p.Bind(c)
+		if err != nil || len(p.Fields()) != 0 {
+			t.Fatalf("%s: columns %v, %v", schema, p.Fields(), err)
+		}
+		if err := d.Append(nil); err != nil {
+			t.Errorf("%s: %v", schema, err)
+		}
+		c.Column(0).AppendNull()
+		if err := d.Append([]byte{0}); err == nil || c.Rows() != 1 {
+			t.Errorf("%s: a byte too many: %v, and %d rows", schema, err, c.Rows())
+		}
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"math/big"
-	"slices"
 	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
@@ -15,13 +14,14 @@ import (
 
 	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/evolution"
 )
 
 // Decoder appends values of one schema to columns. It is for one goroutine at a time.
 type Decoder struct {
 	columns *columnar.Columns
 	root    *target
-	first   columnar.Column // one that every row fills
+	first   columnar.Column // one that every row fills; nil where the schema has no columns
 }
 
 // Bind makes a decoder that appends to the columns of the plan among columns, each found by its name; a column may be wider than
@@ -30,23 +30,27 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{columns: columns}
 	var fields []columnar.Field
 	var mine []columnar.Column
-	for _, f := range p.fields {
-		i := slices.IndexFunc(columns.Fields(), func(have columnar.Field) bool { return have.Name == f.Name && have.Key == "" })
+	for n, i := range evolution.Match(columns.Fields(), p.fields) {
 		if i < 0 {
-			return nil, fmt.Errorf("%s: the table has no column for it", f.Name)
+			return nil, fmt.Errorf("%s: the table has no column for it", p.fields[n].Name)
 		}
 		fields, mine = append(fields, columns.Fields()[i]), append(mine, columns.Column(i))
 	}
 	var err error
 	d.root, err = p.root.bindGroup(fields, mine, "")
-	d.first = mine[0]
+	if len(mine) > 0 {
+		d.first = mine[0]
+	}
 	return d, err
 }
 
 // Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are gone too. An
 // error names the field and what is wrong with it, but for columnar.ErrFull.
 func (d *Decoder) Append(value []byte) error {
-	mark := d.first.Len()
+	mark := d.columns.Mark()
+	if d.first != nil { // the caller may be ahead
+		mark = d.first.Len()
+	}
 	s := source{rest: value}
 	d.root.fields(&s)
 	err := s.err
@@ -75,12 +79,17 @@ type target struct {
 func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, path string) (*target, error) {
 	t := &target{node: n}
 	taken, empty := make([]bool, len(fields)), true
-	for _, child := range n.children {
+	want := make([]columnar.Field, len(n.children))
+	for i, child := range n.children {
+		want[i].Name = child.name
+	}
+	at := evolution.Match(fields, want)
+	for n, child := range n.children {
 		if child.kind == nullKind {
 			t.children = append(t.children, &target{node: child})
 			continue
 		}
-		i := slices.IndexFunc(fields, func(f columnar.Field) bool { return f.Name == child.name && f.Key == "" })
+		i := at[n]
 		if i < 0 {
 			return nil, fmt.Errorf("%s: the table has no column for it", join(path, child.name))
 		}

@@ -23,6 +23,7 @@ type Field struct {
 	// Key identifies the field for good, whatever it will be called: the number of a Protobuf field. Empty stands for the Name.
 	Key      string
 	Name     string
+	Aliases  []string // by which the schema says that it was called before
 	Doc      string
 	Required bool // never null
 	ID       int  // Iceberg's; 0 until it is assigned

@@ -217,8 +217,14 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	return table, columns, nil
 }
 
-// find is the place of the column that a field is, -1 if none. A column without a key goes by its name.
+// find is the place of the column that a field is, -1 if none. A field that has the id of a column is that column, see Union; one
+// without a key goes by its name.
 func (c *change) find(have []columnar.Field, w columnar.Field) int {
+	if w.ID != 0 {
+		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return h.ID == w.ID }); n >= 0 {
+			return n
+		}
+	}
 	if w.Key != "" {
 		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return c.keys[h.ID] == w.Key }); n >= 0 {
 			return n

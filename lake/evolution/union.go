@@ -2,6 +2,7 @@ package evolution
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/millrace/millrace/lake/columnar"
@@ -9,7 +10,8 @@ import (
 
 // Union gives the columns that have room for rows of both: of a table as Columns tells it, and of one more kind of row that lands in it.
 // It is for tables whose rows are of several schemas at a time. What one side lacks is null in its rows; of two types the wider is
-// taken, whichever side has it; a column keeps the name and the id that it has. Where there is no such type, and where a name is
+// taken, whichever side has it; a column keeps the id that it has, and its name, unless that is an alias of the field's: then it is called
+// as the field is. Where there is no such type, and where a name is
 // taken, the error is a *RefusedError.
 func Union(have, want []columnar.Field) ([]columnar.Field, error) { return union("", have, want) }
 
@@ -20,23 +22,38 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	for _, h := range have {
 		names[strings.ToLower(h.Name)] = true
 	}
-	for _, w := range want {
-		n := place(have, w)
+	for i, n := range Match(have, want) {
+		w := want[i]
 		if n >= 0 && taken[n] {
 			return nil, &RefusedError{join(at, w.Name), fmt.Sprintf("two fields are the table's column %s", have[n].Name)}
 		}
+		renamed := n >= 0 && calledBefore(have[n], w)
 		if n >= 0 {
-			taken[n] = true
-			var err error
-			if all[n], err = unite(join(at, w.Name), have[n], w); err != nil {
+			united, err := unite(join(at, w.Name), have[n], w)
+			if err == nil {
+				taken[n], all[n] = true, united
+				if renamed {
+					delete(names, strings.ToLower(have[n].Name))
+				}
+			}
+			if err != nil && !renamed {
 				return nil, err
 			}
+			if err != nil { // what has only the name of before is another field
+				n = -1
+			}
+		}
+		if n >= 0 && !renamed {
 			continue
 		}
 		if folded := strings.ToLower(w.Name); names[folded] {
 			return nil, &RefusedError{join(at, w.Name), "the table has another column of that name, or of one that differs in capitals alone; call the field otherwise"}
 		}
 		names[strings.ToLower(w.Name)] = true
+		if renamed && n >= 0 {
+			all[n].Name, all[n].Key = w.Name, formerKey+strings.Join(append(formerNames(have[n]), have[n].Name), ",")
+			continue
+		}
 		w.Required = false // in the rows that are there it is missing
 		all = append(all, w)
 	}
@@ -46,14 +63,58 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	return all, nil
 }
 
-// place is where the column stands that a field is, -1 if nowhere.
-func place(have []columnar.Field, w columnar.Field) int {
-	for n, h := range have {
-		if h.Key == w.Key && (w.Key != "" || h.Name == w.Name) {
-			return n
+// formerKey begins the key of a column that was called otherwise before, as an alias in a newer schema said: what follows are the
+// names that it had. Rows of the schemas before still call it so.
+const formerKey = "was:"
+
+func formerNames(f columnar.Field) []string {
+	if names, ok := strings.CutPrefix(f.Key, formerKey); ok {
+		return strings.Split(names, ",")
+	}
+	return nil
+}
+
+// byName tells whether a column goes by its name.
+func byName(f columnar.Field) bool { return f.Key == "" || strings.HasPrefix(f.Key, formerKey) }
+
+// calledBefore tells whether a column has a name that a field had before, and is to be called as the field is now.
+func calledBefore(h, w columnar.Field) bool {
+	return w.Key == "" && byName(h) && h.Name != w.Name && !slices.Contains(formerNames(h), w.Name)
+}
+
+// Match tells for each field wanted which column it is: the one of its key, or of its name, or one that had its name before, or one
+// whose name is an alias of the field's. It is -1 where there is none.
+func Match(have, want []columnar.Field) []int {
+	found, taken := make([]int, len(want)), make([]bool, len(have))
+	for i := range want {
+		found[i] = -1
+	}
+	for pass, is := range []func(h, w columnar.Field) bool{
+		func(h, w columnar.Field) bool {
+			return h.Key == w.Key && w.Key != "" || w.Key == "" && byName(h) && h.Name == w.Name
+		},
+		func(h, w columnar.Field) bool { return w.Key == "" && slices.Contains(formerNames(h), w.Name) },
+		func(h, w columnar.Field) bool {
+			return w.Key == "" && byName(h) && slices.ContainsFunc(append(formerNames(h), h.Name), func(name string) bool { return slices.Contains(w.Aliases, name) })
+		},
+	} {
+		claimed := taken
+		if pass == 0 { // two fields of one name are for the caller to refuse
+			claimed = make([]bool, len(have))
+		}
+		for i, w := range want {
+			if found[i] >= 0 {
+				continue
+			}
+			for n, h := range have {
+				if !claimed[n] && is(h, w) {
+					found[i], taken[n] = n, true
+					break
+				}
+			}
 		}
 	}
-	return -1
+	return found
 }
 
 func unite(path string, h, w columnar.Field) (columnar.Field, error) {

@@ -3,6 +3,7 @@ package foreign_test
 import (
 	"context"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/apache/iceberg-go"
@@ -43,6 +44,69 @@ func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 	if _, err := client.CreateTable(t.Context(), name, iceberg.NewSchema(0, columns...)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// open gives the world's table as a reader has it.
+func (w *world) open(t *testing.T) *table.Table {
+	t.Helper()
+	c := w.config
+	c.ReadOnly, c.Tables = true, []lake.Table{}
+	l, err := lake.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	h, err := l.REST(t.Context(), restcatalog.Access{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	client, err := rest.NewCatalog(context.WithoutCancel(t.Context()), "test", server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := client.LoadTable(t.Context(), table.Identifier(w.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return have
+}
+
+// columns are the table's, without those that say where a row comes from.
+func (w *world) columns(t *testing.T) string {
+	t.Helper()
+	var all []string
+	for _, f := range w.open(t).Schema().Fields() {
+		if !strings.HasPrefix(f.Name, "_") {
+			all = append(all, f.Name+" "+typeText(f.Type))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// typeText is a type in short.
+func typeText(of iceberg.Type) string {
+	s, ok := of.(*iceberg.StructType)
+	if !ok {
+		return of.String()
+	}
+	var fields []string
+	for _, f := range s.FieldList {
+		fields = append(fields, f.Name+" "+typeText(f.Type))
+	}
+	return "struct<" + strings.Join(fields, ", ") + ">"
+}
+
+// scan reads columns as an Iceberg reader does, whatever they are called in the files.
+func (w *world) scan(t *testing.T, columns ...string) (rows []map[string]any) {
+	t.Helper()
+	data, err := w.open(t).Scan(table.WithSelectedFields(columns...)).ToArrowTable(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Release()
+	return rowsOf(t, data)
 }
 
 // JSON fills the columns of a table that somebody else has made, of whatever types they are.

@@ -313,9 +313,9 @@ func split(all []columnar.Field) (fixed, mine []columnar.Field) {
 
 // others are the columns of values that some fields are not.
 func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column) {
+	filled := evolution.Match(x.to.Fields(), fields)
 	for i, f := range x.to.Fields() {
-		is := func(w columnar.Field) bool { return w.Key == f.Key && (w.Key != "" || w.Name == f.Name) }
-		if !reserves(f.Name) && !slices.ContainsFunc(fields, is) {
+		if !reserves(f.Name) && !slices.Contains(filled, i) {
 			cols = append(cols, x.to.Column(i))
 		}
 	}

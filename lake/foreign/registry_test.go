@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -152,6 +153,77 @@ func TestAvroLands(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// A field that a newer schema renames, by an alias, renames its column: rows before and after, of both schemas and whatever order, are in
+// one column, also where landers begin anew.
+func TestAvroAliases(t *testing.T) {
+	t.Parallel()
+	at := registry.URL(t)
+	w := newWorld(t, kafkaserver.Embedded(t))
+	s := newSubject(t, at, w.topic+"-value")
+	inner := func(fields string) string {
+		return `{"name":"in","type":{"type":"record","name":"I","fields":[` + fields + `]}}`
+	}
+	first := s.avro(record(`{"name":"name","type":"string"},` + inner(`{"name":"x","type":"int"}`)))
+	w.put(t, 0, first(`{"name":"a","in":{"x":1}}`))
+	land := func() {
+		t.Helper()
+		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.land(t, table)
+	}
+	land()
+	second := s.avro(record(`{"name":"full_name","type":"string","aliases":["name"]},` + inner(`{"name":"y","type":"long","aliases":["x"]}`)))
+	w.put(t, 0, first(`{"name":"b","in":{"x":2}}`), second(`{"full_name":"c","in":{"y":3}}`), first(`{"name":"d","in":{"x":4}}`))
+	land()
+	w.put(t, 0, first(`{"name":"e","in":{"x":5}}`))
+	land()
+	third := s.avro(record(`{"name":"called","type":"string","aliases":["name","full_name"]},` + inner(`{"name":"y","type":"long","aliases":["x"]}`)))
+	w.put(t, 0, third(`{"called":"f","in":{"y":6}}`), first(`{"name":"g","in":{"x":7}}`), second(`{"full_name":"h","in":{"y":8}}`))
+	land()
+	if len(w.parked) != 0 {
+		t.Errorf("parked: %v", w.parked)
+	}
+	if got, want := w.columns(t), "in struct<y long>, called string"; got != want && got != "called string, in struct<y long>" {
+		t.Errorf("columns %s, want %s", got, want)
+	}
+	var names []string
+	for _, row := range w.scan(t, "called") {
+		names = append(names, fmt.Sprint(row["called"]))
+	}
+	slices.Sort(names)
+	if got, want := strings.Join(names, ""), "abcdefgh"; got != want {
+		t.Errorf("the column has %s, want %s", got, want)
+	}
+}
+
+// An Avro record without fields is a row that says where it comes from, as it is in Protobuf.
+func TestAvroWithoutFieldsLands(t *testing.T) {
+	t.Parallel()
+	at := registry.URL(t)
+	w := newWorld(t, kafkaserver.Embedded(t))
+	s := newSubject(t, at, w.topic+"-value")
+	empty := s.avro(record(``))
+	w.put(t, 0, empty(`{}`), empty(`{}`)+"!", empty(`{}`))
+	land := func() {
+		t.Helper()
+		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.land(t, table)
+	}
+	land()
+	more := s.avro(record(`{"name":"a","type":["null","int"],"default":null}`))
+	w.put(t, 0, more(`{"a":{"int":1}}`), empty(`{}`))
+	land()
+	w.have(t, map[int32][]string{0: {`{}`, `{}`, `{"a":1}`, `{}`}})
+	if len(w.parked) != 1 {
+		t.Errorf("parked: %v", w.parked)
+	}
 }
 
 func TestProtobufLands(t *testing.T) {
