@@ -25,6 +25,7 @@ type landing struct {
 	registry     string
 	subject      foreign.Subject
 	json, times  bool
+	headers      bool
 	landers      int
 	until        bool
 }
@@ -44,7 +45,8 @@ What the values are, one of three says:
                         values may be plain, or framed for a schema registry. A new field is a new column at the next start.
   --registry URL        Avro, Protobuf or JSON framed for a Confluent-compatible schema registry. Columns are those of the subject's
                         newest schema, and more as soon as values come of schemas that have more. What a value's schema lacks is
-                        null; a field with an Avro alias renames the column that is called so, and values of both schemas go there; a schema that does not go into the table (a field was a string and is a number) parks its values.
+                        null; a field with an Avro alias renames the column that is called so, and values of both schemas go there;
+                        a schema that does not go into the table (a field was a string and is a number) parks its values.
                         While the registry is away, values of schemas that it has told land, others wait.
                         User and password are registry.user and registry.password of the configuration.
   --json                JSON objects. Columns follow from what comes, and grow: objects become structs, arrays lists. Whole numbers
@@ -59,11 +61,14 @@ timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds. A valu
 its record is put on millrace.parked, or, in JSON, stays the text that it is. A record whose own timestamp is none has null in
 _timestamp and the number in _timestamp_raw.
 
+With --headers, the column _headers is a map of the headers' names to their bytes; of several headers of one name the last is there.
+
 Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "millrace config".`,
 		Example: `  export MILLRACE_KAFKA_BROKERS=broker:9092
   millrace lake land --topic clicks --proto clicks.proto:Click --table web.clicks
   millrace lake land --topic orders --registry http://registry:8081
   millrace lake land --topic orders --registry http://registry:8081 --subject shop.Order --message shop.Order
+  millrace lake land --topic orders --registry http://registry:8081 --table shop.orders --headers
   millrace lake land --topic logs --json --json-times --until-end && millrace lake tables`,
 		Args: cobra.NoArgs,
 	}
@@ -76,6 +81,7 @@ Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "mill
 	flags.StringVar(&l.subject.Message, "message", "", "of the registry's Protobuf file, in full (default its first)")
 	flags.BoolVar(&l.json, "json", false, "the values are JSON objects")
 	flags.BoolVar(&l.times, "json-times", false, "make times of strings of JSON that are RFC 3339 times")
+	flags.BoolVar(&l.headers, "headers", false, "land the records' headers, in the column _headers")
 	flags.StringVar(&l.table, "table", "", "TABLE or NAMESPACE.TABLE to land in (default foreign.TOPIC)")
 	flags.IntVar(&l.landers, "landers", 1, "how many work at a time, on partitions of their own")
 	flags.BoolVar(&l.until, "until-end", false, "end once everything that stands on the topic now is in the table")
@@ -121,9 +127,13 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 
 // source is what makes the table.
 func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (lake.Table, error), error) {
+	var options []foreign.Option
+	if l.headers {
+		options = append(options, foreign.Headers())
+	}
 	switch {
 	case l.json:
-		t := foreign.JSON(into, l.topic, l.times)
+		t := foreign.JSON(into, l.topic, l.times, options...)
 		return func(context.Context, *registry.Client) (lake.Table, error) { return t, nil }, nil
 	case l.registry != "":
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
@@ -132,7 +142,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		c.Registry.URL = l.registry
 		l.subject.Times = l.times
 		return func(ctx context.Context, schemas *registry.Client) (lake.Table, error) {
-			return foreign.Registered(ctx, into, l.topic, l.subject, schemas)
+			return foreign.Registered(ctx, into, l.topic, l.subject, schemas, options...)
 		}, nil
 	}
 	file, of, ok := cutLast(l.proto, ":")
@@ -143,7 +153,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 	if err != nil {
 		return nil, err
 	}
-	t, err := foreign.Proto(into, l.topic, md)
+	t, err := foreign.Proto(into, l.topic, md, options...)
 	return func(context.Context, *registry.Client) (lake.Table, error) { return t, nil }, err
 }
 

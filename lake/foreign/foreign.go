@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/apache/iceberg-go"
 	"github.com/bufbuild/protocompile"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -21,7 +20,6 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/millrace/millrace/internal/registry"
-	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/wire"
@@ -113,75 +111,9 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 	return files, nil
 }
 
-// Where a record comes from, beside what lake adds. The names begin so that no message is likely to have them.
-var recordColumns = []columnar.Field{
-	{Name: keyColumn, Type: iceberg.PrimitiveTypes.Binary, Doc: "the record's key; null where it has none"},
-	{Name: timestampColumn, Type: iceberg.PrimitiveTypes.TimestampTz, Doc: "the record's own time"},
-	{Name: rawTimeColumn, Type: iceberg.PrimitiveTypes.Int64, Doc: "the record's timestamp as it is, where that is no time in milliseconds; else null"},
-}
-
-const (
-	keyColumn       = "_key"
-	timestampColumn = "_timestamp"
-	rawTimeColumn   = "_timestamp_raw"
-	origin          = "_" // before the names of the columns that lake adds
-)
-
 // declare is what all tables of foreign topics have in common.
 func declare(name lake.Name, topic, doc string) lake.Table {
 	return lake.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
-}
-
-// reserved are the names of the columns that say where a row comes from.
-func reserved() []string {
-	var names []string
-	for _, c := range slices.Concat(recordColumns, lake.Table{Origin: origin}.OriginColumns()) {
-		names = append(names, c.Name)
-	}
-	return names
-}
-
-// place fills the record's own columns.
-type place struct {
-	key       *columnar.Bytes
-	timestamp *columnar.Int64s
-	rawTime   *columnar.Int64s
-}
-
-func placeIn(to *columnar.Columns) (p place, err error) {
-	for i, f := range to.Fields() {
-		switch f.Name {
-		case keyColumn:
-			p.key, _ = to.Column(i).(*columnar.Bytes)
-		case timestampColumn:
-			p.timestamp, _ = to.Column(i).(*columnar.Int64s)
-		case rawTimeColumn:
-			p.rawTime, _ = to.Column(i).(*columnar.Int64s)
-		}
-	}
-	if p.key == nil || p.timestamp == nil || p.rawTime == nil {
-		return p, fmt.Errorf("the table's columns %s, %s and %s are not those of a topic that was landed", keyColumn, timestampColumn, rawTimeColumn)
-	}
-	return p, nil
-}
-
-// noTimestamp is Kafka's word for a record that has none.
-const noTimestamp = -1
-
-func (p place) append(r lake.Record) lake.Appended {
-	if r.Key == nil {
-		p.key.AppendNull()
-	} else {
-		p.key.Append(r.Key)
-	}
-	if at, ok := timeunit.OfMillis(r.Millis); ok && r.Millis != noTimestamp {
-		p.timestamp.Append(at)
-		p.rawTime.AppendNull()
-	} else {
-		p.timestamp.AppendNull()
-		p.rawTime.Append(r.Millis)
-	}
-	return lake.Appended{Rows: 1, AsOf: r.Time}
 }
 
 // errNoValue is of a record that takes its key away from a compacted topic.
@@ -189,19 +121,20 @@ var errNoValue = errors.New("the record has no value: it takes its key away from
 
 // Proto is the table that a topic of Protobuf messages lands in: a column for each field, and where each row comes from. Values
 // may be plain, or framed for a schema registry.
-func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor) (lake.Table, error) {
+func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, options ...Option) (lake.Table, error) {
+	with := layoutOf(options)
 	t := declare(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
-	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved()})
+	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: with.reserved()})
 	if err != nil {
 		return lake.Table{}, err
 	}
-	t.Columns = slices.Concat(plan.Fields(), recordColumns)
+	t.Columns = slices.Concat(plan.Fields(), with.columns())
 	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
 		message, err := plan.Bind(to)
 		if err != nil {
 			return nil, err
 		}
-		at, err := placeIn(to)
+		at, err := with.placeIn(to)
 		return &protoRows{message, at}, err
 	}
 	return t, nil

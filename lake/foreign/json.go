@@ -16,22 +16,23 @@ import (
 // extraColumn keeps, of JSON, what has no column of its own.
 const extraColumn = "_extra"
 
-func jsonOptions(times bool) infer.Options {
-	return infer.Options{Extra: extraColumn, Reserved: reserved(), Times: times}
+func jsonOptions(with layout, times bool) infer.Options {
+	return infer.Options{Extra: extraColumn, Reserved: with.reserved(), Times: times}
 }
 
 // JSON is the table that a topic of JSON objects lands in: columns follow from the objects, see package infer, and where each row comes
 // from. times makes times of strings that are such.
-func JSON(name lake.Name, topic string, times bool) lake.Table {
-	o := jsonOptions(times)
+func JSON(name lake.Name, topic string, times bool, options ...Option) lake.Table {
+	with := layoutOf(options)
+	o := jsonOptions(with, times)
 	t := declare(name, topic, fmt.Sprintf("Every JSON object on the topic %s.", topic))
-	t.Columns, t.Grows = slices.Concat(recordColumns, []columnar.Field{o.ExtraField()}), true
+	t.Columns, t.Grows = slices.Concat(with.columns(), []columnar.Field{o.ExtraField()}), true
 	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
 		objects, err := o.Bind(to)
 		if err != nil {
 			return nil, err
 		}
-		at, err := placeIn(to)
+		at, err := with.placeIn(to)
 		return &jsonRows{o, objects, at}, err
 	}
 	return t

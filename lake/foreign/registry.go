@@ -30,7 +30,10 @@ type Subject struct {
 // Registered is the table that a topic of values lands in that are framed for a schema registry, in Avro, Protobuf or JSON. Its columns
 // are those of the subject's newest schema, and it gets more when values come of schemas that have more. What the schema of a value
 // lacks is null in its row; a value whose schema does not go into the table is parked with the reason.
-func Registered(ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client) (lake.Table, error) {
+func Registered(
+	ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client, options ...Option,
+) (lake.Table, error) {
+	with := layoutOf(options)
 	if of.Name == "" {
 		of.Name = registry.Subject(topic)
 	}
@@ -38,7 +41,7 @@ func Registered(ctx context.Context, name lake.Name, topic string, of Subject, c
 	if err != nil {
 		return lake.Table{}, err
 	}
-	all := &schemas{client: client, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(of.Times)}
+	all := &schemas{client: client, with: with, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(with, of.Times)}
 	if latest.Type == registry.TypeProtobuf && of.Message == "" {
 		if all.message, err = firstMessage(ctx, latest); err != nil {
 			return lake.Table{}, fmt.Errorf("subject %s: schema %d: %w", of.Name, latest.ID, err)
@@ -49,7 +52,7 @@ func Registered(ctx context.Context, name lake.Name, topic string, of Subject, c
 		return lake.Table{}, fmt.Errorf("subject %s: %w", of.Name, first.bad)
 	}
 	t := declare(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
-	t.Columns, t.Grows = slices.Concat(first.fields, recordColumns), true
+	t.Columns, t.Grows = slices.Concat(first.fields, with.columns()), true
 	if first.json {
 		t.Columns = append(t.Columns, all.json.ExtraField())
 	}
@@ -72,6 +75,7 @@ func firstMessage(ctx context.Context, s registry.Schema) (protoreflect.FullName
 // schemas are those that the values of a topic have been met with. All landers of its table in this process share them.
 type schemas struct {
 	client  *registry.Client
+	with    layout
 	message protoreflect.FullName // of Protobuf: the one whose table it is
 	json    infer.Options
 
@@ -113,7 +117,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 			references = append(references, r.Text)
 		}
 		if made.avro, made.bad = avro.Compile(registered.Text, references...); made.bad == nil {
-			made.fields, made.bad = made.avro.Fields(), free(made.avro.Fields())
+			made.fields, made.bad = made.avro.Fields(), s.with.free(made.avro.Fields())
 		}
 	case registry.TypeProtobuf:
 		made.bad = s.compileProto(ctx, made, registered)
@@ -135,16 +139,14 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 }
 
 // free refuses fields that are called as the columns that say where a row comes from.
-func free(fields []columnar.Field) error {
+func (l layout) free(fields []columnar.Field) error {
 	for _, f := range fields {
-		if reserves(f.Name) || f.Name == extraColumn {
+		if l.reserves(f.Name) || f.Name == extraColumn {
 			return fmt.Errorf("field %s is called as a column that the table has anyway: rename it", f.Name)
 		}
 	}
 	return nil
 }
-
-func reserves(name string) bool { return slices.Contains(reserved(), name) }
 
 func (s *schemas) compileProto(ctx context.Context, made *schema, registered registry.Schema) error {
 	file, err := registry.CompileProto(ctx, registered)
@@ -156,7 +158,7 @@ func (s *schemas) compileProto(ctx context.Context, made *schema, registered reg
 		if md.FullName() != s.message {
 			continue
 		}
-		if made.proto, err = wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: append(reserved(), extraColumn)}); err != nil {
+		if made.proto, err = wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: append(s.with.reserved(), extraColumn)}); err != nil {
 			return err
 		}
 		made.fields = made.proto.Fields()
@@ -193,7 +195,7 @@ func (s *schemas) newestOfProto() []*schema {
 }
 
 func (s *schemas) rows(to *columnar.Columns) (lake.Rows, error) {
-	at, err := placeIn(to)
+	at, err := s.with.placeIn(to)
 	return &registeredRows{all: s, to: to, place: at, bound: map[int]*bound{}}, err
 }
 
@@ -273,7 +275,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 		}
 		return &bound{append: func(value []byte) error { return appendJSON(objects, value) }}, nil
 	}
-	_, mine := split(x.to.Fields())
+	_, mine := x.all.with.split(x.to.Fields())
 	need, err := evolution.Union(mine, of.fields)
 	switch {
 	case err != nil:
@@ -300,9 +302,9 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 }
 
 // split tells the columns that say where a row comes from, and JSON's extra, from those of values.
-func split(all []columnar.Field) (fixed, mine []columnar.Field) {
+func (l layout) split(all []columnar.Field) (fixed, mine []columnar.Field) {
 	for _, f := range all {
-		if reserves(f.Name) || f.Name == extraColumn && f.Key == "" {
+		if l.reserves(f.Name) || f.Name == extraColumn && f.Key == "" {
 			fixed = append(fixed, f)
 		} else {
 			mine = append(mine, f)
@@ -315,7 +317,7 @@ func split(all []columnar.Field) (fixed, mine []columnar.Field) {
 func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column) {
 	filled := evolution.Match(x.to.Fields(), fields)
 	for i, f := range x.to.Fields() {
-		if !reserves(f.Name) && !slices.Contains(filled, i) {
+		if !x.all.with.reserves(f.Name) && !slices.Contains(filled, i) {
 			cols = append(cols, x.to.Column(i))
 		}
 	}
@@ -324,7 +326,7 @@ func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column
 
 // Grow implements lake.Grower.
 func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
-	fixed, mine := split(have)
+	fixed, mine := x.all.with.split(have)
 	var objects []*infer.Object
 	met := map[int]bool{}
 	for r := range records {

@@ -1,0 +1,159 @@
+package foreign
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// Option asks for more of a table than its records' values.
+type Option func(*layout)
+
+// Headers lands the records' headers in the column _headers, a map of names to bytes.
+func Headers() Option { return func(l *layout) { l.headers = true } }
+
+// layout is which columns tell, beside those that lake adds, where a record comes from. The names begin so that no message is likely to
+// have them.
+type layout struct{ headers bool }
+
+func layoutOf(options []Option) (l layout) {
+	for _, o := range options {
+		o(&l)
+	}
+	return l
+}
+
+const (
+	keyColumn       = "_key"
+	timestampColumn = "_timestamp"
+	rawTimeColumn   = "_timestamp_raw"
+	headersColumn   = "_headers"
+	origin          = "_" // before the names of the columns that lake adds
+)
+
+// columns are those of the record itself.
+func (l layout) columns() []columnar.Field {
+	p := iceberg.PrimitiveTypes
+	columns := []columnar.Field{
+		{Name: keyColumn, Type: p.Binary, Doc: "the record's key; null where it has none"},
+		{Name: timestampColumn, Type: p.TimestampTz, Doc: "the record's own time"},
+		{Name: rawTimeColumn, Type: p.Int64, Doc: "the record's timestamp as it is, where that is no time in milliseconds; else null"},
+	}
+	if l.headers {
+		columns = append(columns, columnar.Field{
+			Name: headersColumn, Doc: "the record's headers; of several of one name the last", Type: columnar.Map{
+				Key:   columnar.Field{Name: "key", Type: p.String, Required: true},
+				Value: columnar.Field{Name: "value", Type: p.Binary},
+			},
+		})
+	}
+	return columns
+}
+
+// reserved are the names of the columns that say where a row comes from.
+func (l layout) reserved() []string {
+	var names []string
+	for _, c := range slices.Concat(l.columns(), lake.Table{Origin: origin}.OriginColumns()) {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+func (l layout) reserves(name string) bool { return slices.Contains(l.reserved(), name) }
+
+// place fills the record's own columns.
+type place struct {
+	key       *columnar.Bytes
+	timestamp *columnar.Int64s
+	rawTime   *columnar.Int64s
+	headers   *headers // nil where nobody wants them
+}
+
+func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
+	for i, f := range to.Fields() {
+		switch f.Name {
+		case keyColumn:
+			p.key, _ = to.Column(i).(*columnar.Bytes)
+		case timestampColumn:
+			p.timestamp, _ = to.Column(i).(*columnar.Int64s)
+		case rawTimeColumn:
+			p.rawTime, _ = to.Column(i).(*columnar.Int64s)
+		case headersColumn:
+			if l.headers {
+				p.headers = headersIn(to.Column(i))
+			}
+		}
+	}
+	if p.key == nil || p.timestamp == nil || p.rawTime == nil || l.headers && p.headers == nil {
+		return p, fmt.Errorf("the table's columns %s are not those of a topic that was landed", strings.Join(l.reserved(), ", "))
+	}
+	return p, nil
+}
+
+// noTimestamp is Kafka's word for a record that has none.
+const noTimestamp = -1
+
+func (p place) append(r lake.Record) lake.Appended {
+	if r.Key == nil {
+		p.key.AppendNull()
+	} else {
+		p.key.Append(r.Key)
+	}
+	if at, ok := timeunit.OfMillis(r.Millis); ok && r.Millis != noTimestamp {
+		p.timestamp.Append(at)
+		p.rawTime.AppendNull()
+	} else {
+		p.timestamp.AppendNull()
+		p.rawTime.Append(r.Millis)
+	}
+	if p.headers != nil {
+		p.headers.append(r.Headers)
+	}
+	return lake.Appended{Rows: 1, AsOf: r.Time}
+}
+
+// headers fills a map of names to bytes.
+type headers struct {
+	pairs        *columnar.Maps
+	names, bytes *columnar.Bytes
+}
+
+func headersIn(col columnar.Column) *headers {
+	pairs, ok := col.(*columnar.Maps)
+	if !ok {
+		return nil
+	}
+	names, ok1 := pairs.Keys().(*columnar.Bytes)
+	values, ok2 := pairs.Values().(*columnar.Bytes)
+	if !ok1 || !ok2 {
+		return nil
+	}
+	return &headers{pairs, names, values}
+}
+
+// append appends a record's headers. A map has each name once, and the last header of a name is the one that Kafka's clients give.
+func (h *headers) append(all []event.Header) {
+	for i, header := range all {
+		name := utf8Name(header.Key)
+		if slices.ContainsFunc(all[i+1:], func(later event.Header) bool { return utf8Name(later.Key) == name }) {
+			continue
+		}
+		h.names.AppendString(name)
+		if header.Value == nil {
+			h.bytes.AppendNull()
+		} else {
+			h.bytes.Append(header.Value)
+		}
+	}
+	h.pairs.Append()
+}
+
+// utf8Name is a header's name as a string of a table can have it.
+func utf8Name(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }
