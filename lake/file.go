@@ -142,7 +142,7 @@ func filesOf(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 // finish completes the batch's files and describes them for a commit; none where there were no rows.
 func (w *fileWriter) finish(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.partitioned {
-		return w.spread(ctx)
+		return w.spread(ctx, name)
 	}
 	if err := w.flush(name, 1); err != nil {
 		return nil, err
@@ -188,22 +188,47 @@ func (w *fileWriter) describe(written pages.File) (iceberg.DataFile, error) {
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
-// spread writes the rows of a partitioned table.
-func (w *fileWriter) spread(ctx context.Context) ([]iceberg.DataFile, error) {
+// spread writes the rows of a partitioned table. iceberg-go puts the values of a partition into its files' names; readers do not need
+// them there, and do not agree on how they are to be read, so the files get names as all others have.
+func (w *fileWriter) spread(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.columns.Rows() == 0 {
 		return nil, nil
 	}
 	rec := w.columns.Record() // released by its reader
 	defer w.reset()
+	names := &renaming{rename: func(n int) string { return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n)) }, given: map[string]string{}}
+	under := table.New(w.table.Identifier(), w.table.Metadata(), w.table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
+		files, err := w.files(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return renamed{files, names}, nil
+	}, nil)
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
-	for f, err := range table.WriteRecords(ctx, w.table, w.columns.Schema(), once, table.WithClusteredWrite()) {
+	for f, err := range table.WriteRecords(ctx, under, w.columns.Schema(), once, table.WithClusteredWrite()) {
+		if err == nil {
+			f, err = relocated(f, w.table, names.of(f.FilePath()))
+		}
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("write the partitions of a batch: %w", err), w.remove(files...))
+			err = fmt.Errorf("write the partitions of a batch: %w", err)
+			for _, made := range names.all() {
+				err = errors.Join(err, w.removeAt(made))
+			}
+			return nil, err
 		}
 		files = append(files, f)
 	}
 	return files, nil
+}
+
+// remove removes data files that nothing refers to, even while the program stops.
+func (w *fileWriter) remove(files ...iceberg.DataFile) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, w.removeAt(f.FilePath()))
+	}
+	return errors.Join(errs...)
 }
 
 // close ends the writer; a file that was not finished is given up.
@@ -215,15 +240,6 @@ func (w *fileWriter) close() error {
 	_ = w.out.Close() // what there is of it is given up
 	w.out = nil
 	return w.removeAt(w.location)
-}
-
-// remove removes data files that nothing refers to, even while the program stops.
-func (w *fileWriter) remove(files ...iceberg.DataFile) error {
-	var errs []error
-	for _, f := range files {
-		errs = append(errs, w.removeAt(f.FilePath()))
-	}
-	return errors.Join(errs...)
 }
 
 func (w *fileWriter) removeAt(location string) error {

@@ -22,6 +22,8 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/millrace/millrace/lake/location"
 )
 
 // S3 says how to reach an object store.
@@ -54,11 +56,23 @@ func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 		return nil, fmt.Errorf("warehouse %s: %w", c.Warehouse, err)
 	}
 	if !c.ReadOnly {
+		if err := plainFolder(dir); err != nil {
+			return nil, fmt.Errorf("warehouse %s: %w", dir, err)
+		}
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return nil, fmt.Errorf("create the lake's folder: %w", err)
 		}
 	}
 	return &warehouse{url: "file://" + filepath.ToSlash(dir)}, nil
+}
+
+// plainFolder fails where a new warehouse would have locations that readers do not agree on. One that has tables already is left alone.
+func plainFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return location.Plain(filepath.ToSlash(dir))
 }
 
 // A connection that brings no answer for so long is given up, and the call tried again.
@@ -67,13 +81,16 @@ const (
 	s3AnswerTimeout  = 20 * time.Second
 )
 
-func openBucket(ctx context.Context, location string, c S3) (*warehouse, error) {
-	u, err := url.Parse(location)
+func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
+	u, err := url.Parse(at)
 	if err != nil {
 		return nil, fmt.Errorf("warehouse: %w", err)
 	}
 	if u.Host == "" || u.User != nil || u.RawQuery != "" {
 		return nil, fmt.Errorf("warehouse %s: write s3://bucket/folder", u.Redacted())
+	}
+	if err := location.Plain(u.Path); err != nil {
+		return nil, fmt.Errorf("warehouse %s: %w", u.Redacted(), err)
 	}
 	if (c.AccessKey == "") != (c.SecretKey == "") {
 		return nil, errors.New("S3: an access key and its secret key go together; one of them is missing")
@@ -100,7 +117,7 @@ func openBucket(ctx context.Context, location string, c S3) (*warehouse, error) 
 	transport.IdleConnTimeout = 30 * time.Second
 	client := &http.Client{Transport: transport}
 	loaded.HTTPClient = client
-	w := &warehouse{url: strings.TrimSuffix(location, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
+	w := &warehouse{url: strings.TrimSuffix(at, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
 	if c.Endpoint != "" {
 		w.props[io.S3EndpointURL] = c.Endpoint
 		w.props[io.S3ForceVirtualAddressing] = "false"
@@ -115,38 +132,44 @@ func (w *warehouse) close() {
 }
 
 // owns tells whether a location is of the warehouse's kind.
-func (w *warehouse) owns(location string) bool {
-	return strings.HasPrefix(location, s3Scheme) == (w.aws != nil)
+func (w *warehouse) owns(at string) bool {
+	return strings.HasPrefix(at, s3Scheme) == (w.aws != nil)
 }
 
-// tableLocation is where a table's files are to be: where the catalog itself would put them.
-func (w *warehouse) tableLocation(name table.Identifier) string {
-	return w.url + "/" + strings.Join(name[:len(name)-1], "/") + ".db/" + name[len(name)-1]
-}
+// tableLocation is where a new table's files are to be.
+func (w *warehouse) tableLocation(name table.Identifier) string { return location.Table(w.url, name) }
 
-// reach makes a catalog's tables find the object store: iceberg-go looks for the way, keys included, in the context. So no
-// key is ever among the properties, which are written down.
-func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog {
-	if w.aws == nil {
-		return c
-	}
-	return bucketCatalog{Catalog: c, aws: w.aws}
-}
+// reach makes a catalog's tables find their files, and nothing beside them. iceberg-go looks for the way to an object store, keys
+// included, in the context. So no key is ever among the properties, which are written down.
+func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{Catalog: c, aws: w.aws} }
 
-type bucketCatalog struct {
+type placed struct {
 	catalog.Catalog
-	aws *aws.Config
+	aws *aws.Config // nil for a folder
 }
 
-func (b bucketCatalog) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
-	t, err := b.Catalog.LoadTable(utils.WithAwsConfig(ctx, b.aws), ident)
+func (p placed) way(ctx context.Context) context.Context {
+	if p.aws == nil {
+		return ctx
+	}
+	return utils.WithAwsConfig(ctx, p.aws)
+}
+
+func (p placed) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
+	t, err := p.Catalog.LoadTable(p.way(ctx), ident)
 	if err != nil {
 		return nil, err
 	}
-	fs := func(ctx context.Context) (io.IO, error) { return t.FS(utils.WithAwsConfig(ctx, b.aws)) }
-	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, b), nil
+	fs := func(ctx context.Context) (io.IO, error) {
+		files, err := t.FS(p.way(ctx))
+		if err != nil {
+			return nil, err
+		}
+		return location.Fence(files, t.Location()), nil
+	}
+	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, p), nil
 }
 
-func (b bucketCatalog) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
-	return b.Catalog.CommitTable(utils.WithAwsConfig(ctx, b.aws), ident, reqs, updates)
+func (p placed) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+	return p.Catalog.CommitTable(p.way(ctx), ident, reqs, updates)
 }

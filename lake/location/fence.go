@@ -1,0 +1,127 @@
+package location
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	stdio "io"
+	"io/fs"
+
+	"github.com/apache/iceberg-go/io"
+)
+
+// ErrOutside says that a file is not in the folder of the table that names it.
+var ErrOutside = errors.New("it is not in the table's folder")
+
+// Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of another engine.
+func Fence(files io.IO, location string) io.IO { return fenced{files, location} }
+
+type fenced struct {
+	files    io.IO
+	location string
+}
+
+func (f fenced) check(op, name string) error {
+	if Inside(f.location, name) {
+		return nil
+	}
+	return &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("%w, %s", ErrOutside, f.location)}
+}
+
+// Open implements io.IO.
+func (f fenced) Open(name string) (io.File, error) {
+	if err := f.check("open", name); err != nil {
+		return nil, err
+	}
+	return f.files.Open(name)
+}
+
+// ReadFile implements io.ReadFileIO.
+func (f fenced) ReadFile(name string) (content []byte, err error) {
+	if err := f.check("open", name); err != nil {
+		return nil, err
+	}
+	if whole, ok := f.files.(io.ReadFileIO); ok {
+		return whole.ReadFile(name)
+	}
+	file, err := f.files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	return stdio.ReadAll(file)
+}
+
+var errReadOnly = errors.New("files cannot be written here")
+
+// Create implements io.WriteFileIO.
+func (f fenced) Create(name string) (io.FileWriter, error) {
+	if err := f.check("create", name); err != nil {
+		return nil, err
+	}
+	w, ok := f.files.(io.WriteFileIO)
+	if !ok {
+		return nil, &fs.PathError{Op: "create", Path: name, Err: errReadOnly}
+	}
+	return w.Create(name)
+}
+
+// WriteFile implements io.WriteFileIO.
+func (f fenced) WriteFile(name string, content []byte) error {
+	if err := f.check("create", name); err != nil {
+		return err
+	}
+	w, ok := f.files.(io.WriteFileIO)
+	if !ok {
+		return &fs.PathError{Op: "create", Path: name, Err: errReadOnly}
+	}
+	return w.WriteFile(name, content)
+}
+
+// Remove implements io.IO.
+func (f fenced) Remove(name string) error {
+	if err := f.check("remove", name); err != nil {
+		return err
+	}
+	return f.files.Remove(name)
+}
+
+// DeleteFiles implements io.BulkRemovableIO. Files outside are left, and are an error.
+func (f fenced) DeleteFiles(ctx context.Context, names []string) (deleted []string, err error) {
+	var errs []error
+	var inside []string
+	for _, name := range names {
+		if err := f.check("remove", name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		inside = append(inside, name)
+	}
+	if bulk, ok := f.files.(io.BulkRemovableIO); ok {
+		deleted, err = bulk.DeleteFiles(ctx, inside)
+		return deleted, errors.Join(append(errs, err)...)
+	}
+	for _, name := range inside {
+		if err := ctx.Err(); err != nil {
+			return deleted, errors.Join(append(errs, err)...)
+		}
+		if err := f.files.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		deleted = append(deleted, name)
+	}
+	return deleted, errors.Join(errs...)
+}
+
+// WalkDir implements io.ListableIO.
+func (f fenced) WalkDir(root string, fn fs.WalkDirFunc) error {
+	if !Inside(f.location, root+"/x") {
+		return f.check("list", root)
+	}
+	listable, ok := f.files.(io.ListableIO)
+	if !ok {
+		return &fs.PathError{Op: "list", Path: root, Err: errors.New("folders cannot be listed here")}
+	}
+	return listable.WalkDir(root, fn)
+}

@@ -1,0 +1,133 @@
+package location
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/apache/iceberg-go/io"
+)
+
+// iceberg-go finds file systems by a registry, so Local takes its own one's place for the whole program.
+func init() {
+	for _, scheme := range []string{"file", ""} {
+		io.Unregister(scheme)
+		io.Register(scheme, func(context.Context, *url.URL, map[string]string) (io.IO, error) { return Local{}, nil })
+	}
+}
+
+// Local is the file system of tables on local disk. It takes locations as they are written.
+//
+// Tables of before were written by a file system that decoded them. Their files are still found, and new ones placed beside them: where
+// nothing is at the path as written, and something at the decoded one or nearer to it, that one is meant.
+type Local struct{}
+
+// resolve is the path of a location.
+func resolve(op, name string) (string, error) {
+	p, local := localPath(name)
+	if !local {
+		return "", &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("it is not on local disk: %w", fs.ErrInvalid)}
+	}
+	if climbs(p) {
+		return "", &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("a location does not lead upwards: %w", fs.ErrPermission)}
+	}
+	if !strings.Contains(p, "%") {
+		return p, nil
+	}
+	other := decoded(p)
+	if other == p || climbs(other) || depth(p) >= depth(other) {
+		return p, nil
+	}
+	return other, nil
+}
+
+// depth is how much of a path exists, in bytes, with the whole of it as the most.
+func depth(p string) int {
+	if _, err := os.Lstat(p); err == nil {
+		return 1 << 30
+	}
+	for dir := filepath.Dir(p); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil {
+			return strings.Count(dir, "/")
+		}
+		if dir == filepath.Dir(dir) {
+			return 0
+		}
+	}
+}
+
+// Open implements io.IO.
+func (Local) Open(name string) (io.File, error) {
+	p, err := resolve("open", name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(p) //nolint:gosec // a table's file; Fence keeps it in the table's folder
+}
+
+// ReadFile implements io.ReadFileIO.
+func (Local) ReadFile(name string) ([]byte, error) {
+	p, err := resolve("open", name)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(p) //nolint:gosec // as for Open
+}
+
+// Create implements io.WriteFileIO.
+func (Local) Create(name string) (io.FileWriter, error) {
+	p, err := inFolder("create", name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Create(p) //nolint:gosec // as for Open
+}
+
+// WriteFile implements io.WriteFileIO.
+func (Local) WriteFile(name string, content []byte) error {
+	p, err := inFolder("create", name)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(p, content, 0o644) //nolint:gosec // other engines read it, as other users
+}
+
+// inFolder is the path of a file that is about to be made, whose folder is there.
+func inFolder(op, name string) (string, error) {
+	p, err := resolve(op, name)
+	if err != nil {
+		return "", err
+	}
+	return p, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
+}
+
+// Remove implements io.IO.
+func (Local) Remove(name string) error {
+	p, err := resolve("remove", name)
+	if err != nil {
+		return err
+	}
+	return os.Remove(p)
+}
+
+// Stat implements io.StatIO.
+func (Local) Stat(name string) (fs.FileInfo, error) {
+	p, err := resolve("stat", name)
+	if err != nil {
+		return nil, err
+	}
+	return os.Stat(p)
+}
+
+// WalkDir implements io.ListableIO. It names files by their paths.
+func (Local) WalkDir(root string, fn fs.WalkDirFunc) error {
+	p, err := resolve("list", root)
+	if err != nil {
+		return err
+	}
+	return filepath.WalkDir(p, fn)
+}
