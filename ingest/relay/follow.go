@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
-	"time"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -47,9 +45,8 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 		if err != nil {
 			return nil //nolint:nilerr // the relay reports it; here an older mark does
 		}
-		if p := f.known[string(m.Key)]; found.to.Compare(p.Position) > 0 {
-			f.known[string(m.Key)] = Progress{Position: found.to, RecordedAt: found.recorded}
-		}
+		// The last one, and not the highest: a stray record is forgotten with the relay's next transaction.
+		f.known[string(m.Key)] = Progress{Position: found.to, RecordedAt: found.recorded}
 		return nil
 	})
 	if err != nil {
@@ -57,17 +54,4 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	}
 	f.next = end
 	return maps.Clone(f.known), nil
-}
-
-const recordedHeader = "recorded"
-
-func recordedAt(headers []event.Header) time.Time {
-	for _, h := range headers {
-		if h.Key == recordedHeader {
-			if t, err := time.Parse(time.RFC3339Nano, string(h.Value)); err == nil {
-				return t
-			}
-		}
-	}
-	return time.Time{} // a mark of an earlier version
 }

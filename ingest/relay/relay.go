@@ -46,6 +46,10 @@ type Config struct {
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
+	// PutAside is given each record that no relay has written, on the aggregate's topic or on the positions, with the reason why
+	// it is passed over. It may be given the same again. Nil leaves such records to the log.
+	PutAside func(ctx context.Context, m kafka.Message, reason error) error
+
 	// TransactionalID is what at most one relay of the store may hold, whatever process or machine it runs in.
 	TransactionalID string
 
@@ -61,9 +65,14 @@ var (
 	// machine that slept). Only who started this relay can know whether to start it again.
 	ErrFenced = errors.New("relay: another one took over")
 
-	// ErrStoreBehind says that the log has events which the store does not: the store was lost, or restored from a backup, or
-	// is another one. Publishing its new events beside the old ones would make a false history.
+	// ErrStoreBehind says that the log has events which were published from this store and which the store does not have: it was
+	// lost, or restored from a backup, or is another one. Publishing its new events beside the old ones would make a false
+	// history.
 	ErrStoreBehind = errors.New("relay: the log is ahead of the store")
+
+	// ErrLogChanged says that the log is not the one that the store was published to: the topic was made again, or has lost
+	// events. Who has read it would miss what is published now, or see it twice.
+	ErrLogChanged = errors.New("relay: the log is not the one that was written")
 
 	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be written in the topic's codec without
 	// loss. To go on without it would make a false history.
@@ -75,6 +84,7 @@ type Progress struct {
 	Position   event.Position // of the last event on the log; zero where there is none, or nothing is known yet
 	RecordedAt time.Time      // when the store took that event
 	Published  uint64         // events that this relay has put on the log
+	Strays     uint64         // records found that no relay has written
 	Live       bool           // this relay holds its transactional id and has read where to go on
 }
 
@@ -140,7 +150,7 @@ func (r *Relay) report(change func(*Progress)) {
 }
 
 // Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema registry but
-// ErrFenced, ErrStoreBehind, ErrCannotWrite and eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to
+// ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite and eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to
 // commit. Run it once.
 func (r *Relay) Run(ctx context.Context) error {
 	const first, longest = 50 * time.Millisecond, 5 * time.Second
@@ -157,7 +167,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, kafka.ErrFenced):
 			return fmt.Errorf("%w: %w", ErrFenced, err)
-		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrClosed):
+		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrClosed):
 			return err
 		}
 		if r.Progress().Published > before {
@@ -173,10 +183,23 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 }
 
+// attempt bounds every wait for Kafka, the store or the registry, but for what there is to publish. What reads much, bounds the
+// wait for its next step.
+const attempt = time.Minute
+
+var errSlow = errors.New("no answer within a minute")
+
+func within[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+	defer cancel()
+	return ask(ctx)
+}
+
 // session publishes with one producer, until something goes wrong.
 func (r *Relay) session(ctx context.Context) error {
 	// Before anybody is fenced: who cannot write must not stop one who can.
-	if err := r.cfg.Encoder.Start(ctx); err != nil {
+	_, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Encoder.Start(ctx) })
+	if err != nil {
 		return cannotWrite(err)
 	}
 	p, err := kafka.NewTransactionalProducer(r.cfg.Kafka, r.cfg.TransactionalID)
@@ -184,12 +207,22 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer p.Close()
-	if err := p.Init(ctx); err != nil {
+	if _, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) }); err != nil {
 		return err
 	}
-	at, err := r.resume(ctx)
+	a, err := kafka.NewAdmin(r.cfg.Kafka)
 	if err != nil {
 		return err
+	}
+	defer a.Close()
+	at, err := r.resume(ctx, a)
+	if err != nil {
+		return err
+	}
+	if at.renew != nil {
+		if err := r.commit(ctx, p, at, nil, *at.renew); err != nil {
+			return err
+		}
 	}
 	r.log.Info("relay: publishing", "after", at.after, "topic", r.cfg.Aggregate.Topic)
 
@@ -207,20 +240,23 @@ func (r *Relay) session(ctx context.Context) error {
 		if read.err != nil {
 			return fmt.Errorf("read the store after %s: %w", at.after, read.err)
 		}
+		if len(read.events) > 0 && read.epoch != at.epoch {
+			return fmt.Errorf("the store's epoch was %s and is %s, after a failover or a restore", at.epoch, read.epoch)
+		}
 		events := read.events
 		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this is published
 			next = r.readAhead(ctx, events[len(events)-1].Position)
 		}
 		for len(events) > 0 {
 			batch := r.cut(events)
-			if err := r.publish(ctx, p, at, batch); err != nil {
+			if err := r.publish(ctx, p, a, at, batch); err != nil {
 				return err
 			}
 			events = events[len(batch):]
-			at.after = batch[len(batch)-1].Position
+			at.moveTo(batch[len(batch)-1].Position)
 		}
 		if len(read.events) == 0 {
-			if err := r.cfg.Store.Wait(ctx, at.after); err != nil {
+			if err := r.wait(ctx, at.after); err != nil {
 				return fmt.Errorf("wait for the store: %w", err)
 			}
 		}
@@ -230,9 +266,20 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 }
 
+// wait returns when the store may have something after a position. It asks anew now and then, as a connection may be dead
+// without a word.
+func (r *Relay) wait(ctx context.Context, after event.Position) error {
+	_, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Store.Wait(ctx, after) })
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
 // page is what one reading of the store gave.
 type page struct {
 	events []event.Event
+	epoch  string // of the store, after the events were read
 	err    error
 }
 
@@ -240,8 +287,16 @@ type page struct {
 func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page {
 	c := make(chan page, 1)
 	go func() {
-		events, err := r.cfg.Store.Read(ctx, after, r.cfg.MaxEvents)
-		c <- page{events, err}
+		read, err := within(ctx, func(ctx context.Context) (page, error) {
+			events, err := r.cfg.Store.Read(ctx, after, r.cfg.MaxEvents)
+			if err != nil || len(events) == 0 {
+				return page{events: events}, err
+			}
+			epoch, err := r.cfg.Store.Epoch(ctx)
+			return page{events: events, epoch: epoch}, err
+		})
+		read.err = err
+		c <- read
 	}()
 	return c
 }
@@ -262,10 +317,45 @@ func (r *Relay) cut(events []event.Event) []event.Event {
 const headerBytes = 400
 
 // publish brings the batch onto the log in one transaction, but for events that are there already.
-func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event) (err error) {
-	if at.has(batch) {
+func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, at *place, batch []event.Event) error {
+	if at.hasAll(batch) {
 		return nil
 	}
+	if err := r.compare(ctx, a, at); err != nil {
+		return err
+	}
+	return r.commit(ctx, p, at, batch, batch[len(batch)-1])
+}
+
+// compareEvery is how often a relay at work looks whether the topic is still the one it was, and how far it has come.
+const compareEvery = time.Second
+
+// compare looks whether the topic is still the one it was, now and then: its client connects anew without a word. It also moves the
+// base, from which the next relay has to compare.
+func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
+	if time.Since(at.compared) < compareEvery {
+		return nil
+	}
+	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
+	if err := l.look(ctx); err != nil {
+		return err
+	}
+	now := mark{to: at.after, identity: identity{topicID: at.topicID, partitions: at.partitions, floors: at.floors}}
+	if err := l.compareLog(&now); err != nil {
+		return err
+	}
+	if at.even() {
+		at.base, at.floors = at.after, make([]int64, l.info.Partitions)
+		for p := range at.floors {
+			at.floors[p] = l.end[int32(p)]
+		}
+	}
+	at.compared = time.Now()
+	return nil
+}
+
+// commit brings a batch onto the log, but for events that are there already, and with it the mark of the event that it reaches.
+func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) (err error) {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}
@@ -275,6 +365,8 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 	// Stopping between a commit and its answer would be safe, but cost the next start a second look.
 	ctx, cancel := outlive(ctx, 3*time.Second)
 	defer cancel()
+	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
+	defer late()
 	committed := false
 	defer func() {
 		if err == nil || committed || errors.Is(err, kafka.ErrFenced) || errors.Is(err, kafka.ErrFatal) {
@@ -288,8 +380,7 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 
 	published := uint64(0)
 	for _, e := range batch {
-		partition := kafka.Partition([]byte(e.Stream), at.partitions)
-		if at.published(partition, e.Position) {
+		if at.has(e) {
 			continue
 		}
 		published++
@@ -298,14 +389,13 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, at 
 			return cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
 		}
 		err = p.Produce(ctx, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: partition, Key: []byte(e.Stream), Value: value, Headers: e.HeadersOf(contentType),
+			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: e.HeadersOf(contentType),
 		})
 		if err != nil {
 			return err
 		}
 	}
-	last := batch[len(batch)-1]
-	if err := p.Produce(ctx, (mark{from: at.after, to: last.Position, recorded: last.RecordedAt}).record(r.cfg.Aggregate.Service)); err != nil {
+	if err := p.Produce(ctx, at.mark(last).record(r.cfg.Aggregate.Service)); err != nil {
 		return err
 	}
 	if err := r.hook(afterProduce); err != nil {

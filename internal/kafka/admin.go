@@ -143,6 +143,35 @@ func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	return int32(len(t.Partitions)), nil
 }
 
+// TopicInfo is what tells a topic from another, and from itself before it was widened.
+type TopicInfo struct {
+	ID         string // changes when a topic is deleted and made again; empty where the brokers have no ids
+	Partitions int32
+}
+
+// Topic asks which topic has a name. One that is not there is ErrUnknownTopic.
+func (a *Admin) Topic(ctx context.Context, name string) (TopicInfo, error) {
+	answer, err := a.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames([]string{name}), kafka.SetAdminRequestTimeout(describeWithin))
+	if err == nil && len(answer.TopicDescriptions) != 1 {
+		err = fmt.Errorf("%d answers", len(answer.TopicDescriptions))
+	}
+	if err != nil {
+		return TopicInfo{}, fmt.Errorf("kafka: ask which topic %s is: %w", name, err)
+	}
+	t := answer.TopicDescriptions[0]
+	switch {
+	case isCode(t.Error, kafka.ErrUnknownTopicOrPart, kafka.ErrUnknownTopic):
+		return TopicInfo{}, fmt.Errorf("kafka: topic %s: %w", name, ErrUnknownTopic)
+	case t.Error.Code() != kafka.ErrNoError:
+		return TopicInfo{}, fmt.Errorf("kafka: topic %s: %w", name, t.Error)
+	}
+	info := TopicInfo{Partitions: int32(len(t.Partitions))}
+	if t.TopicID.GetMostSignificantBits() != 0 || t.TopicID.GetLeastSignificantBits() != 0 {
+		info.ID = t.TopicID.String()
+	}
+	return info, nil
+}
+
 // StartOffsets tells by partition the offset of the first record there is.
 func (a *Admin) StartOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.EarliestOffsetSpec, kafka.IsolationLevelReadUncommitted)

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 
@@ -29,6 +30,8 @@ type Config struct {
 	Security security.Config
 	// Replicas is how many copies of each partition EnsureTopics makes; what the brokers do by default where 0.
 	Replicas int
+	// Stall is how long ReadAll waits for its next step before it fails with ErrStalled; 20 s where 0.
+	Stall time.Duration
 	// Extra are further librdkafka properties, for tuning. What correctness rests on, such as the isolation level, cannot be
 	// changed by them.
 	Extra map[string]string

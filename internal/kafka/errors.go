@@ -30,6 +30,9 @@ var (
 	// truncated or made anew.
 	ErrOutOfRange = errors.New("the offset is not in the log")
 
+	// ErrStalled says that a reading came no further: no broker answers, or a transaction stays open that hides what is behind it.
+	ErrStalled = errors.New("no progress")
+
 	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that cannot get through returns it
 	// at once, while one that nobody answers waits.
 	ErrRefused = security.ErrRefused

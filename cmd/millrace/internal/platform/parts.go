@@ -447,6 +447,17 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 }
 
 func (p *Platform) startRelays(context.Context) error {
+	parking := streams.NewParking(p.kafka)
+	p.onStop(func() error {
+		parking.Close()
+		return nil
+	})
+	p.metrics.Gauge("millrace_relay_strays", "Records that the relays have found on their topics since the start, and that no relay has written.", func() (n float64) {
+		for _, r := range p.relays {
+			n += float64(r.Progress().Strays)
+		}
+		return n
+	})
 	for _, a := range event.Aggregates() {
 		encoder, err := p.encoder(a)
 		if err != nil {
@@ -454,6 +465,12 @@ func (p *Platform) startRelays(context.Context) error {
 		}
 		r, err := relay.New(relay.Config{
 			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
+			PutAside: func(ctx context.Context, m kafka.Message, reason error) error {
+				return parking.Park(ctx, streams.Parked{
+					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
+					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,
+				})
+			},
 			TransactionalID: "millrace-relay-" + a.Service + p.boot,
 		})
 		if err != nil {

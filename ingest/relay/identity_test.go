@@ -1,0 +1,523 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+	server "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// publish runs a relay until the log has what the store has, and stops it.
+func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.Config)) relay.Progress {
+	t.Helper()
+	x := run(t, b.newRelay(t, s, change...))
+	x.await(t, s)
+	if err := x.stop(); err != nil {
+		t.Fatal(err)
+	}
+	return x.relay.Progress()
+}
+
+// whole fails unless the topic has each of the store's events once, those of a stream on one partition and in their order.
+// It overlooks records that are no events of the store.
+func (b broker) whole(t *testing.T, s eventstore.Store) {
+	t.Helper()
+	events, err := s.Read(t.Context(), event.Position{}, 100_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[uuid.UUID]bool{}
+	for _, e := range events {
+		want[e.ID] = true
+	}
+	seen, at, version := map[uuid.UUID]int{}, map[string]int32{}, map[string]uint64{}
+	err = b.read(t.Context(), func(m kafka.Message) error {
+		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		if err != nil || !want[e.ID] {
+			return nil //nolint:nilerr // a stray
+		}
+		seen[e.ID]++
+		if p, ok := at[e.Stream]; ok && p != m.Partition {
+			t.Errorf("stream %s is on the partitions %d and %d", e.Stream, p, m.Partition)
+		}
+		if e.Version != version[e.Stream]+1 {
+			t.Errorf("stream %s: version %d follows %d", e.Stream, e.Version, version[e.Stream])
+		}
+		at[e.Stream], version[e.Stream] = m.Partition, e.Version
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doubled, lost := 0, 0
+	for _, e := range events {
+		switch n := seen[e.ID]; {
+		case n == 0:
+			lost++
+		case n > 1:
+			doubled++
+		}
+	}
+	if doubled > 0 || lost > 0 {
+		t.Errorf("of %d events %d are doubled on the log and %d missing", len(events), doubled, lost)
+	}
+}
+
+// marks are the position records of the broker's service, in order.
+func (b broker) marks(t *testing.T) []kafka.Message {
+	t.Helper()
+	a, err := kafka.NewAdmin(b.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	end, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var marks []kafka.Message
+	err = kafka.ReadAll(t.Context(), b.Config, relay.PositionsTopic, nil, end, func(m kafka.Message) error {
+		if string(m.Key) == b.order.Service {
+			marks = append(marks, m)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return marks
+}
+
+// produce writes records in one transaction.
+func (b broker) produce(t *testing.T, records []kafka.Record) {
+	t.Helper()
+	p, err := kafka.NewTransactionalProducer(b.Config, uuid.NewString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		if err := p.Produce(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refuses fails unless a relay stops with an error, without having written anything.
+func (b broker) refuses(t *testing.T, s eventstore.Store, want error, says string) {
+	t.Helper()
+	x := run(t, b.newRelay(t, s))
+	select {
+	case <-x.done:
+	case <-time.After(time.Minute):
+		t.Fatal("the relay runs")
+	}
+	if !errors.Is(x.err, want) || !strings.Contains(x.err.Error(), says) || !strings.Contains(x.err.Error(), "millrace rebuild --service") {
+		t.Fatalf("the relay stopped with %v, want %v that says %q and what to do", x.err, want, says)
+	}
+	if n := x.relay.Progress().Published; n != 0 {
+		t.Fatalf("it published %d events", n)
+	}
+}
+
+// A topic may be widened while no relay runs, and while one does. Keys stay where they are.
+func TestTheTopicIsWidened(t *testing.T) {
+	t.Parallel()
+	t.Run("from 4 to 8 while stopped", func(t *testing.T) {
+		t.Parallel()
+		apache.Each(t, func(t *testing.T, brokers string) {
+			b := broker{kafka.Config{Brokers: brokers, Logger: quiet}, event.Order}
+			b.order.Service += "-" + uuid.NewString()
+			b.order.Topic += "-" + b.order.Service
+			if err := kafka.EnsureTopics(t.Context(), b.Config, relay.Topics([]event.Aggregate{b.order}, 4)...); err != nil {
+				t.Fatal(err)
+			}
+			s := b.newStore(t)
+			w := newWriter(s)
+			w.append(t, 60) // in one transaction
+			b.publish(t, s)
+			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 8); err != nil {
+				t.Fatal(err)
+			}
+			if got := b.publish(t, s).Published; got != 0 {
+				t.Errorf("%d events were published again", got)
+			}
+			w.append(t, 60)
+			b.publish(t, s)
+			b.whole(t, s)
+		})
+	})
+	t.Run("while publishing", func(t *testing.T) {
+		t.Parallel()
+		each(t, func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			stop := load(t, newWriter(s))
+			x := run(t, b.newRelay(t, s))
+			grow := func(n uint64) {
+				from := x.relay.Progress().Published
+				eventually(t, func() bool { return x.relay.Progress().Published >= from+n }, "the relay publishes")
+			}
+			grow(100)
+			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
+				t.Fatal(err)
+			}
+			grow(500)
+			if err := x.stop(); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			b.publish(t, s)
+			b.whole(t, s)
+		})
+	})
+	t.Run("after an earlier version published to it", func(t *testing.T) {
+		t.Parallel()
+		each(t, func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			w := newWriter(s)
+			w.append(t, 60)
+			b.publishAsEarlier(t, s)
+			if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
+				t.Fatal(err)
+			}
+			w.append(t, 60)
+			b.publish(t, s)
+			b.whole(t, s)
+		})
+	})
+}
+
+// publishAsEarlier publishes what the store has as an earlier version did, whose marks did not say who they were of.
+func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
+	t.Helper()
+	events, err := s.Read(t.Context(), event.Position{}, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records []kafka.Record
+	for _, e := range events {
+		records = append(records, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
+	}
+	b.produce(t, append(records, relay.MarkRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
+}
+
+// A mark of an earlier version, which says nothing of whom it is of, is believed where the log bears it out, and replaced at once.
+func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 40)
+		b.publishAsEarlier(t, s)
+		if got := b.publish(t, s).Published; got != 0 {
+			t.Errorf("%d events were published again", got)
+		}
+		marks := b.marks(t)
+		has := func(key string) bool {
+			return slices.ContainsFunc(marks[len(marks)-1].Headers, func(h event.Header) bool { return h.Key == key && len(h.Value) > 0 })
+		}
+		for _, key := range []string{"epoch", "topic-id", "partitions", "event", "stream", "version"} {
+			if !has(key) {
+				t.Errorf("the last mark of %d has no %s", len(marks), key)
+			}
+		}
+		b.same(t, s)
+		before := len(marks)
+		b.publish(t, s)
+		if got := len(b.marks(t)); got != before {
+			t.Errorf("a relay with nothing to say left %d marks", got-before)
+		}
+	})
+}
+
+// A topic that was made again, or has lost events, is no longer what its readers have read.
+func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
+	t.Parallel()
+	recreate := func(t *testing.T, b broker) {
+		t.Helper()
+		if err := server.Delete(t.Context(), b.Brokers, b.order.Topic); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			return kafka.EnsureTopics(ctx, b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...) == nil
+		}, "the topic is made again")
+	}
+	t.Run("made again while stopped", func(t *testing.T) {
+		t.Parallel()
+		each(t, func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			w := newWriter(s)
+			w.append(t, 30)
+			b.publish(t, s)
+			recreate(t, b)
+			b.refuses(t, s, relay.ErrLogChanged, "made again")
+			w.append(t, 30)
+			b.refuses(t, s, relay.ErrLogChanged, "made again")
+		})
+	})
+	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the transaction open that it lost them in.
+	t.Run("made again while publishing", func(t *testing.T) {
+		t.Parallel()
+		b := newBroker(t, apache.Brokers(t))
+		s := b.newStore(t)
+		load(t, newWriter(s))
+		x := run(t, b.newRelay(t, s))
+		b.grown(t)(100)
+		recreate(t, b)
+		select {
+		case <-x.done:
+		case <-time.After(time.Minute):
+			t.Fatal("the relay runs")
+		}
+		if !errors.Is(x.err, relay.ErrLogChanged) {
+			t.Fatalf("the relay stopped with %v, want ErrLogChanged", x.err)
+		}
+	})
+	t.Run("cut off at the end", func(t *testing.T) {
+		t.Parallel()
+		dir := filepath.Join(t.TempDir(), "log")
+		with := func(use func(b broker)) {
+			k, err := embedded.Start(t.Context(), embedded.Config{DataDir: dir, Logger: quiet})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := broker{kafka.Config{Brokers: k.Addr(), Logger: quiet}, event.Order}
+			if err := kafka.EnsureTopics(t.Context(), b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...); err != nil {
+				t.Fatal(err)
+			}
+			use(b)
+			if err := k.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := broker{order: event.Order}.newStore(t)
+		with(func(b broker) {
+			newWriter(s).append(t, 60)
+			b.publish(t, s, func(c *relay.Config) { c.MaxEvents = 10 })
+		})
+		segments, err := filepath.Glob(filepath.Join(dir, "partitions", event.Order.Topic+"-1", "*"))
+		if err != nil || len(segments) == 0 {
+			t.Fatalf("%v, %v", segments, err)
+		}
+		for _, name := range segments {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		with(func(b broker) { b.refuses(t, s, relay.ErrLogChanged, "which was published") })
+	})
+}
+
+// Records deleted from the beginning of the topic are no reason to publish them again.
+func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 30)
+		b.publish(t, s)
+		if err := server.CutBeginning(t.Context(), b.Brokers, b.order.Topic); err != nil {
+			t.Fatal(err)
+		}
+		w.append(t, 7)
+		if got := b.publish(t, s).Published; got != 7 {
+			t.Fatalf("published %d events, want the 7 new ones", got)
+		}
+	})
+}
+
+// A store that was restored from a backup, and has taken other events since, has another history than the log.
+func TestAStoreThatLostEventsIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, more := range map[string]int{"and is behind": 0, "and has gone on": 100} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, b broker) {
+				dir := t.TempDir()
+				path, backup := filepath.Join(dir, "order.db"), filepath.Join(dir, "backup.db")
+				s := b.openStore(t, path)
+				w := newWriter(s)
+				w.append(t, 30)
+				b.publish(t, s)
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				raw, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(backup, raw, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				s = b.openStore(t, path)
+				w.store = s
+				w.append(t, 10)
+				b.publish(t, s)
+
+				restored := b.openStore(t, backup)
+				if more > 0 {
+					w := newWriter(restored)
+					w.versions["other"] = 0
+					for range more / 10 {
+						if err := appendTo(t.Context(), restored, w, "other", 10); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				b.refuses(t, restored, relay.ErrStoreBehind, "the store does not have")
+				b.same(t, s)
+			})
+		})
+	}
+}
+
+func appendTo(ctx context.Context, s eventstore.Store, w *writer, stream string, n int) error {
+	var events []event.Event
+	for range n {
+		now := event.Time(time.Now())
+		events = append(events, event.Event{
+			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: []byte("x"), OccurredAt: now, RecordedAt: now,
+		})
+	}
+	_, err := s.Append(ctx, eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: w.versions[stream], Events: events}}})
+	w.versions[stream] += uint64(n)
+	return err
+}
+
+// Whoever can write to the topics can confuse no relay: it starts, publishes what is missing, and puts the strays aside.
+func TestStrayRecords(t *testing.T) {
+	t.Parallel()
+	forged := func(change func(*event.Event)) event.Event {
+		now := event.Time(time.Now())
+		e := event.Event{
+			ID: uuid.New(), Aggregate: event.Order.Name, Type: "millrace.order.v1.OrderPlaced", Stream: "order-1", Version: 7, Data: []byte("\xff\xff garbage"),
+			OccurredAt: now, RecordedAt: now,
+		}
+		change(&e)
+		return e
+	}
+	far := event.Position{Transaction: 99999999}
+	for name, make := range map[string]func(b broker, known []event.Event) []kafka.Record{
+		"an event at a position far ahead": func(b broker, _ []event.Event) []kafka.Record {
+			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Position = far }), 0)}
+		},
+		"an event slightly ahead on every partition": func(b broker, known []event.Event) (out []kafka.Record) {
+			for p := range int32(partitions) {
+				out = append(out, b.onTopic(forged(func(e *event.Event) {
+					e.Position = known[len(known)-1].Position
+					e.Position.Sequence += 5
+				}), p))
+			}
+			return out
+		},
+		"a position far ahead": func(b broker, _ []event.Event) []kafka.Record {
+			return []kafka.Record{relay.MarkRecord(far, far, b.order.Service)}
+		},
+		"a position slightly ahead, of events to come": func(b broker, known []event.Event) []kafka.Record {
+			at := known[len(known)-1].Position
+			at.Sequence += 5
+			return []kafka.Record{relay.MarkRecord(at, at, b.order.Service)}
+		},
+		"an event and a position that agree": func(b broker, _ []event.Event) []kafka.Record {
+			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Position = far }), 0), relay.MarkRecord(far, far, b.order.Service)}
+		},
+		"copies of an old event": func(b broker, known []event.Event) (out []kafka.Record) {
+			for range 300 {
+				out = append(out, b.onTopic(known[0], kafka.Partition([]byte(known[0].Stream), partitions)))
+			}
+			return out
+		},
+		"a copy on another partition": func(b broker, known []event.Event) []kafka.Record {
+			return []kafka.Record{b.onTopic(known[0], (kafka.Partition([]byte(known[0].Stream), partitions)+1)%partitions)}
+		},
+		"an event of another aggregate": func(b broker, known []event.Event) []kafka.Record {
+			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Aggregate, e.Position = event.Stock.Name, known[0].Position }), 0)}
+		},
+		"garbage of 10,000 records": func(b broker, _ []event.Event) (out []kafka.Record) {
+			for range 10_000 {
+				out = append(out, kafka.Record{Topic: b.order.Topic, Partition: 1, Key: []byte("k"), Value: []byte("\x00\xff")})
+			}
+			return out
+		},
+		"garbage among the positions": func(b broker, _ []event.Event) []kafka.Record {
+			key := []byte(b.order.Service)
+			return []kafka.Record{
+				{Topic: relay.PositionsTopic, Partition: 0, Key: key, Value: []byte("junk")},
+				{Topic: relay.PositionsTopic, Partition: 0, Key: key},
+				{Topic: relay.PositionsTopic, Partition: 0, Key: []byte("another"), Value: []byte("1.1")},
+				{Topic: relay.PositionsTopic, Partition: 0, Key: key, Value: []byte("1.1"), Headers: []event.Header{{Key: "from", Value: []byte("9.9")}}},
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, b broker) {
+				s := b.newStore(t)
+				w := newWriter(s)
+				w.append(t, 30)
+				b.publish(t, s)
+				known, err := s.Read(t.Context(), event.Position{}, 100)
+				if err != nil {
+					t.Fatal(err)
+				}
+				strays := make(b, known)
+				b.produce(t, strays)
+				w.append(t, 30)
+				var mu sync.Mutex
+				var aside []kafka.Message
+				got := b.publish(t, s, func(c *relay.Config) {
+					c.PutAside = func(_ context.Context, m kafka.Message, reason error) error {
+						mu.Lock()
+						defer mu.Unlock()
+						if reason == nil {
+							t.Error("no reason")
+						}
+						aside = append(aside, m)
+						return nil
+					}
+				})
+				if got.Published != 30 {
+					t.Errorf("published %d events, want the 30 new ones", got.Published)
+				}
+				if copies := strings.HasPrefix(name, "copies"); !copies && (got.Strays == 0 || len(aside) == 0) {
+					t.Errorf("%d strays were counted, %d put aside", got.Strays, len(aside))
+				}
+				if len(aside) > 2000 {
+					t.Errorf("%d strays were put aside, which is no bound", len(aside))
+				}
+				if !strings.Contains(name, "cop") {
+					b.whole(t, s)
+				}
+				if again := b.publish(t, s).Published; again != 0 {
+					t.Errorf("the next relay published %d events again", again)
+				}
+			})
+		})
+	}
+}
+
+func (b broker) onTopic(e event.Event, partition int32) kafka.Record {
+	return kafka.Record{Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
+}

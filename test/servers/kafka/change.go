@@ -1,0 +1,49 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// What an operator, or a mishap, does to a topic. Brokers are those that Each gives.
+
+// Widen gives a topic more partitions.
+func Widen(ctx context.Context, brokers, topic string, partitions int) error {
+	return change(brokers, func(admin *kadm.Client) error {
+		answers, err := admin.UpdatePartitions(ctx, partitions, topic)
+		return errors.Join(err, answers.Error())
+	})
+}
+
+// Delete deletes a topic.
+func Delete(ctx context.Context, brokers, topic string) error {
+	return change(brokers, func(admin *kadm.Client) error {
+		answers, err := admin.DeleteTopics(ctx, topic)
+		return errors.Join(err, answers.Error())
+	})
+}
+
+// CutBeginning deletes all records of a topic that are older than its end.
+func CutBeginning(ctx context.Context, brokers, topic string) error {
+	return change(brokers, func(admin *kadm.Client) error {
+		ends, err := admin.ListEndOffsets(ctx, topic)
+		if err != nil {
+			return err
+		}
+		answers, err := admin.DeleteRecords(ctx, ends.Offsets())
+		return errors.Join(err, answers.Error())
+	})
+}
+
+func change(brokers string, with func(*kadm.Client) error) error {
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return with(kadm.NewClient(client))
+}
