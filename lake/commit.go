@@ -71,6 +71,9 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	if err != nil {
 		return unknownBase, err
 	}
+	if err := l.table.owned(t.Properties()); err != nil {
+		return unknownBase, fmt.Errorf("%w: %w", errFenced, err)
+	}
 	at, err := readProgress(l.table.Topic, t.Properties())
 	if err != nil {
 		return unknownBase, err
@@ -99,6 +102,7 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
 	// stale one, which nothing but rows would stop, does no harm.
 	props := reaches.properties(l.table.Topic)
+	props[propTopic] = l.table.Topic
 	if len(files) > 0 {
 		whole := progress{next: maps.Clone(at.next), commit: b.id}
 		maps.Copy(whole.next, b.progress.next)

@@ -25,6 +25,12 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 		if err != nil {
 			return err
 		}
+		if !readOnly {
+			err = t.owned(have.Properties())
+		}
+		if err != nil {
+			return err
+		}
 		if !l.warehouse.owns(have.Location()) {
 			return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in", t.Name, have.Location(), l.warehouse.url)
 		}
@@ -102,7 +108,7 @@ func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 
 // describe is what the table's properties say of its declaration.
 func (t Table) describe(step evolution.Step) iceberg.Properties {
-	props := iceberg.Properties{evolution.Property: step.Keys.String()}
+	props := iceberg.Properties{evolution.Property: step.Keys.String(), propTopic: t.Topic}
 	if t.Doc != "" {
 		props["comment"] = t.Doc
 	}
@@ -132,6 +138,9 @@ func (l *Lake) evolve(ctx context.Context, t Table) error {
 func (l *Lake) tryEvolve(ctx context.Context, t Table) (done bool, err error) {
 	have, err := l.load(ctx, t.identifier())
 	if err != nil {
+		return true, err
+	}
+	if err := t.owned(have.Properties()); err != nil {
 		return true, err
 	}
 	step, err := t.step(have)

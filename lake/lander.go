@@ -222,6 +222,9 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 		return nil, err
 	}
 	stands, err := readProgress(l.table.Topic, have.Properties())
+	if err == nil {
+		err = l.table.owned(have.Properties())
+	}
 	if err != nil {
 		return nil, &PositionError{l.table.Name, l.table.Topic, err}
 	}

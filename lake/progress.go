@@ -63,16 +63,6 @@ func readProgress(topic string, props iceberg.Properties) (progress, error) {
 	return p, nil
 }
 
-// topicOf is the topic that a table says it is fed by; empty where it says none.
-func topicOf(props iceberg.Properties) string {
-	for k := range props {
-		if rest, ok := strings.CutPrefix(k, propNextPrefix); ok && strings.Contains(rest, ".") {
-			return rest[:strings.LastIndexByte(rest, '.')]
-		}
-	}
-	return ""
-}
-
 // readRows is how many rows landers count; 0 where they do not.
 func readRows(props iceberg.Properties) (int64, error) {
 	v := props[propRows]

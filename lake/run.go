@@ -67,6 +67,9 @@ type PositionError struct {
 }
 
 func (e *PositionError) Error() string {
+	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
+		return owned.Error()
+	}
 	return fmt.Sprintf("table %s does not fit topic %s: %v; restore the topic, or drop the table (its property millrace.released set to true) to land it anew", e.Table, e.Topic, e.Err)
 }
 
