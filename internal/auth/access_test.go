@@ -26,13 +26,13 @@ func TestAccessTokens(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\nbert:"+bert+"\n")
 	one, other := open(t, path), open(t, path)
-	access, known := one.Issue("anna", time.Minute)
+	access, known := one.Issue("anna", time.Now().Add(time.Minute))
 	if !known || strings.Contains(access, anna) {
 		t.Fatalf("%q, %v", access, known)
 	}
 	for name, tokens := range map[string]*auth.Tokens{"who issued it": one, "another process": other} {
 		for _, token := range []string{access, anna} {
-			if caller, err := tokens.Access(token); caller != "anna" || err != nil {
+			if caller, _, err := tokens.Access(token); caller != "anna" || err != nil {
 				t.Errorf("%s: %q, %v", name, caller, err)
 			}
 		}
@@ -40,13 +40,13 @@ func TestAccessTokens(t *testing.T) {
 	if _, known := one.Caller(access); known {
 		t.Error("an access token is taken for the caller's own")
 	}
-	if _, known := one.Issue("carl", time.Minute); known {
+	if _, known := one.Issue("carl", time.Now().Add(time.Minute)); known {
 		t.Error("a token for somebody unknown")
 	}
-	old, _ := one.Issue("anna", -time.Second)
-	longer, _ := one.Issue("anna", time.Hour)
+	old, _ := one.Issue("anna", time.Now().Add(-time.Second))
+	longer, _ := one.Issue("anna", time.Now().Add(time.Hour))
 	parts, more := strings.Split(access, "."), strings.Split(longer, ".")
-	berts, _ := open(t, file(t, "anna:"+bert+"\n")).Issue("anna", time.Minute)
+	berts, _ := open(t, file(t, "anna:"+bert+"\n")).Issue("anna", time.Now().Add(time.Minute))
 	for name, c := range map[string]struct {
 		token string
 		want  error
@@ -60,7 +60,7 @@ func TestAccessTokens(t *testing.T) {
 		"unsigned":           {strings.Join(parts[:3], ".") + ".", auth.ErrUnknown},
 		"nothing":            {"", auth.ErrUnknown},
 	} {
-		if _, err := other.Access(c.token); !errors.Is(err, c.want) {
+		if _, _, err := other.Access(c.token); !errors.Is(err, c.want) {
 			t.Errorf("%s: error %v, want %v", name, err, c.want)
 		}
 	}
@@ -71,7 +71,7 @@ func TestAccessEndsWithTheToken(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")
 	tokens := open(t, path)
-	access, _ := tokens.Issue("anna", time.Hour)
+	access, _ := tokens.Issue("anna", time.Now().Add(time.Hour))
 	write := func(content string) {
 		t.Helper()
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -80,9 +80,9 @@ func TestAccessEndsWithTheToken(t *testing.T) {
 	}
 	write("anna:" + bert + "\nanna:" + anna + "\n")
 	polltest.Until(t, "the second token is known", func() bool { _, known := tokens.Caller(bert); return known })
-	if caller, err := tokens.Access(access); caller != "anna" || err != nil {
+	if caller, _, err := tokens.Access(access); caller != "anna" || err != nil {
 		t.Errorf("while both are there: %q, %v", caller, err)
 	}
 	write("anna:" + bert + "\n#\n")
-	polltest.Until(t, "the first token is out", func() bool { _, err := tokens.Access(access); return errors.Is(err, auth.ErrUnknown) })
+	polltest.Until(t, "the first token is out", func() bool { _, _, err := tokens.Access(access); return errors.Is(err, auth.ErrUnknown) })
 }

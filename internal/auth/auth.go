@@ -31,6 +31,7 @@ const reread = time.Second // between two looks at the file
 type Tokens struct {
 	path   string
 	logger *slog.Logger
+	rights map[string]Rights // by caller
 
 	mu      sync.Mutex
 	callers []caller
@@ -116,17 +117,27 @@ func (t *Tokens) current() []caller {
 
 type key struct{}
 
-// CallerOf is the caller of a request that Guard let in; empty where nobody was asked.
-func CallerOf(ctx context.Context) string {
-	name, _ := ctx.Value(key{}).(string)
-	return name
+type admitted struct {
+	name   string
+	rights Rights
 }
 
+func callerIn(ctx context.Context) admitted {
+	c, _ := ctx.Value(key{}).(admitted)
+	return c
+}
+
+// CallerOf is the caller of a request that Guard let in; empty where nobody was asked.
+func CallerOf(ctx context.Context) string { return callerIn(ctx).name }
+
 // Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths. Others are answered in
-// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through.
+// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through, with every right. What a caller may do
+// is asked behind it: see Need.
 func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 	if t == nil {
-		return next
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, admitted{rights: Everything()})))
+		})
 	}
 	free := map[string]bool{}
 	for _, path := range open {
@@ -141,7 +152,7 @@ func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 		name, known := t.Caller(token)
 		if ok && known {
-			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, name)))
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, admitted{name, t.RightsOf(name)})))
 			return
 		}
 		why := "no caller has this token"

@@ -16,7 +16,7 @@ import (
 type Access struct {
 	// Callers knows the tokens. Nil lets everybody in, with the right Admin, which only a door on loopback may.
 	Callers *auth.Tokens
-	// Rights of callers by their names; of those that are not in it: Read.
+	// Rights of callers by their names; those that are not in it have none.
 	Rights map[string]Right
 	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an hour.
 	TokenLifetime time.Duration
@@ -109,17 +109,14 @@ func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 		if !strings.EqualFold(scheme, "Bearer") { // some clients repeat token_type in lower case
 			return r, caller{}, notAuthorized()
 		}
-		name, err := access.Callers.Access(token)
+		name, _, err := access.Callers.Access(token)
 		if errors.Is(err, auth.ErrExpired) { // clients of a kind get themselves a new one then
 			return r, caller{}, &failure{status: 419, kind: "AuthenticationTimeoutException", message: "the access token has expired; get a new one"}
 		}
 		if err != nil {
 			return r, caller{}, notAuthorized()
 		}
-		c = caller{name: name, right: Read}
-		if right, ok := access.Rights[name]; ok {
-			c.right = right
-		}
+		c = caller{name: name, right: access.Rights[name]}
 	}
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), c, nil
 }
@@ -132,7 +129,7 @@ func notAuthorized() error {
 func to(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if c := callerOf(r); c.right < needed {
-			return forbidden("this takes the right to %s, and %s has the right to %s (lake.rest.rights)", needed, c.name, c.right)
+			return forbidden("%s", auth.Denied(c.name, auth.On(auth.Catalog, needed.String())))
 		}
 		return h(w, r)
 	}

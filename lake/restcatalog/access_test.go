@@ -55,7 +55,7 @@ func TestRights(t *testing.T) {
 			has  restcatalog.Right
 		}{{"dora", restcatalog.None}, {"bert", restcatalog.Read}, {"carl", restcatalog.Write}, {"anna", restcatalog.Admin}} {
 			a := p.call(t, c.method, c.path, c.body, "Authorization", "Bearer "+tokenOf(caller.name))
-			refused := a.status == http.StatusForbidden && (c.method == http.MethodHead || strings.Contains(a.body, "lake.rest.rights"))
+			refused := a.status == http.StatusForbidden && (c.method == http.MethodHead || strings.Contains(a.body, "auth.rights"))
 			if refused != (caller.has < c.needs) {
 				t.Errorf("%s %s by who may %s: %d %s", c.method, c.path, caller.has, a.status, a.body)
 			}

@@ -3,8 +3,12 @@ package restcatalog
 import (
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
 	"mime"
 	"net/http"
+	"time"
+
+	"github.com/millrace/millrace/internal/auth"
 )
 
 // A refusal is an error in OAuth2's form, which is not that of the rest of the catalog.
@@ -21,19 +25,19 @@ const (
 )
 
 // getToken is OAuth2 as the specification has it: for a client's id and secret, which are a caller's name and own token, or for an
-// access token that is still good, a new access token. So there is one list of callers, and any replica of this server knows
+// access token that is still good, a new access token, which expires with that one: who got hold of it cannot keep it alive. So there is one list of callers, and any replica of this server knows
 // what another has issued.
 func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
-	name, refused := s.client(r)
+	name, until, refused := s.client(r)
 	if refused == nil {
-		if token, known := s.config.Access.Callers.Issue(name, s.config.Access.TokenLifetime); known {
+		if token, known := s.config.Access.Callers.Issue(name, until); known {
 			_ = reply(w, struct { // strings can be encoded
 				Token   string `json:"access_token"`
 				Type    string `json:"token_type"`
 				Expires int    `json:"expires_in"`
 				Issued  string `json:"issued_token_type"`
 				Scope   string `json:"scope,omitempty"`
-			}{token, "bearer", int(s.config.Access.TokenLifetime.Seconds()), accessToken, r.PostForm.Get("scope")})
+			}{token, "bearer", int(max(0, time.Until(until).Round(time.Second)) / time.Second), accessToken, r.PostForm.Get("scope")})
 			return
 		}
 		refused = &refusal{http.StatusUnauthorized, "invalid_client", "it was taken from the callers just now"}
@@ -46,10 +50,11 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": refused.kind, "error_description": refused.why}) // the client may have left
 }
 
-// client is the name of who asks for a token.
-func (s *Server) client(r *http.Request) (name string, refused *refusal) {
-	invalid := func(why string) (string, *refusal) {
-		return "", &refusal{http.StatusBadRequest, "invalid_request", why}
+// client is the name of who asks for a token, and until when it may be good.
+func (s *Server) client(r *http.Request) (name string, until time.Time, refused *refusal) {
+	until = time.Now().Add(s.config.Access.TokenLifetime)
+	invalid := func(why string) (string, time.Time, *refusal) {
+		return "", time.Time{}, &refusal{http.StatusBadRequest, "invalid_request", why}
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
 		return invalid("the body must be application/x-www-form-urlencoded")
@@ -69,9 +74,9 @@ func (s *Server) client(r *http.Request) (name string, refused *refusal) {
 		}
 		name, known := callers.Caller(secret)
 		if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(name)) != 1 {
-			return "", &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
+			return "", time.Time{}, &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
 		}
-		return name, nil
+		return name, until, nil
 	case grantExchange: // how Java's client renews its token
 		if r.PostForm.Get("actor_token") != "" {
 			return invalid("actor_token: nobody acts for another here")
@@ -79,11 +84,20 @@ func (s *Server) client(r *http.Request) (name string, refused *refusal) {
 		if kind := r.PostForm.Get("subject_token_type"); kind != accessToken {
 			return invalid("subject_token_type: only " + accessToken + " is served")
 		}
-		name, err := callers.Access(r.PostForm.Get("subject_token"))
-		if err != nil {
-			return "", &refusal{http.StatusBadRequest, "invalid_grant", "subject_token: " + err.Error()}
+		name, first, err := callers.Access(r.PostForm.Get("subject_token"))
+		if id, secret, basic := r.BasicAuth(); basic { // Java's client proves who it is once its token has expired
+			if owner, known := callers.Caller(secret); known && owner == name && id == name && (err == nil || errors.Is(err, auth.ErrExpired)) {
+				return name, until, nil
+			}
+			return "", time.Time{}, &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
 		}
-		return name, nil
+		if err != nil {
+			return "", time.Time{}, &refusal{http.StatusBadRequest, "invalid_grant", "subject_token: " + err.Error()}
+		}
+		if !first.IsZero() && first.Before(until) {
+			until = first
+		}
+		return name, until, nil
 	}
-	return "", &refusal{http.StatusBadRequest, "unsupported_grant_type", "grant_type: client_credentials and token-exchange are served"}
+	return "", time.Time{}, &refusal{http.StatusBadRequest, "unsupported_grant_type", "grant_type: client_credentials and token-exchange are served"}
 }

@@ -35,7 +35,7 @@ func guarded(t testing.TB) *place {
 		t.Fatal(err)
 	}
 	p.Access.Callers = tokens
-	p.Access.Rights = map[string]restcatalog.Right{"anna": restcatalog.Admin, "carl": restcatalog.Write, "dora": restcatalog.None} // and bert may read
+	p.Access.Rights = map[string]restcatalog.Right{"anna": restcatalog.Admin, "bert": restcatalog.Read, "carl": restcatalog.Write} // and dora nothing, for she is not named
 	return p
 }
 
@@ -116,12 +116,36 @@ func TestOAuth2(t *testing.T) {
 		}
 	}
 
-	expired, _ := p.Access.Callers.Issue("anna", -time.Second)
+	expired, _ := p.Access.Callers.Issue("anna", time.Now().Add(-time.Second))
 	if a := p.must(t, 419, http.MethodGet, "/v1/config", nil, "Authorization", "Bearer "+expired); a.kind(t) != "AuthenticationTimeoutException" {
 		t.Errorf("%s", a.body)
 	}
 	if a := ask(exchange + expired + issued); a.status != 400 || !strings.Contains(a.body, "invalid_grant") {
 		t.Errorf("an expired token renewed: %d %s", a.status, a.body)
+	}
+
+	// What an exchange gives expires with what was exchanged, however often it is done; with the secret it is a new beginning.
+	short, _ := p.Access.Callers.Issue("anna", time.Now().Add(2*time.Minute))
+	again := short
+	for range 3 {
+		ask(exchange+again+issued).into(t, &token)
+		if again = token.Token; token.Expires > 120 {
+			t.Errorf("a token of two minutes was exchanged for one of %d seconds", token.Expires)
+		}
+	}
+	_, end, err1 := p.Access.Callers.Access(short)
+	_, last, err2 := p.Access.Callers.Access(again)
+	if err1 != nil || err2 != nil || !last.Equal(end) {
+		t.Errorf("it expires at %v, and the first at %v; %v, %v", last, end, err1, err2)
+	}
+	for name, subject := range map[string]string{"good": short, "expired": expired} {
+		if ask(exchange+subject+issued, "Authorization", basic).into(t, &token); token.Expires != 3600 {
+			t.Errorf("a %s token and the secret: %d seconds", name, token.Expires)
+		}
+	}
+	r.SetBasicAuth("bert", tokenOf("bert"))
+	if a := ask(exchange+short+issued, "Authorization", r.Header.Get("Authorization")); a.status != http.StatusUnauthorized {
+		t.Errorf("another's token and one's own secret: %d %s", a.status, a.body)
 	}
 
 	// iceberg-go's client goes that way by itself.
