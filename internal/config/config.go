@@ -25,6 +25,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/auth"
 )
 
 // EnvPrefix starts the name of every environment variable: kafka.brokers is MILLRACE_KAFKA_BROKERS.
@@ -66,9 +67,23 @@ type ClientTLS struct {
 
 // Auth says who may call.
 type Auth struct {
-	Tokens string `yaml:"tokens" doc:"File with a line NAME:TOKEN for each caller, who sends Authorization: Bearer TOKEN. Empty: loopback only, and no token is asked for."`
-	Token  Secret `yaml:"token" doc:"Token that the commands of this program (status, verify, sql, import) send."`
-	CA     string `yaml:"ca" doc:"PEM file of the authorities that these commands trust. Empty: the system's."`
+	Tokens string              `yaml:"tokens" doc:"File with a line NAME:TOKEN for each caller, who sends Authorization: Bearer TOKEN. Empty: loopback only, and no token is asked for."`
+	Rights map[string][]string `yaml:"rights" doc:"What these callers may do, as {name: [right, …]}: commands, queries (or of one service: commands.order, queries.customer; services are order, catalog, customer, inventory), sql (or one table: sql.order_lines; or those that begin so: sql.web.*), catalog.read, catalog.write (make tables and commit to them, too) and catalog.admin (drop, rename and register tables, and namespaces, too), operations (status, verify), profiles, all. Callers that are not named may do nothing. Where no token is asked for, everybody may do everything."`
+	Token  Secret              `yaml:"token" doc:"Token that the commands of this program (status, verify, sql, import) send."`
+	CA     string              `yaml:"ca" doc:"PEM file of the authorities that these commands trust. Empty: the system's."`
+}
+
+// Granted are the rights by caller.
+func (a Auth) Granted() (map[string]auth.Rights, error) {
+	granted := map[string]auth.Rights{}
+	for name, list := range a.Rights {
+		rights, err := auth.ParseRights(list)
+		if err != nil {
+			return nil, fmt.Errorf("auth.rights: %s: %w", name, err)
+		}
+		granted[name] = rights
+	}
+	return granted, nil
 }
 
 // Admin is the operators' door.
@@ -153,7 +168,7 @@ type Lake struct {
 
 // REST says what callers of the REST catalog may do, and what they are given.
 type REST struct {
-	Rights        map[string]string `yaml:"rights" doc:"What callers of auth.tokens may do, as {name: right}: none, read, write (make tables and commit to them, too) or admin (drop, rename and register tables, and namespaces, too). Others: read. Where no token is asked for, everyone has admin."`
+	Rights        map[string]string `yaml:"rights" doc:"Moved: name catalog.read, catalog.write or catalog.admin in auth.rights."`
 	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"How long a token is good that an engine gets by OAuth2, with a caller's name as its client id and the caller's token as its secret."`
 	ReadKeys      Keys              `yaml:"read_keys" doc:"Keys of the object store that engines are handed if they ask (vended credentials): make them for this, with the right to read. Empty: engines bring their own. Never those of lake.s3."`
 	WriteKeys     Keys              `yaml:"write_keys" doc:"The same for callers who may write. Empty: they are handed read_keys."`
@@ -198,6 +213,7 @@ func Default() Config {
 	return Config{
 		Addr:          "127.0.0.1:7400",
 		Admin:         Admin{Addr: "127.0.0.1:7401"},
+		Auth:          Auth{Rights: map[string][]string{}},
 		Commands:      Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
 		Data:          "data",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
@@ -324,6 +340,12 @@ func (c Config) Check() error {
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)
 	}
+	if _, err := c.Auth.Granted(); err != nil {
+		bad("%w", err)
+	}
+	if len(c.Auth.Rights) > 0 && c.Auth.Tokens == "" {
+		bad("auth.rights: nobody is asked who they are: name the callers' tokens in auth.tokens")
+	}
 	c.Kafka.check(bad)
 	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
 		if codec != "plain" && c.Registry.URL == "" {
@@ -367,10 +389,8 @@ func (c Config) Check() error {
 }
 
 func (l Lake) checkREST(bad func(string, ...any)) {
-	for name, right := range l.REST.Rights {
-		if !slices.Contains(rights, right) {
-			bad("lake.rest.rights: %q of %s is not one of %s", right, name, strings.Join(rights, ", "))
-		}
+	if len(l.REST.Rights) > 0 {
+		bad("lake.rest.rights: rights have one place now, auth.rights: give there catalog.read, catalog.write or catalog.admin (callers that are not named may do nothing)")
 	}
 	if l.REST.TokenLifetime < time.Minute {
 		bad("lake.rest.token_lifetime: %v is below 1m", l.REST.TokenLifetime)
@@ -387,8 +407,6 @@ func (l Lake) checkREST(bad func(string, ...any)) {
 		}
 	}
 }
-
-var rights = []string{"none", "read", "write", "admin"}
 
 // hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
 func hasPassword(s string) bool {
@@ -516,12 +534,12 @@ func scalar(v reflect.Value) string {
 			return fmt.Sprintf("{file: %q}", x.file)
 		}
 		return strconv.Quote(x.String())
-	case map[string]string, map[string]int:
-		b, _ := yaml.Marshal(x) // a map of texts or numbers
-		if v.Len() == 0 {
-			return "{}"
-		}
-		return "{" + strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", ", ") + "}"
+	case map[string]string, map[string]int, map[string][]string:
+		var node yaml.Node
+		_ = node.Encode(x) // a map of texts, numbers or lists of texts
+		node.Style = yaml.FlowStyle
+		b, _ := yaml.Marshal(&node)
+		return strings.TrimSpace(string(b))
 	default:
 		return fmt.Sprint(x)
 	}

@@ -28,6 +28,8 @@ func TestWrittenFileReadsBack(t *testing.T) {
 	t.Parallel()
 	want := config.Default()
 	want.Addr, want.Log.Level, want.Log.Format = "127.0.0.1:1", slog.LevelInfo, "json"
+	want.Auth.Rights = map[string][]string{"anna": {"all"}, "shop: online": {"commands.order", "sql.ns x.my table"}}
+	want.Commands.Currencies = map[string]int{"GBP": 3, "PTS": 0}
 	want.Lake.CommitInterval, want.Kafka.Partitions = 1500*time.Millisecond, 7
 	var b bytes.Buffer
 	if _, err := want.WriteTo(&b); err != nil {
@@ -121,7 +123,9 @@ func TestCheckNamesTheKey(t *testing.T) {
 		"commands.clock_leeway": func(c *config.Config) { c.Commands.ClockLeeway = 2 * time.Hour },
 		"commands.currencies":   func(c *config.Config) { c.Commands.Currencies["gbp"] = 3 },
 
-		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "all" },
+		"lake.rest.rights":         func(c *config.Config) { c.Lake.REST.Rights["anna"] = "read" },
+		"auth.rights: anna":        func(c *config.Config) { c.Auth.Tokens, c.Auth.Rights["anna"] = "tokens", []string{"everything"} },
+		"auth.rights: nobody":      func(c *config.Config) { c.Auth.Rights["anna"] = []string{"all"} },
 		"lake.rest.token_lifetime": func(c *config.Config) { c.Lake.REST.TokenLifetime = time.Second },
 		"lake.rest.read_keys":      func(c *config.Config) { c.Lake.REST.ReadKeys.AccessKey = "a" },
 		"lake.rest.write_keys": func(c *config.Config) { // the landers' own

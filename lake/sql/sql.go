@@ -56,6 +56,7 @@ type SQL struct {
 	reader   *clickhouse.Client
 	store    S3
 	snapshot *snapshots
+	may      func(table string) bool // nil: everything
 }
 
 // New makes a SQL over the tables that the function names, which is called for every query. The client acts as
@@ -113,7 +114,10 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	if !ok {
 		return nil, &QueryError{Message: fmt.Sprintf("there is no output format %q; there are %s", format, strings.Join(slices.Sorted(maps.Keys(formats)), ", "))}
 	}
-	tables, err := resolve(ctx, func(name string) bool { return mentions(query, name) })
+	if err := s.inScope(query); err != nil {
+		return nil, err
+	}
+	tables, err := s.visible(resolve)(ctx, func(name string) bool { return mentions(query, name) })
 	if err != nil {
 		return nil, fmt.Errorf("resolve the tables: %w", err)
 	}
@@ -195,6 +199,9 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		}
 	case clickhouse.CodeUnknownTable:
 		if m := unknownTable.FindStringSubmatch(q.Message); m != nil {
+			if err := s.missing(m[1]); err != nil {
+				return err
+			}
 			q.Message = fmt.Sprintf("there is no table %q", m[1])
 		}
 		q.Tables = snap.tables

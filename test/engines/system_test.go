@@ -32,7 +32,7 @@ const realData = "../../../shared/data/online-retail.parquet"
 const namespace = "millrace"
 
 // Callers of the system: each engine is one, with a right of its own.
-var callers = map[string]string{"trino": "write", "spark": "admin", "python": "read", "owner": "admin"}
+var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admin", "python": "catalog.read", "owner": "all"}
 
 func tokenOf(caller string) string { return caller + "-of-the-engines-tests" }
 
@@ -99,7 +99,7 @@ func (s *system) start(ctx context.Context) error {
 	tokens, rights := "", []string{}
 	for caller, right := range callers {
 		tokens += caller + ":" + tokenOf(caller) + "\n"
-		rights = append(rights, caller+": "+right)
+		rights = append(rights, caller+": ["+right+"]")
 	}
 	if err := os.WriteFile(filepath.Join(s.dir, "tokens"), []byte(tokens), 0o600); err != nil {
 		return err
@@ -122,7 +122,7 @@ func (s *system) start(ctx context.Context) error {
 		"MILLRACE_LAKE_S3_ENDPOINT=" + store.Endpoint, "MILLRACE_LAKE_S3_REGION=" + store.Region,
 		"MILLRACE_LAKE_S3_ACCESS_KEY=" + store.AccessKey, "MILLRACE_LAKE_S3_SECRET_KEY=" + store.SecretKey,
 		"MILLRACE_LAKE_COMMIT_INTERVAL=200ms", "MILLRACE_LAKE_MAINTENANCE_EVERY=5s",
-		"MILLRACE_LAKE_REST_RIGHTS={" + strings.Join(rights, ", ") + "}",
+		"MILLRACE_AUTH_RIGHTS={" + strings.Join(rights, ", ") + "}",
 	}
 	for _, kind := range []string{"READ", "WRITE"} {
 		s.env = append(s.env, "MILLRACE_LAKE_REST_"+kind+"_KEYS_ACCESS_KEY="+store.Other.AccessKey, "MILLRACE_LAKE_REST_"+kind+"_KEYS_SECRET_KEY="+store.Other.SecretKey)

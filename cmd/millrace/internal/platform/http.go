@@ -29,6 +29,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
@@ -78,17 +79,17 @@ func (p *Platform) api() http.Handler {
 	if p.has(Commands) {
 		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
-		mux.Handle(customer.NewHandler(p.stores[event.Customer.Name], opts...))
-		mux.Handle(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...))
-		mux.Handle(inventory.NewHandler(p.stores[event.Stock.Name], opts...))
-		mux.Handle(order.NewHandler(p.stores[event.Order.Name], opts...))
+		mux.Handle(rightful(customer.NewHandler(p.stores[event.Customer.Name], opts...)))
+		mux.Handle(rightful(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...)))
+		mux.Handle(rightful(inventory.NewHandler(p.stores[event.Stock.Name], opts...)))
+		mux.Handle(rightful(order.NewHandler(p.stores[event.Order.Name], opts...)))
 		services = append(services, customerv1connect.CustomerServiceName, catalogv1connect.CatalogServiceName,
 			inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName)
 	}
 	if p.has(Query) {
 		door := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
-		mux.Handle(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...)))
-		mux.Handle(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...)))
+		mux.Handle(rightful(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...))))
+		mux.Handle(rightful(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...))))
 		mux.HandleFunc("POST /v1/sql", p.serveSQL)
 		services = append(services, orderv1connect.OrderQueryServiceName, catalogv1connect.CatalogQueryServiceName)
 	}
@@ -123,11 +124,12 @@ func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Hand
 func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
 	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, TokenLifetime: c.TokenLifetime}
-	var err error
-	for name, right := range c.Rights {
-		if access.Rights[name], err = restcatalog.ParseRight(right); err != nil {
-			return access, fmt.Errorf("lake.rest.rights: %s: %w", name, err)
-		}
+	granted, err := p.cfg.Auth.Granted()
+	if err != nil {
+		return access, err
+	}
+	for name, rights := range granted {
+		access.Rights[name] = catalogRight(rights)
 	}
 	for _, keys := range []struct {
 		key  string
@@ -149,17 +151,18 @@ func (p *Platform) operations() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", p.serveReady)
 	mux.Handle("GET /metrics", p.metrics.Handler())
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Index)))
+	mux.Handle("GET /debug/pprof/profile", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Profile)))
+	mux.Handle("GET /debug/pprof/trace", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Trace)))
 	if h := failpoint.Handler(); h != nil {
-		mux.Handle("/debug/failpoints", h)
+		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
 	})
 	if p.has(Admin) {
-		mux.Handle(adminv1connect.NewAdminServiceHandler(p))
+		path, h := adminv1connect.NewAdminServiceHandler(p)
+		mux.Handle(path, onlyWith(auth.Operations, h))
 		reflector := grpcreflect.NewStaticReflector(adminv1connect.AdminServiceName)
 		mux.Handle(grpcreflect.NewHandlerV1(reflector))
 		mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
@@ -308,6 +311,15 @@ const ReadAtHeader = "Millrace-Read-At"
 // serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first row is a status and a text; after that the connection is
 // cut, so that a part is never taken for the whole.
 func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
+	asks, err := p.sqlOf(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	if err := knownParameters(r.URL.Query(), "output", "as_of"); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
 	if err != nil {
 		http.Error(w, "read the query: "+err.Error(), http.StatusBadRequest)
@@ -319,19 +331,23 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	}
 	var rows io.ReadCloser
 	if moment := r.URL.Query().Get("as_of"); moment == "" {
-		rows, err = p.sql.Run(r.Context(), string(query), format)
+		rows, err = asks.Run(r.Context(), string(query), format)
 	} else {
 		var read []ReadAt
-		if rows, read, err = SQLAsOf(r.Context(), p.sql, p.lake, string(query), format, moment); err == nil {
+		if rows, read, err = SQLAsOf(r.Context(), asks, p.lake, string(query), format, moment); err == nil {
 			var told []byte
 			if told, err = json.Marshal(read); err == nil {
 				w.Header().Set(ReadAtHeader, string(told))
 			}
 		}
 	}
+	var beyond *lakesql.ScopeError
 	var fault *lakesql.QueryError
 	var history *lake.HistoryError
 	switch {
+	case errors.As(err, &beyond):
+		http.Error(w, beyond.Error(), http.StatusForbidden)
+		return
 	case errors.As(err, &history):
 		http.Error(w, history.Error(), http.StatusGone)
 		return

@@ -221,9 +221,17 @@ func (p *Platform) startListeners(ctx context.Context) error {
 	if p.cfg.Auth.Tokens == "" {
 		return nil
 	}
-	var err error
-	p.tokens, err = auth.Open(p.cfg.Auth.Tokens, p.log)
-	return err
+	granted, err := p.cfg.Auth.Granted()
+	if err != nil {
+		return err
+	}
+	if p.tokens, err = auth.Open(p.cfg.Auth.Tokens, p.log); err != nil {
+		return err
+	}
+	if p.tokens.Grant(granted); len(granted) == 0 {
+		p.log.Warn("auth.rights names nobody, so every call is refused: say there what the callers of auth.tokens may do")
+	}
+	return nil
 }
 
 // taken adds to an error of a listener what to change where its port is in use.
