@@ -28,6 +28,7 @@ import (
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/sqlite"
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/location"
 )
 
 // Namespace is where our tables stand in the catalog, and CatalogName is what outside engines must call that catalog: the
@@ -48,6 +49,8 @@ type Config struct {
 	// Tables are those that this process lands in and tells about; Tables() where nil.
 	Tables []Table
 	// ReadOnly opens a lake that exists, beside the process that lands in it.
+	// Sync makes every file of a warehouse in a folder durable against a power cut before a commit names it. It holds for the process.
+	Sync     bool
 	ReadOnly bool
 	Logger   *slog.Logger // required
 }
@@ -72,6 +75,9 @@ func Open(ctx context.Context, c Config) (*Lake, error) {
 	w, err := openWarehouse(ctx, c)
 	if err != nil {
 		return nil, err
+	}
+	if c.Sync {
+		location.Sync()
 	}
 	l := &Lake{warehouse: w, tables: c.Tables, log: c.Logger.With("part", "lake")}
 	if l.tables == nil {

@@ -41,6 +41,7 @@ type Config struct {
 	Drain         time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
 	Commands      Commands      `yaml:"commands" doc:"What commands are taken."`
 	Data          string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
+	Durability    string        `yaml:"durability" doc:"What the embedded log and the lake's folder outlive: crash, the end of the process however violent, or power-loss, a power cut too. The event stores outlive both in any case, so with crash the log and all that is made of it can be made again. power-loss syncs each write: see docs/testing.md for what it costs. Real servers and object stores do as they are set up."`
 	Log           Log           `yaml:"log" doc:"Structured logs, on standard error."`
 	Store         Store         `yaml:"store" doc:"Event store: one per service."`
 	Kafka         Kafka         `yaml:"kafka" doc:"The log."`
@@ -216,6 +217,7 @@ func Default() Config {
 		Auth:          Auth{Rights: map[string][]string{}},
 		Commands:      Commands{ClockLeeway: time.Minute, Currencies: map[string]int{}},
 		Data:          "data",
+		Durability:    "crash",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
 		SettingsEvery: 5 * time.Minute,
 		Kafka:         Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
@@ -327,6 +329,9 @@ func (c Config) Check() error {
 	}
 	if c.Data == "" {
 		bad("data: name a folder")
+	}
+	if c.Durability != "crash" && c.Durability != "power-loss" {
+		bad("durability: %q is neither crash nor power-loss", c.Durability)
 	}
 	if c.SettingsEvery <= 0 {
 		bad("settings_every: %v is not above 0", c.SettingsEvery)

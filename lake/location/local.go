@@ -2,12 +2,14 @@ package location
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/apache/iceberg-go/io"
 )
@@ -78,31 +80,79 @@ func (Local) ReadFile(name string) ([]byte, error) {
 	return os.ReadFile(p) //nolint:gosec // as for Open
 }
 
+// synced is set once a table of this process is to outlive a power cut.
+var synced atomic.Bool
+
+// Sync makes every file that this process writes by Local from now on durable before its Close returns: the file, and its name in each
+// folder that was made for it.
+func Sync() { synced.Store(true) }
+
 // Create implements io.WriteFileIO.
 func (Local) Create(name string) (io.FileWriter, error) {
-	p, err := inFolder("create", name)
+	p, made, err := inFolder("create", name)
 	if err != nil {
 		return nil, err
 	}
-	return os.Create(p) //nolint:gosec // as for Open
+	f, err := os.Create(p) //nolint:gosec // as for Open
+	if err != nil || !synced.Load() {
+		return f, err
+	}
+	return durable{f, made}, nil
 }
 
 // WriteFile implements io.WriteFileIO.
 func (Local) WriteFile(name string, content []byte) error {
-	p, err := inFolder("create", name)
+	p, made, err := inFolder("create", name)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(p, content, 0o644) //nolint:gosec // other engines read it, as other users
+	if !synced.Load() {
+		return os.WriteFile(p, content, 0o644) //nolint:gosec // other engines read it, as other users
+	}
+	f, err := os.Create(p) //nolint:gosec // as for Open
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, durable{f, made}.Close())
 }
 
-// inFolder is the path of a file that is about to be made, whose folder is there.
-func inFolder(op, name string) (string, error) {
-	p, err := resolve(op, name)
-	if err != nil {
-		return "", err
+// durable is a file that is synced before it is closed, and then the folders that name it.
+type durable struct {
+	*os.File
+	folders []string
+}
+
+// Close implements io.Closer.
+func (d durable) Close() error {
+	errs := []error{d.Sync(), d.File.Close()}
+	for _, folder := range d.folders {
+		errs = append(errs, syncFolder(folder))
 	}
-	return p, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
+	return errors.Join(errs...)
+}
+
+// syncFolder is a variable, so that a test can see which folders are synced.
+var syncFolder = func(folder string) error {
+	f, err := os.Open(folder) //nolint:gosec // a table's folder
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// inFolder is the path of a file that is about to be made, whose folder is there; and the folders that have a new name in them then.
+func inFolder(op, name string) (p string, folders []string, err error) {
+	if p, err = resolve(op, name); err != nil {
+		return "", nil, err
+	}
+	for folder := filepath.Dir(p); ; folder = filepath.Dir(folder) {
+		folders = append(folders, folder)
+		if _, err := os.Stat(folder); err == nil || folder == filepath.Dir(folder) {
+			break
+		}
+	}
+	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
 // Remove implements io.IO.

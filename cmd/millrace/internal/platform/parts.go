@@ -90,7 +90,9 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 func (p *Platform) startKafka(ctx context.Context) error {
 	brokers := p.cfg.Kafka.Brokers
 	if brokers == "" {
-		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, Logger: p.log})
+		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{
+			DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, SyncWrites: p.cfg.Durability == "power-loss", Logger: p.log,
+		})
 		if err != nil {
 			return taken(err, p.cfg.Kafka.Listen, "the setting kafka.listen")
 		}
@@ -282,6 +284,7 @@ func (p *Platform) run(name string, f feed) {
 func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	out := lake.Config{
 		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
+		Sync:   c.Durability == "power-loss",
 		S3:     lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
 		Logger: log,
 	}
