@@ -39,11 +39,11 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 	var bases []int64 // the snapshots on which it was tried
 	written := time.Now()
 	for failures := 0; ; failures++ {
-		base, err := l.try(ctx, b, files, len(bases) > 0)
+		base, err := l.try(ctx, b, w, files, len(bases) > 0)
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, errFenced) {
+		if unwritable := (*UnwritableError)(nil); errors.Is(err, errFenced) || errors.As(err, &unwritable) {
 			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		if base != unknownBase {
@@ -64,7 +64,7 @@ const (
 
 // try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It returns
 // nil where the commit is in the table.
-func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, again bool) (base int64, err error) {
+func (l *lander) try(ctx context.Context, b *batch, w *fileWriter, files []iceberg.DataFile, again bool) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	t, err := l.lake.load(ctx, l.table.identifier())
@@ -83,6 +83,15 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	}
 	if !at.at(b.from) && !failpoint.On("lake.nofence") {
 		return unknownBase, fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.next, b.from)
+	}
+	if !asWritten(w.table.Metadata(), t.Metadata()) { // since the writer was made
+		step, err := l.table.step(t.Metadata())
+		if err == nil {
+			err = writable(ctx, t.Metadata(), step.Columns)
+		}
+		if err != nil {
+			return unknownBase, &UnwritableError{l.table.called(), err}
+		}
 	}
 	base = noBase
 	if head := t.CurrentSnapshot(); head != nil {
@@ -111,7 +120,7 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 			props[propRows] = strconv.FormatInt(at.rows+b.born, 10)
 			summary[propRows] = props[propRows]
 		}
-		if err := stageRows(ctx, tx, files, b.deletes, summary); err != nil {
+		if err := stageRows(ctx, tx, t.Metadata().Version(), files, b.deletes, summary); err != nil {
 			return unknownBase, fmt.Errorf("stage commit: %w", err)
 		}
 	}
@@ -127,9 +136,12 @@ func (l *lander) try(ctx context.Context, b *batch, files []iceberg.DataFile, ag
 	return base, l.config.at(ctx, l.table.Name, stepCommitted)
 }
 
+// rowIDs is the first format version in which rows have ids. iceberg-go gives them to what a row delta adds, not to what is added as files.
+const rowIDs = 3
+
 // stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have brought.
-func stageRows(ctx context.Context, tx *table.Transaction, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
-	if len(deletes) > 0 {
+func stageRows(ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
+	if len(deletes) > 0 || format >= rowIDs {
 		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
 	}
 	return tx.AddDataFiles(ctx, files, summary, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())

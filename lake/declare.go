@@ -143,11 +143,11 @@ func (l *Lake) tryEvolve(ctx context.Context, t Table) (done bool, err error) {
 	if err := t.owned(have.Properties()); err != nil {
 		return true, err
 	}
-	step, err := t.step(have)
+	meta := have.Metadata()
+	step, err := t.step(meta)
 	if err != nil {
 		return true, err
 	}
-	meta := have.Metadata()
 	var reqs []table.Requirement
 	var updates []table.Update
 	if len(step.Changes) > 0 {

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 
 	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
@@ -43,7 +46,17 @@ const (
 	chunkBytes = 16 << 20
 )
 
+// newFileWriter makes a writer of a table's rows, whose last columns are those of their origin.
 func newFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table) (*fileWriter, error) {
+	w, err := openFileWriter(ctx, fields, t)
+	if err != nil {
+		return nil, err
+	}
+	w.origin = originOf(w.columns)
+	return w, nil
+}
+
+func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table) (*fileWriter, error) {
 	columns, err := columnar.New(fields)
 	if err != nil {
 		return nil, err
@@ -57,7 +70,7 @@ func newFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table)
 		return nil, fmt.Errorf("where the table keeps its files: %w", err)
 	}
 	return &fileWriter{
-		columns: columns, origin: originOf(columns), ctx: ctx, table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
+		columns: columns, ctx: ctx, table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
 	}, nil
 }
 
@@ -174,13 +187,17 @@ func (w *fileWriter) describe(written pages.File) (iceberg.DataFile, error) {
 		Content: iceberg.EntryContentData, SortOrderID: table.UnsortedSortOrderID, Properties: w.table.Properties(),
 		FormatVersion: w.table.Metadata().Version(),
 	})
-	if err != nil || len(written.NaNs) == 0 {
+	if err != nil || len(written.NaNs) == 0 && spec.NumFields() == 0 {
 		return f, err
+	}
+	partition := map[int]any{} // of a table whose partition fields were all dropped: nothing, for each of them
+	for _, field := range spec.Fields() {
+		partition[field.FieldID] = nil
 	}
 	// Parquet's footer does not count what is not a number, so iceberg-go does not either.
 	nans := maps.Clone(written.NaNs)
 	maps.DeleteFunc(nans, func(id int, _ int64) bool { _, counted := f.ValueCounts()[id]; return !counted })
-	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), nil, nil, nil, f.Count(), f.FileSizeBytes())
+	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), partition, nil, nil, f.Count(), f.FileSizeBytes())
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +211,10 @@ func (w *fileWriter) spread(ctx context.Context, name string) ([]iceberg.DataFil
 	if w.columns.Rows() == 0 {
 		return nil, nil
 	}
-	rec := w.columns.Record() // released by its reader
+	rec, err := w.withSources(w.columns.Record()) // released by its reader
+	if err != nil {
+		return nil, err
+	}
 	defer w.reset()
 	names := &renaming{rename: func(n int) string { return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n)) }, given: map[string]string{}}
 	under := table.New(w.table.Identifier(), w.table.Metadata(), w.table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
@@ -206,7 +226,7 @@ func (w *fileWriter) spread(ctx context.Context, name string) ([]iceberg.DataFil
 	}, nil)
 	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
 	var files []iceberg.DataFile
-	for f, err := range table.WriteRecords(ctx, under, w.columns.Schema(), once, table.WithClusteredWrite()) {
+	for f, err := range table.WriteRecords(ctx, under, rec.Schema(), once, table.WithClusteredWrite()) {
 		if err == nil {
 			f, err = relocated(f, w.table, names.of(f.FilePath()))
 		}
@@ -229,6 +249,43 @@ func (w *fileWriter) remove(files ...iceberg.DataFile) error {
 		errs = append(errs, w.removeAt(f.FilePath()))
 	}
 	return errors.Join(errs...)
+}
+
+// withSources adds to rows the columns that the table is partitioned by and that are not among those written: they are null.
+func (w *fileWriter) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
+	schema, spec := w.table.Schema(), w.table.Spec()
+	written := map[int]bool{}
+	for _, f := range w.columns.Fields() {
+		written[f.ID] = true
+	}
+	var missing []iceberg.NestedField
+	for _, f := range schema.Fields() { // the source may be inside of one
+		inside := iceberg.NewSchema(0, f)
+		isSource := false
+		for _, p := range spec.Fields() {
+			_, ok := inside.FindFieldByID(p.SourceID())
+			isSource = isSource || ok
+		}
+		if isSource && !written[f.ID] {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) == 0 {
+		return rec, nil
+	}
+	defer rec.Release()
+	nulls, err := table.SchemaToArrowSchema(iceberg.NewSchema(0, missing...), nil, true, false)
+	if err != nil {
+		return nil, fmt.Errorf("the columns that the table is partitioned by: %w", err)
+	}
+	arrays := slices.Clone(rec.Columns())
+	for _, f := range nulls.Fields() {
+		a := array.MakeArrayOfNull(memory.DefaultAllocator, f.Type, int(rec.NumRows()))
+		defer a.Release()
+		arrays = append(arrays, a)
+	}
+	all := arrow.NewSchema(slices.Concat(rec.Schema().Fields(), nulls.Fields()), nil)
+	return array.NewRecordBatch(all, arrays, rec.NumRows()), nil
 }
 
 // close ends the writer; a file that was not finished is given up.

@@ -30,8 +30,8 @@ type Grower interface {
 }
 
 // grown are the columns of a table that grows: those that it has, those declared, those its records ask for.
-func (t Table) grown(have *table.Table, keys evolution.Keys) ([]columnar.Field, error) {
-	there, err := evolution.Columns(have.Schema(), keys)
+func (t Table) grown(have table.Metadata, keys evolution.Keys) ([]columnar.Field, error) {
+	there, err := evolution.Columns(have.CurrentSchema(), keys)
 	if err != nil {
 		return nil, err
 	}
@@ -39,11 +39,33 @@ func (t Table) grown(have *table.Table, keys evolution.Keys) ([]columnar.Field, 
 	there = slices.DeleteFunc(there, func(f columnar.Field) bool {
 		return slices.ContainsFunc(origin, func(o columnar.Field) bool { return o.Name == f.Name })
 	})
-	want, err := evolution.Union(there, t.Columns)
+	want, err := evolution.Union(optional(there), t.Columns)
 	if err == nil && t.grow != nil {
 		want, err = t.grow(want)
 	}
-	return slices.Concat(want, origin), err
+	return slices.Concat(columnar.Storable(want), origin), err
+}
+
+// optional are columns whose structs may lack any of their fields, as records may.
+func optional(fields []columnar.Field) []columnar.Field {
+	out := slices.Clone(fields)
+	for i, f := range out {
+		switch t := f.Type.(type) {
+		case columnar.Struct:
+			inner := optional(t.Fields)
+			for j := range inner {
+				inner[j].Required = false
+			}
+			out[i].Type = columnar.Struct{Fields: inner}
+		case columnar.List:
+			t.Element = optional([]columnar.Field{t.Element})[0]
+			out[i].Type = t
+		case columnar.Map: // the key of a map cannot be changed
+			t.Value = optional([]columnar.Field{t.Value})[0]
+			out[i].Type = t
+		}
+	}
+	return out
 }
 
 // held is a record that a partition stands at for now: it needs columns, or something that can pass is in its way.

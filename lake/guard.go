@@ -1,6 +1,7 @@
 package lake
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,15 +12,19 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/evolution"
 )
 
 // guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
 // landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then stay deleted. What
 // would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what was meant: the positions in the
-// properties say that the rows before them are in the table, whoever takes these away. A nil after says that the table would be
-// renamed, or another's metadata in its place.
+// properties say that the rows before them are in the table, whoever takes these away. A nil before says that the table is new, a nil
+// after that it would be renamed, or another's metadata in its place.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
+	if before == nil {
+		return l.begins(name, after)
+	}
 	if _, landed := before.Properties()[evolution.Property]; !landed {
 		return nil
 	}
@@ -82,8 +87,8 @@ func sameProperties(before, after iceberg.Properties) error {
 			return fmt.Errorf("set-properties: %s: landers keep this table, and this property of it", key)
 		}
 	}
-	for key := range was {
-		if _, ok := is[key]; !ok {
+	for key := range was { // without a placing property, files go where landers want them
+		if _, ok := is[key]; !ok && !slices.Contains(placing, key) {
 			return fmt.Errorf("remove-properties: %s: landers keep this table, and this property of it", key)
 		}
 	}
@@ -124,38 +129,93 @@ func dated(before, after table.Metadata, now time.Time) error {
 	return nil
 }
 
-// fits tells whether the landers' rows fit the columns as well as before.
+// How long it may take to find out whether a table can be written; it is done in memory.
+const rehearsalTimeout = 10 * time.Second
+
+// fits tells whether landers can write the table as well as before. Where they could not, whatever leads out of that may be done: the
+// columns that they write stay, and those that stand in their way may go.
 func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
-	if before.CurrentSchema().Equals(after.CurrentSchema()) {
+	if asWritten(before, after) {
 		return nil
 	}
-	for _, t := range l.tables {
-		if !slices.Equal(t.identifier(), name) {
-			continue
-		}
-		keys, err := evolution.ParseKeys(after.Properties()[evolution.Property])
-		if err != nil {
-			return err
-		}
-		was, err := evolution.Of(before.CurrentSchema(), before.LastColumnID(), keys, t.columns())
-		if err != nil || len(was.Changes) > 0 {
-			return nil //nolint:nilerr // it does not fit as it is: whoever lands it says what is wrong
-		}
-		is, err := evolution.Of(after.CurrentSchema(), after.LastColumnID(), keys, t.columns())
-		if err == nil && len(is.Changes) > 0 {
-			err = errors.New(strings.Join(is.Changes, "; "))
-		}
-		if err != nil {
-			return fmt.Errorf("set-current-schema: landers keep this table, and would have to make up for it: %w", err)
-		}
-		return nil
+	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
+	defer cancel()
+	if t, ok := l.declared(name); ok {
+		return t.fits(ctx, before, after)
 	}
 	// Another process lands it, and knows its columns: all that are there may be the landers'.
-	return keeps("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields())
+	keys, err := evolution.ParseKeys(before.Properties()[evolution.Property])
+	if err != nil {
+		return err
+	}
+	blocked := landable(ctx, before) != nil
+	mayGo := func(f iceberg.NestedField) bool {
+		return blocked && keys[f.ID] == "" && !f.Required || !storable(f)
+	}
+	if err := keeps("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields(), mayGo); err != nil {
+		return err
+	}
+	if err := landable(ctx, after); err != nil && !blocked {
+		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
+	}
+	return nil
 }
 
-// keeps tells whether all fields are still there, as they were, and those beside them may be null.
-func keeps(at string, before, after []iceberg.NestedField) error {
+func storable(f iceberg.NestedField) bool {
+	columns, err := evolution.Columns(iceberg.NewSchema(0, f), nil)
+	return err == nil && len(columnar.Storable(columns)) > 0
+}
+
+func (l *Lake) declared(name table.Identifier) (Table, bool) {
+	for _, t := range l.tables {
+		if slices.Equal(t.identifier(), name) {
+			return t, true
+		}
+	}
+	return Table{}, false
+}
+
+// fits is the same of a table whose columns are known.
+func (t Table) fits(ctx context.Context, before, after table.Metadata) error {
+	was, err := t.step(before)
+	if err != nil {
+		return nil //nolint:nilerr // it does not fit as it is: whoever lands it says what is wrong
+	}
+	is, err := t.step(after)
+	if err == nil {
+		more := slices.DeleteFunc(slices.Clone(is.Changes), func(c string) bool { return slices.Contains(was.Changes, c) })
+		if len(more) > 0 {
+			err = errors.New(strings.Join(more, "; "))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("set-current-schema: landers keep this table, and would have to make up for it: %w", err)
+	}
+	if err := writable(ctx, after, is.Columns); err != nil && writable(ctx, before, was.Columns) == nil {
+		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
+	}
+	return nil
+}
+
+// begins tells whether landers can go on with a table that a client makes under the name of one of theirs.
+func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
+	t, ok := l.declared(name)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
+	defer cancel()
+	if _, err := t.step(made); err != nil {
+		return fmt.Errorf("landers write a table of this name, and could not use this one: %w", err)
+	}
+	if err := landable(ctx, made); err != nil {
+		return fmt.Errorf("landers write a table of this name, and could not write this one: %w", err)
+	}
+	return nil
+}
+
+// keeps tells whether all fields are still there, as they were, but for those that may go, and those beside them may be null.
+func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {
 		byID[f.ID] = f
@@ -165,6 +225,8 @@ func keeps(at string, before, after []iceberg.NestedField) error {
 		is, ok := byID[was.ID]
 		delete(byID, was.ID)
 		switch {
+		case mayGo(was) && (!ok || !is.Required):
+			continue
 		case !ok:
 			return fmt.Errorf("set-current-schema: landers keep this table, and write the column %s", path)
 		case is.Name != was.Name:
@@ -175,7 +237,7 @@ func keeps(at string, before, after []iceberg.NestedField) error {
 		parts, nested := was.Type.(iceberg.NestedType)
 		now, still := is.Type.(iceberg.NestedType)
 		if nested && still && parts.Type() == now.Type() {
-			if err := keeps(path, parts.Fields(), now.Fields()); err != nil {
+			if err := keeps(path, parts.Fields(), now.Fields(), mayGo); err != nil {
 				return err
 			}
 		} else if !was.Type.Equals(is.Type) {

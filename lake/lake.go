@@ -170,7 +170,7 @@ func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, e
 	if err != nil {
 		return nil, fmt.Errorf("load table %s: %w", strings.Join(name, "."), err)
 	}
-	return t, nil
+	return withAvroNames(t, l.catalog), nil
 }
 
 func identifier(name string) table.Identifier { return table.Identifier{Namespace, name} }

@@ -192,9 +192,12 @@ func (l *lander) noteFirst(had *bool, has bool) {
 
 // writer makes what turns records into rows, and rows into files.
 func (l *lander) writer(ctx context.Context, have *table.Table) (*fileWriter, Rows, error) {
-	step, err := l.table.step(have)
+	step, err := l.table.step(have.Metadata())
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := writable(ctx, have.Metadata(), step.Columns); err != nil {
+		return nil, nil, &UnwritableError{l.table.called(), err}
 	}
 	w, err := newFileWriter(ctx, step.Columns, have)
 	if err != nil {

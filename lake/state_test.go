@@ -290,7 +290,7 @@ func TestTamperedStateIsNoticed(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return stageRows(w.t.Context(), tx, files, b.deletes, nil)
+			return stageRows(w.t.Context(), tx, 2, files, b.deletes, nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

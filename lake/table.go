@@ -110,7 +110,7 @@ func (t Table) OriginColumns() []columnar.Field {
 }
 
 // step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
-func (t Table) step(have *table.Table) (evolution.Step, error) {
+func (t Table) step(have table.Metadata) (evolution.Step, error) {
 	keys, err := evolution.ParseKeys(have.Properties()[evolution.Property])
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
@@ -121,7 +121,7 @@ func (t Table) step(have *table.Table) (evolution.Step, error) {
 			return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 		}
 	}
-	step, err := evolution.Of(have.Schema(), have.Metadata().LastColumnID(), keys, want)
+	step, err := evolution.Of(have.CurrentSchema(), have.LastColumnID(), keys, want)
 	if err != nil {
 		return evolution.Step{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}

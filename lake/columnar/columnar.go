@@ -181,7 +181,7 @@ func icebergType(t Type) (iceberg.Type, error) {
 		return &iceberg.MapType{
 			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type, ValueRequired: inner[1].Required,
 		}, nil
-	case iceberg.PrimitiveType:
+	case iceberg.Type: // one that there are no columns for may stand in a table beside those that there are
 		return t, nil
 	}
 	return nil, fmt.Errorf("%v is no type of a column", t)

@@ -115,6 +115,44 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 	return nil, fmt.Errorf("there are no columns of type %s", t)
 }
 
+// Storable are those of the fields that there can be columns for: not those of a type that New refuses, nor what consists of such
+// alone. A file without them is as one in which they are null.
+func Storable(fields []Field) []Field {
+	var out []Field
+	for _, f := range fields {
+		if f.Type = storable(f.Type); f.Type != nil {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func storable(t Type) Type {
+	parts := Parts(t)
+	kept := Storable(parts)
+	switch t.(type) {
+	case Struct:
+		if len(kept) == 0 {
+			return nil
+		}
+		return Struct{Fields: kept}
+	case List:
+		if len(kept) < len(parts) {
+			return nil
+		}
+		return List{Element: kept[0]}
+	case Map:
+		if len(kept) < len(parts) {
+			return nil
+		}
+		return Map{Key: kept[0], Value: kept[1]}
+	}
+	if _, err := new(Columns).makeColumn(t); err != nil {
+		return nil
+	}
+	return t
+}
+
 // Fields are the fields that New was given.
 func (c *Columns) Fields() []Field { return c.fields }
 

@@ -196,6 +196,9 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := s.guard(c.table, nil, metadata); err != nil {
+			return nil, err
+		}
 		return s.place(ctx, c.table, nil, metadata)
 	}
 	if len(c.updates) == 0 {

@@ -40,8 +40,9 @@ type Config struct {
 	// Storage is told to clients of an s3:// warehouse.
 	Storage Storage
 	Access  Access
-	// Guard says what speaks against a table's becoming what a request makes of it: nil where nothing does. After is nil where the
-	// table would no longer be under its name: renamed, or replaced by another's metadata. Nil guards nothing.
+	// Guard says what speaks against a table's becoming what a request makes of it: nil where nothing does. Before is nil where
+	// the table is new under its name, and after where it would no longer be: renamed, or replaced by another's metadata. Nil guards
+	// nothing.
 	Guard func(name table.Identifier, before, after table.Metadata) error
 	// Drop says what speaks against dropping a table, with its files or without. Nil: nothing.
 	Drop func(name table.Identifier, m table.Metadata) error

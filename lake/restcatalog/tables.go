@@ -178,6 +178,9 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest("the table: %v", err)
 	}
+	if err := s.guard(ident, nil, metadata); err != nil {
+		return err
+	}
 	if c.Stage {
 		return s.replyTable(w, r, metadata, "")
 	}
@@ -254,6 +257,11 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := s.registrable(ctx, t); err != nil {
 		return err
+	}
+	if move.From == "" {
+		if err := s.guard(ident, nil, t.Metadata()); err != nil {
+			return err
+		}
 	}
 	move.Claim = &Claim{UUID: t.Metadata().TableUUID().String(), Location: t.Location()}
 	if err := s.swap(ctx, []Move{move}); err != nil {
