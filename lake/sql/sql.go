@@ -16,8 +16,10 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/millrace/millrace/internal/clickhouse"
 )
@@ -175,6 +177,7 @@ var ours = map[int]bool{
 var (
 	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
 	neededGrant    = regexp.MustCompile(`it's necessary to have the grant (.*)$`)
+	badDate        = regexp.MustCompile(`Input value (-?\d+) is out of allowed Date32 range.* column: ([^:]+):`)
 	expectedTokens = regexp.MustCompile(`(?s)\. Expected one of: .*`)
 )
 
@@ -190,6 +193,11 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		return fmt.Errorf("run the query: %w", err)
 	}
 	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(e.Message, snap.database, Namespace), "."), cause: err}
+	if m := badDate.FindStringSubmatch(q.Message); m != nil {
+		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; what is beyond 32 bits no table has
+		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse reads dates of the years 1900 to 2299 alone: leave the column out, or read it with another engine",
+			m[2], time.Unix(days*86_400, 0).UTC().Format(time.DateOnly))
+	}
 	switch e.Code {
 	case clickhouse.CodeSyntax:
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
