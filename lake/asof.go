@@ -69,6 +69,13 @@ func (e *HistoryError) Error() string {
 		e.Table, e.Since.Format(time.RFC3339Nano), OffsetsText(e.Offsets))
 }
 
+// UnknownTopicError says that a moment names a topic of which there is no table.
+type UnknownTopicError struct{ Topic string }
+
+func (e *UnknownTopicError) Error() string {
+	return fmt.Sprintf("as of offsets of topic %.100q: the lake has no table of it", e.Topic)
+}
+
 // OffsetsText is "partition=offset,…".
 func OffsetsText(offsets map[int32]int64) string {
 	var parts []string
@@ -106,7 +113,7 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 		states = append(states, s)
 	}
 	for topic := range topics {
-		return nil, fmt.Errorf("as of offsets of topic %s: the lake has no table of it", topic)
+		return nil, &UnknownTopicError{Topic: topic}
 	}
 	return states, nil
 }

@@ -6,7 +6,9 @@ const (
 	// Admin may do anything, reading and writing files and fetching from the network included.
 	Admin = "default"
 	// Reader may run one statement that reads, over databases whose names start with ReaderPrefix. Table functions that
-	// reach beyond them, the function file and changes of settings are refused. Queries that people write run as Reader.
+	// reach beyond them, the function file and changes of settings are refused, and so are system tables that show other
+	// callers' queries (select_from_system_db_requires_grant, which a server has by default). Queries that people write run
+	// as Reader.
 	Reader = "reader"
 	// ReaderSetup makes Reader on a server that others run. Settings of queries may change, the rights do not.
 	ReaderSetup = "CREATE USER reader IDENTIFIED BY '<the password>' SETTINGS readonly = 2, max_execution_time = 300; GRANT SHOW, SELECT ON lake_*.* TO reader"

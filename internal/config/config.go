@@ -36,6 +36,8 @@ type Config struct {
 	Addr          string        `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
 	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
 	Auth          Auth          `yaml:"auth" doc:"Who may call."`
+	Hosts         string        `yaml:"hosts" doc:"Names, separated by commas, by which callers reach the two doors beside localhost, 127.0.0.1 and [::1]. Requests to other names are refused, so that no web page reaches a system by a name of its own. Empty where a door is open beyond loopback: every name, since callers there show tokens."`
+	Limits        Limits        `yaml:"limits" doc:"How much is taken at a time. What is more is turned away with resource_exhausted (429) and Retry-After: SQL first, then queries, then commands."`
 	Admin         Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
 	SettingsEvery time.Duration `yaml:"settings_every" doc:"How often the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket are looked at. At start they are looked at in any case."`
 	Drain         time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
@@ -96,6 +98,19 @@ type Admin struct {
 type Commands struct {
 	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far ahead of this server's clock the business time of a command may lie, for clients whose clocks run ahead. It is stored as it was sent. A later one is refused, and the error states the server's time."`
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 does not have, or of which amounts may have other decimals than it says, as {code: decimals}: {GBP: 3} takes prices of a tenth of a penny, as the file of millrace import has."`
+}
+
+// Limits say how much is taken at a time.
+type Limits struct {
+	Connections      int           `yaml:"connections" doc:"Connections to addr; where there are as many, idle ones are closed for new ones. 0: half of the files that the process may have open (ulimit -n), at most 8192."`
+	AdminConnections int           `yaml:"admin_connections" doc:"The same of admin.addr, which so has room whatever addr has to do. 0: an eighth of the files, at most 256."`
+	PerAddress       int           `yaml:"per_address" doc:"Connections from one address to one door. 0: three quarters of the door's."`
+	IdleTimeout      time.Duration `yaml:"idle_timeout" doc:"How long a connection stays open without a request."`
+	BodyTimeout      time.Duration `yaml:"body_timeout" doc:"In which a request's body must have come."`
+	BodyBytes        int64         `yaml:"body_bytes" doc:"Bytes of the bodies of all requests under way."`
+	Calls            int           `yaml:"calls" doc:"Commands and queries worked on at a time; others wait a moment. Queries leave a quarter to commands."`
+	SQL              int           `yaml:"sql" doc:"SQL queries that run at a time. One caller has at most half of them."`
+	SQLWait          time.Duration `yaml:"sql_wait" doc:"How long a SQL query waits for its turn."`
 }
 
 // Log says what is logged and how.
@@ -220,6 +235,7 @@ func Default() Config {
 		Durability:    "crash",
 		Log:           Log{Level: slog.LevelWarn, Format: "text"},
 		SettingsEvery: 5 * time.Minute,
+		Limits:        Limits{IdleTimeout: 2 * time.Minute, BodyTimeout: 30 * time.Second, BodyBytes: 256 << 20, Calls: 256, SQL: 8, SQLWait: 10 * time.Second},
 		Kafka:         Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
 		Registry:      Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:         Redis{Listen: "127.0.0.1:0"},
@@ -342,6 +358,7 @@ func (c Config) Check() error {
 	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
 		bad("commands.currencies: %w", err)
 	}
+	c.Limits.check(bad)
 	if c.Drain < 0 {
 		bad("drain: %v is below 0", c.Drain)
 	}
@@ -488,6 +505,21 @@ func (t ClientTLS) Client() (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
+}
+
+func (l Limits) check(bad func(format string, args ...any)) {
+	for _, v := range []struct {
+		key         string
+		value, from int64
+	}{
+		{"connections", int64(l.Connections), 0}, {"admin_connections", int64(l.AdminConnections), 0}, {"per_address", int64(l.PerAddress), 0},
+		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1}, {"body_bytes", l.BodyBytes, 8 << 20},
+		{"calls", int64(l.Calls), 4}, {"sql", int64(l.SQL), 1}, {"sql_wait", int64(l.SQLWait), 0},
+	} {
+		if v.value < v.from {
+			bad("limits.%s: %d is below %d", v.key, v.value, v.from)
+		}
+	}
 }
 
 // Path is a path inside the data folder.

@@ -84,6 +84,9 @@ func (e *QueryError) Error() string {
 
 func (e *QueryError) Unwrap() error { return e.cause }
 
+// ErrBusy says that the engine runs as many queries as it can. The query did not begin.
+var ErrBusy = errors.New("the SQL engine is busy; try again later")
+
 // How often a query is tried whose tables were taken away between their resolution and its start.
 const attempts = 3
 
@@ -188,6 +191,9 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.Outside() {
 		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
 			err, clickhouse.Reader, clickhouse.ReaderSetup)
+	}
+	if errors.As(err, &e) && e.Code == clickhouse.CodeTooMany {
+		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
 	if !errors.As(err, &e) || ours[e.Code] {
 		return fmt.Errorf("run the query: %w", err)

@@ -77,6 +77,19 @@ func becomeReader(streamed bool) []string {
 	}
 }
 
+// The system tables that Reader may read: what does not depend on who else is there. Others show queries of other callers,
+// or the machine. A server refuses those to who has no grant (select_from_system_db_requires_grant); chdb does not read that.
+var systemTables = map[string]bool{
+	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true, "tables": true, "columns": true, "databases": true,
+	"functions": true, "table_functions": true, "aggregate_function_combinators": true, "data_type_families": true, "formats": true,
+	"table_engines": true, "time_zones": true, "collations": true, "keywords": true, "build_options": true, "licenses": true, "contributors": true,
+}
+
+var (
+	systemTable     = regexp.MustCompile("(?:\\bsystem\\b|`system`|\"system\")\\s*\\.\\s*[`\"]?(\\w*)")
+	wordProcesslist = regexp.MustCompile(`(?i)\bprocesslist\b`)
+)
+
 var wordFile = regexp.MustCompile(`\bfile\b`)
 
 // guardReader refuses what roles and readonly do not: anything but one statement that reads, and the function file, which
@@ -90,6 +103,14 @@ func guardReader(c *connection, sql string, class statementClass) error {
 	bare, err := c.run("SELECT normalizeQueryKeepNames("+quote(sql)+")", "RawBLOB")
 	if err != nil {
 		return err
+	}
+	for _, named := range systemTable.FindAllSubmatch(bare, -1) {
+		if !systemTables[string(named[1])] {
+			return &clickhouse.Error{Code: clickhouse.CodeUnknownTable, Name: "UNKNOWN_TABLE", Message: fmt.Sprintf("Table system.%s does not exist", named[1])}
+		}
+	}
+	if wordProcesslist.Match(bare) {
+		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "the list of processes is not offered here: it shows other callers' queries"}
 	}
 	if wordFile.Match(bare) {
 		return &clickhouse.Error{Code: clickhouse.CodeAccessDenied, Name: "ACCESS_DENIED", Message: "the name file is not offered here: it reads files of the server"}

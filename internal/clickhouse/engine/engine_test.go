@@ -325,6 +325,26 @@ func TestReader(t *testing.T) {
 	if got := ask(t, admin, "SELECT file('"+secret+"')"); got != `the secret\n` {
 		t.Fatalf("the test's own secret reads %q", got)
 	}
+	t.Run("sees no other caller's query", func(t *testing.T) {
+		for _, sql := range []string{
+			"SELECT query FROM system.processes", "SHOW PROCESSLIST", "SELECT * FROM `system`.`processes`", "SELECT * FROM `system` . /* */ \"processes\"", "SELECT * FROM loop('system', 'processes') LIMIT 1", "SELECT * FROM loop(system.processes) LIMIT 1",
+			"SELECT * FROM cluster('default', 'system', 'processes')", "SELECT * FROM remote('127.0.0.1', 'system', 'processes')", "SELECT * FROM viewIfPermitted(SELECT query FROM system.processes ELSE null('query String'))",
+			"SELECT 1 IN system.processes", "WITH a AS (SELECT * FROM system.processes) SELECT * FROM a", "show full processlist", "SHOW -- \nPROCESSLIST",
+			"SELECT * FROM system.query_log", "SELECT * FROM system.metrics", "SELECT * FROM system.query_cache", "SELECT * FROM system.asynchronous_loader",
+			"DESCRIBE (SELECT * FROM system.processes)", "SELECT (SELECT any(query) FROM system.processes)", "EXPLAIN SELECT query FROM system.processes",
+			"SELECT * FROM system.user_processes", "SELECT * FROM system.sessions", "SELECT * FROM system.settings_profiles", "SELECT * FROM system.grants", "SELECT * FROM system.server_settings",
+		} {
+			body, err := reader.Query(t.Context(), sql, "TSV", nil)
+			var shown []byte
+			if err == nil {
+				shown, err = io.ReadAll(body)
+				_ = body.Close()
+			}
+			if e := new(clickhouse.Error); !errors.As(err, &e) || len(shown) > 0 {
+				t.Errorf("%s: %v %.200q", sql, err, shown)
+			}
+		}
+	})
 	t.Run("may", func(t *testing.T) {
 		for sql, want := range map[string]string{
 			"SELECT a FROM lake_reader.t":           "7",

@@ -2,6 +2,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -53,6 +54,9 @@ func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, m
 		}
 		return sqlTables(states), nil
 	}, query, format)
+	if unknown := (*lake.UnknownTopicError)(nil); errors.As(err, &unknown) {
+		return nil, nil, &lakesql.QueryError{Message: unknown.Error()}
+	}
 	return rows, read, err
 }
 

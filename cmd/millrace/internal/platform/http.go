@@ -2,16 +2,10 @@ package platform
 
 import (
 	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
-	"net/http/pprof"
-	"os"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -33,25 +27,26 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
-	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/lake/restcatalog"
-	lakesql "github.com/millrace/millrace/lake/sql"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
 const (
-	headerTimeout = 10 * time.Second
-	drainTimeout  = 15 * time.Second // for calls under way when the process stops
-	askTimeout    = 15 * time.Second // of a question to a store or to Kafka that people wait for
-	probeTimeout  = 2 * time.Second  // of one that a readiness probe waits for
-	maxQueryBytes = 1 << 20
+	askTimeout   = 15 * time.Second // of a question to a store or to Kafka that people wait for
+	probeTimeout = 2 * time.Second  // of one that a readiness probe waits for
 )
 
 // startServers opens the two doors: one for everybody's calls, one for those who run the system.
 func (p *Platform) startServers(ctx context.Context) error {
+	p.gate = server.NewGate(p.cfg.Limits.Calls)
+	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
+	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
+		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were turned away.", func() float64 { return float64(p.gate.Shed(c)) })
+	}
 	if p.listeners["api"] != nil {
-		door := p.tokens.Guard(p.api())
+		door := p.tokens.Guard(rpc.Intake(p.api()))
 		if p.has(Iceberg) {
 			var err error
 			if door, err = p.withTables(ctx, door); err != nil {
@@ -62,7 +57,7 @@ func (p *Platform) startServers(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.serve("admin", p.tokens.Guard(p.operations(), "/healthz", "/readyz", "/metrics")); err != nil {
+	if err := p.serve("admin", p.tokens.Guard(rpc.Intake(p.operations()), "/healthz", "/readyz", "/metrics")); err != nil {
 		return err
 	}
 	if len(p.views) > 0 {
@@ -77,7 +72,7 @@ func (p *Platform) api() http.Handler {
 	measured := p.metrics.Interceptor()
 	var services []string
 	if p.has(Commands) {
-		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
+		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured, p.limited(server.Command)), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
 		mux.Handle(rightful(customer.NewHandler(p.stores[event.Customer.Name], opts...)))
 		mux.Handle(rightful(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...)))
@@ -87,7 +82,7 @@ func (p *Platform) api() http.Handler {
 			inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName)
 	}
 	if p.has(Query) {
-		door := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
+		door := append([]connect.HandlerOption{connect.WithInterceptors(measured, p.limited(server.Query))}, rpc.HandlerOptions(p.log, time.Now)...)
 		mux.Handle(rightful(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...))))
 		mux.Handle(rightful(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...))))
 		mux.HandleFunc("POST /v1/sql", p.serveSQL)
@@ -151,9 +146,7 @@ func (p *Platform) operations() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", p.serveReady)
 	mux.Handle("GET /metrics", p.metrics.Handler())
-	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Index)))
-	mux.Handle("GET /debug/pprof/profile", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Profile)))
-	mux.Handle("GET /debug/pprof/trace", onlyWith(auth.Profiles, http.HandlerFunc(pprof.Trace)))
+	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, profiles()))
 	if h := failpoint.Handler(); h != nil {
 		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}
@@ -169,64 +162,6 @@ func (p *Platform) operations() http.Handler {
 	}
 	p.metrics.Sinks(p.sinks, askTimeout, p.log)
 	return mux
-}
-
-// serve opens a door until the process stops; then calls under way get some time to end.
-func (p *Platform) serve(name string, h http.Handler) error {
-	server := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, Protocols: new(http.Protocols), ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
-	server.Protocols.SetHTTP1(true)
-	listen := func() error { return server.Serve(p.listeners[name]) }
-	if c := p.cfg.TLS; c.Cert != "" {
-		server.Protocols.SetHTTP2(true)
-		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: (&certificate{cert: c.Cert, key: c.Key}).get}
-		if _, err := server.TLSConfig.GetCertificate(nil); err != nil {
-			return err
-		}
-		listen = func() error { return server.ServeTLS(p.listeners[name], "", "") }
-	} else {
-		server.Protocols.SetUnencryptedHTTP2(true)
-	}
-	served := make(chan error, 1)
-	go func() { served <- listen() }()
-	p.onStop(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		defer cancel()
-		err := server.Shutdown(ctx)
-		if errors.Is(err, context.DeadlineExceeded) {
-			p.log.Warn("calls under way were cut off", "door", name, "after", drainTimeout)
-			err = server.Close()
-		}
-		if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
-			err = errors.Join(err, serveErr)
-		}
-		return err
-	})
-	return nil
-}
-
-// certificate is read again when its file changes, so that it can be renewed without a restart.
-type certificate struct {
-	cert, key string // PEM files
-
-	mu      sync.Mutex
-	pair    *tls.Certificate
-	changed time.Time
-}
-
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	info, err := os.Stat(c.cert)
-	if err == nil && (c.pair == nil || !info.ModTime().Equal(c.changed)) {
-		var pair tls.Certificate
-		if pair, err = tls.LoadX509KeyPair(c.cert, c.key); err == nil {
-			c.pair, c.changed = &pair, info.ModTime()
-		}
-	}
-	if c.pair == nil {
-		return nil, fmt.Errorf("tls.cert, tls.key: %w", err)
-	}
-	return c.pair, nil // the last good one, while a new one is being written
 }
 
 // awaitViews waits until the views have applied what stood on the log at the start.
@@ -303,66 +238,4 @@ func (h grpcHealth) Check(ctx context.Context, req *grpchealth.CheckRequest) (*g
 		res.Status = grpchealth.StatusNotServing
 	}
 	return res, err
-}
-
-// ReadAtHeader says, in JSON, what a query as of a moment read: a list of ReadAt.
-const ReadAtHeader = "Millrace-Read-At"
-
-// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first row is a status and a text; after that the connection is
-// cut, so that a part is never taken for the whole.
-func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
-	asks, err := p.sqlOf(r)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusForbidden)
-		return
-	}
-	if err := knownParameters(r.URL.Query(), "output", "as_of"); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
-	if err != nil {
-		http.Error(w, "read the query: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	format := r.URL.Query().Get("output")
-	if format == "" {
-		format = "json"
-	}
-	var rows io.ReadCloser
-	if moment := r.URL.Query().Get("as_of"); moment == "" {
-		rows, err = asks.Run(r.Context(), string(query), format)
-	} else {
-		var read []ReadAt
-		if rows, read, err = SQLAsOf(r.Context(), asks, p.lake, string(query), format, moment); err == nil {
-			var told []byte
-			if told, err = json.Marshal(read); err == nil {
-				w.Header().Set(ReadAtHeader, string(told))
-			}
-		}
-	}
-	var beyond *lakesql.ScopeError
-	var fault *lakesql.QueryError
-	var history *lake.HistoryError
-	switch {
-	case errors.As(err, &beyond):
-		http.Error(w, beyond.Error(), http.StatusForbidden)
-		return
-	case errors.As(err, &history):
-		http.Error(w, history.Error(), http.StatusGone)
-		return
-	case errors.As(err, &fault):
-		http.Error(w, fault.Error(), http.StatusBadRequest)
-		return
-	case err != nil:
-		p.log.Error("sql: the query could not be run", "error", err)
-		http.Error(w, "the query could not be run: "+err.Error(), http.StatusInternalServerError)
-		return
-	}
-	defer rows.Close() //nolint:errcheck // read to its end or given up
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if _, err := io.Copy(w, rows); err != nil {
-		p.log.Warn("sql: the answer broke off", "error", err)
-		panic(http.ErrAbortHandler)
-	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/settings"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
@@ -42,6 +43,8 @@ type Platform struct {
 	wanted    map[part]bool
 	listeners map[string]net.Listener // api, admin
 	tokens    *auth.Tokens            // nil: no token is asked for
+	gate      *server.Gate            // of commands, queries and SQL
+	slots     *server.Slots           // of SQL
 	metrics   *telemetry.Metrics
 
 	kafka     kafka.Config

@@ -1,0 +1,143 @@
+package platform
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"unicode/utf8"
+
+	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/server"
+	"github.com/millrace/millrace/lake"
+	lakesql "github.com/millrace/millrace/lake/sql"
+)
+
+const (
+	maxQueryBytes  = 1 << 20
+	waitingQueries = 64 // of one caller
+)
+
+// ReadAtHeader says, in JSON, what a query as of a moment read: a list of ReadAt.
+const ReadAtHeader = "Millrace-Read-At"
+
+// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first row is a status and a text; after that the connection is
+// cut, so that a part is never taken for the whole.
+func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
+	asks, err := p.sqlOf(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	if err := knownParameters(r.URL.Query(), "output", "as_of"); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	query, ok := readQuery(w, r)
+	if !ok {
+		return
+	}
+	done, err := p.sqlTurn(r)
+	if err != nil {
+		w.Header().Set("Retry-After", server.RetryAfter)
+		http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
+		return
+	}
+	defer done()
+	format := r.URL.Query().Get("output")
+	if format == "" {
+		format = "json"
+	}
+	var rows io.ReadCloser
+	if moment := r.URL.Query().Get("as_of"); moment == "" {
+		rows, err = asks.Run(r.Context(), query, format)
+	} else {
+		var read []ReadAt
+		if rows, read, err = SQLAsOf(r.Context(), asks, p.lake, query, format, moment); err == nil {
+			var told []byte
+			if told, err = json.Marshal(read); err == nil {
+				w.Header().Set(ReadAtHeader, string(told))
+			}
+		}
+	}
+	var beyond *lakesql.ScopeError
+	var fault *lakesql.QueryError
+	var history *lake.HistoryError
+	switch {
+	case errors.As(err, &beyond):
+		http.Error(w, beyond.Error(), http.StatusForbidden)
+		return
+	case errors.As(err, &history):
+		http.Error(w, history.Error(), http.StatusGone)
+		return
+	case errors.As(err, &fault):
+		http.Error(w, fault.Error(), http.StatusBadRequest)
+		return
+	case errors.Is(err, lakesql.ErrBusy):
+		w.Header().Set("Retry-After", server.RetryAfter)
+		http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
+		return
+	case r.Context().Err() != nil:
+		http.Error(w, "the query was cancelled", statusClientGone)
+		return
+	case err != nil:
+		p.log.Error("sql: the query could not be run", "error", err)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer rows.Close() //nolint:errcheck // read to its end or given up
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if _, err := io.Copy(w, rows); err != nil {
+		p.log.Warn("sql: the answer broke off", "error", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+const statusClientGone = 499 // as proxies log it; nobody reads it
+
+// readQuery reads the text of a query, or answers why it cannot. Browsers send text/plain and forms of several parts to any site
+// without asking; a form of one part is what curl -d calls its text.
+func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if r.Header.Get("Content-Type") != "" && err != nil || kind == "text/plain" || kind == "multipart/form-data" {
+		http.Error(w, "send the query as application/sql", http.StatusUnsupportedMediaType)
+		return "", false
+	}
+	query, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQueryBytes))
+	status := http.StatusBadRequest
+	switch tooLarge := (*http.MaxBytesError)(nil); {
+	case err == nil && !utf8.Valid(query):
+		err = errors.New("it is not UTF-8")
+	case err == nil:
+		return string(query), true
+	case errors.As(err, &tooLarge):
+		status = http.StatusRequestEntityTooLarge
+	case errors.Is(err, server.ErrBodyLate):
+		status = http.StatusRequestTimeout
+	case errors.Is(err, server.ErrBusy):
+		w.Header().Set("Retry-After", server.RetryAfter)
+		status = http.StatusTooManyRequests
+	}
+	http.Error(w, "read the query: "+err.Error(), status)
+	return "", false
+}
+
+// sqlTurn waits until a query may run: for one of the caller's places first, so that who waits for one holds up nobody.
+func (p *Platform) sqlTurn(r *http.Request) (done func(), err error) {
+	name := auth.CallerOf(r.Context())
+	if name == "" {
+		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such are one caller
+	}
+	give, err := p.slots.Take(r.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	leave, err := p.gate.Enter(r.Context(), server.SQL)
+	if err != nil {
+		give()
+		return nil, err
+	}
+	return func() { leave(); give() }, nil
+}

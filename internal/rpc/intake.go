@@ -1,0 +1,150 @@
+package rpc
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/internal/server"
+)
+
+// Intake stands before Connect's handlers and finds what is wrong with a request before they do: they call broken frames,
+// bodies that end early and bad base64 Internal or Unknown, as if the fault were the server's.
+func Intake(next http.Handler) http.Handler {
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		query := r.URL.Query()
+		if r.Method == http.MethodGet && query.Get("base64") == "1" && !isBase64(query.Get("message")) {
+			_ = refuse.Write(w, r, invalid("message: want base64 in its URL-safe alphabet"))
+			return
+		}
+		if r.Body != nil && r.Body != http.NoBody {
+			r.Body = &checked{ReadCloser: r.Body, frames: framesOf(r.Header)}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func invalid(format string, args ...any) *connect.Error {
+	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
+}
+
+// isBase64 is as Connect reads it: padded where its length is that of padded text.
+func isBase64(text string) bool {
+	encoding := base64.RawURLEncoding
+	if len(text)%4 == 0 {
+		encoding = base64.URLEncoding
+	}
+	_, err := encoding.DecodeString(text)
+	return err == nil
+}
+
+// checked is a body whose errors say that the request is at fault.
+type checked struct {
+	io.ReadCloser
+	frames *frames // nil: the body is the message
+}
+
+func (c *checked) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	if c.frames != nil {
+		if broken := c.frames.see(p[:n]); broken != nil {
+			return 0, broken
+		}
+	}
+	var typed *connect.Error
+	var tooLarge *http.MaxBytesError
+	switch {
+	case err == nil, errors.As(err, &typed), errors.As(err, &tooLarge):
+		return n, err
+	case errors.Is(err, io.EOF) && !errors.Is(err, server.ErrBody):
+		if c.frames != nil {
+			if broken := c.frames.end(); broken != nil {
+				return n, broken
+			}
+		}
+		return n, err
+	case errors.Is(err, server.ErrBodyLate):
+		return n, connect.NewError(connect.CodeDeadlineExceeded, server.ErrBodyLate)
+	case errors.Is(err, server.ErrBusy):
+		return n, Overloaded(server.ErrBusy)
+	}
+	return n, invalid("the body ends early or is not framed as HTTP asks")
+}
+
+// Overloaded is the error of a call that was turned away before it was begun. It says when to try again.
+func Overloaded(why error) *connect.Error {
+	err := connect.NewError(connect.CodeResourceExhausted, why)
+	err.Meta().Set("Retry-After", server.RetryAfter)
+	return err
+}
+
+// frames follows the frames of gRPC, gRPC-Web and Connect's streams: a byte of flags, four of length, the message.
+type frames struct {
+	compression bool // is named, so that messages may be compressed
+	last        byte // flag of Connect's end of a stream; 0: there is none
+
+	head [5]byte
+	have int    // bytes of head
+	left uint32 // bytes of the message that are to come
+}
+
+// framesOf tells by the content type how a body is framed; nil where it is not.
+func framesOf(h http.Header) *frames {
+	contentType := strings.ToLower(h.Get("Content-Type"))
+	encoding, f := "", &frames{}
+	switch {
+	case strings.HasPrefix(contentType, "application/grpc"):
+		encoding = h.Get("Grpc-Encoding")
+	case strings.HasPrefix(contentType, "application/connect+"):
+		encoding, f.last = h.Get("Connect-Content-Encoding"), 2
+	default:
+		return nil
+	}
+	f.compression = encoding != "" && encoding != "identity"
+	return f
+}
+
+func (f *frames) see(p []byte) *connect.Error {
+	for len(p) > 0 {
+		if f.left > 0 {
+			n := min(int(f.left), len(p))
+			f.left -= uint32(n) //nolint:gosec // at most left
+			p = p[n:]
+			continue
+		}
+		n := copy(f.head[f.have:], p)
+		f.have += n
+		p = p[n:]
+		if f.have < len(f.head) {
+			break
+		}
+		f.have = 0
+		f.left = binary.BigEndian.Uint32(f.head[1:])
+		switch flags := f.head[0]; {
+		case flags == 0, flags == f.last:
+		case flags == 1 && f.compression:
+		case flags == 1:
+			return invalid("a message is marked as compressed, and no header names the compression")
+		default:
+			return invalid("a message's frame begins with flags %#x, which no request has", flags)
+		}
+	}
+	return nil
+}
+
+func (f *frames) end() *connect.Error {
+	switch {
+	case f.left > 0:
+		return invalid("the body ends %d bytes before its message does", f.left)
+	case f.have > 0:
+		return invalid("the body ends within a frame's head: %d of %d bytes", f.have, len(f.head))
+	}
+	return nil
+}

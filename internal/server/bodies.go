@@ -1,0 +1,93 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// What reading a request's body gives where it does not come as it must.
+var (
+	ErrBodyLate = errors.New("the request's body did not come in time")
+	ErrBusy     = errors.New("too many large requests at a time; try again later")
+	ErrBody     = errors.New("the request's body cannot be read")
+)
+
+const writeTimeout = time.Minute // in which a client must take one piece of an answer
+
+// Bodies bounds what requests bring: the time that a body takes, and the bytes of all bodies together.
+type Bodies struct {
+	Timeout  time.Duration
+	MaxBytes int64 // of the bodies of all requests under way
+
+	held atomic.Int64
+}
+
+// Guard reads bodies within the bounds. A client that does not take its answer is cut off.
+func (b *Bodies) Guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := &writer{ResponseWriter: w, control: http.NewResponseController(w)}
+		if r.Body == nil || r.Body == http.NoBody {
+			next.ServeHTTP(out, r)
+			return
+		}
+		in := &body{ReadCloser: r.Body, all: b, control: out.control}
+		defer func() { b.held.Add(-in.read.Load()) }()
+		if err := in.control.SetReadDeadline(time.Now().Add(b.Timeout)); err == nil {
+			in.bounded = true
+		}
+		r.Body = in
+		next.ServeHTTP(out, r)
+	})
+}
+
+type body struct {
+	io.ReadCloser
+	all     *Bodies
+	control *http.ResponseController
+	bounded bool // by a deadline that is still set
+	read    atomic.Int64
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.read.Add(int64(n))
+	if b.all.held.Add(int64(n)) > b.all.MaxBytes {
+		return n, ErrBusy
+	}
+	if err == nil {
+		return n, nil
+	}
+	if b.bounded {
+		b.bounded = false
+		_ = b.control.SetReadDeadline(time.Time{}) // or the request would end while it is worked on
+	}
+	var timeout net.Error
+	switch tooLarge := (*http.MaxBytesError)(nil); {
+	case errors.Is(err, io.EOF), errors.As(err, &tooLarge):
+		return n, err
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return n, ErrBodyLate
+	}
+	return n, errors.Join(ErrBody, err)
+}
+
+// writer gives each piece of an answer a deadline of its own, so that long answers may take long.
+type writer struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	_ = w.control.SetWriteDeadline(time.Now().Add(writeTimeout)) // without one the answer is sent all the same
+	return w.ResponseWriter.Write(p)
+}
+
+// Flush is asked for by connect's streams.
+func (w *writer) Flush() { _ = w.control.Flush() } // as http.Flusher, which tells no error
+
+// Unwrap is asked for by http.ResponseController.
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }

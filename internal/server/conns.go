@@ -1,0 +1,166 @@
+package server
+
+import (
+	"container/list"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// Limits bound the connections of a listener. Each listener has limits of its own, so that one that is full leaves room in
+// the others.
+type Limits struct {
+	Connections int // in all
+	PerAddress  int // from one address
+}
+
+// conns knows the open connections of a listener. Where there are as many as may be, the one that has been without a
+// request for longest makes room. Only where all of them are at work is a new one turned away.
+type conns struct {
+	limits Limits
+
+	mu      sync.Mutex
+	open    map[net.Conn]*conn
+	from    map[string]int // open ones by address
+	idle    *list.List     // of *conn, longest first
+	refused int
+	evicted int
+}
+
+type conn struct {
+	net.Conn
+	all     *conns
+	address string
+	idle    *list.Element // nil: at work
+	once    sync.Once
+	err     error
+}
+
+func newConns(l Limits) *conns {
+	return &conns{limits: l, open: map[net.Conn]*conn{}, from: map[string]int{}, idle: list.New()}
+}
+
+// A listener gives connections that are within the limits.
+type listener struct {
+	net.Listener
+	conns *conns
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if admitted := l.conns.admit(c); admitted != nil {
+			return admitted, nil
+		}
+		_ = c.Close() // turned away: nobody is told how that went
+	}
+}
+
+func (s *conns) admit(c net.Conn) net.Conn {
+	address, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		address = c.RemoteAddr().String()
+	}
+	victims, ok := s.makeRoom(address)
+	for _, v := range victims {
+		_ = v.Close() // idle: nobody waits for it
+	}
+	if !ok {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	admitted := &conn{Conn: c, all: s, address: address}
+	s.open[admitted] = admitted
+	s.from[address]++
+	admitted.idle = s.idle.PushBack(admitted)
+	return admitted
+}
+
+// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is called by one goroutine.
+func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.from[address] >= s.limits.PerAddress {
+		v := s.longestIdle(func(c *conn) bool { return c.address == address })
+		if v == nil {
+			s.refused++
+			return nil, false
+		}
+		s.evicted++
+		return []*conn{v}, true
+	}
+	if len(s.open) >= s.limits.Connections {
+		v := s.longestIdle(func(*conn) bool { return true })
+		if v == nil {
+			s.refused++
+			return nil, false
+		}
+		s.evicted++
+		return []*conn{v}, true
+	}
+	return nil, true
+}
+
+func (s *conns) longestIdle(fits func(*conn) bool) *conn {
+	for e := s.idle.Front(); e != nil; e = e.Next() {
+		if c, ok := e.Value.(*conn); ok && fits(c) {
+			return c
+		}
+	}
+	return nil
+}
+
+// changed is told of every connection's state. One whose request has not come whole is as good as idle: net/http calls a
+// connection active once the request's header has been read.
+func (s *conns) changed(nc net.Conn, state http.ConnState) {
+	if over, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		nc = over.NetConn()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.open[nc]
+	if c == nil {
+		return
+	}
+	switch state {
+	case http.StateActive, http.StateHijacked:
+		if c.idle != nil {
+			s.idle.Remove(c.idle)
+			c.idle = nil
+		}
+	case http.StateIdle:
+		if c.idle == nil {
+			c.idle = s.idle.PushBack(c)
+		}
+	case http.StateNew, http.StateClosed:
+	}
+}
+
+func (s *conns) counts() (open, refused, evicted int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open), s.refused, s.evicted
+}
+
+// Close closes the connection and takes it off the books.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		c.err = c.Conn.Close()
+		s := c.all
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.open, c)
+		if s.from[c.address]--; s.from[c.address] == 0 {
+			delete(s.from, c.address)
+		}
+		if c.idle != nil {
+			s.idle.Remove(c.idle)
+			c.idle = nil
+		}
+	})
+	return c.err
+}

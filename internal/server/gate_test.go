@@ -1,0 +1,218 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/internal/server"
+)
+
+// Within what can be done nobody is turned away; what is more waits no longer than it takes to know that it is more.
+func TestGateShedsByQueueTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const most, work, clients = 10, 50 * time.Millisecond, 200
+		gate := server.NewGate(most)
+		var done, shed atomic.Int64
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		var all sync.WaitGroup
+		for range clients {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					leave, err := gate.Enter(ctx, server.Command)
+					if err != nil {
+						if ctx.Err() == nil && !errors.Is(err, server.ErrOverloaded) {
+							t.Errorf("%v", err)
+						}
+						shed.Add(1)
+						time.Sleep(time.Second) // Retry-After
+						continue
+					}
+					time.Sleep(work)
+					leave()
+					done.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if shed.Load() == 0 || done.Load() < 1500 {
+			t.Errorf("%d done, %d turned away; 2000 can be done", done.Load(), shed.Load())
+		}
+		// Once it is over, everything is let in again.
+		leave, err := gate.Enter(t.Context(), server.SQL)
+		if err != nil {
+			t.Fatalf("after the load: %v", err)
+		}
+		leave()
+	})
+}
+
+// While commands fill the gate, SQL is turned away first, and queries before commands.
+func TestGateShedsWhatMattersLeast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gate := server.NewGate(4)
+		var leaves []func()
+		for range 4 {
+			leave, err := gate.Enter(t.Context(), server.Command)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaves = append(leaves, leave)
+		}
+		took := map[server.Class]time.Duration{}
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for _, c := range []server.Class{server.Command, server.Query, server.SQL} {
+			all.Go(func() {
+				start := time.Now()
+				if _, err := gate.Enter(t.Context(), c); !errors.Is(err, server.ErrOverloaded) {
+					t.Errorf("%v: %v", c, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				took[c] = time.Since(start)
+			})
+		}
+		all.Wait()
+		if took[server.SQL] >= took[server.Query] || took[server.Query] >= took[server.Command] {
+			t.Errorf("turned away after %v", took)
+		}
+		for _, leave := range leaves {
+			leave()
+		}
+		// A place that comes free goes to what matters most, whoever came first.
+		leaves = nil
+		for range 4 {
+			leave, _ := gate.Enter(t.Context(), server.Command)
+			leaves = append(leaves, leave)
+		}
+		order := make(chan server.Class, 2)
+		for _, c := range []server.Class{server.Query, server.Command} {
+			all.Go(func() {
+				leave, err := gate.Enter(t.Context(), c)
+				if err != nil {
+					t.Errorf("%v: %v", c, err)
+					return
+				}
+				order <- c
+				leave()
+			})
+			synctest.Wait()
+		}
+		for _, leave := range leaves {
+			leave()
+			synctest.Wait()
+		}
+		all.Wait()
+		if first := <-order; first != server.Command {
+			t.Errorf("first came %v", first)
+		}
+	})
+}
+
+// Never more than may be are under way, and everybody who was let in and left makes room.
+func TestGateHoldsItsBound(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		most := rapid.IntRange(1, 8).Draw(t, "most")
+		gate := server.NewGate(most)
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		var in []func()
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			if rapid.Bool().Draw(t, "leave") && len(in) > 0 {
+				in[0]()
+				in = in[1:]
+				continue
+			}
+			c := server.Class(rapid.IntRange(0, 2).Draw(t, "class"))
+			if leave, err := gate.Enter(ended, c); err == nil {
+				in = append(in, leave)
+			}
+			if len(in) > most {
+				t.Fatalf("%d under way, %d may be", len(in), most)
+			}
+		}
+		for _, leave := range in {
+			leave()
+			leave() // once more is nothing
+		}
+		for i := range most {
+			if _, err := gate.Enter(context.Background(), server.Command); err != nil {
+				t.Fatalf("place %d is lost: %v", i, err)
+			}
+		}
+	})
+}
+
+// One caller's forty queries do not keep another's waiting.
+func TestSlotsAreShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		slots := server.NewSlots(8, 64, 10*time.Second)
+		var all sync.WaitGroup
+		for range 40 {
+			all.Go(func() {
+				give, err := slots.Take(t.Context(), "greedy")
+				if err != nil {
+					t.Errorf("greedy: %v", err)
+					return
+				}
+				time.Sleep(time.Second)
+				give()
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		for range 4 {
+			give, err := slots.Take(t.Context(), "other")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer give()
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("the other caller waited %v", waited)
+		}
+		all.Wait()
+	})
+}
+
+func TestSlotsBoundWhoWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		slots := server.NewSlots(1, 1, time.Second)
+		give, err := slots.Take(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := make(chan error, 1)
+		go func() { _, err := slots.Take(t.Context(), "a"); late <- err }()
+		synctest.Wait()
+		if _, err := slots.Take(t.Context(), "a"); !errors.Is(err, server.ErrOverloaded) {
+			t.Errorf("beyond those who may wait: %v", err)
+		}
+		if err := <-late; !errors.Is(err, server.ErrOverloaded) {
+			t.Errorf("who waited too long: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := slots.Take(ctx, "b"); !errors.Is(err, context.Canceled) {
+			t.Errorf("who has gone: %v", err)
+		}
+		give()
+		if give, err = slots.Take(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		give()
+	})
+}

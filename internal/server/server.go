@@ -1,0 +1,85 @@
+// Package server holds what every listener does before a request reaches its handler: it bounds connections and bodies,
+// refuses what a browser was talked into sending, and sheds load while more comes than can be done.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+const (
+	headerTimeout = 10 * time.Second // for a request's header, and for a TLS handshake
+	maxHeader     = 64 << 10
+	maxStreams    = 128 // calls at a time on one HTTP/2 connection
+)
+
+// Config says how a listener serves.
+type Config struct {
+	Limits      Limits
+	IdleTimeout time.Duration // of a connection without a request
+	TLS         *tls.Config   // nil: plain text
+	Logger      *slog.Logger
+}
+
+// Server serves HTTP/1.1 and HTTP/2 on one listener.
+type Server struct {
+	http  *http.Server
+	conns *conns
+	log   *slog.Logger
+}
+
+// New makes a server of h. Nothing is served yet.
+func New(c Config, h http.Handler) *Server {
+	s := &Server{conns: newConns(c.Limits), log: c.Logger}
+	s.http = &http.Server{
+		Handler: h, TLSConfig: c.TLS, Protocols: new(http.Protocols),
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: c.IdleTimeout, MaxHeaderBytes: maxHeader,
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: c.IdleTimeout, WriteByteTimeout: writeTimeout},
+		ConnState: s.conns.changed,
+		ErrorLog:  slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug),
+	}
+	s.http.Protocols.SetHTTP1(true)
+	if c.TLS != nil {
+		s.http.Protocols.SetHTTP2(true)
+	} else {
+		s.http.Protocols.SetUnencryptedHTTP2(true)
+	}
+	return s
+}
+
+// Serve takes connections from l until Shutdown.
+func (s *Server) Serve(l net.Listener) error {
+	bounded := &listener{Listener: l, conns: s.conns}
+	if s.http.TLSConfig != nil {
+		return s.http.ServeTLS(bounded, "", "")
+	}
+	return s.http.Serve(bounded)
+}
+
+// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut off, and the error is
+// context.DeadlineExceeded or what went wrong in closing.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errors.Join(err, s.http.Close())
+	}
+	return err
+}
+
+// Connections tells how many there are, and how many were turned away or, being idle, closed to make room.
+func (s *Server) Connections() (open, refused, evicted int) { return s.conns.counts() }
+
+// FileLimit is how many files and connections this process may have open.
+func FileLimit() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {
+		return 1 << 20
+	}
+	return int(limit.Cur) //nolint:gosec // bounded above
+}
