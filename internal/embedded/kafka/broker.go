@@ -92,7 +92,7 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln := &gate{Listener: tcp, open: make(chan struct{}), closed: make(chan struct{})}
+	ln := &gate{Listener: tcp, log: cfg.Logger, open: make(chan struct{}), closed: make(chan struct{})}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ClusterID("millrace"),
@@ -162,9 +162,10 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return ln, nil
 }
 
-// gate lets clients wait until it is opened.
+// gate lets clients wait until it is opened, and looks at what they send.
 type gate struct {
 	net.Listener
+	log          *slog.Logger
 	open, closed chan struct{}
 	once         sync.Once
 }
@@ -172,7 +173,11 @@ type gate struct {
 func (g *gate) Accept() (net.Conn, error) {
 	select {
 	case <-g.open:
-		return g.Listener.Accept()
+		conn, err := g.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		return &frames{Conn: conn, log: g.log}, nil
 	case <-g.closed:
 		return nil, net.ErrClosed
 	}

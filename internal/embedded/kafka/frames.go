@@ -1,0 +1,42 @@
+package kafka
+
+import (
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net"
+)
+
+// largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends a hundredth of it.
+const largestFrame = 32 << 20
+
+// frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4 GiB, and
+// bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is of no use any more.
+type frames struct {
+	net.Conn
+	log *slog.Logger
+
+	head [4]byte // of the next request, the first have bytes
+	have int
+	left int64 // of the present one
+}
+
+func (f *frames) Read(p []byte) (int, error) {
+	if f.left > 0 {
+		n, err := f.Conn.Read(p[:min(int64(len(p)), f.left)])
+		f.left -= int64(n)
+		return n, err
+	}
+	n, err := f.Conn.Read(p[:min(len(p), len(f.head)-f.have)])
+	f.have += copy(f.head[f.have:], p[:n])
+	if f.have < len(f.head) {
+		return n, err
+	}
+	f.have, f.left = 0, int64(binary.BigEndian.Uint32(f.head[:]))
+	if f.left > largestFrame {
+		f.log.Warn("kafka: a connection is closed that announces too large a request, or does not speak Kafka's protocol",
+			"bytes", f.left, "most", largestFrame, "from", f.RemoteAddr())
+		return 0, fmt.Errorf("a request of %d bytes: the most is %d", f.left, largestFrame)
+	}
+	return n, err
+}
