@@ -61,7 +61,7 @@ Settings come from millrace.yaml, then the environment, then flags; "millrace co
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default millrace.yaml, which may be absent)")
 	root.PersistentFlags().StringVar(&a.addr, "addr", "", "HOST:PORT of commands, queries and SQL (default from the configuration: 127.0.0.1:7400)")
 	root.PersistentFlags().StringVar(&a.adminAddr, "admin-addr", "", "HOST:PORT of health, metrics, status and verify (default from the configuration: 127.0.0.1:7401)")
-	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newEngine())
+	root.AddCommand(newUp(a), newServe(a), newStatus(a), newImport(a), newSQL(a), newLake(a), newVerify(a), newConfig(a), newMigrate(a), newRebuild(a), newEngine())
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() {
 			suggest(c)

@@ -238,18 +238,27 @@ func (p *Platform) openIndex(ctx context.Context) (catalog.Index, error) {
 	if c.Elasticsearch == "" {
 		return catalog.OpenBleve(p.cfg.Path("search"), p.log)
 	}
+	e, err := elasticsearch(c, p.log)
+	if err != nil {
+		return nil, err
+	}
+	p.addresses["elasticsearch"] = c.Elasticsearch
+	return catalog.OpenElasticsearch(ctx, e)
+}
+
+// elasticsearch is where the index is, and as whom it is reached.
+func elasticsearch(c config.Search, log *slog.Logger) (catalog.ElasticsearchConfig, error) {
 	password, err := c.Password.Reveal("")
 	if err != nil {
-		return nil, fmt.Errorf("search.password: %w", err)
+		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.password: %w", err)
 	}
 	trust, err := c.TLS.Client()
 	if err != nil {
-		return nil, fmt.Errorf("search.tls: %w", err)
+		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.tls: %w", err)
 	}
-	p.addresses["elasticsearch"] = c.Elasticsearch
-	return catalog.OpenElasticsearch(ctx, catalog.ElasticsearchConfig{
-		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: p.log,
-	})
+	return catalog.ElasticsearchConfig{
+		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: log,
+	}, nil
 }
 
 // view is one that this process feeds or follows.

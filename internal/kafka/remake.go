@@ -1,0 +1,76 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+)
+
+// ActiveGroups names the consumer groups that have members and whose names begin with a prefix.
+func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, error) {
+	answer, err := a.admin.ListConsumerGroups(ctx, kafka.SetAdminRequestTimeout(describeWithin))
+	if err != nil {
+		return nil, fmt.Errorf("kafka: list the consumer groups: %w", err)
+	}
+	var active []string
+	for _, g := range answer.Valid {
+		if strings.HasPrefix(g.GroupID, prefix) && g.State != kafka.ConsumerGroupStateEmpty && g.State != kafka.ConsumerGroupStateDead {
+			active = append(active, g.GroupID)
+		}
+	}
+	slices.Sort(active)
+	return active, nil
+}
+
+// RemakeTopics deletes topics, with all that is in them, and makes them anew.
+func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
+	before := map[string]string{}
+	var names []string
+	for _, t := range topics {
+		info, err := a.Topic(ctx, t.Name)
+		if errors.Is(err, ErrUnknownTopic) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		before[t.Name] = info.ID
+		names = append(names, t.Name)
+	}
+	var answers []kafka.TopicResult
+	if len(names) > 0 {
+		var err error
+		if answers, err = a.admin.DeleteTopics(ctx, names, kafka.SetAdminOperationTimeout(describeWithin)); err != nil {
+			return fmt.Errorf("kafka: delete the topics %s: %w", strings.Join(names, ", "), err)
+		}
+	}
+	for _, answer := range answers {
+		if c := answer.Error.Code(); c != kafka.ErrNoError && c != kafka.ErrUnknownTopicOrPart {
+			return fmt.Errorf("kafka: delete topic %s: %w", answer.Topic, answer.Error)
+		}
+	}
+	// A broker may know the old topic for a while, and then says that it exists.
+	for {
+		err := a.EnsureTopics(ctx, topics...)
+		for _, t := range topics {
+			if err != nil {
+				break
+			}
+			var now TopicInfo
+			if now, err = a.Topic(ctx, t.Name); err == nil && now.ID != "" && now.ID == before[t.Name] {
+				err = fmt.Errorf("topic %s is still there", t.Name)
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return fmt.Errorf("kafka: make topics anew: %w: %w", context.Cause(ctx), err)
+		}
+	}
+}
