@@ -286,7 +286,11 @@ var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "wr
 
 // place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its own only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
-	if _, err := s.warehouse.inside("location", metadata.Location()); err != nil {
+	within := s.warehouse.fresh
+	if current != nil && current.Location() == metadata.Location() {
+		within = s.warehouse.inside
+	}
+	if _, err := within("location", metadata.Location()); err != nil {
 		return nil, err
 	}
 	for _, key := range elsewhere {
@@ -294,7 +298,7 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 		if !ok || current != nil && current.Properties()[key] == location {
 			continue
 		}
-		if _, err := s.warehouse.inside(key, location); err != nil {
+		if _, err := s.warehouse.fresh(key, location); err != nil {
 			return nil, err
 		}
 		if !s.warehouse.covers(metadata.Location(), location+"/x") {

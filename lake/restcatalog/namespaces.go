@@ -129,7 +129,7 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 // checkNamespaceLocation refuses a namespace whose tables would lie beyond the warehouse.
 func (s *Server) checkNamespaceLocation(p iceberg.Properties) error {
 	if l, ok := p["location"]; ok {
-		_, err := s.warehouse.inside("location", l)
+		_, err := s.warehouse.fresh("location", l)
 		return err
 	}
 	return nil

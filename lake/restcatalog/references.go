@@ -8,6 +8,8 @@ import (
 
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/location"
 )
 
 // A reference is a file that a table's metadata names, directly or through its manifests.
@@ -78,9 +80,8 @@ func (w warehouse) canonical(name string) string {
 }
 
 // covers reports whether a file lies below a location, both in the warehouse.
-func (w warehouse) covers(location, name string) bool {
-	location, name = w.canonical(location), w.canonical(name)
-	return w.has(name) && strings.HasPrefix(name, strings.TrimRight(location, "/")+"/")
+func (w warehouse) covers(base, name string) bool {
+	return w.has(name) && location.Inside(base, name)
 }
 
 // overlap reports whether one of two locations lies below the other, or is it.

@@ -170,7 +170,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if c.Location != "" {
-		if location, err = s.warehouse.inside("location", c.Location); err != nil {
+		if location, err = s.warehouse.fresh("location", c.Location); err != nil {
 			return err
 		}
 	}

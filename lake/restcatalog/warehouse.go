@@ -12,6 +12,8 @@ import (
 	"github.com/apache/iceberg-go/io"
 	"github.com/apache/iceberg-go/table"
 	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/lake/location"
 )
 
 // warehouse is where tables may be.
@@ -59,6 +61,18 @@ func (w warehouse) inside(field, location string) (string, error) {
 	return location, nil
 }
 
+// fresh is inside, for what is placed now. Other engines would not agree on where it is if it had to be escaped.
+func (w warehouse) fresh(field, at string) (string, error) {
+	at, err := w.inside(field, at)
+	if err != nil {
+		return "", err
+	}
+	if err := location.Plain(strings.TrimPrefix(at, w.url)); err != nil {
+		return "", badRequest("%s: %s: %v", field, at, err)
+	}
+	return at, nil
+}
+
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 
 // tableLocation is where a new table's files are to be: a folder that no other table has, even if one of this name was there
@@ -88,7 +102,8 @@ func (w warehouse) place() map[string]string {
 		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // PyIceberg's and Java's word for it
 	}
 	if w.storage.Endpoint != "" {
-		p["s3.endpoint"], p["s3.path-style-access"] = w.storage.Endpoint, "true"
+		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for bucket and path, as they stand in locations.
+		p["s3.endpoint"], p["s3.path-style-access"] = strings.TrimRight(w.storage.Endpoint, "/")+"/", "true"
 	}
 	return p
 }
@@ -155,12 +170,5 @@ func (f fenced) Remove(name string) error {
 	return f.WriteFileIO.Remove(name)
 }
 
-// has tells whether a file lies below the warehouse. Writers escape what partitions' values have in them, and a reader may
-// decode that: what has no way up decoded has none as it is written.
-func (w warehouse) has(name string) bool {
-	if decoded, err := url.PathUnescape(name); err == nil {
-		name = decoded
-	}
-	_, err := w.inside("file", strings.ReplaceAll(name, "%", "_"))
-	return err == nil
-}
+// has reports whether a file lies below the warehouse, however its name is read.
+func (w warehouse) has(name string) bool { return location.Inside(w.url, name) }

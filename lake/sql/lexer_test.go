@@ -130,7 +130,7 @@ func TestPaths(t *testing.T) {
 		table              Table
 		location, metadata string // empty: refused
 	}{
-		"URLs":            {Table{Location: "file:///w/a%20b", MetadataLocation: "file:///w/a%20b/metadata/1.json"}, "/w/a b", "metadata/1.json"},
+		"URLs":            {Table{Location: "file:///w/a%20b", MetadataLocation: "file:///w/a%20b/metadata/1.json"}, "/w/a%20b", "metadata/1.json"}, // as the engine reads those in the metadata
 		"paths":           {Table{Location: "/w/a", MetadataLocation: "/w/a/metadata/1.json"}, "/w/a", "metadata/1.json"},
 		"elsewhere":       {Table{Location: "/w/a", MetadataLocation: "/w/b/metadata/1.json"}, "", ""},
 		"of another host": {Table{Location: "file://host/w/a", MetadataLocation: "file://host/w/a/metadata/1.json"}, "", ""},

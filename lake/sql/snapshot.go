@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -200,15 +199,16 @@ func (t Table) paths() (location, metadata string, err error) {
 	return location, metadata, nil
 }
 
+// localPath takes a location as it is written, as the engine does with those in a table's metadata.
 func localPath(s string) (string, error) {
-	if filepath.IsAbs(s) {
-		return s, nil
+	path, isFile := strings.CutPrefix(s, "file:")
+	if isFile && strings.HasPrefix(path, "//") {
+		path = strings.TrimPrefix(path[2:], "localhost")
 	}
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "file" || u.Host != "" || u.Path == "" {
+	if !filepath.IsAbs(path) {
 		return "", fmt.Errorf("%q is neither an absolute path nor a file:// or s3:// URL", s)
 	}
-	return filepath.FromSlash(u.Path), nil
+	return filepath.FromSlash(path), nil
 }
 
 // databaseOf names the database that pins these tables, reached in this way.
