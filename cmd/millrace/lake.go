@@ -23,7 +23,7 @@ func newLake(a *app) *cobra.Command {
 		Long: `Look at the lake's Iceberg tables and keep them small. These commands go to the catalog and the files themselves, by the
 configuration or --data, so they work beside a running system and without one.`,
 	}
-	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a), newLakeLand(a))
+	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a), newLakeLand(a), newLakeRelocate(a))
 	return cmd
 }
 

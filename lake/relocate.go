@@ -1,0 +1,287 @@
+package lake
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	stdio "io"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"strings"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+	"github.com/google/uuid"
+	"github.com/twmb/avro/ocf"
+
+	"github.com/millrace/millrace/lake/location"
+	"github.com/millrace/millrace/lake/restcatalog"
+)
+
+// Relocated tells what became of a table whose files were moved.
+type Relocated struct {
+	Table     string
+	From, To  string // its folder
+	Manifests int    // that were written anew
+}
+
+// Relocate makes tables readable whose files were moved with their warehouse, from the folder or s3:// location that it had to where it
+// is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three are written anew beside the old,
+// data files stay as they are, and then the catalog is brought to the new ones, all tables or none. Until then nothing has changed, so
+// a run that was interrupted is just repeated. Nothing may land meanwhile.
+func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
+	from, err := warehouseURL(from)
+	if err != nil {
+		return nil, err
+	}
+	if location.Inside(from, l.warehouse.url) || location.Inside(l.warehouse.url, from) || from == l.warehouse.url {
+		return nil, fmt.Errorf("the tables are to move from %s, and the warehouse is %s: name the folder that they were in before, neither within the other", from, l.warehouse.url)
+	}
+	if err := location.Plain(strings.TrimPrefix(strings.TrimPrefix(l.warehouse.url, "file://"), s3Scheme)); err != nil {
+		return nil, fmt.Errorf("warehouse %s: %w", l.warehouse.url, err)
+	}
+	swapper, err := restcatalog.NewSQL(ctx, l.db, l.dialect, CatalogName)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := swapper.Tables(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the lake's tables: %w", err)
+	}
+	files, err := l.warehouse.files(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []Relocated
+	var moves []restcatalog.Move
+	for _, t := range tables {
+		if !location.Inside(from, t.Metadata) {
+			continue
+		}
+		r := &relocation{files: files, from: from, to: l.warehouse.url, manifests: map[string]rewritten{}}
+		did, file, err := r.table(ctx, t)
+		if err != nil {
+			return nil, fmt.Errorf("relocate table %s: %w", strings.Join(t.Table, "."), err)
+		}
+		all, moves = append(all, did), append(moves, restcatalog.Move{Table: t.Table, From: t.Metadata, To: file})
+	}
+	if len(moves) == 0 {
+		return nil, fmt.Errorf("no table of the catalog lies at %s", from)
+	}
+	if err := swapper.Swap(ctx, moves, nil); err != nil {
+		return nil, fmt.Errorf("bring the catalog to the new locations (stop whoever lands, and repeat this): %w", err)
+	}
+	return all, nil
+}
+
+// warehouseURL is how the locations in a warehouse begin.
+func warehouseURL(at string) (string, error) {
+	if strings.Contains(at, "://") {
+		return strings.TrimRight(at, "/"), nil
+	}
+	dir, err := filepath.Abs(at)
+	return "file://" + filepath.ToSlash(dir), err
+}
+
+// files is the warehouse's file system.
+func (w *warehouse) files(ctx context.Context) (io.WriteFileIO, error) {
+	files, err := io.LoadFS(placed{aws: w.aws}.way(ctx), w.props, w.url+"/")
+	if err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", w.url, err)
+	}
+	writable, ok := location.Fence(files, w.url).(io.WriteFileIO)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be written to", w.url)
+	}
+	return writable, nil
+}
+
+// relocation rewrites the metadata of one table.
+type relocation struct {
+	files     io.WriteFileIO
+	from, to  string
+	folder    string // of the table's metadata, now
+	manifests map[string]rewritten
+}
+
+type rewritten struct {
+	location string
+	bytes    int64
+}
+
+// moved is where a file is now. Beside the warehouse nothing has moved.
+func (r *relocation) moved(at string) string {
+	for _, spelling := range []string{r.from, strings.Replace(r.from, "file://", "file:", 1), strings.TrimPrefix(r.from, "file://")} {
+		if rest, ok := strings.CutPrefix(at, spelling+"/"); ok {
+			return r.to + "/" + rest
+		}
+	}
+	return at
+}
+
+// table rewrites a table's metadata, and says where it is.
+func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Relocated, file string, err error) {
+	now := r.moved(t.Metadata)
+	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil }, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return did, "", fmt.Errorf("%s is not there: move the whole warehouse to %s first: %w", now, r.to, err)
+	}
+	if err != nil {
+		return did, "", err
+	}
+	r.folder = now[:strings.LastIndex(now, "/")]
+	b, err := json.Marshal(old.Metadata())
+	if err != nil {
+		return did, "", fmt.Errorf("encode metadata: %w", err)
+	}
+	var meta map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	decoder.UseNumber() // ids are 64 bits wide
+	if err := decoder.Decode(&meta); err != nil {
+		return did, "", fmt.Errorf("decode metadata: %w", err)
+	}
+	r.field(meta, "location")
+	properties, _ := meta["properties"].(map[string]any)
+	for _, key := range placing {
+		r.field(properties, key)
+	}
+	for list, key := range map[string]string{"metadata-log": "metadata-file", "statistics": "statistics-path", "partition-statistics": "statistics-path"} {
+		for _, entry := range entriesIn(meta[list]) {
+			r.field(entry, key)
+		}
+	}
+	for _, snapshot := range entriesIn(meta["snapshots"]) {
+		if err := ctx.Err(); err != nil {
+			return did, "", err
+		}
+		if at, ok := snapshot["manifest-list"].(string); ok {
+			if snapshot["manifest-list"], err = r.list(r.moved(at)); err != nil {
+				return did, "", fmt.Errorf("manifest list %s: %w", at, err)
+			}
+		}
+	}
+	if b, err = json.Marshal(meta); err != nil {
+		return did, "", fmt.Errorf("encode metadata: %w", err)
+	}
+	version, _, _ := strings.Cut(strings.TrimPrefix(now[strings.LastIndex(now, "/")+1:], "v"), "-") // the next commit counts on
+	file = fmt.Sprintf("%s/%s-%s.metadata.json", r.folder, version, uuid.New())
+	if !isNumber(version) {
+		file = fmt.Sprintf("%s/00000-%s.metadata.json", r.folder, uuid.New())
+	}
+	if err := r.files.WriteFile(file, b); err != nil {
+		return did, "", fmt.Errorf("write metadata: %w", err)
+	}
+	return Relocated{Table: strings.Join(t.Table, "."), From: old.Location(), To: r.moved(old.Location()), Manifests: len(r.manifests)}, file, nil
+}
+
+func isNumber(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return c < '0' || c > '9' })
+}
+
+// field brings a location in an object to where it is now.
+func (r *relocation) field(of map[string]any, key string) {
+	if at, ok := of[key].(string); ok {
+		if at == r.from {
+			of[key] = r.to
+			return
+		}
+		of[key] = r.moved(at)
+	}
+}
+
+func entriesIn(list any) (all []map[string]any) {
+	entries, _ := list.([]any)
+	for _, entry := range entries {
+		if object, ok := entry.(map[string]any); ok {
+			all = append(all, object)
+		}
+	}
+	return all
+}
+
+// list rewrites a manifest list and the manifests that it names.
+func (r *relocation) list(at string) (string, error) {
+	out, err := r.rewrite(at, "snap", func(entry map[string]any) error {
+		path, ok := entry["manifest_path"].(string)
+		if !ok {
+			return errors.New("an entry has no manifest_path")
+		}
+		m, err := r.manifest(r.moved(path))
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", path, err)
+		}
+		entry["manifest_path"], entry["manifest_length"] = m.location, m.bytes
+		return nil
+	})
+	return out.location, err
+}
+
+// errPositions says that a table has deletes by position, whose files name others inside.
+var errPositions = errors.New("it has deletes by position, which name data files inside their own: " +
+	"move the warehouse back, run millrace lake maintain --delete-share 0, and move it then")
+
+func (r *relocation) manifest(at string) (rewritten, error) {
+	if m, ok := r.manifests[at]; ok {
+		return m, nil
+	}
+	m, err := r.rewrite(at, "m", func(entry map[string]any) error {
+		file, ok := entry["data_file"].(map[string]any)
+		if !ok {
+			return errors.New("an entry has no data_file")
+		}
+		const gone, byPosition = 2, 1
+		if fmt.Sprint(file["content"]) == fmt.Sprint(byPosition) && fmt.Sprint(entry["status"]) != fmt.Sprint(gone) {
+			return errPositions
+		}
+		r.field(file, "file_path")
+		r.field(file, "referenced_data_file")
+		return nil
+	})
+	if err == nil {
+		r.manifests[at] = m
+	}
+	return m, err
+}
+
+// rewrite writes an Avro file anew, each entry as change leaves it, and all that its header says beside them.
+func (r *relocation) rewrite(at, kind string, change func(entry map[string]any) error) (out rewritten, err error) {
+	f, err := r.files.Open(at)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	in, err := ocf.NewReader(f)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	header := maps.Clone(in.Metadata())
+	maps.DeleteFunc(header, func(key string, _ []byte) bool { return strings.HasPrefix(key, "avro.") })
+	var b bytes.Buffer
+	w, err := ocf.NewWriter(&b, in.Schema(), ocf.WithMetadata(header), ocf.WithCodec(ocf.DeflateCodec(-1)))
+	if err != nil {
+		return out, err
+	}
+	for {
+		var entry map[string]any
+		if err := in.Decode(&entry); errors.Is(err, stdio.EOF) {
+			break
+		} else if err != nil {
+			return out, err
+		}
+		if err := change(entry); err != nil {
+			return out, err
+		}
+		if err := w.Encode(entry); err != nil {
+			return out, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return out, err
+	}
+	out = rewritten{fmt.Sprintf("%s/%s-%s.avro", r.folder, kind, uuid.New()), int64(b.Len())}
+	return out, r.files.WriteFile(out.location, b.Bytes())
+}
