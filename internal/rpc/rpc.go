@@ -42,7 +42,7 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 	for _, opt := range opts {
 		opt(&d)
 	}
-	return append(codecs(d.strict),
+	return append(Codecs(d.strict),
 		connect.WithReadMaxBytes(MaxRequestBytes),
 		connect.WithCompressMinBytes(minCompressedBytes),
 		connect.WithRecover(d.recovered),

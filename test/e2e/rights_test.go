@@ -122,5 +122,9 @@ func TestRights(t *testing.T) {
 			t.Errorf("%s: %d %s", parameters, status, body)
 		}
 	}
+	misspelt := connect("millrace.admin.v1.AdminService/Status", `{"al":true}`)
+	if status, body := send(misspelt, "owner"); status != http.StatusBadRequest || !strings.Contains(body, "al: there is no such field") {
+		t.Errorf("status with a field that is none: %d %s", status, body)
+	}
 	s.stop()
 }

@@ -154,7 +154,7 @@ func (p *Platform) operations() http.Handler {
 		fmt.Fprintln(w, "millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
 	})
 	if p.has(Admin) {
-		path, h := adminv1connect.NewAdminServiceHandler(p)
+		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.Codecs(true)...)
 		mux.Handle(path, onlyWith(auth.Operations, h))
 		reflector := grpcreflect.NewStaticReflector(adminv1connect.AdminServiceName)
 		mux.Handle(grpcreflect.NewHandlerV1(reflector))
