@@ -57,3 +57,5 @@ func CanonicalStream(service, stream string) string {
 
 // Aggregates lists them all, in the order in which people are shown them.
 func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }
+
+var aggregates = Aggregates()

@@ -81,10 +81,7 @@ func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, erro
 
 // Append implements Rows.
 func (x *eventRows) Append(ctx context.Context, r Record) (Appended, error) {
-	e, err := x.values.Event(ctx, r.Topic, r.Key, r.Value, r.Headers)
-	if err == nil {
-		err = checkEnvelope(x.of, e)
-	}
+	e, err := x.values.Event(ctx, x.of.Topic, r.Key, r.Value, r.Headers)
 	if err != nil {
 		return Appended{}, err
 	}

@@ -1,11 +1,8 @@
 package lake
 
 import (
-	"errors"
 	"fmt"
-	"math"
 	"slices"
-	"unicode/utf8"
 
 	"github.com/apache/iceberg-go"
 	"google.golang.org/protobuf/proto"
@@ -73,21 +70,5 @@ func (d *eventDecoder) append(to *row, e event.Event) error {
 	}
 	to.filled(len(to.to.Fields()) - len(eventColumns) - len(originColumns))
 	to.end()
-	return nil
-}
-
-// checkEnvelope finds what an event may not have in a table, or not in a table of this aggregate.
-func checkEnvelope(agg event.Aggregate, e event.Event) error {
-	if e.Aggregate != agg.Name {
-		return fmt.Errorf("event of aggregate %q on the topic of %q", e.Aggregate, agg.Name)
-	}
-	if e.Version > math.MaxInt64 {
-		return fmt.Errorf("version %d is too large", e.Version)
-	}
-	for _, s := range [...]string{e.Stream, e.Type, e.CorrelationID, e.CausationID, e.TraceParent} {
-		if !utf8.ValidString(s) {
-			return errors.New("key or headers are not UTF-8")
-		}
-	}
 	return nil
 }

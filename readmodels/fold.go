@@ -23,13 +23,14 @@ type Document interface {
 }
 
 // Project is a view's pure heart: the document that an event makes of a document, which is nil before the first event. The
-// result has the event's version. Where the event's data cannot be read, the result differs in that alone, and comes with
-// an error. The document that was passed in is not changed.
+// result has the event's version. Where the event's data cannot be read there is an error and no result. The document that was
+// passed in is not changed.
 type Project[D Document] func(document D, e event.Event) (D, error)
 
 // Fold applies records to the documents of their streams, which it looks up and puts back in docs, and returns the streams
-// whose document changed. A record that a document shows already is passed over. Errors are those of streams.Sink: a
-// *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after which all has been folded.
+// whose document changed. A record that a document shows already is passed over, and so is one that cannot be read: its version
+// is not taken, for the event that the store has acknowledged under it may come later. Errors are those of streams.Sink: a
+// *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after which all else has been folded.
 func Fold[D Document](docs map[string]D, records []streams.Record, project Project[D]) (changed map[string]bool, err error) {
 	var none D
 	var unreadable streams.UnreadableError
@@ -40,19 +41,15 @@ func Fold[D Document](docs map[string]D, records []streams.Record, project Proje
 		if doc != none {
 			have = doc.GetVersion()
 		}
-		var bad error
+		next, bad := project(doc, r.Event) // first, so that what was found unreadable is found so again, and is no gap
 		switch {
-		case r.Event.Version > have+1:
-			return nil, &streams.GapError{Record: r, Have: have}
-		case r.Event.Version <= have && !failpoint.On("view.noguard"):
-			_, bad = project(none, r.Event) // it must be found unreadable again
-		default:
-			docs[stream], bad = project(doc, r.Event)
-			changed[stream] = true
-		}
-		if bad != nil {
+		case bad != nil:
 			unreadable.Records = append(unreadable.Records, r)
 			unreadable.Reasons = append(unreadable.Reasons, bad)
+		case r.Event.Version > have+1:
+			return nil, &streams.GapError{Record: r, Have: have}
+		case r.Event.Version > have || failpoint.On("view.noguard"):
+			docs[stream], changed[stream] = next, true
 		}
 	}
 	if len(unreadable.Records) > 0 {
@@ -74,15 +71,21 @@ func Streams(records []streams.Record) []string {
 	return ids
 }
 
-// Expected is the digest that a view has once it has applied the events, which come in order per stream.
+// Expected is the digest that a view has once it has applied the events, which come in order per stream. What the view would park
+// is passed over here, too: an event that cannot be read, and those behind it in its stream. Any other gap is the reader's fault.
 func Expected[D Document](events iter.Seq2[event.Event, error], project Project[D]) (*digest.Digest, error) {
-	docs := map[string]D{}
+	docs, broken := map[string]D{}, map[string]bool{}
 	for e, err := range events {
 		if err != nil {
 			return nil, fmt.Errorf("read events: %w", err)
 		}
+		if broken[e.Stream] {
+			continue
+		}
 		var unreadable *streams.UnreadableError
-		if _, err := Fold(docs, []streams.Record{{Event: e}}, project); err != nil && !errors.As(err, &unreadable) {
+		if _, err := Fold(docs, []streams.Record{{Event: e}}, project); errors.As(err, &unreadable) {
+			broken[e.Stream] = true
+		} else if err != nil {
 			return nil, fmt.Errorf("fold events: %w", err)
 		}
 	}

@@ -124,6 +124,12 @@ func (s *memory) Apply(ctx context.Context, records []streams.Record) error {
 	var bad streams.UnreadableError
 	for _, r := range records {
 		s.deliveries++
+		if s.unreadable != nil {
+			if err := s.unreadable(r); err != nil {
+				bad.Records, bad.Reasons = append(bad.Records, r), append(bad.Reasons, err)
+				continue
+			}
+		}
 		have := s.versions[r.Event.Stream]
 		if r.Event.Version > have+1 {
 			return &streams.GapError{Record: r, Have: have}
@@ -131,11 +137,6 @@ func (s *memory) Apply(ctx context.Context, records []streams.Record) error {
 		if r.Event.Version == have+1 {
 			s.versions[r.Event.Stream]++
 			s.applied++
-		}
-		if s.unreadable != nil {
-			if err := s.unreadable(r); err != nil {
-				bad.Records, bad.Reasons = append(bad.Records, r), append(bad.Reasons, err)
-			}
 		}
 	}
 	if len(bad.Records) > 0 {

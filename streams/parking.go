@@ -40,10 +40,8 @@ func (p *parking) put(ctx context.Context, records []kafka.Record) error {
 		}
 		p.producer = producer
 	}
-	for _, r := range records {
-		if err := p.producer.Produce(ctx, r); err != nil {
-			return fmt.Errorf("park %s: %w", r.Key, err)
-		}
+	if err := p.producer.ProduceAll(ctx, records); err != nil {
+		return fmt.Errorf("park %d records, the first of which is %s: %w", len(records), records[0].Key, err)
 	}
 	return nil
 }

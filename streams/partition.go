@@ -79,8 +79,9 @@ func (p *partition) enter() bool {
 	return true
 }
 
-// leave says that the sink has let go of a record.
-func (p *partition) leave(number uint64, applied bool) {
+// leave says that the sink has let go of a record. One that turned out to be no event, whatever its envelope claims, is passed, but
+// its position is nobody's.
+func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.flying--
@@ -88,7 +89,10 @@ func (p *partition) leave(number uint64, applied bool) {
 		p.quiet.Broadcast()
 	}
 	if applied {
-		p.slots[number-p.base].done = true
+		s := &p.slots[number-p.base]
+		if s.done = true; !isEvent {
+			s.pos = event.Position{}
+		}
 		p.advance()
 	}
 }

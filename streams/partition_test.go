@@ -53,9 +53,10 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 				if !p.enter() {
 					rt.Fatal("a partition that nobody took away refused")
 				}
-				applied := rapid.Bool().Draw(rt, "applied")
-				p.leave(entries[i].number, applied)
+				applied, isEvent := rapid.Bool().Draw(rt, "applied"), rapid.Bool().Draw(rt, "is an event")
+				p.leave(entries[i].number, applied, isEvent)
 				entries[i].done = applied
+				entries[i].record = entries[i].record && (isEvent || !applied) // what is none is passed, and moves no watermark
 			}
 			want := Applied{Next: start}
 			for _, e := range entries {
@@ -88,14 +89,14 @@ func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 		close(drained)
 	}()
 	for p.enter() { // until drain has begun
-		p.leave(waiting, false)
+		p.leave(waiting, false, true)
 	}
 	select {
 	case <-drained:
 		t.Fatal("drained while a record was inside the sink")
 	default:
 	}
-	p.leave(inside, true)
+	p.leave(inside, true, true)
 	<-drained
 	if m, ok := p.unsaved(); !ok || m.To.Next != 1 {
 		t.Fatalf("what ended while draining is not to be saved: %v, %v", m, ok)

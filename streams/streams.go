@@ -97,7 +97,7 @@ func (e *GapError) Error() string {
 // Is makes a gap a kind of ErrLost.
 func (e *GapError) Is(target error) bool { return target == ErrLost }
 
-// UnreadableError says that a whole batch was applied, and that of some events no more than the envelope could be read: the
+// UnreadableError says that a batch was applied but for some events that the sink could not read, and that left nothing behind: the
 // runtime parks these. A sink must say so again when they are delivered again.
 type UnreadableError struct {
 	Records []Record

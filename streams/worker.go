@@ -20,10 +20,15 @@ type item struct {
 	number uint64        // in its partition
 	park   *kafka.Record // goes to ParkTopic instead of the sink, where not nil
 
-	// encoded is the message as it came, where its value is yet to be decoded. That is left to the worker, for it may have to wait for a
-	// schema, and the poll loop must not.
-	encoded *kafka.Message
+	// unread is the message as it came, where only its envelope has been read so far. The rest is left to the worker, for it may
+	// have to wait for a schema, and the poll loop must not.
+	unread *kafka.Message
+
+	refused bool // by the sink, which could not read it
 }
+
+// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark: the sink does not hold it.
+func (it *item) isEvent() bool { return it.park == nil && !it.refused }
 
 // newItem reads a message. One that is no event of ours becomes an item to be parked.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
@@ -32,9 +37,8 @@ func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	if err != nil {
 		it.record.Event.Data = m.Value
 		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
-	}
-	if err == nil && registry.IsFramed(m.Value) {
-		it.encoded = m
+	} else {
+		it.unread = m
 	}
 	it.number = p.add(m.Offset, e)
 	return it
@@ -72,7 +76,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 		}
 		err := r.attempt(batch)
 		for _, it := range batch {
-			it.part.leave(it.number, err == nil)
+			it.part.leave(it.number, err == nil, it.isEvent())
 		}
 		if err == nil || ctx.Err() != nil {
 			return
@@ -100,8 +104,13 @@ func gapIn(batch []*item, err error) *item {
 	if !errors.As(err, &gap) {
 		return nil
 	}
+	return find(batch, gap.Record)
+}
+
+// find is the item of a record; nil where the batch has none.
+func find(batch []*item, rec Record) *item {
 	at := slices.IndexFunc(batch, func(it *item) bool {
-		return it.record.Topic == gap.Record.Topic && it.record.Partition == gap.Record.Partition && it.record.Offset == gap.Record.Offset
+		return it.record.Topic == rec.Topic && it.record.Partition == rec.Partition && it.record.Offset == rec.Offset
 	})
 	if at < 0 {
 		return nil
@@ -125,22 +134,22 @@ func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	return failpoint.Hit("view." + r.cfg.Name + ".apply.after")
 }
 
-// decode completes an item whose value is yet to be decoded, once. Its error means that this can be tried again.
-func (r *Runtime) decode(ctx context.Context, it *item) error {
-	if it.encoded == nil {
+// read completes an item of which only the envelope has been read, once. Its error means that this can be tried again.
+func (r *Runtime) read(ctx context.Context, it *item) error {
+	if it.unread == nil {
 		return nil
 	}
-	m := it.encoded
-	data, err := r.cfg.Decoder.Decode(ctx, m.Topic, m.Value)
+	m := it.unread
+	e, err := r.cfg.Decoder.Event(ctx, m.Topic, m.Key, m.Value, m.Headers)
 	switch {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err
 	case err != nil: // parked as it came
 		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
 	default:
-		it.record.Event.Data = data
+		it.record.Event = e
 	}
-	it.encoded = nil
+	it.unread = nil
 	return nil
 }
 
@@ -151,7 +160,7 @@ func (r *Runtime) attempt(batch []*item) error {
 	var records []Record
 	var park []kafka.Record
 	for _, it := range batch {
-		if err := r.decode(ctx, it); err != nil {
+		if err := r.read(ctx, it); err != nil {
 			return err
 		}
 		if it.park != nil {
@@ -166,6 +175,9 @@ func (r *Runtime) attempt(batch []*item) error {
 		if errors.As(err, &unreadable) {
 			for i, rec := range unreadable.Records {
 				park = append(park, *parkedEvent(r.cfg.Name, rec, unreadable.Reasons[i]))
+				if it := find(batch, rec); it != nil {
+					it.refused = true
+				}
 			}
 		} else if err != nil {
 			return err

@@ -157,21 +157,37 @@ func (p *Producer) Produce(ctx context.Context, r Record) error {
 	return errors.Join(err, p.refused.err())
 }
 
-func (p *Producer) produce(ctx context.Context, r Record) error {
-	delivered := make(chan kafka.Event, 1)
-	if err := enqueue(ctx, p.client, r, delivered); err != nil {
-		return classify(p.client, "produce to "+r.Topic, err)
+// ProduceAll is Produce for many records, which are on their way together. After an error the brokers may have any of them.
+func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
+	if err := p.produce(ctx, records...); err != nil {
+		return errors.Join(err, p.refused.err())
 	}
-	select {
-	case <-ctx.Done():
-		return fmt.Errorf("kafka: produce to %s: %w", r.Topic, context.Cause(ctx))
-	case e := <-delivered:
-		m, ok := e.(*kafka.Message)
-		if !ok {
-			return fmt.Errorf("kafka: produce to %s: unexpected report %v", r.Topic, e)
+	p.refused.last.Store(nil)
+	return nil
+}
+
+func (p *Producer) produce(ctx context.Context, records ...Record) error {
+	delivered := make(chan kafka.Event, len(records)) // room for all, for librdkafka must not wait for who has given up
+	for _, r := range records {
+		if err := enqueue(ctx, p.client, r, delivered); err != nil {
+			return classify(p.client, "produce to "+r.Topic, err)
 		}
-		return classify(p.client, "produce to "+r.Topic, m.TopicPartition.Error)
 	}
+	for _, r := range records {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("kafka: produce to %s: %w", r.Topic, context.Cause(ctx))
+		case e := <-delivered:
+			m, ok := e.(*kafka.Message)
+			if !ok {
+				return fmt.Errorf("kafka: produce to %s: unexpected report %v", r.Topic, e)
+			}
+			if err := classify(p.client, "produce to "+r.Topic, m.TopicPartition.Error); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // enqueue hands a record to librdkafka, waiting while its queue is full.

@@ -52,18 +52,23 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 	return message, nil
 }
 
-// Event is event.FromRecord and Decode in one: it reads an event from a record of the topic. Its errors wrap
+// Event is event.FromRecord, Decode and event.CheckOn in one: it reads an event from a record of the topic. Its errors wrap
 // event.ErrNotEvent, or ErrUnavailable where to try again makes sense.
 func (d *Decoder) Event(ctx context.Context, topic string, key, value []byte, headers []event.Header) (event.Event, error) {
 	e, err := event.FromRecord(key, value, headers)
-	if err != nil || !IsFramed(value) {
-		return e, err
+	if err != nil {
+		return event.Event{}, err
 	}
-	if e.Data, err = d.Decode(ctx, topic, value); err != nil {
-		if errors.Is(err, ErrUnavailable) {
-			return event.Event{}, err
+	if IsFramed(value) {
+		if e.Data, err = d.Decode(ctx, topic, value); err != nil {
+			if errors.Is(err, ErrUnavailable) {
+				return event.Event{}, err
+			}
+			return event.Event{}, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
 		}
-		return event.Event{}, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
+	}
+	if err := event.CheckOn(topic, e); err != nil {
+		return event.Event{}, err
 	}
 	return e, nil
 }

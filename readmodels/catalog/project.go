@@ -28,7 +28,7 @@ func Project(doc *catalogv1.Product, e event.Event) (*catalogv1.Product, error) 
 
 	var message catalogv1.ProductEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return next, fmt.Errorf("read %s of product %s, version %d: %w", e.Type, e.Stream, e.Version, err)
+		return nil, fmt.Errorf("read %s of product %s, version %d: %w", e.Type, e.Stream, e.Version, err)
 	}
 	switch m := message.Event.(type) {
 	case *catalogv1.ProductEvent_Listed:

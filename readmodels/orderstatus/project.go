@@ -26,7 +26,7 @@ func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, err
 
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
-		return next, fmt.Errorf("read %s of order %s, version %d: %w", e.Type, e.Stream, e.Version, err)
+		return nil, fmt.Errorf("read %s of order %s, version %d: %w", e.Type, e.Stream, e.Version, err)
 	}
 	switch m := message.Event.(type) {
 	case *orderv1.OrderEvent_Placed:

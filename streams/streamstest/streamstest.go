@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/millrace/millrace/event"
 	broker "github.com/millrace/millrace/internal/embedded/kafka"
@@ -81,16 +84,45 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	return &Log{Topic: topic, Versions: map[string]uint64{}, producer: p}
 }
 
-// Next makes the next event of a stream. Its message is data's, wherever it comes from.
+// Next makes the next event of a stream. Where data is the message of an aggregate of ours, it is made to be about the stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
+	kind, data := about(aggregate, stream, data)
 	now := event.Time(time.Now())
 	e := event.Event{
-		ID: uuid.Must(uuid.NewV7()), Aggregate: aggregate, Stream: stream, Version: l.Versions[stream], Type: "test." + aggregate,
+		ID: uuid.Must(uuid.NewV7()), Aggregate: aggregate, Stream: stream, Version: l.Versions[stream], Type: kind,
 		Data: data, OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: uint64(len(l.Events)) + 1},
 	}
 	l.Events = append(l.Events, e)
 	return e
+}
+
+// about names the kind of event that an events message holds, and sets its first field, which names the stream.
+func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
+	for _, a := range event.Aggregates() {
+		if a.Name != aggregate {
+			continue
+		}
+		of, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(a.Message))
+		if err != nil {
+			break
+		}
+		m := of.New()
+		if proto.Unmarshal(data, m.Interface()) != nil {
+			break
+		}
+		member := m.WhichOneof(m.Descriptor().Oneofs().ByName("event"))
+		if member == nil {
+			return string(m.Descriptor().ParentFile().Package()) + ".Newer", data
+		}
+		inner := m.Mutable(member).Message()
+		inner.Set(inner.Descriptor().Fields().ByNumber(1), protoreflect.ValueOfString(stream))
+		if data, err = proto.Marshal(m.Interface()); err != nil {
+			panic(err)
+		}
+		return string(inner.Descriptor().FullName()), data
+	}
+	return "test." + aggregate, data
 }
 
 // Record is an event as the relay writes it.
