@@ -121,9 +121,8 @@ func TestParking(t *testing.T) {
 			{Partition: 1, Key: []byte("k"), Value: []byte("what is this?")},
 			fetchtest.Event(1, foreign),
 			fetchtest.Event(1, garbled),
-			fetchtest.Event(1, unpriced), // an event, but none of order_lines
+			fetchtest.Event(1, unpriced), // a message, but one that order_lines could not keep
 		}
-		s.events[event.Order] = append(s.events[event.Order], unpriced)
 		if err := s.producer.Commit(t.Context(), event.Order.Topic, bad...); err != nil {
 			t.Fatal(err)
 		}
@@ -174,6 +173,7 @@ func TestParking(t *testing.T) {
 		if have.Total().Count != uint64(want) {
 			t.Errorf("digest of %d events, want %d", have.Total().Count, want)
 		}
+		s.events[event.Order] = append(s.events[event.Order], unpriced)
 		if _, err := ExpectedDigest(orderLines.Name, s.all(event.Order)); err == nil || !strings.Contains(err.Error(), unpriced.ID.String()) {
 			t.Errorf("an event whose lines cannot land must be named, got %v", err)
 		}

@@ -49,6 +49,8 @@ type AggregateResult struct {
 type SideResult struct {
 	Side, Unit string
 	Sum        digest.Sum
+	Strays     uint64 // records that are no events; they are in no sum
+	FirstStray string
 }
 
 // Progress is told before each side is read: how many of how many are done.
@@ -75,7 +77,7 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 				return Result{}, err
 			}
 			for i, d := range digests {
-				r.Sides = append(r.Sides, SideResult{c.Sides[i].Name, c.Unit, d.Total()})
+				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Strays: d.Strays, FirstStray: d.FirstStray})
 				if diff := difference(c.Unit, c.Sides[0].Name, digests[0], c.Sides[i].Name, d); diff != "" && r.Equal {
 					r.Equal, r.Difference = false, s.Aggregate+" "+diff
 				}

@@ -20,7 +20,8 @@ func newVerify(a *app) *cobra.Command {
 		Short: "Compare store, topics, tables and views by count and content; exit 1 on any difference",
 		Long: `Wait (at most --wait) until every sink has reached the position that the store has now, then let every side give a
 digest of its content — a count and a hash that does not depend on order — and compare them per aggregate type.
-The first difference is named by its stream. Exit code 0 means equal everywhere.
+The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that are no events
+are counted and the first is named: they are in no side, and do not make sides differ.
 
 It asks the system at --admin-addr; --addr alone is refused, for it does not say where that is.`,
 		Args: cobra.NoArgs,
@@ -87,6 +88,13 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 			fmt.Fprintln(w, "different:", g.Difference)
 		}
 	}
+	for _, g := range r.Aggregates {
+		for _, s := range g.Sides {
+			if s.NotEvents > 0 {
+				fmt.Fprintf(w, "not events: %d records on %s, which every sink has parked; the first: %s\n", s.NotEvents, s.Side, s.FirstNotEvent)
+			}
+		}
+	}
 	if r.Equal {
 		fmt.Fprintln(w, "equal everywhere")
 	}
@@ -99,6 +107,9 @@ func verifyJSON(r *adminv1.VerifyResult) any {
 		Unit  string `json:"unit"`
 		Count uint64 `json:"count"`
 		Hash  string `json:"hash"`
+
+		NotEvents     uint64 `json:"not_events,omitempty"`
+		FirstNotEvent string `json:"first_not_event,omitempty"`
 	}
 	type aggregate struct {
 		Aggregate  string `json:"aggregate"`
@@ -113,7 +124,7 @@ func verifyJSON(r *adminv1.VerifyResult) any {
 	for _, g := range r.Aggregates {
 		o := aggregate{Aggregate: g.Aggregate, Equal: g.Equal, Difference: g.Difference}
 		for _, s := range g.Sides {
-			o.Sides = append(o.Sides, side{s.Side, s.Unit, s.Count, s.Hash})
+			o.Sides = append(o.Sides, side{s.Side, s.Unit, s.Count, s.Hash, s.NotEvents, s.FirstNotEvent})
 		}
 		out.Aggregates = append(out.Aggregates, o)
 	}

@@ -43,6 +43,17 @@ func (s Sum) Hash() string {
 // Digest is the content of one side, by stream.
 type Digest struct {
 	Streams map[string]Sum // by aggregate id
+
+	// What was met that is no content, and so in no sum.
+	Strays     uint64
+	FirstStray string // where the first stands, and what is wrong with it
+}
+
+// AddStray counts something that is no content; say is asked for the first alone.
+func (d *Digest) AddStray(say func() string) {
+	if d.Strays++; d.Strays == 1 {
+		d.FirstStray = say()
+	}
 }
 
 // New makes an empty digest.

@@ -623,7 +623,11 @@ type SideDigest struct {
 	Unit  string `protobuf:"bytes,2,opt,name=unit,proto3" json:"unit,omitempty"`
 	Count uint64 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
 	// Hexadecimal, independent of order.
-	Hash          string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	Hash string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Records on a topic that are no events, and so no content: every sink parks them.
+	NotEvents uint64 `protobuf:"varint,5,opt,name=not_events,json=notEvents,proto3" json:"not_events,omitempty"`
+	// The first of them: where it stands, and why it is none.
+	FirstNotEvent string `protobuf:"bytes,6,opt,name=first_not_event,json=firstNotEvent,proto3" json:"first_not_event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -686,6 +690,20 @@ func (x *SideDigest) GetHash() string {
 	return ""
 }
 
+func (x *SideDigest) GetNotEvents() uint64 {
+	if x != nil {
+		return x.NotEvents
+	}
+	return 0
+}
+
+func (x *SideDigest) GetFirstNotEvent() string {
+	if x != nil {
+		return x.FirstNotEvent
+	}
+	return ""
+}
+
 var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
@@ -737,13 +755,16 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x05sides\x18\x03 \x03(\v2\x1d.millrace.admin.v1.SideDigestR\x05sides\x12\x1e\n" +
 	"\n" +
 	"difference\x18\x04 \x01(\tR\n" +
-	"difference\"^\n" +
+	"difference\"\xa5\x01\n" +
 	"\n" +
 	"SideDigest\x12\x12\n" +
 	"\x04side\x18\x01 \x01(\tR\x04side\x12\x12\n" +
 	"\x04unit\x18\x02 \x01(\tR\x04unit\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\x04R\x05count\x12\x12\n" +
-	"\x04hash\x18\x04 \x01(\tR\x04hash2\xb3\x01\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x1d\n" +
+	"\n" +
+	"not_events\x18\x05 \x01(\x04R\tnotEvents\x12&\n" +
+	"\x0ffirst_not_event\x18\x06 \x01(\tR\rfirstNotEvent2\xb3\x01\n" +
 	"\fAdminService\x12R\n" +
 	"\x06Status\x12 .millrace.admin.v1.StatusRequest\x1a!.millrace.admin.v1.StatusResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\x06Verify\x12 .millrace.admin.v1.VerifyRequest\x1a!.millrace.admin.v1.VerifyResponse0\x01B\xcc\x01\n" +
