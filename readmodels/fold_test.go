@@ -40,7 +40,7 @@ func TestFold(t *testing.T) {
 	changed, err := readmodels.Fold(docs, []streams.Record{
 		record("a", 2, "2"), // again
 		record("a", 3, "3"), record("b", 1, "1"), record("a", 4, "4"),
-		record("b", 1, "1"), // again
+		record("b", 1, "1"),                                             // again
 		record("c", 1, "bad"), record("c", 1, "1"), record("c", 2, "2"), // the good one of that version
 		record("e", 1, "bad"), record("f", 7, "bad"), // of streams that nobody has heard of
 		record("d", 1, "1"),

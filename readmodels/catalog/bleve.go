@@ -15,8 +15,8 @@ import (
 	"sync"
 
 	"github.com/blevesearch/bleve/v2"
+	"github.com/blevesearch/bleve/v2/index/scorch"
 	"github.com/blevesearch/bleve/v2/search"
-	index "github.com/blevesearch/bleve_index_api"
 	"github.com/gofrs/flock"
 	"google.golang.org/protobuf/proto"
 
@@ -25,19 +25,27 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// bleveIndex is the Index of the embedded default: bleve in this process, in a folder on local disk.
+// bleveIndex is the Index of the embedded default: bleve, in the memory of this process, and a journal on local disk from which it
+// is made again at the start. bleve's own files are not used: it maps them into memory, and a file that is damaged while they are
+// mapped ends the process, in goroutines of bleve's that nobody can guard.
 type bleveIndex struct {
-	bleve bleve.Index
-	lock  *flock.Flock
+	bleve   bleve.Index
+	lock    *flock.Flock
+	journal *journal
 
-	writing sync.Mutex // a write reads first what it replaces
+	writing sync.Mutex   // a write reads first what it replaces
+	reading sync.RWMutex // of stored
+	stored  content
+
+	// segments are the SKUs of bleve's segments by their size: bleve makes one of each batch, and merges none in memory.
+	segments [][][]string
 }
 
-// bleveFolder is named after the view, since an index is of one version of it.
-var bleveFolder = "bleve-" + strings.ReplaceAll(Name, "/", "-")
+// journalName is named after the view, since an index is of one version of it.
+var journalName = strings.ReplaceAll(Name, "/", "-") + ".journal"
 
-// OpenBleve opens the index in a folder, which belongs to this process until Close. One that cannot be opened is started
-// afresh, and the log will fill it: its positions are gone with its products.
+// OpenBleve opens the index whose journal is in a folder, which belongs to this process until Close. What is lost of the journal, the
+// log will fill in: its positions are gone with its products.
 func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the folder is the operator's choice
 		return nil, fmt.Errorf("catalog index: %w", err)
@@ -46,132 +54,142 @@ func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	if ok, err := lock.TryLock(); err != nil || !ok {
 		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop that one, or give this one another folder: %w", dir, errors.Join(err, fs.ErrExist))
 	}
-	// The folder of an older version of the view has other terms.
-	if err := os.RemoveAll(filepath.Join(dir, "bleve")); err != nil { //nolint:gosec // the folder is the operator's choice
-		return nil, errors.Join(fmt.Errorf("catalog index: remove an older version: %w", err), lock.Unlock())
+	x := &bleveIndex{lock: lock}
+	err := removeOlder(dir)
+	if err == nil {
+		x.journal, x.stored, err = openJournal(filepath.Join(dir, journalName), logger)
 	}
-	b, err := openBleve(filepath.Join(dir, bleveFolder), logger)
+	if err == nil {
+		err = x.fill()
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("catalog index: %w", err), lock.Unlock())
+		return nil, errors.Join(fmt.Errorf("catalog index: %w", err), x.Close())
 	}
-	return &bleveIndex{bleve: b, lock: lock}, nil
+	return x, nil
 }
 
-func openBleve(path string, logger *slog.Logger) (bleve.Index, error) {
-	b, err := openExisting(path)
-	if err == nil {
-		return b, nil
+// removeOlder removes what older versions have left.
+func removeOlder(dir string) error {
+	older, err := filepath.Glob(filepath.Join(dir, "bleve*"))
+	for _, path := range older {
+		err = errors.Join(err, os.RemoveAll(path)) //nolint:gosec // the folder is the operator's choice
 	}
-	if !errors.Is(err, bleve.ErrorIndexPathDoesNotExist) {
-		logger.Warn("catalog index cannot be opened; starting a new one, which the log will fill", "path", path, "error", err)
-	}
-	if err := os.RemoveAll(path); err != nil { //nolint:gosec // the folder is the operator's choice
-		return nil, fmt.Errorf("remove what cannot be opened: %w", err)
-	}
+	return err
+}
+
+// fillAtOnce is how many products are indexed in one batch when the index is made.
+const fillAtOnce = 2000
+
+// fill makes the index of what the journal says.
+func (x *bleveIndex) fill() error {
 	m, err := indexMapping()
 	if err != nil {
-		return nil, fmt.Errorf("describe the index: %w", err)
+		return fmt.Errorf("describe the index: %w", err)
 	}
-	if b, err = bleve.New(path, m); err != nil {
-		return nil, fmt.Errorf("make a new one: %w", err)
+	if x.bleve, err = bleve.NewUsing("", m, scorch.Name, scorch.Name, nil); err != nil {
+		return fmt.Errorf("make the index: %w", err)
 	}
-	return b, nil
-}
-
-// openExisting makes an error of the panics with which damaged files are met.
-func openExisting(path string) (b bleve.Index, err error) {
-	defer func() {
-		if reason := recover(); reason != nil {
-			err = fmt.Errorf("damaged: %v", reason)
+	for skus := range slices.Chunk(slices.Collect(maps.Keys(x.stored.products)), fillAtOnce) {
+		if err := x.index(skus, x.stored.products); err != nil {
+			return err
 		}
-	}()
-	return bleve.Open(path)
-}
-
-// Load implements Index.
-func (x *bleveIndex) Load(_ context.Context, skus ...string) (products map[string]*catalogv1.Product, err error) {
-	err = x.read(func(r index.IndexReader) error {
-		products, err = load(r, skus)
-		return err
-	})
-	return products, err
-}
-
-// read gives fn one consistent state of the index.
-func (x *bleveIndex) read(fn func(index.IndexReader) error) (err error) {
-	advanced, err := x.bleve.Advanced()
-	if err != nil {
-		return fmt.Errorf("catalog index: %w", err)
-	}
-	r, err := advanced.Reader()
-	if err != nil {
-		return fmt.Errorf("catalog index: %w", err)
-	}
-	if err = errors.Join(fn(r), r.Close()); err != nil {
-		return fmt.Errorf("catalog index: %w", err)
 	}
 	return nil
 }
 
-func load(r index.IndexReader, skus []string) (map[string]*catalogv1.Product, error) {
+// fanIn segments of about one size are made one.
+const fanIn = 16
+
+// index brings products into bleve, and keeps its segments few.
+func (x *bleveIndex) index(skus []string, products map[string]*catalogv1.Product) error {
+	for {
+		batch := x.bleve.NewBatch()
+		for _, sku := range skus {
+			if err := batch.Index(sku, indexedFields(products[sku])); err != nil {
+				return fmt.Errorf("index product %q: %w", sku, err)
+			}
+		}
+		if err := x.bleve.Batch(batch); err != nil {
+			return fmt.Errorf("index %d products: %w", batch.Size(), err)
+		}
+		size := 0
+		for n := len(skus); n >= fanIn; n /= fanIn {
+			size++
+		}
+		for len(x.segments) <= size {
+			x.segments = append(x.segments, nil)
+		}
+		x.segments[size] = append(x.segments[size], skus)
+		if len(x.segments[size]) < fanIn {
+			return nil
+		}
+		// Indexed once more, in one batch, they leave their segments empty, and bleve drops these.
+		once := map[string]bool{}
+		for _, skus := range x.segments[size] {
+			for _, sku := range skus {
+				once[sku] = true
+			}
+		}
+		skus, x.segments[size] = slices.Collect(maps.Keys(once)), nil
+	}
+}
+
+// Load implements Index.
+func (x *bleveIndex) Load(_ context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
+	x.reading.RLock()
+	defer x.reading.RUnlock()
 	products := make(map[string]*catalogv1.Product, len(skus))
 	for _, sku := range skus {
-		doc, err := r.Document(sku)
-		if err != nil {
-			return nil, fmt.Errorf("load product %q: %w", sku, err)
-		}
-		if doc == nil {
-			continue
-		}
-		if products[sku], err = readDocument(doc); err != nil {
-			return nil, fmt.Errorf("load product %q: %w", sku, err)
+		if p := x.stored.products[sku]; p != nil {
+			products[sku] = p
 		}
 	}
 	return products, nil
 }
 
-func readDocument(doc index.Document) (*catalogv1.Product, error) {
-	p := &catalogv1.Product{}
-	err := errors.New("nothing is stored under it")
-	doc.VisitFields(func(f index.Field) {
-		if f.Name() == fieldProduct {
-			err = proto.Unmarshal(f.Value(), p)
-		}
-	})
-	return p, err
-}
-
 // Save implements Index.
-func (x *bleveIndex) Save(ctx context.Context, products []*catalogv1.Product) error {
+func (x *bleveIndex) Save(_ context.Context, products []*catalogv1.Product) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
-	skus := make([]string, len(products))
-	for i, p := range products {
-		skus[i] = p.Sku
-	}
-	stored, err := x.Load(ctx, skus...)
-	if err != nil {
-		return err
-	}
-	batch := x.bleve.NewBatch()
+	newer := map[string]*catalogv1.Product{}
 	for _, p := range products {
-		if p.Version <= stored[p.Sku].GetVersion() && !failpoint.On("view.noguard") {
-			continue
+		have := newer[p.Sku]
+		if have == nil {
+			have = x.stored.products[p.Sku] // nobody else writes now
 		}
-		stored[p.Sku] = p
-		fields, err := bleveFields(p)
-		if err == nil {
-			err = batch.Index(p.Sku, fields)
-		}
-		if err != nil {
-			return fmt.Errorf("catalog index: save product %q: %w", p.Sku, err)
+		if p.Version > have.GetVersion() || failpoint.On("view.noguard") {
+			newer[p.Sku] = proto.CloneOf(p)
 		}
 	}
-	if batch.Size() == 0 {
+	if len(newer) == 0 {
 		return nil
 	}
-	if err := x.bleve.Batch(batch); err != nil {
-		return fmt.Errorf("catalog index: save %d products: %w", batch.Size(), err)
+	var entries []byte
+	var err error
+	for _, p := range newer {
+		if entries, err = appendProduct(entries, p); err != nil {
+			return fmt.Errorf("catalog index: %w", err)
+		}
+	}
+	if err := x.journal.append(entries); err != nil {
+		return fmt.Errorf("catalog index: save %d products: %w", len(newer), err)
+	}
+	x.reading.Lock()
+	maps.Copy(x.stored.products, newer)
+	x.reading.Unlock()
+	if err := x.index(slices.Collect(maps.Keys(newer)), x.stored.products); err != nil {
+		return fmt.Errorf("catalog index: %w", err)
+	}
+	return x.shorten()
+}
+
+// shorten rewrites a journal of which most is out of date. Without room for a second one it goes on with the first.
+func (x *bleveIndex) shorten() error {
+	if !x.journal.long() {
+		return nil
+	}
+	if err := x.journal.rewrite(x.stored); err != nil {
+		return fmt.Errorf("catalog index: %w", err)
 	}
 	return nil
 }
@@ -179,7 +197,6 @@ func (x *bleveIndex) Save(ctx context.Context, products []*catalogv1.Product) er
 // Search implements Index.
 func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
 	request := bleve.NewSearchRequestOptions(bleveQuery(q), q.Limit+1, 0, false)
-	request.Fields = []string{fieldProduct}
 	order, after := search.SortOrder{&search.SortDocID{}}, []string(nil)
 	if q.After != nil {
 		after = []string{q.After.SKU}
@@ -199,88 +216,49 @@ func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
 		return Page{}, fmt.Errorf("catalog index: search: %w", err)
 	}
 	page := Page{Total: result.Total}
+	x.reading.RLock()
+	defer x.reading.RUnlock()
 	for i, hit := range result.Hits {
 		if i == q.Limit {
 			last := result.Hits[i-1]
 			page.Next = &Mark{Score: last.Score, SKU: last.ID}
 			break
 		}
-		stored, ok := hit.Fields[fieldProduct].(string)
-		if !ok {
-			return Page{}, fmt.Errorf("catalog index: search: nothing is stored under %q", hit.ID)
-		}
-		p := &catalogv1.Product{}
-		if err := proto.Unmarshal([]byte(stored), p); err != nil {
-			return Page{}, fmt.Errorf("catalog index: search: read product %q: %w", hit.ID, err)
-		}
-		page.Products = append(page.Products, p)
+		page.Products = append(page.Products, x.stored.products[hit.ID])
 	}
 	return page, nil
 }
 
 // Each implements Index.
 func (x *bleveIndex) Each(ctx context.Context, fn func(*catalogv1.Product) error) error {
-	return x.read(func(r index.IndexReader) (err error) {
-		ids, err := r.DocIDReaderAll()
-		if err != nil {
-			return fmt.Errorf("list products: %w", err)
+	x.reading.RLock()
+	products := slices.Collect(maps.Values(x.stored.products))
+	x.reading.RUnlock()
+	for _, p := range products {
+		if err := fn(p); err != nil {
+			return fmt.Errorf("catalog index: %w", err)
 		}
-		defer func() { err = errors.Join(err, ids.Close()) }()
-		for {
-			id, err := ids.Next()
-			if err != nil {
-				return fmt.Errorf("list products: %w", err)
-			}
-			if id == nil {
-				return ctx.Err()
-			}
-			sku, err := r.ExternalID(id)
-			if err != nil {
-				return fmt.Errorf("list products: %w", err)
-			}
-			products, err := load(r, []string{sku})
-			if err != nil {
-				return err
-			}
-			if err := fn(products[sku]); err != nil {
-				return err
-			}
-		}
-	})
+	}
+	return ctx.Err()
 }
 
 // Count implements Index.
 func (x *bleveIndex) Count(context.Context) (uint64, error) {
-	n, err := x.bleve.DocCount()
-	if err != nil {
-		return 0, fmt.Errorf("catalog index: count: %w", err)
-	}
-	return n, nil
+	x.reading.RLock()
+	defer x.reading.RUnlock()
+	return uint64(len(x.stored.products)), nil
 }
-
-func positionsKey(topic string) []byte { return []byte("millrace positions " + topic) }
 
 // Positions implements Index.
 func (x *bleveIndex) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
-	kept, err := x.bleve.GetInternal(positionsKey(topic))
-	if err != nil {
-		return nil, fmt.Errorf("catalog index: read positions: %w", err)
-	}
+	x.reading.RLock()
+	defer x.reading.RUnlock()
 	positions := map[int32]streams.Applied{}
-	for line := range strings.Lines(string(kept)) {
-		id, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		partition, err := strconv.ParseInt(id, 10, 32)
-		if err == nil {
-			positions[int32(partition)], err = streams.ParseApplied(value)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("catalog index: read positions: %w", err)
-		}
-	}
+	maps.Copy(positions, x.stored.positions[topic])
 	return positions, nil
 }
 
-// SavePositions implements Index. A batch that is written later is never on disk without those before it.
+// SavePositions implements Index.
 func (x *bleveIndex) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
@@ -291,19 +269,25 @@ func (x *bleveIndex) SavePositions(ctx context.Context, topic string, moves []st
 	if err := move(positions, topic, moves); err != nil {
 		return err
 	}
-	var kept []byte
-	for _, id := range slices.Sorted(maps.Keys(positions)) {
-		kept = fmt.Appendf(kept, "%d %s\n", id, positions[id])
-	}
-	if err := x.bleve.SetInternal(positionsKey(topic), kept); err != nil {
+	if err := x.journal.append(appendPositions(nil, topic, positions)); err != nil {
 		return fmt.Errorf("catalog index: save positions: %w", err)
 	}
-	return nil
+	x.reading.Lock()
+	x.stored.positions[topic] = positions
+	x.reading.Unlock()
+	return x.shorten()
 }
 
 // Close implements Index.
 func (x *bleveIndex) Close() error {
-	if err := errors.Join(x.bleve.Close(), x.lock.Unlock()); err != nil {
+	var errs []error
+	if x.bleve != nil {
+		errs = append(errs, x.bleve.Close())
+	}
+	if x.journal != nil {
+		errs = append(errs, x.journal.close())
+	}
+	if err := errors.Join(append(errs, x.lock.Unlock())...); err != nil {
 		return fmt.Errorf("catalog index: close: %w", err)
 	}
 	return nil

@@ -391,57 +391,166 @@ func TestBleveHasOneOwner(t *testing.T) {
 	closed(t, x)
 }
 
-func TestBleveThatCannotBeOpenedStartsAfresh(t *testing.T) {
+// Whatever happens to the file, at rest or under a running index: what is found is never wrong, no call fails, and what was lost
+// shows in the positions, so that the log fills it in.
+func TestDamagedJournal(t *testing.T) {
 	t.Parallel()
-	for name, damage := range map[string]func(path string) error{
-		"meta is gone":     func(path string) error { return os.Remove(filepath.Join(path, "index_meta.json")) },
-		"meta is cut off":  func(path string) error { return os.Truncate(filepath.Join(path, "index_meta.json"), 5) },
-		"the root is gone": func(path string) error { return os.Remove(filepath.Join(path, "store", "root.bolt")) },
-		"the root is rubbish": func(path string) error {
-			return os.WriteFile(filepath.Join(path, "store", "root.bolt"), bytes.Repeat([]byte("x"), 9000), 0o600)
-		},
-		"the segments are gone": func(path string) error { return removeAll(filepath.Join(path, "store", "*.zap")) },
+	flip := func(at func(size int) int) func([]byte) []byte {
+		return func(b []byte) []byte { b[at(len(b))] ^= 0x10; return b }
+	}
+	for name, damage := range map[string]func([]byte) []byte{
+		"deleted":             func([]byte) []byte { return nil },
+		"empty":               func([]byte) []byte { return []byte{} },
+		"cut to a byte":       func(b []byte) []byte { return b[:1] },
+		"cut in the middle":   func(b []byte) []byte { return b[:len(b)/2] },
+		"cut by a byte":       func(b []byte) []byte { return b[:len(b)-1] },
+		"all zeroes":          func(b []byte) []byte { clear(b); return b },
+		"zeroes in it":        func(b []byte) []byte { clear(b[len(b)/3 : len(b)/2]); return b },
+		"a bit of the first":  flip(func(int) int { return 12 }),
+		"a bit of a length":   flip(func(int) int { return 0 }),
+		"a bit of a checksum": flip(func(int) int { return 5 }),
+		"a bit of the middle": flip(func(n int) int { return n / 2 }),
+		"a bit of the last":   flip(func(n int) int { return n - 1 }),
+		"rubbish behind it":   func(b []byte) []byte { return append(b, "\x00\x00\x00\x09rubbish"...) },
+		"rubbish alone":       func([]byte) []byte { return bytes.Repeat([]byte("x"), 9000) },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			x, err := OpenBleve(dir, quiet)
-			if err != nil {
-				t.Fatal(err)
-			}
-			save(t, x, product("1", "lamp", ""))
-			if err := x.SavePositions(t.Context(), "a", []streams.Move{{First: true}}); err != nil {
-				t.Fatal(err)
-			}
-			closed(t, x)
-			if err := damage(filepath.Join(dir, bleveFolder)); err != nil {
-				t.Fatal(err)
-			}
-			if x, err = OpenBleve(dir, quiet); err != nil {
-				t.Fatal(err)
-			}
-			defer closed(t, x)
-			positions, err := x.Positions(t.Context(), "a")
-			if err != nil || len(positions) != 0 {
-				t.Errorf("positions %v, %v: the products are gone, so they must be too", positions, err)
-			}
-			save(t, x, product("1", "lamp", ""))
-			if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
-				t.Errorf("found %v", got)
-			}
-		})
+		for when, running := range map[string]bool{"at rest": false, "while it runs": true} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				path := filepath.Join(dir, journalName)
+				open := func() Index {
+					x, err := OpenBleve(dir, quiet)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return x
+				}
+				hurt := func() {
+					b, err := os.ReadFile(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if b = damage(b); b == nil {
+						err = os.Remove(path)
+					} else {
+						err = os.WriteFile(path, b, 0o600)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				x := open()
+				for i := range 20 { // product and position by turns
+					save(t, x, product(fmt.Sprint(i), "lamp", ""))
+					move := streams.Move{First: i == 0, From: streams.Applied{Next: int64(i)}, To: streams.Applied{Next: int64(i + 1)}}
+					if err := x.SavePositions(t.Context(), "a", []streams.Move{move}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if running {
+					hurt()
+					if got := find(t, x, Query{Text: "lamp"}); len(got) != 20 {
+						t.Errorf("the running index finds %d", len(got))
+					}
+					save(t, x, product("more", "lamp", ""))
+				}
+				closed(t, x)
+				if !running {
+					hurt()
+				}
+				x = open()
+				defer func() { closed(t, x) }()
+				positions, err := x.Positions(t.Context(), "a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				kept := find(t, x, Query{Text: "lamp"})
+				if next := positions[0].Next; int64(len(kept)) < next {
+					t.Errorf("it stands at %d with %d products: the log would not bring the rest", next, len(kept))
+				}
+				for i := range 20 {
+					save(t, x, product(fmt.Sprint(i), "lamp", ""))
+				}
+				closed(t, x)
+				x = open()
+				if got := find(t, x, Query{Text: "lamp"}); len(got) < 20 {
+					t.Errorf("filled again it finds %d", len(got))
+				}
+			})
+		}
 	}
 }
 
-func removeAll(pattern string) error {
-	files, err := filepath.Glob(pattern)
-	if len(files) == 0 {
-		return fmt.Errorf("%s: nothing there: %w", pattern, err)
+// A folder in the place of the file, say from a restored backup, is set aside like any damage.
+func TestJournalThatIsNoFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, journalName, "x"), 0o750); err != nil {
+		t.Fatal(err)
 	}
-	for _, f := range files {
-		if err := os.Remove(f); err != nil {
-			return err
+	x, err := OpenBleve(dir, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed(t, x)
+	save(t, x, product("1", "lamp", ""))
+	if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
+		t.Errorf("found %v", got)
+	}
+}
+
+// Single products that come one after another do not pile up segments, and all are found.
+func TestBleveKeepsItsSegmentsFew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	x, err := OpenBleve(dir, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed(t, x)
+	const products, rounds = 100, 8
+	for version := range uint64(rounds) {
+		for i := range products {
+			p := product(fmt.Sprint(i), fmt.Sprint("lamp ", version), "")
+			p.Version = version + 1
+			save(t, x, p)
 		}
 	}
-	return nil
+	if got := find(t, x, Query{Text: fmt.Sprint("lamp ", rounds-1)}); len(got) != products {
+		t.Errorf("found %d of %d", len(got), products)
+	}
+	n := 0
+	for _, size := range x.(*bleveIndex).segments {
+		n += len(size)
+	}
+	if n > 3*fanIn {
+		t.Errorf("%d segments of %d batches", n, products*rounds)
+	}
+}
+
+func FuzzJournal(f *testing.F) {
+	entries := appendPositions(nil, "a", map[int32]streams.Applied{1: {Next: 2}})
+	entries, err := appendProduct(entries, product("1", "lamp", ""))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(entries)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(t.TempDir(), "journal")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j, c, err := openJournal(path, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+		again, damage, err := readJournal(path)
+		if err != nil || damage != nil || len(again.products) != len(c.products) {
+			t.Fatalf("%v, %v: %d products, then %d", err, damage, len(c.products), len(again.products))
+		}
+	})
 }

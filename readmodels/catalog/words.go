@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"fmt"
 	"strings"
 	"unicode/utf8"
 
@@ -12,14 +11,13 @@ import (
 	"github.com/blevesearch/bleve/v2/mapping"
 	"github.com/blevesearch/bleve/v2/search/query"
 	"golang.org/x/text/unicode/norm"
-	"google.golang.org/protobuf/proto"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 )
 
 // What is indexed of a product. A text becomes three fields of finished terms, separated by spaces: see terms.
 const (
-	fieldProduct     = "product" // the whole document, stored and not indexed
+	fieldProduct     = "product" // the whole document, stored and not indexed, in Elasticsearch alone
 	fieldListed      = "listed"
 	fieldCategory    = "category"
 	fieldTitle       = "title"
@@ -50,7 +48,6 @@ func indexMapping() (mapping.IndexMapping, error) {
 	}
 	product := bleve.NewDocumentStaticMapping()
 	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping()) // else every text is indexed once more
-	product.AddFieldMappingsAt(fieldProduct, &mapping.FieldMapping{Name: fieldProduct, Type: "text", Store: true})
 	product.AddFieldMappingsAt(fieldListed, &mapping.FieldMapping{Name: fieldListed, Type: "boolean", Index: true})
 	product.AddFieldMappingsAt(fieldCategory, text(fieldCategory, keyword.Name))
 	for _, field := range textFields() {
@@ -70,16 +67,6 @@ func indexedFields(p *catalogv1.Product) map[string]any {
 		fields[name+joinedSuffix] = strings.Join(t.joined, " ")
 	}
 	return fields
-}
-
-func bleveFields(p *catalogv1.Product) (map[string]any, error) {
-	stored, err := proto.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("marshal: %w", err)
-	}
-	fields := indexedFields(p)
-	fields[fieldProduct] = string(stored)
-	return fields, nil
 }
 
 func normalised(categories []string) []string {
