@@ -121,14 +121,14 @@ func TestBodiesAreBounded(t *testing.T) {
 		read <- err
 	})
 	for name, c := range map[string]struct {
-		bodies server.Bodies
+		bodies *server.Bodies
 		sent   string
 		want   error
 	}{
-		"whole":      {server.Bodies{Timeout: time.Minute, MaxBytes: 10}, "Content-Length: 3\r\n\r\nabc", nil},
-		"late":       {server.Bodies{Timeout: time.Millisecond, MaxBytes: 10}, "Content-Length: 3\r\n\r\nab", server.ErrBodyLate},
-		"too much":   {server.Bodies{Timeout: time.Minute, MaxBytes: 2}, "Content-Length: 3\r\n\r\nabc", server.ErrBusy},
-		"bad chunks": {server.Bodies{Timeout: time.Minute, MaxBytes: 10}, "Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", server.ErrBody},
+		"whole":      {&server.Bodies{Timeout: time.Minute, MaxBytes: 10}, "Content-Length: 3\r\n\r\nabc", nil},
+		"late":       {&server.Bodies{Timeout: time.Millisecond, MaxBytes: 10}, "Content-Length: 3\r\n\r\nab", server.ErrBodyLate},
+		"too much":   {&server.Bodies{Timeout: time.Minute, MaxBytes: 2}, "Content-Length: 3\r\n\r\nabc", server.ErrBusy},
+		"bad chunks": {&server.Bodies{Timeout: time.Minute, MaxBytes: 10}, "Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", server.ErrBody},
 	} {
 		address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, c.bodies.Guard(h))
 		dial(t, address, "POST / HTTP/1.1\r\nHost: a\r\n"+c.sent)
