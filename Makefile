@@ -57,6 +57,10 @@ up-real: build $(NPM_DONE) ## start every real server and every role in a proces
 kill: $(NPM_DONE) ## the whole kill matrix, or ROLE=lake alone; writes docs/kill-matrix.md; stopped, it goes on where it was
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill $(if $(ROLE),-run TestMatrix$$ -kill.role $(ROLE),-kill.full)
 
+.PHONY: abuse
+abuse: $(NPM_DONE) ## attack every surface of a running system 10,000 times; writes docs/abuse.md
+	go test -count=1 -timeout 120m -v ./test/abuse -abuse.inputs 10000 -abuse.report $(CURDIR)/docs/abuse.md
+
 .PHONY: check
 check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race
 	go vet ./...

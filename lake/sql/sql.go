@@ -177,6 +177,12 @@ var ours = map[int]bool{
 	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true, clickhouse.CodeS3: true,
 }
 
+// refused tells whether an error without a code of its own means a function that wants what there is not here: a model, a
+// dictionary, a program beside the server.
+func refused(e *clickhouse.Error) bool {
+	return e.Code == clickhouse.CodeStd && strings.HasPrefix(e.Message, "Poco::NotFoundException")
+}
+
 var (
 	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
 	neededGrant    = regexp.MustCompile(`it's necessary to have the grant (.*)$`)
@@ -195,7 +201,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	if errors.As(err, &e) && e.Code == clickhouse.CodeTooMany {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
-	if !errors.As(err, &e) || ours[e.Code] {
+	if !errors.As(err, &e) || ours[e.Code] && !refused(e) {
 		return fmt.Errorf("run the query: %w", err)
 	}
 	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(e.Message, snap.database, Namespace), "."), cause: err}
@@ -205,6 +211,8 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 			m[2], time.Unix(days*86_400, 0).UTC().Format(time.DateOnly))
 	}
 	switch e.Code {
+	case clickhouse.CodeStd:
+		q.Message = "a function of this query wants a model, a dictionary or a program, which are not offered here"
 	case clickhouse.CodeSyntax:
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
 	case clickhouse.CodeAccessDenied:

@@ -1,0 +1,298 @@
+// Package abuse attacks every surface of a running system with inputs that no honest client sends. No answer may blame the
+// server for them, and afterwards the system must be healthy and equal everywhere.
+//
+// A surface is a name and a function that makes a request out of random numbers; another one is another entry of surfaces.
+package abuse
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	inputs = flag.Int("abuse.inputs", 500, "inputs of each surface")
+	report = flag.String("abuse.report", "", "file to write the report into")
+)
+
+const (
+	root     = "../.."
+	patience = 2 * time.Minute
+)
+
+// A surface makes one attack on a door, "api" or "admin".
+type surface struct {
+	name, door string
+	attack     func(r *rand.Rand, base string) (*http.Request, error)
+}
+
+func surfaces() []surface {
+	return []surface{
+		{"commands, JSON", "api", rpcAttack("application/json")},
+		{"commands, Protobuf", "api", rpcAttack("application/proto")},
+		{"gRPC-Web", "api", rpcAttack("application/grpc-web+proto")},
+		{"gRPC", "api", rpcAttack("application/grpc")},
+		{"queries by GET", "api", getAttack},
+		{"SQL", "api", sqlAttack},
+		{"REST catalog", "api", catalogAttack},
+		{"admin", "admin", adminAttack},
+		{"profiles", "admin", profileAttack},
+	}
+}
+
+var procedures = []string{
+	"millrace.order.v1.OrderService/PlaceOrder", "millrace.order.v1.OrderService/ConfirmOrder", "millrace.order.v1.OrderQueryService/GetOrder",
+	"millrace.inventory.v1.InventoryService/ReserveStock", "millrace.catalog.v1.CatalogService/SetPrice", "millrace.catalog.v1.CatalogQueryService/SearchProducts",
+	"millrace.customer.v1.CustomerService/RegisterCustomer", "millrace.order.v1.OrderService/Nothing",
+}
+
+func post(to, contentType, body string) (*http.Request, error) {
+	req, err := http.NewRequest(http.MethodPost, to, strings.NewReader(body)) //nolint:noctx // the client has a deadline
+	if err == nil {
+		req.Header.Set("Content-Type", contentType)
+	}
+	return req, err
+}
+
+func rpcAttack(contentType string) func(*rand.Rand, string) (*http.Request, error) {
+	return func(r *rand.Rand, base string) (*http.Request, error) {
+		body := text(r)
+		if strings.Contains(contentType, "grpc") && r.IntN(4) > 0 {
+			body = string([]byte{byte(r.IntN(3)), 0, 0, 0, byte(r.IntN(64))}) + body
+		}
+		req, err := post(base+"/"+pick(r, procedures), contentType, body)
+		if err == nil && r.IntN(4) == 0 {
+			req.Header.Set(pick(r, []string{"Grpc-Encoding", "Content-Encoding", "Connect-Timeout-Ms", "Grpc-Timeout"}), pick(r, []string{"gzip", "br", "-1", "1n", "x"}))
+		}
+		return req, err
+	}
+}
+
+func getAttack(r *rand.Rand, base string) (*http.Request, error) {
+	q := url.Values{"message": {text(r)}, "encoding": {pick(r, []string{"json", "proto", "x"})}, "base64": {pick(r, []string{"0", "1"})}, "connect": {"v1"}}
+	return http.NewRequest(http.MethodGet, base+"/millrace.order.v1.OrderQueryService/GetOrder?"+q.Encode(), nil) //nolint:noctx // as above
+}
+
+func sqlAttack(r *rand.Rand, base string) (*http.Request, error) {
+	q := url.Values{}
+	if r.IntN(3) == 0 {
+		q.Set("as_of", pick(r, []string{"nosuch/0=5", "millrace.orders/99=1", "9999h", "0001-01-01T00:00:00Z", text(r)}))
+	}
+	if r.IntN(4) == 0 {
+		q.Set("output", text(r))
+	}
+	body := pick(r, []string{
+		"SELECT * FROM nothing", "SELECT file('/etc/passwd')", "SELECT * FROM url('http://127.0.0.1/', 'CSV', 'a String')", "SELECT sleep(100)", "SELECT query FROM system.processes",
+		"SELECT throwIf(1)", "SELECT toInt32('x')", "SELECT 1/", "SELECT * FROM order_lines WHERE a = 1", "SELECT repeat('x', 100000000000)", "SELECT catboostEvaluate('x', 1)",
+		"SELECT dictGet('a', 'b', 1)", "SELECT * FROM executable('sh', 'CSV', 'a String')", "SELECT " + text(r), text(r), "SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`",
+	})
+	return post(base+"/v1/sql?"+q.Encode(), pick(r, []string{"", "application/sql", "text/plain", "application/x-www-form-urlencoded"}), body)
+}
+
+func catalogAttack(r *rand.Rand, base string) (*http.Request, error) {
+	name := url.PathEscape(pick(r, []string{"x", strings.Repeat("n", 3000), "..", "a/b", text(r)}))
+	path := pick(r, []string{"/namespaces", "/namespaces/millrace/tables", "/namespaces/" + name, "/namespaces/millrace/tables/" + name, "/namespaces/" + name + "/register", "/transactions/commit", "/tables/rename"})
+	body := pick(r, []string{"", "{}", "[]", `{"namespace":["` + strings.Repeat("n", 3000) + `"]}`, `{"name":"` + strings.Repeat("t", 3000) + `","schema":{"type":"struct","fields":[]}}`, text(r)})
+	req, err := post(base+"/iceberg/v1"+path, "application/json", body)
+	if err == nil {
+		req.Method = pick(r, []string{"GET", "POST", "HEAD", "DELETE", "PUT"})
+	}
+	return req, err
+}
+
+func adminAttack(r *rand.Rand, base string) (*http.Request, error) {
+	return post(base+"/millrace.admin.v1.AdminService/"+pick(r, []string{"Status", "Nothing"}), pick(r, []string{"application/json", "application/proto", "application/grpc-web+proto"}), text(r))
+}
+
+func profileAttack(r *rand.Rand, base string) (*http.Request, error) {
+	q := url.Values{pick(r, []string{"debug", "gc"}): {text(r)}, "seconds": {pick(r, []string{"-1", "x", "1e99", "NaN", "0"})}}
+	return http.NewRequest(http.MethodGet, base+"/debug/pprof/"+pick(r, []string{"heap", "profile", "trace", "nosuch"})+"?"+q.Encode(), nil) //nolint:noctx // as above
+}
+
+func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
+
+// text is a small text of the kinds that break readers.
+func text(r *rand.Rand) string {
+	switch r.IntN(5) {
+	case 0:
+		b := make([]byte, r.IntN(64))
+		for i := range b {
+			b[i] = byte(r.UintN(256))
+		}
+		return string(b)
+	case 1:
+		return strings.Repeat("[", r.IntN(20000))
+	case 2:
+		return fmt.Sprintf(`{"orderId":%q,"lines":[{"quantity":%d}]}`, strings.Repeat("é\u0000", r.IntN(40)), r.Int64())
+	case 3:
+		return strings.Repeat("🙂", r.IntN(500))
+	}
+	return pick(r, []string{"", "null", "{}", "-0", "1e400", "\x00", "\ufeff{}", "NaN"})
+}
+
+// The server's own fault is never the answer to a client's.
+func TestAbuse(t *testing.T) {
+	s := up(t)
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Abuse\n\nWritten by `make abuse`: do not edit. Each surface is sent inputs that no honest client sends; no answer may blame the server.\n\n"+
+		"Memory before: %s\n\n| surface | inputs | answers by code |\n|---|---:|---|\n", s.memory(t))
+	client := &http.Client{Timeout: time.Minute}
+	for i, surface := range surfaces() {
+		r := rand.New(rand.NewPCG(uint64(i), 11)) //nolint:gosec // repeatable
+		codes := map[string]int{}
+		for range *inputs {
+			req, err := surface.attack(r, "http://"+s.doors[surface.door])
+			if err != nil {
+				codes["no request"]++
+				continue
+			}
+			res, err := client.Do(req)
+			if err != nil {
+				codes["cut off"]++
+				continue
+			}
+			body, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10)) // what was cut off says enough
+			_ = res.Body.Close()
+			code := fmt.Sprint(res.StatusCode)
+			if m := grpcStatus.FindSubmatch(body); m != nil {
+				code += "/" + string(m[1])
+			} else if status := res.Header.Get("Grpc-Status"); status != "" {
+				code += "/" + status
+			}
+			if codes[code]++; codes[code] == 1 && (res.StatusCode == 500 || strings.HasSuffix(code, "/2") || strings.HasSuffix(code, "/13")) {
+				t.Errorf("%s: %s %s: %s: %.300q", surface.name, req.Method, req.URL.Path, code, body)
+			}
+		}
+		var told []string
+		for _, code := range slices.Sorted(maps.Keys(codes)) {
+			told = append(told, fmt.Sprintf("%s: %d", code, codes[code]))
+		}
+		fmt.Fprintf(&b, "| %s | %d | %s |\n", surface.name, *inputs, strings.Join(told, ", "))
+	}
+	out, err := s.command(t, "verify", "--addr", s.doors["api"], "--admin-addr", s.doors["admin"])
+	if err != nil {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	fmt.Fprintf(&b, "\nMemory after: %s\n\n`millrace verify` after:\n\n```\n%s```\n", s.memory(t), out)
+	if *report != "" {
+		if err := os.WriteFile(*report, []byte(b.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+var (
+	grpcStatus = regexp.MustCompile(`grpc-status: (\d+)`)
+	serving    = regexp.MustCompile(`^serving on http://(\S+), operations on http://(\S+);`)
+	resident   = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
+)
+
+type system struct {
+	binary string
+	doors  map[string]string
+}
+
+// up starts the system on the embedded default, with the demo's orders in it.
+func up(t *testing.T) *system {
+	t.Helper()
+	dir := t.TempDir()
+	s := &system{binary: filepath.Join(dir, "millrace"), doors: map[string]string{}}
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "./cmd/millrace")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+	cmd := exec.CommandContext(t.Context(), s.binary, "up", "--data", filepath.Join(dir, "data"), "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan []string, 1)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if m := serving.FindStringSubmatch(lines.Text()); m != nil {
+				found <- m
+			}
+		}
+		_ = cmd.Wait() // ended by the test
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			_ = cmd.Process.Kill()
+		}
+		if t.Failed() {
+			t.Logf("%.4000s", log.String())
+		}
+	})
+	select {
+	case m := <-found:
+		s.doors["api"], s.doors["admin"] = m[1], m[2]
+	case <-ended:
+		t.Fatalf("millrace up ended:\n%s", log.String())
+	case <-time.After(patience):
+		t.Fatal("millrace up does not serve")
+	}
+	return s
+}
+
+func (s *system) command(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, s.binary, args...).CombinedOutput()
+	return string(out), err
+}
+
+// memory is what the process holds, as its own metrics tell it.
+func (s *system) memory(t *testing.T) string {
+	t.Helper()
+	client := &http.Client{Timeout: time.Minute}
+	res, err := client.Get("http://" + s.doors["admin"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := resident.FindSubmatch(body)
+	if m == nil {
+		return "unknown"
+	}
+	var bytes float64
+	_, _ = fmt.Sscan(string(m[1]), &bytes)
+	return fmt.Sprintf("%.0f MB", bytes/(1<<20))
+}
