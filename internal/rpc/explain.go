@@ -21,14 +21,14 @@ func (e *fieldError) Error() string { return e.path + ": " + e.why }
 // a faulty request costs.
 func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
 	var syntax *json.SyntaxError
-	var any json.RawMessage
-	switch err := json.Unmarshal(body, &any); {
+	var whole json.RawMessage
+	switch err := json.Unmarshal(body, &whole); {
 	case len(bytes.TrimSpace(body)) == 0:
 		return errors.New("the body is empty: want a JSON object")
 	case errors.As(err, &syntax):
 		read := body[:min(int(syntax.Offset), len(body))]
 		line := 1 + bytes.Count(read, []byte("\n"))
-		return fmt.Errorf("not JSON: line %d, column %d: %s", line, len(read)-bytes.LastIndexByte(read, '\n')-1, syntax)
+		return fmt.Errorf("not JSON: line %d, column %d: %w", line, len(read)-bytes.LastIndexByte(read, '\n')-1, syntax)
 	}
 	var field *fieldError
 	if errors.As((&explainer{strict: strict}).message("", body, md), &field) {

@@ -177,7 +177,7 @@ func identifiers(t *testing.T, md protoreflect.MessageDescriptor, query bool) (s
 		}
 		rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
 		kind, _ := proto.GetExtension(fd.Options(), eventv1.E_Identifier).(eventv1.Identifier)
-		marked := true
+		var marked bool
 		switch fd.Name() {
 		case "order_id", "customer_id":
 			marked = rules.GetString().GetUuid()

@@ -21,9 +21,12 @@ const (
 
 // The first and the last second of a time, and the days and microseconds that go with them, counted from 1970.
 const (
-	MinSecond, MaxSecond = -62_135_596_800, 253_402_300_799
-	MinMicro, MaxMicro   = MinSecond * microsPerSecond, MaxSecond*microsPerSecond + microsPerSecond - 1
-	MinDay, MaxDay       = MinSecond / secondsPerDay, MaxSecond / secondsPerDay
+	MinSecond = -62_135_596_800
+	MaxSecond = 253_402_300_799
+	MinMicro  = MinSecond * microsPerSecond
+	MaxMicro  = MaxSecond*microsPerSecond + microsPerSecond - 1
+	MinDay    = MinSecond / secondsPerDay
+	MaxDay    = MaxSecond / secondsPerDay
 )
 
 // MicrosPerDay is how many microseconds a day without a leap second has.

@@ -37,7 +37,7 @@ func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := table.Identifier(w.name)
+	name := w.name
 	if err := client.CreateNamespace(t.Context(), catalog.NamespaceFromIdent(name), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func (w *world) open(t *testing.T) *table.Table {
 	if err != nil {
 		t.Fatal(err)
 	}
-	have, err := client.LoadTable(t.Context(), table.Identifier(w.name))
+	have, err := client.LoadTable(t.Context(), w.name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,24 +24,23 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	m := t.Metadata()
 	own := map[string]string{} // canonical name: as it is written
 	left := 0
-	add := func(r reference) error {
-		if !s.warehouse.covers(m.Location(), r.file) {
+	add := func(file string) {
+		if s.warehouse.covers(m.Location(), file) {
+			own[s.warehouse.canonical(file)] = file
+		} else {
 			left++
-			return nil
 		}
-		own[s.warehouse.canonical(r.file)] = r.file
-		return nil
 	}
 	for _, snapshot := range m.Snapshots() { // one by one: a snapshot that cannot be read does not keep the others' files
 		only := func(x table.Snapshot) bool { return x.SnapshotID == snapshot.SnapshotID }
-		if err := references(ctx, fio, m, only, map[string]bool{}, add); err != nil {
+		if err := references(ctx, fio, m, only, map[string]bool{}, each(add)); err != nil {
 			s.config.Logger.Warn("purge: a snapshot cannot be read; files that it alone names are left", "location", m.Location(), "snapshot", snapshot.SnapshotID, "error", err)
 		}
 	}
 	for entry := range m.PreviousFiles() {
-		_ = add(reference{"metadata", entry.MetadataFile})
+		add(entry.MetadataFile)
 	}
-	_ = add(reference{"metadata", t.MetadataLocation()})
+	add(t.MetadataLocation())
 	if left > 0 {
 		s.config.Logger.Warn("purge: files that are not below the table's location are left", "location", m.Location(), "files", left)
 	}
@@ -83,19 +82,24 @@ func (s *Server) spareOthers(ctx context.Context, location string, files map[str
 			}
 			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
 		}
-		spare := func(r reference) error {
-			delete(files, s.warehouse.canonical(r.file))
-			return nil
-		}
-		_ = spare(reference{"metadata", t.Metadata})
+		spare := func(file string) { delete(files, s.warehouse.canonical(file)) }
+		spare(t.Metadata)
 		for entry := range other.Metadata().PreviousFiles() {
-			_ = spare(reference{"metadata", entry.MetadataFile})
+			spare(entry.MetadataFile)
 		}
-		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, spare); err != nil {
+		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, each(spare)); err != nil {
 			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// each makes of fn what references wants.
+func each(fn func(file string)) func(reference) error {
+	return func(r reference) error {
+		fn(r.file)
+		return nil
+	}
 }
 
 // missing reports whether an error says that a file is not there, in whichever file system's words.

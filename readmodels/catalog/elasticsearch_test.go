@@ -409,8 +409,8 @@ func TestElasticsearchSettings(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if answer.Body.Close(); answer.StatusCode != http.StatusOK {
-					t.Fatal(answer.Status)
+				if err := answer.Body.Close(); err != nil || answer.StatusCode != http.StatusOK {
+					t.Fatal(answer.Status, err)
 				}
 			}
 			x := openAt(t, p)

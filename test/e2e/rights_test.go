@@ -117,7 +117,7 @@ func TestRights(t *testing.T) {
 			}
 		}
 	}
-	for _, parameters := range []string{"?as_off=-1s", "?ouput=csv", "?output=csv&output=json"} {
+	for _, parameters := range []string{"?as_off=-1s", "?outputs=csv", "?output=csv&output=json"} {
 		if status, body := send(call{http.MethodPost, "/v1/sql" + parameters, "application/sql", "SELECT 1"}, "owner"); status != http.StatusBadRequest {
 			t.Errorf("%s: %d %s", parameters, status, body)
 		}
