@@ -9,17 +9,18 @@ import (
 
 // batch is what the next commit will carry, and when it is due.
 type batch struct {
-	id        string // of the commit; its data file is named after it
-	positions *positions
-	from      map[int32]int64    // where the table stands, of the partitions that this batch moves
-	progress  progress           // what the commit will record
-	rows      bool               // whether there are any: most events bring no row to a table of facts
-	deletes   []iceberg.DataFile // of rows that others take the place of
-	born      int64              // rows that take no other's place, of a table of state
-	bytes     int64              // of the records
-	first     time.Time          // when the first of it came,
-	last      time.Time          // and the last
-	after     time.Time          // when the commit before was done
+	id         string // of the commit; its data file is named after it
+	positions  *positions
+	from       map[int32]int64    // where the table stands, of the partitions that this batch moves
+	progress   progress           // what the commit will record
+	rows       bool               // whether there are any: most events bring no row to a table of facts
+	deletes    []iceberg.DataFile // of rows that others take the place of
+	born       int64              // rows that take no other's place, of a table of state
+	bytes      int64              // of the records
+	first      time.Time          // when the first of it came,
+	last       time.Time          // and the last
+	unwritable []unwritable       // records that its commit passes over
+	after      time.Time          // when the commit before was done
 }
 
 func newBatch(at *positions, after time.Time) *batch {

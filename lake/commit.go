@@ -30,7 +30,7 @@ const commitTimeout = 30 * time.Second
 func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 	files, err := w.finish(ctx, b.id)
 	if err != nil {
-		return errors.Join(err, w.remove(b.deletes...))
+		return errors.Join(ofRows(err), w.remove(b.deletes...))
 	}
 	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.next)
 	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
@@ -43,7 +43,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 		if err == nil {
 			return nil
 		}
-		if unwritable := (*UnwritableError)(nil); errors.Is(err, errFenced) || errors.As(err, &unwritable) {
+		if errors.Is(err, errFenced) || isOfRows(err) || tableError(l.table.called(), err) != nil {
 			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		if base != unknownBase {
@@ -121,11 +121,14 @@ func (l *lander) try(ctx context.Context, b *batch, w *fileWriter, files []icebe
 			summary[propRows] = props[propRows]
 		}
 		if err := stageRows(ctx, tx, t.Metadata().Version(), files, b.deletes, summary); err != nil {
-			return unknownBase, fmt.Errorf("stage commit: %w", err)
+			return unknownBase, ofRows(fmt.Errorf("stage commit: %w", err))
 		}
 	}
 	if err := tx.SetProperties(props); err != nil {
 		return unknownBase, fmt.Errorf("stage commit: %w", err)
+	}
+	if err := l.parkUnwritable(ctx, b.unwritable); err != nil {
+		return unknownBase, err
 	}
 	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {
 		return unknownBase, err

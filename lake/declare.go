@@ -15,33 +15,62 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// prepare creates what is missing, and brings what is there to what is declared.
+// prepare creates what is missing, and brings what is there to what is declared. A table that cannot be read or landed as it is takes
+// nothing from the others: Stopped says what is the matter with it.
 func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	for _, t := range l.tables {
-		have, err := l.load(ctx, t.identifier())
-		if errors.Is(err, catalog.ErrNoSuchTable) && !readOnly {
-			have, err = l.create(ctx, t)
-		}
-		if err != nil {
-			return err
-		}
-		if !readOnly {
-			err = t.owned(have.Properties())
-		}
-		if err != nil {
-			return err
-		}
-		if !l.warehouse.owns(have.Location()) {
-			return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in", t.Name, have.Location(), l.warehouse.url)
-		}
 		if readOnly {
+			if _, err := l.loadOwn(ctx, t); err != nil && (errors.Is(err, ErrNoLake) || tableError(t.called(), err) == nil) {
+				return err
+			}
 			continue
 		}
-		if err := l.evolve(ctx, t); err != nil {
+		have, err := l.loadOwn(ctx, t)
+		if errors.Is(err, catalog.ErrNoSuchTable) {
+			if have, err = l.create(ctx, t); err == nil {
+				err = l.placed(t, have)
+			}
+		}
+		if err == nil {
+			err = t.owned(have.Properties())
+		}
+		if err == nil {
+			err = l.evolve(ctx, t)
+		}
+		fault := tableError(t.called(), err)
+		if err != nil && fault == nil {
 			return err
+		}
+		if fault != nil && l.stopped.put(fault) {
+			l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 		}
 	}
 	return nil
+}
+
+// prepareTable brings one that is there to what is declared.
+func (l *Lake) prepareTable(ctx context.Context, t Table) error {
+	if _, err := l.loadOwn(ctx, t); err != nil {
+		return err
+	}
+	return l.evolve(ctx, t)
+}
+
+// loadOwn loads a table that must lie in the warehouse.
+func (l *Lake) loadOwn(ctx context.Context, t Table) (*table.Table, error) {
+	have, err := l.load(ctx, t.identifier())
+	if err != nil {
+		return nil, err
+	}
+	return have, l.placed(t, have)
+}
+
+func (l *Lake) placed(t Table, have *table.Table) error {
+	if l.warehouse.owns(have.Location()) {
+		return nil
+	}
+	return fmt.Errorf("table %s lies at %s, and the warehouse is %s: name the warehouse that the catalog's tables are in",
+		t.Name, have.Location(), l.warehouse.url)
 }
 
 // properties of every table. commit.retry.num-retries is not among them: iceberg-go does not try again where it is missing, and a stale

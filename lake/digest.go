@@ -136,6 +136,14 @@ func expectLines(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 
 // scan reads all rows of a table as it is now.
 func (l *Lake) scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
+	err := l.scanAll(ctx, name, each)
+	if fault := tableError(called(name), err); fault != nil {
+		return fault
+	}
+	return err
+}
+
+func (l *Lake) scanAll(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	t, err := l.load(ctx, name)
 	if err != nil {
 		return err

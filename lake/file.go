@@ -108,7 +108,7 @@ func (w *fileWriter) flush(name string, atLeast int) error {
 	}
 	defer w.reset()
 	if err := w.pages.Write(w.columns); err != nil {
-		return fmt.Errorf("write data file %s: %w", w.location, err)
+		return ofRows(fmt.Errorf("write data file %s: %w", w.location, err))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -63,6 +64,7 @@ type Lake struct {
 	catalog   catalog.Catalog
 	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
 	tables    []Table
+	stopped   faults // tables that cannot be landed
 	log       *slog.Logger
 }
 
@@ -70,7 +72,7 @@ type Lake struct {
 var ErrNoLake = errors.New("no lake here yet")
 
 // Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this program declares
-// of them; several processes may do so at once. What a table cannot become is an *evolution.RefusedError.
+// of them; several processes may do so at once. A table that cannot be read, or become what is declared, is left as it is: see Stopped.
 func Open(ctx context.Context, c Config) (*Lake, error) {
 	w, err := openWarehouse(ctx, c)
 	if err != nil {
@@ -164,6 +166,9 @@ func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, e
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	t, err := l.catalog.LoadTable(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) { // unless it was replaced, and removed, between the two looks
+		t, err = l.catalog.LoadTable(ctx, name)
+	}
 	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
 		return nil, fmt.Errorf("%w: table %s: %w", ErrNoLake, strings.Join(name, "."), err)
 	}
@@ -198,8 +203,23 @@ type TableState struct {
 	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty
 }
 
-// Tables tells how the tables are now. One that somebody has dropped is left out: it takes nothing from the others.
-func (l *Lake) Tables(ctx context.Context) ([]TableState, error) { return l.states(ctx, l.tables) }
+// Tables tells how the tables are now. One that somebody has dropped, or that cannot be read, is left out: it takes nothing from the
+// others.
+func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
+	states, _, err := l.states(ctx, l.tables)
+	return states, err
+}
+
+// Look is Tables, and tells which tables cannot be read, or not be landed by this process, and why.
+func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
+	states, broken, err := l.states(ctx, l.tables)
+	for _, fault := range l.Stopped() {
+		if !slices.ContainsFunc(broken, func(b *TableError) bool { return b.Table == fault.Table }) {
+			broken = append(broken, fault)
+		}
+	}
+	return states, broken, err
+}
 
 // Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
 // its namespace.
@@ -208,22 +228,41 @@ func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]Tab
 	if err != nil {
 		return nil, err
 	}
-	return l.states(ctx, others)
+	states, _, err := l.states(ctx, others)
+	return states, err
 }
 
-func (l *Lake) states(ctx context.Context, tables []Table) ([]TableState, error) {
-	var states []TableState
+// Unreadable tells which tables cannot be read, of the lake's own and the others, as far as they are wanted by their names.
+func (l *Lake) Unreadable(ctx context.Context, wanted func(name string) bool) ([]*TableError, error) {
+	all, err := l.others(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range l.tables {
+		if wanted(t.called()) {
+			all = append(all, t)
+		}
+	}
+	_, broken, err := l.states(ctx, all)
+	return broken, err
+}
+
+func (l *Lake) states(ctx context.Context, tables []Table) (states []TableState, broken []*TableError, err error) {
 	for _, t := range tables {
 		s, err := l.state(ctx, t)
 		if errors.Is(err, ErrNoLake) {
 			continue
 		}
+		if fault := tableError(t.called(), err); fault != nil {
+			broken = append(broken, fault)
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		states = append(states, s)
 	}
-	return states, nil
+	return states, broken, nil
 }
 
 // others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see stateFrom.
@@ -277,14 +316,24 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 }
 
 // Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition that
-// some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the tables.
+// some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the tables. Those that
+// cannot be read, or not be landed by this process, do not count; where no other is left, the error is a *TableError.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
+	var broken *TableError
 	for _, t := range l.tables {
 		if t.Topic != topic {
 			continue
 		}
+		if fault := l.stopped.of(t.called()); fault != nil {
+			broken = fault
+			continue
+		}
 		s, err := l.state(ctx, t)
+		if fault := tableError(t.called(), err); fault != nil && !errors.Is(err, ErrNoLake) {
+			broken = fault
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -299,6 +348,9 @@ func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, erro
 				delete(applied, partition)
 			}
 		}
+	}
+	if applied == nil && broken != nil {
+		return nil, broken
 	}
 	if applied == nil {
 		return nil, fmt.Errorf("the lake has no table of topic %q", topic)

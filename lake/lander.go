@@ -15,6 +15,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/lake/columnar"
 )
 
 // lander brings partitions of one table's topic into the table: those that a consumer group gives it, whose members are all
@@ -36,21 +37,31 @@ type lander struct {
 	first *atomic.Int32
 
 	commits int // so far
+
+	// sifts is where the search for records that cannot be written ends, by partition; empty where there is none.
+	sifts map[int32]int64
+	alone int // records in a row that could not be written, and had none beside them that could
+
+	parked parkings
 }
 
-// run lands until ctx is done or the table does not fit the topic.
+// A lost file may be one that was replaced between two looks. It is lost where it is missing so often.
+const lostLooks = 3
+
+// run lands until ctx is done, or the table cannot be landed as it is: then the error is a *TableError.
 func (l *lander) run(ctx context.Context) error {
 	for failures := 0; ; failures++ {
 		landed, err := l.session(ctx)
-		if position := (*PositionError)(nil); errors.As(err, &position) {
-			return err
-		}
 		if landed {
 			failures = 0
 		}
-		if ctx.Err() == nil {
-			l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
+		if ctx.Err() != nil {
+			return nil
 		}
+		if fault := tableError(l.table.called(), err); fault != nil && !isOfRows(err) && (!unreadable(err) || failures+1 >= lostLooks) {
+			return fault
+		}
+		l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
 		if !pause(ctx, failures) {
 			return nil
 		}
@@ -77,19 +88,32 @@ func (p *positions) put(next map[int32]int64, topicID string) {
 	p.topicID = topicID
 }
 
+// session is a lander at work, from joining the group to the first failure.
+type session struct {
+	*lander
+	at     *positions
+	reader *fetch.Reader
+	writer *fileWriter
+	rows   Rows
+	batch  *batch
+	landed bool // anything
+
+	unwritable []unwritable // records that the next commit is to park; see sift.go
+	proven     bool         // rows of records beside them were written
+}
+
 // session joins the group and lands until something fails. It tells whether anything landed.
 func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	have, err := l.lake.load(ctx, l.table.identifier())
 	if err != nil {
 		return false, err
 	}
-	writer, rows, err := l.writer(ctx, have)
-	if err != nil {
+	s := &session{lander: l, at: &positions{next: map[int32]int64{}}}
+	if s.writer, s.rows, err = l.writer(ctx, have); err != nil {
 		return false, err
 	}
-	defer func() { err = errors.Join(err, writer.close()) }()
+	defer func() { err = errors.Join(err, s.writer.close()) }()
 
-	at := &positions{next: map[int32]int64{}}
 	topics, err := fetch.Open(l.source())
 	if err != nil {
 		return false, err
@@ -104,71 +128,110 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		Refresh: l.config.refresh, Patience: l.config.patience, Instance: l.instance(),
 		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
-			return l.position(ctx, topics, at, partitions)
+			return l.position(ctx, topics, s.at, partitions)
 		},
 	})
 	if err != nil {
 		return false, err
 	}
 	defer reader.Close()
+	s.reader, s.batch = reader, newBatch(s.at, time.Time{})
+	err = s.run(ctx)
+	l.tellParked(true)
+	if isOfRows(err) {
+		maps.Copy(l.sifts, s.batch.progress.next)
+	}
+	return s.landed, l.positionError(err)
+}
 
+func (s *session) run(ctx context.Context) error {
 	var hasFirst bool
-	defer func() { l.noteFirst(&hasFirst, false) }()
-	b := newBatch(at, time.Time{})
+	defer func() { s.noteFirst(&hasFirst, false) }()
 	for {
-		if !b.moved() {
-			reader.Yield()
-			l.noteFirst(&hasFirst, slices.Contains(reader.Assigned(), 0))
+		if !s.batch.moved() {
+			s.reader.Yield()
+			s.noteFirst(&hasFirst, slices.Contains(s.reader.Assigned(), 0))
 		}
-		fetched, err := reader.Poll(ctx, b.wait(l.config))
+		fetched, err := s.reader.Poll(ctx, s.batch.wait(s.config))
 		if err != nil {
-			return landed, l.positionError(err)
-		}
-		land := func() error {
-			if !b.moved() {
-				return nil
-			}
-			if err := l.settle(ctx, b, rows, writer); err != nil {
-				return err
-			}
-			if err := l.land(ctx, b, writer); err != nil {
-				return err
-			}
-			if upserts, ok := rows.(upserts); ok {
-				upserts.landed(b.progress.next)
-			}
-			landed = true
-			at.put(b.progress.next, b.progress.topicID)
-			l.report(ctx, reader, b.progress.next)
-			b = newBatch(at, time.Now())
-			l.thin(ctx)
-			return nil
+			return err
 		}
 		var waits error // what a partition waits for; the others land
 		for _, f := range fetched {
-			held, err := l.add(ctx, b, rows, writer, f)
-			for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
-				if err = land(); err != nil { // with the columns that there are
-					break
-				}
-				f, grown = f.From(held.at), held.at
-				if writer, rows, err = l.grow(ctx, writer, rows, f); err == nil {
-					held, err = l.add(ctx, b, rows, writer, f)
-				}
+			take := s.take
+			if _, sifts := s.sifts[f.Partition]; sifts {
+				take = s.sift
 			}
+			held, err := take(ctx, f)
 			if err != nil {
-				return landed, err
+				return err
 			}
 			if held != nil {
 				waits = errors.Join(waits, held.err)
 			}
 		}
-		if waits == nil && (!b.moved() || b.wait(l.config) > 0 && !reader.Wanted()) {
+		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.Wanted()) {
+			if len(fetched) == 0 && !s.batch.moved() && len(s.reader.Assigned()) > 0 {
+				s.works()
+				s.tellParked(false)
+			}
 			continue
 		}
-		if err := errors.Join(land(), waits); err != nil {
-			return landed, err
+		if err := errors.Join(s.land(ctx), waits); err != nil {
+			return err
 		}
+	}
+}
+
+// take puts a partition's records into the batch, and lands what comes before one that wants more columns. What is held back
+// waits for something else.
+func (s *session) take(ctx context.Context, f fetch.Batch) (*held, error) {
+	held, err := s.add(ctx, s.batch, s.rows, s.writer, f)
+	for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
+		if err = s.land(ctx); err != nil { // with the columns that there are
+			break
+		}
+		f, grown = f.From(held.at), held.at
+		if s.writer, s.rows, err = s.grow(ctx, s.writer, s.rows, f); err == nil {
+			held, err = s.add(ctx, s.batch, s.rows, s.writer, f)
+		}
+	}
+	return held, err
+}
+
+// land commits the batch and begins the next.
+func (s *session) land(ctx context.Context) error {
+	b := s.batch
+	if !b.moved() {
+		return nil
+	}
+	if err := s.settle(ctx, b, s.rows, s.writer); err != nil {
+		return err
+	}
+	b.unwritable = s.unwritable
+	if err := s.lander.land(ctx, b, s.writer); err != nil {
+		return err
+	}
+	if upserts, ok := s.rows.(upserts); ok {
+		upserts.landed(b.progress.next)
+	}
+	if b.rows {
+		s.proven, s.alone = true, 0
+	}
+	s.landed, s.unwritable = true, nil
+	s.works()
+	s.tellParked(false)
+	s.at.put(b.progress.next, b.progress.topicID)
+	s.report(ctx, s.reader, b.progress.next)
+	s.batch = newBatch(s.at, time.Now())
+	s.thin(ctx)
+	return nil
+}
+
+// works notes that the table is landed.
+func (s *session) works() {
+	if s.lake.stopped.clear(s.table.called()) {
+		s.log.Info("the table is landed again")
 	}
 }
 
@@ -192,20 +255,23 @@ func (l *lander) noteFirst(had *bool, has bool) {
 
 // writer makes what turns records into rows, and rows into files.
 func (l *lander) writer(ctx context.Context, have *table.Table) (*fileWriter, Rows, error) {
+	misfit := func(err error) (*fileWriter, Rows, error) {
+		return nil, nil, &TableError{Table: l.table.called(), Remedy: remedyFit, Err: err}
+	}
 	step, err := l.table.step(have.Metadata())
 	if err != nil {
-		return nil, nil, err
+		return misfit(err)
 	}
 	if err := writable(ctx, have.Metadata(), step.Columns); err != nil {
 		return nil, nil, &UnwritableError{l.table.called(), err}
 	}
 	w, err := newFileWriter(ctx, step.Columns, have)
 	if err != nil {
-		return nil, nil, fmt.Errorf("table %s: %w", l.table.Name, err)
+		return misfit(err)
 	}
 	rows, err := l.table.Rows(w.columns, l.config.Decoder)
 	if err != nil {
-		return nil, nil, fmt.Errorf("table %s: %w", l.table.Name, err)
+		return misfit(err)
 	}
 	return w, rows, nil
 }
@@ -274,7 +340,7 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 		r := &record
 		appended, err := w.append(ctx, rows, record)
 		if err != nil {
-			if holds(err) {
+			if holds(err) && !(errors.Is(err, columnar.ErrFull) && w.columns.Rows() == 0) { // which no more room would help
 				b.rows = b.rows || w.rows()
 				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
 					b.move(f.Partition, r.Offset)
@@ -288,6 +354,7 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 		}
 		b.add(len(r.Value), appended.AsOf)
 		if err := w.flush(b.id, chunkRows); err != nil {
+			b.move(f.Partition, f.Next) // the error may be of any of them
 			return nil, err
 		}
 	}
@@ -302,11 +369,36 @@ func (l *lander) park(ctx context.Context, r Record, reason error) error {
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason,
 	}
-	l.log.Error("a record does not fit the table and is parked", "topic", p.Topic, "partition", p.Partition, "offset", r.Offset, "error", reason)
 	if err := l.config.Park(ctx, p); err != nil {
 		return fmt.Errorf("park record %d of %s/%d: %w", r.Offset, p.Topic, p.Partition, err)
 	}
+	if l.parked.count == 0 {
+		l.parked.partition, l.parked.offset, l.parked.reason = r.Partition, r.Offset, reason
+	}
+	l.parked.count++
 	return nil
+}
+
+// parkings are the records that were parked since that was last told, and the first of them.
+type parkings struct {
+	count     int
+	partition int32
+	offset    int64
+	reason    error
+	told      time.Time
+}
+
+// Of records that are parked one after the other, it is told so often.
+const tellEvery = 10 * time.Second
+
+// tellParked logs what was parked, once for many.
+func (l *lander) tellParked(now bool) {
+	if l.parked.count == 0 || !now && time.Since(l.parked.told) < tellEvery {
+		return
+	}
+	l.log.Error("records do not fit the table and are parked", "records", l.parked.count, "topic", l.table.Topic,
+		"first_partition", l.parked.partition, "first_offset", l.parked.offset, "first_error", l.parked.reason)
+	l.parked = parkings{told: time.Now()}
 }
 
 // How long the group may take to hear how far we are.

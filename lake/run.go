@@ -38,6 +38,7 @@ type RunConfig struct {
 	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
 	Landers int
 
+	again    time.Duration // until a table is looked at again that could not be landed; 0 means lookAgain
 	hook     hook
 	refresh  time.Duration // how often to look for partitions that a topic was given
 	patience time.Duration // how long the others wait for a lander that is in the middle of a landing
@@ -70,14 +71,20 @@ func (e *PositionError) Error() string {
 	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
 		return owned.Error()
 	}
-	return fmt.Sprintf("table %s does not fit topic %s: %v; restore the topic, or drop the table (its property millrace.released set to true) to land it anew", e.Table, e.Topic, e.Err)
+	return fmt.Sprintf("table %s does not fit topic %s: %v", e.Table, e.Topic, e.Err)
+}
+
+// Remedy is what a person can do.
+func (e *PositionError) Remedy() string {
+	return "restore the topic, or drop the table (its property millrace.released set to true) to land it anew"
 }
 
 func (e *PositionError) Unwrap() error { return e.Err }
 
 // Run lands every table until ctx is done, and then returns nil. Several processes may do so at once and share the topics'
 // partitions. What can pass by itself (brokers or catalog out of reach, another lander at the same partition) is logged and tried
-// again; any other error ends the landing of all tables. It may be called again.
+// again. A table that cannot be landed as it is stops alone: Stopped says why, and from time to time it is looked at again, for as long
+// as others are landed. Where none is left, Run ends with a *TableError. It may be called again.
 func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	if c.Park == nil {
 		return errors.New("lake: RunConfig.Park is missing")
@@ -89,18 +96,71 @@ func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 		c.CommitBytes = 32 << 20
 	}
 	c.Landers = max(c.Landers, 1)
+	if c.again <= 0 {
+		c.again = lookAgain
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range l.tables {
 		first := new(atomic.Int32) // landers in this process that have the first partition
-		for i := range c.Landers {
-			lander := &lander{lake: l, table: t, config: c, number: i, first: first, log: l.log.With("table", t.Name)}
-			g.Go(func() error { return lander.run(ctx) })
-		}
+		g.Go(func() error { return l.landTable(ctx, t, c, first) })
 		if c.Maintenance != nil {
 			g.Go(func() error { return l.keep(ctx, t, *c.Maintenance, func() bool { return first.Load() > 0 }) })
 		}
 	}
 	return g.Wait()
+}
+
+// How often a table is looked at that could not be landed: somebody may have helped.
+const lookAgain = 30 * time.Second
+
+// landTable lands a table until ctx is done, or until no table can be landed.
+func (l *Lake) landTable(ctx context.Context, t Table, c RunConfig, first *atomic.Int32) error {
+	err := error(nil)
+	if fault := l.stopped.of(t.called()); fault != nil { // found by Open
+		err = l.prepareTable(ctx, t)
+	}
+	for {
+		if err == nil {
+			err = l.landPartitions(ctx, t, c, first)
+		}
+		fault := tableError(t.called(), err)
+		if fault == nil {
+			return err
+		}
+		if l.stopped.put(fault) {
+			l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+		}
+		if all := l.Stopped(); len(all) == len(l.tables) {
+			return joined(all)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(c.again):
+		}
+		err = l.prepareTable(ctx, t)
+		if err != nil && tableError(t.called(), err) == nil { // it passes: the landers wait for that
+			err = nil
+		}
+	}
+}
+
+// landPartitions runs a table's landers of this process.
+func (l *Lake) landPartitions(ctx context.Context, t Table, c RunConfig, first *atomic.Int32) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range c.Landers {
+		lander := &lander{lake: l, table: t, config: c, number: i, first: first, sifts: map[int32]int64{}, log: l.log.With("table", t.Name)}
+		g.Go(func() error { return lander.run(ctx) })
+	}
+	return g.Wait()
+}
+
+func joined(all []*TableError) error {
+	errs := make([]error, len(all))
+	for i, e := range all {
+		errs[i] = e
+	}
+	return errors.Join(errs...)
 }
 
 // hook is called at each step of a landing, so that tests can break it there. An error makes the step fail.

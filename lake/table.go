@@ -90,11 +90,13 @@ func (t Table) identifier() table.Identifier {
 }
 
 // called is the name by which the table is known: with its namespace where that is not ours.
-func (t Table) called() string {
-	if t.Namespace == "" || t.Namespace == Namespace {
-		return t.Name
+func (t Table) called() string { return called(t.identifier()) }
+
+func called(name table.Identifier) string {
+	if len(name) == 2 && name[0] == Namespace {
+		return name[1]
 	}
-	return t.Namespace + "." + t.Name
+	return strings.Join(name, ".")
 }
 
 // columns are all of the table's.

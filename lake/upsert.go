@@ -79,7 +79,7 @@ func (l *lander) settle(ctx context.Context, b *batch, rows Rows, w *fileWriter)
 		return w.flush(b.id, chunkRows)
 	})
 	if err != nil || len(replaced) == 0 {
-		return err
+		return ofRows(err)
 	}
 	b.deletes, err = writeDeletes(ctx, have, w, b.id, held.columns()[0], names[0], replaced)
 	return err

@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -56,6 +57,13 @@ type SideResult struct {
 // Progress is told before each side is read: how many of how many are done.
 type Progress func(doing string, done, total int)
 
+// UnreadableError says that what a side holds is lost or damaged. It is a difference, not the end of the comparison.
+type UnreadableError struct{ Err error }
+
+func (e *UnreadableError) Error() string { return e.Err.Error() }
+
+func (e *UnreadableError) Unwrap() error { return e.Err }
+
 // parallel bounds how many sides are read at once: each holds a core and a map of its streams.
 const parallel = 2
 
@@ -72,11 +80,21 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 		r := AggregateResult{Aggregate: s.Aggregate, Equal: true}
 		for _, c := range s.Comparisons {
 			progress(s.Aggregate+" "+c.Unit, done, total)
-			digests, err := read(ctx, s.Aggregate, c)
+			digests, broken, err := read(ctx, s.Aggregate, c)
 			if err != nil {
 				return Result{}, err
 			}
 			for i, d := range digests {
+				if broken[i] != nil {
+					r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: digest.New().Total()})
+					if r.Equal {
+						r.Equal, r.Difference = false, fmt.Sprintf("%s %s cannot be read: %v", s.Aggregate, c.Sides[i].Name, broken[i])
+					}
+					continue
+				}
+				if digests[0] == nil { // and so nothing to compare with
+					continue
+				}
 				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Strays: d.Strays, FirstStray: d.FirstStray})
 				if diff := difference(c.Unit, c.Sides[0].Name, digests[0], c.Sides[i].Name, d); diff != "" && r.Equal {
 					r.Equal, r.Difference = false, s.Aggregate+" "+diff
@@ -91,13 +109,18 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 	return result, nil
 }
 
-func read(ctx context.Context, aggregate string, c Comparison) ([]*digest.Digest, error) {
-	digests := make([]*digest.Digest, len(c.Sides))
+// read gives the digest of each side, or else what makes it unreadable.
+func read(ctx context.Context, aggregate string, c Comparison) (digests []*digest.Digest, broken []error, err error) {
+	digests, broken = make([]*digest.Digest, len(c.Sides)), make([]error, len(c.Sides))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for i, side := range c.Sides {
 		g.Go(func() error {
 			d, err := side.Digest(ctx)
+			if unreadable := (*UnreadableError)(nil); errors.As(err, &unreadable) {
+				broken[i] = err
+				return nil
+			}
 			if err != nil {
 				return fmt.Errorf("verify %s: read %s: %w", aggregate, side.Name, err)
 			}
@@ -105,7 +128,7 @@ func read(ctx context.Context, aggregate string, c Comparison) ([]*digest.Digest
 			return nil
 		})
 	}
-	return digests, g.Wait()
+	return digests, broken, g.Wait()
 }
 
 // difference names the first stream, by id, that two sides do not hold alike.

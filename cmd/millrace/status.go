@@ -58,6 +58,9 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Settings {
 		fmt.Fprintf(w, "setting: %s: %s is %q, not %s: %s; %s\n", f.Resource, f.Setting, f.Value, f.Want, f.Effect, f.Remedy)
 	}
+	for _, f := range s.Tables {
+		fmt.Fprintf(w, "table %s is broken: %s; %s\n", f.Table, f.Reason, f.Remedy)
+	}
 	for i, name := range slices.Sorted(maps.Keys(s.Addresses)) {
 		if i > 0 {
 			fmt.Fprint(w, ", ")

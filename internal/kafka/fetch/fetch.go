@@ -330,6 +330,18 @@ func (b Batch) From(offset int64) Batch {
 	return b
 }
 
+// Halves splits the batch; it does not where there is but one record.
+func (b Batch) Halves() (first, rest Batch, ok bool) {
+	if len(b.records) < 2 {
+		return b, Batch{}, false
+	}
+	first, rest = b, b
+	n := len(b.records) / 2
+	first.records, rest.records = b.records[:n:n], b.records[n:]
+	first.Next = rest.records[0].Offset
+	return first, rest, true
+}
+
 // Records yields the records; markers of transactions are left out.
 func (b Batch) Records() iter.Seq[Record] {
 	return func(yield func(Record) bool) {

@@ -38,6 +38,10 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 	if err != nil {
 		return nil, err
 	}
+	broken, err := p.brokenTables(ctx)
+	if err != nil {
+		return nil, err
+	}
 	res := &adminv1.StatusResponse{Addresses: p.addresses}
 	for _, k := range sinks {
 		s := &adminv1.SinkStatus{Sink: k.Name, Unit: k.Unit, Count: k.Count, LagEvents: k.Lag}
@@ -46,12 +50,24 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 		}
 		res.Sinks = append(res.Sinks, s)
 	}
+	for _, f := range broken {
+		res.Tables = append(res.Tables, &adminv1.TableFault{Table: f.Table, Reason: f.Err.Error(), Remedy: f.Remedy})
+	}
 	for _, f := range p.settingFaults() {
 		res.Settings = append(res.Settings, &adminv1.SettingFault{
 			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy, Fatal: f.Fatal,
 		})
 	}
 	return connect.NewResponse(res), nil
+}
+
+// brokenTables are those that cannot be read, or not be landed by this process.
+func (p *Platform) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
+	if p.lake == nil {
+		return nil, nil
+	}
+	_, broken, err := p.lake.Look(ctx)
+	return broken, err
 }
 
 // sinks tells how far everything is that this process can ask. Where something fails, the others are told all the same.
@@ -246,6 +262,9 @@ func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error 
 		tell("tables of " + topic)
 		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
 			applied, err := p.lake.Applied(ctx, topic)
+			if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+				return true, nil // there is nothing to wait for, and the comparison names it
+			}
 			if err != nil {
 				return false, err
 			}
@@ -305,7 +324,7 @@ func (p *Platform) subjects() []verify.Subject {
 		s := verify.Subject{Aggregate: a.Name, Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
 			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
 			{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
-			{Name: "table " + a.Topic[len("millrace."):] + "_events", Digest: func(ctx context.Context) (*digest.Digest, error) { return p.lake.EventsDigest(ctx, a) }},
+			{Name: "table " + a.Topic[len("millrace."):] + "_events", Digest: tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.EventsDigest(ctx, a) })},
 		}}}}
 		derived := func(unit, name string, actual func(context.Context) (*digest.Digest, error), expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
 			s.Comparisons = append(s.Comparisons, verify.Comparison{Unit: unit, Sides: []verify.Side{
@@ -321,7 +340,7 @@ func (p *Platform) subjects() []verify.Subject {
 		}
 		for _, name := range lake.Derived(a) {
 			derived("rows", "table "+name,
-				func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, name) },
+				tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, name) }),
 				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 					return lake.ExpectedDigest(name, readable(a, events))
 				})
@@ -329,6 +348,17 @@ func (p *Platform) subjects() []verify.Subject {
 		subjects = append(subjects, s)
 	}
 	return subjects
+}
+
+// tableDigest makes what is the matter with one table a result, beside those of the others.
+func tableDigest(of func(context.Context) (*digest.Digest, error)) func(context.Context) (*digest.Digest, error) {
+	return func(ctx context.Context) (*digest.Digest, error) {
+		d, err := of(ctx)
+		if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+			return nil, &verify.UnreadableError{Err: broken}
+		}
+		return d, err
+	}
 }
 
 // events reads a store from its beginning.

@@ -197,10 +197,8 @@ func (p *Platform) unready(ctx context.Context) error {
 	if len(p.views) > 0 && !p.caughtUp.Load() {
 		return errors.New("the views are catching up with the log")
 	}
-	if p.lake != nil {
-		if _, err := p.lake.Tables(ctx); err != nil {
-			return fmt.Errorf("lake: %w", err)
-		}
+	if _, err := p.brokenTables(ctx); err != nil {
+		return fmt.Errorf("lake: %w", err)
 	}
 	return nil
 }
@@ -210,7 +208,22 @@ func (p *Platform) serveReady(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	_, _ = io.WriteString(w, "ready\n")
+	// A table that is broken takes nothing from the others, nor this process from its callers.
+	ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
+	defer cancel()
+	broken, err := p.brokenTables(ctx)
+	if err != nil {
+		http.Error(w, "not ready: lake: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	if len(broken) == 0 {
+		_, _ = io.WriteString(w, "ready\n")
+		return
+	}
+	_, _ = io.WriteString(w, "degraded\n")
+	for _, fault := range broken {
+		_, _ = fmt.Fprintln(w, fault)
+	}
 }
 
 // whenCaughtUp turns queries away until the views have caught up: before that "not found" would not be true.

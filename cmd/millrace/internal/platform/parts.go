@@ -353,14 +353,36 @@ func (p *Platform) startLanding(context.Context) error {
 	if p.cfg.Kafka.Brokers == "" {
 		instance = "embedded" // there is one process at an embedded broker
 	}
-	p.background("lake", func(ctx context.Context) error {
-		return p.lake.Run(ctx, lake.RunConfig{
-			Instance: instance,
-			Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
-			CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
-		})
+	run := lake.RunConfig{
+		Instance: instance,
+		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
+	}
+	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"}, func(is func(labels ...string)) {
+		for _, fault := range p.lake.Stopped() {
+			is(fault.Table)
+		}
 	})
+	p.background("lake", func(ctx context.Context) error { return p.land(ctx, run) })
 	return nil
+}
+
+// How often the tables are looked at where none can be landed.
+const landAgain = 30 * time.Second
+
+// land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness and a metric say so.
+func (p *Platform) land(ctx context.Context, run lake.RunConfig) error {
+	for {
+		err := p.lake.Run(ctx, run)
+		if broken := (*lake.TableError)(nil); !errors.As(err, &broken) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(landAgain):
+		}
+	}
 }
 
 // upkeep is how the process that lands keeps the tables small; nil where it does not.

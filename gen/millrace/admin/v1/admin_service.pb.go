@@ -67,7 +67,9 @@ type StatusResponse struct {
 	// "kafka" → "127.0.0.1:40123", …
 	Addresses map[string]string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Settings of servers that are not as they must be.
-	Settings      []*SettingFault `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty"`
+	Settings []*SettingFault `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty"`
+	// Tables that cannot be read, or that this process cannot land.
+	Tables        []*TableFault `protobuf:"bytes,11,rep,name=tables,proto3" json:"tables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -119,6 +121,13 @@ func (x *StatusResponse) GetAddresses() map[string]string {
 func (x *StatusResponse) GetSettings() []*SettingFault {
 	if x != nil {
 		return x.Settings
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetTables() []*TableFault {
+	if x != nil {
+		return x.Tables
 	}
 	return nil
 }
@@ -220,6 +229,68 @@ func (x *SettingFault) GetFatal() bool {
 	return false
 }
 
+// TableFault says why a table is not landed, or cannot be read. The others are.
+type TableFault struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Table  string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What to do.
+	Remedy        string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableFault) Reset() {
+	*x = TableFault{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableFault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableFault) ProtoMessage() {}
+
+func (x *TableFault) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableFault.ProtoReflect.Descriptor instead.
+func (*TableFault) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TableFault) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *TableFault) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TableFault) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 // SinkStatus is one hop's state.
 type SinkStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -238,7 +309,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +321,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[3]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +334,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{3}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -312,7 +383,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +395,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +408,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -361,7 +432,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +444,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +457,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -442,7 +513,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +525,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +538,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -502,7 +573,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +585,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +598,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -558,7 +629,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +641,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +654,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -634,7 +705,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +717,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +730,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -709,12 +780,13 @@ var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\x90\x02\n" +
+	"\rStatusRequest\"\xc7\x02\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
 	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x12;\n" +
 	"\bsettings\x18\n" +
-	" \x03(\v2\x1f.millrace.admin.v1.SettingFaultR\bsettings\x1a<\n" +
+	" \x03(\v2\x1f.millrace.admin.v1.SettingFaultR\bsettings\x125\n" +
+	"\x06tables\x18\v \x03(\v2\x1d.millrace.admin.v1.TableFaultR\x06tables\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
@@ -725,7 +797,12 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\x04want\x18\x04 \x01(\tR\x04want\x12\x16\n" +
 	"\x06effect\x18\x05 \x01(\tR\x06effect\x12\x16\n" +
 	"\x06remedy\x18\x06 \x01(\tR\x06remedy\x12\x14\n" +
-	"\x05fatal\x18\a \x01(\bR\x05fatal\"\x9a\x01\n" +
+	"\x05fatal\x18\a \x01(\bR\x05fatal\"R\n" +
+	"\n" +
+	"TableFault\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x9a\x01\n" +
 	"\n" +
 	"SinkStatus\x12\x12\n" +
 	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x12\n" +
@@ -782,41 +859,43 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_millrace_admin_v1_admin_service_proto_rawDescData
 }
 
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: millrace.admin.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: millrace.admin.v1.StatusResponse
 	(*SettingFault)(nil),          // 2: millrace.admin.v1.SettingFault
-	(*SinkStatus)(nil),            // 3: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),         // 4: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 5: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),        // 6: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),          // 7: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),       // 8: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),            // 9: millrace.admin.v1.SideDigest
-	nil,                           // 10: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*TableFault)(nil),            // 3: millrace.admin.v1.TableFault
+	(*SinkStatus)(nil),            // 4: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),         // 5: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),        // 6: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),        // 7: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),          // 8: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),       // 9: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),            // 10: millrace.admin.v1.SideDigest
+	nil,                           // 11: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
-	3,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	10, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	4,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	11, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
 	2,  // 2: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
-	11, // 3: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	12, // 4: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 5: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	7,  // 6: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	8,  // 7: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	9,  // 8: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	0,  // 9: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	4,  // 10: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	1,  // 11: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	5,  // 12: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 3: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
+	12, // 4: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	13, // 5: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	7,  // 6: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	8,  // 7: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	9,  // 8: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	10, // 9: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	0,  // 10: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	5,  // 11: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	1,  // 12: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	6,  // 13: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -824,7 +903,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	if File_millrace_admin_v1_admin_service_proto != nil {
 		return
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[5].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
@@ -834,7 +913,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,402 @@
+package lake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// setProperty changes a property of a table past all guards.
+func setProperty(t *testing.T, l *Lake, of Table, key, value string) {
+	t.Helper()
+	have, err := l.load(t.Context(), of.identifier())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := have.NewTransaction()
+	if err := tx.SetProperties(iceberg.Properties{key: value}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// metadataFile is where a table's metadata is on the local disk.
+func metadataFile(t *testing.T, l *Lake, of Table) string {
+	t.Helper()
+	have, err := l.load(t.Context(), of.identifier())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(have.MetadataLocation(), "file://")
+}
+
+func stoppedTables(l *Lake) (names []string) {
+	for _, fault := range l.Stopped() {
+		names = append(names, fault.Table)
+	}
+	return names
+}
+
+// Whatever is the matter with one table, at start or while it is landed, the others are opened, read and landed; the lake names the table,
+// the reason and the remedy; and once somebody has helped, it is landed on, with nothing missing and nothing twice.
+func TestOneTableStopsAlone(t *testing.T) {
+	t.Parallel()
+	next := propNextPrefix + event.Order.Topic + ".2"
+	swap := func(file string, with []byte) (back func() error, err error) {
+		was, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if with == nil {
+			err = os.Remove(file)
+		} else {
+			err = os.WriteFile(file, with, 0o600)
+		}
+		return func() error { return os.WriteFile(file, was, 0o600) }, err
+	}
+	for name, c := range map[string]struct {
+		breaks func(t *testing.T, l *Lake) (mend func() error)
+		reason string
+		remedy string
+	}{
+		"offset beyond the log": {func(t *testing.T, l *Lake) func() error {
+			have, err := l.load(t.Context(), ordersEvents.identifier())
+			if err != nil {
+				t.Fatal(err)
+			}
+			was := have.Properties()[next]
+			setProperty(t, l, ordersEvents, next, "100000")
+			return func() error { setProperty(t, l, ordersEvents, next, was); return nil }
+		}, "is not in the log", "restore the topic"},
+		"offset that is no number": {func(t *testing.T, l *Lake) func() error {
+			have, err := l.load(t.Context(), ordersEvents.identifier())
+			if err != nil {
+				t.Fatal(err)
+			}
+			was := have.Properties()[next]
+			setProperty(t, l, ordersEvents, next, "many")
+			return func() error { setProperty(t, l, ordersEvents, next, was); return nil }
+		}, "many", "restore the topic"},
+		"metadata is lost": {func(t *testing.T, l *Lake) func() error {
+			mend, err := swap(metadataFile(t, l, ordersEvents), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return mend
+		}, "no such file", "restore the file"},
+		"metadata is empty": {func(t *testing.T, l *Lake) func() error {
+			mend, err := swap(metadataFile(t, l, ordersEvents), []byte{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return mend
+		}, "invalid metadata", "restore the file"},
+		"metadata is garbage": {func(t *testing.T, l *Lake) func() error {
+			mend, err := swap(metadataFile(t, l, ordersEvents), []byte("\x00\x00\x00"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return mend
+		}, "invalid metadata", "restore the file"},
+		"a snapshot's list of files is lost": {func(t *testing.T, l *Lake) func() error {
+			have, err := l.load(t.Context(), ordersEvents.identifier())
+			if err != nil {
+				t.Fatal(err)
+			}
+			mend, err := swap(strings.TrimPrefix(have.CurrentSnapshot().ManifestList, "file://"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return mend
+		}, "no such file", "restore the file"},
+	} {
+		for _, when := range []string{"stopped", "running"} {
+			t.Run(name+"/"+when, func(t *testing.T) {
+				t.Parallel()
+				s := newShop(t)
+				s.mustTrade(t, 50)
+				config := ordersOnly(localLake(t))
+				l := openLake(t, config)
+				run := s.runConfig()
+				run.again = 50 * time.Millisecond
+				stop := start(t, l, run)
+				s.landed(t, l)
+				if when == "stopped" {
+					mustStop(t, stop)
+				}
+				mend := c.breaks(t, l)
+				if when == "stopped" {
+					l = openLake(t, config)
+					stop = start(t, l, run)
+				}
+				s.mustTrade(t, 50)
+				eventually(t, func() error {
+					if have := stoppedTables(l); !slices.Equal(have, []string{ordersEvents.Name}) {
+						return fmt.Errorf("stopped: %v", have)
+					}
+					return nil
+				})
+				fault := l.Stopped()[0]
+				if !strings.Contains(fault.Err.Error(), c.reason) || !strings.Contains(fault.Remedy, c.remedy) {
+					t.Errorf("the reason is %v, the remedy %s", fault.Err, fault.Remedy)
+				}
+				s.landed(t, l) // the others
+				if have, broken, err := l.Look(t.Context()); err != nil || len(have) < 2 || len(broken) != 1 || broken[0].Table != ordersEvents.Name {
+					t.Errorf("%d tables are read, %v are not: %v", len(have), broken, err)
+				}
+				if err := mend(); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, func() error {
+					if have := stoppedTables(l); len(have) > 0 {
+						return fmt.Errorf("stopped: %v", l.Stopped())
+					}
+					return nil
+				})
+				s.landed(t, l)
+				mustStop(t, stop)
+				s.check(t, l)
+			})
+		}
+	}
+}
+
+// Where the only table cannot be landed, Run ends and says why.
+func TestRunEndsWhereNoTableCanBeLanded(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.mustTrade(t, 5)
+	config := localLake(t)
+	config.Tables = []Table{ordersEvents}
+	l := openLake(t, config)
+	stop := start(t, l, s.runConfig())
+	s.landed(t, l)
+	mustStop(t, stop)
+	if err := os.Remove(metadataFile(t, l, ordersEvents)); err != nil {
+		t.Fatal(err)
+	}
+	err := openLake(t, config).Run(t.Context(), s.runConfig())
+	var fault *TableError
+	if !errors.As(err, &fault) || fault.Table != ordersEvents.Name {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// pickyTopic has records that cannot be written, which is found when a batch is to land and not which of it they are.
+const pickyTopic = "picky"
+
+// picky is a table that holds its rows back, like one of state, and cannot write some.
+func picky(bad func(value string) bool) Table {
+	return Table{
+		Name: "picky", Topic: pickyTopic,
+		Columns: []columnar.Field{{Name: "said", Type: iceberg.PrimitiveTypes.String, Required: true}},
+		Rows: func(to *columnar.Columns, _ *registry.Decoder) (Rows, error) {
+			return &pickyRows{to: to, bad: bad}, nil
+		},
+	}
+}
+
+type pickyRows struct {
+	to   *columnar.Columns
+	bad  func(string) bool
+	have []Record
+}
+
+func (p *pickyRows) Append(_ context.Context, r Record) (Appended, error) {
+	r.Value = slices.Clone(r.Value)
+	p.have = append(p.have, r)
+	return Appended{}, nil
+}
+
+func (p *pickyRows) held() bool                              { return len(p.have) > 0 }
+func (p *pickyRows) columns() []columnar.Field               { return p.to.Fields()[:1] }
+func (p *pickyRows) missing(map[int32]int64) []string        { return nil }
+func (p *pickyRows) found(arrow.RecordBatch, []string) error { return nil }
+func (p *pickyRows) landed(map[int32]int64)                  { p.have = nil }
+
+func (p *pickyRows) fold(each func(string, bool, Rows, Record) error) error {
+	for _, r := range p.have {
+		if p.bad(string(r.Value)) {
+			return errors.New("one of the rows cannot be written")
+		}
+		write := rowFunc(func() { p.to.Column(0).(*columnar.Bytes).Append(r.Value) })
+		if err := each(string(r.Value), false, write, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pickyWorld puts values on the topic, spread over its partitions, and lands them.
+func pickyWorld(t *testing.T, values []string) (*shop, Config) {
+	t.Helper()
+	s := newShop(t)
+	if err := s.producer.CreateTopic(t.Context(), pickyTopic, partitions); err != nil {
+		t.Fatal(err)
+	}
+	records := make([]fetchtest.Record, len(values))
+	for i, v := range values {
+		records[i] = fetchtest.Record{Partition: int32(i % partitions), Key: []byte("k"), Value: []byte(v)}
+	}
+	if err := s.producer.Commit(t.Context(), pickyTopic, records...); err != nil {
+		t.Fatal(err)
+	}
+	return s, localLake(t)
+}
+
+// lot collects what is parked.
+type lot struct {
+	mu   sync.Mutex
+	have map[string]string // values, by what names them
+}
+
+func (p *lot) park(_ context.Context, r Parked) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.have == nil {
+		p.have = map[string]string{}
+	}
+	p.have[fmt.Sprintf("%s|%s|%d|%d", r.Sink, r.Topic, r.Partition, r.Offset)] = string(r.Value)
+	return nil
+}
+
+func (p *lot) values() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Values(p.have))
+}
+
+func said(t *testing.T, l *Lake, of Table) (all []string) {
+	t.Helper()
+	err := l.scan(t.Context(), of.identifier(), func(rec arrow.RecordBatch) error {
+		c, err := columnOf[*array.String](rec, "said")
+		if err != nil {
+			return err
+		}
+		for i := range int(rec.NumRows()) {
+			all = append(all, strings.Clone(c.Value(i)))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func numbered(n int, bad ...int) (values, good, spoilt []string) {
+	for i := range n {
+		v := fmt.Sprintf("good %04d", i)
+		if slices.Contains(bad, i) {
+			v = fmt.Sprintf("bad %04d", i)
+			spoilt = append(spoilt, v)
+		} else {
+			good = append(good, v)
+		}
+		values = append(values, v)
+	}
+	return values, good, spoilt
+}
+
+func isBad(value string) bool { return strings.HasPrefix(value, "bad") }
+
+// Where an error does not name its record, the record is found, and parked, and all others land once.
+func TestUnnamedRecordsAreFound(t *testing.T) {
+	t.Parallel()
+	for name, bad := range map[string][]int{
+		"none": {}, "first": {0}, "last": {999}, "one": {500}, "neighbours of a partition": {400, 404, 408}, "several": {1, 17, 333, 334, 335, 336, 990},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			values, good, spoilt := numbered(1000, bad...)
+			s, config := pickyWorld(t, values)
+			config.Tables = []Table{picky(isBad)}
+			l := openLake(t, config)
+			parked := new(lot)
+			c := s.runConfig()
+			c.Park, c.Landers = parked.park, 2
+			stop := start(t, l, c)
+			pickyLanded(t, s, l)
+			mustStop(t, stop)
+			if have := said(t, l, config.Tables[0]); !slices.Equal(have, good) {
+				t.Errorf("%d rows, want %d", len(have), len(good))
+			}
+			if have := parked.values(); !slices.Equal(have, spoilt) {
+				t.Errorf("parked: %v, want %v", have, spoilt)
+			}
+		})
+	}
+}
+
+func pickyLanded(t *testing.T, s *shop, l *Lake) {
+	t.Helper()
+	ends, err := s.producer.Ends(t.Context(), pickyTopic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		have, err := l.Applied(t.Context(), pickyTopic)
+		for p, end := range ends {
+			if err == nil && have[p] != end {
+				err = fmt.Errorf("%d: %d of %d", p, have[p], end)
+			}
+		}
+		return err
+	})
+}
+
+// Where no record at all can be written, the table is at fault: nothing is parked, and Run says so.
+func TestWhereNothingCanBeWrittenNothingIsParked(t *testing.T) {
+	t.Parallel()
+	values, _, _ := numbered(100)
+	s, config := pickyWorld(t, values)
+	config.Tables = []Table{picky(func(string) bool { return true })}
+	l := openLake(t, config)
+	parked := new(lot)
+	c := s.runConfig()
+	c.Park = parked.park
+	err := l.Run(t.Context(), c)
+	var fault *TableError
+	if !errors.As(err, &fault) || !strings.Contains(err.Error(), "no record can be written") {
+		t.Errorf("got %v", err)
+	}
+	if have := parked.values(); len(have) > 0 {
+		t.Errorf("parked: %v", have)
+	}
+}
+
+// One that stands alone on its topic is parked too.
+func TestOneUnwritableRecordAlone(t *testing.T) {
+	t.Parallel()
+	s, config := pickyWorld(t, []string{"bad"})
+	config.Tables = []Table{picky(isBad)}
+	l := openLake(t, config)
+	parked := new(lot)
+	c := s.runConfig()
+	c.Park = parked.park
+	stop := start(t, l, c)
+	pickyLanded(t, s, l)
+	mustStop(t, stop)
+	if have := parked.values(); !slices.Equal(have, []string{"bad"}) {
+		t.Errorf("parked: %v", have)
+	}
+}
