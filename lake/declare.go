@@ -95,6 +95,9 @@ var tableProperties = iceberg.Properties{
 // create makes a table. Two processes may try at once: the second takes what the first made.
 func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 	fail := func(err error) (*table.Table, error) { return nil, fmt.Errorf("create table %s: %w", t.Name, err) }
+	if t.Unready != nil {
+		return fail(t.Unready)
+	}
 	err := l.catalog.CreateNamespace(ctx, catalog.NamespaceFromIdent(t.identifier()), nil)
 	if err != nil && !errors.Is(err, catalog.ErrNamespaceAlreadyExists) {
 		return fail(err)

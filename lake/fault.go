@@ -45,9 +45,10 @@ func (e *TableError) Error() string {
 func (e *TableError) Unwrap() error { return e.Err }
 
 const (
-	remedyLost = "restore the file, or drop the table: started again, landers land it anew"
-	remedyGone = "start the lander again to land it anew"
-	remedyFit  = "take back the change of the table's columns, partitions or properties, or land in another table"
+	remedyLost    = "restore the file, or drop the table: started again, landers land it anew"
+	remedyOffsets = "restore the topic or the table's properties, or drop the table to land it anew"
+	remedyGone    = "start the lander again to land it anew"
+	remedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
 )
 
 // tableError gives an error of a table as a *TableError; nil where it is none.

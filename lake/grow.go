@@ -39,7 +39,11 @@ func (t Table) grown(have table.Metadata, keys evolution.Keys) ([]columnar.Field
 	there = slices.DeleteFunc(there, func(f columnar.Field) bool {
 		return slices.ContainsFunc(origin, func(o columnar.Field) bool { return o.Name == f.Name })
 	})
-	want, err := evolution.Union(optional(there), t.Columns)
+	there = optional(there)
+	want, err := evolution.Union(there, t.Columns)
+	if refused := (*evolution.RefusedError)(nil); errors.As(err, &refused) {
+		want, err = there, nil // records that need what is declared are parked, now as later
+	}
 	if err == nil && t.grow != nil {
 		want, err = t.grow(want)
 	}

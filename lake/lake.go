@@ -297,7 +297,7 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 	}
 	p, err := readProgress(t.Topic, have.Properties())
 	if err != nil {
-		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
+		return TableState{}, &TableError{Table: t.called(), Remedy: remedyOffsets, Err: err}
 	}
 	s := TableState{
 		Name: t.called(), Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),

@@ -76,6 +76,9 @@ func (e *PositionError) Error() string {
 
 // Remedy is what a person can do.
 func (e *PositionError) Remedy() string {
+	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
+		return "land this topic in another table"
+	}
 	return "restore the topic, or drop the table (its property millrace.released set to true) to land it anew"
 }
 

@@ -36,6 +36,8 @@ type Table struct {
 	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its Rows are a
 	// Grower.
 	Grows bool
+	// Unready says why no table can be made of the declaration. One that is there is landed all the same: what does not go into it is parked.
+	Unready error
 	// grow adds to the columns that a table which grows has.
 	grow func(have []columnar.Field) ([]columnar.Field, error)
 	// events says that each row is a whole event of this aggregate, as digests want it.

@@ -48,11 +48,11 @@ func Registered(
 		}
 	}
 	first := all.read(ctx, latest)
-	if first.bad != nil {
-		return lake.Table{}, fmt.Errorf("subject %s: %w", of.Name, first.bad)
-	}
 	t := declare(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
 	t.Columns, t.Grows = slices.Concat(first.fields, with.columns()), true
+	if first.bad != nil {
+		t.Columns, t.Unready = with.columns(), fmt.Errorf("subject %s: %w", of.Name, first.bad)
+	}
 	if first.json {
 		t.Columns = append(t.Columns, all.json.ExtraField())
 	}
