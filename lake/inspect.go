@@ -67,9 +67,12 @@ type Summary struct {
 	AsOf        time.Time // when the newest event in it was recorded; zero where no lander says
 }
 
-// Summarize tells what a table is made of. It reads the metadata alone.
+// Summarize tells what a table is made of. It reads the metadata alone. Of a table that cannot be read the error is a *TableError.
 func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	t, err := l.load(ctx, name)
+	if fault := tableError(called(name), err); fault != nil {
+		return Summary{}, fault
+	}
 	if err != nil {
 		return Summary{}, err
 	}

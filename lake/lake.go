@@ -232,21 +232,6 @@ func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]Tab
 	return states, err
 }
 
-// Unreadable tells which tables cannot be read, of the lake's own and the others, as far as they are wanted by their names.
-func (l *Lake) Unreadable(ctx context.Context, wanted func(name string) bool) ([]*TableError, error) {
-	all, err := l.others(ctx, wanted)
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range l.tables {
-		if wanted(t.called()) {
-			all = append(all, t)
-		}
-	}
-	_, broken, err := l.states(ctx, all)
-	return broken, err
-}
-
 func (l *Lake) states(ctx context.Context, tables []Table) (states []TableState, broken []*TableError, err error) {
 	for _, t := range tables {
 		s, err := l.state(ctx, t)

@@ -69,11 +69,13 @@ func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
 	if err := s.renew(ctx); err != nil {
 		return nil, err
 	}
+	var of *rowsError
+	errors.As(err, &of)
 	first, rest, ok := f.Halves()
 	if !ok {
 		for record := range s.records(f) {
 			record.Headers = slices.Clone(record.Headers)
-			s.unwritable = append(s.unwritable, unwritable{record, err})
+			s.unwritable = append(s.unwritable, unwritable{record, of.err})
 		}
 		return nil, nil
 	}

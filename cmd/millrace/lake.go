@@ -71,11 +71,17 @@ are those too that deletes take away, until maintenance does.`,
 		if err != nil {
 			return err
 		}
-		all := make([]lake.Summary, len(names))
-		for i, name := range names {
-			if all[i], err = l.Summarize(ctx, name); err != nil {
+		all := make([]lake.Summary, 0, len(names))
+		for _, name := range names {
+			s, err := l.Summarize(ctx, name)
+			if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "broken:", broken)
+				continue
+			}
+			if err != nil {
 				return err
 			}
+			all = append(all, s)
 		}
 		if *output == "json" {
 			return printJSON(cmd.OutOrStdout(), all)

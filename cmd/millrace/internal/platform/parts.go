@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -471,9 +472,15 @@ func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.
 // SQLTables tells SQL which tables there are at the moment of a query.
 func SQLTables(l *lake.Lake) lakesql.Tables {
 	return func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
-		states, err := l.Tables(ctx)
+		states, broken, err := l.Look(ctx)
 		if err != nil {
 			return nil, err
+		}
+		for _, fault := range broken {
+			readable := slices.ContainsFunc(states, func(s lake.TableState) bool { return s.Name == fault.Table })
+			if !readable && wanted(fault.Table) {
+				return nil, fault // a query of other tables is not concerned
+			}
 		}
 		others, err := l.Others(ctx, wanted)
 		return sqlTables(append(states, others...)), err
