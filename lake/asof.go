@@ -106,6 +106,9 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 		if errors.Is(err, ErrNoLake) { // dropped, as for Tables
 			continue
 		}
+		if fault := tableError(t.called(), err); fault != nil && !wanted(t.called()) { // cannot be read, and need not
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

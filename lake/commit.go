@@ -76,7 +76,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *fileWriter, files []icebe
 	}
 	at, err := readProgress(l.table.Topic, t.Properties())
 	if err != nil {
-		return unknownBase, err
+		return unknownBase, &PositionError{l.table.Name, l.table.Topic, err}
 	}
 	if again && (at.commit == b.id || findCommit(t.Metadata(), b.id, unknownBase) == landed) {
 		return unknownBase, nil

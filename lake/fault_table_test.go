@@ -400,3 +400,51 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 		t.Errorf("parked: %v", have)
 	}
 }
+
+// A lander that dies between a dead letter and the commit that passes over it, is gone on from: every record is in the table once or
+// among the dead letters, where it is under one key however often it was put there.
+func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
+	t.Parallel()
+	for _, at := range []step{stepClosed, stepCommit, stepCommitted} {
+		t.Run(string(at), func(t *testing.T) {
+			t.Parallel()
+			values, good, spoilt := numbered(200, 0, 50, 51, 199)
+			s, config := pickyWorld(t, values)
+			config.Tables = []Table{picky(isBad)}
+			parked := new(lot)
+			for range 4 { // lives
+				l := openLake(t, config)
+				c := s.runConfig()
+				c.Park = parked.park
+				ctx, die := context.WithCancel(t.Context())
+				seen := 0
+				c.hook = func(_ context.Context, _ string, have step) error {
+					if have != at {
+						return nil
+					}
+					if seen++; seen == 2 {
+						die()
+						return errFault
+					}
+					return nil
+				}
+				if err := l.Run(ctx, c); err != nil {
+					t.Fatal(err)
+				}
+				die()
+			}
+			l := openLake(t, config)
+			c := s.runConfig()
+			c.Park = parked.park
+			stop := start(t, l, c)
+			pickyLanded(t, s, l)
+			mustStop(t, stop)
+			if have := said(t, l, config.Tables[0]); !slices.Equal(have, good) {
+				t.Errorf("%d rows, want %d", len(have), len(good))
+			}
+			if have := parked.values(); !slices.Equal(have, spoilt) {
+				t.Errorf("parked: %v, want %v", have, spoilt)
+			}
+		})
+	}
+}

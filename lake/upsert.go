@@ -51,7 +51,7 @@ func (l *lander) settle(ctx context.Context, b *batch, rows Rows, w *fileWriter)
 	// The rows before are those of the state that the batch begins at. Others may commit before it lands, but not to its keys.
 	at, err := readProgress(l.table.Topic, have.Properties())
 	if err != nil {
-		return err
+		return &PositionError{l.table.Name, l.table.Topic, err}
 	}
 	if !at.at(b.from) {
 		return fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.next, b.from)

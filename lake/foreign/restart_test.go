@@ -64,7 +64,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 		"int becomes string":           {record(`{"name":"v","type":"string"}`), "which do not go into one column"},
 		"int becomes record":           {record(`{"name":"v","type":{"type":"record","name":"V","fields":[{"name":"x","type":"int"}]}}`), "which do not go into one column"},
 		"int becomes list":             {record(`{"name":"v","type":{"type":"array","items":"int"}}`), "which do not go into one column"},
-		"a name differs by case alone": {record(first + `,{"name":"V","type":"string"}`), "capitals"},
+		"a name differs by case alone": {record(first + `,{"name":"V","type":"string"}`), "same name"},
 		"a reserved name":              {record(`{"name":"_key","type":"string"}`), "rename it"},
 	} {
 		t.Run(name, func(t *testing.T) {
