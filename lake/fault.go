@@ -56,6 +56,7 @@ func tableError(name string, err error) *TableError {
 	var already *TableError
 	var position *PositionError
 	var refused *evolution.RefusedError
+	var stuck *UnwritableError
 	switch {
 	case err == nil:
 		return nil
@@ -63,6 +64,8 @@ func tableError(name string, err error) *TableError {
 		return already
 	case errors.As(err, &position):
 		return &TableError{Table: name, Err: position, Remedy: position.Remedy()}
+	case errors.As(err, &stuck):
+		return &TableError{Table: name, Err: stuck, Remedy: remedyFit}
 	case errors.As(err, &refused):
 		return &TableError{Table: name, Err: err, Remedy: remedyFit}
 	case errors.Is(err, catalog.ErrNoSuchTable), errors.Is(err, catalog.ErrNoSuchNamespace):
