@@ -102,6 +102,7 @@ type Relay struct {
 type step string
 
 const (
+	resumed      step = "resumed" // log and store are compared, and nothing is published yet
 	beforeBegin  step = "before begin"
 	afterProduce step = "after produce"
 	beforeCommit step = "before commit"
@@ -217,6 +218,9 @@ func (r *Relay) session(ctx context.Context) error {
 	defer a.Close()
 	at, err := r.resume(ctx, a)
 	if err != nil {
+		return err
+	}
+	if err := r.hook(resumed); err != nil {
 		return err
 	}
 	if at.renew != nil {

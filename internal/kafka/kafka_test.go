@@ -359,3 +359,16 @@ func TestPropertiesThatCorrectnessRestsOnAreRefused(t *testing.T) {
 		t.Fatal("a client without brokers")
 	}
 }
+
+// A reading that gets no further says so, and does not wait for ever.
+func TestReadAllStalls(t *testing.T) {
+	t.Parallel()
+	each(t, 1, func(t *testing.T, b broker) {
+		c := b.Config
+		c.Stall = 200 * time.Millisecond
+		err := kafka.ReadAll(t.Context(), c, b.topic, nil, map[int32]int64{0: 5}, func(kafka.Message) error { return nil })
+		if !errors.Is(err, kafka.ErrStalled) {
+			t.Fatalf("%v, want ErrStalled", err)
+		}
+	})
+}
