@@ -23,12 +23,18 @@ func namespaceOf(r *http.Request) table.Identifier {
 	return strings.Split(r.PathValue("namespace"), separator)
 }
 
+// maxNameBytes is what fits into the SQL catalog's columns, and, with what a location adds to it, into the name of a folder.
+const maxNameBytes = 200
+
 // checkName refuses parts of a name that could not be stored or named in a path. What is there already may be called anything.
 func checkName(field string, parts ...string) error {
 	if len(parts) == 0 {
 		return badRequest("%s: it is missing", field)
 	}
 	for _, p := range parts {
+		if len(p) > maxNameBytes {
+			return badRequest("%s: it has %d bytes; a name may have %d", field, len(p), maxNameBytes)
+		}
 		if p == "" || p == "." || p == ".." || strings.Contains(p, "/") || strings.ContainsFunc(p, unicode.IsControl) || strings.Contains(p, encodedNamespace) {
 			return badRequest("%s: %q is not a name; it must not be empty, a dot or two, nor have slashes or control characters", field, p)
 		}
@@ -113,6 +119,9 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := checkName("namespace", n.Namespace...); err != nil {
 		return err
+	}
+	if key := namespaceKey(n.Namespace); len(key) > maxNameBytes {
+		return badRequest("namespace: all of its parts together have %d bytes; they may have %d", len(key), maxNameBytes)
 	}
 	if err := s.checkNamespaceLocation(n.Properties); err != nil {
 		return err

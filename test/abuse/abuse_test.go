@@ -171,10 +171,10 @@ func TestAbuse(t *testing.T) {
 			code := fmt.Sprint(res.StatusCode)
 			if m := grpcStatus.FindSubmatch(body); m != nil {
 				code += "/" + string(m[1])
-			} else if status := res.Header.Get("Grpc-Status"); status != "" {
+			} else if status := res.Header.Get("Grpc-Status") + res.Trailer.Get("Grpc-Status"); status != "" {
 				code += "/" + status
 			}
-			if codes[code]++; codes[code] == 1 && (res.StatusCode == 500 || strings.HasSuffix(code, "/2") || strings.HasSuffix(code, "/13")) {
+			if codes[code]++; codes[code] == 1 && (blamed[res.StatusCode] || strings.HasSuffix(code, "/2") || strings.HasSuffix(code, "/13")) {
 				t.Errorf("%s: %s %s: %s: %.300q", surface.name, req.Method, req.URL.Path, code, body)
 			}
 		}
@@ -195,6 +195,9 @@ func TestAbuse(t *testing.T) {
 		}
 	}
 }
+
+// blamed are the statuses that say the server is at fault.
+var blamed = map[int]bool{http.StatusInternalServerError: true, http.StatusBadGateway: true, http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true}
 
 var (
 	grpcStatus = regexp.MustCompile(`grpc-status: (\d+)`)
