@@ -56,7 +56,7 @@ func (l *lander) run(ctx context.Context) error {
 			failures = 0
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // it was told to stop
 		}
 		if fault := tableError(l.table.called(), err); fault != nil && !isOfRows(err) && (!unreadable(err) || failures+1 >= lostLooks) {
 			return fault
@@ -340,7 +340,7 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 		r := &record
 		appended, err := w.append(ctx, rows, record)
 		if err != nil {
-			if holds(err) && !(errors.Is(err, columnar.ErrFull) && w.columns.Rows() == 0) { // which no more room would help
+			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.columns.Rows() > 0) { // which no more room would help
 				b.rows = b.rows || w.rows()
 				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
 					b.move(f.Partition, r.Offset)

@@ -115,7 +115,7 @@ func (f *frames) see(p []byte) *connect.Error {
 	for len(p) > 0 {
 		if f.left > 0 {
 			n := min(int(f.left), len(p))
-			f.left -= uint32(n) //nolint:gosec // at most left
+			f.left -= uint32(n)
 			p = p[n:]
 			continue
 		}

@@ -81,5 +81,5 @@ func FileLimit() int {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {
 		return 1 << 20
 	}
-	return int(limit.Cur) //nolint:gosec // bounded above
+	return int(limit.Cur)
 }

@@ -12,7 +12,7 @@ import (
 
 // DropBleve deletes the index in a folder that nobody has open; the next OpenBleve starts afresh.
 func DropBleve(dir string) error {
-	if err := os.RemoveAll(filepath.Join(dir, journalName)); err != nil { //nolint:gosec // the folder is the operator's choice
+	if err := os.RemoveAll(filepath.Join(dir, journalName)); err != nil {
 		return fmt.Errorf("catalog index: %w", err)
 	}
 	return nil

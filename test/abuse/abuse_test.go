@@ -62,7 +62,7 @@ var procedures = []string{
 }
 
 func post(to, contentType, body string) (*http.Request, error) {
-	req, err := http.NewRequest(http.MethodPost, to, strings.NewReader(body)) //nolint:noctx // the client has a deadline
+	req, err := http.NewRequest(http.MethodPost, to, strings.NewReader(body))
 	if err == nil {
 		req.Header.Set("Content-Type", contentType)
 	}
@@ -85,7 +85,7 @@ func rpcAttack(contentType string) func(*rand.Rand, string) (*http.Request, erro
 
 func getAttack(r *rand.Rand, base string) (*http.Request, error) {
 	q := url.Values{"message": {text(r)}, "encoding": {pick(r, []string{"json", "proto", "x"})}, "base64": {pick(r, []string{"0", "1"})}, "connect": {"v1"}}
-	return http.NewRequest(http.MethodGet, base+"/millrace.order.v1.OrderQueryService/GetOrder?"+q.Encode(), nil) //nolint:noctx // as above
+	return http.NewRequest(http.MethodGet, base+"/millrace.order.v1.OrderQueryService/GetOrder?"+q.Encode(), nil)
 }
 
 func sqlAttack(r *rand.Rand, base string) (*http.Request, error) {
@@ -121,7 +121,7 @@ func adminAttack(r *rand.Rand, base string) (*http.Request, error) {
 
 func profileAttack(r *rand.Rand, base string) (*http.Request, error) {
 	q := url.Values{pick(r, []string{"debug", "gc"}): {text(r)}, "seconds": {pick(r, []string{"-1", "x", "1e99", "NaN", "0"})}}
-	return http.NewRequest(http.MethodGet, base+"/debug/pprof/"+pick(r, []string{"heap", "profile", "trace", "nosuch"})+"?"+q.Encode(), nil) //nolint:noctx // as above
+	return http.NewRequest(http.MethodGet, base+"/debug/pprof/"+pick(r, []string{"heap", "profile", "trace", "nosuch"})+"?"+q.Encode(), nil)
 }
 
 func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
@@ -153,7 +153,7 @@ func TestAbuse(t *testing.T) {
 		"Memory before: %s\n\n| surface | inputs | answers by code |\n|---|---:|---|\n", s.memory(t))
 	client := &http.Client{Timeout: time.Minute}
 	for i, surface := range surfaces() {
-		r := rand.New(rand.NewPCG(uint64(i), 11)) //nolint:gosec // repeatable
+		r := rand.New(rand.NewPCG(uint64(i), 11))
 		codes := map[string]int{}
 		for range *inputs {
 			req, err := surface.attack(r, "http://"+s.doors[surface.door])

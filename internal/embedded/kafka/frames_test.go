@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -81,7 +82,7 @@ func TestOversizedFrameIsRefused(t *testing.T) {
 		}
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("%s: %d bytes are answered, %v", name, n, err)
-		} else if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+		} else if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 			t.Errorf("%s: the connection stays open", name)
 		}
 		if err := conn.Close(); err != nil {
