@@ -187,7 +187,18 @@ func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadUncommitted)
 }
 
+// offsets asks again for a while where a partition's leader has just moved, as it does when a topic is made.
 func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
+	const tries, pause = 20, 100 * time.Millisecond
+	for try := 1; ; try++ {
+		offsets, err := a.askOffsets(ctx, topic, spec, isolation)
+		if !isCode(err, kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable) || try == tries || !sleep(ctx, pause) {
+			return offsets, err
+		}
+	}
+}
+
+func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
 	n, err := a.Partitions(ctx, topic)
 	if err != nil {
 		return nil, err
