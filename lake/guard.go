@@ -205,7 +205,14 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
 	defer cancel()
-	if _, err := t.step(made); err != nil {
+	_, err := t.step(made)
+	if err == nil && t.Grows { // landers would go on, and park each record that needs the column
+		var there []columnar.Field
+		if there, err = evolution.Columns(made.CurrentSchema(), nil); err == nil {
+			_, err = evolution.Union(optional(there), t.Columns)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("landers write a table of this name, and could not use this one: %w", err)
 	}
 	if err := landable(ctx, made); err != nil {

@@ -419,7 +419,12 @@ func TestEngineStartedAnew(t *testing.T) {
 			running <- err
 		}()
 		polltest.Until(t, "the query runs", func() bool {
-			return strings.Contains(ask(t, s, "SELECT count() AS n FROM system.processes WHERE query LIKE '%CROSS%'", lakesql.FormatJSON), "2") // and this one
+			body, err := e.Client().Query(t.Context(), "SELECT count() FROM system.processes WHERE query LIKE '%CROSS%'", "TSV", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said, err := io.ReadAll(body)
+			return errors.Join(err, body.Close()) == nil && strings.TrimSpace(string(said)) == "2" // and this one
 		})
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)

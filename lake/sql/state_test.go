@@ -190,9 +190,11 @@ func orderEvent(id string, version uint64, m *orderv1.OrderEvent) event.Event {
 	if err != nil {
 		panic(err)
 	}
+	r := m.ProtoReflect()
+	kind := string(r.WhichOneof(r.Descriptor().Oneofs().ByName("event")).Message().FullName())
 	now := event.Time(time.Now())
 	return event.Event{
-		ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: version, Type: "millrace.order.v1.OrderEvent", Data: data,
+		ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: id, Version: version, Type: kind, Data: data,
 		OccurredAt: now, RecordedAt: now, Position: event.Position{Sequence: version},
 	}
 }

@@ -116,7 +116,7 @@ type stockClient struct {
 func newStockClient(w *stockClients, number int, transport *http.Transport) *stockClient {
 	return &stockClient{
 		stockClients: w, number: number, versions: map[string]uint64{},
-		api: inventoryv1connect.NewInventoryServiceClient(&http.Client{Transport: transport}, "http://inventory"),
+		api: inventoryv1connect.NewInventoryServiceClient(&http.Client{Transport: transport}, "http://127.0.0.1"),
 	}
 }
 
