@@ -194,7 +194,7 @@ func TestLeewayForClientClocks(t *testing.T) {
 			t.Errorf("%v ahead: %d %q, want 400 and %q", ahead, status, message, want)
 		}
 	}
-	for name, early := range map[string]time.Time{"the epoch": time.Unix(0, 0), "the year 1": time.Time{}} {
+	for name, early := range map[string]time.Time{"the epoch": time.Unix(0, 0), "the year 1": {}} {
 		if status, message := post(placeOrder, "application/json", at(early)); status != http.StatusBadRequest || message != "ordered_at: must be greater than 1970-01-01T00:00:00Z" {
 			t.Errorf("%s: %d %q", name, status, message)
 		}
