@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -433,14 +434,19 @@ func (l Lake) checkREST(bad func(string, ...any)) {
 // hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
 func hasPassword(s string) bool {
 	for one := range strings.SplitSeq(s, ",") {
-		if u, err := url.Parse(one); err == nil && u.User != nil {
-			if _, has := u.User.Password(); has {
-				return true
-			}
+		u, err := url.Parse(one)
+		if err != nil {
+			continue
+		}
+		if _, has := u.User.Password(); has || u.Query().Has("password") || u.Query().Has("sslpassword") {
+			return true
 		}
 	}
-	return strings.Contains(s, "password=")
+	return passwordWord.MatchString(s)
 }
+
+// passwordWord is PostgreSQL's, which allows spaces around the sign; sslpassword too.
+var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
 
 func (k Kafka) check(bad func(string, ...any)) {
 	if k.Partitions < 1 || k.Partitions > 1000 {

@@ -144,6 +144,26 @@ func TestCheckNamesTheKey(t *testing.T) {
 	}
 }
 
+// However PostgreSQL lets a password stand in an address, it is one.
+func TestPasswordsInAddresses(t *testing.T) {
+	t.Parallel()
+	for address, has := range map[string]bool{
+		"host=h password=p": true, "host=h password = p": true, "host=h password\t='p q'": true, "PASSWORD=p host=h": true, "host=h sslpassword = p": true,
+		"postgres://u:p@h/d": true, "postgres://u@h/d?password=p": true, "postgres://u@h/d?pass%77ord=p": true, "postgres://u@h/d?sslpassword=p": true,
+		"host=h user=u": false, "postgres://u@h/d?sslmode=verify-full": false, "host=password.example user=u": false,
+	} {
+		c := config.Default()
+		c.Store.Postgres = address
+		err := c.Check()
+		if refused := err != nil && strings.Contains(err.Error(), "store.password"); refused != has {
+			t.Errorf("%q: %v", address, err)
+		}
+		if err != nil && has && strings.Contains(err.Error(), address) {
+			t.Errorf("%q: the error repeats it", address)
+		}
+	}
+}
+
 // TestSecretsAreNotPrinted gives a secret in each of the ways there are.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	t.Parallel()
