@@ -69,7 +69,7 @@ func Inside(base, name string) bool {
 	if climbs(name) || climbs(decoded(name)) {
 		return false
 	}
-	base, name = strings.TrimRight(canonical(base), "/")+"/", canonical(name)
+	base, name = strings.TrimRight(Canonical(base), "/")+"/", Canonical(name)
 	if strings.HasPrefix(name, base) {
 		return true
 	}
@@ -87,8 +87,8 @@ func climbs(name string) bool {
 	return strings.ContainsRune(name, 0)
 }
 
-// canonical is one spelling of a location on local disk; others have only one.
-func canonical(name string) string {
+// Canonical is one spelling of a location on local disk; others have only one.
+func Canonical(name string) string {
 	if p, local := localPath(name); local {
 		return "file://" + path.Clean("/"+strings.TrimLeft(p, "/"))
 	}

@@ -228,6 +228,25 @@ func TestPurgeSparesWhatOthersName(t *testing.T) {
 	})
 }
 
+// The other table may spell the files otherwise.
+func TestPurgeKnowsAFileByAnySpelling(t *testing.T) {
+	t.Parallel()
+	for _, spelling := range []string{"file://localhost/", "file:/", "file:////"} {
+		v := newVictim(t, onSQLite(t))
+		other := copyFile(t, v.File, v.Warehouse+"/shop.db/other/metadata/00000-a.metadata.json", func(s string) string {
+			return strings.ReplaceAll(s, "file:///", spelling)
+		})
+		v.name(t, "second", other)
+		before := v.files(t)
+		v.must(t, http.StatusNoContent, http.MethodDelete, "/v1/namespaces/shop/tables/victim?purgeRequested=true", nil)
+		after := v.files(t)
+		gone := slices.DeleteFunc(before, func(f string) bool { return slices.Contains(after, f) })
+		if len(gone) != 1 || !strings.HasSuffix(v.File, gone[0]) { // its own metadata file, which the other does not name
+			t.Errorf("%s: the purge removed %v", spelling, gone)
+		}
+	}
+}
+
 // Where another table may name the same files and cannot be read, none is removed.
 func TestPurgeInDoubtRemovesNothing(t *testing.T) {
 	t.Parallel()

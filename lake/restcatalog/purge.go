@@ -11,6 +11,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/failpoint"
+	"github.com/millrace/millrace/lake/location"
 )
 
 // purge removes the files of a table that is dropped: those that it names, that lie below its own location, and that no other
@@ -26,7 +27,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	left := 0
 	add := func(file string) {
 		if s.warehouse.covers(m.Location(), file) {
-			own[s.warehouse.canonical(file)] = file
+			own[location.Canonical(file)] = file
 		} else {
 			left++
 		}
@@ -64,7 +65,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 }
 
 // spareOthers takes from files what any table of the catalog names.
-func (s *Server) spareOthers(ctx context.Context, location string, files map[string]string) error {
+func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
 	tables, err := s.config.Swapper.Tables(ctx)
 	if err != nil {
 		return fmt.Errorf("list the catalog's tables: %w", err)
@@ -77,12 +78,12 @@ func (s *Server) spareOthers(ctx context.Context, location string, files map[str
 		}
 		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, func(context.Context) (io.IO, error) { return fio, nil }, nil)
 		if err != nil {
-			if missing(err) && !s.warehouse.overlap(location, parent(parent(t.Metadata))) {
+			if missing(err) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
 				continue // it names nothing any more, and stood elsewhere
 			}
 			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
 		}
-		spare := func(file string) { delete(files, s.warehouse.canonical(file)) }
+		spare := func(file string) { delete(files, location.Canonical(file)) }
 		spare(t.Metadata)
 		for entry := range other.Metadata().PreviousFiles() {
 			spare(entry.MetadataFile)

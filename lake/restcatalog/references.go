@@ -3,7 +3,6 @@ package restcatalog
 import (
 	"context"
 	"fmt"
-	"path"
 	"strings"
 
 	"github.com/apache/iceberg-go/io"
@@ -71,14 +70,6 @@ func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.
 
 func all(table.Snapshot) bool { return true }
 
-// canonical is one spelling of a file's name.
-func (w warehouse) canonical(name string) string {
-	if !w.bucket {
-		name = "file://" + path.Clean("/"+strings.TrimLeft(strings.TrimPrefix(name, "file:"), "/"))
-	}
-	return name
-}
-
 // covers reports whether a file lies below a location, both in the warehouse.
 func (w warehouse) covers(base, name string) bool {
 	return w.has(name) && location.Inside(base, name)
@@ -86,7 +77,7 @@ func (w warehouse) covers(base, name string) bool {
 
 // overlap reports whether one of two locations lies below the other, or is it.
 func (w warehouse) overlap(a, b string) bool {
-	a, b = strings.TrimRight(w.canonical(a), "/")+"/", strings.TrimRight(w.canonical(b), "/")+"/"
+	a, b = strings.TrimRight(location.Canonical(a), "/")+"/", strings.TrimRight(location.Canonical(b), "/")+"/"
 	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
