@@ -2,7 +2,11 @@ package streams
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 
 	"github.com/millrace/millrace/event"
@@ -10,13 +14,27 @@ import (
 )
 
 // ParkTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
-// compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once.
+// compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record that is
+// too large for it is parked shortened, for a sink that waited until it fits would wait for ever.
 const ParkTopic = "millrace.parked"
 
 // Headers that a parked record has beside its own.
 const (
 	HeaderParkReason = "millrace-park-reason"
 	HeaderParkKey    = "millrace-park-key" // key of the record as it was
+
+	// Of a record that is parked shortened: what its value was. The whole stands where the key of the parked record says, for as
+	// long as that topic keeps it.
+	HeaderParkSize   = "millrace-park-value-size"   // bytes
+	HeaderParkSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
+)
+
+// What is kept of a record that is parked shortened, in bytes.
+const (
+	keptValue   = 4 << 10
+	keptKey     = 4 << 10
+	keptHeaders = 64 << 10
+	mostReason  = 4 << 10 // of any record: a reason may quote what it is about
 )
 
 // parking writes to ParkTopic. The topic and the producer are made when first wanted, which is hardly ever.
@@ -40,10 +58,56 @@ func (p *parking) put(ctx context.Context, records []kafka.Record) error {
 		}
 		p.producer = producer
 	}
-	if err := p.producer.ProduceAll(ctx, records); err != nil {
+	err := p.producer.ProduceAll(ctx, records)
+	if errors.Is(err, kafka.ErrTooLarge) {
+		err = p.putEach(ctx, records)
+	}
+	if err != nil {
 		return fmt.Errorf("park %d records, the first of which is %s: %w", len(records), records[0].Key, err)
 	}
 	return nil
+}
+
+// putEach puts records one by one, and those shortened that are too large as they are.
+func (p *parking) putEach(ctx context.Context, records []kafka.Record) error {
+	for _, r := range records {
+		err := p.producer.Produce(ctx, r)
+		for _, headers := range []int{keptHeaders, 0} { // a topic may take less than others do
+			if errors.Is(err, kafka.ErrTooLarge) {
+				err = p.producer.Produce(ctx, shortened(r, headers))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shortened is a parked record with the beginning of its value and, of its own headers, those that fit, which tells what the value was.
+func shortened(r kafka.Record, headers int) kafka.Record {
+	sum := sha256.Sum256(r.Value)
+	whole := len(r.Value)
+	r.Value = r.Value[:min(whole, keptValue)]
+	var kept []event.Header
+	for _, h := range r.Headers {
+		switch h.Key {
+		case HeaderParkReason:
+		case HeaderParkKey:
+			h.Value = h.Value[:min(len(h.Value), keptKey)]
+		default:
+			size := len(h.Key) + len(h.Value)
+			if size > headers {
+				continue
+			}
+			headers -= size
+		}
+		kept = append(kept, h)
+	}
+	r.Headers = append(kept,
+		event.Header{Key: HeaderParkSize, Value: strconv.AppendInt(nil, int64(whole), 10)},
+		event.Header{Key: HeaderParkSHA256, Value: hex.AppendEncode(nil, sum[:])})
+	return r
 }
 
 func (p *parking) close() {
@@ -54,13 +118,18 @@ func (p *parking) close() {
 
 // parkedRecord is a record as it goes to ParkTopic.
 func parkedRecord(sink string, rec Record, key string, headers []event.Header, reason error) *kafka.Record {
+	value := rec.Event.Data
+	if value == nil { // a tombstone would be compacted away, and with it what tells of the record
+		value = []byte{}
+	}
+	why := reason.Error()
 	return &kafka.Record{
 		Topic:     ParkTopic,
 		Partition: kafka.AnyPartition,
 		Key:       fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset),
-		Value:     rec.Event.Data,
+		Value:     value,
 		Headers: append(headers[:len(headers):len(headers)],
-			event.Header{Key: HeaderParkReason, Value: []byte(reason.Error())},
+			event.Header{Key: HeaderParkReason, Value: []byte(why[:min(len(why), mostReason)])},
 			event.Header{Key: HeaderParkKey, Value: []byte(key)}),
 	}
 }

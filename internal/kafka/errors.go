@@ -33,6 +33,9 @@ var (
 	// ErrStalled says that a reading came no further: no broker answers, or a transaction stays open that hides what is behind it.
 	ErrStalled = errors.New("no progress")
 
+	// ErrTooLarge says that a record has more bytes than the producer or the topic takes. It never gets there as it is.
+	ErrTooLarge = errors.New("the record is too large for the topic")
+
 	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that cannot get through returns it
 	// at once, while one that nobody answers waits.
 	ErrRefused = security.ErrRefused
@@ -62,6 +65,8 @@ func classify(p *kafka.Producer, doing string, err error) error {
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFenced, e)
 	case e.IsFatal():
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFatal, e)
+	case isCode(e, kafka.ErrMsgSizeTooLarge, kafka.ErrInvalidMsgSize):
+		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrTooLarge, e)
 	case e.TxnRequiresAbort():
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrMustAbort, e)
 	}
