@@ -22,6 +22,13 @@ var errFenced = errors.New("another commit moved the table's offsets")
 // minutes or more, and nothing refers to, for what a killed lander has left.
 const uncommittedAge = 5 * time.Minute
 
+// A commit that fails for so long, and at least so often, for a reason that nobody knows to pass, stops its table: it is said, and tried
+// again at every look at the table.
+const (
+	unknownHolds = time.Minute
+	fewestTries  = 5
+)
+
 // A commit that was begun is brought to its end even while the program stops, for so long at most.
 const commitTimeout = 30 * time.Second
 
@@ -38,6 +45,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 	}
 	var bases []int64 // the snapshots on which it was tried
 	written := time.Now()
+	var since time.Time // it fails for reasons that nobody knows
 	for failures := 0; ; failures++ {
 		base, err := l.try(ctx, b, w, files, len(bases) > 0)
 		if err == nil {
@@ -48,6 +56,14 @@ func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 		}
 		if base != unknownBase {
 			bases = append(bases, base)
+		}
+		if passes(err) {
+			since = time.Time{}
+		} else if since.IsZero() {
+			since = time.Now()
+		} else if failures >= fewestTries && time.Since(since) >= l.config.unknown {
+			fault := &TableError{Table: l.table.called(), Remedy: remedyCommit, Err: err}
+			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
 		if time.Since(written) > uncommittedAge || !pause(ctx, failures) {

@@ -41,8 +41,8 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 		if err != nil && fault == nil {
 			return err
 		}
-		if fault != nil && l.stopped.put(fault) {
-			l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+		if fault != nil {
+			l.stop(ctx, t, fault)
 		}
 	}
 	return nil

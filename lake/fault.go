@@ -17,6 +17,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 	"github.com/aws/smithy-go"
 
+	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/lake/evolution"
 )
 
@@ -48,6 +49,8 @@ const (
 	remedyLost    = "restore the file, or drop the table: started again, landers land it anew"
 	remedyOffsets = "restore the topic or the table's properties, or drop the table to land it anew"
 	remedyGone    = "start the lander again to land it anew"
+	remedyDenied  = "give the lander the right to write the table's files and its row in the catalog"
+	remedyCommit  = "see to the catalog and the warehouse, whose answer this is; commits are tried again from time to time"
 	remedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
 )
 
@@ -72,6 +75,8 @@ func tableError(name string, err error) *TableError {
 		return &TableError{Table: name, Err: err, Remedy: remedyGone}
 	case unreadable(err):
 		return &TableError{Table: name, Err: err, Remedy: remedyLost}
+	case denied(err):
+		return &TableError{Table: name, Err: err, Remedy: remedyDenied}
 	}
 	return nil
 }
@@ -81,6 +86,18 @@ func unreadable(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, table.ErrInvalidMetadata) ||
 		errors.Is(err, table.ErrInvalidMetadataFormatVersion) || errors.Is(err, iceberg.ErrInvalidSchema)
 }
+
+// denied tells whether a table may not be written, or not be read, by whoever lands it.
+func denied(err error) bool {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || postgres.Denied(err) {
+		return true
+	}
+	var service smithy.APIError
+	return errors.As(err, &service) && slices.Contains(denials, service.ErrorCode())
+}
+
+// denials are S3's codes for what stays as it is until somebody changes a right, a key, or the bucket.
+var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 
 // passes tells whether an error is of what a landing needs, rather than of what it lands.
 func passes(err error) bool {
@@ -154,8 +171,10 @@ func (f *faults) of(name string) *TableError {
 func (f *faults) all() []*TableError {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.SortedFunc(maps.Values(f.by), func(a, b *TableError) int { return strings.Compare(a.Table, b.Table) })
+	return slices.SortedFunc(maps.Values(f.by), byTable)
 }
+
+func byTable(a, b *TableError) int { return strings.Compare(a.Table, b.Table) }
 
 // Stopped tells which tables this process cannot land, and why.
 func (l *Lake) Stopped() []*TableError { return l.stopped.all() }

@@ -7,6 +7,7 @@
 package lake
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -210,15 +211,18 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	return states, err
 }
 
-// Look is Tables, and tells which tables cannot be read, or not be landed by this process, and why.
+// Look is Tables, and tells which tables cannot be read, or are not landed, by this process or by another, and why.
 func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
-	for _, fault := range l.Stopped() {
-		if !slices.ContainsFunc(broken, func(b *TableError) bool { return b.Table == fault.Table }) {
-			broken = append(broken, fault)
-		}
+	if err != nil {
+		return nil, nil, err
 	}
-	return states, broken, err
+	broken = addFaults(broken, l.Stopped()...)
+	written, err := l.faultsOf(ctx, l.tables)
+	if err != nil {
+		return nil, nil, err
+	}
+	return states, addFaults(broken, slices.SortedFunc(maps.Values(written), byTable)...), nil
 }
 
 // Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
@@ -302,15 +306,19 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 
 // Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition that
 // some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the tables. Those that
-// cannot be read, or not be landed by this process, do not count; where no other is left, the error is a *TableError.
+// cannot be read, or are not landed, do not count; where no other is left, the error is a *TableError.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
 	var broken *TableError
+	written, err := l.faultsOf(ctx, slices.DeleteFunc(slices.Clone(l.tables), func(t Table) bool { return t.Topic != topic }))
+	if err != nil {
+		return nil, err
+	}
 	for _, t := range l.tables {
 		if t.Topic != topic {
 			continue
 		}
-		if fault := l.stopped.of(t.called()); fault != nil {
+		if fault := cmp.Or(l.stopped.of(t.called()), written[t.called()]); fault != nil {
 			broken = fault
 			continue
 		}

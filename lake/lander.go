@@ -96,7 +96,8 @@ type session struct {
 	writer *fileWriter
 	rows   Rows
 	batch  *batch
-	landed bool // anything
+	landed bool      // anything
+	asked  time.Time // whether the table is told to be at fault; see works
 
 	unwritable []unwritable // records that the next commit is to park; see sift.go
 	proven     bool         // rows of records beside them were written
@@ -172,7 +173,7 @@ func (s *session) run(ctx context.Context) error {
 		}
 		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.Wanted()) {
 			if len(fetched) == 0 && !s.batch.moved() && len(s.reader.Assigned()) > 0 {
-				s.works()
+				s.works(ctx)
 				s.tellParked(false)
 			}
 			continue
@@ -219,7 +220,7 @@ func (s *session) land(ctx context.Context) error {
 		s.proven, s.alone = true, 0
 	}
 	s.landed, s.unwritable = true, nil
-	s.works()
+	s.works(ctx)
 	s.tellParked(false)
 	s.at.put(b.progress.next, b.progress.topicID)
 	s.report(ctx, s.reader, b.progress.next)
@@ -229,11 +230,18 @@ func (s *session) land(ctx context.Context) error {
 }
 
 // works notes that the table is landed.
-func (s *session) works() {
-	if s.lake.stopped.clear(s.table.called()) {
-		s.log.Info("the table is landed again")
+func (s *session) works(ctx context.Context) {
+	written := false
+	if time.Since(s.asked) >= askFaults { // it may be another process's, or one's that was here before
+		s.asked, written = time.Now(), s.lake.hasFault(ctx, s.table)
+	}
+	if written || s.lake.stopped.of(s.table.called()) != nil {
+		s.lake.landsAgain(ctx, s.table)
 	}
 }
+
+// How often a lander that lands asks whether others are told that its table is not landed.
+const askFaults = 10 * time.Second
 
 func (l *lander) instance() string {
 	if l.config.Instance == "" {

@@ -38,6 +38,7 @@ type RunConfig struct {
 	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
 	Landers int
 
+	unknown  time.Duration // how long commits may fail for reasons that nobody knows; 0 means unknownHolds
 	again    time.Duration // until a table is looked at again that could not be landed; 0 means lookAgain
 	hook     hook
 	refresh  time.Duration // how often to look for partitions that a topic was given
@@ -102,6 +103,9 @@ func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	if c.again <= 0 {
 		c.again = lookAgain
 	}
+	if c.unknown <= 0 {
+		c.unknown = unknownHolds
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range l.tables {
 		first := new(atomic.Int32) // landers in this process that have the first partition
@@ -130,9 +134,7 @@ func (l *Lake) landTable(ctx context.Context, t Table, c RunConfig, first *atomi
 		if fault == nil {
 			return err
 		}
-		if l.stopped.put(fault) {
-			l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
-		}
+		l.stop(ctx, t, fault)
 		if all := l.Stopped(); len(all) == len(l.tables) {
 			return joined(all)
 		}

@@ -64,6 +64,12 @@ func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context)
 	return f(ctx)
 }
 
+// Denied tells whether a statement failed for want of a right to it.
+func Denied(err error) bool {
+	var state interface{ SQLState() string }
+	return errors.As(err, &state) && state.SQLState() == "42501"
+}
+
 // NoTable tells whether a statement failed for a table that is not there.
 func NoTable(err error) bool {
 	var state interface{ SQLState() string }

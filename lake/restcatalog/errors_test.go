@@ -43,6 +43,7 @@ func TestErrors(t *testing.T) {
 		{"namespace's reserved property", post, "/v1/namespaces", object{"namespace": []string{"n"}, "properties": object{"exists": "x"}}, 400, "BadRequestException", "exists"},
 		{"namespace elsewhere", post, "/v1/namespaces", object{"namespace": []string{"n"}, "properties": object{"location": "file:///etc"}}, 403, "ForbiddenException", "location"},
 		{"namespace moved elsewhere", post, "/v1/namespaces/shop/properties", object{"updates": object{"location": "file:///etc"}}, 403, "ForbiddenException", "location"},
+		{"namespace with a property of landers", post, "/v1/namespaces/shop/properties", object{"updates": object{"millrace.fault.orders": "x"}}, 403, "ForbiddenException", "millrace.fault.orders"},
 		{"set and removed", post, "/v1/namespaces/shop/properties", object{"updates": object{"k": "v"}, "removals": []string{"k"}}, 422, "UnprocessableEntityException", "k"},
 		{"namespace with tables", del, "/v1/namespaces/shop", nil, 409, "NamespaceNotEmptyException", "shop"},
 		{"namespace with namespaces", del, "/v1/namespaces/outer", nil, 409, "NamespaceNotEmptyException", "inner"},

@@ -123,7 +123,7 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	if key := namespaceKey(n.Namespace); len(key) > maxNameBytes {
 		return badRequest("namespace: all of its parts together have %d bytes; they may have %d", len(key), maxNameBytes)
 	}
-	if err := s.checkNamespaceLocation(n.Properties); err != nil {
+	if err := s.checkNamespace(n.Properties); err != nil {
 		return err
 	}
 	if err := s.config.Catalog.CreateNamespace(r.Context(), n.Namespace, n.Properties); err != nil {
@@ -135,8 +135,16 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, n)
 }
 
-// checkNamespaceLocation refuses a namespace whose tables would lie beyond the warehouse.
-func (s *Server) checkNamespaceLocation(p iceberg.Properties) error {
+// landersOwn begins the properties that landers keep, of tables and of namespaces.
+const landersOwn = "millrace."
+
+// checkNamespace refuses a namespace whose tables would lie beyond the warehouse, and properties in which landers say what they found.
+func (s *Server) checkNamespace(p iceberg.Properties) error {
+	for key := range p {
+		if strings.HasPrefix(key, landersOwn) {
+			return forbidden("properties: %s: landers keep the properties that begin with %s", key, landersOwn)
+		}
+	}
 	if l, ok := p["location"]; ok {
 		_, err := s.warehouse.fresh("location", l)
 		return err
@@ -196,7 +204,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 			return &failure{status: http.StatusUnprocessableEntity, kind: "UnprocessableEntityException", message: "removals, updates: " + key + " is in both"}
 		}
 	}
-	if err := s.checkNamespaceLocation(change.Updates); err != nil {
+	if err := s.checkNamespace(change.Updates); err != nil {
 		return err
 	}
 	summary, err := s.config.Catalog.UpdateNamespaceProperties(r.Context(), namespaceOf(r), change.Removals, change.Updates)

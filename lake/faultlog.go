@@ -1,0 +1,130 @@
+package lake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/catalog"
+
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// Why a table is not landed, the process that does not land it knows, and it may be another one that is asked. So it is written where
+// both look, and where it can be read though nothing else of the table can: among the properties of the table's namespace.
+
+// propFault begins the property of a namespace that says why one of its tables is not landed; the table's name follows.
+const propFault = "millrace.fault."
+
+// A fault is written again whenever the table was looked at. One that was not for so long is of a process that is gone, or that lands
+// the table again and could not say so.
+const faultHolds = 10 * lookAgain
+
+// mostFault bounds each text of a fault that is written: catalogs have columns for so much.
+const mostFault = 2000
+
+// writtenFault is a fault as it is written.
+type writtenFault struct {
+	Reason string    `json:"reason"`
+	Remedy string    `json:"remedy"`
+	At     time.Time `json:"at"` // when it was last found
+}
+
+// told is a fault that another process has written.
+type told string
+
+func (t told) Error() string { return string(t) }
+
+// stop notes that a table cannot be landed, for this process and for those that are asked.
+func (l *Lake) stop(ctx context.Context, t Table, fault *TableError) {
+	if l.stopped.put(fault) {
+		l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+	}
+	b, err := json.Marshal(writtenFault{cut(fault.Err.Error()), cut(fault.Remedy), time.Now().UTC()})
+	if err == nil {
+		err = l.setFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: string(b)})
+	}
+	if err != nil {
+		l.log.Warn("that a table is not landed could not be written down for other processes", "table", fault.Table, "error", err)
+	}
+}
+
+// landsAgain takes back what stop has noted, whoever it was.
+func (l *Lake) landsAgain(ctx context.Context, t Table) {
+	if err := l.setFault(ctx, t, []string{propFault + t.Name}, nil); err != nil {
+		l.log.Warn("that a table is landed again could not be written down for other processes", "table", t.called(), "error", err)
+	}
+	if l.stopped.clear(t.called()) {
+		l.log.Info("the table is landed again", "table", t.called())
+	}
+}
+
+func (l *Lake) setFault(ctx context.Context, t Table, removals []string, updates iceberg.Properties) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
+	defer cancel()
+	_, err := l.catalog.UpdateNamespaceProperties(ctx, catalog.NamespaceFromIdent(t.identifier()), removals, updates)
+	if errors.Is(err, catalog.ErrNoSuchNamespace) && len(updates) == 0 {
+		return nil
+	}
+	return err
+}
+
+// faultsOf are the faults of tables that any process has written lately and not taken back, by the names of the tables.
+func (l *Lake) faultsOf(ctx context.Context, tables []Table) (map[string]*TableError, error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	var found map[string]*TableError
+	read := map[string]iceberg.Properties{} // by namespace
+	for _, t := range tables {
+		namespace := catalog.NamespaceFromIdent(t.identifier())
+		key := strings.Join(namespace, "\x1f")
+		props, ok := read[key]
+		if !ok {
+			var err error
+			props, err = l.catalog.LoadNamespaceProperties(ctx, namespace)
+			if err != nil && !errors.Is(err, catalog.ErrNoSuchNamespace) && !postgres.NoTable(err) {
+				return nil, fmt.Errorf("properties of namespace %s: %w", strings.Join(namespace, "."), err)
+			}
+			read[key] = props
+		}
+		if fault := readFault(t, props, time.Now()); fault != nil {
+			if found == nil {
+				found = map[string]*TableError{}
+			}
+			found[fault.Table] = fault
+		}
+	}
+	return found, nil
+}
+
+func readFault(t Table, props iceberg.Properties, now time.Time) *TableError {
+	var w writtenFault
+	if json.Unmarshal([]byte(props[propFault+t.Name]), &w) != nil || w.Reason == "" || now.Sub(w.At) > faultHolds {
+		return nil
+	}
+	return &TableError{Table: t.called(), Remedy: w.Remedy, Err: told(w.Reason)}
+}
+
+// hasFault tells whether a process has written that a table is not landed.
+func (l *Lake) hasFault(ctx context.Context, t Table) bool {
+	faults, err := l.faultsOf(ctx, []Table{t})
+	return err == nil && len(faults) > 0
+}
+
+// addFaults adds what is not among them yet.
+func addFaults(to []*TableError, more ...*TableError) []*TableError {
+	for _, fault := range more {
+		if !slices.ContainsFunc(to, func(b *TableError) bool { return b.Table == fault.Table }) {
+			to = append(to, fault)
+		}
+	}
+	return to
+}
+
+// cut is a text of at most mostFault bytes.
+func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), mostFault)], "") }

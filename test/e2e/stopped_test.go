@@ -1,0 +1,207 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/test/servers/process"
+)
+
+// TestOneTableStops is what the README says of a table that cannot be landed: everything else goes on, every way to ask names the table
+// and what to do, and once it is dropped it is landed anew.
+func TestOneTableStops(t *testing.T) {
+	ports, err := process.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokers := fmt.Sprint("127.0.0.1:", ports[0])
+	env := []string{"MILLRACE_KAFKA_LISTEN=" + brokers}
+	data := filepath.Join(t.TempDir(), "data")
+	s := upOn(t, env, data, "127.0.0.1:0")
+	s.ready()
+	counts := s.verified()
+	s.stop()
+
+	lose(t, data, "millrace.db/order_lines")
+	s = upOn(t, env, data, "127.0.0.1:0", "--no-demo")
+	s.ready()
+	const lost = "order_lines"
+	if body := s.page("/readyz"); !strings.HasPrefix(body, "degraded\n") || !strings.Contains(body, lost) || !strings.Contains(body, "restore the file, or drop the table") {
+		t.Errorf("readiness: %q", body)
+	}
+	if body := s.page("/metrics"); !strings.Contains(body, `millrace_table_stopped{table="`+lost+`"} 1`) || strings.Count(body, "\nmillrace_table_stopped{") != 1 {
+		t.Error("the metric does not name the table, or names others")
+	}
+	if text := s.run("status"); !strings.Contains(text, "table "+lost+" is broken: ") || !strings.Contains(text, "restore the file, or drop the table") {
+		t.Errorf("status:\n%s", text)
+	}
+	var status struct {
+		Tables []struct{ Table, Reason, Remedy string }
+	}
+	if err := json.Unmarshal([]byte(s.run("status", "--output", "json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	if have := status.Tables; len(have) != 1 || have[0].Table != lost || have[0].Reason == "" || have[0].Remedy == "" {
+		t.Errorf("status: %+v", have)
+	}
+	if n := s.rows("SELECT count() AS n FROM orders_events")[0]["n"]; n != counts["table orders_events events"] {
+		t.Errorf("%v events, want %v", n, counts["table orders_events events"])
+	}
+	if _, told, err := try(t, "sql", "--addr", s.addr, "SELECT count() FROM order_lines"); err == nil || !strings.Contains(told, lost) {
+		t.Errorf("SQL on the table: %v, %s", err, told)
+	}
+	shown, told, err := try(t, "lake", "tables", "--data", data)
+	if err != nil || !strings.Contains(shown, "millrace.orders_events") || !strings.Contains(told, "broken: ") || !strings.Contains(told, lost) {
+		t.Errorf("lake tables: %v\n%s%s", err, shown, told)
+	}
+
+	s.place()
+	s.differs("table order_lines")
+	if n := number(s.rows("SELECT count() AS n FROM orders_events")[0]["n"]); fmt.Sprint(n-1) != counts["table orders_events events"].String() {
+		t.Errorf("%v events with the new one, and %v before", n, counts["table orders_events events"])
+	}
+
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+s.addr+"/iceberg/v1/namespaces/millrace/tables/order_lines", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		t.Errorf("drop it: %s", resp.Status)
+	}
+	s.stop()
+	s = upOn(t, env, data, "127.0.0.1:0", "--no-demo")
+	s.ready()
+	s.verified()
+	eventually(t, "ready without a reservation", func() bool { return s.page("/readyz") == "ready\n" })
+
+	// The same of a lander of its own, whose only table is stopped: it ends, and says why.
+	landing := append(env, "MILLRACE_KAFKA_BROKERS="+brokers)
+	produce := producer(t, brokers, logs)
+	produce(`{"level":"info"}`)
+	args := []string{"--topic", logs, "--json", "--until-end"}
+	landed(t, landing, data, args...)
+	lose(t, data, "foreign.db/e2e_logs")
+	produce(`{"level":"warn"}`)
+	for _, args := range [][]string{args, args[:3]} { // with --until-end, and without
+		cmd := exec.CommandContext(t.Context(), binary, append([]string{"lake", "land", "--data", data}, args...)...)
+		cmd.Env = append(os.Environ(), landing...)
+		out, err := cmd.CombinedOutput()
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.Contains(string(out), "foreign.e2e_logs") || !strings.Contains(string(out), "restore the file, or drop the table") {
+			t.Errorf("lake land %v: %v\n%s", args, err, out)
+		}
+	}
+	s.verified() // nobody else's tables are different for it
+	s.stop()
+}
+
+// lose takes the metadata of a table away.
+func lose(t *testing.T, data, table string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", table, "metadata", "*.metadata.json"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("metadata of %s: %v, %v", table, files, err)
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func try(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	var out, told bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	cmd.Stdout, cmd.Stderr = &out, &told
+	err = cmd.Run()
+	return out.String(), told.String(), err
+}
+
+// page is what the operations' door answers.
+func (s *system) page(path string) string {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.admin + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("GET %s: %s %s, %v", path, resp.Status, body, err)
+	}
+	return string(body)
+}
+
+// place places one order.
+func (s *system) place() {
+	s.t.Helper()
+	order := fmt.Sprintf(`{"order_id":%q,"reference":"E2E-1","currency":"GBP","country":"GB",
+		"lines":[{"sku":"MUG-1","description":"a mug","quantity":1,"unit_price":{"currency_code":"GBP","units":9}}]}`, uuid.Must(uuid.NewV7()))
+	request, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.addr+"/millrace.order.v1.OrderService/PlaceOrder", strings.NewReader(order))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Idempotency-Key", "e2e-stopped")
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("place an order: %s %s", resp.Status, body)
+	}
+}
+
+// differs runs verify, which finds one side that cannot be read and everything else equal.
+func (s *system) differs(side string) {
+	s.t.Helper()
+	var result struct {
+		Equal      bool
+		Aggregates []struct {
+			Aggregate, Difference string
+			Equal                 bool
+			Sides                 []struct{ Side, Hash string }
+		}
+	}
+	out, told, err := try(s.t, "verify", "--output", "json", "--wait", "30s", "--addr", s.addr, "--admin-addr", s.admin)
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
+		s.t.Fatalf("verify: %v %s", err, told)
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		s.t.Fatalf("verify: %s%s", out, told)
+	}
+	var different []string
+	for _, a := range result.Aggregates {
+		if !a.Equal {
+			different = append(different, a.Difference)
+		}
+	}
+	if len(result.Aggregates) != 4 || len(different) != 1 || !strings.Contains(different[0], side) {
+		s.t.Errorf("verify: %d aggregates, different: %q", len(result.Aggregates), different)
+	}
+	for _, a := range result.Aggregates {
+		if !a.Equal && !slices.ContainsFunc(a.Sides, func(other struct{ Side, Hash string }) bool {
+			return other.Side == "table orders_events" && other.Hash != ""
+		}) {
+			s.t.Errorf("verify: of %s only %v were compared", a.Aggregate, a.Sides)
+		}
+	}
+}
