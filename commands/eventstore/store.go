@@ -48,6 +48,11 @@ type Store interface {
 	// epoch is no proof: a copy of the store's files has the epoch of the original.
 	Epoch(ctx context.Context) (string, error)
 
+	// Secret is a key that only those have who may read the store. What is signed with it comes from one of them: the relay signs
+	// with it what it says of the store on the log, where others may write too. A copy of the store has the original's, whose
+	// work it then tells from a stranger's.
+	Secret(ctx context.Context) ([]byte, error)
+
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
 	Wait(ctx context.Context, after event.Position) error
 

@@ -15,5 +15,5 @@ func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { 
 
 // MarkRecord is the position record of a transaction with the events after from, up to to.
 func MarkRecord(from, to event.Position, service string) kafka.Record {
-	return mark{from: from, to: to}.record(service)
+	return mark{from: from, to: to}.record(service, nil)
 }

@@ -4,28 +4,34 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
 // Follower reads from the log how far the relays are, whichever processes they run in. It is safe for concurrent use.
 type Follower struct {
-	cfg   kafka.Config
-	admin *kafka.Admin
+	cfg    kafka.Config
+	admin  *kafka.Admin
+	stores map[string]eventstore.Store
 
-	mu    sync.Mutex
-	next  map[int32]int64
-	known map[string]Progress // by service
+	mu      sync.Mutex
+	topicID string
+	next    map[int32]int64
+	known   map[string]Progress // by service
 }
 
-// NewFollower knows nothing before the first Look. Close ends its use of Kafka.
-func NewFollower(cfg kafka.Config) (*Follower, error) {
+// NewFollower knows nothing before the first Look. It believes what is signed with the secret of a store, by service, and what
+// that store has. Close ends its use of Kafka.
+func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Follower, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Follower{cfg: cfg, admin: admin, next: map[int32]int64{}, known: map[string]Progress{}}, nil
+	return &Follower{cfg: cfg, admin: admin, stores: stores, next: map[int32]int64{}, known: map[string]Progress{}}, nil
 }
 
 // Close lets go of Kafka.
@@ -36,21 +42,49 @@ func (f *Follower) Close() { f.admin.Close() }
 func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	secrets := map[string][]byte{}
+	for service, store := range f.stores {
+		var err error
+		if secrets[service], err = store.Secret(ctx); err != nil {
+			return nil, fmt.Errorf("follow the relays: %w", err)
+		}
+	}
+	topic, err := f.admin.Topic(ctx, PositionsTopic)
+	if err != nil {
+		return nil, err
+	}
 	end, err := f.admin.EndOffsets(ctx, PositionsTopic)
 	if err != nil {
 		return nil, err
 	}
+	if topic.ID != f.topicID { // the topic was made anew, and all that was known with it
+		f.topicID, f.next, f.known = topic.ID, map[int32]int64{}, map[string]Progress{}
+	}
+	found := map[string][]event.Event{}
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
-		found, err := parseMark(m)
-		if err != nil {
-			return nil //nolint:nilerr // the relay reports it; here an older mark does
+		service := string(m.Key)
+		read, err := parseMark(m, secrets[service])
+		// Anything else is an earlier version's, whose relay has to begin anew in any case, or a stray, which the relay reports.
+		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
+			found[service] = append(found[service], read.last())
 		}
-		// The last one, and not the highest: a stray record is forgotten with the relay's next transaction.
-		f.known[string(m.Key)] = Progress{Position: found.to, RecordedAt: found.recorded}
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("follow the relays: %w", err)
+	}
+	for service, marked := range found {
+		for chunk := range slices.Chunk(marked, knownAtOnce) {
+			has, err := f.stores[service].Known(ctx, chunk)
+			if err != nil {
+				return nil, fmt.Errorf("follow the relays: %w", err)
+			}
+			for i, e := range chunk {
+				if has[i] && e.Position.Compare(f.known[service].Position) > 0 {
+					f.known[service] = Progress{Position: e.Position, RecordedAt: e.RecordedAt}
+				}
+			}
+		}
 	}
 	f.next = end
 	return maps.Clone(f.known), nil

@@ -253,17 +253,6 @@ func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 // A topic that was made again, or has lost events, is no longer what its readers have read.
 func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 	t.Parallel()
-	recreate := func(t *testing.T, b broker) {
-		t.Helper()
-		if err := server.Delete(t.Context(), b.Brokers, b.order.Topic); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, func() bool {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			return kafka.EnsureTopics(ctx, b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...) == nil
-		}, "the topic is made again")
-	}
 	t.Run("made again while stopped", func(t *testing.T) {
 		t.Parallel()
 		each(t, func(t *testing.T, b broker) {
@@ -271,7 +260,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			w := newWriter(s)
 			w.append(t, 30)
 			b.publish(t, s)
-			recreate(t, b)
+			b.recreate(t)
 			b.refuses(t, s, relay.ErrLogChanged, "made again")
 			w.append(t, 30)
 			b.refuses(t, s, relay.ErrLogChanged, "made again")
@@ -285,7 +274,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 		load(t, newWriter(s))
 		x := run(t, b.newRelay(t, s))
 		b.grown(t)(100)
-		recreate(t, b)
+		b.recreate(t)
 		select {
 		case <-x.done:
 		case <-time.After(time.Minute):

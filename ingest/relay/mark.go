@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -21,7 +24,8 @@ type mark struct {
 }
 
 // identity names the two sides that a mark stands between, so that a relay that finds it can tell whether they are the ones it
-// has before it. Marks of earlier versions have none.
+// has before it. It counts where it is signed with the store's secret: others may write to the log, too, and could make a relay
+// stop, skip events or move keys by what they claim. Marks of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
 	topicID    string // empty where the brokers have no ids
@@ -41,7 +45,7 @@ func (m mark) identified() bool { return m.id != uuid.Nil }
 
 // last is the event at to, as far as the mark tells.
 func (m mark) last() event.Event {
-	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to}
+	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to, RecordedAt: m.recorded}
 }
 
 const (
@@ -55,9 +59,35 @@ const (
 	versionHeader    = "version"
 	baseHeader       = "base"
 	floorsHeader     = "floors"
+	signatureHeader  = "signature" // the last one
 )
 
-func (m mark) record(service string) kafka.Record {
+// sign is what a mark's record is signed with: a hash of all of it under the store's secret.
+func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
+	h := hmac.New(sha256.New, secret)
+	add := func(b []byte) {
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		h.Write(b)
+	}
+	add([]byte("millrace mark 1"))
+	add(key)
+	add(value)
+	for _, header := range headers {
+		add([]byte(header.Key))
+		add(header.Value)
+	}
+	return h.Sum(nil)
+}
+
+// signed reports whether a record was signed with a secret.
+func signed(secret []byte, m kafka.Message) bool {
+	last := len(m.Headers) - 1
+	return last >= 0 && len(secret) > 0 && m.Headers[last].Key == signatureHeader &&
+		hmac.Equal(m.Headers[last].Value, sign(secret, m.Key, m.Value, m.Headers[:last]))
+}
+
+// record is the mark as it is written: signed, where it has an identity.
+func (m mark) record(service string, secret []byte) kafka.Record {
 	r := kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String())}
 	add := func(key, value string) { r.Headers = append(r.Headers, event.Header{Key: key, Value: []byte(value)}) }
 	add(fromHeader, m.from.String())
@@ -75,12 +105,14 @@ func (m mark) record(service string) kafka.Record {
 			floors[i] = strconv.FormatInt(f, 10)
 		}
 		add(floorsHeader, strings.Join(floors, ","))
+		add(signatureHeader, string(sign(secret, r.Key, r.Value, r.Headers)))
 	}
 	return r
 }
 
-// parseMark reads what record wrote. It refuses a mark that says only a part of who it is, or contradicts itself.
-func parseMark(m kafka.Message) (mark, error) {
+// parseMark reads what record wrote. It refuses a mark that contradicts itself. Of one that is not signed with the secret it reads
+// what marks of earlier versions had: the positions.
+func parseMark(m kafka.Message, secret []byte) (mark, error) {
 	var out mark
 	headers := make(map[string]string, len(m.Headers))
 	for _, h := range m.Headers {
@@ -101,7 +133,7 @@ func parseMark(m kafka.Message) (mark, error) {
 			return mark{}, fmt.Errorf("header %s: %w", recordedHeader, err)
 		}
 	}
-	if _, ok := headers[eventHeader]; !ok {
+	if !signed(secret, m) {
 		return out, nil
 	}
 	if out.identity, err = parseIdentity(headers); err != nil {

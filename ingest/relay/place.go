@@ -13,6 +13,7 @@ type place struct {
 	after event.Position // every event up to here is on the log
 
 	epoch      string
+	secret     []byte // of the store
 	topicID    string
 	partitions int32 // that keys are spread over; a topic that was widened has more
 

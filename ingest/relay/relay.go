@@ -399,7 +399,7 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 			return err
 		}
 	}
-	if err := p.Produce(ctx, at.mark(last).record(r.cfg.Aggregate.Service)); err != nil {
+	if err := p.Produce(ctx, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)); err != nil {
 		return err
 	}
 	if err := r.hook(afterProduce); err != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
@@ -15,8 +17,8 @@ import (
 // resume asks the log where to go on, and the store whether the log is its own. Only after Init: no transaction of this relay
 // is open then.
 //
-// A mark counts where the store confirms the event it names. The log must be the mark's, too: the same topic, and no shorter
-// than it was. What stands on the log since the mark's base is then compared with the store event by event: a record is an event
+// A mark counts where it is signed with the store's secret, and the store has the event it names. The log must be the mark's, too: the
+// same topic, and no shorter than it was; or one that has all that it had. What stands on the log since the mark's base is then compared with the store event by event: a record is an event
 // where the store knows it, and anything else is a stray, which is put aside. So a stray record, or mark, moves nothing.
 //
 // Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome after the other, and a kill
@@ -32,6 +34,10 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	seen, err := l.readFrom(ctx, m)
+	if errors.Is(err, ErrLogChanged) {
+		seen, err = l.readWhole(ctx, m, err)
+		m = nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +51,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 	if err := l.compareStore(m, doubted, seen); err != nil {
 		return nil, err
 	}
-	p = &place{epoch: l.epoch, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
+	p = &place{epoch: l.epoch, secret: l.secret, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
 		published: seen.events, compared: time.Now()}
 	if m != nil {
 		p.base = m.from
@@ -55,7 +61,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		if p.cut = l.cutAt(seen.floors); len(p.cut) > 0 {
 			p.cutAt = m.to
 			if seen.newest.Position.Compare(m.to) < 0 {
-				seen.newest.Position, seen.newest.RecordedAt = m.to, m.recorded
+				seen.newest = m.last()
 			}
 			r.log.Warn("relay: records were deleted from the beginning of the log; what it had is taken from the last position",
 				"topic", l.topic, "partitions", len(p.cut))
@@ -71,7 +77,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 	}
 	r.putAside(ctx, l.strays)
 	r.putAside(ctx, seen.strays)
-	if len(p.published) > 0 && (m == nil || !m.identified() || m.epoch != l.epoch) {
+	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.hidden) {
 		p.renew = &seen.newest
 	}
 	r.report(func(p *Progress) {
@@ -88,10 +94,12 @@ type lookout struct {
 	topic string
 
 	epoch      string
+	secret     []byte
 	info       kafka.TopicInfo
 	begin, end map[int32]int64
 
 	strays strays // on the positions
+	hidden bool   // a stray is the last one on the positions: compaction would leave that, and not the mark before it
 }
 
 func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
@@ -106,6 +114,9 @@ func (l *lookout) look(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer cancel()
 	if l.epoch, err = l.cfg.Store.Epoch(ctx); err != nil {
+		return err
+	}
+	if l.secret, err = l.cfg.Store.Secret(ctx); err != nil {
 		return err
 	}
 	if l.info, err = l.admin.Topic(ctx, l.topic); err != nil {
@@ -144,6 +155,29 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 			return seen, err
 		}
 	}
+}
+
+// readWhole reads all of a log that is not the one of a mark, and returns what spoke against it, unless it has everything that the
+// mark's log had: whoever brought it back did so well.
+func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
+	for _, begin := range l.begin {
+		if begin > 0 {
+			return nil, changed
+		}
+	}
+	seen, err := l.readFrom(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = l.complete(ctx, &place{published: seen.events, partitions: seen.partitions}, m.to)
+	if errors.Is(err, ErrLogChanged) {
+		return nil, changed
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.log.Warn("relay: the log is another one, and has all that was published; going on", "topic", l.topic, "up to", m.to, "was", changed)
+	return seen, nil
 }
 
 // reaches reports whether each partition was read from its beginning, or from an event that is not after a position.
@@ -191,15 +225,23 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 }
 
 // compareStore checks that the store has what its relay has published. Events alone do not tell: an unknown one may be a stray.
-// A mark that the store does not confirm, and whose event stands on the log, was made by a relay of a store which had it. Where
-// the store may have lost something, any unknown event up to the mark counts.
+// A mark that is signed with the store's secret, on this topic, and names an event which the store does not have, was made by a
+// relay of a store which had it. So was one that is not signed, where no other is and its event stands on the log: of an earlier
+// version, or of a store that this one has replaced. Where the store may have lost something, any unknown event up to the mark
+// counts.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	for _, d := range doubted {
-		if m != nil && m.identified() && !d.identified() {
-			continue // an earlier version's, and older than m; or nobody's
+		if d.identified() {
+			if d.topicID == l.info.ID {
+				return l.behind(d.last())
+			}
+			continue // of a topic that is no more
+		}
+		if m != nil && m.identified() {
+			continue
 		}
 		for _, s := range seen.unknown {
-			if d.to == s.Position && (!d.identified() || d.id == s.ID && d.stream == s.Stream && d.version == s.Version) {
+			if d.to == s.Position {
 				return l.behind(s)
 			}
 		}
@@ -251,8 +293,9 @@ type markAt struct {
 	at kafka.Message
 }
 
-// findMark finds the highest mark that the store confirms among the last ones of the service; nil where there is none. It gives
-// the others too, of which the newest thousand, as well.
+// findMark finds the last mark of the service: the highest of those that are signed and that the store confirms, if possible of this
+// topic; else the highest one without a signature that the store confirms; nil where there is none. It gives those that the store
+// does not confirm, too, of which the newest thousand.
 func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
 	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
@@ -271,12 +314,14 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 			whole = whole && from[p] == begin[p]
 		}
 		var marks []markAt
+		newest := int64(-1)
 		l.strays = strays{}
 		err := kafka.ReadAll(ctx, l.cfg.Kafka, PositionsTopic, from, to, func(m kafka.Message) error {
 			if string(m.Key) != l.cfg.Aggregate.Service {
 				return nil
 			}
-			parsed, err := parseMark(m)
+			newest = m.Offset
+			parsed, err := parseMark(m, l.secret)
 			if err != nil {
 				l.strays.add(m, fmt.Errorf("not a position of a relay: %w", err))
 				return nil
@@ -291,28 +336,48 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 		if err != nil {
 			return nil, nil, err
 		}
+		last, signed := -1, -1 // places of best and of the first that is signed
 		for i, m := range marks {
-			better := best == nil || m.identified() && !best.identified() || m.identified() == best.identified() && m.to.Compare(best.to) > 0
-			switch {
-			case !confirmed[i]:
+			if m.identified() && signed < 0 {
+				signed = i
+			}
+			if !confirmed[i] {
 				doubted = append(doubted, m.mark)
+			} else if best == nil || l.precedes(*best, m.mark) {
+				best, last = &m.mark, i
+			}
+		}
+		since := last // those of an earlier version come first
+		if signed >= 0 {
+			since = signed
+		}
+		for i, m := range marks {
+			switch {
+			case m.identified() && !confirmed[i]:
 				l.strays.add(m.at, errors.New("a position of an event that the store does not have"))
-			case better:
-				best = &m.mark
+			case !m.identified() && i > since:
+				l.strays.add(m.at, errors.New("a position that is not signed with the store's secret"))
 			}
 		}
-		if best != nil && best.identified() {
-			for i, m := range marks {
-				if confirmed[i] && !m.identified() && m.to.Compare(best.to) > 0 {
-					l.strays.add(m.at, errors.New("a position that does not say whose it is, after one that does"))
-				}
-			}
+		if best != nil {
+			l.hidden = newest > marks[last].at.Offset
 		}
-		if best != nil || whole {
+		if best != nil && best.identified() || whole {
 			return best, doubted[max(0, len(doubted)-mostStrays):], nil
 		}
-		doubted = nil
+		best, doubted = nil, nil
 	}
+}
+
+// precedes reports whether b is a better mark than a, of those that the store confirms.
+func (l *lookout) precedes(a, b mark) bool {
+	if a.identified() != b.identified() {
+		return b.identified()
+	}
+	if hereA, hereB := a.topicID == l.info.ID, b.topicID == l.info.ID; hereA != hereB {
+		return hereB
+	}
+	return a.to.Compare(b.to) <= 0
 }
 
 // confirm asks the store for the events that marks name; for one of an earlier version, for any event at its position.

@@ -1,6 +1,7 @@
 package eventstoretest
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/google/uuid"
@@ -57,5 +58,21 @@ func epoch(t *testing.T, place Place) {
 	mustAppend(ctx, t, first, one("a", 0, 1))
 	if got, err := second.Epoch(ctx); err != nil || got != want {
 		t.Fatalf("another store in the same place has epoch %q, %v, want %q", got, err, want)
+	}
+}
+
+func secret(t *testing.T, place Place) {
+	ctx := patient(t)
+	first, second := place.open(t), place.open(t)
+	want, err := first.Secret(ctx)
+	if err != nil || len(want) < 16 {
+		t.Fatalf("a secret of %d bytes, %v", len(want), err)
+	}
+	mustAppend(ctx, t, first, one("a", 0, 1))
+	if got, err := second.Secret(ctx); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("another store in the same place has another secret, %v", err)
+	}
+	if id, err := first.Epoch(ctx); err != nil || bytes.Contains(want, []byte(id)) {
+		t.Fatalf("the secret is the epoch, which everybody may know: %v", err)
 	}
 }

@@ -31,6 +31,7 @@ func closed(t *testing.T, place Place) {
 		"Stats":        func() error { _, err := s.Stats(ctx, event.Position{}); return err },
 		"Known":        func() error { _, err := s.Known(ctx, nil); return err },
 		"Epoch":        func() error { _, err := s.Epoch(ctx); return err },
+		"Secret":       func() error { _, err := s.Secret(ctx); return err },
 		"Wait":         func() error { return s.Wait(ctx, event.Position{}) },
 	} {
 		if err := call(); !errors.Is(err, eventstore.ErrClosed) {

@@ -44,6 +44,7 @@ func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"events are counted after a position", stats},
 		{"an event is known by its id, stream, version and position", known},
 		{"the epoch is the place's", epoch},
+		{"the secret is the place's", secret},
 		{"Wait wakes up", waitWakes},
 		{"Wait ends", waitEnds},
 		{"a closed store says so", closed},

@@ -149,6 +149,19 @@ func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 	return epoch, nil
 }
 
+// Secret implements eventstore.Store.
+func (s *Store) Secret(ctx context.Context) ([]byte, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	var secret [16]byte
+	if err := s.reads.QueryRow(ctx, "SELECT secret FROM store").Scan(&secret); err != nil {
+		return nil, fmt.Errorf("read the secret of the store of %s: %w", s.aggregate.Name, err)
+	}
+	return secret[:], nil
+}
+
 // LoadSnapshot implements eventstore.Store.
 func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
 	if err := s.gate.Enter(); err != nil {

@@ -21,6 +21,7 @@ type reader struct {
 	aggregate event.Aggregate
 	db        *sql.DB
 	epoch     string
+	secret    []byte
 
 	at, stream, all, head, stats, snapshot, answer *sql.Stmt
 }
@@ -54,8 +55,8 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 			return nil, errors.Join(fmt.Errorf("prepare %q: %w", p.query, err), db.Close())
 		}
 	}
-	if err := db.QueryRowContext(ctx, "SELECT epoch FROM store").Scan(&r.epoch); err != nil {
-		return nil, errors.Join(fmt.Errorf("read the store's epoch: %w", err), db.Close())
+	if err := db.QueryRowContext(ctx, "SELECT epoch, secret FROM store").Scan(&r.epoch, &r.secret); err != nil {
+		return nil, errors.Join(fmt.Errorf("read who the store is: %w", err), db.Close())
 	}
 	return r, nil
 }

@@ -1,9 +1,10 @@
--- The schema of one service's event store. PRAGMA user_version holds the number of the schema: 2.
+-- The schema of one service's event store. PRAGMA user_version holds the number of the schema: 3.
 
 CREATE TABLE store (
     one       INTEGER PRIMARY KEY CHECK (one = 1),
     aggregate TEXT NOT NULL, -- whose events these are
-    epoch     TEXT NOT NULL DEFAULT '' -- a UUID that no other store has
+    epoch     TEXT NOT NULL DEFAULT '', -- a UUID that no other store has
+    secret    BLOB NOT NULL DEFAULT x'' -- random; a copy has it too
 ) STRICT;
 
 CREATE TABLE events (

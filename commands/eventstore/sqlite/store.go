@@ -16,11 +16,13 @@ package sqlite
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	_ "embed"
 	"errors"
 	"fmt"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -81,10 +83,13 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 //go:embed schema.sql
 var schema string
 
-const schemaNumber = 2
+const schemaNumber = 3
 
-// addEpoch brings schema 1 to schema 2.
-const addEpoch = "ALTER TABLE store ADD COLUMN epoch TEXT NOT NULL DEFAULT ''"
+// Steps bring schema 1 to schema 2, and that to schema 3.
+var steps = [...]string{
+	"ALTER TABLE store ADD COLUMN epoch TEXT NOT NULL DEFAULT ''",
+	"ALTER TABLE store ADD COLUMN secret BLOB NOT NULL DEFAULT x''",
+}
 
 // migrate brings the file to the schema of this version, and checks that it is the aggregate's.
 func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
@@ -97,25 +102,27 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 	if err := tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&number); err != nil {
 		return fmt.Errorf("read the schema's number: %w", err)
 	}
-	switch number {
-	case 0:
-		if _, err := tx.ExecContext(ctx, schema+fmt.Sprintf("PRAGMA user_version = %d;", schemaNumber)); err != nil {
-			return fmt.Errorf("create the schema: %w", err)
-		}
-		const insert = "INSERT INTO store (one, aggregate, epoch) VALUES (1, ?, ?)"
-		if _, err := tx.ExecContext(ctx, insert, aggregate.Name, uuid.NewString()); err != nil {
-			return fmt.Errorf("create the schema: %w", err)
-		}
-	case 1:
-		if _, err := tx.ExecContext(ctx, addEpoch+fmt.Sprintf("; PRAGMA user_version = %d", schemaNumber)); err != nil {
-			return fmt.Errorf("migrate: %w", err)
-		}
-		if _, err := tx.ExecContext(ctx, "UPDATE store SET epoch = ?", uuid.NewString()); err != nil {
-			return fmt.Errorf("migrate: %w", err)
-		}
-	case schemaNumber:
-	default:
+	switch {
+	case number < 0 || number > schemaNumber:
 		return fmt.Errorf("its schema is number %d and this version knows %d: start a newer version", number, schemaNumber)
+	case number == 0:
+		if _, err := tx.ExecContext(ctx, schema); err != nil {
+			return fmt.Errorf("create the schema: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO store (one, aggregate) VALUES (1, ?)", aggregate.Name); err != nil {
+			return fmt.Errorf("create the schema: %w", err)
+		}
+	default:
+		for _, step := range steps[number-1:] {
+			if _, err := tx.ExecContext(ctx, step); err != nil {
+				return fmt.Errorf("migrate: %w", err)
+			}
+		}
+	}
+	if number < schemaNumber {
+		if err := identify(ctx, tx); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
 	}
 	var owner string
 	if err := tx.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
@@ -128,6 +135,22 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	return nil
+}
+
+// identify gives the store the epoch and the secret that it does not have yet.
+func identify(ctx context.Context, tx *sql.Tx) error {
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE store SET epoch = ? WHERE epoch = ''", uuid.NewString()); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE store SET secret = ? WHERE secret = x''", secret); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, "PRAGMA user_version = "+strconv.Itoa(schemaNumber))
+	return err
 }
 
 // Append implements eventstore.Store.
@@ -234,6 +257,15 @@ func (s *Store) Epoch(context.Context) (string, error) {
 	}
 	defer s.gate.Leave()
 	return s.reader.epoch, nil
+}
+
+// Secret implements eventstore.Store.
+func (s *Store) Secret(context.Context) ([]byte, error) {
+	if err := s.gate.Enter(); err != nil {
+		return nil, err
+	}
+	defer s.gate.Leave()
+	return s.reader.secret, nil
 }
 
 // elsewhere is how often Wait looks whether another process has appended.

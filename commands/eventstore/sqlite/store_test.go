@@ -136,30 +136,39 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A file of the first schema, which had no epoch, gets one, and keeps it.
-func TestEarlierSchemaGetsAnEpoch(t *testing.T) {
+// A file of an earlier schema gets the epoch and the secret that it lacks, and keeps them.
+func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "order.db")
-	if err := open(t, path).Close(); err != nil {
-		t.Fatal(err)
-	}
-	db, err := sqlitedb.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = db.Exec("ALTER TABLE store DROP COLUMN epoch; PRAGMA user_version = 1")
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
-	var epochs [2]string
-	for i := range epochs {
-		s := open(t, path)
-		epochs[i], err = s.Epoch(t.Context())
-		if err := errors.Join(err, s.Close()); err != nil {
+	for number, strip := range map[int]string{
+		1: "ALTER TABLE store DROP COLUMN epoch; ALTER TABLE store DROP COLUMN secret; PRAGMA user_version = 1",
+		2: "ALTER TABLE store DROP COLUMN secret; PRAGMA user_version = 2",
+	} {
+		path := filepath.Join(t.TempDir(), "order.db")
+		if err := open(t, path).Close(); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if epochs[0] == "" || epochs[0] != epochs[1] {
-		t.Fatalf("epochs %q", epochs)
+		db, err := sqlitedb.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = db.Exec(strip)
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		var epochs, secrets [2]string
+		for i := range epochs {
+			s := open(t, path)
+			var secret []byte
+			var err2 error
+			epochs[i], err = s.Epoch(t.Context())
+			secret, err2 = s.Secret(t.Context())
+			secrets[i] = string(secret)
+			if err := errors.Join(err, err2, s.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if epochs[0] == "" || epochs[0] != epochs[1] || len(secrets[0]) < 16 || secrets[0] != secrets[1] {
+			t.Fatalf("schema %d: epochs %q, secrets of %d and %d bytes", number, epochs, len(secrets[0]), len(secrets[1]))
+		}
 	}
 }

@@ -119,7 +119,11 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		return err
 	}
 	if p.wanted[stores] && !p.has(Relay) {
-		if p.published, err = relay.NewFollower(p.kafka); err != nil {
+		byService := map[string]eventstore.Store{}
+		for _, a := range event.Aggregates() {
+			byService[a.Service] = p.stores[a.Name]
+		}
+		if p.published, err = relay.NewFollower(p.kafka, byService); err != nil {
 			return err
 		}
 		p.onStop(func() error {

@@ -1,0 +1,309 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/kafka"
+	server "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// forged is a copy of a relay's mark, with some of what it says changed.
+func forged(m kafka.Message, value string, headers map[string]string) kafka.Record {
+	r := kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers)}
+	if value != "" {
+		r.Value = []byte(value)
+	}
+	for i, h := range r.Headers {
+		if v, ok := headers[h.Key]; ok {
+			r.Headers[i].Value = []byte(v)
+		}
+	}
+	return r
+}
+
+// names makes a mark name an event.
+func names(e event.Event) map[string]string {
+	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
+}
+
+// A mark says where the relay goes on, on which topic and over how many partitions. Whoever can write to the positions can write
+// one that agrees with itself and names what is there. It moves nothing: the relay starts, publishes what is missing and puts it aside.
+func TestForgedMarks(t *testing.T) {
+	t.Parallel()
+	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{
+		"the topic was longer": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			return []kafka.Record{forged(m, "", map[string]string{"floors": "900000,900000,900000"})}
+		},
+		"the topic was another one": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			return []kafka.Record{forged(m, "", map[string]string{"topic-id": uuid.NewString()})}
+		},
+		"the topic had more partitions": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			return []kafka.Record{forged(m, "", map[string]string{"partitions": "64", "floors": strings.Repeat("0,", 63) + "0"})}
+		},
+		"keys are spread over fewer partitions": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			return []kafka.Record{forged(m, "", map[string]string{"partitions": "1"})}
+		},
+		"the store had another epoch": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			return []kafka.Record{forged(m, "", map[string]string{"epoch": uuid.NewString()})}
+		},
+		"events that wait are published": func(m kafka.Message, _, waiting []event.Event) []kafka.Record {
+			last := waiting[len(waiting)-1]
+			at := last.Position.String()
+			headers := names(last)
+			headers["from"], headers["base"] = at, at
+			return []kafka.Record{forged(m, at, headers)}
+		},
+		"nothing is published": func(m kafka.Message, published, _ []event.Event) []kafka.Record {
+			first := published[0]
+			headers := names(first)
+			headers["from"], headers["base"] = "0.0", "0.0"
+			return []kafka.Record{forged(m, first.Position.String(), headers)}
+		},
+		"an event is published that nobody has, and it stands on the topic": func(m kafka.Message, published, _ []event.Event) []kafka.Record {
+			e := published[len(published)-1]
+			e.ID, e.Version, e.Position.Sequence = uuid.New(), e.Version+1, e.Position.Sequence+1000
+			topic := event.Order.Topic + "-" + string(m.Key)
+			return []kafka.Record{
+				{Topic: topic, Partition: kafka.Partition([]byte(e.Stream), partitions), Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()},
+				forged(m, e.Position.String(), names(e)),
+			}
+		},
+		"without a signature": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
+			r := forged(m, "", map[string]string{"topic-id": uuid.NewString()})
+			r.Headers = r.Headers[:len(r.Headers)-1]
+			return []kafka.Record{r}
+		},
+		"a thousand of them": func(m kafka.Message, _, waiting []event.Event) (out []kafka.Record) {
+			for range 1000 {
+				at := waiting[0].Position.String()
+				headers := names(waiting[0])
+				headers["from"], headers["base"] = at, at
+				out = append(out, forged(m, at, headers))
+			}
+			return out
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, b broker) {
+				s := b.newStore(t)
+				w := newWriter(s)
+				w.append(t, 30)
+				b.publish(t, s)
+				published := b.stored(t, s, event.Position{})
+				at := published[len(published)-1].Position
+				w.append(t, 30)
+				marks := b.marks(t)
+				b.produce(t, forge(marks[len(marks)-1], published, b.stored(t, s, at)))
+
+				f := b.follower(t, s)
+				if got := look(t, f)[b.order.Service].Position; got != at {
+					t.Errorf("a follower shows %v, want %v, which is published", got, at)
+				}
+				aside, change := b.asides(t)
+				got := b.publish(t, s, change)
+				if got.Published != 30 {
+					t.Errorf("published %d events, want the 30 that waited", got.Published)
+				}
+				if got.Strays == 0 || aside() == 0 {
+					t.Errorf("%d strays were counted, %d put aside", got.Strays, aside())
+				}
+				b.whole(t, s)
+				if got := look(t, f)[b.order.Service].Position; got != b.head(t, s) {
+					t.Errorf("a follower shows %v at last, want %v", got, b.head(t, s))
+				}
+				if again := b.publish(t, s).Published; again != 0 {
+					t.Errorf("the next relay published %d events again", again)
+				}
+			})
+		})
+	}
+}
+
+// Compaction keeps the last record of a key, which a forged mark may be. A relay that has nothing new to say says where it is once
+// more, so that its own mark is the last one.
+func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		newWriter(s).append(t, 30)
+		b.publish(t, s)
+		marks := b.marks(t)
+		mine := marks[len(marks)-1]
+		b.produce(t, []kafka.Record{forged(mine, "", map[string]string{"topic-id": uuid.NewString()})})
+		b.publish(t, s)
+		marks = b.marks(t)
+		if last := marks[len(marks)-1]; len(marks) != 3 || string(last.Value) != string(mine.Value) {
+			t.Fatalf("%d marks, the last of which is at %s", len(marks), last.Value)
+		}
+		b.publish(t, s)
+		if got := len(b.marks(t)); got != 3 {
+			t.Fatalf("a relay that finds its own mark last left %d more", got-3)
+		}
+	})
+}
+
+// Where no mark is left that the store signed, a forged one is all there is: the relay compares the whole log with the store.
+func TestOnlyAForgedMarkIsLeft(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 30)
+		var records []kafka.Record
+		for _, e := range b.stored(t, s, event.Position{}) {
+			records = append(records, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
+		}
+		b.produce(t, records)
+		w.append(t, 30)
+
+		other := newBroker(t, b.Brokers) // another service's mark is signed with another secret
+		s2 := other.newStore(t)
+		newWriter(s2).append(t, 60)
+		other.publish(t, s2)
+		mark := other.marks(t)[0]
+		mark.Key = []byte(b.order.Service)
+		all := b.stored(t, s, event.Position{})
+		last := all[len(all)-1]
+		b.produce(t, []kafka.Record{forged(mark, last.Position.String(), names(last))})
+
+		if got := look(t, b.follower(t, s))[b.order.Service].Position; !got.IsZero() {
+			t.Errorf("a follower shows %v, which no relay of this store has said", got)
+		}
+		if got := b.publish(t, s).Published; got != 30 {
+			t.Errorf("published %d events, want the 30 that waited", got)
+		}
+		b.whole(t, s)
+	})
+}
+
+// An old mark that somebody repeats is a relay's own, and true as far as it goes.
+func TestAnOldMarkIsRepeated(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		for range 3 {
+			w.append(t, 20)
+			b.publish(t, s)
+		}
+		f := b.follower(t, s)
+		b.produce(t, []kafka.Record{forged(b.marks(t)[0], "", nil)})
+		if got := look(t, f)[b.order.Service].Position; got != b.head(t, s) {
+			t.Errorf("a follower shows %v, want %v", got, b.head(t, s))
+		}
+		w.append(t, 20)
+		if got := b.publish(t, s).Published; got != 20 {
+			t.Errorf("published %d events, want 20", got)
+		}
+		b.whole(t, s)
+	})
+}
+
+// A topic that was brought back with all that it had, under another id, is as good as it was.
+func TestTheTopicIsBroughtBack(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.append(t, 60)
+		b.publish(t, s)
+		var kept []kafka.Record
+		err := b.read(t.Context(), func(m kafka.Message) error {
+			kept = append(kept, kafka.Record{Topic: m.Topic, Partition: m.Partition, Key: m.Key, Value: m.Value, Headers: m.Headers})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.recreate(t)
+		b.produce(t, kept[:len(kept)-1])
+		b.refuses(t, s, relay.ErrLogChanged, "made again") // the last event is missing
+		b.produce(t, kept[len(kept)-1:])
+		if got := b.publish(t, s).Published; got != 0 {
+			t.Errorf("published %d events again", got)
+		}
+		w.append(t, 20)
+		b.publish(t, s)
+		b.whole(t, s)
+	})
+}
+
+func (b broker) recreate(t *testing.T) {
+	t.Helper()
+	if err := server.Delete(t.Context(), b.Brokers, b.order.Topic); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return kafka.EnsureTopics(ctx, b.Config, relay.Topics([]event.Aggregate{b.order}, partitions)...) == nil
+	}, "the topic is made again")
+}
+
+func (b broker) stored(t *testing.T, s eventstore.Store, after event.Position) []event.Event {
+	t.Helper()
+	events, err := s.Read(t.Context(), after, 100_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return events
+}
+
+func (b broker) head(t *testing.T, s eventstore.Store) event.Position {
+	t.Helper()
+	head, err := s.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return head
+}
+
+func (b broker) follower(t *testing.T, s eventstore.Store) *relay.Follower {
+	t.Helper()
+	f, err := relay.NewFollower(b.Config, map[string]eventstore.Store{b.order.Service: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	return f
+}
+
+func look(t *testing.T, f *relay.Follower) map[string]relay.Progress {
+	t.Helper()
+	progress, err := f.Look(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return progress
+}
+
+// asides counts what a relay puts aside.
+func (b broker) asides(t *testing.T) (count func() int, change func(*relay.Config)) {
+	t.Helper()
+	var mu sync.Mutex
+	n := 0
+	count = func() int { mu.Lock(); defer mu.Unlock(); return n }
+	return count, func(c *relay.Config) {
+		c.PutAside = func(_ context.Context, _ kafka.Message, reason error) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if n++; reason == nil {
+				return errors.New("no reason is given")
+			}
+			return nil
+		}
+	}
+}
