@@ -12,6 +12,7 @@ package failpoint
 //	view.NAME.apply.before     view.NAME.apply.after       documents: to be read, folded and written
 //	view.NAME.save.before                                  the same, folded and to be written
 //	view.NAME.positions.before view.NAME.positions.after   positions
+//	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
 //	maintenance.…                                          the steps of lake/maintenance, of whichever table comes first
 //

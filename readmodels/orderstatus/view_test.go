@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	if servers := os.Getenv(childOf); servers != "" {
 		os.Exit(child(servers))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, bufferPools)
 }
 
 // kinds are the servers that the view must do its work on; nil is the embedded one.
@@ -222,7 +222,7 @@ func TestPositionsAreSavedWithTheView(t *testing.T) {
 	})
 }
 
-// The embedded Redis forgets everything when the system stops.
+// An embedded Redis without a folder forgets everything when the system stops.
 func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -382,3 +382,6 @@ func BenchmarkFromLog(b *testing.B) {
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 }
+
+// A goroutine of LevelDB, in the embedded Redis, lets go of its buffers and ends a second after it was closed.
+var bufferPools = goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain")

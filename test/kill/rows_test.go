@@ -119,7 +119,11 @@ func embeddedRows() []row {
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
 	}
 	var rows []row
-	for _, st := range steps() {
+	all := append(steps(),
+		step{role: "views", point: "embedded.redis.write.before", name: "redis before write", at: 8},
+		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
+	)
+	for _, st := range all {
 		at := "embedded/" + st.role + "/" + st.name + "/"
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})

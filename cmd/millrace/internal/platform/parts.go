@@ -199,7 +199,7 @@ func kafkaAccess(c config.Kafka) (security.Config, error) {
 func (p *Platform) startRedis(ctx context.Context) error {
 	addr := p.cfg.Redis.Addr
 	if addr == "" {
-		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen})
+		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
 		if err != nil {
 			return taken(err, p.cfg.Redis.Listen, "the setting redis.listen")
 		}

@@ -86,13 +86,11 @@ func (p *Platform) fenceRelays(ctx context.Context) error {
 func (p *Platform) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
 	switch a.Name {
 	case event.Order.Name:
-		if p.cfg.Redis.Addr != "" { // the embedded one is empty at each start
-			if err := p.startRedis(ctx); err != nil {
-				return err
-			}
-			if err := p.redis.Documents(orderstatus.Name).Drop(ctx); err != nil {
-				return err
-			}
+		if err := p.startRedis(ctx); err != nil {
+			return err
+		}
+		if err := p.redis.Documents(orderstatus.Name).Drop(ctx); err != nil {
+			return err
 		}
 		tell("view " + orderstatus.Name + " is empty")
 	case event.Product.Name:

@@ -1,0 +1,433 @@
+package redis
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/alicebob/miniredis/v2/server"
+)
+
+// A command answers with nil, a string (a bulk), an int64, a status, or a []any of these.
+type command struct {
+	writes bool
+	least  int // arguments; below 0: exactly so many
+	run    func(t *tx, args []string) (any, error)
+}
+
+// status is an answer such as OK.
+type status string
+
+// replyError is what a client did wrong, in Redis' form.
+type replyError struct{ text string }
+
+func (e *replyError) Error() string { return e.text }
+
+var (
+	errWrongType = &replyError{"WRONGTYPE Operation against a key holding the wrong kind of value"}
+	errSyntax    = &replyError{"ERR syntax error"}
+	errNoNumber  = &replyError{"ERR value is not an integer or out of range"}
+	errNoCursor  = &replyError{"ERR invalid cursor: this server has forgotten it, so begin the scan again"}
+)
+
+// commands are those that views need, and those by which people look at them. EVAL stands in script.go.
+var commands = map[string]command{
+	"PING": {least: 0, run: func(_ *tx, args []string) (any, error) {
+		if len(args) > 0 {
+			return args[0], nil
+		}
+		return status("PONG"), nil
+	}},
+	"SELECT":   {least: -1, run: selectDB},
+	"INFO":     {run: func(*tx, []string) (any, error) { return info, nil }},
+	"DBSIZE":   {run: dbSize},
+	"HGET":     {least: -2, run: hget},
+	"HMGET":    {least: 2, run: hmget},
+	"HGETALL":  {least: -1, run: hgetall},
+	"HLEN":     {least: -1, run: hlen},
+	"HEXISTS":  {least: -2, run: hexists},
+	"HSCAN":    {least: 2, run: hscan},
+	"SMEMBERS": {least: -1, run: smembers},
+	"SISMEMBER": {least: -2, run: func(t *tx, args []string) (any, error) {
+		_, there, err := t.get(entry(t.sets, setKey(args[0])+args[1]))
+		return truth(there), err
+	}},
+	"EXISTS":   {least: 1, run: exists},
+	"TYPE":     {least: -1, run: typeOf},
+	"SCAN":     {least: 1, run: scan},
+	"HSET":     {writes: true, least: 3, run: hset},
+	"HDEL":     {writes: true, least: 2, run: hdel},
+	"SADD":     {writes: true, least: 2, run: sadd},
+	"DEL":      {writes: true, least: 1, run: del},
+	"UNLINK":   {writes: true, least: 1, run: del},
+	"FLUSHALL": {writes: true, run: flushAll},
+	"FLUSHDB":  {writes: true, run: flushAll},
+}
+
+const info = "# Server\r\nredis_version:7.2.0\r\nredis_mode:standalone\r\nexecutable:millrace\r\n" +
+	"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\nloading:0\r\n# Cluster\r\ncluster_enabled:0\r\n"
+
+// call runs a command of a client or a script.
+func (t *tx) call(name string, args []string) (any, error) {
+	c, ok := commands[name]
+	switch {
+	case !ok:
+		return nil, &replyError{fmt.Sprintf("ERR unknown command '%.40s': the embedded server knows what views need, and no more", name)}
+	case len(args) < c.least || c.least < 0 && len(args) != -c.least:
+		return nil, &replyError{fmt.Sprintf("ERR wrong number of arguments for '%s' command", strings.ToLower(name))}
+	}
+	return c.run(t, args)
+}
+
+func truth(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func selectDB(_ *tx, args []string) (any, error) {
+	if args[0] != "0" {
+		return nil, &replyError{"ERR DB index is out of range"}
+	}
+	return status("OK"), nil
+}
+
+func dbSize(t *tx, _ []string) (any, error) {
+	n := int64(len(t.store.hashes))
+	err := t.setKeys("", func(string, string) bool {
+		n++
+		return true
+	})
+	return n, err
+}
+
+// isSet reports whether a key is a set's.
+func (t *tx) isSet(key string) (is bool, err error) {
+	err = t.each(t.sets, setKey(key), "", func(string, string) bool {
+		is = true
+		return false
+	})
+	return is, err
+}
+
+func hget(t *tx, args []string) (any, error) {
+	value, there, err := t.hget(args[0], args[1])
+	if err != nil || !there {
+		return nil, err
+	}
+	return value, nil
+}
+
+func hmget(t *tx, args []string) (any, error) {
+	values := make([]any, 0, len(args)-1)
+	for _, field := range args[1:] {
+		value, err := hget(t, []string{args[0], field})
+		if err != nil {
+			return nil, err
+		}
+		values = append(values, value)
+	}
+	return values, nil
+}
+
+func hgetall(t *tx, args []string) (any, error) {
+	all := []any{}
+	h, ok := t.hash(args[0])
+	if !ok {
+		return all, nil
+	}
+	err := t.each(h.number, "", "", func(field, value string) bool {
+		all = append(all, field, value)
+		return true
+	})
+	return all, err
+}
+
+func hlen(t *tx, args []string) (any, error) {
+	h, _ := t.hash(args[0])
+	return h.count, nil
+}
+
+func hexists(t *tx, args []string) (any, error) {
+	_, there, err := t.hget(args[0], args[1])
+	return truth(there), err
+}
+
+func hset(t *tx, args []string) (any, error) {
+	if len(args)%2 == 0 {
+		return nil, &replyError{"ERR wrong number of arguments for 'hset' command"}
+	}
+	if _, ok := t.hash(args[0]); !ok {
+		if is, err := t.isSet(args[0]); err != nil || is {
+			return nil, errors.Join(err, errWrongType)
+		}
+	}
+	n := int64(0)
+	for i := 1; i < len(args); i += 2 {
+		fresh, err := t.hset(args[0], args[i], args[i+1])
+		if err != nil {
+			return nil, err
+		}
+		n += truth(fresh)
+	}
+	return n, nil
+}
+
+func hdel(t *tx, args []string) (any, error) {
+	n := int64(0)
+	for _, field := range args[1:] {
+		gone, err := t.hdel(args[0], field)
+		if err != nil {
+			return nil, err
+		}
+		n += truth(gone)
+	}
+	return n, nil
+}
+
+func sadd(t *tx, args []string) (any, error) {
+	if _, ok := t.hash(args[0]); ok {
+		return nil, errWrongType
+	}
+	n := int64(0)
+	for _, member := range args[1:] {
+		at := entry(t.sets, setKey(args[0])+member)
+		_, there, err := t.get(at)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			t.writes[at] = write{}
+			n++
+		}
+	}
+	return n, nil
+}
+
+func smembers(t *tx, args []string) (any, error) {
+	members := []any{}
+	err := t.each(t.sets, setKey(args[0]), "", func(member, _ string) bool {
+		members = append(members, member)
+		return true
+	})
+	return members, err
+}
+
+func exists(t *tx, args []string) (any, error) {
+	n := int64(0)
+	for _, key := range args {
+		kind, err := typeOf(t, []string{key})
+		if err != nil {
+			return nil, err
+		}
+		n += truth(kind != status("none"))
+	}
+	return n, nil
+}
+
+func typeOf(t *tx, args []string) (any, error) {
+	if _, ok := t.hash(args[0]); ok {
+		return status("hash"), nil
+	}
+	is, err := t.isSet(args[0])
+	if is {
+		return status("set"), err
+	}
+	return status("none"), err
+}
+
+func del(t *tx, args []string) (any, error) {
+	n := int64(0)
+	for _, key := range args {
+		gone, err := t.drop(key)
+		if err != nil {
+			return nil, err
+		}
+		n += truth(gone)
+	}
+	return n, nil
+}
+
+func flushAll(t *tx, _ []string) (any, error) {
+	t.flushAll()
+	return status("OK"), nil
+}
+
+// scanned is what SCAN and HSCAN are told.
+type scanned struct {
+	from  place
+	match *regexp.Regexp // nil: all
+	count int
+}
+
+const (
+	scanCount = 10
+	scanMost  = 10_000
+)
+
+// scanArgs reads "cursor [MATCH pattern] [COUNT count]".
+func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
+	cursor, err := strconv.ParseUint(args[0], 10, 64)
+	if err != nil {
+		return s, errNoNumber
+	}
+	s.count = scanCount
+	for rest := args[1:]; len(rest) > 0; rest = rest[2:] {
+		if len(rest) < 2 {
+			return s, errSyntax
+		}
+		switch strings.ToUpper(rest[0]) {
+		case "MATCH":
+			if s.match, err = regexp.Compile(pattern(rest[1])); err != nil {
+				return s, errSyntax
+			}
+		case "COUNT":
+			if s.count, err = strconv.Atoi(rest[1]); err != nil || s.count < 1 {
+				return s, errNoNumber
+			}
+			s.count = min(s.count, scanMost)
+		default:
+			return s, errSyntax
+		}
+	}
+	if cursor == 0 {
+		return s, nil
+	}
+	from, ok := t.cursors.get(cursor)
+	if !ok || from.key != key {
+		return s, errNoCursor
+	}
+	s.from = from
+	return s, nil
+}
+
+// pattern is a glob of Redis' as a regular expression.
+func pattern(glob string) string {
+	var b strings.Builder
+	b.WriteString(`(?s)\A`)
+	for i := 0; i < len(glob); i++ {
+		switch c := glob[i]; c {
+		case '*':
+			b.WriteString(`.*`)
+		case '?':
+			b.WriteString(`.`)
+		case '[':
+			end := strings.IndexByte(glob[i:], ']')
+			if end < 0 {
+				b.WriteString(`\[`)
+				continue
+			}
+			b.WriteString(glob[i : i+end+1])
+			i += end
+		case '\\':
+			if i++; i < len(glob) {
+				b.WriteString(regexp.QuoteMeta(glob[i : i+1]))
+			}
+		default:
+			b.WriteString(regexp.QuoteMeta(glob[i : i+1]))
+		}
+	}
+	return b.String() + `\z`
+}
+
+func (s scanned) takes(name string) bool { return s.match == nil || s.match.MatchString(name) }
+
+func hscan(t *tx, args []string) (any, error) {
+	s, err := t.scanArgs(args[0], args[1:])
+	if err != nil {
+		return nil, err
+	}
+	found, next, seen := []any{}, "0", 0
+	h, ok := t.hash(args[0])
+	if !ok {
+		return []any{next, found}, nil
+	}
+	err = t.each(h.number, "", s.from.field, func(field, value string) bool {
+		if seen == s.count {
+			next = t.cursors.add(place{args[0], field})
+			return false
+		}
+		seen++
+		if s.takes(field) {
+			found = append(found, field, value)
+		}
+		return true
+	})
+	return []any{next, found}, err
+}
+
+// scan gives the hashes, then the sets.
+func scan(t *tx, args []string) (any, error) {
+	s, err := t.scanArgs("", args)
+	if err != nil {
+		return nil, err
+	}
+	found, next, seen := []any{}, "0", 0
+	if s.from.field == "" {
+		for key := range t.store.hashes { // few
+			if s.takes(key) {
+				found = append(found, key)
+			}
+		}
+	}
+	err = t.setKeys(s.from.field, func(field, key string) bool {
+		if seen == s.count {
+			next = t.cursors.add(place{"", field})
+			return false
+		}
+		seen++
+		if s.takes(key) {
+			found = append(found, key)
+		}
+		return true
+	})
+	return []any{next, found}, err
+}
+
+// setKeys gives each set's key, and the field of its first member from a field on.
+func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
+	before, begun := "", false
+	return t.each(t.sets, "", from, func(field, _ string) bool {
+		key, ok := readSetKey(field)
+		if !ok || begun && key == before {
+			return true
+		}
+		before, begun = key, true
+		return fn(field, key)
+	})
+}
+
+// reply writes an answer.
+func reply(p *server.Peer, answer any, err error) {
+	if err != nil {
+		var refused *replyError
+		text := "ERR " + err.Error()
+		if errors.As(err, &refused) {
+			text = refused.text
+		}
+		p.WriteError(text)
+		return
+	}
+	p.Block(func(w *server.Writer) { writeAnswer(w, answer) })
+}
+
+func writeAnswer(w *server.Writer, answer any) {
+	switch a := answer.(type) {
+	case nil:
+		w.WriteNull()
+	case status:
+		w.WriteInline(string(a))
+	case string:
+		w.WriteBulk(a)
+	case int64:
+		w.WriteInt(int(a))
+	case []any:
+		w.WriteLen(len(a))
+		for _, each := range a {
+			writeAnswer(w, each)
+		}
+	}
+}

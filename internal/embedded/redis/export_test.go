@@ -1,0 +1,69 @@
+package redis
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+
+	"github.com/syndtr/goleveldb/leveldb/util"
+)
+
+// Held is a store without the server before it, for tests.
+type Held struct{ s *store }
+
+// Open opens a store.
+func Open(dir string, log *slog.Logger) (Held, error) {
+	s, err := openStore(dir, log)
+	return Held{s}, err
+}
+
+// Do runs a command, given as words; an answer is what writeAnswer would write.
+func (h Held) Do(words ...string) (answer any, err error) {
+	if words[0] == "EVAL" {
+		return h.s.eval(words[1:])
+	}
+	within := h.s.view
+	if commands[words[0]].writes {
+		within = h.s.update
+	}
+	err = within(func(t *tx) (err error) {
+		answer, err = t.call(strings.ToUpper(words[0]), words[1:])
+		return err
+	})
+	return answer, err
+}
+
+// Close closes it.
+func (h Held) Close() error { return h.s.close() }
+
+// Compact brings what was written into tables, as LevelDB does when much was.
+func (h Held) Compact() error {
+	return h.s.db.CompactRange(util.Range{})
+}
+
+// Entries counts what stands in LevelDB.
+func (h Held) Entries() (n int, err error) {
+	each := h.s.db.NewIterator(nil, nil)
+	defer each.Release()
+	for each.Next() {
+		n++
+	}
+	return n, each.Error()
+}
+
+// Refused reports whether an error is the client's own.
+func Refused(err error) bool { return errors.As(err, new(*replyError)) }
+
+// WholeRecords is wholeRecords.
+func WholeRecords(file []byte) (end int, torn bool) { return wholeRecords(file) }
+
+// SetLayout makes a store one of another version, and closes it.
+func SetLayout(h Held, layout string) {
+	err := h.s.db.Delete([]byte(layoutKey), nil)
+	if layout != "" {
+		err = h.s.db.Put([]byte(layoutKey), []byte(layout), nil)
+	}
+	if err = errors.Join(err, h.Close()); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,169 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	lua "github.com/yuin/gopher-lua"
+	"github.com/yuin/gopher-lua/parse"
+)
+
+// scriptTime is the longest that a script may run: it keeps everybody else waiting.
+const scriptTime = 5 * time.Second
+
+// mostScripts are kept compiled.
+const mostScripts = 64
+
+// eval runs "script numkeys key… arg…" as one transaction: what it writes is there whole or not at all.
+func (s *store) eval(args []string) (answer any, err error) {
+	if len(args) < 2 {
+		return nil, &replyError{"ERR wrong number of arguments for 'eval' command"}
+	}
+	keys, err := strconv.Atoi(args[1])
+	if err != nil || keys < 0 || keys > len(args)-2 {
+		return nil, &replyError{"ERR Number of keys can't be greater than number of args"}
+	}
+	compiled, err := s.compile(args[0])
+	if err != nil {
+		return nil, &replyError{fmt.Sprintf("ERR Error compiling script: %v", err)}
+	}
+	err = s.update(func(t *tx) error {
+		answer, err = t.run(compiled, args[2:2+keys], args[2+keys:])
+		return err
+	})
+	return answer, err
+}
+
+// compile keeps what it has compiled: clients send the same few scripts again and again.
+func (s *store) compile(script string) (*lua.FunctionProto, error) {
+	if known, ok := s.scripts.Get(script); ok {
+		return known, nil
+	}
+	parsed, err := parse.Parse(strings.NewReader(script), "script")
+	if err != nil {
+		return nil, err
+	}
+	compiled, err := lua.Compile(parsed, "script")
+	if err == nil {
+		s.scripts.Add(script, compiled)
+	}
+	return compiled, err
+}
+
+// run runs a script. An error of the store's is given as it is, and any other is the script's.
+func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
+	l := lua.NewState(lua.Options{SkipOpenLibs: true})
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
+	defer cancel()
+	l.SetContext(ctx)
+	for name, open := range map[string]lua.LGFunction{
+		lua.BaseLibName: lua.OpenBase, lua.TabLibName: lua.OpenTable, lua.StringLibName: lua.OpenString, lua.MathLibName: lua.OpenMath,
+	} {
+		l.Push(l.NewFunction(open))
+		l.Push(lua.LString(name))
+		l.Call(1, 0)
+	}
+	for _, name := range []string{"dofile", "loadfile", "require", "module"} { // of the host, and not of the script
+		l.SetGlobal(name, lua.LNil)
+	}
+	list := func(values []string) *lua.LTable {
+		table := l.CreateTable(len(values), 0)
+		for i, v := range values {
+			table.RawSetInt(i+1, lua.LString(v))
+		}
+		return table
+	}
+	l.SetGlobal("KEYS", list(keys))
+	l.SetGlobal("ARGV", list(args))
+	var failed error // the store's
+	redis := l.NewTable()
+	redis.RawSetString("call", l.NewFunction(func(l *lua.LState) int {
+		words := make([]string, l.GetTop())
+		for i := range words {
+			switch v := l.Get(i + 1).(type) {
+			case lua.LString:
+				words[i] = string(v)
+			case lua.LNumber:
+				words[i] = v.String()
+			default:
+				l.RaiseError("arguments of redis.call are strings or numbers")
+			}
+		}
+		if len(words) == 0 {
+			l.RaiseError("redis.call wants a command")
+		}
+		answer, err := t.call(strings.ToUpper(words[0]), words[1:])
+		if err != nil {
+			if !errors.As(err, new(*replyError)) {
+				failed = err
+			}
+			l.RaiseError("%s", err.Error())
+		}
+		l.Push(toLua(l, answer))
+		return 1
+	}))
+	l.SetGlobal("redis", redis)
+	l.Push(l.NewFunctionFromProto(script))
+	if err := l.PCall(0, 1, nil); err != nil {
+		if failed != nil {
+			return nil, failed
+		}
+		text := err.Error()
+		if raised := (*lua.ApiError)(nil); errors.As(err, &raised) {
+			text = raised.Object.String()
+		}
+		return nil, &replyError{"ERR " + text}
+	}
+	return fromLua(l.Get(-1)), nil
+}
+
+func toLua(l *lua.LState, answer any) lua.LValue {
+	switch a := answer.(type) {
+	case string:
+		return lua.LString(a)
+	case int64:
+		return lua.LNumber(a)
+	case status:
+		ok := l.NewTable()
+		ok.RawSetString("ok", lua.LString(a))
+		return ok
+	case []any:
+		list := l.CreateTable(len(a), 0)
+		for i, each := range a {
+			list.RawSetInt(i+1, toLua(l, each))
+		}
+		return list
+	}
+	return lua.LFalse
+}
+
+func fromLua(v lua.LValue) any {
+	switch v := v.(type) {
+	case lua.LString:
+		return string(v)
+	case lua.LNumber:
+		return int64(v)
+	case lua.LBool:
+		if v {
+			return int64(1)
+		}
+	case *lua.LTable:
+		if ok, is := v.RawGetString("ok").(lua.LString); is {
+			return status(ok)
+		}
+		list := []any{}
+		for i := 1; ; i++ {
+			each := v.RawGetInt(i)
+			if each == lua.LNil {
+				return list
+			}
+			list = append(list, fromLua(each))
+		}
+	}
+	return nil
+}
