@@ -405,13 +405,17 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 // among the dead letters, where it is under one key however often it was put there.
 func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 	t.Parallel()
-	for _, at := range []step{stepClosed, stepCommit, stepCommitted} {
+	for _, at := range []step{stepPark, stepParked, stepClosed, stepCommit, stepCommitted} {
 		t.Run(string(at), func(t *testing.T) {
 			t.Parallel()
 			values, good, spoilt := numbered(200, 0, 50, 51, 199)
 			s, config := pickyWorld(t, values)
 			config.Tables = []Table{picky(isBad)}
 			parked := new(lot)
+			dies := 2
+			if at == stepPark || at == stepParked { // the last life has none left to come to
+				dies = 1
+			}
 			for range 4 { // lives
 				l := openLake(t, config)
 				c := s.runConfig()
@@ -422,7 +426,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 					if have != at {
 						return nil
 					}
-					if seen++; seen == 2 {
+					if seen++; seen == dies {
 						die()
 						return errFault
 					}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/lake/columnar"
 )
@@ -355,6 +356,10 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 				}
 				return &held{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
 			}
+			if failpoint.On("lake.unnamed") {
+				b.move(f.Partition, f.Next)
+				return nil, &rowsError{err}
+			}
 			if err := l.park(ctx, record, err); err != nil {
 				return nil, err
 			}
@@ -377,8 +382,14 @@ func (l *lander) park(ctx context.Context, r Record, reason error) error {
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason,
 	}
+	if err := l.config.at(ctx, l.table.Name, stepPark); err != nil {
+		return err
+	}
 	if err := l.config.Park(ctx, p); err != nil {
 		return fmt.Errorf("park record %d of %s/%d: %w", r.Offset, p.Topic, p.Partition, err)
+	}
+	if err := l.config.at(ctx, l.table.Name, stepParked); err != nil {
+		return err
 	}
 	if l.parked.count == 0 {
 		l.parked.partition, l.parked.offset, l.parked.reason = r.Partition, r.Offset, reason

@@ -178,6 +178,8 @@ const (
 	stepLookedUp  step = "rows before looked up" // of a table of state
 	stepGrow      step = "about to add columns"
 	stepGrown     step = "columns added, rows not yet"
+	stepPark      step = "about to park"
+	stepParked    step = "parked, offsets not moved"
 	stepClosed    step = "data file closed"
 	stepCommit    step = "about to commit"
 	stepCommitted step = "committed, answer not used yet"

@@ -14,8 +14,13 @@ package failpoint
 //	view.NAME.positions.before view.NAME.positions.after   positions
 //	embedded.redis.write.before embedded.redis.write.after one write of the embedded Redis
 //	lake.TABLE.…                                           the steps of lake
+//	restcatalog.purge.file                                 each file of a table that is purged
 //	maintenance.…                                          the steps of lake/maintenance, of whichever table comes first
 //
 // and switches that take a guard away, so that the matrix can be seen to go red without it:
 //
 //	lake.nofence, view.noguard
+//
+// or that make what is rare the rule:
+//
+//	lake.unnamed    an error of a record does not name it, so that landers look for it by halves

@@ -181,6 +181,9 @@ func (s *system) readTopic(ctx context.Context, a event.Aggregate, each func(eve
 		return err
 	}
 	return kafka.ReadAll(ctx, s.kafka(), a.Topic, nil, end, func(m kafka.Message) error {
+		if isLitter(m) {
+			return nil
+		}
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 		if err != nil {
 			return err

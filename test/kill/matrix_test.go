@@ -218,6 +218,9 @@ func (s *system) try(ctx context.Context, r row) outcome {
 	}
 	found, auditErr := s.audit(ctx)
 	o.findings, o.note = *found, s.note
+	if err == nil && r.check != nil {
+		err = r.check(ctx, s)
+	}
 	if err = errors.Join(err, auditErr, found.wrong()); err != nil {
 		o.verdict, o.reason = "red", err.Error()
 	}

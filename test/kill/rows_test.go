@@ -13,9 +13,10 @@ import (
 type row struct {
 	name  string // role/step/fault, or server/fault
 	fault fault
-	step  step // at which it happens; empty where a server breaks
-	quick bool // belongs to the quick part
-	year  bool // the real year is imported meanwhile
+	step  step                                       // at which it happens; empty where a server breaks
+	quick bool                                       // belongs to the quick part
+	year  bool                                       // the real year is imported meanwhile
+	check func(ctx context.Context, s *system) error // what must hold beside all else, once everything has settled; may be nil
 }
 
 // steps of the roles at which processes are killed, frozen, and made to fail.
@@ -68,6 +69,8 @@ func realRows() []row {
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
 	}
+	rows = append(rows, litterRows("")...)
+	rows = append(rows, row{name: "iceberg/purge file/kill", fault: killPurge})
 	rows = append(rows, serverRows()...)
 	for i := range rows {
 		rows[i].quick = quick[rows[i].name]
@@ -128,6 +131,8 @@ func embeddedRows() []row {
 		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 	}
+	rows = append(rows, litterRows("embedded/")...)
+	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", fault: killPurge, quick: true})
 	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
 	// a commit of the lake.
 	for _, st := range steps() {

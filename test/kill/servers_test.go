@@ -48,8 +48,8 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 			return nil, err
 		}
 	}
-	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}"), upkeep...)
-	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin"} {
+	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", unnamed), upkeep...)
+	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg"} {
 		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env), dir: filepath.Join(dir, name)}
 		if name == "commands" {
 			r.door = s.door

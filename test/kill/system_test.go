@@ -34,6 +34,8 @@ type system struct {
 	close     []func() error // undoes what it stands on, last first
 	yearLines int            // of the real year that were imported
 
+	purges int // of tables that clients made
+
 	note string // what a fault has to tell
 
 	servers *servers           // the real ones, where there are any
@@ -60,7 +62,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	data := filepath.Join(dir, "data")
 	s := &system{
 		dir: dir, ledger: newLedger(), brokers: local(ports),
-		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}"}, upkeep...),
+		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", unnamed}, upkeep...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
 		},

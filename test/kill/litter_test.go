@@ -1,0 +1,152 @@
+package kill
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/streams"
+)
+
+// unnamed makes landers look for a record that is no event by halves, as they do where an error does not name it. It is in the
+// environment, so that it outlives a process.
+const unnamed = "MILLRACE_FAILPOINTS=lake.unnamed=on"
+
+// litterRows are those in which a lander breaks as it puts a dead letter aside, or right after that.
+func litterRows(at string) []row {
+	var rows []row
+	for _, st := range []step{
+		{role: "lake", point: "lake.orders_events.about to park", name: "dead letter of orders_events", at: 2},
+		{role: "lake", point: "lake.orders_events.parked, offsets not moved", name: "dead letter of orders_events parked", at: 2, after: true},
+		{role: "lake", point: "lake.orders_current.about to park", name: "dead letter of orders_current", at: 2},
+	} {
+		name := at + st.role + "/" + st.name + "/"
+		rows = append(rows, row{name: name + "kill", step: st, fault: littered(st.kill), check: checkLitter, quick: at != "" && st.after})
+		rows = append(rows, row{name: name + st.failure(), step: st, fault: littered(st.fail), check: checkLitter})
+		if at == "" {
+			rows = append(rows, row{name: name + "zombie", step: st, fault: littered(st.zombie), check: checkLitter})
+		}
+	}
+	return rows
+}
+
+// litter begins the value of each record that is no event.
+const litter = "litter:"
+
+func isLitter(m kafka.Message) bool { return bytes.HasPrefix(m.Value, []byte(litter)) }
+
+// littered lets a fault happen while records that are no events come in beside the load: some with nothing of one, some with an envelope
+// that is whole.
+func littered(f fault) fault {
+	return func(ctx context.Context, s *system) error {
+		ctx, end := context.WithCancel(ctx)
+		defer end()
+		littering, stop := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- s.litter(littering) }()
+		err := f(ctx, s)
+		stop()
+		return errors.Join(err, <-done)
+	}
+}
+
+// How many records come at a time, and how often.
+const (
+	litterAtOnce = 5
+	litterEvery  = 200 * time.Millisecond
+)
+
+// litter writes records that are no events until ctx is done.
+func (s *system) litter(ctx context.Context) error {
+	producer, err := kafka.NewProducer(s.kafka())
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	tick := time.NewTicker(litterEvery)
+	defer tick.Stop()
+	for {
+		var records []kafka.Record
+		for n := range litterAtOnce {
+			e := event.Event{
+				ID: uuid.Must(uuid.NewV7()), Aggregate: event.Order.Name, Stream: uuid.NewString(), Version: 1, Type: "millrace.order.v1.OrderPlaced",
+				OccurredAt: time.Now(), RecordedAt: time.Now(),
+			}
+			r := kafka.Record{Topic: event.Order.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: []byte(litter + e.ID.String())}
+			if n%2 == 0 {
+				r.Headers = e.Headers()
+			}
+			records = append(records, r)
+		}
+		if err := producer.ProduceAll(context.WithoutCancel(ctx), records); err != nil {
+			return fmt.Errorf("litter: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// checkLitter expects that each record that is no event was put aside by each table that its topic feeds, as it was, and that nothing else was.
+func checkLitter(ctx context.Context, s *system) error {
+	want := map[string]string{} // values, by the keys under which they are parked
+	tables := []string{"orders_events", "order_lines", "orders_current"}
+	err := s.readAll(ctx, event.Order.Topic, func(m kafka.Message) error {
+		if isLitter(m) {
+			for _, table := range tables {
+				want[fmt.Sprintf("lake/%s|%s|%d|%d", table, m.Topic, m.Partition, m.Offset)] = string(m.Value)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(want) == 0 {
+		return errors.New("there was no litter")
+	}
+	have := map[string]string{}
+	err = s.readAll(ctx, streams.ParkTopic, func(m kafka.Message) error {
+		if strings.HasPrefix(string(m.Key), "lake/") {
+			have[string(m.Key)] = string(m.Value)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var wrong []error
+	for key, value := range want {
+		if have[key] != value {
+			wrong = append(wrong, fmt.Errorf("%s is parked as %q, and was %q", key, have[key], value))
+		}
+		delete(have, key)
+	}
+	for key, value := range have {
+		wrong = append(wrong, fmt.Errorf("%s is parked, %.40q, and is an event", key, value))
+	}
+	return errors.Join(wrong[:min(len(wrong), 5)]...)
+}
+
+// readAll reads what a topic holds now.
+func (s *system) readAll(ctx context.Context, topic string, each func(kafka.Message) error) error {
+	admin, err := kafka.NewAdmin(s.kafka())
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	end, err := admin.EndOffsets(ctx, topic)
+	if err != nil {
+		return err
+	}
+	return kafka.ReadAll(ctx, s.kafka(), topic, nil, end, each)
+}
