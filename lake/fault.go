@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/lake/evolution"
+	"github.com/millrace/millrace/lake/location"
 )
 
 // What fails in a landing is one of three kinds, which say what is done about it:
@@ -51,6 +52,7 @@ const (
 	remedyGone    = "start the lander again to land it anew"
 	remedyDenied  = "give the lander the right to write the table's files and its row in the catalog"
 	remedyCommit  = "see to the catalog and the warehouse, whose answer this is; commits are tried again from time to time"
+	remedyOutside = "move the file into the table's folder and let its metadata say so, or roll the table back to a snapshot before it"
 	remedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
 )
 
@@ -75,6 +77,8 @@ func tableError(name string, err error) *TableError {
 		return &TableError{Table: name, Err: err, Remedy: remedyGone}
 	case unreadable(err):
 		return &TableError{Table: name, Err: err, Remedy: remedyLost}
+	case errors.Is(err, location.ErrOutside):
+		return &TableError{Table: name, Err: err, Remedy: remedyOutside}
 	case denied(err):
 		return &TableError{Table: name, Err: err, Remedy: remedyDenied}
 	}

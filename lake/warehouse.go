@@ -141,11 +141,23 @@ func (w *warehouse) tableLocation(name table.Identifier) string { return locatio
 
 // reach makes a catalog's tables find their files, and nothing beside them. iceberg-go looks for the way to an object store, keys
 // included, in the context. So no key is ever among the properties, which are written down.
-func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{Catalog: c, aws: w.aws} }
+func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{c, w.url, w.aws} }
 
 type placed struct {
 	catalog.Catalog
-	aws *aws.Config // nil for a folder
+	warehouse string
+	aws       *aws.Config // nil for a folder
+}
+
+// beside are the folders, apart from its own, that a table's properties place files in. Nobody can set such properties any more; a table
+// that had them before goes on, as long as it stays in the warehouse.
+func (p placed) beside(t *table.Table) (folders []string) {
+	for _, key := range placing {
+		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {
+			folders = append(folders, folder)
+		}
+	}
+	return folders
 }
 
 func (p placed) way(ctx context.Context) context.Context {
@@ -165,7 +177,7 @@ func (p placed) LoadTable(ctx context.Context, ident table.Identifier) (*table.T
 		if err != nil {
 			return nil, err
 		}
-		return location.Fence(files, t.Location()), nil
+		return location.Fence(files, t.Location(), p.beside(t)...), nil
 	}
 	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, p), nil
 }

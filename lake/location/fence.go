@@ -14,16 +14,25 @@ import (
 var ErrOutside = errors.New("it is not in the table's folder")
 
 // Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of another engine.
-func Fence(files io.IO, location string) io.IO { return fenced{files, location} }
+// Beside it are folders that the table was given long ago.
+func Fence(files io.IO, location string, beside ...string) io.IO {
+	return fenced{files, location, beside}
+}
 
 type fenced struct {
 	files    io.IO
 	location string
+	beside   []string
 }
 
 func (f fenced) check(op, name string) error {
 	if Inside(f.location, name) {
 		return nil
+	}
+	for _, folder := range f.beside {
+		if Inside(folder, name) {
+			return nil
+		}
 	}
 	return &fs.PathError{Op: op, Path: name, Err: fmt.Errorf("%w, %s", ErrOutside, f.location)}
 }
@@ -112,6 +121,41 @@ func (f fenced) DeleteFiles(ctx context.Context, names []string) (deleted []stri
 		deleted = append(deleted, name)
 	}
 	return deleted, errors.Join(errs...)
+}
+
+// Stat implements io.StatIO.
+func (f fenced) Stat(name string) (fs.FileInfo, error) {
+	if err := f.check("stat", name); err != nil {
+		return nil, err
+	}
+	if s, ok := f.files.(io.StatIO); ok {
+		return s.Stat(name)
+	}
+	file, err := f.files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	return info, errors.Join(err, file.Close())
+}
+
+// asWritten is of a file system that knows files at other paths than those written.
+func (f fenced) asWritten(name string) (bool, error) {
+	if err := f.check("link", name); err != nil {
+		return false, err
+	}
+	return AsWritten(f.files, name)
+}
+
+// AsWritten sees to it that a file stands where its location says, as it is written, and reports whether it had to. Files of tables of
+// before stand elsewhere, where programs that decode a location look and others do not: see Local.
+func AsWritten(files io.IO, name string) (made bool, err error) {
+	if l, ok := files.(interface {
+		asWritten(name string) (bool, error)
+	}); ok {
+		return l.asWritten(name)
+	}
+	return false, nil
 }
 
 // WalkDir implements io.ListableIO.

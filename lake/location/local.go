@@ -155,6 +155,34 @@ func inFolder(op, name string) (p string, folders []string, err error) {
 	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
+// asWritten is what AsWritten says. Both names are of one file, so that a program which decodes the location goes on, too; where a
+// file system has no such names, it is copied.
+func (Local) asWritten(name string) (bool, error) {
+	written, _ := localPath(name)
+	stands, err := resolve("link", name)
+	if err != nil || stands == written {
+		return false, err
+	}
+	if _, err := os.Lstat(stands); err != nil {
+		return false, err
+	}
+	if err := os.MkdirAll(filepath.Dir(written), 0o755); err != nil { //nolint:gosec // as for WriteFile
+		return false, err
+	}
+	if os.Link(stands, written) == nil {
+		return true, nil
+	}
+	content, err := os.ReadFile(stands) //nolint:gosec // as for Open
+	if err != nil {
+		return false, err
+	}
+	under := written + ".part"                                  // nobody reads half of it
+	if err := os.WriteFile(under, content, 0o644); err != nil { //nolint:gosec // as for WriteFile
+		return false, err
+	}
+	return true, os.Rename(under, written)
+}
+
 // Remove implements io.IO.
 func (Local) Remove(name string) error {
 	p, err := resolve("remove", name)

@@ -201,6 +201,7 @@ func perform(ctx context.Context, load Load, c Config, progress func(Progress), 
 	}
 	if whole {
 		steps = append(steps,
+			r.placeAsWritten,
 			func(ctx context.Context) (err error) { report.Expired, err = r.expire(ctx); return err },
 			func(ctx context.Context) (err error) { report.Orphans, err = r.removeOrphans(ctx); return err },
 		)

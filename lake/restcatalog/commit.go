@@ -284,6 +284,23 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 // elsewhere are the properties that place files beside a table's location.
 var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
+// placedWithin fails where metadata has a property that places files beside the table's location, and has not had it before.
+func (s *Server) placedWithin(before, after table.Metadata) error {
+	for _, key := range elsewhere {
+		location, ok := after.Properties()[key]
+		if !ok || before != nil && before.Properties()[key] == location {
+			continue
+		}
+		if _, err := s.warehouse.fresh(key, location); err != nil {
+			return err
+		}
+		if !s.warehouse.covers(after.Location(), location+"/x") {
+			return forbidden("%s: %s is not below the table's location, %s", key, location, after.Location())
+		}
+	}
+	return nil
+}
+
 // place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its own only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	within := s.warehouse.fresh
@@ -293,21 +310,12 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	if _, err := within("location", metadata.Location()); err != nil {
 		return nil, err
 	}
-	for _, key := range elsewhere {
-		location, ok := metadata.Properties()[key]
-		if !ok || current != nil && current.Properties()[key] == location {
-			continue
-		}
-		if _, err := s.warehouse.fresh(key, location); err != nil {
-			return nil, err
-		}
-		if !s.warehouse.covers(metadata.Location(), location+"/x") {
-			return nil, forbidden("%s: %s is not below the table's location, %s", key, location, metadata.Location())
-		}
-	}
 	var before table.Metadata
 	if current != nil {
 		before = current.Metadata()
+	}
+	if err := s.placedWithin(before, metadata); err != nil {
+		return nil, err
 	}
 	if err := s.ownFiles(ctx, before, metadata); err != nil {
 		return nil, err

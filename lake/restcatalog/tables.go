@@ -229,7 +229,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	if err := checkName("name", c.Name); err != nil {
 		return err
 	}
-	file, err := s.warehouse.inside("metadata-location", c.File)
+	file, err := s.warehouse.fresh("metadata-location", c.File)
 	if err != nil {
 		return err
 	}
@@ -252,7 +252,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest("metadata-location: %s cannot be read as a table's metadata", file)
 	}
-	if _, err := s.warehouse.inside("location of the metadata", t.Location()); err != nil {
+	if _, err := s.warehouse.fresh("location of the metadata", t.Location()); err != nil {
 		return err
 	}
 	if err := s.registrable(ctx, t); err != nil {
@@ -283,6 +283,9 @@ func (s *Server) registrable(ctx context.Context, t *table.Table) error {
 		if !s.warehouse.covers(t.Location(), file) {
 			return forbidden("metadata-location: the metadata file %s is not below the table's location, %s", file, t.Location())
 		}
+	}
+	if err := s.placedWithin(nil, t.Metadata()); err != nil {
+		return err
 	}
 	return s.ownFiles(ctx, nil, t.Metadata())
 }

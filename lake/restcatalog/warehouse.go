@@ -67,7 +67,7 @@ func (w warehouse) fresh(field, at string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := location.Plain(strings.TrimPrefix(at, w.url)); err != nil {
+	if err := location.Plain(strings.TrimPrefix(strings.TrimPrefix(at, w.url), w.escaped)); err != nil {
 		return "", badRequest("%s: %s: %v", field, at, err)
 	}
 	return at, nil
@@ -85,7 +85,7 @@ func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id u
 	}
 	base := s.warehouse.url + "/" + unsafe.ReplaceAllString(strings.Join(namespace, "."), "_") + ".db"
 	if own := props["location"]; own != "" {
-		if base, err = s.warehouse.inside("location of the namespace", own); err != nil {
+		if base, err = s.warehouse.fresh("location of the namespace", own); err != nil {
 			return "", err
 		}
 	}

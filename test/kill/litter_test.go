@@ -57,13 +57,14 @@ func littered(f fault) fault {
 	}
 }
 
-// How many records come at a time, and how often.
+// How many records come at a time, how often, and how many in all: each costs several commits until it is found.
 const (
 	litterAtOnce = 5
 	litterEvery  = 200 * time.Millisecond
+	litterRounds = 6
 )
 
-// litter writes records that are no events until ctx is done.
+// litter writes records that are no events, until ctx is done at the latest.
 func (s *system) litter(ctx context.Context) error {
 	producer, err := kafka.NewProducer(s.kafka())
 	if err != nil {
@@ -72,7 +73,7 @@ func (s *system) litter(ctx context.Context) error {
 	defer producer.Close()
 	tick := time.NewTicker(litterEvery)
 	defer tick.Stop()
-	for {
+	for range litterRounds {
 		var records []kafka.Record
 		for n := range litterAtOnce {
 			e := event.Event{
@@ -94,6 +95,7 @@ func (s *system) litter(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+	return nil
 }
 
 // checkLitter expects that each record that is no event was put aside by each table that its topic feeds, as it was, and that nothing else was.

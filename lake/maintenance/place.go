@@ -1,0 +1,63 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	stdfs "io/fs"
+	"strings"
+
+	"github.com/millrace/millrace/lake/location"
+)
+
+// placeAsWritten sees to it that the table's files stand where their locations say. Those of tables that were partitioned by texts stood,
+// for a while, where a location is decoded, and there no other engine finds them. What it has placed it does not look at again.
+func (r *run) placeAsWritten(ctx context.Context) error {
+	t, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	head := t.CurrentSnapshot()
+	if head == nil || strings.HasPrefix(t.Location(), "s3") {
+		return nil // objects have one name each
+	}
+	files, err := t.FS(ctx)
+	if err != nil {
+		return fmt.Errorf("file system of %s: %w", t.Location(), err)
+	}
+	manifests, err := head.Manifests(files)
+	if err != nil {
+		return fmt.Errorf("read manifests of snapshot %d: %w", head.SnapshotID, err)
+	}
+	flat := map[int32]bool{} // specs whose files are named after no value
+	for _, spec := range t.Metadata().PartitionSpecs() {
+		flat[int32(spec.ID())] = spec.IsUnpartitioned()
+	}
+	placed := 0
+	for _, m := range manifests {
+		if flat[m.PartitionSpecID()] {
+			continue
+		}
+		for e, err := range m.Entries(files, true) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return fmt.Errorf("read manifest %s: %w", m.FilePath(), err)
+			}
+			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
+				made, err := location.AsWritten(files, file)
+				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // of one that is lost, whoever reads it says so
+					return fmt.Errorf("place %s as its location is written: %w", file, err)
+				}
+				if made {
+					placed++
+				}
+			}
+		}
+	}
+	if placed > 0 {
+		r.Logger.Info("files were placed as their locations are written", "table", r.table, "files", placed)
+	}
+	return nil
+}
