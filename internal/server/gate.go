@@ -48,7 +48,9 @@ type Gate struct {
 	running int
 	queues  [classes]*list.List // of *waiter, oldest first
 	waiting int
-	empty   time.Time // when nobody waited last
+	empty   time.Time     // when nobody waited last
+	pace    time.Duration // between two places that come free, while somebody waits for one
+	freed   time.Time     // when one came free last; zero: nobody has waited since
 	shed    [classes]int
 }
 
@@ -105,11 +107,8 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 		g.running++
 		return nil, 0, nil
 	}
-	wait = patience[c]
-	if now.Sub(g.empty) > standing {
-		wait = target[c]
-	}
-	if wait == 0 || g.queues[c].Len() >= depth*g.most {
+	wait = g.bears(c, now)
+	if wait == 0 {
 		g.shed[c]++
 		return nil, 0, ErrOverloaded
 	}
@@ -118,6 +117,34 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	g.waiting++
 	g.admit()
 	return w, wait, nil
+}
+
+// bears is how long another request of the class may wait; 0: its turn would come too late. How long that takes is known
+// by how many stand before it, and how fast places come free.
+func (g *Gate) bears(c Class, now time.Time) time.Duration {
+	wait := patience[c]
+	if now.Sub(g.empty) > standing {
+		wait = target[c]
+	}
+	before := 0
+	for higher := c; int(higher) < classes; higher++ {
+		before += g.queues[higher].Len()
+	}
+	if g.queues[c].Len() >= depth*g.most || time.Duration(before)*g.pace > wait {
+		return 0
+	}
+	return wait
+}
+
+// Admits reports whether a request of the class may come in or wait. One that may not is counted as turned away.
+func (g *Gate) Admits(c Class) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting == 0 || g.bears(c, time.Now()) > 0 {
+		return true
+	}
+	g.shed[c]++
+	return false
 }
 
 // room is how many may be under way for another of the class to be let in: what matters less leaves room for what matters
@@ -148,7 +175,21 @@ func (g *Gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running--
+	g.keepPace(time.Now())
 	g.admit()
+}
+
+// keepPace learns from a place that comes free. The pace is a moving average, and means nothing while nobody waits.
+func (g *Gate) keepPace(now time.Time) {
+	const weight = 16
+	if g.waiting == 0 {
+		g.freed = time.Time{}
+		return
+	}
+	if !g.freed.IsZero() {
+		g.pace += (now.Sub(g.freed) - g.pace) / weight
+	}
+	g.freed = now
 }
 
 // admit lets in who may be: those that matter most first, and of those who waits for longest.

@@ -3,6 +3,9 @@ package server_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -116,6 +119,73 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 		if first := <-order; first != server.Command {
 			t.Errorf("first came %v", first)
 		}
+	})
+}
+
+// Who would be turned away is so before its body is read.
+func TestGateShedsBeforeTheBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gate := server.NewGate(1)
+		leave, err := gate.Enter(t.Context(), server.Command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for range 8 { // as many as may wait
+			all.Go(func() {
+				if leave, err := gate.Enter(t.Context(), server.Command); err == nil {
+					leave()
+				}
+			})
+		}
+		synctest.Wait()
+		var why error
+		h := gate.Admit(server.As(server.Command), func(_ http.ResponseWriter, _ *http.Request, err error) { why = err }, nil)
+		h.ServeHTTP(nil, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", unread{t}))
+		if !errors.Is(why, server.ErrOverloaded) || gate.Shed(server.Command) != 1 {
+			t.Errorf("%v, %d turned away", why, gate.Shed(server.Command))
+		}
+		leave()
+		all.Wait()
+	})
+}
+
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body is read")
+	return 0, io.EOF
+}
+
+// Once it is known how fast places come free, who would come too late need not wait to hear it.
+func TestGateKnowsHowLongItWouldTake(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gate := server.NewGate(1)
+		ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+		defer stop()
+		var all sync.WaitGroup
+		for range 3 { // each is worked on for longer than queries wait in a standing queue
+			all.Go(func() {
+				for ctx.Err() == nil {
+					if leave, err := gate.Enter(ctx, server.Command); err == nil {
+						time.Sleep(80 * time.Millisecond)
+						leave()
+					}
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		start := time.Now()
+		if _, err := gate.Enter(t.Context(), server.Query); !errors.Is(err, server.ErrOverloaded) {
+			t.Errorf("%v", err)
+		}
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("it waited %v to hear what was known", waited)
+		}
+		stop()
+		all.Wait()
 	})
 }
 

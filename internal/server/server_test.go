@@ -216,3 +216,126 @@ func TestPagesOfOthersAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// A stream lasts as long as its messages come, however long that is, and holds nothing of what all bodies share. One that falls
+// silent ends.
+func TestStreamsLastWhileTheyGoOn(t *testing.T) {
+	t.Parallel()
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
+		t.Run(proto, func(t *testing.T) {
+			t.Parallel()
+			const within = 20 * time.Millisecond // shorter than a body may take, by much
+			bodies := &server.Bodies{Timeout: within, MaxBytes: 4, Silence: time.Minute, Stream: func(r *http.Request) bool { return r.URL.Path == "/stream" }}
+			ended := make(chan error, 2)
+			address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				control := http.NewResponseController(w)
+				_ = control.EnableFullDuplex() // HTTP/2 is
+				w.WriteHeader(http.StatusOK)
+				_ = control.Flush()
+				_, err := io.Copy(flushing{w, control}, r.Body)
+				ended <- err
+			})))
+			protocols := new(http.Protocols)
+			protocols.SetHTTP1(proto == "HTTP/1.1")
+			protocols.SetUnencryptedHTTP2(proto == "HTTP/2")
+			transport := &http.Transport{Protocols: protocols}
+			defer transport.CloseIdleConnections()
+			client := &http.Client{Transport: transport, Timeout: time.Minute}
+			body, feed := io.Pipe()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/stream", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = res.Body.Close() }()
+			for range 3 {
+				select {
+				case err := <-ended:
+					t.Fatalf("the stream is cut: %v", err)
+				case <-time.After(3 * within):
+				}
+				if _, err := io.WriteString(feed, "abc"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(res.Body, make([]byte, 3)); err != nil {
+					t.Fatalf("a message of a long stream: %v", err)
+				}
+			}
+			_ = feed.Close()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	silent := &server.Bodies{Timeout: time.Minute, MaxBytes: 4, Silence: time.Millisecond, Stream: func(*http.Request) bool { return true }}
+	ended := make(chan error, 1)
+	address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, silent.Guard(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		ended <- err
+	})))
+	dial(t, address, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab")
+	if err := <-ended; !errors.Is(err, server.ErrBodyLate) {
+		t.Errorf("a silent stream: %v", err)
+	}
+}
+
+type flushing struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	return n, errors.Join(err, f.control.Flush())
+}
+
+// A body that does not end holds no place in the gate.
+func TestSlowBodiesHoldNoPlace(t *testing.T) {
+	t.Parallel()
+	gate := server.NewGate(1)
+	address, _ := start(t, server.Limits{Connections: 9, PerAddress: 9}, gate.Admit(server.As(server.Command), nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	const head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
+	for range 3 {
+		dial(t, address, head+"a")
+	}
+	if code, err := status(dial(t, address, head+"abc")); err != nil || code != http.StatusOK {
+		t.Errorf("%d, %v", code, err)
+	}
+}
+
+// What a handler reads is what was sent, with the error that its reading ended with.
+func TestAdmitKeepsBodies(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		sent io.Reader
+		size int
+		want error
+	}{
+		"nothing":   {strings.NewReader(""), 0, nil},
+		"some":      {strings.NewReader("abc"), 3, nil},
+		"much":      {io.LimitReader(zeroes{}, 9<<20), 9 << 20, nil},
+		"broken":    {io.MultiReader(strings.NewReader("abc"), errorReader{broken}), 3, broken},
+		"at once":   {errorReader{broken}, 0, broken},
+		"much, end": {io.MultiReader(io.LimitReader(zeroes{}, 9<<20), errorReader{broken}), 9 << 20, broken},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", c.sent)
+		server.NewGate(1).Admit(server.As(server.SQL), nil, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			n, err := io.Copy(io.Discard, r.Body)
+			if int(n) != c.size || !errors.Is(err, c.want) {
+				t.Errorf("%s: %d bytes, %v", name, n, err)
+			}
+		})).ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
+type zeroes struct{}
+
+func (zeroes) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+type errorReader struct{ err error }
+
+func (e errorReader) Read([]byte) (int, error) { return 0, e.err }

@@ -18,6 +18,7 @@ type Slots struct {
 	running int
 	callers map[string]*caller
 	turn    uint64
+	refused int
 }
 
 type caller struct {
@@ -67,6 +68,7 @@ func (s *Slots) queue(name string) (*turn, error) {
 		s.callers[name] = c
 	}
 	if len(c.queue) >= s.waiting {
+		s.refused++
 		return nil, ErrOverloaded
 	}
 	t := &turn{ready: make(chan struct{})}
@@ -75,12 +77,25 @@ func (s *Slots) queue(name string) (*turn, error) {
 	return t, nil
 }
 
+// Full reports whether as many of a caller's requests wait as may. One more is counted as refused then.
+func (s *Slots) Full(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.callers[name]
+	full := c != nil && len(c.queue) >= s.waiting
+	if full {
+		s.refused++
+	}
+	return full
+}
+
 func (s *Slots) abandon(name string, t *turn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t.let {
 		return false
 	}
+	s.refused++
 	c := s.callers[name]
 	c.queue = slices.DeleteFunc(c.queue, func(other *turn) bool { return other == t })
 	s.forget(name)
@@ -127,4 +142,11 @@ func (s *Slots) next() {
 		s.running++
 		close(t.ready)
 	}
+}
+
+// Refused is how many waited in vain, or might not.
+func (s *Slots) Refused() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused
 }

@@ -23,6 +23,8 @@ type Access struct {
 	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials: the first to callers with the right
 	// Read, the second to those who may write, who get the first where there are none. Empty: clients bring their own.
 	ReadKeys, WriteKeys Keys
+	// Turns makes the requests of known callers wait for their turn, or turns them away. Nil: all have theirs at once.
+	Turns func(http.Handler) http.Handler
 }
 
 // Keys are a pair of the object store's.

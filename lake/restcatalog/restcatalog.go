@@ -69,6 +69,7 @@ type Server struct {
 	warehouse warehouse
 	endpoints []string
 	mux       *http.ServeMux
+	turns     http.Handler // before mux
 
 	identities *lru.Cache[string, Claim] // by metadata file
 }
@@ -107,6 +108,10 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{config: c, warehouse: w, mux: http.NewServeMux(), identities: identities}
 	s.route()
+	s.turns = s.mux
+	if c.Access.Turns != nil {
+		s.turns = c.Access.Turns(s.mux)
+	}
 	return s, nil
 }
 
@@ -183,7 +188,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.fail(seen, r, f)
 	} else {
-		s.mux.ServeHTTP(seen, r)
+		s.turns.ServeHTTP(seen, r)
 	}
 	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller.name)
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -103,8 +104,15 @@ func up(t *testing.T, data, addr string, args ...string) *system {
 // upOn starts a system with settings in its environment: those of real servers, or none.
 func upOn(t *testing.T, env []string, data, addr string, args ...string) *system {
 	t.Helper()
+	return upBy(t, []string{binary}, env, data, addr, args...)
+}
+
+// upBy is upOn by another command than the binary alone: one that runs the rest of its arguments.
+func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *system {
+	t.Helper()
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
-	s.cmd = exec.Command(binary, append([]string{"up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0"}, args...)...)
+	up := append(slices.Clone(by[1:]), "up", "--data", data, "--addr", addr, "--admin-addr", "127.0.0.1:0")
+	s.cmd = exec.Command(by[0], append(up, args...)...)
 	s.cmd.Env = append(append(os.Environ(), "MILLRACE_LOG_LEVEL=warn"), env...)
 	s.cmd.Stderr = s.output
 	out, err := s.cmd.StdoutPipe()

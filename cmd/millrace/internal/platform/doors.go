@@ -24,7 +24,7 @@ const drainTimeout = 15 * time.Second // for calls under way when the process st
 // serve opens a door until the process stops; then calls under way get some time to end.
 func (p *Platform) serve(name string, h http.Handler) error {
 	listener := p.listeners[name]
-	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes}
+	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream, Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
 	if keys := p.cfg.TLS; keys.Cert != "" {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: (&certificate{cert: keys.Cert, key: keys.Key}).get}
@@ -102,23 +102,63 @@ func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.R
 	}
 }
 
-// limited lets a service's calls through the gate.
-func (p *Platform) limited(c server.Class) connect.Interceptor {
-	return connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
-		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-			leave, err := p.gate.Enter(ctx, c)
-			switch {
-			case errors.Is(err, server.ErrOverloaded):
-				return nil, rpc.Overloaded(err)
-			case errors.Is(err, context.DeadlineExceeded):
-				return nil, connect.NewError(connect.CodeDeadlineExceeded, errors.New("the call's deadline has passed"))
-			case err != nil:
-				return nil, connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
-			}
-			defer leave()
-			return next(ctx, req)
+// inTurn lets requests through the gate, and turns them away in the manner of their protocol.
+func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http.Handler) http.Handler {
+	errs := connect.NewErrorWriter()
+	return gate.Admit(class, func(w http.ResponseWriter, r *http.Request, err error) {
+		status, answer := http.StatusTooManyRequests, rpc.Overloaded(err)
+		switch {
+		case errors.Is(err, server.ErrOverloaded):
+			w.Header().Set("Retry-After", server.RetryAfter)
+		case errors.Is(err, context.DeadlineExceeded):
+			status, answer = http.StatusGatewayTimeout, connect.NewError(connect.CodeDeadlineExceeded, errors.New("the call's deadline has passed"))
+		default:
+			status, answer = statusClientGone, connect.NewError(connect.CodeCanceled, errors.New("the call was cancelled"))
 		}
-	})
+		switch {
+		case errs.IsSupported(r):
+			_ = errs.Write(w, r, answer) // a client that is gone needs no answer
+		case strings.HasPrefix(r.URL.Path, "/v1/") && r.URL.Path != sqlPath: // the catalog's, below its own path
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":"TooManyRequestsException","code":%d}}`, "resource_exhausted: "+err.Error(), status)
+		default:
+			http.Error(w, answer.Code().String()+": "+answer.Message(), status)
+		}
+	}, next)
+}
+
+// byMethod is the class of the catalog's requests.
+func byMethod(r *http.Request) server.Class {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return server.Query
+	}
+	return server.Command
+}
+
+// Reflection is asked over streams that last as long as a client likes.
+const (
+	reflectionPath = "/grpc.reflection."
+	maxReflections = 256
+)
+
+func isStream(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, reflectionPath) }
+
+// reflections bounds the streams of reflection, which wait for no turn.
+func reflections() func(path string, h http.Handler) (string, http.Handler) {
+	open := make(chan struct{}, maxReflections)
+	errs := connect.NewErrorWriter()
+	return func(path string, h http.Handler) (string, http.Handler) {
+		return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case open <- struct{}{}:
+				defer func() { <-open }()
+				h.ServeHTTP(w, r)
+			default:
+				_ = errs.Write(w, r, rpc.Overloaded(server.ErrOverloaded))
+			}
+		})
+	}
 }
 
 // countConnections tells of a door's connections, and of what was turned away.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -43,7 +44,13 @@ func (p *Platform) startServers(ctx context.Context) error {
 	p.gate = server.NewGate(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
 	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
-		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were turned away.", func() float64 { return float64(p.gate.Shed(c)) })
+		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were turned away.", func() float64 {
+			shed := p.gate.Shed(c)
+			if c == server.SQL {
+				shed += p.slots.Refused()
+			}
+			return float64(shed)
+		})
 	}
 	if p.listeners["api"] != nil {
 		door := p.tokens.Guard(rpc.Intake(p.api()))
@@ -72,30 +79,50 @@ func (p *Platform) api() http.Handler {
 	measured := p.metrics.Interceptor()
 	var services []string
 	if p.has(Commands) {
-		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured, p.limited(server.Command)), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
+		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
-		mux.Handle(rightful(customer.NewHandler(p.stores[event.Customer.Name], opts...)))
-		mux.Handle(rightful(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...)))
-		mux.Handle(rightful(inventory.NewHandler(p.stores[event.Stock.Name], opts...)))
-		mux.Handle(rightful(order.NewHandler(p.stores[event.Order.Name], opts...)))
+		mux.Handle(p.called(customer.NewHandler(p.stores[event.Customer.Name], opts...)))
+		mux.Handle(p.called(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...)))
+		mux.Handle(p.called(inventory.NewHandler(p.stores[event.Stock.Name], opts...)))
+		mux.Handle(p.called(order.NewHandler(p.stores[event.Order.Name], opts...)))
 		services = append(services, customerv1connect.CustomerServiceName, catalogv1connect.CatalogServiceName,
 			inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName)
 	}
 	if p.has(Query) {
-		door := append([]connect.HandlerOption{connect.WithInterceptors(measured, p.limited(server.Query))}, rpc.HandlerOptions(p.log, time.Now)...)
-		mux.Handle(rightful(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...))))
-		mux.Handle(rightful(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...))))
-		mux.HandleFunc("POST /v1/sql", p.serveSQL)
+		door := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
+		mux.Handle(p.called(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...))))
+		mux.Handle(p.called(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...))))
+		mux.HandleFunc("POST "+sqlPath, p.serveSQL)
 		services = append(services, orderv1connect.OrderQueryServiceName, catalogv1connect.CatalogQueryServiceName)
 	}
-	reflector := grpcreflect.NewStaticReflector(services...)
-	mux.Handle(grpcreflect.NewHandlerV1(reflector))
-	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
-	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}))
+	reflect(mux, services...)
+	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}, smallMessages))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "millrace: POST /<package>.<Service>/<Method> with JSON, or gRPC with reflection; POST /v1/sql; Iceberg's REST catalog below /iceberg/")
 	})
 	return mux
+}
+
+// smallMessages bounds what is asked of reflection and of health.
+var smallMessages = connect.WithReadMaxBytes(64 << 10)
+
+// reflect serves gRPC's reflection.
+func reflect(mux *http.ServeMux, services ...string) {
+	reflector, bounded := grpcreflect.NewStaticReflector(services...), reflections()
+	mux.Handle(bounded(grpcreflect.NewHandlerV1(reflector, smallMessages)))
+	mux.Handle(bounded(grpcreflect.NewHandlerV1Alpha(reflector, smallMessages)))
+}
+
+// called lets those to a service who have the right to the method that they call, in their turn.
+func (p *Platform) called(path string, h http.Handler) (string, http.Handler) {
+	right := rightTo(path)
+	class := func(r *http.Request) server.Class {
+		if strings.HasPrefix(string(right(r)), auth.Queries+".") {
+			return server.Query
+		}
+		return server.Command
+	}
+	return path, auth.Need(right, inTurn(p.gate, class, h))
 }
 
 // tablesPath is where engines find Iceberg's REST catalog, which asks for tokens in its own protocol's way.
@@ -118,7 +145,8 @@ func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Hand
 
 func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
-	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, TokenLifetime: c.TokenLifetime}
+	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, TokenLifetime: c.TokenLifetime,
+		Turns: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) }}
 	granted, err := p.cfg.Auth.Granted()
 	if err != nil {
 		return access, err
@@ -139,14 +167,20 @@ func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	return access, nil
 }
 
+// operationsAtATime is how much is asked at a time by those who run the system. It is apart from what others ask, and readiness
+// comes first in it; liveness waits for nothing.
+const operationsAtATime = 32
+
 // operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can connect, the
 // rest wants a token where tokens are asked for.
 func (p *Platform) operations() http.Handler {
 	mux := http.NewServeMux()
+	gate := server.NewGate(operationsAtATime)
+	asked := func(h http.Handler) http.Handler { return inTurn(gate, server.As(server.Query), h) }
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", p.serveReady)
-	mux.Handle("GET /metrics", p.metrics.Handler())
-	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, profiles()))
+	mux.Handle("GET /readyz", inTurn(gate, server.As(server.Command), http.HandlerFunc(p.serveReady)))
+	mux.Handle("GET /metrics", asked(p.metrics.Handler()))
+	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, asked(profiles())))
 	if h := failpoint.Handler(); h != nil {
 		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}
@@ -155,10 +189,8 @@ func (p *Platform) operations() http.Handler {
 	})
 	if p.has(Admin) {
 		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.Codecs(true)...)
-		mux.Handle(path, onlyWith(auth.Operations, h))
-		reflector := grpcreflect.NewStaticReflector(adminv1connect.AdminServiceName)
-		mux.Handle(grpcreflect.NewHandlerV1(reflector))
-		mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
+		mux.Handle(path, onlyWith(auth.Operations, asked(h)))
+		reflect(mux, adminv1connect.AdminServiceName)
 	}
 	p.metrics.Sinks(p.sinks, askTimeout, p.log)
 	return mux

@@ -24,15 +24,15 @@ func onlyWith(surface string, h http.Handler) http.Handler {
 	return auth.Need(func(*http.Request) auth.Right { return auth.Right(surface) }, h)
 }
 
-// rightful lets those to a service who have the right to the method that they call.
-func rightful(path string, h http.Handler) (string, http.Handler) {
+// rightTo tells the right to each method of a service.
+func rightTo(path string) func(*http.Request) auth.Right {
 	name := strings.Trim(path, "/") // millrace.order.v1.OrderService
 	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
 	service, is := found.(protoreflect.ServiceDescriptor)
 	if err != nil || !is {
 		panic("no contract of " + name) // it is linked in with the handler
 	}
-	return path, auth.Need(func(r *http.Request) auth.Right { return methodRight(service, strings.TrimPrefix(r.URL.Path, path)) }, h)
+	return func(r *http.Request) auth.Right { return methodRight(service, strings.TrimPrefix(r.URL.Path, path)) }
 }
 
 // methodRight is the right to a method: to the commands of its service, or to its queries where it has no side effects.

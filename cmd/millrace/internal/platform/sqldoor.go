@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	sqlPath        = "/v1/sql"
 	maxQueryBytes  = 1 << 20
 	waitingQueries = 64 // of one caller
 )
@@ -35,14 +36,17 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if !p.gate.Admits(server.SQL) || p.slots.Full(slotsOf(r)) { // before the query is read
+		tooMany(w, server.ErrOverloaded)
+		return
+	}
 	query, ok := readQuery(w, r)
 	if !ok {
 		return
 	}
 	done, err := p.sqlTurn(r)
 	if err != nil {
-		w.Header().Set("Retry-After", server.RetryAfter)
-		http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
+		tooMany(w, err)
 		return
 	}
 	defer done()
@@ -76,8 +80,7 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fault.Error(), http.StatusBadRequest)
 		return
 	case errors.Is(err, lakesql.ErrBusy):
-		w.Header().Set("Retry-After", server.RetryAfter)
-		http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
+		tooMany(w, err)
 		return
 	case r.Context().Err() != nil:
 		http.Error(w, "the query was cancelled", statusClientGone)
@@ -124,13 +127,23 @@ func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 	return "", false
 }
 
-// sqlTurn waits until a query may run: for one of the caller's places first, so that who waits for one holds up nobody.
-func (p *Platform) sqlTurn(r *http.Request) (done func(), err error) {
+func tooMany(w http.ResponseWriter, err error) {
+	w.Header().Set("Retry-After", server.RetryAfter)
+	http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
+}
+
+// slotsOf names whose share of the slots a request takes.
+func slotsOf(r *http.Request) string {
 	name := auth.CallerOf(r.Context())
 	if name == "" {
 		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such are one caller
 	}
-	give, err := p.slots.Take(r.Context(), name)
+	return name
+}
+
+// sqlTurn waits until a query may run: for one of the caller's places first, so that who waits for one holds up nobody.
+func (p *Platform) sqlTurn(r *http.Request) (done func(), err error) {
+	give, err := p.slots.Take(r.Context(), slotsOf(r))
 	if err != nil {
 		return nil, err
 	}
