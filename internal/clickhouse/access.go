@@ -1,7 +1,9 @@
 package clickhouse
 
-// The engine knows two users. On a server that others run, Admin is whom its settings name, and Reader is made once, with
-// the same password and the rights that ReaderSetup tells.
+import "fmt"
+
+// The engine knows these users. On a server that others run, Admin is whom its settings name, and the readers are made once,
+// with the same password and the rights that ReaderSetup tells.
 const (
 	// Admin may do anything, reading and writing files and fetching from the network included.
 	Admin = "default"
@@ -10,11 +12,35 @@ const (
 	// callers' queries (select_from_system_db_requires_grant, which a server has by default). Queries that people write run
 	// as Reader.
 	Reader = "reader"
-	// ReaderSetup makes Reader on a server that others run. Settings of queries may change, the rights do not.
+	// ReaderSetup makes Reader on a server that others run. Settings of queries may change, the rights do not. Each of the
+	// ScopedReaders is made alike, over lake_s00_*.* and so on: deploy/clickhouse/users.xml has them all.
 	ReaderSetup = "CREATE USER reader IDENTIFIED BY '<the password>' SETTINGS readonly = 2, max_execution_time = 300; GRANT SHOW, SELECT ON lake_*.* TO reader"
 	// ReaderPrefix starts the names of the databases that Reader may read.
 	ReaderPrefix = "lake_"
 )
+
+// ScopedReaders are how many users there are who may read less than Reader.
+const ScopedReaders = 16
+
+// ScopedReader is one of them. It may read the databases alone whose names start with ScopedPrefix of its number, so that who may
+// read some tables finds no others, however a query names them.
+func ScopedReader(n int) string { return fmt.Sprintf("reader_%02d", n) }
+
+// ScopedPrefix starts the names of the databases that ScopedReader may read.
+func ScopedPrefix(n int) string { return fmt.Sprintf("%ss%02d_", ReaderPrefix, n) }
+
+// IsReader reports whether a user is Reader or one of the ScopedReaders.
+func IsReader(user string) bool {
+	if user == Reader {
+		return true
+	}
+	for n := range ScopedReaders {
+		if user == ScopedReader(n) {
+			return true
+		}
+	}
+	return false
+}
 
 // What StartEngine tells its child, in the child's environment.
 const (

@@ -150,10 +150,10 @@ func TestDatabaseOf(t *testing.T) {
 	a, b := Table{Name: "a", Location: "/a", MetadataLocation: "/a/1"}, Table{Name: "b", Location: "/b", MetadataLocation: "/b/1"}
 	later := b
 	later.MetadataLocation = "/b/2"
-	if databaseOf([]Table{a, b}, S3{}) != databaseOf([]Table{b, a}, S3{}) {
+	if contentOf([]Table{a, b}, S3{}) != contentOf([]Table{b, a}, S3{}) {
 		t.Error("the order matters")
 	}
-	if databaseOf([]Table{a, b}, S3{}) == databaseOf([]Table{a, later}, S3{}) {
+	if contentOf([]Table{a, b}, S3{}) == contentOf([]Table{a, later}, S3{}) {
 		t.Error("a later state has the same name")
 	}
 }

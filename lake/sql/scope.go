@@ -36,9 +36,10 @@ func (s *SQL) visible(resolve Tables) Tables {
 	}
 }
 
-// Each query runs in a database of its own with just the tables it may read, but the engine's user may read every such database.
-// So a query of somebody who may not read everything must not name one: by its name, by a text that a function takes for a
-// name, or by what lists them.
+// A query of somebody who may not read everything runs in a database with just the tables it may read, as a user who may read
+// nothing but that database: ClickHouse itself holds the bound, in whatever way a query comes to a table (snapshots.acquire). What
+// follows is a second wall before it, for what users and their grants do not cover: what the engine tells of itself, and names of
+// other databases on a server that several processes ask.
 
 // byText are functions that read what a text names.
 var byText = []string{

@@ -2,6 +2,7 @@ package sql
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -15,12 +16,17 @@ import (
 )
 
 // snapshot is a database of the engine in which every table is pinned to one metadata file. Its name is a hash of what it
-// pins, and it never changes, so that a query that runs in it sees one moment, whatever other queries and the lander do.
+// pins, and who may read it, and it never changes, so that a query that runs in it sees one moment, whatever other queries and the lander do.
 type snapshot struct {
+	key      string // what it pins, and for whom
 	database string
+	reader   string // the user whose queries run in it
+	scope    int    // the number of that user; unscoped: it is clickhouse.Reader
 	tables   []string
 	queries  int // that run in it
 }
+
+const unscoped = -1
 
 // others are the tables of other namespaces.
 func (s *snapshot) others() []string {
@@ -33,19 +39,28 @@ type snapshots struct {
 	store  S3
 	making chan struct{} // held by the one who talks to the engine about databases
 
+	secret string // in the names of databases that not everybody may read, so that nobody can name them
+
 	mu     sync.Mutex
-	made   map[string]*snapshot
+	made   map[string]*snapshot // by key
 	newest *snapshot
+	// forgotten are no longer given out, and dropped once nothing runs in them.
+	forgotten []*snapshot
+	scopes    [clickhouse.ScopedReaders]bool // that are taken
 }
 
 func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
-	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), made: map[string]*snapshot{}}
+	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), secret: rand.Text(), made: map[string]*snapshot{}}
 }
 
-// acquire returns the snapshot of these tables, which release gives back.
-func (s *snapshots) acquire(ctx context.Context, tables []Table) (*snapshot, error) {
-	name := databaseOf(tables, s.store)
-	if snap := s.take(name); snap != nil {
+// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user of its own, who may read nothing
+// else.
+func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*snapshot, error) {
+	key := contentOf(tables, s.store)
+	if scoped {
+		key = "scoped " + key
+	}
+	if snap := s.take(key); snap != nil {
 		return snap, nil
 	}
 	select {
@@ -54,27 +69,60 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table) (*snapshot, err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if snap := s.take(name); snap != nil { // somebody made it meanwhile
+	if snap := s.take(key); snap != nil { // somebody made it meanwhile
 		return snap, nil
 	}
 	if err := s.dropUnused(ctx); err != nil {
 		return nil, err
 	}
-	snap := &snapshot{database: name}
+	snap, err := s.name(key, scoped)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.create(ctx, snap, tables); err != nil {
+		s.mu.Lock()
+		s.forgotten = append(s.forgotten, snap) // its user is free once the half of it is gone
+		s.mu.Unlock()
 		return nil, fmt.Errorf("show the lake's tables to the engine: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.made[name], s.newest = snap, snap
+	s.made[key], s.newest = snap, snap
 	snap.queries++
 	return snap, nil
 }
 
-func (s *snapshots) take(name string) *snapshot {
+// name gives a snapshot its database and its user.
+func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
+	if !scoped {
+		return &snapshot{key: key, database: clickhouse.ReaderPrefix + key, reader: clickhouse.Reader, scope: unscoped}, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	snap := s.made[name]
+	for n, taken := range s.scopes {
+		if !taken {
+			s.scopes[n] = true
+			hash := sha256.Sum256([]byte(s.secret + key))
+			return &snapshot{key: key, database: clickhouse.ScopedPrefix(n) + hex.EncodeToString(hash[:8]), reader: clickhouse.ScopedReader(n), scope: n}, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: callers of %d different rights are reading", ErrBusy, clickhouse.ScopedReaders)
+}
+
+// free gives back the user of a snapshot whose database is gone.
+func (s *snapshots) free(snap *snapshot) {
+	if snap.scope == unscoped {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.scopes[snap.scope] = false
+}
+
+func (s *snapshots) take(key string) *snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	snap := s.made[key]
 	if snap != nil {
 		s.newest = snap
 		snap.queries++
@@ -92,28 +140,44 @@ func (s *snapshots) release(snap *snapshot) {
 func (s *snapshots) forget(snap *snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.made[snap.database] == snap {
-		delete(s.made, snap.database)
+	if s.made[snap.key] == snap {
+		delete(s.made, snap.key)
+		s.forgotten = append(s.forgotten, snap)
 	}
 }
 
 // dropUnused drops every database in which no query runs, but the newest: the next query may well want that.
 func (s *snapshots) dropUnused(ctx context.Context) error {
 	s.mu.Lock()
-	var unused []string
-	for name, snap := range s.made {
+	var unused []*snapshot
+	for key, snap := range s.made {
 		if snap.queries == 0 && snap != s.newest {
-			unused = append(unused, name)
-			delete(s.made, name)
+			unused = append(unused, snap)
+			delete(s.made, key)
 		}
 	}
+	s.forgotten = slices.DeleteFunc(s.forgotten, func(snap *snapshot) bool {
+		done := snap.queries == 0
+		if done && snap.scope != unscoped { // another's name is that of the one which is made anew
+			unused = append(unused, snap)
+		}
+		return done
+	})
 	s.mu.Unlock()
-	for _, name := range unused {
-		if err := s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(name), nil); err != nil {
+	for i, snap := range unused {
+		if err := s.drop(ctx, snap); err != nil {
+			s.mu.Lock()
+			s.forgotten = append(s.forgotten, unused[i:]...) // to be tried again
+			s.mu.Unlock()
 			return fmt.Errorf("drop an old snapshot: %w", err)
 		}
+		s.free(snap)
 	}
 	return nil
+}
+
+func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
+	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }
 
 // create makes the database whole: what an interrupted attempt left is completed. Another process that makes the same, on
@@ -211,8 +275,8 @@ func localPath(s string) (string, error) {
 	return filepath.FromSlash(path), nil
 }
 
-// databaseOf names the database that pins these tables, reached in this way.
-func databaseOf(tables []Table, store S3) string {
+// contentOf names what pins these tables, reached in this way.
+func contentOf(tables []Table, store S3) string {
 	sorted := slices.SortedFunc(slices.Values(tables), func(a, b Table) int { return strings.Compare(a.Name, b.Name) })
 	h := sha256.New()
 	parts := []string{store.Endpoint, store.Region, store.AccessKey, store.SecretKey}
@@ -222,5 +286,5 @@ func databaseOf(tables []Table, store S3) string {
 	for _, part := range parts {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash takes everything
 	}
-	return clickhouse.ReaderPrefix + hex.EncodeToString(h.Sum(nil)[:8])
+	return hex.EncodeToString(h.Sum(nil)[:8])
 }

@@ -126,7 +126,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	if err != nil {
 		return nil, fmt.Errorf("resolve the tables: %w", err)
 	}
-	snap, err := s.snapshot.acquire(ctx, tables)
+	snap, err := s.snapshot.acquire(ctx, tables, s.may != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	if firstWord(query) == "explain" {
 		delete(settings, "limit") // it would show in the plan
 	}
-	body, err := s.reader.Query(ctx, qualify(query, snap.database, snap.others()), f.clickhouse, settings)
+	body, err := s.reader.As(snap.reader).Query(ctx, qualify(query, snap.database, snap.others()), f.clickhouse, settings)
 	if err != nil {
 		s.snapshot.release(snap)
 		if gone(err) {
@@ -196,7 +196,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	e := new(clickhouse.Error)
 	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.Outside() {
 		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
-			err, clickhouse.Reader, clickhouse.ReaderSetup)
+			err, snap.reader, clickhouse.ReaderSetup)
 	}
 	if errors.As(err, &e) && e.Code == clickhouse.CodeTooMany {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
@@ -217,6 +217,9 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
 	case clickhouse.CodeAccessDenied:
 		if m := neededGrant.FindStringSubmatch(q.Message); m != nil {
+			if s.may != nil && (strings.HasPrefix(m[1], "SELECT") || strings.HasPrefix(m[1], "SHOW")) {
+				return &ScopeError{Message: "this query reads more than the tables that its caller may read (auth.rights)"}
+			}
 			q.Message = "only the lake's tables can be read here; this query needs the right to " + m[1]
 		}
 	case clickhouse.CodeUnknownTable:

@@ -12,7 +12,7 @@ import (
 )
 
 // chdb runs every session as the user "default" and cannot impersonate another. So that user owns nothing itself: it has
-// the role admin, and the role reader, and a session for clickhouse.Reader keeps only the latter.
+// the role admin, and a role for each of the readers, and a session of one of them keeps only its own.
 const usersXML = `<clickhouse>
   <profiles><default>
     <max_query_size>8000000</max_query_size>
@@ -25,14 +25,14 @@ const usersXML = `<clickhouse>
   </default></profiles>
   <roles>
     <admin><grants><query>GRANT ALL ON *.* WITH GRANT OPTION</query></grants></admin>
-    <reader><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS ON ` + clickhouse.ReaderPrefix + `*.*</query></grants></reader>
+    %[1]s
   </roles>
   <users><default>
     <password></password>
     <networks><ip>::/0</ip></networks>
     <profile>default</profile>
     <quota>default</quota>
-    <grants><query>GRANT admin</query><query>GRANT reader</query></grants>
+    <grants><query>GRANT admin</query>%[2]s</grants>
   </default></users>
   <quotas><default></default></quotas>
 </clickhouse>
@@ -44,10 +44,24 @@ const configXML = `<clickhouse>
 </clickhouse>
 `
 
+// usersConfig is usersXML with the readers.
+func usersConfig() string {
+	var roles, granted strings.Builder
+	add := func(role, databases string) {
+		fmt.Fprintf(&roles, "<%[1]s><grants><query>GRANT SELECT, SHOW DATABASES, SHOW TABLES, SHOW COLUMNS ON %[2]s*.*</query></grants></%[1]s>", role, databases)
+		fmt.Fprintf(&granted, "<query>GRANT %s</query>", role)
+	}
+	add(clickhouse.Reader, clickhouse.ReaderPrefix)
+	for n := range clickhouse.ScopedReaders {
+		add(clickhouse.ScopedReader(n), clickhouse.ScopedPrefix(n))
+	}
+	return fmt.Sprintf(usersXML, roles.String(), granted.String())
+}
+
 // writeConfig puts the engine's configuration into dir and returns the path of its main file.
 func writeConfig(dir string) (string, error) {
 	users, config := filepath.Join(dir, "users.xml"), filepath.Join(dir, "config.xml")
-	if err := os.WriteFile(users, []byte(usersXML), 0o600); err != nil {
+	if err := os.WriteFile(users, []byte(usersConfig()), 0o600); err != nil {
 		return "", fmt.Errorf("write the engine's users: %w", err)
 	}
 	if err := os.WriteFile(config, fmt.Appendf(nil, configXML, xmlText.Replace(users)), 0o600); err != nil {
@@ -64,15 +78,15 @@ const (
 	readerBuffers = 30
 )
 
-// becomeReader gives up, for the rest of the session, all that clickhouse.Reader may not do. The role is what holds;
-// readonly is a second wall, and keeps the limits from being lifted.
-func becomeReader(streamed bool) []string {
+// becomeReader gives up, for the rest of the session, all that a reader may not do. The role, which is called as the user is,
+// is what holds; readonly is a second wall, and keeps the limits from being lifted.
+func becomeReader(user string, streamed bool) []string {
 	seconds := readerBuffers
 	if streamed {
 		seconds = readerStreams
 	}
 	return []string{
-		"SET ROLE reader",
+		"SET ROLE " + quoteName(user),
 		fmt.Sprintf("SET max_execution_time = %d, timeout_overflow_mode = 'throw', readonly = 1", seconds),
 	}
 }

@@ -82,7 +82,7 @@ func check(c *connection, r request) (statementClass, error) {
 		return classUnknown, &clickhouse.Error{Code: clickhouse.CodeSyntax, Name: "SYNTAX_ERROR", Message: "several statements in one request; send one at a time"}
 	case class == classUnknown:
 		return classUnknown, explainUnparsable(c, r.query)
-	case r.user == clickhouse.Reader:
+	case clickhouse.IsReader(r.user):
 		return class, guardReader(c, r.query, class)
 	}
 	return class, nil
@@ -104,8 +104,8 @@ func prelude(r request, streamed bool) []string {
 		settings = append(settings, setting{"readonly", "2"})
 	}
 	sql = append(sql, set(settings))
-	if r.user == clickhouse.Reader {
-		sql = append(sql, becomeReader(streamed)...)
+	if clickhouse.IsReader(r.user) {
+		sql = append(sql, becomeReader(r.user, streamed)...)
 	}
 	return sql
 }
