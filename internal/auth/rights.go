@@ -19,7 +19,7 @@ const (
 	Commands   = "commands"   // parts: services
 	Queries    = "queries"    // parts: services
 	SQL        = "sql"        // parts: tables, as queries address them
-	Catalog    = "catalog"    // parts: read, write, admin, each with those before it
+	Catalog    = "catalog"    // parts: read, write, admin, each with those before it; and of one table: read.web.clicks
 	Operations = "operations" // status, verify, failpoints
 	Profiles   = "profiles"   // of the process: they hold what lies in its memory
 )
@@ -46,7 +46,7 @@ type Rights struct{ granted []Right }
 func Everything() Rights { return Rights{[]Right{everything}} }
 
 // ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part, "sql.web.*" each table whose name
-// begins so, "all" everything.
+// begins so, "catalog.read.web.*" these in the catalog, "all" everything.
 func ParseRights(list []string) (Rights, error) {
 	var r Rights
 	for _, text := range list {
@@ -58,6 +58,7 @@ func ParseRights(list []string) (Rights, error) {
 			return Rights{}, fmt.Errorf("%q is none of all, commands, queries, sql, catalog, operations, profiles", text)
 		case !named:
 		case known == nil && part != "":
+		case surface == Catalog && slices.Contains(known, kindOf(part)) && !strings.HasSuffix(part, "."):
 		case !slices.Contains(known, part):
 			return Rights{}, fmt.Errorf("%q: parts of %s are: %s", text, surface, strings.Join(known, ", "))
 		}
@@ -77,13 +78,44 @@ func (r Rights) Allow(wanted Right) bool {
 		case has != surface:
 		case !limited:
 			return true
-		case surface == SQL && strings.HasSuffix(given, "*") && part != "" && strings.HasPrefix(part, given[:len(given)-1]):
+		case surface == SQL && part != "" && covers(given, part):
 			return true
-		case surface == Catalog && slices.Index(parts[Catalog], given) >= slices.Index(parts[Catalog], part):
-			return true
+		case surface == Catalog && rank(given) >= rank(part):
+			_, given, limited = strings.Cut(given, ".")
+			_, table, ofTable := strings.Cut(part, ".")
+			if !limited || ofTable && covers(given, table) {
+				return true
+			}
 		}
 	}
 	return false
+}
+
+// covers reports whether a table's name is the one that was given, or begins as that does before its *.
+func covers(given, table string) bool {
+	start, some := strings.CutSuffix(given, "*")
+	return given == table || some && strings.HasPrefix(table, start)
+}
+
+// kindOf is what may be done in the catalog, without the table with which.
+func kindOf(part string) string {
+	kind, _, _ := strings.Cut(part, ".")
+	return kind
+}
+
+func rank(part string) int { return slices.Index(parts[Catalog], kindOf(part)) }
+
+// Tables are the names of the tables, and the beginnings of names with a * behind them, that a right to the catalog was given of.
+func (r Rights) Tables() []string {
+	var names []string
+	for _, g := range r.granted {
+		if surface, part, _ := strings.Cut(string(g), "."); surface == Catalog {
+			if _, table, limited := strings.Cut(part, "."); limited {
+				names = append(names, table)
+			}
+		}
+	}
+	return names
 }
 
 // Any reports whether there is a right to a surface or a part of it.

@@ -21,6 +21,35 @@ func TestRights(t *testing.T) {
 		"commands.order", "commands.catalog", "commands.customer", "commands.inventory", "queries.order", "queries.customer",
 		"sql.orders_events", "sql.order_lines", "sql.web.clicks", "catalog.read", "catalog.write", "catalog.admin", "operations", "profiles",
 	}
+	tables := []auth.Right{"catalog.read.orders", "catalog.write.orders", "catalog.read.web.clicks", "catalog.write.web.clicks", "catalog.admin.web.clicks", "catalog.read"}
+	for given, want := range map[string]string{
+		"catalog.read":                              "catalog.read.orders catalog.read.web.clicks catalog.read",
+		"catalog":                                   "catalog.read.orders catalog.write.orders catalog.read.web.clicks catalog.write.web.clicks catalog.admin.web.clicks catalog.read",
+		"catalog.read.orders":                       "catalog.read.orders",
+		"catalog.read.order":                        "",
+		"catalog.write.orders":                      "catalog.read.orders catalog.write.orders",
+		"catalog.write.web.*":                       "catalog.read.web.clicks catalog.write.web.clicks",
+		"catalog.admin.web.clicks":                  "catalog.read.web.clicks catalog.write.web.clicks catalog.admin.web.clicks",
+		"catalog.read.*":                            "catalog.read.orders catalog.read.web.clicks",
+		"catalog.read.orders catalog.write.web.*":   "catalog.read.orders catalog.read.web.clicks catalog.write.web.clicks",
+		"sql.orders sql.web.*":                      "",
+		"catalog.read.or* commands queries sql":     "catalog.read.orders",
+		"catalog.read.web.clicks2 catalog.read.web": "",
+	} {
+		r, err := auth.ParseRights(strings.Fields(given))
+		if err != nil {
+			t.Errorf("%q: %v", given, err)
+		}
+		var got []string
+		for _, right := range tables {
+			if r.Allow(right) {
+				got = append(got, string(right))
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q allows %v, want %s", given, got, want)
+		}
+	}
 	for given, want := range map[string]string{
 		"":                        "",
 		"all":                     "commands.order commands.catalog commands.customer commands.inventory queries.order queries.customer sql.orders_events sql.order_lines sql.web.clicks catalog.read catalog.write catalog.admin operations profiles",
@@ -54,7 +83,7 @@ func TestRights(t *testing.T) {
 			t.Errorf("%q allows %v, want %s", given, got, want)
 		}
 	}
-	for _, bad := range []string{"", "everything", "Commands", "commands.", "commands.payment", "queries.orderstatus", "sql.", "catalog.drop", "operations.verify", "profiles.heap", "*", "commands.*"} {
+	for _, bad := range []string{"", "everything", "Commands", "commands.", "commands.payment", "queries.orderstatus", "sql.", "catalog.drop", "catalog.drop.a", "catalog.read.", "catalog.", "operations.verify", "profiles.heap", "*", "commands.*"} {
 		if _, err := auth.ParseRights([]string{bad}); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
@@ -65,11 +94,11 @@ func TestRights(t *testing.T) {
 func TestRightsOnlyAdd(t *testing.T) {
 	t.Parallel()
 	surfaces := []string{auth.Commands, auth.Queries, auth.SQL, auth.Catalog, auth.Operations, auth.Profiles}
-	given := rapid.SliceOf(rapid.SampledFrom(append(slices.Clone(surfaces), "all", "commands.order", "queries.catalog", "sql.a", "sql.a*", "catalog.read", "catalog.write")))
+	given := rapid.SliceOf(rapid.SampledFrom(append(slices.Clone(surfaces), "all", "commands.order", "queries.catalog", "sql.a", "sql.a*", "catalog.read", "catalog.write", "catalog.read.a", "catalog.admin.a*")))
 	rapid.Check(t, func(t *rapid.T) {
 		few := given.Draw(t, "few")
 		more := append(slices.Clone(few), given.Draw(t, "more")...)
-		wanted := auth.Right(rapid.SampledFrom([]string{"commands.order", "queries.catalog", "sql.a", "sql.ab", "sql.b", "catalog.read", "catalog.admin", "operations"}).Draw(t, "wanted"))
+		wanted := auth.Right(rapid.SampledFrom([]string{"commands.order", "queries.catalog", "sql.a", "sql.ab", "sql.b", "catalog.read", "catalog.admin", "catalog.read.a", "catalog.write.ab", "operations"}).Draw(t, "wanted"))
 		a, err1 := auth.ParseRights(few)
 		b, err2 := auth.ParseRights(more)
 		if err1 != nil || err2 != nil {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apache/iceberg-go/table"
+
 	"github.com/millrace/millrace/internal/auth"
 )
 
@@ -18,6 +20,8 @@ type Access struct {
 	Callers *auth.Tokens
 	// Rights of callers by their names; those that are not in it have none.
 	Rights map[string]Right
+	// OfTables are rights to single tables, beyond those to all. They come without keys of the object store, which know no tables.
+	OfTables map[string]TableRights
 	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an hour.
 	TokenLifetime time.Duration
 	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials: the first to callers with the right
@@ -55,6 +59,14 @@ func ParseRight(s string) (Right, error) {
 	return None, fmt.Errorf("%q is none of %s", s, strings.Join(rights, ", "))
 }
 
+// TableRights are those of one caller.
+type TableRights struct {
+	// On is the right to a table.
+	On func(name table.Identifier) Right
+	// Within reports whether there may be tables with a right in a namespace.
+	Within func(namespace table.Identifier) bool
+}
+
 const defaultTokenLifetime = time.Hour
 
 func (a *Access) check() error {
@@ -74,8 +86,45 @@ func (a *Access) check() error {
 
 // caller is who sent a request.
 type caller struct {
-	name  string
-	right Right
+	name   string
+	right  Right
+	tables TableRights // of some only; zero: of none
+}
+
+// some reports whether the caller has rights to single tables.
+func (c caller) some() bool { return c.tables.On != nil }
+
+// on is the right to a table.
+func (c caller) on(name table.Identifier) Right {
+	if c.some() {
+		return max(c.right, c.tables.On(name))
+	}
+	return c.right
+}
+
+// sees reports whether the caller may know of a namespace: of those with tables that it may read, and of what those lie in.
+func (c caller) sees(namespace table.Identifier) bool {
+	return c.right >= Read || c.some() && c.tables.Within(namespace)
+}
+
+// mayOn fails where the caller has no right to a table.
+func mayOn(r *http.Request, needed Right, name table.Identifier) error {
+	if c := callerOf(r); c.on(name) < needed {
+		return denied(c, needed)
+	}
+	return nil
+}
+
+// maySee fails where the caller may not know of a namespace.
+func maySee(r *http.Request, namespace table.Identifier) error {
+	if c := callerOf(r); !c.sees(namespace) {
+		return denied(c, Read)
+	}
+	return nil
+}
+
+func denied(c caller, needed Right) error {
+	return forbidden("%s", auth.Denied(c.name, auth.On(auth.Catalog, needed.String())))
 }
 
 type callerKey struct{}
@@ -118,7 +167,7 @@ func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 		if err != nil {
 			return r, caller{}, notAuthorized()
 		}
-		c = caller{name: name, right: access.Rights[name]}
+		c = caller{name: name, right: access.Rights[name], tables: access.OfTables[name]}
 	}
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), c, nil
 }
@@ -127,11 +176,22 @@ func notAuthorized() error {
 	return &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"}
 }
 
-// to lets those through who have a right.
+// to lets those through who have a right: to all tables, or to the one of the path.
 func to(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if c := callerOf(r); c.right < needed {
-			return forbidden("%s", auth.Denied(c.name, auth.On(auth.Catalog, needed.String())))
+		c := callerOf(r)
+		if c.right < needed && (r.PathValue("table") == "" || c.on(tableOf(r)) < needed) {
+			return denied(c, needed)
+		}
+		return h(w, r)
+	}
+}
+
+// toSome lets those through, too, who have rights to single tables: the handler asks for them by the names that it finds.
+func toSome(needed Right, h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if c := callerOf(r); c.right < needed && !c.some() {
+			return denied(c, needed)
 		}
 		return h(w, r)
 	}

@@ -69,6 +69,96 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// Who has rights to single tables finds these alone, in lists as by their names, and is given no keys, which open them all.
+func TestRightsToTables(t *testing.T) {
+	t.Parallel()
+	p := guarded(t)
+	p.Access.ReadKeys, p.Access.WriteKeys = restcatalog.Keys{AccessKey: "reads", SecretKey: "r"}, restcatalog.Keys{AccessKey: "writes", SecretKey: "w"}
+	p.Access.OfTables = map[string]restcatalog.TableRights{"dora": {
+		On: func(name table.Identifier) restcatalog.Right {
+			return map[string]restcatalog.Right{"shop.seen": restcatalog.Read, "shop.written": restcatalog.Write, "shop.owned": restcatalog.Admin, "shop.renamed": restcatalog.Admin}[strings.Join(name, ".")]
+		},
+		Within: func(namespace table.Identifier) bool { return namespace[0] == "shop" },
+	}}
+	p.serve(t)
+	for _, namespace := range []string{"shop", "other"} {
+		if err := p.sql.CreateNamespace(t.Context(), []string{namespace}, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"seen", "written", "owned", "hidden"} {
+			p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces/"+namespace+"/tables", object{"name": name, "schema": columns}, "Authorization", "Bearer "+anna)
+		}
+	}
+	as := func(method, path string, body any) answer {
+		return p.call(t, method, path, body, "Authorization", "Bearer "+tokenOf("dora"), "X-Iceberg-Access-Delegation", "vended-credentials")
+	}
+	if a := as(http.MethodGet, "/v1/namespaces", nil); strings.Contains(a.body, "other") || !strings.Contains(a.body, "shop") {
+		t.Errorf("namespaces: %d %s", a.status, a.body)
+	}
+	if a := as(http.MethodGet, "/v1/namespaces/shop/tables", nil); strings.Contains(a.body, "hidden") || !strings.Contains(a.body, "seen") || !strings.Contains(a.body, "owned") {
+		t.Errorf("tables: %d %s", a.status, a.body)
+	}
+	if a := as(http.MethodGet, "/v1/namespaces/shop/tables/written", nil); a.status != http.StatusOK || strings.Contains(a.body, "access-key") || strings.Contains(a.body, "writes") {
+		t.Errorf("a table, with keys: %d %s", a.status, a.body)
+	}
+	if a := as(http.MethodGet, "/v1/namespaces/shop/tables/seen/credentials", nil); a.status != http.StatusOK || strings.Contains(a.body, "access-key") {
+		t.Errorf("keys: %d %s", a.status, a.body)
+	}
+	changes := []any{object{"action": "set-properties", "updates": object{"a": "1"}}}
+	change := func(names ...string) object {
+		var all []any
+		for _, name := range names {
+			all = append(all, object{"identifier": object{"namespace": []string{"shop"}, "name": name}, "requirements": []any{}, "updates": changes})
+		}
+		return object{"table-changes": all}
+	}
+	rename := func(from, to string) object {
+		return object{"source": object{"namespace": []string{"shop"}, "name": from}, "destination": object{"namespace": []string{"shop"}, "name": to}}
+	}
+	update := object{"requirements": []any{}, "updates": changes}
+	for _, c := range []struct {
+		method, path string
+		body         any
+		may          bool
+	}{
+		{http.MethodGet, "/v1/config", nil, true},
+		{http.MethodGet, "/v1/namespaces/shop", nil, true},
+		{http.MethodHead, "/v1/namespaces/shop", nil, true},
+		{http.MethodGet, "/v1/namespaces/other", nil, false},
+		{http.MethodHead, "/v1/namespaces/other", nil, false},
+		{http.MethodGet, "/v1/namespaces/other/tables", nil, false},
+		{http.MethodGet, "/v1/namespaces/other/tables/seen", nil, false},
+		{http.MethodGet, "/v1/namespaces/shop/tables/seen", nil, true},
+		{http.MethodHead, "/v1/namespaces/shop/tables/seen", nil, true},
+		{http.MethodGet, "/v1/namespaces/shop/tables/hidden", nil, false},
+		{http.MethodHead, "/v1/namespaces/shop/tables/hidden", nil, false},
+		{http.MethodGet, "/v1/namespaces/shop/tables/hidden/credentials", nil, false},
+		{http.MethodPost, "/v1/namespaces/shop/tables/seen/metrics", object{"report-type": "scan-report"}, true},
+		{http.MethodPost, "/v1/namespaces/shop/tables/hidden/metrics", object{"report-type": "scan-report"}, false},
+		{http.MethodPost, "/v1/namespaces/shop/tables/seen", update, false},
+		{http.MethodPost, "/v1/namespaces/shop/tables/written", update, true},
+		{http.MethodPost, "/v1/transactions/commit", change("written", "owned"), true},
+		{http.MethodPost, "/v1/transactions/commit", change("written", "seen"), false},
+		{http.MethodPost, "/v1/transactions/commit", change("hidden"), false},
+		{http.MethodPost, "/v1/namespaces/shop/tables", object{"name": "new", "schema": columns}, false},
+		{http.MethodPost, "/v1/namespaces/shop/register", object{"name": "new", "metadata-location": "file:///x"}, false},
+		{http.MethodPost, "/v1/tables/rename", rename("hidden", "renamed"), false},
+		{http.MethodPost, "/v1/tables/rename", rename("owned", "hidden2"), false},
+		{http.MethodPost, "/v1/tables/rename", rename("owned", "renamed"), true},
+		{http.MethodDelete, "/v1/namespaces/shop/tables/written", nil, false},
+		{http.MethodDelete, "/v1/namespaces/shop/tables/hidden", nil, false},
+		{http.MethodDelete, "/v1/namespaces/shop/tables/renamed", nil, true},
+		{http.MethodPost, "/v1/namespaces", object{"namespace": []string{"shop2"}}, false},
+		{http.MethodPost, "/v1/namespaces/shop/properties", object{"updates": object{"a": "1"}}, false},
+		{http.MethodDelete, "/v1/namespaces/shop", nil, false},
+	} {
+		a := as(c.method, c.path, c.body)
+		if refused := a.status == http.StatusForbidden; refused == c.may || c.may && a.status >= 300 {
+			t.Errorf("%s %s: %d %s", c.method, c.path, a.status, a.body)
+		}
+	}
+}
+
 func TestParseRight(t *testing.T) {
 	t.Parallel()
 	for _, r := range []restcatalog.Right{restcatalog.None, restcatalog.Read, restcatalog.Write, restcatalog.Admin} {

@@ -80,6 +80,11 @@ func (s *Server) commitTransaction(w http.ResponseWriter, r *http.Request) error
 	if err != nil {
 		return err
 	}
+	for _, c := range changes {
+		if err := mayOn(r, Write, c.table); err != nil {
+			return err
+		}
+	}
 	if _, err := s.commit(r.Context(), changes); err != nil {
 		return err
 	}

@@ -57,8 +57,9 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	children := map[string]table.Identifier{}
+	caller := callerOf(r)
 	for _, n := range all {
-		if len(n) > len(parent) {
+		if len(n) > len(parent) && caller.sees(n) {
 			child := n[:len(parent)+1]
 			children[strings.Join(child, separator)] = child
 		}
@@ -154,6 +155,9 @@ func (s *Server) checkNamespace(p iceberg.Properties) error {
 
 func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
+	if err := maySee(r, n); err != nil {
+		return err
+	}
 	p, err := s.config.Catalog.LoadNamespaceProperties(r.Context(), n)
 	if err != nil {
 		return err
@@ -162,6 +166,9 @@ func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
+	if err := maySee(r, namespaceOf(r)); err != nil {
+		return err
+	}
 	exists, err := s.config.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
 	if err == nil && !exists {
 		err = catalog.ErrNoSuchNamespace

@@ -119,7 +119,7 @@ func New(c Config) (*Server, error) {
 type handler func(w http.ResponseWriter, r *http.Request) error
 
 func (s *Server) route() {
-	s.mux.Handle("GET /v1/config", s.answer(to(Read, s.getConfig)))
+	s.mux.Handle("GET /v1/config", s.answer(toSome(Read, s.getConfig)))
 	s.mux.Handle("POST "+tokenPath, http.HandlerFunc(s.getToken))
 	s.mux.Handle("/", s.answer(func(_ http.ResponseWriter, r *http.Request) error {
 		return &failure{status: http.StatusNotFound, kind: "NotFoundException", message: "this catalog does not serve " + r.Method + " " + r.URL.Path}
@@ -132,35 +132,40 @@ func (s *Server) route() {
 		method, path string
 		right        Right
 		h            handler
+		some         bool // it asks for rights to single tables itself
 	}{
-		{http.MethodGet, "/namespaces", Read, s.listNamespaces},
-		{http.MethodPost, "/namespaces", Admin, s.createNamespace},
-		{http.MethodGet, namespace, Read, s.loadNamespace},
-		{http.MethodHead, namespace, Read, s.namespaceExists},
-		{http.MethodDelete, namespace, Admin, s.dropNamespace},
-		{http.MethodPost, namespace + "/properties", Admin, s.updateNamespace},
-		{http.MethodGet, namespace + "/tables", Read, s.listTables},
-		{http.MethodPost, namespace + "/tables", Write, s.createTable},
-		{http.MethodPost, namespace + "/register", Admin, s.registerTable},
-		{http.MethodGet, table, Read, s.loadTable},
-		{http.MethodHead, table, Read, s.tableExists},
-		{http.MethodPost, table, Write, s.commitTable},
-		{http.MethodDelete, table, Admin, s.dropTable},
-		{http.MethodGet, table + "/credentials", Read, s.loadCredentials},
-		{http.MethodPost, table + "/metrics", Read, s.reportMetrics},
-		{http.MethodPost, "/tables/rename", Admin, s.renameTable},
-		{http.MethodPost, "/transactions/commit", Write, s.commitTransaction},
-		{http.MethodGet, namespace + "/views", Read, s.listViews},
+		{http.MethodGet, "/namespaces", Read, s.listNamespaces, true},
+		{http.MethodPost, "/namespaces", Admin, s.createNamespace, false},
+		{http.MethodGet, namespace, Read, s.loadNamespace, true},
+		{http.MethodHead, namespace, Read, s.namespaceExists, true},
+		{http.MethodDelete, namespace, Admin, s.dropNamespace, false},
+		{http.MethodPost, namespace + "/properties", Admin, s.updateNamespace, false},
+		{http.MethodGet, namespace + "/tables", Read, s.listTables, true},
+		{http.MethodPost, namespace + "/tables", Write, s.createTable, true},
+		{http.MethodPost, namespace + "/register", Admin, s.registerTable, true},
+		{http.MethodGet, table, Read, s.loadTable, false},
+		{http.MethodHead, table, Read, s.tableExists, false},
+		{http.MethodPost, table, Write, s.commitTable, false},
+		{http.MethodDelete, table, Admin, s.dropTable, false},
+		{http.MethodGet, table + "/credentials", Read, s.loadCredentials, false},
+		{http.MethodPost, table + "/metrics", Read, s.reportMetrics, false},
+		{http.MethodPost, "/tables/rename", Admin, s.renameTable, true},
+		{http.MethodPost, "/transactions/commit", Write, s.commitTransaction, true},
+		{http.MethodGet, namespace + "/views", Read, s.listViews, true},
 	} {
 		s.endpoints = append(s.endpoints, e.method+" /v1/{prefix}"+e.path)
-		s.serve(e.method, e.path, to(e.right, e.h))
+		permitted := to
+		if e.some {
+			permitted = toSome
+		}
+		s.serve(e.method, e.path, permitted(e.right, e.h))
 	}
 	// Clients that do not look at the list above learn that there are no views.
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
-		s.serve(method, namespace+"/views/{view}", to(Read, noView))
+		s.serve(method, namespace+"/views/{view}", toSome(Read, noView))
 	}
 	for _, path := range []string{namespace + "/views", namespace + "/register-view", "/views/rename"} {
-		s.serve(http.MethodPost, path, to(Read, noViews))
+		s.serve(http.MethodPost, path, toSome(Read, noViews))
 	}
 }
 

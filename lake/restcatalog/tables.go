@@ -30,13 +30,18 @@ func (i identifier) full() table.Identifier {
 func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r.PathValue("table")) }
 
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
-	n := namespaceOf(r)
+	n, caller := namespaceOf(r), callerOf(r)
+	if err := maySee(r, n); err != nil {
+		return err
+	}
 	var names []string
 	for ident, err := range s.config.Catalog.ListTables(r.Context(), n) {
 		if err != nil {
 			return err
 		}
-		names = append(names, ident[len(ident)-1])
+		if caller.on(ident) >= Read {
+			names = append(names, ident[len(ident)-1])
+		}
 	}
 	names, next, err := page(r, names)
 	if err != nil {
@@ -150,6 +155,9 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	ident := append(namespaceOf(r), c.Name)
+	if err := mayOn(r, Write, ident); err != nil {
+		return err
+	}
 	if err := checkName("name", c.Name); err != nil {
 		return err
 	}
@@ -224,6 +232,9 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 		Overwrite bool   `json:"overwrite"`
 	}
 	if err := read(r, &c); err != nil {
+		return err
+	}
+	if err := mayOn(r, Admin, append(namespaceOf(r), c.Name)); err != nil {
 		return err
 	}
 	if err := checkName("name", c.Name); err != nil {
@@ -350,6 +361,11 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	}
 	if c.From == nil || c.To == nil {
 		return badRequest("source, destination: one is missing")
+	}
+	for _, end := range []*identifier{c.From, c.To} {
+		if err := mayOn(r, Admin, end.full()); err != nil {
+			return err
+		}
 	}
 	if err := checkName("destination", c.To.full()...); err != nil {
 		return err

@@ -145,7 +145,7 @@ func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Hand
 
 func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
-	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, TokenLifetime: c.TokenLifetime,
+	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, OfTables: map[string]restcatalog.TableRights{}, TokenLifetime: c.TokenLifetime,
 		Turns: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) }}
 	granted, err := p.cfg.Auth.Granted()
 	if err != nil {
@@ -153,6 +153,9 @@ func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	}
 	for name, rights := range granted {
 		access.Rights[name] = catalogRight(rights)
+		if len(rights.Tables()) > 0 {
+			access.OfTables[name] = catalogTables(rights)
+		}
 	}
 	for _, keys := range []struct {
 		key  string

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/restcatalog"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
@@ -79,4 +80,36 @@ func catalogRight(rights auth.Rights) restcatalog.Right {
 		}
 	}
 	return restcatalog.None
+}
+
+// catalogTables are rights to single tables of the REST catalog, which have the names there that they have in SQL.
+func catalogTables(rights auth.Rights) restcatalog.TableRights {
+	return restcatalog.TableRights{
+		On: func(name lake.Name) restcatalog.Right {
+			for _, right := range []restcatalog.Right{restcatalog.Admin, restcatalog.Write, restcatalog.Read} {
+				if rights.Allow(auth.On(auth.Catalog, right.String()+"."+sqlName(name))) {
+					return right
+				}
+			}
+			return restcatalog.None
+		},
+		Within: func(namespace lake.Name) bool {
+			within := strings.Join(namespace, ".") + "."
+			return slices.ContainsFunc(rights.Tables(), func(given string) bool {
+				start, some := strings.CutSuffix(given, "*")
+				if len(namespace) == 1 && namespace[0] == lake.Namespace {
+					return !strings.Contains(given, ".")
+				}
+				return strings.HasPrefix(given, within) || some && strings.HasPrefix(within, start)
+			})
+		},
+	}
+}
+
+// sqlName is a table's name as queries address it.
+func sqlName(name lake.Name) string {
+	if len(name) == 2 && name[0] == lake.Namespace && !strings.Contains(name[1], ".") {
+		return name[1]
+	}
+	return strings.Join(name, ".")
 }
