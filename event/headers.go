@@ -1,9 +1,11 @@
 package event
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -73,39 +75,38 @@ var ErrNotEvent = errors.New("record is not an event")
 func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	e := Event{Stream: string(key), Data: value}
 	var err error
-	var subject, spec string
+	var subject, spec []byte
 	for _, h := range headers {
-		v := string(h.Value)
 		var bad error
-		switch h.Key {
+		switch h.Key { // conversions that do not escape do not allocate
 		case headerSpec:
-			spec = v
+			spec = h.Value
 		case headerID:
 			e.ID, bad = uuid.ParseBytes(h.Value)
 		case headerType:
-			e.Type = v
+			e.Type = intern(h.Value)
 		case headerSource:
-			if len(v) <= len(sourcePrefix) || v[:len(sourcePrefix)] != sourcePrefix {
+			if name, ours := bytes.CutPrefix(h.Value, []byte(sourcePrefix)); !ours || len(name) == 0 {
 				bad = fmt.Errorf("want %s<aggregate>", sourcePrefix)
 			} else {
-				e.Aggregate = v[len(sourcePrefix):]
+				e.Aggregate = intern(name)
 			}
 		case headerSubject:
-			subject = v
+			subject = h.Value
 		case headerTime:
-			e.OccurredAt, bad = parseTime(v)
+			e.OccurredAt, bad = parseTime(h.Value)
 		case headerRecorded:
-			e.RecordedAt, bad = parseTime(v)
+			e.RecordedAt, bad = parseTime(h.Value)
 		case headerVersion:
-			e.Version, bad = strconv.ParseUint(v, 10, 64)
+			e.Version, bad = strconv.ParseUint(string(h.Value), 10, 64)
 		case headerPosition:
-			e.Position, bad = ParsePosition(v)
+			e.Position, bad = ParsePosition(string(h.Value))
 		case headerCorrelation:
-			e.CorrelationID = v
+			e.CorrelationID = string(h.Value)
 		case headerCausation:
-			e.CausationID = v
+			e.CausationID = string(h.Value)
 		case headerTrace:
-			e.TraceParent = v
+			e.TraceParent = string(h.Value)
 		}
 		if bad != nil {
 			err = errors.Join(err, fmt.Errorf("header %s: %w", h.Key, bad))
@@ -113,11 +114,11 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	}
 	switch {
 	case err != nil:
-	case spec != specVersion:
+	case string(spec) != specVersion:
 		err = fmt.Errorf("header %s is %q, want %q", headerSpec, spec, specVersion)
 	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0, e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
 		err = errors.New("a required header is missing or zero: id, type, source, streamversion, time, recordedtime")
-	case e.Stream == "" || e.Stream != subject:
+	case e.Stream == "" || e.Stream != string(subject):
 		err = fmt.Errorf("key %q is not the subject %q", e.Stream, subject)
 	}
 	if err != nil {
@@ -126,8 +127,32 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	return e, nil
 }
 
-func parseTime(s string) (time.Time, error) {
-	t, err := time.Parse(time.RFC3339Nano, s)
+// intern returns b as a string, without an allocation for the names of known types and aggregates.
+func intern(b []byte) string {
+	if s, ok := interned()[string(b)]; ok {
+		return s
+	}
+	return string(b)
+}
+
+// interned holds the known names. Descriptors of events are registered before the first record is read.
+var interned = sync.OnceValue(func() map[string]string {
+	names := map[string]string{}
+	for _, a := range aggregates {
+		names[a.Name] = a.Name
+		if c, err := contractOf(a.Message); err == nil {
+			for name := range c.types {
+				names[name] = name
+			}
+		}
+	}
+	return names
+})
+
+func parseTime(b []byte) (t time.Time, err error) {
+	if t.UnmarshalText(b) != nil { // it is stricter, and does not allocate
+		t, err = time.Parse(time.RFC3339Nano, string(b))
+	}
 	if y := t.UTC().Year(); err == nil && (y < 1 || y > 9999) { // an offset led out of what RFC 3339 can write
 		err = fmt.Errorf("year %d is out of range", y)
 	}

@@ -63,6 +63,11 @@ type decoder interface {
 	append(to *row, e event.Event) error
 }
 
+// of is the record as the decoder of events takes it.
+func (r Record) of(a event.Aggregate) registry.Record {
+	return registry.Record{Topic: a.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers}
+}
+
 // eventRows is the Rows of a table that an aggregate's topic feeds.
 type eventRows struct {
 	of      event.Aggregate
@@ -81,7 +86,7 @@ func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, erro
 
 // Append implements Rows.
 func (x *eventRows) Append(ctx context.Context, r Record) (Appended, error) {
-	e, err := x.values.Event(ctx, x.of.Topic, r.Key, r.Value, r.Headers)
+	e, err := x.values.Event(ctx, r.of(x.of))
 	if err != nil {
 		return Appended{}, err
 	}

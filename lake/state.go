@@ -172,7 +172,7 @@ type stand struct {
 
 // Append implements Rows. It appends no row yet.
 func (x *states[S]) Append(ctx context.Context, r Record) (Appended, error) {
-	e, err := x.values.Event(ctx, x.declared.of.Topic, r.Key, r.Value, r.Headers)
+	e, err := x.values.Event(ctx, r.of(x.declared.of))
 	if err != nil {
 		return Appended{}, err
 	}

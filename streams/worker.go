@@ -140,7 +140,9 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 		return nil
 	}
 	m := it.unread
-	e, err := r.cfg.Decoder.Event(ctx, m.Topic, m.Key, m.Value, m.Headers)
+	e, err := r.cfg.Decoder.Event(ctx, registry.Record{
+		Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
+	})
 	switch {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err

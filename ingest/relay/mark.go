@@ -39,6 +39,9 @@ type identity struct {
 	// Every event up to base is on the log, and every later one is there, or will be, at or behind its partition's floor.
 	base   event.Position
 	floors []int64
+
+	// The name under which the transaction's records are sealed; empty where they are not.
+	seal string
 }
 
 func (m mark) identified() bool { return m.id != uuid.Nil }
@@ -59,6 +62,7 @@ const (
 	versionHeader    = "version"
 	baseHeader       = "base"
 	floorsHeader     = "floors"
+	sealHeader       = "seal"
 	signatureHeader  = "signature" // the last one
 )
 
@@ -105,6 +109,7 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 			floors[i] = strconv.FormatInt(f, 10)
 		}
 		add(floorsHeader, strings.Join(floors, ","))
+		add(sealHeader, m.seal)
 		add(signatureHeader, string(sign(secret, r.Key, r.Value, r.Headers)))
 	}
 	return r
@@ -146,7 +151,7 @@ func parseMark(m kafka.Message, secret []byte) (mark, error) {
 }
 
 func parseIdentity(headers map[string]string) (identity, error) {
-	id := identity{epoch: headers[epochHeader], topicID: headers[topicHeader], stream: headers[streamHeader]}
+	id := identity{epoch: headers[epochHeader], topicID: headers[topicHeader], stream: headers[streamHeader], seal: headers[sealHeader]}
 	var errs [4]error
 	var partitions int64
 	id.id, errs[0] = uuid.Parse(headers[eventHeader])

@@ -223,6 +223,9 @@ func (r *Relay) session(ctx context.Context) error {
 	if err := r.hook(resumed); err != nil {
 		return err
 	}
+	if err := r.announce(ctx, p, at.announce); err != nil {
+		return err
+	}
 	if at.renew != nil {
 		if err := r.commit(ctx, p, at, nil, *at.renew); err != nil {
 			return err
@@ -392,8 +395,14 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 		if err != nil {
 			return cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
 		}
+		headers := e.HeadersOf(contentType)
+		if err := r.cfg.Aggregate.Check(e); err == nil {
+			headers = append(headers, e.Seal(at.seal))
+		} else { // without a seal, every reader rejects it alike
+			r.log.Error("relay: the store has an event that readers reject", "event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
+		}
 		err = p.Produce(ctx, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: e.HeadersOf(contentType),
+			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: headers,
 		})
 		if err != nil {
 			return err

@@ -14,10 +14,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/type/money"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/commands/eventstore/sqlite"
 	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/kafka"
 	server "github.com/millrace/millrace/test/servers/kafka"
@@ -89,6 +93,7 @@ type writer struct {
 	versions map[string]uint64
 	streams  int
 	size     int
+	valid    bool // readers accept the events
 }
 
 func newWriter(s eventstore.Store) *writer {
@@ -105,6 +110,9 @@ func (w *writer) batch(ctx context.Context, n int) error {
 		for i := range data {
 			data[i] = byte(rand.N(256))
 		}
+		if w.valid {
+			data = orderPlaced(stream)
+		}
 		by[stream] = append(by[stream], event.Event{
 			ID: uuid.Must(uuid.NewV7()), Type: "millrace.order.v1.OrderPlaced", Data: data, OccurredAt: now, RecordedAt: now, CorrelationID: "c",
 		})
@@ -120,6 +128,18 @@ func (w *writer) batch(ctx context.Context, n int) error {
 		w.versions[stream] += uint64(len(events))
 	}
 	return nil
+}
+
+func orderPlaced(stream string) []byte {
+	amount := &money.Money{CurrencyCode: "GBP", Units: 2}
+	b, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Placed{Placed: &orderv1.OrderPlaced{
+		OrderId: stream, Currency: "GBP", Country: "FR", OrderedAt: timestamppb.Now(), Total: amount,
+		Lines: []*orderv1.OrderLine{{Number: 1, Sku: "A", Quantity: 1, UnitPrice: amount}},
+	}}})
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 func (w *writer) append(t testing.TB, n int) {

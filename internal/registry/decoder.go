@@ -16,6 +16,7 @@ import (
 // safe for concurrent use.
 type Decoder struct {
 	client   *Client
+	seals    Seals             // may be nil
 	messages map[string]string // expected full name by topic, where known
 
 	mu      sync.RWMutex
@@ -39,6 +40,25 @@ func NewDecoder(client *Client) *Decoder {
 	return d
 }
 
+// Record is a Kafka record as it was read.
+type Record struct {
+	Topic      string
+	Partition  int32
+	Offset     int64
+	Key, Value []byte
+	Headers    []event.Header
+}
+
+// Seals checks that records were published by the relay of their topic.
+type Seals interface {
+	// CheckSeal returns an error if the relay did not publish the record. It wraps event.ErrNotEvent, or ErrUnavailable if the caller
+	// should retry. sealed reports that the record has a valid seal. Relays seal only what passes event.CheckOn.
+	CheckSeal(ctx context.Context, r Record, e event.Event) (sealed bool, err error)
+}
+
+// CheckSeals makes Event reject records that the relay of their topic did not publish. Call it before the first use.
+func (d *Decoder) CheckSeals(s Seals) { d.seals = s }
+
 // Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is returned as it is.
 // Its error wraps ErrUnavailable where to try again makes sense; any other error means that the value cannot be read, now or later.
 func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
@@ -52,22 +72,31 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 	return message, nil
 }
 
-// Event is event.FromRecord, Decode and event.CheckOn in one: it reads an event from a record of the topic. Its errors wrap
-// event.ErrNotEvent, or ErrUnavailable where to try again makes sense.
-func (d *Decoder) Event(ctx context.Context, topic string, key, value []byte, headers []event.Header) (event.Event, error) {
-	e, err := event.FromRecord(key, value, headers)
+// Event reads an event from a record. It is the one definition of an event for every reader of the log: event.FromRecord, Decode,
+// event.CheckOn and the relay's seal. Its errors wrap event.ErrNotEvent, or ErrUnavailable if the caller should retry.
+func (d *Decoder) Event(ctx context.Context, r Record) (event.Event, error) {
+	e, err := event.FromRecord(r.Key, r.Value, r.Headers)
 	if err != nil {
 		return event.Event{}, err
 	}
-	if IsFramed(value) {
-		if e.Data, err = d.Decode(ctx, topic, value); err != nil {
+	if IsFramed(r.Value) {
+		if e.Data, err = d.Decode(ctx, r.Topic, r.Value); err != nil {
 			if errors.Is(err, ErrUnavailable) {
 				return event.Event{}, err
 			}
 			return event.Event{}, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
 		}
 	}
-	if err := event.CheckOn(topic, e); err != nil {
+	if d != nil && d.seals != nil {
+		sealed, err := d.seals.CheckSeal(ctx, r, e)
+		if err != nil {
+			return event.Event{}, err
+		}
+		if sealed { // so the relay has checked it: once for all readers
+			return e, nil
+		}
+	}
+	if err := event.CheckOn(r.Topic, e); err != nil {
 		return event.Event{}, err
 	}
 	return e, nil

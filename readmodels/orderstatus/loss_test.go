@@ -159,7 +159,7 @@ func TestALostReferenceShowsInTheDigest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close() //nolint:errcheck // the test is over
-	key := "millrace:orderstatus:v1:ref:{orderstatus:v1:00}:" + referenceOf(id)
+	key := "millrace:orderstatus:v2:ref:{orderstatus:v2:00}:" + referenceOf(id)
 	if _, err := fmt.Fprintf(conn, "*2\r\n$3\r\nDEL\r\n$%d\r\n%s\r\n", len(key), key); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ import (
 )
 
 // Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
-const Name = "orderstatus/v1"
+const Name = "orderstatus/v2"
 
 // View keeps one document per order in Redis. It is a streams.Sink.
 type View struct {

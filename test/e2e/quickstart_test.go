@@ -42,7 +42,7 @@ func quickStart(t *testing.T, env []string) {
 		}
 	}
 	shown := s.output.String()
-	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v1", "view catalog/v2", "table orders_events", "table order_lines", "table orders_current"} {
+	for _, sink := range []string{"store order", "topic millrace.orders", "view orderstatus/v2", "view catalog/v2", "table orders_events", "table order_lines", "table orders_current"} {
 		if !regexp.MustCompile(regexp.QuoteMeta(sink) + `\s+│\s+[1-9]`).MatchString(shown) {
 			t.Errorf("the table shows nothing in %q", sink)
 		}

@@ -192,7 +192,7 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	}
 	d := digest.New()
 	err = kafka.ReadAll(ctx, s.kafka, event.Order.Topic, nil, end, func(m kafka.Message) error {
-		e, err := decoder.Event(ctx, m.Topic, m.Key, m.Value, m.Headers)
+		e, err := decoder.Event(ctx, registry.Record{Topic: m.Topic, Key: m.Key, Value: m.Value, Headers: m.Headers})
 		if err == nil {
 			d.AddEvent(e)
 		}

@@ -29,7 +29,7 @@ func steps() []step {
 		{role: "relay", point: "relay.order.before commit", name: "before commit", at: 3},
 		{role: "relay", point: "relay.order.after commit", name: "after commit", at: 3, after: true},
 	}
-	for _, view := range []string{"orderstatus/v1", "catalog/v2"} {
+	for _, view := range []string{"orderstatus/v2", "catalog/v2"} {
 		name, _, _ := strings.Cut(view, "/")
 		all = append(all,
 			step{role: "views", point: "view." + view + ".apply.before", name: name + " before apply", at: 3},

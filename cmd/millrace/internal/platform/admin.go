@@ -416,7 +416,9 @@ func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Diges
 	}
 	d := digest.New()
 	err = kafka.ReadAll(ctx, p.kafka, topic, nil, end, func(m kafka.Message) error {
-		e, err := p.decoder.Event(ctx, topic, m.Key, m.Value, m.Headers)
+		e, err := p.decoder.Event(ctx, registry.Record{
+			Topic: topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
+		})
 		if errors.Is(err, registry.ErrUnavailable) {
 			return err
 		}

@@ -118,6 +118,9 @@ func (p *Platform) startKafka(ctx context.Context) error {
 	if err := p.startRegistry(); err != nil {
 		return err
 	}
+	if err := p.startSeals(); err != nil {
+		return err
+	}
 	if p.wanted[stores] && !p.has(Relay) {
 		byService := map[string]eventstore.Store{}
 		for _, a := range event.Aggregates() {
@@ -167,6 +170,23 @@ func (p *Platform) startRegistry() error {
 		return 0
 	})
 	p.background("schema registry", p.registry.Watch)
+	return nil
+}
+
+// startSeals has the readers of this process tell the relays' records from others.
+func (p *Platform) startSeals() error {
+	seals, err := relay.NewSeals(p.kafka, event.Aggregates())
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error {
+		seals.Close()
+		return nil
+	})
+	if p.decoder == nil {
+		p.decoder = registry.NewDecoder(nil)
+	}
+	p.decoder.CheckSeals(seals)
 	return nil
 }
 

@@ -1,0 +1,231 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
+)
+
+// seals are those that a reader of the broker goes by.
+func (b broker) seals(t *testing.T) *relay.Seals {
+	t.Helper()
+	s, err := relay.NewSeals(b.Config, []event.Aggregate{b.order})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (b broker) record(m kafka.Message) registry.Record {
+	return registry.Record{Topic: b.order.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers}
+}
+
+// judged reads the topic, and counts the records that a reader takes for the relay's and those that it does not.
+func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
+	t.Helper()
+	err := b.read(t.Context(), func(m kafka.Message) error {
+		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+		if err != nil {
+			return err
+		}
+		switch _, err := s.CheckSeal(t.Context(), b.record(m), e); {
+		case err == nil:
+			taken++
+		case errors.Is(err, event.ErrNotEvent):
+			refused++
+		default:
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return taken, refused
+}
+
+// What a relay has written is an event of its store. Whatever else looks like one is not, whoever has made it out of what.
+func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.valid = true
+		w.append(t, 30)
+		b.publish(t, s)
+		var real []kafka.Message
+		if err := b.read(t.Context(), func(m kafka.Message) error { real = append(real, m); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		first, err := event.FromRecord(real[0].Key, real[0].Value, real[0].Headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made := func(change func(*event.Event)) registry.Record {
+			e := first
+			change(&e)
+			r := b.record(real[0])
+			r.Offset, r.Headers, r.Value, r.Key = real[0].Offset+1000, e.Headers(), e.Data, []byte(e.Stream)
+			return r
+		}
+		changed := func(change func(*event.Event)) registry.Record { // and the seal kept
+			r := made(change)
+			r.Headers = append(r.Headers, real[0].Headers[len(real[0].Headers)-1])
+			return r
+		}
+		readers := b.seals(t)
+		for name, r := range map[string]registry.Record{
+			"of a stream that nobody knows":        made(func(e *event.Event) { e.ID, e.Stream, e.Version = uuid.New(), "ghost", 1 }),
+			"of the free version of a real stream": made(func(e *event.Event) { e.ID, e.Version = uuid.New(), 1000 }),
+			"the same event, made again":           made(func(*event.Event) {}),
+			"a copy with another version":          changed(func(e *event.Event) { e.Version++ }),
+			"a copy at another position":           changed(func(e *event.Event) { e.Position.Sequence = 99999999 }),
+			"a copy with another payload":          changed(func(e *event.Event) { e.Data = []byte("other") }),
+			"a copy of another stream":             changed(func(e *event.Event) { e.Stream = "ghost" }),
+			"another system's": func() registry.Record {
+				r := made(func(e *event.Event) { e.ID = uuid.New() })
+				r.Headers = append(r.Headers, first.Seal("elsewhere"))
+				return r
+			}(),
+		} {
+			e, err := event.FromRecord(r.Key, r.Value, r.Headers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := readers.CheckSeal(t.Context(), r, e); !errors.Is(err, event.ErrNotEvent) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if taken, refused := b.judged(t, readers); taken != 30 || refused != 0 {
+			t.Errorf("of the relay's 30 records %d are taken and %d refused", taken, refused)
+		}
+		// A reader that began before goes on, and so does a relay that takes over.
+		w.append(t, 20)
+		b.publish(t, s)
+		if taken, refused := b.judged(t, readers); taken != 50 || refused != 0 {
+			t.Errorf("of the relays' 50 records %d are taken and %d refused", taken, refused)
+		}
+		if taken, refused := b.judged(t, b.seals(t)); taken != 50 || refused != 0 {
+			t.Errorf("a new reader takes %d of the relays' 50 records and refuses %d", taken, refused)
+		}
+	})
+}
+
+// A topic that relays of earlier versions have written to stays what it is; what comes after a relay that seals has to be sealed.
+func TestRecordsOfEarlierVersions(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.valid = true
+		w.append(t, 30)
+		known, err := s.Read(t.Context(), event.Position{}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var old []kafka.Record
+		for _, e := range known {
+			old = append(old, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
+		}
+		b.produce(t, append(old, relay.MarkRecord(event.Position{}, known[29].Position, b.order.Service)))
+		before := b.seals(t)
+		if taken, refused := b.judged(t, before); taken != 30 || refused != 0 {
+			t.Fatalf("before there are seals %d of 30 records are taken and %d refused", taken, refused)
+		}
+		w.append(t, 10)
+		if got := b.publish(t, s).Published; got != 10 {
+			t.Fatalf("published %d events, want the 10 new ones", got)
+		}
+		late := known[0]
+		late.ID, late.Version = uuid.New(), 100
+		b.produce(t, []kafka.Record{b.onTopic(late, 0), b.onTopic(known[0], 1)})
+		for name, readers := range map[string]*relay.Seals{"who began before": before, "who begins now": b.seals(t)} {
+			eventually(t, func() bool { // who has found none yet looks once a second
+				taken, refused := b.judged(t, readers)
+				return taken == 40 && refused == 2
+			}, "%s takes the 40 events and refuses the 2 others", name)
+		}
+	})
+}
+
+// On a topic to which no relay has written anything, nothing is an event.
+func TestStraysBeforeTheFirstEvent(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		now := event.Time(time.Now())
+		stray := event.Event{ID: uuid.New(), Aggregate: "order", Type: "millrace.order.v1.OrderPlaced", Stream: "ghost", Version: 1, Data: []byte("x"), OccurredAt: now, RecordedAt: now}
+		b.produce(t, []kafka.Record{b.onTopic(stray, 0)})
+		run(t, b.newRelay(t, s))
+		readers := b.seals(t)
+		eventually(t, func() bool {
+			taken, refused := b.judged(t, readers)
+			return taken == 0 && refused == 1
+		}, "the stray is refused")
+	})
+}
+
+// Records among the announcements that no relay has made take no event away.
+func TestStrayAnnouncements(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		w := newWriter(s)
+		w.valid = true
+		w.append(t, 30)
+		b.publish(t, s)
+		key := b.order.Service + "/seal/"
+		strays := []kafka.Record{
+			{Topic: relay.PositionsTopic, Key: []byte(key), Value: []byte("0,0,0")},
+			{Topic: relay.PositionsTopic, Key: []byte(key + "x"), Value: []byte("junk")},
+			{Topic: relay.PositionsTopic, Key: []byte(key + "y"), Value: []byte("-1")},
+			{Topic: relay.PositionsTopic, Key: []byte(key + "z")},
+			{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
+		}
+		for n := range 100 {
+			strays = append(strays, kafka.Record{Topic: relay.PositionsTopic, Key: fmt.Appendf(nil, "%s%d", key, n), Value: []byte("0,0,0")})
+		}
+		b.produce(t, strays)
+		w.append(t, 10)
+		b.publish(t, s)
+		if taken, refused := b.judged(t, b.seals(t)); taken != 40 || refused != 0 {
+			t.Errorf("of 40 events %d are taken and %d refused", taken, refused)
+		}
+	})
+}
+
+// A log that cannot be asked makes nothing a stray: the reader tries again.
+func TestSealsWithoutTheLog(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := b.newStore(t)
+		newWriter(s).append(t, 1)
+		b.publish(t, s)
+		readers := b.seals(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		err := b.read(t.Context(), func(m kafka.Message) error {
+			e, err := event.FromRecord(m.Key, m.Value, m.Headers)
+			if err != nil {
+				return err
+			}
+			if _, err := readers.CheckSeal(ctx, b.record(m), e); !errors.Is(err, registry.ErrUnavailable) {
+				t.Errorf("%v, want %v", err, registry.ErrUnavailable)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
