@@ -26,8 +26,7 @@ import (
 // known of the streams before; to have it of all, drop the table, and it is landed anew.
 //
 // An event that was parked leaves a gap: the stream goes on without what it said, and its row has the version of the last event
-// that is in it. An event whose version the row has passed changes nothing. The event with version 1 is taken to be the first of
-// its stream. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until all that
+// that is in it. An event whose version the row has passed changes nothing; so does a second one with version 1. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until all that
 // stood in it has landed, as for every other reader that wants events in order.
 type state[S any] struct {
 	name, doc   string
@@ -152,6 +151,16 @@ type states[S any] struct {
 
 	known  *simplelru.LRU[string, knownRow[S]]
 	stands map[int32]stand
+
+	first  []newcomer // keys of the batch that nothing is known of
+	filter *keyFilter // of the table's keys; nil until it is needed
+}
+
+// newcomer is a key whose first event, with version 1, the batch has: either the stream is new, or the event comes once more.
+type newcomer struct {
+	key       string
+	partition int32
+	from      int64 // where the batch begins in the partition
 }
 
 // How many rows a lander remembers: a stream's events mostly come soon after one another.
@@ -198,6 +207,7 @@ func (x *states[S]) missing(from map[int32]int64) (keys []string) {
 			x.stands[partition] = stand{next: at, turn: s.turn + 1}
 		}
 	}
+	x.first = x.first[:0]
 	for key, changes := range x.changes {
 		first := changes[0]
 		known, ok := x.known.Get(key)
@@ -206,6 +216,26 @@ func (x *states[S]) missing(from map[int32]int64) (keys []string) {
 			x.before[key] = known.stateRow
 		case first.version > 1:
 			keys = append(keys, key)
+		default:
+			x.first = append(x.first, newcomer{key, first.partition, from[first.partition]})
+		}
+	}
+	return keys
+}
+
+// wantsKeys implements upserts.
+func (x *states[S]) wantsKeys() bool {
+	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.knows(n.partition, n.from) })
+}
+
+// keys implements upserts.
+func (x *states[S]) keys(f *keyFilter) { x.filter = f }
+
+// doubtful implements upserts.
+func (x *states[S]) doubtful() (keys []string) {
+	for _, n := range x.first {
+		if x.filter.may(n.key) {
+			keys = append(keys, n.key)
 		}
 	}
 	return keys
@@ -264,8 +294,14 @@ func (x *states[S]) fold(each func(key string, existed bool, rows Rows, from Rec
 func (x *states[S]) landed(next map[int32]int64) {
 	for _, r := range x.after {
 		x.known.Add(r.key, r)
+		if x.filter != nil {
+			x.filter.add(r.key)
+		}
 	}
 	for partition, at := range next {
+		if s := x.stands[partition]; x.filter.knows(partition, s.next) {
+			x.filter.upTo[partition] = at
+		}
 		x.stands[partition] = stand{next: at, turn: x.stands[partition].turn}
 	}
 	clear(x.changes)

@@ -210,6 +210,9 @@ func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 				}
 				partition := partitionOf(e.Stream) % 2
 				w.topic[partition] = append(w.topic[partition], e)
+				if rapid.IntRange(0, 5).Draw(rt, "again") == 0 {
+					w.topic[partition] = append(w.topic[partition], rapid.SampledFrom(w.topic[partition]).Draw(rt, "event"))
+				}
 			}
 		}
 		landSome := func() {

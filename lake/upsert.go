@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -26,6 +27,11 @@ type upserts interface {
 	// missing begins a landing where the table stands at from. It gives the keys whose row before, if there is one, must be
 	// looked for in the table.
 	missing(from map[int32]int64) []string
+	// wantsKeys reports whether the batch has the first events of streams, and it cannot be told whether these are new: keys gives the
+	// keys that the table has, where it stands at from. Then doubtful are those of them that may have a row, and must be looked for, too.
+	wantsKeys() bool
+	keys(*keyFilter)
+	doubtful() []string
 	// found takes the rows of such keys out of a batch of the table's rows; names are those of the columns.
 	found(rec arrow.RecordBatch, names []string) error
 	// fold gives the row of each key, as the batch leaves it, and tells whether the table has one of the key.
@@ -60,6 +66,14 @@ func (l *lander) settle(ctx context.Context, b *batch, rows Rows, w *fileWriter)
 	if err != nil {
 		return fmt.Errorf("table %s: %w", l.table.Name, err)
 	}
+	if held.wantsKeys() {
+		f, err := readKeys(ctx, have, names[0], maps.Clone(at.next))
+		if err != nil {
+			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
+		}
+		held.keys(f)
+	}
+	missing = append(missing, held.doubtful()...)
 	if err := lookUp(ctx, have, held, names, missing); err != nil {
 		return fmt.Errorf("look up rows of table %s: %w", l.table.Name, err)
 	}
