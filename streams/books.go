@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/internal/failpoint"
@@ -46,7 +47,16 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 func (r *Runtime) look(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
+	identify := time.Since(r.identified) >= identifyEvery
 	for _, topic := range r.cfg.Topics {
+		var now kafka.TopicInfo
+		if identify { // the client connects anew, and goes on in a topic that was made anew, without a word
+			var err error
+			if now, err = r.consumer.Topic(ctx, topic); err != nil {
+				return err
+			}
+			r.identified = time.Now()
+		}
 		ends, err := r.ends(ctx, topic)
 		if err != nil {
 			return err
@@ -59,7 +69,12 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 		for id := range ends {
 			p, at := r.parts[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
 			if _, there := stored[id]; p == nil {
+				if another(at.Topic, now.ID) {
+					at = Applied{}
+				}
 				r.cfg.Watermarks.set(topic, id, at)
+			} else if another(p.of(), now.ID) {
+				lost = fmt.Errorf("topic %s was deleted and made again (its id was %s and is %s): %w", topic, p.of(), now.ID, ErrLost)
 			} else if !there || p.savedAt().Next != at.Next {
 				lost = fmt.Errorf("partition %d of %s: %w", id, topic, ErrLost)
 			}
@@ -70,14 +85,31 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 	return lost
 }
 
+// start is where a partition's reading begins.
+type start struct {
+	saved Applied // what the sink holds
+	at    Applied // the same, unless that is a position in another topic
+	fresh bool    // the sink held nothing
+}
+
 // begin reads where the sink stands in partitions. Where it stands nowhere it is made to stand at the beginning, for what
-// is lost is seen by the position that is gone; fresh are these.
-func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (stored map[kafka.TopicPartition]Applied, fresh map[kafka.TopicPartition]bool, err error) {
-	stored, fresh = map[kafka.TopicPartition]Applied{}, map[kafka.TopicPartition]bool{}
+// is lost is seen by the position that is gone. A position in a topic that was made anew since says nothing of the one there is:
+// that is read from its beginning, which is a no-op for all that the sink has.
+func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kafka.TopicPartition]start, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	starts := map[kafka.TopicPartition]start{}
 	for _, topic := range r.cfg.Topics {
+		if !slices.ContainsFunc(ps, func(tp kafka.TopicPartition) bool { return tp.Topic == topic }) {
+			continue
+		}
+		info, err := r.consumer.Topic(ctx, topic)
+		if err != nil {
+			return nil, err
+		}
 		positions, err := r.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
-			return nil, nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
+			return nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
 		}
 		var first []Move
 		for _, tp := range ps {
@@ -85,20 +117,33 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (stored 
 				continue
 			}
 			at, there := positions[tp.Partition]
-			if !there {
-				first = append(first, Move{Partition: tp.Partition, First: true})
-				fresh[tp] = true
+			s := start{saved: at, at: at, fresh: !there}
+			switch {
+			case !there:
+				s.at.Topic = info.ID
+				s.saved = s.at
+				first = append(first, Move{Partition: tp.Partition, First: true, To: s.at})
+			case another(at.Topic, info.ID):
+				s.at = Applied{Topic: info.ID}
+				r.cfg.Logger.Error("streams: the topic was deleted and made again; the sink reads the new one from its beginning. Where they differ, "+
+					"`millrace verify` says so, and `millrace rebuild` makes topic and sink anew from the store",
+					"sink", r.cfg.Name, "topic", topic, "partition", tp.Partition, "was", at.Topic, "is", info.ID, "stood_at", at.Next)
+			default: // or saved by an earlier version
+				s.at.Topic = info.ID
 			}
-			stored[tp] = at
+			starts[tp] = s
 		}
 		if len(first) > 0 {
 			if err := r.cfg.Sink.SavePositions(ctx, topic, first); err != nil {
-				return nil, nil, fmt.Errorf("save the sink's first positions in %s: %w", topic, err)
+				return nil, fmt.Errorf("save the sink's first positions in %s: %w", topic, err)
 			}
 		}
 	}
-	return stored, fresh, nil
+	return starts, nil
 }
+
+// another reports whether two ids are of different topics, as far as they are known.
+func another(a, b string) bool { return a != "" && b != "" && a != b }
 
 // save tells the sink how far partitions are.
 func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {

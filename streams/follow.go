@@ -24,13 +24,21 @@ type FollowConfig struct {
 type Follower struct {
 	cfg    FollowConfig
 	looked chan struct{} // closed after the first look
+
+	identified map[string]identified // by topic; of Run alone
+}
+
+// identified is which topic has a name, and when that was asked.
+type identified struct {
+	id string
+	at time.Time
 }
 
 // NewFollower makes a Follower; Run runs it.
 func NewFollower(cfg FollowConfig) *Follower {
 	setDefault(&cfg.Every, 100*time.Millisecond)
 	setDefault(&cfg.Logger, slog.Default())
-	return &Follower{cfg: cfg, looked: make(chan struct{})}
+	return &Follower{cfg: cfg, looked: make(chan struct{}), identified: map[string]identified{}}
 }
 
 // Run looks until ctx ends, which is no error. What cannot be read now is read later. It can be called once.
@@ -69,6 +77,13 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range f.cfg.Topics {
+		if time.Since(f.identified[topic].at) >= identifyEvery {
+			info, err := admin.Topic(ctx, topic)
+			if err != nil {
+				return err
+			}
+			f.identified[topic] = identified{info.ID, time.Now()}
+		}
 		ends, err := admin.EndOffsets(ctx, topic)
 		if err != nil {
 			return err
@@ -78,7 +93,11 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 			return fmt.Errorf("read the sink's positions in %s: %w", topic, err)
 		}
 		for id := range ends {
-			f.cfg.Watermarks.set(topic, id, stored[id])
+			at := stored[id]
+			if another(at.Topic, f.identified[topic].id) { // the topic was made anew, and the sink has not begun with it
+				at = Applied{}
+			}
+			f.cfg.Watermarks.set(topic, id, at)
 		}
 		f.cfg.Watermarks.look(topic, ends)
 	}

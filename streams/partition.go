@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -31,24 +32,25 @@ type partition struct {
 }
 
 type slot struct {
-	next int64
-	pos  event.Position
-	asOf time.Time
-	done bool
+	next       int64
+	pos        event.Position
+	asOf       time.Time
+	partitions int32
+	done       bool
 }
 
-func newPartition(topic string, id int32, from Applied, marks *Watermarks) *partition {
-	p := &partition{topic: topic, id: id, marks: marks, applied: from, saved: from, read: from.Next, broken: map[string]bool{}}
+func newPartition(topic string, id int32, from start, marks *Watermarks) *partition {
+	p := &partition{topic: topic, id: id, marks: marks, applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}}
 	p.quiet = sync.NewCond(&p.mu)
-	marks.set(topic, id, from)
+	marks.set(topic, id, from.at)
 	return p
 }
 
 // add takes note of a record and returns its number, by which done knows it.
-func (p *partition) add(offset int64, e event.Event) uint64 {
+func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.slots = append(p.slots, slot{next: offset + 1, pos: e.Position, asOf: e.RecordedAt})
+	p.slots = append(p.slots, slot{next: offset + 1, pos: e.Position, asOf: e.RecordedAt, partitions: partitions})
 	p.read = offset + 1
 	p.marks.reached(p.topic, p.id, p.read)
 	return p.base + uint64(len(p.slots)) - 1
@@ -104,6 +106,7 @@ func (p *partition) advance() {
 		p.applied.Next = s.next
 		if !s.pos.IsZero() {
 			p.applied.Watermark, p.applied.AsOf = s.pos, s.asOf
+			p.applied.Partitions = cmp.Or(s.partitions, p.applied.Partitions)
 		}
 		n++
 	}
@@ -134,7 +137,7 @@ func (p *partition) drain() {
 func (p *partition) unsaved() (m Move, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Move{Partition: p.id, From: p.saved, To: p.applied}, p.applied.Next != p.saved.Next
+	return Move{Partition: p.id, From: p.saved, To: p.applied}, p.applied.Next != p.saved.Next || p.applied.Topic != p.saved.Topic
 }
 
 func (p *partition) setSaved(a Applied) {
@@ -153,4 +156,11 @@ func (p *partition) readTo() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.read
+}
+
+// of is the id of the topic that the partition is read from.
+func (p *partition) of() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.applied.Topic
 }

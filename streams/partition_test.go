@@ -15,7 +15,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		start := rapid.Int64Range(0, 100).Draw(rt, "start")
 		marks := NewWatermarks()
-		p := newPartition("topic", 0, Applied{Next: start}, marks)
+		p := newPartition("topic", 0, standsAt(Applied{Next: start}), marks)
 		type entry struct {
 			number uint64
 			next   int64
@@ -32,7 +32,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 				next += rapid.Int64Range(0, 2).Draw(rt, "gap")
 				sequence++
 				e := event.Event{Position: event.Position{Sequence: sequence}, RecordedAt: time.UnixMicro(int64(sequence)).UTC()}
-				n := p.add(next, e)
+				n := p.add(next, e, 0)
 				next++
 				entries = append(entries, entry{n, next, true, false, e.Position, e.RecordedAt})
 			case 2:
@@ -78,8 +78,8 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 
 func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 	t.Parallel()
-	p := newPartition("topic", 0, Applied{}, NewWatermarks())
-	inside, waiting := p.add(0, event.Event{}), p.add(1, event.Event{})
+	p := newPartition("topic", 0, start{}, NewWatermarks())
+	inside, waiting := p.add(0, event.Event{}, 0), p.add(1, event.Event{}, 0)
 	if !p.enter() {
 		t.Fatal("refused")
 	}
@@ -107,8 +107,10 @@ func TestAppliedAsText(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		want := Applied{
-			Next:      rapid.Int64().Draw(rt, "next"),
-			Watermark: event.Position{Transaction: rapid.Uint64().Draw(rt, "transaction"), Sequence: rapid.Uint64().Draw(rt, "sequence")},
+			Next:       rapid.Int64().Draw(rt, "next"),
+			Watermark:  event.Position{Transaction: rapid.Uint64().Draw(rt, "transaction"), Sequence: rapid.Uint64().Draw(rt, "sequence")},
+			Topic:      rapid.SampledFrom([]string{"", "AAAAAAAAAAAAAAAAAAAAAQ", "x"}).Draw(rt, "topic"),
+			Partitions: rapid.Int32().Draw(rt, "partitions"),
 		}
 		if micros := rapid.Int64Range(0, 1<<52).Draw(rt, "micros"); micros != 0 {
 			want.AsOf = time.UnixMicro(micros).UTC()
@@ -118,7 +120,12 @@ func TestAppliedAsText(t *testing.T) {
 			rt.Fatalf("%q: %v, %v, want %v", want.String(), got, err, want)
 		}
 	})
-	for _, s := range []string{"", "1", "1 2", "1 2.3", "x 2.3 4", "1 2.x 4", "1 2.3 x"} {
+	// An earlier version did not say of which topic it was.
+	earlier := Applied{Next: 7, Watermark: event.Position{Transaction: 3, Sequence: 2}, AsOf: time.UnixMicro(1000).UTC()}
+	if got, err := ParseApplied("7 3.2 1000"); err != nil || got != earlier || got.String() != "7 3.2 1000" {
+		t.Errorf("of an earlier version: %+v, %v", got, err)
+	}
+	for _, s := range []string{"", "1", "1 2", "1 2.3", "x 2.3 4", "1 2.x 4", "1 2.3 x", "1 2.3 4 5", "1 2.3 4 x id", "1 2.3 4 99999999999 id", "1 2.3 4 5 id more"} {
 		if a, err := ParseApplied(s); err == nil {
 			t.Errorf("%q is %v", s, a)
 		}
@@ -127,6 +134,8 @@ func TestAppliedAsText(t *testing.T) {
 
 func FuzzParseApplied(f *testing.F) {
 	f.Add("12 3.4 1700000000000000")
+	f.Add("12 3.4 1700000000000000 4 AAAAAAAAAAAAAAAAAAAAAQ")
+	f.Add("12 3.4 0 0 -")
 	f.Fuzz(func(t *testing.T, s string) {
 		a, err := ParseApplied(s)
 		if err != nil {
@@ -137,3 +146,5 @@ func FuzzParseApplied(f *testing.F) {
 		}
 	})
 }
+
+func standsAt(a Applied) start { return start{saved: a, at: a} }

@@ -44,6 +44,7 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 			return nil // another repair has sent that partition back already
 		}
 	}
+	gap := false // nothing is lost, and all is read again
 	restart, err := r.lostPartitions(ctx)
 	if err != nil {
 		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
@@ -56,23 +57,18 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 			ask.gap.park = parkedEvent(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
 			return nil
 		}
-		restart[gapAt] = Applied{}
+		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.of()}}
+		gap = true
 	}
 	seek := map[kafka.TopicPartition]int64{}
 	for tp, from := range restart {
 		r.cfg.Logger.Warn("streams: the sink lost what it held; reading again", "sink", r.cfg.Name,
-			"topic", tp.Topic, "partition", tp.Partition, "from", from.Next, "cause", ask.cause)
-		old := r.parts[tp]
-		old.drain()
-		p := newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
-		p.broken = old.broken
-		if tp == gapAt && from.Next == 0 {
-			p.saved, p.provenTo = old.savedAt(), old.readTo()
+			"topic", tp.Topic, "partition", tp.Partition, "from", from.at.Next, "cause", ask.cause)
+		old, p := r.restart(tp, from)
+		if tp == gapAt && gap {
+			p.provenTo = old.readTo()
 		}
-		r.mu.Lock()
-		r.parts[tp] = p
-		r.mu.Unlock()
-		seek[tp] = from.Next
+		seek[tp] = from.at.Next
 	}
 	for wait := minBackoff; len(seek) > 0; wait *= 2 { // a partition that was assigned this moment cannot seek yet
 		err := r.consumer.Seek(seek)
@@ -91,19 +87,51 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	return nil
 }
 
-// lostPartitions are those of ours that the sink does not have where we saved them, and where it has them.
-func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]Applied, error) {
+// restart begins a partition's reading again. What of it is in the sink is waited for.
+func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {
+	old = r.parts[tp]
+	old.drain()
+	p = newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
+	if !another(old.of(), from.at.Topic) {
+		p.broken = old.broken
+	}
+	r.mu.Lock()
+	r.parts[tp] = p
+	r.mu.Unlock()
+	return old, p
+}
+
+// lostPartitions are those of ours that the sink does not have where we saved them, or that are of a topic that is no more, and where
+// they begin.
+func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]start, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
-	stored, fresh, err := r.begin(ctx, slices.Collect(maps.Keys(r.parts)))
+	starts, err := r.begin(ctx, slices.Collect(maps.Keys(r.parts)))
 	if err != nil {
 		return nil, err
 	}
-	lost := map[kafka.TopicPartition]Applied{}
+	lost := map[kafka.TopicPartition]start{}
 	for tp, p := range r.parts {
-		if fresh[tp] || stored[tp].Next != p.savedAt().Next {
-			lost[tp] = stored[tp]
+		if s := starts[tp]; s.fresh || s.saved.Next != p.savedAt().Next || another(p.of(), s.at.Topic) {
+			lost[tp] = s
 		}
 	}
 	return lost, nil
+}
+
+// gone is asked on the poll loop where the log does not have the offset to read. In a topic that was made anew that is no wonder: it is
+// read from its beginning.
+func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool) {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	p := r.parts[tp]
+	if p == nil {
+		return false
+	}
+	starts, err := r.begin(ctx, []kafka.TopicPartition{tp})
+	if err != nil || !another(p.of(), starts[tp].at.Topic) {
+		return false
+	}
+	r.restart(tp, starts[tp])
+	return true
 }

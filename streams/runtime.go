@@ -35,6 +35,7 @@ const (
 	attemptTimeout = 30 * time.Second       // of one Sink.Apply or Sink.SavePositions
 	stopGrace      = 5 * time.Second        // that Apply has left when Run is told to stop
 	patience       = time.Second            // with a full queue, before fetching is paused
+	identifyEvery  = time.Second            // topics are looked at, whether they are still the same
 	pollFor        = 100 * time.Millisecond // the longest that a repair or a stop waits for the poll loop
 )
 
@@ -53,6 +54,8 @@ type Runtime struct {
 
 	mu    sync.Mutex // of parts, which the poll loop alone changes
 	parts map[kafka.TopicPartition]*partition
+
+	identified time.Time // when topics were last looked at; of keepBooks alone
 
 	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
 }
@@ -99,6 +102,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 			return r.assigned(ctx, ps)
 		},
 		Revoked: r.revoked,
+		Gone:    func(tp kafka.TopicPartition) bool { return r.gone(ctx, tp) },
 	})
 	if err != nil {
 		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
@@ -232,16 +236,16 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 // assigned starts partitions where the sink stands.
 func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
-		stored, _, err := r.begin(ctx, ps)
+		starts, err := r.begin(ctx, ps)
 		if err == nil {
-			starts := map[kafka.TopicPartition]int64{}
+			offsets := map[kafka.TopicPartition]int64{}
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for _, tp := range ps {
-				starts[tp] = stored[tp].Next
-				r.parts[tp] = newPartition(tp.Topic, tp.Partition, stored[tp], r.cfg.Watermarks)
+				offsets[tp] = starts[tp].at.Next
+				r.parts[tp] = newPartition(tp.Topic, tp.Partition, starts[tp], r.cfg.Watermarks)
 			}
-			return starts
+			return offsets
 		}
 		r.cfg.Logger.Warn("streams: cannot start partitions", "sink", r.cfg.Name, "partitions", ps, "again in", wait, "error", err)
 		select {

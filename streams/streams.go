@@ -8,9 +8,12 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/millrace/millrace/event"
@@ -29,27 +32,51 @@ type Applied struct {
 	Next      int64          // offset to read next
 	Watermark event.Position // store position of the last event before Next
 	AsOf      time.Time      // when that event was recorded; zero before the first
+
+	// Topic is the id of the topic that this is a position in, for one that is made anew under the same name has other offsets.
+	// Empty where the brokers have no ids, and in positions that earlier versions saved.
+	Topic string
+	// Partitions are those that the topic's keys were spread over at that event; 0 where it did not say. A topic that was widened
+	// has more.
+	Partitions int32
 }
 
-// String is how a sink may keep it: "next transaction.sequence microseconds". ParseApplied reads it.
+// String is how a sink may keep it: "next transaction.sequence microseconds partitions topic", of which earlier versions have the
+// first three. ParseApplied reads it.
 func (a Applied) String() string {
 	var micros int64
 	if !a.AsOf.IsZero() {
 		micros = a.AsOf.UnixMicro()
 	}
-	return fmt.Sprintf("%d %s %d", a.Next, a.Watermark, micros)
+	s := fmt.Sprintf("%d %s %d", a.Next, a.Watermark, micros)
+	if a.Topic != "" || a.Partitions != 0 {
+		s += fmt.Sprintf(" %d %s", a.Partitions, cmp.Or(a.Topic, noTopic))
+	}
+	return s
 }
+
+const noTopic = "-"
 
 // ParseApplied reads what String wrote.
 func ParseApplied(s string) (Applied, error) {
-	var a Applied
-	var watermark string
-	var micros int64
-	if _, err := fmt.Sscanf(s, "%d %s %d", &a.Next, &watermark, &micros); err != nil {
-		return Applied{}, fmt.Errorf("position of a sink %q: want three words: %w", s, err)
+	words := strings.Fields(s)
+	if len(words) != 3 && len(words) != 5 {
+		return Applied{}, fmt.Errorf("position of a sink %q: want three words, or five", s)
 	}
-	var err error
-	if a.Watermark, err = event.ParsePosition(watermark); err != nil {
+	var a Applied
+	var errs [4]error
+	var micros, partitions int64
+	a.Next, errs[0] = strconv.ParseInt(words[0], 10, 64)
+	a.Watermark, errs[1] = event.ParsePosition(words[1])
+	micros, errs[2] = strconv.ParseInt(words[2], 10, 64)
+	if len(words) == 5 {
+		partitions, errs[3] = strconv.ParseInt(words[3], 10, 32)
+		a.Partitions, a.Topic = int32(partitions), words[4]
+		if a.Topic == noTopic {
+			a.Topic = ""
+		}
+	}
+	if err := errors.Join(errs[:]...); err != nil {
 		return Applied{}, fmt.Errorf("position of a sink %q: %w", s, err)
 	}
 	if micros != 0 {

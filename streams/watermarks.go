@@ -1,6 +1,7 @@
 package streams
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -37,12 +38,27 @@ func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicM
 func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event.Position) error {
 	return w.await(ctx, fmt.Sprintf("position %s of %s", position, topic), func() bool {
 		t := w.topics[topic]
-		if t == nil || !t.complete {
-			return false
-		}
-		m := t.partitions[kafka.Partition([]byte(key), int32(len(t.partitions)))]
-		return m != nil && m.applied.Watermark.Compare(position) >= 0
+		return t != nil && t.complete && t.reached([]byte(key), position)
 	})
+}
+
+// reached reports whether the partition of a key has been applied up to a position. Which one that is, the events on it tell, and not
+// the topic, which may have been widened since: the partition that the event stands on has an event from there on, which says over
+// how many partitions keys are spread. Where none says so, an earlier version published them, over all that there were.
+func (t *topicMarks) reached(key []byte, position event.Position) bool {
+	var otherwise mark // the newest one that says it
+	for _, m := range t.partitions {
+		if m.applied.Partitions > 0 && m.applied.Watermark.Compare(otherwise.applied.Watermark) >= 0 {
+			otherwise = *m
+		}
+	}
+	for id, m := range t.partitions {
+		partitions := cmp.Or(m.applied.Partitions, otherwise.applied.Partitions, int32(len(t.partitions)))
+		if m.applied.Watermark.Compare(position) >= 0 && kafka.Partition(key, partitions) == id {
+			return true
+		}
+	}
+	return false
 }
 
 // WaitFor returns nil once the partitions of a topic have been applied up to the given offsets.

@@ -3,7 +3,11 @@ package streams
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
+
+	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
@@ -72,4 +76,46 @@ func TestLag(t *testing.T) {
 	lag(4, true)
 	w.set("topic", 1, Applied{}) // the sink was flushed
 	lag(16, true)
+}
+
+// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the partition that the event stands on
+// has come to it, and no sooner.
+func TestWaitFindsTheEventsPartition(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		spread := rapid.Int32Range(1, 8).Draw(rt, "spread")
+		wide := spread + rapid.Int32Range(0, 8).Draw(rt, "more")
+		w := NewWatermarks()
+		ends, applied := map[int32]int64{}, make([]Applied, wide)
+		for id := range wide {
+			ends[id] = 0
+			w.set("topic", id, Applied{})
+		}
+		w.look("topic", ends)
+		type published struct {
+			key string
+			at  event.Position
+			on  int32
+		}
+		var log []published
+		for i := range rapid.IntRange(1, 40).Draw(rt, "events") {
+			key := fmt.Sprint("key-", rapid.IntRange(0, 20).Draw(rt, "key"))
+			log = append(log, published{key, at(uint64(i + 1)), kafka.Partition([]byte(key), spread)})
+		}
+		// Partitions are applied in any order, each in its own.
+		for left := log; len(left) > 0; {
+			i := rapid.IntRange(0, len(left)-1).Draw(rt, "next")
+			on := left[i].on
+			i = slices.IndexFunc(left, func(p published) bool { return p.on == on })
+			applied[on] = Applied{Next: applied[on].Next + 1, Watermark: left[i].at, Partitions: spread}
+			w.set("topic", on, applied[on])
+			left = slices.Delete(slices.Clone(left), i, i+1)
+			for _, p := range log {
+				got := w.topics["topic"].reached([]byte(p.key), p.at)
+				if want := applied[p.on].Watermark.Compare(p.at) >= 0; got != want {
+					rt.Fatalf("%d of %d partitions: the event of %s at %s is applied: %v, and reached says %v", spread, wide, p.key, p.at, want, got)
+				}
+			}
+		}
+	})
 }

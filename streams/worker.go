@@ -40,7 +40,7 @@ func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	} else {
 		it.unread = m
 	}
-	it.number = p.add(m.Offset, e)
+	it.number = p.add(m.Offset, e, kafka.PartitionsOf(m.Headers))
 	return it
 }
 

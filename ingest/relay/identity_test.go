@@ -57,6 +57,9 @@ func (b broker) whole(t *testing.T, s eventstore.Store) {
 		if e.Version != version[e.Stream]+1 {
 			t.Errorf("stream %s: version %d follows %d", e.Stream, e.Version, version[e.Stream])
 		}
+		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // an earlier version does not say it
+			t.Errorf("stream %s is on partition %d, and says that keys are spread over %d", e.Stream, m.Partition, n)
+		}
 		at[e.Stream], version[e.Stream] = m.Partition, e.Version
 		return nil
 	})
@@ -165,6 +168,15 @@ func TestTheTopicIsWidened(t *testing.T) {
 			w.append(t, 60)
 			b.publish(t, s)
 			b.whole(t, s)
+			err := b.read(t.Context(), func(m kafka.Message) error {
+				if n := kafka.PartitionsOf(m.Headers); n != 4 {
+					t.Errorf("a record says that keys are spread over %d partitions, want 4", n)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 		})
 	})
 	t.Run("while publishing", func(t *testing.T) {

@@ -385,7 +385,7 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 		}
 	}()
 
-	published := uint64(0)
+	published, spread := uint64(0), kafka.PartitionsHeader(at.partitions)
 	for _, e := range batch {
 		if at.has(e) {
 			continue
@@ -402,7 +402,7 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 			r.log.Error("relay: the store has an event that readers reject", "event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
 		err = p.Produce(ctx, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: headers,
+			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
 		})
 		if err != nil {
 			return err

@@ -30,6 +30,9 @@ type ConsumerConfig struct {
 	// is read from the beginning, wherever that is. Any other offset must be in the log, or Poll fails with ErrOutOfRange. It is
 	// called within Poll.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
+	// Gone is asked, within Poll, about a partition that does not have the offset to read, and reports whether it is to be read from
+	// its beginning; nil never does.
+	Gone func(TopicPartition) bool
 	// Revoked is told which partitions go, before another member can get them; of those lost, another may have them already.
 	// It is called within Poll and Close.
 	Revoked func(partitions []TopicPartition, lost bool)
@@ -203,7 +206,7 @@ func (c *Consumer) outOfRange() error {
 		if start <= *at && *at <= end {
 			continue
 		}
-		if *at != 0 {
+		if *at != 0 && (c.cfg.Gone == nil || !c.cfg.Gone(p)) {
 			return fmt.Errorf("kafka: group %s: %w: offset %d of %s/%d, which holds %d to %d", c.cfg.Group, ErrOutOfRange, *at, p.Topic, p.Partition, start, end)
 		}
 		*at = start
@@ -276,6 +279,11 @@ func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
 // Ends asks the brokers where the partitions of a topic end: the offset behind the last record that Poll can return now.
 func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	return c.admin.EndOffsets(ctx, topic)
+}
+
+// Topic asks which topic has a name.
+func (c *Consumer) Topic(ctx context.Context, name string) (TopicInfo, error) {
+	return c.admin.Topic(ctx, name)
 }
 
 // closeTimeout is longer than a close takes that goes well, or that gives up because no broker answers.

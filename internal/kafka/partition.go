@@ -1,5 +1,11 @@
 package kafka
 
+import (
+	"strconv"
+
+	"github.com/millrace/millrace/event"
+)
+
 // AnyPartition leaves the choice of a record's partition to its key, as Partition computes it.
 const AnyPartition int32 = -1
 
@@ -8,6 +14,29 @@ const AnyPartition int32 = -1
 // not be nil: records without a key go anywhere.
 func Partition(key []byte, partitions int32) int32 {
 	return int32(murmur2(key)&0x7fffffff) % partitions
+}
+
+// headerPartitions is on each event: over how many partitions its topic's keys were spread. A topic that was widened has more, and
+// its keys stay where they are.
+const headerPartitions = "millrace-partitions"
+
+// PartitionsHeader says over how many partitions a record's topic has its keys spread.
+func PartitionsHeader(partitions int32) event.Header {
+	return event.Header{Key: headerPartitions, Value: strconv.AppendInt(nil, int64(partitions), 10)}
+}
+
+// PartitionsOf reads PartitionsHeader from a record's headers; 0 where there is none that makes sense.
+func PartitionsOf(headers []event.Header) int32 {
+	for i := len(headers) - 1; i >= 0; i-- { // the relay adds it last
+		if headers[i].Key != headerPartitions {
+			continue
+		}
+		if n, err := strconv.ParseInt(string(headers[i].Value), 10, 32); err == nil && n > 0 {
+			return int32(n)
+		}
+		return 0
+	}
+	return 0
 }
 
 // murmur2 is Austin Appleby's 32-bit MurmurHash2 with the seed that Kafka took.

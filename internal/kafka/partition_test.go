@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -49,4 +50,25 @@ func TestPartitionTellsWhereTheProducerWrites(t *testing.T) {
 			t.Fatalf("read %d records of %d", seen, len(records))
 		}
 	})
+}
+
+func TestPartitionsHeader(t *testing.T) {
+	t.Parallel()
+	h := func(key, value string) event.Header { return event.Header{Key: key, Value: []byte(value)} }
+	for want, headers := range map[int32][]event.Header{
+		4:   {h("a", "7"), kafka.PartitionsHeader(4)},
+		128: {kafka.PartitionsHeader(128), h("traceparent", "x")},
+	} {
+		if got := kafka.PartitionsOf(headers); got != want {
+			t.Errorf("%v: %d", headers, got)
+		}
+	}
+	for _, value := range []string{"", "0", "-4", "x", "4294967296", "4 "} {
+		if got := kafka.PartitionsOf([]event.Header{h(kafka.PartitionsHeader(1).Key, value)}); got != 0 {
+			t.Errorf("%q: %d", value, got)
+		}
+	}
+	if got := kafka.PartitionsOf(nil); got != 0 {
+		t.Errorf("none: %d", got)
+	}
 }

@@ -1,0 +1,211 @@
+package streams_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/streams/streamstest"
+	server "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// spread writes events over so many partitions, as the relay does, whatever the topic has.
+func (l log) spread(t *testing.T, partitions int32, events ...event.Event) {
+	t.Helper()
+	records := make([]kafka.Record, len(events))
+	for i, e := range events {
+		records[i] = l.Record(e)
+		records[i].Partition = kafka.Partition([]byte(e.Stream), partitions)
+		records[i].Headers = append(records[i].Headers, kafka.PartitionsHeader(partitions))
+	}
+	l.WriteRecords(t, records...)
+}
+
+// recreate deletes the topic and makes it again, empty.
+func (l log) recreate(t *testing.T) {
+	t.Helper()
+	if err := server.Delete(t.Context(), l.on.Brokers, l.Topic); err != nil {
+		t.Fatal(err)
+	}
+	streamstest.Eventually(t, "the topic is made again", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return kafka.EnsureTopics(ctx, l.on, kafka.Topic{Name: l.Topic, Partitions: partitions}) == nil
+	})
+	again := streamstest.NewLog(t, l.on, l.Topic) // what the producer before knew of the topic does not hold for this one
+	again.Events, again.Versions = l.Events, l.Versions
+	*l.Log = *again
+}
+
+// follow follows a sink that somebody else feeds.
+func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
+	t.Helper()
+	marks := streams.NewWatermarks()
+	f := streams.NewFollower(streams.FollowConfig{
+		Name: "view-of-" + l.Topic, Topics: []string{l.Topic}, Sink: sink, Watermarks: marks, Kafka: l.on, Every: 5 * time.Millisecond, Logger: streamstest.Quiet,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return marks
+}
+
+// Keys of a widened topic stay where they are. Who waits for an event waits for the partition that it stands on, in the process that
+// feeds the sink and in others, and sees nothing older.
+func TestWaitInAWidenedTopic(t *testing.T) {
+	t.Parallel()
+	for _, wide := range []int{6, 8, 13} {
+		for name, restarted := range map[string]bool{"while it is read": false, "and read again": true} {
+			t.Run(fmt.Sprintf("from 4 to %d %s", wide, name), func(t *testing.T) {
+				t.Parallel()
+				each(t, func(t *testing.T, on kafka.Config) {
+					l, sink := newLog(t, on), newMemory()
+					l.spread(t, partitions, l.events("s", 40, 80)...)
+					r := start(t, config(l, sink))
+					r.catchUp(t)
+					if restarted {
+						r.stop()
+					}
+					if err := server.Widen(t.Context(), on.Brokers, l.Topic, wide); err != nil {
+						t.Fatal(err)
+					}
+					if restarted {
+						r = start(t, config(l, sink))
+						r.catchUp(t)
+					}
+					others := follow(t, l, sink)
+					events := l.events("s", 40, 40)
+					l.spread(t, partitions, events...)
+					for _, e := range events {
+						for who, marks := range map[string]*streams.Watermarks{"the one that feeds it": r.marks, "another": others} {
+							ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+							err := marks.Wait(ctx, l.Topic, e.Stream, e.Position)
+							cancel()
+							if err != nil {
+								t.Fatalf("%s, stream %s: %v", who, e.Stream, err)
+							}
+							if got := sink.version(e.Stream); got < e.Version {
+								t.Fatalf("%s, stream %s: version %d is shown to who waited for %d", who, e.Stream, got, e.Version)
+							}
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+func (s *memory) version(stream string) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.versions[stream]
+}
+
+// A topic that was deleted and made again has other offsets. A sink that stands in the old one reads the new one from its beginning,
+// whether that is shorter by now or has grown past where the sink stood.
+func TestTheTopicIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	for name, more := range map[string]int{"and is shorter": 0, "and has grown past": 400} {
+		t.Run(name+", while stopped", func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, on kafka.Config) {
+				l, sink := newLog(t, on), newMemory()
+				for range 40 { // each with a marker behind it
+					l.Write(t, l.events("s", 10, 1)...)
+				}
+				r := start(t, config(l, sink))
+				r.catchUp(t)
+				r.stop()
+				marks := follow(t, l, sink)
+				streamstest.Eventually(t, "who follows the sink sees that it has all", func() bool {
+					lag, known := marks.Lag(l.Topic)
+					return known && lag == 0
+				})
+
+				l.recreate(t)
+				l.Write(t, l.Events...)
+				l.Write(t, l.events("n", more, more)...) // new streams: no gap tells that they are missing
+				streamstest.Eventually(t, "who follows the sink sees that it has nothing of this topic", func() bool {
+					lag, known := marks.Lag(l.Topic)
+					return known && lag >= uint64(len(l.Events))
+				})
+				r = start(t, config(l, sink))
+				r.catchUp(t)
+				sink.holds(t, l.Versions)
+				r.stop()
+				r = start(t, config(l, sink)) // and goes on from there
+				l.Write(t, l.events("s", 10, 10)...)
+				r.catchUp(t)
+				sink.holds(t, l.Versions)
+			})
+		})
+	}
+	t.Run("while it is read", func(t *testing.T) {
+		t.Parallel()
+		each(t, func(t *testing.T, on kafka.Config) {
+			l, sink := newLog(t, on), newMemory()
+			for range 40 {
+				l.Write(t, l.events("s", 10, 1)...)
+			}
+			r := start(t, config(l, sink))
+			r.catchUp(t)
+			l.recreate(t)
+			l.Write(t, l.Events...)
+			l.Write(t, l.events("n", 400, 400)...)
+			streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
+			sink.holds(t, l.Versions)
+		})
+	})
+}
+
+func (s *memory) streams() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.versions)
+}
+
+// Positions that an earlier version saved do not say of which topic they are. They are taken to be of the one there is, and say so
+// from then on.
+func TestPositionsOfAnEarlierVersion(t *testing.T) {
+	t.Parallel()
+	l, sink := newLog(t, shared), newMemory()
+	l.Write(t, l.events("s", 10, 50)...)
+	r := start(t, config(l, sink))
+	r.catchUp(t)
+	r.stop()
+	sink.mu.Lock()
+	for id, a := range sink.positions[l.Topic] {
+		a.Topic, a.Partitions = "", 0
+		sink.positions[l.Topic][id] = a
+	}
+	sink.mu.Unlock()
+	_, before := sink.counts()
+	r = start(t, config(l, sink))
+	r.catchUp(t)
+	streamstest.Eventually(t, "the positions say of which topic they are", func() bool {
+		saved, _ := sink.Positions(t.Context(), l.Topic)
+		for _, a := range saved {
+			if a.Topic == "" {
+				return false
+			}
+		}
+		return len(saved) == partitions
+	})
+	if _, after := sink.counts(); after != before {
+		t.Errorf("%d records were delivered again", after-before)
+	}
+	l.recreate(t)
+	l.Write(t, l.Events...)
+	l.Write(t, l.events("n", 100, 100)...)
+	streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
+}
