@@ -25,6 +25,7 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 		if errors.Is(err, ErrLost) {
 			r.askRepair(ctx, err, nil)
 		}
+		r.parked.tell(false)
 		switch {
 		case ctx.Err() != nil:
 			return

@@ -47,6 +47,7 @@ type Runtime struct {
 	repairs  chan repair
 	attempts context.Context // ends stopGrace after Run's
 	parking  parking
+	parked   parkLog
 	running  chan struct{} // closed once consumer is set
 
 	closing  sync.RWMutex // of consumer, for CatchUp: all else ends before it is closed
@@ -69,7 +70,7 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
-		parts: map[kafka.TopicPartition]*partition{}, parking: parking{cfg: cfg.Kafka},
+		parts: map[kafka.TopicPartition]*partition{}, parking: parking{cfg: cfg.Kafka}, parked: parkLog{sink: cfg.Name, logger: cfg.Logger},
 	}
 	for range cfg.Workers {
 		r.lanes = append(r.lanes, make(chan *item, max(1, cfg.Queue/cfg.Workers)))
@@ -121,6 +122,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
 	running.Wait()
 	r.parking.close()
+	r.parked.tell(true)
 	r.closing.Lock()
 	r.consumer = nil
 	r.closing.Unlock()

@@ -191,6 +191,6 @@ func (r *Runtime) attempt(batch []*item) error {
 	if err := r.parking.put(ctx, park); err != nil {
 		return err
 	}
-	r.cfg.Logger.Error("streams: parked records", "sink", r.cfg.Name, "records", len(park), "first", string(park[0].Key), "topic", ParkTopic)
+	r.parked.add(park)
 	return nil
 }

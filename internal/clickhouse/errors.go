@@ -27,7 +27,13 @@ const (
 	CodeSyntax           = 62
 	CodeUnknownDatabase  = 81
 	CodeFileDoesntExist  = 107
+	CodeCannotRead       = 74 // a file
+	CodeCannotWrite      = 75
+	CodeCannotOpen       = 76
 	CodeTimeout          = 159
+	CodeSocketTimeout    = 209
+	CodeNetwork          = 210
+	CodeNoSpace          = 243
 	CodeReadOnly         = 164
 	CodeNotImplemented   = 48
 	CodeTooMany          = 202

@@ -50,6 +50,54 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 	)
 }
 
+// OperationOptions are the options of a service that those call who run the system. Requests are read as by HandlerOptions; an error
+// that is no *connect.Error is a store, a broker or a disk that did not answer, and whoever looks into that is told which and why.
+func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
+	d := door{logger: logger, clock: time.Now, strict: true}
+	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))
+}
+
+type operations struct{ door }
+
+func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		err := o.validate(req.Any())
+		if err != nil {
+			return nil, o.told(ctx, req.Spec(), err)
+		}
+		res, err := next(ctx, req)
+		if err != nil {
+			return nil, o.told(ctx, req.Spec(), err)
+		}
+		return res, nil
+	}
+}
+
+func (o operations) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		if err := next(ctx, conn); err != nil {
+			return o.told(ctx, conn.Spec(), err)
+		}
+		return nil
+	}
+}
+
+func (operations) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (o operations) told(ctx context.Context, spec connect.Spec, err error) error {
+	var typed *connect.Error
+	switch {
+	case errors.As(err, &typed):
+		return typed
+	case ctx.Err() != nil:
+		return o.public(ctx, spec, ctx.Err())
+	}
+	o.logger.WarnContext(ctx, "call failed", "procedure", spec.Procedure, "error", err)
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("something that this asks did not answer: %w", err))
+}
+
 // Option changes what a door takes.
 type Option func(*door)
 

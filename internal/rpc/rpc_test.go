@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
+	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/internal/rpc"
@@ -152,5 +155,64 @@ func TestLargeRequestIsRefused(t *testing.T) {
 	m.Reference = strings.Repeat("x", rpc.MaxRequestBytes)
 	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("%v", err)
+	}
+}
+
+// operations answers with what it is told to.
+type operations struct {
+	adminv1connect.UnimplementedAdminServiceHandler
+	fail func(ctx context.Context) error
+}
+
+func (o operations) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+	return nil, o.fail(ctx)
+}
+
+func (o operations) Verify(ctx context.Context, _ *connect.Request[adminv1.VerifyRequest], _ *connect.ServerStream[adminv1.VerifyResponse]) error {
+	return o.fail(ctx)
+}
+
+// Who runs the system is told what does not answer, and that it may be tried again: a store that is away is nobody's bug.
+func TestErrorsOfOperations(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fail func(ctx context.Context) error
+		code connect.Code
+		says string
+	}{
+		"a store that is away": {func(context.Context) error { return fmt.Errorf("store of order: %w", errors.New("connection refused")) }, connect.CodeUnavailable, "store of order: connection refused"},
+		"a disk that is full":  {func(context.Context) error { return syscall.ENOSPC }, connect.CodeUnavailable, "no space left"},
+		"a store that is slow": {func(context.Context) error { return fmt.Errorf("store of order: %w", context.DeadlineExceeded) }, connect.CodeUnavailable, "store of order"},
+		"a typed error":        {func(context.Context) error { return connect.NewError(connect.CodeAborted, errors.New("moved")) }, connect.CodeAborted, "moved"},
+		"a panic":              {func(context.Context) error { panic("bug") }, connect.CodeInternal, "log"},
+		"the call's deadline": {func(ctx context.Context) error {
+			<-ctx.Done()
+			return errors.New("a query was cancelled")
+		}, connect.CodeDeadlineExceeded, ""},
+	} {
+		mux := http.NewServeMux()
+		mux.Handle(adminv1connect.NewAdminServiceHandler(operations{fail: c.fail}, rpc.OperationOptions(slog.New(slog.DiscardHandler))...))
+		server := httptest.NewServer(mux)
+		t.Cleanup(server.Close)
+		client := adminv1connect.NewAdminServiceClient(server.Client(), server.URL)
+		ctx := t.Context()
+		if c.code == connect.CodeDeadlineExceeded {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+		}
+		_, err := client.Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
+		if connect.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: status: %v, want %v", name, err, c.code)
+		}
+		stream, err := client.Verify(ctx, connect.NewRequest(&adminv1.VerifyRequest{}))
+		if err == nil {
+			for stream.Receive() {
+			}
+			err = errors.Join(stream.Err(), stream.Close())
+		}
+		if connect.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: verify: %v, want %v", name, err, c.code)
+		}
 	}
 }

@@ -38,6 +38,7 @@ var (
 const (
 	standing = 100 * time.Millisecond // a queue that has not been empty for so long stands
 	depth    = 8                      // waiting requests of a class, for each that may be under way
+	behind   = time.Second            // for which nothing waits that matters less than what was turned away
 )
 
 // Gate lets so many requests be worked on at a time, and chooses who waits and who is turned away.
@@ -52,6 +53,7 @@ type Gate struct {
 	pace    time.Duration // between two places that come free, while somebody waits for one
 	freed   time.Time     // when one came free last; zero: nobody has waited since
 	shed    [classes]int
+	turned  [classes]time.Time // when one was turned away last
 }
 
 type waiter struct {
@@ -102,6 +104,7 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	now := time.Now()
 	if g.waiting == 0 {
 		g.empty = now
+		clear(g.turned[:]) // it is over
 	}
 	if g.waiting == 0 && g.running < g.room(c) {
 		g.running++
@@ -109,7 +112,7 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	}
 	wait = g.bears(c, now)
 	if wait == 0 {
-		g.shed[c]++
+		g.turnAway(c, now)
 		return nil, 0, ErrOverloaded
 	}
 	w = &waiter{ready: make(chan struct{})}
@@ -129,6 +132,9 @@ func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	before := 0
 	for higher := c; int(higher) < classes; higher++ {
 		before += g.queues[higher].Len()
+		if higher > c && now.Sub(g.turned[higher]) < behind {
+			return 0
+		}
 	}
 	if g.queues[c].Len() >= depth*g.most || time.Duration(before)*g.pace > wait {
 		return 0
@@ -140,11 +146,17 @@ func (g *Gate) bears(c Class, now time.Time) time.Duration {
 func (g *Gate) Admits(c Class) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.waiting == 0 || g.bears(c, time.Now()) > 0 {
+	now := time.Now()
+	if g.waiting == 0 || g.bears(c, now) > 0 {
 		return true
 	}
-	g.shed[c]++
+	g.turnAway(c, now)
 	return false
+}
+
+func (g *Gate) turnAway(c Class, now time.Time) {
+	g.shed[c]++
+	g.turned[c] = now
 }
 
 // room is how many may be under way for another of the class to be let in: what matters less leaves room for what matters
@@ -166,7 +178,7 @@ func (g *Gate) abandon(w *waiter, c Class, why error) bool {
 	w.place = nil
 	g.waiting--
 	if errors.Is(why, ErrOverloaded) {
-		g.shed[c]++
+		g.turnAway(c, time.Now())
 	}
 	return true
 }

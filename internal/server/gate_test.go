@@ -158,6 +158,54 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
+// While queries are turned away SQL does not wait, though its own queue is empty; a second later it does.
+func TestGateShedsInOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gate := server.NewGate(1)
+		leave, err := gate.Enter(t.Context(), server.Command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for range 9 { // one more than may wait
+			all.Go(func() {
+				if leave, err := gate.Enter(t.Context(), server.Query); err == nil {
+					leave()
+				}
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		if _, err := gate.Enter(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || time.Since(start) != 0 {
+			t.Errorf("SQL: %v after %v", err, time.Since(start))
+		}
+		if gate.Shed(server.Query) != 1 || gate.Shed(server.SQL) != 1 || gate.Shed(server.Command) != 0 {
+			t.Errorf("%d queries, %d of SQL, %d commands", gate.Shed(server.Query), gate.Shed(server.SQL), gate.Shed(server.Command))
+		}
+		leave()
+		all.Wait()
+		leave, err = gate.Enter(t.Context(), server.Command)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		sql := make(chan error, 1)
+		go func() {
+			leave, err := gate.Enter(t.Context(), server.SQL)
+			if err == nil {
+				leave()
+			}
+			sql <- err
+		}()
+		synctest.Wait()
+		leave()
+		if err := <-sql; err != nil {
+			t.Errorf("SQL afterwards: %v", err)
+		}
+	})
+}
+
 // Once it is known how fast places come free, who would come too late need not wait to hear it.
 func TestGateKnowsHowLongItWouldTake(t *testing.T) {
 	t.Parallel()

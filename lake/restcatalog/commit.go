@@ -46,7 +46,7 @@ func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 			return change{}, badRequest("%s: it is missing", list.field)
 		}
 		if err := unmarshalGuarded(list.raw, list.into); err != nil {
-			return change{}, badRequest("%s: %v", list.field, err)
+			return change{}, undecodable(list.raw, list.field, err)
 		}
 	}
 	return change{ident, requirements, updates}, nil
@@ -227,7 +227,7 @@ func refused(ident table.Identifier, err error) error {
 	if strings.Contains(err.Error(), "sequence number") { // another branch moved: the client takes the next number and tries again
 		return commitFailed("%s: %v", strings.Join(ident, "."), err)
 	}
-	return badRequest("updates: %s: %v", strings.Join(ident, "."), err)
+	return senseless("updates: "+strings.Join(ident, "."), err)
 }
 
 // create is the metadata of a table that begins with this change.

@@ -1,12 +1,16 @@
 package restcatalog
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"reflect"
+	"regexp"
+	"strings"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
@@ -139,16 +143,62 @@ func read(r *http.Request, into any) error {
 
 func decode(b []byte, into any) error {
 	if err := json.Unmarshal(b, into); err != nil {
-		var f *failure
-		if errors.As(err, &f) {
-			return f
-		}
-		if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) && kind.Field != "" {
-			return badRequest("%s: it is a %s, want %s", kind.Field, kind.Value, kind.Type)
-		}
-		return badRequest("the body: %v", err)
+		return undecodable(b, "the body", err)
 	}
 	return nil
+}
+
+// undecodable says what is wrong with JSON, in words of JSON: whoever sent it knows no types of ours.
+func undecodable(b []byte, what string, err error) error {
+	var f *failure
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &f):
+		return f
+	case errors.As(err, &syntax):
+		read := b[:min(int(syntax.Offset), len(b))]
+		line := 1 + bytes.Count(read, []byte("\n"))
+		return badRequest("%s: not JSON: line %d, column %d: %v", what, line, len(read)-bytes.LastIndexByte(read, '\n')-1, syntax)
+	case errors.As(err, &kind):
+		if kind.Field != "" {
+			what = kind.Field
+		}
+		return badRequest("%s: it is %s, want %s", what, strings.Replace("a "+kind.Value, "a array", "a list", 1), inJSON(kind.Type))
+	}
+	return senseless(what, err)
+}
+
+// inJSON is what a type of ours is in JSON.
+func inJSON(t reflect.Type) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() { //nolint:exhaustive // what is left is an object
+	case reflect.String:
+		return "a text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number that is not too large"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	}
+	return "an object"
+}
+
+// ofGo are the signs of an error that speaks of Go, and not of the request.
+var ofGo = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
+
+// senseless is the error of what a library makes no sense of. What it says is shown where it speaks of the request.
+func senseless(what string, err error) error {
+	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
+	if ofGo.MatchString(text) {
+		text = "it makes no sense"
+	}
+	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
 }
 
 // readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some of what is no sense ends in
@@ -170,6 +220,6 @@ func validateGuarded(requirement table.Requirement, m table.Metadata) (err error
 
 func guard(err *error) {
 	if p := recover(); p != nil {
-		*err = badRequest("it makes no sense: %v", p)
+		*err = senseless("the request", fmt.Errorf("%v", p))
 	}
 }

@@ -67,7 +67,19 @@ func TestErrors(t *testing.T) {
 		{"table by a column that is not", post, tables, object{"name": "b", "schema": columns, "partition-spec": object{"fields": []object{{"source-id": 99, "transform": "identity", "name": "x"}}}}, 400, "BadRequestException", "99"},
 		{"table of another format", post, tables, object{"name": "b", "schema": columns, "properties": object{"format-version": "9"}}, 400, "BadRequestException", "9"},
 		{"not JSON", post, tables, `{"name":`, 400, "BadRequestException", "body"},
-		{"not an object", post, tables, `[]`, 400, "BadRequestException", "body"},
+		{"not an object", post, tables, `[]`, 400, "BadRequestException", "body: it is a list, want an object"},
+		{"not JSON, and where", post, tables, "{\n  \"name\": x}", 400, "BadRequestException", "line 2, column 11"},
+		{"ends early, and where", post, "/v1/namespaces", "{\"namespace\":\n[\"a\"", 400, "BadRequestException", "line 2"},
+		{"a number for a name", post, tables, `{"name":7}`, 400, "BadRequestException", "name: it is a number, want a text"},
+		{"a text for a list", post, "/v1/namespaces", `{"namespace":"shop"}`, 400, "BadRequestException", "namespace: it is a string, want a list"},
+		{"a text for true", post, tables, `{"name":"b","stage-create":"yes"}`, 400, "BadRequestException", "stage-create: it is a string, want true or false"},
+		{"a list for an object", post, tables, `{"name":"b","properties":[]}`, 400, "BadRequestException", "properties: it is a list, want an object"},
+		{"a schema that is a number", post, tables, `{"name":"b","schema":1}`, 400, "BadRequestException", ""},
+		{"a field of a type that is none", post, tables, `{"name":"b","schema":{"type":"struct","fields":[{"id":1,"name":"a","type":"wide","required":false}]}}`, 400, "BadRequestException", ""},
+		{"a field with an id that is a text", post, tables, `{"name":"b","schema":{"type":"struct","fields":[{"id":"one","name":"a","type":"int","required":false}]}}`, 400, "BadRequestException", ""},
+		{"requirements that are an object", post, tables + "/a", commit(`{}`, `[]`), 400, "BadRequestException", "requirements"},
+		{"updates that are texts", post, tables + "/a", commit(`[]`, `["a"]`), 400, "BadRequestException", "updates"},
+		{"an id beyond 64 bits", post, tables + "/a", commit(`[{"type":"assert-ref-snapshot-id","ref":"main","snapshot-id":1e99}]`, `[]`), 400, "BadRequestException", "want a whole number"},
 		{"commit without requirements", post, tables + "/a", `{"updates":[]}`, 400, "BadRequestException", "requirements"},
 		{"commit without updates", post, tables + "/a", `{"requirements":[]}`, 400, "BadRequestException", "updates"},
 		{"unknown requirement", post, tables + "/a", commit(`[{"type":"assert-weather"}]`, `[]`), 400, "BadRequestException", "requirements"},
@@ -105,6 +117,11 @@ func TestErrors(t *testing.T) {
 		a := p.call(t, c.method, c.path, c.body)
 		if a.status != c.status || a.kind(t) != c.kind || !strings.Contains(a.body, c.says) {
 			t.Errorf("%s: %d %s; want %d %s, and that it says %q", c.name, a.status, a.body, c.status, c.kind, c.says)
+		}
+		for _, ours := range []string{"json:", "Go value", "Go struct", "runtime error", "strconv.", "restcatalog.", "table.", "iceberg.", "interface {}", "reflect"} {
+			if strings.Contains(strings.ReplaceAll(a.body, "shop/tables", ""), ours) {
+				t.Errorf("%s: it speaks of Go: %s", c.name, a.body)
+			}
 		}
 	}
 	if a := p.call(t, post, "/v1/namespaces", object{"namespace": []string{"n"}}, "Content-Type", "text/plain"); a.status != http.StatusBadRequest || a.kind(t) != "BadRequestException" {

@@ -52,7 +52,7 @@ func FuzzCommit(f *testing.F) {
 				}
 				return
 			}
-			if refusal := (*failure)(nil); !errors.As(err, &refusal) || refusal.status != http.StatusBadRequest || refusal.message == "" {
+			if refusal := (*failure)(nil); !errors.As(err, &refusal) || refusal.status != http.StatusBadRequest || refusal.message == "" || ofGo.MatchString(refusal.message) {
 				t.Errorf("%T %v", err, err)
 			}
 		}

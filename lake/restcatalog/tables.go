@@ -184,7 +184,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	}
 	metadata, err := c.metadata(location, id)
 	if err != nil {
-		return badRequest("the table: %v", err)
+		return senseless("the table", err)
 	}
 	if err := s.guard(ident, nil, metadata); err != nil {
 		return err

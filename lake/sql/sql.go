@@ -175,12 +175,17 @@ func gone(err error) bool {
 var ours = map[int]bool{
 	clickhouse.CodeUnknownException: true, clickhouse.CodeTooMany: true, clickhouse.CodeCancelled: true,
 	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true, clickhouse.CodeS3: true,
+	clickhouse.CodeCannotRead: true, clickhouse.CodeCannotWrite: true, clickhouse.CodeCannotOpen: true, clickhouse.CodeNoSpace: true,
+	clickhouse.CodeSocketTimeout: true, clickhouse.CodeNetwork: true,
 }
 
-// refused tells whether an error without a code of its own means a function that wants what there is not here: a model, a
-// dictionary, a program beside the server.
+// ofTheMachine are signs of an error of C++'s libraries that is about files, memory or a connection of the engine's own.
+var ofTheMachine = regexp.MustCompile(`(?i)filesystem|no such file|permission denied|no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|system_error|too many open files`)
+
+// refused tells whether an error of a library behind ClickHouse is about what the query asked of it: a model, a dictionary, a
+// certificate or a program that there is not here, or an argument that makes no sense to it.
 func refused(e *clickhouse.Error) bool {
-	return e.Code == clickhouse.CodeStd && strings.HasPrefix(e.Message, "Poco::NotFoundException")
+	return e.Code == clickhouse.CodeStd && !ofTheMachine.MatchString(e.Message)
 }
 
 var (
@@ -212,7 +217,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	}
 	switch e.Code {
 	case clickhouse.CodeStd:
-		q.Message = "a function of this query wants a model, a dictionary or a program, which are not offered here"
+		q.Message = "a function of this query fails with these arguments, or wants a model, a dictionary, a certificate or a program, which are not offered here"
 	case clickhouse.CodeSyntax:
 		q.Message = expectedTokens.ReplaceAllString(q.Message, "")
 	case clickhouse.CodeAccessDenied:

@@ -242,6 +242,16 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 		{"SELECT * FROM url('http://127.0.0.1:1/')", "only the lake's tables can be read here; this query needs the right to READ ON URL"},
 		{"SELECT file('/etc/passwd')", "the name file is not offered here: it reads files of the server"},
 		{"SELECT 1 FORMAT TSV", "the table output cannot show an answer in another format: leave FORMAT out, or ask for json or csv output"},
+		{"SELECT catboostEvaluate('x', 'y', 'z')", "a function of this query fails with these arguments"},
+		{"SELECT showCertificate()", "a function of this query fails with these arguments"},
+		{"SELECT * FROM mongodb('x', 'y', 'z')", ""},
+		{"SELECT dictGetDescendants(NULL)", "Expected const String column"},
+		{"SELECT dictGet('a', 'b', 1)", ""},
+		{"SELECT\n  1 +\n  FRM FRM FRM", "Syntax error: failed at position"},
+		{"SELECT count( FROM order_lines", "Syntax error: failed at position"},
+		{"SELECT 'open", "Single quoted string is not closed: Syntax error: failed at position"},
+		{"SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`", "there is no table"},
+		{"SELECT toUInt8OrZero(toDecimal32('x', 2))", ""},
 		{"SELECT throwIf(number = 3) FROM numbers(10)", "Value passed to 'throwIf' function is non-zero"},
 	} {
 		_, err := answerOf(t.Context(), s, c.query, lakesql.FormatTable)

@@ -191,7 +191,7 @@ func (p *Platform) operations() http.Handler {
 		fmt.Fprintln(w, "millrace: GET /healthz, /readyz, /metrics, /debug/pprof/; status and verify by the command line")
 	})
 	if p.has(Admin) {
-		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.Codecs(true)...)
+		path, h := adminv1connect.NewAdminServiceHandler(p, rpc.OperationOptions(p.log)...)
 		mux.Handle(path, onlyWith(auth.Operations, asked(h)))
 		reflect(mux, adminv1connect.AdminServiceName)
 	}

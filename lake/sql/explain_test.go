@@ -1,0 +1,47 @@
+package sql
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/millrace/millrace/internal/clickhouse"
+)
+
+// An error that has no code of its own is the query's where a library behind a function refuses its arguments, and ours where the
+// machine fails.
+func TestWhoseFaultItIs(t *testing.T) {
+	t.Parallel()
+	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}
+	snap := &snapshot{database: "lake_x"}
+	for _, c := range []struct {
+		code    int
+		message string
+		query   bool
+	}{
+		{1001, "Poco::NotFoundException: Not found", true},
+		{1001, "Poco::Net::SSLException: SSL Exception", true},
+		{1001, "mongocxx::v_noabi::logic_error: Invalid URI", true},
+		{1001, "std::out_of_range: basic_string", true},
+		{1001, "std::__1::regex_error: The expression contained an invalid escaped character", true},
+		{1001, "std::__1::__fs::filesystem::filesystem_error: filesystem error: in file_size: No such file or directory", false},
+		{1001, "std::bad_alloc: std::bad_alloc", false},
+		{1001, "Poco::FileAccessDeniedException: Access to file denied", false},
+		{1001, "Poco::Net::ConnectionRefusedException: Connection refused", false},
+		{1001, "std::__1::system_error: No space left on device", false},
+		{1002, "Unknown exception", false},
+		{74, "Cannot read from file", false},
+		{210, "Connection reset by peer", false},
+		{243, "Not enough space", false},
+		{62, "Syntax error: failed at position 8", true},
+		{6, "Cannot parse string 'x' as Int32", true},
+		{395, "Value passed to 'throwIf' function is non-zero", true},
+		{241, "Query memory limit exceeded", true},
+		{159, "Timeout exceeded", true},
+	} {
+		var fault *QueryError
+		err := s.explain(&clickhouse.Error{Code: c.code, Message: c.message}, snap)
+		if is := errors.As(err, &fault); is != c.query {
+			t.Errorf("%d %s: the query's fault: %t, want %t", c.code, c.message, is, c.query)
+		}
+	}
+}

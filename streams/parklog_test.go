@@ -1,0 +1,40 @@
+package streams
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// Thousands of parked records are a line now and then, with their count, the first of them and what was wrong with it.
+func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		l := parkLog{sink: "view", logger: slog.New(slog.NewTextHandler(&out, nil))}
+		l.tell(true) // nothing
+		for i := range 15_000 {
+			l.add([]kafka.Record{{Key: fmt.Appendf(nil, "view|topic|0|%d", i), Headers: []event.Header{{Key: HeaderParkReason, Value: []byte("no event")}}}})
+			l.tell(false)
+			time.Sleep(time.Millisecond)
+		}
+		l.tell(true)
+		l.tell(true)
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		if len(lines) != 3 { // the first at once, those of ten seconds, the rest
+			t.Errorf("%d lines: %s", len(lines), out.String())
+		}
+		for i, want := range []string{"records=1 first=view|topic|0|0 first_error=\"no event\"", "records=10000 first=view|topic|0|1 ", "records=4999 first=view|topic|0|10001 "} {
+			if i < len(lines) && !strings.Contains(lines[i], want) {
+				t.Errorf("line %d: %s, want %s", i, lines[i], want)
+			}
+		}
+	})
+}
