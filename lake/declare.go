@@ -129,6 +129,10 @@ func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 		table.NewSetPropertiesUpdate(t.describe(step)),
 	})
 	made, loadErr := l.load(ctx, t.identifier())
+	if err == nil { // what is told is of a table that was here before
+		l.lost.clear(t.called())
+		l.writeFault(ctx, t, []string{propFault + t.Name, propLost + t.Name}, nil)
+	}
 	if loadErr == nil {
 		return made, nil // by whomever
 	}

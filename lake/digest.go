@@ -138,7 +138,7 @@ func expectLines(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 func (l *Lake) scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	err := l.scanAll(ctx, name, each)
 	if fault := tableError(called(name), err); fault != nil {
-		return fault
+		return l.checkAfter(ctx, name, fault)
 	}
 	return err
 }

@@ -45,37 +45,44 @@ func (l *Lake) stop(ctx context.Context, t Table, fault *TableError) {
 	if l.stopped.put(fault) {
 		l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
-	b, err := json.Marshal(writtenFault{cut(fault.Err.Error()), cut(fault.Remedy), time.Now().UTC()})
-	if err == nil {
-		err = l.setFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: string(b)})
-	}
+	l.writeFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: fault.written()})
+}
+
+func (e *TableError) written() string {
+	b, err := json.Marshal(writtenFault{cut(e.Err.Error()), cut(e.Remedy), time.Now().UTC()})
 	if err != nil {
-		l.log.Warn("that a table is not landed could not be written down for other processes", "table", fault.Table, "error", err)
+		panic(err) // texts and a time
 	}
+	return string(b)
 }
 
 // landsAgain takes back what stop has noted, whoever it was.
 func (l *Lake) landsAgain(ctx context.Context, t Table) {
-	if err := l.setFault(ctx, t, []string{propFault + t.Name}, nil); err != nil {
-		l.log.Warn("that a table is landed again could not be written down for other processes", "table", t.called(), "error", err)
-	}
+	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.called()) {
 		l.log.Info("the table is landed again", "table", t.called())
 	}
 }
 
-func (l *Lake) setFault(ctx context.Context, t Table, removals []string, updates iceberg.Properties) error {
+// writeFault changes what other processes are told of a table, and tells whether it could.
+func (l *Lake) writeFault(ctx context.Context, t Table, removals []string, updates iceberg.Properties) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
 	_, err := l.catalog.UpdateNamespaceProperties(ctx, catalog.NamespaceFromIdent(t.identifier()), removals, updates)
-	if errors.Is(err, catalog.ErrNoSuchNamespace) && len(updates) == 0 {
-		return nil
+	if err != nil && (len(updates) > 0 || !errors.Is(err, catalog.ErrNoSuchNamespace)) {
+		l.log.Warn("how a table is could not be written down for other processes", "table", t.called(), "error", err)
+		return false
 	}
-	return err
+	return true
 }
 
 // faultsOf are the faults of tables that any process has written lately and not taken back, by the names of the tables.
 func (l *Lake) faultsOf(ctx context.Context, tables []Table) (map[string]*TableError, error) {
+	return l.writtenFaults(ctx, tables, propFault, faultHolds)
+}
+
+// writtenFaults are those under a prefix, as far as they hold.
+func (l *Lake) writtenFaults(ctx context.Context, tables []Table, prefix string, holds time.Duration) (map[string]*TableError, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	var found map[string]*TableError
@@ -92,7 +99,7 @@ func (l *Lake) faultsOf(ctx context.Context, tables []Table) (map[string]*TableE
 			}
 			read[key] = props
 		}
-		if fault := readFault(t, props, time.Now()); fault != nil {
+		if fault := readFault(t, props[prefix+t.Name], time.Now().Add(-holds)); fault != nil {
 			if found == nil {
 				found = map[string]*TableError{}
 			}
@@ -102,18 +109,26 @@ func (l *Lake) faultsOf(ctx context.Context, tables []Table) (map[string]*TableE
 	return found, nil
 }
 
-func readFault(t Table, props iceberg.Properties, now time.Time) *TableError {
+func readFault(t Table, text string, since time.Time) *TableError {
 	var w writtenFault
-	if json.Unmarshal([]byte(props[propFault+t.Name]), &w) != nil || w.Reason == "" || now.Sub(w.At) > faultHolds {
+	if json.Unmarshal([]byte(text), &w) != nil || w.Reason == "" || w.At.Before(since) {
 		return nil
 	}
 	return &TableError{Table: t.called(), Remedy: w.Remedy, Err: told(w.Reason)}
 }
 
+// writtenOf is the same of one table, and nothing where it cannot be read.
+func (l *Lake) writtenOf(ctx context.Context, t Table, prefix string, holds time.Duration) map[string]*TableError {
+	faults, err := l.writtenFaults(ctx, []Table{t}, prefix, holds)
+	if err != nil {
+		return nil
+	}
+	return faults
+}
+
 // hasFault tells whether a process has written that a table is not landed.
 func (l *Lake) hasFault(ctx context.Context, t Table) bool {
-	faults, err := l.faultsOf(ctx, []Table{t})
-	return err == nil && len(faults) > 0
+	return len(l.writtenOf(ctx, t, propFault, faultHolds)) > 0
 }
 
 // addFaults adds what is not among them yet.

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
 	"github.com/aws/smithy-go"
@@ -70,7 +69,7 @@ func TestReadFault(t *testing.T) {
 		at(now): true, at(now.Add(-time.Minute)): true, at(now.Add(time.Minute)): true, at(now.Add(-time.Hour)): false,
 		"": false, "{": false, `{"reason":""}`: false, `{"reason":"r"}`: false, "\x00": false,
 	} {
-		fault := readFault(ordersEvents, iceberg.Properties{propFault + ordersEvents.Name: text}, now)
+		fault := readFault(ordersEvents, text, now.Add(-faultHolds))
 		if (fault != nil) != want {
 			t.Errorf("%q: %v", text, fault)
 		}

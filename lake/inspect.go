@@ -223,7 +223,8 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 
 // Maintain keeps a table small, beside those who write it. See package maintenance.
 func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
-	return maintenance.Run(ctx, l.loader(name), c, progress)
+	r, err := maintenance.Run(ctx, l.loader(name), c, progress)
+	return r, errors.Join(err, l.Check(ctx, name))
 }
 
 // PlanMaintenance tells what Maintain would do.
@@ -238,6 +239,9 @@ func (l *Lake) loader(name Name) maintenance.Load {
 // How often tables of state are compacted: each of their commits brings deletes, which every reader applies.
 const compactStates = time.Minute
 
+// How often it is looked whether all files of a table are there.
+const checkEvery = 10 * time.Minute
+
 // keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
 func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
@@ -250,7 +254,12 @@ func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn fun
 		}
 		return l.load(ctx, t.identifier())
 	}
+	var checked time.Time
 	return maintenance.Keep(ctx, load, c, func(r maintenance.Report, err error) {
+		if turn() && (err != nil || time.Since(checked) >= checkEvery) {
+			checked = time.Now()
+			err = errors.Join(err, l.Check(ctx, t.identifier()))
+		}
 		switch {
 		case errors.Is(err, errNotOurTurn):
 		case err != nil:

@@ -66,6 +66,7 @@ type Lake struct {
 	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
 	tables    []Table
 	stopped   faults // tables that cannot be landed
+	lost      faults // those that lack files
 	log       *slog.Logger
 }
 
@@ -211,7 +212,7 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	return states, err
 }
 
-// Look is Tables, and tells which tables cannot be read, or are not landed, by this process or by another, and why.
+// Look is Tables, and tells which tables cannot be read, are not landed, by this process or by another, or lack files, and why.
 func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
@@ -222,7 +223,13 @@ func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return states, addFaults(broken, slices.SortedFunc(maps.Values(written), byTable)...), nil
+	broken = addFaults(broken, slices.SortedFunc(maps.Values(written), byTable)...)
+	lost, err := l.writtenFaults(ctx, l.tables, propLost, lostHolds)
+	if err != nil {
+		return nil, nil, err
+	}
+	broken = addFaults(broken, slices.SortedFunc(maps.Values(lost), byTable)...)
+	return states, addFaults(broken, l.lost.all()...), nil
 }
 
 // Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with

@@ -94,6 +94,14 @@ func (t Table) identifier() table.Identifier {
 // called is the name by which the table is known: with its namespace where that is not ours.
 func (t Table) called() string { return called(t.identifier()) }
 
+// namespaceOf is what Table has as the namespace of a name.
+func namespaceOf(name Name) string {
+	if ns := strings.Join(name[:len(name)-1], "."); ns != Namespace {
+		return ns
+	}
+	return ""
+}
+
 func called(name table.Identifier) string {
 	if len(name) == 2 && name[0] == Namespace {
 		return name[1]

@@ -188,16 +188,18 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 			return planMaintenance(ctx, cmd, l, names, c, *output)
 		}
 		reports := make([]maintenance.Report, len(names))
+		var failed error // of tables; the others are maintained all the same
 		for i, name := range names {
 			b := newBar("maintain " + strings.Join(name, "."))
 			reports[i], err = l.Maintain(ctx, name, c, func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
 			b.end(err)
-			if err != nil {
-				return err
+			reports[i].Table = strings.Join(name, ".")
+			if failed = errors.Join(failed, err); ctx.Err() != nil {
+				return failed
 			}
 		}
 		if *output == "json" {
-			return printJSON(cmd.OutOrStdout(), reports)
+			return errors.Join(failed, printJSON(cmd.OutOrStdout(), reports))
 		}
 		rows := make([][]any, len(reports))
 		for i, r := range reports {
@@ -207,7 +209,7 @@ offsets that landers keep in the table stay. Without a name it works on every ta
 			}
 		}
 		printTable(cmd.OutOrStdout(), []string{"table", "files", "bytes", "delete files gone", "snapshots gone", "orphans gone", "took", "left out"}, rows)
-		return nil
+		return failed
 	})
 }
 

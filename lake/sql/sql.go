@@ -87,6 +87,9 @@ func (e *QueryError) Unwrap() error { return e.cause }
 // ErrBusy says that the engine runs as many queries as it can. The query did not begin.
 var ErrBusy = errors.New("the SQL engine is busy; try again later")
 
+// ErrLost says that the engine does not find files of a table that the query reads, however often it looks.
+var ErrLost = errors.New("files of a table are not there")
+
 // How often a query is tried whose tables were taken away between their resolution and its start.
 const attempts = 3
 
@@ -108,10 +111,10 @@ func (s *SQL) RunOn(ctx context.Context, tables Tables, query, format string) (i
 			return answer, nil
 		}
 		if !gone(err) {
-			break
+			return nil, err
 		}
 	}
-	return nil, err
+	return nil, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
 func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io.ReadCloser, error) {
@@ -150,6 +153,9 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	}
 	return f.render(answer)
 }
+
+// Lost tells whether an answer broke off because files of a table are not there.
+func Lost(err error) bool { return gone(err) }
 
 // gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of our
 // databases, or maintenance took files away between the catalog's answer and the query.

@@ -91,6 +91,38 @@ func TestOneTableStops(t *testing.T) {
 	s.verified()
 	eventually(t, "ready without a reservation", func() bool { return s.page("/readyz") == "ready\n" })
 
+	// A table that lacks a file is landed on. Whoever reads it is told, and from then on everybody.
+	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", "millrace.db", "stock_movements", "data", "*.parquet"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("data files: %v, %v", files, err)
+	}
+	for _, f := range files {
+		if err := os.Rename(f, f+".away"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, told, err := try(t, "sql", "--addr", s.addr, "SELECT * FROM stock_movements"); err == nil || !strings.Contains(told, "stock_movements") || !strings.Contains(told, "lost") {
+		t.Errorf("SQL on a table without a file: %v, %s", err, told)
+	}
+	if n := len(s.rows("SELECT * FROM order_lines")); n == 0 {
+		t.Error("SQL on another table finds no row")
+	}
+	if body := s.page("/readyz"); !strings.HasPrefix(body, "degraded\n") || !strings.Contains(body, "stock_movements") {
+		t.Errorf("readiness: %q", body)
+	}
+	if text := s.run("status"); !strings.Contains(text, "table stock_movements is broken: ") {
+		t.Errorf("status:\n%s", text)
+	}
+	for _, f := range files {
+		if err := os.Rename(f+".away", f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, "lake", "maintain", "stock_movements", "--data", data)
+	if body := s.page("/readyz"); body != "ready\n" {
+		t.Errorf("readiness: %q", body)
+	}
+
 	// The same of a lander of its own, whose only table is stopped: it ends, and says why.
 	landing := append(env, "MILLRACE_KAFKA_BROKERS="+brokers)
 	produce := producer(t, brokers, logs)

@@ -1,12 +1,15 @@
 package platform
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"mime"
 	"net"
 	"net/http"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/millrace/millrace/internal/auth"
@@ -85,6 +88,13 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	case r.Context().Err() != nil:
 		http.Error(w, "the query was cancelled", statusClientGone)
 		return
+	case errors.Is(err, lakesql.ErrLost):
+		if lost := p.findLost(r.Context(), query); lost != nil {
+			err = lost
+		}
+		p.log.Error("sql: the query could not be run", "error", err)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
+		return
 	case err != nil:
 		p.log.Error("sql: the query could not be run", "error", err)
 		http.Error(w, "the query could not be run: "+err.Error(), http.StatusInternalServerError)
@@ -93,9 +103,29 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	defer rows.Close() //nolint:errcheck // read to its end or given up
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if _, err := io.Copy(w, rows); err != nil {
+		if lakesql.Lost(err) {
+			err = cmp.Or(p.findLost(r.Context(), query), err)
+		}
 		p.log.Warn("sql: the answer broke off", "error", err)
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// findLost has the tables checked that a query names, and tells of the first that lacks files. Status has it from then on.
+func (p *Platform) findLost(ctx context.Context, query string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	defer cancel()
+	names, err := p.lake.All(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, name := range names {
+		var fault *lake.TableError
+		if strings.Contains(query, name[len(name)-1]) && errors.As(p.lake.Check(ctx, name), &fault) {
+			return fault
+		}
+	}
+	return nil
 }
 
 const statusClientGone = 499 // as proxies log it; nobody reads it

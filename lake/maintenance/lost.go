@@ -1,0 +1,122 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	stdfs "io/fs"
+	"path"
+	"slices"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/location"
+)
+
+// LostError says that files are gone that a table's current state needs: somebody has removed them, or a disk has. A table whose landers
+// only add rows does not notice, and its rows are fewer.
+type LostError struct {
+	Files []string // their locations
+}
+
+func (e *LostError) Error() string {
+	if len(e.Files) == 1 {
+		return "the file " + e.Files[0] + " is lost"
+	}
+	return fmt.Sprintf("%d files are lost, such as %s", len(e.Files), e.Files[0])
+}
+
+// Unwrap says what LostError is.
+func (e *LostError) Unwrap() error { return stdfs.ErrNotExist }
+
+// CheckFiles returns a *LostError where files are gone that the table needs as it is now. It lists the table's folder, and does not read
+// what it finds.
+func CheckFiles(ctx context.Context, load Load) error {
+	var lost []string
+	for range 2 { // what was replaced between two looks is not lost
+		t, err := load(ctx)
+		if err != nil {
+			return fmt.Errorf("load table: %w", err)
+		}
+		found, err := lostOf(ctx, t)
+		if err != nil {
+			return fmt.Errorf("files of table: %w", err)
+		}
+		if lost == nil {
+			lost = found
+		}
+		if lost = slices.DeleteFunc(lost, func(f string) bool { return !slices.Contains(found, f) }); len(lost) == 0 {
+			return nil
+		}
+	}
+	return &LostError{Files: lost}
+}
+
+// mostLost bounds what is looked for one by one.
+const mostLost = 1000
+
+func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
+	head := t.CurrentSnapshot()
+	if head == nil {
+		return nil, nil
+	}
+	files, err := t.FS(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
+	}
+	listed, err := list(ctx, files, t.Location())
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]bool{}
+	for _, f := range listed {
+		there[path.Base(f.location)] = true
+	}
+	gone := func(file string) (bool, error) {
+		if there[path.Base(file)] && location.Inside(t.Location(), file) {
+			return false, nil
+		}
+		stat, ok := files.(io.StatIO)
+		if !ok {
+			return false, nil
+		}
+		_, err := stat.Stat(file)
+		if errors.Is(err, stdfs.ErrNotExist) {
+			return true, nil
+		}
+		return false, err
+	}
+	manifests, err := head.Manifests(files)
+	if errors.Is(err, stdfs.ErrNotExist) {
+		return []string{head.ManifestList}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read manifests of snapshot %d: %w", head.SnapshotID, err)
+	}
+	for _, m := range manifests {
+		for e, err := range m.Entries(files, true) {
+			if errors.Is(err, stdfs.ErrNotExist) {
+				lost = append(lost, m.FilePath())
+				break
+			}
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				return nil, fmt.Errorf("read manifest %s: %w", m.FilePath(), err)
+			}
+			is, err := gone(e.DataFile().FilePath())
+			if err != nil {
+				return nil, err
+			}
+			if is {
+				lost = append(lost, e.DataFile().FilePath())
+			}
+			if len(lost) == mostLost {
+				return lost, nil
+			}
+		}
+	}
+	return lost, nil
+}
