@@ -248,6 +248,10 @@ func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, 
 		return connect.NewError(connect.CodeResourceExhausted,
 			errors.New("nothing was stored: the event store's disk is full; when there is room again, send the command again, under the same idempotency key"))
 	}
+	if errors.Is(err, eventstore.ErrReplaced) { // the store has logged it
+		return connect.NewError(connect.CodeUnavailable,
+			errors.New("nothing was stored: the event store lacks events that it had; send the command again later, under the same idempotency key"))
+	}
 	r.logger.ErrorContext(ctx, "event store failed", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
 	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
 }

@@ -131,3 +131,7 @@ var ErrClosed = errors.New("event store is closed")
 
 // ErrFull is wrapped by the error of an append for which the store's disk had no room. Nothing of it was stored.
 var ErrFull = errors.New("event store's disk is full")
+
+// ErrReplaced reports that the store lacks events that it had: it was restored, failed over to a copy that was behind, or another
+// one has taken its place. It accepts no reads and no appends until they are back.
+var ErrReplaced = errors.New("event store lost committed events")

@@ -151,8 +151,8 @@ func (r *Relay) report(change func(*Progress)) {
 }
 
 // Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema registry but
-// ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite and eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to
-// commit. Run it once.
+// ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and eventstore.ErrClosed, which it returns. A
+// transaction under way when ctx ends gets a few seconds to commit. Run it once.
 func (r *Relay) Run(ctx context.Context) error {
 	const first, longest = 50 * time.Millisecond, 5 * time.Second
 	pause := first
@@ -168,7 +168,8 @@ func (r *Relay) Run(ctx context.Context) error {
 		switch {
 		case errors.Is(err, kafka.ErrFenced):
 			return fmt.Errorf("%w: %w", ErrFenced, err)
-		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrClosed):
+		case errors.Is(err, ErrStoreBehind), errors.Is(err, ErrLogChanged), errors.Is(err, ErrCannotWrite), errors.Is(err, eventstore.ErrReplaced),
+			errors.Is(err, eventstore.ErrClosed):
 			return err
 		}
 		if r.Progress().Published > before {

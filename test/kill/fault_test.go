@@ -16,6 +16,10 @@ type step struct {
 	name  string // in the row's name
 	at    int    // which passing of the point, so that it lies within the load
 	after bool   // the effect outside has happened: an error here is a lost answer
+
+	// restart is a point where an error makes the role start over; empty if the role passes the step in its normal work. A step of a
+	// start needs it, as the role has already started when the step is armed.
+	restart string
 }
 
 // failure is what an error at the step stands for.
@@ -37,6 +41,9 @@ func (st step) arm(ctx context.Context, s *system, action string) (*role, *insta
 	i, starts, err := r.now()
 	if err == nil {
 		err = i.arm(ctx, fmt.Sprintf("%s=%s@%d", st.point, action, st.at))
+	}
+	if err == nil && st.restart != "" {
+		err = i.arm(ctx, st.restart+"=error@1")
 	}
 	return r, i, starts, err
 }

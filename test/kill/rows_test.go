@@ -24,6 +24,7 @@ func steps() []step {
 	all := []step{
 		{role: "commands", point: "commands.append.before", name: "before append", at: 10},
 		{role: "commands", point: "commands.append.after", name: "after append", at: 10, after: true},
+		{role: "relay", point: "relay.order.resumed", name: "resumed", at: 1, restart: "relay.order.before commit"},
 		{role: "relay", point: "relay.order.before begin", name: "before begin", at: 3},
 		{role: "relay", point: "relay.order.after produce", name: "after produce", at: 3},
 		{role: "relay", point: "relay.order.before commit", name: "before commit", at: 3},

@@ -45,8 +45,9 @@ type Store struct {
 	appends   *adapter.Writer
 	committed adapter.Bell
 
-	writer *writer
-	reads  *pgxpool.Pool
+	identity identity
+	writer   *writer
+	reads    *pgxpool.Pool
 }
 
 var _ eventstore.Store = (*Store)(nil)
@@ -113,7 +114,9 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 // One connection is for appends; beside it reads use up to pool_max_conns of conn.
 func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
 	o := newOptions(aggregate, opts)
-	s := &Store{aggregate: aggregate, options: o, gate: adapter.NewGate()}
+	s := &Store{
+		aggregate: aggregate, options: o, gate: adapter.NewGate(), identity: identity{schema: o.schema, aggregate: aggregate},
+	}
 	if err := s.connect(ctx, conn); err != nil {
 		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
 	}
@@ -126,13 +129,19 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 	if err != nil {
 		return err
 	}
+	config.AfterConnect = s.connected
 	alone := config.Copy()
 	alone.MaxConns, alone.MinConns, alone.MinIdleConns = 1, 0, 0
 	writes, err := pgxpool.NewWithConfig(ctx, alone)
 	if err != nil {
 		return err
 	}
-	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return ensure(ctx, c.Conn(), s.options.schema, s.aggregate) })
+	err = writes.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		if err := ensure(ctx, c.Conn(), s.options.schema, s.aggregate); err != nil {
+			return err
+		}
+		return s.identity.learn(ctx, c.Conn())
+	})
 	if err != nil {
 		writes.Close()
 		return err
@@ -141,7 +150,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 		writes.Close()
 		return err
 	}
-	s.writer = &writer{pool: writes}
+	s.writer = &writer{pool: writes, stored: s.identity.stored}
 	return nil
 }
 

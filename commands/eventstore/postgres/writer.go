@@ -17,7 +17,8 @@ import (
 
 // writer stores groups of batches. Only the goroutine of adapter.Writer uses it.
 type writer struct {
-	pool *pgxpool.Pool // of one connection, which comes back after it broke
+	pool   *pgxpool.Pool // of one connection, which comes back after it broke
+	stored func(newest event.Position, id [16]byte)
 }
 
 const (
@@ -93,6 +94,7 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 
 	var b pgx.Batch
 	positions, stored, answered := make([]event.Position, len(calls)), make([]int, len(calls)), make([]bool, len(calls))
+	var last event.Position // of the batch
 	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	if len(r.events.position) > 0 {
 		b.Queue(insertEvents, r.events.args()...).Query(func(got pgx.Rows) error {
@@ -100,6 +102,9 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 			_, err := pgx.ForEachRow(got, []any{&p.Transaction, &p.Sequence}, func() error {
 				i := r.callOfEvent[p.Sequence-1]
 				stored[i]++
+				if p.Compare(last) > 0 {
+					last = p
+				}
 				if p.Compare(positions[i]) > 0 {
 					positions[i] = p
 				}
@@ -151,6 +156,9 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	}
 	if _, err := conn.Exec(ctx, "COMMIT"); err != nil {
 		return nil, nil, fmt.Errorf("commit, may be stored (the idempotency key tells): %w", err)
+	}
+	if last.Sequence > 0 {
+		w.stored(last, r.events.id[last.Sequence-1])
 	}
 	return positions, nil, nil
 }
