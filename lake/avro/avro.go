@@ -30,6 +30,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/twmb/avro"
 
+	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
 )
 
@@ -118,7 +119,21 @@ type node struct {
 	nullable bool    // a union of null and this
 	nullAt   int     // where null stands in that union
 	opaque   *avro.Schema
+	within   *bounds // what an int or a long may be that the column keeps as it is; nil: anything
 }
+
+// bounds are what a number may be that says a time, in the unit that its schema has.
+type bounds struct {
+	least, most int64
+	of          string // what it is then
+}
+
+var (
+	dayMillis   = &bounds{0, timeunit.MicrosPerDay/1000 - 1, "milliseconds of a day"}
+	dayMicros   = &bounds{0, timeunit.MicrosPerDay - 1, "microseconds of a day"}
+	localMillis = &bounds{timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000, "milliseconds since 1970 of the years 1 to 9999"}
+	localMicros = &bounds{timeunit.MinMicro, timeunit.MaxMicro, "microseconds since 1970 of the years 1 to 9999"}
+)
 
 type compiler struct {
 	named   map[string]*avro.SchemaNode // by full name
@@ -271,6 +286,14 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 	return primitive(n, path)
 }
 
+// bounded gives a node bounds.
+func bounded(by *bounds) func(*node, columnar.Field, error) (*node, columnar.Field, error) {
+	return func(n *node, f columnar.Field, err error) (*node, columnar.Field, error) {
+		n.within = by
+		return n, f, err
+	}
+}
+
 func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	of := func(k kind, t columnar.Type, doc string) (*node, columnar.Field, error) {
 		return &node{kind: k, size: n.Size, digits: n.Precision}, columnar.Field{Type: t, Doc: doc, Required: true}, nil
@@ -285,9 +308,13 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	case logical == "timestamp-micros" && n.Type == "long":
 		return of(microsKind, iceberg.PrimitiveTypes.TimestampTz, "")
 	case logical == "time-millis" && n.Type == "int":
-		return of(dayMillisKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
+		return bounded(dayMillis)(of(dayMillisKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight"))
 	case logical == "time-micros" && n.Type == "long":
-		return of(longKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight")
+		return bounded(dayMicros)(of(longKind, iceberg.PrimitiveTypes.Int64, "microseconds since midnight"))
+	case logical == "local-timestamp-millis" && n.Type == "long":
+		return bounded(localMillis)(of(longKind, iceberg.PrimitiveTypes.Int64, logical))
+	case logical == "local-timestamp-micros" && n.Type == "long":
+		return bounded(localMicros)(of(longKind, iceberg.PrimitiveTypes.Int64, logical))
 	case logical == "timestamp-nanos" && n.Type == "long":
 		return of(longKind, iceberg.PrimitiveTypes.Int64, "timestamp-nanos: nanoseconds since 1970, UTC")
 	case logical == "uuid" && (n.Type == "string" || n.Type == "fixed" && n.Size == 16):

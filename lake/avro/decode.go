@@ -428,6 +428,10 @@ func (t *target) scalar(s *source) {
 
 func (t *target) integer(s *source) {
 	v := s.long()
+	if by := t.within; by != nil && s.err == nil && (v < by.least || v > by.most) {
+		s.fail(fmt.Errorf("%d is no number of %s", v, by.of))
+		return
+	}
 	ok := true
 	switch t.kind {
 	case intKind, dateKind, dayMillisKind:

@@ -24,9 +24,11 @@ func TestTimesAreExactOrRefused(t *testing.T) {
 		{"timestamp-millis", "long", 1000, timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000},
 		{"timestamp-micros", "long", 1, timeunit.MinMicro, timeunit.MaxMicro},
 		{"timestamp-nanos", "long", 1, math.MinInt64, math.MaxInt64},
-		{"local-timestamp-millis", "long", 1, math.MinInt64, math.MaxInt64},
-		{"time-micros", "long", 1, math.MinInt64, math.MaxInt64},
-		{"time-millis", "int", 1000, math.MinInt32, math.MaxInt32},
+		{"local-timestamp-millis", "long", 1, timeunit.MinMicro / 1000, timeunit.MaxMicro / 1000},
+		{"local-timestamp-micros", "long", 1, timeunit.MinMicro, timeunit.MaxMicro},
+		{"local-timestamp-nanos", "long", 1, math.MinInt64, math.MaxInt64},
+		{"time-micros", "long", 1, 0, timeunit.MicrosPerDay - 1},
+		{"time-millis", "int", 1000, 0, timeunit.MicrosPerDay/1000 - 1},
 		{"date", "int", 1, timeunit.MinDay, timeunit.MaxDay},
 	} {
 		t.Run(c.logical, func(t *testing.T) {

@@ -97,6 +97,25 @@ func put(to columnar.Column, s scalar) bool {
 	return true
 }
 
+// keyOf gives the name of an object's member as the key of a map: a text, or a whole number as JSON writes it, so that no two names are
+// one key.
+func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
+	if m.unnamed {
+		return s, false
+	}
+	switch to.(type) {
+	case iceberg.StringType:
+		return scalar{bytes: m.name}, true
+	case iceberg.Int32Type, iceberg.Int64Type:
+		n, err := strconv.ParseInt(string(m.name), 10, 64)
+		if err != nil || strconv.FormatInt(n, 10) != string(m.name) {
+			return s, false
+		}
+		return convert(to, &value{kind: integer, raw: m.name})
+	}
+	return s, false
+}
+
 func whole(v *value, bits int) (s scalar, ok bool) {
 	if v.kind != integer {
 		return s, false

@@ -201,3 +201,45 @@ func TestCapitals(t *testing.T) {
 		}
 	}
 }
+
+// An object fills a column that is a map where each name is a key and each value one of the map's exactly; any other stands beside it.
+func TestMapsThatAreThere(t *testing.T) {
+	t.Parallel()
+	p := iceberg.PrimitiveTypes
+	mapOf := func(key, value columnar.Type) columnar.Type {
+		return columnar.Map{Key: columnar.Field{Name: "key", Type: key, Required: true}, Value: columnar.Field{Name: "value", Type: value}}
+	}
+	point := columnar.Struct{Fields: []columnar.Field{{Name: "x", Type: p.Int64}}}
+	for _, c := range []struct {
+		of     columnar.Type
+		fill   map[string]string
+		beside []string
+	}{
+		{mapOf(p.String, p.String), map[string]string{
+			`{"a":"1","b":""}`: `[{"key":"a","value":"1"},{"key":"b","value":""}]`, `{}`: `[]`, `{"a":null}`: `[{"key":"a","value":null}]`,
+			`{"":"x"}`: `[{"key":"","value":"x"}]`, `{"é.ü/%":"x"}`: `[{"key":"é.ü/%","value":"x"}]`,
+		}, []string{`{"a":1}`, `{"a":"1","b":true}`, `[]`, `"a"`, `7`, `{"a":["x"]}`, `{"\ud800":"x"}`}},
+		{mapOf(p.String, p.Int64), map[string]string{`{"a":7}`: `[{"key":"a","value":7}]`}, []string{`{"a":"7"}`, `{"a":7.5}`}},
+		{mapOf(p.Int32, p.Date), map[string]string{`{"7":"2024-01-01","-1":null}`: `[{"key":7,"value":"2024-01-01"},{"key":-1,"value":null}]`},
+			[]string{`{"07":"2024-01-01"}`, `{"2147483648":"2024-01-01"}`, `{"7.0":"2024-01-01"}`, `{"a":"2024-01-01"}`, `{"7":"x"}`, `{"+7":null}`}},
+		{mapOf(p.UUID, p.String), nil, []string{`{"6ba7b810-9dad-11d1-80b4-00c04fd430c8":"x"}`}},
+		{mapOf(p.String, columnar.List{Element: columnar.Field{Name: "element", Type: p.Float64}}), map[string]string{`{"a":[1.5,2]}`: `[{"key":"a","value":[1.5,2]}]`}, []string{`{"a":[1.5,"x"]}`, `{"a":1}`}},
+		{mapOf(p.String, mapOf(p.String, p.Bool)), map[string]string{`{"a":{"b":true}}`: `[{"key":"a","value":[{"key":"b","value":true}]}]`}, []string{`{"a":{"b":1}}`}},
+		{mapOf(p.String, point), map[string]string{
+			`{"a":{"x":1},"b":null}`: `[{"key":"a","value":{"x":1}},{"key":"b","value":null}]`,
+			`{"a":{"x":1,"y":"z"}}`:  `[{"key":"a","value":{"x":1,"y":"z"}}]`, // the struct grows, as any does
+		}, []string{`{"a":1}`}},
+	} {
+		for value, want := range c.fill {
+			if got := filled(t, existing(t, c.of), fmt.Sprintf(`{"v":%s}`, value)); got["v"] != want || len(got) != 1 {
+				t.Errorf("%s: %s became %v, want %s", c.of, value, got, want)
+			}
+		}
+		for _, value := range c.beside {
+			got := filled(t, existing(t, c.of), fmt.Sprintf(`{"v":%s}`, value))
+			if text, _ := json.Marshal(value); len(got) != 1 || got["v_json"] != string(text) {
+				t.Errorf("%s: %s became %v, want it beside the column", c.of, value, got)
+			}
+		}
+	}
+}

@@ -70,7 +70,8 @@ type member struct{ primary, doubles, json *target }
 type target struct {
 	column  columnar.Column
 	group   *group  // of structs
-	element *target // of lists
+	element *target // of lists, and of maps' values
+	keys    *target // of maps
 	of      columnar.Type
 	filled  uint64 // the turn in which it got its value
 }
@@ -119,6 +120,9 @@ func bind(t columnar.Type, col columnar.Column) *target {
 		out.group = bindGroup(t.Fields, columns)
 	case columnar.List:
 		out.element = bind(t.Element.Type, col.(*columnar.Lists).Element())
+	case columnar.Map:
+		maps := col.(*columnar.Maps)
+		out.keys, out.element = bind(t.Key.Type, maps.Keys()), bind(t.Value.Type, maps.Values())
 	}
 	return out
 }
@@ -216,6 +220,8 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 		return t.group.append(v), true
 	case *columnar.Lists:
 		return t.appendList(col, v)
+	case *columnar.Maps:
+		return t.appendMap(col, v)
 	}
 	converted, ok := convert(t.of, v)
 	return nil, ok && put(t.column, converted)
@@ -250,6 +256,42 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	col.Append()
 	if left != nil {
 		left[len(left)-1] = ']'
+	}
+	return left, true
+}
+
+// appendMap appends an object as pairs of its names and values. What its values leave stands under the same names.
+func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) {
+	if v.kind != object {
+		return nil, false
+	}
+	begin := col.Start()
+	for i := range v.children {
+		m := &v.children[i]
+		key, ok := keyOf(t.keys.of, m)
+		ok = ok && put(t.keys.column, key) && (m.kind != null || !t.of.(columnar.Map).Value.Required)
+		var rest []byte
+		if ok {
+			rest, ok = t.element.append(m)
+		}
+		if !ok {
+			t.keys.column.Truncate(begin)
+			t.element.column.Truncate(begin)
+			return nil, false
+		}
+		if rest == nil {
+			continue
+		}
+		if left == nil {
+			left = append(left, '{')
+		} else {
+			left = append(left, ',')
+		}
+		left = append(appendName(left, m), rest...)
+	}
+	col.Append()
+	if left != nil {
+		left = append(left, '}')
 	}
 	return left, true
 }

@@ -337,6 +337,23 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		}
 		t.Element.Type = element
 		return t, true
+	case columnar.Map: // of a table that was there
+		if v.kind != object {
+			return t, false
+		}
+		of := t.Value.Type
+		for i := range v.children {
+			m := &v.children[i]
+			if _, ok := keyOf(t.Key.Type, m); !ok || m.kind == null && t.Value.Required {
+				return t, false
+			}
+			var ok bool
+			if of, ok = g.fit(of, m, t.Value.ID != 0, depth+1); !ok {
+				return t, false
+			}
+		}
+		t.Value.Type = of
+		return t, true
 	}
 	switch {
 	case holds(t, v):
