@@ -124,12 +124,15 @@ func TestJSONIntoAnExistingTable(t *testing.T) {
 		iceberg.NestedField{ID: 7, Name: "raw", Type: p.Binary},
 		iceberg.NestedField{ID: 8, Name: "local", Type: p.Timestamp},
 		iceberg.NestedField{ID: 9, Name: "note", Type: p.String, Required: true},
+		iceberg.NestedField{ID: 10, Name: "tags", Type: &iceberg.MapType{KeyID: 11, KeyType: p.String, ValueID: 12, ValueType: p.String, ValueRequired: true}},
 	)
 	w.put(t, 0,
+		`{"tags":{"a":"b","c":""}}`, `{"tags":{"a":1}}`,
 		`{"ID":7,"ratio":0.5,"price":9.99,"day":"2024-01-01","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","tod":"10:00:00","raw":"AQI=","local":"2024-01-01T10:00:00"}`,
 		`{"id":7.5,"price":9.999,"day":"yesterday","new":1}`)
 	w.land(t, foreign.JSON(w.name, w.topic, false))
 	w.have(t, map[int32][]string{0: {
+		`{"tags":[{"key":"a","value":"b"},{"key":"c","value":""}]}`, `{"tags_json":"{\"a\":1}"}`,
 		`{"day":"2024-01-01","id":7,"local":"2024-01-01T10:00:00","price":"9.99","ratio":0.5,"raw":"AQI=","tod":"10:00:00","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`,
 		`{"day_json":"\"yesterday\"","id_double":7.5,"new":1,"price_json":"9.999"}`,
 	}})

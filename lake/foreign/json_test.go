@@ -52,7 +52,8 @@ const (
 	childKill  = "MILLRACE_TEST_FOREIGN_KILL"
 )
 
-type place struct{ Brokers, Topic, Warehouse, Catalog string }
+// place is where a child lands: JSON, or what a registry knows the schemas of.
+type place struct{ Brokers, Topic, Warehouse, Catalog, Registry string }
 
 // The moments at which a child is killed, as its table sees them.
 const (
@@ -72,7 +73,17 @@ func childLands(where string) error {
 	if err != nil {
 		return err
 	}
-	table := foreign.JSON(lake.Name{"web", "things"}, at.Topic, false)
+	name := lake.Name{"web", "things"}
+	table := foreign.JSON(name, at.Topic, false)
+	if at.Registry != "" {
+		schemas, err := reg.NewClient(reg.Config{URL: at.Registry, Logger: quiet})
+		if err != nil {
+			return err
+		}
+		if table, err = foreign.Registered(context.Background(), name, at.Topic, foreign.Subject{}, schemas); err != nil {
+			return err
+		}
+	}
 	table.Rows = killing(table.Rows, moment, left)
 	l, err := lake.Open(context.Background(), lake.Config{Warehouse: at.Warehouse, Catalog: at.Catalog, Tables: []lake.Table{table}, Logger: quiet})
 	if err != nil {
@@ -123,6 +134,29 @@ func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.S
 	return k.Grower.Grow(ctx, have, records)
 }
 
+// startChild starts a lander in a process of its own, which kills itself; died waits for that.
+func (w *world) startChild(t *testing.T, registry, moment, nth string) (died func()) {
+	t.Helper()
+	where, err := json.Marshal(place{w.brokers, w.topic, w.config.Warehouse, w.config.Catalog, registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), childPlace+"="+string(where), childKill+"="+moment+"@"+nth)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return func() {
+		t.Helper()
+		err := cmd.Wait()
+		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+			t.Fatalf("the child ended with %v in place of being killed", err)
+		}
+	}
+}
+
 // A lander that is killed while the table grows leaves one that the next completes: each record once, with all that it says.
 func TestKilledWhileGrowing(t *testing.T) {
 	t.Parallel()
@@ -141,25 +175,12 @@ func TestKilledWhileGrowing(t *testing.T) {
 					}
 				}
 				put(0, 20)
-				where, err := json.Marshal(place{w.brokers, w.topic, w.config.Warehouse, w.config.Catalog})
-				if err != nil {
-					t.Fatal(err)
-				}
-				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
-				cmd.Env = append(os.Environ(), childPlace+"="+string(where), childKill+"="+moment+"@"+nth)
-				cmd.Stderr = os.Stderr
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = cmd.Process.Kill() })
+				died := w.startChild(t, "", moment, nth)
 				if nth == "2" && (moment == killGrow || moment == killGrown) { // a table grows once for all that is there
 					polltest.Until(t, "the child has landed what was there", func() bool { return w.holds(t) == 20 })
 				}
 				put(20, 40)
-				err = cmd.Wait()
-				if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
-					t.Fatalf("the child ended with %v in place of being killed", err)
-				}
+				died()
 				w.land(t, foreign.JSON(w.name, w.topic, false))
 				w.have(t, want)
 				if got := w.reasons(); got != "" {

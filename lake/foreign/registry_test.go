@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	reg "github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -197,6 +198,43 @@ func TestAvroAliases(t *testing.T) {
 	slices.Sort(names)
 	if got, want := strings.Join(names, ""), "abcdefgh"; got != want {
 		t.Errorf("the column has %s, want %s", got, want)
+	}
+}
+
+// A lander that is killed while an alias renames a column, before or after that is committed, leaves a table that the next completes: one
+// column, with the values of both schemas, each once.
+func TestKilledWhileAnAliasRenames(t *testing.T) {
+	t.Parallel()
+	at := registry.URL(t)
+	for _, moment := range []string{killGrow, killGrown, killAfter} {
+		t.Run(moment, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, kafkaserver.Embedded(t))
+			s := newSubject(t, at, w.topic+"-value")
+			first := s.avro(record(`{"name":"name","type":"string"}`))
+			w.put(t, 0, first(`{"name":"a"}`), first(`{"name":"b"}`))
+			died := w.startChild(t, at, moment, "1")
+			polltest.Until(t, "the child has landed what was there", func() bool { return w.holds(t) == 2 })
+			second := s.avro(record(`{"name":"full_name","type":"string","aliases":["name"]}`))
+			w.put(t, 0, second(`{"full_name":"c"}`), first(`{"name":"d"}`), second(`{"full_name":"e"}`))
+			died()
+			table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.land(t, table)
+			if got, want := w.columns(t), "full_name string"; got != want {
+				t.Errorf("columns %s, want %s", got, want)
+			}
+			var names []string
+			for _, row := range w.scan(t, "full_name") {
+				names = append(names, fmt.Sprint(row["full_name"]))
+			}
+			slices.Sort(names)
+			if got, want := strings.Join(names, ""), "abcde"; got != want || len(w.parked) > 0 {
+				t.Errorf("the column has %s, want %s; parked: %v", got, want, w.parked)
+			}
+		})
 	}
 }
 
