@@ -37,7 +37,9 @@ func newLakeLand(a *app) *cobra.Command {
 		Short: "Land any Kafka topic, of Protobuf, Avro or JSON, in a table of its own",
 		Long: `Land a Kafka topic, whoever writes it, in an Iceberg table: a column for each field, and where each row comes from (_topic,
 _partition, _offset, _timestamp and _timestamp_raw, _key). Each record lands once, whatever dies when; run it in as many processes as the topic has
-partitions. What cannot be a row is put on the topic millrace.parked, with the reason.
+partitions. What cannot be a row is put on the topic millrace.parked, with the reason; what is too large for that topic, shortened.
+A table that cannot be landed as it is ends the command, with the reason and what to do about it; what passes by itself (brokers, registry, store
+or catalog away) is waited for.
 
 What the values are, one of three says:
 
@@ -54,10 +56,13 @@ What the values are, one of three says:
                         anything else of x in x_json; what has no column at all in _extra, as JSON. So nothing is lost or parked
                         for its type. Columns of a table that is there keep their types, and are filled where a value is one of
                         theirs exactly: 9.99 in a decimal(10,2), "2024-01-01" in a date, "10:00:00" in a time, a UUID in a uuid,
-                        base64 in a binary. A field finds a column that differs from it in capitals alone.
+                        base64 in a binary, an object in a map of texts (or whole numbers) to values that it holds. A field finds a column that differs
+                        from it in capitals alone.
 
 Times are of the years 1 to 9999 and have microseconds: the nanoseconds of a Protobuf Timestamp are cut off to them, Avro's
-timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds. A value that is no such time is never made into another:
+timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds, its times of day whole numbers of microseconds, and its local
+timestamps whole numbers in their own unit. ClickHouse, and so "millrace sql", shows a column of type time in whole seconds; other
+engines show its microseconds. A value that is no such time is never made into another:
 its record is put on millrace.parked, or, in JSON, stays the text that it is. A record whose own timestamp is none has null in
 _timestamp and the number in _timestamp_raw.
 
