@@ -19,8 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/dynamicpb"
 
-	reg "github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/polltest"
+	reg "github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
