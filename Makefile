@@ -99,6 +99,10 @@ bench: ## run all benchmarks, each beside its ceiling
 bench-lake: ## landing in Iceberg beside Kafka Connect's Iceberg sink (make engines installs it)
 	go run ./bench/lake $(BENCHFLAGS)
 
+.PHONY: bench-load
+bench-load: ## more clients than a running system can serve (bin/millrace up --no-demo): what is accepted, how fast, what is turned away
+	go run ./bench/load $(BENCHFLAGS)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for 20 s
 	@scripts/fuzz 20s
