@@ -103,8 +103,9 @@ func run(ctx context.Context) error {
 
 // crowd lets the clients ask, and gives the most memory that was seen meanwhile.
 func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Duration, all []*class) (peak float64) {
-	ctx, cancel := context.WithTimeout(ctx, lasting)
+	ctx, cancel := context.WithCancel(ctx) // without a deadline, which http.Client takes for one of its own
 	defer cancel()
+	defer time.AfterFunc(lasting, cancel).Stop()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxIdleConns: clients}}
 	defer client.CloseIdleConnections()
 	var running sync.WaitGroup
@@ -153,7 +154,7 @@ func (c *class) ask(ctx context.Context, client *http.Client, addr string) {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		c.tell(func() { c.failed["cut off"]++ })
+		c.tell(func() { c.failed[err.Error()]++ })
 	case res.StatusCode == http.StatusOK:
 		c.tell(func() { c.accepted = append(c.accepted, took) })
 	case res.StatusCode == http.StatusTooManyRequests:

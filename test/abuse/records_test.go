@@ -1,0 +1,166 @@
+package abuse
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// records attacks the topics: it writes what no relay writes between the versions of orders that are being placed and confirmed. The
+// orders are seen as their commands left them, by the commands' own tokens, also after a start on such a log, and the system says that
+// records are there that are no events.
+func (s *system) records(t *testing.T, report *strings.Builder) {
+	t.Helper()
+	const orders = 20
+	var ids []string
+	for range orders {
+		id := uuid.Must(uuid.NewV7()).String()
+		s.call(t, "OrderService/PlaceOrder", map[string]any{"orderId": id, "currency": "GBP", "country": "GB",
+			"lines": []any{map[string]any{"sku": "MUG", "quantity": 1, "unitPrice": map[string]any{"currencyCode": "GBP", "units": 9}}}})
+		ids = append(ids, id)
+	}
+	p, err := kafka.NewProducer(kafka.Config{Brokers: s.doors["kafka"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(0, 12))
+	var all []kafka.Record
+	onTopics := 0 // of events, which verify reads
+	for i := range *inputs {
+		record := stray(r, ids[i%len(ids)])
+		if record.Topic != relay.PositionsTopic {
+			onTopics++
+		}
+		all = append(all, record)
+	}
+	for len(all) > 0 {
+		n := min(len(all), 500)
+		if err := p.ProduceAll(t.Context(), all[:n]); err != nil {
+			t.Fatal(err)
+		}
+		all = all[n:]
+	}
+	p.Close()
+	tokens := map[string]string{}
+	for _, id := range ids {
+		var receipt struct{ Receipt struct{ Token string } }
+		if err := json.Unmarshal(s.call(t, "OrderService/ConfirmOrder", map[string]any{"orderId": id}), &receipt); err != nil {
+			t.Fatal(err)
+		}
+		tokens[id] = receipt.Receipt.Token
+	}
+	seen := func(when string) {
+		for _, id := range ids {
+			answer := string(s.call(t, "OrderQueryService/GetOrder", map[string]any{"orderId": id, "token": tokens[id]}))
+			if !strings.Contains(answer, "CONFIRMED") {
+				t.Errorf("%s, order %s is seen as %s", when, id, answer)
+			}
+		}
+		out, err := s.command(t, "verify", "--addr", s.doors["api"], "--admin-addr", s.doors["admin"], "--output", "json")
+		reported := 0
+		for _, m := range notEvents.FindAllStringSubmatch(out, -1) {
+			n, _ := strconv.Atoi(m[1]) // digits
+			reported += n
+		}
+		if err != nil || reported != onTopics {
+			t.Errorf("%s, verify says %v and reports %d records that are no events, want %d:\n%s", when, err, reported, onTopics, out)
+		}
+	}
+	seen("beside records that are no events")
+	s.stop()
+	s.start(t)
+	seen("after a start on such a log")
+	fmt.Fprintf(report, "| records on topics | %d | %d orders placed before and confirmed after them are seen as confirmed, also after a restart |\n", *inputs, orders)
+}
+
+var notEvents = regexp.MustCompile(`"not_events": (\d+)`)
+
+// stray is a record that no relay has written.
+func stray(r *rand.Rand, order string) kafka.Record {
+	topics := []string{relay.PositionsTopic}
+	for _, a := range event.Aggregates() {
+		topics = append(topics, a.Topic)
+	}
+	garbage := make([]byte, 1+r.IntN(300))
+	for i := range garbage {
+		garbage[i] = byte(r.UintN(256))
+	}
+	garbage[0] = 0xff // of no field's tag
+	e := event.Event{
+		ID: uuid.Must(uuid.NewV7()), Aggregate: "order", Stream: order, Version: 2 + r.Uint64N(3), Type: pick(r, []string{"millrace.order.v1.OrderPlaced", "millrace.order.v1.OrderConfirmed"}),
+		Data: garbage, OccurredAt: time.Now(), RecordedAt: time.Now(), Position: event.Position{Sequence: 1 + r.Uint64N(99999999)},
+	}
+	record := kafka.Record{Topic: "millrace.orders", Partition: kafka.AnyPartition, Key: []byte(order), Value: garbage, Headers: e.Headers()}
+	switch r.IntN(9) {
+	case 0: // nothing that is known
+		record.Topic, record.Key, record.Headers = pick(r, topics), garbage, nil
+	case 1: // of a stream that there is not
+		record.Key = []byte(uuid.NewString())
+	case 2: // a position far ahead
+		set(record.Headers, "ce_storeposition", pick(r, []string{"99999999.0", "0.99999999", "18446744073709551615.18446744073709551615", "-1.0"}))
+	case 3: // a header that is damaged
+		set(record.Headers, record.Headers[r.IntN(len(record.Headers))].Key, pick(r, []string{"", "x", "\xff\xfe", strings.Repeat("9", 400)}))
+	case 4: // a tombstone
+		record.Value = nil
+	case 5: // large
+		record.Value = bytes.Repeat(garbage, 200)
+	case 6: // many headers
+		for range 100 {
+			record.Headers = append(record.Headers, event.Header{Key: "x", Value: garbage})
+		}
+	case 7: // another topic's
+		record.Topic = pick(r, topics)
+	case 8: // a type that there is not yet, unreadable
+		set(record.Headers, "ce_type", "millrace.order.v1.OrderTeleported")
+	}
+	return record
+}
+
+func set(headers []event.Header, key, value string) {
+	for i := range headers {
+		if headers[i].Key == key {
+			headers[i].Value = []byte(value)
+		}
+	}
+}
+
+// call calls a method of orders, and expects an answer.
+func (s *system) call(t *testing.T, method string, message map[string]any) []byte {
+	t.Helper()
+	body, err := json.Marshal(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Timeout: time.Minute}
+	var answer []byte
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		res, err := client.Post("http://"+s.doors["api"]+"/millrace.order.v1."+method, "application/json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err = io.ReadAll(res.Body)
+		if err := res.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err == nil && res.StatusCode == http.StatusOK {
+			return answer
+		}
+		if res.StatusCode != http.StatusServiceUnavailable || time.Now().After(deadline) { // views that catch up after a start
+			t.Fatalf("%s: %s %s %v", method, res.Status, answer, err)
+		}
+	}
+}
