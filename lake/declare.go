@@ -168,6 +168,9 @@ func (l *Lake) evolve(ctx context.Context, t Table) error {
 			return ctx.Err()
 		}
 	}
+	if err != nil && !passes(err) && tableError(t.called(), err) == nil {
+		return &TableError{Table: t.called(), Remedy: remedyCommit, Err: err}
+	}
 	return err
 }
 

@@ -200,6 +200,11 @@ func TestTopicDoesNotFit(t *testing.T) {
 		"made anew, empty":             {happens: remake(partitions), want: "id"},
 		"made anew, and further again": {happens: func(t *testing.T, s *shop) { remake(partitions)(t, s); s.mustTrade(t, 300) }, want: "id"},
 		"fewer partitions":             {happens: remake(1), want: "id"},
+		"deleted": {happens: func(t *testing.T, s *shop) {
+			if err := s.producer.DeleteTopic(t.Context(), event.Order.Topic); err != nil {
+				t.Fatal(err)
+			}
+		}, want: "no such topic"},
 		"deleted before it was landed": {happens: func(t *testing.T, s *shop) {
 			s.mustTrade(t, 200)
 			for p := range int32(partitions) {

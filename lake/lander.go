@@ -46,7 +46,8 @@ type lander struct {
 	parked parkings
 }
 
-// A lost file may be one that was replaced between two looks. It is lost where it is missing so often.
+// A lost file may be one that was replaced between two looks, and brokers that start know no topics. It is lost where it is missing so
+// often.
 const lostLooks = 3
 
 // run lands until ctx is done, or the table cannot be landed as it is: then the error is a *TableError.
@@ -59,7 +60,8 @@ func (l *lander) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to stop
 		}
-		if fault := tableError(l.table.called(), err); fault != nil && !isOfRows(err) && (!unreadable(err) || failures+1 >= lostLooks) {
+		seems := unreadable(err) || errors.Is(err, fetch.ErrNoTopic)
+		if fault := tableError(l.table.called(), err); fault != nil && !isOfRows(err) && (!seems || failures+1 >= lostLooks) {
 			return fault
 		}
 		l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
@@ -123,7 +125,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	defer topics.Close()
 	// Whom the brokers do not let in, and who asks for a topic that is not there, would wait for the group for ever.
 	if _, err := topics.Describe(ctx); err != nil {
-		return false, err
+		return false, l.topicError(err, have)
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
 		// The table's own: one that is made anew has another.
@@ -333,6 +335,14 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	}
 	at.put(ours, topic.ID)
 	return from, nil
+}
+
+// topicError is of a topic that is not there: where the table has rows of it, it has been deleted, and else it may come.
+func (l *lander) topicError(err error, have *table.Table) error {
+	if stands, readErr := readProgress(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(stands.next) > 0 {
+		return &PositionError{l.table.Name, l.table.Topic, err}
+	}
+	return err
 }
 
 func (l *lander) positionError(err error) error {

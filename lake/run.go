@@ -122,9 +122,15 @@ const lookAgain = 30 * time.Second
 
 // landTable lands a table until ctx is done, or until no table can be landed.
 func (l *Lake) landTable(ctx context.Context, t Table, c RunConfig, first *atomic.Int32) error {
+	again := func() error {
+		if err := l.prepareTable(ctx, t); tableError(t.called(), err) != nil {
+			return err
+		}
+		return nil // or it passes: the landers wait for that
+	}
 	err := error(nil)
 	if fault := l.stopped.of(t.called()); fault != nil { // found by Open
-		err = l.prepareTable(ctx, t)
+		err = again()
 	}
 	for {
 		if err == nil {
@@ -143,10 +149,7 @@ func (l *Lake) landTable(ctx context.Context, t Table, c RunConfig, first *atomi
 			return nil
 		case <-time.After(c.again):
 		}
-		err = l.prepareTable(ctx, t)
-		if err != nil && tableError(t.called(), err) == nil { // it passes: the landers wait for that
-			err = nil
-		}
+		err = again()
 	}
 }
 
