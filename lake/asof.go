@@ -15,6 +15,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // AsOf names a moment of the past: a time, or offsets of a topic's partitions, by topic. The zero AsOf is now.
@@ -92,7 +93,7 @@ func OffsetsText(offsets map[int32]int64) string {
 // history does not reach back so far.
 //
 // A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance takes it when it
-// is old. What it names goes when maintenance cuts the table's history, as for every reader of the past.
+// is old. The files that it names stay for as long as Hold holds them, or until maintenance cuts the table's history.
 func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
 	topics := maps.Clone(at.Offsets)
 	var states []TableState
@@ -113,12 +114,54 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 			return nil, err
 		}
 		delete(topics, s.Topic)
+		s.identifier = t.identifier()
 		states = append(states, s)
 	}
 	for topic := range topics {
 		return nil, &UnknownTopicError{Topic: topic}
 	}
 	return states, nil
+}
+
+// Hold keeps the files of states that TablesAsOf returned until release is called, whichever process expires snapshots
+// meanwhile. The error is a *HistoryError where a state has been removed since.
+func (l *Lake) Hold(ctx context.Context, states []TableState) (release func(), err error) {
+	var all []func()
+	release = func() {
+		for _, r := range all {
+			r()
+		}
+	}
+	for _, s := range states {
+		if s.Snapshot <= 0 || s.identifier == nil {
+			continue // an empty table has no files
+		}
+		load := func(ctx context.Context) (*table.Table, error) { return l.load(ctx, s.identifier) }
+		r, err := maintenance.Hold(ctx, load, s.Snapshot, l.log)
+		if err != nil {
+			release()
+			if errors.Is(err, maintenance.ErrSnapshotGone) {
+				return nil, l.historyError(ctx, s)
+			}
+			return nil, fmt.Errorf("table %s: %w", s.Name, err)
+		}
+		all = append(all, r)
+	}
+	return release, nil
+}
+
+// historyError says how far the history of a table reaches back now.
+func (l *Lake) historyError(ctx context.Context, s TableState) error {
+	have, err := l.load(ctx, s.identifier)
+	if err != nil {
+		return err
+	}
+	past, _ := history(have.Metadata(), nil)
+	if len(past) == 0 {
+		return &HistoryError{Table: s.Name}
+	}
+	oldest := past[len(past)-1]
+	return &HistoryError{Table: s.Name, Since: timeunit.Time(oldest.TimestampMs), Offsets: oldest.next}
 }
 
 func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (TableState, error) {

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of older ones
@@ -71,8 +73,18 @@ func (l *lander) tryThin(ctx context.Context) error {
 	for _, ref := range t.Metadata().Refs() {
 		pointed[ref.SnapshotID] = true
 	}
-	ids := surplus(t.Metadata().Snapshots(), pointed, time.Now())
-	if len(ids) < historyCut {
+	now := time.Now()
+	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
+		return nil
+	}
+	held, done, err := maintenance.Claim(ctx, t, now) // whatever queries as of the past are reading stays
+	if err != nil {
+		return err
+	}
+	defer done()
+	maps.Copy(pointed, held)
+	ids := surplus(t.Metadata().Snapshots(), pointed, now)
+	if len(ids) == 0 {
 		return nil
 	}
 	head := t.CurrentSnapshot().SnapshotID

@@ -203,6 +203,8 @@ type TableState struct {
 	Location         string          // folder of the table
 	Offsets          map[int32]int64 // by partition: the first offset that is not in the table
 	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty
+
+	identifier table.Identifier // set by TablesAsOf, for Hold
 }
 
 // Tables tells how the tables are now. One that somebody has dropped, or that cannot be read, is left out: it takes nothing from the

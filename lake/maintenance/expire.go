@@ -39,14 +39,28 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 		return did, nil
 	}
 	c := &commit{run: r, what: "expiry", before: stepExpireCommit, after: stepExpireCommitted}
+	release := func() {} // of the claim of the last attempt, which lasts until the files are deleted
+	defer func() { release() }()
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
-		gone := r.expirable(t.Metadata())
+		release()
+		release = func() {}
+		age := r.KeepAge
+		gone := r.expirable(t.Metadata(), age)
+		if gone > 0 {
+			held, done, err := Claim(ctx, t, time.Now().Add(-r.KeepAge))
+			if err != nil {
+				return err
+			}
+			release = done
+			age = max(age, ageOfHeld(t.Metadata(), held))
+			gone = r.expirable(t.Metadata(), age)
+		}
 		left := len(t.Metadata().Snapshots()) - gone
 		if gone == 0 { // also where the attempt before landed and its answer was lost
 			did.Left = left
 			return errNothing
 		}
-		if err := tx.ExpireSnapshots(r.expiry(t.Metadata())...); err != nil {
+		if err := tx.ExpireSnapshots(r.expiry(t.Metadata(), age)...); err != nil {
 			return fmt.Errorf("stage: %w", err)
 		}
 		did.Snapshots, did.Left = gone, left
@@ -66,9 +80,20 @@ func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabl
 
 // expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place of
 // only lately are kept by their number.
-func (r *run) expiry(meta table.Metadata) []table.ExpireSnapshotsOpt {
-	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-r.KeepAge)))
-	return []table.ExpireSnapshotsOpt{table.WithOlderThan(r.KeepAge), table.WithRetainLast(keep)}
+func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnapshotsOpt {
+	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-age)))
+	return []table.ExpireSnapshotsOpt{table.WithOlderThan(age), table.WithRetainLast(keep)}
+}
+
+// ageOfHeld returns an age that keeps every held snapshot, and so all that are younger; 0 where none is held.
+func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
+	for _, s := range meta.Snapshots() {
+		if held[s.SnapshotID] {
+			// The minute allows for the time until the commit is staged.
+			age = max(age, time.Since(time.UnixMilli(s.TimestampMs))+time.Minute)
+		}
+	}
+	return age
 }
 
 // headsSince counts, on the branch where they are most, the snapshots that are the head or were until after a time.
@@ -91,10 +116,10 @@ func headsSince(meta table.Metadata, since time.Time) (most int) {
 }
 
 // expirable counts the snapshots that would go.
-func (r *run) expirable(meta table.Metadata) int {
+func (r *run) expirable(meta table.Metadata, age time.Duration) int {
 	t := table.New(nil, meta, "", nil, nil)
 	tx := t.NewTransaction()
-	if err := tx.ExpireSnapshots(append(r.expiry(meta), table.WithPostCommit(false))...); err != nil {
+	if err := tx.ExpireSnapshots(append(r.expiry(meta, age), table.WithPostCommit(false))...); err != nil {
 		return 0
 	}
 	staged, err := tx.StagedTable()

@@ -60,7 +60,7 @@ func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 	if p.KeepsAllFiles {
 		return p, nil
 	}
-	p.ExpiredNow = r.expirable(t.Metadata())
+	p.ExpiredNow = r.expirable(t.Metadata(), r.KeepAge)
 	orphans, err := r.findOrphans(ctx, t)
 	if err != nil {
 		return fail(err)

@@ -148,8 +148,35 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 		moments = append(moments, last) // the compaction's own snapshot
 	}
 
-	if _, err := l.Maintain(t.Context(), name, maintenance.Config{SmallFiles: 2, KeepAge: time.Millisecond, KeepSnapshots: 1}, nil); err != nil {
+	expire := func(by *lake.Lake) {
+		t.Helper()
+		if _, err := by.Maintain(t.Context(), name, maintenance.Config{SmallFiles: 2, KeepAge: time.Millisecond, KeepSnapshots: 1}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A query that runs keeps its files, though another process expires snapshots.
+	past := lake.AsOf{Offsets: map[string]map[int32]int64{asOfTopic: moments[1].offsets}}
+	states, err := l.TablesAsOf(t.Context(), past, func(string) bool { return true })
+	if err != nil {
 		t.Fatal(err)
+	}
+	release, err := l.Hold(t.Context(), states)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := lake.Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expire(other)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	moments[1].check(t, "held while snapshots expire", l, s, past)
+	release()
+	expire(l)
+	if _, err := l.Hold(t.Context(), states); !errors.As(err, new(*lake.HistoryError)) {
+		t.Errorf("hold a state that has been removed: %v", err)
 	}
 	for _, at := range []lake.AsOf{{Time: moments[1].taken}, {Offsets: map[string]map[int32]int64{asOfTopic: moments[1].offsets}}} {
 		var history *lake.HistoryError

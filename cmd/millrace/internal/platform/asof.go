@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/lake"
@@ -36,12 +37,18 @@ func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, m
 		return nil, nil, &lakesql.QueryError{Message: err.Error()}
 	}
 	var read []ReadAt
+	release := func() {}
 	rows, err := q.RunOn(ctx, func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
 		states, err := l.TablesAsOf(ctx, at, wanted)
 		if err != nil {
 			return nil, err
 		}
 		read = nil
+		release() // the attempt before
+		if release, err = l.Hold(ctx, slices.DeleteFunc(slices.Clone(states), func(s lake.TableState) bool { return !wanted(s.Name) })); err != nil {
+			release = func() {}
+			return nil, err
+		}
 		for _, s := range states {
 			if !wanted(s.Name) {
 				continue
@@ -55,9 +62,24 @@ func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, m
 		return sqlTables(states), nil
 	}, query, format)
 	if unknown := (*lake.UnknownTopicError)(nil); errors.As(err, &unknown) {
-		return nil, nil, &lakesql.QueryError{Message: unknown.Error()}
+		err = &lakesql.QueryError{Message: unknown.Error()}
 	}
-	return rows, read, err
+	if err != nil {
+		release()
+		return nil, nil, err
+	}
+	return &heldRows{rows, release}, read, nil
+}
+
+// heldRows are the rows of a query whose files expiry may not delete before it ends.
+type heldRows struct {
+	io.ReadCloser
+	release func()
+}
+
+func (r *heldRows) Close() error {
+	defer r.release()
+	return r.ReadCloser.Close()
 }
 
 func sqlTables(states []lake.TableState) []lakesql.Table {
