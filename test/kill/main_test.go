@@ -26,7 +26,7 @@ const root = "../.."
 
 var (
 	full  = flag.Bool("kill.full", os.Getenv("MILLRACE_KILL") == "full", "run every row, not the quick part alone (also MILLRACE_KILL=full)")
-	only  = flag.String("kill.role", "", "run every row of one role: commands, relay, views or lake")
+	only  = flag.String("kill.role", "", "run every row of one role: commands, relay, views, lake or iceberg")
 	write = flag.Bool("kill.write", false, "write docs/kill-matrix.md (the whole matrix always does)")
 	year  = flag.String("kill.year", root+"/../shared/data/online-retail.parquet", "the real year that some rows import (also MILLRACE_KILL_YEAR)")
 

@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// purging is the removal of a file of a table that is purged.
+var purging = step{role: "iceberg", point: "restcatalog.purge.file", at: 4}
+
 // killPurge lets the process that serves the catalog die while it removes the files of a table that a client drops, with another client's
 // table of the same kind beside it. The dropped table is gone, its name can be taken again, and the other has everything that it had.
 func killPurge(ctx context.Context, s *system) error {
@@ -18,13 +21,14 @@ func killPurge(ctx context.Context, s *system) error {
 	ns := fmt.Sprintf("purge_%d", s.purges)
 	c := icebergClient{s: s}
 	schema := map[string]any{"type": "struct", "fields": []any{map[string]any{"id": 1, "name": "n", "type": "long", "required": false}}}
-	make := func(name string) error {
+	create := func(name string) error {
 		if _, err := c.ask(ctx, http.MethodPost, "/namespaces/"+ns+"/tables", map[string]any{"name": name, "schema": schema}); err != nil {
 			return err
 		}
 		for n := range 8 { // each commit is a file of metadata
 			update := map[string]any{"action": "set-properties", "updates": map[string]string{"n": fmt.Sprint(n)}}
-			if _, err := c.ask(ctx, http.MethodPost, "/namespaces/"+ns+"/tables/"+name, map[string]any{"requirements": []any{}, "updates": []any{update}}); err != nil {
+			commit := map[string]any{"requirements": []any{}, "updates": []any{update}}
+			if _, err := c.ask(ctx, http.MethodPost, "/namespaces/"+ns+"/tables/"+name, commit); err != nil {
 				return err
 			}
 		}
@@ -33,7 +37,7 @@ func killPurge(ctx context.Context, s *system) error {
 	if _, err := c.ask(ctx, http.MethodPost, "/namespaces", map[string]any{"namespace": []string{ns}}); err != nil {
 		return err
 	}
-	if err := errors.Join(make("dropped"), make("kept")); err != nil {
+	if err := errors.Join(create("dropped"), create("kept")); err != nil {
 		return err
 	}
 	kept, err := c.ask(ctx, http.MethodGet, "/namespaces/"+ns+"/tables/kept", nil)
@@ -41,8 +45,7 @@ func killPurge(ctx context.Context, s *system) error {
 		return err
 	}
 
-	st := step{role: "iceberg", point: "restcatalog.purge.file", at: 4}
-	r, i, starts, err := st.arm(ctx, s, "kill")
+	r, i, starts, err := purging.arm(ctx, s, "kill")
 	if err != nil {
 		return err
 	}
@@ -66,7 +69,7 @@ func killPurge(ctx context.Context, s *system) error {
 	if !bytes.Equal(kept, now) {
 		return fmt.Errorf("the other table was\n%s\nand is\n%s", kept, now)
 	}
-	if err := make("dropped"); err != nil { // again
+	if err := create("dropped"); err != nil { // again
 		return err
 	}
 	for _, name := range []string{"dropped", "kept"} {

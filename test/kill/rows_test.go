@@ -71,7 +71,7 @@ func realRows() []row {
 		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
 	}
 	rows = append(rows, litterRows("")...)
-	rows = append(rows, row{name: "iceberg/purge file/kill", fault: killPurge})
+	rows = append(rows, row{name: "iceberg/purge file/kill", step: purging, fault: killPurge})
 	rows = append(rows, serverRows()...)
 	for i := range rows {
 		rows[i].quick = quick[rows[i].name]
@@ -133,7 +133,7 @@ func embeddedRows() []row {
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 	}
 	rows = append(rows, litterRows("embedded/")...)
-	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", fault: killPurge, quick: true})
+	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purging, fault: killPurge, quick: true})
 	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
 	// a commit of the lake.
 	for _, st := range steps() {
