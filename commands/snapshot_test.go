@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -79,6 +80,51 @@ func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
 	}
 	if snap, _, err := store.LoadSnapshot(t.Context(), "85123A"); err != nil || snap.Version != 36 || snap.Schema != inventory.Decider().Schema {
 		t.Errorf("the foreign snapshot was replaced by %+v, %v", snap, err)
+	}
+}
+
+// A damaged snapshot never changes what a service decides, and never fails a call: the events of the stream are read instead.
+func TestDamagedSnapshots(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(s *eventstore.Snapshot){
+		"a flipped bit in a number": func(s *eventstore.Snapshot) {
+			s.State = bytes.Replace(s.State, []byte(":30"), []byte(":31"), 1)
+		},
+		"truncated":                         func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)-4] },
+		"cut in half":                       func(s *eventstore.Snapshot) { s.State = s.State[:len(s.State)/2] },
+		"zeroes":                            func(s *eventstore.Snapshot) { s.State = make([]byte, len(s.State)) },
+		"another version":                   func(s *eventstore.Snapshot) { s.Version = 33 },
+		"a version that the stream has not": func(s *eventstore.Snapshot) { s.Version, s.State = 99, []byte(`{"OnHand":7}`) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := commandstest.OpenStore(t, event.Stock)
+			client := stock(t, store, commands.WithSnapshotEvery(10))
+			for range 35 {
+				if err := receive(t.Context(), client, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			snap, _, err := store.LoadSnapshot(t.Context(), "85123A")
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := string(snap.State)
+			snap.Version++ // stores keep the newest
+			if damage(&snap); string(snap.State) == before && snap.Version == 31 {
+				t.Fatal("nothing is damaged")
+			}
+			if _, err := store.Append(t.Context(), eventstore.Batch{Snapshots: []eventstore.Snapshot{snap}}); err != nil {
+				t.Fatal(err)
+			}
+			res, err := client.GetStock(t.Context(), connect.NewRequest(&inventoryv1.GetStockRequest{Sku: "85123A"}))
+			if err != nil || res.Msg.GetOnHand() != 35 || res.Msg.GetVersion() != 35 {
+				t.Errorf("%v, %v", res, err)
+			}
+			if err := receive(t.Context(), client, 1); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -1,9 +1,12 @@
 package commands
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash/crc32"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -29,21 +32,31 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	if err != nil {
 		return l, r.storeError(ctx, "load snapshot", stream, err)
 	}
+	damaged := func(err error) { // the events hold all that the snapshot does, and the next append replaces it
+		r.logger.ErrorContext(ctx, "a snapshot is damaged; reading all events of its stream", "aggregate", r.agg.Name, "stream", stream,
+			"version", snap.Version, "error", err)
+	}
 	if ok && snap.Schema == r.decider.Schema && snap.Version > 0 {
 		var state S
-		if err := json.Unmarshal(snap.State, &state); err == nil {
+		content, err := unseal(stream, snap)
+		if err == nil {
+			err = json.Unmarshal(content, &state)
+		}
+		if err == nil {
 			l.state, l.version, l.snapshot = state, snap.Version, snap.Version
 			after = snap.Version - 1 // the snapshot's own event is read again, for its position
-		} else { // the events say all that it does
-			r.logger.ErrorContext(ctx, "unreadable snapshot", "aggregate", r.agg.Name, "stream", stream, "version", snap.Version, "error", err)
+		} else {
+			damaged(err)
 		}
 	}
 	events, err := r.store.Load(ctx, stream, after)
+	if err == nil && len(events) == 0 && l.version > 0 {
+		damaged(errors.New("the stream has not come to its version"))
+		l, after = loaded[S]{}, 0
+		events, err = r.store.Load(ctx, stream, after)
+	}
 	if err != nil {
 		return l, r.storeError(ctx, "load events", stream, err)
-	}
-	if len(events) == 0 && l.version > 0 {
-		return l, fmt.Errorf("%s %q: the snapshot is at version %d, the stream is not", r.agg.Name, stream, l.version)
 	}
 	for i, e := range events {
 		if want := after + uint64(i) + 1; e.Version != want {
@@ -70,7 +83,34 @@ func (r *Runner[S, C, E]) dueSnapshot(stream string, l loaded[S]) ([]eventstore.
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of %s %q: %w", r.agg.Name, stream, err)
 	}
-	return []eventstore.Snapshot{{Stream: stream, Version: l.version, Schema: r.decider.Schema, State: state}}, nil
+	return []eventstore.Snapshot{{Stream: stream, Version: l.version, Schema: r.decider.Schema, State: seal(stream, l.version, state)}}, nil
+}
+
+var checksums = crc32.MakeTable(crc32.Castagnoli)
+
+// sealSize is the length of a checksum in hexadecimal, and of the line break before it.
+const sealSize = 9
+
+// seal adds a checksum to a snapshot's state: a wrong state would lead to wrong decisions.
+func seal(stream string, version uint64, state []byte) []byte {
+	sum := crc32.Checksum(fmt.Appendf(nil, "%q %d %s", stream, version, state), checksums)
+	return fmt.Appendf(state, "\n%08x", sum)
+}
+
+// unseal returns the state that seal was given. A snapshot of an earlier version has no checksum: its state is trusted.
+func unseal(stream string, snap eventstore.Snapshot) ([]byte, error) {
+	at := len(snap.State) - sealSize
+	if at < 0 || snap.State[at] != '\n' {
+		if bytes.IndexByte(snap.State, '\n') >= 0 { // the state itself has none
+			return nil, errors.New("its checksum is cut off")
+		}
+		return snap.State, nil
+	}
+	state := snap.State[:at:at]
+	if !bytes.Equal(seal(stream, snap.Version, state), snap.State) {
+		return nil, errors.New("its checksum does not match")
+	}
+	return state, nil
 }
 
 func (r *Runner[S, C, E]) decode(e event.Event) (E, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/event"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 	"github.com/millrace/millrace/internal/rpc"
+	"github.com/millrace/millrace/streams"
 )
 
 const (
@@ -34,7 +35,7 @@ type Watermarks interface {
 
 // Freshness keeps the promises that the queries of one view make.
 type Freshness struct {
-	View       string // and its version: "orderstatus/v1"
+	View       string // and its version: "orderstatus/v2"
 	Aggregate  event.Aggregate
 	Watermarks Watermarks
 }
@@ -143,6 +144,15 @@ func (f Freshness) stale(t event.Token, have uint64) error {
 	return rpc.WithDetail(
 		connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("view %s has not applied version %d of %q yet", f.View, t.Version, t.Stream)),
 		&eventv1.Stale{View: f.View, Stream: t.Stream, WantVersion: t.Version, HaveVersion: have})
+}
+
+// Rebuilding turns the error of a view that has lost data into Unavailable: the view is being rebuilt from the log, and the caller
+// should retry. Other errors are returned as they are.
+func (f Freshness) Rebuilding(err error) error {
+	if !errors.Is(err, streams.ErrLost) {
+		return err
+	}
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a part of view %s is damaged and being rebuilt from the log; try again", f.View))
 }
 
 // inTime ends somewhat before the caller's deadline.

@@ -21,6 +21,7 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 		r.mu.Lock()
 		parts := maps.Clone(r.parts)
 		r.mu.Unlock()
+		begun := time.Now()
 		err := errors.Join(r.save(parts), r.look(ctx))
 		if errors.Is(err, ErrLost) {
 			r.askRepair(ctx, err, nil)
@@ -31,6 +32,7 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 			return
 		case err == nil:
 			failed = ""
+			r.cfg.Watermarks.settle(r.cfg.Logger, r.cfg.Name, r.cfg.Topics, begun)
 		case err.Error() != failed: // once, not at every tick
 			failed = err.Error()
 			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
@@ -53,7 +55,7 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 		var now kafka.TopicInfo
 		if identify { // the client connects anew, and goes on in a topic that was made anew, without a word
 			var err error
-			if now, err = r.consumer.Topic(ctx, topic); err != nil {
+			if now, err = r.topic(ctx, topic); err != nil {
 				return err
 			}
 			r.identified = time.Now()
@@ -104,13 +106,17 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 		if !slices.ContainsFunc(ps, func(tp kafka.TopicPartition) bool { return tp.Topic == topic }) {
 			continue
 		}
-		info, err := r.consumer.Topic(ctx, topic)
+		info, err := r.topic(ctx, topic)
 		if err != nil {
 			return nil, err
 		}
 		positions, err := r.cfg.Sink.Positions(ctx, topic)
 		if err != nil {
 			return nil, fmt.Errorf("read the sink's positions in %s: %w", topic, err)
+		}
+		ends, err := r.ends(ctx, topic)
+		if err != nil {
+			return nil, err
 		}
 		var first []Move
 		for _, tp := range ps {
@@ -129,6 +135,10 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 				r.cfg.Logger.Error("streams: the topic was deleted and made again; the sink reads the new one from its beginning. Where they differ, "+
 					"`millrace verify` says so, and `millrace rebuild` makes topic and sink anew from the store",
 					"sink", r.cfg.Name, "topic", topic, "partition", tp.Partition, "was", at.Topic, "is", info.ID, "stood_at", at.Next)
+			case at.Next < 0 || at.Next > ends[tp.Partition]:
+				s.at = Applied{Topic: info.ID}
+				r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "positions", fmt.Sprintf(
+					"offset %d of partition %d of %s is not on the log, which ends at %d", at.Next, tp.Partition, topic, ends[tp.Partition]))
 			default: // or saved by an earlier version
 				s.at.Topic = info.ID
 			}
@@ -209,4 +219,14 @@ func (r *Runtime) ends(ctx context.Context, topic string) (map[int32]int64, erro
 		return nil, errors.New("stopped")
 	}
 	return r.consumer.Ends(ctx, topic)
+}
+
+// topic asks which topic has a name. A rebalance may ask while the consumer is being closed.
+func (r *Runtime) topic(ctx context.Context, name string) (kafka.TopicInfo, error) {
+	r.closing.RLock()
+	defer r.closing.RUnlock()
+	if r.consumer == nil {
+		return kafka.TopicInfo{}, errors.New("stopped")
+	}
+	return r.consumer.Topic(ctx, name)
 }

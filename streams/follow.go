@@ -52,11 +52,13 @@ func (f *Follower) Run(ctx context.Context) error {
 	defer tick.Stop()
 	first, failed := true, ""
 	for {
+		begun := time.Now()
 		switch err := f.look(ctx, admin); {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			failed = ""
+			f.cfg.Watermarks.settle(f.cfg.Logger, f.cfg.Name, f.cfg.Topics, begun)
 			if first {
 				close(f.looked)
 				first = false
@@ -96,6 +98,10 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 			at := stored[id]
 			if another(at.Topic, f.identified[topic].id) { // the topic was made anew, and the sink has not begun with it
 				at = Applied{}
+			}
+			if before, known := f.cfg.Watermarks.Applied(topic, id); known && at.Next < before.Next {
+				f.cfg.Watermarks.faults.Report(f.cfg.Logger, f.cfg.Name, "content", fmt.Sprintf(
+					"partition %d of %s went back from offset %d to %d", id, topic, before.Next, at.Next))
 			}
 			f.cfg.Watermarks.set(topic, id, at)
 		}

@@ -60,6 +60,9 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.of()}}
 		gap = true
 	}
+	if len(restart) > 0 {
+		r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "content", ask.cause.Error())
+	}
 	seek := map[kafka.TopicPartition]int64{}
 	for tp, from := range restart {
 		r.cfg.Logger.Warn("streams: the sink lost what it held; reading again", "sink", r.cfg.Name,
@@ -112,7 +115,11 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 	}
 	lost := map[kafka.TopicPartition]start{}
 	for tp, p := range r.parts {
-		if s := starts[tp]; s.fresh || s.saved.Next != p.savedAt().Next || another(p.of(), s.at.Topic) {
+		s, ours := starts[tp], p.savedAt()
+		if !s.fresh && s.at.Next == s.saved.Next && s.saved.Next > ours.Next {
+			s.at = ours // another process moved the position past records that this one has not applied
+		}
+		if s.fresh || s.saved.Next != ours.Next || another(p.of(), s.at.Topic) {
 			lost[tp] = s
 		}
 	}

@@ -28,7 +28,9 @@ type Config struct {
 	Batch      int               // most records of one Apply; 0 means 500
 	Queue      int               // most records that wait for all workers; 0 means 4096
 	SaveEvery  time.Duration     // how often positions are saved and lag is measured; 0 means 250 ms
-	Logger     *slog.Logger      // slog.Default() where nil
+	// InspectEvery is how often a Sink that is an Inspector is inspected, beside once at the start; 0 means 5 minutes.
+	InspectEvery time.Duration
+	Logger       *slog.Logger // slog.Default() where nil
 }
 
 const (
@@ -67,6 +69,7 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Batch, 500)
 	setDefault(&cfg.Queue, 4096)
 	setDefault(&cfg.SaveEvery, 250*time.Millisecond)
+	setDefault(&cfg.InspectEvery, inspectEvery)
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
@@ -116,6 +119,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 		running.Go(func() { r.work(ctx, lane) })
 	}
 	running.Go(func() { r.keepBooks(ctx) })
+	running.Go(func() { r.inspect(ctx) })
 	err = r.poll(ctx)
 
 	stop()

@@ -18,6 +18,7 @@ type Watermarks struct {
 	mu      sync.Mutex
 	topics  map[string]*topicMarks
 	changed chan struct{} // closed at the next change; nil while nobody waits
+	faults  Faults
 }
 
 type topicMarks struct {

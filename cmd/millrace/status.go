@@ -61,6 +61,9 @@ func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Tables {
 		fmt.Fprintf(w, "table %s is broken: %s; %s\n", f.Table, f.Reason, f.Remedy)
 	}
+	for _, f := range s.Views {
+		fmt.Fprintf(w, "view %s: %s damaged, being rebuilt from the log: %s\n", f.View, f.Part, f.Reason)
+	}
 	for i, name := range slices.Sorted(maps.Keys(s.Addresses)) {
 		if i > 0 {
 			fmt.Fprint(w, ", ")

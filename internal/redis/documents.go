@@ -17,9 +17,9 @@ import (
 
 // Documents is one version of one view: versioned documents by id, an index from a reference to ids, and positions:
 //
-//	millrace:orderstatus:v1:docs:{orderstatus:v1:00}         hash: id → version in 16 hexadecimal digits, then the data
-//	millrace:orderstatus:v1:ref:{orderstatus:v1:00}:536365   set: ids of the documents with that reference
-//	millrace:orderstatus:v1:positions:{orderstatus:v1:00}    hash: field → position
+//	millrace:orderstatus:v2:docs:{orderstatus:v2:00}         hash: id → version and checksum in 16 and 8 hexadecimal digits, then the data
+//	millrace:orderstatus:v2:ref:{orderstatus:v2:00}:536365   set: ids of the documents with that reference
+//	millrace:orderstatus:v2:positions:{orderstatus:v2:00}    hash: field → position
 //
 // The documents lie in few hashes, the shards, so that they can be counted, listed and dropped without looking at the keys
 // of others, and so that one call of the script that guards the versions takes a whole batch. One server has one shard; a
@@ -30,7 +30,7 @@ import (
 // The scripts are sent whole: a server knows them by their hash anyway, and one that was restarted needs no special care.
 type Documents struct {
 	rdb    redis.UniversalClient
-	name   string // "orderstatus:v1"
+	name   string // "orderstatus:v2"
 	shards uint32
 
 	mu    sync.Mutex // of known
@@ -53,7 +53,7 @@ const (
 	versionDigits = 16
 )
 
-// Documents names a view and its version: "orderstatus/v1". Nothing is asked of the server.
+// Documents names a view and its version: "orderstatus/v2". Nothing is asked of the server.
 func (c *Client) Documents(view string) *Documents {
 	d := &Documents{rdb: c.rdb, name: strings.ReplaceAll(view, "/", ":"), shards: 1}
 	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
@@ -149,6 +149,9 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		}
 		return nil
 	})
+	if wrongType(err) {
+		return errors.Join(fmt.Errorf("redis: save documents of %s: %w: %w", d.name, ErrLost, err), d.dropWrongReferences(ctx, docs))
+	}
 	if err != nil {
 		return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
 	}
@@ -166,25 +169,23 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 }
 
 func appendVersioned(b []byte, doc Document) []byte {
-	b = append(b, fmt.Sprintf("%0*x", versionDigits, doc.Version)...)
+	b = fmt.Appendf(b, "%0*x%0*x", versionDigits, doc.Version, checksumDigits, checksum(doc.ID, doc.Version, doc.Data))
 	return append(b, doc.Data...)
 }
 
-// errDamaged is a stored value that Save did not write.
-var errDamaged = errors.New("stored document is damaged; drop the view's keys and it will be rebuilt")
-
-func parseVersioned(id, value string) (Document, error) {
-	if len(value) < versionDigits {
-		return Document{}, fmt.Errorf("%q: %w", id, errDamaged)
+// parseVersioned reads what appendVersioned wrote; ok is false if the value is anything else.
+func parseVersioned(id, value string) (doc Document, ok bool) {
+	if len(value) < versionDigits+checksumDigits {
+		return Document{}, false
 	}
-	version, err := strconv.ParseUint(value[:versionDigits], 16, 64)
-	if err != nil {
-		return Document{}, fmt.Errorf("%q: %w: %w", id, errDamaged, err)
-	}
-	return Document{ID: id, Version: version, Data: []byte(value[versionDigits:])}, nil
+	version, err1 := strconv.ParseUint(value[:versionDigits], 16, 64)
+	sum, err2 := strconv.ParseUint(value[versionDigits:versionDigits+checksumDigits], 16, 32)
+	doc = Document{ID: id, Version: version, Data: []byte(value[versionDigits+checksumDigits:])}
+	return doc, err1 == nil && err2 == nil && uint32(sum) == checksum(id, version, doc.Data)
 }
 
-// Load reads documents by id; one that does not exist is left out. References are not read back.
+// Load reads documents by id; one that does not exist is left out. References are not read back. If some are damaged, the error is a
+// *DamagedError and the others are returned.
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[uint32][]string{}
 	for _, id := range ids {
@@ -200,10 +201,13 @@ func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Documen
 		}
 		return nil
 	})
+	if wrongType(err) {
+		return nil, fmt.Errorf("redis: load documents of %s: %w: %w", d.name, ErrLost, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("redis: load documents of %s: %w", d.name, err)
 	}
-	docs := make(map[string]Document, len(ids))
+	docs, bad := make(map[string]Document, len(ids)), damaged{view: d.name}
 	for shard, answer := range answers {
 		for i, v := range answer.Val() {
 			value, ok := v.(string)
@@ -211,17 +215,22 @@ func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Documen
 				continue
 			}
 			id := byShard[shard][i]
-			if docs[id], err = parseVersioned(id, value); err != nil {
-				return nil, fmt.Errorf("redis: load documents of %s: %w", d.name, err)
+			if doc, ok := parseVersioned(id, value); ok {
+				docs[id] = doc
+			} else {
+				bad.add(id, value)
 			}
 		}
 	}
-	return docs, nil
+	return docs, bad.err()
 }
 
 // Lookup finds the ids of documents by their reference, sorted.
 func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, error) {
 	ids, err := d.rdb.SMembers(ctx, d.referenceKey(reference)).Result()
+	if wrongType(err) {
+		return nil, fmt.Errorf("redis: look up a reference of %s: %w: %w", d.name, ErrLost, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("redis: look up a reference of %s: %w", d.name, err)
 	}
@@ -240,7 +249,7 @@ func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !wrongType(err) {
 		return nil, fmt.Errorf("redis: look up references of %s: %w", d.name, err)
 	}
 	ids = map[string]bool{}
@@ -261,7 +270,7 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !wrongType(err) { // what is damaged holds no documents
 		return 0, fmt.Errorf("redis: count documents of %s: %w", d.name, err)
 	}
 	var sum uint64
@@ -274,8 +283,10 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	return sum, nil
 }
 
-// Each calls fn once with every document, in no order. One that is written meanwhile may come in either version.
+// Each calls fn once with every document, in no order. One that is written meanwhile may come in either version. If some are damaged, fn
+// is called with the others and the error is a *DamagedError.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
+	bad := damaged{view: d.name}
 	for n := range d.shards {
 		seen := map[string]bool{"": true} // a scan may repeat what it meets while the server resizes the hash; and the mark is no document
 		scan := d.rdb.HScan(ctx, d.docsKey(n), 0, "", 256).Iterator()
@@ -288,17 +299,22 @@ func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 				continue
 			}
 			seen[id] = true
-			doc, err := parseVersioned(id, scan.Val())
-			if err == nil {
-				err = fn(doc)
+			doc, ok := parseVersioned(id, scan.Val())
+			if !ok {
+				bad.add(id, scan.Val())
+				continue
 			}
-			if err != nil {
+			if err := fn(doc); err != nil {
 				return fmt.Errorf("redis: read documents of %s: %w", d.name, err)
 			}
 		}
-		if err := scan.Err(); err != nil {
+		err := scan.Err()
+		if wrongType(err) {
+			err = fmt.Errorf("%w: %w", ErrLost, err)
+		}
+		if err != nil {
 			return fmt.Errorf("redis: read documents of %s: %w", d.name, err)
 		}
 	}
-	return nil
+	return bad.err()
 }

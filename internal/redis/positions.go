@@ -49,12 +49,16 @@ type positions struct {
 	fields map[string]string
 	epoch  string           // empty where the view was never begun, or has lost it
 	writes map[uint32]int64 // by shard
+	broken bool             // something of it cannot be read
 }
 
 func (p positions) known() known { return known{p.epoch, p.writes} }
 
 func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 	all, err := d.rdb.HGetAll(ctx, d.positionsKey()).Result()
+	if wrongType(err) {
+		return positions{broken: true}, nil
+	}
 	if err != nil {
 		return positions{}, fmt.Errorf("redis: read positions of %s: %w", d.name, err)
 	}
@@ -66,7 +70,8 @@ func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 			n, err1 := strconv.ParseUint(shard, 10, 32)
 			count, err2 := strconv.ParseInt(value, 10, 64)
 			if err1 != nil || err2 != nil {
-				return positions{}, fmt.Errorf("redis: read positions of %s: %s is %q: %w", d.name, field, value, errDamaged)
+				p.broken = true
+				continue
 			}
 			p.writes[uint32(n)] = count
 		case field == epochField:
@@ -101,6 +106,9 @@ func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
 		args = append(args, m.Field, m.From, m.To)
 	}
 	stray, err := d.rdb.Eval(ctx, moveScript, []string{d.positionsKey()}, args...).Text()
+	if wrongType(err) {
+		return fmt.Errorf("redis: save positions of %s: %w: %w", d.name, ErrLost, err)
+	}
 	if err != nil {
 		return fmt.Errorf("redis: save positions of %s: %w", d.name, err)
 	}

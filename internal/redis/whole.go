@@ -81,7 +81,7 @@ func (d *Documents) learn(k known) {
 func (d *Documents) look(ctx context.Context) (p positions, whole bool, err error) {
 	// In this order: counts rise, and what was known before a mark was read cannot be above it.
 	known := d.snapshot()
-	if p, err = d.readPositions(ctx); err != nil || p.epoch == "" {
+	if p, err = d.readPositions(ctx); err != nil || p.epoch == "" || p.broken {
 		return p, false, err
 	}
 	marks := make([]*redis.StringCmd, d.shards)
@@ -91,11 +91,11 @@ func (d *Documents) look(ctx context.Context) (p positions, whole bool, err erro
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
 		return p, false, fmt.Errorf("redis: read the marks of %s: %w", d.name, err)
 	}
 	for n, mark := range marks {
-		if err := mark.Err(); err != nil && !errors.Is(err, redis.Nil) {
+		if err := mark.Err(); err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
 			return p, false, fmt.Errorf("redis: read the marks of %s: %w", d.name, err)
 		}
 		epoch, writes := parseMark(mark.Val())
@@ -145,6 +145,9 @@ func (d *Documents) Begin(ctx context.Context) error {
 	if whole {
 		d.learn(p.known())
 		return nil
+	}
+	if err := d.setAsideWrongTypes(ctx); err != nil {
+		return fmt.Errorf("redis: begin %s: %w", d.name, err)
 	}
 	var number [8]byte
 	_, _ = rand.Read(number[:]) // never fails

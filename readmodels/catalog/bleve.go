@@ -32,6 +32,7 @@ type bleveIndex struct {
 	bleve   bleve.Index
 	lock    *flock.Flock
 	journal *journal
+	damage  string // of the journal, when it was opened
 
 	writing sync.Mutex   // a write reads first what it replaces
 	reading sync.RWMutex // of stored
@@ -57,7 +58,7 @@ func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	x := &bleveIndex{lock: lock}
 	err := removeOlder(dir)
 	if err == nil {
-		x.journal, x.stored, err = openJournal(filepath.Join(dir, journalName), logger)
+		x.journal, x.stored, x.damage, err = openJournal(filepath.Join(dir, journalName), logger)
 	}
 	if err == nil {
 		err = x.fill()
@@ -241,6 +242,12 @@ func (x *bleveIndex) Each(ctx context.Context, fn func(*catalogv1.Product) error
 	}
 	return ctx.Err()
 }
+
+// Discard implements Index. What is in memory is not damaged.
+func (x *bleveIndex) Discard(context.Context, *DamagedError) error { return nil }
+
+// Damage implements Index.
+func (x *bleveIndex) Damage() string { return x.damage }
 
 // Count implements Index.
 func (x *bleveIndex) Count(context.Context) (uint64, error) {

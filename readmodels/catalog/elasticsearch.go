@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -128,7 +129,8 @@ func elasticMapping(alias string) map[string]any {
 	return m{
 		"aliases": m{alias: m{"is_write_index": true}},
 		// One shard holds any catalogue, and scores are comparable within a shard alone.
-		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request"},
+		// A damaged product that was deleted must be indexed again under the same version, so deletes are forgotten at once.
+		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request", "gc_deletes": "0s"},
 		"mappings": m{"dynamic": "strict", "_meta": m{"view": Name}, "properties": properties},
 	}
 }
@@ -143,7 +145,19 @@ func (d elasticProduct) read(id string) (*catalogv1.Product, error) {
 	if err := proto.Unmarshal(d.Product, p); err != nil {
 		return nil, fmt.Errorf("read product %q: %w", id, err)
 	}
+	if p.Sku != id || p.Version == 0 {
+		return nil, fmt.Errorf("read product %q: it is version %d of %q", id, p.Version, p.Sku)
+	}
 	return p, nil
+}
+
+// readProduct reads a product from its document.
+func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) {
+	var d elasticProduct
+	if err := json.Unmarshal(stored, &d); err != nil {
+		return nil, fmt.Errorf("read product %q: %w", id, err)
+	}
+	return d.read(id)
 }
 
 // make makes the index behind its alias. Who loses the race finds the winner's.
@@ -177,6 +191,7 @@ func (x *elasticIndex) there(ctx context.Context) (bool, error) {
 // Load implements Index.
 func (x *elasticIndex) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products := make(map[string]*catalogv1.Product, len(skus))
+	var damaged DamagedError
 	for some := range slices.Chunk(skus, loadAtOnce) {
 		docs, err := read[elasticProduct](ctx, x, fieldProduct, some...)
 		if err != nil {
@@ -186,12 +201,15 @@ func (x *elasticIndex) Load(ctx context.Context, skus ...string) (map[string]*ca
 			if !d.Found {
 				continue
 			}
-			if products[d.ID], err = d.Source.read(d.ID); err != nil {
-				return nil, fmt.Errorf("catalog index: %w", err)
+			p, err := d.Source.read(d.ID)
+			if err = cmp.Or(d.Bad, err); err != nil {
+				damaged.add(d.ID, err)
+				continue
 			}
+			products[d.ID] = p
 		}
 	}
-	return products, nil
+	return products, damaged.err()
 }
 
 const (
@@ -274,7 +292,7 @@ type elasticHits struct {
 		Total struct{ Value uint64 }
 		Hits  []struct {
 			ID     string            `json:"_id"`
-			Source elasticProduct    `json:"_source"`
+			Stored json.RawMessage   `json:"_source"`
 			Sort   []json.RawMessage `json:"sort"`
 		}
 	}
@@ -306,7 +324,7 @@ func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 	if err != nil {
 		return Page{}, fmt.Errorf("catalog index: search: %w", err)
 	}
-	page := Page{Total: answer.Hits.Total.Value}
+	page, damaged := Page{Total: answer.Hits.Total.Value}, DamagedError{}
 	for i, hit := range answer.Hits.Hits {
 		if i == q.Limit {
 			last := answer.Hits.Hits[i-1]
@@ -318,11 +336,15 @@ func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 			}
 			break
 		}
-		p, err := hit.Source.read(hit.ID)
+		p, err := readProduct(hit.ID, hit.Stored)
 		if err != nil {
-			return Page{}, fmt.Errorf("catalog index: search: %w", err)
+			damaged.add(hit.ID, err)
+			continue
 		}
 		page.Products = append(page.Products, p)
+	}
+	if err := damaged.err(); err != nil {
+		return Page{}, err
 	}
 	return page, nil
 }
@@ -348,6 +370,7 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 		"track_total_hits": false, "_source": []string{fieldProduct},
 	}
 	no := false
+	var damaged DamagedError
 	for {
 		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepState.Milliseconds())}
 		var answer elasticHits
@@ -356,16 +379,17 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 		}
 		hits := answer.Hits.Hits
 		for _, hit := range hits {
-			p, err := hit.Source.read(hit.ID)
-			if err == nil {
-				err = fn(p)
-			}
+			p, err := readProduct(hit.ID, hit.Stored)
 			if err != nil {
+				damaged.add(hit.ID, err)
+				continue
+			}
+			if err := fn(p); err != nil {
 				return fmt.Errorf("catalog index: %w", err)
 			}
 		}
 		if len(hits) < eachAtOnce {
-			return ctx.Err()
+			return cmp.Or(ctx.Err(), damaged.err())
 		}
 		state.ID, search["search_after"] = answer.PIT, hits[len(hits)-1].Sort
 	}
@@ -422,9 +446,12 @@ func (x *elasticIndex) positions(ctx context.Context, topic string) (map[int32]s
 	if len(docs) != 1 {
 		return nil, nil, fmt.Errorf("%d documents under one id", len(docs))
 	}
+	if err := docs[0].Bad; err != nil {
+		return nil, nil, &DamagedError{Err: err}
+	}
 	for id, value := range docs[0].Source.Positions {
 		if positions[id], err = streams.ParseApplied(value); err != nil {
-			return nil, nil, err
+			return nil, nil, &DamagedError{Err: err}
 		}
 	}
 	return positions, &docs[0], nil

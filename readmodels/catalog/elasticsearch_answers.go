@@ -88,12 +88,15 @@ func asJSON(v any) io.Reader {
 
 // found is a document, or why it could not be read.
 type found[D any] struct {
-	ID      string        `json:"_id"`
-	Found   bool          `json:"found"`
-	SeqNo   *int64        `json:"_seq_no"`
-	Primary *int64        `json:"_primary_term"`
-	Source  D             `json:"_source"`
-	Error   *refusedError `json:"error"`
+	ID      string          `json:"_id"`
+	Found   bool            `json:"found"`
+	SeqNo   *int64          `json:"_seq_no"`
+	Primary *int64          `json:"_primary_term"`
+	Stored  json.RawMessage `json:"_source"`
+	Error   *refusedError   `json:"error"`
+
+	Source D
+	Bad    error // why Stored is not a D
 }
 
 // read reads documents, whether they have been refreshed or not.
@@ -103,9 +106,13 @@ func read[D any](ctx context.Context, x *elasticIndex, field string, ids ...stri
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range answer.Docs {
+	for i := range answer.Docs {
+		d := &answer.Docs[i]
 		if d.Error != nil {
 			return nil, fmt.Errorf("%q: %w", d.ID, d.Error)
+		}
+		if d.Found {
+			d.Bad = json.Unmarshal(d.Stored, &d.Source)
 		}
 	}
 	return answer.Docs, nil

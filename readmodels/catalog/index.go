@@ -11,7 +11,8 @@ import (
 // Index is what the view needs of a search engine. What Save and SavePositions have written survives the death of the
 // process, positions never without the products that were saved before them. All methods are safe for concurrent use.
 type Index interface {
-	// Load reads products by SKU; one that is not there is left out.
+	// Load reads products by SKU; one that is not there is left out. Load, Search and Each return a *DamagedError if stored products
+	// cannot be read; Load and Each have read the others.
 	Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error)
 
 	// Save writes products, each only where its version is higher than the stored one. When it returns, Load and Search
@@ -24,10 +25,16 @@ type Index interface {
 	// Each calls fn once with every product, in no order.
 	Each(ctx context.Context, fn func(*catalogv1.Product) error) error
 
+	// Discard removes damaged products, and all positions with them, so that the log is read again.
+	Discard(ctx context.Context, damaged *DamagedError) error
+
+	// Damage says what was damaged when the index was opened; empty if nothing was.
+	Damage() string
+
 	// Count counts the products.
 	Count(ctx context.Context) (uint64, error)
 
-	// Positions and SavePositions are those of streams.Sink.
+	// Positions and SavePositions are those of streams.Sink. If stored positions cannot be read, Positions returns a *DamagedError.
 	Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error)
 	SavePositions(ctx context.Context, topic string, moves []streams.Move) error
 
@@ -67,4 +74,43 @@ func move(positions map[int32]streams.Applied, topic string, moves []streams.Mov
 		positions[m.Partition] = m.To
 	}
 	return nil
+}
+
+// DamagedError says that products, or positions, cannot be read from an index.
+type DamagedError struct {
+	SKUs []string // empty if the positions are damaged
+	Err  error    // what is wrong with the first
+}
+
+func (e *DamagedError) Error() string {
+	if len(e.SKUs) == 0 {
+		return fmt.Sprintf("catalog index: positions are damaged: %v", e.Err)
+	}
+	return fmt.Sprintf("catalog index: %d products are damaged, the first is %q: %v", len(e.SKUs), e.SKUs[0], e.Err)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// Is makes damage a kind of streams.ErrLost.
+func (e *DamagedError) Is(target error) bool { return target == streams.ErrLost }
+
+// mostDamaged bounds the SKUs of one error; the next look finds the rest.
+const mostDamaged = 1000
+
+// add adds a product.
+func (e *DamagedError) add(sku string, err error) {
+	if e.Err == nil {
+		e.Err = err
+	}
+	if len(e.SKUs) < mostDamaged {
+		e.SKUs = append(e.SKUs, sku)
+	}
+}
+
+// err is e, or nil where nothing was added.
+func (e *DamagedError) err() error {
+	if e.Err == nil {
+		return nil
+	}
+	return e
 }

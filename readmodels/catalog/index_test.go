@@ -541,7 +541,7 @@ func FuzzJournal(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		j, c, err := openJournal(path, quiet)
+		j, c, _, err := openJournal(path, quiet)
 		if err != nil {
 			t.Fatal(err)
 		}

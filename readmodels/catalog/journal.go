@@ -51,25 +51,26 @@ const (
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
-// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside.
-func openJournal(path string, logger *slog.Logger) (*journal, content, error) {
+// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside; said is what was wrong.
+func openJournal(path string, logger *slog.Logger) (j *journal, c content, said string, err error) {
 	c, damage, err := readJournal(path)
 	if err != nil {
-		return nil, content{}, err
+		return nil, content{}, "", err
 	}
 	if damage != nil {
+		said = damage.Error()
 		aside := path + ".damaged" // the last one alone is kept
 		logger.Warn("catalog index: its file is damaged and set aside; what it lacks is read again from the log",
 			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
 		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil { //nolint:gosec // the folder is the operator's choice
-			return nil, content{}, fmt.Errorf("set aside a damaged file: %w", err)
+			return nil, content{}, "", fmt.Errorf("set aside a damaged file: %w", err)
 		}
 	}
-	j := &journal{path: path}
+	j = &journal{path: path}
 	if err := j.rewrite(c); err != nil {
-		return nil, content{}, err
+		return nil, content{}, "", err
 	}
-	return j, c, nil
+	return j, c, said, nil
 }
 
 // readJournal reads the entries before the first that does not hold; damage says what is wrong there.

@@ -13,6 +13,7 @@ import (
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
 	"github.com/millrace/millrace/readmodels"
+	"github.com/millrace/millrace/streams"
 )
 
 const (
@@ -31,17 +32,20 @@ var _ catalogv1connect.CatalogQueryServiceHandler = (*Queries)(nil)
 // GetProduct shows one product, also a delisted one.
 func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1.GetProductRequest]) (*connect.Response[catalogv1.GetProductResponse], error) {
 	version := func(ctx context.Context, sku string) (uint64, error) {
-		products, err := q.view.index.Load(ctx, sku)
+		products, err := q.view.load(ctx, sku)
 		return products[sku].GetVersion(), err
 	}
 	if err := q.view.fresh.AwaitVersion(ctx, req.Msg, req.Msg.Token, version); err != nil {
-		return nil, err
+		return nil, q.view.fresh.Rebuilding(err)
 	}
-	products, err := q.view.index.Load(ctx, req.Msg.Sku)
+	products, err := q.view.load(ctx, req.Msg.Sku)
 	if err != nil {
-		return nil, err
+		return nil, q.view.fresh.Rebuilding(err)
 	}
 	p := products[req.Msg.Sku]
+	if p == nil && q.view.Faults().Any() { // it may be among what was lost
+		return nil, q.view.fresh.Rebuilding(streams.ErrLost)
+	}
 	if p == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such product"))
 	}
@@ -64,7 +68,7 @@ func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catal
 	}
 	page, err := q.view.index.Search(ctx, Query{Text: m.Text, Category: m.Category, Limit: min(size, maxPageSize), After: after})
 	if err != nil {
-		return nil, err
+		return nil, q.view.fresh.Rebuilding(q.view.lost(ctx, err))
 	}
 	answer := &catalogv1.SearchProductsResponse{
 		Products: page.Products, Total: page.Total, Freshness: q.view.fresh.Of(0, q.view.fresh.AsOf()),

@@ -18,17 +18,55 @@ import (
 // Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
 const Name = "catalog/v2"
 
-// View keeps one document per product in an index. It is a streams.Sink.
+// View keeps one document per product in an index. It is a streams.Sink and a streams.Inspector.
 type View struct {
 	index Index
 	marks *streams.Watermarks
 	fresh readmodels.Freshness
+	log   *slog.Logger
 }
 
 // New makes the view over an index, which stays the caller's to close.
-func New(index Index) *View {
+func New(index Index, logger *slog.Logger) *View {
 	marks := streams.NewWatermarks()
-	return &View{index, marks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: marks}}
+	v := &View{index, marks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: marks}, logger}
+	if damage := index.Damage(); damage != "" {
+		v.Faults().Report(logger, Name, "journal", damage)
+	}
+	return v
+}
+
+// Faults returns what is damaged in the view and not rebuilt yet.
+func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
+
+// lost discards what is damaged, so that the runtime reads it again from the log.
+func (v *View) lost(ctx context.Context, err error) error {
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) {
+		return err
+	}
+	piece := "documents"
+	if len(damaged.SKUs) == 0 {
+		piece = "positions"
+	}
+	switch discarded := v.index.Discard(ctx, damaged); {
+	case discarded == nil:
+		v.Faults().Report(v.log, Name, piece, err.Error())
+	case !readOnly(discarded): // the process that feeds the view inspects it
+		err = errors.Join(err, discarded)
+	}
+	return err
+}
+
+// load reads products. Damaged ones are discarded.
+func (v *View) load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
+	products, err := v.index.Load(ctx, skus...)
+	return products, v.lost(ctx, err)
+}
+
+// Inspect implements streams.Inspector.
+func (v *View) Inspect(ctx context.Context) error {
+	return v.lost(ctx, v.index.Each(ctx, func(*catalogv1.Product) error { return nil }))
 }
 
 // Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches do
@@ -49,7 +87,7 @@ func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower
 
 // Apply brings the documents of the records' products up to date.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
-	docs, err := v.index.Load(ctx, readmodels.Streams(records)...)
+	docs, err := v.load(ctx, readmodels.Streams(records)...)
 	if err != nil {
 		return err
 	}
@@ -73,7 +111,14 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 
 // Positions implements streams.Sink.
 func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
-	return v.index.Positions(ctx, topic)
+	positions, err := v.index.Positions(ctx, topic)
+	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) { // as good as none
+		if err := v.lost(ctx, err); err != nil && !errors.As(err, &damaged) {
+			return nil, err
+		}
+		return map[int32]streams.Applied{}, nil
+	}
+	return positions, err
 }
 
 // SavePositions implements streams.Sink.
@@ -95,7 +140,7 @@ func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
 	err := v.index.Each(ctx, func(p *catalogv1.Product) error { return readmodels.AddDocument(d, p.Sku, p) })
 	if err != nil {
-		return nil, err
+		return nil, v.lost(ctx, err)
 	}
 	return d, nil
 }

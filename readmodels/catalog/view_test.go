@@ -30,7 +30,7 @@ func openView(t testing.TB, open func() Index) (*View, func()) {
 	x := open()
 	closeOnce := sync.OnceFunc(func() { closed(t, x) })
 	t.Cleanup(closeOnce)
-	return New(x), closeOnce
+	return New(x, quiet), closeOnce
 }
 
 // happenings makes n events of products.
@@ -167,7 +167,7 @@ func child(of string) int {
 		fmt.Println(err)
 		return 1
 	}
-	v := New(x)
+	v := New(x, quiet)
 	go func() {
 		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: instance(name)}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)

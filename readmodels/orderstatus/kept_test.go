@@ -24,7 +24,7 @@ func keeping(t *testing.T, dir string) (v *orderstatus.View, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return orderstatus.New(client), func() {
+	return orderstatus.New(client, streamstest.Quiet), func() {
 		if err := client.Close(); err != nil {
 			t.Error(err)
 		}

@@ -73,11 +73,11 @@ func TestALossIsMadeGood(t *testing.T) {
 			broker := streamstest.NewBroker(t)
 			l := streamstest.NewLog(t, broker, event.Order.Topic)
 			l.Write(t, happenings(t, l, 1000, 2000)...)
-			v := orderstatus.New(client)
+			v := orderstatus.New(client, streamstest.Quiet)
 			r := v.Runtime(broker, nil, streamstest.Quiet)
 			streamstest.Start(t, r)
 			// Two processes feed the view. Both notice, and one of them begins it anew.
-			streamstest.Start(t, orderstatus.New(openRedis(t, cfg)).Runtime(broker, nil, streamstest.Quiet))
+			streamstest.Start(t, orderstatus.New(openRedis(t, cfg), streamstest.Quiet).Runtime(broker, nil, streamstest.Quiet))
 			streamstest.CatchUp(t, r)
 			asExpected(t, v, l)
 			for i, lose := range c.losses {
@@ -144,7 +144,7 @@ func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Clie
 func TestALostReferenceShowsInTheDigest(t *testing.T) {
 	t.Parallel()
 	cfg := start(t, nil)
-	v := orderstatus.New(openRedis(t, cfg))
+	v := orderstatus.New(openRedis(t, cfg), streamstest.Quiet)
 	l := &streamstest.Log{Versions: map[string]uint64{}}
 	if err := v.Apply(t.Context(), records(happenings(t, l, 1200, 3000))); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
+	"github.com/millrace/millrace/streams"
 )
 
 // Queries answers from a view.
@@ -22,11 +23,14 @@ var _ orderv1connect.OrderQueryServiceHandler = (*Queries)(nil)
 // names it, which may be another order than the one that is asked for.
 func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
 	if err := q.view.fresh.AwaitVersion(ctx, req.Msg, req.Msg.Token, q.view.version); err != nil {
-		return nil, err
+		return nil, q.view.fresh.Rebuilding(err)
 	}
 	doc, err := q.view.find(ctx, req.Msg)
 	if err != nil {
-		return nil, err
+		return nil, q.view.fresh.Rebuilding(err)
+	}
+	if doc == nil && q.view.Faults().Any() { // it may be among what was lost
+		return nil, q.view.fresh.Rebuilding(streams.ErrLost)
 	}
 	if doc == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such order"))
@@ -37,7 +41,7 @@ func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.Get
 // version is what the view shows of an order, 0 where it shows nothing.
 func (v *View) version(ctx context.Context, order string) (uint64, error) {
 	docs, err := v.docs.Load(ctx, order)
-	return docs[order].Version, err
+	return docs[order].Version, v.lost(ctx, err)
 }
 
 // find loads the order that is asked for; nil where there is none. Nothing keeps a shop from giving two orders one number:
@@ -48,7 +52,7 @@ func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1
 	if byReference {
 		var err error
 		if ids, err = v.docs.Lookup(ctx, reference.Reference); err != nil {
-			return nil, err
+			return nil, v.lost(ctx, err)
 		}
 	}
 	docs, err := v.load(ctx, ids...)

@@ -53,7 +53,7 @@ const (
 func TestGetOrder(t *testing.T) {
 	t.Parallel()
 	client := newRedis(t)
-	v := orderstatus.New(client)
+	v := orderstatus.New(client, streamstest.Quiet)
 	queries := serve(t, v)
 	l := &streamstest.Log{Versions: map[string]uint64{}}
 	first := l.Next("order", order1, marshal(t, placed("536365", line(1))))
@@ -114,7 +114,7 @@ func TestGetOrderWaitsForItsToken(t *testing.T) {
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
 	client := newRedis(t)
-	v := orderstatus.New(client)
+	v := orderstatus.New(client, streamstest.Quiet)
 	queries := serve(t, v)
 	e := l.Next("order", order1, marshal(t, placed("536365", line(1))))
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,18 +25,22 @@ import (
 // Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
 const Name = "orderstatus/v2"
 
-// View keeps one document per order in Redis. It is a streams.Sink.
+// View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
 type View struct {
 	docs  *redis.Documents
 	marks *streams.Watermarks
 	fresh readmodels.Freshness
+	log   *slog.Logger
 }
 
 // New makes the view over a Redis, which stays the caller's to close.
-func New(client *redis.Client) *View {
+func New(client *redis.Client, logger *slog.Logger) *View {
 	marks := streams.NewWatermarks()
-	return &View{client.Documents(Name), marks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: marks}}
+	return &View{client.Documents(Name), marks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: marks}, logger}
 }
+
+// Faults returns what is damaged in the view and not rebuilt yet.
+func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
 
 // Runtime makes what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
@@ -75,23 +80,65 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 		return err
 	}
 	if err := v.docs.Save(ctx, save); err != nil {
-		return lost(err)
+		return v.lost(ctx, err)
 	}
 	return err // nil, or what could not be read
 }
 
-// lost says in the runtime's words that Redis has lost something.
-func lost(err error) error {
-	if errors.Is(err, redis.ErrLost) {
-		return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
+// lost translates Redis' loss into the runtime's. Damaged documents are set aside, so that the runtime reads them again from the log.
+func (v *View) lost(ctx context.Context, err error) error {
+	if !errors.Is(err, redis.ErrLost) {
+		return err
 	}
-	return err
+	var damaged *redis.DamagedError
+	if errors.As(err, &damaged) {
+		switch discarded := v.docs.Discard(ctx, damaged); {
+		case discarded == nil:
+			v.Faults().Report(v.log, Name, "documents", err.Error())
+		case !redis.ReadOnly(discarded): // the process that feeds the view inspects it
+			err = errors.Join(err, discarded)
+		}
+	}
+	return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
+}
+
+// Inspect implements streams.Inspector. References that are missing are written again.
+func (v *View) Inspect(ctx context.Context) error {
+	some := make([]redis.Document, 0, digestAtOnce)
+	complete := func() error {
+		missing, err := v.docs.Unreferenced(ctx, some)
+		if err != nil {
+			return err
+		}
+		some = slices.DeleteFunc(some, func(d redis.Document) bool { return !missing[d.ID] })
+		if len(some) > 0 {
+			err = v.docs.Save(ctx, some)
+			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way
+				err = v.docs.Save(ctx, some)
+			}
+			v.log.Warn("view: references of documents were lost and are written again", "view", Name, "documents", len(some), "first", some[0].ID)
+		}
+		some = some[:0]
+		return err
+	}
+	err := v.docs.Each(ctx, func(s redis.Document) error {
+		doc, err := unmarshal(s)
+		if err != nil {
+			return err
+		}
+		s.Reference = doc.Reference
+		if some = append(some, s); len(some) < digestAtOnce {
+			return nil
+		}
+		return complete()
+	})
+	return v.lost(ctx, errors.Join(err, complete()))
 }
 
 func (v *View) load(ctx context.Context, ids ...string) (map[string]*orderv1.OrderStatus, error) {
 	stored, err := v.docs.Load(ctx, ids...)
 	if err != nil {
-		return nil, err
+		return nil, v.lost(ctx, err)
 	}
 	docs := make(map[string]*orderv1.OrderStatus, len(stored))
 	for id, s := range stored {
@@ -110,7 +157,7 @@ func unmarshal(stored redis.Document) (*orderv1.OrderStatus, error) {
 	return doc, nil
 }
 
-// Positions implements streams.Sink.
+// Positions implements streams.Sink. Damaged positions are as good as none.
 func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	stored, err := v.docs.Positions(ctx)
 	if err != nil {
@@ -123,11 +170,17 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 			continue
 		}
 		partition, err := strconv.ParseInt(id, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("position %q: %w", field, err)
+		if err == nil {
+			positions[int32(partition)], err = streams.ParseApplied(value)
 		}
-		if positions[int32(partition)], err = streams.ParseApplied(value); err != nil {
-			return nil, err
+		if err != nil {
+			switch forgotten := v.docs.ForgetPositions(ctx); {
+			case forgotten == nil:
+				v.Faults().Report(v.log, Name, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))
+			case !redis.ReadOnly(forgotten):
+				return nil, forgotten
+			}
+			return map[int32]streams.Applied{}, nil
 		}
 	}
 	return positions, nil
@@ -147,10 +200,10 @@ func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.
 	}
 	if begin {
 		if err := v.docs.Begin(ctx); err != nil {
-			return lost(err)
+			return v.lost(ctx, err)
 		}
 	}
-	return lost(v.docs.MovePositions(ctx, ms))
+	return v.lost(ctx, v.docs.MovePositions(ctx, ms))
 }
 
 // Status counts the documents and says how fresh they are.
@@ -202,7 +255,7 @@ func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 		err = add()
 	}
 	if err != nil {
-		return nil, err
+		return nil, v.lost(ctx, err)
 	}
 	return d, nil
 }

@@ -142,7 +142,7 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
 		client := openRedis(t, cfg)
-		v := orderstatus.New(client)
+		v := orderstatus.New(client, streamstest.Quiet)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		all := records(happenings(t, l, 60, 1500))
 		var g sync.WaitGroup
@@ -169,7 +169,7 @@ func TestAnUnreadableEventIsSaidAndTakesNoVersion(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
 		client := openRedis(t, cfg)
-		v := orderstatus.New(client)
+		v := orderstatus.New(client, streamstest.Quiet)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		events := happenings(t, l, 1, 3)
 		bad := l.Next(event.Order.Name, events[0].Stream, []byte{0xff})
@@ -192,7 +192,7 @@ func TestPositionsAreSavedWithTheView(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
 		client := openRedis(t, cfg)
-		v := orderstatus.New(client)
+		v := orderstatus.New(client, streamstest.Quiet)
 		at := func(n int64) streams.Applied {
 			return streams.Applied{Next: n, Watermark: event.Position{Transaction: 3, Sequence: uint64(n)}, AsOf: time.UnixMicro(n).UTC()}
 		}
@@ -229,7 +229,7 @@ func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
 	l := streamstest.NewLog(t, cfg, event.Order.Topic)
 	l.Write(t, happenings(t, l, 300, 3000)...)
 	for range 2 {
-		v := orderstatus.New(newRedis(t))
+		v := orderstatus.New(newRedis(t), streamstest.Quiet)
 		r := v.Runtime(cfg, nil, streamstest.Quiet)
 		stop := streamstest.Start(t, r)
 		streamstest.CatchUp(t, r)
@@ -274,7 +274,7 @@ func killedUnderLoad(t *testing.T, server redis.Config) {
 		killChild(t, cfg.Brokers+" "+server.Addr, 1+rand.IntN(10))
 		writing.Wait()
 	}
-	v := orderstatus.New(client)
+	v := orderstatus.New(client, streamstest.Quiet)
 	positions, err := v.Positions(t.Context(), event.Order.Topic)
 	if err != nil || len(positions) != streamstest.Partitions {
 		t.Fatalf("the children have saved the positions %v, %v", positions, err)
@@ -296,7 +296,7 @@ func child(servers string) int {
 		fmt.Println(err)
 		return 1
 	}
-	v := orderstatus.New(client)
+	v := orderstatus.New(client, streamstest.Quiet)
 	go func() {
 		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: childExtra}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)
@@ -342,7 +342,7 @@ func killChild(t *testing.T, servers string, reports int) {
 
 func BenchmarkApply(b *testing.B) {
 	client := newRedis(b)
-	v := orderstatus.New(client)
+	v := orderstatus.New(client, streamstest.Quiet)
 	const size = 500
 	n := 0
 	for b.Loop() {
@@ -371,7 +371,7 @@ func BenchmarkFromLog(b *testing.B) {
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			client := newRedis(b)
-			streamstest.FromBeginning(b, orderstatus.New(client).Runtime(cfg, nil, streamstest.Quiet))
+			streamstest.FromBeginning(b, orderstatus.New(client, streamstest.Quiet).Runtime(cfg, nil, streamstest.Quiet))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})

@@ -57,6 +57,13 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// Damage returns why files were set aside since the start, or nil if they were not.
+func (s *Server) Damage() error {
+	s.store.mu.RLock()
+	defer s.store.mu.RUnlock()
+	return s.store.damage
+}
+
 // serve runs each command that comes.
 func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	switch name {

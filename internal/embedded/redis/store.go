@@ -56,6 +56,7 @@ type store struct {
 	db     *leveldb.DB // nil after Close, or while the files cannot be opened
 	memory storage.Storage
 	broken error // why db is nil, or is no use any more
+	damage error // why files were set aside last; nil if they never were
 	hashes map[string]hash
 	sets   uint64
 	last   uint64 // number given
@@ -118,6 +119,7 @@ func damaged(err error) bool {
 // setAside moves the files away. Those of the last time are all that is kept.
 func (s *store) setAside(cause error) error {
 	aside := s.dir + ".damaged"
+	s.damage = cause
 	s.log.Warn("embedded redis: its files are damaged and set aside; the views are read again from the log", "folder", s.dir, "set_aside", aside, "damage", cause)
 	if s.memory != nil {
 		s.memory = storage.NewMemStorage()

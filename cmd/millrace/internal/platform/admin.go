@@ -53,6 +53,11 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 	for _, f := range broken {
 		res.Tables = append(res.Tables, &adminv1.TableFault{Table: f.Table, Reason: f.Err.Error(), Remedy: f.Remedy})
 	}
+	for _, v := range p.views {
+		for _, f := range v.faults.List() {
+			res.Views = append(res.Views, &adminv1.ViewFault{View: v.name, Part: f.Piece, Reason: f.Reason, Since: timestamppb.New(f.Since)})
+		}
+	}
 	for _, f := range p.settingFaults() {
 		res.Settings = append(res.Settings, &adminv1.SettingFault{
 			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy, Fatal: f.Fatal,

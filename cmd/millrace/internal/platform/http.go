@@ -251,14 +251,28 @@ func (p *Platform) serveReady(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not ready: lake: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	if len(broken) == 0 {
+	damaged := p.damagedViews()
+	if len(broken) == 0 && len(damaged) == 0 {
 		_, _ = io.WriteString(w, "ready\n")
 		return
 	}
 	_, _ = io.WriteString(w, "degraded\n")
+	for _, line := range damaged {
+		_, _ = fmt.Fprintln(w, line)
+	}
 	for _, fault := range broken {
 		_, _ = fmt.Fprintln(w, fault)
 	}
+}
+
+// damagedViews describes what is damaged in views and being rebuilt.
+func (p *Platform) damagedViews() (lines []string) {
+	for _, v := range p.views {
+		for _, f := range v.faults.List() {
+			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.name, f.Piece, f.Reason))
+		}
+	}
+	return lines
 }
 
 // whenCaughtUp turns queries away until the views have caught up: before that "not found" would not be true.

@@ -218,6 +218,7 @@ func kafkaAccess(c config.Kafka) (security.Config, error) {
 
 func (p *Platform) startRedis(ctx context.Context) error {
 	addr := p.cfg.Redis.Addr
+	var damage error
 	if addr == "" {
 		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
 		if err != nil {
@@ -227,7 +228,7 @@ func (p *Platform) startRedis(ctx context.Context) error {
 			server.Close()
 			return nil
 		})
-		addr = server.Addr()
+		addr, damage = server.Addr(), server.Damage()
 	}
 	p.addresses["redis"] = addr
 	password, err := p.cfg.Redis.Password.Reveal("")
@@ -244,7 +245,10 @@ func (p *Platform) startRedis(ctx context.Context) error {
 	}
 	p.redis = client
 	p.onStop(client.Close)
-	p.orders = orderstatus.New(client)
+	p.orders = orderstatus.New(client, p.log)
+	if damage != nil {
+		p.orders.Faults().Report(p.log, orderstatus.Name, "files", damage.Error())
+	}
 	return nil
 }
 
@@ -254,7 +258,7 @@ func (p *Platform) startSearch(ctx context.Context) error {
 		return err
 	}
 	p.onStop(index.Close)
-	p.index, p.goods = index, catalog.New(index)
+	p.index, p.goods = index, catalog.New(index, p.log)
 	return nil
 }
 
@@ -288,8 +292,9 @@ func elasticsearch(c config.Search, log *slog.Logger) (catalog.ElasticsearchConf
 
 // view is one that this process feeds or follows.
 type view struct {
-	name string
-	feed feed
+	name   string
+	feed   feed
+	faults *streams.Faults
 }
 
 type feed interface {
@@ -298,19 +303,29 @@ type feed interface {
 }
 
 func (p *Platform) startFeeds(context.Context) error {
-	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.decoder, p.log))
-	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.decoder, p.log))
+	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.decoder, p.log), p.orders.Faults())
+	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.decoder, p.log), p.goods.Faults())
 	return nil
 }
 
 func (p *Platform) startFollows(context.Context) error {
-	p.run(orderstatus.Name, p.orders.Follower(p.kafka, p.log))
-	p.run(catalog.Name, p.goods.Follower(p.kafka, p.log))
+	p.run(orderstatus.Name, p.orders.Follower(p.kafka, p.log), p.orders.Faults())
+	p.run(catalog.Name, p.goods.Follower(p.kafka, p.log), p.goods.Faults())
 	return nil
 }
 
-func (p *Platform) run(name string, f feed) {
-	p.views = append(p.views, view{name, f})
+func (p *Platform) run(name string, f feed, faults *streams.Faults) {
+	if len(p.views) == 0 {
+		p.metrics.Labelled("millrace_view_damaged", "1 for each part of a view that is damaged and being rebuilt from the log.",
+			[]string{"view", "part"}, func(is func(labels ...string)) {
+				for _, v := range p.views {
+					for _, fault := range v.faults.List() {
+						is(v.name, fault.Piece)
+					}
+				}
+			})
+	}
+	p.views = append(p.views, view{name, f, faults})
 	p.background("view "+name, f.Run)
 }
 

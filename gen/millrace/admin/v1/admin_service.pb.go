@@ -69,7 +69,9 @@ type StatusResponse struct {
 	// Settings of servers that are not as they must be.
 	Settings []*SettingFault `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty"`
 	// Tables that cannot be read, or that this process cannot land.
-	Tables        []*TableFault `protobuf:"bytes,11,rep,name=tables,proto3" json:"tables,omitempty"`
+	Tables []*TableFault `protobuf:"bytes,11,rep,name=tables,proto3" json:"tables,omitempty"`
+	// Parts of views that are damaged or lost, and are being rebuilt from the log.
+	Views         []*ViewFault `protobuf:"bytes,12,rep,name=views,proto3" json:"views,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +130,13 @@ func (x *StatusResponse) GetSettings() []*SettingFault {
 func (x *StatusResponse) GetTables() []*TableFault {
 	if x != nil {
 		return x.Tables
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetViews() []*ViewFault {
+	if x != nil {
+		return x.Views
 	}
 	return nil
 }
@@ -291,6 +300,78 @@ func (x *TableFault) GetRemedy() string {
 	return ""
 }
 
+// ViewFault is a damaged part of a view. The rest of the view is served meanwhile.
+type ViewFault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "orderstatus/v2"
+	View string `protobuf:"bytes,1,opt,name=view,proto3" json:"view,omitempty"`
+	// "documents", "positions", "journal", …
+	Part   string `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it was found.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViewFault) Reset() {
+	*x = ViewFault{}
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ViewFault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ViewFault) ProtoMessage() {}
+
+func (x *ViewFault) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ViewFault.ProtoReflect.Descriptor instead.
+func (*ViewFault) Descriptor() ([]byte, []int) {
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ViewFault) GetView() string {
+	if x != nil {
+		return x.View
+	}
+	return ""
+}
+
+func (x *ViewFault) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *ViewFault) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ViewFault) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // SinkStatus is one hop's state.
 type SinkStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -309,7 +390,7 @@ type SinkStatus struct {
 
 func (x *SinkStatus) Reset() {
 	*x = SinkStatus{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +402,7 @@ func (x *SinkStatus) String() string {
 func (*SinkStatus) ProtoMessage() {}
 
 func (x *SinkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[4]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +415,7 @@ func (x *SinkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStatus.ProtoReflect.Descriptor instead.
 func (*SinkStatus) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{4}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SinkStatus) GetSink() string {
@@ -383,7 +464,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +476,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[5]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +489,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{5}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VerifyRequest) GetWait() *durationpb.Duration {
@@ -432,7 +513,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +525,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[6]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +538,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VerifyResponse) GetStep() isVerifyResponse_Step {
@@ -513,7 +594,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +606,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[7]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +619,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VerifyProgress) GetDoing() string {
@@ -573,7 +654,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +666,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[8]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +679,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *VerifyResult) GetEqual() bool {
@@ -629,7 +710,7 @@ type AggregateResult struct {
 
 func (x *AggregateResult) Reset() {
 	*x = AggregateResult{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +722,7 @@ func (x *AggregateResult) String() string {
 func (*AggregateResult) ProtoMessage() {}
 
 func (x *AggregateResult) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[9]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +735,7 @@ func (x *AggregateResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AggregateResult.ProtoReflect.Descriptor instead.
 func (*AggregateResult) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AggregateResult) GetAggregate() string {
@@ -705,7 +786,7 @@ type SideDigest struct {
 
 func (x *SideDigest) Reset() {
 	*x = SideDigest{}
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +798,7 @@ func (x *SideDigest) String() string {
 func (*SideDigest) ProtoMessage() {}
 
 func (x *SideDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[10]
+	mi := &file_millrace_admin_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +811,7 @@ func (x *SideDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SideDigest.ProtoReflect.Descriptor instead.
 func (*SideDigest) Descriptor() ([]byte, []int) {
-	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_millrace_admin_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SideDigest) GetSide() string {
@@ -780,13 +861,14 @@ var File_millrace_admin_v1_admin_service_proto protoreflect.FileDescriptor
 const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
 	"%millrace/admin/v1/admin_service.proto\x12\x11millrace.admin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x02\n" +
+	"\rStatusRequest\"\xfb\x02\n" +
 	"\x0eStatusResponse\x123\n" +
 	"\x05sinks\x18\x01 \x03(\v2\x1d.millrace.admin.v1.SinkStatusR\x05sinks\x12N\n" +
 	"\taddresses\x18\x02 \x03(\v20.millrace.admin.v1.StatusResponse.AddressesEntryR\taddresses\x12;\n" +
 	"\bsettings\x18\n" +
 	" \x03(\v2\x1f.millrace.admin.v1.SettingFaultR\bsettings\x125\n" +
-	"\x06tables\x18\v \x03(\v2\x1d.millrace.admin.v1.TableFaultR\x06tables\x1a<\n" +
+	"\x06tables\x18\v \x03(\v2\x1d.millrace.admin.v1.TableFaultR\x06tables\x122\n" +
+	"\x05views\x18\f \x03(\v2\x1c.millrace.admin.v1.ViewFaultR\x05views\x1a<\n" +
 	"\x0eAddressesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x01\n" +
@@ -802,7 +884,12 @@ const file_millrace_admin_v1_admin_service_proto_rawDesc = "" +
 	"TableFault\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x9a\x01\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"}\n" +
+	"\tViewFault\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\tR\x04view\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\tR\x04part\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9a\x01\n" +
 	"\n" +
 	"SinkStatus\x12\x12\n" +
 	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x12\n" +
@@ -859,43 +946,46 @@ func file_millrace_admin_v1_admin_service_proto_rawDescGZIP() []byte {
 	return file_millrace_admin_v1_admin_service_proto_rawDescData
 }
 
-var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_millrace_admin_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_millrace_admin_v1_admin_service_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: millrace.admin.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: millrace.admin.v1.StatusResponse
 	(*SettingFault)(nil),          // 2: millrace.admin.v1.SettingFault
 	(*TableFault)(nil),            // 3: millrace.admin.v1.TableFault
-	(*SinkStatus)(nil),            // 4: millrace.admin.v1.SinkStatus
-	(*VerifyRequest)(nil),         // 5: millrace.admin.v1.VerifyRequest
-	(*VerifyResponse)(nil),        // 6: millrace.admin.v1.VerifyResponse
-	(*VerifyProgress)(nil),        // 7: millrace.admin.v1.VerifyProgress
-	(*VerifyResult)(nil),          // 8: millrace.admin.v1.VerifyResult
-	(*AggregateResult)(nil),       // 9: millrace.admin.v1.AggregateResult
-	(*SideDigest)(nil),            // 10: millrace.admin.v1.SideDigest
-	nil,                           // 11: millrace.admin.v1.StatusResponse.AddressesEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*ViewFault)(nil),             // 4: millrace.admin.v1.ViewFault
+	(*SinkStatus)(nil),            // 5: millrace.admin.v1.SinkStatus
+	(*VerifyRequest)(nil),         // 6: millrace.admin.v1.VerifyRequest
+	(*VerifyResponse)(nil),        // 7: millrace.admin.v1.VerifyResponse
+	(*VerifyProgress)(nil),        // 8: millrace.admin.v1.VerifyProgress
+	(*VerifyResult)(nil),          // 9: millrace.admin.v1.VerifyResult
+	(*AggregateResult)(nil),       // 10: millrace.admin.v1.AggregateResult
+	(*SideDigest)(nil),            // 11: millrace.admin.v1.SideDigest
+	nil,                           // 12: millrace.admin.v1.StatusResponse.AddressesEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_millrace_admin_v1_admin_service_proto_depIdxs = []int32{
-	4,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
-	11, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
+	5,  // 0: millrace.admin.v1.StatusResponse.sinks:type_name -> millrace.admin.v1.SinkStatus
+	12, // 1: millrace.admin.v1.StatusResponse.addresses:type_name -> millrace.admin.v1.StatusResponse.AddressesEntry
 	2,  // 2: millrace.admin.v1.StatusResponse.settings:type_name -> millrace.admin.v1.SettingFault
 	3,  // 3: millrace.admin.v1.StatusResponse.tables:type_name -> millrace.admin.v1.TableFault
-	12, // 4: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
-	13, // 5: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
-	7,  // 6: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
-	8,  // 7: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
-	9,  // 8: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
-	10, // 9: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
-	0,  // 10: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
-	5,  // 11: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
-	1,  // 12: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
-	6,  // 13: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 4: millrace.admin.v1.StatusResponse.views:type_name -> millrace.admin.v1.ViewFault
+	13, // 5: millrace.admin.v1.ViewFault.since:type_name -> google.protobuf.Timestamp
+	13, // 6: millrace.admin.v1.SinkStatus.as_of:type_name -> google.protobuf.Timestamp
+	14, // 7: millrace.admin.v1.VerifyRequest.wait:type_name -> google.protobuf.Duration
+	8,  // 8: millrace.admin.v1.VerifyResponse.progress:type_name -> millrace.admin.v1.VerifyProgress
+	9,  // 9: millrace.admin.v1.VerifyResponse.result:type_name -> millrace.admin.v1.VerifyResult
+	10, // 10: millrace.admin.v1.VerifyResult.aggregates:type_name -> millrace.admin.v1.AggregateResult
+	11, // 11: millrace.admin.v1.AggregateResult.sides:type_name -> millrace.admin.v1.SideDigest
+	0,  // 12: millrace.admin.v1.AdminService.Status:input_type -> millrace.admin.v1.StatusRequest
+	6,  // 13: millrace.admin.v1.AdminService.Verify:input_type -> millrace.admin.v1.VerifyRequest
+	1,  // 14: millrace.admin.v1.AdminService.Status:output_type -> millrace.admin.v1.StatusResponse
+	7,  // 15: millrace.admin.v1.AdminService.Verify:output_type -> millrace.admin.v1.VerifyResponse
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_millrace_admin_v1_admin_service_proto_init() }
@@ -903,7 +993,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 	if File_millrace_admin_v1_admin_service_proto != nil {
 		return
 	}
-	file_millrace_admin_v1_admin_service_proto_msgTypes[6].OneofWrappers = []any{
+	file_millrace_admin_v1_admin_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
@@ -913,7 +1003,7 @@ func file_millrace_admin_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_admin_v1_admin_service_proto_rawDesc), len(file_millrace_admin_v1_admin_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

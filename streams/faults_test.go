@@ -1,0 +1,44 @@
+package streams
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+)
+
+// A fault is reported until the log has been applied again, counted from a look that began after the last report.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	w, quiet := NewWatermarks(), slog.New(slog.DiscardHandler)
+	f := w.Faults()
+	if f.Any() || len(f.List()) != 0 {
+		t.Error("a new sink has faults")
+	}
+	f.Report(quiet, "view/v1", "positions", "garbage")
+	f.Report(quiet, "view/v1", "documents", "two are damaged")
+	f.Report(quiet, "view/v1", "documents", "another")
+	list := f.List()
+	if len(list) != 2 || list[0].Piece != "documents" || list[0].Reason != "two are damaged" || list[1].Piece != "positions" {
+		t.Errorf("%v", list)
+	}
+	settle := func(begun time.Time) int {
+		w.settle(quiet, "view/v1", []string{"t"}, begun)
+		return len(f.List())
+	}
+	later := time.Now().Add(time.Hour)
+	if settle(later) != 2 {
+		t.Error("faults are gone before anything is known of the log")
+	}
+	w.set("t", 0, Applied{Next: 3})
+	w.look("t", map[int32]int64{0: 5})
+	if settle(later) != 2 {
+		t.Error("faults are gone before the log is applied")
+	}
+	w.set("t", 0, Applied{Next: 5})
+	if settle(list[1].Since) != 2 {
+		t.Error("a look that began before the report has removed faults")
+	}
+	if settle(later) != 0 || f.Any() {
+		t.Error("faults stay after the log was applied again")
+	}
+}
