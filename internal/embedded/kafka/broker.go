@@ -85,6 +85,9 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 }
 
 func start(ctx context.Context, cfg Config) (*Broker, error) {
+	if err := awaitRoom(ctx, cfg.DataDir, cfg.Logger); err != nil {
+		return nil, err
+	}
 	if err := errors.Join(undoCompaction(cfg.DataDir), repair(cfg.DataDir, cfg.Logger)); err != nil {
 		return nil, fmt.Errorf("repair the log in %s: %w", cfg.DataDir, err)
 	}
