@@ -80,7 +80,13 @@ func (e *PositionError) Remedy() string {
 	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
 		return "land this topic in another table"
 	}
-	return "restore the topic, or drop the table (its property millrace.released set to true) to land it anew"
+	for _, a := range event.Aggregates() {
+		if a.Topic == e.Topic {
+			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views and "+
+				"its tables anew from the event store", a.Service)
+		}
+	}
+	return "restore the topic, or set the table's property millrace.released to true, drop it through the catalog and start the lander again to land it anew"
 }
 
 func (e *PositionError) Unwrap() error { return e.Err }

@@ -132,8 +132,8 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 				first = append(first, Move{Partition: tp.Partition, First: true, To: s.at})
 			case another(at.Topic, info.ID):
 				s.at = Applied{Topic: info.ID}
-				r.cfg.Logger.Error("streams: the topic was deleted and made again; the sink reads the new one from its beginning. Where they differ, "+
-					"`millrace verify` says so, and `millrace rebuild` makes topic and sink anew from the store",
+				r.cfg.Logger.Error("streams: the topic was deleted and created again; reading the new one from its beginning. If `millrace verify` finds a "+
+					"difference afterwards, "+remedy([]string{topic}),
 					"sink", r.cfg.Name, "topic", topic, "partition", tp.Partition, "was", at.Topic, "is", info.ID, "stood_at", at.Next)
 			case at.Next < 0 || at.Next > ends[tp.Partition]:
 				s.at = Applied{Topic: info.ID}

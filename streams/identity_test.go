@@ -2,7 +2,9 @@ package streams_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -208,4 +210,26 @@ func TestPositionsOfAnEarlierVersion(t *testing.T) {
 	l.Write(t, l.Events...)
 	l.Write(t, l.events("n", 100, 100)...)
 	streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
+}
+
+// A topic that lost records which the sink has not read cannot complete it. The reader stops and says what to do.
+func TestTheTopicIsCutBehindTheSink(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, on kafka.Config) {
+		l, sink := newLog(t, on), newMemory()
+		l.Write(t, l.events("s", 40, 80)...)
+		r := start(t, config(l, sink))
+		r.catchUp(t)
+		r.stop()
+		l.Write(t, l.events("s", 40, 80)...)
+		if err := server.CutBeginning(t.Context(), on.Brokers, l.Topic); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := streams.New(config(l, sink)).Run(ctx)
+		if !errors.Is(err, kafka.ErrOutOfRange) || !strings.Contains(err.Error(), "restore the topic") {
+			t.Fatalf("%v, want ErrOutOfRange and a remedy", err)
+		}
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -141,4 +142,15 @@ func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool
 	}
 	r.restart(tp, starts[tp])
 	return true
+}
+
+// remedy says how to repair a sink that its topics cannot complete.
+func remedy(topics []string) string {
+	for _, a := range event.Aggregates() {
+		if slices.Contains(topics, a.Topic) {
+			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views "+
+				"and its tables anew from the event store", a.Service)
+		}
+	}
+	return "restore the topic, or drop the sink with its positions to read the topic from its beginning"
 }

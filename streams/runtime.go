@@ -130,6 +130,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	r.closing.Lock()
 	r.consumer = nil
 	r.closing.Unlock()
+	if errors.Is(err, kafka.ErrOutOfRange) {
+		err = fmt.Errorf("%w: the log lost records that this sink has not read: %s", err, remedy(r.cfg.Topics))
+	}
 	if err = errors.Join(err, consumer.Close()); err != nil {
 		return fmt.Errorf("streams %s: %w", r.cfg.Name, err)
 	}

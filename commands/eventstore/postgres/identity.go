@@ -68,7 +68,7 @@ func (i *identity) check(ctx context.Context, conn querier) error {
 	}
 	if now != epoch {
 		return fmt.Errorf("%w: the store of %s in schema %s had the epoch %s and has %s: %s",
-			eventstore.ErrReplaced, i.aggregate.Name, i.schema, epoch, now, remedyReplaced)
+			eventstore.ErrReplaced, i.aggregate.Name, i.schema, epoch, now, i.remedy())
 	}
 	if newest.IsZero() {
 		return nil
@@ -79,13 +79,15 @@ func (i *identity) check(ctx context.Context, conn querier) error {
 	}
 	if !has {
 		return fmt.Errorf("%w: the store of %s in schema %s lost the event at position %s, which was committed: %s",
-			eventstore.ErrReplaced, i.aggregate.Name, i.schema, newest, remedyReplaced)
+			eventstore.ErrReplaced, i.aggregate.Name, i.schema, newest, i.remedy())
 	}
 	return nil
 }
 
-const remedyReplaced = "the server was restored from a backup, failed over to a replica that was behind, or is another one. " +
-	"Nothing is stored until the newest store is back. To continue with what this one has, stop Millrace and run `millrace rebuild`"
+func (i *identity) remedy() string {
+	return "the server was restored from a backup, failed over to a replica that was behind, or is another one. Nothing is stored until the " +
+		"newest store is back. To continue with what this one has, stop Millrace and run `millrace rebuild --service " + i.aggregate.Service + "`"
+}
 
 // connected checks a new connection before it is used. It logs a refusal once, not for every attempt.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
