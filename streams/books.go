@@ -53,7 +53,7 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 	identify := time.Since(r.identified) >= identifyEvery
 	for _, topic := range r.cfg.Topics {
 		var now kafka.TopicInfo
-		if identify { // the client connects anew, and goes on in a topic that was made anew, without a word
+		if identify { // the client reconnects silently, and continues in a recreated topic
 			var err error
 			if now, err = r.topic(ctx, topic); err != nil {
 				return err
@@ -95,9 +95,9 @@ type start struct {
 	fresh bool    // the sink held nothing
 }
 
-// begin reads where the sink stands in partitions. Where it stands nowhere it is made to stand at the beginning, for what
-// is lost is seen by the position that is gone. A position in a topic that was made anew since says nothing of the one there is:
-// that is read from its beginning, which is a no-op for all that the sink has.
+// begin reads the sink's positions in partitions. It saves a first position where there is none, so that a missing position later means
+// a loss. A position in a topic that was recreated since is void: the new topic is read from its beginning, which is a no-op for
+// everything that the sink has.
 func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kafka.TopicPartition]start, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()

@@ -96,7 +96,7 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 		}
 		for id := range ends {
 			at := stored[id]
-			if another(at.Topic, f.identified[topic].id) { // the topic was made anew, and the sink has not begun with it
+			if another(at.Topic, f.identified[topic].id) { // the topic was recreated, and the sink has not started on it
 				at = Applied{}
 			}
 			if before, known := f.cfg.Watermarks.Applied(topic, id); known && at.Next < before.Next {

@@ -91,7 +91,7 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	return nil
 }
 
-// restart begins a partition's reading again. What of it is in the sink is waited for.
+// restart replaces a partition by one that starts elsewhere. It waits for the records that are inside the sink.
 func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {
 	old = r.parts[tp]
 	old.drain()
@@ -105,8 +105,8 @@ func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partitio
 	return old, p
 }
 
-// lostPartitions are those of ours that the sink does not have where we saved them, or that are of a topic that is no more, and where
-// they begin.
+// lostPartitions returns the owned partitions whose position in the sink is not the saved one, or whose topic was recreated, and where
+// to restart them.
 func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]start, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -127,8 +127,8 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 	return lost, nil
 }
 
-// gone is asked on the poll loop where the log does not have the offset to read. In a topic that was made anew that is no wonder: it is
-// read from its beginning.
+// gone is called on the poll loop when the log does not have the offset to read. It restarts the partition and returns true if the topic
+// was recreated.
 func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool) {
 	r.saving.Lock()
 	defer r.saving.Unlock()

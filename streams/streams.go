@@ -33,10 +33,10 @@ type Applied struct {
 	Watermark event.Position // store position of the last event before Next
 	AsOf      time.Time      // when that event was recorded; zero before the first
 
-	// Topic is the id of the topic that this is a position in, for one that is made anew under the same name has other offsets.
-	// Empty where the brokers have no ids, and in positions that earlier versions saved.
+	// Topic is the id of the topic. A topic that is recreated under the same name has other offsets. It is empty if the brokers have no
+	// ids, and in positions that earlier versions saved.
 	Topic string
-	// Partitions are those that the topic's keys were spread over at that event; 0 where it did not say. A topic that was widened
+	// Partitions is the number that the topic's keys were spread over at that event; 0 if the event did not carry it. A widened topic
 	// has more.
 	Partitions int32
 }

@@ -43,11 +43,11 @@ func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event
 	})
 }
 
-// reached reports whether the partition of a key has been applied up to a position. Which one that is, the events on it tell, and not
-// the topic, which may have been widened since: the partition that the event stands on has an event from there on, which says over
-// how many partitions keys are spread. Where none says so, an earlier version published them, over all that there were.
+// reached reports whether the key's partition has been applied up to a position. The topic's partition count does not identify that
+// partition, because keys stay where they are when a topic is widened. The applied events do: each carries the number of partitions
+// that keys were spread over. If none does, an earlier version published them, which used all partitions.
 func (t *topicMarks) reached(key []byte, position event.Position) bool {
-	var otherwise mark // the newest one that says it
+	var otherwise mark // the newest one that carries the number
 	for _, m := range t.partitions {
 		if m.applied.Partitions > 0 && m.applied.Watermark.Compare(otherwise.applied.Watermark) >= 0 {
 			otherwise = *m

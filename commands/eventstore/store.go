@@ -48,9 +48,8 @@ type Store interface {
 	// epoch is no proof: a copy of the store's files has the epoch of the original.
 	Epoch(ctx context.Context) (string, error)
 
-	// Secret is a key that only those have who may read the store. What is signed with it comes from one of them: the relay signs
-	// with it what it says of the store on the log, where others may write too. A copy of the store has the original's, whose
-	// work it then tells from a stranger's.
+	// Secret returns a key that is known only to processes that may read the store. The relay signs its position records with it,
+	// because other producers may write to that topic. A copy of the store has the same secret.
 	Secret(ctx context.Context) ([]byte, error)
 
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
@@ -132,6 +131,6 @@ var ErrClosed = errors.New("event store is closed")
 // ErrFull is wrapped by the error of an append for which the store's disk had no room. Nothing of it was stored.
 var ErrFull = errors.New("event store's disk is full")
 
-// ErrReplaced reports that the store lacks events that it had: it was restored, failed over to a copy that was behind, or another
-// one has taken its place. It accepts no reads and no appends until they are back.
+// ErrReplaced means that the server lacks events that this process committed or read: it was restored from a backup, failed over to a
+// replica that was behind, or is another server. Reads and appends fail until the events are back.
 var ErrReplaced = errors.New("event store lost committed events")

@@ -24,8 +24,8 @@ type Follower struct {
 	known   map[string]Progress // by service
 }
 
-// NewFollower knows nothing before the first Look. It believes what is signed with the secret of a store, by service, and what
-// that store has. Close ends its use of Kafka.
+// NewFollower returns a Follower that knows nothing before the first Look. It trusts a position only if the service's store has
+// signed it and has its event. stores are keyed by service. Close releases the Kafka client.
 func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Follower, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
@@ -57,14 +57,14 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	if err != nil {
 		return nil, err
 	}
-	if topic.ID != f.topicID { // the topic was made anew, and all that was known with it
+	if topic.ID != f.topicID { // the topic was recreated, so earlier offsets and positions are void
 		f.topicID, f.next, f.known = topic.ID, map[int32]int64{}, map[string]Progress{}
 	}
 	found := map[string][]event.Event{}
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
 		service := string(m.Key)
 		read, err := parseMark(m, secrets[service])
-		// Anything else is an earlier version's, whose relay has to begin anew in any case, or a stray, which the relay reports.
+		// Anything else is a mark of an earlier version, which the relay replaces when it starts, or a stray, which the relay reports.
 		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
 			found[service] = append(found[service], read.last())
 		}

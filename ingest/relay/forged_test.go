@@ -38,8 +38,8 @@ func names(e event.Event) map[string]string {
 	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
 }
 
-// A mark says where the relay goes on, on which topic and over how many partitions. Whoever can write to the positions can write
-// one that agrees with itself and names what is there. It moves nothing: the relay starts, publishes what is missing and puts it aside.
+// A forged mark may be consistent and name events that exist. It has no effect: the relay starts, publishes what is missing, and sends
+// the forgery to the dead letters. A follower does not show it.
 func TestForgedMarks(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{

@@ -24,8 +24,8 @@ type mark struct {
 }
 
 // identity names the two sides that a mark stands between, so that a relay that finds it can tell whether they are the ones it
-// has before it. It counts where it is signed with the store's secret: others may write to the log, too, and could make a relay
-// stop, skip events or move keys by what they claim. Marks of earlier versions have none.
+// has before it. It is trusted only if it is signed with the store's secret: other producers may write to the topic, and a forged
+// identity could make a relay stop, skip events or move keys. Marks of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
 	topicID    string // empty where the brokers have no ids
@@ -66,7 +66,7 @@ const (
 	signatureHeader  = "signature" // the last one
 )
 
-// sign is what a mark's record is signed with: a hash of all of it under the store's secret.
+// sign returns the signature of a mark's record: an HMAC of the key, the value and all headers under the store's secret.
 func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	h := hmac.New(sha256.New, secret)
 	add := func(b []byte) {
@@ -115,8 +115,8 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 	return r
 }
 
-// parseMark reads what record wrote. It refuses a mark that contradicts itself. Of one that is not signed with the secret it reads
-// what marks of earlier versions had: the positions.
+// parseMark reads what record wrote. It rejects a mark that contradicts itself. If the signature does not match the secret, it
+// reads only the positions, which is all that marks of earlier versions had.
 func parseMark(m kafka.Message, secret []byte) (mark, error) {
 	var out mark
 	headers := make(map[string]string, len(m.Headers))

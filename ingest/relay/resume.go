@@ -104,7 +104,7 @@ type lookout struct {
 	begin, end map[int32]int64
 
 	strays strays // on the positions
-	hidden bool   // a stray is the last one on the positions: compaction would leave that, and not the mark before it
+	hidden bool   // the last position record is a stray, which compaction would keep instead of the mark
 }
 
 func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
@@ -162,8 +162,8 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	}
 }
 
-// readWhole reads all of a log that is not the one of a mark, and returns what spoke against it, unless it has everything that the
-// mark's log had: whoever brought it back did so well.
+// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless the log has every event up to the
+// mark: a topic that was restored completely under another id is as good as the old one.
 func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
 	for _, begin := range l.begin {
 		if begin > 0 {

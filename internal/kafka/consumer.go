@@ -30,8 +30,8 @@ type ConsumerConfig struct {
 	// is read from the beginning, wherever that is. Any other offset must be in the log, or Poll fails with ErrOutOfRange. It is
 	// called within Poll.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
-	// Gone is asked, within Poll, about a partition that does not have the offset to read, and reports whether it is to be read from
-	// its beginning; nil never does.
+	// Gone is called within Poll for a partition that does not have the offset to read. It reports whether to read the partition from its
+	// beginning instead of failing with ErrOutOfRange. It may be nil.
 	Gone func(TopicPartition) bool
 	// Revoked is told which partitions go, before another member can get them; of those lost, another may have them already.
 	// It is called within Poll and Close.

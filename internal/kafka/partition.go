@@ -16,16 +16,16 @@ func Partition(key []byte, partitions int32) int32 {
 	return int32(murmur2(key)&0x7fffffff) % partitions
 }
 
-// headerPartitions is on each event: over how many partitions its topic's keys were spread. A topic that was widened has more, and
+// headerPartitions carries, on each event, the number of partitions that its topic's keys are spread over. A widened topic has more, but
 // its keys stay where they are.
 const headerPartitions = "millrace-partitions"
 
-// PartitionsHeader says over how many partitions a record's topic has its keys spread.
+// PartitionsHeader returns the header with the number of partitions that keys are spread over.
 func PartitionsHeader(partitions int32) event.Header {
 	return event.Header{Key: headerPartitions, Value: strconv.AppendInt(nil, int64(partitions), 10)}
 }
 
-// PartitionsOf reads PartitionsHeader from a record's headers; 0 where there is none that makes sense.
+// PartitionsOf reads PartitionsHeader from a record's headers. It returns 0 if there is none or it is invalid.
 func PartitionsOf(headers []event.Header) int32 {
 	for i := len(headers) - 1; i >= 0; i-- { // the relay adds it last
 		if headers[i].Key != headerPartitions {
