@@ -77,7 +77,7 @@ func (l *lander) tryThin(ctx context.Context) error {
 	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
 		return nil
 	}
-	held, done, err := maintenance.Claim(ctx, t, now) // whatever queries as of the past are reading stays
+	held, done, err := maintenance.Claim(ctx, t, now) // running as-of queries keep what they read
 	if err != nil {
 		return err
 	}

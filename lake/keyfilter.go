@@ -11,25 +11,25 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// keyFilter tells of a key that a table of state certainly has no row of it, or else that it may have one: a Bloom filter of the table's
-// keys. It is made of the table when a session first needs it, in one scan of the key's column, and kept up with what the session lands; so
-// it is as right after a kill as before.
+// keyFilter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session builds
+// it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is persisted, so a kill
+// cannot make it wrong.
 type keyFilter struct {
 	bits     []uint64
 	keys     int // added
-	capacity int // keys for which it is made
-	// upTo says how far the filter knows the keys of each partition. What others land beyond that is not in it.
+	capacity int // keys that it is sized for
+	// upTo is the offset up to which the filter has the keys of each partition. Rows that others land later are missing.
 	upTo map[int32]int64
 }
 
 const (
-	filterBits   = 10 // for a key: one of a hundred keys that are not there may be
+	filterBits   = 10 // per key, for 1% false positives
 	filterHashes = 7
 	leastFilter  = 1 << 16  // keys: 80 KiB
-	mostFilter   = 50 << 20 // keys: 64 MiB; a table that has more is asked for more and more keys that it does not have
+	mostFilter   = 50 << 20 // keys: 64 MiB; larger tables get more false positives
 )
 
-// newKeyFilter makes an empty filter for a table with so many rows, and as many again.
+// newKeyFilter returns an empty filter for a table with this many rows, with room for as many again.
 func newKeyFilter(rows int, upTo map[int32]int64) *keyFilter {
 	capacity := min(max(leastFilter, 2*rows), mostFilter)
 	if upTo == nil {
@@ -38,7 +38,7 @@ func newKeyFilter(rows int, upTo map[int32]int64) *keyFilter {
 	return &keyFilter{bits: make([]uint64, capacity*filterBits/64), capacity: capacity, upTo: upTo}
 }
 
-// each gives the bits of a key until fn says no.
+// each calls fn for the bits of a key until fn returns false. It reports whether all calls returned true.
 func (f *keyFilter) each(key string, fn func(word int, bit uint64) bool) bool {
 	h := xxhash.Sum64String(key)
 	step := h>>33 | 1
@@ -67,7 +67,7 @@ func (f *keyFilter) may(key string) bool {
 	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
 }
 
-// knows reports whether the filter knows all keys of a partition up to an offset, and is not too full to be of use.
+// knows reports whether the filter has all keys of a partition up to an offset and is not too full.
 func (f *keyFilter) knows(partition int32, upTo int64) bool {
 	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
 		return false
@@ -76,7 +76,7 @@ func (f *keyFilter) knows(partition int32, upTo int64) bool {
 	return ok && at == upTo || !ok && upTo == 0
 }
 
-// readKeys makes the filter of a table's keys, which stands at such offsets.
+// readKeys builds the filter of a table that has landed its topic up to these offsets.
 func readKeys(ctx context.Context, have *table.Table, key string, upTo map[int32]int64) (*keyFilter, error) {
 	f := newKeyFilter(rowsSaid(have), upTo)
 	if have.CurrentSnapshot() == nil {
@@ -112,7 +112,7 @@ func (f *keyFilter) addColumn(rec arrow.RecordBatch, key string) error {
 	return nil
 }
 
-// rowsSaid is how many rows a table says it has; 0 where it does not say.
+// rowsSaid returns the row count in the table's summary, or 0 if there is none.
 func rowsSaid(have *table.Table) int {
 	s := have.CurrentSnapshot()
 	if s == nil || s.Summary == nil {

@@ -152,15 +152,15 @@ type states[S any] struct {
 	known  *simplelru.LRU[string, knownRow[S]]
 	stands map[int32]stand
 
-	first  []newcomer // keys of the batch that nothing is known of
+	first  []newcomer // streams whose first event is in the batch and whose row is not remembered
 	filter *keyFilter // of the table's keys; nil until it is needed
 }
 
-// newcomer is a key whose first event, with version 1, the batch has: either the stream is new, or the event comes once more.
+// newcomer is a stream whose event with version 1 is in the batch. The stream is new, or the event is a duplicate.
 type newcomer struct {
 	key       string
 	partition int32
-	from      int64 // where the batch begins in the partition
+	from      int64 // first offset of the batch in the partition
 }
 
 // How many rows a lander remembers: a stream's events mostly come soon after one another.

@@ -27,8 +27,9 @@ type upserts interface {
 	// missing begins a landing where the table stands at from. It gives the keys whose row before, if there is one, must be
 	// looked for in the table.
 	missing(from map[int32]int64) []string
-	// wantsKeys reports whether the batch has the first events of streams, and it cannot be told whether these are new: keys gives the
-	// keys that the table has, where it stands at from. Then doubtful are those of them that may have a row, and must be looked for, too.
+	// wantsKeys reports whether the batch has first events of streams that cannot be told from duplicates without the table's
+	// keys. If so, keys must be called with them. doubtful then returns the keys of first events that may have a row: they must
+	// be looked up, too.
 	wantsKeys() bool
 	keys(*keyFilter)
 	doubtful() []string

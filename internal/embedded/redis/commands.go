@@ -10,17 +10,17 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// A command answers with nil, a string (a bulk), an int64, a status, or a []any of these.
+// command implements a Redis command. It returns nil, a string (a bulk reply), an int64, a status, or a []any of these.
 type command struct {
 	writes bool
-	least  int // arguments; below 0: exactly so many
+	least  int // minimum number of arguments; -n means exactly n
 	run    func(t *tx, args []string) (any, error)
 }
 
-// status is an answer such as OK.
+// status is a simple string reply such as OK.
 type status string
 
-// replyError is what a client did wrong, in Redis' form.
+// replyError is a client error in Redis' format.
 type replyError struct{ text string }
 
 func (e *replyError) Error() string { return e.text }
@@ -29,10 +29,10 @@ var (
 	errWrongType = &replyError{"WRONGTYPE Operation against a key holding the wrong kind of value"}
 	errSyntax    = &replyError{"ERR syntax error"}
 	errNoNumber  = &replyError{"ERR value is not an integer or out of range"}
-	errNoCursor  = &replyError{"ERR invalid cursor: this server has forgotten it, so begin the scan again"}
+	errNoCursor  = &replyError{"ERR invalid cursor: it has been evicted, restart the scan"}
 )
 
-// commands are those that views need, and those by which people look at them. EVAL stands in script.go.
+// commands are the commands that views need, and those for inspecting the data. EVAL is in script.go.
 var commands = map[string]command{
 	"PING": {least: 0, run: func(_ *tx, args []string) (any, error) {
 		if len(args) > 0 {
@@ -69,12 +69,12 @@ var commands = map[string]command{
 const info = "# Server\r\nredis_version:7.2.0\r\nredis_mode:standalone\r\nexecutable:millrace\r\n" +
 	"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\nloading:0\r\n# Cluster\r\ncluster_enabled:0\r\n"
 
-// call runs a command of a client or a script.
+// call runs a command for a client or a script.
 func (t *tx) call(name string, args []string) (any, error) {
 	c, ok := commands[name]
 	switch {
 	case !ok:
-		return nil, &replyError{fmt.Sprintf("ERR unknown command '%.40s': the embedded server knows what views need, and no more", name)}
+		return nil, &replyError{fmt.Sprintf("ERR unknown command '%.40s': the embedded server implements only what views need", name)}
 	case len(args) < c.least || c.least < 0 && len(args) != -c.least:
 		return nil, &replyError{fmt.Sprintf("ERR wrong number of arguments for '%s' command", strings.ToLower(name))}
 	}
@@ -104,7 +104,7 @@ func dbSize(t *tx, _ []string) (any, error) {
 	return n, err
 }
 
-// isSet reports whether a key is a set's.
+// isSet reports whether key is a set.
 func (t *tx) isSet(key string) (is bool, err error) {
 	err = t.each(t.sets, setKey(key), "", func(string, string) bool {
 		is = true
@@ -256,7 +256,7 @@ func flushAll(t *tx, _ []string) (any, error) {
 	return status("OK"), nil
 }
 
-// scanned is what SCAN and HSCAN are told.
+// scanned holds the arguments of SCAN and HSCAN.
 type scanned struct {
 	from  place
 	match *regexp.Regexp // nil: all
@@ -268,7 +268,7 @@ const (
 	scanMost  = 10_000
 )
 
-// scanArgs reads "cursor [MATCH pattern] [COUNT count]".
+// scanArgs parses "cursor [MATCH pattern] [COUNT count]".
 func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 	cursor, err := strconv.ParseUint(args[0], 10, 64)
 	if err != nil {
@@ -304,7 +304,7 @@ func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 	return s, nil
 }
 
-// pattern is a glob of Redis' as a regular expression.
+// pattern converts a Redis glob to a regular expression.
 func pattern(glob string) string {
 	var b strings.Builder
 	b.WriteString(`(?s)\A`)
@@ -359,7 +359,7 @@ func hscan(t *tx, args []string) (any, error) {
 	return []any{next, found}, err
 }
 
-// scan gives the hashes, then the sets.
+// scan returns the hashes, then the sets.
 func scan(t *tx, args []string) (any, error) {
 	s, err := t.scanArgs("", args)
 	if err != nil {
@@ -387,7 +387,7 @@ func scan(t *tx, args []string) (any, error) {
 	return []any{next, found}, err
 }
 
-// setKeys gives each set's key, and the field of its first member from a field on.
+// setKeys calls fn for each set at or after from, with the field of its first member.
 func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
 	before, begun := "", false
 	return t.each(t.sets, "", from, func(field, _ string) bool {
@@ -400,7 +400,7 @@ func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
 	})
 }
 
-// reply writes an answer.
+// reply writes a command's result.
 func reply(p *server.Peer, answer any, err error) {
 	if err != nil {
 		var refused *replyError

@@ -7,14 +7,14 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// cursors are where scans go on. A client is handed a number for each, and the oldest are forgotten.
+// cursors maps the cursors of SCAN and HSCAN to the places where they resume. The oldest are evicted.
 type cursors struct {
 	*sync.Mutex
 	places *simplelru.LRU[uint64, place]
 	last   *uint64
 }
 
-// place is where a scan goes on: in a hash, or of all keys where key is empty, from a field on.
+// place is where a scan resumes: at a field of the hash key, or of the sets if key is empty.
 type place struct{ key, field string }
 
 const mostCursors = 1024

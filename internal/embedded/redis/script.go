@@ -12,13 +12,13 @@ import (
 	"github.com/yuin/gopher-lua/parse"
 )
 
-// scriptTime is the longest that a script may run: it keeps everybody else waiting.
+// scriptTime bounds the run time of a script, which blocks all other commands.
 const scriptTime = 5 * time.Second
 
-// mostScripts are kept compiled.
+// mostScripts bounds the cache of compiled scripts.
 const mostScripts = 64
 
-// eval runs "script numkeys key… arg…" as one transaction: what it writes is there whole or not at all.
+// eval runs "script numkeys key… arg…" as one atomic transaction.
 func (s *store) eval(args []string) (answer any, err error) {
 	if len(args) < 2 {
 		return nil, &replyError{"ERR wrong number of arguments for 'eval' command"}
@@ -38,7 +38,7 @@ func (s *store) eval(args []string) (answer any, err error) {
 	return answer, err
 }
 
-// compile keeps what it has compiled: clients send the same few scripts again and again.
+// compile returns a compiled script, from the cache if possible.
 func (s *store) compile(script string) (*lua.FunctionProto, error) {
 	if known, ok := s.scripts.Get(script); ok {
 		return known, nil
@@ -54,7 +54,7 @@ func (s *store) compile(script string) (*lua.FunctionProto, error) {
 	return compiled, err
 }
 
-// run runs a script. An error of the store's is given as it is, and any other is the script's.
+// run runs a script. It returns errors of the store unchanged, and any other error as a replyError.
 func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	l := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer l.Close()
@@ -68,7 +68,7 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 		l.Push(lua.LString(name))
 		l.Call(1, 0)
 	}
-	for _, name := range []string{"dofile", "loadfile", "require", "module"} { // of the host, and not of the script
+	for _, name := range []string{"dofile", "loadfile", "require", "module"} { // these reach files of the host
 		l.SetGlobal(name, lua.LNil)
 	}
 	list := func(values []string) *lua.LTable {

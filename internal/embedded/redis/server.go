@@ -1,10 +1,10 @@
-// Package redis is the Redis of the embedded default: a server in this process that speaks Redis' wire protocol on loopback, knows the
-// commands that views need, and keeps what it holds in a folder, in LevelDB's files.
+// Package redis is the embedded Redis: an in-process server on loopback that speaks the Redis protocol, implements the
+// commands that views need and stores its data in LevelDB files.
 //
-// A start loads nothing, so it takes no longer with a million documents than with none, and takes a few tens of megabytes of memory
-// whatever it holds. What was answered is there after the process was killed; after a power cut it may be an older state, but a
-// whole one: positions never run ahead of documents. Files that are damaged are set aside, and clients find the server empty, which
-// they have to reckon with in any Redis: a view that has lost its documents is read again from the log.
+// Start loads no data, so startup time and memory do not depend on the number of documents. Acknowledged writes survive a
+// killed process. After a power cut the data may be older but is consistent: positions never run ahead of documents.
+// Damaged files are set aside and the server continues empty. Clients must expect that of any Redis; a view that has lost
+// its documents is rebuilt from the log.
 package redis
 
 import (
@@ -16,11 +16,11 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// Config says where the server listens, and where it keeps what it holds.
+// Config configures a Server.
 type Config struct {
 	// Addr is a loopback address. Empty or port 0 takes a free port.
 	Addr string
-	// Dir is a folder that is the server's alone. Empty: it keeps everything in memory, and Close forgets it.
+	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on Close.
 	Dir    string
 	Logger *slog.Logger // slog.Default() where nil
 }
@@ -32,7 +32,7 @@ type Server struct {
 	addr   string
 }
 
-// Start serves until Close. ctx bounds the look-up of the address.
+// Start starts a server, which runs until Close. ctx bounds the address lookup only.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Addr == "" {
 		cfg.Addr = "127.0.0.1:0"
@@ -64,7 +64,7 @@ func (s *Server) Damage() error {
 	return s.store.damage
 }
 
-// serve runs each command that comes.
+// serve handles one command.
 func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	switch name {
 	case "QUIT":
@@ -89,7 +89,7 @@ func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	return true
 }
 
-// loopback refuses any other address: the server asks nobody who they are.
+// loopback returns an error unless addr is a loopback address: the server has no access control.
 func loopback(ctx context.Context, addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -110,10 +110,10 @@ func loopback(ctx context.Context, addr string) error {
 // Addr is the host:port that clients connect to.
 func (s *Server) Addr() string { return s.addr }
 
-// Close ends all connections, and lets go of the folder.
+// Close closes all connections and the data files.
 func (s *Server) Close() {
 	s.server.Close()
 	if err := s.store.close(); err != nil {
-		s.store.log.Warn("embedded redis: close", "error", err) // what was answered is in the files
+		s.store.log.Warn("embedded redis: close", "error", err) // acknowledged writes are in the files
 	}
 }

@@ -24,13 +24,13 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
-// What stands in LevelDB. A hash or the sets have a number, under which their entries stand, so that dropping them takes one small
-// write whatever they hold: the number goes, and what stands under it is swept up later.
+// Keys in LevelDB. Each hash, and all sets together, have a number that prefixes their entries. Dropping a hash therefore
+// is one small write, however large it is: the number is released and its entries are deleted in the background.
 //
-//	v                                 the layout
-//	k KEY                             number and count of a hash
+//	v                                 layout version
+//	k KEY                             number and length of a hash
 //	s                                 number of the sets
-//	g NUMBER                          what stands under the number is to be swept up
+//	g NUMBER                          a released number whose entries are still to be deleted
 //	f NUMBER FIELD                    a field of a hash
 //	f NUMBER length KEY MEMBER        a member of a set
 const (
@@ -43,40 +43,40 @@ const (
 	layout = "1"
 )
 
-// store is the hashes and sets of the server. Each write is one batch of LevelDB's, which is there whole or not at all after the process
-// was killed; nothing is loaded at the start, so that it takes no longer with a million documents than with none.
+// store holds the hashes and sets of the server. Each command or script is one LevelDB batch, which is atomic even if the
+// process is killed. Entries are read on demand.
 //
-// Every block of its files has a checksum that is looked at whenever it is read. Files that are damaged are set aside as soon as that
-// is seen, and the store goes on empty: to its clients it is a Redis that has lost everything.
+// Every block of the files has a checksum that is verified on each read. When damage is found, the files are set aside and
+// the store continues empty, like a Redis that has lost its data.
 type store struct {
 	dir string // empty: in memory
 	log *slog.Logger
 
 	mu     sync.RWMutex
-	db     *leveldb.DB // nil after Close, or while the files cannot be opened
+	db     *leveldb.DB // nil while the files cannot be opened
 	memory storage.Storage
-	broken error // why db is nil, or is no use any more
-	damage error // why files were set aside last; nil if they never were
+	broken error // why db is nil
+	damage error // why files were last set aside; nil if they never were
 	hashes map[string]hash
 	sets   uint64
-	last   uint64 // number given
+	last   uint64 // highest number in use
 	closed bool
 
 	cursors cursors
 	scripts *lru.Cache[string, *lua.FunctionProto]
 
-	sweeping chan struct{} // there is something to sweep up
+	sweeping chan struct{} // signals that a number was released
 	stop     chan struct{}
 	swept    sync.WaitGroup
 }
 
-// hash is where a hash stands. There are few of them: each is known in memory.
+// hash is the metadata of a hash. All of it is in memory, since there are few hashes.
 type hash struct {
 	number uint64
 	count  int64
 }
 
-// errClosed answers what comes after Close.
+// errClosed is returned after Close.
 var errClosed = errors.New("the embedded Redis is stopped")
 
 func openStore(dir string, log *slog.Logger) (*store, error) {
@@ -97,7 +97,7 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	return s, nil
 }
 
-// openOrSetAside opens the files, and sets them aside where they are damaged, or not ours.
+// openOrSetAside opens the files. If they are damaged or foreign, it sets them aside and starts with new ones.
 func (s *store) openOrSetAside() error {
 	err := s.open()
 	if !damaged(err) {
@@ -111,16 +111,16 @@ func (s *store) openOrSetAside() error {
 
 var errForeign = errors.New("not of this version")
 
-// damaged reports whether an error says that what is on disk cannot be used. That there is no room, or no right to read, passes.
+// damaged reports whether err means that the files are unusable. A full disk or a missing permission is temporary instead.
 func damaged(err error) bool {
 	return errors.As(err, new(*leveldberrors.ErrCorrupted)) || errors.As(err, new(*storage.ErrCorrupted)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
 }
 
-// setAside moves the files away. Those of the last time are all that is kept.
+// setAside renames the folder. Only the most recent damaged folder is kept.
 func (s *store) setAside(cause error) error {
 	aside := s.dir + ".damaged"
 	s.damage = cause
-	s.log.Warn("embedded redis: its files are damaged and set aside; the views are read again from the log", "folder", s.dir, "set_aside", aside, "damage", cause)
+	s.log.Warn("embedded redis: damaged files were set aside; the view will be rebuilt from the log", "folder", s.dir, "set_aside", aside, "damage", cause)
 	if s.memory != nil {
 		s.memory = storage.NewMemStorage()
 		return nil
@@ -135,7 +135,7 @@ func (s *store) setAside(cause error) error {
 	return nil
 }
 
-// How much memory LevelDB takes: the cache of what is read, and up to three buffers of what is written.
+// These bound LevelDB's memory: one block cache and up to three write buffers.
 const (
 	cacheBytes  = 16 << 20
 	bufferBytes = 8 << 20
@@ -148,7 +148,7 @@ func (s *store) open() error {
 	options := &opt.Options{
 		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes, CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
 		Filter: filter.NewBloomFilter(filterBits),
-		// Without it a damaged part of the journal would be passed over, and what was written later be taken: positions without documents.
+		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes: positions without documents.
 		Strict: opt.StrictAll,
 	}
 	var db *leveldb.DB
@@ -171,7 +171,7 @@ func (s *store) open() error {
 	return nil
 }
 
-// read reads what is known in memory, and begins a store that is new.
+// read loads the metadata, or initialises a new store.
 func (s *store) read(db *leveldb.DB) error {
 	s.hashes, s.sets, s.last = map[string]hash{}, 0, 0
 	version, err := db.Get([]byte(layoutKey), nil)
@@ -223,7 +223,7 @@ func isEmpty(db *leveldb.DB) (bool, error) {
 	return !any.Next(), any.Error()
 }
 
-// view runs a command that only reads.
+// view runs a read-only command.
 func (s *store) view(read func(*tx) error) error {
 	for {
 		s.mu.RLock()
@@ -238,7 +238,7 @@ func (s *store) view(read func(*tx) error) error {
 	}
 }
 
-// update runs a command, or a script of them, that may write: all of it or nothing.
+// update runs a command or script atomically.
 func (s *store) update(change func(*tx) error) error {
 	for {
 		s.mu.Lock()
@@ -256,7 +256,7 @@ func (s *store) update(change func(*tx) error) error {
 	}
 }
 
-// usable says why there is nothing to work on. It holds mu.
+// usable returns an error if the store cannot be used. The caller holds mu.
 func (s *store) usable() error {
 	switch {
 	case s.closed:
@@ -267,8 +267,8 @@ func (s *store) usable() error {
 	return nil
 }
 
-// heal opens the files again after an error of theirs, which LevelDB does not get over by itself, and reports whether the command is
-// to be done again: where they were damaged, on an empty store.
+// heal reopens the files after an I/O error, since LevelDB does not recover from one by itself. It reports whether the
+// command should be retried, which is so after damaged files were replaced by an empty store.
 func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	var refused *replyError
 	if err == nil || errors.Is(err, errClosed) || errors.As(err, &refused) {
@@ -279,7 +279,7 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	if s.closed {
 		return false
 	}
-	if s.db != was { // another command has done it meanwhile
+	if s.db != was { // another command has reopened them already
 		return s.db != nil
 	}
 	if s.db != nil {
@@ -327,12 +327,12 @@ func entry(number uint64, field string) string {
 	return string(append(b, field...))
 }
 
-// setKey leads the members of a set.
+// setKey is the prefix of a set's members.
 func setKey(key string) string {
 	return string(binary.AppendUvarint(nil, uint64(len(key)))) + key
 }
 
-// readSetKey is the key that setKey wrote before a member.
+// readSetKey returns the key that setKey encoded.
 func readSetKey(field string) (key string, ok bool) {
 	length, n := binary.Uvarint([]byte(field[:min(len(field), binary.MaxVarintLen64)]))
 	if n <= 0 || length > uint64(len(field)-n) {
@@ -341,7 +341,7 @@ func readSetKey(field string) (key string, ok bool) {
 	return field[n : n+int(length)], true //nolint:gosec // it is no longer than the field
 }
 
-// wakeSweeper has what was dropped swept up.
+// wakeSweeper starts a sweep.
 func (s *store) wakeSweeper() {
 	select {
 	case s.sweeping <- struct{}{}:
@@ -349,13 +349,13 @@ func (s *store) wakeSweeper() {
 	}
 }
 
-// How much is swept up at once, and the rest between, so that commands do not wait for it.
+// A sweep deletes entries in small batches, with pauses, so that commands are not delayed.
 const (
 	sweepAtOnce = 5000
 	sweepRest   = 5 * time.Millisecond
 )
 
-// sweep deletes what stands under numbers that were dropped.
+// sweep deletes the entries of released numbers.
 func (s *store) sweep() {
 	for {
 		select {
@@ -369,7 +369,7 @@ func (s *store) sweep() {
 				return err
 			})
 			if err != nil {
-				s.log.Warn("embedded redis: what was dropped stays on disk until the next start", "error", err)
+				s.log.Warn("embedded redis: dropped data stays on disk until the next start", "error", err)
 				break
 			}
 			select {
@@ -381,7 +381,7 @@ func (s *store) sweep() {
 	}
 }
 
-// sweepSome deletes a part. It holds mu.
+// sweepSome deletes one batch. The caller holds mu.
 func (s *store) sweepSome() (more bool, err error) {
 	junk := s.db.NewIterator(util.BytesPrefix([]byte(junkPrefix)), nil)
 	defer junk.Release()
@@ -403,17 +403,17 @@ func (s *store) sweepSome() (more bool, err error) {
 	return true, s.db.Write(batch, nil)
 }
 
-// write is what a transaction does to a key of LevelDB.
+// write is a pending change to a LevelDB key.
 type write struct {
 	value   string
 	deleted bool
 }
 
-// tx is one command or script. Where writes is nil it only reads.
+// tx is one command or script. A nil writes map means that it is read-only.
 type tx struct {
 	*store
 	writes map[string]write
-	hashes map[string]*hash // that it has changed; nil: dropped
+	hashes map[string]*hash // changed hashes; nil means dropped
 	flush  bool
 	junk   bool
 }
@@ -445,7 +445,7 @@ func (t *tx) newNumber() uint64 {
 	return t.last
 }
 
-// hget reads a field.
+// hget returns a field.
 func (t *tx) hget(key, field string) (string, bool, error) {
 	h, ok := t.hash(key)
 	if !ok {
@@ -454,7 +454,7 @@ func (t *tx) hget(key, field string) (string, bool, error) {
 	return t.get(entry(h.number, field))
 }
 
-// hset writes a field, and reports whether it is new.
+// hset sets a field and reports whether it is new.
 func (t *tx) hset(key, field, value string) (bool, error) {
 	h, ok := t.hash(key)
 	if !ok {
@@ -473,7 +473,7 @@ func (t *tx) hset(key, field, value string) (bool, error) {
 	return !there, nil
 }
 
-// hdel deletes a field, and reports whether it was there.
+// hdel deletes a field and reports whether it existed.
 func (t *tx) hdel(key, field string) (bool, error) {
 	h, ok := t.hash(key)
 	if !ok {
@@ -493,7 +493,7 @@ func (t *tx) hdel(key, field string) (bool, error) {
 	return true, nil
 }
 
-// drop drops a hash or a set, and reports whether it was there.
+// drop deletes a hash or a set and reports whether it existed.
 func (t *tx) drop(key string) (bool, error) {
 	if h, ok := t.hash(key); ok {
 		t.writes[junkPrefix+string(number(h.number))] = write{}
@@ -511,8 +511,8 @@ func (t *tx) drop(key string) (bool, error) {
 	return len(members) > 0, err
 }
 
-// each gives the entries under a number whose field begins with a prefix, without the prefix and from a given one on, in order, until
-// fn says no. What the transaction itself has written is among them.
+// each calls fn for the entries of a number whose field starts with prefix, in order, beginning at from, until fn returns
+// false. Fields are passed without the prefix. Pending writes of the transaction are included.
 func (t *tx) each(number uint64, prefix, from string, fn func(field, value string) bool) error {
 	lead := entry(number, prefix)
 	within := util.BytesPrefix([]byte(lead))
@@ -541,7 +541,7 @@ func (t *tx) each(number uint64, prefix, from string, fn func(field, value strin
 			return it.Error()
 		}
 	}
-	for field, value := range mine { // scripts do not care for the order
+	for field, value := range mine { // only in scripts, where the order does not matter
 		if !fn(field, value) {
 			break
 		}
@@ -561,7 +561,7 @@ func (t *tx) flushAll() {
 	t.writes[junkPrefix+string(number(t.sets))] = write{}
 }
 
-// commit writes all that the transaction did, in one batch.
+// commit applies the transaction in one batch.
 func (t *tx) commit() error {
 	batch := &leveldb.Batch{}
 	sets := t.sets

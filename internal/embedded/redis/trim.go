@@ -14,9 +14,9 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// LevelDB appends to two files, its journal and its manifest, in blocks of 32 KiB, and a record that spans blocks is several writes. A
-// process that is killed between them leaves the beginning of a record that nobody was told is there. A strict reader takes that for
-// damage, as it cannot tell it from a record that has lost its end; but damage that a kill does is at the end of the newest file alone.
+// LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans blocks takes several writes.
+// A process killed between them leaves an incomplete record that was never acknowledged. A strict reader reports it as
+// damage. A kill can only leave it at the end of the newest file, though, so it is cut off there before the files are opened.
 
 const (
 	journalBlock = 32 << 10
@@ -27,7 +27,8 @@ const (
 
 var manifestName = regexp.MustCompile(`\AMANIFEST-[0-9]+\z`)
 
-// trimAfterKill cuts off a record that the newest journal or the manifest ends within. No LevelDB may be open on the folder.
+// trimAfterKill removes an incomplete record from the end of the newest journal and the manifest. The files must not be
+// open.
 func trimAfterKill(dir string) error {
 	current, err := os.ReadFile(filepath.Join(dir, "CURRENT")) //nolint:gosec // our own directory
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -35,7 +36,7 @@ func trimAfterKill(dir string) error {
 	}
 	manifest := strings.TrimSpace(string(current))
 	if !manifestName.MatchString(manifest) {
-		return nil // LevelDB will say what that means
+		return nil // LevelDB reports it
 	}
 	files := []string{filepath.Join(dir, manifest)}
 	journals, err := filepath.Glob(filepath.Join(escape(dir), "*.log"))
@@ -48,27 +49,27 @@ func trimAfterKill(dir string) error {
 	for _, name := range files {
 		content, err := os.ReadFile(name) //nolint:gosec // our own directory
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the same
+			continue // LevelDB reports it
 		}
 		if err != nil {
 			return err
 		}
 		if end, torn := wholeRecords(content); torn {
 			if err := os.Truncate(name, int64(end)); err != nil {
-				return fmt.Errorf("cut off what a kill has left of a record: %w", err)
+				return fmt.Errorf("remove an incomplete record after a kill: %w", err)
 			}
 		}
 	}
 	return nil
 }
 
-// escape keeps a folder's name from being a pattern.
+// escape quotes the glob characters in a path.
 func escape(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// wholeRecords finds where the last whole record of a file ends, and whether the file ends within another. Whatever else is wrong with it
-// is not this function's to judge.
+// wholeRecords returns the end of the last complete record, and reports whether an incomplete one follows. For any other
+// kind of damage it returns the length of the file.
 func wholeRecords(file []byte) (end int, torn bool) {
 	for at := 0; ; {
 		left := journalBlock - at%journalBlock
