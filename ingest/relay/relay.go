@@ -362,12 +362,9 @@ func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	return nil
 }
 
-// commit brings a batch onto the log, but for events that are there already, and with it the mark of the event that it reaches.
-func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) (err error) {
+// commit publishes a batch, except for the events that are on the log already, and with it the mark of the last event that it covers.
+func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) error {
 	if err := r.hook(beforeBegin); err != nil {
-		return err
-	}
-	if err := p.Begin(); err != nil {
 		return err
 	}
 	// Stopping between a commit and its answer would be safe, but cost the next start a second look.
@@ -375,42 +372,19 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	defer cancel()
 	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer late()
-	committed := false
-	defer func() {
-		if err == nil || committed || errors.Is(err, kafka.ErrFenced) || errors.Is(err, kafka.ErrFatal) {
-			return
-		}
-		// A courtesy to readers, who would wait for the end of the transaction. The next session ends it in any case.
-		if abortErr := p.Abort(ctx); abortErr != nil {
-			r.log.Debug("relay: abort", "error", abortErr)
-		}
-	}()
-
-	published, spread := uint64(0), kafka.PartitionsHeader(at.partitions)
-	for _, e := range batch {
-		if at.has(e) {
-			continue
-		}
-		published++
-		value, contentType, err := r.cfg.Encoder.Encode(ctx, e.Data)
-		if err != nil {
-			return cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
-		}
-		headers := e.HeadersOf(contentType)
-		if err := r.cfg.Aggregate.Check(e); err == nil {
-			headers = append(headers, e.Seal(at.seal))
-		} else { // without a seal, every reader rejects it alike
-			r.log.Error("relay: the store has an event that readers reject", "event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
-		}
-		err = p.Produce(ctx, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
-		})
-		if err != nil {
+	records, err := r.records(ctx, at, batch)
+	if err != nil {
+		return err
+	}
+	if err := p.Begin(); err != nil {
+		return err
+	}
+	// A failed transaction is not aborted here: an abort beside a request that is still under way can end in an assertion of
+	// librdkafka, which kills the process. The next session takes over the transactional id, which aborts it at once.
+	for _, record := range append(records, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)) {
+		if err := p.Produce(ctx, record); err != nil {
 			return err
 		}
-	}
-	if err := p.Produce(ctx, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)); err != nil {
-		return err
 	}
 	if err := r.hook(afterProduce); err != nil {
 		return err
@@ -421,14 +395,38 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	if err := p.Commit(ctx); err != nil {
 		return err
 	}
-	committed = true
 	if err := r.hook(afterCommit); err != nil {
 		return err
 	}
 	r.report(func(p *Progress) {
-		p.Position, p.RecordedAt, p.Published = last.Position, last.RecordedAt, p.Published+published
+		p.Position, p.RecordedAt, p.Published = last.Position, last.RecordedAt, p.Published+uint64(len(records))
 	})
 	return nil
+}
+
+// records encodes the events of a batch that are not on the log.
+func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]kafka.Record, error) {
+	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(at.partitions) // and the mark
+	for _, e := range batch {
+		if at.has(e) {
+			continue
+		}
+		value, contentType, err := r.cfg.Encoder.Encode(ctx, e.Data)
+		if err != nil {
+			return nil, cannotWrite(fmt.Errorf("event %s, version %d of stream %q: %w", e.ID, e.Version, e.Stream, err))
+		}
+		headers := e.HeadersOf(contentType)
+		if err := r.cfg.Aggregate.Check(e); err == nil {
+			headers = append(headers, e.Seal(at.seal))
+		} else { // without a seal, every reader rejects it alike
+			r.log.Error("relay: the store has an event that readers reject",
+				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
+		}
+		records = append(records, kafka.Record{
+			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
+		})
+	}
+	return records, nil
 }
 
 // cannotWrite marks an encoder's error that does not pass by itself.
