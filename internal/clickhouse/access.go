@@ -12,9 +12,6 @@ const (
 	// callers' queries (select_from_system_db_requires_grant, which a server has by default). Queries that people write run
 	// as Reader.
 	Reader = "reader"
-	// ReaderSetup makes Reader on a server that others run. Settings of queries may change, the rights do not. Each of the
-	// ScopedReaders is made alike, over lake_s00_*.* and so on: deploy/clickhouse/users.xml has them all.
-	ReaderSetup = "CREATE USER reader IDENTIFIED BY '<the password>' SETTINGS readonly = 2, max_execution_time = 300; GRANT SHOW, SELECT ON lake_*.* TO reader"
 	// ReaderPrefix starts the names of the databases that Reader may read.
 	ReaderPrefix = "lake_"
 )
@@ -28,6 +25,18 @@ func ScopedReader(n int) string { return fmt.Sprintf("reader_%02d", n) }
 
 // ScopedPrefix starts the names of the databases that ScopedReader may read.
 func ScopedPrefix(n int) string { return fmt.Sprintf("%ss%02d_", ReaderPrefix, n) }
+
+// ReaderSetup makes one of the readers on a server that others run; deploy/clickhouse/users.xml has them all. Settings of queries may
+// change, the rights do not.
+func ReaderSetup(user string) string {
+	databases := ReaderPrefix
+	for n := range ScopedReaders {
+		if user == ScopedReader(n) {
+			databases = ScopedPrefix(n)
+		}
+	}
+	return fmt.Sprintf("CREATE USER %[1]s IDENTIFIED BY '<the password>' SETTINGS readonly = 2, max_execution_time = 300; GRANT SHOW, SELECT ON %[2]s*.* TO %[1]s", user, databases)
+}
 
 // IsReader reports whether a user is Reader or one of the ScopedReaders.
 func IsReader(user string) bool {

@@ -2,6 +2,7 @@ package sql
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/millrace/millrace/internal/clickhouse"
@@ -42,6 +43,22 @@ func TestWhoseFaultItIs(t *testing.T) {
 		err := s.explain(&clickhouse.Error{Code: c.code, Message: c.message}, snap)
 		if is := errors.As(err, &fault); is != c.query {
 			t.Errorf("%d %s: the query's fault: %t, want %t", c.code, c.message, is, c.query)
+		}
+	}
+}
+
+// Whoever has a server of their own is told how to make the user that is missing, with just its rights.
+func TestMissingReader(t *testing.T) {
+	t.Parallel()
+	client, err := clickhouse.NewServerClient(clickhouse.Server{URL: "http://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &SQL{reader: client}
+	for user, grant := range map[string]string{clickhouse.Reader: "ON lake_*.* TO reader", clickhouse.ScopedReader(7): "ON lake_s07_*.* TO reader_07"} {
+		err := s.explain(&clickhouse.Error{Code: clickhouse.CodeAuthentication, Message: "no such user"}, &snapshot{database: "lake_x", reader: user})
+		if !strings.Contains(err.Error(), "CREATE USER "+user+" ") || !strings.HasSuffix(err.Error(), grant) {
+			t.Errorf("%s: %v", user, err)
 		}
 	}
 }

@@ -207,7 +207,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	e := new(clickhouse.Error)
 	if errors.As(err, &e) && e.Code == clickhouse.CodeAuthentication && s.reader.Outside() {
 		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
-			err, snap.reader, clickhouse.ReaderSetup)
+			err, snap.reader, clickhouse.ReaderSetup(snap.reader))
 	}
 	if errors.As(err, &e) && e.Code == clickhouse.CodeTooMany {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
