@@ -120,11 +120,29 @@ func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	return classify(p.client, "produce to "+r.Topic, err)
 }
 
-// Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open: Commit
-// may be called again to learn it.
+// Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open. Close the producer
+// then: the Init of the next one settles it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
-	return classify(p.client, "commit the transaction", resumed(ctx, p.refused, p.client.CommitTransaction))
+	const doing = "commit the transaction"
+	// The wait for the records may be long, and ends with ctx.
+	err := resumed(ctx, p.refused, func(short context.Context) error {
+		deadline, _ := short.Deadline()
+		if p.client.Flush(max(int(time.Until(deadline).Milliseconds()), 0)) > 0 {
+			return kafka.NewError(kafka.ErrTimedOut, "records are under way", false)
+		}
+		return nil
+	})
+	if err != nil {
+		return classify(p.client, doing, err)
+	}
+	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's state machine killed the process.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	return classify(p.client, doing, p.client.CommitTransaction(end))
 }
+
+// endTimeout bounds the wait for the coordinator to end a transaction whose records are all delivered.
+const endTimeout = 10 * time.Second
 
 // Abort makes the transaction's records invisible for good.
 func (p *TransactionalProducer) Abort(ctx context.Context) error {
