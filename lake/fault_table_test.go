@@ -226,9 +226,14 @@ func (p *pickyRows) Append(_ context.Context, r Record) (Appended, error) {
 	return Appended{}, nil
 }
 
+var _ upserts = (*pickyRows)(nil)
+
 func (p *pickyRows) held() bool                              { return len(p.have) > 0 }
 func (p *pickyRows) columns() []columnar.Field               { return p.to.Fields()[:1] }
 func (p *pickyRows) missing(map[int32]int64) []string        { return nil }
+func (p *pickyRows) wantsKeys() bool                         { return false }
+func (p *pickyRows) keys(*keyFilter)                         {}
+func (p *pickyRows) doubtful() []string                      { return nil }
 func (p *pickyRows) found(arrow.RecordBatch, []string) error { return nil }
 func (p *pickyRows) landed(map[int32]int64)                  { p.have = nil }
 

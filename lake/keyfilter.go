@@ -44,7 +44,7 @@ func (f *keyFilter) each(key string, fn func(word int, bit uint64) bool) bool {
 	step := h>>33 | 1
 	for i := range uint64(filterHashes) {
 		at := (h + i*step) * 0x9e3779b97f4a7c15 >> 11 % uint64(len(f.bits)*64)
-		if !fn(int(at/64), 1<<(at%64)) { //nolint:gosec // it is below the number of bits
+		if !fn(int(at/64), 1<<(at%64)) {
 			return false
 		}
 	}

@@ -326,6 +326,7 @@ func idleAfterRefusal(t *testing.T, door string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = res.Body.Close() }()
 	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusUnauthorized {
 		t.Fatalf("without a token: %s %v", res.Status, err)
 	}

@@ -204,7 +204,7 @@ func (s *store) read(db *leveldb.DB) error {
 		if len(v) != 16 {
 			return fmt.Errorf("%w: a hash of %d bytes", errForeign, len(v))
 		}
-		h := hash{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:]))} //nolint:gosec // it was written as one
+		h := hash{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:]))}
 		s.hashes[string(each.Key()[1:])] = h
 		s.last = max(s.last, h.number)
 	}
@@ -218,9 +218,9 @@ func (s *store) read(db *leveldb.DB) error {
 }
 
 func isEmpty(db *leveldb.DB) (bool, error) {
-	any := db.NewIterator(nil, nil)
-	defer any.Release()
-	return !any.Next(), any.Error()
+	all := db.NewIterator(nil, nil)
+	defer all.Release()
+	return !all.Next(), all.Error()
 }
 
 // view runs a read-only command.
@@ -338,7 +338,7 @@ func readSetKey(field string) (key string, ok bool) {
 	if n <= 0 || length > uint64(len(field)-n) {
 		return "", false
 	}
-	return field[n : n+int(length)], true //nolint:gosec // it is no longer than the field
+	return field[n : n+int(length)], true
 }
 
 // wakeSweeper starts a sweep.
@@ -364,7 +364,7 @@ func (s *store) sweep() {
 		case <-s.sweeping:
 		}
 		for more := true; more; {
-			err := s.update(func(t *tx) (err error) {
+			err := s.update(func(*tx) (err error) {
 				more, err = s.sweepSome()
 				return err
 			})
@@ -580,7 +580,7 @@ func (t *tx) commit() error {
 		if h == nil {
 			batch.Delete([]byte(hashPrefix + key))
 		} else {
-			batch.Put([]byte(hashPrefix+key), binary.BigEndian.AppendUint64(number(h.number), uint64(h.count))) //nolint:gosec // not negative
+			batch.Put([]byte(hashPrefix+key), binary.BigEndian.AppendUint64(number(h.number), uint64(h.count)))
 		}
 	}
 	if batch.Len() == 0 {

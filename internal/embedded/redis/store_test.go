@@ -208,7 +208,7 @@ func await(t *testing.T, h redis.Held, want int) {
 func TestAnyHistory(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "millrace-redis-")
+		dir, err := os.MkdirTemp("", "millrace-redis-") //nolint:usetesting // rapid.T has no TempDir
 		if err != nil {
 			t.Fatal(err)
 		}
