@@ -247,11 +247,13 @@ func lineage(meta table.Metadata) (all []table.Snapshot) {
 		if name == table.MainBranch || ref.SnapshotRefType != table.BranchRef {
 			continue
 		}
-		for s := meta.SnapshotByID(ref.SnapshotID); s != nil; s = parentOf(meta, s) {
+		for _, s := range maintenance.Ancestors(meta, ref.SnapshotID) {
 			elsewhere[s.SnapshotID] = true
 		}
 	}
-	for s := meta.CurrentSnapshot(); s != nil; {
+	seen := map[int64]bool{} // a client may have written parents that form a cycle
+	for s := meta.CurrentSnapshot(); s != nil && !seen[s.SnapshotID]; {
+		seen[s.SnapshotID] = true
 		all = append(all, *s)
 		if s.ParentSnapshotID == nil {
 			return all

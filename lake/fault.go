@@ -48,6 +48,7 @@ func (e *TableError) Unwrap() error { return e.Err }
 
 const (
 	remedyLost    = "restore the file, or drop the table: started again, landers land it anew"
+	remedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table: started again, landers land it anew"
 	remedyOffsets = "restore the topic or the table's properties, or drop the table to land it anew"
 	remedyGone    = "start the lander again to land it anew"
 	remedyDenied  = "give the lander the right to write the table's files and its row in the catalog"

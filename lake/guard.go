@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/evolution"
+	"github.com/millrace/millrace/lake/maintenance"
 )
 
 // guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
@@ -95,20 +96,16 @@ func sameProperties(before, after iceberg.Properties) error {
 	return nil
 }
 
-// follows tells whether what was in the table is where it is now, or on the way there.
+// follows reports, as nil, that the table still has what was in it.
 func follows(before, after table.Metadata) error {
 	was := before.CurrentSnapshot()
 	if was == nil {
 		return nil
 	}
-	for s := after.CurrentSnapshot(); s != nil; {
+	for _, s := range maintenance.History(after) {
 		if s.SnapshotID == was.SnapshotID {
 			return nil
 		}
-		if s.ParentSnapshotID == nil {
-			break
-		}
-		s = after.SnapshotByID(*s.ParentSnapshotID)
 	}
 	return fmt.Errorf("set-snapshot-ref, remove-snapshot-ref: landers keep this table, and would not land again what is in snapshot %d and not in this one. "+
 		"Read an earlier state by its id, or write the rows of it as new ones", was.SnapshotID)

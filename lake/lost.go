@@ -34,16 +34,22 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		}
 		return nil
 	}
+	fault := &TableError{Table: t.called()}
 	var lost *maintenance.LostError
-	if !errors.As(err, &lost) {
+	var cycle *maintenance.CycleError
+	switch {
+	case errors.As(err, &lost):
+		fault.Err, fault.Remedy = lost, remedyLost
+	case errors.As(err, &cycle):
+		fault.Err, fault.Remedy = cycle, remedyCycle
+	default:
 		if fault := tableError(t.called(), err); fault != nil {
 			return fault // Look finds it as well
 		}
 		return err
 	}
-	fault := &TableError{Table: t.called(), Remedy: remedyLost, Err: lost}
 	if l.lost.put(fault) {
-		l.log.Error("a table has lost files", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
+		l.log.Error("a table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: fault.written()}) {
 		l.lost.clear(t.called()) // whoever finds the files again takes it back where it is written

@@ -122,7 +122,7 @@ const (
 // findCommit looks for a commit in the table's history: the commit was to follow directly on the snapshot base (0: on
 // none), which it asserted. So if that place is taken by another, it can never land.
 func findCommit(meta table.Metadata, id string, base int64) landing {
-	for s := meta.CurrentSnapshot(); s != nil; {
+	for _, s := range maintenance.History(meta) {
 		if s.Summary != nil && s.Summary.Properties[propCommit] == id {
 			return landed
 		}
@@ -133,7 +133,6 @@ func findCommit(meta table.Metadata, id string, base int64) landing {
 		if parent == base {
 			return notLanded
 		}
-		s = meta.SnapshotByID(parent)
 	}
 	return landUnknown
 }

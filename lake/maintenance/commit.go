@@ -140,9 +140,9 @@ func landed(meta table.Metadata, id string) bool {
 	return false
 }
 
-// passed tells whether the head has moved on from base for certain.
+// passed reports whether the head has moved on from base for certain.
 func passed(meta table.Metadata, base int64) bool {
-	for s := meta.CurrentSnapshot(); s != nil; {
+	for _, s := range History(meta) {
 		if s.SnapshotID == base {
 			return false // it is the head; else the loop ends before it
 		}
@@ -153,7 +153,6 @@ func passed(meta table.Metadata, base int64) bool {
 		if parent == base {
 			return true
 		}
-		s = meta.SnapshotByID(parent)
 	}
 	return false // the history does not reach back so far
 }

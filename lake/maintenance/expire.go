@@ -103,12 +103,11 @@ func headsSince(meta table.Metadata, since time.Time) (most int) {
 			continue
 		}
 		n := 0
-		for s := meta.SnapshotByID(ref.SnapshotID); s != nil; {
+		for _, s := range Ancestors(meta, ref.SnapshotID) {
 			n++
-			if s.TimestampMs < since.UnixMilli() || s.ParentSnapshotID == nil {
+			if s.TimestampMs < since.UnixMilli() {
 				break // its parent had made way for it by then
 			}
-			s = meta.SnapshotByID(*s.ParentSnapshotID)
 		}
 		most = max(most, n)
 	}

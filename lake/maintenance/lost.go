@@ -30,14 +30,17 @@ func (e *LostError) Error() string {
 // Unwrap says what LostError is.
 func (e *LostError) Unwrap() error { return stdfs.ErrNotExist }
 
-// CheckFiles returns a *LostError where files are gone that the table needs as it is now. It lists the table's folder, and does not read
-// what it finds.
+// CheckFiles returns a *LostError where files are gone that the table needs as it is now, and a *CycleError where its history has a
+// cycle. It lists the table's folder, and does not read what it finds.
 func CheckFiles(ctx context.Context, load Load) error {
 	var lost []string
 	for range 2 { // what was replaced between two looks is not lost
 		t, err := load(ctx)
 		if err != nil {
 			return fmt.Errorf("load table: %w", err)
+		}
+		if err := checkHistory(t); err != nil {
+			return err
 		}
 		found, err := lostOf(ctx, t)
 		if err != nil {

@@ -201,10 +201,13 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := soundHistory(nil, c.updates); err != nil {
+			return nil, err
+		}
 		if err := s.guard(c.table, nil, metadata); err != nil {
 			return nil, err
 		}
-		return s.place(ctx, c.table, nil, metadata)
+		return s.placeSound(ctx, c.table, nil, metadata)
 	}
 	if len(c.updates) == 0 {
 		return &plan{c.table, current, base, current.MetadataLocation()}, nil
@@ -213,13 +216,29 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if err != nil {
 		return nil, refused(c.table, err)
 	}
+	if err := soundHistory(base, c.updates); err != nil {
+		return nil, err
+	}
 	if err := s.guard(c.table, base, metadata); err != nil {
 		return nil, err
 	}
 	if metadata.Location() != base.Location() && len(base.Snapshots()) > 0 {
 		return nil, forbidden("set-location: the table has files at %s, and a table names files below its location only", base.Location())
 	}
-	return s.place(ctx, c.table, current, metadata)
+	return s.placeSound(ctx, c.table, current, metadata)
+}
+
+// placeSound places new metadata that others can use.
+func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
+	p, err := s.place(ctx, ident, current, metadata)
+	if err != nil {
+		return nil, err
+	}
+	var before table.Metadata
+	if current != nil {
+		before = current.Metadata()
+	}
+	return p, soundChange(before, metadata, time.Now())
 }
 
 // refused is the error of updates that do not fit the table.

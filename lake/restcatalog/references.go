@@ -3,6 +3,7 @@ package restcatalog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/apache/iceberg-go/io"
@@ -85,11 +86,11 @@ func (w warehouse) overlap(a, b string) bool {
 // one's. Who reads this table would read it, and who cleans up after this table would remove it. What before names already is not
 // looked at again; before is nil for a new table.
 func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) error {
-	had, known := map[int64]bool{}, map[string]bool{}
+	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}
 	if before != nil {
 		for _, snapshot := range before.Snapshots() {
-			had[snapshot.SnapshotID] = true
+			had[snapshot.SnapshotID] = snapshot
 		}
 		for st := range before.Statistics() {
 			named[st.StatisticsPath] = true
@@ -98,7 +99,10 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 			named[st.StatisticsPath] = true
 		}
 	}
-	fresh := func(snapshot table.Snapshot) bool { return !had[snapshot.SnapshotID] }
+	fresh := func(snapshot table.Snapshot) bool { // an id alone does not say that it names the same files
+		was, ok := had[snapshot.SnapshotID]
+		return !ok || was.ManifestList != snapshot.ManifestList || !slices.Equal(was.ManifestLocations, snapshot.ManifestLocations)
+	}
 	fio, err := s.files(ctx, after.Location())
 	if err != nil {
 		return notNow(err)
@@ -110,7 +114,7 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 			return notNow(err)
 		}
 		for _, m := range manifests {
-			known[m.FilePath()] = true
+			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath()) // another's is refused whenever it is seen
 		}
 	}
 	err = references(ctx, fio, after, fresh, known, func(r reference) error {

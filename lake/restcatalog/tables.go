@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
@@ -186,6 +187,9 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return senseless("the table", err)
 	}
+	if err := soundChange(nil, metadata, time.Now()); err != nil {
+		return err
+	}
 	if err := s.guard(ident, nil, metadata); err != nil {
 		return err
 	}
@@ -298,7 +302,10 @@ func (s *Server) registrable(ctx context.Context, t *table.Table) error {
 	if err := s.placedWithin(nil, t.Metadata()); err != nil {
 		return err
 	}
-	return s.ownFiles(ctx, nil, t.Metadata())
+	if err := s.ownFiles(ctx, nil, t.Metadata()); err != nil {
+		return err
+	}
+	return soundTable(t.Metadata(), time.Now())
 }
 
 func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {

@@ -1,0 +1,342 @@
+package restcatalog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+)
+
+// Numbers in metadata only grow, and the next writer continues from them. A client that sets one close to its limit leaves no room for
+// any writer after it, so each may only take the step that its change needs.
+const (
+	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a snapshot that is dated before the
+	// newest one by more than this, so a snapshot from the future blocks all others until then.
+	maxAhead = time.Minute
+	// maxNewIDs is how far the ids of columns or of partition fields may grow with one change.
+	maxNewIDs = 10_000
+	// maxFieldID is the greatest id of a column; Iceberg reserves those above it.
+	maxFieldID = math.MaxInt32 - 200
+	// maxSequence bounds the sequence number and the row id of a table that is registered.
+	maxSequence = 1 << 53
+)
+
+// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the landers could not hold.
+const (
+	maxFields      = 5_000 // of all levels
+	maxNesting     = 32
+	maxFixed       = 1 << 16 // bytes
+	maxDecimal     = 38      // digits
+	maxColumnBytes = 1_000   // of a name
+)
+
+// lineage is the part of a table's state that a new snapshot must follow.
+type lineage struct {
+	format   int
+	fresh    bool // the table is new
+	sequence int64
+	nextRow  int64
+	there    map[int64]int64 // sequence numbers of the snapshots
+	parents  map[int64]int64 // of all snapshots that are or were there
+}
+
+func newLineage(before table.Metadata, format int) lineage {
+	l := lineage{format: format, fresh: before == nil, there: map[int64]int64{}, parents: map[int64]int64{}}
+	if before == nil {
+		return l
+	}
+	l.sequence, l.nextRow = before.LastSequenceNumber(), before.NextRowID()
+	for _, s := range before.Snapshots() {
+		l.put(s)
+	}
+	return l
+}
+
+func (l *lineage) put(s table.Snapshot) {
+	l.there[s.SnapshotID] = s.SequenceNumber
+	l.parents[s.SnapshotID] = parentID(s)
+}
+
+// noParent is what some engines write in place of leaving the parent out.
+const noParent = -1
+
+func parentID(s table.Snapshot) int64 {
+	if s.ParentSnapshotID == nil {
+		return noParent
+	}
+	return *s.ParentSnapshotID
+}
+
+// add checks a snapshot against those before it. A snapshot never has the id of one that was there, or that another one names as its
+// parent, and its parent is there. So no chain of parents can become a cycle.
+func (l *lineage) add(s table.Snapshot) error {
+	if s.SnapshotID < 1 {
+		return badRequest("add-snapshot: %d is not the id of a snapshot: want a number above 0", s.SnapshotID)
+	}
+	if _, was := l.parents[s.SnapshotID]; was {
+		return badRequest("add-snapshot: the table has had snapshot %d: give the new one another id", s.SnapshotID)
+	}
+	parent := parentID(s)
+	if parent == s.SnapshotID {
+		return badRequest("add-snapshot: snapshot %d is its own parent", s.SnapshotID)
+	}
+	for id, of := range l.parents {
+		if of == s.SnapshotID {
+			return badRequest("add-snapshot: snapshot %d was the parent of snapshot %d: give the new one another id", s.SnapshotID, id)
+		}
+	}
+	if before, ok := l.there[parent]; parent != noParent && (!ok || l.format > 1 && s.SequenceNumber <= before) {
+		if !ok {
+			return badRequest("add-snapshot: the table has no snapshot %d, the parent of snapshot %d", parent, s.SnapshotID)
+		}
+		return badRequest("add-snapshot: snapshot %d has the sequence number %d, its parent %d has %d: want a greater one",
+			s.SnapshotID, s.SequenceNumber, parent, before)
+	}
+	if err := l.number(s); err != nil {
+		return err
+	}
+	if l.format > 1 {
+		l.sequence = s.SequenceNumber
+	}
+	l.put(s)
+	return nil
+}
+
+// number checks what a snapshot counts: commits, and in format 3 rows.
+func (l *lineage) number(s table.Snapshot) error {
+	first := l.fresh && len(l.there) == 0 && s.SequenceNumber == 0 // iceberg-go begins a new table with 0
+	switch {
+	case l.format == 1 && s.SequenceNumber != 0:
+		return badRequest("add-snapshot: snapshot %d has the sequence number %d, and a table of format 1 has none", s.SnapshotID, s.SequenceNumber)
+	case l.format > 1 && s.SequenceNumber != l.sequence+1 && !first:
+		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence { // another branch moved: the client takes the next number
+			return commitFailed("add-snapshot: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
+		}
+		return badRequest("add-snapshot: snapshot %d has the sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)
+	case l.format < 3 || s.FirstRowID == nil || s.AddedRows == nil: // which format 3 demands elsewhere
+		return nil
+	case *s.FirstRowID != l.nextRow:
+		if *s.FirstRowID < l.nextRow {
+			return commitFailed("add-snapshot: snapshot %d has the first-row-id %d, and the table is at %d", s.SnapshotID, *s.FirstRowID, l.nextRow)
+		}
+		return badRequest("add-snapshot: snapshot %d has the first-row-id %d; want %d, the table's next-row-id", s.SnapshotID, *s.FirstRowID, l.nextRow)
+	case *s.AddedRows < 0 || *s.AddedRows > maxSequence-l.nextRow:
+		return badRequest("add-snapshot: snapshot %d has %d added-rows, more than a table can number", s.SnapshotID, *s.AddedRows)
+	}
+	l.nextRow += *s.AddedRows
+	return nil
+}
+
+// soundHistory fails where the snapshots of a change do not follow those that are there, one after the other.
+func soundHistory(before table.Metadata, updates []table.Update) error {
+	format := table.DefaultFormatVersion
+	if before != nil {
+		format = before.Version()
+	}
+	l := newLineage(before, format)
+	for _, u := range updates {
+		var change struct {
+			Snapshot *table.Snapshot `json:"snapshot"`
+			Removed  []int64         `json:"snapshot-ids"`
+			Format   int             `json:"format-version"`
+		}
+		switch u.Action() {
+		case table.UpdateAddSnapshot, table.UpdateRemoveSnapshots, table.UpdateUpgradeFormatVersion:
+		default:
+			continue
+		}
+		b, err := json.Marshal(u)
+		if err == nil {
+			err = json.Unmarshal(b, &change)
+		}
+		if err != nil {
+			return senseless(u.Action(), err)
+		}
+		if change.Format > 0 {
+			l.format = change.Format
+		}
+		for _, id := range change.Removed {
+			delete(l.there, id)
+		}
+		if change.Snapshot == nil {
+			continue
+		}
+		if err := l.add(*change.Snapshot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// soundChange fails where a change leaves metadata that other writers, or readers, cannot use: its new schemas, its ids and its times.
+func soundChange(before, after table.Metadata, now time.Time) error {
+	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
+	schemas := map[int]*iceberg.Schema{}
+	if before != nil {
+		for _, s := range before.Snapshots() {
+			had[s.SnapshotID] = true
+		}
+		for _, s := range before.Schemas() {
+			schemas[s.ID] = s
+		}
+		columns, partitions = before.LastColumnID(), max(partitions, lastPartitionID(before))
+	}
+	for _, s := range after.Schemas() {
+		if was := schemas[s.ID]; was != nil && was.Equals(s) {
+			continue
+		}
+		if err := soundSchema(s); err != nil {
+			return err
+		}
+	}
+	if last := after.LastColumnID(); last > columns+maxNewIDs || last > maxFieldID && last != columns {
+		return badRequest("add-schema: the greatest id of a column would be %d, and is %d: a change may bring %d ids, up to %d",
+			last, columns, maxNewIDs, maxFieldID)
+	}
+	if last := lastPartitionID(after); last > partitions+maxNewIDs {
+		return badRequest("add-spec: the greatest id of a partition field would be %d, and is %d: a change may bring %d ids",
+			last, partitions, maxNewIDs)
+	}
+	for _, s := range after.Snapshots() {
+		if s.TimestampMs > now.Add(maxAhead).UnixMilli() && !had[s.SnapshotID] {
+			return badRequest("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d): nothing could be committed after it; "+
+				"is that in milliseconds, and is your clock right?", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
+		}
+	}
+	return nil
+}
+
+func lastPartitionID(m table.Metadata) int {
+	if last := m.LastPartitionSpecID(); last != nil {
+		return *last
+	}
+	return 0
+}
+
+// soundTable is the same for metadata that a client wrote as a whole.
+func soundTable(m table.Metadata, now time.Time) error {
+	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence || m.NextRowID() < 0 || m.NextRowID() > maxSequence {
+		return badRequest("metadata-location: the last-sequence-number %d or the next-row-id %d is out of bounds", m.LastSequenceNumber(), m.NextRowID())
+	}
+	limit := now.Add(maxAhead).UnixMilli()
+	if m.LastUpdatedMillis() > limit {
+		return badRequest("metadata-location: last-updated-ms %d is more than %s ahead of the catalog's clock (%d): nothing could be committed",
+			m.LastUpdatedMillis(), maxAhead, now.UnixMilli())
+	}
+	for _, s := range m.Snapshots() {
+		if s.SnapshotID < 1 || s.SequenceNumber < 0 || s.SequenceNumber > m.LastSequenceNumber() {
+			return badRequest("metadata-location: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, m.LastSequenceNumber())
+		}
+		if s.TimestampMs > limit {
+			return badRequest("metadata-location: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d)", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
+		}
+		if parent := m.SnapshotByID(parentID(s)); parent != nil && parent.SequenceNumber >= s.SequenceNumber && s.SequenceNumber > 0 {
+			return badRequest("metadata-location: snapshot %d has the sequence number %d, its parent %d has %d: want a greater one",
+				s.SnapshotID, s.SequenceNumber, parent.SnapshotID, parent.SequenceNumber)
+		}
+	}
+	if err := acyclic(m); err != nil {
+		return badRequest("metadata-location: %v", err)
+	}
+	for _, s := range m.Schemas() {
+		if err := soundSchema(s); err != nil {
+			return err
+		}
+	}
+	if m.LastColumnID() > maxFieldID || lastPartitionID(m) > maxFieldID {
+		return badRequest("metadata-location: last-column-id %d or last-partition-id %d is above %d", m.LastColumnID(), lastPartitionID(m), maxFieldID)
+	}
+	return nil
+}
+
+// acyclic fails where a snapshot is its own ancestor.
+func acyclic(m table.Metadata) error {
+	parents := map[int64]int64{}
+	for _, s := range m.Snapshots() {
+		parents[s.SnapshotID] = parentID(s)
+	}
+	sound := map[int64]bool{}
+	for _, id := range slices.Sorted(maps.Keys(parents)) {
+		walked := map[int64]bool{}
+		for at, ok := id, true; ok && !sound[at]; {
+			if walked[at] {
+				return fmt.Errorf("snapshot %d is its own ancestor", at)
+			}
+			walked[at] = true
+			at = parents[at]
+			_, ok = parents[at]
+		}
+		maps.Copy(sound, walked)
+	}
+	return nil
+}
+
+// soundSchema fails where a schema has a type or a number of columns beyond the bounds.
+func soundSchema(s *iceberg.Schema) error {
+	left := maxFields
+	if err := soundFields("", s.Fields(), maxNesting, &left); err != nil {
+		return badRequest("schema: %v", err)
+	}
+	return nil
+}
+
+func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) error {
+	if depth == 0 {
+		return fmt.Errorf("%s: types are nested more than %d deep", shortened(at), maxNesting)
+	}
+	if *left -= len(fields); *left < 0 {
+		return fmt.Errorf("it has more than %d columns and parts of columns", maxFields)
+	}
+	for _, f := range fields {
+		path := strings.TrimPrefix(at+"."+f.Name, ".")
+		switch {
+		case f.Name == "":
+			return fmt.Errorf("column %d has no name", f.ID)
+		case len(f.Name) > maxColumnBytes:
+			return fmt.Errorf("column %s: its name has %d bytes; it may have %d", shortened(path), len(f.Name), maxColumnBytes)
+		case f.ID < 0 || f.ID > maxFieldID:
+			return fmt.Errorf("column %s: its id is %d; want one up to %d", shortened(path), f.ID, maxFieldID)
+		}
+		if err := soundType(f.Type); err != nil {
+			return fmt.Errorf("column %s: %w", shortened(path), err)
+		}
+		if nested, ok := f.Type.(iceberg.NestedType); ok {
+			if err := soundFields(path, nested.Fields(), depth-1, left); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func soundType(t iceberg.Type) error {
+	switch t := t.(type) {
+	case nil:
+		return errors.New("it has no type")
+	case iceberg.FixedType:
+		if t.Len() < 1 || t.Len() > maxFixed {
+			return fmt.Errorf("fixed[%d]: the length may be 1 to %d", t.Len(), maxFixed)
+		}
+	case iceberg.DecimalType:
+		if t.Precision() < 1 || t.Precision() > maxDecimal || t.Scale() < 0 || t.Scale() > t.Precision() {
+			return fmt.Errorf("decimal(%d, %d): it may have 1 to %d digits, and not more behind the point than in all", t.Precision(), t.Scale(), maxDecimal)
+		}
+	}
+	return nil
+}
+
+// shortened is a name that is fit for an error.
+func shortened(name string) string {
+	const most = 100
+	if len(name) <= most {
+		return name
+	}
+	return strings.ToValidUTF8(name[:most], "") + "…"
+}
