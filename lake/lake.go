@@ -73,6 +73,18 @@ type Lake struct {
 // ErrNoLake says that there is no lake where a read-only one was to be opened, or that it lacks a table.
 var ErrNoLake = errors.New("no lake here yet")
 
+// noTableError says that the lake lacks a table. It is an ErrNoLake.
+type noTableError struct {
+	name string
+	err  error
+}
+
+func (e *noTableError) Error() string {
+	return fmt.Sprintf("there is no table %s: `millrace lake tables` lists those that there are", e.name)
+}
+
+func (e *noTableError) Unwrap() []error { return []error{ErrNoLake, e.err} }
+
 // Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this program declares
 // of them; several processes may do so at once. A table that cannot be read, or become what is declared, is left as it is: see Stopped.
 func Open(ctx context.Context, c Config) (*Lake, error) {
@@ -172,7 +184,7 @@ func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, e
 		t, err = l.catalog.LoadTable(ctx, name)
 	}
 	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
-		return nil, fmt.Errorf("%w: table %s: %w", ErrNoLake, strings.Join(name, "."), err)
+		return nil, &noTableError{name: strings.Join(name, "."), err: err}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load table %s: %w", strings.Join(name, "."), err)

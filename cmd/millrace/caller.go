@@ -88,7 +88,10 @@ func (a *app) caller(d door) (caller, error) {
 		return caller{}, fmt.Errorf("--admin-addr %s names a system by its address of operations, and this command talks to the one of commands and queries: "+
 			"name it with --addr (`millrace up` prints both; 7400 by default)", a.adminAddr)
 	}
-	c, err := a.config()
+	c, err := a.loadConfig()
+	if err == nil {
+		err = c.CheckClient() // the addresses are another machine's, maybe
+	}
 	if err != nil {
 		return caller{}, err
 	}

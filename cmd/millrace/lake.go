@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -217,11 +218,17 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 	if len(args) == 0 {
 		return l.All(ctx)
 	}
+	all, err := l.All(ctx)
+	if err != nil {
+		return nil, err
+	}
 	names := make([]lake.Name, len(args))
 	for i, arg := range args {
-		var err error
 		if names[i], err = lake.ParseName(arg); err != nil {
 			return nil, err
+		}
+		if !slices.ContainsFunc(all, func(n lake.Name) bool { return slices.Equal(n, names[i]) }) {
+			return nil, fmt.Errorf("there is no table %s: `millrace lake tables` lists those that there are", arg)
 		}
 	}
 	return names, nil

@@ -95,6 +95,15 @@ func (a *app) dataFlag(cmd *cobra.Command, usage string) {
 
 // config is the configuration with the flags over it.
 func (a *app) config() (config.Config, error) {
+	c, err := a.loadConfig()
+	if err != nil {
+		return c, err
+	}
+	return c, c.Check()
+}
+
+// loadConfig is config without a check.
+func (a *app) loadConfig() (config.Config, error) {
 	c, err := config.Load(a.configPath, os.LookupEnv)
 	if err != nil {
 		return c, err
@@ -108,7 +117,7 @@ func (a *app) config() (config.Config, error) {
 	if a.data != "" {
 		c.Data = a.data
 	}
-	return c, c.Check()
+	return c, nil
 }
 
 func newConfig(a *app) *cobra.Command {

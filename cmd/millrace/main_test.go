@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -69,6 +71,55 @@ func TestOneAddressIsNotTwo(t *testing.T) {
 		_, err := run(t, strings.Fields(words)...)
 		if err == nil || !strings.Contains(err.Error(), "no millrace answers") || !strings.Contains(err.Error(), addr) {
 			t.Errorf("%q: %v, want that nobody answers at %s", words, err, addr)
+		}
+	}
+}
+
+// A program that calls a system elsewhere does not need what a listener there needs.
+func TestASystemElsewhere(t *testing.T) {
+	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9", "sql --addr host.invalid:9 x"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // before anything is sent
+		root := newRoot()
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		root.SetArgs(strings.Fields(words))
+		if err := root.ExecuteContext(ctx); err == nil || strings.Contains(err.Error(), "loopback") {
+			t.Errorf("%q: %v, want the error of the call alone", words, err)
+		}
+	}
+	if _, err := run(t, "up", "--addr", "192.0.2.1:9", "--data", t.TempDir()); err == nil || !strings.Contains(err.Error(), "auth.tokens") {
+		t.Errorf("up: %v, want that a listener there needs tokens", err)
+	}
+}
+
+// A mistyped topic or table is named, and does not become a table.
+func TestMistypedTables(t *testing.T) {
+	data := t.TempDir()
+	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: t.TempDir(), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close() //nolint:errcheck // the test is over
+	brokers := kafka.Config{Brokers: broker.Addr(), ClientID: "test"}
+	if err := kafka.EnsureTopics(t.Context(), brokers, kafka.Topic{Name: "clicks", Partitions: 1}); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("MILLRACE_KAFKA_BROKERS", broker.Addr())
+	if _, err := run(t, "lake", "land", "--data", data, "--topic", "clicks", "--json", "--until-end"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = run(t, "lake", "land", "--data", data, "--topic", "cliks", "--json", "--until-end")
+	if err == nil || !strings.Contains(err.Error(), `no topic "cliks"`) {
+		t.Errorf("land: %v", err)
+	}
+	if out, err := run(t, "lake", "tables", "--data", data); err != nil || !strings.Contains(out, "foreign.clicks") || strings.Contains(out, "cliks") {
+		t.Errorf("the tables: %v\n%s", err, out)
+	}
+	for _, command := range []string{"maintain", "files", "snapshots"} {
+		_, err := run(t, "lake", command, "foreign.cliks", "--data", data)
+		if err == nil || !strings.Contains(err.Error(), "there is no table foreign.cliks") || strings.Contains(err.Error(), "lander") {
+			t.Errorf("%s: %v", command, err)
 		}
 	}
 }

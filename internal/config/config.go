@@ -311,6 +311,11 @@ const embeddedPartitions = 32
 
 // Check finds what cannot work, before anything is started.
 func (c Config) Check() error {
+	return errors.Join(c.checkListeners(), c.CheckClient())
+}
+
+// checkListeners checks the addresses as those that this process listens on.
+func (c Config) checkListeners() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, a := range []struct {
@@ -332,6 +337,13 @@ func (c Config) Check() error {
 			bad("%s: %q is not a loopback address: name the callers' tokens in auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// CheckClient checks the configuration of a program that calls a running system: addresses may be anywhere.
+func (c Config) CheckClient() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, pair := range []struct{ cert, key, first, second string }{
 		{c.TLS.Cert, c.TLS.Key, "tls.cert", "tls.key"},
 		{c.Kafka.TLS.Cert, c.Kafka.TLS.Key, "kafka.tls.cert", "kafka.tls.key"},

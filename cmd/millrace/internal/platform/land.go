@@ -52,6 +52,9 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
+	if err := p.hasTopic(ctx, table.Topic); err != nil { // a mistyped name must not become a table
+		return err
+	}
 	where.Tables = []lake.Table{table}
 	if p.lake, err = lake.Open(ctx, where); err != nil {
 		return err
@@ -100,6 +103,22 @@ func (p *Platform) describe(ctx context.Context, l Landing) (lake.Table, error) 
 
 // How often a landing's progress is looked at.
 const watchEvery = 200 * time.Millisecond
+
+// hasTopic returns an error if the brokers do not have a topic, or do not answer.
+func (p *Platform) hasTopic(ctx context.Context, topic string) error {
+	admin, err := kafka.NewAdmin(p.kafka)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	_, err = admin.Topic(ctx, topic)
+	if errors.Is(err, kafka.ErrUnknownTopic) {
+		return fmt.Errorf("the brokers at %s have no topic %q: create it, or see --topic: %w", p.kafka.Brokers, topic, err)
+	}
+	return err
+}
 
 // watch returns when the landing is to end.
 func (p *Platform) watch(ctx context.Context, l Landing, topic string) error {

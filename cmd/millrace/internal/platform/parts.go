@@ -453,6 +453,10 @@ func (p *Platform) startEngine(ctx context.Context) error {
 		scratch := "" // a temporary one
 		if p.wanted[folder] {
 			scratch = p.cfg.Path("engine")
+			// Nothing in it outlives the process that wrote it, and what a crash left incomplete can stop the engine from starting.
+			if err := os.RemoveAll(scratch); err != nil {
+				return fmt.Errorf("remove the SQL engine's scratch files: %w", err)
+			}
 		}
 		e, err := StartEngine(ctx, p.cfg, scratch, p.log)
 		if err != nil {
