@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -127,6 +128,15 @@ func TestOneTableStopsAlone(t *testing.T) {
 			}
 			return mend
 		}, "no such file", "restore the file"},
+		"sequence numbers are used up": {func(t *testing.T, l *Lake) func() error {
+			return rewrite(t, metadataFile(t, l, ordersEvents), `"last-sequence-number":\d+`, `"last-sequence-number":9223372036854775807`)
+		}, "last-sequence-number is 9223372036854775807", "take back the change"},
+		"updated in the future": {func(t *testing.T, l *Lake) func() error {
+			return rewrite(t, metadataFile(t, l, ordersEvents), `"last-updated-ms":\d+`, `"last-updated-ms":4102444800000`)
+		}, "4102444800000", "take back the change"},
+		"the newest snapshot is of the future": {func(t *testing.T, l *Lake) func() error {
+			return rewrite(t, metadataFile(t, l, ordersEvents), `("last-updated-ms"|"timestamp-ms"):\d+`, `$1:4102444800000`)
+		}, "4102444800000", "take back the change"},
 	} {
 		for _, when := range []string{"stopped", "running"} {
 			t.Run(name+"/"+when, func(t *testing.T) {
@@ -177,6 +187,20 @@ func TestOneTableStopsAlone(t *testing.T) {
 			})
 		}
 	}
+}
+
+// rewrite changes a file, and returns what changes it back.
+func rewrite(t *testing.T, file, pattern, with string) (back func() error) {
+	t.Helper()
+	was, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := regexp.MustCompile(pattern).ReplaceAll(was, []byte(with))
+	if err := os.WriteFile(file, is, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func() error { return os.WriteFile(file, was, 0o600) }
 }
 
 // Where the only table cannot be landed, Run ends and says why.

@@ -11,8 +11,8 @@ import (
 
 // Rows that can be written one by one as columns may still not be writable as a file, or not be staged for a commit, and the error does
 // not tell which of them is at fault. Then the session ends, and the next one lands what was in that batch by halves, until the records
-// that cannot be written stand alone. They are parked once something beside them could be written: before that, it may as well be the
-// table that cannot be written. They are parked just before the commit that moves the offsets over them, so a lander that dies in between
+// that cannot be written stand alone. They are parked where the table takes a sample, and something beside them could be written: else
+// it may as well be the table that cannot be written. They are parked just before the commit that moves the offsets over them, so a lander that dies in between
 // parks them again, under the same key.
 
 // unwritable is a record that could not be written alone.
@@ -38,6 +38,11 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	if held != nil {
 		next = held.at
 	}
+	if len(s.unwritable) > 0 {
+		if err := s.takesSample(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if found := s.unwritable; len(found) > 0 && !s.proven {
 		first := found[0]
 		if s.alone += len(found); len(found) > 1 || s.alone > mostAlone {
@@ -55,6 +60,19 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 		delete(s.sifts, f.Partition)
 	}
 	return held, nil
+}
+
+// takesSample fails where the table takes no rows at all: then none of the records is at fault, and none is parked.
+func (s *session) takesSample(ctx context.Context) error {
+	have, err := s.lake.load(ctx, s.table.identifier())
+	if err != nil {
+		return err
+	}
+	err = writableNow(ctx, have, s.writer.columns.Fields())
+	if err == nil || passes(err) {
+		return err
+	}
+	return &UnwritableError{s.table.called(), err}
 }
 
 // halve lands records together, or else each half of them.

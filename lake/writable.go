@@ -42,6 +42,46 @@ func writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (
 	if err != nil {
 		return err
 	}
+	return writeSample(ctx, t, columns)
+}
+
+// writableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It reads the table's
+// files, and writes to memory alone. A table that takes the sample and not a record's rows is not at fault.
+func writableNow(ctx context.Context, have *table.Table, columns []columnar.Field) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%v", cause)
+		}
+	}()
+	files, err := have.FS(ctx)
+	if err != nil {
+		return err
+	}
+	over := overlay{io.NewMemFS(), files}
+	var at rehearsed
+	at.table = withAvroNames(table.New(have.Identifier(), have.Metadata(), have.MetadataLocation(),
+		func(context.Context) (io.IO, error) { return over, nil }, &at), &at)
+	return writeSample(ctx, at.table, columns)
+}
+
+// overlay is a file system that reads files, and writes to memory.
+type overlay struct {
+	*io.MemFS
+	files io.IO
+}
+
+func (o overlay) Open(name string) (io.File, error) {
+	if f, err := o.MemFS.Open(name); err == nil {
+		return f, nil
+	}
+	return o.files.Open(name)
+}
+
+func (o overlay) Remove(string) error { return nil }
+
+// writeSample writes two rows into a table, and commits them.
+func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) error {
+	m := t.Metadata()
 	w, err := openFileWriter(ctx, columns, t)
 	if err != nil {
 		return err
@@ -58,8 +98,14 @@ func writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (
 	if err := stageRows(ctx, tx, m.Version(), files, nil, iceberg.Properties{}); err != nil {
 		return err
 	}
-	_, err = tx.Commit(ctx)
-	return err
+	made, err := tx.Commit(ctx)
+	if err != nil {
+		return err
+	}
+	if was, is := m.LastSequenceNumber(), made.Metadata().LastSequenceNumber(); m.Version() > 1 && is <= was {
+		return fmt.Errorf("its last-sequence-number is %d, and no commit can have a greater one", was)
+	}
+	return nil
 }
 
 // rehearsal is a table of the same schema, partitions and properties in memory, which is empty.
