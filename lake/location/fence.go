@@ -14,7 +14,7 @@ import (
 var ErrOutside = errors.New("it is not in the table's folder")
 
 // Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of another engine.
-// Beside it are folders that the table was given long ago.
+// Beside it are folders that the table was given long ago. The manifest lists written to it have the bounds that iceberg-go leaves out.
 func Fence(files io.IO, location string, beside ...string) io.IO {
 	return fenced{files, location, beside}
 }
@@ -72,7 +72,11 @@ func (f fenced) Create(name string) (io.FileWriter, error) {
 	if !ok {
 		return nil, &fs.PathError{Op: "create", Path: name, Err: errReadOnly}
 	}
-	return w.Create(name)
+	out, err := w.Create(name)
+	if err != nil || !isManifestList(name) {
+		return out, err
+	}
+	return &manifestList{out: out, files: f}, nil
 }
 
 // WriteFile implements io.WriteFileIO.

@@ -7,6 +7,8 @@ import (
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/location"
 )
 
 // ManifestsMerged is what a rewrite of manifests did.
@@ -29,16 +31,20 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 	if err != nil {
 		return did, err
 	}
-	small, err := r.smallManifests(ctx, t)
+	small, wrong, err := r.manifestsToRewrite(ctx, t)
 	if err != nil {
 		return did, fmt.Errorf("rewrite manifests: %w", err)
 	}
-	if small < r.Manifests {
+	if small < r.Manifests && !wrong {
 		return did, nil
+	}
+	var how []table.RewriteManifestsOpt
+	if wrong { // then all are rewritten, however few there are
+		how = append(how, table.WithRewriteManifestClusterBy(func(iceberg.DataFile) any { return 0 }))
 	}
 	c := &commit{run: r, what: "manifests", before: stepManifestsCommit, after: stepManifestsCommitted}
 	c.stage = func(ctx context.Context, _ *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
-		result, err := tx.RewriteManifests(ctx)
+		result, err := tx.RewriteManifests(ctx, how...)
 		if err != nil {
 			return err
 		}
@@ -59,26 +65,34 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 	return did, nil
 }
 
-// smallManifests counts the manifests of data files of the head that are below half the size that the table wants.
-func (r *run) smallManifests(ctx context.Context, t *table.Table) (int, error) {
+// manifestsToRewrite counts the manifests of data files of the head that are below half the size that the table wants, and reports
+// whether the summary of any lacks bounds, so that readers skip it.
+func (r *run) manifestsToRewrite(ctx context.Context, t *table.Table) (small int, wrong bool, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {
-		return 0, nil
+		return 0, false, nil
 	}
 	files, err := t.FS(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("file system of %s: %w", t.Location(), err)
+		return 0, false, fmt.Errorf("file system of %s: %w", t.Location(), err)
 	}
 	manifests, err := head.Manifests(files)
 	if err != nil {
-		return 0, fmt.Errorf("read manifests: %w", err)
+		return 0, false, fmt.Errorf("read manifests: %w", err)
 	}
 	want := int64(t.Properties().GetInt(table.ManifestTargetSizeBytesKey, table.ManifestTargetSizeBytesDefault))
-	small := 0
 	for _, m := range manifests {
-		if m.ManifestContent() == iceberg.ManifestContentData && m.Length() < want/2 {
+		if m.ManifestContent() != iceberg.ManifestContentData {
+			continue
+		}
+		if m.Length() < want/2 {
 			small++
 		}
+		if !wrong {
+			if wrong, err = location.MissingBounds(m, files); err != nil {
+				return 0, false, fmt.Errorf("bounds of manifests: %w", err)
+			}
+		}
 	}
-	return small, nil
+	return small, wrong, nil
 }

@@ -50,11 +50,11 @@ func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 			p.ResultFiles += int((b.bytes + b.fileBytes - 1) / b.fileBytes)
 		}
 	}
-	small, err := r.smallManifests(ctx, t)
+	small, wrong, err := r.manifestsToRewrite(ctx, t)
 	if err != nil {
 		return fail(err)
 	}
-	if small >= r.Manifests {
+	if small >= r.Manifests || wrong {
 		p.Manifests = small
 	}
 	if p.KeepsAllFiles {
