@@ -19,6 +19,7 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/iceberg-go"
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -51,6 +52,9 @@ func TestOutsideReaders(t *testing.T) {
 		stop := start(t, l, s.runConfig())
 		s.mustTrade(t, 600)
 		s.landed(t, l)
+		for name, field := range map[string]string{"orders_current": "status", "products_current": "title"} { // customers_current stays as it is
+			spreadBy(t, l, name, field)
+		}
 		s.mustTrade(t, 400)
 		s.landed(t, l)
 		mustStop(t, stop)
@@ -101,6 +105,23 @@ func TestOutsideReaders(t *testing.T) {
 			}
 		}
 		read("maintained", states...)
+	})
+}
+
+// spreadBy partitions a table by a column whose values change, as a client would.
+func spreadBy(t *testing.T, l *Lake, name, column string) {
+	t.Helper()
+	eventually(t, func() error { // the lander commits, too
+		have, err := l.load(t.Context(), identifier(name))
+		if err != nil {
+			return err
+		}
+		tx := have.NewTransaction()
+		if err := tx.UpdateSpec(true).AddField(column, iceberg.TruncateTransform{Width: 3}, "part").Commit(); err != nil {
+			return err
+		}
+		_, err = tx.Commit(t.Context())
+		return err
 	})
 }
 

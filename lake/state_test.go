@@ -338,7 +338,8 @@ func TestTamperedStateIsNoticed(t *testing.T) {
 // deletesOf writes a file that deletes one key's row.
 func (w *stateWorld) deletesOf(key string) ([]iceberg.DataFile, error) {
 	held := w.landers[0].rows.(upserts)
-	return writeDeletes(w.t.Context(), w.load(), w.landers[0].writer, "tampering", held.columns()[0], held.columns()[0].Name, []string{key})
+	have := w.load()
+	return writeDeletes(w.t.Context(), have, have.Spec(), w.landers[0].writer, "tampering", held.columns()[0], held.columns()[0].Name, []string{key})
 }
 
 // What is known of a table's rows, or certain not to be there, is not looked up: streams that are new, and those that were landed

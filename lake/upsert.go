@@ -96,7 +96,11 @@ func (l *lander) settle(ctx context.Context, b *batch, rows Rows, w *fileWriter)
 	if err != nil || len(replaced) == 0 {
 		return ofRows(err)
 	}
-	b.deletes, err = writeDeletes(ctx, have, w, b.id, held.columns()[0], names[0], replaced)
+	spec, err := unpartitioned(have.Metadata())
+	if err != nil {
+		return &UnwritableError{l.table.called(), err}
+	}
+	b.deletes, err = writeDeletes(ctx, have, spec, w, b.id, held.columns()[0], names[0], replaced)
 	return err
 }
 
@@ -148,7 +152,10 @@ func lookUp(ctx context.Context, have *table.Table, held upserts, names, keys []
 }
 
 // writeDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that brings it.
-func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name string, key columnar.Field, called string, keys []string) ([]iceberg.DataFile, error) {
+func writeDeletes(
+	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *fileWriter,
+	name string, key columnar.Field, called string, keys []string,
+) ([]iceberg.DataFile, error) {
 	fail := func(err error) ([]iceberg.DataFile, error) { return nil, fmt.Errorf("write deletes: %w", err) }
 	key.Name = called
 	columns, err := columnar.New([]columnar.Field{key})
@@ -181,7 +188,7 @@ func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name st
 	}
 	location := locations.NewDataLocation(name + "-deletes.parquet")
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
-		Schema: schema, Spec: have.Spec(), Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
+		Schema: schema, Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
 		Content: iceberg.EntryContentEqDeletes, EqualityFieldIDs: []int{key.ID}, Properties: have.Properties(), FormatVersion: have.Metadata().Version(),
 	})
 	if err != nil {
@@ -195,4 +202,16 @@ func writeDeletes(ctx context.Context, have *table.Table, w *fileWriter, name st
 		return fail(errors.Join(err, w.remove(f)))
 	}
 	return []iceberg.DataFile{f}, nil
+}
+
+// unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data files of every
+// spec and partition. Deletes of one partition would miss a row that has left it, and all data files of other specs.
+func unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
+	for _, spec := range m.PartitionSpecs() {
+		if spec.NumFields() == 0 {
+			return spec, nil
+		}
+	}
+	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which takes a partition spec without fields in its metadata, " +
+		"and it has none: remove all its partition fields once, then add them again")
 }

@@ -2,6 +2,7 @@ package sql_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apache/iceberg-go"
+	icebergsql "github.com/apache/iceberg-go/catalog/sql"
+	"github.com/apache/iceberg-go/table"
 	"github.com/google/uuid"
 	"google.golang.org/genproto/googleapis/type/money"
 	"google.golang.org/protobuf/proto"
@@ -34,16 +38,19 @@ func TestStateTable(t *testing.T) {
 	for name, c := range map[string]struct {
 		warehouse string
 		store     lakesql.S3
+		spread    bool // by partition fields that a client adds
 	}{
-		"folder": {warehouse: filepath.Join(t.TempDir(), "warehouse")},
+		"folder":      {warehouse: filepath.Join(t.TempDir(), "warehouse")},
+		"partitioned": {warehouse: filepath.Join(t.TempDir(), "warehouse"), spread: true},
 		"bucket": {
-			"s3://" + bucket.Bucket + "/" + uuid.NewString(),
-			lakesql.S3{Endpoint: bucket.Endpoint, Region: bucket.Region, AccessKey: bucket.AccessKey, SecretKey: bucket.SecretKey},
+			warehouse: "s3://" + bucket.Bucket + "/" + uuid.NewString(),
+			store:     lakesql.S3{Endpoint: bucket.Endpoint, Region: bucket.Region, AccessKey: bucket.AccessKey, SecretKey: bucket.SecretKey},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			catalog := filepath.Join(t.TempDir(), "catalog.db")
 			l, err := lake.Open(t.Context(), lake.Config{
-				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: filepath.Join(t.TempDir(), "catalog.db"), Logger: slog.New(slog.DiscardHandler),
+				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: catalog, Logger: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -64,11 +71,17 @@ func TestStateTable(t *testing.T) {
 					}}}))
 				}
 			}
-			land(placed)
+			if c.spread { // some rows are from before
+				land(placed[:orders/2])
+				spread(t, catalog, table.Identifier{lake.Namespace, "orders_current"})
+				land(placed[orders/2:])
+			} else {
+				land(placed)
+			}
 			then := offsetsOf(t, l)
 			land(confirmed)
-			table := lake.Name{lake.Namespace, "orders_current"}
-			summary, err := l.Summarize(t.Context(), table)
+			name := lake.Name{lake.Namespace, "orders_current"}
+			summary, err := l.Summarize(t.Context(), name)
 			if err != nil || summary.Rows != orders || summary.RowsInFiles != orders+orders/2 || summary.DeleteFiles == 0 {
 				t.Fatalf("%+v, %v", summary, err)
 			}
@@ -100,11 +113,15 @@ func TestStateTable(t *testing.T) {
 			if got := ask(t, s, query, lakesql.FormatCSV); got != header+want {
 				t.Errorf("with deletes: %s", got)
 			}
+			const left = "SELECT count() AS n FROM orders_current WHERE status = 'placed'"
+			if got := ask(t, s, left, lakesql.FormatCSV); got != "\"n\"\n10\n" {
+				t.Errorf("with deletes, %s: %s", left, got)
+			}
 			past("with deletes")
-			if _, err := l.Maintain(t.Context(), table, maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
+			if _, err := l.Maintain(t.Context(), name, maintenance.Config{DeleteShare: 1e-9}, nil); err != nil {
 				t.Fatal(err)
 			}
-			if summary, err = l.Summarize(t.Context(), table); err != nil || summary.RowsInFiles != orders || summary.DeleteFiles != 0 {
+			if summary, err = l.Summarize(t.Context(), name); err != nil || summary.RowsInFiles != orders || summary.DeleteFiles != 0 {
 				t.Errorf("%+v, %v", summary, err)
 			}
 			if got := ask(t, s, query, lakesql.FormatCSV); got != header+want {
@@ -112,6 +129,34 @@ func TestStateTable(t *testing.T) {
 			}
 			past("without deletes")
 		})
+	}
+}
+
+// spread partitions a table of orders, as a client would: by a column that changes, and by the key.
+func spread(t *testing.T, file string, name table.Identifier) {
+	t.Helper()
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	c, err := icebergsql.NewCatalog("millrace", db, icebergsql.SQLite, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := c.LoadTable(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := have.NewTransaction()
+	err = tx.UpdateSpec(true).
+		AddField("status", iceberg.IdentityTransform{}, "by_status").
+		AddField("order_id", iceberg.BucketTransform{NumBuckets: 3}, "by_order").Commit()
+	if err == nil {
+		_, err = tx.Commit(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
