@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,21 +24,23 @@ type snapshot struct {
 	reader   string // the user whose queries run in it
 	scope    int    // the number of that user; unscoped: it is clickhouse.Reader
 	tables   []string
-	queries  int // that run in it
+	refused  map[string]error // tables that it was made without, and the engine's reason
+	queries  int              // that run in it
 }
 
 const unscoped = -1
 
-// others are the tables of other namespaces.
+// others are the tables of other namespaces, those that were refused too.
 func (s *snapshot) others() []string {
-	return slices.DeleteFunc(slices.Clone(s.tables), func(name string) bool { return !strings.Contains(name, ".") })
+	return slices.DeleteFunc(slices.AppendSeq(slices.Clone(s.tables), maps.Keys(s.refused)), func(name string) bool { return !strings.Contains(name, ".") })
 }
 
 // snapshots keeps one snapshot per state of the lake that a query runs in, and the newest.
 type snapshots struct {
-	client *clickhouse.Client
-	store  S3
-	making chan struct{} // held by the one who talks to the engine about databases
+	client   *clickhouse.Client
+	store    S3
+	refusals refusals
+	making   chan struct{} // held by the one who talks to the engine about databases
 
 	secret string // in the names of databases that not everybody may read, so that nobody can name them
 
@@ -180,7 +183,7 @@ func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }
 
-// create makes the database whole: what an interrupted attempt left is completed. Another process that makes the same, on
+// create makes the database whole, but for tables that the engine refuses, which take nothing from the others: what an interrupted attempt left is completed. Another process that makes the same, on
 // a server that both ask, is no hindrance, for the name says what is in it.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
 	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
@@ -192,9 +195,18 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 			err = s.client.Exec(ctx, fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s.%s ENGINE = %s", quoteName(snap.database), quoteName(t.Name), engine), storeSettings)
 			s.store.hide(err)
 		}
+		if refusedTable(err) {
+			if snap.refused == nil {
+				snap.refused = map[string]error{}
+			}
+			snap.refused[t.Name] = err
+			s.refusals.put(t.Name, err)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
+		s.refusals.put(t.Name, nil)
 		snap.tables = append(snap.tables, t.Name)
 	}
 	slices.Sort(snap.tables)

@@ -145,6 +145,9 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 		if gone(err) {
 			s.snapshot.forget(snap)
 		}
+		if err := snap.unreadable(query, err); err != nil {
+			return nil, err
+		}
 		return nil, s.explain(err, snap)
 	}
 	answer := &answer{sql: s, body: body, snap: snap, release: sync.OnceFunc(func() { s.snapshot.release(snap) })}

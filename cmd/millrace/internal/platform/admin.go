@@ -66,13 +66,22 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 	return connect.NewResponse(res), nil
 }
 
-// brokenTables are those that cannot be read, or not be landed by this process.
+// remedyEngine is what helps a table that the SQL engine cannot read.
+const remedyEngine = "take what the SQL engine does not read out of the table and its old schemas, or read it with another engine"
+
+// brokenTables are those that cannot be read, by the lake or by the SQL engine, or not be landed by this process.
 func (p *Platform) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
 	if p.lake == nil {
 		return nil, nil
 	}
 	_, broken, err := p.lake.Look(ctx)
-	return broken, err
+	if err != nil || p.sql == nil {
+		return broken, err
+	}
+	for _, u := range p.sql.Unreadable() {
+		broken = append(broken, &lake.TableError{Table: u.Table, Remedy: remedyEngine, Err: u})
+	}
+	return broken, nil
 }
 
 // sinks tells how far everything is that this process can ask. Where something fails, the others are told all the same.

@@ -72,6 +72,8 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	var beyond *lakesql.ScopeError
 	var fault *lakesql.QueryError
 	var history *lake.HistoryError
+	var unreadable *lakesql.UnreadableError
+	var broken *lake.TableError
 	switch {
 	case errors.As(err, &beyond):
 		http.Error(w, beyond.Error(), http.StatusForbidden)
@@ -81,6 +83,10 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	case errors.As(err, &fault):
 		http.Error(w, fault.Error(), http.StatusBadRequest)
+		return
+	case errors.As(err, &unreadable), errors.As(err, &broken):
+		p.log.Warn("sql: a query names a table that cannot be read", "error", err)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	case errors.Is(err, lakesql.ErrBusy):
 		tooMany(w, err)
