@@ -48,8 +48,8 @@ type Store interface {
 	// epoch is no proof: a copy of the store's files has the epoch of the original.
 	Epoch(ctx context.Context) (string, error)
 
-	// Secret returns a key that is known only to processes that may read the store. The relay signs its position records with it,
-	// because other producers may write to that topic. A copy of the store has the same secret.
+	// Secret returns a key that is known only to processes that may read the store. The relay signs its position records and
+	// announcements with it, because other producers may write to that topic. A copy of the store has the same secret.
 	Secret(ctx context.Context) ([]byte, error)
 
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 )
@@ -16,4 +18,31 @@ func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { 
 // MarkRecord is the position record of a transaction with the events after from, up to to.
 func MarkRecord(from, to event.Position, service string) kafka.Record {
 	return mark{from: from, to: to}.record(service, nil)
+}
+
+// VerifyEvery makes a relay check its announcements so often. Before Run.
+func (r *Relay) VerifyEvery(d time.Duration) { r.verifyEvery = d }
+
+// SealName is the name under which the relay of a store seals the records of a topic.
+func SealName(secret []byte, service, topicID string) string {
+	a, err := newAnnouncing(secret, service, topicID)
+	if err != nil {
+		panic(err)
+	}
+	return a.name
+}
+
+// Announcement is the record with which the relay of a store announces its seal.
+func Announcement(secret []byte, service, topicID string, floors ...int64) kafka.Record {
+	a, err := newAnnouncing(secret, service, topicID)
+	if err != nil {
+		panic(err)
+	}
+	return announcement{name: a.name, key: publicHalf(a.key), topicID: topicID, floors: floors}.record(service, a.key)
+}
+
+// ParseAnnouncement reads an announcement of any key.
+func ParseAnnouncement(m kafka.Message) (name string, floors []int64, err error) {
+	a, err := parseAnnouncement(m, "")
+	return a.name, a.floors, err
 }

@@ -40,8 +40,9 @@ type identity struct {
 	base   event.Position
 	floors []int64
 
-	// The name under which the transaction's records are sealed; empty where they are not.
-	seal string
+	// The name under which the transaction's records are sealed, and the floors of its announcement. Empty where they are not sealed.
+	seal       string
+	sealFloors []int64
 }
 
 func (m mark) identified() bool { return m.id != uuid.Nil }
@@ -63,24 +64,30 @@ const (
 	baseHeader       = "base"
 	floorsHeader     = "floors"
 	sealHeader       = "seal"
+	sealFloorsHeader = "seal-floors"
 	signatureHeader  = "signature" // the last one
 )
 
 // sign returns the signature of a mark's record: an HMAC of the key, the value and all headers under the store's secret.
 func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	h := hmac.New(sha256.New, secret)
-	add := func(b []byte) {
-		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-		h.Write(b)
-	}
-	add([]byte("millrace mark 1"))
+	h.Write(signedBytes("millrace mark 1", key, value, headers))
+	return h.Sum(nil)
+}
+
+// signedBytes returns what the signature of a record covers. Every part is prefixed with its length, and purpose comes first, so no
+// two records of any kind have the same bytes.
+func signedBytes(purpose string, key, value []byte, headers []event.Header) []byte {
+	var b []byte
+	add := func(part []byte) { b = append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...) }
+	add([]byte(purpose))
 	add(key)
 	add(value)
 	for _, header := range headers {
 		add([]byte(header.Key))
 		add(header.Value)
 	}
-	return h.Sum(nil)
+	return b
 }
 
 // signed reports whether a record was signed with a secret.
@@ -104,12 +111,11 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 		add(streamHeader, m.stream)
 		add(versionHeader, strconv.FormatUint(m.version, 10))
 		add(baseHeader, m.base.String())
-		floors := make([]string, len(m.floors))
-		for i, f := range m.floors {
-			floors[i] = strconv.FormatInt(f, 10)
-		}
-		add(floorsHeader, strings.Join(floors, ","))
+		add(floorsHeader, formatFloors(m.floors))
 		add(sealHeader, m.seal)
+		if len(m.sealFloors) > 0 {
+			add(sealFloorsHeader, formatFloors(m.sealFloors))
+		}
 		add(signatureHeader, string(sign(secret, r.Key, r.Value, r.Headers)))
 	}
 	return r
@@ -162,15 +168,36 @@ func parseIdentity(headers map[string]string) (identity, error) {
 		return identity{}, err
 	}
 	id.partitions = int32(partitions)
-	for text := range strings.SplitSeq(headers[floorsHeader], ",") {
-		floor, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || floor < 0 {
-			return identity{}, fmt.Errorf("header %s: offset %q", floorsHeader, text)
+	var err error
+	if id.floors, err = parseFloors(headers[floorsHeader]); err != nil {
+		return identity{}, fmt.Errorf("header %s: %w", floorsHeader, err)
+	}
+	if text, ok := headers[sealFloorsHeader]; ok {
+		if id.sealFloors, err = parseFloors(text); err != nil {
+			return identity{}, fmt.Errorf("header %s: %w", sealFloorsHeader, err)
 		}
-		id.floors = append(id.floors, floor)
 	}
 	if id.id == uuid.Nil || id.partitions < 1 || len(id.floors) < int(id.partitions) {
 		return identity{}, fmt.Errorf("event %s, %d partitions and offsets of %d", id.id, id.partitions, len(id.floors))
 	}
 	return id, nil
+}
+
+func formatFloors(floors []int64) string {
+	texts := make([]string, len(floors))
+	for i, f := range floors {
+		texts[i] = strconv.FormatInt(f, 10)
+	}
+	return strings.Join(texts, ",")
+}
+
+func parseFloors(list string) (floors []int64, err error) {
+	for text := range strings.SplitSeq(list, ",") {
+		floor, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || floor < 0 {
+			return nil, fmt.Errorf("offset %q", text)
+		}
+		floors = append(floors, floor)
+	}
+	return floors, nil
 }

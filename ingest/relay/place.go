@@ -33,8 +33,7 @@ type place struct {
 	// renew is the newest event on the log where the last mark does not say who this relay is, and one has to be made that does.
 	renew *event.Event
 
-	seal     string        // the name under which records are sealed
-	announce *announcement // of it; nil where it was announced
+	seals *announcing
 }
 
 // has reports whether an event is on the log.
@@ -81,6 +80,6 @@ func (p *place) partition(e event.Event) int32 {
 func (p *place) mark(last event.Event) mark {
 	return mark{from: p.after, to: last.Position, recorded: last.RecordedAt, identity: identity{
 		epoch: p.epoch, topicID: p.topicID, partitions: p.partitions, id: last.ID, stream: last.Stream, version: last.Version,
-		base: p.base, floors: p.floors, seal: p.seal,
+		base: p.base, floors: p.floors, seal: p.seals.name, sealFloors: p.seals.own[p.seals.name].floors,
 	}}
 }

@@ -94,6 +94,8 @@ type Relay struct {
 	log  *slog.Logger
 	hook func(step) error // what tests make go wrong
 
+	verifyEvery time.Duration
+
 	mu       sync.Mutex
 	progress Progress
 }
@@ -131,9 +133,10 @@ func New(cfg Config) (*Relay, error) {
 		cfg.Logger = slog.Default()
 	}
 	return &Relay{
-		cfg:  cfg,
-		log:  cfg.Logger.With("relay", cfg.Aggregate.Service),
-		hook: func(s step) error { return failpoint.Hit("relay." + cfg.Aggregate.Service + "." + string(s)) },
+		cfg:         cfg,
+		log:         cfg.Logger.With("relay", cfg.Aggregate.Service),
+		verifyEvery: verifyEvery,
+		hook:        func(s step) error { return failpoint.Hit("relay." + cfg.Aggregate.Service + "." + string(s)) },
 	}, nil
 }
 
@@ -224,7 +227,7 @@ func (r *Relay) session(ctx context.Context) error {
 	if err := r.hook(resumed); err != nil {
 		return err
 	}
-	if err := r.announce(ctx, p, at.announce); err != nil {
+	if err := r.announce(ctx, p, at.seals); err != nil {
 		return err
 	}
 	if at.renew != nil {
@@ -268,6 +271,9 @@ func (r *Relay) session(ctx context.Context) error {
 				return fmt.Errorf("wait for the store: %w", err)
 			}
 		}
+		if err := r.keepAnnounced(ctx, p, a, at.seals); err != nil {
+			return err
+		}
 		if next == nil {
 			next = r.readAhead(ctx, at.after)
 		}
@@ -277,7 +283,9 @@ func (r *Relay) session(ctx context.Context) error {
 // wait returns when the store may have something after a position. It asks anew now and then, as a connection may be dead
 // without a word.
 func (r *Relay) wait(ctx context.Context, after event.Position) error {
-	_, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Store.Wait(ctx, after) })
+	waiting, cancel := context.WithTimeout(ctx, r.verifyEvery)
+	defer cancel()
+	err := r.cfg.Store.Wait(waiting, after)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return nil
 	}
@@ -417,7 +425,7 @@ func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]
 		}
 		headers := e.HeadersOf(contentType)
 		if err := r.cfg.Aggregate.Check(e); err == nil {
-			headers = append(headers, e.Seal(at.seal))
+			headers = append(headers, e.Seal(at.seals.name))
 		} else { // without a seal, every reader rejects it alike
 			r.log.Error("relay: the store has an event that readers reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)

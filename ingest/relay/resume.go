@@ -71,10 +71,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		}
 	}
 	p.after = p.base
-	if p.seal = sealName(l.epoch, l.info.ID); m == nil || m.seal != p.seal {
-		if p.announce, err = l.sealing(ctx, p.seal, m != nil || len(seen.events) > 0); err != nil {
-			return nil, err
-		}
+	if p.seals, err = l.sealing(ctx, m, m != nil || len(seen.events) > 0); err != nil {
+		return nil, err
 	}
 	if int(l.info.Partitions) > int(p.partitions) {
 		r.log.Warn("relay: the topic has more partitions than its keys are spread over, because it was widened; "+

@@ -2,169 +2,133 @@ package relay
 
 import (
 	"context"
-	"encoding/hex"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"hash/fnv"
+	"log/slog"
 	"maps"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/settings"
 )
 
-// A relay seals every record that it publishes. Before the first one it announces the name of its seal on PositionsTopic, with an
-// offset for each partition: from there on, every record must be sealed. The name is derived from the store's epoch and the
-// topic's id, so the next relay uses the same name.
+// A relay seals every record that it publishes. Before the first one it announces the name of its seal on
+// PositionsTopic, with an offset for each partition: from there on, every record must be sealed.
 //
-// Readers accept every announced name, and the highest announced offsets. So a stray announcement can only weaken the check. It
-// cannot make readers reject a real event.
+// Announcements are signed, and readers ignore all others. A reader with the service's store derives the public key
+// from the store's secret and trusts that key alone. A reader without the store trusts the key of the announcements if
+// all have the same one. If there are several, or if an announcement was overwritten, it cannot tell which system is
+// the right one. Then it checks nothing and reports a fault: whoever can write to the topic may weaken this reader's
+// check, but cannot make it reject a real event.
 
-// announcement says that the records of a service's topic are sealed from the floors on, under this name or another announced one.
-type announcement struct {
-	name   string
-	floors []int64
-}
-
-const announcedBehind = "/seal/" // in its key: the service before it, the name behind it
-
-func (a announcement) record(service string) kafka.Record {
-	floors := make([]string, len(a.floors))
-	for i, f := range a.floors {
-		floors[i] = strconv.FormatInt(f, 10)
-	}
-	return kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service + announcedBehind + a.name), Value: []byte(strings.Join(floors, ","))}
-}
-
-// parseAnnouncement reads what record wrote; ok is false where it is something else.
-func parseAnnouncement(m kafka.Message) (service string, a announcement, ok bool) {
-	service, a.name, ok = strings.Cut(string(m.Key), announcedBehind)
-	if !ok || service == "" || a.name == "" {
-		return "", announcement{}, false
-	}
-	for text := range strings.SplitSeq(string(m.Value), ",") {
-		floor, err := strconv.ParseInt(text, 10, 64)
-		if err != nil || floor < 0 {
-			return "", announcement{}, false
-		}
-		a.floors = append(a.floors, floor)
-	}
-	return service, a, true
-}
-
-// sealName is the name under which the records of a topic are sealed.
-func sealName(epoch, topicID string) string {
-	h := fnv.New64a()
-	_, _ = fmt.Fprintf(h, "%q %q", epoch, topicID)
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-// announce says under which name this relay seals.
-func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a *announcement) error {
-	if a == nil {
-		return nil
-	}
-	if err := p.Begin(); err != nil {
-		return err
-	}
-	ctx, cancel := outlive(ctx, 3*time.Second) // like commit
-	defer cancel()
-	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
-	defer late()
-	if err := p.Produce(ctx, a.record(r.cfg.Aggregate.Service)); err != nil {
-		return err
-	}
-	return p.Commit(ctx)
-}
-
-// sealing returns the announcement to make before anything is published, or nil if the name is announced already. begun reports
-// whether relays have published to the topic before. Their records may have no seal and stay valid. Otherwise everything on the
-// topic is a stray.
-func (l *lookout) sealing(ctx context.Context, name string, begun bool) (*announcement, error) {
-	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
-	if err != nil {
-		return nil, err
-	}
-	before := newAnnounced()
-	err = kafka.ReadAll(ctx, l.cfg.Kafka, PositionsTopic, nil, end, func(m kafka.Message) error {
-		if service, a, ok := parseAnnouncement(m); ok && service == l.cfg.Aggregate.Service {
-			before.add(a)
-		}
-		return nil
-	})
-	if err != nil || before.names[name] {
-		return nil, err
-	}
-	a := &announcement{name: name, floors: make([]int64, l.info.Partitions)}
-	for p := range a.floors {
-		switch {
-		case len(before.names) > 0:
-			a.floors[p] = before.floors[int32(p)]
-		case begun:
-			a.floors[p] = l.end[int32(p)]
-		}
-	}
-	return a, nil
-}
-
-// announced holds the announcements for one topic.
+// announced holds the valid announcements of one service.
 type announced struct {
-	names  map[string]bool
-	floors map[int32]int64 // the highest that were announced
-	over   bool            // more names than a real topic can have: the check is off
+	own    map[string]announcement // by name
+	hidden map[string]bool         // names under which something else is stored, and whose announcement is not known
+	over   bool                    // more names than a real topic can have
 }
 
-func newAnnounced() *announced {
-	return &announced{names: map[string]bool{}, floors: map[int32]int64{}}
-}
-
-// mostNames bounds the memory that a flood of strays can take. A real topic has one name for each epoch of its store.
+// mostNames bounds the memory that a flood of strays can take. A real topic has one name for each time that it was
+// restored.
 const mostNames = 10_000
 
-func (a *announced) add(more announcement) {
+// add reads a record of the service. Only announcements under the wanted key count; an empty one means any.
+func (a *announced) add(m kafka.Message, name, wanted string) {
 	if a.over {
 		return
 	}
-	a.names[more.name] = true
-	for p, floor := range more.floors {
-		a.floors[int32(p)] = max(a.floors[int32(p)], floor)
+	found, err := parseAnnouncement(m, wanted)
+	switch {
+	case err == nil:
+		a.own[name] = found
+		delete(a.hidden, name)
+	case wanted == "" && isSealName(name):
+		if _, known := a.own[name]; !known {
+			a.hidden[name] = true
+		}
 	}
-	a.over = len(a.names) > mostNames
+	a.over = len(a.own)+len(a.hidden) > mostNames
 }
 
-func (a *announced) clone() *announced {
-	return &announced{maps.Clone(a.names), maps.Clone(a.floors), a.over}
+// trust is what readers of a topic go by. It does not change.
+type trust struct {
+	names     map[string]bool
+	floors    map[int32]int64 // the highest that were announced
+	announced bool            // there is an announcement
+	strict    bool            // the key is that of the store, so another name is another system's
+	doubt     string          // why nothing is checked; empty otherwise
+}
+
+// trust chooses what to go by for a topic. own is the key of the store; empty if this process does not have the store.
+func (a *announced) trust(own, topic, topicID string) *trust {
+	t := &trust{names: map[string]bool{}, floors: map[int32]int64{}, announced: len(a.own) > 0, strict: own != ""}
+	here := false // an announcement is of the topic as it is, not of one that had its name before
+	for _, found := range a.own {
+		here = here || found.topicID == topicID
+	}
+	keys := map[string]bool{}
+	for _, found := range a.own {
+		if !here || found.topicID == topicID {
+			keys[found.key] = true
+			for p, floor := range found.floors {
+				t.floors[int32(p)] = max(t.floors[int32(p)], floor)
+			}
+		}
+	}
+	for name, found := range a.own {
+		if keys[found.key] {
+			t.names[name] = true
+		}
+	}
+	switch {
+	case t.strict:
+		t.names[sealName(own, topicID)] = true // even where the announcement is lost
+	case a.over || len(keys) > 1:
+		t.doubt = "two systems announce seals for topic " + topic
+	case len(a.hidden) > 0 && t.announced:
+		t.doubt = "an announcement of seals for topic " + topic + " was overwritten or deleted"
+	}
+	return t
 }
 
 // Seals checks records for readers of the log. It implements registry.Seals and is safe for concurrent use.
 type Seals struct {
 	cfg      kafka.Config
 	admin    *kafka.Admin
-	services map[string]string // by topic
+	services map[string]string           // by topic
+	stores   map[string]eventstore.Store // by service
 
-	known atomic.Pointer[map[string]*announced] // by topic
+	known atomic.Pointer[map[string]*trust] // by topic
 
-	mu     sync.Mutex // of a look
-	next   map[int32]int64
-	looked time.Time
+	mu        sync.Mutex // of a look
+	keys      map[string]string
+	announced map[string]*announced // by service
+	next      map[int32]int64
+	looked    map[string]time.Time // by topic
 }
 
-// NewSeals reads the announcements when the first record is checked. Call Close to release its Kafka client.
-func NewSeals(cfg kafka.Config, aggregates []event.Aggregate) (*Seals, error) {
+// NewSeals reads the announcements when the first record is checked. stores, keyed by service, are those that this
+// process has; it trusts nobody else about their topics. Call Close to release its Kafka client.
+func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]eventstore.Store) (*Seals, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return nil, err
 	}
-	s := &Seals{cfg: cfg, admin: admin, services: map[string]string{}, next: map[int32]int64{}}
+	s := &Seals{
+		cfg: cfg, admin: admin, services: map[string]string{}, stores: stores, keys: map[string]string{},
+		announced: map[string]*announced{}, next: map[int32]int64{}, looked: map[string]time.Time{},
+	}
 	for _, a := range aggregates {
 		s.services[a.Topic] = a.Service
+		s.announced[a.Service] = &announced{own: map[string]announcement{}, hidden: map[string]bool{}}
 	}
-	s.known.Store(&map[string]*announced{})
+	s.known.Store(&map[string]*trust{})
 	return s, nil
 }
 
@@ -180,9 +144,9 @@ var (
 	errChanged  = errors.New("its seal does not match, so the relay did not publish it like this")
 )
 
-// CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports whether the record has a valid
-// seal: records from before the first announcement pass without one. The error wraps event.ErrNotEvent, or registry.ErrUnavailable
-// if the announcements cannot be read now.
+// CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports whether the record
+// has a valid seal: records from before the first announcement pass without one. The error wraps event.ErrNotEvent, or
+// registry.ErrUnavailable if the announcements cannot be read now.
 func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event) (sealed bool, err error) {
 	if s.services[r.Topic] == "" {
 		return false, nil
@@ -200,7 +164,7 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 		if bad == nil { // nothing is announced yet
 			since = since.Add(-lookAgain)
 		}
-		if err := s.look(ctx, since); err != nil {
+		if err := s.look(ctx, r.Topic, since); err != nil {
 			return false, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 		}
 	}
@@ -208,21 +172,23 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 
 // judge decides by the announcements read so far. final is false if newer ones could change the result.
 func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad error) {
-	a := (*s.known.Load())[r.Topic]
-	if a == nil {
+	t := (*s.known.Load())[r.Topic]
+	if t == nil {
 		return false, false, nil
 	}
 	name, there := event.Sealed(r.Headers)
 	switch {
-	case a.over:
-		return false, true, nil
-	case there && a.names[string(name)]:
+	case there && t.names[string(name)]:
 		if !e.SealHolds(r.Headers) {
 			return false, true, errChanged
 		}
-		return true, true, nil
-	case r.Offset < a.floors[r.Partition]:
+		return t.doubt == "", true, nil // in doubt, another system may have sealed what the relay would not
+	case t.doubt != "":
+		return false, false, nil
+	case r.Offset < t.floors[r.Partition]:
 		return false, true, nil
+	case !t.announced && !(there && t.strict):
+		return false, false, nil
 	case !there:
 		return false, true, errUnsealed
 	default:
@@ -230,49 +196,98 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 	}
 }
 
-// look reads new announcements, unless it has done so after since.
-func (s *Seals) look(ctx context.Context, since time.Time) error {
+// look reads new announcements and decides again what to trust for a topic, unless it has done so after since.
+func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.looked.After(since) {
+	if s.looked[topic].After(since) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer cancel()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("look for the relays' seals: %w", err)
+		}
+	}()
 	now := time.Now()
+	if err := s.readKeys(ctx); err != nil {
+		return err
+	}
+	info, err := s.admin.Topic(ctx, topic)
+	if err != nil {
+		return err
+	}
 	end, err := s.admin.EndOffsets(ctx, PositionsTopic)
 	if err != nil {
-		return fmt.Errorf("look for the relays' seals: %w", err)
+		return err
 	}
-	for p, next := range s.next {
-		if end[p] < next { // the topic was deleted and created again
-			s.next = nil
-		}
-	}
-	found := map[string]*announced{}
-	for topic, a := range *s.known.Load() {
-		found[topic] = a.clone() // others read it now
+	if shorter(end, s.next) { // the topic was deleted and created again
+		s.next = nil
 	}
 	err = kafka.ReadAll(ctx, s.cfg, PositionsTopic, s.next, end, func(m kafka.Message) error {
-		service, more, ok := parseAnnouncement(m)
-		if !ok {
-			return nil
-		}
-		for topic, of := range s.services {
-			if of != service {
-				continue
-			}
-			if found[topic] == nil {
-				found[topic] = newAnnounced()
-			}
-			found[topic].add(more)
+		if service, name, ok := announcementKey(m); ok && s.announced[service] != nil {
+			s.announced[service].add(m, name, s.keys[service])
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look for the relays' seals: %w", err)
+		return err
 	}
-	s.known.Store(&found)
-	s.next, s.looked = end, now
+	service := s.services[topic]
+	s.decide(topic, s.announced[service].trust(s.keys[service], topic, info.ID))
+	s.next, s.looked[topic] = end, now
 	return nil
+}
+
+// readKeys derives the keys of the stores.
+func (s *Seals) readKeys(ctx context.Context) error {
+	for service, store := range s.stores {
+		if s.keys[service] != "" {
+			continue
+		}
+		secret, err := store.Secret(ctx)
+		if err != nil {
+			return err
+		}
+		var key ed25519.PrivateKey
+		if key, err = sealKey(secret, service); err != nil {
+			return err
+		}
+		s.keys[service] = publicHalf(key)
+	}
+	return nil
+}
+
+func (s *Seals) decide(topic string, t *trust) {
+	known := maps.Clone(*s.known.Load()) // others read it now
+	if before := known[topic]; t.doubt != "" && (before == nil || before.doubt == "") {
+		s.logger().Error("seals of records are not checked", "topic", topic, "reason", t.doubt, "remedy", s.remedy())
+	}
+	known[topic] = t
+	s.known.Store(&known)
+}
+
+func (s *Seals) remedy() string {
+	return "remove one from " + PositionsTopic + " and restart this process, or restrict who may write there"
+}
+
+func (s *Seals) logger() *slog.Logger {
+	if s.cfg.Logger == nil {
+		return slog.Default()
+	}
+	return s.cfg.Logger
+}
+
+// Settings returns a fault for each topic whose seals cannot be checked.
+func (s *Seals) Settings(context.Context) (faults []settings.Fault, err error) {
+	for topic, t := range *s.known.Load() {
+		if t.doubt != "" {
+			faults = append(faults, settings.Fault{
+				Resource: "topic " + topic, Setting: "seals", Value: t.doubt, Want: "announced by one system",
+				Effect: "records that no relay has published may be taken for events", Remedy: s.remedy(),
+			})
+		}
+	}
+	return faults, nil
 }

@@ -3,22 +3,26 @@ package relay_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// seals are those that a reader of the broker goes by.
-func (b broker) seals(t *testing.T) *relay.Seals {
+// seals returns what a reader of the broker checks records with. Without a store, it is a process that has none.
+func (b broker) seals(t *testing.T, store ...eventstore.Store) *relay.Seals {
 	t.Helper()
-	s, err := relay.NewSeals(b.Config, []event.Aggregate{b.order})
+	stores := map[string]eventstore.Store{}
+	for _, s := range store {
+		stores[b.order.Service] = s
+	}
+	s, err := relay.NewSeals(b.Config, []event.Aggregate{b.order}, stores)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +106,10 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := readers.CheckSeal(t.Context(), r, e); !errors.Is(err, event.ErrNotEvent) {
-				t.Errorf("%s: %v", name, err)
+			for who, readers := range map[string]*relay.Seals{"without the store": readers, "with the store": b.seals(t, s)} {
+				if _, err := readers.CheckSeal(t.Context(), r, e); !errors.Is(err, event.ErrNotEvent) {
+					t.Errorf("a reader %s, %s: %v", who, name, err)
+				}
 			}
 		}
 		if taken, refused := b.judged(t, readers); taken != 30 || refused != 0 {
@@ -149,7 +155,9 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 		late := known[0]
 		late.ID, late.Version = uuid.New(), 100
 		b.produce(t, []kafka.Record{b.onTopic(late, 0), b.onTopic(known[0], 1)})
-		for name, readers := range map[string]*relay.Seals{"who began before": before, "who begins now": b.seals(t)} {
+		for name, readers := range map[string]*relay.Seals{
+			"who began before": before, "who begins now": b.seals(t), "who has the store": b.seals(t, s),
+		} {
 			eventually(t, func() bool { // who has found none yet looks once a second
 				taken, refused := b.judged(t, readers)
 				return taken == 40 && refused == 2
@@ -172,35 +180,6 @@ func TestStraysBeforeTheFirstEvent(t *testing.T) {
 			taken, refused := b.judged(t, readers)
 			return taken == 0 && refused == 1
 		}, "the stray is refused")
-	})
-}
-
-// Records among the announcements that no relay has made take no event away.
-func TestStrayAnnouncements(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, b broker) {
-		s := b.newStore(t)
-		w := newWriter(s)
-		w.valid = true
-		w.append(t, 30)
-		b.publish(t, s)
-		key := b.order.Service + "/seal/"
-		strays := []kafka.Record{
-			{Topic: relay.PositionsTopic, Key: []byte(key), Value: []byte("0,0,0")},
-			{Topic: relay.PositionsTopic, Key: []byte(key + "x"), Value: []byte("junk")},
-			{Topic: relay.PositionsTopic, Key: []byte(key + "y"), Value: []byte("-1")},
-			{Topic: relay.PositionsTopic, Key: []byte(key + "z")},
-			{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
-		}
-		for n := range 100 {
-			strays = append(strays, kafka.Record{Topic: relay.PositionsTopic, Key: fmt.Appendf(nil, "%s%d", key, n), Value: []byte("0,0,0")})
-		}
-		b.produce(t, strays)
-		w.append(t, 10)
-		b.publish(t, s)
-		if taken, refused := b.judged(t, b.seals(t)); taken != 40 || refused != 0 {
-			t.Errorf("of 40 events %d are taken and %d refused", taken, refused)
-		}
 	})
 }
 

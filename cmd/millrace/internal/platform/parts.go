@@ -47,6 +47,17 @@ func (p *Platform) startStores(ctx context.Context) error {
 	return nil
 }
 
+// storesByService returns the stores of this process, if its roles have any.
+func (p *Platform) storesByService() map[string]eventstore.Store {
+	stores := map[string]eventstore.Store{}
+	for _, a := range event.Aggregates() {
+		if s := p.stores[a.Name]; s != nil {
+			stores[a.Service] = s
+		}
+	}
+	return stores
+}
+
 func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 	if p.cfg.Store.Postgres == "" {
 		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
@@ -122,11 +133,7 @@ func (p *Platform) startKafka(ctx context.Context) error {
 		return err
 	}
 	if p.wanted[stores] && !p.has(Relay) {
-		byService := map[string]eventstore.Store{}
-		for _, a := range event.Aggregates() {
-			byService[a.Service] = p.stores[a.Name]
-		}
-		if p.published, err = relay.NewFollower(p.kafka, byService); err != nil {
+		if p.published, err = relay.NewFollower(p.kafka, p.storesByService()); err != nil {
 			return err
 		}
 		p.onStop(func() error {
@@ -175,10 +182,11 @@ func (p *Platform) startRegistry() error {
 
 // startSeals has the readers of this process tell the relays' records from others.
 func (p *Platform) startSeals() error {
-	seals, err := relay.NewSeals(p.kafka, event.Aggregates())
+	seals, err := relay.NewSeals(p.kafka, event.Aggregates(), p.storesByService())
 	if err != nil {
 		return err
 	}
+	p.seals = seals
 	p.onStop(func() error {
 		seals.Close()
 		return nil

@@ -53,6 +53,7 @@ type Platform struct {
 	admin     *kafka.Admin
 	boot      string                      // ends the transactional ids; see embedded kafka
 	stores    map[string]eventstore.Store // by aggregate
+	seals     *relay.Seals                // nil without the log
 	relays    map[string]*relay.Relay     // by aggregate, where they run here
 	published *relay.Follower             // where they run elsewhere
 	redis     *redis.Client

@@ -33,6 +33,9 @@ func (p *Platform) judges() map[string]func(context.Context) ([]settings.Fault, 
 			return p.admin.Settings(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
 		}
 	}
+	if p.seals != nil {
+		add("seals", p.seals)
+	}
 	for name, store := range p.stores {
 		add("store "+name, store)
 	}

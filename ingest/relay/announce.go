@@ -1,0 +1,182 @@
+package relay
+
+import (
+	"context"
+	"crypto/ed25519"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// verifyEvery is how often a running relay checks that its announcements are still the last records under their keys.
+const verifyEvery = time.Minute
+
+// announcing is what a relay knows about the announcements of its store. Compaction keeps only the last record of a
+// key. So each of them must be the last one under its key, and is written again after a stray.
+type announcing struct {
+	key  ed25519.PrivateKey
+	name string                  // under which this relay seals
+	own  map[string]announcement // by name: a topic that was restored under another id has records under several
+	lost map[string]bool         // names to announce again
+
+	positionsID string
+	next        map[int32]int64 // to read from
+	verified    time.Time
+}
+
+func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) {
+	key, err := sealKey(secret, service)
+	if err != nil {
+		return nil, err
+	}
+	return &announcing{
+		key: key, name: sealName(publicHalf(key), topicID), own: map[string]announcement{}, lost: map[string]bool{},
+	}, nil
+}
+
+// sealing prepares the announcements of a session. begun reports whether relays have published to the topic before.
+// Their records may have no seal and stay valid. Otherwise everything on the topic is a stray.
+func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing, error) {
+	a, err := newAnnouncing(l.secret, l.cfg.Aggregate.Service, l.info.ID)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := l.verify(ctx, l.admin, a)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range seen.first {
+		l.strays.add(s.record, s.reason)
+	}
+	l.strays.count += seen.count - uint64(len(seen.first))
+	if _, ok := a.own[a.name]; ok {
+		return a, nil
+	}
+	floors := make([]int64, l.info.Partitions)
+	switch {
+	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // it was announced, and nothing is left of that
+		floors = m.sealFloors
+	case begun && len(a.own) > 0: // the topic was restored under another id
+		for _, before := range a.own {
+			for p := range min(len(floors), len(before.floors)) {
+				floors[p] = max(floors[p], before.floors[p])
+			}
+		}
+	case begun:
+		for p := range floors {
+			floors[p] = l.end[int32(p)]
+		}
+	}
+	a.own[a.name] = announcement{name: a.name, key: publicHalf(a.key), topicID: l.info.ID, floors: floors}
+	a.lost[a.name] = true
+	return a, nil
+}
+
+// verify reads what is new on the positions. It notes which announcements are lost, and returns the strays among the
+// new records. The first call of a session reads the whole topic. It leaves out strays before the store's last record,
+// because an earlier session has seen them.
+func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (seen strays, err error) {
+	topic, err := within(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
+		return admin.Topic(ctx, PositionsTopic)
+	})
+	if err != nil {
+		return strays{}, err
+	}
+	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+		return admin.EndOffsets(ctx, PositionsTopic)
+	})
+	if err != nil {
+		return strays{}, err
+	}
+	secret, first := []byte(nil), a.next == nil
+	if first {
+		if secret, err = within(ctx, r.cfg.Store.Secret); err != nil {
+			return strays{}, err
+		}
+	} else if topic.ID != a.positionsID || shorter(end, a.next) { // it was made again, without the announcements
+		a.next = nil
+		for name := range a.own {
+			a.lost[name] = true
+		}
+	}
+	wanted := publicHalf(a.key)
+	err = kafka.ReadAll(ctx, r.cfg.Kafka, PositionsTopic, a.next, end, func(m kafka.Message) error {
+		service, name, ok := announcementKey(m)
+		switch {
+		case first && string(m.Key) == r.cfg.Aggregate.Service && signed(secret, m):
+			seen = strays{}
+			return nil
+		case !ok || service != r.cfg.Aggregate.Service:
+			return nil
+		}
+		found, err := parseAnnouncement(m, wanted)
+		if err == nil {
+			a.own[name] = found
+			delete(a.lost, name)
+			if first {
+				seen = strays{}
+			}
+			return nil
+		}
+		if _, mine := a.own[name]; mine || name == a.name {
+			a.lost[name] = true
+		}
+		seen.add(m, err)
+		return nil
+	})
+	if err != nil {
+		return strays{}, err
+	}
+	a.positionsID, a.next, a.verified = topic.ID, end, time.Now()
+	return seen, nil
+}
+
+// shorter reports whether a log ends before what was read of it.
+func shorter(end, read map[int32]int64) bool {
+	for p, next := range read {
+		if end[p] < next {
+			return true
+		}
+	}
+	return false
+}
+
+// keepAnnounced now and then checks the announcements of a running relay, and restores those that are lost.
+func (r *Relay) keepAnnounced(
+	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *announcing,
+) error {
+	if time.Since(a.verified) < r.verifyEvery {
+		return nil
+	}
+	seen, err := r.verify(ctx, admin, a)
+	if err != nil {
+		return err
+	}
+	r.putAside(ctx, seen)
+	r.report(func(p *Progress) { p.Strays += seen.count })
+	return r.announce(ctx, p, a)
+}
+
+// announce writes the announcements that are lost, and the first one.
+func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a *announcing) error {
+	if len(a.lost) == 0 {
+		return nil
+	}
+	if err := p.Begin(); err != nil {
+		return err
+	}
+	ctx, cancel := outlive(ctx, 3*time.Second) // like commit
+	defer cancel()
+	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
+	defer late()
+	for name := range a.lost {
+		if err := p.Produce(ctx, a.own[name].record(r.cfg.Aggregate.Service, a.key)); err != nil {
+			return err
+		}
+	}
+	if err := p.Commit(ctx); err != nil {
+		return err
+	}
+	clear(a.lost)
+	return nil
+}

@@ -1,0 +1,404 @@
+package relay_test
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	embedded "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+// sealed is a topic with 30 real events, and the name under which they are sealed.
+type sealed struct {
+	broker
+	store eventstore.Store
+	*writer
+	name string
+}
+
+func newSealed(t *testing.T, b broker) sealed {
+	t.Helper()
+	s := b.newStore(t)
+	w := newWriter(s)
+	w.valid = true
+	w.append(t, 30)
+	b.publish(t, s)
+	return sealed{b, s, w, b.nameOnTopic(t)}
+}
+
+func (b broker) nameOnTopic(t *testing.T) (name string) {
+	t.Helper()
+	err := b.read(t.Context(), func(m kafka.Message) error {
+		n, _ := event.Sealed(m.Headers)
+		name = string(n)
+		return nil
+	})
+	if err != nil || name == "" {
+		t.Fatalf("the records on the topic have no seal: %v", err)
+	}
+	return name
+}
+
+func (b broker) secret(t *testing.T, s eventstore.Store) []byte {
+	t.Helper()
+	secret, err := s.Secret(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+func (b broker) topicID(t *testing.T) string {
+	t.Helper()
+	a, err := kafka.NewAdmin(b.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	info, err := a.Topic(t.Context(), b.order.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.ID
+}
+
+// announcements returns the records under a name, in order.
+func (b broker) announcements(t *testing.T, name string) (found []kafka.Message) {
+	t.Helper()
+	for _, m := range b.positions(t) {
+		if string(m.Key) == b.order.Service+"/seal/"+name {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+func (b broker) positions(t *testing.T) (all []kafka.Message) {
+	t.Helper()
+	a, err := kafka.NewAdmin(b.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	end, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = kafka.ReadAll(t.Context(), b.Config, relay.PositionsTopic, nil, end, func(m kafka.Message) error {
+		all = append(all, m)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// announced reports whether the last record under a name is a valid announcement of it.
+func (b broker) announced(t *testing.T, name string) bool {
+	t.Helper()
+	all := b.announcements(t, name)
+	if len(all) == 0 {
+		return false
+	}
+	got, _, err := relay.ParseAnnouncement(all[len(all)-1])
+	return err == nil && got == name
+}
+
+func (b broker) announcing(name, value string) kafka.Record {
+	r := kafka.Record{Topic: relay.PositionsTopic, Key: []byte(b.order.Service + "/seal/" + name)}
+	if value != "" { // otherwise a tombstone
+		r.Value = []byte(value)
+	}
+	return r
+}
+
+// forge makes an event of a stream that nobody knows. An empty name leaves it without a seal.
+func (b broker) forge(name string) kafka.Record {
+	now := event.Time(time.Now())
+	e := event.Event{
+		ID: uuid.New(), Aggregate: "order", Type: "millrace.order.v1.OrderPlaced", Stream: "ghost", Version: 1,
+		Data: orderPlaced("ghost"), OccurredAt: now, RecordedAt: now,
+	}
+	r := b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions))
+	if name != "" {
+		r.Headers = append(slices.Clone(r.Headers), e.Seal(name))
+	}
+	return r
+}
+
+// everyReader runs a check with readers of all kinds that start now.
+func (s sealed) everyReader(t *testing.T, check func(t *testing.T, readers *relay.Seals)) {
+	t.Helper()
+	t.Run("with the store", func(t *testing.T) { check(t, s.seals(t, s.store)) })
+	t.Run("without the store", func(t *testing.T) { check(t, s.seals(t)) })
+}
+
+func (s sealed) judges(t *testing.T, readers *relay.Seals, taken, refused int) {
+	t.Helper()
+	if gotTaken, gotRefused := s.judged(t, readers); gotTaken != taken || gotRefused != refused {
+		t.Errorf("%d records are taken and %d refused, want %d and %d", gotTaken, gotRefused, taken, refused)
+	}
+}
+
+// Announcements that no relay has signed have no effect on readers: real events are taken, and forged ones refused.
+func TestStrayAnnouncements(t *testing.T) {
+	t.Parallel()
+	most := fmt.Sprint(math.MaxInt64)
+	everywhere := strings.Join([]string{most, most, most, most}, ",")
+	for name, strays := range map[string]func(t *testing.T, s sealed) []kafka.Record{
+		"junk": func(t *testing.T, s sealed) []kafka.Record {
+			real := s.announcements(t, s.name)[0]
+			out := []kafka.Record{
+				s.announcing("", "0,0,0"), s.announcing("x", "junk"), s.announcing("y", "-1"), s.announcing("z", ""),
+				{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
+				{
+					Topic: relay.PositionsTopic, Key: []byte("x/seal/" + s.name), Value: real.Value, Headers: real.Headers,
+				},
+			}
+			for n := range 1000 {
+				out = append(out, s.announcing(fmt.Sprint(n), "0,0,0"))
+			}
+			return out
+		},
+		"another name": func(_ *testing.T, s sealed) []kafka.Record {
+			return []kafka.Record{s.announcing("evil", "0,0,0,0")}
+		},
+		"the highest floors": func(_ *testing.T, s sealed) []kafka.Record {
+			return []kafka.Record{s.announcing("zzzz", everywhere)}
+		},
+		"the real name, with other floors": func(_ *testing.T, s sealed) []kafka.Record {
+			return []kafka.Record{s.announcing(s.name, everywhere)}
+		},
+		"the real name and public key, with other floors": func(t *testing.T, s sealed) []kafka.Record {
+			real := s.announcements(t, s.name)[0]
+			r := s.announcing(s.name, everywhere)
+			r.Headers = real.Headers
+			other := s.announcing("evil", "0,0,0")
+			other.Headers = real.Headers
+			return []kafka.Record{r, other}
+		},
+		"another key under the real name": func(t *testing.T, s sealed) []kafka.Record {
+			r := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
+			r.Key = []byte(s.order.Service + "/seal/" + s.name)
+			return []kafka.Record{r}
+		},
+		"the real one deleted": func(_ *testing.T, s sealed) []kafka.Record {
+			return []kafka.Record{s.announcing(s.name, "")}
+		},
+		"the real one deleted, and another name": func(_ *testing.T, s sealed) []kafka.Record {
+			return []kafka.Record{s.announcing(s.name, ""), s.announcing("evil", "0,0,0,0")}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, b broker) {
+				s := newSealed(t, b)
+				began := s.seals(t)
+				s.judges(t, began, 30, 0)
+				s.produce(t, append(strays(t, s), s.forge(""), s.forge("evil"), s.forge("zzzz")))
+				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 30, 3) })
+				s.append(t, 10)
+				s.publish(t, s.store)
+				if !s.announced(t, s.name) {
+					t.Error("the relay's announcement is not the last record under its key")
+				}
+				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 40, 3) })
+				s.judges(t, began, 40, 3)
+			})
+		})
+	}
+}
+
+// An announcement that was deleted or overwritten is written again by the next relay, which reports the stray. A relay
+// that finds its own is silent.
+func TestARelayAnnouncesAgain(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := newSealed(t, b)
+		s.publish(t, s.store)
+		if got := len(s.announcements(t, s.name)); got != 1 {
+			t.Fatalf("%d announcements by relays that found one", got)
+		}
+		first := s.announcements(t, s.name)[0]
+		for _, value := range []string{"", "junk", "0,0,0,0"} {
+			s.produce(t, []kafka.Record{s.announcing(s.name, value)})
+			aside, change := s.asides(t)
+			if got := s.publish(t, s.store, change); got.Strays != 1 || aside() != 1 {
+				t.Errorf("%q: %d strays counted and %d put aside", value, got.Strays, aside())
+			}
+			all := s.announcements(t, s.name)
+			if last := all[len(all)-1]; !s.announced(t, s.name) || !bytes.Equal(last.Value, first.Value) {
+				t.Errorf("%q: the last record under the key is %q, want %q", value, last.Value, first.Value)
+			}
+		}
+	})
+}
+
+// A relay at work restores its announcement, too, even if there is nothing to publish.
+func TestARunningRelayAnnouncesAgain(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := newSealed(t, b)
+		aside, change := s.asides(t)
+		r := s.newRelay(t, s.store, change)
+		r.VerifyEvery(50 * time.Millisecond)
+		run(t, r).await(t, s.store)
+		s.produce(t, []kafka.Record{s.announcing(s.name, "")})
+		eventually(t, func() bool { return s.announced(t, s.name) }, "the announcement is restored")
+		if got := r.Progress().Strays; got != 1 || aside() != 1 {
+			t.Errorf("%d strays counted and %d put aside", got, aside())
+		}
+		s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 30, 0) })
+	})
+}
+
+// Where two systems announce, a reader with the store knows which one is its own. One without cannot tell: it rejects
+// nothing, and reports a fault.
+func TestTwoSystemsAnnounce(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := newSealed(t, b)
+		secret := []byte("other")
+		other := relay.SealName(secret, s.order.Service, s.topicID(t))
+		s.produce(t, []kafka.Record{
+			relay.Announcement(secret, s.order.Service, s.topicID(t), 0, 0, 0), s.forge(other), s.forge(""),
+		})
+
+		s.judges(t, s.seals(t, s.store), 30, 2)
+		readers := s.seals(t)
+		s.judges(t, readers, 32, 0)
+		faults, err := readers.Settings(t.Context())
+		if err != nil || len(faults) != 1 || !strings.Contains(faults[0].Value, "two systems") || faults[0].Fatal {
+			t.Errorf("faults %v, %v", faults, err)
+		}
+	})
+}
+
+// What another system sealed was not checked by our relay, so a reader in doubt does not take its seal for a check.
+func TestASealInDoubtIsNoCheck(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		s := newSealed(t, b)
+		secret := []byte("other")
+		other := relay.SealName(secret, s.order.Service, s.topicID(t))
+		forged := s.forge(other)
+		s.produce(t, []kafka.Record{relay.Announcement(secret, s.order.Service, s.topicID(t), 0, 0, 0), forged})
+		readers := s.seals(t)
+		s.judges(t, readers, 31, 0)
+		r := s.record(kafka.Message{Key: forged.Key, Value: forged.Value, Headers: forged.Headers})
+		e, err := event.FromRecord(r.Key, r.Value, r.Headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sealed, err := readers.CheckSeal(t.Context(), r, e); sealed || err != nil {
+			t.Errorf("sealed: %v, %v", sealed, err)
+		}
+	})
+}
+
+// Compaction may leave nothing of an announcement but what a stranger has put in its place. Real events are still
+// taken.
+func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, b broker) {
+		store := b.newStore(t)
+		w := newWriter(store)
+		w.valid = true
+		w.append(t, 30)
+		s := sealed{b, store, w, relay.SealName(b.secret(t, store), b.order.Service, b.topicID(t))}
+		var records []kafka.Record
+		for _, e := range s.stored(t, store, event.Position{}) {
+			r := s.onTopic(e, kafka.Partition([]byte(e.Stream), partitions))
+			r.Headers = append(slices.Clone(r.Headers), e.Seal(s.name))
+			records = append(records, r)
+		}
+		s.produce(t, append(records, s.forge("evil")))
+		s.judges(t, s.seals(t, store), 30, 1) // there is no announcement at all
+		s.judges(t, s.seals(t), 31, 0)
+
+		foreign := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
+		s.produce(t, []kafka.Record{s.announcing(s.name, ""), foreign})
+		s.judges(t, s.seals(t, store), 30, 1)
+		readers := s.seals(t)
+		s.judges(t, readers, 31, 0)
+		faults, err := readers.Settings(t.Context())
+		if err != nil || len(faults) != 1 || !strings.Contains(faults[0].Value, "overwritten or deleted") {
+			t.Errorf("faults %v, %v", faults, err)
+		}
+	})
+}
+
+// A mark carries the floors of the seal, too. So records without a seal are not accepted only because the announcement
+// is gone.
+func TestTheMarkKnowsTheFloors(t *testing.T) {
+	t.Parallel()
+	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	b := newBroker(t, k.Addr())
+	store := b.newStore(t)
+	w := newWriter(store)
+	w.valid = true
+	w.append(t, 30)
+	var old []kafka.Record // of an earlier version
+	for _, e := range b.stored(t, store, event.Position{}) {
+		old = append(old, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
+	}
+	b.produce(t, old)
+	w.append(t, 10)
+	b.publish(t, store)
+	s := sealed{b, store, w, b.nameOnTopic(t)}
+	first, marks := s.announcements(t, s.name)[0], s.marks(t)
+	s.produce(t, []kafka.Record{s.forge("")})
+
+	a, err := kafka.NewAdmin(b.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	positions := kafka.Topic{Name: relay.PositionsTopic, Partitions: 1, Compacted: true}
+	if err := a.RemakeTopics(t.Context(), positions); err != nil {
+		t.Fatal(err)
+	}
+	s.produce(t, []kafka.Record{forged(marks[len(marks)-1], "", nil)})
+	s.judges(t, s.seals(t, store), 41, 0)
+	s.publish(t, store)
+	if again := s.announcements(t, s.name); len(again) != 1 || !bytes.Equal(again[0].Value, first.Value) {
+		t.Fatalf("announced %v, want %s once more", again, first.Value)
+	}
+	s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 40, 1) })
+}
+
+// An announcement is read as it was signed, or rejected.
+func FuzzAnnouncement(f *testing.F) {
+	r := relay.Announcement([]byte("secret"), "order", "topic", 1, 2, 3)
+	h := r.Headers
+	f.Add(r.Key, r.Value, h[0].Value, h[1].Value, h[2].Value)
+	f.Add([]byte("order/seal/evil"), []byte("0,0,0,0"), h[0].Value, h[1].Value, h[2].Value)
+	f.Add([]byte{}, []byte{}, []byte{}, []byte{}, []byte{})
+	f.Fuzz(func(t *testing.T, key, value, public, topic, signature []byte) {
+		m := kafka.Message{Key: key, Value: value, Headers: []event.Header{
+			{Key: h[0].Key, Value: public}, {Key: h[1].Key, Value: topic}, {Key: h[2].Key, Value: signature},
+		}}
+		name, floors, err := relay.ParseAnnouncement(m)
+		if err != nil || !bytes.Equal(public, h[0].Value) {
+			return
+		}
+		if !bytes.Equal(key, r.Key) || !bytes.Equal(value, r.Value) || !bytes.Equal(topic, h[1].Value) {
+			t.Errorf("%s, %v is taken for signed", name, floors)
+		}
+	})
+}
