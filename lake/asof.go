@@ -297,7 +297,10 @@ const asOfFolder = "/metadata/as-of/"
 
 // pinned is a table at a snapshot, or before its first.
 func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableState, error) {
-	s := TableState{Name: t.called(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{}}
+	s := TableState{
+		Name: t.called(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{},
+		TimePartitions: timePartitions(have.Metadata()),
+	}
 	id := int64(-1)
 	if at != nil {
 		id = at.SnapshotID

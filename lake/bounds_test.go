@@ -220,3 +220,28 @@ func boundsOf(t *testing.T, l *Lake, name table.Identifier) (bounds []string) {
 	}
 	return bounds
 }
+
+// A table's state says whether its files are spread by time, for engines that cannot be trusted to prune such files.
+func TestTimePartitionsAreKnown(t *testing.T) {
+	t.Parallel()
+	l := openLake(t, localLake(t))
+	for _, c := range []struct {
+		of   iceberg.Type
+		how  iceberg.Transform
+		time bool
+	}{
+		{iceberg.PrimitiveTypes.TimestampTz, iceberg.HourTransform{}, true},
+		{iceberg.PrimitiveTypes.TimestampTz, iceberg.DayTransform{}, true},
+		{iceberg.PrimitiveTypes.Date, iceberg.MonthTransform{}, true},
+		{iceberg.PrimitiveTypes.Date, iceberg.YearTransform{}, true},
+		{iceberg.PrimitiveTypes.Date, iceberg.IdentityTransform{}, false},
+		{iceberg.PrimitiveTypes.String, iceberg.BucketTransform{NumBuckets: 2}, false},
+	} {
+		name := strings.ReplaceAll(fmt.Sprintf("%s_%s", c.of, c.how), "[2]", "")
+		createTowns(t, l, identifier(name), "2", c.of, c.how)
+		states, err := l.Others(t.Context(), func(table string) bool { return table == name })
+		if err != nil || len(states) != 1 || states[0].TimePartitions != c.time {
+			t.Errorf("%s: %+v, %v", name, states, err)
+		}
+	}
+}

@@ -215,6 +215,7 @@ type TableState struct {
 	Location         string          // folder of the table
 	Offsets          map[int32]int64 // by partition: the first offset that is not in the table
 	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty
+	TimePartitions   bool            // files are, or were, spread by the hour, day, month or year of a column
 
 	identifier table.Identifier // set by TablesAsOf, for Hold
 }
@@ -311,7 +312,7 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 	}
 	s := TableState{
 		Name: t.called(), Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
-		Offsets: p.next, AsOf: p.asOf,
+		Offsets: p.next, AsOf: p.asOf, TimePartitions: timePartitions(have.Metadata()),
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {
 		s.Snapshot, s.Taken = snapshot.SnapshotID, timeunit.Time(snapshot.TimestampMs)
@@ -323,6 +324,19 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 		s.Rows = p.rows
 	}
 	return s, nil
+}
+
+// timePartitions reports whether any partition spec of a table has the hour, day, month or year of a column.
+func timePartitions(m table.Metadata) bool {
+	for _, spec := range m.PartitionSpecs() {
+		for _, f := range spec.Fields() {
+			switch f.Transform.(type) {
+			case iceberg.HourTransform, iceberg.DayTransform, iceberg.MonthTransform, iceberg.YearTransform:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition that

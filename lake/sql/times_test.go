@@ -54,3 +54,55 @@ func TestTimesAreThoseOfTheTable(t *testing.T) {
 		}
 	}
 }
+
+// SQL finds the rows of a time in a table that is partitioned by time, whenever that is. ClickHouse takes the day of a partition for
+// one of 1970 to 2149, and would skip the files of others.
+func TestTimesInPartitionsByTime(t *testing.T) {
+	t.Parallel()
+	times := []string{
+		"1900-01-01 00:00:00", "1960-06-15 12:34:56", "1969-12-31 22:00:00", "1970-01-01 00:00:00", "2024-02-29 23:59:59", "2149-06-06 23:00:00",
+		"2149-06-07 00:00:00", "2155-06-01 12:00:00", "2290-06-01 12:00:00",
+	}
+	schema := iceberg.NewSchema(0,
+		iceberg.NestedField{ID: 1, Name: "at", Type: iceberg.PrimitiveTypes.TimestampTz},
+		iceberg.NestedField{ID: 2, Name: "day", Type: iceberg.PrimitiveTypes.Date})
+	w := newWarehouse(t)
+	tables := map[string]iceberg.PartitionField{
+		"hours":  {SourceIDs: []int{1}, Transform: iceberg.HourTransform{}},
+		"days":   {SourceIDs: []int{1}, Transform: iceberg.DayTransform{}},
+		"months": {SourceIDs: []int{1}, Transform: iceberg.MonthTransform{}},
+		"years":  {SourceIDs: []int{1}, Transform: iceberg.YearTransform{}},
+		"dates":  {SourceIDs: []int{2}, Transform: iceberg.DayTransform{}},
+	}
+	for name, by := range tables {
+		by.FieldID, by.Name = 1000, "part"
+		w.create(name, schema, by)
+		w.append(name, len(times), func(b *array.RecordBuilder, i int) {
+			at, err := time.Parse(time.DateTime, times[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Field(0).(*array.TimestampBuilder).Append(arrow.Timestamp(at.UnixMicro()))
+			b.Field(1).(*array.Date32Builder).Append(arrow.Date32FromTime(at))
+		})
+	}
+	s := lakesql.New(w.tables, clickhousetest.Shared(t).Client(), lakesql.S3{})
+	for name := range tables {
+		for _, at := range times {
+			moment := "toDateTime64('" + at + "', 6, 'UTC')"
+			date := "toDate32('" + at[:len(time.DateOnly)] + "')"
+			for _, where := range []string{
+				"at = " + moment, "at IN (" + moment + ")", "at BETWEEN " + moment + " AND " + moment, "day = " + date, "day IN (" + date + ")",
+			} {
+				query := "SELECT count() AS n FROM " + name + " WHERE " + where
+				if got := ask(t, s, query, lakesql.FormatCSV); got != "\"n\"\n1\n" {
+					t.Errorf("%s: %q", query, got)
+				}
+			}
+		}
+		early := "SELECT count() AS n FROM merge(currentDatabase(), '^" + name + "$') WHERE at = toDateTime64('" + times[1] + "', 6, 'UTC')"
+		if got := ask(t, s, early, lakesql.FormatCSV); got != "\"n\"\n1\n" {
+			t.Errorf("%s: %q", early, got)
+		}
+	}
+}

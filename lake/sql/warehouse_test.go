@@ -75,9 +75,10 @@ func newBucketWarehouse(t testing.TB) (*warehouse, lakesql.S3) {
 	return w, lakesql.S3{Endpoint: c.Endpoint, Region: c.Region, AccessKey: c.AccessKey, SecretKey: c.SecretKey}
 }
 
-func (w *warehouse) create(name string, schema *iceberg.Schema) {
+func (w *warehouse) create(name string, schema *iceberg.Schema, partitions ...iceberg.PartitionField) {
 	w.t.Helper()
-	_, err := w.catalog.CreateTable(w.t.Context(), table.Identifier{"millrace", name}, schema,
+	spec := iceberg.NewPartitionSpec(partitions...)
+	_, err := w.catalog.CreateTable(w.t.Context(), table.Identifier{"millrace", name}, schema, catalog.WithPartitionSpec(&spec),
 		catalog.WithProperties(iceberg.Properties{"format-version": "2", "write.parquet.compression-codec": "zstd"}))
 	if err != nil {
 		w.t.Fatal(err)
@@ -124,7 +125,9 @@ func (w *warehouse) tables(ctx context.Context, _ func(string) bool) ([]lakesql.
 		if err != nil {
 			return nil, fmt.Errorf("load %s: %w", name, err)
 		}
-		ts = append(ts, lakesql.Table{Name: name, MetadataLocation: tbl.MetadataLocation(), Location: tbl.Location()})
+		ts = append(ts, lakesql.Table{
+			Name: name, MetadataLocation: tbl.MetadataLocation(), Location: tbl.Location(), TimePartitions: !tbl.Spec().IsUnpartitioned(),
+		})
 	}
 	return ts, nil
 }

@@ -85,7 +85,9 @@ func (r *heldRows) Close() error {
 func sqlTables(states []lake.TableState) []lakesql.Table {
 	tables := make([]lakesql.Table, len(states))
 	for i, s := range states {
-		tables[i] = lakesql.Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation}
+		tables[i] = lakesql.Table{
+			Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation, TimePartitions: s.TimePartitions,
+		}
 	}
 	return tables
 }
