@@ -35,6 +35,7 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 	for _, check := range []func() error{
 		func() error { return samePlace(before, after) },
 		func() error { return sameProperties(before.Properties(), after.Properties()) },
+		func() error { return soundProperties(before.Properties(), after.Properties()) },
 		func() error { return follows(before, after) },
 		func() error { return dated(before, after, time.Now()) },
 		func() error { return l.fits(name, before, after) },

@@ -269,3 +269,22 @@ func TestRegisteredMetadataIsSound(t *testing.T) {
 		p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces/shop/register", object{"name": "t", "metadata-location": file})
 	}
 }
+
+// A location that no file system holds is refused with the field's name, wherever a client may give one.
+func TestLongLocationsAreRefused(t *testing.T) {
+	t.Parallel()
+	p := onSQLite(t).serve(t).withNamespace(t)
+	p.create(t, "t")
+	for what, below := range map[string]string{"a part of 300 bytes": strings.Repeat("x", 300), "2000 bytes": strings.Repeat("/folder", 300)[1:]} {
+		at := p.Warehouse + "/shop.db/" + below
+		for where, a := range map[string]answer{
+			"location":              p.call(t, http.MethodPost, "/v1/namespaces/shop/tables", object{"name": "new", "schema": columns, "location": at}),
+			"location of a change":  p.update(t, "t", object{"action": "set-location", "location": at}),
+			"location of namespace": p.call(t, http.MethodPost, "/v1/namespaces", object{"namespace": []string{"n"}, "properties": object{"location": at}}),
+		} {
+			if a.status != http.StatusBadRequest || !strings.Contains(a.body, "location") || !strings.Contains(a.body, "bytes") {
+				t.Errorf("%s, %s: %d %.300s", what, where, a.status, a.body)
+			}
+		}
+	}
+}

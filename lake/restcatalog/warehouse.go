@@ -70,8 +70,22 @@ func (w warehouse) fresh(field, at string) (string, error) {
 	if err := location.Plain(strings.TrimPrefix(strings.TrimPrefix(at, w.url), w.escaped)); err != nil {
 		return "", badRequest("%s: %s: %v", field, at, err)
 	}
+	if len(at) > maxLocationBytes {
+		return "", badRequest("%s: it has %d bytes; a location may have %d", field, len(at), maxLocationBytes)
+	}
+	for part := range strings.SplitSeq(at, "/") {
+		if len(part) > maxPartBytes {
+			return "", badRequest("%s: a part of it has %d bytes; the name of a folder may have %d", field, len(part), maxPartBytes)
+		}
+	}
 	return at, nil
 }
+
+// File systems bound the name of a folder, and object stores that of an object, to which the names of files are added.
+const (
+	maxPartBytes     = 255
+	maxLocationBytes = 700
+)
 
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 

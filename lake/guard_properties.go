@@ -1,0 +1,91 @@
+package lake
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/apache/iceberg-go"
+)
+
+// Bounds of a property of a table that landers keep. Every commit writes all of them again.
+const (
+	maxPropertyKey   = 1 << 10
+	maxPropertyValue = 1 << 20
+)
+
+// choices are the properties whose values all writers of the table must know.
+var choices = map[string][]string{
+	"write.format.default":                   {"parquet"},
+	"write.delete.format.default":            {"parquet"},
+	"write.parquet.compression-codec":        codecs,
+	"write.delete.parquet.compression-codec": codecs,
+	"write.metadata.compression-codec":       {"none", "gzip"},
+}
+
+var codecs = []string{"uncompressed", "none", "snappy", "gzip", "zstd", "lz4", "lz4_raw", "brotli"}
+
+// soundProperties refuses values of new or changed properties that the landers or other engines would fail on.
+func soundProperties(before, after iceberg.Properties) error {
+	for key, value := range after {
+		if was, had := before[key]; had && was == value {
+			continue
+		}
+		if err := soundProperty(key, value); err != nil {
+			if len(key) > 100 {
+				key = strings.ToValidUTF8(key[:100], "") + "…"
+			}
+			return fmt.Errorf("set-properties: %q: landers keep this table: %w", key, err)
+		}
+	}
+	return nil
+}
+
+func soundProperty(key, value string) error {
+	switch {
+	case key == "":
+		return errors.New("a property needs a name")
+	case len(key) > maxPropertyKey:
+		return fmt.Errorf("its name has %d bytes, and may have %d", len(key), maxPropertyKey)
+	case len(value) > maxPropertyValue:
+		return fmt.Errorf("its value has %d bytes, and may have %d", len(value), maxPropertyValue)
+	case key == "schema.name-mapping.default":
+		var mapping iceberg.NameMapping
+		if err := json.Unmarshal([]byte(value), &mapping); err != nil {
+			return fmt.Errorf("it is not a name mapping: %w", err)
+		}
+		return nil
+	}
+	if among, ok := choices[key]; ok {
+		if !slices.Contains(among, strings.ToLower(value)) {
+			return fmt.Errorf("%q is not one of %s", value, strings.Join(among, ", "))
+		}
+		return nil
+	}
+	least, ok := leastOf(key)
+	if !ok {
+		return nil
+	}
+	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < least {
+		return fmt.Errorf("%q is not a whole number from %d on", value, least)
+	}
+	return nil
+}
+
+// leastOf returns the least value of a property of Iceberg's own that is a size, a number or a time.
+func leastOf(key string) (least int64, ok bool) {
+	if !slices.ContainsFunc([]string{"write.", "read.", "commit.", "history."}, func(of string) bool { return strings.HasPrefix(key, of) }) {
+		return 0, false
+	}
+	for suffix, least := range map[string]int64{
+		"-bytes": 1, "-row-limit": 1, "-rows": 1, "-to-keep": 1, "-to-merge": 1, "-versions-max": 1, "-ms": 0, "num-retries": 0, "status-checks": 0,
+	} {
+		if strings.HasSuffix(key, suffix) {
+			return least, true
+		}
+	}
+	return 0, false
+}
