@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,8 @@ import (
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
 	"pgregory.net/rapid"
+
+	"github.com/millrace/millrace/internal/kafka/fetch"
 )
 
 // faultyCatalog breaks commits to one table.
@@ -280,4 +283,15 @@ func TestFindCommit(t *testing.T) {
 			t.Errorf("a commit on a snapshot that is forgotten: got %v", got)
 		}
 	})
+}
+
+// A fault of a table's position is wrapped once, wherever it was found.
+func TestPositionErrorsSayOnceWhatTheyAreOf(t *testing.T) {
+	t.Parallel()
+	l := &lander{table: Table{Name: "gap", Topic: "gap"}}
+	err := l.positionError(&fetch.OutOfRangeError{Topic: "gap", Offset: 7})
+	again := l.positionError(fmt.Errorf("read: %w", err))
+	if n := strings.Count(again.Error(), "does not fit topic gap"); n != 1 {
+		t.Errorf("it says %q", again)
+	}
 }

@@ -346,6 +346,9 @@ func (l *lander) topicError(err error, have *table.Table) error {
 }
 
 func (l *lander) positionError(err error) error {
+	if already := (*PositionError)(nil); errors.As(err, &already) {
+		return err
+	}
 	if gone := (*fetch.OutOfRangeError)(nil); errors.As(err, &gone) {
 		return &PositionError{l.table.Name, gone.Topic, err}
 	}

@@ -36,6 +36,8 @@ func TestErrors(t *testing.T) {
 		{"no parent", get, "/v1/namespaces?parent=none", nil, 404, "NoSuchNamespaceException", "none"},
 		{"page size", get, "/v1/namespaces?pageSize=0", nil, 400, "BadRequestException", "pageSize"},
 		{"page token", get, "/v1/namespaces?pageToken=!", nil, 400, "BadRequestException", "pageToken"},
+		{"page token that decodes", get, "/v1/namespaces?pageSize=2&pageToken=garbagee", nil, 400, "BadRequestException", "pageToken"},
+		{"page token of text", get, "/v1/namespaces?pageToken=c2hvcA", nil, 400, "BadRequestException", "pageToken"},
 		{"namespace twice", post, "/v1/namespaces", object{"namespace": []string{"shop"}}, 409, "AlreadyExistsException", "shop"},
 		{"namespace without name", post, "/v1/namespaces", object{"namespace": []string{}}, 400, "BadRequestException", "namespace"},
 		{"namespace with a slash", post, "/v1/namespaces", object{"namespace": []string{"../x"}}, 400, "BadRequestException", "../x"},

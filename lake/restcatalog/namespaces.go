@@ -80,6 +80,9 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 
 const maxPage = 1000
 
+// A token begins so, before it is encoded: text that only happens to decode is not a token.
+const tokenPrefix = "after:"
+
 // page is the part of a list that a request asks for, in order, and the token that asks for the next. A token names the last
 // of its page, so that what comes and goes between two pages neither repeats nor hides the rest.
 func page(r *http.Request, keys []string) (part []string, next string, err error) {
@@ -97,11 +100,12 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 		size = min(n, maxPage)
 	}
 	if token := q.Get("pageToken"); token != "" {
-		after, err := base64.RawURLEncoding.DecodeString(token)
-		if err != nil {
+		text, err := base64.RawURLEncoding.DecodeString(token)
+		after, ours := strings.CutPrefix(string(text), tokenPrefix)
+		if err != nil || !ours {
 			return nil, "", badRequest("pageToken: %q is not one that this catalog gave", token)
 		}
-		at, found := slices.BinarySearch(keys, string(after))
+		at, found := slices.BinarySearch(keys, after)
 		if found {
 			at++
 		}
@@ -110,7 +114,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 	if len(keys) <= size {
 		return keys, "", nil
 	}
-	return keys[:size], base64.RawURLEncoding.EncodeToString([]byte(keys[size-1])), nil
+	return keys[:size], base64.RawURLEncoding.EncodeToString([]byte(tokenPrefix + keys[size-1])), nil
 }
 
 func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
