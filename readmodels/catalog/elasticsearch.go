@@ -277,10 +277,32 @@ func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalo
 	if err != nil || !answer.Errors {
 		return err
 	}
+	var newer []string
 	for i, item := range answer.Items {
-		if e := item.Index.Error; e != nil && item.Index.Status != http.StatusConflict { // a newer version is there
+		e := item.Index.Error
+		switch {
+		case e == nil:
+		case item.Index.Status == http.StatusConflict:
+			newer = append(newer, products[i].Sku)
+		default:
 			e.status = item.Index.Status
 			return fmt.Errorf("product %q: %w", products[i].Sku, e)
+		}
+	}
+	return x.present(ctx, newer)
+}
+
+// present returns an error if a product is absent. A write that conflicts has met a newer version, as a rule. But it also conflicts with
+// the version of a product that was discarded, which Elasticsearch remembers for a moment. That write has to be sent again.
+func (x *elasticIndex) present(ctx context.Context, skus []string) error {
+	found, err := x.Load(ctx, skus...)
+	var damaged *DamagedError
+	if err != nil && !errors.As(err, &damaged) {
+		return err
+	}
+	for _, sku := range skus {
+		if _, ok := found[sku]; !ok && (damaged == nil || !slices.Contains(damaged.SKUs, sku)) {
+			return fmt.Errorf("product %q was discarded, and its version is not forgotten yet", sku)
 		}
 	}
 	return nil
