@@ -108,6 +108,7 @@ type edit struct {
 	what    string
 	updates func(m table.Metadata) []table.Update
 	refused string // what the catalog says; empty: it takes it
+	past    bool   // it is then made past the catalog, and landers go on all the same
 }
 
 func addColumns(columns ...iceberg.NestedField) func(table.Metadata) []table.Update {
@@ -230,14 +231,14 @@ func edits() []edit {
 		{what: "partition fields that Avro calls the same", updates: twins, refused: "could not write"},
 		{what: "a partition by a column of a struct", updates: then(
 			addColumns(newColumn("s", &iceberg.StructType{FieldList: []iceberg.NestedField{newColumn("at", p.Timestamp)}})), partitionBy("s.at", "at_day", iceberg.DayTransform{}))},
-		{what: "an unknown codec", updates: setProperties(iceberg.Properties{table.ParquetCompressionKey: "brotli!"})},
-		{what: "a page size that is no number", updates: setProperties(iceberg.Properties{"write.parquet.page-size-bytes": "many"})},
+		{what: "an unknown codec", updates: setProperties(iceberg.Properties{table.ParquetCompressionKey: "brotli!"}), refused: table.ParquetCompressionKey, past: true},
+		{what: "a page size that is no number", updates: setProperties(iceberg.Properties{"write.parquet.page-size-bytes": "many"}), refused: "write.parquet.page-size-bytes", past: true},
 		{what: "metrics of a mode that is none", updates: setProperties(iceberg.Properties{"write.metadata.metrics.default": "some(1)"}), refused: "metrics"},
 		{what: "metrics of nothing", updates: setProperties(iceberg.Properties{"write.metadata.metrics.default": "none"})},
-		{what: "a target of no bytes", updates: setProperties(iceberg.Properties{table.WriteTargetFileSizeBytesKey: "-1"})},
+		{what: "a target of no bytes", updates: setProperties(iceberg.Properties{table.WriteTargetFileSizeBytesKey: "-1"}), refused: table.WriteTargetFileSizeBytesKey, past: true},
 		{what: "an object store's paths", updates: setProperties(iceberg.Properties{"write.object-storage.enabled": "true"})},
-		{what: "merges of no manifests", updates: setProperties(iceberg.Properties{table.ManifestMinMergeCountKey: "0", table.ManifestTargetSizeBytesKey: "x"})},
-		{what: "a name mapping that is none", updates: setProperties(iceberg.Properties{table.DefaultNameMappingKey: "{"})},
+		{what: "merges of no manifests", updates: setProperties(iceberg.Properties{table.ManifestMinMergeCountKey: "0", table.ManifestTargetSizeBytesKey: "x"}), refused: "commit.manifest.", past: true},
+		{what: "a name mapping that is none", updates: setProperties(iceberg.Properties{table.DefaultNameMappingKey: "{"}), refused: table.DefaultNameMappingKey, past: true},
 	}
 	for _, c := range everyType() {
 		hows := []iceberg.Transform{iceberg.IdentityTransform{}, iceberg.BucketTransform{NumBuckets: 3}, iceberg.VoidTransform{}, iceberg.TruncateTransform{Width: 2}, iceberg.HourTransform{}, iceberg.DayTransform{}, iceberg.MonthTransform{}, iceberg.YearTransform{}}
@@ -289,6 +290,11 @@ func TestLandersWriteWhatTheCatalogTakes(t *testing.T) {
 				t.Fatal(err)
 			case e.refused != "" && (err == nil || !strings.Contains(err.Error(), e.refused)):
 				t.Errorf("error %v, want it to say %q", err, e.refused)
+			}
+			if e.past {
+				if _, _, err := l.catalog.CommitTable(t.Context(), notes.identifier(), nil, e.updates(have.Metadata())); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if err := addNote(t, land, have, w, rows); err != nil {
 				t.Fatalf("at work: %v", err)
