@@ -225,7 +225,7 @@ func TestTheTopicIsCutBehindTheSink(t *testing.T) {
 		if err := server.CutBeginning(t.Context(), on.Brokers, l.Topic); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		err := streams.New(config(l, sink)).Run(ctx)
 		if !errors.Is(err, kafka.ErrOutOfRange) || !strings.Contains(err.Error(), "restore the topic") {

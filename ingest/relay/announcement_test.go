@@ -159,12 +159,12 @@ func TestStrayAnnouncements(t *testing.T) {
 	everywhere := strings.Join([]string{most, most, most, most}, ",")
 	for name, strays := range map[string]func(t *testing.T, s sealed) []kafka.Record{
 		"junk": func(t *testing.T, s sealed) []kafka.Record {
-			real := s.announcements(t, s.name)[0]
+			genuine := s.announcements(t, s.name)[0]
 			out := []kafka.Record{
 				s.announcing("", "0,0,0"), s.announcing("x", "junk"), s.announcing("y", "-1"), s.announcing("z", ""),
 				{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
 				{
-					Topic: relay.PositionsTopic, Key: []byte("x/seal/" + s.name), Value: real.Value, Headers: real.Headers,
+					Topic: relay.PositionsTopic, Key: []byte("x/seal/" + s.name), Value: genuine.Value, Headers: genuine.Headers,
 				},
 			}
 			for n := range 1000 {
@@ -178,26 +178,26 @@ func TestStrayAnnouncements(t *testing.T) {
 		"the highest floors": func(_ *testing.T, s sealed) []kafka.Record {
 			return []kafka.Record{s.announcing("zzzz", everywhere)}
 		},
-		"the real name, with other floors": func(_ *testing.T, s sealed) []kafka.Record {
+		"the genuine name, with other floors": func(_ *testing.T, s sealed) []kafka.Record {
 			return []kafka.Record{s.announcing(s.name, everywhere)}
 		},
-		"the real name and public key, with other floors": func(t *testing.T, s sealed) []kafka.Record {
-			real := s.announcements(t, s.name)[0]
+		"the genuine name and public key, with other floors": func(t *testing.T, s sealed) []kafka.Record {
+			genuine := s.announcements(t, s.name)[0]
 			r := s.announcing(s.name, everywhere)
-			r.Headers = real.Headers
+			r.Headers = genuine.Headers
 			other := s.announcing("evil", "0,0,0")
-			other.Headers = real.Headers
+			other.Headers = genuine.Headers
 			return []kafka.Record{r, other}
 		},
-		"another key under the real name": func(t *testing.T, s sealed) []kafka.Record {
+		"another key under the genuine name": func(t *testing.T, s sealed) []kafka.Record {
 			r := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
 			r.Key = []byte(s.order.Service + "/seal/" + s.name)
 			return []kafka.Record{r}
 		},
-		"the real one deleted": func(_ *testing.T, s sealed) []kafka.Record {
+		"the genuine one deleted": func(_ *testing.T, s sealed) []kafka.Record {
 			return []kafka.Record{s.announcing(s.name, "")}
 		},
-		"the real one deleted, and another name": func(_ *testing.T, s sealed) []kafka.Record {
+		"the genuine one deleted, and another name": func(_ *testing.T, s sealed) []kafka.Record {
 			return []kafka.Record{s.announcing(s.name, ""), s.announcing("evil", "0,0,0,0")}
 		},
 	} {

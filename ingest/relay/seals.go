@@ -187,7 +187,7 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 		return false, false, nil
 	case r.Offset < t.floors[r.Partition]:
 		return false, true, nil
-	case !t.announced && !(there && t.strict):
+	case !t.announced && (!there || !t.strict):
 		return false, false, nil
 	case !there:
 		return false, true, errUnsealed

@@ -67,24 +67,24 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 		w.valid = true
 		w.append(t, 30)
 		b.publish(t, s)
-		var real []kafka.Message
-		if err := b.read(t.Context(), func(m kafka.Message) error { real = append(real, m); return nil }); err != nil {
+		var published []kafka.Message
+		if err := b.read(t.Context(), func(m kafka.Message) error { published = append(published, m); return nil }); err != nil {
 			t.Fatal(err)
 		}
-		first, err := event.FromRecord(real[0].Key, real[0].Value, real[0].Headers)
+		first, err := event.FromRecord(published[0].Key, published[0].Value, published[0].Headers)
 		if err != nil {
 			t.Fatal(err)
 		}
 		made := func(change func(*event.Event)) registry.Record {
 			e := first
 			change(&e)
-			r := b.record(real[0])
-			r.Offset, r.Headers, r.Value, r.Key = real[0].Offset+1000, e.Headers(), e.Data, []byte(e.Stream)
+			r := b.record(published[0])
+			r.Offset, r.Headers, r.Value, r.Key = published[0].Offset+1000, e.Headers(), e.Data, []byte(e.Stream)
 			return r
 		}
 		changed := func(change func(*event.Event)) registry.Record { // and the seal kept
 			r := made(change)
-			r.Headers = append(r.Headers, real[0].Headers[len(real[0].Headers)-1])
+			r.Headers = append(r.Headers, published[0].Headers[len(published[0].Headers)-1])
 			return r
 		}
 		readers := b.seals(t)
