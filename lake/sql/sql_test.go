@@ -286,14 +286,23 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 	for name, table := range map[string]lakesql.Table{
 		"elsewhere":  {Name: "t", Location: "gs://bucket/t", MetadataLocation: "gs://bucket/t/metadata/1.json"},
 		"outside":    {Name: "t", Location: "s3://bucket/t", MetadataLocation: "s3://bucket/u/metadata/1.json"},
-		"not there":  {Name: "t", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
-		"strange":    {Name: "t`; DROP", Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"},
 		"without ID": {},
 	} {
 		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
 		_, err := s.Run(t.Context(), "SELECT 1", lakesql.FormatJSON)
 		if fault := (*lakesql.QueryError)(nil); err == nil || errors.As(err, &fault) {
 			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	// A table that the engine cannot read is not the fault of a query, whether it names the table or not. See TestUnreadableTableIsLeftOut.
+	for name, queries := range map[string][]string{"t": {"SELECT * FROM t", "SELECT 1"}, "t`; DROP": {"SELECT 1"}} {
+		table := lakesql.Table{Name: name, Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"}
+		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
+		for _, query := range queries {
+			_, err := s.Run(t.Context(), query, lakesql.FormatJSON)
+			if fault := (*lakesql.QueryError)(nil); errors.As(err, &fault) || err == nil && query != "SELECT 1" {
+				t.Errorf("table %s, %s: error %v", name, query, err)
+			}
 		}
 	}
 }
