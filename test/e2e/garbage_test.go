@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"testing"
 	"time"
 
@@ -28,7 +29,12 @@ func TestGarbage(t *testing.T) {
 		{"embedded", func(*testing.T) []string { return nil }},
 		{"real", servers.env},
 	} {
-		t.Run(on.name, func(t *testing.T) { garbage(t, on.env(t)) })
+		t.Run(on.name, func(t *testing.T) {
+			if on.name == "real" && os.Getenv("MILLRACE_E2E_GARBAGE") == "" {
+				t.Skip("it reads the whole shared topic for every record: set MILLRACE_E2E_GARBAGE=real")
+			}
+			garbage(t, on.env(t))
+		})
 	}
 }
 
