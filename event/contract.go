@@ -137,7 +137,7 @@ func (c *contract) member(payload []byte) (number protowire.Number, content []by
 			continue
 		}
 		if v.typ != protowire.BytesType {
-			return 0, nil, fmt.Errorf("field %d is no message", v.number)
+			return 0, nil, fmt.Errorf("field %d is not a message", v.number)
 		}
 		if number != 0 {
 			return 0, nil, errTwoEvents
@@ -147,7 +147,7 @@ func (c *contract) member(payload []byte) (number protowire.Number, content []by
 	return number, content, nil
 }
 
-// value is a field as it stands in a message.
+// value is a field of a message.
 type value struct {
 	number  protowire.Number
 	typ     protowire.Type
@@ -262,7 +262,7 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 			}
 		case typ == protowire.BytesType && f.list: // packed
 			if !packed(f.typ, v.content) {
-				return fmt.Errorf("%s: it is no list", f.name)
+				return fmt.Errorf("%s: it is not a list", f.name)
 			}
 		case typ != f.typ:
 			return fmt.Errorf("%s is of another type", f.name)

@@ -70,7 +70,7 @@ func (e *HistoryError) Error() string {
 		e.Table, e.Since.Format(time.RFC3339Nano), OffsetsText(e.Offsets))
 }
 
-// UnknownTopicError says that a moment names a topic of which there is no table.
+// UnknownTopicError says that an as-of names a topic that has no table.
 type UnknownTopicError struct{ Topic string }
 
 func (e *UnknownTopicError) Error() string {

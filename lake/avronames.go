@@ -20,7 +20,7 @@ func withAvroNames(t *table.Table, cat table.CatalogIO) *table.Table {
 	}
 	m, err := renamePartitions(t.Metadata())
 	if err != nil {
-		return t // whoever writes it learns why
+		return t // writing it returns the reason
 	}
 	return table.New(t.Identifier(), m, t.MetadataLocation(), t.FS, cat)
 }

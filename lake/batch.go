@@ -11,7 +11,7 @@ import (
 type batch struct {
 	id         string // of the commit; its data file is named after it
 	positions  *positions
-	from       map[int32]int64    // where the table stands, of the partitions that this batch moves
+	from       map[int32]int64    // the table's offsets of the partitions that this batch moves
 	progress   progress           // what the commit will record
 	rows       bool               // whether there are any: most events bring no row to a table of facts
 	deletes    []iceberg.DataFile // of rows that others take the place of

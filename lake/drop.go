@@ -10,7 +10,7 @@ import (
 )
 
 // DropFedBy takes those of the lake's own tables that a topic feeds out of the catalog, so that the next lake that is opened
-// makes them anew, empty. Nothing may land meanwhile. Their files stay until maintenance finds that no table has them.
+// creates them again, empty. Nothing may land meanwhile. Their files stay until maintenance finds that no table has them.
 func (l *Lake) DropFedBy(ctx context.Context, topic string) (dropped []string, err error) {
 	for _, t := range l.tables {
 		if t.Topic != topic {

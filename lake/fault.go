@@ -86,13 +86,13 @@ func tableError(name string, err error) *TableError {
 	return nil
 }
 
-// unreadable tells whether what a table is made of is lost or damaged.
+// unreadable reports whether what a table is made of is lost or damaged.
 func unreadable(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, table.ErrInvalidMetadata) ||
 		errors.Is(err, table.ErrInvalidMetadataFormatVersion) || errors.Is(err, iceberg.ErrInvalidSchema)
 }
 
-// denied tells whether a table may not be written, or not be read, by whoever lands it.
+// denied reports whether the lander may not write or read a table.
 func denied(err error) bool {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || postgres.Denied(err) {
 		return true
@@ -104,7 +104,7 @@ func denied(err error) bool {
 // denials are S3's codes for what stays as it is until somebody changes a right, a key, or the bucket.
 var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 
-// passes tells whether an error is of what a landing needs, rather than of what it lands.
+// passes reports whether an error is of what a landing needs, rather than of what it lands.
 func passes(err error) bool {
 	var path *fs.PathError
 	var network net.Error
@@ -146,7 +146,7 @@ type faults struct {
 	by map[string]*TableError
 }
 
-// put notes a fault, and tells whether it is news.
+// put records a fault, and reports whether it is new.
 func (f *faults) put(fault *TableError) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -158,7 +158,7 @@ func (f *faults) put(fault *TableError) bool {
 	return had == nil || had.Error() != fault.Error()
 }
 
-// clear forgets a table's fault, and tells whether there was one.
+// clear removes a table's fault, and reports whether there was one.
 func (f *faults) clear(name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -56,7 +56,7 @@ func (e *TableError) written() string {
 	return string(b)
 }
 
-// landsAgain takes back what stop has noted, whoever it was.
+// landsAgain clears a recorded fault, whichever process recorded it.
 func (l *Lake) landsAgain(ctx context.Context, t Table) {
 	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.called()) {
@@ -64,7 +64,7 @@ func (l *Lake) landsAgain(ctx context.Context, t Table) {
 	}
 }
 
-// writeFault changes what other processes are told of a table, and tells whether it could.
+// writeFault changes the fault that other processes see, and reports whether it could.
 func (l *Lake) writeFault(ctx context.Context, t Table, removals []string, updates iceberg.Properties) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
@@ -127,7 +127,7 @@ func (l *Lake) writtenOf(ctx context.Context, t Table, prefix string, holds time
 	return faults
 }
 
-// hasFault tells whether a process has written that a table is not landed.
+// hasFault reports whether a process has recorded that a table is not landed.
 func (l *Lake) hasFault(ctx context.Context, t Table) bool {
 	return len(l.writtenOf(ctx, t, propFault, faultHolds)) > 0
 }

@@ -20,7 +20,7 @@ import (
 // guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
 // landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then stay deleted. What
 // would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what was meant: the positions in the
-// properties say that the rows before them are in the table, whoever takes these away. A nil before says that the table is new, a nil
+// properties say that the rows before them are in the table, even if somebody deletes these. A nil before says that the table is new, a nil
 // after that it would be renamed, or another's metadata in its place.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
 	if before == nil {
@@ -130,7 +130,7 @@ func dated(before, after table.Metadata, now time.Time) error {
 // How long it may take to find out whether a table can be written; it is done in memory.
 const rehearsalTimeout = 10 * time.Second
 
-// fits tells whether landers can write the table as well as before. Where they could not, whatever leads out of that may be done: the
+// fits reports whether landers can write the table as well as before. Where they could not, whatever leads out of that may be done: the
 // columns that they write stay, and those that stand in their way may go.
 func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	if asWritten(before, after) {
@@ -177,7 +177,7 @@ func (l *Lake) declared(name table.Identifier) (Table, bool) {
 func (t Table) fits(ctx context.Context, before, after table.Metadata) error {
 	was, err := t.step(before)
 	if err != nil {
-		return nil //nolint:nilerr // it does not fit as it is: whoever lands it says what is wrong
+		return nil //nolint:nilerr // it does not fit as it is: the lander reports what is wrong
 	}
 	is, err := t.step(after)
 	if err == nil {
@@ -195,7 +195,7 @@ func (t Table) fits(ctx context.Context, before, after table.Metadata) error {
 	return nil
 }
 
-// begins tells whether landers can go on with a table that a client makes under the name of one of theirs.
+// begins reports whether landers can continue with a table that a client makes under the name of one of theirs.
 func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	t, ok := l.declared(name)
 	if !ok {
@@ -219,7 +219,7 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	return nil
 }
 
-// keeps tells whether all fields are still there, as they were, but for those that may go, and those beside them may be null.
+// keeps reports whether all fields are still there, as they were, but for those that may go, and those beside them may be null.
 func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {

@@ -80,7 +80,7 @@ type noTableError struct {
 }
 
 func (e *noTableError) Error() string {
-	return fmt.Sprintf("there is no table %s: `millrace lake tables` lists those that there are", e.name)
+	return fmt.Sprintf("no table %s: `millrace lake tables` lists the tables", e.name)
 }
 
 func (e *noTableError) Unwrap() []error { return []error{ErrNoLake, e.err} }

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// A data file that is lost stops no lander whose table only grows, so nobody would hear of it. Whoever comes across it, a verification, a
+// A data file that is lost stops no lander whose table only grows, so nothing would report it. Any reader that meets it, a verification, a
 // query or maintenance, has the table checked, and what is found is written where faults are (see faultlog.go), beside them: the table
 // is landed on.
 
@@ -52,7 +52,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		l.log.Error("a table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: fault.written()}) {
-		l.lost.clear(t.called()) // whoever finds the files again takes it back where it is written
+		l.lost.clear(t.called()) // the process that finds the files again clears the recorded fault
 	}
 	return fault
 }

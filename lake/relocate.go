@@ -25,11 +25,11 @@ import (
 type Relocated struct {
 	Table     string
 	From, To  string // its folder
-	Manifests int    // that were written anew
+	Manifests int    // that were rewritten
 }
 
 // Relocate makes tables readable whose files were moved with their warehouse, from the folder or s3:// location that it had to where it
-// is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three are written anew beside the old,
+// is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three are rewritten beside the old ones,
 // data files stay as they are, and then the catalog is brought to the new ones, all tables or none. Until then nothing has changed, so
 // a run that was interrupted is just repeated. Nothing may land meanwhile.
 func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
@@ -72,7 +72,7 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 		return nil, fmt.Errorf("no table of the catalog lies at %s", from)
 	}
 	if err := swapper.Swap(ctx, moves, nil); err != nil {
-		return nil, fmt.Errorf("bring the catalog to the new locations (stop whoever lands, and repeat this): %w", err)
+		return nil, fmt.Errorf("bring the catalog to the new locations (stop the landers, and run this again): %w", err)
 	}
 	return all, nil
 }
@@ -246,7 +246,7 @@ func (r *relocation) manifest(at string) (rewritten, error) {
 	return m, err
 }
 
-// rewrite writes an Avro file anew, each entry as change leaves it, and all that its header says beside them.
+// rewrite writes an Avro file again with the same header, each entry as change leaves it.
 func (r *relocation) rewrite(at, kind string, change func(entry map[string]any) error) (out rewritten, err error) {
 	f, err := r.files.Open(at)
 	if err != nil {

@@ -83,7 +83,7 @@ func (e *PositionError) Remedy() string {
 	for _, a := range event.Aggregates() {
 		if a.Topic == e.Topic {
 			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views and "+
-				"its tables anew from the event store", a.Service)
+				"its tables from the event store", a.Service)
 		}
 	}
 	return "restore the topic, or set the table's property millrace.released to true, drop it through the catalog and start the lander again to land it anew"

@@ -19,7 +19,7 @@ import (
 // UnwritableError says that landers cannot write a table as it is. Trying again does not help: somebody must change the table.
 type UnwritableError struct {
 	Table string
-	Err   error // what stands in the way
+	Err   error // the reason
 }
 
 func (e *UnwritableError) Error() string {

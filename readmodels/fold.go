@@ -41,7 +41,7 @@ func Fold[D Document](docs map[string]D, records []streams.Record, project Proje
 		if doc != none {
 			have = doc.GetVersion()
 		}
-		next, bad := project(doc, r.Event) // first, so that what was found unreadable is found so again, and is no gap
+		next, bad := project(doc, r.Event) // first, so that what was unreadable is so again, and is not a gap
 		switch {
 		case bad != nil:
 			unreadable.Records = append(unreadable.Records, r)

@@ -15,7 +15,7 @@ import (
 
 // ParkTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
 // compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record that is
-// too large for it is parked shortened, for a sink that waited until it fits would wait for ever.
+// too large for it is parked shortened, because a sink would otherwise retry it forever.
 const ParkTopic = "millrace.parked"
 
 // Headers that a parked record has beside its own.
@@ -23,7 +23,7 @@ const (
 	HeaderParkReason = "millrace-park-reason"
 	HeaderParkKey    = "millrace-park-key" // key of the record as it was
 
-	// Of a record that is parked shortened: what its value was. The whole stands where the key of the parked record says, for as
+	// Of a record that is parked shortened: what its value was. The whole record is where the key of the parked record says, for as
 	// long as that topic keeps it.
 	HeaderParkSize   = "millrace-park-value-size"   // bytes
 	HeaderParkSHA256 = "millrace-park-value-sha256" // in hexadecimal digits

@@ -11,7 +11,7 @@ import (
 // Of records that are parked one after the other, it is told so often.
 const tellEvery = 10 * time.Second
 
-// parkLog tells what was parked, once for many: who writes thousands of records that are no events shall not fill the log.
+// parkLog logs parked records once per burst, so that thousands of bad records do not fill the log.
 type parkLog struct {
 	sink   string
 	logger *slog.Logger

@@ -149,7 +149,7 @@ func remedy(topics []string) string {
 	for _, a := range event.Aggregates() {
 		if slices.Contains(topics, a.Topic) {
 			return fmt.Sprintf("stop Millrace and restore the topic, or run `millrace rebuild --service %s`, which makes the topic, its views "+
-				"and its tables anew from the event store", a.Service)
+				"and its tables from the event store", a.Service)
 		}
 	}
 	return "restore the topic, or drop the sink with its positions to read the topic from its beginning"

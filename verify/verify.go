@@ -50,7 +50,7 @@ type AggregateResult struct {
 type SideResult struct {
 	Side, Unit string
 	Sum        digest.Sum
-	Strays     uint64 // records that are no events; they are in no sum
+	Strays     uint64 // records that are not events; they are not in a sum
 	FirstStray string
 }
 

@@ -228,7 +228,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 			return nil, err
 		}
 		if !slices.ContainsFunc(all, func(n lake.Name) bool { return slices.Equal(n, names[i]) }) {
-			return nil, fmt.Errorf("there is no table %s: `millrace lake tables` lists those that there are", arg)
+			return nil, fmt.Errorf("no table %s: `millrace lake tables` lists the tables", arg)
 		}
 	}
 	return names, nil

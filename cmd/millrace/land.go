@@ -62,7 +62,7 @@ What the values are, one of three says:
 Times are of the years 1 to 9999 and have microseconds: the nanoseconds of a Protobuf Timestamp are cut off to them, Avro's
 timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds, its times of day whole numbers of microseconds, and its local
 timestamps whole numbers in their own unit. ClickHouse, and so "millrace sql", shows a column of type time in whole seconds; other
-engines show its microseconds. A value that is no such time is never made into another:
+engines show its microseconds. A value that is not such a time is never changed into another:
 its record is put on millrace.parked, or, in JSON, stays the text that it is. A record whose own timestamp is none has null in
 _timestamp and the number in _timestamp_raw.
 

@@ -118,7 +118,7 @@ func TestMistypedTables(t *testing.T) {
 	}
 	for _, command := range []string{"maintain", "files", "snapshots"} {
 		_, err := run(t, "lake", command, "foreign.cliks", "--data", data)
-		if err == nil || !strings.Contains(err.Error(), "there is no table foreign.cliks") || strings.Contains(err.Error(), "lander") {
+		if err == nil || !strings.Contains(err.Error(), "no table foreign.cliks") || strings.Contains(err.Error(), "lander") {
 			t.Errorf("%s: %v", command, err)
 		}
 	}

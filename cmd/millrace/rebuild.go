@@ -17,11 +17,11 @@ func newRebuild(a *app) *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "rebuild --service SERVICE --yes",
-		Short: "Make a service's topic, and all that is read from it, anew from its event store, after the two have parted",
-		Long: `Delete the topic of a service and make it anew, empty; drop the views and tables that are read from it. The next start
+		Short: "Rebuild a service's topic, and everything read from it, from its event store after the two have diverged",
+		Long: `Delete the topic of a service and recreate it, empty; drop the views and tables that are read from it. The next start
 publishes the service's event store from its beginning, and fills them again. It is for the case that log and store have
 parted and neither can be brought back: the relay says so, and stops. What the store holds is kept; what only the log holds
-is lost. Offsets begin anew, so readers of the topic outside of Millrace have to begin anew as well.
+is lost. Offsets begin again, so readers of the topic outside Millrace have to start over, too.
 
 Stop every process of Millrace first. It works by the configuration or --data, as "millrace up" does.`,
 		Args: cobra.NoArgs,

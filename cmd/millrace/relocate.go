@@ -13,7 +13,7 @@ func newLakeRelocate(a *app) *cobra.Command {
 		Use:   "relocate FROM",
 		Short: "Make the tables readable where the warehouse is now, after its files were moved",
 		Long: `Iceberg tables name their files by whole locations. After the warehouse's files were moved (or copied to a bucket), name the folder or the
-s3:// location that they were at: the tables' metadata is written anew for where the configuration or --data says that the warehouse is
+s3:// location that they were at: the tables' metadata is rewritten for where the configuration or --data says that the warehouse is
 now. Data files stay as they are. All tables move or none, and an interrupted run is just repeated. Stop millrace before, and move
 everything: what was not moved is not found. Old metadata files are removed by maintenance when they are old enough.`,
 		Example: `  mv data /srv/millrace

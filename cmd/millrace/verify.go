@@ -20,7 +20,7 @@ func newVerify(a *app) *cobra.Command {
 		Short: "Compare store, topics, tables and views by count and content; exit 1 on any difference",
 		Long: `Wait (at most --wait) until every sink has reached the position that the store has now, then let every side give a
 digest of its content — a count and a hash that does not depend on order — and compare them per aggregate type.
-The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that are no events
+The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that are not events
 are counted and the first is named: they are in no side, and do not make sides differ.
 
 It asks the system at --admin-addr; --addr alone is refused, for it does not say where that is.`,

@@ -18,7 +18,7 @@ import (
 // is open then.
 //
 // A mark counts where it is signed with the store's secret, and the store has the event it names. The log must be the mark's, too: the
-// same topic, and no shorter than it was; or one that has all that it had. What stands on the log since the mark's base is then compared with the store event by event: a record is an event
+// same topic, and no shorter than it was; or one that has all that it had. What the log has since the mark's base is then compared with the store event by event: a record is an event
 // where the store knows it, and anything else is a stray, which is put aside. So a stray record, or mark, moves nothing.
 //
 // Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome after the other, and a kill
@@ -238,7 +238,7 @@ func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 			if d.topicID == l.info.ID {
 				return l.behind(d.last())
 			}
-			continue // of a topic that is no more
+			continue // of a topic that no longer exists
 		}
 		if m != nil && m.identified() {
 			continue

@@ -44,12 +44,12 @@ func (s Sum) Hash() string {
 type Digest struct {
 	Streams map[string]Sum // by aggregate id
 
-	// What was met that is no content, and so in no sum.
+	// Records that are not content, and so are not in a sum.
 	Strays     uint64
-	FirstStray string // where the first stands, and what is wrong with it
+	FirstStray string // where the first is, and what is wrong with it
 }
 
-// AddStray counts something that is no content; say is asked for the first alone.
+// AddStray counts a record that is not content. It calls say for the first one only.
 func (d *Digest) AddStray(say func() string) {
 	if d.Strays++; d.Strays == 1 {
 		d.FirstStray = say()

@@ -27,7 +27,7 @@ func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, erro
 	return active, nil
 }
 
-// RemakeTopics deletes topics, with all that is in them, and makes them anew.
+// RemakeTopics deletes topics with everything in them, and creates them again.
 func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 	before := map[string]string{}
 	var names []string
@@ -70,7 +70,7 @@ func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 			return nil
 		}
 		if !sleep(ctx, 100*time.Millisecond) {
-			return fmt.Errorf("kafka: make topics anew: %w: %w", context.Cause(ctx), err)
+			return fmt.Errorf("kafka: recreate topics: %w: %w", context.Cause(ctx), err)
 		}
 	}
 }

@@ -64,7 +64,7 @@ func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context)
 	return f(ctx)
 }
 
-// Denied tells whether a statement failed for want of a right to it.
+// Denied reports whether a statement failed because a right is missing.
 func Denied(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42501"

@@ -16,7 +16,7 @@ import (
 //
 // Every document is stored with a checksum, so a value that Save did not write is never read as a document. Load and Each return the
 // others beside a *DamagedError. Discard sets the damaged values aside and breaks the mark of their shard. So the view is not whole any
-// more, and whoever feeds it reads the log again, which restores what is missing. A key of a wrong type is set aside by Begin.
+// more, and its feeder reads the log again, which restores what is missing. A key of a wrong type is set aside by Begin.
 
 // DamagedError names documents whose stored value was not written by Save.
 type DamagedError struct {
@@ -107,7 +107,7 @@ func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 	return nil
 }
 
-// ForgetPositions makes the view begin anew, because its positions are damaged. Documents stay.
+// ForgetPositions makes the view start over, because its positions are damaged. Documents stay.
 func (d *Documents) ForgetPositions(ctx context.Context) error {
 	if err := d.rdb.Del(ctx, d.positionsKey()).Err(); err != nil {
 		return fmt.Errorf("redis: forget the positions of %s: %w", d.name, err)

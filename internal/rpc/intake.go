@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// Intake stands before Connect's handlers and finds what is wrong with a request before they do: they call broken frames,
+// Intake runs before Connect's handlers and finds what is wrong with a request before they do: they call broken frames,
 // bodies that end early and bad base64 Internal or Unknown, as if the fault were the server's.
 func Intake(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()

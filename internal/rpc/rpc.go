@@ -36,7 +36,7 @@ const maxViolations = 10
 //   - identifiers in it are brought to one form, so that handlers may compare them as they are (see identifiers.go);
 //   - one that breaks a rule of buf.validate is InvalidArgument, its message names the fields, and a detail
 //     buf.validate.Violations carries the rules; "now" in a rule is what now returns, and the leeway later;
-//   - a panic, and an error that is no *connect.Error, are logged and become Internal without saying why.
+//   - a panic, and an error that is not a *connect.Error, are logged and become Internal without saying why.
 func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) []connect.HandlerOption {
 	d := door{logger: logger, clock: now}
 	for _, opt := range opts {
@@ -51,7 +51,7 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 }
 
 // OperationOptions are the options of a service that those call who run the system. Requests are read as by HandlerOptions; an error
-// that is no *connect.Error is a store, a broker or a disk that did not answer, and whoever looks into that is told which and why.
+// that is not a *connect.Error is a store, a broker or a disk that did not answer, and whoever looks into that is told which and why.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 	d := door{logger: logger, clock: time.Now, strict: true}
 	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))

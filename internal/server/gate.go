@@ -36,7 +36,7 @@ var (
 )
 
 const (
-	standing = 100 * time.Millisecond // a queue that has not been empty for so long stands
+	standing = 100 * time.Millisecond // a queue that was not empty for this long is standing
 	depth    = 8                      // waiting requests of a class, for each that may be under way
 	behind   = time.Second            // for which nothing waits that matters less than what was turned away
 )

@@ -181,7 +181,7 @@ func icebergType(t Type) (iceberg.Type, error) {
 		return &iceberg.MapType{
 			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type, ValueRequired: inner[1].Required,
 		}, nil
-	case iceberg.Type: // one that there are no columns for may stand in a table beside those that there are
+	case iceberg.Type: // a table may have types that Millrace has no columns for
 		return t, nil
 	}
 	return nil, fmt.Errorf("%v is no type of a column", t)

@@ -260,7 +260,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	return left, true
 }
 
-// appendMap appends an object as pairs of its names and values. What its values leave stands under the same names.
+// appendMap appends an object as pairs of its names and values. What its values leave has the same names.
 func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) {
 	if v.kind != object {
 		return nil, false

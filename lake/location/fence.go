@@ -151,7 +151,7 @@ func (f fenced) asWritten(name string) (bool, error) {
 	return AsWritten(f.files, name)
 }
 
-// AsWritten sees to it that a file stands where its location says, as it is written, and reports whether it had to. Files of tables of
+// AsWritten makes a file available at its location as written, and reports whether it had to. Files of tables of
 // before stand elsewhere, where programs that decode a location look and others do not: see Local.
 func AsWritten(files io.IO, name string) (made bool, err error) {
 	if l, ok := files.(interface {

@@ -47,7 +47,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 			}
 			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
 				made, err := location.AsWritten(files, file)
-				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // of one that is lost, whoever reads it says so
+				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report one that is lost
 					return fmt.Errorf("place %s as its location is written: %w", file, err)
 				}
 				if made {

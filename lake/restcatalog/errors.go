@@ -148,7 +148,7 @@ func decode(b []byte, into any) error {
 	return nil
 }
 
-// undecodable says what is wrong with JSON, in words of JSON: whoever sent it knows no types of ours.
+// undecodable says what is wrong with JSON, in JSON's terms: the client does not know our types.
 func undecodable(b []byte, what string, err error) error {
 	var f *failure
 	var syntax *json.SyntaxError

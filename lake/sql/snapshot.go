@@ -161,7 +161,7 @@ func (s *snapshots) dropUnused(ctx context.Context) error {
 	}
 	s.forgotten = slices.DeleteFunc(s.forgotten, func(snap *snapshot) bool {
 		done := snap.queries == 0
-		if done && snap.scope != unscoped { // another's name is that of the one which is made anew
+		if done && snap.scope != unscoped { // another's name belongs to the one that is created next
 			unused = append(unused, snap)
 		}
 		return done

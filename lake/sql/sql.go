@@ -167,7 +167,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 // 2149, as its type Date is, and so skips files of earlier and later times that have the rows (ClickHouse issue 119579).
 var unpruned = map[string]string{"use_iceberg_partition_pruning": "0"}
 
-// Lost tells whether an answer broke off because files of a table are not there.
+// Lost reports whether an answer broke off because files of a table are missing.
 func Lost(err error) bool { return gone(err) }
 
 // gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of our
@@ -201,7 +201,7 @@ var ours = map[int]bool{
 // ofTheMachine are signs of an error of C++'s libraries that is about files, memory or a connection of the engine's own.
 var ofTheMachine = regexp.MustCompile(`(?i)filesystem|no such file|permission denied|no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|system_error|too many open files`)
 
-// refused tells whether an error of a library behind ClickHouse is about what the query asked of it: a model, a dictionary, a
+// refused reports whether an error of a library behind ClickHouse is about what the query asked of it: a model, a dictionary, a
 // certificate or a program that there is not here, or an argument that makes no sense to it.
 func refused(e *clickhouse.Error) bool {
 	return e.Code == clickhouse.CodeStd && !ofTheMachine.MatchString(e.Message)

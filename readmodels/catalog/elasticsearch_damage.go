@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Discard implements Index. The positions go last, so that whoever notices that they are gone finds the products gone, too.
+// Discard implements Index. The positions go last, so that a reader that finds them gone finds the products gone, too.
 func (x *elasticIndex) Discard(ctx context.Context, damaged *DamagedError) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)

@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// journal is what stands on disk of the embedded index: each product that was saved and each position, in the order in which they
+// journal is the embedded index on disk: each product that was saved and each position, in the order in which they
 // were. It is read once, at the start, and never while the process runs. Every entry carries its checksum, and what is behind the
 // first one that does not hold counts for nothing: the entries before it are the index as it was at some moment, positions never
 // ahead of products, and the log has the rest. So whatever happens to the file, nothing wrong is ever read from it.

@@ -146,21 +146,27 @@ func (s *system) call(t *testing.T, method string, message map[string]any) []byt
 		t.Fatal(err)
 	}
 	client := &http.Client{Timeout: time.Minute}
-	var answer []byte
-	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+	late, tick := time.After(patience), time.NewTicker(50*time.Millisecond)
+	defer tick.Stop()
+	for {
 		res, err := client.Post("http://"+s.doors["api"]+"/millrace.order.v1."+method, "application/json", bytes.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer, err = io.ReadAll(res.Body)
+		answer, err := io.ReadAll(res.Body)
 		if err := res.Body.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if err == nil && res.StatusCode == http.StatusOK {
 			return answer
 		}
-		if res.StatusCode != http.StatusServiceUnavailable || time.Now().After(deadline) { // views that catch up after a start
+		if res.StatusCode != http.StatusServiceUnavailable { // views that catch up after a start
 			t.Fatalf("%s: %s %s %v", method, res.Status, answer, err)
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s: %s %s after %v", method, res.Status, answer, patience)
 		}
 	}
 }

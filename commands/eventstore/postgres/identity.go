@@ -45,7 +45,7 @@ func (i *identity) learn(ctx context.Context, conn querier) error {
 	return nil
 }
 
-// stored records an event that the server has committed. Whoever has it has every earlier one of this process.
+// stored records an event that the server has committed. A server that has it has every earlier one of this process.
 func (i *identity) stored(at event.Position, id [16]byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

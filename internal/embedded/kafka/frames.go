@@ -11,7 +11,7 @@ import (
 const largestFrame = 32 << 20
 
 // frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4 GiB, and
-// bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is of no use any more.
+// bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is closed.
 type frames struct {
 	net.Conn
 	log *slog.Logger

@@ -12,11 +12,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/internal/embedded/redis"
+	"github.com/millrace/millrace/internal/polltest"
 )
 
 func open(t testing.TB, dir string) redis.Held {
@@ -188,20 +188,13 @@ func TestWhatWasDroppedIsSweptUp(t *testing.T) {
 // await waits until so many entries are left.
 func await(t *testing.T, h redis.Held, want int) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
+	polltest.Until(t, fmt.Sprintf("%d entries", want), func() bool {
 		got, err := h.Entries()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got == want {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d entries, want %d", got, want)
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return got == want
+	})
 }
 
 // TestAnyHistory compares random histories, with restarts, with what maps would hold.

@@ -421,7 +421,7 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 	return d, nil
 }
 
-// topicDigest reads a topic as every consumer does. A record that is no event is not content: the sinks park it, and here it is
+// topicDigest reads a topic as every consumer does. A record that is not an event is not content: the sinks park it, and here it is
 // counted apart.
 func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
 	end, err := p.admin.EndOffsets(ctx, topic)
@@ -444,7 +444,7 @@ func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Diges
 		return nil
 	})
 	if err == nil && d.Strays > 0 {
-		p.log.Warn("verify: records on a topic are no events", "topic", topic, "records", d.Strays, "first", d.FirstStray)
+		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Strays, "first", d.FirstStray)
 	}
 	return d, err
 }

@@ -63,7 +63,7 @@ func (p *Platform) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 func knownParameters(given url.Values, known ...string) error {
 	for name, values := range given {
 		if !slices.Contains(known, name) {
-			return fmt.Errorf("there is no parameter %q, but %s", name, strings.Join(known, " and "))
+			return fmt.Errorf("unknown parameter %q: the parameters are %s", name, strings.Join(known, " and "))
 		}
 		if len(values) > 1 {
 			return fmt.Errorf("the parameter %s is given twice", name)

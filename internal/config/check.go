@@ -1,0 +1,216 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/event"
+)
+
+// The embedded broker shows aborted records in an answer that is cut by its whole size, which readers ask to be 50 MiB at
+// the most, with 1 MiB of each partition.
+const embeddedPartitions = 32
+
+// Check finds what cannot work, before anything is started.
+func (c Config) Check() error {
+	return errors.Join(c.checkListeners(), c.CheckClient())
+}
+
+// checkListeners checks the addresses as those that this process listens on.
+func (c Config) checkListeners() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, a := range []struct {
+		key, addr string
+		guarded   bool // by tokens, where there are some
+	}{
+		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
+		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false}, {"clickhouse.listen", c.ClickHouse.Listen, false},
+	} {
+		host, _, err := net.SplitHostPort(a.addr)
+		ip := net.ParseIP(host)
+		switch {
+		case err != nil:
+			bad("%s: %w", a.key, err)
+		case host == "localhost" || ip != nil && ip.IsLoopback():
+		case !a.guarded:
+			bad("%s: %q is not a loopback address, and an embedded server asks nobody who they are: listen on 127.0.0.1", a.key, a.addr)
+		case c.Auth.Tokens == "":
+			bad("%s: %q is not a loopback address: name the callers' tokens in auth.tokens, or listen on 127.0.0.1", a.key, a.addr)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// CheckClient checks the configuration of a program that calls a running system: addresses may be anywhere.
+func (c Config) CheckClient() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, pair := range []struct{ cert, key, first, second string }{
+		{c.TLS.Cert, c.TLS.Key, "tls.cert", "tls.key"},
+		{c.Kafka.TLS.Cert, c.Kafka.TLS.Key, "kafka.tls.cert", "kafka.tls.key"},
+		{c.Registry.TLS.Cert, c.Registry.TLS.Key, "registry.tls.cert", "registry.tls.key"},
+		{c.Redis.TLS.Cert, c.Redis.TLS.Key, "redis.tls.cert", "redis.tls.key"},
+		{c.Search.TLS.Cert, c.Search.TLS.Key, "search.tls.cert", "search.tls.key"},
+		{c.ClickHouse.TLS.Cert, c.ClickHouse.TLS.Key, "clickhouse.tls.cert", "clickhouse.tls.key"},
+	} {
+		if (pair.cert == "") != (pair.key == "") {
+			bad("%s, %s: name both or neither", pair.first, pair.second)
+		}
+	}
+	if c.Data == "" {
+		bad("data: name a folder")
+	}
+	if c.Durability != "crash" && c.Durability != "power-loss" {
+		bad("durability: %q is neither crash nor power-loss", c.Durability)
+	}
+	if c.SettingsEvery <= 0 {
+		bad("settings_every: %v is not above 0", c.SettingsEvery)
+	}
+	if l := c.Commands.ClockLeeway; l < 0 || l > time.Hour {
+		bad("commands.clock_leeway: %v is not between 0 and 1h: a clock that is further off is wrong", l)
+	}
+	if err := event.Currencies(c.Commands.Currencies).Check(); err != nil {
+		bad("commands.currencies: %w", err)
+	}
+	c.Limits.check(bad)
+	if c.Drain < 0 {
+		bad("drain: %v is below 0", c.Drain)
+	}
+	if _, err := c.Auth.Granted(); err != nil {
+		bad("%w", err)
+	}
+	if len(c.Auth.Rights) > 0 && c.Auth.Tokens == "" {
+		bad("auth.rights: nobody is asked who they are: name the callers' tokens in auth.tokens")
+	}
+	c.Kafka.check(bad)
+	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
+		if codec != "plain" && c.Registry.URL == "" {
+			bad("registry.url: the codec %s needs a registry", codec)
+			break
+		}
+	}
+	for _, a := range []struct{ key, value, secret string }{
+		{"store.postgres", c.Store.Postgres, "store.password"}, {"lake.catalog", c.Lake.Catalog, "lake.password"},
+		{"registry.url", c.Registry.URL, "registry.password"}, {"redis.addr", c.Redis.Addr, "redis.password"},
+		{"search.elasticsearch", c.Search.Elasticsearch, "search.password"}, {"clickhouse.url", c.ClickHouse.URL, "clickhouse.password"},
+		{"lake.s3.endpoint", c.Lake.S3.Endpoint, "lake.s3.secret_key"},
+	} {
+		if hasPassword(a.value) {
+			bad("%s: it holds a password, and is printed: put that into %s", a.key, a.secret)
+		}
+	}
+	if w := c.Lake.Warehouse; w != "" && !strings.HasPrefix(w, "s3://") {
+		bad("lake.warehouse: %q is not s3://bucket/folder", w)
+	}
+	if (c.Lake.S3.AccessKey == "") != c.Lake.S3.SecretKey.Empty() {
+		bad("lake.s3.access_key, lake.s3.secret_key: name both or neither")
+	}
+	c.Lake.checkREST(bad)
+	if c.Lake.CommitInterval <= 0 {
+		bad("lake.commit_interval: %v is not above 0", c.Lake.CommitInterval)
+	}
+	if c.Lake.CommitBytes <= 0 {
+		bad("lake.commit_bytes: %d is not above 0", c.Lake.CommitBytes)
+	}
+	if m := c.Lake.Maintenance; m.Every < 0 || m.TargetBytes <= 0 || m.Keep <= 0 || m.OrphanAge < 10*time.Minute || m.Memory < 64<<20 || !(m.Share > 0 && m.Share <= 1) {
+		bad("lake.maintenance: want every ≥ 0, target_bytes > 0, keep > 0, orphan_age ≥ 10m, memory ≥ 67108864, 0 < share ≤ 1; there is %+v", m)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		bad("log.format: %q is neither text nor json", c.Log.Format)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	return nil
+}
+
+func (l Lake) checkREST(bad func(string, ...any)) {
+	if len(l.REST.Rights) > 0 {
+		bad("lake.rest.rights: rights have one place now, auth.rights: give there catalog.read, catalog.write or catalog.admin (callers that are not named may do nothing)")
+	}
+	if l.REST.TokenLifetime < time.Minute {
+		bad("lake.rest.token_lifetime: %v is below 1m", l.REST.TokenLifetime)
+	}
+	for _, pair := range []struct {
+		key string
+		Keys
+	}{{"read_keys", l.REST.ReadKeys}, {"write_keys", l.REST.WriteKeys}} {
+		if (pair.AccessKey == "") != pair.SecretKey.Empty() {
+			bad("lake.rest.%s: name access_key and secret_key, or neither", pair.key)
+		}
+		if pair.AccessKey != "" && pair.AccessKey == l.S3.AccessKey {
+			bad("lake.rest.%s: these are the landers' own, of lake.s3, and would be handed out: make others for engines", pair.key)
+		}
+	}
+}
+
+// hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
+func hasPassword(s string) bool {
+	for one := range strings.SplitSeq(s, ",") {
+		u, err := url.Parse(one)
+		if err != nil {
+			continue
+		}
+		if _, has := u.User.Password(); has || u.Query().Has("password") || u.Query().Has("sslpassword") {
+			return true
+		}
+	}
+	return passwordWord.MatchString(s)
+}
+
+// passwordWord is PostgreSQL's, which allows spaces around the sign; sslpassword too.
+var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
+
+func (k Kafka) check(bad func(string, ...any)) {
+	if k.Partitions < 1 || k.Partitions > 1000 {
+		bad("kafka.partitions: %d is not between 1 and 1000", k.Partitions)
+	}
+	if k.Brokers == "" && k.Partitions > embeddedPartitions {
+		bad("kafka.partitions: the embedded broker serves at most %d, not %d", embeddedPartitions, k.Partitions)
+	}
+	if k.Replicas < 0 {
+		bad("kafka.replicas: %d is below 0", k.Replicas)
+	}
+	switch k.SASL.Mechanism {
+	case "":
+	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+		if k.SASL.User == "" || k.SASL.Password.Empty() {
+			bad("kafka.sasl: %s needs user and password", k.SASL.Mechanism)
+		}
+	default:
+		bad("kafka.sasl.mechanism: %q is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", k.SASL.Mechanism)
+	}
+	if !slices.Contains(codecs, k.Codec) {
+		bad("kafka.codec: %q is not one of %s", k.Codec, strings.Join(codecs, ", "))
+	}
+	for topic, codec := range k.Codecs {
+		if !slices.Contains(codecs, codec) {
+			bad("kafka.codecs: %q of %s is not one of %s", codec, topic, strings.Join(codecs, ", "))
+		}
+	}
+}
+
+var codecs = []string{"plain", "protobuf", "avro"}
+
+func (l Limits) check(bad func(format string, args ...any)) {
+	for _, v := range []struct {
+		key         string
+		value, from int64
+	}{
+		{"connections", int64(l.Connections), 0}, {"admin_connections", int64(l.AdminConnections), 0}, {"per_address", int64(l.PerAddress), 0},
+		{"idle_timeout", int64(l.IdleTimeout), 1}, {"body_timeout", int64(l.BodyTimeout), 1}, {"body_bytes", l.BodyBytes, 8 << 20},
+		{"calls", int64(l.Calls), 4}, {"sql", int64(l.SQL), 1}, {"sql_wait", int64(l.SQLWait), 0},
+	} {
+		if v.value < v.from {
+			bad("limits.%s: %d is below %d", v.key, v.value, v.from)
+		}
+	}
+}

@@ -1,0 +1,215 @@
+package redis
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+
+	"github.com/syndtr/goleveldb/leveldb"
+	"github.com/syndtr/goleveldb/leveldb/util"
+
+	"github.com/millrace/millrace/internal/failpoint"
+)
+
+// write is a pending change to a LevelDB key.
+type write struct {
+	value   string
+	deleted bool
+}
+
+// tx is one command or script. A nil writes map means that it is read-only.
+type tx struct {
+	*store
+	writes map[string]write
+	hashes map[string]*hash // changed hashes; nil means dropped
+	flush  bool
+	junk   bool
+}
+
+func (t *tx) get(key string) (value string, ok bool, err error) {
+	if w, mine := t.writes[key]; mine {
+		return w.value, !w.deleted, nil
+	}
+	b, err := t.db.Get([]byte(key), nil)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return "", false, nil
+	}
+	return string(b), err == nil, err
+}
+
+func (t *tx) hash(key string) (hash, bool) {
+	if h, mine := t.hashes[key]; mine {
+		if h == nil {
+			return hash{}, false
+		}
+		return *h, true
+	}
+	h, ok := t.store.hashes[key]
+	return h, ok
+}
+
+func (t *tx) newNumber() uint64 {
+	t.last++
+	return t.last
+}
+
+// hget returns a field.
+func (t *tx) hget(key, field string) (string, bool, error) {
+	h, ok := t.hash(key)
+	if !ok {
+		return "", false, nil
+	}
+	return t.get(entry(h.number, field))
+}
+
+// hset sets a field and reports whether it is new.
+func (t *tx) hset(key, field, value string) (bool, error) {
+	h, ok := t.hash(key)
+	if !ok {
+		h = hash{number: t.newNumber()}
+	}
+	at := entry(h.number, field)
+	_, there, err := t.get(at)
+	if err != nil {
+		return false, err
+	}
+	if !there {
+		h.count++
+		t.hashes[key] = &h
+	}
+	t.writes[at] = write{value: value}
+	return !there, nil
+}
+
+// hdel deletes a field and reports whether it existed.
+func (t *tx) hdel(key, field string) (bool, error) {
+	h, ok := t.hash(key)
+	if !ok {
+		return false, nil
+	}
+	at := entry(h.number, field)
+	_, there, err := t.get(at)
+	if err != nil || !there {
+		return false, err
+	}
+	t.writes[at] = write{deleted: true}
+	if h.count--; h.count == 0 {
+		t.hashes[key] = nil
+	} else {
+		t.hashes[key] = &h
+	}
+	return true, nil
+}
+
+// drop deletes a hash or a set and reports whether it existed.
+func (t *tx) drop(key string) (bool, error) {
+	if h, ok := t.hash(key); ok {
+		t.writes[junkPrefix+string(number(h.number))] = write{}
+		t.hashes[key], t.junk = nil, true
+		return true, nil
+	}
+	var members []string
+	err := t.each(t.sets, setKey(key), "", func(member, _ string) bool {
+		members = append(members, member)
+		return true
+	})
+	for _, m := range members {
+		t.writes[entry(t.sets, setKey(key)+m)] = write{deleted: true}
+	}
+	return len(members) > 0, err
+}
+
+// each calls fn for the entries of a number whose field starts with prefix, in order, beginning at from, until fn returns
+// false. Fields are passed without the prefix. Pending writes of the transaction are included.
+func (t *tx) each(number uint64, prefix, from string, fn func(field, value string) bool) error {
+	lead := entry(number, prefix)
+	within := util.BytesPrefix([]byte(lead))
+	within.Start = []byte(lead + from)
+	mine := map[string]string{}
+	for key, w := range t.writes {
+		field, ok := strings.CutPrefix(key, lead)
+		if ok && !w.deleted && field >= from {
+			mine[field] = w.value
+		}
+	}
+	it := t.db.NewIterator(within, nil)
+	defer it.Release()
+	for it.Next() {
+		key := string(it.Key())
+		w, written := t.writes[key]
+		switch {
+		case written && w.deleted:
+			continue
+		case written:
+			delete(mine, key[len(lead):])
+		default:
+			w.value = string(it.Value())
+		}
+		if !fn(key[len(lead):], w.value) {
+			return it.Error()
+		}
+	}
+	for field, value := range mine { // only in scripts, where the order does not matter
+		if !fn(field, value) {
+			break
+		}
+	}
+	return it.Error()
+}
+
+// flushAll drops everything.
+func (t *tx) flushAll() {
+	clear(t.writes)
+	clear(t.hashes)
+	t.flush, t.junk = true, true
+	for key, h := range t.store.hashes {
+		t.writes[junkPrefix+string(number(h.number))] = write{}
+		t.hashes[key] = nil
+	}
+	t.writes[junkPrefix+string(number(t.sets))] = write{}
+}
+
+// commit applies the transaction in one batch.
+func (t *tx) commit() error {
+	batch := &leveldb.Batch{}
+	sets := t.sets
+	if t.flush {
+		sets = t.newNumber()
+		batch.Put([]byte(setsKey), number(sets))
+	}
+	for key, w := range t.writes {
+		if w.deleted {
+			batch.Delete([]byte(key))
+		} else {
+			batch.Put([]byte(key), []byte(w.value))
+		}
+	}
+	for key, h := range t.hashes {
+		if h == nil {
+			batch.Delete([]byte(hashPrefix + key))
+		} else {
+			batch.Put([]byte(hashPrefix+key), binary.BigEndian.AppendUint64(number(h.number), uint64(h.count)))
+		}
+	}
+	if batch.Len() == 0 {
+		return nil
+	}
+	if err := failpoint.Hit("embedded.redis.write.before"); err != nil {
+		return err
+	}
+	if err := t.db.Write(batch, nil); err != nil {
+		return err
+	}
+	t.sets = sets
+	for key, h := range t.hashes {
+		if h == nil {
+			delete(t.store.hashes, key)
+		} else {
+			t.store.hashes[key] = *h
+		}
+	}
+	if t.junk {
+		t.wakeSweeper()
+	}
+	return failpoint.Hit("embedded.redis.write.after")
+}
