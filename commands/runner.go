@@ -57,7 +57,8 @@ func NewRunner[S, C any, E proto.Message](store eventstore.Store, agg event.Aggr
 	return &Runner[S, C, E]{options: newOptions(opts), store: store, agg: agg, decider: d, oneof: oneof, times: times}
 }
 
-// Time is the time a command is given: its business time where the request names one, else now. UTC, whole microseconds.
+// Time is the time a command is given: its business time where the request names one, else now. UTC, whole
+// microseconds.
 func (r *Runner[S, C, E]) Time(business *timestamppb.Timestamp) time.Time {
 	if business == nil {
 		return r.now()
@@ -91,17 +92,17 @@ func (r *Runner[S, C, E]) On(stream string, command C) Task[S, C, E] {
 	return Task[S, C, E]{r, stream, command}
 }
 
-// Do runs a command and answers the request it came in. answer makes the response out of the state after the command and
-// the receipt.
+// Do runs a command and answers the request it came in. answer makes the response out of the state after the command
+// and the receipt.
 //
 // With an idempotency key (see HeaderIdempotencyKey) the same request again gives the first answer again, with
 // receipt.replayed set; another request under that key is rejected by rule "idempotency_key_reused". A rejection is not
-// kept: the request may be sent again under its key, and is decided anew. A command that changes nothing is accepted: it
-// stores no event, and its receipt names the version that is there.
+// kept: the request may be sent again under its key, and is decided anew. A command that changes nothing is accepted:
+// it stores no event, and its receipt names the version that is there.
 //
-// Errors: a *Rejected; a Connect error Aborted where others kept appending to the stream, or Unavailable where the store
-// failed: then the command may be sent again, under its key, as the store may have taken it; others are for nobody outside.
-// HandlerOptions makes of each what the caller gets.
+// Errors: a *Rejected; a Connect error Aborted where others kept appending to the stream, or Unavailable where the
+// store failed: then the command may be sent again, under its key, as the store may have taken it; others are for
+// nobody outside. HandlerOptions makes of each what the caller gets.
 func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 	*Q
 	Request
@@ -178,8 +179,8 @@ func (t Task[S, C, E]) busy(err error) error {
 	return err
 }
 
-// try loads, decides and appends, once. Unread, it takes the stream to be new, and Append will tell. It returns the store's
-// ConflictError and AnsweredError as they are.
+// try loads, decides and appends, once. Unread, it takes the stream to be new, and Append will tell. It returns the
+// store's ConflictError and AnsweredError as they are.
 func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response) (Response, error) {
 	var before loaded[S]
 	var err error

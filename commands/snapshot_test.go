@@ -83,7 +83,8 @@ func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
 	}
 }
 
-// A damaged snapshot never changes what a service decides, and never fails a call: the events of the stream are read instead.
+// A damaged snapshot never changes what a service decides, and never fails a call: the events of the stream are read
+// instead.
 func TestDamagedSnapshots(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(s *eventstore.Snapshot){

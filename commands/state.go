@@ -150,8 +150,8 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	}, nil
 }
 
-// contract finds the oneof "event" of an events message and, for each member, its first timestamp. A message that is not
-// made that way is a mistake of the contract, which must not wait for the first command: it panics.
+// contract finds the oneof "event" of an events message and, for each member, its first timestamp. A message that is
+// not made that way is a mistake of the contract, which must not wait for the first command: it panics.
 func contract(d protoreflect.MessageDescriptor) (protoreflect.OneofDescriptor, map[protoreflect.FieldNumber]protoreflect.FieldDescriptor) {
 	oneof := d.Oneofs().ByName("event")
 	if oneof == nil {

@@ -10,10 +10,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Check reports why e is not an event of the aggregate, in an error that wraps ErrNotEvent; nil where it is one. Every reader of
-// the log goes by it, so that views, tables and digests agree on what counts: the envelope can be kept everywhere, the type
-// is one of the aggregate's, known to this program or newer, and the payload holds exactly one event, which is of that type and
-// about that stream, and which can be read to the end. FromRecord has checked before that the headers are there.
+// Check reports why e is not an event of the aggregate, in an error that wraps ErrNotEvent; nil where it is one. Every
+// reader of the log goes by it, so that views, tables and digests agree on what counts: the envelope can be kept
+// everywhere, the type is one of the aggregate's, known to this program or newer, and the payload holds exactly one
+// event, which is of that type and about that stream, and which can be read to the end. FromRecord has checked before
+// that the headers are there.
 //
 // Whether the store knows the event's id is not asked here: most readers have no store.
 func (a Aggregate) Check(e Event) error {

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
-// contract is what an aggregate's events message says of payloads, compiled from its descriptor: readers check millions of
-// payloads, most of which they turn into columns without making messages of them.
+// contract is what an aggregate's events message says of payloads, compiled from its descriptor: readers check millions
+// of payloads, most of which they turn into columns without making messages of them.
 type contract struct {
 	types   map[string]protowire.Number // of the members of the oneof "event", by the message's full name
 	members map[protowire.Number]*member
@@ -49,8 +49,8 @@ const (
 	maxDepth      = 100 // of messages in messages
 )
 
-// required names the fields without which an event says nothing that can be kept: every service has always set them. What is added
-// to a message later must not be required, for the events before do not have it.
+// required names the fields without which an event says nothing that can be kept: every service has always set them.
+// What is added to a message later must not be required, for the events before do not have it.
 var required = map[protoreflect.FullName][]protoreflect.Name{
 	"millrace.order.v1.OrderPlaced":              {"ordered_at", "total"},
 	"millrace.order.v1.LinesAdded":               {"ordered_at", "total"},
@@ -124,8 +124,8 @@ var (
 	errTooDeep   = errors.New("messages are nested too deep")
 )
 
-// member finds the one event that a payload holds: its number, 0 where it is of a kind that this program does not know, and its
-// message.
+// member finds the one event that a payload holds: its number, 0 where it is of a kind that this program does not know,
+// and its message.
 func (c *contract) member(payload []byte) (number protowire.Number, content []byte, err error) {
 	for len(payload) > 0 {
 		v, size := consume(payload)

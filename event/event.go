@@ -1,5 +1,5 @@
-// Package event says what an event is while it is stored and while it travels: its envelope, its position, the aggregate
-// it belongs to, and money. It does no I/O and knows no clock.
+// Package event says what an event is while it is stored and while it travels: its envelope, its position, the
+// aggregate it belongs to, and money. It does no I/O and knows no clock.
 package event
 
 import (
@@ -46,8 +46,8 @@ var (
 	Stock    = Aggregate{Name: "stock", Service: "inventory", Topic: "millrace.stock", Message: "millrace.inventory.v1.StockEvent"}
 )
 
-// CanonicalStream is a stream's name as every store has it. The stock and the products are named by their SKUs, which people
-// write in both cases; orders and customers are named by UUIDs.
+// CanonicalStream is a stream's name as every store has it. The stock and the products are named by their SKUs, which
+// people write in both cases; orders and customers are named by UUIDs.
 func CanonicalStream(service, stream string) string {
 	if service == Order.Service || service == Customer.Service {
 		return CanonicalID(stream)

@@ -9,10 +9,11 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// A seal marks a record as published by the relay of its store. It is a name, which the relay announces on the log, and a checksum of
-// the event under that name. Readers use it to recognise the store's events without asking the store about each one. A record that
-// was made by hand, an edited copy, and a record of another system do not have a valid seal. It is not a signature: anybody who
-// can read the name can compute one. Broker ACLs and the comparison with the store protect against that.
+// A seal marks a record as published by the relay of its store. It is a name, which the relay announces on the log, and
+// a checksum of the event under that name. Readers use it to recognise the store's events without asking the store
+// about each one. A record that was made by hand, an edited copy, and a record of another system do not have a valid
+// seal. It is not a signature: anybody who can read the name can compute one. Broker ACLs and the comparison with the
+// store protect against that.
 const headerSeal = "ce_storeseal" // "name:sum", the sum in 16 hexadecimal digits
 
 // sumDigits is how long a sum is.
@@ -56,8 +57,8 @@ func (e Event) SealHolds(headers []Header) bool {
 	return bytes.Equal(appendSum(want[:0], e.sum(string(name))), sum)
 }
 
-// sum covers everything that a record carries. Strings are prefixed with their length, so that moving a character from one to the next
-// changes the sum.
+// sum covers everything that a record carries. Strings are prefixed with their length, so that moving a character from
+// one to the next changes the sum.
 func (e Event) sum(name string) uint64 {
 	var buffer [512]byte // on the stack, for nearly all events
 	b := buffer[:0]

@@ -86,14 +86,15 @@ func OffsetsText(offsets map[int32]int64) string {
 	return strings.Join(parts, ",")
 }
 
-// TablesAsOf tells how tables were at a moment: by time the newest state that was committed by then; by offsets the newest that holds
-// nothing at or beyond them, where tables of topics that are not named are as they are now. Of the past stay all of the newest
-// states, of older ones the last of each minute, then of each hour, and TableState.Taken tells which one it is. Tables that wanted
-// does not name are as they are now, or left out where they are not the lake's own. The error is a *HistoryError where
-// history does not reach back so far.
+// TablesAsOf tells how tables were at a moment: by time the newest state that was committed by then; by offsets the
+// newest that holds nothing at or beyond them, where tables of topics that are not named are as they are now. Of the
+// past stay all of the newest states, of older ones the last of each minute, then of each hour, and TableState.Taken
+// tells which one it is. Tables that wanted does not name are as they are now, or left out where they are not the
+// lake's own. The error is a *HistoryError where history does not reach back so far.
 //
-// A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance takes it when it
-// is old. The files that it names stay for as long as Hold holds them, or until maintenance cuts the table's history.
+// A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance
+// takes it when it is old. The files that it names stay for as long as Hold holds them, or until maintenance cuts the
+// table's history.
 func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
 	topics := maps.Clone(at.Offsets)
 	var states []TableState
@@ -209,11 +210,11 @@ type moment struct {
 	next map[int32]int64
 }
 
-// history is the past of a table's main branch as far as it is still there, the newest first; complete tells whether it has the table's
-// first state, before which it was empty. now is what the newest holds.
+// history is the past of a table's main branch as far as it is still there, the newest first; complete tells whether it
+// has the table's first state, before which it was empty. now is what the newest holds.
 //
-// A snapshot that does not say what it holds, made by another engine, holds what its parent does, for only landers bring rows of the topic.
-// Where its parent has been thinned out, it holds no more than the next one that says so.
+// A snapshot that does not say what it holds, made by another engine, holds what its parent does, for only landers
+// bring rows of the topic. Where its parent has been thinned out, it holds no more than the next one that says so.
 func history(meta table.Metadata, now map[int32]int64) (past []moment, complete bool) {
 	complete = true
 	for _, s := range lineage(meta) {
@@ -239,8 +240,8 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 	return past, complete
 }
 
-// lineage are the snapshots that were the table's, the newest first. Where some between have been thinned out, it goes on with the
-// newest before them that is on no other branch.
+// lineage are the snapshots that were the table's, the newest first. Where some between have been thinned out, it goes
+// on with the newest before them that is on no other branch.
 func lineage(meta table.Metadata) (all []table.Snapshot) {
 	elsewhere := map[int64]bool{}
 	for name, ref := range meta.Refs() {

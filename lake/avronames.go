@@ -11,9 +11,10 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// withAvroNames is the table with its partition fields called as they may be called in manifests, which are Avro: as Iceberg's Java
-// library calls them there. Readers go by the ids of these fields, and the catalog keeps the names that they have, as a commit does
-// not send them. A table without such names is returned as it is. So are fields that would share a name, which Java cannot write either.
+// withAvroNames is the table with its partition fields called as they may be called in manifests, which are Avro: as
+// Iceberg's Java library calls them there. Readers go by the ids of these fields, and the catalog keeps the names that
+// they have, as a commit does not send them. A table without such names is returned as it is. So are fields that would
+// share a name, which Java cannot write either.
 func withAvroNames(t *table.Table, cat table.CatalogIO) *table.Table {
 	if specs := t.Metadata().PartitionSpecs(); !hasOtherAvroNames(specs) {
 		return t
@@ -57,7 +58,8 @@ func avroNames(names []string) []string {
 	return out
 }
 
-// ascii writes letters that Java takes for a name, and our library for Avro does not, as Java writes those that it does not take.
+// ascii writes letters that Java takes for a name, and our library for Avro does not, as Java writes those that it does
+// not take.
 func ascii(name string) string {
 	var b strings.Builder
 	for _, unit := range utf16.Encode([]rune(name)) {

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// What stops landers, because it was there before they came or came past the catalog's guard, is told with the reason, and whoever
-// serves the catalog lets it be taken out again.
+// What stops landers, because it was there before they came or came past the catalog's guard, is told with the reason,
+// and whoever serves the catalog lets it be taken out again.
 func TestWhatBlocksLandersCanBeRemoved(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -94,8 +94,8 @@ func loadNotes(t *testing.T, l *Lake) table.Metadata {
 	return have.Metadata()
 }
 
-// A table whose landers write a fixed set of columns may be partitioned by others, which are null in their rows. Who serves the
-// catalog need not know which these are.
+// A table whose landers write a fixed set of columns may be partitioned by others, which are null in their rows. Who
+// serves the catalog need not know which these are.
 func TestPartitionsByColumnsThatLandersDoNotWrite(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

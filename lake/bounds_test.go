@@ -19,8 +19,8 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// An empty string in a partition is a bound of its manifest as any other value is. A bound that is left out says that there are only
-// nulls, and readers skip the manifest.
+// An empty string in a partition is a bound of its manifest as any other value is. A bound that is left out says that
+// there are only nulls, and readers skip the manifest.
 func TestEmptyStringsAreBoundsOfPartitions(t *testing.T) {
 	t.Parallel()
 	null := "null"

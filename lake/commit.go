@@ -18,12 +18,12 @@ import (
 // errFenced says that the table moved under a batch: another lander is at work, or was.
 var errFenced = errors.New("another commit moved the table's offsets")
 
-// Files that are not committed after so long are given up, and their records read again: maintenance takes what is older than ten
-// minutes or more, and nothing refers to, for what a killed lander has left.
+// Files that are not committed after so long are given up, and their records read again: maintenance takes what is
+// older than ten minutes or more, and nothing refers to, for what a killed lander has left.
 const uncommittedAge = 5 * time.Minute
 
-// A commit that fails for so long, and at least so often, for a reason that nobody knows to pass, stops its table: it is said, and tried
-// again at every look at the table.
+// A commit that fails for so long, and at least so often, for a reason that nobody knows to pass, stops its table: it
+// is said, and tried again at every look at the table.
 const (
 	unknownHolds = time.Minute
 	fewestTries  = 5
@@ -32,8 +32,8 @@ const (
 // A commit that was begun is brought to its end even while the program stops, for so long at most.
 const commitTimeout = 30 * time.Second
 
-// land finishes the batch's data files and commits them. However a try fails, the table is asked before the next one: is the
-// commit there, or could it still be made? The files are written once and committed until one of both is clear.
+// land finishes the batch's data files and commits them. However a try fails, the table is asked before the next one:
+// is the commit there, or could it still be made? The files are written once and committed until one of both is clear.
 func (l *lander) land(ctx context.Context, b *batch, w *fileWriter) error {
 	files, err := w.finish(ctx, b.id)
 	if err != nil {
@@ -78,8 +78,8 @@ const (
 	unknownBase int64 = -1 // the catalog was not asked
 )
 
-// try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It returns
-// nil where the commit is in the table.
+// try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It
+// returns nil where the commit is in the table.
 func (l *lander) try(ctx context.Context, b *batch, w *fileWriter, files []iceberg.DataFile, again bool) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
@@ -155,10 +155,12 @@ func (l *lander) try(ctx context.Context, b *batch, w *fileWriter, files []icebe
 	return base, l.config.at(ctx, l.table.Name, stepCommitted)
 }
 
-// rowIDs is the first format version in which rows have ids. iceberg-go gives them to what a row delta adds, not to what is added as files.
+// rowIDs is the first format version in which rows have ids. iceberg-go gives them to what a row delta adds, not to
+// what is added as files.
 const rowIDs = 3
 
-// stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have brought.
+// stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have
+// brought.
 func stageRows(ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
 	if len(deletes) > 0 || format >= rowIDs {
 		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
@@ -166,8 +168,8 @@ func stageRows(ctx context.Context, tx *table.Transaction, format int, files, de
 	return tx.AddDataFiles(ctx, files, summary, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 }
 
-// discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not certain
-// they stay: a file that nobody reads costs some space, a missing one costs the table.
+// discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not
+// certain they stay: a file that nobody reads costs some space, a missing one costs the table.
 func (l *lander) discardUnlanded(ctx context.Context, w *fileWriter, files []iceberg.DataFile, commit string, bases []int64) error {
 	if len(files) > 0 && len(bases) > 0 {
 		t, err := l.lake.load(context.WithoutCancel(ctx), l.table.identifier())

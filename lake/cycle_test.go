@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// ringed makes the history of the table of notes a cycle, past the guards: its head is the parent of its first snapshot.
+// ringed makes the history of the table of notes a cycle, past the guards: its head is the parent of its first
+// snapshot.
 func ringed(t *testing.T, l *Lake) {
 	t.Helper()
 	for range 3 {
@@ -32,7 +33,8 @@ func ringed(t *testing.T, l *Lake) {
 	}
 }
 
-// A table whose history goes in circles is landed, read, maintained and guarded without a walk that never ends, and is reported.
+// A table whose history goes in circles is landed, read, maintained and guarded without a walk that never ends, and is
+// reported.
 func TestCycleOfSnapshots(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)

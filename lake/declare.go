@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// prepare creates what is missing, and brings what is there to what is declared. A table that cannot be read or landed as it is takes
-// nothing from the others: Stopped says what is the matter with it.
+// prepare creates what is missing, and brings what is there to what is declared. A table that cannot be read or landed
+// as it is takes nothing from the others: Stopped says what is the matter with it.
 func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	for _, t := range l.tables {
 		if readOnly {
@@ -73,17 +73,17 @@ func (l *Lake) placed(t Table, have *table.Table) error {
 		t.Name, have.Location(), l.warehouse.url)
 }
 
-// properties of every table. commit.retry.num-retries is not among them: iceberg-go does not try again where it is missing, and a stale
-// append must fail, not be replayed onto the new head, as the lander decides (see lander.go). Other engines do try again then, as
-// they must beside landers.
+// properties of every table. commit.retry.num-retries is not among them: iceberg-go does not try again where it is
+// missing, and a stale append must fail, not be replayed onto the new head, as the lander decides (see lander.go).
+// Other engines do try again then, as they must beside landers.
 var tableProperties = iceberg.Properties{
 	// What a commit reads and writes must not grow with the number of commits before it.
 	table.MetadataDeleteAfterCommitEnabledKey: "true",
 	table.MetadataPreviousVersionsMaxKey:      "100",
 	table.ManifestMergeEnabledKey:             "true",
 	table.ManifestMinMergeCountKey:            "50",
-	// Others' DELETE, UPDATE and MERGE are of the rows that are there when they begin. Were they of those too that come meanwhile, which
-	// is what Iceberg takes for granted, they would fail beside landers for as long as these land.
+	// Others' DELETE, UPDATE and MERGE are of the rows that are there when they begin. Were they of those too that come
+	// meanwhile, which is what Iceberg takes for granted, they would fail beside landers for as long as these land.
 	"write.delete.isolation-level": "snapshot",
 	"write.update.isolation-level": "snapshot",
 	"write.merge.isolation-level":  "snapshot",
@@ -114,7 +114,8 @@ func (l *Lake) create(ctx context.Context, t Table) (*table.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was lost.
+	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was
+	// lost.
 	_, _, err = l.catalog.CommitTable(ctx, t.identifier(), []table.Requirement{table.AssertCreate()}, []table.Update{
 		table.NewAssignUUIDUpdate(uuid.New()),
 		table.NewUpgradeFormatVersionUpdate(2),
@@ -154,8 +155,9 @@ func (t Table) describe(step evolution.Step) iceberg.Properties {
 // Others evolve and commit at the same time; each try begins with what they left.
 const evolveTries = 20
 
-// evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have under way keeps
-// the ids that it was written with, so it may land before or after. A table that is as declared is left alone.
+// evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
+// under way keeps the ids that it was written with, so it may land before or after. A table that is as declared is left
+// alone.
 func (l *Lake) evolve(ctx context.Context, t Table) error {
 	var err error
 	for failures := range evolveTries {

@@ -10,7 +10,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// A table that the catalog does not let become what is declared of it, for whatever reason, stops alone, at start as while it is landed.
+// A table that the catalog does not let become what is declared of it, for whatever reason, stops alone, at start as
+// while it is landed.
 func TestDeclarationThatIsRefusedStopsItsTable(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

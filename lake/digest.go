@@ -47,7 +47,8 @@ type sums struct {
 	expect func(events iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
-// Derived names the tables whose rows are made of an aggregate's events: facts drawn from them, and what they add up to.
+// Derived names the tables whose rows are made of an aggregate's events: facts drawn from them, and what they add up
+// to.
 func Derived(agg event.Aggregate) (names []string) {
 	for _, t := range Tables() {
 		if t.derived == agg {
@@ -220,7 +221,8 @@ func (r *batchReader) int64s(name string) func(i int) int64 {
 	return c.Value
 }
 
-// readEvents gives back the events that the rows of an events table were made of. All but the stream's name aliases rec.
+// readEvents gives back the events that the rows of an events table were made of. All but the stream's name aliases
+// rec.
 func readEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error) {
 	r := batchReader{rec: rec}
 	id, stream, version, kind := r.strings("event_id"), r.strings("aggregate_id"), r.int64s("version"), r.strings("type")

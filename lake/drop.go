@@ -9,8 +9,9 @@ import (
 	"github.com/apache/iceberg-go/catalog"
 )
 
-// DropFedBy takes those of the lake's own tables that a topic feeds out of the catalog, so that the next lake that is opened
-// creates them again, empty. Nothing may land meanwhile. Their files stay until maintenance finds that no table has them.
+// DropFedBy takes those of the lake's own tables that a topic feeds out of the catalog, so that the next lake that is
+// opened creates them again, empty. Nothing may land meanwhile. Their files stay until maintenance finds that no table
+// has them.
 func (l *Lake) DropFedBy(ctx context.Context, topic string) (dropped []string, err error) {
 	for _, t := range l.tables {
 		if t.Topic != topic {

@@ -12,8 +12,9 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its exact bytes,
-// and each type of event as a struct, null in the rows of others. What is new in the contract is a new column.
+// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
+// exact bytes, and each type of event as a struct, null in the rows of others. What is new in the contract is a new
+// column.
 func eventsTable(name string, agg event.Aggregate, message proto.Message) Table {
 	reserved := make([]string, len(eventColumns))
 	for i, c := range eventColumns {

@@ -29,7 +29,8 @@ import (
 //     staged, nobody does (see rowsError), and the lander finds the record by halving what it lands (see sift.go).
 //   - It is of the table: see TableError. Only that table's landing stops.
 
-// TableError says why a table cannot be read or landed as it is, and what a person can do about it. Other tables are not concerned.
+// TableError says why a table cannot be read or landed as it is, and what a person can do about it. Other tables are
+// not concerned.
 type TableError struct {
 	Table  string // as TableState names it
 	Remedy string

@@ -56,8 +56,9 @@ func stoppedTables(l *Lake) (names []string) {
 	return names
 }
 
-// Whatever is the matter with one table, at start or while it is landed, the others are opened, read and landed; the lake names the table,
-// the reason and the remedy; and once somebody has helped, it is landed on, with nothing missing and nothing twice.
+// Whatever is the matter with one table, at start or while it is landed, the others are opened, read and landed; the
+// lake names the table, the reason and the remedy; and once somebody has helped, it is landed on, with nothing missing
+// and nothing twice.
 func TestOneTableStopsAlone(t *testing.T) {
 	t.Parallel()
 	next := propNextPrefix + event.Order.Topic + ".2"
@@ -430,8 +431,8 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 	}
 }
 
-// A lander that dies between a dead letter and the commit that passes over it, is gone on from: every record is in the table once or
-// among the dead letters, where it is under one key however often it was put there.
+// A lander that dies between a dead letter and the commit that passes over it, is gone on from: every record is in the
+// table once or among the dead letters, where it is under one key however often it was put there.
 func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step{stepPark, stepParked, stepClosed, stepCommit, stepCommitted} {

@@ -15,14 +15,15 @@ import (
 	"github.com/millrace/millrace/internal/postgres"
 )
 
-// Why a table is not landed, the process that does not land it knows, and it may be another one that is asked. So it is written where
-// both look, and where it can be read though nothing else of the table can: among the properties of the table's namespace.
+// Why a table is not landed, the process that does not land it knows, and it may be another one that is asked. So it is
+// written where both look, and where it can be read though nothing else of the table can: among the properties of the
+// table's namespace.
 
 // propFault begins the property of a namespace that says why one of its tables is not landed; the table's name follows.
 const propFault = "millrace.fault."
 
-// A fault is written again whenever the table was looked at. One that was not for so long is of a process that is gone, or that lands
-// the table again and could not say so.
+// A fault is written again whenever the table was looked at. One that was not for so long is of a process that is gone,
+// or that lands the table again and could not say so.
 const faultHolds = 10 * lookAgain
 
 // mostFault bounds each text of a fault that is written: catalogs have columns for so much.

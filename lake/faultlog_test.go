@@ -17,7 +17,8 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// A process that does not land is told why a table is not landed by another, and when that is over; what waits for the table goes on.
+// A process that does not land is told why a table is not landed by another, and when that is over; what waits for the
+// table goes on.
 func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) Config) {
@@ -103,8 +104,8 @@ func (r *refusing) CommitTable(ctx context.Context, ident table.Identifier, reqs
 	return r.Catalog.CommitTable(ctx, ident, reqs, updates)
 }
 
-// A commit that is refused for a reason which does not pass stops its table, which says what to do; one that nobody knows does so after a
-// while. The other tables land, and so does this one once it may.
+// A commit that is refused for a reason which does not pass stops its table, which says what to do; one that nobody
+// knows does so after a while. The other tables land, and so does this one once it may.
 func TestCommitsThatNeverPassStopTheirTable(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

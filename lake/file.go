@@ -21,8 +21,8 @@ import (
 
 // fileWriter writes rows into data files of one table, those of one batch after those of the other.
 //
-// Rows of a table without partitions go into one file as they come. Those of a partitioned one wait in memory for the end of
-// their batch, and are then written one partition after the other, so that one file is open at a time.
+// Rows of a table without partitions go into one file as they come. Those of a partitioned one wait in memory for the
+// end of their batch, and are then written one partition after the other, so that one file is open at a time.
 type fileWriter struct {
 	columns     *columnar.Columns
 	origin      origin
@@ -39,8 +39,8 @@ type fileWriter struct {
 	abort    context.CancelFunc
 }
 
-// The columns become a page of the file when they have so many rows, or came of so many bytes: as many rows as a dictionary wants to
-// see before it is given up, and no more than is good for memory.
+// The columns become a page of the file when they have so many rows, or came of so many bytes: as many rows as a
+// dictionary wants to see before it is given up, and no more than is good for memory.
 const (
 	chunkRows  = 16 << 10
 	chunkBytes = 16 << 20
@@ -205,8 +205,9 @@ func (w *fileWriter) describe(written pages.File) (iceberg.DataFile, error) {
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
-// spread writes the rows of a partitioned table. iceberg-go puts the values of a partition into its files' names; readers do not need
-// them there, and do not agree on how they are to be read, so the files get names as all others have.
+// spread writes the rows of a partitioned table. iceberg-go puts the values of a partition into its files' names;
+// readers do not need them there, and do not agree on how they are to be read, so the files get names as all others
+// have.
 func (w *fileWriter) spread(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.columns.Rows() == 0 {
 		return nil, nil
@@ -251,7 +252,8 @@ func (w *fileWriter) remove(files ...iceberg.DataFile) error {
 	return errors.Join(errs...)
 }
 
-// withSources adds to rows the columns that the table is partitioned by and that are not among those written: they are null.
+// withSources adds to rows the columns that the table is partitioned by and that are not among those written: they are
+// null.
 func (w *fileWriter) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	schema, spec := w.table.Schema(), w.table.Spec()
 	written := map[int]bool{}

@@ -62,8 +62,8 @@ func identifiedBy(columns ...string) func(table.Metadata) []table.Update {
 	}
 }
 
-// What another engine makes of a table of format 3, landers and maintenance go on with, or the catalog refuses it; of sort orders and
-// columns that name a row in either format, too.
+// What another engine makes of a table of format 3, landers and maintenance go on with, or the catalog refuses it; of
+// sort orders and columns that name a row in either format, too.
 func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

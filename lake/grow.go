@@ -18,14 +18,14 @@ import (
 // ErrGrow is what Append of a Grower wraps where the record needs columns that the Grower was not made with.
 var ErrGrow = errors.New("the record needs columns that its table does not have")
 
-// Grower is a Rows of a table whose columns follow from its records. Where a record needs more of them, what came before it lands,
-// then the table gets its columns in a commit of its own, and then a new Grower goes on with the record. So a lander that dies in
-// between leaves a table with columns that nothing uses yet, and others at work, which write files with the columns that they
-// know, are not in its way: they learn of the new ones when they need any.
+// Grower is a Rows of a table whose columns follow from its records. Where a record needs more of them, what came
+// before it lands, then the table gets its columns in a commit of its own, and then a new Grower goes on with the
+// record. So a lander that dies in between leaves a table with columns that nothing uses yet, and others at work, which
+// write files with the columns that they know, are not in its way: they learn of the new ones when they need any.
 type Grower interface {
 	Rows
-	// Grow gives the columns that a table is to have so that records fit, from those that it has; without those of their origin. A
-	// record that cannot fit whatever the columns asks for none: Append says why, and it is parked.
+	// Grow gives the columns that a table is to have so that records fit, from those that it has; without those of
+	// their origin. A record that cannot fit whatever the columns asks for none: Append says why, and it is parked.
 	Grow(ctx context.Context, have []columnar.Field, records iter.Seq[Record]) ([]columnar.Field, error)
 }
 

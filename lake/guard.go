@@ -17,11 +17,12 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To one that
-// landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then stay deleted. What
-// would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what was meant: the positions in the
-// properties say that the rows before them are in the table, even if somebody deletes these. A nil before says that the table is new, a nil
-// after that it would be renamed, or another's metadata in its place.
+// guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To
+// one that landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then
+// stay deleted. What would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what
+// was meant: the positions in the properties say that the rows before them are in the table, even if somebody deletes
+// these. A nil before says that the table is new, a nil after that it would be renamed, or another's metadata in its
+// place.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
 	if before == nil {
 		return l.begins(name, after)
@@ -47,8 +48,8 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 	return nil
 }
 
-// propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its PURGE takes the files,
-// beside landers that then land everything anew.
+// propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its
+// PURGE takes the files, beside landers that then land everything anew.
 const propReleased = "millrace.released"
 
 // mayDrop is what speaks against dropping a table.
@@ -74,7 +75,8 @@ func samePlace(before, after table.Metadata) error {
 // A prefix of properties that are the landers' own: where the table stands, and what its columns are.
 const ownProperties = "millrace."
 
-// placing properties put files beside the table's location, where another table's maintenance would take them for orphans.
+// placing properties put files beside the table's location, where another table's maintenance would take them for
+// orphans.
 var placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
 func sameProperties(before, after iceberg.Properties) error {
@@ -115,8 +117,8 @@ func follows(before, after table.Metadata) error {
 // Iceberg takes a snapshot that is dated before the newest one by so much at most.
 const mostAhead = time.Minute
 
-// dated refuses snapshots that are dated in the future, such as microseconds in place of milliseconds: no commit could follow them
-// until that time has come.
+// dated refuses snapshots that are dated in the future, such as microseconds in place of milliseconds: no commit could
+// follow them until that time has come.
 func dated(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
 		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(mostAhead).UnixMilli() {
@@ -130,8 +132,8 @@ func dated(before, after table.Metadata, now time.Time) error {
 // How long it may take to find out whether a table can be written; it is done in memory.
 const rehearsalTimeout = 10 * time.Second
 
-// fits reports whether landers can write the table as well as before. Where they could not, whatever leads out of that may be done: the
-// columns that they write stay, and those that stand in their way may go.
+// fits reports whether landers can write the table as well as before. Where they could not, whatever leads out of that
+// may be done: the columns that they write stay, and those that stand in their way may go.
 func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	if asWritten(before, after) {
 		return nil
@@ -219,7 +221,8 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	return nil
 }
 
-// keeps reports whether all fields are still there, as they were, but for those that may go, and those beside them may be null.
+// keeps reports whether all fields are still there, as they were, but for those that may go, and those beside them may
+// be null.
 func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {

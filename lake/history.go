@@ -15,9 +15,9 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of older ones
-// the last of each minute, then of each hour. So as-of queries reach back a day, and commits cost the same for ever. To look for
-// what may go costs little, to take it away is a commit, made where it is worth it.
+// Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of
+// older ones the last of each minute, then of each hour. So as-of queries reach back a day, and commits cost the same
+// for ever. To look for what may go costs little, to take it away is a commit, made where it is worth it.
 const (
 	historyNewest  = 64
 	historyMinutes = time.Hour
@@ -62,8 +62,8 @@ func (l *lander) thin(ctx context.Context) {
 	}
 }
 
-// tryThin deletes the lists of the states that go, and the manifests that no other state has. It deletes no data file: one that a
-// compaction has replaced may still be in a reader's plan, and maintenance removes it when it is old.
+// tryThin deletes the lists of the states that go, and the manifests that no other state has. It deletes no data file:
+// one that a compaction has replaced may still be in a reader's plan, and maintenance removes it when it is old.
 func (l *lander) tryThin(ctx context.Context) error {
 	t, err := l.lake.load(ctx, l.table.identifier())
 	if err != nil {

@@ -67,7 +67,8 @@ type Summary struct {
 	AsOf        time.Time // when the newest event in it was recorded; zero where no lander says
 }
 
-// Summarize tells what a table is made of. It reads the metadata alone. Of a table that cannot be read the error is a *TableError.
+// Summarize tells what a table is made of. It reads the metadata alone. Of a table that cannot be read the error is a
+// *TableError.
 func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	t, err := l.load(ctx, name)
 	if fault := tableError(called(name), err); fault != nil {
@@ -140,8 +141,8 @@ type SnapshotState struct {
 	Rows      int64  // in the table's files, those that deletes take away included
 	Added     int64  // rows
 	Files     int64  // data files in the table
-	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table. A compaction keeps
-	// it. Empty for the commits of others.
+	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table. A
+	// compaction keeps it. Empty for the commits of others.
 	Offsets string
 	Commit  string // the lander's id of it
 	Current bool

@@ -11,14 +11,15 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// keyFilter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session builds
-// it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is persisted, so a kill
-// cannot make it wrong.
+// keyFilter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session
+// builds it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is
+// persisted, so a kill cannot make it wrong.
 type keyFilter struct {
 	bits     []uint64
 	keys     int // added
 	capacity int // keys that it is sized for
-	// upTo is the offset up to which the filter has the keys of each partition. Rows that others land later are missing.
+	// upTo is the offset up to which the filter has the keys of each partition. Rows that others land later are
+	// missing.
 	upTo map[int32]int64
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// The first event of a stream that comes a second time changes nothing, whatever the lander remembers of the stream, and however much
-// has happened to the table since.
+// The first event of a stream that comes a second time changes nothing, whatever the lander remembers of the stream,
+// and however much has happened to the table since.
 func TestFirstEventThatComesAgain(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string]func(w *stateWorld, g *generator){

@@ -1,5 +1,5 @@
-// Package lake turns topics into open tables: Iceberg, in Parquet, that any engine can read without a program of ours in
-// between. It is here so that the events, and the facts drawn from them, outlive every other part of the system in a
+// Package lake turns topics into open tables: Iceberg, in Parquet, that any engine can read without a program of ours
+// in between. It is here so that the events, and the facts drawn from them, outlive every other part of the system in a
 // form that is not its own.
 //
 // A lander per table reads the topic and commits rows together with the offsets they reach (see lander.go), so a table
@@ -33,8 +33,8 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// Namespace is where our tables stand in the catalog, and CatalogName is what outside engines must call that catalog: the
-// SQL catalog keeps the name in every row.
+// Namespace is where our tables stand in the catalog, and CatalogName is what outside engines must call that catalog:
+// the SQL catalog keeps the name in every row.
 const (
 	Namespace   = "millrace"
 	CatalogName = "millrace"
@@ -42,7 +42,8 @@ const (
 
 // Config says where the lake is.
 type Config struct {
-	// Warehouse is where the tables are: a folder, created if it is not there, or s3://bucket/folder, whose bucket exists.
+	// Warehouse is where the tables are: a folder, created if it is not there, or s3://bucket/folder, whose bucket
+	// exists.
 	Warehouse string
 	S3        S3 // of an s3:// warehouse
 	// Catalog is Iceberg's SQL catalog: a SQLite file, created likewise, or postgres://user@host/database.
@@ -50,8 +51,8 @@ type Config struct {
 	CatalogPassword string // takes the place of the one in Catalog
 	// Tables are those that this process lands in and tells about; Tables() where nil.
 	Tables []Table
-	// ReadOnly opens a lake that exists, beside the process that lands in it.
-	// Sync makes every file of a warehouse in a folder durable against a power cut before a commit names it. It holds for the process.
+	// ReadOnly opens a lake that exists, beside the process that lands in it. Sync makes every file of a warehouse in a
+	// folder durable against a power cut before a commit names it. It holds for the process.
 	Sync     bool
 	ReadOnly bool
 	Logger   *slog.Logger // required
@@ -85,8 +86,9 @@ func (e *noTableError) Error() string {
 
 func (e *noTableError) Unwrap() []error { return []error{ErrNoLake, e.err} }
 
-// Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this program declares
-// of them; several processes may do so at once. A table that cannot be read, or become what is declared, is left as it is: see Stopped.
+// Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this
+// program declares of them; several processes may do so at once. A table that cannot be read, or become what is
+// declared, is left as it is: see Stopped.
 func Open(ctx context.Context, c Config) (*Lake, error) {
 	w, err := openWarehouse(ctx, c)
 	if err != nil {
@@ -174,8 +176,8 @@ func (l *Lake) Close() error {
 // A catalog or an object store that does not answer for so long fails a load.
 const loadTimeout = 30 * time.Second
 
-// load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits return
-// keep all of their history alive.
+// load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits
+// return keep all of their history alive.
 func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -220,14 +222,15 @@ type TableState struct {
 	identifier table.Identifier // set by TablesAsOf, for Hold
 }
 
-// Tables tells how the tables are now. One that somebody has dropped, or that cannot be read, is left out: it takes nothing from the
-// others.
+// Tables tells how the tables are now. One that somebody has dropped, or that cannot be read, is left out: it takes
+// nothing from the others.
 func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	states, _, err := l.states(ctx, l.tables)
 	return states, err
 }
 
-// Look is Tables, and tells which tables cannot be read, are not landed, by this process or by another, or lack files, and why.
+// Look is Tables, and tells which tables cannot be read, are not landed, by this process or by another, or lack files,
+// and why.
 func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
@@ -247,8 +250,8 @@ func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
 	return states, addFaults(broken, l.lost.all()...), nil
 }
 
-// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by their names, each with
-// its namespace.
+// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by
+// their names, each with its namespace.
 func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]TableState, error) {
 	others, err := l.others(ctx, wanted)
 	if err != nil {
@@ -276,7 +279,8 @@ func (l *Lake) states(ctx context.Context, tables []Table) (states []TableState,
 	return states, broken, nil
 }
 
-// others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see stateFrom.
+// others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see
+// stateFrom.
 func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]Table, error) {
 	all, err := l.All(ctx)
 	if err != nil {
@@ -339,9 +343,10 @@ func timePartitions(m table.Metadata) bool {
 	return false
 }
 
-// Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition that
-// some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the tables. Those that
-// cannot be read, or are not landed, do not count; where no other is left, the error is a *TableError.
+// Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition
+// that some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the
+// tables. Those that cannot be read, or are not landed, do not count; where no other is left, the error is a
+// *TableError.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
 	var broken *TableError

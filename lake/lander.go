@@ -19,22 +19,23 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// lander brings partitions of one table's topic into the table: those that a consumer group gives it, whose members are all
-// landers of the table, in this process and in others.
+// lander brings partitions of one table's topic into the table: those that a consumer group gives it, whose members are
+// all landers of the table, in this process and in others.
 //
-// What must hold: the table's rows are those of the records before the offsets in its properties, each once. Only commits
-// change either, a commit changes both at once, and it is accepted only on the snapshot that it was computed from, and only
-// where its partitions stand where it begins. So there is nothing else to remember: a lander that knows no more, because it
-// starts, because anything failed, or because the group has gone on without it, goes on from what the table says. Landers of
-// different partitions wait for each other's commits at most; of two at one partition, the slower one's work is thrown away.
+// What must hold: the table's rows are those of the records before the offsets in its properties, each once. Only
+// commits change either, a commit changes both at once, and it is accepted only on the snapshot that it was computed
+// from, and only where its partitions stand where it begins. So there is nothing else to remember: a lander that knows
+// no more, because it starts, because anything failed, or because the group has gone on without it, goes on from what
+// the table says. Landers of different partitions wait for each other's commits at most; of two at one partition, the
+// slower one's work is thrown away.
 type lander struct {
 	lake   *Lake
 	table  Table
 	config RunConfig
 	number int // among those of the table in this process
 	log    *slog.Logger
-	// first counts those landers of the table in this process that read its topic's first partition: the process that has one
-	// maintains the table. Two may think so for a moment, which costs work, not rows.
+	// first counts those landers of the table in this process that read its topic's first partition: the process that
+	// has one maintains the table. Two may think so for a moment, which costs work, not rows.
 	first *atomic.Int32
 
 	commits int // so far
@@ -46,8 +47,8 @@ type lander struct {
 	parked parkings
 }
 
-// A lost file may be one that was replaced between two looks, and brokers that start know no topics. It is lost where it is missing so
-// often.
+// A lost file may be one that was replaced between two looks, and brokers that start know no topics. It is lost where
+// it is missing so often.
 const lostLooks = 3
 
 // run lands until ctx is done, or the table cannot be landed as it is: then the error is a *TableError.
@@ -187,8 +188,8 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-// take puts a partition's records into the batch, and lands what comes before one that wants more columns. What is held back
-// waits for something else.
+// take puts a partition's records into the batch, and lands what comes before one that wants more columns. What is held
+// back waits for something else.
 func (s *session) take(ctx context.Context, f fetch.Batch) (*held, error) {
 	held, err := s.add(ctx, s.batch, s.rows, s.writer, f)
 	for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
@@ -294,8 +295,8 @@ func (l *lander) source() fetch.Config {
 	}
 }
 
-// position tells the group where to read partitions from: where the table stands. Nothing that anybody does to the group's own
-// offsets changes that.
+// position tells the group where to read partitions from: where the table stands. Nothing that anybody does to the
+// group's own offsets changes that.
 func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positions, partitions []int32) (map[int32]int64, error) {
 	have, err := l.lake.load(ctx, l.table.identifier())
 	if err != nil {
@@ -337,7 +338,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	return from, nil
 }
 
-// topicError is of a topic that is not there: where the table has rows of it, it has been deleted, and else it may come.
+// topicError is of a topic that is not there: where the table has rows of it, it has been deleted, and else it may
+// come.
 func (l *lander) topicError(err error, have *table.Table) error {
 	if stands, readErr := readProgress(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(stands.next) > 0 {
 		return &PositionError{l.table.Name, l.table.Topic, err}
@@ -355,8 +357,8 @@ func (l *lander) positionError(err error) error {
 	return err
 }
 
-// add puts a partition's records into the batch, and into the data file as they become many. It may go only as far as a record
-// that has to wait.
+// add puts a partition's records into the batch, and into the data file as they become many. It may go only as far as a
+// record that has to wait.
 func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) (*held, error) {
 	for record := range l.records(f) {
 		r := &record

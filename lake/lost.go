@@ -11,18 +11,19 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// A data file that is lost stops no lander whose table only grows, so nothing would report it. Any reader that meets it, a verification, a
-// query or maintenance, has the table checked, and what is found is written where faults are (see faultlog.go), beside them: the table
-// is landed on.
+// A data file that is lost stops no lander whose table only grows, so nothing would report it. Any reader that meets
+// it, a verification, a query or maintenance, has the table checked, and what is found is written where faults are (see
+// faultlog.go), beside them: the table is landed on.
 
-// propLost is the property of a namespace that says which files of one of its tables are lost; the table's name follows.
+// propLost is the property of a namespace that says which files of one of its tables are lost; the table's name
+// follows.
 const propLost = "millrace.lost."
 
 // What is lost stays so until somebody has checked again.
 const lostHolds = 7 * 24 * time.Hour
 
-// Check looks whether all files are there that a table needs. Where some are not, the error is a *TableError, and Look has it from then
-// on, until a check finds them all.
+// Check looks whether all files are there that a table needs. Where some are not, the error is a *TableError, and Look
+// has it from then on, until a check finds them all.
 func (l *Lake) Check(ctx context.Context, name Name) error {
 	t := Table{Namespace: namespaceOf(name), Name: name[len(name)-1]}
 	err := maintenance.CheckFiles(ctx, l.loader(name))

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// A file that a table lacks, whichever and by whomever it is found, is told by every process, with what to do; landing goes on, the other
-// tables are not concerned, and when the file is back nothing is told any more.
+// A file that a table lacks, whichever and by whomever it is found, is told by every process, with what to do; landing
+// goes on, the other tables are not concerned, and when the file is back nothing is told any more.
 func TestLostFilesAreTold(t *testing.T) {
 	t.Parallel()
 	for name, found := range map[string]func(t *testing.T, l *Lake) error{

@@ -17,8 +17,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Files of a table that an older version partitioned by texts stand where a program looks that decodes locations, and their locations are
-// escaped. Maintenance makes them readable for every engine, and goes on with them.
+// Files of a table that an older version partitioned by texts stand where a program looks that decodes locations, and
+// their locations are escaped. Maintenance makes them readable for every engine, and goes on with them.
 func TestMaintenancePlacesOldFilesAsTheirLocationsAreWritten(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
@@ -104,8 +104,8 @@ func misplaced(t *testing.T, l *Lake, name string) (all []string) {
 	return all
 }
 
-// age makes of a table what an older version left: each data file has its partition in its location, escaped, and stands at the
-// location decoded.
+// age makes of a table what an older version left: each data file has its partition in its location, escaped, and
+// stands at the location decoded.
 func age(t *testing.T, l *Lake, name string) {
 	t.Helper()
 	have, err := l.load(t.Context(), identifier(name))
@@ -148,7 +148,8 @@ func age(t *testing.T, l *Lake, name string) {
 	}
 }
 
-// A table that an older version let place its files beside its own folder goes on with them there, as long as that is in the warehouse.
+// A table that an older version let place its files beside its own folder goes on with them there, as long as that is
+// in the warehouse.
 func TestOldTablesWithFilesBesideThemGoOn(t *testing.T) {
 	t.Parallel()
 	for name, key := range map[string]string{"data": table.WriteDataPathKey, "metadata": table.WriteMetadataPathKey} {

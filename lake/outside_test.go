@@ -40,8 +40,8 @@ type outsideTable struct {
 	Error                   string
 }
 
-// PyIceberg and DuckDB find in the files, with no code of ours in between, exactly what was put into the topics. PyIceberg reads
-// tables of state once their deletes are compacted away.
+// PyIceberg and DuckDB find in the files, with no code of ours in between, exactly what was put into the topics.
+// PyIceberg reads tables of state once their deletes are compacted away.
 func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)

@@ -14,8 +14,9 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction and
-// the expiry of snapshots keep them. The summary of each snapshot repeats the offsets as they are with it, for readers of history.
+// Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction
+// and the expiry of snapshots keep them. The summary of each snapshot repeats the offsets as they are with it, for
+// readers of history.
 const (
 	propCommit     = "millrace.commit-id"    // of the newest landing
 	propAsOf       = "millrace.as-of"        // when the newest event in the table was recorded

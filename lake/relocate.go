@@ -28,10 +28,11 @@ type Relocated struct {
 	Manifests int    // that were rewritten
 }
 
-// Relocate makes tables readable whose files were moved with their warehouse, from the folder or s3:// location that it had to where it
-// is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three are rewritten beside the old ones,
-// data files stay as they are, and then the catalog is brought to the new ones, all tables or none. Until then nothing has changed, so
-// a run that was interrupted is just repeated. Nothing may land meanwhile.
+// Relocate makes tables readable whose files were moved with their warehouse, from the folder or s3:// location that it
+// had to where it is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three
+// are rewritten beside the old ones, data files stay as they are, and then the catalog is brought to the new ones, all
+// tables or none. Until then nothing has changed, so a run that was interrupted is just repeated. Nothing may land
+// meanwhile.
 func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	from, err := warehouseURL(from)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// A lake whose folder was moved is found again, row for row, by ourselves and by PyIceberg and DuckDB; landers go on, and maintenance
-// leaves nothing of it behind.
+// A lake whose folder was moved is found again, row for row, by ourselves and by PyIceberg and DuckDB; landers go on,
+// and maintenance leaves nothing of it behind.
 func TestRelocate(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)

@@ -21,19 +21,19 @@ type RunConfig struct {
 	Brokers  []string          // host:port
 	Security security.Config   // how to reach them
 	Decoder  *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
-	// Park takes the records that are no events. It must have made the record durable when it returns; it is called again
-	// for the same record after a crash.
+	// Park takes the records that are no events. It must have made the record durable when it returns; it is called
+	// again for the same record after a crash.
 	Park Parker
-	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed at
-	// once, but there are never more than two commits per interval. 0 means 2 seconds.
+	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed
+	// at once, but there are never more than two commits per interval. 0 means 2 seconds.
 	CommitInterval time.Duration
 	// CommitBytes of events are committed without waiting. 0 means 32 MiB.
 	CommitBytes int64
 
 	// Maintenance keeps the tables small meanwhile; nil leaves that to others.
 	Maintenance *maintenance.Config
-	// Instance names this process for good among those that land, where that is certain: after a crash it then goes on at once,
-	// where the others would first miss it for six seconds. May be empty.
+	// Instance names this process for good among those that land, where that is certain: after a crash it then goes on
+	// at once, where the others would first miss it for six seconds. May be empty.
 	Instance string
 	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
 	Landers int
@@ -48,7 +48,8 @@ type RunConfig struct {
 // Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.
 type Parker func(ctx context.Context, p Parked) error
 
-// Parked is a record that is no event. Sink, topic, partition and offset name it. Its bytes hold until the Parker returns.
+// Parked is a record that is no event. Sink, topic, partition and offset name it. Its bytes hold until the Parker
+// returns.
 type Parked struct {
 	Sink       string // "lake/orders_events"
 	Topic      string
@@ -91,10 +92,11 @@ func (e *PositionError) Remedy() string {
 
 func (e *PositionError) Unwrap() error { return e.Err }
 
-// Run lands every table until ctx is done, and then returns nil. Several processes may do so at once and share the topics'
-// partitions. What can pass by itself (brokers or catalog out of reach, another lander at the same partition) is logged and tried
-// again. A table that cannot be landed as it is stops alone: Stopped says why, and from time to time it is looked at again, for as long
-// as others are landed. Where none is left, Run ends with a *TableError. It may be called again.
+// Run lands every table until ctx is done, and then returns nil. Several processes may do so at once and share the
+// topics' partitions. What can pass by itself (brokers or catalog out of reach, another lander at the same partition)
+// is logged and tried again. A table that cannot be landed as it is stops alone: Stopped says why, and from time to
+// time it is looked at again, for as long as others are landed. Where none is left, Run ends with a *TableError. It may
+// be called again.
 func (l *Lake) Run(ctx context.Context, c RunConfig) error {
 	if c.Park == nil {
 		return errors.New("lake: RunConfig.Park is missing")

@@ -9,11 +9,12 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch"
 )
 
-// Rows that can be written one by one as columns may still not be writable as a file, or not be staged for a commit, and the error does
-// not tell which of them is at fault. Then the session ends, and the next one lands what was in that batch by halves, until the records
-// that cannot be written stand alone. They are parked where the table takes a sample, and something beside them could be written: else
-// it may as well be the table that cannot be written. They are parked just before the commit that moves the offsets over them, so a lander that dies in between
-// parks them again, under the same key.
+// Rows that can be written one by one as columns may still not be writable as a file, or not be staged for a commit,
+// and the error does not tell which of them is at fault. Then the session ends, and the next one lands what was in that
+// batch by halves, until the records that cannot be written stand alone. They are parked where the table takes a
+// sample, and something beside them could be written: else it may as well be the table that cannot be written. They are
+// parked just before the commit that moves the offsets over them, so a lander that dies in between parks them again,
+// under the same key.
 
 // unwritable is a record that could not be written alone.
 type unwritable struct {
@@ -21,7 +22,8 @@ type unwritable struct {
 	reason error
 }
 
-// mostAlone is how many records in a row are parked that had no other beside them to tell whether the table is at fault.
+// mostAlone is how many records in a row are parked that had no other beside them to tell whether the table is at
+// fault.
 const mostAlone = 3
 
 // sift lands a fetched batch by halves.

@@ -18,23 +18,24 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// state declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An event that
-// comes changes the row: the old one is deleted by its key in the commit that brings the new one, and maintenance takes both
-// the deletes and what they hit out of the files.
+// state declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An
+// event that comes changes the row: the old one is deleted by its key in the commit that brings the new one, and
+// maintenance takes both the deletes and what they hit out of the files.
 //
-// All that a fold needs to know is in the row, so that any lander can go on from the table. So a column that is added later is not
-// known of the streams before; to have it of all, drop the table, and it is landed anew.
+// All that a fold needs to know is in the row, so that any lander can go on from the table. So a column that is added
+// later is not known of the streams before; to have it of all, drop the table, and it is landed anew.
 //
-// An event that was parked leaves a gap: the stream goes on without what it said, and its row has the version of the last event
-// that is in it. An event whose version the row has passed changes nothing; so does a second one with version 1. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until all that
-// stood in it has landed, as for every other reader that wants events in order.
+// An event that was parked leaves a gap: the stream goes on without what it said, and its row has the version of the
+// last event that is in it. An event whose version the row has passed changes nothing; so does a second one with
+// version 1. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until
+// all that stood in it has landed, as for every other reader that wants events in order.
 type state[S any] struct {
 	name, doc   string
 	of          event.Aggregate
 	key, keyDoc string
 	columns     shape[S]
-	// change tells what an event does to the state of its stream. It fails where the event cannot be understood, whatever the
-	// state. It must not change what the state before refers to.
+	// change tells what an event does to the state of its stream. It fails where the event cannot be understood,
+	// whatever the state. It must not change what the state before refers to.
 	change func(e event.Event) (func(*S), error)
 }
 
@@ -134,11 +135,11 @@ func (r *stateRow[S]) take(c change[S]) bool {
 	return true
 }
 
-// states is the Rows of a table of state. It holds what a batch changes until that is to land, for only then the rows before
-// are asked for: those that are not known from the batches before are read from the table, all at once.
+// states is the Rows of a table of state. It holds what a batch changes until that is to land, for only then the rows
+// before are asked for: those that are not known from the batches before are read from the table, all at once.
 //
-// What it knows of the table holds as long as nobody else lands the partition: its rows are as they were left where the table
-// stands where they were left.
+// What it knows of the table holds as long as nobody else lands the partition: its rows are as they were left where the
+// table stands where they were left.
 type states[S any] struct {
 	declared state[S]
 	shape    shape[stateRow[S]]
@@ -173,7 +174,8 @@ type knownRow[S any] struct {
 	turn      int
 }
 
-// stand is how far a partition was landed here, and in which turn: each time others have landed it meanwhile begins another.
+// stand is how far a partition was landed here, and in which turn: each time others have landed it meanwhile begins
+// another.
 type stand struct {
 	next int64
 	turn int

@@ -186,8 +186,9 @@ func (w *stateWorld) maintain(meanwhile func()) maintenance.Report {
 	return report
 }
 
-// However the events of a topic are cut into batches, whichever lander lands them, with whatever it remembers, and however often
-// files are rewritten meanwhile: at every moment the table has one row for each stream, made of what stands before its offsets.
+// However the events of a topic are cut into batches, whichever lander lands them, with whatever it remembers, and
+// however often files are rewritten meanwhile: at every moment the table has one row for each stream, made of what
+// stands before its offsets.
 func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -342,8 +343,8 @@ func (w *stateWorld) deletesOf(key string) ([]iceberg.DataFile, error) {
 	return writeDeletes(w.t.Context(), have, have.Spec(), w.landers[0].writer, "tampering", held.columns()[0], held.columns()[0].Name, []string{key})
 }
 
-// What is known of a table's rows, or certain not to be there, is not looked up: streams that are new, and those that were landed
-// in the same session. All else is looked up once, in one scan.
+// What is known of a table's rows, or certain not to be there, is not looked up: streams that are new, and those that
+// were landed in the same session. All else is looked up once, in one scan.
 func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, ordersCurrent, 2)

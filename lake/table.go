@@ -17,15 +17,15 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// Table declares one table: what it is called, which topic feeds it, how a record becomes rows, and how they are laid out. It is
-// made, and brought to a new declaration, by Open.
+// Table declares one table: what it is called, which topic feeds it, how a record becomes rows, and how they are laid
+// out. It is made, and brought to a new declaration, by Open.
 type Table struct {
 	Namespace string // empty: Namespace
 	Name      string
 	Doc       string
 	Topic     string // the one source
-	// Columns go before those that say where a row comes from, which every table has. To add, rename or widen columns, see
-	// package evolution.
+	// Columns go before those that say where a row comes from, which every table has. To add, rename or widen columns,
+	// see package evolution.
 	Columns   []columnar.Field
 	Partition []Partition // none: one partition
 	Sort      []Sort      // how maintenance orders the rows of a file; none: as they came
@@ -33,10 +33,11 @@ type Table struct {
 	Origin string
 	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
-	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its Rows are a
-	// Grower.
+	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its
+	// Rows are a Grower.
 	Grows bool
-	// Unready says why no table can be made of the declaration. One that is there is landed all the same: what does not go into it is parked.
+	// Unready says why no table can be made of the declaration. One that is there is landed all the same: what does not
+	// go into it is parked.
 	Unready error
 	// grow adds to the columns that a table which grows has.
 	grow func(have []columnar.Field) ([]columnar.Field, error)
@@ -71,9 +72,9 @@ type Record struct {
 	Headers    []event.Header
 }
 
-// Rows appends the rows of records to the columns it was made with, but for those of their origin. It either appends all rows of a record
-// or fails; what it appended before it failed is taken away again. Its error parks the record, unless it wraps
-// registry.ErrUnavailable: then the record is read again.
+// Rows appends the rows of records to the columns it was made with, but for those of their origin. It either appends
+// all rows of a record or fails; what it appended before it failed is taken away again. Its error parks the record,
+// unless it wraps registry.ErrUnavailable: then the record is read again.
 type Rows interface {
 	Append(ctx context.Context, r Record) (Appended, error)
 }
@@ -229,8 +230,9 @@ func (o origin) append(r Record, rows int) {
 	}
 }
 
-// Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only cut small
-// files smaller, a year's import would write a file per month and commit, and the bounds in the manifests already prune by time.
+// Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only
+// cut small files smaller, a year's import would write a file per month and commit, and the bounds in the manifests
+// already prune by time.
 func Tables() []Table {
 	return []Table{
 		customersEvents, productsEvents, stockEvents, ordersEvents,

@@ -16,20 +16,20 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// upserts are Rows that hold a batch back until it is to land: then each key that the batch changes gets one row in the place of
-// the one before.
+// upserts are Rows that hold a batch back until it is to land: then each key that the batch changes gets one row in the
+// place of the one before.
 type upserts interface {
 	Rows
 	// held tells whether there is anything.
 	held() bool
 	// columns are those of the table that a row is known by, the key first.
 	columns() []columnar.Field
-	// missing begins a landing where the table stands at from. It gives the keys whose row before, if there is one, must be
-	// looked for in the table.
+	// missing begins a landing where the table stands at from. It gives the keys whose row before, if there is one,
+	// must be looked for in the table.
 	missing(from map[int32]int64) []string
-	// wantsKeys reports whether the batch has first events of streams that cannot be told from duplicates without the table's
-	// keys. If so, keys must be called with them. doubtful then returns the keys of first events that may have a row: they must
-	// be looked up, too.
+	// wantsKeys reports whether the batch has first events of streams that cannot be told from duplicates without the
+	// table's keys. If so, keys must be called with them. doubtful then returns the keys of first events that may have
+	// a row: they must be looked up, too.
 	wantsKeys() bool
 	keys(*keyFilter)
 	doubtful() []string
@@ -55,7 +55,8 @@ func (l *lander) settle(ctx context.Context, b *batch, rows Rows, w *fileWriter)
 	if err != nil {
 		return err
 	}
-	// The rows before are those of the state that the batch begins at. Others may commit before it lands, but not to its keys.
+	// The rows before are those of the state that the batch begins at. Others may commit before it lands, but not to
+	// its keys.
 	at, err := readProgress(l.table.Topic, have.Properties())
 	if err != nil {
 		return &PositionError{l.table.Name, l.table.Topic, err}
@@ -151,7 +152,8 @@ func lookUp(ctx context.Context, have *table.Table, held upserts, names, keys []
 	return nil
 }
 
-// writeDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that brings it.
+// writeDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that
+// brings it.
 func writeDeletes(
 	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *fileWriter,
 	name string, key columnar.Field, called string, keys []string,
@@ -204,8 +206,9 @@ func writeDeletes(
 	return []iceberg.DataFile{f}, nil
 }
 
-// unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data files of every
-// spec and partition. Deletes of one partition would miss a row that has left it, and all data files of other specs.
+// unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data
+// files of every spec and partition. Deletes of one partition would miss a row that has left it, and all data files of
+// other specs.
 func unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
 	for _, spec := range m.PartitionSpecs() {
 		if spec.NumFields() == 0 {

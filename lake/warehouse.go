@@ -66,7 +66,8 @@ func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 	return &warehouse{url: "file://" + filepath.ToSlash(dir)}, nil
 }
 
-// plainFolder fails where a new warehouse would have locations that readers do not agree on. One that has tables already is left alone.
+// plainFolder fails where a new warehouse would have locations that readers do not agree on. One that has tables
+// already is left alone.
 func plainFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -139,8 +140,8 @@ func (w *warehouse) owns(at string) bool {
 // tableLocation is where a new table's files are to be.
 func (w *warehouse) tableLocation(name table.Identifier) string { return location.Table(w.url, name) }
 
-// reach makes a catalog's tables find their files, and nothing beside them. iceberg-go looks for the way to an object store, keys
-// included, in the context. So no key is ever among the properties, which are written down.
+// reach makes a catalog's tables find their files, and nothing beside them. iceberg-go looks for the way to an object
+// store, keys included, in the context. So no key is ever among the properties, which are written down.
 func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{c, w.url, w.aws} }
 
 type placed struct {
@@ -149,8 +150,8 @@ type placed struct {
 	aws       *aws.Config // nil for a folder
 }
 
-// beside are the folders, apart from its own, that a table's properties place files in. Nobody can set such properties any more; a table
-// that had them before goes on, as long as it stays in the warehouse.
+// beside are the folders, apart from its own, that a table's properties place files in. Nobody can set such properties
+// any more; a table that had them before goes on, as long as it stays in the warehouse.
 func (p placed) beside(t *table.Table) (folders []string) {
 	for _, key := range placing {
 		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// UnwritableError says that landers cannot write a table as it is. Trying again does not help: somebody must change the table.
+// UnwritableError says that landers cannot write a table as it is. Trying again does not help: somebody must change the
+// table.
 type UnwritableError struct {
 	Table string
 	Err   error // the reason
@@ -28,10 +29,10 @@ func (e *UnwritableError) Error() string {
 
 func (e *UnwritableError) Unwrap() error { return e.Err }
 
-// writable reports, as nil, that landers can write the table: columns of its schema, given with their ids, in files spread by its
-// partitions, added by a commit under its properties. It does not judge by a list of what is supported, which could differ from what
-// the code does: it writes two rows, and a commit of them, by the same code into memory. That takes milliseconds, so it is asked only
-// where any of it has changed.
+// writable reports, as nil, that landers can write the table: columns of its schema, given with their ids, in files
+// spread by its partitions, added by a commit under its properties. It does not judge by a list of what is supported,
+// which could differ from what the code does: it writes two rows, and a commit of them, by the same code into memory.
+// That takes milliseconds, so it is asked only where any of it has changed.
 func writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil { // of a library, on metadata that nobody foresaw
@@ -45,8 +46,9 @@ func writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (
 	return writeSample(ctx, t, columns)
 }
 
-// writableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It reads the table's
-// files, and writes to memory alone. A table that takes the sample and not a record's rows is not at fault.
+// writableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It
+// reads the table's files, and writes to memory alone. A table that takes the sample and not a record's rows is not at
+// fault.
 func writableNow(ctx context.Context, have *table.Table, columns []columnar.Field) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -222,7 +224,8 @@ func asWritten(a, b table.Metadata) bool {
 		maps.Equal(others(a.Properties()), others(b.Properties()))
 }
 
-// landable reports, as nil, that landers of a table that this process does not know can write it: all columns may be theirs.
+// landable reports, as nil, that landers of a table that this process does not know can write it: all columns may be
+// theirs.
 func landable(ctx context.Context, m table.Metadata) error {
 	keys, err := evolution.ParseKeys(m.Properties()[evolution.Property])
 	if err != nil {

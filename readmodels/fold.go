@@ -1,5 +1,6 @@
 // Package readmodels holds what every view does alike: folding events into documents by version, summing documents for
-// verification, and keeping a query's promises about tokens, deadlines and freshness. Each view has its own package below.
+// verification, and keeping a query's promises about tokens, deadlines and freshness. Each view has its own package
+// below.
 package readmodels
 
 import (
@@ -22,15 +23,16 @@ type Document interface {
 	GetVersion() uint64 // of the stream's last event that it shows
 }
 
-// Project is a view's pure heart: the document that an event makes of a document, which is nil before the first event. The
-// result has the event's version. Where the event's data cannot be read there is an error and no result. The document that was
-// passed in is not changed.
+// Project is a view's pure heart: the document that an event makes of a document, which is nil before the first event.
+// The result has the event's version. Where the event's data cannot be read there is an error and no result. The
+// document that was passed in is not changed.
 type Project[D Document] func(document D, e event.Event) (D, error)
 
-// Fold applies records to the documents of their streams, which it looks up and puts back in docs, and returns the streams
-// whose document changed. A record that a document shows already is passed over, and so is one that cannot be read: its version
-// is not taken, for the event that the store has acknowledged under it may come later. Errors are those of streams.Sink: a
-// *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after which all else has been folded.
+// Fold applies records to the documents of their streams, which it looks up and puts back in docs, and returns the
+// streams whose document changed. A record that a document shows already is passed over, and so is one that cannot be
+// read: its version is not taken, for the event that the store has acknowledged under it may come later. Errors are
+// those of streams.Sink: a *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after
+// which all else has been folded.
 func Fold[D Document](docs map[string]D, records []streams.Record, project Project[D]) (changed map[string]bool, err error) {
 	var none D
 	var unreadable streams.UnreadableError
@@ -71,8 +73,9 @@ func Streams(records []streams.Record) []string {
 	return ids
 }
 
-// Expected is the digest that a view has once it has applied the events, which come in order per stream. What the view would park
-// is passed over here, too: an event that cannot be read, and those behind it in its stream. Any other gap is the reader's fault.
+// Expected is the digest that a view has once it has applied the events, which come in order per stream. What the view
+// would park is passed over here, too: an event that cannot be read, and those behind it in its stream. Any other gap
+// is the reader's fault.
 func Expected[D Document](events iter.Seq2[event.Event, error], project Project[D]) (*digest.Digest, error) {
 	docs, broken := map[string]D{}, map[string]bool{}
 	for e, err := range events {

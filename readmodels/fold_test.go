@@ -85,8 +85,8 @@ func TestFoldFindsGaps(t *testing.T) {
 	}
 }
 
-// However often what is delivered again, and however it is cut into batches, the documents are those that the events alone
-// make.
+// However often what is delivered again, and however it is cut into batches, the documents are those that the events
+// alone make.
 func TestFoldOfAnyDeliveryIsTheExpected(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -21,7 +21,8 @@ import (
 const (
 	// DefaultWait bounds the wait for a token where the caller sets no deadline.
 	DefaultWait = 5 * time.Second
-	// The share of a deadline that is kept for the answer to travel, so that the caller sees it and not its own timeout.
+	// The share of a deadline that is kept for the answer to travel, so that the caller sees it and not its own
+	// timeout.
 	answerShare = 5 // a fifth, but
 	answerMax   = 250 * time.Millisecond
 )
@@ -40,8 +41,8 @@ type Freshness struct {
 	Watermarks Watermarks
 }
 
-// Of says how fresh an answer is. Where it shows one stream, version is that stream's; asOf is the time of the newest event
-// in the answer.
+// Of says how fresh an answer is. Where it shows one stream, version is that stream's; asOf is the time of the newest
+// event in the answer.
 func (f Freshness) Of(version uint64, asOf *timestamppb.Timestamp) *eventv1.Freshness {
 	lag, _ := f.Watermarks.Lag(f.Aggregate.Topic)
 	return &eventv1.Freshness{View: f.View, Version: version, AsOf: asOf, LagEvents: lag}
@@ -70,14 +71,14 @@ func (f Freshness) Status(documents uint64) Status {
 }
 
 // AwaitVersion returns nil once the view shows the stream that the token names at the token's version or a later one,
-// whichever stream the query asks for: a token names a state of the view's service, and any answer may depend on it. shown
-// reads the version that the view shows of a stream, 0 where it has none. An empty token names nothing.
+// whichever stream the query asks for: a token names a state of the view's service, and any answer may depend on it.
+// shown reads the version that the view shows of a stream, 0 where it has none. An empty token names nothing.
 //
 // The errors are InvalidArgument where the token is not one of this view's service, and DeadlineExceeded with a detail
-// eventv1.Stale where the view did not get there in the caller's time, or DefaultWait. It is no Unavailable, for the view
-// is well and a load balancer must not think otherwise; and no FailedPrecondition, for the caller need change nothing but
-// its patience. The detail tells it from a deadline that passed for another reason. Kubernetes answers a read at a
-// resourceVersion that it has not seen in the same way.
+// eventv1.Stale where the view did not get there in the caller's time, or DefaultWait. It is no Unavailable, for the
+// view is well and a load balancer must not think otherwise; and no FailedPrecondition, for the caller need change
+// nothing but its patience. The detail tells it from a deadline that passed for another reason. Kubernetes answers a
+// read at a resourceVersion that it has not seen in the same way.
 func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, token string, shown func(ctx context.Context, stream string) (uint64, error)) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
@@ -100,7 +101,8 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 		case err != nil:
 			return err
 		}
-		// The watermark tells at once where this process feeds the view; where another does, it takes a look now and then.
+		// The watermark tells at once where this process feeds the view; where another does, it takes a look now and
+		// then.
 		pause, stop := context.WithTimeout(ctx, wait)
 		if !passed {
 			passed = f.Watermarks.Wait(pause, f.Aggregate.Topic, t.Stream, t.Position) == nil
@@ -111,8 +113,8 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 	}
 }
 
-// AwaitPosition is AwaitVersion for an answer that shows many streams: it returns nil once the watermark of the partition
-// that the token's stream lies in has reached the token's position.
+// AwaitPosition is AwaitVersion for an answer that shows many streams: it returns nil once the watermark of the
+// partition that the token's stream lies in has reached the token's position.
 func (f Freshness) AwaitPosition(ctx context.Context, request proto.Message, token string) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
@@ -146,8 +148,8 @@ func (f Freshness) stale(t event.Token, have uint64) error {
 		&eventv1.Stale{View: f.View, Stream: t.Stream, WantVersion: t.Version, HaveVersion: have})
 }
 
-// Rebuilding turns the error of a view that has lost data into Unavailable: the view is being rebuilt from the log, and the caller
-// should retry. Other errors are returned as they are.
+// Rebuilding turns the error of a view that has lost data into Unavailable: the view is being rebuilt from the log, and
+// the caller should retry. Other errors are returned as they are.
 func (f Freshness) Rebuilding(err error) error {
 	if !errors.Is(err, streams.ErrLost) {
 		return err

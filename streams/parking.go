@@ -14,8 +14,8 @@ import (
 )
 
 // ParkTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
-// compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record that is
-// too large for it is parked shortened, because a sink would otherwise retry it forever.
+// compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record
+// that is too large for it is parked shortened, because a sink would otherwise retry it forever.
 const ParkTopic = "millrace.parked"
 
 // Headers that a parked record has beside its own.
@@ -23,8 +23,8 @@ const (
 	HeaderParkReason = "millrace-park-reason"
 	HeaderParkKey    = "millrace-park-key" // key of the record as it was
 
-	// Of a record that is parked shortened: what its value was. The whole record is where the key of the parked record says, for as
-	// long as that topic keeps it.
+	// Of a record that is parked shortened: what its value was. The whole record is where the key of the parked record
+	// says, for as long as that topic keeps it.
 	HeaderParkSize   = "millrace-park-value-size"   // bytes
 	HeaderParkSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
 )
@@ -84,7 +84,8 @@ func (p *parking) putEach(ctx context.Context, records []kafka.Record) error {
 	return nil
 }
 
-// shortened is a parked record with the beginning of its value and, of its own headers, those that fit, which tells what the value was.
+// shortened is a parked record with the beginning of its value and, of its own headers, those that fit, which tells
+// what the value was.
 func shortened(r kafka.Record, headers int) kafka.Record {
 	sum := sha256.Sum256(r.Value)
 	whole := len(r.Value)

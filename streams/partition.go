@@ -8,15 +8,15 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// partition follows one assigned partition from the offset where this assignment began. Workers finish its records in any
-// order; its position is the end of the finished run at the front.
+// partition follows one assigned partition from the offset where this assignment began. Workers finish its records in
+// any order; its position is the end of the finished run at the front.
 type partition struct {
 	topic string
 	id    int32
 	marks *Watermarks
 
-	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log from its beginning, to see
-	// whether a gap is the log's own; broken are the streams of which that is known.
+	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log from its beginning,
+	// to see whether a gap is the log's own; broken are the streams of which that is known.
 	provenTo int64
 	broken   map[string]bool
 
@@ -56,8 +56,8 @@ func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	return p.base + uint64(len(p.slots)) - 1
 }
 
-// end takes note that nothing stands between the records read so far and an offset: the markers that transactions leave on
-// the log are no records, and without this the sink would seem to lag for ever.
+// end takes note that nothing stands between the records read so far and an offset: the markers that transactions leave
+// on the log are no records, and without this the sink would seem to lag for ever.
 func (p *partition) end(offset int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,8 +81,8 @@ func (p *partition) enter() bool {
 	return true
 }
 
-// leave says that the sink has let go of a record. One that turned out to be no event, whatever its envelope claims, is passed, but
-// its position is nobody's.
+// leave says that the sink has let go of a record. One that turned out to be no event, whatever its envelope claims, is
+// passed, but its position is nobody's.
 func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,8 +122,8 @@ func (p *partition) advance() {
 	}
 }
 
-// drain stops the partition: records that wait are dropped, for whoever owns it next will read them, and those inside the
-// sink are waited for.
+// drain stops the partition: records that wait are dropped, for whoever owns it next will read them, and those inside
+// the sink are waited for.
 func (p *partition) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

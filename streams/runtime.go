@@ -188,8 +188,8 @@ func (r *Runtime) lane(it *item) chan *item {
 	return r.lanes[maphash.String(r.seed, it.record.Event.Stream)%uint64(len(r.lanes))]
 }
 
-// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching is paused, and polling
-// goes on so that the group can move partitions.
+// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching is paused, and
+// polling goes on so that the group can move partitions.
 func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	enough := time.NewTimer(patience)
 	defer enough.Stop()

@@ -78,8 +78,8 @@ func TestLag(t *testing.T) {
 	lag(16, true)
 }
 
-// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the partition that the event stands on
-// has come to it, and no sooner.
+// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the partition that the event
+// stands on has come to it, and no sooner.
 func TestWaitFindsTheEventsPartition(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

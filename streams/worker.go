@@ -20,14 +20,15 @@ type item struct {
 	number uint64        // in its partition
 	park   *kafka.Record // goes to ParkTopic instead of the sink, where not nil
 
-	// unread is the message as it came, where only its envelope has been read so far. The rest is left to the worker, for it may
-	// have to wait for a schema, and the poll loop must not.
+	// unread is the message as it came, where only its envelope has been read so far. The rest is left to the worker,
+	// for it may have to wait for a schema, and the poll loop must not.
 	unread *kafka.Message
 
 	refused bool // by the sink, which could not read it
 }
 
-// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark: the sink does not hold it.
+// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark: the sink does not
+// hold it.
 func (it *item) isEvent() bool { return it.park == nil && !it.refused }
 
 // newItem reads a message. One that is no event of ours becomes an item to be parked.
@@ -66,8 +67,8 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 	}
 }
 
-// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions that were taken away
-// meanwhile fall out: whoever has them now reads them again.
+// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions that were taken
+// away meanwhile fall out: whoever has them now reads them again.
 func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
 		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.part.enter() })

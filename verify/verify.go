@@ -1,5 +1,6 @@
-// Package verify compares what every side of the system says it holds — store, topic, tables, views — by count and by an
-// order-independent hash of the content, and names the first difference. It knows no side: each gives a digest of itself.
+// Package verify compares what every side of the system says it holds — store, topic, tables, views — by count and by
+// an order-independent hash of the content, and names the first difference. It knows no side: each gives a digest of
+// itself.
 package verify
 
 import (

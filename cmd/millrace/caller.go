@@ -15,7 +15,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a token where it asks for one.
+// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a token where it asks
+// for one.
 type caller struct {
 	c     config.Config
 	tls   *tls.Config
@@ -77,8 +78,8 @@ const (
 	adminDoor             // health, metrics, status, verify
 )
 
-// caller is that of the configuration in force, for a command that talks to one door. Flags that name a system by its other door
-// alone are an error: the default of this one belongs to another system, as a rule.
+// caller is that of the configuration in force, for a command that talks to one door. Flags that name a system by its
+// other door alone are an error: the default of this one belongs to another system, as a rule.
 func (a *app) caller(d door) (caller, error) {
 	switch {
 	case d == adminDoor && a.addr != "" && a.adminAddr == "":

@@ -70,7 +70,8 @@ Settings come from millrace.yaml, then the environment, then flags; "millrace co
 	return root
 }
 
-// suggest makes a group of commands refuse a word that is not one of them, as the root does, and name those that are close.
+// suggest makes a group of commands refuse a word that is not one of them, as the root does, and name those that are
+// close.
 func suggest(group *cobra.Command) {
 	group.Args = cobra.ArbitraryArgs
 	group.RunE = func(cmd *cobra.Command, args []string) error {

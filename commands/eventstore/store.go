@@ -13,10 +13,11 @@ import (
 
 // Store keeps the event streams of one service. All methods are safe for concurrent use.
 type Store interface {
-	// Append stores the whole batch in one transaction, or nothing. It fails with a *AnsweredError where the idempotency
-	// key has an answer already; else with a *ConflictError where a stream is not at its expected version. An ErrInvalid
-	// says that the batch breaks a limit. After any other error, ctx's among them, the batch may be stored all the same:
-	// try again with the same key. Do not change a batch that was given: the store may still read it when ctx has ended.
+	// Append stores the whole batch in one transaction, or nothing. It fails with a *AnsweredError where the
+	// idempotency key has an answer already; else with a *ConflictError where a stream is not at its expected version.
+	// An ErrInvalid says that the batch breaks a limit. After any other error, ctx's among them, the batch may be
+	// stored all the same: try again with the same key. Do not change a batch that was given: the store may still read
+	// it when ctx has ended.
 	Append(ctx context.Context, b Batch) (Appended, error)
 
 	// Load reads a stream's events with a version above after, in order. A stream that does not exist has none.
@@ -28,28 +29,29 @@ type Store interface {
 	// LoadAnswer reads what was answered under an idempotency key; ok is false where the key is new.
 	LoadAnswer(ctx context.Context, key string) (a Answer, ok bool, err error)
 
-	// Read reads all streams' events after a position, at most limit of them, in the order of positions. An event that it
-	// has not returned will never stand before one that it has, whatever writers are under way.
+	// Read reads all streams' events after a position, at most limit of them, in the order of positions. An event that
+	// it has not returned will never stand before one that it has, whatever writers are under way.
 	Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error)
 
 	// Head is the position of the last event that Read can return; zero in an empty store.
 	Head(ctx context.Context) (event.Position, error)
 
-	// Stats counts what Read can return after a position. It looks at every one of these events: it is for people, not for
-	// hot paths.
+	// Stats counts what Read can return after a position. It looks at every one of these events: it is for people, not
+	// for hot paths.
 	Stats(ctx context.Context, after event.Position) (Stats, error)
 
-	// Known reports of each event whether the store has it: the same id at the same version of the same stream, at the same
-	// position. What else the event carries is not compared.
+	// Known reports of each event whether the store has it: the same id at the same version of the same stream, at the
+	// same position. What else the event carries is not compared.
 	Known(ctx context.Context, events []event.Event) ([]bool, error)
 
-	// Epoch names the history that the store holds. It changes where another store has taken its place, or where it may have
-	// lost what it held (a failover, a restore), so that a reader who sees another epoch compares before it goes on. The same
-	// epoch is no proof: a copy of the store's files has the epoch of the original.
+	// Epoch names the history that the store holds. It changes where another store has taken its place, or where it may
+	// have lost what it held (a failover, a restore), so that a reader who sees another epoch compares before it goes
+	// on. The same epoch is no proof: a copy of the store's files has the epoch of the original.
 	Epoch(ctx context.Context) (string, error)
 
-	// Secret returns a key that is known only to processes that may read the store. The relay signs its position records and
-	// announcements with it, because other producers may write to that topic. A copy of the store has the same secret.
+	// Secret returns a key that is known only to processes that may read the store. The relay signs its position
+	// records and announcements with it, because other producers may write to that topic. A copy of the store has the
+	// same secret.
 	Secret(ctx context.Context) ([]byte, error)
 
 	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
@@ -131,6 +133,6 @@ var ErrClosed = errors.New("event store is closed")
 // ErrFull is wrapped by the error of an append for which the store's disk had no room. Nothing of it was stored.
 var ErrFull = errors.New("event store's disk is full")
 
-// ErrReplaced means that the server lacks events that this process committed or read: it was restored from a backup, failed over to a
-// replica that was behind, or is another server. Reads and appends fail until the events are back.
+// ErrReplaced means that the server lacks events that this process committed or read: it was restored from a backup,
+// failed over to a replica that was behind, or is another server. Reads and appends fail until the events are back.
 var ErrReplaced = errors.New("event store lost committed events")

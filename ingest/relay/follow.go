@@ -24,8 +24,8 @@ type Follower struct {
 	known   map[string]Progress // by service
 }
 
-// NewFollower returns a Follower that knows nothing before the first Look. It trusts a position only if the service's store has
-// signed it and has its event. stores are keyed by service. Close releases the Kafka client.
+// NewFollower returns a Follower that knows nothing before the first Look. It trusts a position only if the service's
+// store has signed it and has its event. stores are keyed by service. Close releases the Kafka client.
 func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Follower, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
@@ -64,7 +64,8 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
 		service := string(m.Key)
 		read, err := parseMark(m, secrets[service])
-		// Anything else is a mark of an earlier version, which the relay replaces when it starts, or a stray, which the relay reports.
+		// Anything else is a mark of an earlier version, which the relay replaces when it starts, or a stray, which the
+		// relay reports.
 		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
 			found[service] = append(found[service], read.last())
 		}

@@ -32,8 +32,8 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 	return x.relay.Progress()
 }
 
-// whole fails unless the topic has each of the store's events once, those of a stream on one partition and in their order.
-// It overlooks records that are no events of the store.
+// whole fails unless the topic has each of the store's events once, those of a stream on one partition and in their
+// order. It overlooks records that are no events of the store.
 func (b broker) whole(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
@@ -233,7 +233,8 @@ func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	b.produce(t, append(records, relay.MarkRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
 }
 
-// A mark of an earlier version, which says nothing of whom it is of, is believed where the log bears it out, and replaced at once.
+// A mark of an earlier version, which says nothing of whom it is of, is believed where the log bears it out, and
+// replaced at once.
 func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -278,7 +279,8 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			b.refuses(t, s, relay.ErrLogChanged, "made again")
 		})
 	})
-	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the transaction open that it lost them in.
+	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the transaction open that it
+	// lost them in.
 	t.Run("made again while publishing", func(t *testing.T) {
 		t.Parallel()
 		b := newBroker(t, apache.Brokers(t))
@@ -407,7 +409,8 @@ func appendTo(ctx context.Context, s eventstore.Store, w *writer, stream string,
 	return err
 }
 
-// Whoever can write to the topics can confuse no relay: it starts, publishes what is missing, and puts the strays aside.
+// Whoever can write to the topics can confuse no relay: it starts, publishes what is missing, and puts the strays
+// aside.
 func TestStrayRecords(t *testing.T) {
 	t.Parallel()
 	forged := func(change func(*event.Event)) event.Event {

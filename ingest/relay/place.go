@@ -22,15 +22,16 @@ type place struct {
 
 	compared time.Time // with the log
 
-	// published are the events after base that the relay found on the log when it came, in order; most often those of one
-	// transaction.
+	// published are the events after base that the relay found on the log when it came, in order; most often those of
+	// one transaction.
 	published []event.Position
-	// cut are the partitions whose log begins after their floor, so that it cannot tell what it had. A transaction is on the log
-	// whole, so up to there they have all.
+	// cut are the partitions whose log begins after their floor, so that it cannot tell what it had. A transaction is
+	// on the log whole, so up to there they have all.
 	cut   map[int32]bool
 	cutAt event.Position
 
-	// renew is the newest event on the log where the last mark does not say who this relay is, and one has to be made that does.
+	// renew is the newest event on the log where the last mark does not say who this relay is, and one has to be made
+	// that does.
 	renew *event.Event
 
 	seals *announcing

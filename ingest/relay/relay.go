@@ -1,12 +1,12 @@
 // Package relay is the outbox relay: it carries what a service's event store has taken onto Kafka, once and in order.
 //
-// A Kafka transaction carries a batch of events and the store position they reach, so that the log itself says how far it
-// is. A relay that starts takes over the transactional id, which ends the transaction of the one before and fences it,
-// and then asks the log where to go on. It never trusts its memory over the log: whatever goes wrong, and above all where
-// the answer to a commit was lost, it starts over from there.
+// A Kafka transaction carries a batch of events and the store position they reach, so that the log itself says how far
+// it is. A relay that starts takes over the transactional id, which ends the transaction of the one before and fences
+// it, and then asks the log where to go on. It never trusts its memory over the log: whatever goes wrong, and above all
+// where the answer to a commit was lost, it starts over from there.
 //
-// Events are published in the order of the store. So the events of a stream keep their order, the store position (a header)
-// only rises along a partition, and the last event of a partition tells which others that partition has.
+// Events are published in the order of the store. So the events of a stream keep their order, the store position (a
+// header) only rises along a partition, and the last event of a partition tells which others that partition has.
 package relay
 
 import (
@@ -46,8 +46,8 @@ type Config struct {
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
-	// PutAside is given each record that no relay has written, on the aggregate's topic or on the positions, with the reason why
-	// it is passed over. It may be given the same again. Nil leaves such records to the log.
+	// PutAside is given each record that no relay has written, on the aggregate's topic or on the positions, with the
+	// reason why it is passed over. It may be given the same again. Nil leaves such records to the log.
 	PutAside func(ctx context.Context, m kafka.Message, reason error) error
 
 	// TransactionalID is what at most one relay of the store may hold, whatever process or machine it runs in.
@@ -61,21 +61,21 @@ type Config struct {
 }
 
 var (
-	// ErrFenced says that another relay took over, or that the broker gave up on a transaction that was open too long (a
-	// machine that slept). Only who started this relay can know whether to start it again.
+	// ErrFenced says that another relay took over, or that the broker gave up on a transaction that was open too long
+	// (a machine that slept). Only who started this relay can know whether to start it again.
 	ErrFenced = errors.New("relay: another one took over")
 
-	// ErrStoreBehind says that the log has events which were published from this store and which the store does not have: it was
-	// lost, or restored from a backup, or is another one. Publishing its new events beside the old ones would make a false
-	// history.
+	// ErrStoreBehind says that the log has events which were published from this store and which the store does not
+	// have: it was lost, or restored from a backup, or is another one. Publishing its new events beside the old ones
+	// would make a false history.
 	ErrStoreBehind = errors.New("relay: the log is ahead of the store")
 
-	// ErrLogChanged says that the log is not the one that the store was published to: the topic was made again, or has lost
-	// events. Who has read it would miss what is published now, or see it twice.
+	// ErrLogChanged says that the log is not the one that the store was published to: the topic was made again, or has
+	// lost events. Who has read it would miss what is published now, or see it twice.
 	ErrLogChanged = errors.New("relay: the log is not the one that was written")
 
-	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be written in the topic's codec without
-	// loss. To go on without it would make a false history.
+	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be written in the
+	// topic's codec without loss. To go on without it would make a false history.
 	ErrCannotWrite = errors.New("relay: an event cannot be written")
 )
 
@@ -153,9 +153,10 @@ func (r *Relay) report(change func(*Progress)) {
 	change(&r.progress)
 }
 
-// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema registry but
-// ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and eventstore.ErrClosed, which it returns. A
-// transaction under way when ctx ends gets a few seconds to commit. Run it once.
+// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema
+// registry but ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and
+// eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to commit. Run it
+// once.
 func (r *Relay) Run(ctx context.Context) error {
 	const first, longest = 50 * time.Millisecond, 5 * time.Second
 	pause := first
@@ -188,8 +189,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 }
 
-// attempt bounds every wait for Kafka, the store or the registry, but for what there is to publish. What reads much, bounds the
-// wait for its next step.
+// attempt bounds every wait for Kafka, the store or the registry, but for what there is to publish. What reads much,
+// bounds the wait for its next step.
 const attempt = time.Minute
 
 var errSlow = errors.New("no answer within a minute")
@@ -280,8 +281,8 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 }
 
-// wait returns when the store may have something after a position. It asks anew now and then, as a connection may be dead
-// without a word.
+// wait returns when the store may have something after a position. It asks anew now and then, as a connection may be
+// dead without a word.
 func (r *Relay) wait(ctx context.Context, after event.Position) error {
 	waiting, cancel := context.WithTimeout(ctx, r.verifyEvery)
 	defer cancel()
@@ -346,8 +347,8 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *
 // compareEvery is how often a relay at work looks whether the topic is still the one it was, and how far it has come.
 const compareEvery = time.Second
 
-// compare looks whether the topic is still the one it was, now and then: its client connects anew without a word. It also moves the
-// base, from which the next relay has to compare.
+// compare looks whether the topic is still the one it was, now and then: its client connects anew without a word. It
+// also moves the base, from which the next relay has to compare.
 func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	if time.Since(at.compared) < compareEvery {
 		return nil
@@ -370,7 +371,8 @@ func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	return nil
 }
 
-// commit publishes a batch, except for the events that are on the log already, and with it the mark of the last event that it covers.
+// commit publishes a batch, except for the events that are on the log already, and with it the mark of the last event
+// that it covers.
 func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) error {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
@@ -387,8 +389,9 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	if err := p.Begin(); err != nil {
 		return err
 	}
-	// A failed transaction is not aborted here: an abort beside a request that is still under way can end in an assertion of
-	// librdkafka, which kills the process. The next session takes over the transactional id, which aborts it at once.
+	// A failed transaction is not aborted here: an abort beside a request that is still under way can end in an
+	// assertion of librdkafka, which kills the process. The next session takes over the transactional id, which aborts
+	// it at once.
 	for _, record := range append(records, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)) {
 		if err := p.Produce(ctx, record); err != nil {
 			return err

@@ -167,7 +167,8 @@ func TestTroubleAtAnyStep(t *testing.T) {
 	}
 }
 
-// The embedded broker can be killed between the partitions of a commit, so some have the transaction and others lost it.
+// The embedded broker can be killed between the partitions of a commit, so some have the transaction and others lost
+// it.
 func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ mark, events bool }{

@@ -14,16 +14,18 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// resume asks the log where to go on, and the store whether the log is its own. Only after Init: no transaction of this relay
-// is open then.
+// resume asks the log where to go on, and the store whether the log is its own. Only after Init: no transaction of this
+// relay is open then.
 //
-// A mark counts where it is signed with the store's secret, and the store has the event it names. The log must be the mark's, too: the
-// same topic, and no shorter than it was; or one that has all that it had. What the log has since the mark's base is then compared with the store event by event: a record is an event
-// where the store knows it, and anything else is a stray, which is put aside. So a stray record, or mark, moves nothing.
+// A mark counts where it is signed with the store's secret, and the store has the event it names. The log must be the
+// mark's, too: the same topic, and no shorter than it was; or one that has all that it had. What the log has since the
+// mark's base is then compared with the store event by event: a record is an event where the store knows it, and
+// anything else is a stray, which is put aside. So a stray record, or mark, moves nothing.
 //
-// Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome after the other, and a kill
-// in between leaves the transaction in some partitions only. Events of the last transaction that the log lacks are published
-// again; one before it was acknowledged whole, and where the log lacks events of those it has lost them.
+// Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome after the other,
+// and a kill in between leaves the transaction in some partitions only. Events of the last transaction that the log
+// lacks are published again; one before it was acknowledged whole, and where the log lacks events of those it has lost
+// them.
 func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error) {
 	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
 	if err := l.look(ctx); err != nil {
@@ -160,8 +162,8 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	}
 }
 
-// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless the log has every event up to the
-// mark: a topic that was restored completely under another id is as good as the old one.
+// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless the log has every
+// event up to the mark: a topic that was restored completely under another id is as good as the old one.
 func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
 	for _, begin := range l.begin {
 		if begin > 0 {
@@ -227,11 +229,11 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 	return cut
 }
 
-// compareStore checks that the store has what its relay has published. Events alone do not tell: an unknown one may be a stray.
-// A mark that is signed with the store's secret, on this topic, and names an event which the store does not have, was made by a
-// relay of a store which had it. So was one that is not signed, where no other is and its event stands on the log: of an earlier
-// version, or of a store that this one has replaced. Where the store may have lost something, any unknown event up to the mark
-// counts.
+// compareStore checks that the store has what its relay has published. Events alone do not tell: an unknown one may be
+// a stray. A mark that is signed with the store's secret, on this topic, and names an event which the store does not
+// have, was made by a relay of a store which had it. So was one that is not signed, where no other is and its event
+// stands on the log: of an earlier version, or of a store that this one has replaced. Where the store may have lost
+// something, any unknown event up to the mark counts.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	for _, d := range doubted {
 		if d.identified() {
@@ -296,16 +298,16 @@ type markAt struct {
 	at kafka.Message
 }
 
-// findMark finds the last mark of the service: the highest of those that are signed and that the store confirms, if possible of this
-// topic; else the highest one without a signature that the store confirms; nil where there is none. It gives those that the store
-// does not confirm, too, of which the newest thousand.
+// findMark finds the last mark of the service: the highest of those that are signed and that the store confirms, if
+// possible of this topic; else the highest one without a signature that the store confirms; nil where there is none. It
+// gives those that the store does not confirm, too, of which the newest thousand.
 func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
 	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	// Not up to the high watermark: another relay's open transaction, which may outlive it by half a minute, hides what is
-	// behind it. An older mark will do.
+	// Not up to the high watermark: another relay's open transaction, which may outlive it by half a minute, hides what
+	// is behind it. An older mark will do.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err

@@ -24,8 +24,8 @@ import (
 // Announcements are signed, and readers ignore all others. A reader with the service's store derives the public key
 // from the store's secret and trusts that key alone. A reader without the store trusts the key of the announcements if
 // all have the same one. If there are several, or if an announcement was overwritten, it cannot tell which system is
-// the right one. Then it checks nothing and reports a fault: anybody who can write to the topic may weaken this reader's
-// check, but cannot make it reject a real event.
+// the right one. Then it checks nothing and reports a fault: anybody who can write to the topic may weaken this
+// reader's check, but cannot make it reject a real event.
 
 // announced holds the valid announcements of one service.
 type announced struct {

@@ -58,7 +58,8 @@ func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
 	return taken, refused
 }
 
-// What a relay has written is an event of its store. Whatever else looks like one is not, whoever has made it out of what.
+// What a relay has written is an event of its store. Whatever else looks like one is not, whoever has made it out of
+// what.
 func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -127,7 +128,8 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 	})
 }
 
-// A topic that relays of earlier versions have written to stays what it is; what comes after a relay that seals has to be sealed.
+// A topic that relays of earlier versions have written to stays what it is; what comes after a relay that seals has to
+// be sealed.
 func TestRecordsOfEarlierVersions(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

@@ -1,7 +1,7 @@
 // Package auth lets in who has a token. It guards the doors where they are open beyond loopback.
 //
-// A token is a long random text, one for each caller, in a file that is read again when it changes, so that tokens can be
-// given and taken without a restart.
+// A token is a long random text, one for each caller, in a file that is read again when it changes, so that tokens can
+// be given and taken without a restart.
 package auth
 
 import (
@@ -131,8 +131,8 @@ func callerIn(ctx context.Context) admitted {
 func CallerOf(ctx context.Context) string { return callerIn(ctx).name }
 
 // Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths. Others are answered in
-// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through, with every right. What a caller may do
-// is asked behind it: see Need.
+// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through, with every right. What a
+// caller may do is asked behind it: see Need.
 func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 	if t == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -45,8 +45,8 @@ type Rights struct{ granted []Right }
 // Everything is what everybody may do where nobody is asked for a token.
 func Everything() Rights { return Rights{[]Right{everything}} }
 
-// ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part, "sql.web.*" each table whose name
-// begins so, "catalog.read.web.*" these in the catalog, "all" everything.
+// ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part, "sql.web.*" each table
+// whose name begins so, "catalog.read.web.*" these in the catalog, "all" everything.
 func ParseRights(list []string) (Rights, error) {
 	var r Rights
 	for _, text := range list {
@@ -105,7 +105,8 @@ func kindOf(part string) string {
 
 func rank(part string) int { return slices.Index(parts[Catalog], kindOf(part)) }
 
-// Tables are the names of the tables, and the beginnings of names with a * behind them, that a right to the catalog was given of.
+// Tables are the names of the tables, and the beginnings of names with a * behind them, that a right to the catalog was
+// given of.
 func (r Rights) Tables() []string {
 	var names []string
 	for _, g := range r.granted {
@@ -135,8 +136,8 @@ func (t *Tokens) RightsOf(name string) Rights { return t.rights[name] }
 // RightsIn are those of the caller of a request that Guard let in. A request that no guard saw has none.
 func RightsIn(ctx context.Context) Rights { return callerIn(ctx).rights }
 
-// Need lets requests through whose caller has the right that they take. Others are answered in the manner of their protocol, as
-// denied. It stands behind Guard.
+// Need lets requests through whose caller has the right that they take. Others are answered in the manner of their
+// protocol, as denied. It stands behind Guard.
 func Need(right func(*http.Request) Right, next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Sum is the count of items and the sum of their hashes modulo 2^128. Unlike XOR, the sum sees an item that is there twice.
+// Sum is the count of items and the sum of their hashes modulo 2^128. Unlike XOR, the sum sees an item that is there
+// twice.
 type Sum struct {
 	Count  uint64
 	Hi, Lo uint64

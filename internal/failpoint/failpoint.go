@@ -1,5 +1,5 @@
-// Package failpoint lets the kill matrix (test/kill) make a step of the running binary fail: a process dies or freezes there,
-// the step is refused, or its answer is lost.
+// Package failpoint lets the kill matrix (test/kill) make a step of the running binary fail: a process dies or freezes
+// there, the step is refused, or its answer is lost.
 //
 // It does nothing unless the binary is built with the tag failpoints; without the tag a call is inlined to nothing.
 package failpoint

@@ -33,8 +33,9 @@ func NewAdmin(cfg Config) (*Admin, error) {
 	return &Admin{c, c.refused, a, cmp.Or(cfg.Replicas, -1)}, nil
 }
 
-// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends; where the brokers do not let us in,
-// or we do not trust them, it returns ErrRefused at once. Ask it when a process starts: the clients themselves go on trying.
+// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends; where the brokers do not
+// let us in, or we do not trust them, it returns ErrRefused at once. Ask it when a process starts: the clients
+// themselves go on trying.
 func (a *Admin) Reach(ctx context.Context) error {
 	err := resumed(ctx, a.refused, func(context.Context) error {
 		_, err := a.admin.GetMetadata(nil, false, int(slice.Milliseconds()))
@@ -57,14 +58,15 @@ type Topic struct {
 
 func (t Topic) config() map[string]string {
 	if t.Compacted {
-		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would have that much to skip.
+		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would have that much to
+		// skip.
 		return map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)}
 	}
 	return map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
 }
 
-// EnsureTopics makes the topics that do not exist and returns once every broker asked knows them all. A topic that exists
-// stays as it is; one that has fewer partitions than wanted is an error, as keys would move if it were widened.
+// EnsureTopics makes the topics that do not exist and returns once every broker asked knows them all. A topic that
+// exists stays as it is; one that has fewer partitions than wanted is an error, as keys would move if it were widened.
 func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 	a, err := NewAdmin(cfg)
 	if err != nil {

@@ -36,7 +36,8 @@ type broker struct {
 	topic string // its own
 }
 
-// each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where partitions are wanted.
+// each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where partitions are
+// wanted.
 func each(t *testing.T, partitions int32, test func(t *testing.T, b broker)) {
 	t.Helper()
 	apache.Each(t, func(t *testing.T, brokers string) {

@@ -82,8 +82,8 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 		kafka.ConfigMap{
 			"compression.type": "lz4",
 			"linger.ms":        5, // Commit sends at once what waits
-			// How long a dead producer can hold up read_committed readers where no successor takes over its id. Messages time
-			// out with it by default.
+			// How long a dead producer can hold up read_committed readers where no successor takes over its id.
+			// Messages time out with it by default.
 			"transaction.timeout.ms": 30000,
 		},
 		goChannels(kafka.ConfigMap{
@@ -99,8 +99,8 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 	return &TransactionalProducer{c}, nil
 }
 
-// Init takes over the transactional id: it waits for or aborts what the last producer left behind and fences it. Call it
-// once, first.
+// Init takes over the transactional id: it waits for or aborts what the last producer left behind and fences it. Call
+// it once, first.
 func (p *TransactionalProducer) Init(ctx context.Context) error {
 	return classify(p.client, "take over the transactional id", resumed(ctx, p.refused, p.client.InitTransactions))
 }
@@ -120,8 +120,8 @@ func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	return classify(p.client, "produce to "+r.Topic, err)
 }
 
-// Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open. Close the producer
-// then: the Init of the next one settles it.
+// Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open. Close
+// the producer then: the Init of the next one settles it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	const doing = "commit the transaction"
 	// The wait for the records may be long, and ends with ctx.
@@ -135,7 +135,8 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	if err != nil {
 		return classify(p.client, doing, err)
 	}
-	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's state machine killed the process.
+	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's state machine killed
+	// the process.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	return classify(p.client, doing, p.client.CommitTransaction(end))
@@ -149,8 +150,8 @@ func (p *TransactionalProducer) Abort(ctx context.Context) error {
 	return classify(p.client, "abort the transaction", resumed(ctx, p.refused, p.client.AbortTransaction))
 }
 
-// Producer writes single records, each at least once and, while the producer lives, exactly once and in order. It is safe
-// for concurrent use.
+// Producer writes single records, each at least once and, while the producer lives, exactly once and in order. It is
+// safe for concurrent use.
 type Producer struct{ *connection }
 
 // NewProducer opens a producer.
@@ -164,8 +165,8 @@ func NewProducer(cfg Config) (*Producer, error) {
 	return &Producer{c}, nil
 }
 
-// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have it nonetheless. Without an
-// answer for half a minute it fails, with ErrRefused too where that is why.
+// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have it nonetheless.
+// Without an answer for half a minute it fails, with ErrRefused too where that is why.
 func (p *Producer) Produce(ctx context.Context, r Record) error {
 	err := p.produce(ctx, r)
 	if err == nil {
@@ -175,7 +176,8 @@ func (p *Producer) Produce(ctx context.Context, r Record) error {
 	return errors.Join(err, p.refused.err())
 }
 
-// ProduceAll is Produce for many records, which are on their way together. After an error the brokers may have any of them.
+// ProduceAll is Produce for many records, which are on their way together. After an error the brokers may have any of
+// them.
 func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 	if err := p.produce(ctx, records...); err != nil {
 		return errors.Join(err, p.refused.err())

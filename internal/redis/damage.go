@@ -14,9 +14,10 @@ import (
 
 // How damage is handled.
 //
-// Every document is stored with a checksum, so a value that Save did not write is never read as a document. Load and Each return the
-// others beside a *DamagedError. Discard sets the damaged values aside and breaks the mark of their shard. So the view is not whole any
-// more, and its feeder reads the log again, which restores what is missing. A key of a wrong type is set aside by Begin.
+// Every document is stored with a checksum, so a value that Save did not write is never read as a document. Load and
+// Each return the others beside a *DamagedError. Discard sets the damaged values aside and breaks the mark of their
+// shard. So the view is not whole any more, and its feeder reads the log again, which restores what is missing. A key
+// of a wrong type is set aside by Begin.
 
 // DamagedError names documents whose stored value was not written by Save.
 type DamagedError struct {

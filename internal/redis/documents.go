@@ -42,8 +42,8 @@ type Document struct {
 	ID      string // not empty
 	Version uint64
 	Data    []byte
-	// Reference is another name to find it by; may be empty. It is stored beside the document, and cannot be changed by a
-	// later version.
+	// Reference is another name to find it by; may be empty. It is stored beside the document, and cannot be changed by
+	// a later version.
 	Reference string
 }
 
@@ -114,9 +114,9 @@ func script() string {
 	return saveScript
 }
 
-// Save writes documents, each only where its version is higher than the stored one, and their references in any case. It
-// fails with ErrLost where a shard is not what this process knows of it, and may have written to other shards then. Before
-// the first call of Begin or Positions nothing is known, and nothing is checked.
+// Save writes documents, each only where its version is higher than the stored one, and their references in any case.
+// It fails with ErrLost where a shard is not what this process knows of it, and may have written to other shards then.
+// Before the first call of Begin or Positions nothing is known, and nothing is checked.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
 	if len(docs) == 0 {
 		return nil
@@ -132,8 +132,8 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		}
 	}
 	answers := map[uint32]*redis.Cmd{}
-	// One round trip for all. A document may be lost in a crash and its reference not, or the other way round: then neither was
-	// answered for, and both come again.
+	// One round trip for all. A document may be lost in a crash and its reference not, or the other way round: then
+	// neither was answered for, and both come again.
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, doc := range docs {
 			shard := d.shardOf(doc.ID)
@@ -184,8 +184,8 @@ func parseVersioned(id, value string) (doc Document, ok bool) {
 	return doc, err1 == nil && err2 == nil && uint32(sum) == checksum(id, version, doc.Data)
 }
 
-// Load reads documents by id; one that does not exist is left out. References are not read back. If some are damaged, the error is a
-// *DamagedError and the others are returned.
+// Load reads documents by id; one that does not exist is left out. References are not read back. If some are damaged,
+// the error is a *DamagedError and the others are returned.
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[uint32][]string{}
 	for _, id := range ids {
@@ -283,8 +283,8 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	return sum, nil
 }
 
-// Each calls fn once with every document, in no order. One that is written meanwhile may come in either version. If some are damaged, fn
-// is called with the others and the error is a *DamagedError.
+// Each calls fn once with every document, in no order. One that is written meanwhile may come in either version. If
+// some are damaged, fn is called with the others and the error is a *DamagedError.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 	bad := damaged{view: d.name}
 	for n := range d.shards {

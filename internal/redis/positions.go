@@ -93,8 +93,8 @@ func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
 	return p.fields, nil
 }
 
-// MovePositions makes all moves or none. Where a position is not where its move starts, or the view was begun anew since this
-// process has last looked, it fails with ErrLost. Begin comes before the first call.
+// MovePositions makes all moves or none. Where a position is not where its move starts, or the view was begun anew
+// since this process has last looked, it fails with ErrLost. Begin comes before the first call.
 func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
 	known := d.snapshot()
 	args := make([]any, 0, 2+2*len(known.writes)+3*len(moves))

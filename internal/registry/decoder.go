@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Decoder reads values of any topic and any codec. The nil Decoder, and one without a Client, knows plain values only. It is
-// safe for concurrent use.
+// Decoder reads values of any topic and any codec. The nil Decoder, and one without a Client, knows plain values only.
+// It is safe for concurrent use.
 type Decoder struct {
 	client   *Client
 	seals    Seals             // may be nil
@@ -51,16 +51,18 @@ type Record struct {
 
 // Seals checks that records were published by the relay of their topic.
 type Seals interface {
-	// CheckSeal returns an error if the relay did not publish the record. It wraps event.ErrNotEvent, or ErrUnavailable if the caller
-	// should retry. sealed reports that the record has a valid seal. Relays seal only what passes event.CheckOn.
+	// CheckSeal returns an error if the relay did not publish the record. It wraps event.ErrNotEvent, or ErrUnavailable
+	// if the caller should retry. sealed reports that the record has a valid seal. Relays seal only what passes
+	// event.CheckOn.
 	CheckSeal(ctx context.Context, r Record, e event.Event) (sealed bool, err error)
 }
 
 // CheckSeals makes Event reject records that the relay of their topic did not publish. Call it before the first use.
 func (d *Decoder) CheckSeals(s Seals) { d.seals = s }
 
-// Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is returned as it is.
-// Its error wraps ErrUnavailable where to try again makes sense; any other error means that the value cannot be read, now or later.
+// Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is
+// returned as it is. Its error wraps ErrUnavailable where to try again makes sense; any other error means that the
+// value cannot be read, now or later.
 func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
 	if !IsFramed(value) {
 		return value, nil
@@ -72,8 +74,9 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 	return message, nil
 }
 
-// Event reads an event from a record. It is the one definition of an event for every reader of the log: event.FromRecord, Decode,
-// event.CheckOn and the relay's seal. Its errors wrap event.ErrNotEvent, or ErrUnavailable if the caller should retry.
+// Event reads an event from a record. It is the one definition of an event for every reader of the log:
+// event.FromRecord, Decode, event.CheckOn and the relay's seal. Its errors wrap event.ErrNotEvent, or ErrUnavailable if
+// the caller should retry.
 func (d *Decoder) Event(ctx context.Context, r Record) (event.Event, error) {
 	e, err := event.FromRecord(r.Key, r.Value, r.Headers)
 	if err != nil {

@@ -12,8 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Codecs are those of connect, but for what they say of a request that cannot be read: it names the field, as the contract
-// does, and no Go type. A strict one refuses fields and names of enums that the contract does not have, which the others pass over.
+// Codecs are those of connect, but for what they say of a request that cannot be read: it names the field, as the
+// contract does, and no Go type. A strict one refuses fields and names of enums that the contract does not have, which
+// the others pass over.
 func Codecs(strict bool) []connect.HandlerOption {
 	return []connect.HandlerOption{
 		connect.WithCodec(binaryCodec{}),

@@ -17,8 +17,8 @@ type fieldError struct{ path, why string }
 
 func (e *fieldError) Error() string { return e.path + ": " + e.why }
 
-// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body a second time, which only
-// a faulty request costs.
+// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body a second time, which
+// only a faulty request costs.
 func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
 	var syntax *json.SyntaxError
 	var whole json.RawMessage

@@ -1,5 +1,5 @@
-// Package rpc is the door of every Connect service: it bounds and validates what comes in, and keeps panics and the inner
-// workings of errors from going out.
+// Package rpc is the door of every Connect service: it bounds and validates what comes in, and keeps panics and the
+// inner workings of errors from going out.
 package rpc
 
 import (
@@ -50,8 +50,9 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 	)
 }
 
-// OperationOptions are the options of a service that those call who run the system. Requests are read as by HandlerOptions; an error
-// that is not a *connect.Error is a store, a broker or a disk that did not answer, and whoever looks into that is told which and why.
+// OperationOptions are the options of a service that those call who run the system. Requests are read as by
+// HandlerOptions; an error that is not a *connect.Error is a store, a broker or a disk that did not answer, and whoever
+// looks into that is told which and why.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 	d := door{logger: logger, clock: time.Now, strict: true}
 	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))
@@ -101,12 +102,12 @@ func (o operations) told(ctx context.Context, spec connect.Spec, err error) erro
 // Option changes what a door takes.
 type Option func(*door)
 
-// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes something must not be
-// misunderstood; a question may be asked with words that only a newer server knows.
+// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes something must not
+// be misunderstood; a question may be asked with words that only a newer server knows.
 func Strict() Option { return func(d *door) { d.strict = true } }
 
-// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this server's clock: clients
-// have clocks of their own.
+// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this server's clock:
+// clients have clocks of their own.
 func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
 
 // WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals.

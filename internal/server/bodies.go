@@ -90,7 +90,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, errors.Join(ErrBody, err)
 }
 
-// writer gives each piece of an answer a deadline of its own, so that long answers may take long, and be silent in between.
+// writer gives each piece of an answer a deadline of its own, so that long answers may take long, and be silent in
+// between.
 type writer struct {
 	http.ResponseWriter
 	control *http.ResponseController

@@ -15,9 +15,9 @@ type Hosts struct {
 	Any bool
 }
 
-// Guard refuses what a browser sends because another site's page told it to. A name that the page's owner has pointed at
-// this machine (DNS rebinding) is none of the hosts' names; and a page of another origin is named by the browser itself.
-// Programs other than browsers send neither. refuse answers.
+// Guard refuses what a browser sends because another site's page told it to. A name that the page's owner has pointed
+// at this machine (DNS rebinding) is none of the hosts' names; and a page of another origin is named by the browser
+// itself. Programs other than browsers send neither. refuse answers.
 func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why string), next http.Handler) http.Handler {
 	allowed := map[string]bool{"localhost": true, "127.0.0.1": true, "::1": true}
 	for _, name := range hosts.Names {

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// Limits bound the connections of a listener. Each listener has limits of its own, so that one that is full leaves room in
-// the others.
+// Limits bound the connections of a listener. Each listener has limits of its own, so that one that is full leaves room
+// in the others.
 type Limits struct {
 	Connections int // in all
 	PerAddress  int // from one address
@@ -80,7 +80,8 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	return admitted
 }
 
-// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is called by one goroutine.
+// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is called by one
+// goroutine.
 func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,8 +115,8 @@ func (s *conns) longestIdle(fits func(*conn) bool) *conn {
 	return nil
 }
 
-// changed is told of every connection's state. One whose request has not come whole is as good as idle: net/http calls a
-// connection active once the request's header has been read.
+// changed is told of every connection's state. One whose request has not come whole is as good as idle: net/http calls
+// a connection active once the request's header has been read.
 func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	if over, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		nc = over.NetConn()

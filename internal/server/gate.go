@@ -28,8 +28,8 @@ const (
 func (c Class) String() string { return [...]string{"sql", "query", "command"}[c] }
 
 // How long a request may stand in the queue: patience while the queue has been empty a moment ago, so that a burst is
-// worked off; and no more than the target once there is a standing queue, for that is more than can be done, and waiting
-// would only make everybody's answer late.
+// worked off; and no more than the target once there is a standing queue, for that is more than can be done, and
+// waiting would only make everybody's answer late.
 var (
 	patience = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond, Command: time.Second}
 	target   = [classes]time.Duration{SQL: 0, Query: 50 * time.Millisecond, Command: 100 * time.Millisecond}
@@ -70,8 +70,8 @@ func NewGate(most int) *Gate {
 	return g
 }
 
-// Enter waits for the turn of a request. It gives ErrOverloaded where its turn would come too late, or ctx's error. Leave
-// must be called once the work is done.
+// Enter waits for the turn of a request. It gives ErrOverloaded where its turn would come too late, or ctx's error.
+// Leave must be called once the work is done.
 func (g *Gate) Enter(ctx context.Context, c Class) (leave func(), err error) {
 	w, wait, err := g.queue(c)
 	if err != nil {
@@ -122,8 +122,8 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	return w, wait, nil
 }
 
-// bears is how long another request of the class may wait; 0: its turn would come too late. How long that takes is known
-// by how many stand before it, and how fast places come free.
+// bears is how long another request of the class may wait; 0: its turn would come too late. How long that takes is
+// known by how many stand before it, and how fast places come free.
 func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	wait := patience[c]
 	if now.Sub(g.empty) > standing {
@@ -159,8 +159,8 @@ func (g *Gate) turnAway(c Class, now time.Time) {
 	g.turned[c] = now
 }
 
-// room is how many may be under way for another of the class to be let in: what matters less leaves room for what matters
-// more.
+// room is how many may be under way for another of the class to be let in: what matters less leaves room for what
+// matters more.
 func (g *Gate) room(c Class) int {
 	if c == Command {
 		return g.most

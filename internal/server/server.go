@@ -62,8 +62,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.http.Serve(bounded)
 }
 
-// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut off, and the error is
-// context.DeadlineExceeded or what went wrong in closing.
+// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut off, and the error
+// is context.DeadlineExceeded or what went wrong in closing.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Slots shares a few places for long work fairly: the next free one goes to the caller who holds the fewest, and no caller
-// holds more than half, so that one who asks for much does not keep the others waiting.
+// Slots shares a few places for long work fairly: the next free one goes to the caller who holds the fewest, and no
+// caller holds more than half, so that one who asks for much does not keep the others waiting.
 type Slots struct {
 	most    int
 	waiting int // of one caller

@@ -1,8 +1,10 @@
-// Package timeunit converts times between the units in which systems exchange them, and checks every conversion. It exists
-// because the arithmetic wraps around without a word: microseconds read as milliseconds become a date in 2047, not an error.
+// Package timeunit converts times between the units in which systems exchange them, and checks every conversion. It
+// exists because the arithmetic wraps around without a word: microseconds read as milliseconds become a date in 2047,
+// not an error.
 //
-// A time is one of the years 1 to 9999, UTC, as Protobuf, RFC 3339 and SQL have it: what is beyond can be stored, but most
-// readers of it fail or show another time. Microseconds are the unit of the lake; what is below them is cut off, towards the past.
+// A time is one of the years 1 to 9999, UTC, as Protobuf, RFC 3339 and SQL have it: what is beyond can be stored, but
+// most readers of it fail or show another time. Microseconds are the unit of the lake; what is below them is cut off,
+// towards the past.
 package timeunit
 
 import (

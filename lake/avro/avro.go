@@ -41,13 +41,15 @@ const (
 	maxDigits  = 38
 )
 
-// Plan says which columns values of a schema become, and how. It does not change, and may be used from several goroutines.
+// Plan says which columns values of a schema become, and how. It does not change, and may be used from several
+// goroutines.
 type Plan struct {
 	root   *node
 	fields []columnar.Field
 }
 
-// Compile plans the columns of a schema. references are the schemas that it refers to, each after those it refers to itself.
+// Compile plans the columns of a schema. references are the schemas that it refers to, each after those it refers to
+// itself.
 func Compile(schema string, references ...string) (*Plan, error) {
 	var cache avro.SchemaCache
 	for _, r := range references {
@@ -79,7 +81,8 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	return p, nil
 }
 
-// Fields are the columns, without ids; none of a record without fields, whose rows say where they come from and no more.
+// Fields are the columns, without ids; none of a record without fields, whose rows say where they come from and no
+// more.
 func (p *Plan) Fields() []columnar.Field { return p.fields }
 
 type kind uint8

@@ -24,8 +24,8 @@ type Decoder struct {
 	first   columnar.Column // one that every row fills; nil where the schema has no columns
 }
 
-// Bind makes a decoder that appends to the columns of the plan among columns, each found by its name; a column may be wider than
-// planned. The other columns are the caller's to fill.
+// Bind makes a decoder that appends to the columns of the plan among columns, each found by its name; a column may be
+// wider than planned. The other columns are the caller's to fill.
 func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{columns: columns}
 	var fields []columnar.Field
@@ -44,8 +44,8 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, err
 }
 
-// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are gone too. An
-// error names the field and what is wrong with it, but for columnar.ErrFull.
+// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are
+// gone too. An error names the field and what is wrong with it, but for columnar.ErrFull.
 func (d *Decoder) Append(value []byte) error {
 	mark := d.columns.Mark()
 	if d.first != nil { // the caller may be ahead

@@ -1,9 +1,9 @@
 // Package columnar holds rows as columns in memory, on their way from records into Parquet.
 //
-// It is here in place of Arrow's builders for three reasons. A row that turns out bad in its middle must leave no trace, and
-// here it is dropped by cutting every column to the length it had: no mark is kept per value, and lengths of what is nested
-// follow from the offsets above it. A value costs nanoseconds, for its column is a concrete type whose Append is inlined. And a
-// writer of Parquet pages can read the buffers as they are.
+// It is here in place of Arrow's builders for three reasons. A row that turns out bad in its middle must leave no
+// trace, and here it is dropped by cutting every column to the length it had: no mark is kept per value, and lengths of
+// what is nested follow from the offsets above it. A value costs nanoseconds, for its column is a concrete type whose
+// Append is inlined. And a writer of Parquet pages can read the buffers as they are.
 //
 // The buffers are laid out as Arrow lays them out, so a record for Arrow is a view of them.
 package columnar
@@ -20,7 +20,8 @@ import (
 
 // Field describes a column, or a part of one.
 type Field struct {
-	// Key identifies the field for good, whatever it will be called: the number of a Protobuf field. Empty stands for the Name.
+	// Key identifies the field for good, whatever it will be called: the number of a Protobuf field. Empty stands for
+	// the Name.
 	Key      string
 	Name     string
 	Aliases  []string // by which the schema says that it was called before
@@ -33,8 +34,8 @@ type Field struct {
 // Identity is the Key, or the Name where there is none.
 func (f Field) Identity() string { return cmp.Or(f.Key, f.Name) }
 
-// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time, timestamp, timestamptz, string, binary, uuid,
-// fixed) or a Struct, a List, a Map.
+// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time, timestamp,
+// timestamptz, string, binary, uuid, fixed) or a Struct, a List, a Map.
 type Type interface {
 	String() string
 }
@@ -62,8 +63,8 @@ func (s Struct) String() string {
 func (l List) String() string { return fmt.Sprintf("list<%s>", l.Element.Type) }
 func (m Map) String() string  { return fmt.Sprintf("map<%s, %s>", m.Key.Type, m.Value.Type) }
 
-// WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from the highest, in the order in
-// which a new table numbers its fields. So fields without any ids get those of a new table, from 1.
+// WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from the highest, in the
+// order in which a new table numbers its fields. So fields without any ids get those of a new table, from 1.
 func WithIDs(fields []Field) []Field {
 	n := numbering{last: HighestID(fields)}
 	return n.all(fields)

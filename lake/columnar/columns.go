@@ -9,8 +9,8 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// ErrFull says that a column cannot hold more: its offsets have 32 bits. Nothing is wrong with the row that did not fit; it
-// fits after Reset.
+// ErrFull says that a column cannot hold more: its offsets have 32 bits. Nothing is wrong with the row that did not
+// fit; it fits after Reset.
 var ErrFull = errors.New("a column holds 2 GiB or more: write the rows and reset the columns earlier")
 
 // Columns holds rows. A row is whole when every column has got its value; between rows all have the same length. Values are
@@ -40,8 +40,8 @@ type Column interface {
 	AppendNull()
 	// Truncate keeps the first n values, and nothing of one that was under way.
 	Truncate(n int)
-	// Validity is Arrow's bitmap, a set bit for every value that is not null; nil where there is no null. It is valid until
-	// the next value.
+	// Validity is Arrow's bitmap, a set bit for every value that is not null; nil where there is no null. It is valid
+	// until the next value.
 	Validity() []byte
 	// Nulls counts the nulls.
 	Nulls() int
@@ -115,8 +115,8 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 	return nil, fmt.Errorf("there are no columns of type %s", t)
 }
 
-// Storable are those of the fields that there can be columns for: not those of a type that New refuses, nor what consists of such
-// alone. A file without them is as one in which they are null.
+// Storable are those of the fields that there can be columns for: not those of a type that New refuses, nor what
+// consists of such alone. A file without them is as one in which they are null.
 func Storable(fields []Field) []Field {
 	var out []Field
 	for _, f := range fields {
@@ -201,9 +201,9 @@ func (c *Columns) Err() error {
 	return nil
 }
 
-// Record is a view of all rows: nothing is copied. It and what is sliced from it are valid until Reset, or until a Rollback
-// into its rows; rows may be appended meanwhile. A writer that has returned from writing it is done with it: pqarrow keeps
-// nothing of a record.
+// Record is a view of all rows: nothing is copied. It and what is sliced from it are valid until Reset, or until a
+// Rollback into its rows; rows may be appended meanwhile. A writer that has returned from writing it is done with it:
+// pqarrow keeps nothing of a record.
 //
 // It panics where a row is not whole, or did not fit.
 func (c *Columns) Record() arrow.RecordBatch {

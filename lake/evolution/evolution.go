@@ -1,10 +1,10 @@
-// Package evolution brings the columns of a table that exists to those that a program's rows have, without touching what the
-// table holds. It is here so that a field or an event type that is new in a contract is a new column of its table, and so that
-// what would make old rows unreadable, or mean something else, is refused with the reason.
+// Package evolution brings the columns of a table that exists to those that a program's rows have, without touching
+// what the table holds. It is here so that a field or an event type that is new in a contract is a new column of its
+// table, and so that what would make old rows unreadable, or mean something else, is refused with the reason.
 //
-// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing has to be rewritten. Which
-// column a field is follows from the field's key, such as the number of a Protobuf field, which the table keeps in a property:
-// a field that is called otherwise than before is a column renamed, not one dropped and one added.
+// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing has to be rewritten.
+// Which column a field is follows from the field's key, such as the number of a Protobuf field, which the table keeps
+// in a property: a field that is called otherwise than before is a column renamed, not one dropped and one added.
 package evolution
 
 import (
@@ -19,7 +19,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns that are not in it go by name.
+// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns that are not in it go
+// by name.
 const Property = "millrace.field-keys"
 
 // Keys tells the key of a column by its id.
@@ -59,8 +60,8 @@ func (k Keys) String() string {
 
 // Step is what is to be done so that a table has the columns of a program's rows.
 type Step struct {
-	// Columns are the program's columns with the ids that they have in the table. Files are written with them; what the table
-	// has beyond them is null in those files.
+	// Columns are the program's columns with the ids that they have in the table. Files are written with them; what the
+	// table has beyond them is null in those files.
 	Columns []columnar.Field
 	Schema  *iceberg.Schema // what the table's schema is to be; the same as before where Changes is empty
 	LastID  int             // the highest id that any schema of the table has used
@@ -116,11 +117,12 @@ func (k Keys) note(fields []columnar.Field) {
 	}
 }
 
-// Of is the step from a table's schema to the columns wanted. lastID is the highest id that the table has ever used. Its error is a
-// *RefusedError where the columns do not go together.
+// Of is the step from a table's schema to the columns wanted. lastID is the highest id that the table has ever used.
+// Its error is a *RefusedError where the columns do not go together.
 //
-// What is wanted and not there is added, and is null in the rows that are there. What is there and no longer wanted stays, and is
-// null from now on. A type may grow as Iceberg lets it: int to long, float to double, a decimal to more digits before the point.
+// What is wanted and not there is added, and is null in the rows that are there. What is there and no longer wanted
+// stays, and is null from now on. A type may grow as Iceberg lets it: int to long, float to double, a decimal to more
+// digits before the point.
 func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Step, error) {
 	there, err := fieldsOf(have.Fields())
 	if err != nil {
@@ -217,8 +219,8 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	return table, columns, nil
 }
 
-// find is the place of the column that a field is, -1 if none. A field that has the id of a column is that column, see Union; one
-// without a key goes by its name.
+// find is the place of the column that a field is, -1 if none. A field that has the id of a column is that column, see
+// Union; one without a key goes by its name.
 func (c *change) find(have []columnar.Field, w columnar.Field) int {
 	if w.ID != 0 {
 		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return h.ID == w.ID }); n >= 0 {

@@ -157,7 +157,8 @@ func (w *world) startChild(t *testing.T, registry, moment, nth string) (died fun
 	}
 }
 
-// A lander that is killed while the table grows leaves one that the next completes: each record once, with all that it says.
+// A lander that is killed while the table grows leaves one that the next completes: each record once, with all that it
+// says.
 func TestKilledWhileGrowing(t *testing.T) {
 	t.Parallel()
 	embedded := kafkaserver.Embedded(t)

@@ -27,9 +27,10 @@ type Subject struct {
 	Times   bool   // of JSON: make times of strings that are such
 }
 
-// Registered is the table that a topic of values lands in that are framed for a schema registry, in Avro, Protobuf or JSON. Its columns
-// are those of the subject's newest schema, and it gets more when values come of schemas that have more. What the schema of a value
-// lacks is null in its row; a value whose schema does not go into the table is parked with the reason.
+// Registered is the table that a topic of values lands in that are framed for a schema registry, in Avro, Protobuf or
+// JSON. Its columns are those of the subject's newest schema, and it gets more when values come of schemas that have
+// more. What the schema of a value lacks is null in its row; a value whose schema does not go into the table is parked
+// with the reason.
 func Registered(
 	ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client, options ...Option,
 ) (lake.Table, error) {

@@ -156,8 +156,8 @@ func TestAvroLands(t *testing.T) {
 	})
 }
 
-// A field that a newer schema renames, by an alias, renames its column: rows before and after, of both schemas and whatever order, are in
-// one column, also where landers begin anew.
+// A field that a newer schema renames, by an alias, renames its column: rows before and after, of both schemas and
+// whatever order, are in one column, also where landers begin anew.
 func TestAvroAliases(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -201,8 +201,8 @@ func TestAvroAliases(t *testing.T) {
 	}
 }
 
-// A lander that is killed while an alias renames a column, before or after that is committed, leaves a table that the next completes: one
-// column, with the values of both schemas, each once.
+// A lander that is killed while an alias renames a column, before or after that is committed, leaves a table that the
+// next completes: one column, with the values of both schemas, each once.
 func TestKilledWhileAnAliasRenames(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -290,7 +290,8 @@ func TestProtobufLands(t *testing.T) {
 	w.landed(t, l)
 	stop()
 	rows := w.rows(t)
-	// The older schema's n is no longer wide enough, so the newer one reads its values, and keeps what it does not know.
+	// The older schema's n is no longer wide enough, so the newer one reads its values, and keeps what it does not
+	// know.
 	for at, want := range map[string]string{"0/0": `"gone":"g"`, "0/3": `"n":5000000000`, "0/4": `"_unknown":"IgFo"`} {
 		if !strings.Contains(rows[at], want) {
 			t.Errorf("row %s is %s, want %s in it", at, rows[at], want)

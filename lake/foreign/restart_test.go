@@ -55,8 +55,8 @@ func (f *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"subject": "s", "version": id, "id": id, "schema": f.schemas[id-1]})
 }
 
-// What a newest schema that does not go into the table means is the same while landing and at the start: values of that schema are
-// parked, the others land.
+// What a newest schema that does not go into the table means is the same while landing and at the start: values of that
+// schema are parked, the others land.
 func TestStartIsAsStrictAsRunning(t *testing.T) {
 	t.Parallel()
 	const first = `{"name":"v","type":"int"}`

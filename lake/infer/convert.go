@@ -97,8 +97,8 @@ func put(to columnar.Column, s scalar) bool {
 	return true
 }
 
-// keyOf gives the name of an object's member as the key of a map: a text, or a whole number as JSON writes it, so that no two names are
-// one key.
+// keyOf gives the name of an object's member as the key of a map: a text, or a whole number as JSON writes it, so that
+// no two names are one key.
 func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 	if m.unnamed {
 		return s, false
@@ -132,8 +132,8 @@ func float(v *value, bits int) (s scalar, ok bool) {
 	return scalar{float: f}, ok
 }
 
-// decimalOf is a number that has no more digits than a decimal. It may stand in a string, as amounts do where a reader might make
-// doubles of numbers.
+// decimalOf is a number that has no more digits than a decimal. It may stand in a string, as amounts do where a reader
+// might make doubles of numbers.
 func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	raw := v.raw
 	switch {

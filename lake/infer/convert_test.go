@@ -33,7 +33,8 @@ func existingWith(t testing.TB, fields ...columnar.Field) *table {
 	return tab
 }
 
-// A column that the table has is filled where the value converts exactly; any other value stands beside it as it was written.
+// A column that the table has is filled where the value converts exactly; any other value stands beside it as it was
+// written.
 func TestColumnsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -202,7 +203,8 @@ func TestCapitals(t *testing.T) {
 	}
 }
 
-// An object fills a column that is a map where each name is a key and each value one of the map's exactly; any other stands beside it.
+// An object fills a column that is a map where each name is a key and each value one of the map's exactly; any other
+// stands beside it.
 func TestMapsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

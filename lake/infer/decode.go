@@ -40,8 +40,8 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, nil
 }
 
-// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away what there is of one. ErrGrow tells
-// that the object wants more columns; any other error is columnar.ErrFull.
+// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away what there is of
+// one. ErrGrow tells that the object wants more columns; any other error is columnar.ErrFull.
 func (d *Decoder) Append(o *Object) error {
 	left := d.root.append(o.root)
 	if left == nil {

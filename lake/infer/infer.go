@@ -80,8 +80,8 @@ var (
 	instant = iceberg.PrimitiveTypes.TimestampTz
 )
 
-// Grow gives the columns that a table is to have for objects, from those that it has, and tells whether they are others. Columns that
-// have an id keep their types.
+// Grow gives the columns that a table is to have for objects, from those that it has, and tells whether they are
+// others. Columns that have an id keep their types.
 func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columnar.Field, changed bool) {
 	var mine []columnar.Field
 	for _, f := range have {
@@ -137,7 +137,8 @@ func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar
 	return fields
 }
 
-// field is the name of the field that a member of an object is: its own, or one that differs in capitals alone and has columns.
+// field is the name of the field that a member of an object is: its own, or one that differs in capitals alone and has
+// columns.
 func field(fields []columnar.Field, members []value, i int) string {
 	name, like := string(members[i].name), ""
 	for _, f := range fields {
@@ -312,8 +313,8 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	return columnar.List{Element: columnar.Field{Name: "element", Type: element}}
 }
 
-// fit tells whether a type holds a value, and which type that is: it has more fields where the value has, and is another where it is
-// not fixed yet.
+// fit tells whether a type holds a value, and which type that is: it has more fields where the value has, and is
+// another where it is not fixed yet.
 func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
 	if v.kind == null {
 		return t, true

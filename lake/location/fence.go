@@ -13,8 +13,9 @@ import (
 // ErrOutside says that a file is not in the folder of the table that names it.
 var ErrOutside = errors.New("it is not in the table's folder")
 
-// Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of another engine.
-// Beside it are folders that the table was given long ago. The manifest lists written to it have the bounds that iceberg-go leaves out.
+// Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of
+// another engine. Beside it are folders that the table was given long ago. The manifest lists written to it have the
+// bounds that iceberg-go leaves out.
 func Fence(files io.IO, location string, beside ...string) io.IO {
 	return fenced{files, location, beside}
 }

@@ -24,8 +24,9 @@ func init() {
 
 // Local is the file system of tables on local disk. It takes locations as they are written.
 //
-// Tables of before were written by a file system that decoded them. Their files are still found, and new ones placed beside them: where
-// nothing is at the path as written, and something at the decoded one or nearer to it, that one is meant.
+// Tables of before were written by a file system that decoded them. Their files are still found, and new ones placed
+// beside them: where nothing is at the path as written, and something at the decoded one or nearer to it, that one is
+// meant.
 type Local struct{}
 
 // resolve is the path of a location.
@@ -83,8 +84,8 @@ func (Local) ReadFile(name string) ([]byte, error) {
 // synced is set once a table of this process is to outlive a power cut.
 var synced atomic.Bool
 
-// Sync makes every file that this process writes by Local from now on durable before its Close returns: the file, and its name in each
-// folder that was made for it.
+// Sync makes every file that this process writes by Local from now on durable before its Close returns: the file, and
+// its name in each folder that was made for it.
 func Sync() { synced.Store(true) }
 
 // Create implements io.WriteFileIO.
@@ -141,7 +142,8 @@ var syncFolder = func(folder string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// inFolder is the path of a file that is about to be made, whose folder is there; and the folders that have a new name in them then.
+// inFolder is the path of a file that is about to be made, whose folder is there; and the folders that have a new name
+// in them then.
 func inFolder(op, name string) (p string, folders []string, err error) {
 	if p, err = resolve(op, name); err != nil {
 		return "", nil, err
@@ -155,8 +157,8 @@ func inFolder(op, name string) (p string, folders []string, err error) {
 	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
-// asWritten is what AsWritten says. Both names are of one file, so that a program which decodes the location goes on, too; where a
-// file system has no such names, it is copied.
+// asWritten is what AsWritten says. Both names are of one file, so that a program which decodes the location goes on,
+// too; where a file system has no such names, it is copied.
 func (Local) asWritten(name string) (bool, error) {
 	written, _ := localPath(name)
 	stands, err := resolve("link", name)

@@ -1,9 +1,9 @@
 // Package location says where the files of Iceberg tables are, and is the one file system of tables on local disk.
 //
-// A location is read by many programs, and some of them decode it as a URL while others take it as it is. So a location that is
-// made here has only characters that mean the same to both: Table makes one of a table's name, and no data file's name has anything of a
-// record in it. Local takes locations as they are, as PyIceberg, DuckDB and Java do; iceberg-go's own file system decodes them.
-// Fence keeps whoever reads or writes a table in the table's own folder.
+// A location is read by many programs, and some of them decode it as a URL while others take it as it is. So a location
+// that is made here has only characters that mean the same to both: Table makes one of a table's name, and no data
+// file's name has anything of a record in it. Local takes locations as they are, as PyIceberg, DuckDB and Java do;
+// iceberg-go's own file system decodes them. Fence keeps whoever reads or writes a table in the table's own folder.
 package location
 
 import (
@@ -15,8 +15,8 @@ import (
 	"strings"
 )
 
-// Table is where a new table's files are to be, below a warehouse. A name whose characters all stand for themselves is its own folder's;
-// any other becomes one that is as good as unique. The same name always gives the same location.
+// Table is where a new table's files are to be, below a warehouse. A name whose characters all stand for themselves is
+// its own folder's; any other becomes one that is as good as unique. The same name always gives the same location.
 func Table(warehouse string, name []string) string {
 	namespace, last := strings.Join(name[:len(name)-1], "/"), name[len(name)-1]
 	folder := namespace + ".db/" + last
@@ -49,8 +49,8 @@ func replaced(name string) string {
 
 const (
 	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
-	// What means the same whether or not it is decoded: what RFC 3986 calls unreserved, and what it lets a path have besides that no
-	// reader takes for a pattern.
+	// What means the same whether or not it is decoded: what RFC 3986 calls unreserved, and what it lets a path have
+	// besides that no reader takes for a pattern.
 	plainSet = letters + "-.~@+,=:"
 )
 

@@ -6,8 +6,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Ancestors returns a snapshot and those before it that are still there, the newest first. Metadata is what a client wrote, so the
-// parents may form a cycle: the walk then ends where it would begin again.
+// Ancestors returns a snapshot and those before it that are still there, the newest first. Metadata is what a client
+// wrote, so the parents may form a cycle: the walk then ends where it would begin again.
 func Ancestors(meta table.Metadata, id int64) []table.Snapshot {
 	return table.AncestorsOf(id, meta.SnapshotByID)
 }

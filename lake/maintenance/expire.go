@@ -17,9 +17,9 @@ type Expired struct {
 	Retries   int
 }
 
-// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to. What branches and tags
-// hold stays; so does every snapshot that was the newest one less than KeepAge ago, however old it is itself: somebody may
-// still read it.
+// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to. What branches and
+// tags hold stays; so does every snapshot that was the newest one less than KeepAge ago, however old it is itself:
+// somebody may still read it.
 func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {
@@ -78,8 +78,8 @@ const gcOff = "the table's property gc.enabled says that its files are shared, s
 
 func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabledKey, true) }
 
-// expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place of
-// only lately are kept by their number.
+// expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place
+// of only lately are kept by their number.
 func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnapshotsOpt {
 	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-age)))
 	return []table.ExpireSnapshotsOpt{table.WithOlderThan(age), table.WithRetainLast(keep)}

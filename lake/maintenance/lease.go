@@ -18,12 +18,13 @@ import (
 )
 
 // Readers and expiry may run in different processes, so they coordinate through small lease files beside the table's
-// metadata. A reader holds the snapshot that it reads; expiry claims all snapshots before a time while it removes some of
-// them. Each writes its own file first and lists the others' files afterwards, so at least one of the two sees the other:
-// expiry keeps a held snapshot, and a reader waits for a claim to end and then checks that its snapshot is still there.
+// metadata. A reader holds the snapshot that it reads; expiry claims all snapshots before a time while it removes some
+// of them. Each writes its own file first and lists the others' files afterwards, so at least one of the two sees the
+// other: expiry keeps a held snapshot, and a reader waits for a claim to end and then checks that its snapshot is still
+// there.
 //
-// A lease ends at the time in its name. The lease of a crashed process therefore blocks nobody for long, and a reader that
-// runs for longer renews its lease.
+// A lease ends at the time in its name. The lease of a crashed process therefore blocks nobody for long, and a reader
+// that runs for longer renews its lease.
 const (
 	leaseFolder = "/metadata/as-of/leases/"
 	leaseSuffix = ".lease"
@@ -200,8 +201,8 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 	}
 }
 
-// Claim announces that snapshots before a time are about to be removed, and returns the ones that readers hold. These must
-// stay. The claim lasts until done is called.
+// Claim announces that snapshots before a time are about to be removed, and returns the ones that readers hold. These
+// must stay. The claim lasts until done is called.
 func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int64]bool, done func(), err error) {
 	remove, err := placeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
 	if err != nil {

@@ -20,12 +20,14 @@ type Access struct {
 	Callers *auth.Tokens
 	// Rights of callers by their names; those that are not in it have none.
 	Rights map[string]Right
-	// OfTables are rights to single tables, beyond those to all. They come without keys of the object store, which know no tables.
+	// OfTables are rights to single tables, beyond those to all. They come without keys of the object store, which know
+	// no tables.
 	OfTables map[string]TableRights
 	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an hour.
 	TokenLifetime time.Duration
-	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials: the first to callers with the right
-	// Read, the second to those who may write, who get the first where there are none. Empty: clients bring their own.
+	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials: the first to callers
+	// with the right Read, the second to those who may write, who get the first where there are none. Empty: clients
+	// bring their own.
 	ReadKeys, WriteKeys Keys
 	// Turns makes the requests of known callers wait for their turn, or turns them away. Nil: all have theirs at once.
 	Turns func(http.Handler) http.Handler
@@ -102,7 +104,8 @@ func (c caller) on(name table.Identifier) Right {
 	return c.right
 }
 
-// sees reports whether the caller may know of a namespace: of those with tables that it may read, and of what those lie in.
+// sees reports whether the caller may know of a namespace: of those with tables that it may read, and of what those lie
+// in.
 func (c caller) sees(namespace table.Identifier) bool {
 	return c.right >= Read || c.some() && c.tables.Within(namespace)
 }
@@ -187,7 +190,8 @@ func to(needed Right, h handler) handler {
 	}
 }
 
-// toSome lets those through, too, who have rights to single tables: the handler asks for them by the names that it finds.
+// toSome lets those through, too, who have rights to single tables: the handler asks for them by the names that it
+// finds.
 func toSome(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if c := callerOf(r); c.right < needed && !c.some() {

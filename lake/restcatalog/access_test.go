@@ -69,7 +69,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// Who has rights to single tables finds these alone, in lists as by their names, and is given no keys, which open them all.
+// Who has rights to single tables finds these alone, in lists as by their names, and is given no keys, which open them
+// all.
 func TestRightsToTables(t *testing.T) {
 	t.Parallel()
 	p := guarded(t)

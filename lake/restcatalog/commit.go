@@ -127,8 +127,8 @@ func readTransaction(r *http.Request) ([]change, error) {
 	return changes, nil
 }
 
-// tries is how often a commit is computed anew because another came first. What the client requires of the table is checked
-// each time, so nothing lands on a table that the client did not mean.
+// tries is how often a commit is computed anew because another came first. What the client requires of the table is
+// checked each time, so nothing lands on a table that the client did not mean.
 const tries = 5
 
 // commit makes all changes or none.
@@ -308,7 +308,8 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 // elsewhere are the properties that place files beside a table's location.
 var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
-// placedWithin fails where metadata has a property that places files beside the table's location, and has not had it before.
+// placedWithin fails where metadata has a property that places files beside the table's location, and has not had it
+// before.
 func (s *Server) placedWithin(before, after table.Metadata) error {
 	for _, key := range elsewhere {
 		location, ok := after.Properties()[key]
@@ -325,7 +326,8 @@ func (s *Server) placedWithin(before, after table.Metadata) error {
 	return nil
 }
 
-// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its own only.
+// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its
+// own only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	within := s.warehouse.fresh
 	if current != nil && current.Location() == metadata.Location() {
@@ -366,7 +368,8 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	return &plan{ident, current, metadata, file}, nil
 }
 
-// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves files that nothing names.
+// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves files that nothing
+// names.
 func (s *Server) land(ctx context.Context, plans []*plan) error {
 	changes := false
 	var moves []Move
@@ -484,8 +487,8 @@ func (s *Server) remove(ctx context.Context, written []string) {
 	}
 }
 
-// removeReplaced removes metadata files that a commit pushed out of the table's log, where the table asks for that: clients
-// of a REST catalog leave it to the server.
+// removeReplaced removes metadata files that a commit pushed out of the table's log, where the table asks for that:
+// clients of a REST catalog leave it to the server.
 func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 	for _, p := range plans {
 		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {

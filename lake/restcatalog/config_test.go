@@ -34,7 +34,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-// What config says is served is served, under the paths that it makes clients use; and all of them under those without prefix.
+// What config says is served is served, under the paths that it makes clients use; and all of them under those without
+// prefix.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	p := withPrefix(t).serve(t)

@@ -17,8 +17,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A failure is an answer that is an error. Its kind is the name of the exception that Java's client throws, which is what all
-// clients know errors by.
+// A failure is an answer that is an error. Its kind is the name of the exception that Java's client throws, which is
+// what all clients know errors by.
 type failure struct {
 	status        int
 	kind, message string
@@ -37,8 +37,8 @@ func commitFailed(format string, args ...any) error {
 	return &failure{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
 }
 
-// notNow says that nothing was done, so that the client may try again. Clients take 500, 502 and 504 in answer to a commit for
-// "it may have landed", and keep its files; 503 tells them that it did not.
+// notNow says that nothing was done, so that the client may try again. Clients take 500, 502 and 504 in answer to a
+// commit for "it may have landed", and keep its files; 503 tells them that it did not.
 func notNow(cause error) error {
 	return &failure{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
 		message: "the catalog or its storage did not answer; nothing was done, try again", cause: cause}
@@ -201,8 +201,8 @@ func senseless(what string, err error) error {
 	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
 }
 
-// readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some of what is no sense ends in
-// a panic. It is the client's error.
+// readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some of what is no sense
+// ends in a panic. It is the client's error.
 func readGuarded(r *http.Request, into any) (err error) {
 	defer guard(&err)
 	return read(r, into)

@@ -91,7 +91,8 @@ func copyFile(t *testing.T, from, to string, change func(string) string) string 
 
 func same(s string) string { return s }
 
-// No request makes a table that shares anything with another: not its metadata, its id, its place, nor any of its files.
+// No request makes a table that shares anything with another: not its metadata, its id, its place, nor any of its
+// files.
 func TestTablesShareNothing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {

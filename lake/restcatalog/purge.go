@@ -14,9 +14,9 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// purge removes the files of a table that is dropped: those that it names, that lie below its own location, and that no other
-// table of the catalog names. Where another table that may name them cannot be read, nothing is removed. A process that dies on
-// the way leaves files that nothing names, and no harm.
+// purge removes the files of a table that is dropped: those that it names, that lie below its own location, and that no
+// other table of the catalog names. Where another table that may name them cannot be read, nothing is removed. A
+// process that dies on the way leaves files that nothing names, and no harm.
 func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	fio, err := s.files(ctx, t.MetadataLocation())
 	if err != nil {

@@ -18,8 +18,9 @@ type reference struct {
 	file string
 }
 
-// references calls fn with every file that the snapshots for which of is true name, and with those that the metadata itself names.
-// Manifests in known are passed over, and added to it. An error is fn's, or that of a file that cannot be read.
+// references calls fn with every file that the snapshots for which of is true name, and with those that the metadata
+// itself names. Manifests in known are passed over, and added to it. An error is fn's, or that of a file that cannot be
+// read.
 func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.Snapshot) bool, known map[string]bool, fn func(reference) error) (err error) {
 	defer guard(&err) // a manifest is what a client has written
 	for s := range m.Statistics() {
@@ -82,9 +83,9 @@ func (w warehouse) overlap(a, b string) bool {
 	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
-// ownFiles fails where metadata brings a file that does not lie below the table's location: it is another table's, or may become
-// one's. Who reads this table would read it, and who cleans up after this table would remove it. What before names already is not
-// looked at again; before is nil for a new table.
+// ownFiles fails where metadata brings a file that does not lie below the table's location: it is another table's, or
+// may become one's. Who reads this table would read it, and who cleans up after this table would remove it. What before
+// names already is not looked at again; before is nil for a new table.
 func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) error {
 	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}

@@ -14,11 +14,11 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Numbers in metadata only grow, and the next writer continues from them. A client that sets one close to its limit leaves no room for
-// any writer after it, so each may only take the step that its change needs.
+// Numbers in metadata only grow, and the next writer continues from them. A client that sets one close to its limit
+// leaves no room for any writer after it, so each may only take the step that its change needs.
 const (
-	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a snapshot that is dated before the
-	// newest one by more than this, so a snapshot from the future blocks all others until then.
+	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a snapshot that is
+	// dated before the newest one by more than this, so a snapshot from the future blocks all others until then.
 	maxAhead = time.Minute
 	// maxNewIDs is how far the ids of columns or of partition fields may grow with one change.
 	maxNewIDs = 10_000
@@ -28,7 +28,8 @@ const (
 	maxSequence = 1 << 53
 )
 
-// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the landers could not hold.
+// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the landers could not
+// hold.
 const (
 	maxFields      = 5_000 // of all levels
 	maxNesting     = 32
@@ -74,8 +75,8 @@ func parentID(s table.Snapshot) int64 {
 	return *s.ParentSnapshotID
 }
 
-// add checks a snapshot against those before it. A snapshot never has the id of one that was there, or that another one names as its
-// parent, and its parent is there. So no chain of parents can become a cycle.
+// add checks a snapshot against those before it. A snapshot never has the id of one that was there, or that another one
+// names as its parent, and its parent is there. So no chain of parents can become a cycle.
 func (l *lineage) add(s table.Snapshot) error {
 	if s.SnapshotID < 1 {
 		return badRequest("add-snapshot: %d is not the id of a snapshot: want a number above 0", s.SnapshotID)
@@ -175,7 +176,8 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 	return nil
 }
 
-// soundChange fails where a change leaves metadata that other writers, or readers, cannot use: its new schemas, its ids and its times.
+// soundChange fails where a change leaves metadata that other writers, or readers, cannot use: its new schemas, its ids
+// and its times.
 func soundChange(before, after table.Metadata, now time.Time) error {
 	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
 	schemas := map[int]*iceberg.Schema{}

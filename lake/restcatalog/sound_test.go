@@ -54,7 +54,8 @@ func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 	return all
 }
 
-// A snapshot's id never stands for two lists of files, so no commit slips another table's files in under an id that was there.
+// A snapshot's id never stands for two lists of files, so no commit slips another table's files in under an id that was
+// there.
 func TestSnapshotIDNamesOneList(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
@@ -106,7 +107,8 @@ func TestForeignManifestsAreNeverKnown(t *testing.T) {
 	}
 }
 
-// Snapshots follow each other: no request makes a history that goes in circles, or numbers that leave no room for the next writer.
+// Snapshots follow each other: no request makes a history that goes in circles, or numbers that leave no room for the
+// next writer.
 func TestSnapshotsFollowEachOther(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

@@ -138,8 +138,8 @@ func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// createRequest asks for a table. What refers to columns does so by the ids of the schema beside it, which are not yet those
-// that the table will give them.
+// createRequest asks for a table. What refers to columns does so by the ids of the schema beside it, which are not yet
+// those that the table will give them.
 type createRequest struct {
 	Name       string                        `json:"name"`
 	Location   string                        `json:"location"`

@@ -38,8 +38,8 @@ func openWarehouse(at string, storage Storage) (warehouse, error) {
 	return w, nil
 }
 
-// inside is a location as this catalog writes it, if it lies below the warehouse. Whoever could place a table elsewhere could
-// have this server write, and on a purge remove, files that are none of the lake's.
+// inside is a location as this catalog writes it, if it lies below the warehouse. Whoever could place a table elsewhere
+// could have this server write, and on a purge remove, files that are none of the lake's.
 func (w warehouse) inside(field, location string) (string, error) {
 	location = strings.TrimRight(location, "/")
 	if !w.bucket { // other engines write file:/folder, or the folder alone
@@ -89,8 +89,8 @@ const (
 
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 
-// tableLocation is where a new table's files are to be: a folder that no other table has, even if one of this name was there
-// before and was renamed. Who cleans up after one table then never finds another's files.
+// tableLocation is where a new table's files are to be: a folder that no other table has, even if one of this name was
+// there before and was renamed. Who cleans up after one table then never finds another's files.
 func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
 	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
 	props, err := s.config.Catalog.LoadNamespaceProperties(ctx, namespace)
@@ -116,7 +116,8 @@ func (w warehouse) place() map[string]string {
 		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // PyIceberg's and Java's word for it
 	}
 	if w.storage.Endpoint != "" {
-		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for bucket and path, as they stand in locations.
+		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for bucket and path, as
+		// they stand in locations.
 		p["s3.endpoint"], p["s3.path-style-access"] = strings.TrimRight(w.storage.Endpoint, "/")+"/", "true"
 	}
 	return p
@@ -164,7 +165,8 @@ func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, er
 }
 
 // fenced is a file system that ends with the warehouse, because a table's manifests can name any file. It does not list
-// folders, so that a purge removes the files that the table names, not whatever lies at the location that a client chose.
+// folders, so that a purge removes the files that the table names, not whatever lies at the location that a client
+// chose.
 type fenced struct {
 	io.WriteFileIO
 	warehouse warehouse

@@ -25,8 +25,8 @@ import (
 
 var catalogs pgserver.Cluster
 
-// TestAsOf lands a topic in several commits, and asks for the table as it was after each of them: by time and by offsets, before and after
-// a compaction, and when history has been cut.
+// TestAsOf lands a topic in several commits, and asks for the table as it was after each of them: by time and by
+// offsets, before and after a compaction, and when history has been cut.
 func TestAsOf(t *testing.T) {
 	t.Parallel()
 	for place, open := range map[string]func(t *testing.T) (lake.Config, lakesql.S3){

@@ -8,8 +8,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// An error that has no code of its own is the query's where a library behind a function refuses its arguments, and ours where the
-// machine fails.
+// An error that has no code of its own is the query's where a library behind a function refuses its arguments, and ours
+// where the machine fails.
 func TestWhoseFaultItIs(t *testing.T) {
 	t.Parallel()
 	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}

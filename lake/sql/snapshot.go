@@ -16,8 +16,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// snapshot is a database of the engine in which every table is pinned to one metadata file. Its name is a hash of what it
-// pins, and who may read it, and it never changes, so that a query that runs in it sees one moment, whatever other queries and the lander do.
+// snapshot is a database of the engine in which every table is pinned to one metadata file. Its name is a hash of what
+// it pins, and who may read it, and it never changes, so that a query that runs in it sees one moment, whatever other
+// queries and the lander do.
 type snapshot struct {
 	key      string // what it pins, and for whom
 	database string
@@ -56,8 +57,8 @@ func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
 	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), secret: rand.Text(), made: map[string]*snapshot{}}
 }
 
-// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user of its own, who may read nothing
-// else.
+// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user of its own, who may
+// read nothing else.
 func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*snapshot, error) {
 	key := contentOf(tables, s.store)
 	if scoped {
@@ -183,8 +184,9 @@ func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }
 
-// create makes the database whole, but for tables that the engine refuses, which take nothing from the others: what an interrupted attempt left is completed. Another process that makes the same, on
-// a server that both ask, is no hindrance, for the name says what is in it.
+// create makes the database whole, but for tables that the engine refuses, which take nothing from the others: what an
+// interrupted attempt left is completed. Another process that makes the same, on a server that both ask, is no
+// hindrance, for the name says what is in it.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
 	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
 		return err

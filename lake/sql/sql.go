@@ -1,11 +1,11 @@
-// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a query sees every table at
-// one moment: names are resolved to the catalog's present metadata files when the query comes, and what lands while it
-// runs does not reach it.
+// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a query sees every table
+// at one moment: names are resolved to the catalog's present metadata files when the query comes, and what lands while
+// it runs does not reach it.
 //
-// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing else: one statement of
-// SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing settings, table functions that open files or the
-// network (file, url, s3, remote, icebergLocal, …), the function file, and INTO OUTFILE. The engine holds that, not this
-// package: see clickhouse.Reader.
+// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing else: one statement
+// of SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing settings, table functions that open files
+// or the network (file, url, s3, remote, icebergLocal, …), the function file, and INTO OUTFILE. The engine holds that,
+// not this package: see clickhouse.Reader.
 package sql
 
 import (
@@ -49,8 +49,8 @@ type S3 struct {
 	AccessKey, SecretKey string // empty: what the engine finds in its own environment
 }
 
-// Tables tells which tables there are at the moment of a query. Of those that it would have to look for, it may leave out what is not
-// wanted: those that the query does not name.
+// Tables tells which tables there are at the moment of a query. Of those that it would have to look for, it may leave
+// out what is not wanted: those that the query does not name.
 type Tables func(ctx context.Context, wanted func(name string) bool) ([]Table, error)
 
 // SQL runs queries. It is safe for concurrent use.
@@ -63,8 +63,8 @@ type SQL struct {
 }
 
 // New makes a SQL over the tables that the function names, which is called for every query. The client acts as
-// clickhouse.Admin, on the embedded engine or on a server; people's queries run as clickhouse.Reader. The store is needed
-// for tables at s3://, its secret goes to the engine alone: no error, plan or answer shows it.
+// clickhouse.Admin, on the embedded engine or on a server; people's queries run as clickhouse.Reader. The store is
+// needed for tables at s3://, its secret goes to the engine alone: no error, plan or answer shows it.
 func New(tables Tables, client *clickhouse.Client, store S3) *SQL {
 	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
 }
@@ -101,8 +101,8 @@ func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, err
 	return s.RunOn(ctx, s.tables, query, format)
 }
 
-// RunOn is Run over tables that are not those of New, such as those as they were. It may ask for them more than once; the last answer
-// is the one that was read.
+// RunOn is Run over tables that are not those of New, such as those as they were. It may ask for them more than once;
+// the last answer is the one that was read.
 func (s *SQL) RunOn(ctx context.Context, tables Tables, query, format string) (io.ReadCloser, error) {
 	var err error
 	for range attempts {
@@ -163,15 +163,16 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	return f.render(answer)
 }
 
-// unpruned has the engine read tables without pruning files by their partitions. It takes the day of a partition for one of 1970 to
-// 2149, as its type Date is, and so skips files of earlier and later times that have the rows (ClickHouse issue 119579).
+// unpruned has the engine read tables without pruning files by their partitions. It takes the day of a partition for
+// one of 1970 to 2149, as its type Date is, and so skips files of earlier and later times that have the rows
+// (ClickHouse issue 119579).
 var unpruned = map[string]string{"use_iceberg_partition_pruning": "0"}
 
 // Lost reports whether an answer broke off because files of a table are missing.
 func Lost(err error) bool { return gone(err) }
 
-// gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of our
-// databases, or maintenance took files away between the catalog's answer and the query.
+// gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of
+// our databases, or maintenance took files away between the catalog's answer and the query.
 func gone(err error) bool {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {
@@ -198,11 +199,12 @@ var ours = map[int]bool{
 	clickhouse.CodeSocketTimeout: true, clickhouse.CodeNetwork: true,
 }
 
-// ofTheMachine are signs of an error of C++'s libraries that is about files, memory or a connection of the engine's own.
+// ofTheMachine are signs of an error of C++'s libraries that is about files, memory or a connection of the engine's
+// own.
 var ofTheMachine = regexp.MustCompile(`(?i)filesystem|no such file|permission denied|no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|system_error|too many open files`)
 
-// refused reports whether an error of a library behind ClickHouse is about what the query asked of it: a model, a dictionary, a
-// certificate or a program that there is not here, or an argument that makes no sense to it.
+// refused reports whether an error of a library behind ClickHouse is about what the query asked of it: a model, a
+// dictionary, a certificate or a program that there is not here, or an argument that makes no sense to it.
 func refused(e *clickhouse.Error) bool {
 	return e.Code == clickhouse.CodeStd && !ofTheMachine.MatchString(e.Message)
 }

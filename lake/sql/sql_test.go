@@ -63,8 +63,8 @@ func serverClient(t *testing.T) *clickhouse.Client {
 	return client
 }
 
-// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots. The
-// warehouse is in a folder or in a bucket, and the engine embedded or a server.
+// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots.
+// The warehouse is in a folder or in a bucket, and the engine embedded or a server.
 func TestShop(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client){
@@ -294,7 +294,8 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
-	// A table that the engine cannot read is not the fault of a query, whether it names the table or not. See TestUnreadableTableIsLeftOut.
+	// A table that the engine cannot read is not the fault of a query, whether it names the table or not. See
+	// TestUnreadableTableIsLeftOut.
 	for name, queries := range map[string][]string{"t": {"SELECT * FROM t", "SELECT 1"}, "t`; DROP": {"SELECT 1"}} {
 		table := lakesql.Table{Name: name, Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"}
 		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
@@ -307,7 +308,8 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 	}
 }
 
-// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries side by side do not mix.
+// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries side by side do not
+// mix.
 func TestOneMoment(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

@@ -30,8 +30,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are compacted away; as of
-// then, those of then.
+// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are
+// compacted away; as of then, those of then.
 func TestStateTable(t *testing.T) {
 	t.Parallel()
 	bucket := objects.Config(t)

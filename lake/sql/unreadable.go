@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// UnreadableError says that the engine cannot read a table as it is, such as one with a column of a type that it does not hold. Queries of
-// other tables are not concerned.
+// UnreadableError says that the engine cannot read a table as it is, such as one with a column of a type that it does
+// not hold. Queries of other tables are not concerned.
 type UnreadableError struct {
 	Table string
 	Err   error // the engine's reason
@@ -36,13 +36,15 @@ const (
 	codeMemoryLimit = 241
 )
 
-// refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a store that is away, is not of the table.
+// refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a store that is away,
+// is not of the table.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
 	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && (!ours[e.Code] || refused(e))
 }
 
-// unreadable returns the error of a query that failed because it names a table that the snapshot was made without; nil where it did not.
+// unreadable returns the error of a query that failed because it names a table that the snapshot was made without; nil
+// where it did not.
 func (s *snapshot) unreadable(query string, err error) error {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) || e.Code != clickhouse.CodeUnknownTable && e.Code != clickhouse.CodeUnknownDatabase {

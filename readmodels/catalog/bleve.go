@@ -25,9 +25,9 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// bleveIndex is the Index of the embedded default: bleve, in the memory of this process, and a journal on local disk from which it
-// is made again at the start. bleve's own files are not used: it maps them into memory, and a file that is damaged while they are
-// mapped ends the process, in goroutines of bleve's that nobody can guard.
+// bleveIndex is the Index of the embedded default: bleve, in the memory of this process, and a journal on local disk
+// from which it is made again at the start. bleve's own files are not used: it maps them into memory, and a file that
+// is damaged while they are mapped ends the process, in goroutines of bleve's that nobody can guard.
 type bleveIndex struct {
 	bleve   bleve.Index
 	lock    *flock.Flock
@@ -38,15 +38,16 @@ type bleveIndex struct {
 	reading sync.RWMutex // of stored
 	stored  content
 
-	// segments are the SKUs of bleve's segments by their size: bleve makes one of each batch, and merges none in memory.
+	// segments are the SKUs of bleve's segments by their size: bleve makes one of each batch, and merges none in
+	// memory.
 	segments [][][]string
 }
 
 // journalName is named after the view, since an index is of one version of it.
 var journalName = strings.ReplaceAll(Name, "/", "-") + ".journal"
 
-// OpenBleve opens the index whose journal is in a folder, which belongs to this process until Close. What is lost of the journal, the
-// log will fill in: its positions are gone with its products.
+// OpenBleve opens the index whose journal is in a folder, which belongs to this process until Close. What is lost of
+// the journal, the log will fill in: its positions are gone with its products.
 func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the folder is the operator's choice
 		return nil, fmt.Errorf("catalog index: %w", err)

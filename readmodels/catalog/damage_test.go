@@ -42,8 +42,8 @@ func fed(t *testing.T, x Index, cfg kafka.Config) (v *View, r *streams.Runtime, 
 	return v, r, streamstest.Start(t, r)
 }
 
-// A journal that is damaged while the view runs takes nothing from it, and one that is damaged at the start is reported, set aside, and
-// completed from the log.
+// A journal that is damaged while the view runs takes nothing from it, and one that is damaged at the start is
+// reported, set aside, and completed from the log.
 func TestViewOnADamagedJournal(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)

@@ -18,7 +18,8 @@ func DropBleve(dir string) error {
 	return nil
 }
 
-// DropElasticsearch deletes the index, which the next OpenElasticsearch creates again. Nothing may write to it meanwhile.
+// DropElasticsearch deletes the index, which the next OpenElasticsearch creates again. Nothing may write to it
+// meanwhile.
 func DropElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (err error) {
 	index, err := OpenElasticsearch(ctx, cfg)
 	if err != nil {

@@ -25,8 +25,9 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// ElasticsearchConfig says where the index is. Its user needs, on Prefix* alone, the privileges read and view_index_metadata to
-// answer queries, and also write, create_index, manage (of aliases) and maintenance (to refresh) to feed the view.
+// ElasticsearchConfig says where the index is. Its user needs, on Prefix* alone, the privileges read and
+// view_index_metadata to answer queries, and also write, create_index, manage (of aliases) and maintenance (to refresh)
+// to feed the view.
 type ElasticsearchConfig struct {
 	Addresses []string // of nodes, https://HOST:PORT or http://HOST:PORT; they are asked in turn
 	Username  string   // no login where empty
@@ -36,12 +37,13 @@ type ElasticsearchConfig struct {
 	Logger    *slog.Logger // slog.Default() where nil
 }
 
-// elasticIndex is the Index of production. Everything goes through the alias that bears the view's name and version; the
-// index behind it can be exchanged. Each product is one document under its SKU, written with its version as Elasticsearch's
-// external version, so that the older of two writes is a no-op wherever they come from.
+// elasticIndex is the Index of production. Everything goes through the alias that bears the view's name and version;
+// the index behind it can be exchanged. Each product is one document under its SKU, written with its version as
+// Elasticsearch's external version, so that the older of two writes is a no-op wherever they come from.
 //
-// Positions are a document of the same index, for what takes away the products takes away the positions, too, whether it is
-// deleted or restored from a copy. Elasticsearch syncs its log to disk before it answers a write, so none is ahead of products.
+// Positions are a document of the same index, for what takes away the products takes away the positions, too, whether
+// it is deleted or restored from a copy. Elasticsearch syncs its log to disk before it answers a write, so none is
+// ahead of products.
 type elasticIndex struct {
 	client *elastictransport.Client
 	idle   interface{ CloseIdleConnections() }
@@ -50,7 +52,8 @@ type elasticIndex struct {
 	log    *slog.Logger
 }
 
-// OpenElasticsearch opens the index, and makes it where it is not there and the user may. Many processes may have it open.
+// OpenElasticsearch opens the index, and makes it where it is not there and the user may. Many processes may have it
+// open.
 func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
@@ -128,8 +131,8 @@ func elasticMapping(alias string) map[string]any {
 	}
 	return m{
 		"aliases": m{alias: m{"is_write_index": true}},
-		// One shard holds any catalogue, and scores are comparable within a shard alone.
-		// A damaged product that was deleted must be indexed again under the same version, so deletes are forgotten at once.
+		// One shard holds any catalogue, and scores are comparable within a shard alone. A damaged product that was
+		// deleted must be indexed again under the same version, so deletes are forgotten at once.
 		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request", "gc_deletes": "0s"},
 		"mappings": m{"dynamic": "strict", "_meta": m{"view": Name}, "properties": properties},
 	}
@@ -218,8 +221,8 @@ const (
 	eachAtOnce = 500
 )
 
-// Save implements Index. One refresh for all of a batch makes it findable; it is made also where nothing had to be written,
-// since another writer may have written the same a moment ago, and not yet refreshed.
+// Save implements Index. One refresh for all of a batch makes it findable; it is made also where nothing had to be
+// written, since another writer may have written the same a moment ago, and not yet refreshed.
 func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
@@ -258,7 +261,8 @@ func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) 
 	return nil
 }
 
-// send writes a batch, which must go to the alias: an index that is gone is not to come back by itself, without its mapping.
+// send writes a batch, which must go to the alias: an index that is gone is not to come back by itself, without its
+// mapping.
 func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalogv1.Product) error {
 	var answer struct {
 		Errors bool
@@ -292,8 +296,9 @@ func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalo
 	return x.present(ctx, newer)
 }
 
-// present returns an error if a product is absent. A write that conflicts has met a newer version, as a rule. But it also conflicts with
-// the version of a product that was discarded, which Elasticsearch remembers for a moment. That write has to be sent again.
+// present returns an error if a product is absent. A write that conflicts has met a newer version, as a rule. But it
+// also conflicts with the version of a product that was discarded, which Elasticsearch remembers for a moment. That
+// write has to be sent again.
 func (x *elasticIndex) present(ctx context.Context, skus []string) error {
 	found, err := x.Load(ctx, skus...)
 	var damaged *DamagedError
@@ -320,8 +325,8 @@ type elasticHits struct {
 	}
 }
 
-// Search implements Index. Copies of the index score a little differently; the same search goes to the same copy, so that its
-// pages fit together.
+// Search implements Index. Copies of the index score a little differently; the same search goes to the same copy, so
+// that its pages fit together.
 func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 	sort := []any{map[string]string{fieldSKU: "asc"}}
 	if q.Text != "" {
@@ -479,8 +484,8 @@ func (x *elasticIndex) positions(ctx context.Context, topic string) (map[int32]s
 	return positions, &docs[0], nil
 }
 
-// SavePositions implements Index. What was read must still be there when it is replaced; else it is read again. The first
-// positions of an index that is gone make it anew.
+// SavePositions implements Index. What was read must still be there when it is replaced; else it is read again. The
+// first positions of an index that is gone make it anew.
 func (x *elasticIndex) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	yes := true
 	for tried := false; ; tried = true {

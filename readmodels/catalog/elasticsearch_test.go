@@ -210,7 +210,8 @@ func TestElasticsearchIsKilledUnderWrites(t *testing.T) {
 	}
 }
 
-// Two processes of one group share the partitions, and a third writer, late and of no group, brings everything once more.
+// Two processes of one group share the partitions, and a third writer, late and of no group, brings everything once
+// more.
 func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -256,7 +257,8 @@ func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	asExpected(t, v, l)
 }
 
-// proxy guards Elasticsearch with TLS and passwords: of the user "millrace", who may do all, and of "reader", who may not write.
+// proxy guards Elasticsearch with TLS and passwords: of the user "millrace", who may do all, and of "reader", who may
+// not write.
 func proxy(t *testing.T, password string) *httptest.Server {
 	t.Helper()
 	to, err := url.Parse(server.URL(t))

@@ -11,8 +11,8 @@ import (
 // Index is what the view needs of a search engine. What Save and SavePositions have written survives the death of the
 // process, positions never without the products that were saved before them. All methods are safe for concurrent use.
 type Index interface {
-	// Load reads products by SKU; one that is not there is left out. Load, Search and Each return a *DamagedError if stored products
-	// cannot be read; Load and Each have read the others.
+	// Load reads products by SKU; one that is not there is left out. Load, Search and Each return a *DamagedError if
+	// stored products cannot be read; Load and Each have read the others.
 	Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error)
 
 	// Save writes products, each only where its version is higher than the stored one. When it returns, Load and Search
@@ -34,7 +34,8 @@ type Index interface {
 	// Count counts the products.
 	Count(ctx context.Context) (uint64, error)
 
-	// Positions and SavePositions are those of streams.Sink. If stored positions cannot be read, Positions returns a *DamagedError.
+	// Positions and SavePositions are those of streams.Sink. If stored positions cannot be read, Positions returns a
+	// *DamagedError.
 	Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error)
 	SavePositions(ctx context.Context, topic string, moves []streams.Move) error
 
@@ -42,9 +43,9 @@ type Index interface {
 	Close() error
 }
 
-// Query says what to find. A product matches where every word of Text is in its title or description, in any inflection;
-// the last word may also be the beginning of a word, or misspelt. Every implementation finds the same products: what a word is
-// and which words are one is decided by analyse, and not by the engine.
+// Query says what to find. A product matches where every word of Text is in its title or description, in any
+// inflection; the last word may also be the beginning of a word, or misspelt. Every implementation finds the same
+// products: what a word is and which words are one is decided by analyse, and not by the engine.
 type Query struct {
 	Text     string // empty matches everything
 	Category string // exactly; empty matches everything

@@ -63,7 +63,8 @@ func (p place) open(ctx context.Context) (Index, error) {
 	return OpenElasticsearch(ctx, ElasticsearchConfig{Addresses: []string{address}, Prefix: prefix, Logger: quiet})
 }
 
-// adapters are the implementations of Index; the tests of index, view and queries hold for each. They give a place for a new one.
+// adapters are the implementations of Index; the tests of index, view and queries hold for each. They give a place for
+// a new one.
 var adapters = map[string]func(t testing.TB) place{
 	"bleve":         func(t testing.TB) place { return place("bleve " + t.TempDir()) },
 	"elasticsearch": func(t testing.TB) place { return inElasticsearch(t, &server) },
@@ -391,8 +392,8 @@ func TestBleveHasOneOwner(t *testing.T) {
 	closed(t, x)
 }
 
-// Whatever happens to the file, at rest or under a running index: what is found is never wrong, no call fails, and what was lost
-// shows in the positions, so that the log fills it in.
+// Whatever happens to the file, at rest or under a running index: what is found is never wrong, no call fails, and what
+// was lost shows in the positions, so that the log fills it in.
 func TestDamagedJournal(t *testing.T) {
 	t.Parallel()
 	flip := func(at func(size int) int) func([]byte) []byte {

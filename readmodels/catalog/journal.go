@@ -22,9 +22,10 @@ import (
 )
 
 // journal is the embedded index on disk: each product that was saved and each position, in the order in which they
-// were. It is read once, at the start, and never while the process runs. Every entry carries its checksum, and what is behind the
-// first one that does not hold counts for nothing: the entries before it are the index as it was at some moment, positions never
-// ahead of products, and the log has the rest. So whatever happens to the file, nothing wrong is ever read from it.
+// were. It is read once, at the start, and never while the process runs. Every entry carries its checksum, and what is
+// behind the first one that does not hold counts for nothing: the entries before it are the index as it was at some
+// moment, positions never ahead of products, and the log has the rest. So whatever happens to the file, nothing wrong
+// is ever read from it.
 type journal struct {
 	path string
 	file *os.File
@@ -51,7 +52,8 @@ const (
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
-// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside; said is what was wrong.
+// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside; said is
+// what was wrong.
 func openJournal(path string, logger *slog.Logger) (j *journal, c content, said string, err error) {
 	c, damage, err := readJournal(path)
 	if err != nil {

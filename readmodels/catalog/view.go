@@ -15,7 +15,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
+// Name is the view and its version. A view whose documents look different has another version, and is built beside this
+// one.
 const Name = "catalog/v2"
 
 // View keeps one document per product in an index. It is a streams.Sink and a streams.Inspector.
@@ -69,8 +70,8 @@ func (v *View) Inspect(ctx context.Context) error {
 	return v.lost(ctx, v.index.Each(ctx, func(*catalogv1.Product) error { return nil }))
 }
 
-// Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches do
-// most.
+// Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches
+// do most.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,

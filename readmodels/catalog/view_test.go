@@ -156,7 +156,8 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// instance makes the group take a new process for the killed one of that name, instead of waiting for its session to end.
+// instance makes the group take a new process for the killed one of that name, instead of waiting for its session to
+// end.
 func instance(name string) map[string]string { return map[string]string{"group.instance.id": name} }
 
 func child(of string) int {

@@ -95,8 +95,8 @@ const (
 
 // clauses are what a text asks for: every clause, each by any of its matches. No clause means that it has no word.
 //
-// A word that means nothing ("the") is not asked for, unless it is the last: it may become another. The last word may be
-// unfinished. Two words that stand side by side may be one in the product, and the other way round.
+// A word that means nothing ("the") is not asked for, unless it is the last: it may become another. The last word may
+// be unfinished. Two words that stand side by side may be one in the product, and the other way round.
 func clauses(text string) [][]match {
 	var all [][]match
 	ws := analyse(text)
@@ -130,8 +130,8 @@ func clauses(text string) [][]match {
 	return all
 }
 
-// unfinished finds a word by its beginning and, where it is long enough for a mistake to be told from another word, with
-// one letter wrong.
+// unfinished finds a word by its beginning and, where it is long enough for a mistake to be told from another word,
+// with one letter wrong.
 func unfinished(word string) []match {
 	all := both(byBeginning, plainSuffix, word, 0.4, 0.1)
 	if utf8.RuneCountInString(word) >= 4 {

@@ -27,7 +27,8 @@ const (
 	refKey       = "millrace:orderstatus:v2:ref:{orderstatus:v2:00}:"
 )
 
-// damages are what somebody else, or a failing disk, may do to the keys of the view. id is one of its documents, value what is stored.
+// damages are what somebody else, or a failing disk, may do to the keys of the view. id is one of its documents, value
+// what is stored.
 var damages = map[string]func(r *rawRedis, id, value string){
 	"a document of garbage":         func(r *rawRedis, id, _ string) { r.do("HSET", docsKey, id, "zz garbage") },
 	"an empty document":             func(r *rawRedis, id, _ string) { r.do("HSET", docsKey, id, "") },
@@ -65,8 +66,9 @@ var damages = map[string]func(r *rawRedis, id, value string){
 
 func flip(s string, at int) string { return s[:at] + string(s[at]^1) + s[at+1:] }
 
-// A view whose stored data is damaged, while it runs or while it is stopped, never fails for good. It reports the damage, serves what it
-// still has, and rebuilds the rest from the log. A query is answered correctly or with Unavailable, and never with an internal error.
+// A view whose stored data is damaged, while it runs or while it is stopped, never fails for good. It reports the
+// damage, serves what it still has, and rebuilds the rest from the log. A query is answered correctly or with
+// Unavailable, and never with an internal error.
 func TestDamageIsRepaired(t *testing.T) {
 	t.Parallel()
 	one := &server.Servers{}

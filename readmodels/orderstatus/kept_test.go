@@ -56,7 +56,8 @@ func TestAViewIsKept(t *testing.T) {
 	}
 }
 
-// Files that are damaged while the system is down, or while it runs, are a loss like any other: the view is read again from the log.
+// Files that are damaged while the system is down, or while it runs, are a loss like any other: the view is read again
+// from the log.
 func TestAKeptViewThatIsDamagedIsBuiltAgain(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, dir string){

@@ -19,9 +19,10 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// TestALossIsMadeGood takes data away from Redis while the view runs and events come, and again while none come: from all of
-// it, and in a cluster from one node alone, one after the other, so that the positions are lost in some rounds and stay, and
-// promise what is gone, in others. In the end the view must hold what the events make: documents, references, positions.
+// TestALossIsMadeGood takes data away from Redis while the view runs and events come, and again while none come: from
+// all of it, and in a cluster from one node alone, one after the other, so that the positions are lost in some rounds
+// and stay, and promise what is gone, in others. In the end the view must hold what the events make: documents,
+// references, positions.
 func TestALossIsMadeGood(t *testing.T) {
 	t.Parallel()
 	embedded := start(t, nil)

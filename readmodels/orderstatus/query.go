@@ -19,8 +19,8 @@ func NewQueries(view *View) *Queries { return &Queries{view} }
 
 var _ orderv1connect.OrderQueryServiceHandler = (*Queries)(nil)
 
-// GetOrder shows one order. A token makes the answer wait until the view shows the order that the token names as the token
-// names it, which may be another order than the one that is asked for.
+// GetOrder shows one order. A token makes the answer wait until the view shows the order that the token names as the
+// token names it, which may be another order than the one that is asked for.
 func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
 	if err := q.view.fresh.AwaitVersion(ctx, req.Msg, req.Msg.Token, q.view.version); err != nil {
 		return nil, q.view.fresh.Rebuilding(err)
@@ -44,8 +44,8 @@ func (v *View) version(ctx context.Context, order string) (uint64, error) {
 	return docs[order].Version, v.lost(ctx, err)
 }
 
-// find loads the order that is asked for; nil where there is none. Nothing keeps a shop from giving two orders one number:
-// then it is the order placed last.
+// find loads the order that is asked for; nil where there is none. Nothing keeps a shop from giving two orders one
+// number: then it is the order placed last.
 func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.OrderStatus, error) {
 	ids := []string{req.GetOrderId()}
 	reference, byReference := req.Key.(*orderv1.GetOrderRequest_Reference)

@@ -22,7 +22,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Name is the view and its version. A view whose documents look different has another version, and is built beside this one.
+// Name is the view and its version. A view whose documents look different has another version, and is built beside this
+// one.
 const Name = "orderstatus/v2"
 
 // View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
@@ -85,7 +86,8 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	return err // nil, or what could not be read
 }
 
-// lost translates Redis' loss into the runtime's. Damaged documents are set aside, so that the runtime reads them again from the log.
+// lost translates Redis' loss into the runtime's. Damaged documents are set aside, so that the runtime reads them again
+// from the log.
 func (v *View) lost(ctx context.Context, err error) error {
 	if !errors.Is(err, redis.ErrLost) {
 		return err
@@ -215,8 +217,8 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	return v.fresh.Status(count), nil
 }
 
-// Digest sums what queries can read of the view, one item per order. An order that its reference does not find is summed as one
-// that has none.
+// Digest sums what queries can read of the view, one item per order. An order that its reference does not find is
+// summed as one that has none.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
 	some := make([]redis.Document, 0, digestAtOnce)

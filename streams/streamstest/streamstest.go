@@ -1,5 +1,5 @@
-// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events written to it as the relay
-// writes them, in transactions.
+// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events written to it as the
+// relay writes them, in transactions.
 package streamstest
 
 import (
@@ -84,7 +84,8 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	return &Log{Topic: topic, Versions: map[string]uint64{}, producer: p}
 }
 
-// Next makes the next event of a stream. Where data is the message of an aggregate of ours, it is made to be about the stream.
+// Next makes the next event of a stream. Where data is the message of an aggregate of ours, it is made to be about the
+// stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
 	kind, data := about(aggregate, stream, data)
@@ -194,8 +195,8 @@ func CatchUp(t testing.TB, r *streams.Runtime) {
 	}
 }
 
-// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is not on the benchmark's
-// clock.
+// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is not on the
+// benchmark's clock.
 func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.Helper()
 	stop := Start(b, r)

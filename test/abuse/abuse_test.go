@@ -1,7 +1,8 @@
-// Package abuse attacks every surface of a running system with inputs that no honest client sends. No answer may blame the
-// server for them, and afterwards the system must be healthy and equal everywhere.
+// Package abuse attacks every surface of a running system with inputs that no honest client sends. No answer may blame
+// the server for them, and afterwards the system must be healthy and equal everywhere.
 //
-// A surface is a name and a function that makes a request out of random numbers; another one is another entry of surfaces.
+// A surface is a name and a function that makes a request out of random numbers; another one is another entry of
+// surfaces.
 package abuse
 
 import (
@@ -35,8 +36,8 @@ const (
 	root     = "../.."
 	patience = 2 * time.Minute
 
-	// mostGrown is how much more memory, in MB, the process may hold after the attacks than before. What it takes for its work, such
-	// as the log that it serves, is in it; whatever an input could pin for good would pass it soon.
+	// mostGrown is how much more memory, in MB, the process may hold after the attacks than before. What it takes for
+	// its work, such as the log that it serves, is in it; whatever an input could pin for good would pass it soon.
 	mostGrown = 384
 )
 

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// TestGarbage is what whoever can write to the topics may do: records that are no events of the store, whatever they look like, show
-// nowhere, take no version from an event that was acknowledged, and are counted.
+// TestGarbage is what whoever can write to the topics may do: records that are no events of the store, whatever they
+// look like, show nowhere, take no version from an event that was acknowledged, and are counted.
 func TestGarbage(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) { garbage(t, nil, "") })
 	t.Run("real", func(t *testing.T) {
@@ -99,7 +99,8 @@ type kind struct {
 	name string
 }
 
-// kindsOfGarbage makes a record of each kind. Where it looks like an event, it is one of version 2 of the stream. placed is a real event of the topic.
+// kindsOfGarbage makes a record of each kind. Where it looks like an event, it is one of version 2 of the stream.
+// placed is a real event of the topic.
 func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 	now := event.Time(time.Now())
 	confirmed, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: stream}}})

@@ -87,8 +87,9 @@ func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.
 	}
 }
 
-// TestOverload asks a running system for much more than it takes at a time. It turns away SQL first and commands last, says when to
-// try again, keeps its operations answering and its memory within bounds, and is as before once it is over.
+// TestOverload asks a running system for much more than it takes at a time. It turns away SQL first and commands last,
+// says when to try again, keeps its operations answering and its memory within bounds, and is as before once it is
+// over.
 func TestOverload(t *testing.T) {
 	s := upOn(t, []string{"MILLRACE_LIMITS_CALLS=4", "MILLRACE_LIMITS_PER_ADDRESS=2000", "MILLRACE_LIMITS_CONNECTIONS=2000"},
 		filepath.Join(t.TempDir(), "data"), "127.0.0.1:0", "--no-demo")
@@ -197,8 +198,8 @@ func (s *system) resident() int64 {
 	return int64(n)
 }
 
-// SQL is shared by callers: one who asks forty times keeps another waiting no longer than for a place of his own, and neither sees
-// what the other asks, though both may read everything.
+// SQL is shared by callers: one who asks forty times keeps another waiting no longer than for a place of his own, and
+// neither sees what the other asks, though both may read everything.
 func TestSQLIsShared(t *testing.T) {
 	const greedy, modest = "greedy-0123456789-0123456789", "modest-0123456789-0123456789"
 	dir := t.TempDir()

@@ -17,8 +17,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// The log and the event store may change behind the system's back. Whatever happens, the system either recovers with nothing lost and
-// nothing doubled, or stops and names a command that repairs it.
+// The log and the event store may change behind the system's back. Whatever happens, the system either recovers with
+// nothing lost and nothing doubled, or stops and names a command that repairs it.
 func TestLogAndStorePart(t *testing.T) {
 	env := servers.env(t)
 	brokers := servers.all.Kafka.Brokers(t)

@@ -13,8 +13,9 @@ import (
 	"testing"
 )
 
-// TestQuickStart is what the README promises of `make run`: the table, the things to try next as they are printed, a clean
-// stop, and a second start that goes on from what is on disk. It holds on the embedded default and on real servers alike.
+// TestQuickStart is what the README promises of `make run`: the table, the things to try next as they are printed, a
+// clean stop, and a second start that goes on from what is on disk. It holds on the embedded default and on real
+// servers alike.
 func TestQuickStart(t *testing.T) {
 	for _, on := range []struct {
 		name string
@@ -79,8 +80,8 @@ func quickStart(t *testing.T, env []string) {
 	s.stop()
 }
 
-// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog, each type of event is a struct, and
-// the command line shows what they are made of.
+// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog, each type of event
+// is a struct, and the command line shows what they are made of.
 func (s *system) tables(env []string, lines json.Number) {
 	s.t.Helper()
 	var listed struct {

@@ -19,8 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestOneTableStops is what the README says of a table that cannot be landed: everything else goes on, every way to ask names the table
-// and what to do, and once it is dropped it is landed anew.
+// TestOneTableStops is what the README says of a table that cannot be landed: everything else goes on, every way to ask
+// names the table and what to do, and once it is dropped it is landed anew.
 func TestOneTableStops(t *testing.T) {
 	ports, err := process.FreePorts(1)
 	if err != nil {

@@ -36,8 +36,8 @@ var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admi
 
 func tokenOf(caller string) string { return caller + "-of-the-engines-tests" }
 
-// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3, it asks for tokens, and gives keys that
-// are not its own. Its other parts are embedded, as no engine sees them.
+// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3, it asks for tokens, and
+// gives keys that are not its own. Its other parts are embedded, as no engine sees them.
 type system struct {
 	catalogs pgserver.Cluster
 	store    s3.Server
@@ -155,8 +155,8 @@ func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	return "postgres:///?" + params.Encode(), nil
 }
 
-// catalog is the system's REST catalog as a caller reaches it. It knows nothing else, but for Trino, which takes no keys from a catalog
-// but temporary ones, and so has some of its own.
+// catalog is the system's REST catalog as a caller reaches it. It knows nothing else, but for Trino, which takes no
+// keys from a catalog but temporary ones, and so has some of its own.
 func (s *system) catalog(caller string) catalog.Catalog {
 	store, _ := s.store.Start() // it has
 	c := catalog.Catalog{

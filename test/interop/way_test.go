@@ -22,7 +22,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a view's sink hold the same events.
+// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a view's sink hold the
+// same events.
 func TestEveryHopHoldsTheSame(t *testing.T) {
 	t.Parallel()
 	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
@@ -43,8 +44,8 @@ func TestEveryHopHoldsTheSame(t *testing.T) {
 	}
 }
 
-// A consumer that meets a schema while the registry is away waits and parks nothing; one that has it goes on, and so does the producer.
-// It is not parallel, for it freezes the registry that all share.
+// A consumer that meets a schema while the registry is away waits and parks nothing; one that has it goes on, and so
+// does the producer. It is not parallel, for it freezes the registry that all share.
 func TestOutageOnTheWay(t *testing.T) {
 	s := newShop(t)
 	s.trade(t, 20)
@@ -76,7 +77,8 @@ func TestOutageOnTheWay(t *testing.T) {
 	after.parkedNothing(t)
 }
 
-// A value that nobody can decode is parked as it came, with the reason, by the view and by the lake, and the rest goes on.
+// A value that nobody can decode is parked as it came, with the reason, by the view and by the lake, and the rest goes
+// on.
 func TestUnreadableIsParked(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

@@ -79,8 +79,8 @@ func (h *holder) add(e event.Event) {
 	h.last[e.Stream] = max(h.last[e.Stream], e.Version)
 }
 
-// audit looks for every acknowledged command, of this row and of all before it, in the store, the topic, the tables and the
-// views. It asks each side itself and trusts no digest.
+// audit looks for every acknowledged command, of this row and of all before it, in the store, the topic, the tables and
+// the views. It asks each side itself and trusts no digest.
 func (s *system) audit(ctx context.Context) (*findings, error) {
 	f := &findings{}
 	entries := map[string][]entry{} // acknowledged, by service

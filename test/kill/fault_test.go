@@ -17,8 +17,8 @@ type step struct {
 	at    int    // which passing of the point, so that it lies within the load
 	after bool   // the effect outside has happened: an error here is a lost answer
 
-	// restart is a point where an error makes the role start over; empty if the role passes the step in its normal work. A step of a
-	// start needs it, as the role has already started when the step is armed.
+	// restart is a point where an error makes the role start over; empty if the role passes the step in its normal
+	// work. A step of a start needs it, as the role has already started when the step is armed.
 	restart string
 }
 
@@ -92,8 +92,9 @@ func (st step) freeze(ctx context.Context, s *system) error {
 	return i.thaw()
 }
 
-// zombie freezes the process at the step; the scheduler, which thinks that it is dead, starts another, and then the first
-// wakes up in the middle of its work and goes on. It is let be until much has happened beside it, and then asked to end.
+// zombie freezes the process at the step; the scheduler, which thinks that it is dead, starts another, and then the
+// first wakes up in the middle of its work and goes on. It is let be until much has happened beside it, and then asked
+// to end.
 func (st step) zombie(ctx context.Context, s *system) error {
 	r, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
@@ -119,9 +120,10 @@ func (st step) zombie(ctx context.Context, s *system) error {
 	return zombie.Stop(time.Minute) // one that was fenced has ended by itself
 }
 
-// freezeFor is how long a process sleeps: in the whole matrix longer than every timeout of a session, a transaction or a
-// request (10 to 30 s). The quick part is about what the zombie does when it wakes up; there, a role's successor is given
-// what it needs of that by its start, which takes the transactional id or the table over, so a shorter sleep will do.
+// freezeFor is how long a process sleeps: in the whole matrix longer than every timeout of a session, a transaction or
+// a request (10 to 30 s). The quick part is about what the zombie does when it wakes up; there, a role's successor is
+// given what it needs of that by its start, which takes the transactional id or the table over, so a shorter sleep will
+// do.
 func freezeFor() time.Duration {
 	if whole() {
 		return 31 * time.Second

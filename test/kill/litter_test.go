@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// unnamed makes landers look for a record that is no event by halves, as they do where an error does not name it. It is in the
-// environment, so that it outlives a process.
+// unnamed makes landers look for a record that is no event by halves, as they do where an error does not name it. It is
+// in the environment, so that it outlives a process.
 const unnamed = "MILLRACE_FAILPOINTS=lake.unnamed=on"
 
 // litterRows are those in which a lander breaks as it puts a dead letter aside, or right after that.
@@ -42,8 +42,8 @@ const litter = "litter:"
 
 func isLitter(m kafka.Message) bool { return bytes.HasPrefix(m.Value, []byte(litter)) }
 
-// littered lets a fault happen while records that are no events come in beside the load: some with nothing of one, some with an envelope
-// that is whole.
+// littered lets a fault happen while records that are no events come in beside the load: some with nothing of one, some
+// with an envelope that is whole.
 func littered(f fault) fault {
 	return func(ctx context.Context, s *system) error {
 		ctx, end := context.WithCancel(ctx)
@@ -98,7 +98,8 @@ func (s *system) litter(ctx context.Context) error {
 	return nil
 }
 
-// checkLitter expects that each record that is no event was put aside by each table that its topic feeds, as it was, and that nothing else was.
+// checkLitter expects that each record that is no event was put aside by each table that its topic feeds, as it was,
+// and that nothing else was.
 func checkLitter(ctx context.Context, s *system) error {
 	want := map[string]string{} // values, by the keys under which they are parked
 	tables := []string{"orders_events", "order_lines", "orders_current"}

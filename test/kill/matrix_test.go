@@ -39,8 +39,8 @@ type stage struct {
 	err    error // there is none, and will be none
 }
 
-// A system is started anew after so many rows: each row looks at all that it and those before it have written, and on two
-// processors that took a minute after twenty.
+// A system is started anew after so many rows: each row looks at all that it and those before it have written, and on
+// two processors that took a minute after twenty.
 const rowsPerSystem = 8
 
 var (
@@ -86,8 +86,9 @@ func (g *stage) strike() error {
 // whole tells whether every row is wanted: by the flag, or because rows were named.
 func whole() bool { return *full || strings.Contains(runPattern(), "/") }
 
-// TestMatrix runs the rows of a system one after the other; the embedded default and the real servers, which have nothing
-// in common, side by side. A red row is told, and does not hide those after it: they go on with a system that is new.
+// TestMatrix runs the rows of a system one after the other; the embedded default and the real servers, which have
+// nothing in common, side by side. A red row is told, and does not hide those after it: they go on with a system that
+// is new.
 func TestMatrix(t *testing.T) {
 	type act struct {
 		stage *stage

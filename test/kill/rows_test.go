@@ -134,8 +134,8 @@ func embeddedRows() []row {
 	}
 	rows = append(rows, litterRows("embedded/")...)
 	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purging, fault: killPurge, quick: true})
-	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka transaction,
-	// a commit of the lake.
+	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka
+	// transaction, a commit of the lake.
 	for _, st := range steps() {
 		switch st.name {
 		case "before append", "before commit", "orders_events about to commit":

@@ -20,8 +20,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows follow each other on one
-// growing system, so that each verifies what all before it left behind.
+// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows follow each other on
+// one growing system, so that each verifies what all before it left behind.
 type system struct {
 	dir    string
 	env    []string // how every process of ours, the command line too, reaches the servers

@@ -1,5 +1,5 @@
-// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what services may rely on, so an
-// adapter that passes it can take the place of another.
+// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what services may rely on, so
+// an adapter that passes it can take the place of another.
 package eventstoretest
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Place opens a store of Aggregate in one and the same place each time it is called: what one store has appended another
-// finds there, at the same time or later. Who opens closes.
+// Place opens a store of Aggregate in one and the same place each time it is called: what one store has appended
+// another finds there, at the same time or later. Who opens closes.
 type Place func(t *testing.T) eventstore.Store
 
 // Aggregate is the one whose store a Place must open.

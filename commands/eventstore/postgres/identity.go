@@ -11,9 +11,9 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// identity is what a Store remembers of its history, so that a new connection to a server that lost some of it is refused. A
-// restored backup, a replica that was behind when it took over, and another database at the same address all answer like the
-// server that failed. Appending there would begin a second history beside the one that Kafka has.
+// identity is what a Store remembers of its history, so that a new connection to a server that lost some of it is
+// refused. A restored backup, a replica that was behind when it took over, and another database at the same address all
+// answer like the server that failed. Appending there would begin a second history beside the one that Kafka has.
 type identity struct {
 	schema    string
 	aggregate event.Aggregate
@@ -54,7 +54,8 @@ func (i *identity) stored(at event.Position, id [16]byte) {
 	}
 }
 
-// check returns an error that wraps eventstore.ErrReplaced if the server behind a connection lacks the remembered history.
+// check returns an error that wraps eventstore.ErrReplaced if the server behind a connection lacks the remembered
+// history.
 func (i *identity) check(ctx context.Context, conn querier) error {
 	i.mu.Lock()
 	epoch, newest, id := i.epoch, i.newest, i.id

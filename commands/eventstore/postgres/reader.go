@@ -207,8 +207,9 @@ func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
 // bigint is n, or the greatest bigint: no version and no position is greater.
 func bigint(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
-// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for what others have and
-// for what open transactions hold back: a notification in every writing transaction would make them queue at commit.
+// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for what others have
+// and for what open transactions hold back: a notification in every writing transaction would make them queue at
+// commit.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	if err := s.gate.Enter(); err != nil {
 		return err

@@ -26,8 +26,8 @@ const (
 	attempts    = 3                // of a transaction that the server gave up for reasons that pass
 )
 
-// A stream's first new event must follow its last present one; the others follow the first. That the check and the insert
-// are one statement puts the check before the transaction has its id, see the package's comment.
+// A stream's first new event must follow its last present one; the others follow the first. That the check and the
+// insert are one statement puts the check before the transaction has its id, see the package's comment.
 const insertEvents = `
 INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 SELECT new.position, new.id, new.stream, new.version, new.type, new.data, new.occurred_at, new.recorded_at,

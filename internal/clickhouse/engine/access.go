@@ -11,8 +11,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// chdb runs every session as the user "default" and cannot impersonate another. So that user owns nothing itself: it has
-// the role admin, and a role for each of the readers, and a session of one of them keeps only its own.
+// chdb runs every session as the user "default" and cannot impersonate another. So that user owns nothing itself: it
+// has the role admin, and a role for each of the readers, and a session of one of them keeps only its own.
 const usersXML = `<clickhouse>
   <profiles><default>
     <max_query_size>8000000</max_query_size>
@@ -78,8 +78,8 @@ const (
 	readerBuffers = 30
 )
 
-// becomeReader gives up, for the rest of the session, all that a reader may not do. The role, which is called as the user is,
-// is what holds; readonly is a second wall, and keeps the limits from being lifted.
+// becomeReader gives up, for the rest of the session, all that a reader may not do. The role, which is called as the
+// user is, is what holds; readonly is a second wall, and keeps the limits from being lifted.
 func becomeReader(user string, streamed bool) []string {
 	seconds := readerBuffers
 	if streamed {
@@ -91,8 +91,9 @@ func becomeReader(user string, streamed bool) []string {
 	}
 }
 
-// The system tables that Reader may read: what does not depend on who else is there. Others show queries of other callers,
-// or the machine. A server refuses those to who has no grant (select_from_system_db_requires_grant); chdb does not read that.
+// The system tables that Reader may read: what does not depend on who else is there. Others show queries of other
+// callers, or the machine. A server refuses those to who has no grant (select_from_system_db_requires_grant); chdb does
+// not read that.
 var systemTables = map[string]bool{
 	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true, "tables": true, "columns": true, "databases": true,
 	"functions": true, "table_functions": true, "aggregate_function_combinators": true, "data_type_families": true, "formats": true,
@@ -106,10 +107,11 @@ var (
 
 var wordFile = regexp.MustCompile(`\bfile\b`)
 
-// guardReader refuses what roles and readonly do not: anything but one statement that reads, and the function file, which
-// reads any file of this machine and which no grant covers here. It can be called by name, through a quoted name, inside
-// APPLY and as the argument of a higher-order function, so the name itself is refused, as ClickHouse's own lexer finds it:
-// normalizeQuery leaves neither strings nor comments. A backslash in what is left is an escape inside a quoted name.
+// guardReader refuses what roles and readonly do not: anything but one statement that reads, and the function file,
+// which reads any file of this machine and which no grant covers here. It can be called by name, through a quoted name,
+// inside APPLY and as the argument of a higher-order function, so the name itself is refused, as ClickHouse's own lexer
+// finds it: normalizeQuery leaves neither strings nor comments. A backslash in what is left is an escape inside a
+// quoted name.
 func guardReader(c *connection, sql string, class statementClass) error {
 	if class != classRead {
 		return &clickhouse.Error{Code: clickhouse.CodeReadOnly, Name: "READONLY", Message: "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"}

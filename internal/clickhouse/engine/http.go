@@ -196,8 +196,8 @@ func (a *answer) begin() {
 	a.w.WriteHeader(http.StatusOK)
 }
 
-// end completes the answer. An error after its beginning goes into the body, marked with the tag, as ClickHouse does, and
-// the connection breaks off, so that no client can take the part for the whole.
+// end completes the answer. An error after its beginning goes into the body, marked with the tag, as ClickHouse does,
+// and the connection breaks off, so that no client can take the part for the whole.
 func (a *answer) end(err error) {
 	if err == nil {
 		if a.tag == "" {

@@ -31,8 +31,8 @@ type setting struct{ name, value string }
 // How often a query that must end is told so: the first time it may not have begun.
 const killInterval = 20 * time.Millisecond
 
-// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so its size is bounded. A
-// column that is one value repeated counts as that value, so for clickhouse.Reader time is bounded too.
+// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so its size is bounded.
+// A column that is one value repeated counts as that value, so for clickhouse.Reader time is bounded too.
 var bufferedLimits = []setting{
 	{"max_result_rows", "1000000"}, {"max_result_bytes", "256000000"}, {"result_overflow_mode", "throw"},
 }
@@ -149,8 +149,8 @@ func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]by
 	}
 }
 
-// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection that computes answers to
-// nothing else, so another one sends KILL QUERY, and finds it by its comment, because chdb takes no query id.
+// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection that computes answers
+// to nothing else, so another one sends KILL QUERY, and finds it by its comment, because chdb takes no query id.
 func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -10,8 +10,9 @@ import (
 // largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends a hundredth of it.
 const largestFrame = 32 << 20
 
-// frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4 GiB, and
-// bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is closed.
+// frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4
+// GiB, and bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is
+// closed.
 type frames struct {
 	net.Conn
 	log *slog.Logger

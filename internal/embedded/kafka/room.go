@@ -19,8 +19,9 @@ const (
 	roomLog   = 10 * time.Second // between two log lines
 )
 
-// awaitRoom blocks until the disk has room for what a start writes. kfake takes a partition whose index it cannot write for an empty
-// one, and never looks at it again: readers would wait for its records until the next start, even after room was made.
+// awaitRoom blocks until the disk has room for what a start writes. kfake takes a partition whose index it cannot write
+// for an empty one, and never looks at it again: readers would wait for its records until the next start, even after
+// room was made.
 func awaitRoom(ctx context.Context, dir string, log *slog.Logger) error {
 	need, err := roomFor(dir)
 	if err != nil {

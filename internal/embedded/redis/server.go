@@ -1,10 +1,10 @@
 // Package redis is the embedded Redis: an in-process server on loopback that speaks the Redis protocol, implements the
 // commands that views need and stores its data in LevelDB files.
 //
-// Start loads no data, so startup time and memory do not depend on the number of documents. Acknowledged writes survive a
-// killed process. After a power cut the data may be older but is consistent: positions never run ahead of documents.
-// Damaged files are set aside and the server continues empty. Clients must expect that of any Redis; a view that has lost
-// its documents is rebuilt from the log.
+// Start loads no data, so startup time and memory do not depend on the number of documents. Acknowledged writes survive
+// a killed process. After a power cut the data may be older but is consistent: positions never run ahead of documents.
+// Damaged files are set aside and the server continues empty. Clients must expect that of any Redis; a view that has
+// lost its documents is rebuilt from the log.
 package redis
 
 import (

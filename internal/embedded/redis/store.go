@@ -40,11 +40,11 @@ const (
 	layout = "1"
 )
 
-// store holds the hashes and sets of the server. Each command or script is one LevelDB batch, which is atomic even if the
-// process is killed. Entries are read on demand.
+// store holds the hashes and sets of the server. Each command or script is one LevelDB batch, which is atomic even if
+// the process is killed. Entries are read on demand.
 //
-// Every block of the files has a checksum that is verified on each read. When damage is found, the files are set aside and
-// the store continues empty, like a Redis that has lost its data.
+// Every block of the files has a checksum that is verified on each read. When damage is found, the files are set aside
+// and the store continues empty, like a Redis that has lost its data.
 type store struct {
 	dir string // empty: in memory
 	log *slog.Logger
@@ -108,7 +108,8 @@ func (s *store) openOrSetAside() error {
 
 var errForeign = errors.New("not of this version")
 
-// damaged reports whether err means that the files are unusable. A full disk or a missing permission is temporary instead.
+// damaged reports whether err means that the files are unusable. A full disk or a missing permission is temporary
+// instead.
 func damaged(err error) bool {
 	return errors.As(err, new(*leveldberrors.ErrCorrupted)) || errors.As(err, new(*storage.ErrCorrupted)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
 }
@@ -145,7 +146,8 @@ func (s *store) open() error {
 	options := &opt.Options{
 		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes, CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
 		Filter: filter.NewBloomFilter(filterBits),
-		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes: positions without documents.
+		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes: positions without
+		// documents.
 		Strict: opt.StrictAll,
 	}
 	var db *leveldb.DB

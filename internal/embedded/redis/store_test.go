@@ -315,8 +315,8 @@ return 0`, "1", "docs", id, strconv.Itoa(n)+strings.Repeat(" some data that does
 	return err
 }
 
-// checkRounds checks that documents are not behind the position, and gives that; 0 where there is none. Damage may come to light on
-// the way: then there is nothing left.
+// checkRounds checks that documents are not behind the position, and gives that; 0 where there is none. Damage may come
+// to light on the way: then there is nothing left.
 func checkRounds(t testing.TB, h redis.Held) int {
 	t.Helper()
 	gone := func() bool { return do(t, h, "HGET", "positions", "t/0") == nil }
@@ -343,7 +343,8 @@ func checkRounds(t testing.TB, h redis.Held) int {
 	return position
 }
 
-// Whatever happens to the files, what is read is either a state as it was at some moment, or nothing; and the store works.
+// Whatever happens to the files, what is read is either a state as it was at some moment, or nothing; and the store
+// works.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")

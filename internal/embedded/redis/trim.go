@@ -14,9 +14,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans blocks takes several writes.
-// A process killed between them leaves an incomplete record that was never acknowledged. A strict reader reports it as
-// damage. A kill can only leave it at the end of the newest file, though, so it is cut off there before the files are opened.
+// LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans blocks takes several
+// writes. A process killed between them leaves an incomplete record that was never acknowledged. A strict reader
+// reports it as damage. A kill can only leave it at the end of the newest file, though, so it is cut off there before
+// the files are opened.
 
 const (
 	journalBlock = 32 << 10
@@ -68,8 +69,8 @@ func escape(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// wholeRecords returns the end of the last complete record, and reports whether an incomplete one follows. For any other
-// kind of damage it returns the length of the file.
+// wholeRecords returns the end of the last complete record, and reports whether an incomplete one follows. For any
+// other kind of damage it returns the length of the file.
 func wholeRecords(file []byte) (end int, torn bool) {
 	for at := 0; ; {
 		left := journalBlock - at%journalBlock

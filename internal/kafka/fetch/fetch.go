@@ -1,4 +1,5 @@
-// Package fetch reads partitions in whole batches: the caller names the partitions and the offsets, and keeps them itself.
+// Package fetch reads partitions in whole batches: the caller names the partitions and the offsets, and keeps them
+// itself.
 //
 // It is the reason why there are two Kafka clients here. Whatever is produced, and whatever is consumed with work to do
 // per event, goes through internal/kafka (confluent-kafka-go). Where batches only flow on into columns, the cost of
@@ -94,8 +95,9 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		kgo.KeepControlRecords(),
 		// An offset that is not there must be an error, not a jump.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// Only the bytes per partition may limit a fetch. Where it is the bytes of the whole answer, the embedded broker
-		// (kfake) forgets to name the aborted transactions of the partition that it cuts, and their records come through.
+		// Only the bytes per partition may limit a fetch. Where it is the bytes of the whole answer, the embedded
+		// broker (kfake) forgets to name the aborted transactions of the partition that it cuts, and their records come
+		// through.
 		kgo.FetchMaxPartitionBytes(maxBytes),
 		kgo.FetchMaxBytes(wholeFetch),
 		kgo.BrokerMaxReadBytes(2*wholeFetch),
@@ -140,8 +142,8 @@ const wholeFetch = 256 << 20
 // Close stops the reader, and leaves its group; a Poll under way returns.
 func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 
-// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused where the
-// brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
+// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused
+// where the brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
 func (r *Reader) Describe(ctx context.Context) (Topic, error) {
 	t, err := r.describe(ctx)
 	if refused(err) {
@@ -240,9 +242,9 @@ func (r *Reader) moveTo(partition int32, next int64) {
 	r.next[partition] = next
 }
 
-// Poll waits for records, for as long as wait at most; it returns none when the time is over, or when the group wants Yield. An *OutOfRangeError, and
-// any other error, means that the reader is of no more use. What it returns, to the last byte of a record, is valid until the next Poll, which
-// fetches into the same memory.
+// Poll waits for records, for as long as wait at most; it returns none when the time is over, or when the group wants
+// Yield. An *OutOfRangeError, and any other error, means that the reader is of no more use. What it returns, to the
+// last byte of a record, is valid until the next Poll, which fetches into the same memory.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -314,10 +316,12 @@ type Batch struct {
 	millis    map[int64]int64 // by offset: timestamps that the client may have wrong
 }
 
-// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its Headers until the next record.
+// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its Headers until the
+// next record.
 type Record struct {
 	Offset int64
-	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since 1970, -1 where there is none.
+	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since 1970, -1 where
+	// there is none.
 	Millis     int64
 	Key, Value []byte
 	Headers    []event.Header

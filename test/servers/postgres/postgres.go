@@ -1,8 +1,8 @@
-// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary directory. It ends with the
-// test binary, even if that is killed.
+// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary directory. It ends with
+// the test binary, even if that is killed.
 //
-// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256), as a company's server
-// does.
+// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256), as a company's
+// server does.
 package postgres
 
 import (
@@ -38,8 +38,8 @@ type Cluster struct {
 	process *process.Process
 }
 
-// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where PostgreSQL is not installed
-// the test is skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
+// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where PostgreSQL is not
+// installed the test is skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
 	conn, err := c.Start()
@@ -84,8 +84,8 @@ func (c *Cluster) quit() error {
 	return c.Kill()
 }
 
-// Kill is kill -9 of the server and of all its processes at once, as when the machine fails. Restart starts it again, with
-// its data.
+// Kill is kill -9 of the server and of all its processes at once, as when the machine fails. Restart starts it again,
+// with its data.
 func (c *Cluster) Kill() error {
 	// The parent is frozen first, so that it makes no more children.
 	_ = c.process.Signal(syscall.SIGSTOP)
@@ -108,8 +108,8 @@ func (c *Cluster) Restart() error {
 	return c.serve()
 }
 
-// Backup stops the server, copies its data, and starts it again. restore replaces the data by the copy and starts the server on the
-// same port: a physical backup that lacks whatever was written after it.
+// Backup stops the server, copies its data, and starts it again. restore replaces the data by the copy and starts the
+// server on the same port: a physical backup that lacks whatever was written after it.
 func (c *Cluster) Backup() (restore func() error, err error) {
 	dir, err := os.MkdirTemp(c.dir, "backup-")
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// RunTests runs a package's tests, stops its servers, sees that no goroutine is left, and tells the code to exit with. The
-// servers go first: while one runs, a goroutine waits for its end.
+// RunTests runs a package's tests, stops its servers, sees that no goroutine is left, and tells the code to exit with.
+// The servers go first: while one runs, a goroutine waits for its end.
 func RunTests(m *testing.M, stops ...func() error) (code int) {
 	code = m.Run()
 	var errs []error

@@ -398,8 +398,8 @@ func events(ctx context.Context, store eventstore.Store) iter.Seq2[event.Event, 
 	}
 }
 
-// readable leaves out what no reader takes for an event, as tables do. That the store has it and the topic does not, the comparison of
-// events says.
+// readable leaves out what no reader takes for an event, as tables do. That the store has it and the topic does not,
+// the comparison of events says.
 func readable(a event.Aggregate, events iter.Seq2[event.Event, error]) iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		for e, err := range events {
@@ -421,8 +421,8 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 	return d, nil
 }
 
-// topicDigest reads a topic as every consumer does. A record that is not an event is not content: the sinks park it, and here it is
-// counted apart.
+// topicDigest reads a topic as every consumer does. A record that is not an event is not content: the sinks park it,
+// and here it is counted apart.
 func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
 	end, err := p.admin.EndOffsets(ctx, topic)
 	if err != nil {

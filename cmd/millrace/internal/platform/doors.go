@@ -52,7 +52,8 @@ func (p *Platform) serve(name string, h http.Handler) error {
 	return nil
 }
 
-// What each door may hold of the files that the process may have open. The rest is for files, and for connections to servers.
+// What each door may hold of the files that the process may have open. The rest is for files, and for connections to
+// servers.
 const (
 	apiShare, apiMost     = 2, 8192
 	adminShare, adminMost = 8, 256
@@ -73,7 +74,8 @@ func connections(c config.Limits, door string) server.Limits {
 	return limits
 }
 
-// hosts are the names by which a door may be called. Beyond loopback it asks for tokens, which no page of a browser has.
+// hosts are the names by which a door may be called. Beyond loopback it asks for tokens, which no page of a browser
+// has.
 func (p *Platform) hosts(door string) server.Hosts {
 	var names []string
 	for name := range strings.SplitSeq(p.cfg.Hosts, ",") {

@@ -170,12 +170,12 @@ func (p *Platform) tablesAccess() (restcatalog.Access, error) {
 	return access, nil
 }
 
-// operationsAtATime is how much is asked at a time by those who run the system. It is apart from what others ask, and readiness
-// comes first in it; liveness waits for nothing.
+// operationsAtATime is how much is asked at a time by those who run the system. It is apart from what others ask, and
+// readiness comes first in it; liveness waits for nothing.
 const operationsAtATime = 32
 
-// operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can connect, the
-// rest wants a token where tokens are asked for.
+// operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can
+// connect, the rest wants a token where tokens are asked for.
 func (p *Platform) operations() http.Handler {
 	mux := http.NewServeMux()
 	gate := server.NewGate(operationsAtATime)

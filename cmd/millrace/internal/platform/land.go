@@ -23,7 +23,8 @@ type Landing struct {
 	// Table gives the table. The client is of the configuration's schema registry; nil where there is none.
 	Table   func(ctx context.Context, schemas *registry.Client) (lake.Table, error)
 	Landers int // at a time
-	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx is done.
+	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx
+	// is done.
 	Until bool
 	// Progress is told how much of that the table holds. May be nil.
 	Progress func(have, of int64)

@@ -418,7 +418,8 @@ func (p *Platform) startLanding(context.Context) error {
 // How often the tables are looked at where none can be landed.
 const landAgain = 30 * time.Second
 
-// land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness and a metric say so.
+// land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness
+// and a metric say so.
 func (p *Platform) land(ctx context.Context, run lake.RunConfig) error {
 	for {
 		err := p.lake.Run(ctx, run)
@@ -461,7 +462,8 @@ func (p *Platform) startEngine(ctx context.Context) error {
 		scratch := "" // a temporary one
 		if p.wanted[folder] {
 			scratch = p.cfg.Path("engine")
-			// Nothing in it outlives the process that wrote it, and what a crash left incomplete can stop the engine from starting.
+			// Nothing in it outlives the process that wrote it, and what a crash left incomplete can stop the engine
+			// from starting.
 			if err := os.RemoveAll(scratch); err != nil {
 				return fmt.Errorf("remove the SQL engine's scratch files: %w", err)
 			}
@@ -574,8 +576,8 @@ func (p *Platform) startRelays(context.Context) error {
 	return nil
 }
 
-// runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data folder
-// is ours; then "fenced" only means that this machine slept through a transaction.
+// runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data
+// folder is ours; then "fenced" only means that this machine slept through a transaction.
 func (p *Platform) runRelay(ctx context.Context, r *relay.Relay) error {
 	for {
 		err := r.Run(ctx)

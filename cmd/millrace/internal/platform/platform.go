@@ -1,6 +1,6 @@
-// Package platform starts the parts of Millrace that a process's roles need and wires them together: embedded servers where
-// the configuration names no real ones, then stores, relays, views, landers, the SQL engine and the doors to them all.
-// roles.go says which role needs what.
+// Package platform starts the parts of Millrace that a process's roles need and wires them together: embedded servers
+// where the configuration names no real ones, then stores, relays, views, landers, the SQL engine and the doors to them
+// all. roles.go says which role needs what.
 package platform
 
 import (
@@ -76,8 +76,8 @@ type Platform struct {
 	failure   error
 }
 
-// Start starts what the roles need. When it returns without an error commands are taken; /readyz tells when everything of
-// this process does its work. ctx bounds the start only: end the process's work with Close.
+// Start starts what the roles need. When it returns without an error commands are taken; /readyz tells when everything
+// of this process does its work. ctx bounds the start only: end the process's work with Close.
 func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logger) (*Platform, error) {
 	if err := checkRoles(cfg, roles); err != nil {
 		return nil, err

@@ -10,8 +10,8 @@ import (
 
 const longestProfile = 300 // seconds
 
-// profiles serves Go's profiles. pprof itself takes any text for a time, profiles for as long as it is told, and calls a second
-// profile beside a first one an error of the server.
+// profiles serves Go's profiles. pprof itself takes any text for a time, profiles for as long as it is told, and calls
+// a second profile beside a first one an error of the server.
 func profiles() http.Handler {
 	one := make(chan struct{}, 1)
 	alone := func(h http.HandlerFunc) http.HandlerFunc {

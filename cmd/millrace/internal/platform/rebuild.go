@@ -17,9 +17,9 @@ import (
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
-// Rebuild deletes and recreates a service's topic, and drops the views and tables that are read from it: the next start publishes the store
-// again, and fills them from there. Nothing else of the system may run. The positions of all relays go too; without one, a relay
-// compares its whole topic with its store. It tells of each thing that it did.
+// Rebuild deletes and recreates a service's topic, and drops the views and tables that are read from it: the next start
+// publishes the store again, and fills them from there. Nothing else of the system may run. The positions of all relays
+// go too; without one, a relay compares its whole topic with its store. It tells of each thing that it did.
 func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, tell func(what string)) (err error) {
 	var services []string
 	var a event.Aggregate

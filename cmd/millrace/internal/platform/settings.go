@@ -20,7 +20,8 @@ type judge interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }
 
-// judges are those of the real servers that this process uses, by name. What is embedded has the settings that we give it.
+// judges are those of the real servers that this process uses, by name. What is embedded has the settings that we give
+// it.
 func (p *Platform) judges() map[string]func(context.Context) ([]settings.Fault, error) {
 	all := map[string]func(context.Context) ([]settings.Fault, error){}
 	add := func(name string, client any) {

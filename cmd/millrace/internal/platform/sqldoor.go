@@ -27,8 +27,8 @@ const (
 // ReadAtHeader says, in JSON, what a query as of a moment read: a list of ReadAt.
 const ReadAtHeader = "Millrace-Read-At"
 
-// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first row is a status and a text; after that the connection is
-// cut, so that a part is never taken for the whole.
+// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first
+// row is a status and a text; after that the connection is cut, so that a part is never taken for the whole.
 func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	asks, err := p.sqlOf(r)
 	if err != nil {
@@ -117,7 +117,8 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// findLost has the tables checked that a query names, and tells of the first that lacks files. Status has it from then on.
+// findLost has the tables checked that a query names, and tells of the first that lacks files. Status has it from then
+// on.
 func (p *Platform) findLost(ctx context.Context, query string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
@@ -136,8 +137,8 @@ func (p *Platform) findLost(ctx context.Context, query string) error {
 
 const statusClientGone = 499 // as proxies log it; nobody reads it
 
-// readQuery reads the text of a query, or answers why it cannot. Browsers send text/plain and forms of several parts to any site
-// without asking; a form of one part is what curl -d calls its text.
+// readQuery reads the text of a query, or answers why it cannot. Browsers send text/plain and forms of several parts to
+// any site without asking; a form of one part is what curl -d calls its text.
 func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if r.Header.Get("Content-Type") != "" && err != nil || kind == "text/plain" || kind == "multipart/form-data" {
