@@ -298,13 +298,15 @@ type lot struct {
 	have map[string]string // values, by what names them
 }
 
-func (p *lot) park(_ context.Context, r Parked) error {
+func (p *lot) park(_ context.Context, records []Parked) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.have == nil {
 		p.have = map[string]string{}
 	}
-	p.have[fmt.Sprintf("%s|%s|%d|%d", r.Sink, r.Topic, r.Partition, r.Offset)] = string(r.Value)
+	for _, r := range records {
+		p.have[fmt.Sprintf("%s|%s|%d|%d", r.Sink, r.Topic, r.Partition, r.Offset)] = string(r.Value)
+	}
 	return nil
 }
 

@@ -132,14 +132,16 @@ func TestParking(t *testing.T) {
 		parked := map[string]error{}
 		c := s.runConfig()
 		fails := 3
-		c.Park = func(_ context.Context, p Parked) error {
+		c.Park = func(_ context.Context, records []Parked) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if fails--; fails >= 0 {
 				return errors.New("nowhere to park")
 			}
-			parked[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
-			parked[string(p.Value)] = p.Reason
+			for _, p := range records {
+				parked[fmt.Sprintf("%s|%s|%d", p.Sink, p.Topic, p.Partition)] = p.Reason
+				parked[string(p.Value)] = p.Reason
+			}
 			return nil
 		}
 		l := openLake(t, fresh(t))

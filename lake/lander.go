@@ -45,6 +45,7 @@ type lander struct {
 	alone int // records in a row that could not be written, and had none beside them that could
 
 	parked parkings
+	toPark []Parked // by the end of add
 }
 
 // A lost file may be one that was replaced between two looks, and brokers that start know no topics. It is lost where
@@ -358,8 +359,17 @@ func (l *lander) positionError(err error) error {
 }
 
 // add puts a partition's records into the batch, and into the data file as they become many. It may go only as far as a
-// record that has to wait.
+// record that has to wait. Records that are no events are parked by the time it returns.
 func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) (*held, error) {
+	l.toPark = l.toPark[:0]
+	held, err := l.addRecords(ctx, b, rows, w, f)
+	if err != nil {
+		return nil, err
+	}
+	return held, l.parkAll(ctx)
+}
+
+func (l *lander) addRecords(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) (*held, error) {
 	for record := range l.records(f) {
 		r := &record
 		appended, err := w.append(ctx, rows, record)
@@ -392,24 +402,42 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 
+// mostToPark is how many records are parked at once: as many as hide the brokers' round trip.
+const mostToPark = 1000
+
+// park parks a record once there are many, or parkAll is called.
 func (l *lander) park(ctx context.Context, r Record, reason error) error {
-	p := Parked{
+	l.toPark = append(l.toPark, Parked{
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
-		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason,
+		Time: r.Time, Key: r.Key, Value: r.Value, Headers: slices.Clone(r.Headers), Reason: reason,
+	})
+	if len(l.toPark) < mostToPark {
+		return nil
 	}
+	return l.parkAll(ctx)
+}
+
+func (l *lander) parkAll(ctx context.Context) error {
+	if len(l.toPark) == 0 {
+		return nil
+	}
+	first := l.toPark[0]
 	if err := l.config.at(ctx, l.table.Name, stepPark); err != nil {
 		return err
 	}
-	if err := l.config.Park(ctx, p); err != nil {
-		return fmt.Errorf("park record %d of %s/%d: %w", r.Offset, p.Topic, p.Partition, err)
+	if err := l.config.Park(ctx, l.toPark); err != nil {
+		return fmt.Errorf("park %d records, the first of which is %d of %s/%d: %w",
+			len(l.toPark), first.Offset, first.Topic, first.Partition, err)
 	}
 	if err := l.config.at(ctx, l.table.Name, stepParked); err != nil {
 		return err
 	}
 	if l.parked.count == 0 {
-		l.parked.partition, l.parked.offset, l.parked.reason = r.Partition, r.Offset, reason
+		l.parked.partition, l.parked.offset, l.parked.reason = first.Partition, first.Offset, first.Reason
 	}
-	l.parked.count++
+	l.parked.count += len(l.toPark)
+	clear(l.toPark) // lets go of the records
+	l.toPark = l.toPark[:0]
 	return nil
 }
 

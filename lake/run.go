@@ -21,8 +21,8 @@ type RunConfig struct {
 	Brokers  []string          // host:port
 	Security security.Config   // how to reach them
 	Decoder  *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
-	// Park takes the records that are no events. It must have made the record durable when it returns; it is called
-	// again for the same record after a crash.
+	// Park takes the records that are no events. It must have made them durable when it returns; it is called again for
+	// the same records after a crash.
 	Park Parker
 	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed
 	// at once, but there are never more than two commits per interval. 0 means 2 seconds.
@@ -45,8 +45,8 @@ type RunConfig struct {
 	patience time.Duration // how long the others wait for a lander that is in the middle of a landing
 }
 
-// Parker keeps a record that is no event where people can look at it, so that the rest of the topic can land.
-type Parker func(ctx context.Context, p Parked) error
+// Parker keeps records that are no events where people can look at them, so that the rest of the topic can land.
+type Parker func(ctx context.Context, records []Parked) error
 
 // Parked is a record that is no event. Sink, topic, partition and offset name it. Its bytes hold until the Parker
 // returns.

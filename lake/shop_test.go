@@ -328,7 +328,7 @@ func openLake(t testing.TB, c Config) *Lake {
 func (s *shop) runConfig() RunConfig {
 	return RunConfig{
 		Brokers:        s.brokers,
-		Park:           func(_ context.Context, p Parked) error { return fmt.Errorf("unexpected: %w", p.Reason) },
+		Park:           func(_ context.Context, p []Parked) error { return fmt.Errorf("unexpected: %w", p[0].Reason) },
 		CommitInterval: 40 * time.Millisecond,
 	}
 }

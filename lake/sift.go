@@ -122,9 +122,11 @@ func (s *session) renew(ctx context.Context) error {
 
 // parkUnwritable parks the records that a commit is about to move the offsets over.
 func (l *lander) parkUnwritable(ctx context.Context, records []unwritable) error {
-	var errs []error
+	l.toPark = l.toPark[:0]
 	for _, u := range records {
-		errs = append(errs, l.park(ctx, u.record, u.reason))
+		if err := l.park(ctx, u.record, u.reason); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return l.parkAll(ctx)
 }

@@ -46,21 +46,13 @@ type parking struct {
 
 // put returns once all records are safe on the topic.
 func (p *parking) put(ctx context.Context, records []kafka.Record) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.producer == nil {
-		if err := kafka.EnsureTopics(ctx, p.cfg, kafka.Topic{Name: ParkTopic, Partitions: 1, Compacted: true}); err != nil {
-			return err
-		}
-		producer, err := kafka.NewProducer(p.cfg)
-		if err != nil {
-			return err
-		}
-		p.producer = producer
+	producer, err := p.open(ctx)
+	if err != nil {
+		return err
 	}
-	err := p.producer.ProduceAll(ctx, records)
+	err = producer.ProduceAll(ctx, records)
 	if errors.Is(err, kafka.ErrTooLarge) {
-		err = p.putEach(ctx, records)
+		err = putEach(ctx, producer, records)
 	}
 	if err != nil {
 		return fmt.Errorf("park %d records, the first of which is %s: %w", len(records), records[0].Key, err)
@@ -68,13 +60,30 @@ func (p *parking) put(ctx context.Context, records []kafka.Record) error {
 	return nil
 }
 
+func (p *parking) open(ctx context.Context) (*kafka.Producer, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.producer != nil {
+		return p.producer, nil
+	}
+	if err := kafka.EnsureTopics(ctx, p.cfg, kafka.Topic{Name: ParkTopic, Partitions: 1, Compacted: true}); err != nil {
+		return nil, err
+	}
+	producer, err := kafka.NewProducer(p.cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.producer = producer
+	return producer, nil
+}
+
 // putEach puts records one by one, and those shortened that are too large as they are.
-func (p *parking) putEach(ctx context.Context, records []kafka.Record) error {
+func putEach(ctx context.Context, producer *kafka.Producer, records []kafka.Record) error {
 	for _, r := range records {
-		err := p.producer.Produce(ctx, r)
+		err := producer.Produce(ctx, r)
 		for _, headers := range []int{keptHeaders, 0} { // a topic may take less than others do
 			if errors.Is(err, kafka.ErrTooLarge) {
-				err = p.producer.Produce(ctx, shortened(r, headers))
+				err = producer.Produce(ctx, shortened(r, headers))
 			}
 		}
 		if err != nil {
@@ -157,10 +166,17 @@ type Parked struct {
 	Reason     error
 }
 
-// Park returns once the record is safe on the topic.
-func (p *Parking) Park(ctx context.Context, r Parked) error {
-	rec := Record{Event: event.Event{Data: r.Value}, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
-	return p.parking.put(ctx, []kafka.Record{*parkedRecord(r.Sink, rec, string(r.Key), r.Headers, r.Reason)})
+// Park returns once all records are safe on the topic.
+func (p *Parking) Park(ctx context.Context, records ...Parked) error {
+	if len(records) == 0 {
+		return nil
+	}
+	parked := make([]kafka.Record, 0, len(records))
+	for _, r := range records {
+		rec := Record{Event: event.Event{Data: r.Value}, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
+		parked = append(parked, *parkedRecord(r.Sink, rec, string(r.Key), r.Headers, r.Reason))
+	}
+	return p.parking.put(ctx, parked)
 }
 
 // Close lets go of the producer.

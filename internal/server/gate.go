@@ -38,7 +38,7 @@ var (
 const (
 	standing = 100 * time.Millisecond // a queue that was not empty for this long is standing
 	depth    = 8                      // waiting requests of a class, for each that may be under way
-	behind   = time.Second            // for which nothing waits that matters less than what was turned away
+	behind   = time.Second            // for which nothing is let in that matters less than what was turned away
 )
 
 // Gate lets so many requests be worked on at a time, and chooses who waits and who is turned away.
@@ -104,9 +104,8 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	now := time.Now()
 	if g.waiting == 0 {
 		g.empty = now
-		clear(g.turned[:]) // it is over
 	}
-	if g.waiting == 0 && g.running < g.room(c) {
+	if g.waiting == 0 && g.running < g.room(c) && !g.outranked(c, now) {
 		g.running++
 		return nil, 0, nil
 	}
@@ -132,14 +131,22 @@ func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	before := 0
 	for higher := c; int(higher) < classes; higher++ {
 		before += g.queues[higher].Len()
-		if higher > c && now.Sub(g.turned[higher]) < behind {
-			return 0
-		}
 	}
-	if g.queues[c].Len() >= depth*g.most || time.Duration(before)*g.pace > wait {
+	if g.outranked(c, now) || g.queues[c].Len() >= depth*g.most || time.Duration(before)*g.pace > wait {
 		return 0
 	}
 	return wait
+}
+
+// outranked reports whether something that matters more was just turned away. Then the class is turned away too, even
+// in a moment in which nobody waits: under load such moments come often, and would go to what matters least.
+func (g *Gate) outranked(c Class, now time.Time) bool {
+	for higher := c + 1; int(higher) < classes; higher++ {
+		if now.Sub(g.turned[higher]) < behind {
+			return true
+		}
+	}
+	return false
 }
 
 // Admits reports whether a request of the class may come in or wait. One that may not is counted as turned away.
@@ -147,7 +154,7 @@ func (g *Gate) Admits(c Class) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	if g.waiting == 0 || g.bears(c, now) > 0 {
+	if g.waiting == 0 && !g.outranked(c, now) || g.bears(c, now) > 0 {
 		return true
 	}
 	g.turnAway(c, now)

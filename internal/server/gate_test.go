@@ -92,6 +92,7 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 		for _, leave := range leaves {
 			leave()
 		}
+		time.Sleep(time.Second) // until then what matters less than a command is not let in
 		// A place that comes free goes to what matters most, whoever came first.
 		leaves = nil
 		for range 4 {
@@ -185,6 +186,9 @@ func TestGateShedsInOrder(t *testing.T) {
 		}
 		leave()
 		all.Wait()
+		if _, err := gate.Enter(t.Context(), server.SQL); !errors.Is(err, server.ErrOverloaded) || gate.Admits(server.SQL) {
+			t.Errorf("SQL in a moment without a queue: %v", err)
+		}
 		leave, err = gate.Enter(t.Context(), server.Command)
 		if err != nil {
 			t.Fatal(err)

@@ -190,7 +190,7 @@ func TestTopicLands(t *testing.T) {
 		go func() {
 			done <- l.Run(ctx, lake.RunConfig{
 				Brokers: []string{b.Addr()}, Instance: "test", Landers: 2,
-				Park: func(context.Context, lake.Parked) error { parked.Add(1); return nil },
+				Park: func(_ context.Context, p []lake.Parked) error { parked.Add(int64(len(p))); return nil },
 			})
 		}()
 		polltest.Until(t, "the topic is in the table", func() bool {

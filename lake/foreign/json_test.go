@@ -89,7 +89,7 @@ func childLands(where string) error {
 	if err != nil {
 		return err
 	}
-	return l.Run(context.Background(), lake.RunConfig{Brokers: []string{at.Brokers}, Instance: "child", Park: func(_ context.Context, p lake.Parked) error { return p.Reason }})
+	return l.Run(context.Background(), lake.RunConfig{Brokers: []string{at.Brokers}, Instance: "child", Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason }})
 }
 
 type rowsFunc = func(*columnar.Columns, *reg.Decoder) (lake.Rows, error)

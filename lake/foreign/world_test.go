@@ -104,10 +104,12 @@ func (w *world) start(t *testing.T, table lake.Table) (l *lake.Lake, stop func()
 	return l, stop
 }
 
-func (w *world) park(_ context.Context, p lake.Parked) error {
+func (w *world) park(_ context.Context, records []lake.Parked) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.parked[fmt.Sprintf("%d/%d", p.Partition, p.Offset)] = p.Reason.Error()
+	for _, p := range records {
+		w.parked[fmt.Sprintf("%d/%d", p.Partition, p.Offset)] = p.Reason.Error()
+	}
 	return nil
 }
 

@@ -82,7 +82,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- l.Run(ctx, lake.RunConfig{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, Park: func(_ context.Context, p lake.Parked) error { return p.Reason }})
+		done <- l.Run(ctx, lake.RunConfig{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason }})
 	}()
 	t.Cleanup(func() {
 		cancel()

@@ -198,7 +198,7 @@ func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
 	done := make(chan error, 1)
 	go func() {
 		done <- l.Run(ctx, lake.RunConfig{
-			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p lake.Parked) error { return p.Reason },
+			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason },
 		})
 	}()
 	t.Cleanup(func() {

@@ -289,7 +289,7 @@ func (s *system) notEvents(topic string) int {
 			}
 		}
 	}
-	out := s.run("verify", "--output", "json", "--wait", "3m")
+	out := s.run("verify", "--output", "json", "--wait", "8m")
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
 		s.t.Fatal(err)
 	}

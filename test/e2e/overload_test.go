@@ -135,7 +135,7 @@ func TestOverload(t *testing.T) {
 		return &many
 	}
 	var sql, commands told
-	queries := burst(100, searches, map[*told]caller{&sql: counts, &commands: places}, func() bool {
+	queries := burst(400, searches, map[*told]caller{&sql: counts, &commands: places}, func() bool {
 		return commands.accepted.Load() > 50 && sql.accepted.Load()+sql.shed.Load() > 50
 	})
 	if commands.shed.Load() > 0 {
@@ -147,7 +147,7 @@ func TestOverload(t *testing.T) {
 
 	// While commands come in a crowd, SQL is turned away first, and queries before commands.
 	var sql2, queries2 told
-	many := burst(100, places, map[*told]caller{&sql2: counts, &queries2: searches}, func() bool {
+	many := burst(400, places, map[*told]caller{&sql2: counts, &queries2: searches}, func() bool {
 		return queries2.accepted.Load()+queries2.shed.Load() > 20 && sql2.accepted.Load()+sql2.shed.Load() > 50
 	})
 	if sql2.share() < queries2.share() || queries2.share() < many.share() {

@@ -103,8 +103,11 @@ func TestUnreadableIsParked(t *testing.T) {
 
 	decoder, landed := registry.NewDecoder(s.registry), make(chan lake.Parked, 1)
 	view := s.view(t, decoder)
-	table := s.land(t, decoder, func(_ context.Context, p lake.Parked) error {
-		if string(p.Value) == string(bad.Data) {
+	table := s.land(t, decoder, func(_ context.Context, records []lake.Parked) error {
+		for _, p := range records {
+			if string(p.Value) != string(bad.Data) {
+				continue
+			}
 			select {
 			case landed <- p:
 			default: // it is parked again after a restart
@@ -205,8 +208,10 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 
 // parksNothing is a lake.Parker of a test without damaged records.
 func parksNothing(t *testing.T) lake.Parker {
-	return func(_ context.Context, p lake.Parked) error {
-		t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
+	return func(_ context.Context, records []lake.Parked) error {
+		for _, p := range records {
+			t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
+		}
 		return nil
 	}
 }

@@ -446,11 +446,15 @@ func (p *Platform) upkeep() *maintenance.Config {
 }
 
 func park(to *streams.Parking) lake.Parker {
-	return func(ctx context.Context, r lake.Parked) error {
-		return to.Park(ctx, streams.Parked{
-			Sink: r.Sink, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
-			Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: r.Reason,
-		})
+	return func(ctx context.Context, records []lake.Parked) error {
+		parked := make([]streams.Parked, 0, len(records))
+		for _, r := range records {
+			parked = append(parked, streams.Parked{
+				Sink: r.Sink, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
+				Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: r.Reason,
+			})
+		}
+		return to.Park(ctx, parked...)
 	}
 }
 
