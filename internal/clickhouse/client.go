@@ -19,11 +19,12 @@ type Client struct {
 	url, user, password string
 	outside             bool // a server that others run
 	http                *http.Client
+	silence             time.Duration // see watch
 }
 
 // NewClient makes a client of the engine at addr, host:port.
 func NewClient(addr, user, password string) *Client {
-	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil)}
+	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil), silence: silence}
 }
 
 // Server is a ClickHouse server that others run.
@@ -48,7 +49,7 @@ func NewServerClient(s Server) (*Client, error) {
 	if s.User == "" {
 		s.User = Admin
 	}
-	return &Client{url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password, outside: true, http: newHTTP(s.TLS)}, nil
+	return &Client{url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password, outside: true, http: newHTTP(s.TLS), silence: silence}, nil
 }
 
 func newHTTP(config *tls.Config) *http.Client {
@@ -80,13 +81,55 @@ func (c *Client) As(user string) *Client {
 // Password is what the client shows, for clients of other make.
 func (c *Client) Password() string { return c.password }
 
-// Ping returns nil once the server answers. It waits for one that listens and is still starting.
+// Ping returns nil once the server answers. It waits for one that listens and is still starting, until ctx ends.
 func (c *Client) Ping(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodGet, "ping", nil, "")
 	if err != nil {
 		return err
 	}
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
+}
+
+// ErrSilent says that the server takes connections and answers nothing, not even whether it is there.
+var ErrSilent = errors.New("ClickHouse does not answer")
+
+// silence is how long a query may bring nothing until the server is asked whether it is there, and how long it may take
+// to say so.
+const silence = 15 * time.Second
+
+// watch ends a query whose server has fallen silent: it hangs, or was cut off without a word. A query may take long
+// without a byte of an answer, so the server is asked beside it. The query's own time is bounded by the server. stop
+// must be called; told is called for each piece of the answer.
+func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop func()) {
+	watched, cancel := context.WithCancelCause(ctx)
+	pieces := make(chan struct{}, 1)
+	told = func() {
+		select {
+		case pieces <- struct{}{}:
+		default:
+		}
+	}
+	go func() {
+		quiet := time.NewTimer(c.silence)
+		defer quiet.Stop()
+		for {
+			select {
+			case <-watched.Done():
+				return
+			case <-pieces:
+			case <-quiet.C:
+				asked, done := context.WithTimeout(watched, c.silence)
+				err := c.Ping(asked)
+				done()
+				if err != nil {
+					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%w)", ErrSilent, c.url, 2*c.silence, err))
+					return
+				}
+			}
+			quiet.Reset(c.silence)
+		}
+	}()
+	return watched, told, func() { cancel(nil) }
 }
 
 // Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"), which the caller must close.
@@ -100,12 +143,15 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 	if format != "" {
 		params.Set("default_format", format)
 	}
+	ctx, told, stop := c.watch(ctx)
 	resp, err := c.do(ctx, http.MethodPost, "?"+params.Encode(), strings.NewReader(sql), c.user)
 	if err != nil {
+		stop()
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-ClickHouse-Exception-Code") != "" {
 		text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorText))
+		stop()
 		if err := errors.Join(err, resp.Body.Close()); err != nil {
 			return nil, fmt.Errorf("read ClickHouse's error: %w", err)
 		}
@@ -114,7 +160,7 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 		}
 		return nil, ParseError(string(text))
 	}
-	return &answer{body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag")}, nil
+	return &answer{body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag"), ctx: ctx, told: told, stop: stop}, nil
 }
 
 // Exec runs one statement whose answer does not matter.
@@ -138,9 +184,17 @@ func (c *Client) do(ctx context.Context, method, target string, body io.Reader, 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask ClickHouse: %w", err)
+		return nil, fmt.Errorf("ask ClickHouse: %w", silent(ctx, err))
 	}
 	return resp, nil
+}
+
+// silent is the error of a call that was given up because the server is silent, or the one it is given.
+func silent(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, ErrSilent) {
+		return cause
+	}
+	return err
 }
 
 func statusError(code int, status string) error {
@@ -163,6 +217,9 @@ type answer struct {
 	tag  string
 	buf  []byte // read and not handed out
 	err  error  // how the body ended
+
+	ctx        context.Context // of the watch
+	told, stop func()
 }
 
 func (a *answer) Read(p []byte) (int, error) {
@@ -192,8 +249,10 @@ func (a *answer) fill() {
 	n, err := a.body.Read(a.buf[len(a.buf) : len(a.buf)+chunk])
 	a.buf = a.buf[:len(a.buf)+n]
 	if err == nil {
+		a.told()
 		return
 	}
+	err = silent(a.ctx, err)
 	a.err = err
 	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		a.err = io.EOF
@@ -218,5 +277,6 @@ func (a *answer) fill() {
 }
 
 func (a *answer) Close() error {
+	defer a.stop()
 	return a.body.Close()
 }

@@ -5,6 +5,7 @@ package clickhouse
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -28,6 +29,9 @@ type Config struct {
 	Listen  string // loopback address; empty: 127.0.0.1 and a free port
 	DataDir string // the engine's files, one engine per folder; empty: a temporary folder that Close removes
 	Logger  *slog.Logger
+	// HungAfter is how long the process may take to say that it is there. One that misses it twice in a row hangs: it is
+	// ended and started again. 0 means 30 seconds.
+	HungAfter time.Duration
 }
 
 // Engine is a ClickHouse engine in a process of its own. If that process dies, it is started again; its queries fail, and
@@ -49,6 +53,7 @@ const (
 	minBackoff   = 100 * time.Millisecond
 	maxBackoff   = 10 * time.Second
 	healthyAfter = 30 * time.Second // a child that lived this long starts the backoff anew
+	hungAfter    = 30 * time.Second
 )
 
 // StartEngine starts an engine and returns once it answers. ctx bounds the start only.
@@ -60,6 +65,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	if c.Listen == "" {
 		c.Listen = "127.0.0.1:0"
 	}
+	c.HungAfter = cmp.Or(c.HungAfter, hungAfter)
 	temporary := ""
 	if c.DataDir == "" {
 		if temporary, err = os.MkdirTemp("", "millrace-engine-"); err != nil {
@@ -188,8 +194,22 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 	pinging, cancel := context.WithCancel(ctx)
 	go func() {
 		defer close(pinged)
-		if err := e.client.Ping(pinging); err == nil {
+		if e.alive(pinging, startTimeout) {
 			ready()
+			for misses := 0; misses < 2; { // one may be a machine that slept
+				select {
+				case <-pinging.Done():
+					return
+				case <-time.After(e.config.HungAfter):
+				}
+				if misses++; e.alive(pinging, e.config.HungAfter) {
+					misses = 0
+				}
+			}
+		}
+		if pinging.Err() == nil {
+			e.config.Logger.Error("the ClickHouse engine's process does not answer and is ended", "pid", cmd.Process.Pid)
+			_ = cmd.Process.Kill() // it may have ended
 		}
 	}()
 	err = cmd.Wait()
@@ -200,6 +220,13 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 		err = fmt.Errorf("%w; its last words: %s", err, last)
 	}
 	return err
+}
+
+// alive reports whether the child answers within a limit.
+func (e *Engine) alive(ctx context.Context, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return e.client.Ping(ctx) == nil
 }
 
 func (e *Engine) setProcess(p *os.Process) {

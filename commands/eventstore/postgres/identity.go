@@ -92,6 +92,8 @@ func (i *identity) remedy() string {
 
 // connected checks a new connection before it is used. It logs a refusal once, not for every attempt.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin) // the pool goes on connecting when its caller has given up
+	defer cancel()
 	err := s.identity.check(ctx, conn)
 	s.identity.mu.Lock()
 	defer s.identity.mu.Unlock()

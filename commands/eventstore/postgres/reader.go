@@ -32,10 +32,11 @@ FROM events `
 
 // Load implements eventstore.Store.
 func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	events, err := s.query(ctx, selectStream, stream, bigint(after))
 	if err != nil {
 		return nil, fmt.Errorf("load stream %q: %w", stream, err)
@@ -45,10 +46,11 @@ func (s *Store) Load(ctx context.Context, stream string, after uint64) ([]event.
 
 // Read implements eventstore.Store.
 func (s *Store) Read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	events, err := s.query(ctx, selectAll, after.Transaction, bigint(after.Sequence), max(limit, 0))
 	if err != nil {
 		return nil, fmt.Errorf("read the events of %s after %v: %w", s.aggregate.Name, after, err)
@@ -72,10 +74,11 @@ func (s *Store) query(ctx context.Context, sql string, args ...any) ([]event.Eve
 
 // Head implements eventstore.Store.
 func (s *Store) Head(ctx context.Context) (event.Position, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return event.Position{}, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	var head event.Position
 	if err := s.reads.QueryRow(ctx, selectHead).Scan(&head.Transaction, &head.Sequence); err != nil && !missing(err) {
 		return event.Position{}, fmt.Errorf("read the head of the store of %s: %w", s.aggregate.Name, err)
@@ -85,10 +88,11 @@ func (s *Store) Head(ctx context.Context) (event.Position, error) {
 
 // Stats implements eventstore.Store.
 func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Stats, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.countWithin)
+	if err != nil {
 		return eventstore.Stats{}, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	var stats eventstore.Stats
 	var newest *time.Time
 	if err := s.reads.QueryRow(ctx, selectStats, after.Transaction, bigint(after.Sequence)).Scan(&stats.Events, &newest); err != nil {
@@ -109,10 +113,11 @@ ORDER BY n`
 
 // Known implements eventstore.Store.
 func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	streams, ids := make([]string, len(events)), make([][16]byte, len(events))
 	versions, sequences := make([]int64, len(events)), make([]int64, len(events))
 	transactions := make([]uint64, len(events))
@@ -139,10 +144,11 @@ FROM store`
 
 // Epoch implements eventstore.Store. It asks the server each time, as a connection may have come to another one.
 func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return "", err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	if err := s.reads.QueryRow(ctx, selectEpoch).Scan(&epoch); err != nil {
 		return "", fmt.Errorf("read the epoch of the store of %s: %w", s.aggregate.Name, err)
 	}
@@ -151,10 +157,11 @@ func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 
 // Secret implements eventstore.Store.
 func (s *Store) Secret(ctx context.Context) ([]byte, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return nil, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	var secret [16]byte
 	if err := s.reads.QueryRow(ctx, "SELECT secret FROM store").Scan(&secret); err != nil {
 		return nil, fmt.Errorf("read the secret of the store of %s: %w", s.aggregate.Name, err)
@@ -164,12 +171,13 @@ func (s *Store) Secret(ctx context.Context) ([]byte, error) {
 
 // LoadSnapshot implements eventstore.Store.
 func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return eventstore.Snapshot{}, false, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	snap := eventstore.Snapshot{Stream: stream}
-	err := s.reads.QueryRow(ctx, selectSnapshot, stream).Scan(&snap.Version, &snap.Schema, &snap.State)
+	err = s.reads.QueryRow(ctx, selectSnapshot, stream).Scan(&snap.Version, &snap.Schema, &snap.State)
 	switch {
 	case missing(err):
 		return eventstore.Snapshot{}, false, nil
@@ -181,10 +189,11 @@ func (s *Store) LoadSnapshot(ctx context.Context, stream string) (eventstore.Sna
 
 // LoadAnswer implements eventstore.Store.
 func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, bool, error) {
-	if err := s.gate.Enter(); err != nil {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
 		return eventstore.Answer{}, false, err
 	}
-	defer s.gate.Leave()
+	defer leave()
 	rows, err := s.reads.Query(ctx, selectAnswers, []string{key})
 	if err != nil {
 		return eventstore.Answer{}, false, fmt.Errorf("load answer %q: %w", key, err)
@@ -248,6 +257,8 @@ SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` +
 
 // look tells whether events after a position can be read, or are there and held back.
 func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin)
+	defer cancel()
 	if err := s.reads.QueryRow(ctx, selectWaiting, after.Transaction, bigint(after.Sequence)).Scan(&ready, &held); err != nil {
 		return false, false, fmt.Errorf("wait for events of %s after %v: %w", s.aggregate.Name, after, err)
 	}

@@ -57,6 +57,11 @@ var counted = map[string]setting{
 
 // Settings says which settings of the server, as the store's role meets them, are not what the store counts on.
 func (s *Store) Settings(ctx context.Context) ([]settings.Fault, error) {
+	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	names := make([]string, 0, len(counted))
 	for name := range counted {
 		names = append(names, name)

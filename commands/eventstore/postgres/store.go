@@ -58,6 +58,9 @@ type options struct {
 	poll       time.Duration
 	alarmAfter time.Duration
 	logger     *slog.Logger
+
+	answerWithin time.Duration // of one question
+	countWithin  time.Duration // of one that looks at many events
 }
 
 // Option changes how a store is opened.
@@ -76,13 +79,19 @@ func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll 
 // WithAlarm sets how long events may be held back by an open transaction until Wait logs who does it; 10 s without it.
 func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
 
+// WithAnswerWithin sets how long a question to the server may take, for callers who set no limit themselves; 30 s without
+// it. A server that hangs keeps its connections and answers nothing.
+func WithAnswerWithin(limit time.Duration) Option {
+	return func(o *options) { o.answerWithin, o.countWithin = limit, limit }
+}
+
 // WithLogger sets where the store logs; slog.Default() without it.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 func newOptions(aggregate event.Aggregate, opts []Option) options {
 	o := options{
 		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, alarmAfter: 10 * time.Second,
-		logger: slog.Default(),
+		logger: slog.Default(), answerWithin: storeWithin, countWithin: 5 * time.Minute,
 	}
 	for _, opt := range opts {
 		opt(&o)
@@ -98,6 +107,9 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 	}
 	if o.password != "" {
 		config.ConnConfig.Password = o.password
+	}
+	if config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	config.ConnConfig.RuntimeParams["search_path"] = pgx.Identifier{o.schema}.Sanitize()
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
@@ -117,6 +129,8 @@ func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...O
 	s := &Store{
 		aggregate: aggregate, options: o, gate: adapter.NewGate(), identity: identity{schema: o.schema, aggregate: aggregate},
 	}
+	ctx, cancel := context.WithTimeout(ctx, o.countWithin) // a migration may have much to do
+	defer cancel()
 	if err := s.connect(ctx, conn); err != nil {
 		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
 	}
@@ -154,6 +168,15 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 	return nil
 }
 
+// enter lets a call in, and bounds it.
+func (s *Store) enter(ctx context.Context, within time.Duration) (context.Context, func(), error) {
+	if err := s.gate.Enter(); err != nil {
+		return ctx, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	return ctx, func() { cancel(); s.gate.Leave() }, nil
+}
+
 // Append implements eventstore.Store.
 func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := s.gate.Enter(); err != nil {
@@ -170,7 +193,7 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 			c.Settle(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), storeWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), s.options.answerWithin)
 	defer cancel()
 
 	chosen, undecided := choose(group)

@@ -22,8 +22,9 @@ type writer struct {
 }
 
 const (
-	storeWithin = 30 * time.Second // for a group, so that a server that hangs does not hang its callers for good
-	attempts    = 3                // of a transaction that the server gave up for reasons that pass
+	storeWithin    = 30 * time.Second // for a group, so that a server that hangs does not hang its callers for good
+	connectTimeout = 5 * time.Second  // where the connection string says nothing
+	attempts       = 3                // of a transaction that the server gave up for reasons that pass
 )
 
 // A stream's first new event must follow its last present one; the others follow the first. That the check and the

@@ -1,0 +1,10 @@
+package clickhouse
+
+import "time"
+
+// WithSilence is a client that waits so long for a sign of life.
+func (c *Client) WithSilence(d time.Duration) *Client {
+	other := *c
+	other.silence = d
+	return &other
+}
