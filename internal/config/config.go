@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -28,47 +29,47 @@ const EnvPrefix = "MILLRACE_"
 
 // Config is the whole configuration. A `doc` tag becomes the comment above the key.
 type Config struct {
-	Addr          string        `yaml:"addr" doc:"Where commands, queries and SQL are served. Beyond loopback it needs auth.tokens."`
-	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of the two doors, addr and admin.addr. Empty: plain text."`
-	Auth          Auth          `yaml:"auth" doc:"Who may call."`
-	Hosts         string        `yaml:"hosts" doc:"Names, separated by commas, by which callers reach the two doors beside localhost, 127.0.0.1 and [::1]. Requests to other names are refused, so that no web page reaches a system by a name of its own. Empty where a door is open beyond loopback: every name, since callers there show tokens."`
-	Limits        Limits        `yaml:"limits" doc:"How much is taken at a time. What is more is turned away with resource_exhausted (429) and Retry-After: SQL first, then queries, then commands."`
-	Admin         Admin         `yaml:"admin" doc:"Health, readiness, metrics, status, verify and profiles."`
-	SettingsEvery time.Duration `yaml:"settings_every" doc:"How often the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket are looked at. At start they are looked at in any case."`
-	Drain         time.Duration `yaml:"drain" doc:"How long the doors stay open after readiness is withdrawn, so that load balancers see it first."`
-	Commands      Commands      `yaml:"commands" doc:"What commands are taken."`
-	Data          string        `yaml:"data" doc:"Folder of everything the embedded parts keep. One running system per folder."`
-	Durability    string        `yaml:"durability" doc:"What the embedded log and the lake's folder outlive: crash, the end of the process however violent, or power-loss, a power cut too. The event stores outlive both in any case, so with crash the log and all that is made of it can be made again. power-loss syncs each write: see docs/testing.md for what it costs. Real servers and object stores do as they are set up."`
-	Log           Log           `yaml:"log" doc:"Structured logs, on standard error."`
-	Store         Store         `yaml:"store" doc:"Event store: one per service."`
+	Addr          string        `yaml:"addr" doc:"Address of the listener for commands, queries and SQL. A non-loopback address requires auth.tokens."`
+	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of both listeners, addr and admin.addr. Empty: plain text."`
+	Auth          Auth          `yaml:"auth" doc:"Callers and their rights."`
+	Hosts         string        `yaml:"hosts" doc:"Host names that requests may carry, separated by commas, in addition to localhost, 127.0.0.1 and [::1]. Other names are refused, which stops DNS rebinding from a web page. Empty: on a non-loopback address any name is accepted, because callers there present tokens."`
+	Limits        Limits        `yaml:"limits" doc:"Bounds on concurrent work. Excess requests get resource_exhausted (429) with Retry-After: SQL first, then queries, then commands."`
+	Admin         Admin         `yaml:"admin" doc:"Listener for health, readiness, metrics, status, verify and profiles."`
+	SettingsEvery time.Duration `yaml:"settings_every" doc:"Interval between checks of the settings of Kafka, PostgreSQL, Redis, Elasticsearch and the bucket. The first check is at start."`
+	Drain         time.Duration `yaml:"drain" doc:"Time between withdrawing readiness and closing the listeners, so that load balancers notice first."`
+	Commands      Commands      `yaml:"commands" doc:"Limits on the content of commands."`
+	Data          string        `yaml:"data" doc:"Folder for the data of the embedded servers. One running system per folder."`
+	Durability    string        `yaml:"durability" doc:"What the embedded log and the local warehouse survive. crash: the end of the process, kill -9 included. power-loss: also a power failure; each write is synced, and docs/testing.md states the cost. The event stores survive both with either value. Real servers follow their own settings."`
+	Log           Log           `yaml:"log" doc:"Structured logs on standard error."`
+	Store         Store         `yaml:"store" doc:"Event stores, one per service."`
 	Kafka         Kafka         `yaml:"kafka" doc:"The log."`
-	Registry      Registry      `yaml:"registry" doc:"Schema registry, with Confluent's API. Needed where a topic's codec is not plain."`
-	Redis         Redis         `yaml:"redis" doc:"Holds the view orderstatus."`
-	Search        Search        `yaml:"search" doc:"Holds the view catalog."`
+	Registry      Registry      `yaml:"registry" doc:"Schema registry with Confluent's API. Required if a topic's codec is not plain."`
+	Redis         Redis         `yaml:"redis" doc:"Server of the view orderstatus."`
+	Search        Search        `yaml:"search" doc:"Server of the view catalog."`
 	Lake          Lake          `yaml:"lake" doc:"Iceberg tables."`
-	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Runs SQL over the lake."`
+	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Engine for SQL over the lake."`
 }
 
 // ServerTLS is the certificate of a door.
 type ServerTLS struct {
-	Cert string `yaml:"cert" doc:"PEM file of the certificate and those it depends on."`
-	Key  string `yaml:"key" doc:"PEM file of its key."`
+	Cert string `yaml:"cert" doc:"PEM file with the certificate and its intermediates."`
+	Key  string `yaml:"key" doc:"PEM file with the private key."`
 }
 
 // ClientTLS says how to trust a server.
 type ClientTLS struct {
-	Enabled bool   `yaml:"enabled" doc:"Speak TLS."`
-	CA      string `yaml:"ca" doc:"PEM file of the authorities to trust. Empty: the system's."`
-	Cert    string `yaml:"cert" doc:"PEM file of our certificate, where the server asks for one."`
-	Key     string `yaml:"key" doc:"PEM file of its key."`
+	Enabled bool   `yaml:"enabled" doc:"Use TLS."`
+	CA      string `yaml:"ca" doc:"PEM file with the trusted authorities. Empty: the system's."`
+	Cert    string `yaml:"cert" doc:"PEM file with the client certificate, if the server requires one."`
+	Key     string `yaml:"key" doc:"PEM file with its private key."`
 }
 
 // Auth says who may call.
 type Auth struct {
-	Tokens string              `yaml:"tokens" doc:"File with a line NAME:TOKEN for each caller, who sends Authorization: Bearer TOKEN. Empty: loopback only, and no token is asked for."`
-	Rights map[string][]string `yaml:"rights" doc:"What these callers may do, as {name: [right, …]}: commands, queries (or of one service: commands.order, queries.customer; services are order, catalog, customer, inventory), sql (or one table: sql.order_lines; or those that begin so: sql.web.*), catalog.read, catalog.write (make tables and commit to them, too) and catalog.admin (drop, rename and register tables, and namespaces, too), each also of one table or of those that begin so (catalog.read.order_lines, catalog.write.web.*; without keys of the object store, which know no tables), operations (status, verify), profiles, all. Callers that are not named may do nothing. Where no token is asked for, everybody may do everything."`
-	Token  Secret              `yaml:"token" doc:"Token that the commands of this program (status, verify, sql, import) send."`
-	CA     string              `yaml:"ca" doc:"PEM file of the authorities that these commands trust. Empty: the system's."`
+	Tokens string              `yaml:"tokens" doc:"File with one line NAME:TOKEN per caller. Callers send Authorization: Bearer TOKEN. Empty: loopback only, without authentication."`
+	Rights map[string][]string `yaml:"rights" doc:"Rights of each caller, as {name: [right, …]}. Rights: commands, queries, sql, catalog.read, catalog.write (also creates tables and commits to them), catalog.admin (also drops, renames and registers tables, and changes namespaces), operations (status, verify), profiles, all. A suffix limits a right: commands.order and queries.customer to one service (order, catalog, customer, inventory), sql.order_lines and catalog.read.order_lines to one table, sql.web.* and catalog.write.web.* to tables with this prefix. A caller with catalog rights to some tables gets no object store keys. A caller without an entry has no rights. Without auth.tokens every caller has all rights."`
+	Token  Secret              `yaml:"token" doc:"Token that the commands status, verify, sql and import send."`
+	CA     string              `yaml:"ca" doc:"PEM file with the authorities that these commands trust. Empty: the system's."`
 }
 
 // Granted are the rights by caller.
@@ -86,26 +87,26 @@ func (a Auth) Granted() (map[string]auth.Rights, error) {
 
 // Admin is the operators' door.
 type Admin struct {
-	Addr string `yaml:"addr" doc:"Where it is served. Beyond loopback it needs auth.tokens; health and readiness are open to everyone."`
+	Addr string `yaml:"addr" doc:"Address of this listener. A non-loopback address requires auth.tokens. Health, readiness and metrics need no token."`
 }
 
 // Commands says what commands are taken.
 type Commands struct {
-	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far ahead of this server's clock the business time of a command may lie, for clients whose clocks run ahead. It is stored as it was sent. A later one is refused, and the error states the server's time."`
-	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 does not have, or of which amounts may have other decimals than it says, as {code: decimals}: {GBP: 3} takes prices of a tenth of a penny, as the file of millrace import has."`
+	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far the business time of a command may be ahead of the server's clock. It is stored as sent. A later time is rejected, and the error states the server's time."`
+	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
 }
 
 // Limits say how much is taken at a time.
 type Limits struct {
-	Connections      int           `yaml:"connections" doc:"Connections to addr; where there are as many, idle ones are closed for new ones. 0: half of the files that the process may have open (ulimit -n), at most 8192."`
-	AdminConnections int           `yaml:"admin_connections" doc:"The same of admin.addr, which so has room whatever addr has to do. 0: an eighth of the files, at most 256."`
-	PerAddress       int           `yaml:"per_address" doc:"Connections from one address to one door. 0: three quarters of the door's."`
-	IdleTimeout      time.Duration `yaml:"idle_timeout" doc:"How long a connection stays open without a request."`
-	BodyTimeout      time.Duration `yaml:"body_timeout" doc:"In which a request's body must have come."`
-	BodyBytes        int64         `yaml:"body_bytes" doc:"Bytes of the bodies of all requests under way."`
-	Calls            int           `yaml:"calls" doc:"Commands and queries worked on at a time; others wait a moment. Queries leave a quarter to commands."`
-	SQL              int           `yaml:"sql" doc:"SQL queries that run at a time. One caller has at most half of them."`
-	SQLWait          time.Duration `yaml:"sql_wait" doc:"How long a SQL query waits for its turn."`
+	Connections      int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
+	AdminConnections int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
+	PerAddress       int           `yaml:"per_address" doc:"Connections from one address to one listener. 0: three quarters of the listener's limit."`
+	IdleTimeout      time.Duration `yaml:"idle_timeout" doc:"Time after which a connection without a request is closed."`
+	BodyTimeout      time.Duration `yaml:"body_timeout" doc:"Time in which a request's body must arrive."`
+	BodyBytes        int64         `yaml:"body_bytes" doc:"Total size of the bodies of all requests in progress."`
+	Calls            int           `yaml:"calls" doc:"Concurrent commands and queries. A quarter is reserved for commands. Further calls queue briefly."`
+	SQL              int           `yaml:"sql" doc:"Concurrent SQL queries. One caller gets at most half of them."`
+	SQLWait          time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
 }
 
 // Log says what is logged and how.
@@ -116,107 +117,107 @@ type Log struct {
 
 // Store selects the event store.
 type Store struct {
-	Postgres string `yaml:"postgres" doc:"Connection string (postgres://user@host/database?sslmode=verify-full&sslrootcert=FILE); {service} in it becomes the service's name, so that each may have its own role. Empty: SQLite files in the data folder."`
-	Password Secret `yaml:"password" doc:"Of the user in it; {service} in the file's name becomes the service's name."`
+	Postgres string `yaml:"postgres" doc:"Connection string (postgres://user@host/database?sslmode=verify-full&sslrootcert=FILE). {service} is replaced by the service's name, so that each service can have its own role. Empty: SQLite files in the data folder."`
+	Password Secret `yaml:"password" doc:"Password of this user. {service} in a file name is replaced by the service's name."`
 }
 
 // Kafka selects and shapes the log.
 type Kafka struct {
-	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, on disk in the data folder."`
-	TLS        ClientTLS         `yaml:"tls" doc:"To the brokers."`
-	SASL       SASL              `yaml:"sasl" doc:"How to log in."`
-	Listen     string            `yaml:"listen" doc:"Where the embedded broker listens; port 0 takes a free one."`
-	Partitions int               `yaml:"partitions" doc:"Partitions of each topic, when Millrace creates it."`
-	Replicas   int               `yaml:"replicas" doc:"Copies of each partition, when Millrace creates it. 0: what the brokers do by default."`
-	Codec      string            `yaml:"codec" doc:"How events are written: plain (Protobuf alone), protobuf or avro (with the registry's framing). Readers know all three."`
+	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, with its data in the data folder."`
+	TLS        ClientTLS         `yaml:"tls" doc:"TLS to the brokers."`
+	SASL       SASL              `yaml:"sasl" doc:"Authentication at the brokers."`
+	Listen     string            `yaml:"listen" doc:"Address of the embedded broker. Port 0 selects a free port."`
+	Partitions int               `yaml:"partitions" doc:"Partitions of each topic that Millrace creates."`
+	Replicas   int               `yaml:"replicas" doc:"Replicas of each partition of the topics that Millrace creates. 0: the brokers' default."`
+	Codec      string            `yaml:"codec" doc:"Encoding of events: plain (Protobuf alone), protobuf or avro (both with the registry's framing). Readers accept all three."`
 	Codecs     map[string]string `yaml:"codecs" doc:"Codecs of single topics, as {topic: codec}."`
 }
 
 // SASL is a login at Kafka.
 type SASL struct {
-	Mechanism string `yaml:"mechanism" doc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Empty: no login."`
-	User      string `yaml:"user" doc:"Who logs in."`
-	Password  Secret `yaml:"password" doc:"The user's password."`
+	Mechanism string `yaml:"mechanism" doc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Empty: no authentication."`
+	User      string `yaml:"user" doc:"User name."`
+	Password  Secret `yaml:"password" doc:"Password of this user."`
 }
 
 // Registry is the schema registry.
 type Registry struct {
-	URL           string    `yaml:"url" doc:"http(s)://host:port of its Confluent API. Empty: none."`
-	User          string    `yaml:"user" doc:"Basic authentication."`
-	Password      Secret    `yaml:"password" doc:"The user's password."`
-	TLS           ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
-	Compatibility string    `yaml:"compatibility" doc:"What is asked of a new version of a subject's schema, set when a producer starts."`
+	URL           string    `yaml:"url" doc:"http(s)://host:port of the Confluent API. Empty: no registry."`
+	User          string    `yaml:"user" doc:"User for basic authentication."`
+	Password      Secret    `yaml:"password" doc:"Password of this user."`
+	TLS           ClientTLS `yaml:"tls" doc:"TLS settings for an https URL."`
+	Compatibility string    `yaml:"compatibility" doc:"Compatibility level of the subjects, set when a producer starts."`
 }
 
 // Redis selects the server of the hot views.
 type Redis struct {
-	Addr     string    `yaml:"addr" doc:"host:port; several, separated by commas, are seeds of a cluster. Empty: an embedded server on loopback, rebuilt from the log at start."`
+	Addr     string    `yaml:"addr" doc:"host:port. Several addresses, separated by commas, are seeds of a cluster. Empty: an embedded server on loopback, with its data in the data folder."`
 	User     string    `yaml:"user" doc:"User of Redis' access control list. Empty: the default user."`
-	Password Secret    `yaml:"password" doc:"The user's password."`
-	TLS      ClientTLS `yaml:"tls" doc:"To the servers."`
-	Listen   string    `yaml:"listen" doc:"Where the embedded server listens; port 0 takes a free one."`
+	Password Secret    `yaml:"password" doc:"Password of this user."`
+	TLS      ClientTLS `yaml:"tls" doc:"TLS to the servers."`
+	Listen   string    `yaml:"listen" doc:"Address of the embedded server. Port 0 selects a free port."`
 }
 
 // Search selects the search engine.
 type Search struct {
 	Elasticsearch string    `yaml:"elasticsearch" doc:"http(s)://host:port, several separated by commas. Empty: an embedded index in the data folder."`
-	User          string    `yaml:"user" doc:"Basic authentication."`
-	Password      Secret    `yaml:"password" doc:"The user's password."`
-	TLS           ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
+	User          string    `yaml:"user" doc:"User for basic authentication."`
+	Password      Secret    `yaml:"password" doc:"Password of this user."`
+	TLS           ClientTLS `yaml:"tls" doc:"TLS settings for an https URL."`
 }
 
 // Lake says where the tables are and shapes the landing.
 type Lake struct {
-	Warehouse      string        `yaml:"warehouse" doc:"Where the tables are: s3://bucket/folder. Empty: lake/warehouse in the data folder."`
-	S3             S3            `yaml:"s3" doc:"How to reach an s3:// warehouse."`
-	Catalog        string        `yaml:"catalog" doc:"Iceberg's SQL catalog: postgres://user@host/database. Empty: a SQLite file in the data folder."`
-	Password       Secret        `yaml:"password" doc:"Of the catalog's user."`
-	CommitInterval time.Duration `yaml:"commit_interval" doc:"Longest time that a landed row waits for its commit while events keep coming."`
-	CommitBytes    int64         `yaml:"commit_bytes" doc:"Commit earlier once this many bytes of events wait."`
-	REST           REST          `yaml:"rest" doc:"Iceberg's REST catalog, which the role iceberg serves below /iceberg: what engines may do there, and are given."`
-	Maintenance    Maintenance   `yaml:"maintenance" doc:"Keeps the tables small: few large sorted files, a short history."`
+	Warehouse      string        `yaml:"warehouse" doc:"Location of the tables: s3://bucket/folder. Empty: lake/warehouse in the data folder."`
+	S3             S3            `yaml:"s3" doc:"Object store of an s3:// warehouse."`
+	Catalog        string        `yaml:"catalog" doc:"Database of Iceberg's SQL catalog: postgres://user@host/database. Empty: a SQLite file in the data folder."`
+	Password       Secret        `yaml:"password" doc:"Password of the catalog's user."`
+	CommitInterval time.Duration `yaml:"commit_interval" doc:"Longest time that a row waits for its commit while events arrive."`
+	CommitBytes    int64         `yaml:"commit_bytes" doc:"Commit earlier if this many bytes of events are pending."`
+	REST           REST          `yaml:"rest" doc:"Iceberg's REST catalog, served below /iceberg by the role iceberg."`
+	Maintenance    Maintenance   `yaml:"maintenance" doc:"Compaction, snapshot expiry and removal of orphan files."`
 }
 
 // REST says what callers of the REST catalog may do, and what they are given.
 type REST struct {
-	Rights        map[string]string `yaml:"rights" doc:"Moved: name catalog.read, catalog.write or catalog.admin in auth.rights."`
-	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"How long a token is good that an engine gets by OAuth2, with a caller's name as its client id and the caller's token as its secret."`
-	ReadKeys      Keys              `yaml:"read_keys" doc:"Keys of the object store that engines are handed if they ask (vended credentials): make them for this, with the right to read. Empty: engines bring their own. Never those of lake.s3."`
-	WriteKeys     Keys              `yaml:"write_keys" doc:"The same for callers who may write. Empty: they are handed read_keys."`
+	Rights        map[string]string `yaml:"rights" doc:"Removed. Use catalog.read, catalog.write or catalog.admin in auth.rights."`
+	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"Lifetime of a token that an engine gets by OAuth2. The client id is the caller's name, the client secret is the caller's token."`
+	ReadKeys      Keys              `yaml:"read_keys" doc:"Object store keys that engines get on request (vended credentials). They should be able to read only. Empty: engines bring their own. They must not be those of lake.s3."`
+	WriteKeys     Keys              `yaml:"write_keys" doc:"Object store keys for callers with the right catalog.write. Empty: they get read_keys."`
 }
 
 // Keys are a pair of an object store's.
 type Keys struct {
-	AccessKey string `yaml:"access_key" doc:"The key."`
+	AccessKey string `yaml:"access_key" doc:"Access key."`
 	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
 // Maintenance says how the tables are kept small.
 type Maintenance struct {
-	Every       time.Duration `yaml:"every" doc:"Time between two runs. 0: none; then run millrace lake maintain."`
-	TargetBytes int64         `yaml:"target_bytes" doc:"Size that data files are to have."`
-	Keep        time.Duration `yaml:"keep" doc:"How long a state of a table stays readable after another took its place."`
-	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Age of a file that nothing refers to from which on it is removed; at least 10m."`
-	Memory      int64         `yaml:"memory" doc:"Bytes that a compaction may hold; at least 67108864."`
-	Share       float64       `yaml:"share" doc:"For which share of the time a compaction works, above 0 and at most 1; it rests in between, so that landers beside it stay fast. millrace lake maintain does not rest."`
+	Every       time.Duration `yaml:"every" doc:"Interval between two runs. 0: never; run millrace lake maintain instead."`
+	TargetBytes int64         `yaml:"target_bytes" doc:"Target size of data files."`
+	Keep        time.Duration `yaml:"keep" doc:"How long a snapshot stays readable after the next one."`
+	OrphanAge   time.Duration `yaml:"orphan_age" doc:"Age at which a file without references is removed, at least 10m."`
+	Memory      int64         `yaml:"memory" doc:"Memory of one compaction in bytes, at least 67108864."`
+	Share       float64       `yaml:"share" doc:"Share of the time in which a compaction works, above 0 and at most 1. It pauses in between, so that landers stay fast. millrace lake maintain does not pause."`
 }
 
 // S3 is an object store.
 type S3 struct {
-	Endpoint  string `yaml:"endpoint" doc:"http(s)://host:port. Empty: Amazon's of the region."`
-	Region    string `yaml:"region" doc:"Its region."`
-	AccessKey string `yaml:"access_key" doc:"Who reads and writes. Empty: what the environment or the machine's role gives."`
-	SecretKey Secret `yaml:"secret_key" doc:"The key's secret."`
+	Endpoint  string `yaml:"endpoint" doc:"http(s)://host:port. Empty: Amazon's endpoint of the region."`
+	Region    string `yaml:"region" doc:"Region."`
+	AccessKey string `yaml:"access_key" doc:"Access key. Empty: the credentials of the environment or of the machine's role."`
+	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
 // ClickHouse selects the SQL engine.
 type ClickHouse struct {
-	URL      string    `yaml:"url" doc:"http(s)://host:port of a server. Empty: an embedded engine, a process of its own on loopback."`
-	User     string    `yaml:"user" doc:"Who asks. Empty: default."`
-	Password Secret    `yaml:"password" doc:"The user's password."`
-	TLS      ClientTLS `yaml:"tls" doc:"Authorities and certificates, where the URL says https."`
-	Library  string    `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: where make installs it, beside the binary."`
-	Listen   string    `yaml:"listen" doc:"Where the embedded engine listens; port 0 takes a free one."`
+	URL      string    `yaml:"url" doc:"http(s)://host:port of a server. Empty: an embedded engine on loopback, in a process of its own."`
+	User     string    `yaml:"user" doc:"User name. Empty: default."`
+	Password Secret    `yaml:"password" doc:"Password of this user."`
+	TLS      ClientTLS `yaml:"tls" doc:"TLS settings for an https URL."`
+	Library  string    `yaml:"library" doc:"Path of libchdb.so for the embedded engine. Empty: the copy that make installs beside the binary."`
+	Listen   string    `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
 // Default is what holds where nothing is said.
@@ -350,8 +351,8 @@ func (l Log) Logger(w io.Writer) *slog.Logger {
 // WriteTo writes c as a configuration file that documents every key and its environment variable.
 func (c Config) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	b.WriteString("# Every key of Millrace, with its value. A variable of the environment goes over the file,\n" +
-		"# and a flag of the command line over both.\n\n")
+	comment(&b, "", "Every key of Millrace, with its value. Environment variables override the file, and flags override both.")
+	b.WriteByte('\n')
 	write(&b, reflect.ValueOf(c), "", EnvPrefix)
 	n, err := w.Write(b.Bytes())
 	return int64(n), err
@@ -360,15 +361,34 @@ func (c Config) WriteTo(w io.Writer) (int64, error) {
 func write(b *bytes.Buffer, v reflect.Value, indent, env string) {
 	for i := range v.NumField() {
 		f, t := v.Field(i), v.Type().Field(i)
-		key := t.Tag.Get("yaml")
+		key, doc := t.Tag.Get("yaml"), t.Tag.Get("doc")
 		name := env + strings.ToUpper(key)
 		if _, leaf := f.Interface().(Secret); f.Kind() == reflect.Struct && !leaf {
-			fmt.Fprintf(b, "\n%s# %s\n%s%s:\n", indent, t.Tag.Get("doc"), indent, key)
+			b.WriteByte('\n')
+			comment(b, indent, doc)
+			fmt.Fprintf(b, "%s%s:\n", indent, key)
 			write(b, f, indent+"  ", name+"_")
 			continue
 		}
-		fmt.Fprintf(b, "%s# %s (%s)\n%s%s: %s\n", indent, t.Tag.Get("doc"), name, indent, key, scalar(f))
+		comment(b, indent, doc+" ("+name+")")
+		fmt.Fprintf(b, "%s%s: %s\n", indent, key, scalar(f))
 	}
+}
+
+// commentWidth is the longest line of a comment, in characters.
+const commentWidth = 100
+
+// comment writes text as comment lines. A word that is longer than a line has a line of its own.
+func comment(b *bytes.Buffer, indent, text string) {
+	line := indent + "#"
+	for _, word := range strings.Fields(text) {
+		if line != indent+"#" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > commentWidth {
+			b.WriteString(line + "\n")
+			line = indent + "#"
+		}
+		line += " " + word
+	}
+	b.WriteString(line + "\n")
 }
 
 func scalar(v reflect.Value) string {
