@@ -90,8 +90,9 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrSilent says that the server takes connections and answers nothing, not even whether it is there.
-var ErrSilent = errors.New("ClickHouse does not answer")
+// ErrAway says that the server cannot be reached, or answers nothing, not even whether it is there. A query that reads may
+// be sent again.
+var ErrAway = errors.New("ClickHouse does not answer")
 
 // silence is how long a query may bring nothing until the server is asked whether it is there, and how long it may take
 // to say so.
@@ -122,7 +123,7 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 				err := c.Ping(asked)
 				done()
 				if err != nil {
-					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%w)", ErrSilent, c.url, 2*c.silence, err))
+					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%v)", ErrAway, c.url, 2*c.silence, err))
 					return
 				}
 			}
@@ -184,14 +185,17 @@ func (c *Client) do(ctx context.Context, method, target string, body io.Reader, 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask ClickHouse: %w", silent(ctx, err))
+		return nil, fmt.Errorf("ask ClickHouse: %w", away(ctx, err))
 	}
 	return resp, nil
 }
 
-// silent is the error of a call that was given up because the server is silent, or the one it is given.
-func silent(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); errors.Is(cause, ErrSilent) {
+// away is the error of a call whose answer did not come, or broke off: ErrAway, unless its caller has given up.
+func away(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case cause == nil:
+		return fmt.Errorf("%w: %w", ErrAway, err)
+	case errors.Is(cause, ErrAway):
 		return cause
 	}
 	return err
@@ -252,15 +256,13 @@ func (a *answer) fill() {
 		a.told()
 		return
 	}
-	err = silent(a.ctx, err)
-	a.err = err
 	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		a.err = io.EOF
 		if a.tag == "" || !bytes.HasSuffix(a.buf, []byte(" "+a.tag+"\r\n__exception__\r\n")) {
 			return
 		}
 	} else {
-		a.err = fmt.Errorf("ClickHouse's answer broke off: %w", err)
+		a.err = fmt.Errorf("ClickHouse's answer broke off: %w", away(a.ctx, err))
 	}
 	if a.tag == "" {
 		return

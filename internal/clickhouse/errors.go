@@ -36,8 +36,20 @@ const (
 	CodeNoSpace          = 243
 	CodeReadOnly         = 164
 	CodeNotImplemented   = 48
-	CodeTooMany          = 202
+	CodeTooMany          = 202 // queries at a time
+	CodeOverloaded       = 745
+	CodeNoThread         = 439
+	CodeMemoryLimit      = 241 // of the query, or of all of them: see Error.Busy
+	CodeTooManyRows      = 158
+	CodeTooManyBytes     = 307
+	CodeTooManyResults   = 396
+	CodeTooSlow          = 160
 	CodeQueryTooLarge    = 307
+	CodeAborted          = 236 // the server is being stopped
+	CodeSystem           = 425
+	CodeNoMemory         = 173
+	CodeDNS              = 198
+	CodeNoConnection     = 279
 	CodeCancelled        = 394
 	CodeAccessDenied     = 497
 	CodeS3               = 499
@@ -46,6 +58,20 @@ const (
 	CodeStd              = 1001 // an error of C++'s library, of the file system for one
 	CodeUnknownException = 1002
 )
+
+// ofAllQueries are signs that what all queries of the server together may take is used up.
+var ofAllQueries = regexp.MustCompile(`(?i)\(total\)|total memory limit|\bfor user\b`)
+
+// Busy reports whether the server has too much to do for this query now: later it may run.
+func (e *Error) Busy() bool {
+	switch e.Code {
+	case CodeTooMany, CodeOverloaded, CodeNoThread:
+		return true
+	case CodeMemoryLimit:
+		return ofAllQueries.MatchString(e.Message)
+	}
+	return false
+}
 
 var (
 	errorHead = regexp.MustCompile(`^Code: (\d+)\. DB::Exception: `)

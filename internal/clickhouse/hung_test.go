@@ -29,10 +29,10 @@ func TestSilentServer(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	c := clickhouse.NewClient(listener.Addr().String(), clickhouse.Admin, "").WithSilence(50 * time.Millisecond)
-	if _, err := c.Query(t.Context(), "SELECT 1", "TSV", nil); !errors.Is(err, clickhouse.ErrSilent) {
+	if _, err := c.Query(t.Context(), "SELECT 1", "TSV", nil); !errors.Is(err, clickhouse.ErrAway) {
 		t.Errorf("Query: %v", err)
 	}
-	if err := c.Exec(t.Context(), "SELECT 1", nil); !errors.Is(err, clickhouse.ErrSilent) {
+	if err := c.Exec(t.Context(), "SELECT 1", nil); !errors.Is(err, clickhouse.ErrAway) {
 		t.Errorf("Exec: %v", err)
 	}
 }
@@ -76,7 +76,7 @@ func TestSilentAnswer(t *testing.T) {
 			}
 			defer body.Close() //nolint:errcheck // read to its end
 			got, err := io.ReadAll(body)
-			if hangs && !errors.Is(err, clickhouse.ErrSilent) || !hangs && (err != nil || string(got) != "1\n2\n") {
+			if hangs && !errors.Is(err, clickhouse.ErrAway) || !hangs && (err != nil || string(got) != "1\n2\n") {
 				t.Errorf("%q, %v", got, err)
 			}
 		})

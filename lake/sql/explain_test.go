@@ -38,11 +38,32 @@ func TestWhoseFaultItIs(t *testing.T) {
 		{395, "Value passed to 'throwIf' function is non-zero", true},
 		{241, "Query memory limit exceeded", true},
 		{159, "Timeout exceeded", true},
+		{160, "Estimated query execution time is too long", true},
+		{241, "Query memory limit exceeded: (in file/uri /data/a.parquet): While executing ReadFromObjectStorage", true},
+		{241, "(total) memory limit exceeded: would use 7.1 GiB", false},
+		{745, "CPU is overloaded", false},
+		{439, "Cannot schedule a task", false},
+		{173, "Cannot allocate memory", false},
+		{236, "Server is shutting down", false},
+		{117, "Not a Parquet file: (in file/uri /data/a.parquet): While executing ReadFromObjectStorage", false},
+		{1001, "apache::thrift::TException: no more data: (in file/uri bucket/a.parquet): While executing ReadFromObjectStorage", false},
+		{117, "Cannot parse JSON: while executing 'FUNCTION CAST(a)': (in file/uri /data/a.parquet): While executing ReadFromObjectStorage", true},
 	} {
 		var fault *QueryError
 		err := s.explain(&clickhouse.Error{Code: c.code, Message: c.message}, snap)
 		if is := errors.As(err, &fault); is != c.query {
 			t.Errorf("%d %s: the query's fault: %t, want %t", c.code, c.message, is, c.query)
+		}
+	}
+}
+
+// An engine that has no room for a query says that it may be tried again, whatever there is no room for.
+func TestBusyEngine(t *testing.T) {
+	t.Parallel()
+	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}
+	for code, message := range map[int]string{202: "Too many simultaneous queries", 745: "CPU is overloaded", 439: "no thread", 241: "(total) memory limit exceeded"} {
+		if err := s.explain(&clickhouse.Error{Code: code, Message: message}, &snapshot{database: "lake_x"}); !errors.Is(err, ErrBusy) {
+			t.Errorf("%d: %v", code, err)
 		}
 	}
 }

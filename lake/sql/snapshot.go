@@ -25,6 +25,7 @@ type snapshot struct {
 	reader   string // the user whose queries run in it
 	scope    int    // the number of that user; unscoped: it is clickhouse.Reader
 	tables   []string
+	pinned   []Table
 	refused  map[string]error // tables that it was made without, and the engine's reason
 	queries  int              // that run in it
 }
@@ -83,6 +84,7 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 	if err != nil {
 		return nil, err
 	}
+	snap.pinned = tables
 	if err := s.create(ctx, snap, tables); err != nil {
 		s.mu.Lock()
 		s.forgotten = append(s.forgotten, snap) // its user is free once the half of it is gone

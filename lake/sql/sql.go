@@ -88,6 +88,9 @@ func (e *QueryError) Unwrap() error { return e.cause }
 // ErrBusy says that the engine runs as many queries as it can. The query did not begin.
 var ErrBusy = errors.New("the SQL engine is busy; try again later")
 
+// ErrCatalog says that it cannot be told which tables there are, as the catalog does not answer. The query may run later.
+var ErrCatalog = errors.New("resolve the tables")
+
 // ErrLost says that the engine does not find files of a table that the query reads, however often it looks.
 var ErrLost = errors.New("files of a table are not there")
 
@@ -128,9 +131,12 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	}
 	tables, err := s.visible(resolve)(ctx, func(name string) bool { return mentions(query, name) })
 	if err != nil {
-		return nil, fmt.Errorf("resolve the tables: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCatalog, err)
 	}
 	snap, err := s.snapshot.acquire(ctx, tables, s.may != nil)
+	if e := (*clickhouse.Error)(nil); errors.As(err, &e) && e.Busy() {
+		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -191,24 +197,6 @@ func gone(err error) bool {
 	return false
 }
 
-// The codes that are not the query's fault.
-var ours = map[int]bool{
-	clickhouse.CodeUnknownException: true, clickhouse.CodeTooMany: true, clickhouse.CodeCancelled: true,
-	clickhouse.CodeFileDoesntExist: true, clickhouse.CodeStd: true, clickhouse.CodeAuthentication: true, clickhouse.CodeS3: true,
-	clickhouse.CodeCannotRead: true, clickhouse.CodeCannotWrite: true, clickhouse.CodeCannotOpen: true, clickhouse.CodeNoSpace: true,
-	clickhouse.CodeSocketTimeout: true, clickhouse.CodeNetwork: true,
-}
-
-// ofTheMachine are signs of an error of C++'s libraries that is about files, memory or a connection of the engine's
-// own.
-var ofTheMachine = regexp.MustCompile(`(?i)filesystem|no such file|permission denied|no space|input/output|bad_alloc|Poco::(?:File|IO|Net::(?:Connection|NoMessage|Socket|DNS|Host)|Timeout)|system_error|too many open files`)
-
-// refused reports whether an error of a library behind ClickHouse is about what the query asked of it: a model, a
-// dictionary, a certificate or a program that there is not here, or an argument that makes no sense to it.
-func refused(e *clickhouse.Error) bool {
-	return e.Code == clickhouse.CodeStd && !ofTheMachine.MatchString(e.Message)
-}
-
 var (
 	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
 	neededGrant    = regexp.MustCompile(`it's necessary to have the grant (.*)$`)
@@ -224,13 +212,17 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		return fmt.Errorf("run the query: %w; people's queries run as the user %s, which an administrator of ClickHouse makes once: %s",
 			err, snap.reader, clickhouse.ReaderSetup(snap.reader))
 	}
-	if errors.As(err, &e) && e.Code == clickhouse.CodeTooMany {
+	switch {
+	case !errors.As(err, &e):
+		return fmt.Errorf("run the query: %w", err)
+	case e.Busy():
 		return fmt.Errorf("%w: %w", ErrBusy, err)
-	}
-	if !errors.As(err, &e) || ours[e.Code] && !refused(e) {
+	case damagedFile(e) != "":
+		return &UnreadableError{snap.tableOf(damagedFile(e)), err}
+	case ours[e.Code] && !refused(e):
 		return fmt.Errorf("run the query: %w", err)
 	}
-	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(e.Message, snap.database, Namespace), "."), cause: err}
+	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(inFile.ReplaceAllString(e.Message, ""), snap.database, Namespace), "."), cause: err}
 	if m := badDate.FindStringSubmatch(q.Message); m != nil {
 		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; what is beyond 32 bits no table has
 		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse reads dates of the years 1900 to 2299 alone: leave the column out, or read it with another engine",

@@ -1,6 +1,7 @@
 package sql
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,7 +21,7 @@ type UnreadableError struct {
 }
 
 func (e *UnreadableError) Error() string {
-	return fmt.Sprintf("the SQL engine cannot read table %s as it is: %v", e.Table, e.Err)
+	return fmt.Sprintf("the SQL engine cannot read table %s as it is: %v", cmp.Or(e.Table, "(unknown)"), e.Err)
 }
 
 func (e *UnreadableError) Unwrap() error { return e.Err }
@@ -28,19 +29,14 @@ func (e *UnreadableError) Unwrap() error { return e.Err }
 // passing are the engine's errors that are of its own state, and not of the table that it was asked to show.
 var passing = map[int]bool{
 	clickhouse.CodeUnknownDatabase: true, clickhouse.CodeAccessDenied: true, clickhouse.CodeTimeout: true,
-	codeMemoryLimit: true, codeAborted: true,
+	clickhouse.CodeMemoryLimit: true,
 }
-
-const (
-	codeAborted     = 236
-	codeMemoryLimit = 241
-)
 
 // refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a store that is away,
 // is not of the table.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
-	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && (!ours[e.Code] || refused(e))
+	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && !e.Busy() && (!ours[e.Code] || refused(e))
 }
 
 // unreadable returns the error of a query that failed because it names a table that the snapshot was made without; nil
@@ -56,6 +52,20 @@ func (s *snapshot) unreadable(query string, err error) error {
 		}
 	}
 	return nil
+}
+
+// tableOf is the table that a file belongs to; empty where it is none of the snapshot's.
+func (s *snapshot) tableOf(file string) string {
+	for _, t := range s.pinned {
+		_, path, _ := strings.Cut(t.Location, "://")
+		if path == "" {
+			path = t.Location
+		}
+		if strings.Contains(file, strings.Trim(path, "/")+"/") {
+			return t.Name
+		}
+	}
+	return ""
 }
 
 // Bounds of what is remembered of refused tables.

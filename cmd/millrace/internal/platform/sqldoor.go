@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
@@ -99,6 +100,11 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 			err = lost
 		}
 		p.log.Error("sql: the query could not be run", "error", err)
+		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	case errors.Is(err, clickhouse.ErrAway), errors.Is(err, lakesql.ErrCatalog):
+		p.log.Error("sql: the query could not be run", "error", err)
+		w.Header().Set("Retry-After", server.RetryAfter)
 		http.Error(w, "the query could not be run: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	case err != nil:
