@@ -127,6 +127,15 @@ type swapper struct {
 	before func() error                   // its error is the swap's
 	after  func(error) error              // changes the swap's error
 	saw    func(moves []restcatalog.Move) // not nil: is told
+	list   func([]restcatalog.Placed)     // not nil: changes a listing
+}
+
+func (s swapper) Tables(ctx context.Context) ([]restcatalog.Placed, error) {
+	tables, err := s.Swapper.Tables(ctx)
+	if s.list != nil {
+		s.list(tables)
+	}
+	return tables, err
 }
 
 func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(context.Context, []restcatalog.Placed) error) error {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/apache/iceberg-go/table"
@@ -264,6 +265,45 @@ func TestPurgeInDoubtRemovesNothing(t *testing.T) {
 	}
 	if !strings.Contains(v.log.String(), "no file is removed") {
 		t.Error("the log does not say why files are left")
+	}
+}
+
+// Tables move on while a purge reads them, and their old files go. It reads those again.
+func TestPurgeBesideTablesThatChange(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(file string) error{
+		"damaged": func(file string) error { return os.Truncate(file, 10) },
+		"gone":    os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := newVictim(t, onSQLite(t))
+			other := v.Warehouse + "/shop.db/other/metadata/"
+			old := copyFile(t, v.File, other+"00000-old.metadata.json", same)
+			v.name(t, "second", copyFile(t, v.File, other+"00001-new.metadata.json", same))
+			if err := spoil(folder(old)); err != nil {
+				t.Fatal(err)
+			}
+			var read atomic.Bool
+			v.Swapper = swapper{Swapper: v.Swapper, list: func(tables []restcatalog.Placed) {
+				for i, placed := range tables {
+					if placed.Table[1] == "second" && read.CompareAndSwap(false, true) {
+						tables[i].Metadata = old
+					}
+				}
+			}}
+			v.serve(t)
+			before := v.files(t)
+			v.must(t, http.StatusNoContent, http.MethodDelete, "/v1/namespaces/shop/tables/victim?purgeRequested=true", nil)
+			after := v.files(t)
+			gone := slices.DeleteFunc(before, func(f string) bool { return slices.Contains(after, f) })
+			if len(gone) != 1 || !strings.HasSuffix(v.File, gone[0]) { // its own metadata file, which the other does not name
+				t.Errorf("the purge removed %v", gone)
+			}
+			if !read.Load() {
+				t.Error("the purge did not read the old listing")
+			}
+		})
 	}
 }
 

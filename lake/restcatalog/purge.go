@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/apache/iceberg-go/io"
@@ -64,24 +65,43 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	return errors.Join(errs...)
 }
 
-// spareOthers takes from files what any table of the catalog names.
+// mostReadings is how often purge reads the catalog's tables while they change.
+const mostReadings = 5
+
+// spareOthers removes from files what any table of the catalog names. A table whose snapshots expire while it is read
+// is read again, as it is then.
 func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
 	tables, err := s.config.Swapper.Tables(ctx)
-	if err != nil {
-		return fmt.Errorf("list the catalog's tables: %w", err)
+	for reading := 1; err == nil; reading++ {
+		failed, why := s.spareAll(ctx, tables, at, files)
+		if why == nil {
+			return nil
+		}
+		tables, err = s.config.Swapper.Tables(ctx)
+		if err == nil && (failed.in(tables) || reading == mostReadings) {
+			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", strings.Join(failed.Table, "."), why)
+		}
 	}
+	return fmt.Errorf("list the catalog's tables: %w", err)
+}
+
+// spareAll removes from files what tables name. It stops at a table that cannot be read.
+func (s *Server) spareAll(
+	ctx context.Context, tables []Placed, at string, files map[string]string,
+) (failed Placed, err error) {
+	var lost []Placed
 	for _, t := range tables {
-		name := strings.Join(t.Table, ".")
 		fio, err := s.files(ctx, t.Metadata)
 		if err != nil {
-			return err
+			return t, err
 		}
 		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, func(context.Context) (io.IO, error) { return fio, nil }, nil)
 		if err != nil {
 			if missing(err) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
-				continue // it names nothing any more, and stood elsewhere
+				lost = append(lost, t) // it names nothing, unless it has moved on
+				continue
 			}
-			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
+			return t, err
 		}
 		spare := func(file string) { delete(files, location.Canonical(file)) }
 		spare(t.Metadata)
@@ -89,10 +109,29 @@ func (s *Server) spareOthers(ctx context.Context, at string, files map[string]st
 			spare(entry.MetadataFile)
 		}
 		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, each(spare)); err != nil {
-			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", name, err)
+			return t, err
 		}
 	}
-	return nil
+	if len(lost) == 0 {
+		return Placed{}, nil
+	}
+	now, err := s.config.Swapper.Tables(ctx)
+	if err != nil {
+		return Placed{}, fmt.Errorf("list the catalog's tables: %w", err)
+	}
+	for _, t := range lost {
+		if !t.in(now) {
+			return t, errMoved
+		}
+	}
+	return Placed{}, nil
+}
+
+var errMoved = errors.New("it changes too often")
+
+// in reports whether a table with the same metadata file is among tables.
+func (p Placed) in(tables []Placed) bool {
+	return slices.ContainsFunc(tables, func(t Placed) bool { return t.Metadata == p.Metadata })
 }
 
 // each makes of fn what references wants.

@@ -64,6 +64,7 @@ type Log struct {
 	Topic    string
 	Events   []event.Event     // in the order in which they were made
 	Versions map[string]uint64 // of each stream
+	on       kafka.Config
 	producer *kafka.TransactionalProducer
 }
 
@@ -81,7 +82,7 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	if err := p.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return &Log{Topic: topic, Versions: map[string]uint64{}, producer: p}
+	return &Log{Topic: topic, on: cfg, Versions: map[string]uint64{}, producer: p}
 }
 
 // Next makes the next event of a stream. Where data is the message of an aggregate of ours, it is made to be about the
@@ -141,9 +142,10 @@ func (l *Log) Write(t testing.TB, events ...event.Event) {
 	l.WriteRecords(t, records...)
 }
 
-// WriteRecords puts records on the topic, in transactions of at most 100.
+// WriteRecords puts records on the topic, in transactions of at most 100. Once it returns they can be read.
 func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 	t.Helper()
+	defer l.stable(t)
 	for len(records) > 0 {
 		n := min(100, len(records))
 		err := l.producer.Begin()
@@ -155,6 +157,34 @@ func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 			return
 		}
 		records = records[n:]
+	}
+}
+
+// stable waits until everything committed can be read: Apache Kafka answers a commit before it writes the markers.
+func (l *Log) stable(t testing.TB) {
+	t.Helper()
+	admin, err := kafka.NewAdmin(l.on)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	defer cancel()
+	for {
+		high, err := admin.HighWatermarks(ctx, l.Topic)
+		if err == nil {
+			var readable map[int32]int64
+			if readable, err = admin.EndOffsets(ctx, l.Topic); err == nil && maps.Equal(high, readable) {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			t.Errorf("what was committed to %s cannot be read: %v", l.Topic, err)
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
 
