@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -61,8 +64,18 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true // one call, one connection: a subcommand makes one call
+	// A call may take long without a word. HTTP/2 tells by pings whether the other side is there.
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
+	if r.URL.Scheme == "http" {
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetUnencryptedHTTP2(true)
+	}
 	return t.RoundTrip(r)
 }
+
+// silence is how long a system may say nothing until it is asked whether it is there, and how long it may take to say
+// so. Tests shorten it.
+var silence = 10 * time.Second
 
 func (c caller) http() *http.Client { return &http.Client{Transport: c} }
 
@@ -104,6 +117,8 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no millrace answers (%w): start one with `millrace up`, or name its addresses with --addr and --admin-addr", err)
+	case strings.Contains(err.Error(), "client connection lost"), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("what listens there takes connections and does not answer (%w): see whether the process hangs, and whether the address is Millrace's", err)
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return fmt.Errorf("%w (auth.token, or MILLRACE_AUTH_TOKEN, is what this program sends)", err)
 	case connect.CodeOf(err) == connect.CodeUnimplemented:

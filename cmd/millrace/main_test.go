@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/event"
 	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
@@ -90,6 +91,23 @@ func TestASystemElsewhere(t *testing.T) {
 	}
 	if _, err := run(t, "up", "--addr", "192.0.2.1:9", "--data", t.TempDir()); err == nil || !strings.Contains(err.Error(), "auth.tokens") {
 		t.Errorf("up: %v, want that a listener there needs tokens", err)
+	}
+}
+
+// What takes connections and answers nothing, as a process that hangs does, is told of and not waited for.
+func TestASilentSystem(t *testing.T) {
+	defer func(was time.Duration) { silence = was }(silence)
+	silence = 50 * time.Millisecond
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	for _, words := range []string{"status --admin-addr", "verify --admin-addr", "sql x --addr"} {
+		_, err := run(t, strings.Fields(words+" "+listener.Addr().String())...)
+		if err == nil || !strings.Contains(err.Error(), "takes connections and does not answer") {
+			t.Errorf("%q: %v", words, err)
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 			}
 		}
 		if _, err := io.Copy(cmd.OutOrStdout(), resp.Body); err != nil {
-			return fmt.Errorf("the answer broke off; the system's log says why: %w", err)
+			return fmt.Errorf("the answer broke off; the system's log says why: %w", explain(err))
 		}
 		return nil
 	}
