@@ -23,6 +23,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
+	"github.com/millrace/millrace/internal/stall"
 	"github.com/millrace/millrace/lake/location"
 )
 
@@ -80,6 +81,7 @@ func plainFolder(dir string) error {
 const (
 	s3ConnectTimeout = 5 * time.Second
 	s3AnswerTimeout  = 20 * time.Second
+	s3StallTimeout   = 30 * time.Second // between two bytes, of a request or of an answer
 )
 
 func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
@@ -112,10 +114,10 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	}
 	// iceberg-go makes a client per load of a table. They share these connections.
 	transport := loaded.HTTPClient.(*awshttp.BuildableClient).GetTransport() // it trusts what AWS_CA_BUNDLE names
-	transport.DialContext = (&net.Dialer{Timeout: s3ConnectTimeout}).DialContext
+	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: s3ConnectTimeout}, s3StallTimeout)
 	transport.ResponseHeaderTimeout = s3AnswerTimeout
 	transport.MaxIdleConnsPerHost = 64
-	transport.IdleConnTimeout = 30 * time.Second
+	transport.IdleConnTimeout = s3AnswerTimeout // before it counts as stalled
 	client := &http.Client{Transport: transport}
 	loaded.HTTPClient = client
 	w := &warehouse{url: strings.TrimSuffix(at, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}

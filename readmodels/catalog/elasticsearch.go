@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/internal/stall"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -35,6 +37,8 @@ type ElasticsearchConfig struct {
 	TLS       *tls.Config  // for https; the system's authorities where nil
 	Prefix    string       // of the names of index and alias, so that several systems can share a cluster; "millrace-" where empty
 	Logger    *slog.Logger // slog.Default() where nil
+	// Stall is how long a node may be silent until it counts as away; 0 means 30 seconds.
+	Stall time.Duration
 }
 
 // elasticIndex is the Index of production. Everything goes through the alias that bears the view's name and version;
@@ -71,6 +75,8 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig, transport.MaxIdleConnsPerHost = cfg.TLS.Clone(), idleConnections
+	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: connectWithin}, cmp.Or(cfg.Stall, stallsAfter))
+	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallsAfter) / 2
 	options := []elastictransport.Option{
 		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport), elastictransport.WithUserAgent("millrace"),
 		elastictransport.WithRetryBackoff(func(attempt int) time.Duration { return time.Duration(attempt) * retryAfter }),
@@ -109,6 +115,8 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 const (
 	idleConnections = 16
 	retryAfter      = 50 * time.Millisecond // and twice as long the next time
+	connectWithin   = 5 * time.Second
+	stallsAfter     = 30 * time.Second
 )
 
 const (

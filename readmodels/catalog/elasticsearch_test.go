@@ -14,10 +14,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/internal/stall"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
 	"github.com/millrace/millrace/test/servers/elasticsearch"
@@ -379,6 +381,10 @@ func TestElasticsearchFrozen(t *testing.T) {
 	cancel()
 	if err := <-opened; !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
+	}
+	_, err := OpenElasticsearch(t.Context(), ElasticsearchConfig{Addresses: []string{frozen.URL}, Logger: quiet, Stall: 50 * time.Millisecond})
+	if !errors.Is(err, stall.ErrSilent) {
+		t.Errorf("a caller without a limit of its own: %v", err)
 	}
 }
 

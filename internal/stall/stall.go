@@ -1,0 +1,92 @@
+// Package stall makes connections that do not wait forever. A server that hangs, or that was cut off without a word,
+// keeps its connections open, and a deadline for a whole call would have to be as long as the longest transfer. So a
+// connection here may take as long as it likes, as long as bytes move.
+package stall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// ErrSilent says that a connection has moved no byte for too long.
+var ErrSilent = errors.New("the server is silent")
+
+// Dialer makes connections that fail with ErrSilent once no byte was moved in either direction for so long while
+// something waits for it. That something may be a pool which keeps an idle connection: let it close them sooner.
+func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return newConn(c, stall), nil
+	}
+}
+
+// conn sets the deadlines itself: who uses it must not.
+type conn struct {
+	net.Conn
+	stall time.Duration
+	moved atomic.Pointer[time.Time] // when a byte was moved last
+	quiet atomic.Bool               // one side has failed for it, and whoever has the connection closes it
+}
+
+func newConn(c net.Conn, stall time.Duration) *conn {
+	moving := &conn{Conn: c, stall: stall}
+	moving.move()
+	return moving
+}
+
+func (c *conn) move() { c.moved.Store(new(time.Now())) }
+
+// Read waits on while bytes are written: an answer may come after a long request.
+func (c *conn) Read(p []byte) (int, error) {
+	for from := time.Now(); ; from = *c.moved.Load() {
+		if err := c.SetReadDeadline(from.Add(c.stall)); err != nil {
+			return 0, err
+		}
+		n, err := c.Conn.Read(p)
+		if n > 0 || err == nil {
+			c.move()
+			return n, err
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if !c.moved.Load().After(from) {
+			return n, c.stalled(err)
+		}
+	}
+}
+
+// piece is written under one deadline.
+const piece = 64 << 10
+
+func (c *conn) Write(p []byte) (written int, err error) {
+	for more := true; more; more = len(p) > written {
+		if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+			return written, err
+		}
+		n, err := c.Conn.Write(p[written:min(len(p), written+piece)])
+		if written += n; n > 0 {
+			c.move()
+		}
+		if err != nil && (c.quiet.Load() || errors.Is(err, os.ErrDeadlineExceeded)) {
+			err = c.stalled(err)
+		}
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
+func (c *conn) stalled(err error) error {
+	c.quiet.Store(true)
+	return fmt.Errorf("%w: no byte to or from %s for %v: %w", ErrSilent, c.RemoteAddr(), c.stall, err)
+}

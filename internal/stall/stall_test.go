@@ -1,0 +1,96 @@
+package stall_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/internal/stall"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func client(t *testing.T, silence time.Duration) *http.Client {
+	t.Helper()
+	transport := &http.Transport{DialContext: stall.Dialer(new(net.Dialer), silence)}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// A server that takes a connection and is silent, at whatever moment, fails the call.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	const silence = 50 * time.Millisecond
+	for name, answer := range map[string]func(w http.ResponseWriter, r *http.Request, over <-chan struct{}){
+		"before the answer": func(_ http.ResponseWriter, r *http.Request, over <-chan struct{}) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-over
+		},
+		"before the request is read": func(_ http.ResponseWriter, _ *http.Request, over <-chan struct{}) { <-over },
+		"in the middle of the answer": func(w http.ResponseWriter, r *http.Request, over <-chan struct{}) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = w.Write(make([]byte, 100_000))
+			_ = http.NewResponseController(w).Flush()
+			<-over
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			over := make(chan struct{})
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r, over) }))
+			t.Cleanup(s.Close)
+			t.Cleanup(func() { close(over) })
+			body := bytes.NewReader(make([]byte, 64<<20)) // more than the system's buffers hold
+			res, err := client(t, silence).Post(s.URL, "", body)
+			if err == nil {
+				_, err = io.Copy(io.Discard, res.Body)
+				_ = res.Body.Close()
+			}
+			if !errors.Is(err, stall.ErrSilent) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+// A transfer may take many times as long as a silence, in both directions, and an answer may come after a long request.
+func TestSlowIsNotSilent(t *testing.T) {
+	t.Parallel()
+	const silence = 2 * time.Second
+	tick := time.NewTicker(silence / 8)
+	t.Cleanup(tick.Stop)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n, err := io.Copy(io.Discard, r.Body); n != 120_000 || err != nil {
+			t.Errorf("%d bytes came, %v", n, err)
+		}
+		for range 12 {
+			<-tick.C
+			_, _ = w.Write(make([]byte, 10_000))
+			_ = http.NewResponseController(w).Flush()
+		}
+	}))
+	t.Cleanup(s.Close)
+	sending, send := io.Pipe()
+	go func() {
+		for range 12 {
+			<-tick.C
+			_, _ = send.Write(make([]byte, 10_000))
+		}
+		_ = send.Close()
+	}()
+	res, err := client(t, silence).Post(s.URL, "", sending)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil || n != 120_000 {
+		t.Errorf("%d bytes came back, %v", n, err)
+	}
+}
