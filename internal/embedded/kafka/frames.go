@@ -1,14 +1,20 @@
 package kafka
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 )
 
 // largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends a hundredth of it.
 const largestFrame = 32 << 20
+
+// largeFrame is a length that kfake hears of only once the whole request is there. A connection that announces much and
+// sends nothing takes no memory, however many there are.
+const largeFrame = 1 << 20
 
 // frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4
 // GiB, and bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is
@@ -19,10 +25,18 @@ type frames struct {
 
 	head [4]byte // of the next request, the first have bytes
 	have int
-	left int64 // of the present one
+	left int64  // of the present one
+	body []byte // of a large one, which has arrived, what is not read yet
 }
 
 func (f *frames) Read(p []byte) (int, error) {
+	if len(f.body) > 0 {
+		n := copy(p, f.body)
+		if f.body = f.body[n:]; len(f.body) == 0 {
+			f.body = nil
+		}
+		return n, nil
+	}
 	if f.left > 0 {
 		n, err := f.Conn.Read(p[:min(int64(len(p)), f.left)])
 		f.left -= int64(n)
@@ -38,6 +52,13 @@ func (f *frames) Read(p []byte) (int, error) {
 		f.log.Warn("kafka: a connection is closed that announces too large a request, or does not speak Kafka's protocol",
 			"bytes", f.left, "most", largestFrame, "from", f.RemoteAddr())
 		return 0, fmt.Errorf("a request of %d bytes: the most is %d", f.left, largestFrame)
+	}
+	if f.left > largeFrame && err == nil {
+		var body bytes.Buffer // grows with what arrives
+		if _, err := io.CopyN(&body, f.Conn, f.left); err != nil {
+			return 0, err
+		}
+		f.body, f.left = body.Bytes(), 0
 	}
 	return n, err
 }

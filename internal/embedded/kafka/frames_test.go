@@ -29,7 +29,7 @@ func TestFramesComeThrough(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var sent []byte
-		for _, size := range rapid.SliceOf(rapid.IntRange(0, 300)).Draw(t, "sizes") {
+		for _, size := range rapid.SliceOf(rapid.OneOf(rapid.IntRange(0, 300), rapid.IntRange(largeFrame-1, largeFrame+300))).Draw(t, "sizes") {
 			sent = binary.BigEndian.AppendUint32(sent, uint32(size))
 			sent = append(sent, bytes.Repeat([]byte{byte(size)}, size)...)
 		}
@@ -42,6 +42,95 @@ func TestFramesComeThrough(t *testing.T) {
 			t.Fatalf("%d bytes of %d, %v", len(got), len(sent), err)
 		}
 	})
+}
+
+// Whatever comes, nobody is told of a request that is longer than the longest, or of a large one that is not there.
+func FuzzFrames(f *testing.F) {
+	frame := func(announced uint32, sent int) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, announced), make([]byte, sent)...)
+	}
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), 3)
+	f.Add(frame(largestFrame+1, 100), 1)
+	f.Add(frame(largestFrame, 100), 100)
+	f.Add(frame(largeFrame+1, 100), 7)
+	f.Add(frame(largeFrame+1, largeFrame+1), 4096)
+	f.Add(append(frame(5, 5), frame(0xffffffff, 3)...), 2)
+	f.Fuzz(func(t *testing.T, sent []byte, piece int) {
+		conn := &frames{Conn: readerConn{Reader: &pieces{sent, max(1, piece)}}, log: slog.New(slog.DiscardHandler)}
+		for at := 0; ; {
+			head := make([]byte, 4)
+			n, err := io.ReadFull(conn, head)
+			if !bytes.HasPrefix(sent[at:], head[:n]) {
+				t.Fatalf("at %d came %x", at, head[:n])
+			}
+			if err != nil {
+				return
+			}
+			at += len(head)
+			size := int64(binary.BigEndian.Uint32(head))
+			if size > largestFrame || size > largeFrame && size > int64(len(sent)-at) {
+				t.Fatalf("a request of %d bytes is told of, of which %d are there", size, len(sent)-at)
+			}
+			body := make([]byte, size)
+			n, err = io.ReadFull(conn, body)
+			if !bytes.HasPrefix(sent[at:], body[:n]) {
+				t.Fatalf("at %d came something else", at)
+			}
+			if err != nil {
+				return
+			}
+			at += n
+		}
+	})
+}
+
+// pieces gives so many bytes at a time at most.
+type pieces struct {
+	left []byte
+	most int
+}
+
+func (p *pieces) Read(to []byte) (int, error) {
+	if len(p.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(to[:min(len(to), p.most)], p.left)
+	p.left = p.left[n:]
+	return n, nil
+}
+
+// Connections that announce the largest request, and send nothing of it, take no memory.
+func TestAnnouncedIsNotAllocated(t *testing.T) {
+	b, err := Start(t.Context(), Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 50 {
+		conn, err := net.Dial("tcp", b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A request that is answered tells that the broker reads what comes behind it.
+		versions := []byte{0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff}
+		if _, err := conn.Write(append(versions, binary.BigEndian.AppendUint32(nil, largestFrame)...)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	runtime.ReadMemStats(&after)
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 64<<20 {
+		t.Errorf("%d MiB were allocated for 50 connections", grown>>20)
+	}
 }
 
 // What is no request of Kafka's costs its connection, and no memory.
