@@ -47,6 +47,9 @@ type Broker struct {
 	boot    string
 	cluster *kfake.Cluster
 	lock    *flock.Flock
+	dir     string
+	log     *slog.Logger
+	topics  *topicsKeeper
 	close   sync.Once
 	err     error
 }
@@ -88,14 +91,18 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err := awaitRoom(ctx, cfg.DataDir, cfg.Logger); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(undoCompaction(cfg.DataDir), repair(cfg.DataDir, cfg.Logger)); err != nil {
+	if err := check(cfg.DataDir, cfg.Logger); err != nil {
+		return nil, err
+	}
+	if err := repair(cfg.DataDir, cfg.Logger); err != nil {
 		return nil, fmt.Errorf("repair the log in %s: %w", cfg.DataDir, err)
 	}
 	tcp, err := listen(ctx, cfg.Addr)
 	if err != nil {
 		return nil, err
 	}
-	ln := &gate{Listener: tcp, log: cfg.Logger, open: make(chan struct{}), closed: make(chan struct{})}
+	topics := &topicsKeeper{dir: cfg.DataDir, log: cfg.Logger}
+	ln := &gate{Listener: tcp, log: cfg.Logger, topics: topics, open: make(chan struct{}), closed: make(chan struct{})}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.ClusterID("millrace"),
@@ -115,9 +122,29 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 		cluster.Close()
 		return nil, fmt.Errorf("prepare the log in %s: %w", cfg.DataDir, err)
 	}
+	topics.keep()
 	debug.FreeOSMemory() // kfake reads the log through memory once, as much as it is large
 	close(ln.open)
-	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster}, nil
+	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster, dir: cfg.DataDir, log: cfg.Logger, topics: topics}, nil
+}
+
+// check finds what is damaged in a log that no broker has open, and mends what can be mended. It returns a *DamageError
+// for what cannot: the start fails then, since kfake would go on without the records concerned.
+func check(dir string, log *slog.Logger) error {
+	last, err := readStop(dir, log)
+	if err != nil {
+		return err
+	}
+	if err := undoCompaction(dir); err != nil {
+		return fmt.Errorf("undo an interrupted compaction in %s: %w", dir, err)
+	}
+	if err := checkSettings(dir, last, log); err != nil {
+		return err
+	}
+	if err := errors.Join(last.checkLeft(dir), last.checkLogs(dir, log), checkSegments(dir, last != nil, log)); err != nil {
+		return err
+	}
+	return remove(filepath.Join(dir, stopFile)) // it says nothing about what is written from now on
 }
 
 // Addr is the host:port that clients connect to.
@@ -132,6 +159,10 @@ func (b *Broker) Boot() string { return b.boot }
 func (b *Broker) Close() error {
 	b.close.Do(func() {
 		b.cluster.Close()
+		b.topics.keep()
+		if err := writeStop(b.dir); err != nil {
+			b.log.Warn("kafka: the next start checks the log as after a kill", "error", err)
+		}
 		b.err = b.lock.Unlock()
 	})
 	return b.err
@@ -170,6 +201,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 type gate struct {
 	net.Listener
 	log          *slog.Logger
+	topics       *topicsKeeper
 	open, closed chan struct{}
 	once         sync.Once
 }
@@ -181,7 +213,7 @@ func (g *gate) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &frames{Conn: conn, log: g.log}, nil
+		return &frames{Conn: conn, log: g.log, changed: g.topics.keep}, nil
 	case <-g.closed:
 		return nil, net.ErrClosed
 	}

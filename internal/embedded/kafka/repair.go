@@ -30,8 +30,8 @@ func repair(dir string, log *slog.Logger) error {
 			return err
 		}
 	}
-	for _, name := range []string{"groups.log", "pids.log"} {
-		if err := trimEntries(filepath.Join(dir, name), log); err != nil {
+	for _, name := range entryLogs {
+		if err := repairEntries(filepath.Join(dir, name), log); err != nil {
 			return err
 		}
 	}
@@ -200,9 +200,12 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// trimEntries cuts a log of entries off behind the last whole one. An entry is its length, the checksum of what follows, and
-// so many bytes, of which two are a version.
-func trimEntries(name string, log *slog.Logger) error {
+// entryLogs are the offsets of consumer groups, and the transactional ids.
+var entryLogs = []string{"groups.log", "pids.log"}
+
+// repairEntries removes from a log of entries what is not a whole entry: kfake reads no entry behind one that is damaged.
+// An entry is its length, the checksum of what follows, and so many bytes, of which two are a version.
+func repairEntries(name string, log *slog.Logger) error {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -210,18 +213,41 @@ func trimEntries(name string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	const head = 8
-	good := 0
-	for rest := raw; len(rest) >= head; rest = raw[good:] {
-		length := int(binary.LittleEndian.Uint32(rest))
-		if length < 2 || head+length > len(rest) || crc32.Checksum(rest[head:head+length], castagnoli) != binary.LittleEndian.Uint32(rest[4:]) {
-			break
+	var good []byte
+	tail := 0 // bytes at the end that are no entry
+	for at := 0; at < len(raw); {
+		if n := entryAt(raw[at:]); n > 0 {
+			good, tail = append(good, raw[at:at+n]...), 0
+			at += n
+			continue
 		}
-		good += head + length
+		at++
+		tail++
 	}
-	if good == len(raw) {
+	switch {
+	case len(good) == len(raw):
 		return nil
+	case len(good)+tail == len(raw):
+		log.Info("kafka: cutting off a torn entry after a kill", "file", name, "bytes", strconv.Itoa(tail))
+		return os.Truncate(name, int64(len(good)))
 	}
-	log.Info("kafka: cutting off a torn entry after a kill", "file", name, "bytes", strconv.Itoa(len(raw)-good))
-	return os.Truncate(name, int64(good))
+	log.Warn("kafka: a log of entries is damaged; what is whole of it is kept", "file", name, "set_aside", name+asideSuffix,
+		"bytes", len(raw)-len(good))
+	return errors.Join(writeFile(name+asideSuffix, raw), writeFile(name, good))
+}
+
+// entryAt returns the size of the entry that bytes begin with; 0 if there is none.
+func entryAt(raw []byte) int {
+	const head = 8
+	if len(raw) < head {
+		return 0
+	}
+	length := int64(binary.LittleEndian.Uint32(raw))
+	if length < 2 || head+length > int64(len(raw)) {
+		return 0
+	}
+	if crc32.Checksum(raw[head:head+length], castagnoli) != binary.LittleEndian.Uint32(raw[4:]) {
+		return 0
+	}
+	return head + int(length)
 }

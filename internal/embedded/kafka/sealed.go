@@ -1,0 +1,75 @@
+package kafka
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+)
+
+// DamageError names a file of the log that is damaged and that nothing else on disk can replace.
+type DamageError struct {
+	File   string
+	Damage string
+	Remedy string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("%s is damaged: %s; %s", e.File, e.Damage, e.Remedy)
+}
+
+// A sealed file begins with a line that holds the checksum of the rest.
+
+var errSeal = errors.New("the checksum does not match")
+
+// writeSealed replaces a file atomically and durably.
+func writeSealed(name string, content []byte) error {
+	sum := sha256.Sum256(content)
+	return writeFile(name, append(append([]byte(hex.EncodeToString(sum[:])), '\n'), content...))
+}
+
+// readSealed returns the content of a sealed file, or errSeal.
+func readSealed(name string) ([]byte, error) {
+	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
+	if err != nil {
+		return nil, err
+	}
+	seal, content, ok := bytes.Cut(raw, []byte("\n"))
+	sum := sha256.Sum256(content)
+	if !ok || string(seal) != hex.EncodeToString(sum[:]) {
+		return nil, errSeal
+	}
+	return content, nil
+}
+
+// writeFile replaces a file atomically and durably.
+func writeFile(name string, content []byte) error {
+	temporary := name + ".new"
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temporary, name)
+}
+
+const asideSuffix = ".damaged"
+
+// setAside renames a damaged file, and says so. Only the last one is kept.
+func setAside(name string, log *slog.Logger, damage error, instead string) error {
+	aside := name + asideSuffix
+	log.Warn("kafka: a damaged file of the log was set aside", "file", name, "set_aside", aside,
+		"damage", damage, "instead", instead)
+	err := errors.Join(os.RemoveAll(aside), os.Rename(name, aside))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set aside a damaged file: %w", err)
+	}
+	return nil
+}

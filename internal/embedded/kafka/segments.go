@@ -1,0 +1,239 @@
+package kafka
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// kfake cuts a segment off at the first batch that it cannot read, and goes on. That is right where a kill interrupted
+// the last write, but would lose every record behind a damaged one. So all segments are checked before kfake reads
+// them.
+
+// The layout of a record batch: base offset (8 bytes), length of what follows (4), leader epoch (4), magic (1),
+// checksum of all that comes after it (4), attributes (2), last offset delta (4), and more.
+const (
+	batchHeader   = 61
+	beforeLength  = 12
+	beforeChecked = 21
+	largestBatch  = 1 << 30 // as for kfake
+	largestGap    = 1 << 40 // that compaction may leave
+)
+
+// batchAt parses a header, and reports whether it can be one.
+func batchAt(header []byte) (base int64, size int, last int64, ok bool) {
+	base = int64(binary.BigEndian.Uint64(header))
+	length := int64(int32(binary.BigEndian.Uint32(header[8:])))
+	delta := int64(int32(binary.BigEndian.Uint32(header[23:])))
+	ok = base >= 0 && length >= batchHeader-beforeLength && length <= largestBatch && header[16] == 2 && delta >= 0
+	return base, beforeLength + int(length), base + delta, ok
+}
+
+// checkSegments checks the segments of all partitions. After a clean stop, all of a segment must be readable.
+func checkSegments(dir string, clean bool, log *slog.Logger) error {
+	partitions, err := find(dir, "partitions/*")
+	if err != nil {
+		return err
+	}
+	compacted, err := compactedPartitions(dir)
+	if err != nil {
+		return err
+	}
+	var all errgroup.Group
+	all.SetLimit(runtime.GOMAXPROCS(0))
+	for _, partition := range partitions {
+		all.Go(func() error { return checkPartition(partition, slices.Contains(compacted, partition), clean, log) })
+	}
+	return all.Wait()
+}
+
+func checkPartition(partition string, compacted, clean bool, log *slog.Logger) error {
+	names, err := find(partition, "*.dat")
+	if err != nil {
+		return err
+	}
+	type segment struct {
+		base int64
+		name string
+	}
+	var segments []segment
+	for _, name := range names {
+		base, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(name), ".dat"), 10, 64)
+		if err == nil { // else it is not of kfake
+			segments = append(segments, segment{base, name})
+		}
+	}
+	slices.SortFunc(segments, func(a, b segment) int { return cmp.Compare(a.base, b.base) })
+	next := int64(0)
+	for i, s := range segments {
+		if s.base < next || s.base > next && i > 0 && !compacted {
+			return lostRecords(s.name, fmt.Sprintf("the segment before it ends at offset %d", next))
+		}
+		end, rest, err := scanSegment(s.name, s.base, compacted)
+		if err != nil {
+			return err
+		}
+		next = end
+		if rest == nil {
+			continue
+		}
+		switch {
+		case i < len(segments)-1 || clean:
+			return lostRecords(s.name, fmt.Sprintf("the batch at byte %d cannot be read", rest.at))
+		case rest.more:
+			return lostRecords(s.name, fmt.Sprintf("the batch at byte %d cannot be read, and the one at byte %d can", rest.at, rest.moreAt))
+		}
+		if rest.torn {
+			continue
+		}
+		if err := rest.save(s.name, log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rest is what cannot be read at the end of a segment.
+type rest struct {
+	at, size int64
+	torn     bool  // it is the beginning of a batch, as a kill leaves it
+	more     bool  // a batch in it can be read
+	moreAt   int64 // where
+}
+
+// save copies what kfake is about to cut off. A power cut may leave such a thing, and so may damage.
+func (r *rest) save(segment string, log *slog.Logger) (err error) {
+	from, err := os.Open(segment) //nolint:gosec // our own directory
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	to, err := os.OpenFile(segment+asideSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, io.NewSectionReader(from, r.at, r.size))
+	log.Warn("kafka: the end of a segment cannot be read and is cut off, after a power cut or damage. "+
+		"What Millrace's own topics lack is noticed by their relay", "segment", segment, "bytes", r.size, "set_aside", segment+asideSuffix)
+	return errors.Join(err, to.Close())
+}
+
+// scanSegment reads the batches of a segment, the first of which has the offset next. It returns the offset after the
+// last one, and what cannot be read. Each batch begins where the one before ends, unless compaction took some out: the
+// checksum of a batch does not cover its offset.
+func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) {
+	f, err := os.Open(name) //nolint:gosec // our own directory
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, nil, err
+	}
+	r := bufio.NewReaderSize(f, 1<<20)
+	at, gap := int64(0), int64(0)
+	for at < info.Size() {
+		size, end, err := readBatch(r, next, next+gap, info.Size()-at)
+		if err != nil {
+			return 0, nil, err
+		}
+		if size == 0 {
+			left := &rest{at: at, size: info.Size() - at}
+			if left.torn, err = torn(f, at, left.size, next); err != nil {
+				return 0, nil, err
+			}
+			left.moreAt, left.more, err = findBatch(f, at+1, next, info.Size())
+			return next, left, err
+		}
+		at, next = at+size, end
+		if compacted {
+			gap = largestGap
+		}
+	}
+	return next, nil, nil
+}
+
+// torn reports whether the end of a segment is the beginning of a longer batch.
+func torn(f io.ReaderAt, at, size, least int64) (bool, error) {
+	if size < batchHeader {
+		return true, nil
+	}
+	header := make([]byte, batchHeader)
+	if _, err := f.ReadAt(header, at); err != nil {
+		return false, err
+	}
+	base, length, _, ok := batchAt(header)
+	return ok && base >= least && int64(length) > size, nil
+}
+
+// readBatch reads one batch of at most left bytes whose offset is between two. size is 0 if it cannot be read.
+func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err error) {
+	header, err := r.Peek(batchHeader)
+	if err != nil {
+		return 0, 0, ignoreEOF(err)
+	}
+	base, length, last, ok := batchAt(header)
+	if !ok || base < least || base > most || int64(length) > left {
+		return 0, 0, nil
+	}
+	want := binary.BigEndian.Uint32(header[17:])
+	if _, err := r.Discard(beforeChecked); err != nil {
+		return 0, 0, ignoreEOF(err)
+	}
+	sum := uint32(0)
+	for todo := length - beforeChecked; todo > 0; {
+		some, err := r.Peek(min(todo, r.Size()))
+		if err != nil {
+			return 0, 0, ignoreEOF(err)
+		}
+		sum = crc32.Update(sum, castagnoli, some)
+		todo -= len(some)
+		if _, err := r.Discard(len(some)); err != nil {
+			return 0, 0, err
+		}
+	}
+	if sum != want {
+		return 0, 0, nil
+	}
+	return int64(length), last + 1, nil
+}
+
+// findBatch looks for a batch that can be read, from a place on.
+func findBatch(f io.ReaderAt, from, least, size int64) (at int64, found bool, err error) {
+	const window = 1 << 20
+	r := bufio.NewReaderSize(nil, window)
+	buf := make([]byte, window+batchHeader)
+	for ; from+batchHeader <= size; from += window {
+		n, err := f.ReadAt(buf, from)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, false, err
+		}
+		for i := 0; i < window && i+batchHeader <= n; i++ {
+			base, length, _, ok := batchAt(buf[i:])
+			at := from + int64(i)
+			if !ok || base < least || at+int64(length) > size {
+				continue
+			}
+			r.Reset(io.NewSectionReader(f, at, int64(length)))
+			if got, _, err := readBatch(r, least, math.MaxInt64, int64(length)); err != nil || got > 0 {
+				return at, err == nil, err
+			}
+		}
+	}
+	return 0, false, nil
+}

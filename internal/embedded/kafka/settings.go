@@ -1,0 +1,134 @@
+package kafka
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// kfake keeps its settings in JSON files without a checksum. It refuses to start where one cannot be parsed, and takes
+// one that is missing for empty: without meta.json or topics.json, for an empty log. So each file is checked before
+// kfake reads it. Those that can be made again are set aside and made again; topics.json has a copy, see topics.go.
+
+const (
+	metaFile  = "meta.json"
+	clusterID = "millrace"
+	// formatVersion is that of kfake's files.
+	formatVersion = 1
+)
+
+// settingsFiles are the files that the broker can do without. It has no access control and no quotas, whatever clients
+// have told it to keep of them, and brokerConfigs come before what broker_configs.json says.
+var settingsFiles = map[string]func([]byte) error{
+	"broker_configs.json": fits[struct {
+		Configs map[string]string `json:"configs"`
+	}],
+	"acls.json": fits[struct {
+		ACLs []struct {
+			Principal    string `json:"principal"`
+			Host         string `json:"host"`
+			ResourceType int8   `json:"resource_type"`
+			ResourceName string `json:"resource_name"`
+			Pattern      int8   `json:"pattern"`
+			Operation    int8   `json:"operation"`
+			Permission   int8   `json:"permission"`
+		} `json:"acls"`
+	}],
+	"sasl.json": fits[struct {
+		Plain    map[string]string `json:"plain"`
+		Scram256 map[string]scram  `json:"scram256"`
+		Scram512 map[string]scram  `json:"scram512"`
+	}],
+	"quotas.json": fits[struct {
+		Quotas []struct {
+			Entity []struct {
+				Type string  `json:"type"`
+				Name *string `json:"name"`
+			} `json:"entity"`
+			Values map[string]float64 `json:"values"`
+		} `json:"quotas"`
+	}],
+}
+
+type scram struct {
+	Mechanism  string `json:"mechanism"`
+	Salt       []byte `json:"salt"`
+	SaltedPass []byte `json:"salted_pass"`
+	Iterations int    `json:"iterations"`
+}
+
+// fits reports whether JSON can be read as kfake reads it.
+func fits[T any](raw []byte) error {
+	var file struct {
+		Version int `json:"version"`
+	}
+	return errors.Join(json.Unmarshal(raw, &file), json.Unmarshal(raw, new(T)))
+}
+
+// checkSettings checks all settings files. No broker may be running.
+func checkSettings(dir string, last *stop, log *slog.Logger) error {
+	for name, fits := range settingsFiles {
+		raw, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // our own directory
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(fits(raw), last.changed(name, raw)); err != nil {
+			if err := setAside(filepath.Join(dir, name), log, err, "the broker's own settings"); err != nil {
+				return err
+			}
+		}
+	}
+	if err := checkTopics(dir, last, log); err != nil {
+		return err
+	}
+	return checkMeta(dir, log)
+}
+
+// checkMeta makes meta.json again where it is damaged, or missing from a log that is not empty. All it holds is known.
+func checkMeta(dir string, log *slog.Logger) error {
+	name := filepath.Join(dir, metaFile)
+	var meta struct {
+		Version   int    `json:"version"`
+		ClusterID string `json:"cluster_id"`
+	}
+	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(filepath.Join(dir, topicsFile)); errors.Is(err, fs.ErrNotExist) {
+			return nil // an empty log
+		}
+		log.Warn("kafka: a file of the log is missing, and is made again", "file", name)
+	case err != nil:
+		return err
+	default:
+		err = json.Unmarshal(raw, &meta)
+		if err == nil && meta.Version > formatVersion {
+			return &DamageError{
+				name, fmt.Sprintf("its version is %d and this version of Millrace knows %d", meta.Version, formatVersion),
+				"start the newer version of Millrace that wrote it; if there was none, remove the file, which is then made again",
+			}
+		}
+		if err == nil && meta.Version == formatVersion && meta.ClusterID == clusterID {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("version %d of cluster %q", meta.Version, meta.ClusterID)
+		}
+		if err := setAside(name, log, err, "a new one"); err != nil {
+			return err
+		}
+	}
+	meta.Version, meta.ClusterID = formatVersion, clusterID
+	raw, err = json.Marshal(meta)
+	if err != nil {
+		return err
+	}
+	return writeFile(name, raw)
+}
