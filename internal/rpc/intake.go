@@ -24,6 +24,10 @@ func Intake(next http.Handler) http.Handler {
 			_ = refuse.Write(w, r, invalid("message: want base64 in its URL-safe alphabet"))
 			return
 		}
+		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) { // Connect's text is its parser's
+			_ = refuse.Write(w, r, invalid("Connect-Timeout-Ms: want a whole number of milliseconds, of ten digits at most"))
+			return
+		}
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = &checked{ReadCloser: r.Body, frames: framesOf(r.Header)}
 		}
@@ -43,6 +47,10 @@ func isBase64(text string) bool {
 	}
 	_, err := encoding.DecodeString(text)
 	return err == nil
+}
+
+func isMillis(text string) bool {
+	return len(text) <= 10 && strings.Trim(text, "0123456789") == ""
 }
 
 // checked is a body whose errors say that the request is at fault.
