@@ -88,7 +88,7 @@ func TestRebuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer admin.Close()
-		ends, err := admin.EndOffsets(t.Context(), event.Order.Topic)
+		ends, err := admin.HighWatermarks(t.Context(), event.Order.Topic)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -91,7 +91,7 @@ func (b broker) positions(t *testing.T) (all []kafka.Message) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	end, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+	end, err := a.HighWatermarks(t.Context(), relay.PositionsTopic)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,7 +88,7 @@ func (b broker) marks(t *testing.T) []kafka.Message {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	end, err := a.EndOffsets(t.Context(), relay.PositionsTopic)
+	end, err := a.HighWatermarks(t.Context(), relay.PositionsTopic)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -191,7 +191,7 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 		return nil, err
 	}
 	defer admin.Close()
-	end, err := admin.EndOffsets(ctx, event.Order.Topic)
+	end, err := admin.HighWatermarks(ctx, event.Order.Topic)
 	if err != nil {
 		return nil, err
 	}
