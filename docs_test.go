@@ -1,0 +1,119 @@
+package millrace_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// pages returns the Markdown files of the repository with their text.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	sources(t, ".md", func(path, text string) { found[path] = text })
+	if len(found) < 10 {
+		t.Fatalf("only %d pages were found", len(found))
+	}
+	return found
+}
+
+// sources calls use with each file that has the extension and is part of the repository.
+func sources(t *testing.T, ext string, use func(path, text string)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "data" || d.Name() == "third_party"):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(path) != ext:
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err == nil {
+			use(path, string(b))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var (
+	link       = regexp.MustCompile(`\]\(([^()\s]*)\)`)
+	heading    = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInASlug = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+)
+
+// anchors returns the names by which a page's headings can be linked, as GitHub forms them.
+func anchors(text string) map[string]bool {
+	found := map[string]bool{}
+	for _, h := range heading.FindAllStringSubmatch(text, -1) {
+		found[strings.ReplaceAll(notInASlug.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-")] = true
+	}
+	return found
+}
+
+// Every link between files of the repository leads to a file, and to a heading of it.
+func TestDocumentationLinks(t *testing.T) {
+	t.Parallel()
+	all := pages(t)
+	for page, text := range all {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			path, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			target := page
+			if path != "" {
+				target = filepath.Join(filepath.Dir(page), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s, which does not exist", page, m[1])
+			} else if anchor != "" && !anchors(all[target])[anchor] {
+				t.Errorf("%s links to %s, and the page has no such heading", page, m[1])
+			}
+		}
+	}
+}
+
+// The index of docs/ names every page.
+func TestDocumentationIndex(t *testing.T) {
+	t.Parallel()
+	all := pages(t)
+	index := all[filepath.Join("docs", "README.md")]
+	for page := range all {
+		if name := filepath.Base(page); filepath.Dir(page) == "docs" && name != "README.md" && !strings.Contains(index, "("+name+")") {
+			t.Errorf("docs/README.md does not link to %s", name)
+		}
+	}
+}
+
+// metric matches where a metric is defined. A name that ends in _ is the beginning of several.
+var metric = regexp.MustCompile(`(?:Gauge\(|Labelled\(|NewDesc\(|Name: )"(millrace_[a-z_]*)"`)
+
+// Operators find every metric in docs/operations.md.
+func TestEveryMetricIsDocumented(t *testing.T) {
+	t.Parallel()
+	operations := pages(t)[filepath.Join("docs", "operations.md")]
+	defined := map[string]bool{}
+	sources(t, ".go", func(path, text string) {
+		for _, m := range metric.FindAllStringSubmatch(text, -1) {
+			if !strings.HasSuffix(path, "_test.go") {
+				defined[m[1]] = true
+			}
+		}
+	})
+	if len(defined) < 10 {
+		t.Fatalf("only %d metrics were found: %v", len(defined), defined)
+	}
+	for name := range defined {
+		if !strings.Contains(operations, "`"+name) {
+			t.Errorf("docs/operations.md lacks the metric %s", name)
+		}
+	}
+}
