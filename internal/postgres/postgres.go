@@ -7,22 +7,34 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/millrace/millrace/internal/stall"
 )
 
 const (
+	keepAlive      = 5 * time.Minute // pgx's own
 	connectTimeout = 5 * time.Second // where the connection string says nothing
 	connections    = 8               // at most; the rest wait
 	idle           = time.Minute
+
+	// silent is how long a statement may bring nothing. They are short here; one waits for another process that has
+	// something to set up.
+	silent = 2 * time.Minute
 )
 
 // Open makes a pool of connections by a connection string, a URL (postgres://user@host/database) or keywords
 // (host=… dbname=…). A password that is not empty takes the place of the string's. Nothing is connected yet. No error
 // shows a password.
 func Open(conn, password, application string) (*sql.DB, error) {
+	return open(conn, password, application, silent)
+}
+
+func open(conn, password, application string, silent time.Duration) (*sql.DB, error) {
 	c, err := pgx.ParseConfig(conn)
 	if err != nil {
 		return nil, err
@@ -36,6 +48,7 @@ func Open(conn, password, application string) (*sql.DB, error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = application
 	}
+	c.DialFunc = stall.Dialer(&net.Dialer{Timeout: c.ConnectTimeout, KeepAlive: keepAlive}, silent)
 	// The statements come with their values inside, each another text: preparing them would only fill caches.
 	c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	db := stdlib.OpenDB(*c)

@@ -2,12 +2,16 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/stall"
 	server "github.com/millrace/millrace/test/servers/postgres"
 	"github.com/millrace/millrace/test/servers/process"
 )
@@ -78,4 +82,31 @@ func TestOpen(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	}
+}
+
+// A server that hangs does not hang those who set no limit themselves. Once it goes on, so do they.
+func TestHungServer(t *testing.T) {
+	t.Parallel()
+	var own server.Cluster
+	conn := own.ConnString(t)
+	t.Cleanup(func() { _ = own.Stop() })
+	db, err := postgres.OpenWithin(conn, "", "test", 500*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	one := func() error { return db.QueryRowContext(context.Background(), "SELECT 1").Scan(new(int)) }
+	if err := one(); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	if err := one(); !errors.Is(err, stall.ErrSilent) {
+		t.Errorf("error %v", err)
+	}
+	if err := own.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	polltest.Until(t, "the server answers again", func() bool { return one() == nil })
 }

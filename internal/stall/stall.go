@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -28,12 +29,53 @@ func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, networ
 	}
 }
 
-// conn sets the deadlines itself: who uses it must not.
 type conn struct {
 	net.Conn
 	stall time.Duration
 	moved atomic.Pointer[time.Time] // when a byte was moved last
 	quiet atomic.Bool               // one side has failed for it, and whoever has the connection closes it
+
+	mu          sync.Mutex // held while a deadline is set, so that the earlier one holds
+	read, write time.Time  // deadlines of whoever uses the connection; zero: none
+}
+
+// SetDeadline implements net.Conn: silence may end a call sooner.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read = t
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.write = t
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// bound sets a deadline, unless the one of whoever uses the connection is sooner.
+func (c *conn) bound(set func(time.Time) error, theirs *time.Time, from time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	until := from.Add(c.stall)
+	if !theirs.IsZero() && theirs.Before(until) {
+		until = *theirs
+	}
+	return set(until)
+}
+
+// passed reports whether the deadline of whoever uses the connection has.
+func (c *conn) passed(theirs *time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !theirs.IsZero() && !time.Now().Before(*theirs)
 }
 
 func newConn(c net.Conn, stall time.Duration) *conn {
@@ -47,7 +89,7 @@ func (c *conn) move() { c.moved.Store(new(time.Now())) }
 // Read waits on while bytes are written: an answer may come after a long request.
 func (c *conn) Read(p []byte) (int, error) {
 	for from := time.Now(); ; from = *c.moved.Load() {
-		if err := c.SetReadDeadline(from.Add(c.stall)); err != nil {
+		if err := c.bound(c.Conn.SetReadDeadline, &c.read, from); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
@@ -55,7 +97,7 @@ func (c *conn) Read(p []byte) (int, error) {
 			c.move()
 			return n, err
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || c.passed(&c.read) {
 			return n, err
 		}
 		if !c.moved.Load().After(from) {
@@ -69,14 +111,14 @@ const piece = 64 << 10
 
 func (c *conn) Write(p []byte) (written int, err error) {
 	for more := true; more; more = len(p) > written {
-		if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+		if err := c.bound(c.Conn.SetWriteDeadline, &c.write, time.Now()); err != nil {
 			return written, err
 		}
 		n, err := c.Conn.Write(p[written:min(len(p), written+piece)])
 		if written += n; n > 0 {
 			c.move()
 		}
-		if err != nil && (c.quiet.Load() || errors.Is(err, os.ErrDeadlineExceeded)) {
+		if err != nil && (c.quiet.Load() || errors.Is(err, os.ErrDeadlineExceeded)) && !c.passed(&c.write) {
 			err = c.stalled(err)
 		}
 		if err != nil {

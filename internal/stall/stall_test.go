@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -92,5 +93,34 @@ func TestSlowIsNotSilent(t *testing.T) {
 	n, err := io.Copy(io.Discard, res.Body)
 	if err := errors.Join(err, res.Body.Close()); err != nil || n != 120_000 {
 		t.Errorf("%d bytes came back, %v", n, err)
+	}
+}
+
+// A deadline that is sooner than the silence holds, whether it is set before a call or while it waits.
+func TestDeadlinesHold(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	for name, set := range map[string]func(net.Conn) error{
+		"before": func(c net.Conn) error { return c.SetDeadline(time.Now()) },
+		"meanwhile": func(c net.Conn) error {
+			time.AfterFunc(20*time.Millisecond, func() { _ = c.SetReadDeadline(time.Now()) })
+			return nil
+		},
+	} {
+		c, err := stall.Dialer(new(net.Dialer), time.Hour)(t.Context(), "tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := set(c); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, stall.ErrSilent) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		_ = c.Close()
 	}
 }
