@@ -101,22 +101,40 @@ func (Local) Create(name string) (io.FileWriter, error) {
 	return durable{f, made}, nil
 }
 
-// WriteFile implements io.WriteFileIO.
+// WriteFile implements io.WriteFileIO. It replaces the file as a whole: whoever reads a file that is written again, such
+// as one that pins a state of the past, sees the old or the new content, and a kill leaves one of them.
 func (Local) WriteFile(name string, content []byte) error {
 	p, made, err := inFolder("create", name)
 	if err != nil {
 		return err
 	}
-	if !synced.Load() {
-		return os.WriteFile(p, content, 0o644) //nolint:gosec // other engines read it, as other users
-	}
-	f, err := os.Create(p) //nolint:gosec // as for Open
+	f, err := os.CreateTemp(filepath.Dir(p), partial) // orphans are removed by maintenance
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	return errors.Join(err, durable{f, made}.Close())
+	err = errors.Join(err, f.Chmod(0o644)) //nolint:gosec // other engines read it, as other users
+	if err == nil && synced.Load() {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), p)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if synced.Load() {
+		for _, folder := range made {
+			if err := syncFolder(folder); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
+
+// partial is the name of a file that is not written yet, but for a random number.
+const partial = "*.part"
 
 // durable is a file that is synced before it is closed, and then the folders that name it.
 type durable struct {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -148,6 +150,24 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 		moments = append(moments, last) // the compaction's own snapshot
 	}
 
+	if config.S3.Endpoint == "" {
+		for name, damage := range pinDamages {
+			pins := filesBelow(t, config.Warehouse, "/as-of/")
+			if len(pins) < len(moments)-2 {
+				t.Fatalf("there are %d pins of %d moments", len(pins), len(moments))
+			}
+			for _, pin := range pins {
+				damage(t, pin)
+			}
+			for i, m := range moments { // at run time, and as a new process
+				m.check(t, name, l, s, lake.AsOf{Offsets: map[string]map[int32]int64{asOfTopic: m.offsets}})
+				if i > 0 {
+					m.check(t, name+", started again", l, lakesql.New(nil, clickhousetest.Shared(t).Client(), store), lake.AsOf{Time: m.taken})
+				}
+			}
+		}
+	}
+
 	expire := func(by *lake.Lake) {
 		t.Helper()
 		if _, err := by.Maintain(t.Context(), name, maintenance.Config{SmallFiles: 2, KeepAge: time.Millisecond, KeepSnapshots: 1}, nil); err != nil {
@@ -188,6 +208,72 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	if _, err := rowsAsOf(t, l, s, lake.AsOf{Offsets: map[string]map[int32]int64{"nowhere": {0: 1}}}); err == nil || !strings.Contains(err.Error(), "no table of it") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// pinDamages are what may happen to the files that pin states of the past, and to the leases beside them.
+var pinDamages = map[string]func(t *testing.T, file string){
+	"truncated": func(t *testing.T, file string) {
+		t.Helper()
+		change(t, file, func(raw []byte) []byte { return raw[:len(raw)/2] })
+	},
+	"emptied": func(t *testing.T, file string) {
+		t.Helper()
+		change(t, file, func([]byte) []byte { return nil })
+	},
+	"zeroed": func(t *testing.T, file string) {
+		t.Helper()
+		change(t, file, func(raw []byte) []byte { return make([]byte, len(raw)) })
+	},
+	"a flipped bit": func(t *testing.T, file string) {
+		t.Helper()
+		change(t, file, func(raw []byte) []byte {
+			if len(raw) > 0 { // else it is of a moment that nobody asked for since it was emptied
+				raw[len(raw)/2] ^= 1
+			}
+			return raw
+		})
+	},
+	"the metadata of another moment": func(t *testing.T, file string) {
+		t.Helper()
+		change(t, file, func([]byte) []byte {
+			raw, err := os.ReadFile(filesBelow(t, filepath.Dir(file), ".metadata.json")[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return raw
+		})
+	},
+	"deleted": func(t *testing.T, file string) {
+		t.Helper()
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	},
+}
+
+func change(t *testing.T, file string, how func([]byte) []byte) {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, how(raw), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func filesBelow(t *testing.T, dir, with string) (found []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && strings.Contains(filepath.ToSlash(path), with) {
+			found = append(found, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
 
 func now(t *testing.T, l *lake.Lake) lake.TableState {
