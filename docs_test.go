@@ -27,7 +27,7 @@ func sources(t *testing.T, ext string, use func(path, text string)) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "data" || d.Name() == "third_party"):
+		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || path == "data" || path == "third_party"):
 			return filepath.SkipDir
 		case d.IsDir() || filepath.Ext(path) != ext:
 			return nil
@@ -87,7 +87,8 @@ func TestDocumentationIndex(t *testing.T) {
 	all := pages(t)
 	index := all[filepath.Join("docs", "README.md")]
 	for page := range all {
-		if name := filepath.Base(page); filepath.Dir(page) == "docs" && name != "README.md" && !strings.Contains(index, "("+name+")") {
+		folder, name := filepath.Split(page)
+		if folder == "docs/" && name != "README.md" && !strings.Contains(index, "("+name+")") {
 			t.Errorf("docs/README.md does not link to %s", name)
 		}
 	}
@@ -112,7 +113,11 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 		t.Fatalf("only %d metrics were found: %v", len(defined), defined)
 	}
 	for name := range defined {
-		if whole := strings.TrimSuffix(name, "_") == name; !strings.Contains(operations, "`"+name) || whole && !strings.Contains(operations, "`"+name+"`") {
+		want := "`" + name
+		if !strings.HasSuffix(name, "_") {
+			want += "`"
+		}
+		if !strings.Contains(operations, want) {
 			t.Errorf("docs/operations.md lacks the metric %s", name)
 		}
 	}
