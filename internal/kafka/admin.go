@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -17,7 +18,14 @@ type Admin struct {
 	refused  *refusal
 	admin    *kafka.AdminClient
 	replicas int // of new topics; -1 is what the brokers do by default
+
+	log     *slog.Logger
+	brokers string
+	stall   time.Duration // how long one question may take
 }
+
+// askWithin bounds a question to the brokers, for callers who set no limit themselves.
+const askWithin = 30 * time.Second
 
 // NewAdmin opens a client. No broker is asked before the first call.
 func NewAdmin(cfg Config) (*Admin, error) {
@@ -30,16 +38,35 @@ func NewAdmin(cfg Config) (*Admin, error) {
 		c.Close()
 		return nil, fmt.Errorf("kafka: open an admin client: %w", err)
 	}
-	return &Admin{c, c.refused, a, cmp.Or(cfg.Replicas, -1)}, nil
+	return &Admin{
+		connection: c, refused: c.refused, admin: a, replicas: cmp.Or(cfg.Replicas, -1),
+		log: cfg.logger(), brokers: cfg.Brokers, stall: cmp.Or(cfg.Stall, askWithin),
+	}, nil
+}
+
+// await makes a call that waits for something at the start of a process, until ctx ends, and tells now and then what it
+// waits for.
+func (a *Admin) await(ctx context.Context, what string, call func(context.Context) error) error {
+	for begun := time.Now(); ; {
+		short, cancel := context.WithTimeoutCause(ctx, a.stall, ErrStalled)
+		err := call(short)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, ErrStalled) {
+			return err
+		}
+		a.log.Warn("kafka: still waiting", "for", what, "brokers", a.brokers, "since", begun.Format(time.RFC3339), "error", err)
+	}
 }
 
 // Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends; where the brokers do not
 // let us in, or we do not trust them, it returns ErrRefused at once. Ask it when a process starts: the clients
 // themselves go on trying.
 func (a *Admin) Reach(ctx context.Context) error {
-	err := resumed(ctx, a.refused, func(context.Context) error {
-		_, err := a.admin.GetMetadata(nil, false, int(slice.Milliseconds()))
-		return err
+	err := a.await(ctx, "a broker that answers", func(ctx context.Context) error {
+		return resumed(ctx, a.refused, func(context.Context) error {
+			_, err := a.admin.GetMetadata(nil, false, int(slice.Milliseconds()))
+			return err
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("kafka: reach the brokers: %w", err)
@@ -95,7 +122,11 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 		}
 	}
 	for _, t := range topics {
-		n, err := a.awaitTopic(ctx, t.Name)
+		var n int32
+		err := a.await(ctx, "topic "+t.Name, func(ctx context.Context) (err error) {
+			n, err = a.awaitTopic(ctx, t.Name)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -191,6 +222,8 @@ func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int
 
 // offsets asks again for a while where a partition's leader has just moved, as it does when a topic is made.
 func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.stall, fmt.Errorf("%w for %v: no broker answers", ErrStalled, a.stall))
+	defer cancel()
 	const tries, pause = 20, 100 * time.Millisecond
 	for try := 1; ; try++ {
 		offsets, err := a.askOffsets(ctx, topic, spec, isolation)

@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 		c.logs.close()
 		return nil, fmt.Errorf("kafka: open a consumer of group %s on %s: %w", cfg.Group, cfg.Brokers, err)
 	}
-	c.admin.refused = &c.refused
+	c.admin.refused, c.admin.log, c.admin.brokers, c.admin.stall = &c.refused, c.log, cfg.Brokers, cmp.Or(cfg.Stall, askWithin)
 	if c.admin.admin, err = kafka.NewAdminClientFromConsumer(c.client); err == nil {
 		err = c.client.SubscribeTopics(cfg.Topics, c.rebalance)
 	}

@@ -139,6 +139,10 @@ func (p *Platform) watch(ctx context.Context, l Landing, topic string) error {
 			}
 			all, err := admin.EndOffsets(ctx, topic)
 			admin.Close()
+			if errors.Is(err, kafka.ErrStalled) {
+				p.log.Warn("the brokers cannot be asked where the topic ends", "topic", topic, "error", err)
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("where topic %s ends: %w", topic, err)
 			}
