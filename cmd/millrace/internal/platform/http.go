@@ -199,11 +199,22 @@ func (p *Platform) operations() http.Handler {
 	return mux
 }
 
+// askEvery is how long to wait before brokers are asked again that did not answer.
+const askEvery = 2 * time.Second
+
 // awaitViews waits until the views have applied what stood on the log at the start.
 func (p *Platform) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
-		if err := v.feed.CatchUp(ctx); err != nil {
-			return fmt.Errorf("catch up with the log: %w", err)
+		for err := v.feed.CatchUp(ctx); err != nil; err = v.feed.CatchUp(ctx) {
+			if ctx.Err() != nil {
+				return fmt.Errorf("catch up with the log: %w", err)
+			}
+			// What ends a view for good stops the system itself.
+			p.log.Warn("it cannot be told how far a view is behind the log; asking again", "view", v.name, "error", err)
+			select {
+			case <-time.After(askEvery):
+			case <-ctx.Done():
+			}
 		}
 	}
 	p.caughtUp.Store(true)
