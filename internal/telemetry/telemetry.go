@@ -25,7 +25,7 @@ func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "millrace_call_duration_seconds", Help: "Time that calls took, by procedure and Connect code.",
+			Name: "millrace_call_duration_seconds", Help: "Duration of calls, by procedure and Connect code.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"procedure", "code"}),
 	}
@@ -63,9 +63,9 @@ func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time
 	labels := []string{"sink"}
 	m.registry.MustRegister(&sinks{
 		ask: ask, patience: patience, logger: logger,
-		up:    prometheus.NewDesc("millrace_sinks_up", "1 where every sink could be asked.", nil, nil),
-		count: prometheus.NewDesc("millrace_sink_items", "What the sink holds.", []string{"sink", "unit"}, nil),
-		lag:   prometheus.NewDesc("millrace_sink_lag_events", "Events that stand before the sink and are not applied.", labels, nil),
+		up:    prometheus.NewDesc("millrace_sinks_up", "1 if every sink could be read.", nil, nil),
+		count: prometheus.NewDesc("millrace_sink_items", "Items in the sink.", []string{"sink", "unit"}, nil),
+		lag:   prometheus.NewDesc("millrace_sink_lag_events", "Events that the sink has not applied.", labels, nil),
 		asOf:  prometheus.NewDesc("millrace_sink_newest_recorded_seconds", "Unix time at which the newest event in the sink was recorded.", labels, nil),
 	})
 }

@@ -170,7 +170,7 @@ func (p *Platform) countConnections(door string, s *server.Server) {
 		"refused": func() int { _, refused, _ := s.Connections(); return refused },
 		"evicted": func() int { _, _, evicted := s.Connections(); return evicted },
 	} {
-		p.metrics.Gauge("millrace_"+door+"_connections_"+state, "Connections of the door "+door+": "+state+".", func() float64 { return float64(read()) })
+		p.metrics.Gauge("millrace_"+door+"_connections_"+state, "Connections to the listener "+door+": "+state+".", func() float64 { return float64(read()) })
 	}
 }
 

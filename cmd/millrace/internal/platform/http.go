@@ -44,7 +44,7 @@ func (p *Platform) startServers(ctx context.Context) error {
 	p.gate = server.NewGate(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
 	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
-		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were turned away.", func() float64 {
+		p.metrics.Gauge("millrace_shed_"+c.String(), "Requests of this class that were refused because of load, since the start.", func() float64 {
 			shed := p.gate.Shed(c)
 			if c == server.SQL {
 				shed += p.slots.Refused()

@@ -170,7 +170,7 @@ func (p *Platform) startRegistry() error {
 		return nil
 	})
 	p.decoder = registry.NewDecoder(p.registry)
-	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry cannot be reached and what it said before is used.", func() float64 {
+	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry is unavailable and cached schemas are used.", func() float64 {
 		if p.registry.Degraded() {
 			return 1
 		}
@@ -550,7 +550,7 @@ func (p *Platform) startRelays(context.Context) error {
 		parking.Close()
 		return nil
 	})
-	p.metrics.Gauge("millrace_relay_strays", "Records that the relays have found on their topics since the start, and that no relay has written.", func() (n float64) {
+	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.", func() (n float64) {
 		for _, r := range p.relays {
 			n += float64(r.Progress().Strays)
 		}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Every command of the documentation, and every example of --help, has a subcommand, flags and arguments that exist.
+func TestDocumentedCommands(t *testing.T) {
+	checked := 0
+	check := func(where, line string) {
+		checked++
+		if err := parse(words(line)); err != nil {
+			t.Errorf("%s: %s: %v", where, line, err)
+		}
+	}
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range append(pages, "../../README.md", "../../deploy/README.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range documented.FindAllStringSubmatch(strings.ReplaceAll(string(text), "\\\n", " "), -1) {
+			check(filepath.Base(page), m[1])
+		}
+	}
+	var examples func(*cobra.Command)
+	examples = func(c *cobra.Command) {
+		for _, m := range example.FindAllStringSubmatch(c.Example, -1) {
+			check(c.CommandPath()+" --help", m[1])
+		}
+		for _, below := range c.Commands() {
+			examples(below)
+		}
+	}
+	examples(newRoot())
+	if checked < 50 {
+		t.Errorf("only %d commands were found", checked)
+	}
+}
+
+// documented matches a line of an indented code block that runs the program, after the environment that it sets.
+var documented = regexp.MustCompile(`(?m)^ {4,}(?:[A-Z_]+=(?:'[^']*'|\S*) +)*bin/millrace (.*)$`)
+
+// example matches a line of a command's examples.
+var example = regexp.MustCompile(`(?m)(?:^| )millrace (.+)$`)
+
+// parse does what the program does before it runs a command.
+func parse(args []string) error {
+	cmd, rest, err := newRoot().Find(args)
+	if err != nil {
+		return err
+	}
+	if err := cmd.ParseFlags(rest); errors.Is(err, pflag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if cmd.HasSubCommands() && cmd.Flags().NArg() > 0 {
+		return errors.New("no such command")
+	}
+	return errors.Join(cmd.ValidateArgs(cmd.Flags().Args()), cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups())
+}
+
+// words splits the line as a shell does, up to a comment, a redirection or the next command.
+func words(line string) []string {
+	var all []string
+	word, quote := "", rune(0)
+	started := false
+	end := func() {
+		if started {
+			all = append(all, word)
+		}
+		word, started = "", false
+	}
+	for _, r := range line {
+		switch {
+		case r == quote:
+			quote = 0
+		case quote != 0:
+			word += string(r)
+		case r == '"' || r == '\'':
+			quote, started = r, true
+		case r == ' ':
+			end()
+		case slices.Contains([]rune{'>', '|', '&', ';'}, r) || r == '#' && !started:
+			end()
+			return all
+		default:
+			word, started = word+string(r), true
+		}
+	}
+	end()
+	return all
+}
