@@ -147,9 +147,16 @@ func (l *Lake) openFile(ctx context.Context, c Config) error {
 	}
 	var err error
 	if l.db, err = open(c.Catalog); err != nil {
-		return fmt.Errorf("open the lake's catalog: %w", err)
+		err = fmt.Errorf("open the lake's catalog: %w", err)
+	} else {
+		err = l.open(ctx, sqlcatalog.SQLite, c.ReadOnly)
 	}
-	return l.open(ctx, sqlcatalog.SQLite, c.ReadOnly)
+	if sqlite.Damaged(err) {
+		err = fmt.Errorf("%w: the catalog %s is damaged. It says which tables there are, and which of their metadata files is the "+
+			"newest. Bring it back from a backup made with the warehouse. If you have none, move the catalog and the warehouse %s away: "+
+			"Millrace's own tables are then landed again from the log, and tables that others made are lost", err, c.Catalog, l.warehouse.url)
+	}
+	return err
 }
 
 // open opens the catalog in the database, and prepares the tables.

@@ -77,6 +77,22 @@ func Full(err error) bool {
 	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
 }
 
+// Damaged reports whether an error says that the file is not a database, or not a whole one.
+func Damaged(err error) bool {
+	var failed *sqlite.Error
+	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_CORRUPT || failed.Code()&0xff == sqlite3.SQLITE_NOTADB)
+}
+
+// Checkpoint moves the write-ahead log of a database that was opened for writing into its file. It does nothing where
+// the file is damaged, or while another process uses it.
+func Checkpoint(db *sql.DB) error {
+	_, err := db.ExecContext(context.Background(), "PRAGMA wal_checkpoint(TRUNCATE)")
+	if busy := (*sqlite.Error)(nil); Damaged(err) || errors.As(err, &busy) && busy.Code()&0xff == sqlite3.SQLITE_BUSY {
+		return nil
+	}
+	return err
+}
+
 // connect makes the first connection, which switches a new file to WAL. If another process is doing that, or is just
 // removing the log as the last to close, SQLite says at once that the file is busy, whatever its timeout.
 func connect(db *sql.DB) error {

@@ -57,6 +57,10 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 	s := &Store{aggregate: aggregate, gate: adapter.NewGate(), elsewhere: elsewhere}
 	defer func() {
 		if err != nil {
+			if sqlite.Damaged(err) {
+				err = fmt.Errorf("%w. The file is the events of the service %s, and nothing can replace it but a backup: "+
+					"bring the newest one back, with its -wal file if there is one", err, aggregate.Service)
+			}
 			err = errors.Join(fmt.Errorf("open event store %s: %w", path, err), s.closeFiles())
 		}
 	}()
@@ -315,7 +319,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// closeFiles closes the writer last: SQLite then moves the log into the file and removes it.
+// closeFiles moves the write-ahead log into the file, so that the file is the store, whole. SQLite does that by itself
+// only where it sees a connection that can write close as the last one.
 func (s *Store) closeFiles() error {
 	var errs []error
 	if s.reader != nil {
@@ -325,7 +330,7 @@ func (s *Store) closeFiles() error {
 		errs = append(errs, s.writer.close())
 	}
 	if s.db != nil {
-		errs = append(errs, s.db.Close())
+		errs = append(errs, sqlite.Checkpoint(s.db), s.db.Close())
 	}
 	return errors.Join(errs...)
 }

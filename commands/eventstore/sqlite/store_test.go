@@ -1,11 +1,13 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -170,5 +172,70 @@ func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 		if epochs[0] == "" || epochs[0] != epochs[1] || len(secrets[0]) < 16 || secrets[0] != secrets[1] {
 			t.Fatalf("schema %d: epochs %q, secrets of %d and %d bytes", number, epochs, len(secrets[0]), len(secrets[1]))
 		}
+	}
+}
+
+// The file holds the only copy of the events. A closed store is in it whole, without a log beside it. Where it is damaged
+// the store does not open, or its events cannot be read; it never has fewer of them.
+func TestDamagedStoreLosesNothingSilently(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "order.db")
+	s := open(t, path)
+	const events = 300
+	for i := range events {
+		e := event.Event{ID: uuid.New(), Type: "t", Data: make([]byte, 200), OccurredAt: time.Now(), RecordedAt: time.Now()}
+		batch := eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: strconv.Itoa(i), Events: []event.Event{e}}}}
+		if _, err := s.Append(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page = 4096
+	if len(whole) < 20*page {
+		t.Fatalf("%d bytes of %d events are in the file", len(whole), events)
+	}
+	for name, damage := range map[string]func(b []byte) []byte{
+		"whole":                  func(b []byte) []byte { return b },
+		"truncated":              func(b []byte) []byte { return b[:len(b)/2] },
+		"truncated to a page":    func(b []byte) []byte { return b[:len(b)/2/page*page] },
+		"zeroed":                 func(b []byte) []byte { return make([]byte, len(b)) },
+		"its beginning zeroed":   func(b []byte) []byte { clear(b[:page]); return b },
+		"pages zeroed":           func(b []byte) []byte { clear(b[4*page : 10*page]); return b },
+		"a bit of the magic":     func(b []byte) []byte { b[3] ^= 1; return b },
+		"a bit of a page's kind": func(b []byte) []byte { b[2*page] ^= 1; return b },
+		"garbage":                func(b []byte) []byte { return []byte(strings.Repeat("no database ", 1000)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "order.db")
+			if err := os.WriteFile(path, damage(bytes.Clone(whole)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := sqlite.Open(t.Context(), path, event.Order)
+			if err != nil {
+				if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "backup") || name == "whole" {
+					t.Fatalf("it does not open: %v", err)
+				}
+				return
+			}
+			defer func() {
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			got, err := s.Read(t.Context(), event.Position{}, 2*events)
+			if len(got) != events && err == nil {
+				t.Errorf("%d events of %d, and no error", len(got), events)
+			}
+			if err != nil && name == "whole" {
+				t.Error(err)
+			}
+		})
 	}
 }
