@@ -37,6 +37,7 @@ type Config struct {
 	MaxBytes int32        // of each partition in one fetch; one fetch is read ahead; 0 means 1 MiB
 	Logger   *slog.Logger // required
 	Security security.Config
+	Stall    time.Duration // how long Describe may take; 30 s where 0
 }
 
 // Reader reads one topic with read_committed. It is not safe for concurrent use.
@@ -46,6 +47,7 @@ type Reader struct {
 	admin  *kadm.Client
 	next   map[int32]int64 // where each assigned partition stands; what is read ahead does not count
 	member *member         // of a group, which then keeps next; nil where partitions are assigned
+	stall  time.Duration   // of Describe
 	polled [][]*kgo.Record // by the last Poll, whose memory the next one gives back
 }
 
@@ -108,7 +110,9 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kafka client for %s: %w", c.Topic, err)
 	}
-	return &Reader{topic: c.Topic, client: client, admin: kadm.NewClient(client), next: map[int32]int64{}}, nil
+	return &Reader{
+		topic: c.Topic, client: client, admin: kadm.NewClient(client), next: map[int32]int64{}, stall: cmp.Or(c.Stall, describeWithin),
+	}, nil
 }
 
 // secured says in franz-go's words what the description says.
@@ -136,6 +140,8 @@ func secured(s security.Config) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
+const describeWithin = 30 * time.Second
+
 // No fetch gets as large as this with up to 256 partitions of 1 MiB.
 const wholeFetch = 256 << 20
 
@@ -145,6 +151,8 @@ func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 // Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused
 // where the brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
 func (r *Reader) Describe(ctx context.Context) (Topic, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.stall)
+	defer cancel()
 	t, err := r.describe(ctx)
 	if refused(err) {
 		return Topic{}, fmt.Errorf("%w: %w", security.ErrRefused, err)

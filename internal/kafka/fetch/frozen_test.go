@@ -1,0 +1,80 @@
+package fetch_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/polltest"
+	server "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// Brokers that are frozen in the middle of work fail what is asked of them, without a limit of the caller's: a member
+// of a group is told, and begins anew; a question ends. Once they go on, so do questions.
+func TestFrozenBrokers(t *testing.T) {
+	t.Parallel()
+	var own server.Cluster
+	brokers := strings.Split(own.Brokers(t), ",")
+	t.Cleanup(func() { _ = own.Stop() })
+	p := fetchtest.New(t, brokers, "frozen")
+	if err := p.CreateTopic(t.Context(), "topic", 2); err != nil {
+		t.Fatal(err)
+	}
+	cfg := fetch.Config{Brokers: brokers, Topic: "topic", ClientID: "test", Logger: slog.New(slog.DiscardHandler), Stall: 5 * time.Second}
+	s := newSink()
+	member, err := fetch.Join(cfg, fetch.Group{Name: "g", Position: s.position})
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll := func(until func() bool) error {
+		for !until() {
+			if _, err := member.Poll(context.Background(), 50*time.Millisecond); err != nil {
+				return err
+			}
+			member.Yield()
+		}
+		return nil
+	}
+	if err := poll(func() bool { return len(member.Assigned()) == 2 }); err != nil {
+		t.Fatal(err)
+	}
+	asking, err := fetch.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := asking.Describe(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.PauseNode(0); err != nil {
+		t.Fatal(err)
+	}
+	described := make(chan error, 1)
+	go func() {
+		_, err := asking.Describe(context.Background())
+		described <- err
+	}()
+	if err := poll(func() bool { return false }); err == nil {
+		t.Error("the member is told nothing")
+	}
+	if err := <-described; err == nil {
+		t.Error("frozen brokers describe a topic")
+	}
+	if err := own.ResumeNode(0); err != nil {
+		t.Fatal(err)
+	}
+	member.Close()
+	asking.Close()
+	again, err := fetch.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	polltest.Until(t, "the brokers answer again", func() bool {
+		_, err := again.Describe(t.Context())
+		return err == nil
+	})
+}
