@@ -144,7 +144,13 @@ func check(dir string, log *slog.Logger) error {
 	if err := errors.Join(last.checkLeft(dir), last.checkLogs(dir, log), checkSegments(dir, last != nil, log)); err != nil {
 		return err
 	}
-	return remove(filepath.Join(dir, stopFile)) // it says nothing about what is written from now on
+	if err := checkStamp(dir, log); err != nil {
+		return err
+	}
+	return errors.Join(
+		remove(filepath.Join(dir, stopFile)), // it says nothing about what is written from now on
+		renewStamp(dir),
+	)
 }
 
 // Addr is the host:port that clients connect to.
@@ -160,7 +166,7 @@ func (b *Broker) Close() error {
 	b.close.Do(func() {
 		b.cluster.Close()
 		b.topics.keep()
-		if err := writeStop(b.dir); err != nil {
+		if err := errors.Join(renewStamp(b.dir), writeStop(b.dir)); err != nil {
 			b.log.Warn("kafka: the next start checks the log as after a kill", "error", err)
 		}
 		b.err = b.lock.Unlock()

@@ -116,6 +116,7 @@ func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.T
 // ownFiles are those that the broker can make again. The list of topics and its copy are made again from each other.
 var ownFiles = []string{
 	"meta.json", "broker_configs.json", "acls.json", "sasl.json", "quotas.json", "seq_windows.json", "groups.log", "pids.log", "stopped.json",
+	"stamp", "../kafka.stamp",
 	"partitions/events-0/snapshot.json", "partitions/events-0/0.idx",
 }
 
@@ -125,7 +126,7 @@ func TestDamagedSettingsAreMended(t *testing.T) {
 	t.Parallel()
 	mended := func(t *testing.T, when string, running bool, change func([]byte) []byte, files ...string) {
 		t.Parallel()
-		dir := t.TempDir()
+		dir := filepath.Join(t.TempDir(), "kafka")
 		addr, end := runs[when](t, dir)
 		records, ids := fillLog(t, addr)
 		if !running {
@@ -270,5 +271,44 @@ func TestUnreadableEndIsSetAside(t *testing.T) {
 	mustHold(t, dir, records, ids)
 	if kept, err := os.ReadFile(segment + ".damaged"); err != nil || len(kept) != 500 {
 		t.Errorf("%d bytes are kept, %v; want 500", len(kept), err)
+	}
+}
+
+// A folder that is brought back from a backup has other records at the offsets that readers know. Its topics get new ids,
+// once, so that it is another log to readers. The folder that was here last keeps its ids.
+func TestLogFromABackupIsAnotherLog(t *testing.T) {
+	t.Parallel()
+	for when, begin := range runs {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			dir, backup := filepath.Join(t.TempDir(), "kafka"), filepath.Join(t.TempDir(), "backup")
+			addr, end := begin(t, dir)
+			records, ids := fillLog(t, addr)
+			end()
+			if err := os.CopyFS(backup, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			addr, end = begin(t, dir)
+			if now := identities(t, addr); fmt.Sprint(now) != fmt.Sprint(ids) {
+				t.Errorf("the same folder has topics %v, and had %v", now, ids)
+			}
+			p := producer(t, addr, "q")
+			produce(t, addr, p, "events", "k", "later")
+			commit(t, p)
+			p.Close()
+			end()
+			if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(backup))); err != nil {
+				t.Fatal(err)
+			}
+			addr, end = begin(t, dir)
+			restored := identities(t, addr)
+			for name, info := range restored {
+				if info.ID == ids[name].ID || info.Partitions != ids[name].Partitions {
+					t.Errorf("topic %s is %+v, and was %+v", name, info, ids[name])
+				}
+			}
+			end()
+			mustHold(t, dir, records, restored)
+		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 )
 
 // DamageError names a file of the log that is damaged and that nothing else on disk can replace.
@@ -57,7 +58,14 @@ func writeFile(name string, content []byte) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(temporary, name)
+	if err := os.Rename(temporary, name); err != nil {
+		return err
+	}
+	folder, err := os.Open(filepath.Dir(name)) // which has the name
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
 }
 
 const asideSuffix = ".damaged"

@@ -37,6 +37,8 @@ type topic struct {
 	Configs    map[string]string `json:"configs,omitempty"`
 }
 
+func encodeID(id []byte) string { return base64.StdEncoding.EncodeToString(id) }
+
 const mostPartitions = 100_000
 
 func parseTopics(raw []byte) (topics, error) {

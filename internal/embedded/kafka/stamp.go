@@ -1,0 +1,104 @@
+package kafka
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// A folder that was brought back from an older backup, or is another system's, has the names and ids of the topics that
+// readers know, but other records at their offsets: readers would skip some, and nothing would tell. So the log has a
+// stamp that changes with each start and each clean stop, in its folder and beside it. Where the two differ, the folder
+// is not the one that was here last, and its topics get new ids. To readers and relays it is another log then, which
+// each of them handles already: a view reads it from its beginning, a relay compares all of it with its store, and a
+// table stops and says what to do.
+
+const (
+	stampFile   = "stamp"
+	stampSuffix = ".stamp" // of the file beside the folder
+)
+
+// stamp is what stampFile holds. Previous is that of the file beside the folder if a kill comes before it is replaced.
+type stamp struct {
+	Current  string `json:"current"`
+	Previous string `json:"previous"`
+}
+
+func besideFolder(dir string) string { return filepath.Clean(dir) + stampSuffix }
+
+// checkStamp gives the topics new ids if the folder is not the one that was here last.
+func checkStamp(dir string, log *slog.Logger) error {
+	beside, err := readSealed(besideFolder(dir))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeal) {
+		return nil // of an earlier version, or lost: nothing is known
+	}
+	if err != nil {
+		return err
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, topicsFile)) //nolint:gosec // our own directory
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // an empty log
+	}
+	if err != nil {
+		return err
+	}
+	s, err := readStamp(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeal) {
+		return nil // as above
+	}
+	if err != nil || string(beside) == s.Current || string(beside) == s.Previous {
+		return err
+	}
+	list, err := parseTopics(raw)
+	if err != nil {
+		return err
+	}
+	log.Error("kafka: the folder of the log is not the one that was here last: it was brought back from a backup, or is another "+
+		"system's. Its topics get new ids, so that readers start over with it. Where a part says that the log has changed, "+
+		"do what it advises, or stop Millrace and bring the newest folder back", "folder", dir)
+	for i := range list.Topics {
+		id := make([]byte, 16)
+		_, _ = rand.Read(id) // never fails
+		list.Topics[i].ID = encodeID(id)
+	}
+	if raw, err = json.Marshal(list); err != nil {
+		return err
+	}
+	// The copy first: a list that differs from it is taken for damaged. A kill in between leaves the stamps different.
+	return errors.Join(writeSealed(filepath.Join(dir, topicsCopy), raw), writeFile(filepath.Join(dir, topicsFile), raw))
+}
+
+func readStamp(dir string) (s stamp, err error) {
+	raw, err := readSealed(filepath.Join(dir, stampFile))
+	if err != nil {
+		return stamp{}, err
+	}
+	if json.Unmarshal(raw, &s) != nil {
+		return stamp{}, errSeal
+	}
+	return s, nil
+}
+
+// renewStamp changes the stamp.
+func renewStamp(dir string) error {
+	was, err := readStamp(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errSeal) {
+		return err
+	}
+	raw, err := json.Marshal(stamp{Current: rand.Text(), Previous: was.Current})
+	if err != nil {
+		return err
+	}
+	if err := writeSealed(filepath.Join(dir, stampFile), raw); err != nil {
+		return err
+	}
+	now, err := readStamp(dir)
+	if err != nil {
+		return err
+	}
+	return writeSealed(besideFolder(dir), []byte(now.Current))
+}
