@@ -5,6 +5,8 @@ import (
 
 	"github.com/apache/iceberg-go"
 	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/event"
 )
 
 // batch is what the next commit will carry, and when it is due.
@@ -25,7 +27,8 @@ type batch struct {
 
 func newBatch(at *positions, after time.Time) *batch {
 	id := uuid.Must(uuid.NewV7()).String()
-	return &batch{id: id, positions: at, from: map[int32]int64{}, progress: progress{next: map[int32]int64{}, commit: id}, after: after}
+	return &batch{id: id, positions: at, from: map[int32]int64{}, after: after,
+		progress: progress{next: map[int32]int64{}, seen: map[int32]event.Sequence{}, commit: id}}
 }
 
 // add counts a record whose rows are in.
@@ -33,6 +36,22 @@ func (b *batch) add(bytes int, asOf time.Time) {
 	b.bytes += int64(bytes)
 	if asOf.After(b.progress.asOf) {
 		b.progress.asOf = asOf
+	}
+}
+
+// seen returns the sequence of the events that the table and the batch have of a partition.
+func (b *batch) seen(partition int32) event.Sequence {
+	if s, ok := b.progress.seen[partition]; ok {
+		return s
+	}
+	s, _ := b.positions.seenAt(partition)
+	return s
+}
+
+// saw says that the events of a partition up to a sequence are in. Call it after move.
+func (b *batch) saw(partition int32, s event.Sequence) {
+	if _, kept := b.progress.seen[partition]; kept {
+		b.progress.seen[partition] = s
 	}
 }
 
@@ -46,6 +65,12 @@ func (b *batch) move(partition int32, next int64) {
 		b.from[partition], b.progress.topicID = b.positions.at(partition)
 	}
 	b.progress.next[partition] = next
+	if _, again := b.progress.seen[partition]; !again {
+		// Written beside the offset even if it does not change: a stale commit that moves the offset back must move both.
+		if s, kept := b.positions.seenAt(partition); kept {
+			b.progress.seen[partition] = s
+		}
+	}
 }
 
 // moved tells whether there is anything to commit.

@@ -68,6 +68,22 @@ func (r Record) of(a event.Aggregate) registry.Record {
 	return registry.Record{Topic: a.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers}
 }
 
+// event reads an event of an aggregate from the record. It fails if the event is a copy of one that the partition had
+// before: tables have no index of their events that could tell.
+func (r Record) event(
+	ctx context.Context, values *registry.Decoder, a event.Aggregate,
+) (event.Event, Appended, error) {
+	e, sealed, err := values.Sealed(ctx, r.of(a))
+	if err != nil {
+		return event.Event{}, Appended{}, err
+	}
+	appended := Appended{AsOf: e.RecordedAt, sealed: sealed}
+	if sealed {
+		appended.after, err = r.before.Next(e.Position, r.Headers)
+	}
+	return e, appended, err
+}
+
 // eventRows is the Rows of a table that an aggregate's topic feeds.
 type eventRows struct {
 	of      event.Aggregate
@@ -86,7 +102,7 @@ func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, erro
 
 // Append implements Rows.
 func (x *eventRows) Append(ctx context.Context, r Record) (Appended, error) {
-	e, err := x.values.Event(ctx, r.of(x.of))
+	e, appended, err := r.event(ctx, x.values, x.of)
 	if err != nil {
 		return Appended{}, err
 	}
@@ -94,5 +110,6 @@ func (x *eventRows) Append(ctx context.Context, r Record) (Appended, error) {
 	if err := x.decoder.append(&x.row, e); err != nil {
 		return Appended{}, fmt.Errorf("event %s: %w", e.ID, err)
 	}
-	return Appended{Rows: x.row.n, AsOf: e.RecordedAt}, nil
+	appended.Rows = x.row.n
+	return appended, nil
 }

@@ -29,6 +29,7 @@ const (
 	childKill    = "MILLRACE_TEST_KILL"
 	childKillAt  = "MILLRACE_TEST_KILL_AT"
 	childName    = "MILLRACE_TEST_NAME"
+	childSeal    = "MILLRACE_TEST_SEAL" // of the records; then it parks others
 )
 
 func TestMain(m *testing.M) {
@@ -75,8 +76,11 @@ func childLands(where string) error {
 	if err != nil {
 		return err
 	}
-	s := shop{brokers: strings.Split(os.Getenv(childBrokers), ",")}
+	s := shop{brokers: strings.Split(os.Getenv(childBrokers), ","), seal: os.Getenv(childSeal)}
 	c := s.runConfig()
+	if s.seal != "" {
+		c.Park = func(context.Context, []Parked) error { return nil }
+	}
 	c.Instance = os.Getenv(childName)
 	left := new(atomic.Int64)
 	if n, err := strconv.ParseInt(os.Getenv(childKillAt), 10, 64); err == nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/lake/columnar"
@@ -77,6 +78,7 @@ func (l *lander) run(ctx context.Context) error {
 type positions struct {
 	mu      sync.Mutex
 	next    map[int32]int64
+	seen    map[int32]event.Sequence // nil for a table that is not made of events
 	topicID string
 }
 
@@ -91,6 +93,20 @@ func (p *positions) put(next map[int32]int64, topicID string) {
 	defer p.mu.Unlock()
 	maps.Copy(p.next, next)
 	p.topicID = topicID
+}
+
+func (p *positions) seenAt(partition int32) (s event.Sequence, kept bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen[partition], p.seen != nil
+}
+
+func (p *positions) putSeen(seen map[int32]event.Sequence) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen != nil {
+		maps.Copy(p.seen, seen)
+	}
 }
 
 // session is a lander at work, from joining the group to the first failure.
@@ -115,6 +131,9 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		return false, err
 	}
 	s := &session{lander: l, at: &positions{next: map[int32]int64{}}}
+	if l.table.ofEvents() {
+		s.at.seen = map[int32]event.Sequence{}
+	}
 	if s.writer, s.rows, err = l.writer(ctx, have); err != nil {
 		return false, err
 	}
@@ -228,6 +247,7 @@ func (s *session) land(ctx context.Context) error {
 	s.works(ctx)
 	s.tellParked(false)
 	s.at.put(b.progress.next, b.progress.topicID)
+	s.at.putSeen(b.progress.seen)
 	s.report(ctx, s.reader, b.progress.next)
 	s.batch = newBatch(s.at, time.Now())
 	s.thin(ctx)
@@ -324,11 +344,11 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 			return nil, l.positionError(&fetch.OutOfRangeError{Topic: l.table.Topic, Partition: partition, Offset: next, Log: log})
 		}
 	}
-	from, ours := map[int32]int64{}, map[int32]int64{}
+	from, ours, seen := map[int32]int64{}, map[int32]int64{}, map[int32]event.Sequence{}
 	for _, partition := range partitions {
 		log := topic.Partitions[partition]
 		next, ok := stands.next[partition]
-		ours[partition] = next
+		ours[partition], seen[partition] = next, stands.seen[partition]
 		if !ok && log.Start > 0 {
 			l.log.Warn("the topic has lost its first records, the table begins after them",
 				"topic", l.table.Topic, "partition", partition, "first", log.Start)
@@ -336,6 +356,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 		from[partition] = max(next, log.Start)
 	}
 	at.put(ours, topic.ID)
+	at.putSeen(seen)
 	return from, nil
 }
 
@@ -370,7 +391,9 @@ func (l *lander) add(ctx context.Context, b *batch, rows Rows, w *fileWriter, f 
 }
 
 func (l *lander) addRecords(ctx context.Context, b *batch, rows Rows, w *fileWriter, f fetch.Batch) (*held, error) {
+	seen := b.seen(f.Partition)
 	for record := range l.records(f) {
+		record.before = seen
 		r := &record
 		appended, err := w.append(ctx, rows, record)
 		if err != nil {
@@ -378,6 +401,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, rows Rows, w *fileWri
 				b.rows = b.rows || w.rows()
 				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
 					b.move(f.Partition, r.Offset)
+					b.saw(f.Partition, seen)
 				}
 				return &held{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
 			}
@@ -390,6 +414,9 @@ func (l *lander) addRecords(ctx context.Context, b *batch, rows Rows, w *fileWri
 			}
 			continue
 		}
+		if appended.sealed {
+			seen = appended.after
+		}
 		b.add(len(r.Value), appended.AsOf)
 		if err := w.flush(b.id, chunkRows); err != nil {
 			b.move(f.Partition, f.Next) // the error may be of any of them
@@ -399,6 +426,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, rows Rows, w *fileWri
 	upserts, ok := rows.(upserts)
 	b.rows = b.rows || w.rows() || ok && upserts.held()
 	b.move(f.Partition, f.Next)
+	b.saw(f.Partition, seen)
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 

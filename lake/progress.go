@@ -11,6 +11,7 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -23,6 +24,7 @@ const (
 	propTopicID    = "millrace.topic-id"     // the topic that the offsets are of
 	propRows       = "millrace.rows"         // of a table of state: how many it has, without those that deletes take away
 	propNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
+	propSeenPrefix = "millrace.seen."        // + topic + "." + partition: the event.Sequence up to that offset
 
 	summaryNext = maintenance.SummaryOffsets // "partition=offset,…", of all partitions that the table has anything of
 )
@@ -30,6 +32,7 @@ const (
 // progress is how far a table is, as its properties tell.
 type progress struct {
 	next    map[int32]int64 // by partition; a partition without a record of it starts at 0
+	seen    map[int32]event.Sequence
 	commit  string
 	asOf    time.Time
 	topicID string
@@ -37,18 +40,25 @@ type progress struct {
 }
 
 func readProgress(topic string, props iceberg.Properties) (progress, error) {
-	p := progress{next: map[int32]int64{}, commit: props[propCommit], topicID: props[propTopicID]}
-	prefix := propNextPrefix + topic + "."
+	p := progress{next: map[int32]int64{}, seen: map[int32]event.Sequence{}, commit: props[propCommit], topicID: props[propTopicID]}
 	for k, v := range props {
-		number, ok := strings.CutPrefix(k, prefix)
-		if !ok {
+		number, isNext := strings.CutPrefix(k, propNextPrefix+topic+".")
+		isSeen := false
+		if !isNext {
+			number, isSeen = strings.CutPrefix(k, propSeenPrefix+topic+".")
+		}
+		if !isNext && !isSeen {
 			continue
 		}
 		partition, err := strconv.ParseInt(number, 10, 32)
-		if err != nil {
-			return progress{}, fmt.Errorf("table property %s: %w", k, err)
+		switch {
+		case err != nil:
+		case isNext:
+			p.next[int32(partition)], err = strconv.ParseInt(v, 10, 64)
+		default:
+			p.seen[int32(partition)], err = event.ParseSequence(v)
 		}
-		if p.next[int32(partition)], err = strconv.ParseInt(v, 10, 64); err != nil {
+		if err != nil {
 			return progress{}, fmt.Errorf("table property %s: %w", k, err)
 		}
 	}
@@ -82,6 +92,9 @@ func (p progress) properties(topic string) iceberg.Properties {
 	props := iceberg.Properties{propCommit: p.commit}
 	for partition, next := range p.next {
 		props[propNextPrefix+topic+"."+strconv.Itoa(int(partition))] = strconv.FormatInt(next, 10)
+	}
+	for partition, seen := range p.seen {
+		props[propSeenPrefix+topic+"."+strconv.Itoa(int(partition))] = seen.String()
 	}
 	if !p.asOf.IsZero() {
 		props[propAsOf] = p.asOf.UTC().Format(time.RFC3339Nano)

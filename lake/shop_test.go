@@ -28,6 +28,7 @@ import (
 	"github.com/millrace/millrace/internal/digest"
 	embedded "github.com/millrace/millrace/internal/embedded/kafka"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
+	"github.com/millrace/millrace/internal/registry"
 )
 
 const partitions = 4
@@ -36,6 +37,7 @@ const partitions = 4
 type shop struct {
 	brokers  []string
 	producer *fetchtest.Producer
+	seal     string // of the records, if any
 
 	mu     sync.Mutex
 	events map[event.Aggregate][]event.Event
@@ -75,7 +77,7 @@ func (s *shop) trade(ctx context.Context, orders int) error {
 		for chunk := range slices.Chunk(events, 200) {
 			records := make([]fetchtest.Record, len(chunk))
 			for i, e := range chunk {
-				records[i] = fetchtest.Event(partitionOf(e.Stream), e)
+				records[i] = s.record(e)
 			}
 			if s.gen.rnd.IntN(4) == 0 {
 				if err := s.producer.Abort(ctx, agg.Topic, records[:1+len(records)/2]...); err != nil {
@@ -89,6 +91,24 @@ func (s *shop) trade(ctx context.Context, orders int) error {
 		s.events[agg] = append(s.events[agg], events...)
 	}
 	return nil
+}
+
+func (s *shop) record(e event.Event) fetchtest.Record {
+	r := fetchtest.Event(partitionOf(e.Stream), e)
+	if s.seal != "" {
+		r.Headers = append(r.Headers, e.Seal(s.seal))
+	}
+	return r
+}
+
+// records are those of an aggregate's events so far.
+func (s *shop) records(agg event.Aggregate) (all []fetchtest.Record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events[agg] {
+		all = append(all, s.record(e))
+	}
+	return all
 }
 
 func partitionOf(stream string) int32 {
@@ -326,8 +346,14 @@ func openLake(t testing.TB, c Config) *Lake {
 
 // runConfig lands fast, and refuses to park.
 func (s *shop) runConfig() RunConfig {
+	var values *registry.Decoder
+	if s.seal != "" {
+		values = registry.NewDecoder(nil)
+		values.CheckSeals(testSeals(s.seal))
+	}
 	return RunConfig{
 		Brokers:        s.brokers,
+		Decoder:        values,
 		Park:           func(_ context.Context, p []Parked) error { return fmt.Errorf("unexpected: %w", p[0].Reason) },
 		CommitInterval: 40 * time.Millisecond,
 	}

@@ -183,7 +183,7 @@ type stand struct {
 
 // Append implements Rows. It appends no row yet.
 func (x *states[S]) Append(ctx context.Context, r Record) (Appended, error) {
-	e, err := x.values.Event(ctx, r.of(x.declared.of))
+	e, appended, err := r.event(ctx, x.values, x.declared.of)
 	if err != nil {
 		return Appended{}, err
 	}
@@ -193,7 +193,7 @@ func (x *states[S]) Append(ctx context.Context, r Record) (Appended, error) {
 	}
 	c.partition, c.offset = r.Partition, r.Offset
 	x.changes[e.Stream] = append(x.changes[e.Stream], c)
-	return Appended{AsOf: e.RecordedAt}, nil
+	return appended, nil
 }
 
 // held implements upserts.

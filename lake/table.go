@@ -70,6 +70,8 @@ type Record struct {
 	Millis     int64     // the timestamp as Kafka has it, which any number can be
 	Key, Value []byte
 	Headers    []event.Header
+
+	before event.Sequence // of the partition
 }
 
 // Rows appends the rows of records to the columns it was made with, but for those of their origin. It either appends
@@ -83,7 +85,13 @@ type Rows interface {
 type Appended struct {
 	Rows int
 	AsOf time.Time // when the fact was recorded
+
+	sealed bool           // it is of an event with a seal
+	after  event.Sequence // of the partition, if so
 }
+
+// ofEvents reports whether the table is made of an aggregate's events.
+func (t Table) ofEvents() bool { return t.events.Name != "" || t.derived.Name != "" }
 
 func (t Table) identifier() table.Identifier {
 	if t.Namespace == "" {

@@ -25,6 +25,7 @@ type place struct {
 	// published are the events after base that the relay found on the log when it came, in order; most often those of
 	// one transaction.
 	published []event.Position
+	highest   map[int32]event.Position // of them, by partition
 	// cut are the partitions whose log begins after their floor, so that it cannot tell what it had. A transaction is
 	// on the log whole, so up to there they have all.
 	cut   map[int32]bool
@@ -44,6 +45,16 @@ func (p *place) has(e event.Event) bool {
 	}
 	_, ok := slices.BinarySearchFunc(p.published, e.Position, event.Position.Compare)
 	return ok
+}
+
+// passed returns the highest position that the log has in the event's partition. late reports whether it is after the
+// event. Then readers take the event for a copy, unless its record says otherwise.
+func (p *place) passed(e event.Event) (at event.Position, late bool) {
+	if len(p.published) == 0 {
+		return event.Position{}, false
+	}
+	at = p.highest[p.partition(e)]
+	return at, at.Compare(e.Position) > 0
 }
 
 // hasAll reports whether every event of a batch is on the log.

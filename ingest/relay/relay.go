@@ -433,6 +433,9 @@ func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]
 			r.log.Error("relay: the store has an event that readers reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
+		if passed, late := at.passed(e); late {
+			headers = append(headers, event.LateHeader(passed))
+		}
 		records = append(records, kafka.Record{
 			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
 		})

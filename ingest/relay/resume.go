@@ -54,7 +54,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	p = &place{epoch: l.epoch, secret: l.secret, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
-		published: seen.events, compared: time.Now()}
+		published: seen.events, highest: seen.highest, compared: time.Now()}
 	if m != nil {
 		p.base = m.from
 		if m.identified() {

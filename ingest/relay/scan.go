@@ -17,8 +17,9 @@ type found struct {
 	events     []event.Position         // that the store knows, in order, each once
 	newest     event.Event              // of events
 	lowest     map[int32]event.Position // of events, by partition
-	unknown    []event.Event            // that the store does not know, the first of them
-	strays     strays                   // these, and what is no event at all
+	highest    map[int32]event.Position
+	unknown    []event.Event // that the store does not know, the first of them
+	strays     strays        // these, and what is no event at all
 }
 
 func (f *found) has(p event.Position) bool {
@@ -34,7 +35,7 @@ const (
 // scan reads the log from floors to its end and asks the store about each event. Where it is not known over how many partitions keys are
 // spread (0), it is found out: it is the number of partitions, or a lower one that all events obey.
 func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*found, error) {
-	f := &found{floors: floors, partitions: partitions, lowest: map[int32]event.Position{}}
+	f := &found{floors: floors, partitions: partitions, lowest: map[int32]event.Position{}, highest: map[int32]event.Position{}}
 	spread := spread{most: l.info.Partitions}
 	type asked struct {
 		event.Event
@@ -72,6 +73,9 @@ func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*
 			}
 			if lowest, ok := f.lowest[a.at.Partition]; !ok || e.Position.Compare(lowest) < 0 {
 				f.lowest[a.at.Partition] = e.Position
+			}
+			if e.Position.Compare(f.highest[a.at.Partition]) > 0 {
+				f.highest[a.at.Partition] = e.Position
 			}
 		}
 		asking = asking[:0]

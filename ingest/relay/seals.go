@@ -139,9 +139,10 @@ func (s *Seals) Close() { s.admin.Close() }
 const lookAgain = time.Second
 
 var (
-	errUnsealed = errors.New("it has no seal, so the relay did not publish it")
-	errForeign  = errors.New("it has the seal of another system, so the relay did not publish it")
-	errChanged  = errors.New("its seal does not match, so the relay did not publish it like this")
+	errUnsealed  = errors.New("it has no seal, so the relay did not publish it")
+	errForeign   = errors.New("it has the seal of another system, so the relay did not publish it")
+	errChanged   = errors.New("its seal does not match, so the relay did not publish it like this")
+	errElsewhere = errors.New("a copy of an event on a partition that is not its key's")
 )
 
 // CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports whether the record
@@ -182,7 +183,14 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 		if !e.SealHolds(r.Headers) {
 			return false, true, errChanged
 		}
-		return t.doubt == "", true, nil // in doubt, another system may have sealed what the relay would not
+		if t.doubt != "" { // another system may have sealed what the relay would not
+			return false, true, nil
+		}
+		// The relay takes the partition and the header from the same number. Records of earlier versions have no header.
+		if n := kafka.PartitionsOf(r.Headers); n > 0 && kafka.Partition(r.Key, n) != r.Partition {
+			return false, true, errElsewhere
+		}
+		return true, true, nil
 	case t.doubt != "":
 		return false, false, nil
 	case r.Offset < t.floors[r.Partition]:

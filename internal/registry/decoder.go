@@ -78,31 +78,38 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 // event.FromRecord, Decode, event.CheckOn and the relay's seal. Its errors wrap event.ErrNotEvent, or ErrUnavailable if
 // the caller should retry.
 func (d *Decoder) Event(ctx context.Context, r Record) (event.Event, error) {
-	e, err := event.FromRecord(r.Key, r.Value, r.Headers)
+	e, _, err := d.Sealed(ctx, r)
+	return e, err
+}
+
+// Sealed is Event. It also reports whether the record has a valid seal. Readers that would count a copy of an event twice
+// pass the sealed ones through an event.Sequence per partition.
+func (d *Decoder) Sealed(ctx context.Context, r Record) (e event.Event, sealed bool, err error) {
+	e, err = event.FromRecord(r.Key, r.Value, r.Headers)
 	if err != nil {
-		return event.Event{}, err
+		return event.Event{}, false, err
 	}
 	if IsFramed(r.Value) {
 		if e.Data, err = d.Decode(ctx, r.Topic, r.Value); err != nil {
 			if errors.Is(err, ErrUnavailable) {
-				return event.Event{}, err
+				return event.Event{}, false, err
 			}
-			return event.Event{}, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
+			return event.Event{}, false, fmt.Errorf("%w: %w", event.ErrNotEvent, err)
 		}
 	}
 	if d != nil && d.seals != nil {
 		sealed, err := d.seals.CheckSeal(ctx, r, e)
 		if err != nil {
-			return event.Event{}, err
+			return event.Event{}, false, err
 		}
 		if sealed { // so the relay has checked it: once for all readers
-			return e, nil
+			return e, true, nil
 		}
 	}
 	if err := event.CheckOn(r.Topic, e); err != nil {
-		return event.Event{}, err
+		return event.Event{}, false, err
 	}
-	return e, nil
+	return e, false, nil
 }
 
 func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byte, error) {

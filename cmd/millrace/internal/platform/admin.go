@@ -428,11 +428,14 @@ func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Diges
 	if err != nil {
 		return nil, err
 	}
-	d := digest.New()
+	d, sequences := digest.New(), map[int32]event.Sequence{}
 	err = kafka.ReadAll(ctx, p.kafka, topic, nil, end, func(m kafka.Message) error {
-		e, err := p.decoder.Event(ctx, registry.Record{
+		e, sealed, err := p.decoder.Sealed(ctx, registry.Record{
 			Topic: topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
 		})
+		if err == nil && sealed {
+			sequences[m.Partition], err = sequences[m.Partition].Next(e.Position, m.Headers)
+		}
 		if errors.Is(err, registry.ErrUnavailable) {
 			return err
 		}
