@@ -96,6 +96,23 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 	})
 }
 
+func TestSequenceDoesNotAllocate(t *testing.T) {
+	var s event.Sequence
+	var at event.Position
+	headers := make([]event.Header, 12)
+	allocations := testing.AllocsPerRun(100, func() {
+		at.Sequence++
+		next, err := s.Next(at, headers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = next
+	})
+	if allocations != 0 {
+		t.Errorf("%v allocations per event, want none", allocations)
+	}
+}
+
 func FuzzParseSequence(f *testing.F) {
 	for _, text := range []string{"", "0.0", "1.2", "1.2/1.1", "1.2/1.3", "1.2/0.0", "1.2/", "/1.2", "01.2"} {
 		f.Add(text)
