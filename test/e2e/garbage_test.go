@@ -139,6 +139,8 @@ func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 			}
 			return r
 		}()},
+		{"a copy of an event", placed.copy(0)},
+		{"a copy of an event on another partition", placed.copy(1)},
 	}
 	return func(yield func(kind) bool) {
 		for _, r := range records {
@@ -178,6 +180,15 @@ func (l *eventLog) produce(records ...kafka.Record) {
 type recorded struct {
 	event.Event
 	Headers []event.Header
+}
+
+// copy returns the event's record, as a tool that replays the topic produces it, so many partitions further on.
+func (r recorded) copy(further int32) kafka.Record {
+	partitions := max(1, kafka.PartitionsOf(r.Headers))
+	return kafka.Record{
+		Topic: event.Order.Topic, Partition: (kafka.Partition([]byte(r.Stream), partitions) + further) % partitions,
+		Key: []byte(r.Stream), Value: r.Data, Headers: r.Headers,
+	}
 }
 
 var errFound = errors.New("found")
