@@ -12,7 +12,7 @@ import (
 func newImport(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import",
-		Short: "Send facts that others have kept through the system, as commands",
+		Short: "Import data sets as commands",
 	}
 	cmd.AddCommand(newImportOnlineRetail(a))
 	return cmd
@@ -25,23 +25,23 @@ func newImportOnlineRetail(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "online-retail FILE",
 		Short: "Import the Online Retail data set (Parquet) as the commands its shop would have issued",
-		Long: `Read the invoice lines of FILE and send, to the running system at --addr, the commands that the shop would have issued:
-register customer, list product, set price, receive stock, adjust stock, place order (one per invoice), each with the
-file's own time as its business time.
+		Long: `Read the invoice lines of FILE and send the commands that the shop would have issued to the running system at
+--addr: register customer, list product, set price, receive stock, adjust stock, place order (one per
+invoice). The file's own time is the business time.
 
-Every command has an idempotency key made from the file's content, so the import may be stopped or killed and run again:
-it goes on where it was, and a second run changes nothing. A line that cannot become a command is written to the rejects
-file with its row number and the reason; accepted + rejected = read.
+Every command has an idempotency key made from the file's content. So the import may be stopped or killed and
+run again: it continues where it was, and a second run changes nothing. A line that cannot become a command is
+written to the rejects file with its row number and the reason: accepted + rejected = read.
 
-Four lines of the file have a price of 0.001. A system that takes amounts of whole pence alone rejects the orders that they
-are in: start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
+Four lines of the file have a price of 0.001. A system that accepts whole pence only rejects their orders:
+start it with MILLRACE_COMMANDS_CURRENCIES='{GBP: 3}'.`,
 		Example: "  millrace import online-retail online-retail.parquet --rejects rejects.csv",
 		Args:    cobra.ExactArgs(1),
 	}
 	output := outputFlag(cmd, "table", "json")
-	cmd.Flags().IntVar(&limit, "limit", 0, "read only so many lines of the file (0: all)")
-	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "where to write the lines that were rejected")
-	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "commands under way at once")
+	cmd.Flags().IntVar(&limit, "limit", 0, "number of lines to read (0: all)")
+	cmd.Flags().StringVar(&rejects, "rejects", "rejects.csv", "file for rejected lines")
+	cmd.Flags().IntVar(&concurrency, "concurrency", 128, "number of concurrent commands")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		caller, err := a.caller(apiDoor)
 		if err != nil {

@@ -20,9 +20,9 @@ import (
 func newLake(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lake",
-		Short: "Look at the lake's tables, files and history, keep them small, land any topic",
-		Long: `Look at the lake's Iceberg tables and keep them small. These commands go to the catalog and the files themselves, by the
-configuration or --data, so they work beside a running system and without one.`,
+		Short: "List and maintain the lake's tables, land any topic",
+		Long: `List and maintain the lake's Iceberg tables. These commands access the catalog and the files directly, by the
+configuration or --data, so they work with and without a running system.`,
 	}
 	cmd.AddCommand(newLakeTables(a), newLakeFiles(a), newLakeSnapshots(a), newLakeMaintain(a), newLakeLand(a), newLakeRelocate(a))
 	return cmd
@@ -30,7 +30,7 @@ configuration or --data, so they work beside a running system and without one.`,
 
 // onLake makes a command that works on an open lake.
 func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
-	a.dataFlag(cmd, "the lake of this data folder, where the configuration names no other")
+	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		c, err := a.config()
 		if err != nil {
@@ -61,9 +61,9 @@ func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 func newLakeTables(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
-		Short: "List the tables: rows, files, bytes, history, how fresh",
-		Long: `List the tables. Rows are those that a query finds, where landers count them, and else all rows in the table's files; rows in files
-are those too that deletes take away, until maintenance does.`,
+		Short: "List the tables: rows, files, bytes, history, freshness",
+		Long: `List the tables. "rows" are the rows that a query returns, if landers count them, and otherwise all rows in
+the table's files. "rows in files" include rows that deletes hide, until maintenance removes them.`,
 		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
@@ -99,7 +99,7 @@ are those too that deletes take away, until maintenance does.`,
 func newLakeFiles(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "files TABLE",
-		Short:   "List a table's data files as they are now",
+		Short:   "List the current data files of a table",
 		Example: "  millrace lake files order_lines",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -137,9 +137,9 @@ func showTable[T any](
 func newLakeSnapshots(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshots TABLE",
-		Short: "Show a table's history, newest first, with the Kafka offsets that each state holds",
-		Long: `Show a table's history, newest first. A state that a lander committed names, for the partitions it moved, the first offsets
-that are not in the table.`,
+		Short: "Show a table's snapshots, newest first, with their Kafka offsets",
+		Long: `Show a table's snapshots, newest first. A snapshot of a lander names, for the partitions that it advanced, the
+first offsets that are not in the table.`,
 		Example: "  millrace lake snapshots orders_events",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -158,24 +158,25 @@ func newLakeMaintain(a *app) *cobra.Command {
 	var deletes float64
 	cmd := &cobra.Command{
 		Use:   "maintain [TABLE…]",
-		Short: "Make few large sorted files of many small ones, cut old history, remove what nothing refers to",
-		Long: `Compact small files and deletes into large files that are sorted as the table is declared, merge manifests, cut history, and
-remove files that nothing refers to. It may run while landers and other engines write: no row is lost or doubled, and the
-offsets that landers keep in the table stay. Without a name it works on every table. The role lake does the same by itself.`,
+		Short: "Compact files, expire snapshots, remove orphan files",
+		Long: `Compact small files and deletes into large files in the table's sort order, merge manifests, expire snapshots,
+and remove files without references. It is safe while landers and other engines write: no row is lost or
+duplicated, and the offsets in the table remain. Without a name, it works on every table. The role lake does
+the same periodically.`,
 		Example: `  millrace lake maintain --dry-run
   millrace lake maintain orders_current --delete-share 0
   millrace lake maintain order_lines --target-bytes 268435456`,
 		Annotations: map[string]string{"writes": "yes"},
 	}
 	output := outputFlag(cmd, "table", "json")
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "tell what would be done, and do nothing")
-	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "size that data files are to have")
-	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "small files in a partition that are worth a rewrite")
-	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of the rows, in deletes, from which on files are rewritten to be rid of them; 0: of any, for readers that know no deletes")
-	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a state stays readable after another took its place")
-	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "states that stay whatever their age")
-	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age of a file that nothing refers to from which on it is removed; at least 10m")
-	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "bytes that a compaction may hold")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what would be done, and do nothing")
+	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "target size of data files")
+	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
+	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
+	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a snapshot stays readable after the next one")
+	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "number of snapshots to keep at any age")
+	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age at which a file without references is removed, at least 10m")
+	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "memory of one compaction in bytes")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
 		if deletes < 0 {
 			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)

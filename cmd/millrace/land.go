@@ -34,41 +34,47 @@ func newLakeLand(a *app) *cobra.Command {
 	var l landing
 	cmd := &cobra.Command{
 		Use:   "land --topic TOPIC (--proto FILE:MESSAGE | --registry URL | --json)",
-		Short: "Land any Kafka topic, of Protobuf, Avro or JSON, in a table of its own",
-		Long: `Land a Kafka topic, whoever writes it, in an Iceberg table: a column for each field, and where each row comes from (_topic,
-_partition, _offset, _timestamp and _timestamp_raw, _key). Each record lands once, whatever dies when; run it in as many processes as the topic has
-partitions. What cannot be a row is put on the topic millrace.parked, with the reason; what is too large for that topic, shortened.
-A table that cannot be landed as it is ends the command, with the reason and what to do about it; what passes by itself (brokers, registry, store
-or catalog away) is waited for.
+		Short: "Land any Kafka topic of Protobuf, Avro or JSON in a table of its own",
+		Long: `Land a Kafka topic in an Iceberg table, whatever its producer: a column for each field, and the origin of each
+row (_topic, _partition, _offset, _timestamp and _timestamp_raw, _key). Each record lands exactly once, even
+if processes are killed. Run it in up to as many processes as the topic has partitions. A record that cannot
+be a row becomes a dead letter (topic millrace.parked) with the reason, truncated if it is too large for that
+topic. An error of the table ends the command, with the reason and the remedy. Temporary errors (brokers,
+registry, object store or catalog unavailable) are retried.
 
-What the values are, one of three says:
+One of three flags selects the format of the values:
 
-  --proto FILE:MESSAGE  Protobuf messages. FILE is a .proto file, or a set of descriptors as "buf build -o FILE.binpb" writes it;
-                        values may be plain, or framed for a schema registry. A new field is a new column at the next start.
-  --registry URL        Avro, Protobuf or JSON framed for a Confluent-compatible schema registry. Columns are those of the subject's
-                        newest schema, and more as soon as values come of schemas that have more. What a value's schema lacks is
-                        null; a field with an Avro alias renames the column that is called so, and values of both schemas go there;
-                        a schema that does not go into the table (a field was a string and is a number) parks its values.
-                        While the registry is away, values of schemas that it has told land, others wait.
-                        User and password are registry.user and registry.password of the configuration.
-  --json                JSON objects. Columns follow from what comes, and grow: objects become structs, arrays lists. Whole numbers
-                        are long, others double. What does not fit its column stands beside it: fractions of a long x in x_double,
-                        anything else of x in x_json; what has no column at all in _extra, as JSON. So nothing is lost or parked
-                        for its type. Columns of a table that is there keep their types, and are filled where a value is one of
-                        theirs exactly: 9.99 in a decimal(10,2), "2024-01-01" in a date, "10:00:00" in a time, a UUID in a uuid,
-                        base64 in a binary, an object in a map of texts (or whole numbers) to values that it holds. A field finds a column that differs
-                        from it in capitals alone.
+  --proto FILE:MESSAGE  Protobuf messages. FILE is a .proto file, or a descriptor set of "buf build -o
+                        FILE.binpb". Values may be plain, or framed for a schema registry. A new field becomes
+                        a column at the next start.
+  --registry URL        Avro, Protobuf or JSON framed for a Confluent-compatible schema registry. The columns
+                        are those of the subject's newest schema. Values of schemas with more fields add
+                        columns. A field that a value's schema lacks is null. A field with an Avro alias
+                        renames the column of this name, and values of both schemas go there. A schema that
+                        does not fit the table (a string became a number) makes its values dead letters. While
+                        the registry is unavailable, values of known schemas land, and others wait. User and
+                        password are registry.user and registry.password of the configuration.
+  --json                JSON objects. Columns follow from the values, and new fields add columns: objects
+                        become structs, arrays lists. Integers are long, other numbers double. A value that
+                        does not fit its column is beside it: a fraction for a long x in x_double, anything
+                        else for x in x_json. A field that cannot be a column is in _extra, as JSON. So no
+                        value is lost or rejected for its type. Columns of an existing table keep their types.
+                        A value fills them if it is exactly of the type: 9.99 in a decimal(10,2), "2024-01-01"
+                        in a date, "10:00:00" in a time, a UUID in a uuid, base64 in a binary, an object in a
+                        map from text (or integers) to values of its type. A field finds a column that differs
+                        only in upper and lower case.
 
-Times are of the years 1 to 9999 and have microseconds: the nanoseconds of a Protobuf Timestamp are cut off to them, Avro's
-timestamp-nanos and Protobuf's Duration are whole numbers of nanoseconds, its times of day whole numbers of microseconds, and its local
-timestamps whole numbers in their own unit. ClickHouse, and so "millrace sql", shows a column of type time in whole seconds; other
-engines show its microseconds. A value that is not such a time is never changed into another:
-its record is put on millrace.parked, or, in JSON, stays the text that it is. A record whose own timestamp is none has null in
-_timestamp and the number in _timestamp_raw.
+Times have the years 1 to 9999 and microseconds. Nanoseconds of a Protobuf Timestamp are truncated. Avro's
+timestamp-nanos and Protobuf's Duration are integers of nanoseconds, Avro's times of day integers of
+microseconds, and its local timestamps integers in their own unit. ClickHouse, and so "millrace sql", shows a
+column of type time in whole seconds; other engines show its microseconds. A value outside of these years is
+never changed into another time: its record becomes a dead letter, or, in JSON, the value remains text. If a
+record's own timestamp is outside, _timestamp is null and _timestamp_raw has the number.
 
-With --headers, the column _headers is a map of the headers' names to their bytes; of several headers of one name the last is there.
+With --headers, the column _headers maps the names of headers to their bytes. If a name occurs twice, the last
+value is there.
 
-Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "millrace config".`,
+Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace config".`,
 		Example: `  export MILLRACE_KAFKA_BROKERS=broker:9092
   millrace lake land --topic clicks --proto clicks.proto:Click --table web.clicks
   millrace lake land --topic orders --registry http://registry:8081
@@ -78,19 +84,19 @@ Where Kafka and the lake are, the configuration says: kafka.*, lake.*; see "mill
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&l.topic, "topic", "", "what to land")
-	flags.StringVar(&l.proto, "proto", "", "FILE:MESSAGE that the topic's values are")
-	flags.StringArrayVarP(&l.folders, "proto-path", "I", nil, "further folders of imported .proto files")
-	flags.StringVar(&l.registry, "registry", "", "URL of the schema registry that the values are framed for")
-	flags.StringVar(&l.subject.Name, "subject", "", "of the registry, whose newest schema the table begins with (default TOPIC-value)")
-	flags.StringVar(&l.subject.Message, "message", "", "of the registry's Protobuf file, in full (default its first)")
+	flags.StringVar(&l.topic, "topic", "", "topic to land")
+	flags.StringVar(&l.proto, "proto", "", "FILE:MESSAGE of the topic's values")
+	flags.StringArrayVarP(&l.folders, "proto-path", "I", nil, "folder of imported .proto files (repeatable)")
+	flags.StringVar(&l.registry, "registry", "", "URL of the schema registry for the framing of the values")
+	flags.StringVar(&l.subject.Name, "subject", "", "subject in the registry (default TOPIC-value)")
+	flags.StringVar(&l.subject.Message, "message", "", "full name of the message in the registry's Protobuf file (default its first)")
 	flags.BoolVar(&l.json, "json", false, "the values are JSON objects")
-	flags.BoolVar(&l.times, "json-times", false, "make times of strings of JSON that are RFC 3339 times")
-	flags.BoolVar(&l.headers, "headers", false, "land the records' headers, in the column _headers")
+	flags.BoolVar(&l.times, "json-times", false, "convert JSON strings that are RFC 3339 times to timestamps")
+	flags.BoolVar(&l.headers, "headers", false, "land the headers of the records in the column _headers")
 	flags.StringVar(&l.table, "table", "", "TABLE or NAMESPACE.TABLE to land in (default foreign.TOPIC)")
-	flags.IntVar(&l.landers, "landers", 1, "how many work at a time, on partitions of their own")
-	flags.BoolVar(&l.until, "until-end", false, "end once everything that stands on the topic now is in the table")
-	a.dataFlag(cmd, "the lake of this data folder, where the configuration names no other")
+	flags.IntVar(&l.landers, "landers", 1, "number of concurrent landers, each with its own partitions")
+	flags.BoolVar(&l.until, "until-end", false, "end when all records now on the topic are in the table")
+	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	if err := cmd.MarkFlagRequired("topic"); err != nil {
 		panic(err) // the flag stands above
 	}

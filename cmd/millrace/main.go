@@ -41,20 +41,20 @@ func newRoot() *cobra.Command {
 	a := &app{}
 	root := &cobra.Command{
 		Use:   "millrace",
-		Short: "The streaming core of a commerce platform: commands become events, events a log, the log everything else",
-		Long: `Millrace turns commands into events, publishes the events in order to Kafka, and keeps everything else — views,
-search, Iceberg tables — as versions that the log can rebuild.
+		Short: "The streaming core of a commerce platform in one binary",
+		Long: `Millrace turns commands into events and publishes them to Kafka in order. Views, search and Iceberg tables are
+derived data that it can rebuild from the log.
 
-Start it with "millrace up" (everything in one process; "millrace serve --role" runs parts of it in processes of their own,
-on real servers) and, in another terminal, try:
+Start it with "millrace up": everything in one process. "millrace serve --role" runs parts of it in different
+processes, on real servers. Then try, in another terminal:
 
-  millrace status                                     what stands where, and how fresh it is
-  millrace sql "SELECT count() FROM order_lines"      SQL over the open tables
-  millrace lake tables                                the open tables: rows, files, history
+  millrace status                                     count, lag and freshness of everything
+  millrace sql "SELECT count() FROM order_lines"      SQL over the tables
+  millrace lake tables                                the tables: rows, files, history
   millrace verify                                     store = topic = tables = views, or the first difference
   millrace import online-retail FILE.parquet          a real shop's year, as commands
 
-Settings come from millrace.yaml, then the environment, then flags; "millrace config" prints every one of them.`,
+Settings come from millrace.yaml, then the environment, then flags. "millrace config" prints all of them.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -124,9 +124,9 @@ func (a *app) loadConfig() (config.Config, error) {
 func newConfig(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",
-		Short: "Print the configuration in force, every key with its meaning and its environment variable",
-		Long: `Print the configuration in force as a file: defaults, then millrace.yaml (or --config), then the environment, then flags.
-Redirect it to millrace.yaml to start a file of your own.`,
+		Short: "Print the configuration in force: every key with its description and environment variable",
+		Long: `Print the configuration in force as a file: defaults, then millrace.yaml (or --config), then the environment,
+then flags. Redirect the output to millrace.yaml to start a file of your own.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.config()

@@ -11,12 +11,13 @@ import (
 func newMigrate(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",
-		Short: "Bring the event stores' schemas in PostgreSQL to this version, as the schemas' owner",
-		Long: `Bring the schema of each service's event store in PostgreSQL to this version of Millrace, and grant the services' roles
-what they need of its tables. Run it before a new version is started, where the services' own roles may not change schemas
-(deploy/postgres/roles.sql makes such roles); where they may, each service does it when it starts.
+		Short: "Migrate the schemas of the event stores in PostgreSQL, as their owner",
+		Long: `Migrate the schema of each service's event store in PostgreSQL to this version of Millrace, and grant the
+services' roles their rights on its tables. Run it before starting a new version, if the services' own roles
+may not change schemas (deploy/postgres/roles.sql creates such roles). Otherwise each service migrates its
+schema at start.
 
-It connects as store.postgres and store.password say, so give it the owner's:`,
+It connects with store.postgres and store.password, which must be those of the owner:`,
 		Example: "  MILLRACE_STORE_POSTGRES=postgres://millrace_owner@db/millrace MILLRACE_STORE_PASSWORD_FILE=owner.secret millrace migrate",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

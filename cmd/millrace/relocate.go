@@ -11,11 +11,12 @@ import (
 func newLakeRelocate(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relocate FROM",
-		Short: "Make the tables readable where the warehouse is now, after its files were moved",
-		Long: `Iceberg tables name their files by whole locations. After the warehouse's files were moved (or copied to a bucket), name the folder or the
-s3:// location that they were at: the tables' metadata is rewritten for where the configuration or --data says that the warehouse is
-now. Data files stay as they are. All tables move or none, and an interrupted run is just repeated. Stop millrace before, and move
-everything: what was not moved is not found. Old metadata files are removed by maintenance when they are old enough.`,
+		Short: "Rewrite the tables' metadata after the warehouse was moved",
+		Long: `Iceberg tables refer to their files by absolute locations. After moving the warehouse's files, or copying them
+to a bucket, name their previous folder or s3:// location. The tables' metadata is rewritten for the present
+warehouse, which is that of the configuration or --data. Data files remain unchanged. All tables move or none,
+and an interrupted run can be repeated. Stop Millrace first, and move all files: others are not found.
+Maintenance removes the old metadata files later.`,
 		Example: `  mv data /srv/millrace
   millrace lake relocate "$PWD/data/lake/warehouse" --data /srv/millrace`,
 		Args:        cobra.ExactArgs(1),

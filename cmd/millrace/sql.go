@@ -21,16 +21,17 @@ func newSQL(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sql QUERY",
 		Short: "Run a query over the lake's tables",
-		Long: `Run one SELECT, in ClickHouse's SQL, over the lake's open tables, which are addressed by their names: order_lines,
-orders_events, orders_current, …; SHOW TABLES lists them. Others of the catalog, such as those of "millrace lake land", go with
-their namespace: foreign.logs ("millrace lake tables" lists them all). A query sees every table at one snapshot.
+		Long: `Run one SELECT, in ClickHouse's SQL, over the lake's tables. SHOW TABLES lists them: order_lines,
+orders_events, orders_current, … Tables of other namespaces, such as those of "millrace lake land", need their
+namespace: foreign.logs ("millrace lake tables" lists all of them). A query sees each table at one snapshot.
 
---as-of asks for tables as they were: at a time (the newest state committed by then), so long ago, or by the offsets of the topics
-that feed them (the newest state that holds nothing at or beyond them; tables of topics not named are as they are now). Which
-state each table was read at is said on standard error, with --output json as JSON. All of a table's newest states are kept, of
-older ones the last of each minute, then of each hour, for as long as lake.maintenance.keep says.
+--as-of queries earlier snapshots: the newest one at a time or so long ago, or the newest one without a record
+at or after the given Kafka offsets (tables of other topics are read as they are now). Standard error names
+the snapshot of each table, with --output json as JSON. The newest snapshots of a table are kept, and of older
+ones the last of each minute, then of each hour, for lake.maintenance.keep.
 
-It asks the running system at --addr; with --data DIR it starts an engine of its own on the files, with nothing else running.`,
+It calls the running system at --addr. With --data DIR, it starts an engine of its own on the files and needs
+no running system.`,
 		Example: `  millrace sql "SHOW TABLES"
   millrace sql "SELECT country, sum(quantity * unit_price) AS sales FROM order_lines GROUP BY country ORDER BY sales DESC LIMIT 5"
   millrace sql --as-of 2026-11-25T10:00:00Z "SELECT count() FROM orders_events"
@@ -42,8 +43,8 @@ It asks the running system at --addr; with --data DIR it starts an engine of its
 	}
 	output := outputFlag(cmd, "table", "json", "csv")
 	var moment string
-	cmd.Flags().StringVar(&moment, "as-of", "", "TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…: tables as they were")
-	a.dataFlag(cmd, "run on the files of this data folder instead of asking a running system")
+	cmd.Flags().StringVar(&moment, "as-of", "", "earlier snapshots: TIME, DURATION ago, or TOPIC/PARTITION=OFFSET,…")
+	a.dataFlag(cmd, "query the files of this data folder instead of a running system")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if cmd.Flags().Changed("data") {
 			c, err := a.config()

@@ -17,7 +17,7 @@ import (
 func newStatus(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what stands where in the running system, how fresh it is, and where its servers listen",
+		Short: "Show counts, lag, freshness, faults and addresses of the running system",
 		Args:  cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")

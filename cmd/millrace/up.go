@@ -22,13 +22,13 @@ func newUp(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start the whole system in this process and serve until Ctrl-C",
-		Long: `Start every part of Millrace on loopback, with everything it keeps in the folder --data: event stores, the log, views,
-search, the lake and the SQL engine. Send a few hundred commands of a small shop through it, show what arrived where, and serve.
+		Long: `Start every part of Millrace on loopback: event stores, log, views, search, lake and SQL engine. The data is
+in the folder --data. Then send a few hundred commands of a small demo shop, show the results, and serve.
 
-Started again it goes on from what is on disk. The demo's commands are not doubled; --no-demo leaves them out.`,
+The next start continues from the data on disk. The demo's commands are not duplicated. --no-demo omits them.`,
 		Args: cobra.NoArgs,
 	}
-	a.dataFlag(cmd, "folder of everything that is kept (default from the configuration: data)")
+	a.dataFlag(cmd, "data folder (default from the configuration: data)")
 	cmd.Flags().BoolVar(&noDemo, "no-demo", false, "send no commands; start and serve only")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.config()

@@ -18,12 +18,12 @@ func newVerify(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare store, topics, tables and views by count and content; exit 1 on any difference",
-		Long: `Wait (at most --wait) until every sink has reached the position that the store has now, then let every side give a
-digest of its content — a count and a hash that does not depend on order — and compare them per aggregate type.
-The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that are not events
-are counted and the first is named: they are in no side, and do not make sides differ.
+		Long: `Wait (at most --wait) until every sink has reached the position that the stores have now. Then compute a
+digest of each side, a count and a hash that does not depend on order, and compare the digests per aggregate
+type. The first difference is named by its stream. Exit code 0 means equal everywhere. Records on a topic that
+are not events are counted, and the first one is named. They do not make the sides differ.
 
-It asks the system at --admin-addr; --addr alone is refused, for it does not say where that is.`,
+It calls the system at --admin-addr. --addr alone is refused, because it does not determine --admin-addr.`,
 		Args: cobra.NoArgs,
 	}
 	output := outputFlag(cmd, "table", "json")
