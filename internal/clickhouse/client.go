@@ -123,7 +123,7 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 				err := c.Ping(asked)
 				done()
 				if err != nil {
-					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%v)", ErrAway, c.url, 2*c.silence, err))
+					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%s)", ErrAway, c.url, 2*c.silence, err.Error())) // the limit is not the caller's
 					return
 				}
 			}
