@@ -113,7 +113,7 @@ func (Local) WriteFile(name string, content []byte) error {
 		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644)) //nolint:gosec // other engines read it, as other users
+	err = errors.Join(err, f.Chmod(0o644)) // other engines read it, as other users
 	if err == nil && synced.Load() {
 		err = f.Sync()
 	}

@@ -209,7 +209,7 @@ func TestDamagedStoreLosesNothingSilently(t *testing.T) {
 		"pages zeroed":           func(b []byte) []byte { clear(b[4*page : 10*page]); return b },
 		"a bit of the magic":     func(b []byte) []byte { b[3] ^= 1; return b },
 		"a bit of a page's kind": func(b []byte) []byte { b[2*page] ^= 1; return b },
-		"garbage":                func(b []byte) []byte { return []byte(strings.Repeat("no database ", 1000)) },
+		"garbage":                func([]byte) []byte { return []byte(strings.Repeat("no database ", 1000)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
