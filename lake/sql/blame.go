@@ -41,7 +41,8 @@ var limits = map[int]bool{
 // damagedFile is the file of a table whose content the engine cannot read; empty where an error is not about that.
 func damagedFile(e *clickhouse.Error) string {
 	m := inFile.FindStringSubmatch(e.Message)
-	if m == nil || limits[e.Code] || strings.Contains(e.Message, "while executing 'FUNCTION") || ofTheMachine.MatchString(e.Message) {
+	if m == nil || limits[e.Code] || badDate.MatchString(e.Message) || ofTheMachine.MatchString(e.Message) ||
+		strings.Contains(e.Message, "while executing 'FUNCTION") {
 		return ""
 	}
 	return m[1]

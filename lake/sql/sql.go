@@ -223,7 +223,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 		return fmt.Errorf("run the query: %w", err)
 	}
 	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(inFile.ReplaceAllString(e.Message, ""), snap.database, Namespace), "."), cause: err}
-	if m := badDate.FindStringSubmatch(q.Message); m != nil {
+	if m := badDate.FindStringSubmatch(e.Message); m != nil {
 		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; what is beyond 32 bits no table has
 		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse reads dates of the years 1900 to 2299 alone: leave the column out, or read it with another engine",
 			m[2], time.Unix(days*86_400, 0).UTC().Format(time.DateOnly))
