@@ -5,6 +5,7 @@ package fetchtest
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -110,5 +111,30 @@ func (p *Producer) transact(ctx context.Context, topic string, end kgo.Transacti
 		}
 	}
 	err := p.client.ProduceSync(ctx, out...).FirstErr()
-	return errors.Join(err, p.client.EndTransaction(ctx, end))
+	if err = errors.Join(err, p.client.EndTransaction(ctx, end)); err != nil {
+		return err
+	}
+	return p.ended(ctx, topic, out)
+}
+
+// ended waits until the transaction's markers are on the log: Apache Kafka answers before it writes them.
+func (p *Producer) ended(ctx context.Context, topic string, records []*kgo.Record) error {
+	for {
+		stable, err := p.admin.ListCommittedOffsets(ctx, topic)
+		if err = errors.Join(err, stable.Error()); err != nil {
+			return err
+		}
+		open := func(r *kgo.Record) bool {
+			o, ok := stable.Lookup(topic, r.Partition)
+			return !ok || o.Offset <= r.Offset
+		}
+		if !slices.ContainsFunc(records, open) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
