@@ -227,10 +227,18 @@ func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec
 	const tries, pause = 20, 100 * time.Millisecond
 	for try := 1; ; try++ {
 		offsets, err := a.askOffsets(ctx, topic, spec, isolation)
-		if !isCode(err, kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable) || try == tries || !sleep(ctx, pause) {
+		if !leaderChanges(err) || try == tries || !sleep(ctx, pause) {
 			return offsets, err
 		}
 	}
+}
+
+// leaderChanges reports whether an error passes once a partition has a leader and all brokers know it: after an
+// election, and in a topic that was just made or widened.
+func leaderChanges(err error) bool {
+	return errors.Is(err, errNoLeader) || isCode(err,
+		kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable, kafka.ErrFencedLeaderEpoch, kafka.ErrUnknownLeaderEpoch,
+		kafka.ErrOffsetNotAvailable, kafka.ErrUnknownTopicOrPart)
 }
 
 func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {

@@ -160,6 +160,28 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 	})
 }
 
+// Brokers hear of new partitions and their leaders one after the other. That passes, so it is not the caller's to see.
+func TestEndsOfATopicThatWasJustWidened(t *testing.T) {
+	t.Parallel()
+	each(t, 1, func(t *testing.T, b broker) {
+		a, err := kafka.NewAdmin(b.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		for wide := 8; wide <= 40; wide += 8 {
+			if err := server.Widen(t.Context(), b.Brokers, b.topic, wide); err != nil {
+				t.Fatal(err)
+			}
+			_, err1 := a.StartOffsets(t.Context(), b.topic)
+			_, err2 := a.EndOffsets(t.Context(), b.topic)
+			if err := errors.Join(err1, err2); err != nil {
+				t.Fatalf("with %d partitions: %v", wide, err)
+			}
+		}
+	})
+}
+
 func TestReadAllWaitsForOpenTransactions(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {

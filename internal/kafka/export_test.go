@@ -1,0 +1,4 @@
+package kafka
+
+// LeaderChanges lets tests sort errors that brokers rarely answer.
+var LeaderChanges = leaderChanges

@@ -1,0 +1,33 @@
+package kafka_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	librdkafka "github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/millrace/millrace/internal/kafka"
+)
+
+func TestWhichErrorsALeaderChangeCauses(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[librdkafka.ErrorCode]bool{
+		librdkafka.ErrNotLeaderForPartition:    true,
+		librdkafka.ErrLeaderNotAvailable:       true,
+		librdkafka.ErrFencedLeaderEpoch:        true,
+		librdkafka.ErrUnknownLeaderEpoch:       true, // a topic was widened, and the broker does not know its new partitions
+		librdkafka.ErrUnknownTopicOrPart:       true,
+		librdkafka.ErrOffsetNotAvailable:       true,
+		librdkafka.ErrTopicAuthorizationFailed: false,
+		librdkafka.ErrTimedOut:                 false,
+	} {
+		err := fmt.Errorf("offsets: %w", librdkafka.NewError(code, "", false))
+		if got := kafka.LeaderChanges(err); got != want {
+			t.Errorf("%v: %v, want %v", code, got, want)
+		}
+	}
+	if kafka.LeaderChanges(errors.New("other")) || kafka.LeaderChanges(nil) {
+		t.Error("any error is taken for a change of the leader")
+	}
+}
