@@ -65,43 +65,60 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	return errors.Join(errs...)
 }
 
-// mostReadings is how often purge reads the catalog's tables while they change.
-const mostReadings = 5
+// mostReadings is how often a table is read that changes while it is read.
+const mostReadings = 20
 
-// spareOthers removes from files what any table of the catalog names. A table whose snapshots expire while it is read
-// is read again, as it is then.
+// spareOthers removes from files what any table of the catalog names. Commits and the expiry of snapshots can take away
+// what it is about to read of a table; then it reads that table again, as it is now.
 func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
-	tables, err := s.config.Swapper.Tables(ctx)
-	for reading := 1; err == nil; reading++ {
-		failed, why := s.spareAll(ctx, tables, at, files)
+	read := map[string]bool{} // tables, by name
+	var last string
+	for failures := 1; ; failures++ {
+		tables, err := s.config.Swapper.Tables(ctx)
+		if err != nil {
+			return fmt.Errorf("list the catalog's tables: %w", err)
+		}
+		t, why := s.spareAll(ctx, tables, read, files)
 		if why == nil {
 			return nil
 		}
-		tables, err = s.config.Swapper.Tables(ctx)
-		if err == nil && (failed.in(tables) || reading == mostReadings) {
-			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", strings.Join(failed.Table, "."), why)
+		if t.name() != last {
+			last, failures = t.name(), 1
+		}
+		now, err := s.config.Swapper.Tables(ctx)
+		if err != nil {
+			return fmt.Errorf("list the catalog's tables: %w", err)
+		}
+		still := slices.ContainsFunc(now, func(p Placed) bool { return p.Metadata == t.Metadata })
+		if still && missing(why) && errors.Is(why, errMetadata) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
+			read[t.name()] = true // it names nothing any more, and stood elsewhere
+			continue
+		}
+		if still || failures == mostReadings {
+			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", t.name(), why)
 		}
 	}
-	return fmt.Errorf("list the catalog's tables: %w", err)
 }
 
-// spareAll removes from files what tables name. It stops at a table that cannot be read.
+func (p Placed) name() string { return strings.Join(p.Table, ".") }
+
+var errMetadata = errors.New("read its metadata")
+
+// spareAll removes from files what tables name that are not read yet. It stops at one that cannot be read.
 func (s *Server) spareAll(
-	ctx context.Context, tables []Placed, at string, files map[string]string,
+	ctx context.Context, tables []Placed, read map[string]bool, files map[string]string,
 ) (failed Placed, err error) {
-	var lost []Placed
 	for _, t := range tables {
+		if read[t.name()] {
+			continue
+		}
 		fio, err := s.files(ctx, t.Metadata)
 		if err != nil {
 			return t, err
 		}
 		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, func(context.Context) (io.IO, error) { return fio, nil }, nil)
 		if err != nil {
-			if missing(err) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
-				lost = append(lost, t) // it names nothing, unless it has moved on
-				continue
-			}
-			return t, err
+			return t, fmt.Errorf("%w: %w", errMetadata, err)
 		}
 		spare := func(file string) { delete(files, location.Canonical(file)) }
 		spare(t.Metadata)
@@ -111,27 +128,9 @@ func (s *Server) spareAll(
 		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, each(spare)); err != nil {
 			return t, err
 		}
-	}
-	if len(lost) == 0 {
-		return Placed{}, nil
-	}
-	now, err := s.config.Swapper.Tables(ctx)
-	if err != nil {
-		return Placed{}, fmt.Errorf("list the catalog's tables: %w", err)
-	}
-	for _, t := range lost {
-		if !t.in(now) {
-			return t, errMoved
-		}
+		read[t.name()] = true
 	}
 	return Placed{}, nil
-}
-
-var errMoved = errors.New("it changes too often")
-
-// in reports whether a table with the same metadata file is among tables.
-func (p Placed) in(tables []Placed) bool {
-	return slices.ContainsFunc(tables, func(t Placed) bool { return t.Metadata == p.Metadata })
 }
 
 // each makes of fn what references wants.
