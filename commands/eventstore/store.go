@@ -46,7 +46,7 @@ type Store interface {
 
 	// Epoch names the history that the store holds. It changes where another store has taken its place, or where it may
 	// have lost what it held (a failover, a restore), so that a reader who sees another epoch compares before it goes
-	// on. The same epoch is no proof: a copy of the store's files has the epoch of the original.
+	// on. The same epoch is not a proof: a copy of the store's files has the epoch of the original.
 	Epoch(ctx context.Context) (string, error)
 
 	// Secret returns a key that is known only to processes that may read the store. The relay signs its position

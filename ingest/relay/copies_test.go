@@ -115,8 +115,8 @@ func TestCopiesAreNotEvents(t *testing.T) {
 	}
 }
 
-// A tool that reads uncommitted records may copy an event of a transaction that the relay does not complete. The copy takes
-// the event's place. The next relay publishes the events before it, and readers accept them.
+// A tool that reads uncommitted records may copy an event of a transaction that the relay does not complete. The copy
+// takes the event's place. The next relay publishes the events before it, and readers accept them.
 func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

@@ -33,7 +33,7 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 }
 
 // whole fails unless the topic has each of the store's events once, those of a stream on one partition and in their
-// order. It overlooks records that are no events of the store.
+// order. It ignores records that are not events of the store.
 func (b broker) whole(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
@@ -410,7 +410,7 @@ func appendTo(ctx context.Context, s eventstore.Store, w *writer, stream string,
 	return err
 }
 
-// Whoever can write to the topics can confuse no relay: it starts, publishes what is missing, and puts the strays
+// A client that can write to the topics cannot confuse a relay: it starts, publishes what is missing, and puts the strays
 // aside.
 func TestStrayRecords(t *testing.T) {
 	t.Parallel()

@@ -19,7 +19,7 @@ type found struct {
 	lowest     map[int32]event.Position // of events, by partition
 	highest    map[int32]event.Position
 	unknown    []event.Event // that the store does not know, the first of them
-	strays     strays        // these, and what is no event at all
+	strays     strays        // these, and records that are not events
 }
 
 func (f *found) has(p event.Position) bool {

@@ -58,8 +58,7 @@ func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
 	return taken, refused
 }
 
-// What a relay has written is an event of its store. Whatever else looks like one is not, whoever has made it out of
-// what.
+// A record that the relay has written is an event of its store. Any other record that looks like one is not.
 func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

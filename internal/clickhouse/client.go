@@ -90,8 +90,8 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrAway says that the server cannot be reached, or answers nothing, not even whether it is there. A query that reads may
-// be sent again.
+// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query that reads may be sent
+// again.
 var ErrAway = errors.New("ClickHouse does not answer")
 
 // silence is how long a query may bring nothing until the server is asked whether it is there, and how long it may take
@@ -123,7 +123,8 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 				err := c.Ping(asked)
 				done()
 				if err != nil {
-					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses what it says (%s)", ErrAway, c.url, 2*c.silence, err.Error())) // the limit is not the caller's
+					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses its answers (%s)",
+						ErrAway, c.url, 2*c.silence, err.Error())) // not wrapped: the ping's deadline is not the caller's
 					return
 				}
 			}

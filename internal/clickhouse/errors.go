@@ -41,10 +41,9 @@ const (
 	CodeNoThread         = 439
 	CodeMemoryLimit      = 241 // of the query, or of all of them: see Error.Busy
 	CodeTooManyRows      = 158
-	CodeTooManyBytes     = 307
+	CodeTooManyBytes     = 307 // read, or of the query itself
 	CodeTooManyResults   = 396
 	CodeTooSlow          = 160
-	CodeQueryTooLarge    = 307
 	CodeAborted          = 236 // the server is being stopped
 	CodeSystem           = 425
 	CodeNoMemory         = 173

@@ -141,7 +141,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return req, &clickhouse.Error{Code: clickhouse.CodeQueryTooLarge, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery)}
+		return req, &clickhouse.Error{Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery)}
 	} else if err != nil {
 		return req, fmt.Errorf("read the query: %w", err)
 	}
@@ -247,7 +247,7 @@ func statusOf(code int) int {
 		return http.StatusBadRequest
 	case clickhouse.CodeUnknownTable, clickhouse.CodeUnknownDatabase, 46, 47, 50, 56, 63, 73, 115, 124: // unknown function, identifier, type, engine, aggregate function, format, setting
 		return http.StatusNotFound
-	case clickhouse.CodeQueryTooLarge:
+	case clickhouse.CodeTooManyBytes:
 		return http.StatusRequestEntityTooLarge
 	case clickhouse.CodeNotImplemented:
 		return http.StatusNotImplemented

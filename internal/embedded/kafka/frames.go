@@ -20,7 +20,7 @@ const largestFrame = 32 << 20
 const largeFrame = 1 << 20
 
 // frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4
-// GiB, and bytes that are no request of Kafka's may say anything. A connection that announces more than largestFrame is
+// GiB, and bytes that are not a Kafka request can say anything. A connection that announces more than largestFrame is
 // closed.
 type frames struct {
 	net.Conn
