@@ -368,13 +368,7 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 				if err := s.Close(); err != nil {
 					t.Fatal(err)
 				}
-				raw, err := os.ReadFile(path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(backup, raw, 0o600); err != nil {
-					t.Fatal(err)
-				}
+				backUp(t, path, backup)
 				s = b.openStore(t, path)
 				w.store = s
 				w.append(t, 10)
@@ -394,6 +388,61 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 				b.same(t, s)
 			})
 		})
+	}
+}
+
+// An open transaction of another relay hides the newest marks of this one. The store is still compared with them.
+func TestAStoreThatLostEventsIsRefusedBesideAnOpenTransaction(t *testing.T) {
+	t.Parallel()
+	for name, lost := range map[string]int{"a few": 10, "more than are remembered": 1500} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, b broker) {
+				dir := t.TempDir()
+				path, backup := filepath.Join(dir, "order.db"), filepath.Join(dir, "backup.db")
+				s := b.openStore(t, path)
+				w := newWriter(s)
+				w.append(t, 30)
+				b.publish(t, s)
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				backUp(t, path, backup)
+
+				other, err := kafka.NewTransactionalProducer(b.Config, uuid.NewString())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+				if err := errors.Join(other.Init(t.Context()), other.Begin()); err != nil {
+					t.Fatal(err)
+				}
+				err = other.Produce(t.Context(), kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: []byte("other"), Value: []byte("0.0")})
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				s = b.openStore(t, path)
+				w.store = s
+				w.append(t, lost)
+				b.publish(t, s)
+				b.refuses(t, b.openStore(t, backup), relay.ErrStoreBehind, "the store does not have")
+				if progress := b.publish(t, s); progress.Published != 0 {
+					t.Errorf("the whole store's relay published %d events again", progress.Published)
+				}
+			})
+		})
+	}
+}
+
+func backUp(t *testing.T, path, backup string) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(backup, raw, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

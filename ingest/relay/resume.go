@@ -103,8 +103,9 @@ type lookout struct {
 	info       kafka.TopicInfo
 	begin, end map[int32]int64
 
-	strays strays // on the positions
-	hidden bool   // the last position record is a stray, which compaction would keep instead of the mark
+	strays  strays // on the positions
+	hidden  bool   // the last position record is a stray, which compaction would keep instead of the mark
+	pending *mark  // names an event that the store lacks; behind another relay's open transaction, committed or not
 }
 
 func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
@@ -233,8 +234,12 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 // a stray. A mark that is signed with the store's secret, on this topic, and names an event which the store does not
 // have, was made by a relay of a store which had it. So was one that is not signed, where no other is and its event
 // stands on the log: of an earlier version, or of a store that this one has replaced. Where the store may have lost
-// something, any unknown event up to the mark counts.
+// something, any unknown event up to the mark counts. A pending mark may be of a transaction that was aborted, so it
+// counts only if the log has unknown events.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
+	if l.pending != nil && len(seen.unknown) > 0 {
+		return l.behind(l.pending.last())
+	}
 	for _, d := range doubted {
 		if d.identified() {
 			if d.topicID == l.info.ID {
@@ -306,10 +311,13 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	if err != nil {
 		return nil, nil, err
 	}
-	// Not up to the high watermark: another relay's open transaction, which may outlive it by half a minute, hides what
-	// is behind it. An older mark will do.
+	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
+	// says well enough where to resume. It does not say what the store must have: the hidden marks do.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
+		return nil, nil, err
+	}
+	if l.pending, err = l.findPending(ctx, to); err != nil {
 		return nil, nil, err
 	}
 	for window := int64(100); ; window *= 10 {
@@ -372,6 +380,35 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 		}
 		best, doubted = nil, nil
 	}
+}
+
+// findPending returns the highest signed mark after the last stable offsets if the store does not have its event, and
+// nil otherwise. A relay signs only what its store had, so even a mark that was not committed shows that the store lost
+// events.
+func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mark, error) {
+	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) })
+	if err != nil {
+		return nil, err
+	}
+	var highest *mark
+	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, stable, end, func(m kafka.Message) error {
+		if string(m.Key) != l.cfg.Aggregate.Service {
+			return nil
+		}
+		parsed, err := parseMark(m, l.secret)
+		if err == nil && parsed.identified() && parsed.topicID == l.info.ID && (highest == nil || highest.to.Compare(parsed.to) < 0) {
+			highest = &parsed
+		}
+		return nil
+	})
+	if err != nil || highest == nil {
+		return nil, err
+	}
+	known, err := l.known(ctx, []event.Event{highest.last()})
+	if err != nil || known[0] {
+		return nil, err
+	}
+	return highest, nil
 }
 
 // precedes reports whether b is a better mark than a, of those that the store confirms.

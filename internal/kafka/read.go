@@ -16,8 +16,18 @@ import (
 
 // ReadAll calls fn with every committed record of a topic from the offsets in from (a partition that is not there: its
 // first record) up to, and without, the offsets in to; partitions that are not in to are not read. Records of a partition
-// come in order. Where a transaction below to is open it waits for its end. Where nothing comes for Config.Stall it fails with ErrStalled. An error of fn ends the reading and comes back.
+// come in order. If a transaction below to is open, it waits for its end. If nothing comes for Config.Stall, it fails
+// with ErrStalled. An error of fn ends the reading and is returned.
 func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
+	return readAll(ctx, cfg, "read_committed", topic, from, to, fn)
+}
+
+// ReadUncommitted is ReadAll without the wait: it passes records of open and of aborted transactions, too.
+func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
+	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
+}
+
+func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	left := make(map[int32]int64, len(to)) // partition to the offset at which it is done
 	var assigned []kafka.TopicPartition
 	for p, end := range to {
@@ -38,7 +48,7 @@ func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]i
 		kafka.ConfigMap{"fetch.wait.max.ms": 20, "fetch.queue.backoff.ms": 2, "fetch.error.backoff.ms": 50},
 		kafka.ConfigMap{
 			"group.id":             "millrace-read", // asked for, but never joined: partitions are assigned by hand
-			"isolation.level":      "read_committed",
+			"isolation.level":      isolation,
 			"enable.auto.commit":   false,
 			"enable.partition.eof": true,
 			"auto.offset.reset":    "earliest",
