@@ -19,6 +19,7 @@ var mayImport = map[string][]string{
 	"event":               {"gen/millrace/event"},
 	"gen":                 {"gen"},
 	"internal":            {"event", "gen"},
+	"internal/app":        {""},
 	"commands/eventstore": {"event", "gen/millrace/event", "commands/eventstore"},
 	"commands":            {"event", "gen", "commands/eventstore"},
 	"ingest":              {"event", "gen", "commands/eventstore"},
@@ -95,6 +96,9 @@ func folderOf(pkg string) string {
 }
 
 func permitted(pkg, dep string, allowed []string) bool {
+	if within(dep, "internal/app") && !within(pkg, "internal/app") {
+		return within(pkg, "cmd") || within(pkg, "test") // only the command line and whole-system tests start a process
+	}
 	if within(dep, "internal") || within(dep, pkg) {
 		return true
 	}

@@ -93,7 +93,7 @@ const (
 
 // caller is that of the configuration in force, for a command that talks to one door. Flags that name a system by its
 // other door alone are an error: the default of this one belongs to another system, as a rule.
-func (a *app) caller(d door) (caller, error) {
+func (a *cli) caller(d door) (caller, error) {
 	switch {
 	case d == adminDoor && a.addr != "" && a.adminAddr == "":
 		return caller{}, fmt.Errorf("--addr %s names a system by its address of commands and queries, and this command talks to the one of operations: "+

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/clickhouse/engine"
 	"github.com/millrace/millrace/internal/config"
 )
@@ -13,7 +13,7 @@ import (
 // newEngine is the SQL engine's own process, which the others start. It is no command for people.
 func newEngine() *cobra.Command {
 	return &cobra.Command{
-		Use:    platform.EngineCommand,
+		Use:    app.EngineCommand,
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/ingest/onlineretail"
 )
 
-func newImport(a *app) *cobra.Command {
+func newImport(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import",
 		Short: "Import data sets as commands",
@@ -18,7 +18,7 @@ func newImport(a *app) *cobra.Command {
 	return cmd
 }
 
-func newImportOnlineRetail(a *app) *cobra.Command {
+func newImportOnlineRetail(a *cli) *cobra.Command {
 	var limit int
 	var rejects string
 	var concurrency int

@@ -12,12 +12,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-func newLake(a *app) *cobra.Command {
+func newLake(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lake",
 		Short: "List and maintain the lake's tables, land any topic",
@@ -29,14 +29,14 @@ configuration or --data, so they work with and without a running system.`,
 }
 
 // onLake makes a command that works on an open lake.
-func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
+func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
 	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		c, err := a.config()
 		if err != nil {
 			return err
 		}
-		where, err := platform.LakeConfig(c, c.Log.Logger(os.Stderr))
+		where, err := app.LakeConfig(c, c.Log.Logger(os.Stderr))
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (a *app) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 	return cmd
 }
 
-func newLakeTables(a *app) *cobra.Command {
+func newLakeTables(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
 		Short: "List the tables: rows, files, bytes, history, freshness",
@@ -96,7 +96,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 	})
 }
 
-func newLakeFiles(a *app) *cobra.Command {
+func newLakeFiles(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "files TABLE",
 		Short:   "List the current data files of a table",
@@ -134,7 +134,7 @@ func showTable[T any](
 	return nil
 }
 
-func newLakeSnapshots(a *app) *cobra.Command {
+func newLakeSnapshots(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshots TABLE",
 		Short: "Show a table's snapshots, newest first, with their Kafka offsets",
@@ -152,7 +152,7 @@ first offsets that are not in the table.`,
 	})
 }
 
-func newLakeMaintain(a *app) *cobra.Command {
+func newLakeMaintain(a *cli) *cobra.Command {
 	var c maintenance.Config
 	var dry bool
 	var deletes float64

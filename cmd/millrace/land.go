@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
@@ -30,7 +30,7 @@ type landing struct {
 	until        bool
 }
 
-func newLakeLand(a *app) *cobra.Command {
+func newLakeLand(a *cli) *cobra.Command {
 	var l landing
 	cmd := &cobra.Command{
 		Use:   "land --topic TOPIC (--proto FILE:MESSAGE | --registry URL | --json)",
@@ -124,14 +124,14 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 	if err != nil {
 		return err
 	}
-	landing := platform.Landing{Table: table, Landers: l.landers, Until: l.until}
+	landing := app.Landing{Table: table, Landers: l.landers, Until: l.until}
 	if !l.until {
 		fmt.Fprintf(cmd.ErrOrStderr(), "landing %s in %s until Ctrl-C\n", l.topic, strings.Join(into, "."))
-		return platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
+		return app.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
 	}
 	b := newBar("land " + l.topic)
 	landing.Progress = func(have, of int64) { b.set(have, of, "") }
-	err = platform.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
+	err = app.Land(cmd.Context(), c, landing, c.Log.Logger(os.Stderr))
 	b.end(err)
 	return err
 }

@@ -30,15 +30,15 @@ func main() {
 // errSilent ends the process with code 1 where the command has said everything already.
 var errSilent = errors.New("")
 
-// app is what the subcommands share.
-type app struct {
+// cli is what the subcommands share.
+type cli struct {
 	configPath      string
 	addr, adminAddr string
 	data            string
 }
 
 func newRoot() *cobra.Command {
-	a := &app{}
+	a := &cli{}
 	root := &cobra.Command{
 		Use:   "millrace",
 		Short: "The streaming core of a commerce platform in one binary",
@@ -90,12 +90,12 @@ func suggest(group *cobra.Command) {
 }
 
 // dataFlag is for the commands that work on a data folder.
-func (a *app) dataFlag(cmd *cobra.Command, usage string) {
+func (a *cli) dataFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&a.data, "data", "", usage)
 }
 
 // config is the configuration with the flags over it.
-func (a *app) config() (config.Config, error) {
+func (a *cli) config() (config.Config, error) {
 	c, err := a.loadConfig()
 	if err != nil {
 		return c, err
@@ -104,7 +104,7 @@ func (a *app) config() (config.Config, error) {
 }
 
 // loadConfig is config without a check.
-func (a *app) loadConfig() (config.Config, error) {
+func (a *cli) loadConfig() (config.Config, error) {
 	c, err := config.Load(a.configPath, os.LookupEnv)
 	if err != nil {
 		return c, err
@@ -121,7 +121,7 @@ func (a *app) loadConfig() (config.Config, error) {
 	return c, nil
 }
 
-func newConfig(a *app) *cobra.Command {
+func newConfig(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration in force: every key with its description and environment variable",

@@ -5,10 +5,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 )
 
-func newMigrate(a *app) *cobra.Command {
+func newMigrate(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",
 		Short: "Migrate the schemas of the event stores in PostgreSQL, as their owner",
@@ -25,7 +25,7 @@ It connects with store.postgres and store.password, which must be those of the o
 			if err != nil {
 				return err
 			}
-			return platform.Migrate(cmd.Context(), c, func(service string) {
+			return app.Migrate(cmd.Context(), c, func(service string) {
 				fmt.Fprintf(cmd.OutOrStdout(), "event store of %s: this version\n", service)
 			})
 		},

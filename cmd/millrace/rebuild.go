@@ -9,10 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 )
 
-func newRebuild(a *app) *cobra.Command {
+func newRebuild(a *cli) *cobra.Command {
 	var service string
 	var yes bool
 	cmd := &cobra.Command{
@@ -36,7 +36,7 @@ Stop every process of Millrace first. It uses the configuration or --data, as "m
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Minute)
 			defer cancel()
-			return platform.Rebuild(ctx, c, service, c.Log.Logger(os.Stderr), func(what string) { fmt.Fprintln(cmd.OutOrStdout(), what) })
+			return app.Rebuild(ctx, c, service, c.Log.Logger(os.Stderr), func(what string) { fmt.Fprintln(cmd.OutOrStdout(), what) })
 		},
 	}
 	a.dataFlag(cmd, "data folder of the system, if the configuration names no servers")

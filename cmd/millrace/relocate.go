@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
-func newLakeRelocate(a *app) *cobra.Command {
+func newLakeRelocate(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relocate FROM",
 		Short: "Rewrite the tables' metadata after the warehouse was moved",

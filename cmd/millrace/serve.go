@@ -7,10 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 )
 
-func newServe(a *app) *cobra.Command {
+func newServe(a *cli) *cobra.Command {
 	var names string
 	cmd := &cobra.Command{
 		Use:   "serve --role ROLE[,ROLE…]",
@@ -46,12 +46,12 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 		if err != nil {
 			return err
 		}
-		roles, err := platform.ParseRoles(names)
+		roles, err := app.ParseRoles(names)
 		if err != nil {
 			return err
 		}
 		ctx := cmd.Context()
-		p, err := platform.Start(ctx, c, roles, c.Log.Logger(os.Stderr))
+		p, err := app.Start(ctx, c, roles, c.Log.Logger(os.Stderr))
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
 		}

@@ -12,12 +12,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
+	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/lake"
 )
 
-func newSQL(a *app) *cobra.Command {
+func newSQL(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sql QUERY",
 		Short: "Run a query over the lake's tables",
@@ -74,8 +74,8 @@ no running system.`,
 			reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
 		}
-		if told := resp.Header.Get(platform.ReadAtHeader); told != "" {
-			var read []platform.ReadAt
+		if told := resp.Header.Get(app.ReadAtHeader); told != "" {
+			var read []app.ReadAt
 			if err := json.Unmarshal([]byte(told), &read); err != nil {
 				return fmt.Errorf("what the answer says it has read: %w", err)
 			}
@@ -94,7 +94,7 @@ no running system.`,
 // sqlOnFiles runs the query with an engine of its own on the lake of a data folder.
 func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment string) (err error) {
 	ctx := cmd.Context()
-	where, err := platform.LakeConfig(c, c.Log.Logger(os.Stderr))
+	where, err := app.LakeConfig(c, c.Log.Logger(os.Stderr))
 	if err != nil {
 		return err
 	}
@@ -104,12 +104,12 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	engine, err := platform.StartEngine(ctx, c, "", where.Logger)
+	engine, err := app.StartEngine(ctx, c, "", where.Logger)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	q, err := platform.SQL(c, l, engine)
+	q, err := app.SQL(c, l, engine)
 	if err != nil {
 		return err
 	}
@@ -117,8 +117,8 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	if moment == "" {
 		rows, err = q.Run(ctx, query, output)
 	} else {
-		var read []platform.ReadAt
-		if rows, read, err = platform.SQLAsOf(ctx, q, l, query, output, moment); err == nil {
+		var read []app.ReadAt
+		if rows, read, err = app.SQLAsOf(ctx, q, l, query, output, moment); err == nil {
 			err = tellRead(cmd.ErrOrStderr(), read, output)
 		}
 	}
@@ -130,7 +130,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 }
 
 // tellRead says which states of tables were read.
-func tellRead(out io.Writer, read []platform.ReadAt, output string) error {
+func tellRead(out io.Writer, read []app.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})
 	}

@@ -14,7 +14,7 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
-func newStatus(a *app) *cobra.Command {
+func newStatus(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show counts, lag, freshness, faults and addresses of the running system",

@@ -11,13 +11,13 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/cmd/millrace/internal/platform"
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 	"github.com/millrace/millrace/ingest/demo"
+	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 )
 
-func newUp(a *app) *cobra.Command {
+func newUp(a *cli) *cobra.Command {
 	var noDemo bool
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -38,7 +38,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		ctx, out := cmd.Context(), cmd.OutOrStdout()
 		log := c.Log.Logger(os.Stderr)
 		begun := time.Now()
-		p, err := platform.Start(ctx, c, platform.Roles(), log)
+		p, err := app.Start(ctx, c, app.Roles(), log)
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
 		}
@@ -69,7 +69,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 }
 
 // present shows the system at work.
-func present(ctx context.Context, out io.Writer, p *platform.Platform, caller caller, noDemo bool) error {
+func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDemo bool) error {
 	var sample demo.Result
 	if !noDemo {
 		b := newBar("demo shop: commands")

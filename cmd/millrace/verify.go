@@ -13,7 +13,7 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
-func newVerify(a *app) *cobra.Command {
+func newVerify(a *cli) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "verify",

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -33,7 +33,7 @@ const (
 )
 
 // Status implements AdminService.
-func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
+func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusRequest]) (*connect.Response[adminv1.StatusResponse], error) {
 	sinks, err := p.sinks(ctx)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (p *Platform) Status(ctx context.Context, _ *connect.Request[adminv1.Status
 const remedyEngine = "take what the SQL engine does not read out of the table and its old schemas, or read it with another engine"
 
 // brokenTables are those that cannot be read, by the lake or by the SQL engine, or not be landed by this process.
-func (p *Platform) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
+func (p *App) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
 	if p.lake == nil {
 		return nil, nil
 	}
@@ -85,7 +85,7 @@ func (p *Platform) brokenTables(ctx context.Context) ([]*lake.TableError, error)
 }
 
 // sinks tells how far everything is that this process can ask. Where something fails, the others are told all the same.
-func (p *Platform) sinks(ctx context.Context) ([]telemetry.Sink, error) {
+func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	var all []telemetry.Sink
 	var errs []error
 	add := func(sinks []telemetry.Sink, err error) {
@@ -104,7 +104,7 @@ func (p *Platform) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	return all, errors.Join(errs...)
 }
 
-func (p *Platform) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
+func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
 	stored := map[string]uint64{} // by topic
 	for _, a := range event.Aggregates() {
 		have, err := p.stores[a.Name].Stats(ctx, event.Position{})
@@ -135,7 +135,7 @@ func (p *Platform) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err 
 }
 
 // progress tells how far the log is, by service.
-func (p *Platform) progress(ctx context.Context) (map[string]relay.Progress, error) {
+func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	if len(p.relays) == 0 {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
@@ -156,7 +156,7 @@ func viewSink(ctx context.Context, name string, ask func(context.Context) (readm
 	return []telemetry.Sink{{Name: "view " + name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
 }
 
-func (p *Platform) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
+func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	tables, err := p.lake.Tables(ctx)
 	if err != nil {
 		return nil, err
@@ -177,7 +177,7 @@ func (p *Platform) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 }
 
 // Verify implements AdminService.
-func (p *Platform) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyRequest], stream *connect.ServerStream[adminv1.VerifyResponse]) error {
+func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyRequest], stream *connect.ServerStream[adminv1.VerifyResponse]) error {
 	wait := defaultWait
 	if req.Msg.Wait != nil {
 		wait = req.Msg.Wait.AsDuration()
@@ -203,7 +203,7 @@ func (p *Platform) Verify(ctx context.Context, req *connect.Request[adminv1.Veri
 }
 
 // compare lets the sinks catch up and compares. moved tells whether a store took events meanwhile.
-func (p *Platform) compare(ctx context.Context, wait time.Duration, progress verify.Progress) (r verify.Result, moved bool, err error) {
+func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.Progress) (r verify.Result, moved bool, err error) {
 	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	before, err := p.heads(ctx)
@@ -230,7 +230,7 @@ func (p *Platform) compare(ctx context.Context, wait time.Duration, progress ver
 }
 
 // heads are the positions of the stores, by aggregate.
-func (p *Platform) heads(ctx context.Context) (map[string]event.Position, error) {
+func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 	heads := map[string]event.Position{}
 	for name, store := range p.stores {
 		head, err := store.Head(ctx)
@@ -243,7 +243,7 @@ func (p *Platform) heads(ctx context.Context) (map[string]event.Position, error)
 }
 
 // CatchUp returns once everything that the stores hold now has arrived in every sink.
-func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error {
+func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	total := 2*len(event.Aggregates()) + len(p.views)
 	done := 0
 	tell := func(what string) { progress("waiting for "+what, done, total); done++ }
@@ -297,7 +297,7 @@ func (p *Platform) CatchUp(ctx context.Context, progress verify.Progress) error 
 	return nil
 }
 
-func (p *Platform) until(ctx context.Context, what string, reached func() (bool, error)) error {
+func (p *App) until(ctx context.Context, what string, reached func() (bool, error)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
@@ -316,7 +316,7 @@ func (p *Platform) until(ctx context.Context, what string, reached func() (bool,
 }
 
 // ends are the offsets behind the last committed record, by topic and partition.
-func (p *Platform) ends(ctx context.Context) (map[string]map[int32]int64, error) {
+func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	ends := map[string]map[int32]int64{}
@@ -331,7 +331,7 @@ func (p *Platform) ends(ctx context.Context) (map[string]map[int32]int64, error)
 
 // subjects are all comparisons: for each aggregate its events in store, topic and table; and what views and the tables
 // made of events hold, against what the store's events make of them.
-func (p *Platform) subjects() []verify.Subject {
+func (p *App) subjects() []verify.Subject {
 	var subjects []verify.Subject
 	for _, a := range event.Aggregates() {
 		store := p.stores[a.Name]
@@ -423,7 +423,7 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 
 // topicDigest reads a topic as every consumer does. A record that is not an event is not content: the sinks park it,
 // and here it is counted apart.
-func (p *Platform) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
+func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
 	end, err := p.admin.EndOffsets(ctx, topic)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -32,7 +32,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 	if a.Topic == "" {
 		return fmt.Errorf("no service is called %q: name one of %s", service, strings.Join(services, ", "))
 	}
-	p := &Platform{cfg: cfg, log: log, addresses: map[string]string{}, metrics: telemetry.New(), failed: make(chan struct{})}
+	p := &App{cfg: cfg, log: log, addresses: map[string]string{}, metrics: telemetry.New(), failed: make(chan struct{})}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake}))) > 0 {
 		if err := p.startFolder(ctx); err != nil {
@@ -68,7 +68,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 }
 
 // fenceRelays ends relays that run elsewhere: each has its transactional id taken away.
-func (p *Platform) fenceRelays(ctx context.Context) error {
+func (p *App) fenceRelays(ctx context.Context) error {
 	for _, a := range event.Aggregates() {
 		producer, err := kafka.NewTransactionalProducer(p.kafka, "millrace-relay-"+a.Service)
 		if err != nil {
@@ -83,7 +83,7 @@ func (p *Platform) fenceRelays(ctx context.Context) error {
 	return nil
 }
 
-func (p *Platform) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
+func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
 	switch a.Name {
 	case event.Order.Name:
 		if err := p.startRedis(ctx); err != nil {
@@ -114,7 +114,7 @@ func (p *Platform) dropReaders(ctx context.Context, a event.Aggregate, tell func
 	return errors.Join(err, l.Close())
 }
 
-func (p *Platform) dropIndex(ctx context.Context) error {
+func (p *App) dropIndex(ctx context.Context) error {
 	if p.cfg.Search.Elasticsearch == "" {
 		return catalog.DropBleve(p.cfg.Path("search"))
 	}

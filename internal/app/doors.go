@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 const drainTimeout = 15 * time.Second // for calls under way when the process stops
 
 // serve opens a door until the process stops; then calls under way get some time to end.
-func (p *Platform) serve(name string, h http.Handler) error {
+func (p *App) serve(name string, h http.Handler) error {
 	listener := p.listeners[name]
 	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream, Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
@@ -76,7 +76,7 @@ func connections(c config.Limits, door string) server.Limits {
 
 // hosts are the names by which a door may be called. Beyond loopback it asks for tokens, which no page of a browser
 // has.
-func (p *Platform) hosts(door string) server.Hosts {
+func (p *App) hosts(door string) server.Hosts {
 	var names []string
 	for name := range strings.SplitSeq(p.cfg.Hosts, ",") {
 		if name = strings.TrimSpace(name); name != "" {
@@ -164,7 +164,7 @@ func reflections() func(path string, h http.Handler) (string, http.Handler) {
 }
 
 // countConnections tells of a door's connections, and of what was turned away.
-func (p *Platform) countConnections(door string, s *server.Server) {
+func (p *App) countConnections(door string, s *server.Server) {
 	for state, read := range map[string]func() int{
 		"open":    func() int { open, _, _ := s.Connections(); return open },
 		"refused": func() int { _, refused, _ := s.Connections(); return refused },

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -35,7 +35,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if cfg.Kafka.Brokers == "" {
 		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
 	}
-	p := &Platform{cfg: cfg, log: log, metrics: telemetry.New(), addresses: map[string]string{}}
+	p := &App{cfg: cfg, log: log, metrics: telemetry.New(), addresses: map[string]string{}}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	access, err := kafkaAccess(cfg.Kafka)
 	if err != nil {
@@ -87,7 +87,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 const askAgain = 2 * time.Second
 
 // describe waits for a schema registry that is out of reach.
-func (p *Platform) describe(ctx context.Context, l Landing) (lake.Table, error) {
+func (p *App) describe(ctx context.Context, l Landing) (lake.Table, error) {
 	for {
 		t, err := l.Table(ctx, p.registry)
 		if !errors.Is(err, registry.ErrUnavailable) {
@@ -106,7 +106,7 @@ func (p *Platform) describe(ctx context.Context, l Landing) (lake.Table, error) 
 const watchEvery = 200 * time.Millisecond
 
 // hasTopic returns an error if the brokers do not have a topic, or do not answer.
-func (p *Platform) hasTopic(ctx context.Context, topic string) error {
+func (p *App) hasTopic(ctx context.Context, topic string) error {
 	admin, err := kafka.NewAdmin(p.kafka)
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (p *Platform) hasTopic(ctx context.Context, topic string) error {
 }
 
 // watch returns when the landing is to end.
-func (p *Platform) watch(ctx context.Context, l Landing, topic string) error {
+func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 	var ends map[int32]int64
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"cmp"
@@ -35,7 +35,7 @@ import (
 // EngineCommand is the hidden subcommand of this binary that runs the SQL engine.
 const EngineCommand = "clickhouse-engine"
 
-func (p *Platform) startStores(ctx context.Context) error {
+func (p *App) startStores(ctx context.Context) error {
 	for _, a := range event.Aggregates() {
 		store, err := p.openStore(ctx, a)
 		if err != nil {
@@ -48,7 +48,7 @@ func (p *Platform) startStores(ctx context.Context) error {
 }
 
 // storesByService returns the stores of this process, if its roles have any.
-func (p *Platform) storesByService() map[string]eventstore.Store {
+func (p *App) storesByService() map[string]eventstore.Store {
 	stores := map[string]eventstore.Store{}
 	for _, a := range event.Aggregates() {
 		if s := p.stores[a.Name]; s != nil {
@@ -58,7 +58,7 @@ func (p *Platform) storesByService() map[string]eventstore.Store {
 	return stores
 }
 
-func (p *Platform) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
+func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 	if p.cfg.Store.Postgres == "" {
 		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
 			return nil, err
@@ -99,7 +99,7 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 }
 
 // startKafka connects to the log, and starts one where none is named.
-func (p *Platform) startKafka(ctx context.Context) error {
+func (p *App) startKafka(ctx context.Context) error {
 	brokers := p.cfg.Kafka.Brokers
 	if brokers == "" {
 		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{
@@ -148,7 +148,7 @@ func (p *Platform) startKafka(ctx context.Context) error {
 }
 
 // startRegistry makes the client of the schema registry, where one is named. Nothing is asked yet.
-func (p *Platform) startRegistry() error {
+func (p *App) startRegistry() error {
 	c := p.cfg.Registry
 	if c.URL == "" {
 		return nil
@@ -181,7 +181,7 @@ func (p *Platform) startRegistry() error {
 }
 
 // startSeals has the readers of this process tell the relays' records from others.
-func (p *Platform) startSeals() error {
+func (p *App) startSeals() error {
 	seals, err := relay.NewSeals(p.kafka, event.Aggregates(), p.storesByService())
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (p *Platform) startSeals() error {
 }
 
 // encoder is what a topic's producer writes with; nil for plain values.
-func (p *Platform) encoder(a event.Aggregate) (*registry.Encoder, error) {
+func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
 	if err != nil || codec == registry.Plain {
 		return nil, err
@@ -224,7 +224,7 @@ func kafkaAccess(c config.Kafka) (security.Config, error) {
 	}, nil
 }
 
-func (p *Platform) startRedis(ctx context.Context) error {
+func (p *App) startRedis(ctx context.Context) error {
 	addr := p.cfg.Redis.Addr
 	var damage error
 	if addr == "" {
@@ -260,7 +260,7 @@ func (p *Platform) startRedis(ctx context.Context) error {
 	return nil
 }
 
-func (p *Platform) startSearch(ctx context.Context) error {
+func (p *App) startSearch(ctx context.Context) error {
 	index, err := p.openIndex(ctx)
 	if err != nil {
 		return err
@@ -270,7 +270,7 @@ func (p *Platform) startSearch(ctx context.Context) error {
 	return nil
 }
 
-func (p *Platform) openIndex(ctx context.Context) (catalog.Index, error) {
+func (p *App) openIndex(ctx context.Context) (catalog.Index, error) {
 	c := p.cfg.Search
 	if c.Elasticsearch == "" {
 		return catalog.OpenBleve(p.cfg.Path("search"), p.log)
@@ -310,19 +310,19 @@ type feed interface {
 	CatchUp(context.Context) error
 }
 
-func (p *Platform) startFeeds(context.Context) error {
+func (p *App) startFeeds(context.Context) error {
 	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.decoder, p.log), p.orders.Faults())
 	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.decoder, p.log), p.goods.Faults())
 	return nil
 }
 
-func (p *Platform) startFollows(context.Context) error {
+func (p *App) startFollows(context.Context) error {
 	p.run(orderstatus.Name, p.orders.Follower(p.kafka, p.log), p.orders.Faults())
 	p.run(catalog.Name, p.goods.Follower(p.kafka, p.log), p.goods.Faults())
 	return nil
 }
 
-func (p *Platform) run(name string, f feed, faults *streams.Faults) {
+func (p *App) run(name string, f feed, faults *streams.Faults) {
 	if len(p.views) == 0 {
 		p.metrics.Labelled("millrace_view_damaged", "1 for each part of a view that is damaged and being rebuilt from the log.",
 			[]string{"view", "part"}, func(is func(labels ...string)) {
@@ -355,7 +355,7 @@ func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	return out, nil
 }
 
-func (p *Platform) startLake(ctx context.Context) error {
+func (p *App) startLake(ctx context.Context) error {
 	c, err := LakeConfig(p.cfg, p.log)
 	if err != nil {
 		return err
@@ -391,7 +391,7 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 	}
 }
 
-func (p *Platform) startLanding(context.Context) error {
+func (p *App) startLanding(context.Context) error {
 	parking := streams.NewParking(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
@@ -420,7 +420,7 @@ const landAgain = 30 * time.Second
 
 // land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness
 // and a metric say so.
-func (p *Platform) land(ctx context.Context, run lake.RunConfig) error {
+func (p *App) land(ctx context.Context, run lake.RunConfig) error {
 	for {
 		err := p.lake.Run(ctx, run)
 		if broken := (*lake.TableError)(nil); !errors.As(err, &broken) {
@@ -435,7 +435,7 @@ func (p *Platform) land(ctx context.Context, run lake.RunConfig) error {
 }
 
 // upkeep is how the process that lands keeps the tables small; nil where it does not.
-func (p *Platform) upkeep() *maintenance.Config {
+func (p *App) upkeep() *maintenance.Config {
 	m := p.cfg.Lake.Maintenance
 	if m.Every == 0 {
 		return nil
@@ -459,7 +459,7 @@ func park(to *streams.Parking) lake.Parker {
 }
 
 // startEngine connects to the ClickHouse that the configuration names, and starts one where none is named.
-func (p *Platform) startEngine(ctx context.Context) error {
+func (p *App) startEngine(ctx context.Context) error {
 	c := p.cfg.ClickHouse
 	var client *clickhouse.Client
 	if c.URL == "" {
@@ -544,7 +544,7 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 	}
 }
 
-func (p *Platform) startRelays(context.Context) error {
+func (p *App) startRelays(context.Context) error {
 	parking := streams.NewParking(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
@@ -582,7 +582,7 @@ func (p *Platform) startRelays(context.Context) error {
 
 // runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data
 // folder is ours; then "fenced" only means that this machine slept through a transaction.
-func (p *Platform) runRelay(ctx context.Context, r *relay.Relay) error {
+func (p *App) runRelay(ctx context.Context, r *relay.Relay) error {
 	for {
 		err := r.Run(ctx)
 		if p.boot == "" || !errors.Is(err, relay.ErrFenced) {

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -22,7 +22,7 @@ type judge interface {
 
 // judges are those of the real servers that this process uses, by name. What is embedded has the settings that we give
 // it.
-func (p *Platform) judges() map[string]func(context.Context) ([]settings.Fault, error) {
+func (p *App) judges() map[string]func(context.Context) ([]settings.Fault, error) {
 	all := map[string]func(context.Context) ([]settings.Fault, error){}
 	add := func(name string, client any) {
 		if j, ok := client.(judge); ok {
@@ -53,7 +53,7 @@ func (p *Platform) judges() map[string]func(context.Context) ([]settings.Fault, 
 }
 
 // startSettings refuses to start where a setting would lose or falsify data, and goes on looking.
-func (p *Platform) startSettings(ctx context.Context) error {
+func (p *App) startSettings(ctx context.Context) error {
 	faults := p.lookAtSettings(ctx)
 	if err := settings.Refuse(faults); err != nil {
 		return err
@@ -80,7 +80,7 @@ func (p *Platform) startSettings(ctx context.Context) error {
 }
 
 // lookAtSettings asks all servers. A server that cannot be asked is told, and its last faults stand.
-func (p *Platform) lookAtSettings(ctx context.Context) []settings.Fault {
+func (p *App) lookAtSettings(ctx context.Context) []settings.Fault {
 	ctx, cancel := context.WithTimeout(ctx, settingsWithin)
 	defer cancel()
 	now := map[string][]settings.Fault{}
@@ -107,13 +107,13 @@ func (p *Platform) lookAtSettings(ctx context.Context) []settings.Fault {
 	return p.sortedFaults()
 }
 
-func (p *Platform) settingFaults() []settings.Fault {
+func (p *App) settingFaults() []settings.Fault {
 	p.settingsMu.Lock()
 	defer p.settingsMu.Unlock()
 	return p.sortedFaults()
 }
 
-func (p *Platform) sortedFaults() []settings.Fault {
+func (p *App) sortedFaults() []settings.Fault {
 	var all []settings.Fault
 	for _, faults := range p.settings {
 		all = append(all, faults...)

@@ -1,7 +1,7 @@
-// Package platform starts the parts of Millrace that a process's roles need and wires them together: embedded servers
+// Package app starts the parts of Millrace that a process's roles need and wires them together: embedded servers
 // where the configuration names no real ones, then stores, relays, views, landers, the SQL engine and the doors to them
 // all. roles.go says which role needs what.
-package platform
+package app
 
 import (
 	"context"
@@ -35,8 +35,8 @@ import (
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
-// Platform is a running process with some roles, or all.
-type Platform struct {
+// App is a running process with some roles, or all.
+type App struct {
 	cfg       config.Config
 	log       *slog.Logger
 	roles     []Role
@@ -78,11 +78,11 @@ type Platform struct {
 
 // Start starts what the roles need. When it returns without an error commands are taken; /readyz tells when everything
 // of this process does its work. ctx bounds the start only: end the process's work with Close.
-func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logger) (*Platform, error) {
+func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
 	if err := checkRoles(cfg, roles); err != nil {
 		return nil, err
 	}
-	p := &Platform{
+	p := &App{
 		cfg: cfg, log: log, roles: roles, wanted: wanted(roles), failed: make(chan struct{}), addresses: map[string]string{},
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
@@ -121,15 +121,15 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 	return p, nil
 }
 
-func (p *Platform) has(r Role) bool { return slices.Contains(p.roles, r) }
+func (p *App) has(r Role) bool { return slices.Contains(p.roles, r) }
 
 // Addr is the HOST:PORT of commands, queries and SQL; empty where no role has them.
-func (p *Platform) Addr() string { return p.addr("api") }
+func (p *App) Addr() string { return p.addr("api") }
 
 // AdminAddr is the HOST:PORT of health, metrics and admin.
-func (p *Platform) AdminAddr() string { return p.addr("admin") }
+func (p *App) AdminAddr() string { return p.addr("admin") }
 
-func (p *Platform) addr(door string) string {
+func (p *App) addr(door string) string {
 	if l := p.listeners[door]; l != nil {
 		return l.Addr().String()
 	}
@@ -137,11 +137,11 @@ func (p *Platform) addr(door string) string {
 }
 
 // Failed is closed when a part that the system cannot do without has ended; Close then says why.
-func (p *Platform) Failed() <-chan struct{} { return p.failed }
+func (p *App) Failed() <-chan struct{} { return p.failed }
 
 // Close stops everything in the reverse order of the start: the door first, the stores last. It returns what made the
 // system fail, if anything did, and what went wrong in stopping.
-func (p *Platform) Close() error {
+func (p *App) Close() error {
 	p.draining.Store(true)
 	if p.cfg.Drain > 0 && len(p.stops) > 0 && p.failure == nil {
 		time.Sleep(p.cfg.Drain) // whoever sends calls here looks at readiness now and then, and must see it go first
@@ -155,10 +155,10 @@ func (p *Platform) Close() error {
 }
 
 // onStop adds what undoes a step of the start.
-func (p *Platform) onStop(stop func() error) { p.stops = append(p.stops, stop) }
+func (p *App) onStop(stop func() error) { p.stops = append(p.stops, stop) }
 
 // background runs a part until the system stops. A part that ends before, with or without an error, fails the system.
-func (p *Platform) background(name string, run func(context.Context) error) {
+func (p *App) background(name string, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -178,7 +178,7 @@ func (p *Platform) background(name string, run func(context.Context) error) {
 	})
 }
 
-func (p *Platform) fail(err error) {
+func (p *App) fail(err error) {
 	p.failOnce.Do(func() {
 		p.log.Error("a part of the system failed; stopping", "error", err)
 		p.failure = err
@@ -187,7 +187,7 @@ func (p *Platform) fail(err error) {
 }
 
 // startFolder takes the data folder for this process. The kernel lets go of the lock however the process ends.
-func (p *Platform) startFolder(context.Context) error {
+func (p *App) startFolder(context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o750); err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (p *Platform) startFolder(context.Context) error {
 	return nil
 }
 
-func (p *Platform) startListeners(ctx context.Context) error {
+func (p *App) startListeners(ctx context.Context) error {
 	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
 	if p.has(Commands) || p.has(Query) || p.has(Iceberg) {
 		addrs["api"] = p.cfg.Addr

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"context"
@@ -40,7 +40,7 @@ const (
 )
 
 // startServers opens the two doors: one for everybody's calls, one for those who run the system.
-func (p *Platform) startServers(ctx context.Context) error {
+func (p *App) startServers(ctx context.Context) error {
 	p.gate = server.NewGate(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
 	for _, c := range []server.Class{server.SQL, server.Query, server.Command} {
@@ -74,7 +74,7 @@ func (p *Platform) startServers(ctx context.Context) error {
 }
 
 // api is every service of this process by Connect, gRPC and gRPC-Web, with health and reflection, and SQL.
-func (p *Platform) api() http.Handler {
+func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
 	measured := p.metrics.Interceptor()
 	var services []string
@@ -114,7 +114,7 @@ func reflect(mux *http.ServeMux, services ...string) {
 }
 
 // called lets those to a service who have the right to the method that they call, in their turn.
-func (p *Platform) called(path string, h http.Handler) (string, http.Handler) {
+func (p *App) called(path string, h http.Handler) (string, http.Handler) {
 	right := rightTo(path)
 	class := func(r *http.Request) server.Class {
 		if strings.HasPrefix(string(right(r)), auth.Queries+".") {
@@ -128,7 +128,7 @@ func (p *Platform) called(path string, h http.Handler) (string, http.Handler) {
 // tablesPath is where engines find Iceberg's REST catalog, which asks for tokens in its own protocol's way.
 const tablesPath = "/iceberg"
 
-func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Handler, error) {
+func (p *App) withTables(ctx context.Context, rest http.Handler) (http.Handler, error) {
 	access, err := p.tablesAccess()
 	if err != nil {
 		return nil, err
@@ -143,7 +143,7 @@ func (p *Platform) withTables(ctx context.Context, rest http.Handler) (http.Hand
 	return mux, nil
 }
 
-func (p *Platform) tablesAccess() (restcatalog.Access, error) {
+func (p *App) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
 	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, OfTables: map[string]restcatalog.TableRights{}, TokenLifetime: c.TokenLifetime,
 		Turns: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) }}
@@ -176,7 +176,7 @@ const operationsAtATime = 32
 
 // operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can
 // connect, the rest wants a token where tokens are asked for.
-func (p *Platform) operations() http.Handler {
+func (p *App) operations() http.Handler {
 	mux := http.NewServeMux()
 	gate := server.NewGate(operationsAtATime)
 	asked := func(h http.Handler) http.Handler { return inTurn(gate, server.As(server.Query), h) }
@@ -203,7 +203,7 @@ func (p *Platform) operations() http.Handler {
 const askEvery = 2 * time.Second
 
 // awaitViews waits until the views have applied what stood on the log at the start.
-func (p *Platform) awaitViews(ctx context.Context) error {
+func (p *App) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
 		for err := v.feed.CatchUp(ctx); err != nil; err = v.feed.CatchUp(ctx) {
 			if ctx.Err() != nil {
@@ -224,7 +224,7 @@ func (p *Platform) awaitViews(ctx context.Context) error {
 }
 
 // unready says why this process does not do all of its work now; nil where it does.
-func (p *Platform) unready(ctx context.Context) error {
+func (p *App) unready(ctx context.Context) error {
 	if p.draining.Load() {
 		return errors.New("stopping")
 	}
@@ -249,7 +249,7 @@ func (p *Platform) unready(ctx context.Context) error {
 	return nil
 }
 
-func (p *Platform) serveReady(w http.ResponseWriter, r *http.Request) {
+func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 	if err := p.unready(r.Context()); err != nil {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
@@ -277,7 +277,7 @@ func (p *Platform) serveReady(w http.ResponseWriter, r *http.Request) {
 }
 
 // damagedViews describes what is damaged in views and being rebuilt.
-func (p *Platform) damagedViews() (lines []string) {
+func (p *App) damagedViews() (lines []string) {
 	for _, v := range p.views {
 		for _, f := range v.faults.List() {
 			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.name, f.Piece, f.Reason))
@@ -287,7 +287,7 @@ func (p *Platform) damagedViews() (lines []string) {
 }
 
 // whenCaughtUp turns queries away until the views have caught up: before that "not found" would not be true.
-func (p *Platform) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
+func (p *App) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
 	unready := connect.NewErrorWriter()
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !p.caughtUp.Load() {
@@ -301,7 +301,7 @@ func (p *Platform) whenCaughtUp(path string, h http.Handler) (string, http.Handl
 
 // grpcHealth answers gRPC's health protocol: the whole server serves once it is ready.
 type grpcHealth struct {
-	p        *Platform
+	p        *App
 	services *grpchealth.StaticChecker
 }
 

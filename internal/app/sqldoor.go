@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"cmp"
@@ -30,7 +30,7 @@ const ReadAtHeader = "Millrace-Read-At"
 
 // serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first
 // row is a status and a text; after that the connection is cut, so that a part is never taken for the whole.
-func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
+func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	asks, err := p.sqlOf(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
@@ -125,7 +125,7 @@ func (p *Platform) serveSQL(w http.ResponseWriter, r *http.Request) {
 
 // findLost has the tables checked that a query names, and tells of the first that lacks files. Status has it from then
 // on.
-func (p *Platform) findLost(ctx context.Context, query string) error {
+func (p *App) findLost(ctx context.Context, query string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
 	names, err := p.lake.All(ctx)
@@ -185,7 +185,7 @@ func slotsOf(r *http.Request) string {
 }
 
 // sqlTurn waits until a query may run: for one of the caller's places first, so that who waits for one holds up nobody.
-func (p *Platform) sqlTurn(r *http.Request) (done func(), err error) {
+func (p *App) sqlTurn(r *http.Request) (done func(), err error) {
 	give, err := p.slots.Take(r.Context(), slotsOf(r))
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package platform
+package app
 
 import (
 	"errors"
@@ -48,7 +48,7 @@ func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Rig
 }
 
 // sqlOf is the SQL that a caller may ask: over every table, over some, or none.
-func (p *Platform) sqlOf(r *http.Request) (*lakesql.SQL, error) {
+func (p *App) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 	rights := auth.RightsIn(r.Context())
 	switch {
 	case rights.Allow(auth.SQL):
