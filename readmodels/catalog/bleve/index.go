@@ -59,7 +59,7 @@ var journalName = strings.ReplaceAll(catalog.Name, "/", "-") + ".journal"
 // Open opens the index whose journal is in a folder, which belongs to this process until Close. What
 // the journal has lost is read again from the log, since its positions are lost with its products.
 func Open(dir string, logger *slog.Logger) (*Index, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the folder is the operator's choice
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
@@ -84,7 +84,7 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 func removeOlder(dir string) error {
 	older, err := filepath.Glob(filepath.Join(dir, "bleve*"))
 	for _, path := range older {
-		err = errors.Join(err, os.RemoveAll(path)) //nolint:gosec // the folder is the operator's choice
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }

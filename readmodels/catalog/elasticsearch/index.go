@@ -302,10 +302,10 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 		switch {
 		case e == nil:
 		case item.Index.Status == http.StatusConflict:
-			newer = append(newer, products[i].Sku)
+			newer = append(newer, products[i].Sku) //nolint:gosec // an item answers each product
 		default:
 			e.status = item.Index.Status
-			return fmt.Errorf("product %q: %w", products[i].Sku, e)
+			return fmt.Errorf("product %q: %w", products[i].Sku, e) //nolint:gosec // an item answers each product
 		}
 	}
 	return x.present(ctx, newer)
