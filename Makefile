@@ -44,7 +44,7 @@ test-real: ## the same tests, where a server that is missing fails them (make se
 
 .PHONY: test-engines
 test-engines: ## others' engines and clients alone: PyIceberg, DuckDB, Trino, Spark, Confluent's (make engines installs them)
-	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m -run 'OutsideReaders|RealYear' ./lake ./test/e2e
+	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m -run 'OutsideReaders|RealYear' ./lake/landing ./test/e2e
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m ./test/interop
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 MILLRACE_ENGINES_LINES=0 go test -count=1 -timeout 60m ./test/engines
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -p 1 -timeout 30m ./test/servers/trino ./test/servers/spark ./test/servers/connect

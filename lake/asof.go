@@ -15,6 +15,10 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/internal/datafile"
+	"github.com/millrace/millrace/lake/internal/progress"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -104,18 +108,18 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 	}
 	for _, t := range slices.Concat(l.tables, others) {
 		delete(topics, t.Topic)
-		s, err := l.stateAsOf(ctx, t, at, wanted(t.called()))
+		s, err := l.stateAsOf(ctx, t, at, wanted(t.DisplayName()))
 		if errors.Is(err, ErrNoLake) { // dropped, as for Tables
 			continue
 		}
-		if fault := tableError(t.called(), err); fault != nil && !wanted(t.called()) { // cannot be read, and need not
+		if fault := faults.Of(t.DisplayName(), err); fault != nil && !wanted(t.DisplayName()) { // cannot be read, and need not
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
 		delete(topics, s.Topic)
-		s.identifier = t.identifier()
+		s.identifier = t.Identifier()
 		states = append(states, s)
 	}
 	for topic := range topics {
@@ -137,7 +141,7 @@ func (l *Lake) Hold(ctx context.Context, states []TableState) (release func(), e
 		if s.Snapshot <= 0 || s.identifier == nil {
 			continue // an empty table has no files
 		}
-		load := func(ctx context.Context) (*table.Table, error) { return l.load(ctx, s.identifier) }
+		load := func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, s.identifier) }
 		r, err := maintenance.Hold(ctx, load, s.Snapshot, l.log)
 		if err != nil {
 			release()
@@ -153,7 +157,7 @@ func (l *Lake) Hold(ctx context.Context, states []TableState) (release func(), e
 
 // historyError says how far the history of a table reaches back now.
 func (l *Lake) historyError(ctx context.Context, s TableState) error {
-	have, err := l.load(ctx, s.identifier)
+	have, err := l.Load(ctx, s.identifier)
 	if err != nil {
 		return err
 	}
@@ -165,23 +169,23 @@ func (l *Lake) historyError(ctx context.Context, s TableState) error {
 	return &HistoryError{Table: s.Name, Since: timeunit.Time(oldest.TimestampMs), Offsets: oldest.next}
 }
 
-func (l *Lake) stateAsOf(ctx context.Context, t Table, at AsOf, wanted bool) (TableState, error) {
-	have, err := l.load(ctx, t.identifier())
+func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted bool) (TableState, error) {
+	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {
 		return TableState{}, err
 	}
 	if t.Topic == "" {
-		t.Topic = topicOf(have.Properties())
+		t.Topic = progress.TopicOf(have.Properties())
 	}
 	bound, named := at.Offsets[t.Topic]
 	if !wanted || at.Time.IsZero() && !named {
 		return stateFrom(t, have)
 	}
-	p, err := readProgress(t.Topic, have.Properties())
+	p, err := progress.Read(t.Topic, have.Properties())
 	if err != nil {
 		return TableState{}, fmt.Errorf("table %s: %w", t.Name, err)
 	}
-	past, complete := history(have.Metadata(), p.next)
+	past, complete := history(have.Metadata(), p.Next)
 	for _, s := range past {
 		if !at.Time.IsZero() && s.TimestampMs > at.Time.UnixMilli() || !endsBy(s.next, bound) {
 			continue
@@ -219,8 +223,8 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 	complete = true
 	for _, s := range lineage(meta) {
 		m := moment{Snapshot: s, next: now}
-		if s.Summary != nil && s.Summary.Properties[summaryNext] != "" {
-			m.next = parseOffsets(s.Summary.Properties[summaryNext])
+		if s.Summary != nil && s.Summary.Properties[progress.KeySummaryNext] != "" {
+			m.next = parseOffsets(s.Summary.Properties[progress.KeySummaryNext])
 		} else if len(past) > 0 {
 			m.next = nil // not known yet
 		}
@@ -297,9 +301,9 @@ func parseOffsets(text string) map[int32]int64 {
 const asOfFolder = "/metadata/as-of/"
 
 // pinned is a table at a snapshot, or before its first.
-func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableState, error) {
+func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment) (TableState, error) {
 	s := TableState{
-		Name: t.called(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{},
+		Name: t.DisplayName(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{},
 		TimePartitions: timePartitions(have.Metadata()),
 	}
 	id := int64(-1)
@@ -307,7 +311,7 @@ func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableS
 		id = at.SnapshotID
 		s.Snapshot, s.Taken, s.Offsets = id, timeunit.Time(at.TimestampMs), at.next
 		if at.Summary != nil {
-			s.Rows = int64(at.Summary.Properties.GetInt(propRows, at.Summary.Properties.GetInt("total-records", 0)))
+			s.Rows = int64(at.Summary.Properties.GetInt(progress.KeyRows, at.Summary.Properties.GetInt("total-records", 0)))
 		}
 	}
 	if head := have.CurrentSnapshot(); at != nil && head.SnapshotID == id || at == nil && head == nil {
@@ -320,7 +324,7 @@ func pinned(ctx context.Context, t Table, have *table.Table, at *moment) (TableS
 	if err != nil {
 		return fail(err)
 	}
-	files, err := filesOf(ctx, have)
+	files, err := datafile.Files(ctx, have)
 	if err != nil {
 		return fail(err)
 	}

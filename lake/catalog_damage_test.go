@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/tables"
 )
 
 // A damaged catalog stops the lake with an error that names the file and says what to do; nothing is made in its place.
@@ -24,7 +25,7 @@ func TestDamagedCatalogIsNamed(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			config := lake.Config{
-				Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: slog.New(slog.DiscardHandler),
+				Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Tables: tables.All(), Logger: slog.New(slog.DiscardHandler),
 			}
 			l, err := lake.Open(t.Context(), config)
 			if err == nil {

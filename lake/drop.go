@@ -17,7 +17,7 @@ func (l *Lake) DropFedBy(ctx context.Context, topic string) (dropped []string, e
 		if t.Topic != topic {
 			continue
 		}
-		err := l.catalog.DropTable(ctx, t.identifier())
+		err := l.catalog.DropTable(ctx, t.Identifier())
 		if err != nil && !errors.Is(err, catalog.ErrNoSuchTable) {
 			return dropped, fmt.Errorf("drop table %s: %w", t.Name, err)
 		}

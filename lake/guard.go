@@ -13,7 +13,9 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/evolution"
+	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -50,12 +52,12 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 
 // propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its
 // PURGE takes the files, beside landers that then land everything anew.
-const propReleased = "millrace.released"
+const ReleasedProperty = "millrace.released"
 
 // mayDrop is what speaks against dropping a table.
 func mayDrop(_ table.Identifier, m table.Metadata) error {
-	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[propReleased] != "true" {
-		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", propReleased)
+	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[ReleasedProperty] != "true" {
+		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", ReleasedProperty)
 	}
 	return nil
 }
@@ -72,16 +74,9 @@ func samePlace(before, after table.Metadata) error {
 	return nil
 }
 
-// A prefix of properties that are the landers' own: where the table stands, and what its columns are.
-const ownProperties = "millrace."
-
-// placing properties put files beside the table's location, where another table's maintenance would take them for
-// orphans.
-var placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}
-
 func sameProperties(before, after iceberg.Properties) error {
 	others := func(key string, _ string) bool {
-		return !strings.HasPrefix(key, ownProperties) && !slices.Contains(placing, key) || key == propReleased
+		return !strings.HasPrefix(key, datafile.OwnProperties) && !slices.Contains(datafile.Placing, key) || key == ReleasedProperty
 	}
 	was, is := maps.Clone(before), maps.Clone(after)
 	maps.DeleteFunc(was, others)
@@ -92,7 +87,7 @@ func sameProperties(before, after iceberg.Properties) error {
 		}
 	}
 	for key := range was { // without a placing property, files go where landers want them
-		if _, ok := is[key]; !ok && !slices.Contains(placing, key) {
+		if _, ok := is[key]; !ok && !slices.Contains(datafile.Placing, key) {
 			return fmt.Errorf("remove-properties: %s: landers keep this table, and this property of it", key)
 		}
 	}
@@ -135,27 +130,27 @@ const rehearsalTimeout = 10 * time.Second
 // fits reports whether landers can write the table as well as before. Where they could not, whatever leads out of that
 // may be done: the columns that they write stay, and those that stand in their way may go.
 func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
-	if asWritten(before, after) {
+	if datafile.AsWritten(before, after) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
 	defer cancel()
 	if t, ok := l.declared(name); ok {
-		return t.fits(ctx, before, after)
+		return fits(ctx, t, before, after)
 	}
 	// Another process lands it, and knows its columns: all that are there may be the landers'.
 	keys, err := evolution.ParseKeys(before.Properties()[evolution.Property])
 	if err != nil {
 		return err
 	}
-	blocked := landable(ctx, before) != nil
+	blocked := datafile.Landable(ctx, before) != nil
 	mayGo := func(f iceberg.NestedField) bool {
 		return blocked && keys[f.ID] == "" && !f.Required || !storable(f)
 	}
 	if err := keeps("", before.CurrentSchema().Fields(), after.CurrentSchema().Fields(), mayGo); err != nil {
 		return err
 	}
-	if err := landable(ctx, after); err != nil && !blocked {
+	if err := datafile.Landable(ctx, after); err != nil && !blocked {
 		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
 	}
 	return nil
@@ -166,22 +161,22 @@ func storable(f iceberg.NestedField) bool {
 	return err == nil && len(columnar.Storable(columns)) > 0
 }
 
-func (l *Lake) declared(name table.Identifier) (Table, bool) {
+func (l *Lake) declared(name table.Identifier) (declare.Table, bool) {
 	for _, t := range l.tables {
-		if slices.Equal(t.identifier(), name) {
+		if slices.Equal(t.Identifier(), name) {
 			return t, true
 		}
 	}
-	return Table{}, false
+	return declare.Table{}, false
 }
 
 // fits is the same of a table whose columns are known.
-func (t Table) fits(ctx context.Context, before, after table.Metadata) error {
-	was, err := t.step(before)
+func fits(ctx context.Context, t declare.Table, before, after table.Metadata) error {
+	was, err := t.Step(before)
 	if err != nil {
 		return nil //nolint:nilerr // it does not fit as it is: the lander reports what is wrong
 	}
-	is, err := t.step(after)
+	is, err := t.Step(after)
 	if err == nil {
 		more := slices.DeleteFunc(slices.Clone(is.Changes), func(c string) bool { return slices.Contains(was.Changes, c) })
 		if len(more) > 0 {
@@ -191,7 +186,7 @@ func (t Table) fits(ctx context.Context, before, after table.Metadata) error {
 	if err != nil {
 		return fmt.Errorf("set-current-schema: landers keep this table, and would have to make up for it: %w", err)
 	}
-	if err := writable(ctx, after, is.Columns); err != nil && writable(ctx, before, was.Columns) == nil {
+	if err := datafile.Writable(ctx, after, is.Columns); err != nil && datafile.Writable(ctx, before, was.Columns) == nil {
 		return fmt.Errorf("landers keep this table, and could not write it any more: %w", err)
 	}
 	return nil
@@ -205,17 +200,17 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
 	defer cancel()
-	_, err := t.step(made)
+	_, err := t.Step(made)
 	if err == nil && t.Grows { // landers would go on, and park each record that needs the column
 		var there []columnar.Field
 		if there, err = evolution.Columns(made.CurrentSchema(), nil); err == nil {
-			_, err = evolution.Union(optional(there), t.Columns)
+			err = t.CheckColumns(there)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("landers write a table of this name, and could not use this one: %w", err)
 	}
-	if err := landable(ctx, made); err != nil {
+	if err := datafile.Landable(ctx, made); err != nil {
 		return fmt.Errorf("landers write a table of this name, and could not write this one: %w", err)
 	}
 	return nil

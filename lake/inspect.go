@@ -15,6 +15,9 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/internal/progress"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -28,7 +31,7 @@ func ParseName(name string) (Name, error) {
 		return nil, fmt.Errorf("table %q: want TABLE or NAMESPACE.TABLE", name)
 	}
 	if len(parts) == 1 {
-		return identifier(name), nil
+		return declare.Identifier(name), nil
 	}
 	return parts, nil
 }
@@ -70,8 +73,8 @@ type Summary struct {
 // Summarize tells what a table is made of. It reads the metadata alone. Of a table that cannot be read the error is a
 // *TableError.
 func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
-	t, err := l.load(ctx, name)
-	if fault := tableError(called(name), err); fault != nil {
+	t, err := l.Load(ctx, name)
+	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {
 		return Summary{}, fault
 	}
 	if err != nil {
@@ -84,9 +87,9 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	if order := t.SortOrder(); !order.IsUnsorted() {
 		s.Sorted = orderText(order, t.Schema())
 	}
-	if v := t.Properties()[propAsOf]; v != "" {
+	if v := t.Properties()[progress.KeyAsOf]; v != "" {
 		if s.AsOf, err = time.Parse(time.RFC3339Nano, v); err != nil {
-			return Summary{}, fmt.Errorf("table %s: property %s: %w", s.Name, propAsOf, err)
+			return Summary{}, fmt.Errorf("table %s: property %s: %w", s.Name, progress.KeyAsOf, err)
 		}
 	}
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
@@ -95,7 +98,7 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
 	}
 	s.Rows = s.RowsInFiles
-	if counted, err := readRows(t.Properties()); err != nil {
+	if counted, err := progress.ReadRows(t.Properties()); err != nil {
 		return Summary{}, fmt.Errorf("table %s: %w", s.Name, err)
 	} else if counted > 0 {
 		s.Rows = counted
@@ -150,7 +153,7 @@ type SnapshotState struct {
 
 // Snapshots is the history that a table still has, newest first.
 func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error) {
-	t, err := l.load(ctx, name)
+	t, err := l.Load(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +165,7 @@ func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error
 		}
 		if s.Summary != nil {
 			props := s.Summary.Properties
-			state.Operation, state.Offsets, state.Commit = string(s.Summary.Operation), props[summaryNext], props[propCommit]
+			state.Operation, state.Offsets, state.Commit = string(s.Summary.Operation), props[progress.KeySummaryNext], props[progress.KeyCommit]
 			state.Rows, state.Added = int64(props.GetInt("total-records", 0)), int64(props.GetInt("added-records", 0))
 			state.Files = int64(props.GetInt("total-data-files", 0))
 		}
@@ -184,7 +187,7 @@ type FileState struct {
 
 // Files lists the data files of a table as it is now.
 func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
-	t, err := l.load(ctx, name)
+	t, err := l.Load(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -224,17 +227,17 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 
 // Maintain keeps a table small, beside those who write it. See package maintenance.
 func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
-	r, err := maintenance.Run(ctx, l.loader(name), c, progress)
+	r, err := maintenance.Run(ctx, l.Loader(name), c, progress)
 	return r, errors.Join(err, l.Check(ctx, name))
 }
 
 // PlanMaintenance tells what Maintain would do.
 func (l *Lake) PlanMaintenance(ctx context.Context, name Name, c maintenance.Config) (maintenance.Planned, error) {
-	return maintenance.Plan(ctx, l.loader(name), c)
+	return maintenance.Plan(ctx, l.Loader(name), c)
 }
 
-func (l *Lake) loader(name Name) maintenance.Load {
-	return func(ctx context.Context) (*table.Table, error) { return l.load(ctx, name) }
+func (l *Lake) Loader(name Name) maintenance.Load {
+	return func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 }
 
 // How often tables of state are compacted: each of their commits brings deletes, which every reader applies.
@@ -244,22 +247,22 @@ const compactStates = time.Minute
 const checkEvery = 10 * time.Minute
 
 // keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
-func (l *Lake) keep(ctx context.Context, t Table, c maintenance.Config, turn func() bool) error {
+func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
-	if t.keyed && c.CompactEvery == 0 {
+	if t.Keyed() && c.CompactEvery == 0 {
 		c.CompactEvery = compactStates
 	}
 	load := func(ctx context.Context) (*table.Table, error) {
 		if !turn() {
 			return nil, errNotOurTurn
 		}
-		return l.load(ctx, t.identifier())
+		return l.Load(ctx, t.Identifier())
 	}
 	var checked time.Time
 	return maintenance.Keep(ctx, load, c, func(r maintenance.Report, err error) {
 		if turn() && (err != nil || time.Since(checked) >= checkEvery) {
 			checked = time.Now()
-			err = errors.Join(err, l.Check(ctx, t.identifier()))
+			err = errors.Join(err, l.Check(ctx, t.Identifier()))
 		}
 		switch {
 		case errors.Is(err, errNotOurTurn):

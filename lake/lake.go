@@ -1,9 +1,16 @@
-// Package lake turns topics into open tables: Iceberg, in Parquet, that any engine can read without a program of ours
-// in between. It is here so that the events, and the facts drawn from them, outlive every other part of the system in a
-// form that is not its own.
+// Package lake opens and looks after open tables: Iceberg, in Parquet, which any engine can read
+// without a program of ours in between. So the events, and the facts drawn from them, outlive every
+// other part of the system.
 //
-// A lander per table reads the topic and commits rows together with the offsets they reach (see lander.go), so a table
-// is at every moment exactly the beginning of its topic: nothing missing, nothing twice, whatever dies when.
+// Open opens a warehouse (a folder, or a bucket) and its catalog, creates the tables that are
+// declared (see package declare), and brings existing ones to their declarations. A Lake then says
+// how its tables are, now and at earlier moments (Tables, TablesAsOf), what they are made of
+// (Summarize, Snapshots, Files), and what is wrong with them (Look, Check). It sums their rows up
+// for verifications (Digest), keeps them small (Maintain), and serves them to other engines (REST).
+// That refuses changes with which landers would lose or repeat rows, or stop.
+//
+// Package landing brings the rows in. Offsets and rows change in one commit, so at every moment a
+// table is exactly the beginning of its topic.
 package lake
 
 import (
@@ -26,19 +33,18 @@ import (
 	sqlcatalog "github.com/apache/iceberg-go/catalog/sql"
 	"github.com/apache/iceberg-go/table"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/sqlite"
 	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/internal/datafile"
+	"github.com/millrace/millrace/lake/internal/progress"
 	"github.com/millrace/millrace/lake/location"
 )
 
-// Namespace is where our tables stand in the catalog, and CatalogName is what outside engines must call that catalog:
-// the SQL catalog keeps the name in every row.
-const (
-	Namespace   = "millrace"
-	CatalogName = "millrace"
-)
+// CatalogName is what outside engines must call the catalog: the SQL catalog keeps the name in every row.
+const CatalogName = "millrace"
 
 // Config says where the lake is.
 type Config struct {
@@ -49,8 +55,8 @@ type Config struct {
 	// Catalog is Iceberg's SQL catalog: a SQLite file, created likewise, or postgres://user@host/database.
 	Catalog         string
 	CatalogPassword string // takes the place of the one in Catalog
-	// Tables are those that this process lands in and tells about; Tables() where nil.
-	Tables []Table
+	// Tables are those that this process lands in and tells about.
+	Tables []declare.Table
 	// ReadOnly opens a lake that exists, beside the process that lands in it. Sync makes every file of a warehouse in a
 	// folder durable against a power cut before a commit names it. It holds for the process.
 	Sync     bool
@@ -65,9 +71,9 @@ type Lake struct {
 	warehouse *warehouse
 	catalog   catalog.Catalog
 	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
-	tables    []Table
-	stopped   faults // tables that cannot be landed
-	lost      faults // those that lack files
+	tables    []declare.Table
+	stopped   faultSet // tables that cannot be landed
+	lost      faultSet // those that lack files
 	log       *slog.Logger
 }
 
@@ -98,9 +104,6 @@ func Open(ctx context.Context, c Config) (*Lake, error) {
 		location.Sync()
 	}
 	l := &Lake{warehouse: w, tables: c.Tables, log: c.Logger.With("part", "lake")}
-	if l.tables == nil {
-		l.tables = Tables()
-	}
 	if onServer(c.Catalog) {
 		err = l.openServer(ctx, c)
 	} else {
@@ -171,6 +174,18 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	return l.prepare(ctx, readOnly)
 }
 
+// Declared are the lake's own tables.
+func (l *Lake) Declared() []declare.Table { return l.tables }
+
+// Catalog is the catalog of the tables, which find their files by it.
+func (l *Lake) Catalog() catalog.Catalog { return l.catalog }
+
+// SetCatalog puts another catalog in the place of the lake's, such as one that fails. Call it before anything runs.
+func (l *Lake) SetCatalog(c catalog.Catalog) { l.catalog = c }
+
+// Logger is where the lake logs to.
+func (l *Lake) Logger() *slog.Logger { return l.log }
+
 // Close lets go of the catalog. What runs must have ended.
 func (l *Lake) Close() error {
 	l.warehouse.close()
@@ -185,7 +200,7 @@ const loadTimeout = 30 * time.Second
 
 // load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits
 // return keep all of their history alive.
-func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, error) {
+func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	t, err := l.catalog.LoadTable(ctx, name)
@@ -198,19 +213,7 @@ func (l *Lake) load(ctx context.Context, name table.Identifier) (*table.Table, e
 	if err != nil {
 		return nil, fmt.Errorf("load table %s: %w", strings.Join(name, "."), err)
 	}
-	return withAvroNames(t, l.catalog), nil
-}
-
-func identifier(name string) table.Identifier { return table.Identifier{Namespace, name} }
-
-// EventsTable names the table that keeps an aggregate's events.
-func EventsTable(agg event.Aggregate) (string, error) {
-	for _, t := range Tables() {
-		if t.events == agg {
-			return t.Name, nil
-		}
-	}
-	return "", fmt.Errorf("the lake has no events table for aggregate %q", agg.Name)
+	return datafile.WithAvroNames(t, l.catalog), nil
 }
 
 // TableState is a table at one moment.
@@ -238,7 +241,7 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 
 // Look is Tables, and tells which tables cannot be read, are not landed, by this process or by another, or lack files,
 // and why.
-func (l *Lake) Look(ctx context.Context) ([]TableState, []*TableError, error) {
+func (l *Lake) Look(ctx context.Context) ([]TableState, []*faults.TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
 		return nil, nil, err
@@ -268,13 +271,13 @@ func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]Tab
 	return states, err
 }
 
-func (l *Lake) states(ctx context.Context, tables []Table) (states []TableState, broken []*TableError, err error) {
+func (l *Lake) states(ctx context.Context, tables []declare.Table) (states []TableState, broken []*faults.TableError, err error) {
 	for _, t := range tables {
 		s, err := l.state(ctx, t)
 		if errors.Is(err, ErrNoLake) {
 			continue
 		}
-		if fault := tableError(t.called(), err); fault != nil {
+		if fault := faults.Of(t.DisplayName(), err); fault != nil {
 			broken = append(broken, fault)
 			continue
 		}
@@ -288,42 +291,42 @@ func (l *Lake) states(ctx context.Context, tables []Table) (states []TableState,
 
 // others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see
 // stateFrom.
-func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]Table, error) {
+func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]declare.Table, error) {
 	all, err := l.All(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var others []Table
+	var others []declare.Table
 	for _, name := range all {
 		last := len(name) - 1
-		t := Table{Namespace: strings.Join(name[:last], "."), Name: name[last]}
-		own := slices.ContainsFunc(l.tables, func(own Table) bool { return slices.Equal(own.identifier(), name) })
-		if !own && wanted(t.called()) {
+		t := declare.Table{Namespace: strings.Join(name[:last], "."), Name: name[last]}
+		own := slices.ContainsFunc(l.tables, func(own declare.Table) bool { return slices.Equal(own.Identifier(), name) })
+		if !own && wanted(t.DisplayName()) {
 			others = append(others, t)
 		}
 	}
 	return others, nil
 }
 
-func (l *Lake) state(ctx context.Context, t Table) (TableState, error) {
-	have, err := l.load(ctx, t.identifier())
+func (l *Lake) state(ctx context.Context, t declare.Table) (TableState, error) {
+	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {
 		return TableState{}, err
 	}
 	return stateFrom(t, have)
 }
 
-func stateFrom(t Table, have *table.Table) (TableState, error) {
+func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
 	if t.Topic == "" {
-		t.Topic = topicOf(have.Properties())
+		t.Topic = progress.TopicOf(have.Properties())
 	}
-	p, err := readProgress(t.Topic, have.Properties())
+	p, err := progress.Read(t.Topic, have.Properties())
 	if err != nil {
-		return TableState{}, &TableError{Table: t.called(), Remedy: remedyOffsets, Err: err}
+		return TableState{}, &faults.TableError{Table: t.DisplayName(), Remedy: faults.RemedyOffsets, Err: err}
 	}
 	s := TableState{
-		Name: t.called(), Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
-		Offsets: p.next, AsOf: p.asOf, TimePartitions: timePartitions(have.Metadata()),
+		Name: t.DisplayName(), Topic: t.Topic, MetadataLocation: have.MetadataLocation(), Location: have.Location(),
+		Offsets: p.Next, AsOf: p.AsOf, TimePartitions: timePartitions(have.Metadata()),
 	}
 	if snapshot := have.CurrentSnapshot(); snapshot != nil {
 		s.Snapshot, s.Taken = snapshot.SnapshotID, timeunit.Time(snapshot.TimestampMs)
@@ -331,8 +334,8 @@ func stateFrom(t Table, have *table.Table) (TableState, error) {
 			s.Rows = int64(snapshot.Summary.Properties.GetInt("total-records", 0))
 		}
 	}
-	if t.keyed {
-		s.Rows = p.rows
+	if t.Keyed() {
+		s.Rows = p.Rows
 	}
 	return s, nil
 }
@@ -356,8 +359,8 @@ func timePartitions(m table.Metadata) bool {
 // *TableError.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
-	var broken *TableError
-	written, err := l.faultsOf(ctx, slices.DeleteFunc(slices.Clone(l.tables), func(t Table) bool { return t.Topic != topic }))
+	var broken *faults.TableError
+	written, err := l.faultsOf(ctx, slices.DeleteFunc(slices.Clone(l.tables), func(t declare.Table) bool { return t.Topic != topic }))
 	if err != nil {
 		return nil, err
 	}
@@ -365,12 +368,12 @@ func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, erro
 		if t.Topic != topic {
 			continue
 		}
-		if fault := cmp.Or(l.stopped.of(t.called()), written[t.called()]); fault != nil {
+		if fault := cmp.Or(l.stopped.of(t.DisplayName()), written[t.DisplayName()]); fault != nil {
 			broken = fault
 			continue
 		}
 		s, err := l.state(ctx, t)
-		if fault := tableError(t.called(), err); fault != nil && !errors.Is(err, ErrNoLake) {
+		if fault := faults.Of(t.DisplayName(), err); fault != nil && !errors.Is(err, ErrNoLake) {
 			broken = fault
 			continue
 		}

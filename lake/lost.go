@@ -8,6 +8,8 @@ import (
 
 	"github.com/apache/iceberg-go"
 
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -25,26 +27,26 @@ const lostHolds = 7 * 24 * time.Hour
 // Check looks whether all files are there that a table needs. Where some are not, the error is a *TableError, and Look
 // has it from then on, until a check finds them all.
 func (l *Lake) Check(ctx context.Context, name Name) error {
-	t := Table{Namespace: namespaceOf(name), Name: name[len(name)-1]}
-	err := maintenance.CheckFiles(ctx, l.loader(name))
+	t := declare.Table{Namespace: declare.NamespaceOf(name), Name: name[len(name)-1]}
+	err := maintenance.CheckFiles(ctx, l.Loader(name))
 	if err == nil {
-		had := l.lost.clear(t.called())
+		had := l.lost.clear(t.DisplayName())
 		if had || len(l.writtenOf(ctx, t, propLost, lostHolds)) > 0 {
-			l.log.Info("all files of the table are there again", "table", t.called())
+			l.log.Info("all files of the table are there again", "table", t.DisplayName())
 			l.writeFault(ctx, t, []string{propLost + t.Name}, nil)
 		}
 		return nil
 	}
-	fault := &TableError{Table: t.called()}
+	fault := &faults.TableError{Table: t.DisplayName()}
 	var lost *maintenance.LostError
 	var cycle *maintenance.CycleError
 	switch {
 	case errors.As(err, &lost):
-		fault.Err, fault.Remedy = lost, remedyLost
+		fault.Err, fault.Remedy = lost, faults.RemedyLost
 	case errors.As(err, &cycle):
-		fault.Err, fault.Remedy = cycle, remedyCycle
+		fault.Err, fault.Remedy = cycle, faults.RemedyCycle
 	default:
-		if fault := tableError(t.called(), err); fault != nil {
+		if fault := faults.Of(t.DisplayName(), err); fault != nil {
 			return fault // Look finds it as well
 		}
 		return err
@@ -52,8 +54,8 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 	if l.lost.put(fault) {
 		l.log.Error("a table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
-	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: fault.written()}) {
-		l.lost.clear(t.called()) // the process that finds the files again clears the recorded fault
+	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: written(fault)}) {
+		l.lost.clear(t.DisplayName()) // the process that finds the files again clears the recorded fault
 	}
 	return fault
 }
@@ -63,7 +65,7 @@ func (l *Lake) checkAfter(ctx context.Context, name Name, err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var fault *TableError
+	var fault *faults.TableError
 	if errors.As(l.Check(ctx, name), &fault) {
 		return fault
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/twmb/avro/ocf"
 
+	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/location"
 	"github.com/millrace/millrace/lake/restcatalog"
 )
@@ -146,7 +147,7 @@ func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Reloc
 	}
 	r.field(meta, "location")
 	properties, _ := meta["properties"].(map[string]any)
-	for _, key := range placing {
+	for _, key := range datafile.Placing {
 		r.field(properties, key)
 	}
 	for list, key := range map[string]string{"metadata-log": "metadata-file", "statistics": "statistics-path", "partition-statistics": "statistics-path"} {

@@ -3,9 +3,13 @@ package lake
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"testing"
+
+	s3server "github.com/millrace/millrace/test/servers/s3"
 
 	"github.com/millrace/millrace/internal/settings"
 )
@@ -70,9 +74,18 @@ func TestSettingsOfBucket(t *testing.T) {
 // A real store, and a folder, are judged without an error.
 func TestSettingsOfWarehouses(t *testing.T) {
 	t.Parallel()
-	l := openLake(t, serverLake(t))
+	store := storeForSettings.Config(t)
+	l, err := Open(t.Context(), Config{
+		Warehouse: fmt.Sprintf("s3://%s/settings", store.Bucket), Catalog: filepath.Join(t.TempDir(), "catalog.db"), Logger: slog.New(slog.DiscardHandler),
+		S3: S3{Endpoint: store.Endpoint, Region: store.Region, AccessKey: store.AccessKey, SecretKey: store.SecretKey},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer l.Close() //nolint:errcheck // the test is over
 	if faults, err := l.Settings(t.Context()); err != nil || len(faults) > 0 {
 		t.Errorf("faults %v, %v", faults, err)
 	}
 }
+
+var storeForSettings s3server.Server

@@ -24,6 +24,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
 	"github.com/millrace/millrace/internal/stall"
+	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/location"
 )
 
@@ -155,7 +156,7 @@ type placed struct {
 // beside are the folders, apart from its own, that a table's properties place files in. Nobody can set such properties
 // any more; a table that had them before goes on, as long as it stays in the warehouse.
 func (p placed) beside(t *table.Table) (folders []string) {
-	for _, key := range placing {
+	for _, key := range datafile.Placing {
 		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {
 			folders = append(folders, folder)
 		}

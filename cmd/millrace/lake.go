@@ -14,6 +14,8 @@ import (
 
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
@@ -40,7 +42,7 @@ func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 		if err != nil {
 			return err
 		}
-		where.Tables = []lake.Table{} // whatever is there
+		where.Tables = []declare.Table{} // whatever is there
 		where.ReadOnly = true
 		l, err := lake.Open(cmd.Context(), where)
 		if err == nil && cmd.Annotations["writes"] != "" { // the lake is there: a folder named in error does not become one
@@ -75,7 +77,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 		all := make([]lake.Summary, 0, len(names))
 		for _, name := range names {
 			s, err := l.Summarize(ctx, name)
-			if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "broken:", broken)
 				continue
 			}

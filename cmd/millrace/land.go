@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
 )
 
@@ -137,7 +138,7 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 }
 
 // source is what makes the table.
-func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (lake.Table, error), error) {
+func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (declare.Table, error), error) {
 	var options []foreign.Option
 	if l.headers {
 		options = append(options, foreign.Headers())
@@ -145,14 +146,14 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 	switch {
 	case l.json:
 		t := foreign.JSON(into, l.topic, l.times, options...)
-		return func(context.Context, *registry.Client) (lake.Table, error) { return t, nil }, nil
+		return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, nil
 	case l.registry != "":
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
 			return nil, errors.New("--registry: want http(s)://host:port; who logs in is said by registry.user and registry.password, not here, where others can read it")
 		}
 		c.Registry.URL = l.registry
 		l.subject.Times = l.times
-		return func(ctx context.Context, schemas *registry.Client) (lake.Table, error) {
+		return func(ctx context.Context, schemas *registry.Client) (declare.Table, error) {
 			return foreign.Registered(ctx, into, l.topic, l.subject, schemas, options...)
 		}, nil
 	}
@@ -165,7 +166,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		return nil, err
 	}
 	t, err := foreign.Proto(into, l.topic, md, options...)
-	return func(context.Context, *registry.Client) (lake.Table, error) { return t, nil }, err
+	return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, err
 }
 
 // cutLast cuts a text around the last separator.

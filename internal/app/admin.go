@@ -18,7 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
-	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/faults"
+	laketables "github.com/millrace/millrace/lake/tables"
 	"github.com/millrace/millrace/readmodels"
 	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/readmodels/orderstatus"
@@ -70,7 +71,7 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 const remedyEngine = "take what the SQL engine does not read out of the table and its old schemas, or read it with another engine"
 
 // brokenTables are those that cannot be read, by the lake or by the SQL engine, or not be landed by this process.
-func (p *App) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
+func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 	if p.lake == nil {
 		return nil, nil
 	}
@@ -79,7 +80,7 @@ func (p *App) brokenTables(ctx context.Context) ([]*lake.TableError, error) {
 		return broken, err
 	}
 	for _, u := range p.sql.Unreadable() {
-		broken = append(broken, &lake.TableError{Table: u.Table, Remedy: remedyEngine, Err: u})
+		broken = append(broken, &faults.TableError{Table: u.Table, Remedy: remedyEngine, Err: u})
 	}
 	return broken, nil
 }
@@ -276,7 +277,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 		tell("tables of " + topic)
 		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
 			applied, err := p.lake.Applied(ctx, topic)
-			if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
 				return true, nil // there is nothing to wait for, and the comparison names it
 			}
 			if err != nil {
@@ -352,11 +353,14 @@ func (p *App) subjects() []verify.Subject {
 		case event.Product:
 			derived("documents", "view "+catalog.Name, p.goods.Digest, catalog.ExpectedDigest)
 		}
-		for _, name := range lake.Derived(a) {
-			derived("rows", "table "+name,
-				tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, name) }),
+		for _, t := range laketables.All() {
+			if t.Derived != a {
+				continue
+			}
+			derived("rows", "table "+t.Name,
+				tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, t.Name) }),
 				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
-					return lake.ExpectedDigest(name, readable(a, events))
+					return t.Sums.Expect(readable(a, events))
 				})
 		}
 		subjects = append(subjects, s)
@@ -368,7 +372,7 @@ func (p *App) subjects() []verify.Subject {
 func tableDigest(of func(context.Context) (*digest.Digest, error)) func(context.Context) (*digest.Digest, error) {
 	return func(ctx context.Context) (*digest.Digest, error) {
 		d, err := of(ctx)
-		if broken := (*lake.TableError)(nil); errors.As(err, &broken) {
+		if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
 			return nil, &verify.UnreadableError{Err: broken}
 		}
 		return d, err

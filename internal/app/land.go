@@ -15,13 +15,15 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	lakelanding "github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/streams"
 )
 
 // Landing is one table that a process of its own lands.
 type Landing struct {
 	// Table gives the table. The client is of the configuration's schema registry; nil where there is none.
-	Table   func(ctx context.Context, schemas *registry.Client) (lake.Table, error)
+	Table   func(ctx context.Context, schemas *registry.Client) (declare.Table, error)
 	Landers int // at a time
 	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx
 	// is done.
@@ -56,7 +58,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err := p.hasTopic(ctx, table.Topic); err != nil { // a mistyped name must not become a table
 		return err
 	}
-	where.Tables = []lake.Table{table}
+	where.Tables = []declare.Table{table}
 	if p.lake, err = lake.Open(ctx, where); err != nil {
 		return err
 	}
@@ -71,7 +73,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return p.lake.Run(ctx, lake.RunConfig{
+		return lakelanding.Run(ctx, p.lake, lakelanding.Config{
 			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
 			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.upkeep(), Landers: l.Landers,
 		})
@@ -87,7 +89,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 const askAgain = 2 * time.Second
 
 // describe waits for a schema registry that is out of reach.
-func (p *App) describe(ctx context.Context, l Landing) (lake.Table, error) {
+func (p *App) describe(ctx context.Context, l Landing) (declare.Table, error) {
 	for {
 		t, err := l.Table(ctx, p.registry)
 		if !errors.Is(err, registry.ErrUnavailable) {

@@ -25,11 +25,12 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/faults"
+	lakelanding "github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
+	laketables "github.com/millrace/millrace/lake/tables"
 	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/catalog/bleve"
-	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/streams"
 )
@@ -275,27 +276,27 @@ func (p *App) startSearch(ctx context.Context) error {
 func (p *App) openIndex(ctx context.Context) (catalog.Index, error) {
 	c := p.cfg.Search
 	if c.Elasticsearch == "" {
-		return bleve.Open(p.cfg.Path("search"), p.log)
+		return catalog.OpenBleve(p.cfg.Path("search"), p.log)
 	}
-	e, err := elasticsearchConfig(c, p.log)
+	e, err := elasticsearch(c, p.log)
 	if err != nil {
 		return nil, err
 	}
 	p.addresses["elasticsearch"] = c.Elasticsearch
-	return elasticsearch.Open(ctx, e)
+	return catalog.OpenElasticsearch(ctx, e)
 }
 
-// elasticsearchConfig says where the index is, and how to log in.
-func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
+// elasticsearch is where the index is, and as whom it is reached.
+func elasticsearch(c config.Search, log *slog.Logger) (catalog.ElasticsearchConfig, error) {
 	password, err := c.Password.Reveal("")
 	if err != nil {
-		return elasticsearch.Config{}, fmt.Errorf("search.password: %w", err)
+		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.password: %w", err)
 	}
 	trust, err := c.TLS.Client()
 	if err != nil {
-		return elasticsearch.Config{}, fmt.Errorf("search.tls: %w", err)
+		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.tls: %w", err)
 	}
-	return elasticsearch.Config{
+	return catalog.ElasticsearchConfig{
 		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: log,
 	}, nil
 }
@@ -345,6 +346,7 @@ func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
 		Sync:   c.Durability == "power-loss",
 		S3:     lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
+		Tables: laketables.All(),
 		Logger: log,
 	}
 	var err error
@@ -403,7 +405,7 @@ func (p *App) startLanding(context.Context) error {
 	if p.cfg.Kafka.Brokers == "" {
 		instance = "embedded" // there is one process at an embedded broker
 	}
-	run := lake.RunConfig{
+	run := lakelanding.Config{
 		Instance: instance,
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
 		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
@@ -422,10 +424,10 @@ const landAgain = 30 * time.Second
 
 // land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness
 // and a metric say so.
-func (p *App) land(ctx context.Context, run lake.RunConfig) error {
+func (p *App) land(ctx context.Context, run lakelanding.Config) error {
 	for {
-		err := p.lake.Run(ctx, run)
-		if broken := (*lake.TableError)(nil); !errors.As(err, &broken) {
+		err := lakelanding.Run(ctx, p.lake, run)
+		if broken := (*faults.TableError)(nil); !errors.As(err, &broken) {
 			return err
 		}
 		select {
@@ -447,8 +449,8 @@ func (p *App) upkeep() *maintenance.Config {
 	}
 }
 
-func park(to *streams.Parking) lake.Parker {
-	return func(ctx context.Context, records []lake.Parked) error {
+func park(to *streams.Parking) lakelanding.Parker {
+	return func(ctx context.Context, records []lakelanding.Parked) error {
 		parked := make([]streams.Parked, 0, len(records))
 		for _, r := range records {
 			parked = append(parked, streams.Parked{

@@ -14,8 +14,6 @@ import (
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/catalog/bleve"
-	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
@@ -118,11 +116,11 @@ func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(stri
 
 func (p *App) dropIndex(ctx context.Context) error {
 	if p.cfg.Search.Elasticsearch == "" {
-		return bleve.Drop(p.cfg.Path("search"))
+		return catalog.DropBleve(p.cfg.Path("search"))
 	}
-	c, err := elasticsearchConfig(p.cfg.Search, p.log)
+	c, err := elasticsearch(p.cfg.Search, p.log)
 	if err != nil {
 		return err
 	}
-	return elasticsearch.Drop(ctx, c)
+	return catalog.DropElasticsearch(ctx, c)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/restcatalog"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
@@ -97,7 +98,7 @@ func catalogTables(rights auth.Rights) restcatalog.TableRights {
 			within := strings.Join(namespace, ".") + "."
 			return slices.ContainsFunc(rights.Tables(), func(given string) bool {
 				start, some := strings.CutSuffix(given, "*")
-				if len(namespace) == 1 && namespace[0] == lake.Namespace {
+				if len(namespace) == 1 && namespace[0] == declare.Namespace {
 					return !strings.Contains(given, ".")
 				}
 				return strings.HasPrefix(given, within) || some && strings.HasPrefix(within, start)
@@ -108,7 +109,7 @@ func catalogTables(rights auth.Rights) restcatalog.TableRights {
 
 // sqlName is a table's name as queries address it.
 func sqlName(name lake.Name) string {
-	if len(name) == 2 && name[0] == lake.Namespace && !strings.Contains(name[1], ".") {
+	if len(name) == 2 && name[0] == declare.Namespace && !strings.Contains(name[1], ".") {
 		return name[1]
 	}
 	return strings.Join(name, ".")

@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/faults"
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
@@ -74,7 +75,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	var fault *lakesql.QueryError
 	var history *lake.HistoryError
 	var unreadable *lakesql.UnreadableError
-	var broken *lake.TableError
+	var broken *faults.TableError
 	switch {
 	case errors.As(err, &beyond):
 		http.Error(w, beyond.Error(), http.StatusForbidden)
@@ -133,7 +134,7 @@ func (p *App) findLost(ctx context.Context, query string) error {
 		return nil
 	}
 	for _, name := range names {
-		var fault *lake.TableError
+		var fault *faults.TableError
 		if strings.Contains(query, name[len(name)-1]) && errors.As(p.lake.Check(ctx, name), &fault) {
 			return fault
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
 	"github.com/millrace/millrace/lake/restcatalog"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
@@ -21,7 +22,7 @@ import (
 func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 	t.Helper()
 	c := w.config
-	c.Tables = []lake.Table{}
+	c.Tables = []declare.Table{}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 func (w *world) open(t *testing.T) *table.Table {
 	t.Helper()
 	c := w.config
-	c.ReadOnly, c.Tables = true, []lake.Table{}
+	c.ReadOnly, c.Tables = true, []declare.Table{}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/millrace/millrace/lake/declare"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,8 +113,8 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 }
 
 // declare is what all tables of foreign topics have in common.
-func declare(name lake.Name, topic, doc string) lake.Table {
-	return lake.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
+func declared(name lake.Name, topic, doc string) declare.Table {
+	return declare.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
 }
 
 // errNoValue is of a record that takes its key away from a compacted topic.
@@ -121,15 +122,15 @@ var errNoValue = errors.New("the record has no value: it takes its key away from
 
 // Proto is the table that a topic of Protobuf messages lands in: a column for each field, and where each row comes from. Values
 // may be plain, or framed for a schema registry.
-func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, options ...Option) (lake.Table, error) {
+func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, options ...Option) (declare.Table, error) {
 	with := layoutOf(options)
-	t := declare(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
+	t := declared(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
 	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: with.reserved()})
 	if err != nil {
-		return lake.Table{}, err
+		return declare.Table{}, err
 	}
 	t.Columns = slices.Concat(plan.Fields(), with.columns())
-	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
+	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (declare.Rows, error) {
 		message, err := plan.Bind(to)
 		if err != nil {
 			return nil, err
@@ -146,19 +147,19 @@ type protoRows struct {
 }
 
 // Append implements lake.Rows.
-func (p *protoRows) Append(_ context.Context, r lake.Record) (lake.Appended, error) {
+func (p *protoRows) Append(_ context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
-		return lake.Appended{}, errNoValue
+		return declare.Appended{}, errNoValue
 	}
 	value := r.Value
 	if registry.IsFramed(value) {
 		var err error
 		if value, err = registry.CutProtobufFrame(value); err != nil {
-			return lake.Appended{}, err
+			return declare.Appended{}, err
 		}
 	}
 	if err := p.message.Append(value); err != nil {
-		return lake.Appended{}, err
+		return declare.Appended{}, err
 	}
 	return p.place.append(r), nil
 }

@@ -29,7 +29,9 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/landing"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -175,7 +177,7 @@ func TestTopicLands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		config.Tables = []lake.Table{table}
+		config.Tables = []declare.Table{table}
 		l, err := lake.Open(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
@@ -188,9 +190,9 @@ func TestTopicLands(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- l.Run(ctx, lake.RunConfig{
+			done <- landing.Run(ctx, l, landing.Config{
 				Brokers: []string{b.Addr()}, Instance: "test", Landers: 2,
-				Park: func(_ context.Context, p []lake.Parked) error { parked.Add(int64(len(p))); return nil },
+				Park: func(_ context.Context, p []landing.Parked) error { parked.Add(int64(len(p))); return nil },
 			})
 		}()
 		polltest.Until(t, "the topic is in the table", func() bool {

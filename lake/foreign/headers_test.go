@@ -6,7 +6,7 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
-	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -21,17 +21,17 @@ func TestHeadersLand(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name  string
-		table func(w *world, options ...foreign.Option) lake.Table
+		table func(w *world, options ...foreign.Option) declare.Table
 		value func(w *world) string
 	}{
 		{
-			"json", func(w *world, options ...foreign.Option) lake.Table {
+			"json", func(w *world, options ...foreign.Option) declare.Table {
 				return foreign.JSON(w.name, w.topic, false, options...)
 			},
 			func(*world) string { return `{"a":1}` },
 		},
 		{
-			"protobuf", func(w *world, options ...foreign.Option) lake.Table {
+			"protobuf", func(w *world, options ...foreign.Option) declare.Table {
 				table, err := foreign.Proto(w.name, w.topic, md, options...)
 				if err != nil {
 					t.Error(err)
@@ -41,7 +41,7 @@ func TestHeadersLand(t *testing.T) {
 			func(*world) string { return "\x08\x01" },
 		},
 		{
-			"avro", func(w *world, options ...foreign.Option) lake.Table {
+			"avro", func(w *world, options ...foreign.Option) declare.Table {
 				table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, registry.URL(t)), options...)
 				if err != nil {
 					t.Error(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/infer"
 )
 
@@ -22,12 +23,12 @@ func jsonOptions(with layout, times bool) infer.Options {
 
 // JSON is the table that a topic of JSON objects lands in: columns follow from the objects, see package infer, and where each row comes
 // from. times makes times of strings that are such.
-func JSON(name lake.Name, topic string, times bool, options ...Option) lake.Table {
+func JSON(name lake.Name, topic string, times bool, options ...Option) declare.Table {
 	with := layoutOf(options)
 	o := jsonOptions(with, times)
-	t := declare(name, topic, fmt.Sprintf("Every JSON object on the topic %s.", topic))
+	t := declared(name, topic, fmt.Sprintf("Every JSON object on the topic %s.", topic))
 	t.Columns, t.Grows = slices.Concat(with.columns(), []columnar.Field{o.ExtraField()}), true
-	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) {
+	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (declare.Rows, error) {
 		objects, err := o.Bind(to)
 		if err != nil {
 			return nil, err
@@ -45,12 +46,12 @@ type jsonRows struct {
 }
 
 // Append implements lake.Rows.
-func (j *jsonRows) Append(_ context.Context, r lake.Record) (lake.Appended, error) {
+func (j *jsonRows) Append(_ context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
-		return lake.Appended{}, errNoValue
+		return declare.Appended{}, errNoValue
 	}
 	if err := appendJSON(j.objects, r.Value); err != nil {
-		return lake.Appended{}, err
+		return declare.Appended{}, err
 	}
 	return j.place.append(r), nil
 }
@@ -61,13 +62,13 @@ func appendJSON(to *infer.Decoder, value []byte) error {
 		return err
 	}
 	if err = to.Append(object); errors.Is(err, infer.ErrGrow) {
-		return fmt.Errorf("%w: %w", lake.ErrGrow, err)
+		return fmt.Errorf("%w: %w", declare.ErrGrow, err)
 	}
 	return err
 }
 
 // Grow implements lake.Grower.
-func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
+func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
 	var objects []*infer.Object
 	for r := range records {
 		if object, err := infer.Parse(r.Value); err == nil { // Append says what is wrong with others

@@ -17,7 +17,9 @@ import (
 	reg "github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/landing"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -85,14 +87,14 @@ func childLands(where string) error {
 		}
 	}
 	table.Rows = killing(table.Rows, moment, left)
-	l, err := lake.Open(context.Background(), lake.Config{Warehouse: at.Warehouse, Catalog: at.Catalog, Tables: []lake.Table{table}, Logger: quiet})
+	l, err := lake.Open(context.Background(), lake.Config{Warehouse: at.Warehouse, Catalog: at.Catalog, Tables: []declare.Table{table}, Logger: quiet})
 	if err != nil {
 		return err
 	}
-	return l.Run(context.Background(), lake.RunConfig{Brokers: []string{at.Brokers}, Instance: "child", Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason }})
+	return landing.Run(context.Background(), l, landing.Config{Brokers: []string{at.Brokers}, Instance: "child", Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason }})
 }
 
-type rowsFunc = func(*columnar.Columns, *reg.Decoder) (lake.Rows, error)
+type rowsFunc = func(*columnar.Columns, *reg.Decoder) (declare.Rows, error)
 
 // killing makes rows that kill the process.
 func killing(rows rowsFunc, moment string, nth int64) rowsFunc {
@@ -104,22 +106,22 @@ func killing(rows rowsFunc, moment string, nth int64) rowsFunc {
 			select {}
 		}
 	}
-	return func(to *columnar.Columns, values *reg.Decoder) (lake.Rows, error) {
+	return func(to *columnar.Columns, values *reg.Decoder) (declare.Rows, error) {
 		if grown.Load() > 0 {
 			at(killGrown)
 		}
 		r, err := rows(to, values)
-		return &killer{r.(lake.Grower), at, &grown}, err
+		return &killer{r.(declare.Grower), at, &grown}, err
 	}
 }
 
 type killer struct {
-	lake.Grower
+	declare.Grower
 	at    func(string)
 	grown *atomic.Int64
 }
 
-func (k *killer) Append(ctx context.Context, r lake.Record) (lake.Appended, error) {
+func (k *killer) Append(ctx context.Context, r declare.Record) (declare.Appended, error) {
 	k.at(killAppend)
 	a, err := k.Grower.Append(ctx, r)
 	if err == nil && k.grown.Load() > 0 {
@@ -128,7 +130,7 @@ func (k *killer) Append(ctx context.Context, r lake.Record) (lake.Appended, erro
 	return a, err
 }
 
-func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
+func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
 	k.grown.Add(1)
 	k.at(killGrow)
 	return k.Grower.Grow(ctx, have, records)

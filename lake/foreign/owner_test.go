@@ -9,6 +9,8 @@ import (
 	"github.com/apache/iceberg-go"
 
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -17,7 +19,7 @@ import (
 func (w *world) opens(t *testing.T, topic string) error {
 	t.Helper()
 	c := w.config
-	c.Tables = []lake.Table{foreign.JSON(w.name, topic, false)}
+	c.Tables = []declare.Table{foreign.JSON(w.name, topic, false)}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		return err
@@ -46,7 +48,7 @@ func TestATableBelongsToOneTopic(t *testing.T) {
 			}
 			for _, other := range []string{"tn-orders", strings.ToUpper(w.topic), w.topic + ".0"} {
 				err := w.opens(t, other)
-				owned := (*lake.OwnedError)(nil)
+				owned := (*faults.OwnedError)(nil)
 				if want := strings.ReplaceAll(says, "%", w.topic); !errors.As(err, &owned) || err.Error() != want {
 					t.Errorf("topic %s: %v, want %s", other, err, want)
 				}
@@ -71,7 +73,7 @@ func TestOneOfTwoTopicsGetsATable(t *testing.T) {
 		g.Wait()
 		refused := 0
 		for _, err := range errs {
-			if owned := (*lake.OwnedError)(nil); errors.As(err, &owned) {
+			if owned := (*faults.OwnedError)(nil); errors.As(err, &owned) {
 				refused++
 			} else if err != nil {
 				t.Error(err)

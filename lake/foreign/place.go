@@ -9,8 +9,8 @@ import (
 
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/timeunit"
-	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 )
 
 // Option asks for more of a table than its records' values.
@@ -60,7 +60,7 @@ func (l layout) columns() []columnar.Field {
 // reserved are the names of the columns that say where a row comes from.
 func (l layout) reserved() []string {
 	var names []string
-	for _, c := range slices.Concat(l.columns(), lake.Table{Origin: origin}.OriginColumns()) {
+	for _, c := range slices.Concat(l.columns(), declare.Table{Origin: origin}.OriginColumns()) {
 		names = append(names, c.Name)
 	}
 	return names
@@ -100,7 +100,7 @@ func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
 // noTimestamp is Kafka's word for a record that has none.
 const noTimestamp = -1
 
-func (p place) append(r lake.Record) lake.Appended {
+func (p place) append(r declare.Record) declare.Appended {
 	if r.Key == nil {
 		p.key.AppendNull()
 	} else {
@@ -116,7 +116,7 @@ func (p place) append(r lake.Record) lake.Appended {
 	if p.headers != nil {
 		p.headers.append(r.Headers)
 	}
-	return lake.Appended{Rows: 1, AsOf: r.Time}
+	return declare.Appended{Rows: 1, AsOf: r.Time}
 }
 
 // headers fills a map of names to bytes.

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/avro"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/evolution"
 	"github.com/millrace/millrace/lake/infer"
 	"github.com/millrace/millrace/lake/wire"
@@ -33,23 +34,23 @@ type Subject struct {
 // with the reason.
 func Registered(
 	ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client, options ...Option,
-) (lake.Table, error) {
+) (declare.Table, error) {
 	with := layoutOf(options)
 	if of.Name == "" {
 		of.Name = registry.Subject(topic)
 	}
 	latest, err := client.Latest(ctx, of.Name)
 	if err != nil {
-		return lake.Table{}, err
+		return declare.Table{}, err
 	}
 	all := &schemas{client: client, with: with, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(with, of.Times)}
 	if latest.Type == registry.TypeProtobuf && of.Message == "" {
 		if all.message, err = firstMessage(ctx, latest); err != nil {
-			return lake.Table{}, fmt.Errorf("subject %s: schema %d: %w", of.Name, latest.ID, err)
+			return declare.Table{}, fmt.Errorf("subject %s: schema %d: %w", of.Name, latest.ID, err)
 		}
 	}
 	first := all.read(ctx, latest)
-	t := declare(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
+	t := declared(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
 	t.Columns, t.Grows = slices.Concat(first.fields, with.columns()), true
 	if first.bad != nil {
 		t.Columns, t.Unready = with.columns(), fmt.Errorf("subject %s: %w", of.Name, first.bad)
@@ -57,7 +58,7 @@ func Registered(
 	if first.json {
 		t.Columns = append(t.Columns, all.json.ExtraField())
 	}
-	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (lake.Rows, error) { return all.rows(to) }
+	t.Rows = func(to *columnar.Columns, _ *registry.Decoder) (declare.Rows, error) { return all.rows(to) }
 	return t, nil
 }
 
@@ -195,7 +196,7 @@ func (s *schemas) newestOfProto() []*schema {
 	return all
 }
 
-func (s *schemas) rows(to *columnar.Columns) (lake.Rows, error) {
+func (s *schemas) rows(to *columnar.Columns) (declare.Rows, error) {
 	at, err := s.with.placeIn(to)
 	return &registeredRows{all: s, to: to, place: at, bound: map[int]*bound{}}, err
 }
@@ -215,35 +216,35 @@ type bound struct {
 }
 
 // Append implements lake.Rows.
-func (x *registeredRows) Append(ctx context.Context, r lake.Record) (lake.Appended, error) {
+func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
-		return lake.Appended{}, errNoValue
+		return declare.Appended{}, errNoValue
 	}
 	id, value, err := registry.CutFrame(r.Value)
 	if err != nil {
-		return lake.Appended{}, err
+		return declare.Appended{}, err
 	}
 	of, err := x.all.schema(ctx, id)
 	if err == nil {
 		err = x.all.reason(of)
 	}
 	if err != nil {
-		return lake.Appended{}, err
+		return declare.Appended{}, err
 	}
 	b := x.bound[id]
 	if b == nil {
 		if b, err = x.bind(of); err != nil {
-			return lake.Appended{}, err
+			return declare.Appended{}, err
 		}
 		x.bound[id] = b
 	}
 	if of.file != nil {
 		if value, err = x.message(of, value); err != nil {
-			return lake.Appended{}, fmt.Errorf("schema %d: %w", id, err)
+			return declare.Appended{}, fmt.Errorf("schema %d: %w", id, err)
 		}
 	}
 	if err := b.append(value); err != nil {
-		return lake.Appended{}, fmt.Errorf("schema %d: %w", id, err)
+		return declare.Appended{}, fmt.Errorf("schema %d: %w", id, err)
 	}
 	for _, col := range b.others {
 		col.AppendNull()
@@ -283,7 +284,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 		x.all.refuse(of, err)
 		return nil, x.all.reason(of)
 	case !reflect.DeepEqual(need, mine):
-		return nil, fmt.Errorf("schema %d: %w", of.id, lake.ErrGrow)
+		return nil, fmt.Errorf("schema %d: %w", of.id, declare.ErrGrow)
 	case of.avro != nil:
 		d, err := of.avro.Bind(x.to)
 		if err != nil {
@@ -326,7 +327,7 @@ func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column
 }
 
 // Grow implements lake.Grower.
-func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[lake.Record]) ([]columnar.Field, error) {
+func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
 	fixed, mine := x.all.with.split(have)
 	var objects []*infer.Object
 	met := map[int]bool{}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/twmb/avro"
 
-	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -83,7 +83,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 				}
 				return frame(id, b...)
 			}
-			declare := func() lake.Table {
+			declared := func() declare.Table {
 				table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, url))
 				if err != nil {
 					t.Fatal(err)
@@ -92,7 +92,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 			}
 			good := func(v int) string { return value(old, record(first), map[string]any{"v": v}) }
 			w.put(t, 0, good(1))
-			l, stop := w.start(t, declare())
+			l, stop := w.start(t, declared())
 			w.landed(t, l)
 			newest := schemas.add(c.newest)
 			bad := frame(newest, 2, 'x')
@@ -100,7 +100,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 			w.landed(t, l)
 			stop()
 			running := w.reasons()
-			l, stop = w.start(t, declare()) // again
+			l, stop = w.start(t, declared()) // again
 			w.put(t, 0, bad, good(3))
 			w.landed(t, l)
 			stop()

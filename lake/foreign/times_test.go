@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -59,7 +60,7 @@ func TestRecordTimes(t *testing.T) {
 func (w *world) whole(t *testing.T) (rows []map[string]any) {
 	t.Helper()
 	c := w.config
-	c.ReadOnly, c.Tables = true, []lake.Table{}
+	c.ReadOnly, c.Tables = true, []declare.Table{}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

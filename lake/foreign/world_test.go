@@ -18,6 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/landing"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 	registryserver "github.com/millrace/millrace/test/servers/registry"
 )
@@ -83,17 +85,19 @@ func (w *world) put(t testing.TB, partition int32, values ...string) {
 }
 
 // start lands the table until what it returns is called.
-func (w *world) start(t *testing.T, table lake.Table) (l *lake.Lake, stop func()) {
+func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop func()) {
 	t.Helper()
 	c := w.config
-	c.Tables = []lake.Table{table}
+	c.Tables = []declare.Table{table}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx, lake.RunConfig{Brokers: []string{w.brokers}, Landers: 2, Park: w.park}) }()
+	go func() {
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, Park: w.park})
+	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := errors.Join(<-done, l.Close()); err != nil {
@@ -104,7 +108,7 @@ func (w *world) start(t *testing.T, table lake.Table) (l *lake.Lake, stop func()
 	return l, stop
 }
 
-func (w *world) park(_ context.Context, records []lake.Parked) error {
+func (w *world) park(_ context.Context, records []landing.Parked) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range records {
@@ -137,7 +141,7 @@ func (w *world) landed(t *testing.T, l *lake.Lake) {
 }
 
 // land lands what stands on the topic.
-func (w *world) land(t *testing.T, table lake.Table) {
+func (w *world) land(t *testing.T, table declare.Table) {
 	t.Helper()
 	l, stop := w.start(t, table)
 	w.landed(t, l)
@@ -148,7 +152,7 @@ func (w *world) land(t *testing.T, table lake.Table) {
 func (w *world) rows(t *testing.T) map[string]string {
 	t.Helper()
 	c := w.config
-	c.ReadOnly, c.Tables = true, []lake.Table{}
+	c.ReadOnly, c.Tables = true, []declare.Table{}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +189,7 @@ func (w *world) rows(t *testing.T) map[string]string {
 func (w *world) holds(t *testing.T) int64 {
 	t.Helper()
 	c := w.config
-	c.ReadOnly, c.Tables = true, []lake.Table{}
+	c.ReadOnly, c.Tables = true, []declare.Table{}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		return 0 // not yet

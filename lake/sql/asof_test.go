@@ -18,7 +18,9 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
@@ -74,9 +76,9 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	if err := p.CreateTopic(t.Context(), asOfTopic, 2); err != nil {
 		t.Fatal(err)
 	}
-	name := lake.Name{lake.Namespace, "things"}
+	name := lake.Name{declare.Namespace, "things"}
 	config.Logger = slog.New(slog.DiscardHandler)
-	config.Tables = []lake.Table{foreign.JSON(name, asOfTopic, false)}
+	config.Tables = []declare.Table{foreign.JSON(name, asOfTopic, false)}
 	l, err := lake.Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +86,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- l.Run(ctx, lake.RunConfig{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason }})
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason }})
 	}()
 	t.Cleanup(func() {
 		cancel()

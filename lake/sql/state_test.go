@@ -26,8 +26,11 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
+	"github.com/millrace/millrace/lake/tables"
 )
 
 // A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are
@@ -50,7 +53,7 @@ func TestStateTable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			catalog := filepath.Join(t.TempDir(), "catalog.db")
 			l, err := lake.Open(t.Context(), lake.Config{
-				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: catalog, Logger: slog.New(slog.DiscardHandler),
+				Warehouse: c.warehouse, S3: lake.S3(c.store), Catalog: catalog, Tables: tables.All(), Logger: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -73,14 +76,14 @@ func TestStateTable(t *testing.T) {
 			}
 			if c.spread { // some rows are from before
 				land(placed[:orders/2])
-				spread(t, catalog, table.Identifier{lake.Namespace, "orders_current"})
+				spread(t, catalog, table.Identifier{declare.Namespace, "orders_current"})
 				land(placed[orders/2:])
 			} else {
 				land(placed)
 			}
 			then := offsetsOf(t, l)
 			land(confirmed)
-			name := lake.Name{lake.Namespace, "orders_current"}
+			name := lake.Name{declare.Namespace, "orders_current"}
 			summary, err := l.Summarize(t.Context(), name)
 			if err != nil || summary.Rows != orders || summary.RowsInFiles != orders+orders/2 || summary.DeleteFiles == 0 {
 				t.Fatalf("%+v, %v", summary, err)
@@ -197,8 +200,8 @@ func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- l.Run(ctx, lake.RunConfig{
-			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p []lake.Parked) error { return p[0].Reason },
+		done <- landing.Run(ctx, l, landing.Config{
+			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason },
 		})
 	}()
 	t.Cleanup(func() {

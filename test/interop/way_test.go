@@ -19,6 +19,8 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
+	"github.com/millrace/millrace/lake/landing"
+	"github.com/millrace/millrace/lake/tables"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -101,9 +103,9 @@ func TestUnreadableIsParked(t *testing.T) {
 	s.trade(t, 10)
 	publishing.published(t, s)
 
-	decoder, landed := registry.NewDecoder(s.registry), make(chan lake.Parked, 1)
+	decoder, landed := registry.NewDecoder(s.registry), make(chan landing.Parked, 1)
 	view := s.view(t, decoder)
-	table := s.land(t, decoder, func(_ context.Context, records []lake.Parked) error {
+	table := s.land(t, decoder, func(_ context.Context, records []landing.Parked) error {
 		for _, p := range records {
 			if string(p.Value) != string(bad.Data) {
 				continue
@@ -207,8 +209,8 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 }
 
 // parksNothing is a lake.Parker of a test without damaged records.
-func parksNothing(t *testing.T) lake.Parker {
-	return func(_ context.Context, records []lake.Parked) error {
+func parksNothing(t *testing.T) landing.Parker {
+	return func(_ context.Context, records []landing.Parked) error {
 		for _, p := range records {
 			t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
 		}
@@ -217,10 +219,10 @@ func parksNothing(t *testing.T) lake.Parker {
 }
 
 // land runs the lake until the test ends, and reads its table.
-func (s *shop) land(t *testing.T, decoder *registry.Decoder, park lake.Parker) func() (*digest.Digest, error) {
+func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.Parker) func() (*digest.Digest, error) {
 	t.Helper()
 	dir := t.TempDir()
-	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Logger: quiet})
+	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Tables: tables.All(), Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +232,7 @@ func (s *shop) land(t *testing.T, decoder *registry.Decoder, park lake.Parker) f
 		}
 	})
 	start(t, func(ctx context.Context) error {
-		return l.Run(ctx, lake.RunConfig{
+		return landing.Run(ctx, l, landing.Config{
 			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, Park: park,
 		})
 	})

@@ -1,0 +1,74 @@
+package declare
+
+import (
+	"fmt"
+	"iter"
+
+	"github.com/apache/arrow-go/v18/arrow"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// facts declares a table that has rows for each event that brings any, as they were then: later events add rows, and change none.
+type Facts[T any] struct {
+	Name, Doc string
+	Of        event.Aggregate
+	Sort      string
+	Columns   Schema[T]
+	Stream    func(*T) string
+	// rows makes what appends an event's rows to into. Each lander has its own, so that it may keep buffers.
+	Rows func() func(e event.Event, into []T) ([]T, error)
+}
+
+func (d Facts[T]) Table() Table {
+	return Table{
+		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}}, Derived: d.Of,
+		Rows: rowsOf(d.Of, func(*columnar.Columns) (decoder, error) { return &factDecoder[T]{declared: d, make: d.Rows()}, nil }),
+		Sums: sums{
+			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addRows(to, rec, d.Columns, d.Stream) },
+			Expect: d.expect,
+		},
+	}
+}
+
+func (d Facts[T]) expect(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+	to, decode := digest.New(), d.Rows()
+	var rows []T
+	var content []byte
+	for e, err := range events {
+		if err == nil {
+			rows, err = decode(e, rows[:0])
+			if err != nil {
+				err = fmt.Errorf("event %s: %w", e.ID, err)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		for i := range rows {
+			content = d.Columns.Content(content[:0], &rows[i])
+			to.Add(d.Stream(&rows[i]), content)
+		}
+	}
+	return to, nil
+}
+
+// factDecoder makes an event's rows.
+type factDecoder[T any] struct {
+	declared Facts[T]
+	make     func(e event.Event, into []T) ([]T, error)
+	rows     []T // reused
+}
+
+func (d *factDecoder[T]) append(to *row, e event.Event) (err error) {
+	if d.rows, err = d.make(e, d.rows[:0]); err != nil {
+		return err
+	}
+	for i := range d.rows {
+		d.declared.Columns.append(to, &d.rows[i])
+		to.end()
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+package declare
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/decimal128"
+	"github.com/apache/iceberg-go"
+
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/lake/columnar"
+)
+
+// shape binds the columns of a table to the fields of a Go value, in both directions: rows are written from values, read back into
+// them, and summed up for digests. So to declare a table is to name its columns once.
+type Schema[T any] []Column[T]
+
+// attribute is a column and the field that it keeps. The type of the column follows from that of the field:
+//
+//	*string            string       null for "", unless required
+//	*int32             int          required
+//	*int64             long         required
+//	*time.Time         timestamptz  null for the zero time, unless required
+//	*amount            decimal      null where it is not known
+//	*decimal128.Num    decimal      required
+//	*[]string          list         required
+//	*map[string]amount map          required
+type Column[T any] struct {
+	Name, Doc string
+	Of        func(*T) any // a pointer to the field
+	Required  bool
+}
+
+// amount is money without its currency, where it is known.
+type Amount struct {
+	Value decimal128.Num
+	Known bool
+}
+
+// fields are the columns.
+func (s Schema[T]) fields() []columnar.Field {
+	var zero T
+	out := make([]columnar.Field, len(s))
+	for i, a := range s {
+		f := columnar.Field{Name: a.Name, Doc: a.Doc, Required: true}
+		switch a.Of(&zero).(type) {
+		case *string:
+			f.Type, f.Required = iceberg.PrimitiveTypes.String, a.Required
+		case *int32:
+			f.Type = iceberg.PrimitiveTypes.Int32
+		case *int64:
+			f.Type = iceberg.PrimitiveTypes.Int64
+		case *time.Time:
+			f.Type, f.Required = iceberg.PrimitiveTypes.TimestampTz, a.Required
+		case *Amount:
+			f.Type, f.Required = moneyType(), false
+		case *decimal128.Num:
+			f.Type = moneyType()
+		case *[]string:
+			f.Type = columnar.List{Element: columnar.Field{Name: "element", Type: iceberg.PrimitiveTypes.String, Required: true}}
+		case *map[string]Amount:
+			f.Type = columnar.Map{
+				Key:   columnar.Field{Name: "key", Type: iceberg.PrimitiveTypes.String, Required: true},
+				Value: columnar.Field{Name: "value", Type: moneyType(), Required: true},
+			}
+		default:
+			panic(fmt.Sprintf("column %s: there are no columns of %T", a.Name, a.Of(&zero)))
+		}
+		out[i] = f
+	}
+	return out
+}
+
+func moneyType() iceberg.Type { return iceberg.DecimalTypeOf(pricePrecision, priceScale) }
+
+// names are those of the columns.
+func (s Schema[T]) names() []string {
+	out := make([]string, len(s))
+	for i, a := range s {
+		out[i] = a.Name
+	}
+	return out
+}
+
+// append writes a value as the columns of a row.
+func (s Schema[T]) append(to *row, v *T) {
+	for _, a := range s {
+		switch p := a.Of(v).(type) {
+		case *string:
+			if a.Required {
+				to.string(*p)
+			} else {
+				to.optional(*p)
+			}
+		case *int32:
+			to.int32(*p)
+		case *int64:
+			to.int64(*p)
+		case *time.Time:
+			if p.IsZero() && !a.Required {
+				to.null()
+			} else {
+				to.time(*p)
+			}
+		case *Amount:
+			if p.Known {
+				to.decimal(p.Value)
+			} else {
+				to.null()
+			}
+		case *decimal128.Num:
+			to.decimal(*p)
+		case *[]string:
+			list := to.next().(*columnar.Lists)
+			for _, element := range *p {
+				list.Element().(*columnar.Bytes).AppendString(element)
+			}
+			list.Append()
+		case *map[string]Amount:
+			pairs := to.next().(*columnar.Maps)
+			for _, key := range slices.Sorted(maps.Keys(*p)) {
+				pairs.Keys().(*columnar.Bytes).AppendString(key)
+				pairs.Values().(*columnar.Decimals).Append((*p)[key].Value)
+			}
+			pairs.Append()
+		}
+	}
+}
+
+// content appends the canonical form of a value for digests: all that it says, each part such that no two values share one.
+func (s Schema[T]) Content(b []byte, v *T) []byte {
+	number := func(n uint64) { b = binary.BigEndian.AppendUint64(b, n) }
+	decimal := func(n decimal128.Num) { number(uint64(n.HighBits())); number(n.LowBits()) }
+	for _, a := range s {
+		switch p := a.Of(v).(type) {
+		case *string:
+			b = digest.AppendString(b, *p)
+		case *int32:
+			number(uint64(*p))
+		case *int64:
+			number(uint64(*p))
+		case *time.Time:
+			b = append(b, marker(!p.IsZero()))
+			number(uint64(p.UnixMicro()))
+		case *Amount:
+			b = append(b, marker(p.Known))
+			decimal(p.Value)
+		case *decimal128.Num:
+			decimal(*p)
+		case *[]string:
+			number(uint64(len(*p)))
+			for _, element := range *p {
+				b = digest.AppendString(b, element)
+			}
+		case *map[string]Amount:
+			number(uint64(len(*p)))
+			for _, key := range slices.Sorted(maps.Keys(*p)) {
+				b = digest.AppendString(b, key)
+				decimal((*p)[key].Value)
+			}
+		}
+	}
+	return b
+}
+
+func marker(set bool) byte {
+	if set {
+		return 1
+	}
+	return 0
+}
+
+// bind finds the columns in a batch, by the names that they have there, and returns what reads row i. Nothing that is read
+// aliases the batch.
+func (s Schema[T]) bind(rec arrow.RecordBatch, names []string) (func(i int, v *T), error) {
+	var zero T
+	readers := make([]func(i int, p any), len(s))
+	for at, a := range s {
+		var err error
+		switch a.Of(&zero).(type) {
+		case *string:
+			readers[at], err = reads(rec, names[at], func(c *array.String, i int, p *string) { *p = strings.Clone(c.Value(i)) })
+		case *int32:
+			readers[at], err = reads(rec, names[at], func(c *array.Int32, i int, p *int32) { *p = c.Value(i) })
+		case *int64:
+			readers[at], err = reads(rec, names[at], func(c *array.Int64, i int, p *int64) { *p = c.Value(i) })
+		case *time.Time:
+			readers[at], err = reads(rec, names[at], func(c *array.Timestamp, i int, p *time.Time) { *p = time.UnixMicro(int64(c.Value(i))).UTC() })
+		case *Amount:
+			readers[at], err = reads(rec, names[at], func(c *array.Decimal128, i int, p *Amount) { *p = Amount{c.Value(i), true} })
+		case *decimal128.Num:
+			readers[at], err = reads(rec, names[at], func(c *array.Decimal128, i int, p *decimal128.Num) { *p = c.Value(i) })
+		case *[]string:
+			readers[at], err = reads(rec, names[at], readList)
+		case *map[string]Amount:
+			readers[at], err = reads(rec, names[at], readMap)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return func(i int, v *T) {
+		for at, a := range s {
+			readers[at](i, a.Of(v))
+		}
+	}, nil
+}
+
+// reads is a reader of one column into a field. What is null leaves the field as it is in a new value.
+func reads[A arrow.Array, P any](rec arrow.RecordBatch, name string, read func(c A, i int, p *P)) (func(i int, p any), error) {
+	c, err := ColumnOf[A](rec, name)
+	if err != nil {
+		return nil, err
+	}
+	return func(i int, p any) {
+		if !c.IsNull(i) {
+			read(c, i, p.(*P))
+		}
+	}, nil
+}
+
+func readList(c *array.List, i int, p *[]string) {
+	elements := c.ListValues().(*array.String)
+	begin, end := c.ValueOffsets(i)
+	for at := begin; at < end; at++ {
+		*p = append(*p, strings.Clone(elements.Value(int(at))))
+	}
+}
+
+func readMap(c *array.Map, i int, p *map[string]Amount) {
+	keys, values := c.Keys().(*array.String), c.Items().(*array.Decimal128)
+	begin, end := c.ValueOffsets(i)
+	if begin == end {
+		return
+	}
+	*p = make(map[string]Amount, end-begin)
+	for at := begin; at < end; at++ {
+		(*p)[strings.Clone(keys.Value(int(at)))] = Amount{values.Value(int(at)), true}
+	}
+}
+
+// within makes the columns of a part those of the whole.
+func within[T, Part any](s Schema[Part], of func(*T) *Part) Schema[T] {
+	out := make(Schema[T], len(s))
+	for i, a := range s {
+		out[i] = Column[T]{Name: a.Name, Doc: a.Doc, Required: a.Required, Of: func(v *T) any { return a.Of(of(v)) }}
+	}
+	return out
+}
+
+// Money has nine decimal places.
+const (
+	pricePrecision = 38
+	priceScale     = 9
+)
+
+// addRows adds rows of a table of some shape.
+func addRows[T any](to *digest.Digest, rec arrow.RecordBatch, s Schema[T], stream func(*T) string) error {
+	read, err := s.bind(rec, s.names())
+	if err != nil {
+		return err
+	}
+	var content []byte
+	for i := range int(rec.NumRows()) {
+		var v T
+		read(i, &v)
+		content = s.Content(content[:0], &v)
+		to.Add(stream(&v), content)
+	}
+	return nil
+}
+
+// columnOf finds a column of a batch by its name.
+func ColumnOf[A arrow.Array](rec arrow.RecordBatch, name string) (A, error) {
+	var none A
+	at := rec.Schema().FieldIndices(name)
+	if len(at) != 1 {
+		return none, fmt.Errorf("column %s is missing", name)
+	}
+	c, ok := rec.Column(at[0]).(A)
+	if !ok {
+		return none, fmt.Errorf("column %s is %s", name, rec.Column(at[0]).DataType())
+	}
+	return c, nil
+}

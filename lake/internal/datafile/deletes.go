@@ -1,0 +1,81 @@
+package datafile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/pages"
+)
+
+// writeDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that
+// brings it.
+func WriteDeletes(
+	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *Writer,
+	name string, key columnar.Field, called string, keys []string,
+) ([]iceberg.DataFile, error) {
+	fail := func(err error) ([]iceberg.DataFile, error) { return nil, fmt.Errorf("write deletes: %w", err) }
+	key.Name = called
+	columns, err := columnar.New([]columnar.Field{key})
+	if err != nil {
+		return fail(err)
+	}
+	for _, k := range keys {
+		columns.Column(0).(*columnar.Bytes).AppendString(k)
+	}
+	schema, err := columnar.Schema([]columnar.Field{key})
+	if err != nil {
+		return fail(err)
+	}
+	parquet, err := pages.New([]columnar.Field{key})
+	if err != nil {
+		return fail(err)
+	}
+	var content bytes.Buffer
+	parquet.Begin(&content)
+	if err := parquet.Write(columns); err != nil {
+		return fail(err)
+	}
+	written, err := parquet.End()
+	if err != nil {
+		return fail(err)
+	}
+	locations, err := have.LocationProvider()
+	if err != nil {
+		return fail(err)
+	}
+	location := locations.NewDataLocation(name + "-deletes.parquet")
+	f, err := table.DataFileFromMetadata(table.DataFileArgs{
+		Schema: schema, Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
+		Content: iceberg.EntryContentEqDeletes, EqualityFieldIDs: []int{key.ID}, Properties: have.Properties(), FormatVersion: have.Metadata().Version(),
+	})
+	if err != nil {
+		return fail(err)
+	}
+	files, err := Files(ctx, have)
+	if err != nil {
+		return fail(err)
+	}
+	if err := files.WriteFile(location, content.Bytes()); err != nil {
+		return fail(errors.Join(err, w.Remove(f)))
+	}
+	return []iceberg.DataFile{f}, nil
+}
+
+// unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data
+// files of every spec and partition. Deletes of one partition would miss a row that has left it, and all data files of
+// other specs.
+func Unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
+	for _, spec := range m.PartitionSpecs() {
+		if spec.NumFields() == 0 {
+			return spec, nil
+		}
+	}
+	return iceberg.PartitionSpec{}, errors.New("landers replace its rows, which takes a partition spec without fields in its metadata, " +
+		"and it has none: remove all its partition fields once, then add them again")
+}

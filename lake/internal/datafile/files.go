@@ -1,0 +1,22 @@
+package datafile
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+)
+
+// filesOf is where a table's files are, to be written.
+func Files(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
+	fs, err := t.FS(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
+	}
+	writable, ok := fs.(io.WriteFileIO)
+	if !ok {
+		return nil, fmt.Errorf("%s cannot be written to", t.Location())
+	}
+	return writable, nil
+}

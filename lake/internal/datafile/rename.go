@@ -1,0 +1,94 @@
+package datafile
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+)
+
+// renaming gives the files of a batch their names.
+type renaming struct {
+	rename func(n int) string
+
+	mu    sync.Mutex
+	given map[string]string // the names that the writer knows: those that the files have
+}
+
+func (r *renaming) of(name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, there := r.given[name]; !there {
+		r.given[name] = r.rename(len(r.given))
+	}
+	return r.given[name]
+}
+
+func (r *renaming) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for _, name := range r.given {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// renamed is a file system in which the files that are made have other names.
+type renamed struct {
+	io.WriteFileIO
+	names *renaming
+}
+
+func (r renamed) Create(name string) (io.FileWriter, error) {
+	return r.WriteFileIO.Create(r.names.of(name))
+}
+
+func (r renamed) WriteFile(name string, content []byte) error {
+	return r.WriteFileIO.WriteFile(r.names.of(name), content)
+}
+
+func (r renamed) Remove(name string) error { return r.WriteFileIO.Remove(r.names.of(name)) }
+
+// relocated is a manifest's entry of a data file that has another name.
+func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.DataFile, error) {
+	spec := t.Spec()
+	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), location, f.FileFormat(), f.Partition(), logicalTypes(spec, t.Schema()), nil,
+		f.Count(), f.FileSizeBytes())
+	if err != nil {
+		return nil, err
+	}
+	b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).NullValueCounts(f.NullValueCounts()).NaNValueCounts(f.NaNValueCounts()).
+		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets())
+	if id := f.SortOrderID(); id != nil && *id != table.UnsortedSortOrderID {
+		b.SortOrderID(*id)
+	}
+	return b.Build(), nil
+}
+
+// logicalTypes are those of Avro for the values of partitions, by field.
+func logicalTypes(spec iceberg.PartitionSpec, schema *iceberg.Schema) map[int]string {
+	types := map[int]string{}
+	for _, field := range spec.Fields() {
+		source, found := schema.FindFieldByID(field.SourceID())
+		if !found {
+			continue
+		}
+		switch field.Transform.ResultType(source.Type).(type) {
+		case iceberg.DateType:
+			types[field.FieldID] = "date"
+		case iceberg.TimeType:
+			types[field.FieldID] = "time-micros"
+		case iceberg.TimestampType, iceberg.TimestampTzType:
+			types[field.FieldID] = "timestamp-micros"
+		case iceberg.DecimalType:
+			types[field.FieldID] = "decimal"
+		case iceberg.UUIDType:
+			types[field.FieldID] = "uuid"
+		}
+	}
+	return types
+}

@@ -1,0 +1,346 @@
+// Package datafile writes files of one table: data files in Parquet, and files of deletes by key. A
+// Writer turns the rows of batches into files, one batch after the other, and describes them for a
+// commit, which Stage prepares.
+//
+// Writable answers whether a table takes such files, by writing some into memory with the same
+// code.
+package datafile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/apache/arrow-go/v18/arrow"
+	"github.com/apache/arrow-go/v18/arrow/array"
+	"github.com/apache/arrow-go/v18/arrow/memory"
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/io"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/pages"
+)
+
+// fileWriter writes rows into data files of one table, those of one batch after those of the other.
+//
+// Rows of a table without partitions go into one file as they come. Those of a partitioned one wait in memory for the
+// end of their batch, and are then written one partition after the other, so that one file is open at a time.
+type Writer struct {
+	Columns     *columnar.Columns
+	origin      origin
+	bytes       int             // of the records whose rows are in the columns
+	ctx         context.Context // an object store writes a file as long as this holds
+	Table       *table.Table
+	partitioned bool
+	locations   table.LocationProvider
+	pages       *pages.Writer
+
+	// The file under way; out is nil until it has rows.
+	location string
+	out      io.FileWriter
+	abort    context.CancelFunc
+}
+
+// The columns become a page of the file when they have so many rows, or came of so many bytes: as many rows as a
+// dictionary wants to see before it is given up, and no more than is good for memory.
+const (
+	ChunkRows  = 16 << 10
+	chunkBytes = 16 << 20
+)
+
+// newFileWriter makes a writer of a table's rows, whose last columns are those of their origin.
+func New(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer, error) {
+	w, err := openFileWriter(ctx, fields, t)
+	if err != nil {
+		return nil, err
+	}
+	w.origin = originOf(w.Columns)
+	return w, nil
+}
+
+func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer, error) {
+	columns, err := columnar.New(fields)
+	if err != nil {
+		return nil, err
+	}
+	parquet, err := pages.New(fields)
+	if err != nil {
+		return nil, err
+	}
+	locations, err := t.LocationProvider()
+	if err != nil {
+		return nil, fmt.Errorf("where the table keeps its files: %w", err)
+	}
+	return &Writer{
+		Columns: columns, ctx: ctx, Table: t, partitioned: !t.Spec().IsUnpartitioned(), locations: locations, pages: parquet,
+	}, nil
+}
+
+// rows tells whether the batch has any.
+func (w *Writer) HasRows() bool { return w.out != nil || w.Columns.Rows() > 0 }
+
+// append appends all rows of a record, or none.
+func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record) (declare.Appended, error) {
+	mark := w.Columns.Mark()
+	appended, err := rows.Append(ctx, r)
+	if err == nil {
+		w.origin.append(r, appended.Rows)
+		err = w.Columns.Err()
+	}
+	if err != nil {
+		w.Columns.Rollback(mark)
+		return appended, err
+	}
+	if appended.Rows > 0 {
+		w.bytes += len(r.Value)
+	}
+	return appended, nil
+}
+
+// appendRow appends a row, or nothing.
+func (w *Writer) AppendRow(row func(), from declare.Record) error {
+	mark := w.Columns.Mark()
+	row()
+	w.origin.append(from, 1)
+	if err := w.Columns.Err(); err != nil {
+		w.Columns.Rollback(mark)
+		return err
+	}
+	return nil
+}
+
+// flush hands the rows in the columns to the file, once there are enough of them, and opens the file if need be.
+func (w *Writer) Flush(name string, atLeast int) error {
+	rows := w.Columns.Rows()
+	if w.partitioned || rows == 0 || rows < atLeast && w.bytes < chunkBytes {
+		return nil
+	}
+	if w.out == nil {
+		if err := w.open(name); err != nil {
+			return err
+		}
+	}
+	defer w.reset()
+	if err := w.pages.Write(w.Columns); err != nil {
+		return faults.OfRows(fmt.Errorf("write data file %s: %w", w.location, err))
+	}
+	return nil
+}
+
+func (w *Writer) reset() {
+	w.Columns.Reset()
+	w.bytes = 0
+}
+
+func (w *Writer) open(name string) error {
+	ctx, abort := context.WithCancel(w.ctx)
+	files, err := w.files(ctx)
+	if err != nil {
+		abort()
+		return err
+	}
+	w.location = w.locations.NewDataLocation(name + ".parquet")
+	out, err := files.Create(w.location)
+	if err != nil {
+		abort()
+		return fmt.Errorf("create data file: %w", err)
+	}
+	w.out, w.abort = out, abort
+	w.pages.Begin(out)
+	return nil
+}
+
+// files is where the table's files are.
+func (w *Writer) files(ctx context.Context) (io.WriteFileIO, error) { return Files(ctx, w.Table) }
+
+// finish completes the batch's files and describes them for a commit; none where there were no rows.
+func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, error) {
+	if w.partitioned {
+		return w.spread(ctx, name)
+	}
+	if err := w.Flush(name, 1); err != nil {
+		return nil, err
+	}
+	if w.out == nil {
+		return nil, nil
+	}
+	written, err := w.pages.End()
+	if err == nil {
+		err = w.out.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("close data file %s: %w", w.location, err) // and close gives it up
+	}
+	defer w.abort()
+	w.out = nil
+	f, err := w.describe(written)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("describe data file %s: %w", w.location, err), w.removeAt(w.location))
+	}
+	return []iceberg.DataFile{f}, nil
+}
+
+// describe makes a manifest's entry of a file. It is not read back: what its footer says is known.
+func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
+	spec := w.Table.Spec()
+	f, err := table.DataFileFromMetadata(table.DataFileArgs{
+		Schema: w.Table.Schema(), Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: w.location, FileSize: written.Size,
+		Content: iceberg.EntryContentData, SortOrderID: table.UnsortedSortOrderID, Properties: w.Table.Properties(),
+		FormatVersion: w.Table.Metadata().Version(),
+	})
+	if err != nil || len(written.NaNs) == 0 && spec.NumFields() == 0 {
+		return f, err
+	}
+	partition := map[int]any{} // of a table whose partition fields were all dropped: nothing, for each of them
+	for _, field := range spec.Fields() {
+		partition[field.FieldID] = nil
+	}
+	// Parquet's footer does not count what is not a number, so iceberg-go does not either.
+	nans := maps.Clone(written.NaNs)
+	maps.DeleteFunc(nans, func(id int, _ int64) bool { _, counted := f.ValueCounts()[id]; return !counted })
+	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), partition, nil, nil, f.Count(), f.FileSizeBytes())
+	if err != nil {
+		return nil, err
+	}
+	return b.ColumnSizes(f.ColumnSizes()).ValueCounts(f.ValueCounts()).NullValueCounts(f.NullValueCounts()).NaNValueCounts(nans).
+		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
+}
+
+// spread writes the rows of a partitioned table. iceberg-go puts the values of a partition into its files' names;
+// readers do not need them there, and do not agree on how they are to be read, so the files get names as all others
+// have.
+func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, error) {
+	if w.Columns.Rows() == 0 {
+		return nil, nil
+	}
+	rec, err := w.withSources(w.Columns.Record()) // released by its reader
+	if err != nil {
+		return nil, err
+	}
+	defer w.reset()
+	names := &renaming{rename: func(n int) string { return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n)) }, given: map[string]string{}}
+	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
+		files, err := w.files(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return renamed{files, names}, nil
+	}, nil)
+	once := func(yield func(arrow.RecordBatch, error) bool) { yield(rec, nil) }
+	var files []iceberg.DataFile
+	for f, err := range table.WriteRecords(ctx, under, rec.Schema(), once, table.WithClusteredWrite()) {
+		if err == nil {
+			f, err = relocated(f, w.Table, names.of(f.FilePath()))
+		}
+		if err != nil {
+			err = fmt.Errorf("write the partitions of a batch: %w", err)
+			for _, made := range names.all() {
+				err = errors.Join(err, w.removeAt(made))
+			}
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// remove removes data files that nothing refers to, even while the program stops.
+func (w *Writer) Remove(files ...iceberg.DataFile) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, w.removeAt(f.FilePath()))
+	}
+	return errors.Join(errs...)
+}
+
+// withSources adds to rows the columns that the table is partitioned by and that are not among those written: they are
+// null.
+func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
+	schema, spec := w.Table.Schema(), w.Table.Spec()
+	written := map[int]bool{}
+	for _, f := range w.Columns.Fields() {
+		written[f.ID] = true
+	}
+	var missing []iceberg.NestedField
+	for _, f := range schema.Fields() { // the source may be inside of one
+		inside := iceberg.NewSchema(0, f)
+		isSource := false
+		for _, p := range spec.Fields() {
+			_, ok := inside.FindFieldByID(p.SourceID())
+			isSource = isSource || ok
+		}
+		if isSource && !written[f.ID] {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) == 0 {
+		return rec, nil
+	}
+	defer rec.Release()
+	nulls, err := table.SchemaToArrowSchema(iceberg.NewSchema(0, missing...), nil, true, false)
+	if err != nil {
+		return nil, fmt.Errorf("the columns that the table is partitioned by: %w", err)
+	}
+	arrays := slices.Clone(rec.Columns())
+	for _, f := range nulls.Fields() {
+		a := array.MakeArrayOfNull(memory.DefaultAllocator, f.Type, int(rec.NumRows()))
+		defer a.Release()
+		arrays = append(arrays, a)
+	}
+	all := arrow.NewSchema(slices.Concat(rec.Schema().Fields(), nulls.Fields()), nil)
+	return array.NewRecordBatch(all, arrays, rec.NumRows()), nil
+}
+
+// close ends the writer; a file that was not finished is given up.
+func (w *Writer) Close() error {
+	if w.out == nil {
+		return nil
+	}
+	w.abort()         // an object store sees nothing of an upload that does not end
+	_ = w.out.Close() // what there is of it is given up
+	w.out = nil
+	return w.removeAt(w.location)
+}
+
+// How long it may take to remove a file.
+const removeTimeout = 30 * time.Second
+
+func (w *Writer) removeAt(location string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), removeTimeout)
+	defer cancel()
+	files, err := w.files(ctx)
+	if err != nil {
+		return err
+	}
+	if err := files.Remove(location); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove data file: %w", err)
+	}
+	return nil
+}
+
+// origin fills the last columns.
+type origin struct {
+	topic     *columnar.Bytes
+	partition *columnar.Int32s
+	offset    *columnar.Int64s
+}
+
+func originOf(c *columnar.Columns) origin {
+	n := len(c.Fields())
+	return origin{c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s)}
+}
+
+func (o origin) append(r declare.Record, rows int) {
+	for range rows {
+		o.topic.AppendString(r.Topic)
+		o.partition.Append(r.Partition)
+		o.offset.Append(r.Offset)
+	}
+}

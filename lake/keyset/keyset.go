@@ -1,0 +1,76 @@
+// Package keyset has a set of keys that answers "certainly not" or "perhaps", in ten bits for each
+// key: a Bloom filter. With it, landers look up only those rows of a table that may exist.
+package keyset
+
+import (
+	"github.com/cespare/xxhash/v2"
+)
+
+// keyFilter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session
+// builds it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is
+// persisted, so a kill cannot make it wrong.
+type Filter struct {
+	bits     []uint64
+	keys     int // added
+	capacity int // keys that it is sized for
+	// upTo is the offset up to which the filter has the keys of each partition. Rows that others land later are
+	// missing.
+	upTo map[int32]int64
+}
+
+const (
+	filterBits   = 10 // per key, for 1% false positives
+	filterHashes = 7
+	leastFilter  = 1 << 16  // keys: 80 KiB
+	mostFilter   = 50 << 20 // keys: 64 MiB; larger tables get more false positives
+)
+
+// newKeyFilter returns an empty filter for a table with this many rows, with room for as many again.
+func New(rows int, upTo map[int32]int64) *Filter {
+	capacity := min(max(leastFilter, 2*rows), mostFilter)
+	if upTo == nil {
+		upTo = map[int32]int64{}
+	}
+	return &Filter{bits: make([]uint64, capacity*filterBits/64), capacity: capacity, upTo: upTo}
+}
+
+// each calls fn for the bits of a key until fn returns false. It reports whether all calls returned true.
+func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
+	h := xxhash.Sum64String(key)
+	step := h>>33 | 1
+	for i := range uint64(filterHashes) {
+		at := (h + i*step) * 0x9e3779b97f4a7c15 >> 11 % uint64(len(f.bits)*64)
+		if !fn(int(at/64), 1<<(at%64)) {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *Filter) Add(key string) {
+	if f.May(key) {
+		return
+	}
+	f.keys++
+	f.each(key, func(word int, bit uint64) bool {
+		f.bits[word] |= bit
+		return true
+	})
+}
+
+// may reports whether a key may have been added.
+func (f *Filter) May(key string) bool {
+	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
+}
+
+// knows reports whether the filter has all keys of a partition up to an offset and is not too full.
+func (f *Filter) Knows(partition int32, upTo int64) bool {
+	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
+		return false
+	}
+	at, ok := f.upTo[partition]
+	return ok && at == upTo || !ok && upTo == 0
+}
+
+// reaches notes that the filter has all keys of a partition up to an offset.
+func (f *Filter) Reaches(partition int32, upTo int64) { f.upTo[partition] = upTo }

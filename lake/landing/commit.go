@@ -1,0 +1,206 @@
+package landing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/failpoint"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/internal/backoff"
+	"github.com/millrace/millrace/lake/internal/datafile"
+	"github.com/millrace/millrace/lake/internal/progress"
+	"github.com/millrace/millrace/lake/maintenance"
+)
+
+// errFenced says that the table moved under a batch: another lander is at work, or was.
+var errFenced = errors.New("another commit moved the table's offsets")
+
+// Files that are not committed after so long are given up, and their records read again: maintenance takes what is
+// older than ten minutes or more, and nothing refers to, for what a killed lander has left.
+const uncommittedAge = 5 * time.Minute
+
+// A commit that fails for so long, and at least so often, for a reason that nobody knows to pass, stops its table: it
+// is said, and tried again at every look at the table.
+const (
+	unknownHolds = time.Minute
+	fewestTries  = 5
+)
+
+// A commit that was begun is brought to its end even while the program stops, for so long at most.
+const commitTimeout = 30 * time.Second
+
+// land finishes the batch's data files and commits them. However a try fails, the table is asked before the next one:
+// is the commit there, or could it still be made? The files are written once and committed until one of both is clear.
+func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
+	files, err := w.Finish(ctx, b.id)
+	if err != nil {
+		return errors.Join(faults.OfRows(err), w.Remove(b.deletes...))
+	}
+	l.log.Debug("landing", "commit", b.id, "bytes", b.bytes, "next", b.progress.Next)
+	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
+		return errors.Join(err, w.Remove(slices.Concat(files, b.deletes)...))
+	}
+	var bases []int64 // the snapshots on which it was tried
+	written := time.Now()
+	var since time.Time // it fails for reasons that nobody knows
+	for failures := 0; ; failures++ {
+		base, err := l.try(ctx, b, w, files, len(bases) > 0)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errFenced) || faults.IsOfRows(err) || faults.Of(l.table.DisplayName(), err) != nil {
+			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
+		}
+		if base != unknownBase {
+			bases = append(bases, base)
+		}
+		if faults.Passes(err) {
+			since = time.Time{}
+		} else if since.IsZero() {
+			since = time.Now()
+		} else if failures >= fewestTries && time.Since(since) >= l.config.unknown {
+			fault := &faults.TableError{Table: l.table.DisplayName(), Remedy: faults.RemedyCommit, Err: err}
+			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
+		}
+		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
+		if time.Since(written) > uncommittedAge || !backoff.Pause(ctx, failures) {
+			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
+		}
+	}
+}
+
+// Snapshot ids are above 0.
+const (
+	noBase      int64 = 0  // the table has no snapshot yet
+	unknownBase int64 = -1 // the catalog was not asked
+)
+
+// try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It
+// returns nil where the commit is in the table.
+func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []iceberg.DataFile, again bool) (base int64, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	t, err := l.lake.Load(ctx, l.table.Identifier())
+	if err != nil {
+		return unknownBase, err
+	}
+	if err := progress.CheckOwner(l.table, t.Properties()); err != nil {
+		return unknownBase, fmt.Errorf("%w: %w", errFenced, err)
+	}
+	at, err := progress.Read(l.table.Topic, t.Properties())
+	if err != nil {
+		return unknownBase, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
+	}
+	if again && (at.Commit == b.id || findCommit(t.Metadata(), b.id, unknownBase) == landed) {
+		return unknownBase, nil
+	}
+	if !at.At(b.from) && !failpoint.On("lake.nofence") {
+		return unknownBase, fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.Next, b.from)
+	}
+	if !datafile.AsWritten(w.Table.Metadata(), t.Metadata()) { // since the writer was made
+		step, err := l.table.Step(t.Metadata())
+		if err == nil {
+			err = datafile.Writable(ctx, t.Metadata(), step.Columns)
+		}
+		if err != nil {
+			return unknownBase, &faults.UnwritableError{Table: l.table.DisplayName(), Err: err}
+		}
+	}
+	base = noBase
+	if head := t.CurrentSnapshot(); head != nil {
+		base = head.SnapshotID
+	}
+
+	tx := t.NewTransaction()
+	if failpoint.On("lake.nofence") {
+		l.log.Warn("the fence is off")
+	} else if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
+		return unknownBase, err
+	}
+	reaches := b.progress
+	if at.AsOf.After(reaches.AsOf) { // by another lander of the table
+		reaches.AsOf = at.AsOf
+	}
+	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
+	// stale one, which nothing but rows would stop, does no harm.
+	props := reaches.Properties(l.table.Topic)
+	props[progress.KeyTopic] = l.table.Topic
+	if len(files) > 0 {
+		whole := progress.State{Next: maps.Clone(at.Next), Commit: b.id}
+		maps.Copy(whole.Next, b.progress.Next)
+		summary := whole.Summary()
+		if l.table.Keyed() {
+			props[progress.KeyRows] = strconv.FormatInt(at.Rows+b.born, 10)
+			summary[progress.KeyRows] = props[progress.KeyRows]
+		}
+		if err := datafile.Stage(ctx, tx, t.Metadata().Version(), files, b.deletes, summary); err != nil {
+			return unknownBase, faults.OfRows(fmt.Errorf("stage commit: %w", err))
+		}
+	}
+	if err := tx.SetProperties(props); err != nil {
+		return unknownBase, fmt.Errorf("stage commit: %w", err)
+	}
+	if err := l.parkUnwritable(ctx, b.unwritable); err != nil {
+		return unknownBase, err
+	}
+	if err := l.config.at(ctx, l.table.Name, stepCommit); err != nil {
+		return unknownBase, err
+	}
+	if _, err := tx.Commit(ctx); err != nil {
+		return base, fmt.Errorf("commit: %w", err)
+	}
+	return base, l.config.at(ctx, l.table.Name, stepCommitted)
+}
+
+// discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not
+// certain they stay: a file that nobody reads costs some space, a missing one costs the table.
+func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files []iceberg.DataFile, commit string, bases []int64) error {
+	if len(files) > 0 && len(bases) > 0 {
+		t, err := l.lake.Load(context.WithoutCancel(ctx), l.table.Identifier())
+		if err != nil {
+			return err
+		}
+		for _, base := range bases {
+			if findCommit(t.Metadata(), commit, base) != notLanded {
+				l.log.Warn("data files are left behind, as their commit may have landed", "files", len(files), "commit", commit)
+				return nil
+			}
+		}
+	}
+	return w.Remove(files...)
+}
+
+// landing is the answer to "did my commit land?".
+type landing int
+
+const (
+	notLanded   landing = iota // and it never will: another commit took its place
+	landed                     // it is in the table's history
+	landUnknown                // it may still land, or the history does not reach back far enough
+)
+
+// findCommit looks for a commit in the table's history: the commit was to follow directly on the snapshot base (0: on
+// none), which it asserted. So if that place is taken by another, it can never land.
+func findCommit(meta table.Metadata, id string, base int64) landing {
+	for _, s := range maintenance.History(meta) {
+		if s.Summary != nil && s.Summary.Properties[progress.KeyCommit] == id {
+			return landed
+		}
+		var parent int64
+		if s.ParentSnapshotID != nil {
+			parent = *s.ParentSnapshotID
+		}
+		if parent == base {
+			return notLanded
+		}
+	}
+	return landUnknown
+}

@@ -1,0 +1,69 @@
+package landing
+
+import (
+	"context"
+	"errors"
+	"iter"
+
+	"github.com/millrace/millrace/internal/kafka/fetch"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/internal/timeunit"
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/internal/datafile"
+)
+
+// held is a record that a partition stands at for now: it needs columns, or something that can pass is in its way.
+type held struct {
+	at  int64
+	err error
+}
+
+func (h *held) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
+
+// holds tells whether an error says nothing against the record itself.
+func holds(err error) bool {
+	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
+}
+
+// grow brings the table's columns to what records need, and gives what writes with them in place of old.
+func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetch.Batch) (*datafile.Writer, sink, error) {
+	grower, ok := to.rows.(declare.Grower)
+	if !ok {
+		return old, to, errors.New("the rows of a table that does not grow ask for columns")
+	}
+	if err := l.config.at(ctx, l.table.Name, stepGrow); err != nil {
+		return old, to, err
+	}
+	t := l.table.Growing(func(have []columnar.Field) ([]columnar.Field, error) { return grower.Grow(ctx, have, l.records(f)) })
+	if err := l.lake.Evolve(ctx, t); err != nil {
+		return old, to, err
+	}
+	if err := l.config.at(ctx, l.table.Name, stepGrown); err != nil {
+		return old, to, err
+	}
+	have, err := l.lake.Load(ctx, l.table.Identifier())
+	if err != nil {
+		return old, to, err
+	}
+	w, to, err := l.writer(ctx, have)
+	if err != nil {
+		return old, to, err
+	}
+	return w, to, old.Close()
+}
+
+// records are those of a fetched batch.
+func (l *lander) records(f fetch.Batch) iter.Seq[declare.Record] {
+	return func(yield func(declare.Record) bool) {
+		for r := range f.Records() {
+			record := declare.Record{
+				Topic: l.table.Topic, Partition: f.Partition, Offset: r.Offset,
+				Time: timeunit.Time(r.Millis), Millis: r.Millis, Key: r.Key, Value: r.Value, Headers: r.Headers,
+			}
+			if !yield(record) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,128 @@
+package landing
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/apache/iceberg-go"
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/faults"
+	"github.com/millrace/millrace/lake/internal/datafile"
+	"github.com/millrace/millrace/lake/internal/progress"
+)
+
+// settle makes rows of what the batch holds back, and a file of deletes for those that they take the place of.
+func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writer) error {
+	held := to.upserts
+	if held == nil {
+		return nil
+	}
+	missing := held.Missing(b.from)
+	if !held.Held() {
+		return nil
+	}
+	have, err := l.lake.Load(ctx, l.table.Identifier())
+	if err != nil {
+		return err
+	}
+	// The rows before are those of the state that the batch begins at. Others may commit before it lands, but not to
+	// its keys.
+	at, err := progress.Read(l.table.Topic, have.Properties())
+	if err != nil {
+		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
+	}
+	if !at.At(b.from) {
+		return fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.Next, b.from)
+	}
+	names, err := namesIn(have.Schema(), held.Columns())
+	if err != nil {
+		return fmt.Errorf("table %s: %w", l.table.Name, err)
+	}
+	if held.WantsKeys() {
+		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
+		if err != nil {
+			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
+		}
+		held.Keys(f)
+	}
+	missing = append(missing, held.Doubtful()...)
+	if err := lookUp(ctx, have, held, names, missing); err != nil {
+		return fmt.Errorf("look up rows of table %s: %w", l.table.Name, err)
+	}
+	if err := l.config.at(ctx, l.table.Name, stepLookedUp); err != nil {
+		return err
+	}
+	var replaced []string
+	err = held.Fold(func(key string, existed bool, row func(), from declare.Record) error {
+		if existed {
+			replaced = append(replaced, key)
+		} else {
+			b.born++
+		}
+		if err := w.AppendRow(row, from); err != nil {
+			return err
+		}
+		return w.Flush(b.id, datafile.ChunkRows)
+	})
+	if err != nil || len(replaced) == 0 {
+		return faults.OfRows(err)
+	}
+	spec, err := datafile.Unpartitioned(have.Metadata())
+	if err != nil {
+		return &faults.UnwritableError{Table: l.table.DisplayName(), Err: err}
+	}
+	b.deletes, err = datafile.WriteDeletes(ctx, have, spec, w, b.id, held.Columns()[0], names[0], replaced)
+	return err
+}
+
+// namesIn gives columns the names that they have in a schema, where they may be called otherwise by now.
+func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		var ok bool
+		if names[i], ok = s.FindColumnName(c.ID); !ok {
+			return nil, fmt.Errorf("column %s is gone", c.Name)
+		}
+	}
+	return names, nil
+}
+
+// Up to so many keys are looked for by name. iceberg-go does not prune files by longer lists.
+const namedKeys = 200
+
+// So many files are looked into at a time: they are small, and an object store makes one wait for each.
+const lookUpFiles = 8
+
+// lookUp finds the rows of keys, in one scan.
+func lookUp(ctx context.Context, have *table.Table, held declare.Upserts, names, keys []string) error {
+	if len(keys) == 0 || have.CurrentSnapshot() == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx) // the scan's goroutines end with it
+	defer cancel()
+	key := iceberg.Reference(names[0])
+	filter := iceberg.IsIn(key, keys...)
+	if len(keys) > namedKeys {
+		filter = iceberg.NewAnd(iceberg.GreaterThanEqual(key, slices.Min(keys)), iceberg.LessThanEqual(key, slices.Max(keys)))
+	}
+	_, records, err := have.Scan(table.WithRowFilter(filter), table.WithSelectedFields(names...), table.WithMaxConcurrency(lookUpFiles)).ToArrowRecords(ctx)
+	if err != nil {
+		return err
+	}
+	for rec, err := range records {
+		if err != nil {
+			return err
+		}
+		err = held.Found(rec, names)
+		rec.Release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/apache/iceberg-go/table"
+
+	"github.com/millrace/millrace/internal/timeunit"
+)
+
+// Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of
+// older ones the last of each minute, then of each hour. So as-of queries reach back a day, and commits cost the same
+// for ever. To look for what may go costs little, to take it away is a commit, made where it is worth it.
+const (
+	historyNewest  = 64
+	historyMinutes = time.Hour
+	historyHours   = 24 * time.Hour
+	historyCut     = 16
+)
+
+// surplus are the snapshots that may go, whatever their order.
+func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (ids []int64) {
+	all := slices.Clone(snapshots)
+	slices.SortStableFunc(all, func(a, b table.Snapshot) int { return int(b.SequenceNumber - a.SequenceNumber) })
+	seen := map[string]bool{} // spans of time that have their last state
+	for i, s := range all {
+		at := timeunit.Time(s.TimestampMs)
+		age, span := now.Sub(at), ""
+		switch {
+		case i < historyNewest || keep[s.SnapshotID]:
+			continue
+		case age < historyMinutes:
+			span = at.Format("02 15:04")
+		case age < historyHours:
+			span = at.Format("02 15")
+		}
+		if span == "" || seen[span] {
+			ids = append(ids, s.SnapshotID)
+		}
+		seen[span] = true
+	}
+	return ids
+}
+
+// tryThin deletes the lists of the states that go, and the manifests that no other state has. It deletes no data file:
+// one that a compaction has replaced may still be in a reader's plan, and maintenance removes it when it is old.
+func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
+	t, err := load(ctx)
+	if err != nil {
+		return err
+	}
+	pointed := map[int64]bool{} // by branches and tags
+	for _, ref := range t.Metadata().Refs() {
+		pointed[ref.SnapshotID] = true
+	}
+	now := time.Now()
+	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
+		return nil
+	}
+	held, done, err := Claim(ctx, t, now) // running as-of queries keep what they read
+	if err != nil {
+		return err
+	}
+	defer done()
+	maps.Copy(pointed, held)
+	ids := surplus(t.Metadata().Snapshots(), pointed, now)
+	if len(ids) == 0 {
+		return nil
+	}
+	head := t.CurrentSnapshot().SnapshotID
+	_, _, err = into.CommitTable(ctx, t.Identifier(),
+		[]table.Requirement{table.AssertTableUUID(t.Metadata().TableUUID()), table.AssertRefSnapshotID(table.MainBranch, &head)},
+		[]table.Update{table.NewRemoveSnapshotsUpdate(ids, false)})
+	if err != nil {
+		return err
+	}
+	files, err := t.FS(ctx)
+	if err != nil {
+		return err
+	}
+	gone, used := map[string]bool{}, map[string]bool{}
+	for _, s := range t.Metadata().Snapshots() {
+		manifests, err := s.Manifests(files)
+		if err != nil {
+			return fmt.Errorf("read the list of snapshot %d: %w", s.SnapshotID, err)
+		}
+		into := used
+		if slices.Contains(ids, s.SnapshotID) {
+			into = gone
+			gone[s.ManifestList] = true
+		}
+		for _, m := range manifests {
+			into[m.FilePath()] = true
+		}
+	}
+	var errs []error
+	for path := range gone {
+		if used[path] {
+			continue
+		}
+		if err := files.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,74 @@
+package tables
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/event"
+	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
+	"github.com/millrace/millrace/lake/declare"
+)
+
+// customersEvents keeps every event of a customer's life; personal data is inside the payload.
+var customersEvents = declare.Events("customers_events", event.Customer, (*customerv1.CustomerEvent)(nil))
+
+// customersCurrent has every customer as they are now. Personal data is in it as in customers_events: whoever may read the one may
+// read the other, and what erasure will make unreadable in the events, it will make unreadable here.
+var customersCurrent = declare.State[customerState]{
+	Name: "customers_current", Doc: "Every customer as they are now; with personal data.", Of: event.Customer, Key: "customer_id", KeyDoc: "UUID",
+	Columns: declare.Schema[customerState]{
+		{Name: "reference", Doc: "the shop's own number of the customer", Of: func(s *customerState) any { return &s.reference }},
+		{Name: "name", Doc: "personal", Of: func(s *customerState) any { return &s.name }},
+		{Name: "email", Doc: "personal", Of: func(s *customerState) any { return &s.email }},
+		{Name: "country", Doc: "where the customer lives", Of: func(s *customerState) any { return &s.country }},
+		{Name: "address_recipient", Doc: "personal: where parcels go", Of: func(s *customerState) any { return &s.recipient }},
+		{Name: "address_lines", Doc: "personal", Of: func(s *customerState) any { return &s.lines }},
+		{Name: "address_postal_code", Doc: "personal", Of: func(s *customerState) any { return &s.postalCode }},
+		{Name: "address_city", Doc: "personal", Of: func(s *customerState) any { return &s.city }},
+		{Name: "address_country", Doc: "of the address", Of: func(s *customerState) any { return &s.addressCountry }},
+		{Name: "consents", Doc: "purposes that the customer consents to", Of: func(s *customerState) any { return &s.consents }},
+		{Name: "registered_at", Doc: "business time", Of: func(s *customerState) any { return &s.registeredAt }},
+	},
+	Change: changeCustomer,
+}.Table()
+
+type customerState struct {
+	reference, name, email, country             string
+	recipient, postalCode, city, addressCountry string
+	lines                                       []string
+	consents                                    []string // sorted
+	registeredAt                                time.Time
+}
+
+func changeCustomer(e event.Event) (func(*customerState), error) {
+	var message customerv1.CustomerEvent
+	if err := proto.Unmarshal(e.Data, &message); err != nil {
+		return nil, fmt.Errorf("payload is no %s: %w", event.Customer.Message, err)
+	}
+	switch m := message.Event.(type) {
+	case *customerv1.CustomerEvent_Registered:
+		r := m.Registered
+		at, err := optionalTime("registered_at", r.GetRegisteredAt())
+		return func(s *customerState) {
+			s.reference, s.name, s.email, s.country, s.registeredAt = r.GetReference(), r.GetName(), r.GetEmail(), r.GetCountry(), at
+		}, err
+	case *customerv1.CustomerEvent_AddressChanged:
+		a := m.AddressChanged.GetAddress()
+		return func(s *customerState) {
+			s.recipient, s.lines, s.postalCode, s.city, s.addressCountry = a.GetRecipient(), a.GetLines(), a.GetPostalCode(), a.GetCity(), a.GetCountry()
+		}, nil
+	case *customerv1.CustomerEvent_ConsentChanged:
+		purpose, granted := m.ConsentChanged.GetPurpose().String(), m.ConsentChanged.GetGranted()
+		return func(s *customerState) {
+			s.consents = slices.DeleteFunc(slices.Clone(s.consents), func(p string) bool { return p == purpose })
+			if granted {
+				s.consents = append(s.consents, purpose)
+				slices.Sort(s.consents)
+			}
+		}, nil
+	}
+	return func(*customerState) {}, nil // newer than this program
+}

@@ -1,0 +1,91 @@
+package tables
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/millrace/millrace/event"
+	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/lake/declare"
+)
+
+// ordersEvents keeps every event of an order's life.
+var OrdersEvents = declare.Events("orders_events", event.Order, (*orderv1.OrderEvent)(nil))
+
+// ordersCurrent has every order as it is now. What an order consists of is in order_lines.
+var OrdersCurrent = declare.State[orderState]{
+	Name: "orders_current", Doc: "Every order as it is now.", Of: event.Order, Key: "order_id", KeyDoc: "UUID",
+	Columns: declare.Schema[orderState]{
+		{Name: "customer_id", Doc: "UUID; null for a guest", Of: func(s *orderState) any { return &s.customerID }},
+		{Name: "reference", Doc: "the shop's own number of the order", Of: func(s *orderState) any { return &s.reference }},
+		{Name: "currency", Doc: "ISO 4217", Of: func(s *orderState) any { return &s.currency }},
+		{Name: "country", Doc: "where the goods go", Of: func(s *orderState) any { return &s.country }},
+		{Name: "status", Doc: "placed, confirmed or cancelled", Of: func(s *orderState) any { return &s.status }},
+		{Name: "lines", Doc: "how many lines it has", Of: func(s *orderState) any { return &s.lines }},
+		{Name: "items", Doc: "sum of the lines' quantities", Of: func(s *orderState) any { return &s.items }},
+		{Name: "total", Doc: "sum of quantity × unit price", Of: func(s *orderState) any { return &s.total }},
+		{Name: "ordered_at", Doc: "business time", Of: func(s *orderState) any { return &s.orderedAt }},
+		{Name: "confirmed_at", Doc: "business time; null until then", Of: func(s *orderState) any { return &s.confirmedAt }},
+		{Name: "cancelled_at", Doc: "business time; null until then", Of: func(s *orderState) any { return &s.cancelledAt }},
+		{Name: "cancel_reason", Doc: "why it was cancelled", Of: func(s *orderState) any { return &s.cancelReason }},
+	},
+	Change: changeOrder,
+}.Table()
+
+type orderState struct {
+	customerID, reference, currency, country, status string
+	lines, items                                     int64
+	total                                            declare.Amount
+	orderedAt, confirmedAt, cancelledAt              time.Time
+	cancelReason                                     string
+}
+
+func changeOrder(e event.Event) (func(*orderState), error) {
+	var message orderv1.OrderEvent
+	if err := proto.Unmarshal(e.Data, &message); err != nil {
+		return nil, fmt.Errorf("payload is no %s: %w", event.Order.Message, err)
+	}
+	switch m := message.Event.(type) {
+	case *orderv1.OrderEvent_Placed:
+		p := m.Placed
+		total, err := priceOf(p.GetTotal(), p.GetCurrency())
+		if err != nil {
+			return nil, fmt.Errorf("total: %w", err)
+		}
+		at, err := requiredTime("ordered_at", p.GetOrderedAt())
+		if err != nil {
+			return nil, err
+		}
+		lines, items := count(p.GetLines())
+		return func(s *orderState) {
+			s.customerID, s.reference, s.currency, s.country, s.status = p.GetCustomerId(), p.GetReference(), p.GetCurrency(), p.GetCountry(), "placed"
+			s.lines, s.items, s.total, s.orderedAt = lines, items, declare.Amount{Value: total, Known: true}, at
+		}, nil
+	case *orderv1.OrderEvent_LinesAdded:
+		total, err := priceOf(m.LinesAdded.GetTotal(), m.LinesAdded.GetCurrency())
+		if err != nil {
+			return nil, fmt.Errorf("total: %w", err)
+		}
+		lines, items := count(m.LinesAdded.GetLines())
+		return func(s *orderState) {
+			s.lines, s.items, s.total = s.lines+lines, s.items+items, declare.Amount{Value: total, Known: true}
+		}, nil
+	case *orderv1.OrderEvent_Confirmed:
+		at, err := optionalTime("confirmed_at", m.Confirmed.GetConfirmedAt())
+		return func(s *orderState) { s.status, s.confirmedAt = "confirmed", at }, err
+	case *orderv1.OrderEvent_Cancelled:
+		at, err := optionalTime("cancelled_at", m.Cancelled.GetCancelledAt())
+		reason := m.Cancelled.GetReason()
+		return func(s *orderState) { s.status, s.cancelledAt, s.cancelReason = "cancelled", at, reason }, err
+	}
+	return func(*orderState) {}, nil // newer than this program
+}
+
+func count(of []*orderv1.OrderLine) (lines, items int64) {
+	for _, l := range of {
+		items += l.GetQuantity()
+	}
+	return int64(len(of)), items
+}

@@ -1,0 +1,119 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+
+	"github.com/millrace/millrace/streams"
+)
+
+// refusedError is an answer of Elasticsearch that is no success, to a request or to a part of one.
+type refusedError struct {
+	Type   string `json:"type"`
+	Reason string `json:"reason"`
+	status int
+	hint   string
+}
+
+func (e *refusedError) Error() string {
+	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch answers %d %s %s", e.hint, e.status, e.Type, e.Reason))
+}
+
+// Is makes a missing index a kind of streams.ErrLost.
+func (e *refusedError) Is(target error) bool { return target == streams.ErrLost && e.gone() }
+
+func (e *refusedError) gone() bool { return e.Type == "index_not_found_exception" }
+
+func gone(err error) bool {
+	var refused *refusedError
+	return errors.As(err, &refused) && refused.gone()
+}
+
+// ask sends a request and reads its answer into a variable, or nowhere.
+func (x *elasticIndex) ask(ctx context.Context, r esapi.Request, into any) error {
+	answer, err := r.Do(ctx, x.client)
+	if err != nil {
+		return fmt.Errorf("ask Elasticsearch: %w", err)
+	}
+	said, err := io.ReadAll(answer.Body)
+	if err = errors.Join(err, answer.Body.Close()); err != nil {
+		return fmt.Errorf("read Elasticsearch's answer: %w", err)
+	}
+	if answer.IsError() {
+		return x.refused(answer.StatusCode, said)
+	}
+	if product := answer.Header.Get("X-Elastic-Product"); product != "Elasticsearch" {
+		return fmt.Errorf("what answers at %v is not Elasticsearch: %s", x.client.URLs(), answer.Status())
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.Unmarshal(said, into); err != nil {
+		return fmt.Errorf("read Elasticsearch's answer: %w", err)
+	}
+	return nil
+}
+
+func (x *elasticIndex) refused(status int, said []byte) error {
+	refused := &refusedError{status: status}
+	body := struct{ Error any }{refused}
+	if json.Unmarshal(said, &body) != nil || refused.Type == "" { // not all errors are objects, and not all answers Elasticsearch's
+		const most = 200
+		refused.Reason = string(said[:min(len(said), most)])
+	}
+	switch status {
+	case http.StatusUnauthorized:
+		refused.hint = fmt.Sprintf("the user %q and its password are not accepted: check them: ", x.user)
+	case http.StatusForbidden:
+		refused.hint = fmt.Sprintf("the user %q lacks a privilege on %s*: ", x.user, x.alias)
+	}
+	return refused
+}
+
+func asJSON(v any) io.Reader {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // maps and strings of ours
+	}
+	return bytes.NewReader(b)
+}
+
+// found is a document, or why it could not be read.
+type found[D any] struct {
+	ID      string          `json:"_id"`
+	Found   bool            `json:"found"`
+	SeqNo   *int64          `json:"_seq_no"`
+	Primary *int64          `json:"_primary_term"`
+	Stored  json.RawMessage `json:"_source"`
+	Error   *refusedError   `json:"error"`
+
+	Source D
+	Bad    error // why Stored is not a D
+}
+
+// read reads documents, whether they have been refreshed or not.
+func read[D any](ctx context.Context, x *elasticIndex, field string, ids ...string) ([]found[D], error) {
+	var answer struct{ Docs []found[D] }
+	err := x.ask(ctx, esapi.MgetRequest{Index: x.alias, Body: asJSON(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)
+	if err != nil {
+		return nil, err
+	}
+	for i := range answer.Docs {
+		d := &answer.Docs[i]
+		if d.Error != nil {
+			return nil, fmt.Errorf("%q: %w", d.ID, d.Error)
+		}
+		if d.Found {
+			d.Bad = json.Unmarshal(d.Stored, &d.Source)
+		}
+	}
+	return answer.Docs, nil
+}

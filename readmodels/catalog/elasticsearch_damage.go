@@ -1,0 +1,55 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+
+	"github.com/millrace/millrace/event"
+)
+
+// Discard implements Index. The positions go last, so that a reader that finds them gone finds the products gone, too.
+func (x *elasticIndex) Discard(ctx context.Context, damaged *DamagedError) error {
+	var body bytes.Buffer
+	lines := json.NewEncoder(&body)
+	for _, id := range append(damaged.SKUs[:len(damaged.SKUs):len(damaged.SKUs)], positionsID(event.Product.Topic)) {
+		if err := lines.Encode(map[string]any{"delete": map[string]any{"_id": id}}); err != nil {
+			return fmt.Errorf("catalog index: discard %q: %w", id, err)
+		}
+	}
+	var answer struct {
+		Items []struct {
+			Delete struct {
+				Status int
+				Error  *refusedError
+			}
+		}
+	}
+	yes := true
+	// The refresh makes Elasticsearch forget that they were deleted; see elasticMapping.
+	err := x.ask(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
+	for _, item := range answer.Items {
+		if e := item.Delete.Error; e != nil && err == nil {
+			e.status = item.Delete.Status
+			err = e
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("catalog index: discard what is damaged: %w", err)
+	}
+	return nil
+}
+
+// Damage implements Index. Nothing is read when the index is opened.
+func (x *elasticIndex) Damage() string { return "" }
+
+// readOnly reports whether an error says that this user may not write.
+func readOnly(err error) bool {
+	var refused *refusedError
+	return errors.As(err, &refused) && refused.status == http.StatusForbidden
+}

@@ -1,0 +1,115 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+
+	"github.com/millrace/millrace/internal/settings"
+)
+
+// Settings says where the index behind the alias is not as this program makes it: by hand, by a template of indexes, or by another
+// program. An index that is not there has no faults.
+func (x *elasticIndex) Settings(ctx context.Context) ([]settings.Fault, error) {
+	var mappings map[string]struct{ Mappings json.RawMessage }
+	err := x.ask(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
+	if gone(err) {
+		return nil, nil
+	}
+	var configs map[string]struct {
+		Settings struct{ Index map[string]any }
+	}
+	if err == nil {
+		err = x.ask(ctx, esapi.IndicesGetSettingsRequest{Index: []string{x.alias}}, &configs)
+	}
+	if gone(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("catalog index: ask for its settings: %w", err)
+	}
+	var faults []settings.Fault
+	for index, answer := range mappings {
+		add := func(setting, value, want, effect, remedy string) {
+			faults = append(faults, settings.Fault{
+				Resource: "elasticsearch index " + index, Setting: setting, Value: value, Want: want, Effect: effect, Remedy: remedy, Fatal: true,
+			})
+		}
+		again := "delete the index; the log fills a new one"
+		wanted, there, err := fieldsOf(elasticMapping(x.alias)["mappings"], answer.Mappings)
+		if err != nil {
+			return faults, err
+		}
+		for _, field := range differences(wanted, there) {
+			add("mapping of "+field, asText(there[field]), asText(wanted[field]), "products are stored but not found, or found wrongly", again)
+		}
+		config := configs[index].Settings.Index
+		if translog, ok := config["translog"].(map[string]any); ok && translog["durability"] == "async" {
+			add("index.translog.durability", "async", "request", "a crash loses products whose position is kept",
+				fmt.Sprintf(`PUT /%s/_settings {"index.translog.durability":"request"}`, index))
+		}
+		if n, ok := config["number_of_shards"].(string); ok && n != "1" {
+			add("index.number_of_shards", n, "1", "scores of pages do not fit together", again)
+		}
+	}
+	return faults, nil
+}
+
+// fieldsOf is two mappings as fields by name, with "dynamic" as one of them.
+func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, err error) {
+	asked, err := json.Marshal(ours)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, side := range []struct {
+		raw []byte
+		to  *map[string]any
+	}{{asked, &wanted}, {theirs, &there}} {
+		var m struct {
+			Dynamic    any
+			Properties map[string]any
+		}
+		if err := json.Unmarshal(side.raw, &m); err != nil {
+			return nil, nil, fmt.Errorf("catalog index: read its mapping: %w", err)
+		}
+		*side.to = m.Properties
+		if m.Properties == nil {
+			*side.to = map[string]any{}
+		}
+		if m.Dynamic != nil {
+			(*side.to)["(dynamic)"] = m.Dynamic
+		}
+	}
+	return wanted, there, nil
+}
+
+func differences(a, b map[string]any) []string {
+	var all []string
+	for field := range a {
+		if !reflect.DeepEqual(a[field], b[field]) {
+			all = append(all, field)
+		}
+	}
+	for field := range b {
+		if _, wanted := a[field]; !wanted {
+			all = append(all, field)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+func asText(v any) string {
+	if v == nil {
+		return "absent"
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}

@@ -1,0 +1,241 @@
+package catalog
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/streams"
+)
+
+// journal is the embedded index on disk: each product that was saved and each position, in the order in which they
+// were. It is read once, at the start, and never while the process runs. Every entry carries its checksum, and what is
+// behind the first one that does not hold counts for nothing: the entries before it are the index as it was at some
+// moment, positions never ahead of products, and the log has the rest. So whatever happens to the file, nothing wrong
+// is ever read from it.
+type journal struct {
+	path string
+	file *os.File
+	end  int64 // of what was written
+	live int64 // of what had to be written when the journal was last rewritten
+}
+
+// content is what a journal says.
+type content struct {
+	products  map[string]*catalogv1.Product
+	positions map[string]map[int32]streams.Applied // by topic
+}
+
+// What an entry is: its length and its checksum stand before it.
+const (
+	entryHeader   = 8
+	entryProduct  = 'p'
+	entryPosition = 'o'
+	maxEntry      = 64 << 20
+
+	// A journal that is longer than that, and several times what it has to be, is rewritten.
+	journalSlack = 64 << 20
+)
+
+var checksums = crc32.MakeTable(crc32.Castagnoli)
+
+// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside; said is
+// what was wrong.
+func openJournal(path string, logger *slog.Logger) (j *journal, c content, said string, err error) {
+	c, damage, err := readJournal(path)
+	if err != nil {
+		return nil, content{}, "", err
+	}
+	if damage != nil {
+		said = damage.Error()
+		aside := path + ".damaged" // the last one alone is kept
+		logger.Warn("catalog index: its file is damaged and set aside; what it lacks is read again from the log",
+			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
+		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil { //nolint:gosec // the folder is the operator's choice
+			return nil, content{}, "", fmt.Errorf("set aside a damaged file: %w", err)
+		}
+	}
+	j = &journal{path: path}
+	if err := j.rewrite(c); err != nil {
+		return nil, content{}, "", err
+	}
+	return j, c, said, nil
+}
+
+// readJournal reads the entries before the first that does not hold; damage says what is wrong there.
+func readJournal(path string) (c content, damage, err error) {
+	c = content{map[string]*catalogv1.Product{}, map[string]map[int32]streams.Applied{}}
+	f, err := os.Open(path) //nolint:gosec // the folder is the operator's choice
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil, nil
+	}
+	if err != nil {
+		return c, err, nil // what cannot be opened can still be moved away
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	r := bufio.NewReaderSize(f, 1<<20)
+	for at := int64(0); ; {
+		entry, err := readEntry(r)
+		if errors.Is(err, io.EOF) {
+			return c, nil, nil
+		}
+		if err == nil {
+			err = c.add(entry)
+		}
+		if err != nil {
+			return c, fmt.Errorf("at byte %d: %w", at, err), nil
+		}
+		at += int64(entryHeader + len(entry))
+	}
+}
+
+// readEntry reads one entry; io.EOF where there is none.
+func readEntry(r io.Reader) ([]byte, error) {
+	var header [entryHeader]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return nil, err // io.ErrUnexpectedEOF where it is cut off
+	}
+	n := binary.BigEndian.Uint32(header[:])
+	if n == 0 || n > maxEntry {
+		return nil, fmt.Errorf("an entry cannot have %d bytes", n)
+	}
+	entry := make([]byte, n)
+	if _, err := io.ReadFull(r, entry); err != nil {
+		return nil, io.ErrUnexpectedEOF
+	}
+	if crc32.Checksum(entry, checksums) != binary.BigEndian.Uint32(header[4:]) {
+		return nil, errors.New("the checksum does not hold")
+	}
+	return entry, nil
+}
+
+func (c content) add(entry []byte) error {
+	switch entry[0] {
+	case entryProduct:
+		p := &catalogv1.Product{}
+		if err := proto.Unmarshal(entry[1:], p); err != nil {
+			return fmt.Errorf("product: %w", err)
+		}
+		c.products[p.Sku] = p
+		return nil
+	case entryPosition:
+		topic, lines, _ := strings.Cut(string(entry[1:]), "\n")
+		positions, err := parsePositions(lines)
+		if err != nil {
+			return err
+		}
+		c.positions[topic] = positions
+		return nil
+	}
+	return fmt.Errorf("an entry of kind %q", entry[0])
+}
+
+func parsePositions(lines string) (map[int32]streams.Applied, error) {
+	positions := map[int32]streams.Applied{}
+	for line := range strings.Lines(lines) {
+		id, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		partition, err := strconv.ParseInt(id, 10, 32)
+		if err == nil {
+			positions[int32(partition)], err = streams.ParseApplied(value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("positions: %w", err)
+		}
+	}
+	return positions, nil
+}
+
+func appendEntry(b []byte, kind byte, body []byte) []byte {
+	entry := append([]byte{kind}, body...)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(entry)))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(entry, checksums))
+	return append(b, entry...)
+}
+
+func appendProduct(b []byte, p *catalogv1.Product) ([]byte, error) {
+	body, err := proto.Marshal(p)
+	if err != nil {
+		return b, fmt.Errorf("marshal product %q: %w", p.Sku, err)
+	}
+	return appendEntry(b, entryProduct, body), nil
+}
+
+func appendPositions(b []byte, topic string, positions map[int32]streams.Applied) []byte {
+	body := []byte(topic + "\n")
+	for _, id := range slices.Sorted(maps.Keys(positions)) {
+		body = fmt.Appendf(body, "%d %s\n", id, positions[id])
+	}
+	return appendEntry(b, entryPosition, body)
+}
+
+// rewrite puts a new file in the place of the old one. Its products come before its positions.
+func (j *journal) rewrite(c content) error {
+	fail := func(err error) error { return fmt.Errorf("write %s: %w", j.path, err) }
+	temporary := j.path + ".new"
+	f, err := os.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // the folder is the operator's choice
+	if err != nil {
+		return fail(err)
+	}
+	w, end := bufio.NewWriterSize(f, 1<<20), int64(0)
+	write := func(b []byte, err error) error {
+		if err == nil {
+			_, err = w.Write(b)
+			end += int64(len(b))
+		}
+		return err
+	}
+	for _, p := range c.products {
+		if err == nil {
+			err = write(appendProduct(nil, p))
+		}
+	}
+	for topic, positions := range c.positions {
+		if err == nil {
+			err = write(appendPositions(nil, topic, positions), nil)
+		}
+	}
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		err = os.Rename(temporary, j.path)
+	}
+	if err != nil {
+		return fail(errors.Join(err, f.Close()))
+	}
+	if j.file != nil {
+		err = j.file.Close()
+	}
+	j.file, j.end, j.live = f, end, end
+	if err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// append writes entries behind the last ones. What a failed write has left is written over by the next.
+func (j *journal) append(entries []byte) error {
+	if _, err := j.file.WriteAt(entries, j.end); err != nil {
+		return fmt.Errorf("write %s: %w", j.path, err)
+	}
+	j.end += int64(len(entries))
+	return nil
+}
+
+// long reports whether most of the journal is out of date.
+func (j *journal) long() bool { return j.end > journalSlack && j.end > 4*j.live }
+
+func (j *journal) close() error { return j.file.Close() }
