@@ -99,7 +99,11 @@ func permitted(pkg, dep string, allowed []string) bool {
 	if within(dep, "internal/app") && !within(pkg, "internal/app") {
 		return within(pkg, "cmd") || within(pkg, "test") // only the command line and whole-system tests start a process
 	}
-	if within(dep, "internal") || within(dep, pkg) {
+	// A package may import those above it: an adapter implements the interface of the package that it is in.
+	if within(dep, "internal") || within(dep, pkg) || within(pkg, dep) {
+		return true
+	}
+	if view, in := viewOf(pkg); in && within(dep, view) { // what the adapters of one view share
 		return true
 	}
 	// The root packages of commands (the runner) and of readmodels (folding, tokens) are shared by those below them.
@@ -109,6 +113,15 @@ func permitted(pkg, dep string, allowed []string) bool {
 		}
 	}
 	return slices.ContainsFunc(allowed, func(folder string) bool { return within(dep, folder) })
+}
+
+// viewOf returns the folder of the view that pkg is in.
+func viewOf(pkg string) (string, bool) {
+	parts := strings.SplitN(pkg, "/", 3)
+	if len(parts) < 3 || parts[0] != "readmodels" {
+		return "", false
+	}
+	return parts[0] + "/" + parts[1], true
 }
 
 func within(pkg, folder string) bool {

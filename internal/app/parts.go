@@ -31,6 +31,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 	laketables "github.com/millrace/millrace/lake/tables"
 	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/bleve"
+	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/streams"
 )
@@ -276,27 +278,27 @@ func (p *App) startSearch(ctx context.Context) error {
 func (p *App) openIndex(ctx context.Context) (catalog.Index, error) {
 	c := p.cfg.Search
 	if c.Elasticsearch == "" {
-		return catalog.OpenBleve(p.cfg.Path("search"), p.log)
+		return bleve.Open(p.cfg.Path("search"), p.log)
 	}
-	e, err := elasticsearch(c, p.log)
+	e, err := elasticsearchConfig(c, p.log)
 	if err != nil {
 		return nil, err
 	}
 	p.addresses["elasticsearch"] = c.Elasticsearch
-	return catalog.OpenElasticsearch(ctx, e)
+	return elasticsearch.Open(ctx, e)
 }
 
-// elasticsearch is where the index is, and as whom it is reached.
-func elasticsearch(c config.Search, log *slog.Logger) (catalog.ElasticsearchConfig, error) {
+// elasticsearchConfig says where the index is, and how to log in.
+func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
 	password, err := c.Password.Reveal("")
 	if err != nil {
-		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.password: %w", err)
+		return elasticsearch.Config{}, fmt.Errorf("search.password: %w", err)
 	}
 	trust, err := c.TLS.Client()
 	if err != nil {
-		return catalog.ElasticsearchConfig{}, fmt.Errorf("search.tls: %w", err)
+		return elasticsearch.Config{}, fmt.Errorf("search.tls: %w", err)
 	}
-	return catalog.ElasticsearchConfig{
+	return elasticsearch.Config{
 		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: log,
 	}, nil
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/bleve"
+	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
@@ -116,11 +118,11 @@ func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(stri
 
 func (p *App) dropIndex(ctx context.Context) error {
 	if p.cfg.Search.Elasticsearch == "" {
-		return catalog.DropBleve(p.cfg.Path("search"))
+		return bleve.Drop(p.cfg.Path("search"))
 	}
-	c, err := elasticsearch(p.cfg.Search, p.log)
+	c, err := elasticsearchConfig(p.cfg.Search, p.log)
 	if err != nil {
 		return err
 	}
-	return catalog.DropElasticsearch(ctx, c)
+	return elasticsearch.Drop(ctx, c)
 }

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
@@ -25,7 +26,8 @@ type Index interface {
 	// Each calls fn once with every product, in no order.
 	Each(ctx context.Context, fn func(*catalogv1.Product) error) error
 
-	// Discard removes damaged products, and all positions with them, so that the log is read again.
+	// Discard removes damaged products, and all positions with them, so that the log is read again. Its
+	// error is ErrReadOnly if the user may not.
 	Discard(ctx context.Context, damaged *DamagedError) error
 
 	// Damage says what was damaged when the index was opened; empty if nothing was.
@@ -43,9 +45,12 @@ type Index interface {
 	Close() error
 }
 
+// ErrReadOnly is the error of an Index whose user may not write.
+var ErrReadOnly = errors.New("the user may only read the index")
+
 // Query says what to find. A product matches where every word of Text is in its title or description, in any
 // inflection; the last word may also be the beginning of a word, or misspelt. Every implementation finds the same
-// products: what a word is and which words are one is decided by analyse, and not by the engine.
+// products: package analysis decides what a word is and which words are the same, and not the engine.
 type Query struct {
 	Text     string // empty matches everything
 	Category string // exactly; empty matches everything
@@ -66,8 +71,9 @@ type Page struct {
 	Next     *Mark  // nil on the last page
 }
 
-// move makes all moves in positions, or says which does not start where the sink stands.
-func move(positions map[int32]streams.Applied, topic string, moves []streams.Move) error {
+// Advance makes all moves in positions, or returns an error for one that does not start where the
+// sink is. It is for implementations of Index.
+func Advance(positions map[int32]streams.Applied, topic string, moves []streams.Move) error {
 	for _, m := range moves {
 		if at, there := positions[m.Partition]; there == m.First || there && at.Next != m.From.Next {
 			return fmt.Errorf("catalog index: position of partition %d of %s: %w", m.Partition, topic, streams.ErrLost)
@@ -98,8 +104,8 @@ func (e *DamagedError) Is(target error) bool { return target == streams.ErrLost 
 // mostDamaged bounds the SKUs of one error; the next look finds the rest.
 const mostDamaged = 1000
 
-// add adds a product.
-func (e *DamagedError) add(sku string, err error) {
+// Add adds a damaged product.
+func (e *DamagedError) Add(sku string, err error) {
 	if e.Err == nil {
 		e.Err = err
 	}
@@ -108,8 +114,8 @@ func (e *DamagedError) add(sku string, err error) {
 	}
 }
 
-// err is e, or nil where nothing was added.
-func (e *DamagedError) err() error {
+// ErrOrNil returns e, or nil if nothing was added.
+func (e *DamagedError) ErrOrNil() error {
 	if e.Err == nil {
 		return nil
 	}

@@ -1,8 +1,6 @@
-package catalog
+package catalog_test
 
 import (
-	"fmt"
-	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -13,42 +11,11 @@ import (
 
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/indextest"
 )
 
 var recorded = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
-
-func price(currency string, units int64) *money.Money {
-	return &money.Money{CurrencyCode: currency, Units: units}
-}
-
-func listed(title string, categories ...string) *catalogv1.ProductEvent {
-	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
-		Title: title, Description: "of glass", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: categories,
-	}}}
-}
-
-func revised(title string, categories ...string) *catalogv1.ProductEvent {
-	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Revised{Revised: &catalogv1.ProductRevised{
-		Title: title, Description: "of brass", Categories: categories,
-	}}}
-}
-
-func priceSet(currency string, units int64) *catalogv1.ProductEvent {
-	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_PriceSet{PriceSet: &catalogv1.PriceSet{Price: price(currency, units)}}}
-}
-
-func delisted() *catalogv1.ProductEvent {
-	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Delisted{Delisted: &catalogv1.ProductDelisted{}}}
-}
-
-func marshal(t testing.TB, m *catalogv1.ProductEvent) []byte {
-	t.Helper()
-	b, err := proto.Marshal(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
 
 func TestProject(t *testing.T) {
 	t.Parallel()
@@ -63,7 +30,9 @@ func TestProject(t *testing.T) {
 		return next
 	}
 	same := func(*catalogv1.Product) {}
-	priced := after(base, func(p *catalogv1.Product) { p.Prices = []*money.Money{price("EUR", 1), price("GBP", 2)} })
+	priced := after(base, func(p *catalogv1.Product) {
+		p.Prices = []*money.Money{indextest.Price("EUR", 1), indextest.Price("GBP", 2)}
+	})
 	gone := after(base, func(p *catalogv1.Product) { p.Delisted = true })
 	unknown := protowire.AppendBytes(protowire.AppendTag(nil, 999, protowire.BytesType), []byte("ProductTeleported"))
 	for name, c := range map[string]struct {
@@ -72,18 +41,18 @@ func TestProject(t *testing.T) {
 		want       *catalogv1.Product
 		unreadable bool
 	}{
-		"listed": {nil, marshal(t, listed("lamp", "home")), base, false},
-		"revised": {base, marshal(t, revised("light", "x", "y")), after(base, func(p *catalogv1.Product) {
+		"listed": {nil, indextest.Marshal(t, indextest.Listed("lamp", "home")), base, false},
+		"revised": {base, indextest.Marshal(t, indextest.Revised("light", "x", "y")), after(base, func(p *catalogv1.Product) {
 			p.Title, p.Description, p.Categories = "light", "of brass", []string{"x", "y"}
 		}), false},
-		"first price": {base, marshal(t, priceSet("GBP", 2)), after(base, func(p *catalogv1.Product) { p.Prices = []*money.Money{price("GBP", 2)} }), false},
-		"price in a first currency": {priced, marshal(t, priceSet("CHF", 3)), after(priced, func(p *catalogv1.Product) {
-			p.Prices = []*money.Money{price("CHF", 3), price("EUR", 1), price("GBP", 2)}
+		"first price": {base, indextest.Marshal(t, indextest.PriceSet("GBP", 2)), after(base, func(p *catalogv1.Product) { p.Prices = []*money.Money{indextest.Price("GBP", 2)} }), false},
+		"price in a first currency": {priced, indextest.Marshal(t, indextest.PriceSet("CHF", 3)), after(priced, func(p *catalogv1.Product) {
+			p.Prices = []*money.Money{indextest.Price("CHF", 3), indextest.Price("EUR", 1), indextest.Price("GBP", 2)}
 		}), false},
-		"price in a last currency": {priced, marshal(t, priceSet("USD", 3)), after(priced, func(p *catalogv1.Product) { p.Prices = append(p.Prices, price("USD", 3)) }), false},
-		"price again":              {priced, marshal(t, priceSet("GBP", 3)), after(priced, func(p *catalogv1.Product) { p.Prices[1] = price("GBP", 3) }), false},
-		"delisted":                 {base, marshal(t, delisted()), gone, false},
-		"listed again":             {gone, marshal(t, listed("lamp", "garden")), after(gone, func(p *catalogv1.Product) { p.Delisted, p.Categories = false, []string{"garden"} }), false},
+		"price in a last currency": {priced, indextest.Marshal(t, indextest.PriceSet("USD", 3)), after(priced, func(p *catalogv1.Product) { p.Prices = append(p.Prices, indextest.Price("USD", 3)) }), false},
+		"price again":              {priced, indextest.Marshal(t, indextest.PriceSet("GBP", 3)), after(priced, func(p *catalogv1.Product) { p.Prices[1] = indextest.Price("GBP", 3) }), false},
+		"delisted":                 {base, indextest.Marshal(t, indextest.Delisted()), gone, false},
+		"listed again":             {gone, indextest.Marshal(t, indextest.Listed("lamp", "garden")), after(gone, func(p *catalogv1.Product) { p.Delisted, p.Categories = false, []string{"garden"} }), false},
 		"not known":                {base, unknown, after(base, same), false},
 		"rubbish":                  {base, []byte{0xff}, nil, true},
 		"rubbish at first":         {nil, []byte{0xff}, nil, true},
@@ -94,7 +63,7 @@ func TestProject(t *testing.T) {
 			if c.doc != nil {
 				before = proto.CloneOf(c.doc)
 			}
-			got, err := Project(c.doc, event.Event{Stream: "A-1", Version: c.doc.GetVersion() + 1, Data: c.data, RecordedAt: recorded})
+			got, err := catalog.Project(c.doc, event.Event{Stream: "A-1", Version: c.doc.GetVersion() + 1, Data: c.data, RecordedAt: recorded})
 			if (err != nil) != c.unreadable {
 				t.Errorf("error %v", err)
 			}
@@ -105,28 +74,5 @@ func TestProject(t *testing.T) {
 				t.Errorf("the document that was passed in is now %v", c.doc)
 			}
 		})
-	}
-}
-
-var (
-	colours = []string{"white", "red", "blue", "green", "pink", "retro", "vintage"}
-	things  = []string{"lamp", "candle holder", "mug", "doormat", "lunch bag", "cake stand", "T-light", "drawer knob"}
-)
-
-// happening makes the data of an event that may follow a version of a product.
-func happening(t testing.TB, version uint64) []byte {
-	title := fmt.Sprintf("%s %s %d", colours[rand.IntN(len(colours))], things[rand.IntN(len(things))], rand.IntN(50))
-	if version == 0 {
-		return marshal(t, listed(title, colours[rand.IntN(len(colours))]))
-	}
-	switch rand.IntN(10) {
-	case 0:
-		return marshal(t, delisted())
-	case 1:
-		return marshal(t, listed(title, "again"))
-	case 2:
-		return marshal(t, revised(title, "revised"))
-	default:
-		return marshal(t, priceSet([]string{"GBP", "EUR", "USD"}[rand.IntN(3)], rand.Int64N(100)))
 	}
 }

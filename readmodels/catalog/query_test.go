@@ -1,4 +1,4 @@
-package catalog
+package catalog_test
 
 import (
 	"context"
@@ -19,14 +19,16 @@ import (
 	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 	"github.com/millrace/millrace/internal/rpc"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/indextest"
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
 // serve serves a view over HTTP as the platform does.
-func serve(t *testing.T, v *View) catalogv1connect.CatalogQueryServiceClient {
+func serve(t *testing.T, v *catalog.View) catalogv1connect.CatalogQueryServiceClient {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(catalogv1connect.NewCatalogQueryServiceHandler(NewQueries(v), rpc.HandlerOptions(quiet, time.Now)...))
+	mux.Handle(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(v), rpc.HandlerOptions(quiet, time.Now)...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return catalogv1connect.NewCatalogQueryServiceClient(server.Client(), server.URL)
@@ -37,15 +39,15 @@ func tokenOf(e event.Event) string {
 }
 
 func TestGetProduct(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		queries := serve(t, v)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		events := []event.Event{
-			l.Next("product", "A-1", marshal(t, listed("lamp"))), l.Next("product", "A-1", marshal(t, delisted())),
-			l.Next("product", "b 2", marshal(t, listed("mug"))),
+			l.Next("product", "A-1", indextest.Marshal(t, indextest.Listed("lamp"))), l.Next("product", "A-1", indextest.Marshal(t, indextest.Delisted())),
+			l.Next("product", "b 2", indextest.Marshal(t, indextest.Listed("mug"))),
 		}
-		if err := v.Apply(t.Context(), records(events)); err != nil {
+		if err := v.Apply(t.Context(), indextest.Records(events)); err != nil {
 			t.Fatal(err)
 		}
 		for name, c := range map[string]struct {
@@ -75,7 +77,7 @@ func TestGetProduct(t *testing.T) {
 					t.Fatal(err)
 				}
 				p, f := got.Msg.Product, got.Msg.Freshness
-				if p.Sku != c.sku || p.Version != c.version || f.View != Name || f.Version != p.Version || !proto.Equal(f.AsOf, p.RecordedAt) {
+				if p.Sku != c.sku || p.Version != c.version || f.View != catalog.Name || f.Version != p.Version || !proto.Equal(f.AsOf, p.RecordedAt) {
 					t.Errorf("got %v, freshness %v", p, f)
 				}
 			})
@@ -84,16 +86,16 @@ func TestGetProduct(t *testing.T) {
 }
 
 func TestSearchProductsByPages(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		queries := serve(t, v)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		var events []event.Event
 		for i := range 45 {
-			events = append(events, l.Next("product", fmt.Sprintf("S-%02d", i), marshal(t, listed("a lamp", "home"))))
+			events = append(events, l.Next("product", fmt.Sprintf("S-%02d", i), indextest.Marshal(t, indextest.Listed("a lamp", "home"))))
 		}
-		events = append(events, l.Next("product", "S-07", marshal(t, delisted())))
-		if err := v.Apply(t.Context(), records(events)); err != nil {
+		events = append(events, l.Next("product", "S-07", indextest.Marshal(t, indextest.Delisted())))
+		if err := v.Apply(t.Context(), indextest.Records(events)); err != nil {
 			t.Fatal(err)
 		}
 		for _, request := range []*catalogv1.SearchProductsRequest{
@@ -110,7 +112,7 @@ func TestSearchProductsByPages(t *testing.T) {
 				for _, p := range got.Msg.Products {
 					skus = append(skus, p.Sku)
 				}
-				if got.Msg.Total != 44 || got.Msg.Freshness.View != Name {
+				if got.Msg.Total != 44 || got.Msg.Freshness.View != catalog.Name {
 					t.Errorf("%v: total %d, freshness %v", request, got.Msg.Total, got.Msg.Freshness)
 				}
 				if got.Msg.NextPageToken == "" {
@@ -130,13 +132,13 @@ func TestSearchProductsByPages(t *testing.T) {
 }
 
 func TestPageTokensThatAreNone(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		queries := serve(t, v)
 		good := &catalogv1.SearchProductsRequest{Text: "lamp"}
 		other := &catalogv1.SearchProductsRequest{Text: "mug"}
 		for name, token := range map[string]string{
-			"rubbish": "rubbish!", "short": "AAAA", "of another search": pageToken(other, &Mark{Score: 1, SKU: "A"}), "without a SKU": pageToken(good, &Mark{}),
+			"rubbish": "rubbish!", "short": "AAAA", "of another search": catalog.PageToken(other, &catalog.Mark{Score: 1, SKU: "A"}), "without a SKU": catalog.PageToken(good, &catalog.Mark{}),
 		} {
 			good.PageToken = token
 			_, err := queries.SearchProducts(t.Context(), connect.NewRequest(good))
@@ -154,28 +156,28 @@ func TestPageTokensThatAreNone(t *testing.T) {
 func FuzzPageToken(f *testing.F) {
 	m := &catalogv1.SearchProductsRequest{Text: "lamp", Category: "home"}
 	f.Add("")
-	f.Add(pageToken(m, &Mark{Score: 1.5, SKU: "A-1"}))
+	f.Add(catalog.PageToken(m, &catalog.Mark{Score: 1.5, SKU: "A-1"}))
 	f.Fuzz(func(t *testing.T, token string) {
 		r := proto.CloneOf(m)
 		r.PageToken = token
-		mark, ok := parsePageToken(r)
+		mark, ok := catalog.ParsePageToken(r)
 		if !ok || mark == nil {
 			return
 		}
-		r.PageToken = pageToken(r, mark)
-		if again, ok := parsePageToken(r); !ok || *again != *mark {
+		r.PageToken = catalog.PageToken(r, mark)
+		if again, ok := catalog.ParsePageToken(r); !ok || *again != *mark {
 			t.Fatalf("%q: %v, then %v, %v", token, mark, again, ok)
 		}
 	})
 }
 
 func TestQueriesWaitForTheirToken(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		cfg := streamstest.NewBroker(t)
 		l := streamstest.NewLog(t, cfg, event.Product.Topic)
 		v, _ := openView(t, open)
 		queries := serve(t, v)
-		e := l.Next("product", "A-1", marshal(t, listed("lamp")))
+		e := l.Next("product", "A-1", indextest.Marshal(t, indextest.Listed("lamp")))
 		get := func(ctx context.Context) error {
 			got, err := queries.GetProduct(ctx, connect.NewRequest(&catalogv1.GetProductRequest{Sku: "A-1", Token: tokenOf(e)}))
 			if err == nil && got.Msg.Product.GetTitle() != "lamp" {
@@ -200,7 +202,7 @@ func TestQueriesWaitForTheirToken(t *testing.T) {
 			if connect.CodeOf(err) != connect.CodeDeadlineExceeded || !errors.As(err, &stale) || len(stale.Details()) != 1 {
 				t.Fatalf("%s: %v, without the detail or too late", name, err)
 			}
-			if detail, err := stale.Details()[0].Value(); err != nil || !proto.Equal(detail, &eventv1.Stale{View: Name, Stream: "A-1", WantVersion: 1}) {
+			if detail, err := stale.Details()[0].Value(); err != nil || !proto.Equal(detail, &eventv1.Stale{View: catalog.Name, Stream: "A-1", WantVersion: 1}) {
 				t.Errorf("%s: detail %v, %v", name, detail, err)
 			}
 		}

@@ -53,7 +53,7 @@ func (v *View) lost(ctx context.Context, err error) error {
 	switch discarded := v.index.Discard(ctx, damaged); {
 	case discarded == nil:
 		v.Faults().Report(v.log, Name, piece, err.Error())
-	case !readOnly(discarded): // the process that feeds the view inspects it
+	case !errors.Is(discarded, ErrReadOnly): // the process that feeds the view inspects it
 		err = errors.Join(err, discarded)
 	}
 	return err

@@ -1,11 +1,10 @@
-package catalog
+package catalog_test
 
 import (
 	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -15,70 +14,33 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/internal/polltest"
+
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/kafka"
-	"github.com/millrace/millrace/streams"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/indextest"
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
 // childOf tells this binary to feed a view until it is killed: "<brokers> <group instance> <place>".
 const childOf = "MILLRACE_TEST_CATALOG_CHILD"
 
-func openView(t testing.TB, open func() Index) (*View, func()) {
+func openView(t testing.TB, open func() catalog.Index) (*catalog.View, func()) {
 	t.Helper()
 	x := open()
-	closeOnce := sync.OnceFunc(func() { closed(t, x) })
+	closeOnce := sync.OnceFunc(func() { indextest.Close(t, x) })
 	t.Cleanup(closeOnce)
-	return New(x, quiet), closeOnce
-}
-
-// happenings makes n events of products.
-func happenings(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
-	events := make([]event.Event, n)
-	for i := range events {
-		sku := fmt.Sprintf("SKU-%d", rand.IntN(products))
-		events[i] = l.Next(event.Product.Name, sku, happening(t, l.Versions[sku]))
-	}
-	return events
-}
-
-func records(events []event.Event) []streams.Record {
-	rs := make([]streams.Record, len(events))
-	for i, e := range events {
-		rs[i] = streams.Record{Event: e, Topic: event.Product.Topic, Offset: int64(i)}
-	}
-	return rs
-}
-
-// asExpected fails unless the view holds what its events make.
-func asExpected(t testing.TB, v *View, l *streamstest.Log) {
-	t.Helper()
-	got, err := v.Digest(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := ExpectedDigest(l.All())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !maps.Equal(got.Streams, want.Streams) {
-		different := 0
-		for stream, sum := range want.Streams {
-			if got.Streams[stream] != sum {
-				different++
-			}
-		}
-		t.Fatalf("the view holds %d documents, %d are expected, of which %d are missing or different", len(got.Streams), len(want.Streams), different)
-	}
+	return catalog.New(x, quiet), closeOnce
 }
 
 // Whatever is delivered twice, by however many writers at once, the view holds what the events make.
 func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
-		all := records(happenings(t, l, 60, 1500))
+		all := indextest.Records(indextest.Events(t, l, 60, 1500))
 		var g sync.WaitGroup
 		for range 3 {
 			g.Go(func() {
@@ -94,21 +56,21 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 			})
 		}
 		g.Wait()
-		asExpected(t, v, l)
+		indextest.Holds(t, v, l)
 	})
 }
 
 func TestStopsAndGoesOn(t *testing.T) {
-	conform(t, func(t *testing.T, open func() Index) {
+	conform(t, func(t *testing.T, open func() catalog.Index) {
 		cfg := streamstest.NewBroker(t)
 		l := streamstest.NewLog(t, cfg, event.Product.Topic)
 		for range 3 {
-			l.Write(t, happenings(t, l, 300, 1500)...)
+			l.Write(t, indextest.Events(t, l, 300, 1500)...)
 			v, closeView := openView(t, open)
 			r := v.Runtime(cfg, nil, quiet)
 			stop := streamstest.Start(t, r)
 			streamstest.CatchUp(t, r)
-			asExpected(t, v, l)
+			indextest.Holds(t, v, l)
 			status, err := v.Status(t.Context())
 			if err != nil || status.Documents != uint64(len(l.Versions)) || status.Lag != 0 || !status.Known {
 				t.Errorf("status %+v, %v", status, err)
@@ -130,9 +92,9 @@ func TestKilledUnderLoad(t *testing.T) {
 			cfg := streamstest.NewBroker(t)
 			l := streamstest.NewLog(t, cfg, event.Product.Topic)
 			p := newPlace(t)
-			l.Write(t, happenings(t, l, 1000, 4000)...)
+			l.Write(t, indextest.Events(t, l, 1000, 4000)...)
 			for range kills {
-				more := happenings(t, l, 1000, 1000)
+				more := indextest.Events(t, l, 1000, 1000)
 				var writing sync.WaitGroup
 				writing.Go(func() { l.Write(t, more...) })
 				c := startChild(t, cfg.Brokers, "the-one", p)
@@ -142,7 +104,7 @@ func TestKilledUnderLoad(t *testing.T) {
 				c.kill(t)
 				writing.Wait()
 			}
-			v, _ := openView(t, func() Index { return openAt(t, p) })
+			v, _ := openView(t, func() catalog.Index { return openAt(t, p) })
 			positions, err := v.Positions(t.Context(), event.Product.Topic)
 			if err != nil || len(positions) != streamstest.Partitions {
 				t.Fatalf("the children have saved the positions %v, %v", positions, err)
@@ -151,9 +113,56 @@ func TestKilledUnderLoad(t *testing.T) {
 			r := v.Runtime(cfg, nil, quiet)
 			streamstest.Start(t, r)
 			streamstest.CatchUp(t, r)
-			asExpected(t, v, l)
+			indextest.Holds(t, v, l)
 		})
 	}
+}
+
+// Two processes of one group share the partitions, and a third writer, late and of no group, brings everything once
+// more.
+func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
+	t.Parallel()
+	cfg := streamstest.NewBroker(t)
+	l := streamstest.NewLog(t, cfg, event.Product.Topic)
+	p := inElasticsearch(t)
+	events := indextest.Events(t, l, 500, 6000)
+	l.Write(t, events[:2000]...)
+	children := []*childProcess{startChild(t, cfg.Brokers, "one", p), startChild(t, cfg.Brokers, "two", p)}
+	children[0].lag(t)
+	children[1].lag(t)
+	var writing sync.WaitGroup
+	writing.Go(func() { l.Write(t, events[2000:]...) })
+	v, _ := openView(t, func() catalog.Index { return openAt(t, p) })
+	all := indextest.Records(events)
+	for done := 0; done < len(all); done += 500 {
+		if err := v.Apply(t.Context(), all[done:done+500]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writing.Wait()
+	for _, c := range children {
+		go func() { // read what they say, else they wait for us
+			for c.lines.Scan() {
+			}
+		}()
+	}
+	ends := map[int32]bool{}
+	polltest.Until(t, "the positions stand at the end", func() bool {
+		positions, err := v.Positions(t.Context(), event.Product.Topic)
+		if err != nil {
+			return false
+		}
+		latest := uint64(0)
+		for id, at := range positions {
+			ends[id] = true
+			latest = max(latest, at.Watermark.Sequence)
+		}
+		return latest == uint64(len(events)) && len(ends) == streamstest.Partitions
+	})
+	for _, c := range children {
+		c.kill(t)
+	}
+	indextest.Holds(t, v, l)
 }
 
 // instance makes the group take a new process for the killed one of that name, instead of waiting for its session to
@@ -168,7 +177,7 @@ func child(of string) int {
 		fmt.Println(err)
 		return 1
 	}
-	v := New(x, quiet)
+	v := catalog.New(x, quiet)
 	go func() {
 		err := v.Runtime(kafka.Config{Brokers: brokers, Logger: slog.Default(), Extra: instance(name)}, nil, slog.Default()).Run(context.Background())
 		fmt.Println(err)
@@ -233,26 +242,23 @@ func (c *childProcess) kill(t *testing.T) {
 }
 
 // onEach runs a benchmark on each adapter.
-func onEach(b *testing.B, benchmark func(b *testing.B, newView func() (*View, func()))) {
+func onEach(b *testing.B, benchmark func(b *testing.B, newIndex func() catalog.Index)) {
 	for name, newPlace := range adapters {
 		b.Run(name, func(b *testing.B) {
-			benchmark(b, func() (*View, func()) {
-				p := newPlace(b)
-				return openView(b, func() Index { return openAt(b, p) })
-			})
+			benchmark(b, func() catalog.Index { return openAt(b, newPlace(b)) })
 		})
 	}
 }
 
 func BenchmarkApply(b *testing.B) {
-	onEach(b, func(b *testing.B, newView func() (*View, func())) {
-		v, _ := newView()
+	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
+		v, _ := openView(b, newIndex)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		const size = 2000
 		n := 0
 		for b.Loop() {
 			b.StopTimer()
-			batch := records(happenings(b, l, 4000, size))
+			batch := indextest.Records(indextest.Events(b, l, 4000, size))
 			b.StartTimer()
 			if err := v.Apply(b.Context(), batch); err != nil {
 				b.Fatal(err)
@@ -265,8 +271,9 @@ func BenchmarkApply(b *testing.B) {
 
 // BenchmarkSave writes new products in batches of different sizes.
 func BenchmarkSave(b *testing.B) {
-	onEach(b, func(b *testing.B, newView func() (*View, func())) {
-		v, _ := newView()
+	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
+		x := newIndex()
+		defer indextest.Close(b, x)
 		made := 0
 		for _, size := range []int{1, 100, 2000} {
 			b.Run(strconv.Itoa(size), func(b *testing.B) {
@@ -275,9 +282,9 @@ func BenchmarkSave(b *testing.B) {
 					batch := make([]*catalogv1.Product, size)
 					for i := range batch {
 						made++
-						batch[i] = product(fmt.Sprintf("SKU-%d", made), colours[made%len(colours)]+" "+things[made%len(things)], "of glass", "home")
+						batch[i] = indextest.Product(fmt.Sprintf("SKU-%d", made), fmt.Sprintf("%s lamp", []string{"white", "red", "blue"}[made%3]), "of glass", "home")
 					}
-					if err := v.index.Save(b.Context(), batch); err != nil {
+					if err := x.Save(b.Context(), batch); err != nil {
 						b.Fatal(err)
 					}
 					n += size
@@ -293,10 +300,10 @@ func BenchmarkFromLog(b *testing.B) {
 	cfg := streamstest.NewBroker(b)
 	l := streamstest.NewLog(b, cfg, event.Product.Topic)
 	const n = 50_000
-	l.Write(b, happenings(b, l, 4000, n)...)
-	onEach(b, func(b *testing.B, newView func() (*View, func())) {
+	l.Write(b, indextest.Events(b, l, 4000, n)...)
+	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
 		for b.Loop() {
-			v, closeView := newView()
+			v, closeView := openView(b, newIndex)
 			streamstest.FromBeginning(b, v.Runtime(cfg, nil, quiet))
 			closeView()
 		}
@@ -311,14 +318,16 @@ func BenchmarkFromLog(b *testing.B) {
 }
 
 func BenchmarkSearch(b *testing.B) {
-	onEach(b, func(b *testing.B, newView func() (*View, func())) {
-		v, _ := newView()
+	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
+		x := newIndex()
+		defer indextest.Close(b, x)
+		v := catalog.New(x, quiet)
 		l := &streamstest.Log{Versions: map[string]uint64{}}
-		if err := v.Apply(b.Context(), records(happenings(b, l, 4000, 20_000))); err != nil {
+		if err := v.Apply(b.Context(), indextest.Records(indextest.Events(b, l, 4000, 20_000))); err != nil {
 			b.Fatal(err)
 		}
 		for b.Loop() {
-			if _, err := v.index.Search(b.Context(), Query{Text: "red candle ho", Limit: 20}); err != nil {
+			if _, err := x.Search(b.Context(), catalog.Query{Text: "red candle ho", Limit: 20}); err != nil {
 				b.Fatal(err)
 			}
 		}

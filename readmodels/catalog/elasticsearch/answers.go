@@ -1,4 +1,4 @@
-package catalog
+package elasticsearch
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
 
+	"github.com/millrace/millrace/readmodels/catalog"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -27,8 +28,17 @@ func (e *refusedError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch answers %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
-// Is makes a missing index a kind of streams.ErrLost.
-func (e *refusedError) Is(target error) bool { return target == streams.ErrLost && e.gone() }
+// Is makes a missing index a kind of streams.ErrLost, and a missing privilege a kind of
+// catalog.ErrReadOnly.
+func (e *refusedError) Is(target error) bool {
+	switch target {
+	case streams.ErrLost:
+		return e.gone()
+	case catalog.ErrReadOnly:
+		return e.status == http.StatusForbidden
+	}
+	return false
+}
 
 func (e *refusedError) gone() bool { return e.Type == "index_not_found_exception" }
 
@@ -38,7 +48,7 @@ func gone(err error) bool {
 }
 
 // ask sends a request and reads its answer into a variable, or nowhere.
-func (x *elasticIndex) ask(ctx context.Context, r esapi.Request, into any) error {
+func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	answer, err := r.Do(ctx, x.client)
 	if err != nil {
 		return fmt.Errorf("ask Elasticsearch: %w", err)
@@ -62,7 +72,7 @@ func (x *elasticIndex) ask(ctx context.Context, r esapi.Request, into any) error
 	return nil
 }
 
-func (x *elasticIndex) refused(status int, said []byte) error {
+func (x *Index) refused(status int, said []byte) error {
 	refused := &refusedError{status: status}
 	body := struct{ Error any }{refused}
 	if json.Unmarshal(said, &body) != nil || refused.Type == "" { // not all errors are objects, and not all answers Elasticsearch's
@@ -100,7 +110,7 @@ type found[D any] struct {
 }
 
 // read reads documents, whether they have been refreshed or not.
-func read[D any](ctx context.Context, x *elasticIndex, field string, ids ...string) ([]found[D], error) {
+func read[D any](ctx context.Context, x *Index, field string, ids ...string) ([]found[D], error) {
 	var answer struct{ Docs []found[D] }
 	err := x.ask(ctx, esapi.MgetRequest{Index: x.alias, Body: asJSON(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)
 	if err != nil {

@@ -1,4 +1,4 @@
-package catalog
+package elasticsearch
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -16,14 +15,43 @@ import (
 	"testing"
 	"time"
 
+	"log/slog"
+	"os"
+	"sync/atomic"
+
+	"go.uber.org/goleak"
+
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/internal/stall"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/indextest"
 	"github.com/millrace/millrace/streams"
 	"github.com/millrace/millrace/streams/streamstest"
-	"github.com/millrace/millrace/test/servers/elasticsearch"
+	servers "github.com/millrace/millrace/test/servers/elasticsearch"
 )
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	err := server.Stop()
+	if err == nil && code == 0 {
+		err = goleak.Find(analysisWorkers)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// server is one Elasticsearch for all tests but those that kill it; each has its own indexes.
+var server servers.Server
+
+// The analysis imports a part of bleve, which starts workers when the program starts, and they stay.
+var analysisWorkers = goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker")
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // apart asks Elasticsearch without the index's help.
 func apart(t testing.TB, method, url string, into any) int {
@@ -46,10 +74,38 @@ func apart(t testing.TB, method, url string, into any) int {
 	return answer.StatusCode
 }
 
+// place is where an index is: the server's URL, and the prefix of its names.
+type place struct{ url, prefix string }
+
+var prefixes atomic.Int64
+
+func newPlace(t testing.TB, s *servers.Server) place {
+	t.Helper()
+	return place{s.URL(t), fmt.Sprintf("test-%d-", prefixes.Add(1))}
+}
+
+func (p place) open(ctx context.Context) (*Index, error) {
+	return Open(ctx, Config{Addresses: []string{p.url}, Prefix: p.prefix, Logger: quiet})
+}
+
+func openAt(t testing.TB, p place) *Index {
+	t.Helper()
+	x, err := p.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
 // aliasURL is where the place's alias is.
-func (p place) aliasURL() string {
-	words := strings.Fields(string(p))
-	return words[1] + "/" + words[2] + "catalog-v2"
+func (p place) aliasURL() string { return p.url + "/" + p.prefix + "catalog-v2" }
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	indextest.Run(t, func(t testing.TB) indextest.Place {
+		p := newPlace(t, &server)
+		return func(t testing.TB) catalog.Index { return openAt(t, p) }
+	})
 }
 
 func deleteIndex(t testing.TB, p place) {
@@ -79,9 +135,9 @@ func strict(t testing.TB, p place) {
 	}
 }
 
-func TestElasticsearchIsMadeOnce(t *testing.T) {
+func TestIsMadeOnce(t *testing.T) {
 	t.Parallel()
-	p := inElasticsearch(t, &server)
+	p := newPlace(t, &server)
 	var g sync.WaitGroup
 	for range 8 {
 		g.Go(func() {
@@ -90,7 +146,7 @@ func TestElasticsearchIsMadeOnce(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			closed(t, x)
+			indextest.Close(t, x)
 		})
 	}
 	g.Wait()
@@ -98,22 +154,22 @@ func TestElasticsearchIsMadeOnce(t *testing.T) {
 }
 
 // An index that is gone must be noticed, and comes back with its mapping, when the runtime begins anew.
-func TestElasticsearchIndexThatIsGone(t *testing.T) {
+func TestIndexThatIsGone(t *testing.T) {
 	t.Parallel()
-	p := inElasticsearch(t, &server)
+	p := newPlace(t, &server)
 	x := openAt(t, p)
-	defer closed(t, x)
+	defer indextest.Close(t, x)
 	at5 := streams.Applied{Next: 5}
 	if err := x.SavePositions(t.Context(), "a", []streams.Move{{First: true, To: at5}}); err != nil {
 		t.Fatal(err)
 	}
-	save(t, x, product("1", "lamp", ""))
+	indextest.Save(t, x, indextest.Product("1", "lamp", ""))
 	deleteIndex(t, p)
 	_, loadErr := x.Load(t.Context(), "1")
 	for what, err := range map[string]error{
 		"load":           loadErr,
 		"save":           x.Save(t.Context(), nil),
-		"save a product": x.Save(t.Context(), []*catalogv1.Product{product("1", "lamp", "")}),
+		"save a product": x.Save(t.Context(), []*catalogv1.Product{indextest.Product("1", "lamp", "")}),
 		"save positions": x.SavePositions(t.Context(), "a", []streams.Move{{From: at5, To: streams.Applied{Next: 6}}}),
 	} {
 		if !errors.Is(err, streams.ErrLost) {
@@ -130,51 +186,40 @@ func TestElasticsearchIndexThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	strict(t, p)
-	save(t, x, product("1", "lamp", ""))
-	if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
+	indextest.Save(t, x, indextest.Product("1", "lamp", ""))
+	if got := indextest.Find(t, x, catalog.Query{Text: "lamp"}); len(got) != 1 {
 		t.Errorf("found %v", got)
 	}
 }
 
-func holdsAll(t testing.TB, v *View, l *streamstest.Log) {
-	t.Helper()
-	want, err := ExpectedDigest(l.All())
-	if err != nil {
-		t.Fatal(err)
-	}
-	polltest.Until(t, "the view is complete", func() bool {
-		got, err := v.Digest(t.Context())
-		return err == nil && maps.Equal(got.Streams, want.Streams)
-	})
-	asExpected(t, v, l)
-}
-
-func TestElasticsearchIndexDeletedWhileTheViewRuns(t *testing.T) {
+func TestIndexDeletedWhileTheViewRuns(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Product.Topic)
-	p := inElasticsearch(t, &server)
-	v, _ := openView(t, func() Index { return openAt(t, p) })
+	p := newPlace(t, &server)
+	x := openAt(t, p)
+	t.Cleanup(func() { indextest.Close(t, x) })
+	v := catalog.New(x, quiet)
 	r := v.Runtime(cfg, nil, quiet)
 	streamstest.Start(t, r)
-	l.Write(t, happenings(t, l, 300, 1500)...)
+	l.Write(t, indextest.Events(t, l, 300, 1500)...)
 	streamstest.CatchUp(t, r)
 	deleteIndex(t, p) // nothing comes
-	holdsAll(t, v, l)
-	more := happenings(t, l, 300, 1500)
+	indextest.Completed(t, v, l)
+	more := indextest.Events(t, l, 300, 1500)
 	var writing sync.WaitGroup
 	writing.Go(func() { l.Write(t, more...) })
 	deleteIndex(t, p) // events come
 	writing.Wait()
-	holdsAll(t, v, l)
+	indextest.Completed(t, v, l)
 	strict(t, p)
 }
 
 // The server dies under writes, and comes back with what it has acknowledged.
-func TestElasticsearchIsKilledUnderWrites(t *testing.T) {
+func TestIsKilledUnderWrites(t *testing.T) {
 	t.Parallel()
-	var own elasticsearch.Server
-	p := inElasticsearch(t, &own)
+	var own servers.Server
+	p := newPlace(t, &own)
 	t.Cleanup(func() {
 		if err := own.Stop(); err != nil {
 			t.Error(err)
@@ -182,19 +227,21 @@ func TestElasticsearchIsKilledUnderWrites(t *testing.T) {
 	})
 	cfg := streamstest.NewBroker(t)
 	l := streamstest.NewLog(t, cfg, event.Product.Topic)
-	v, _ := openView(t, func() Index { return openAt(t, p) })
+	x := openAt(t, p)
+	t.Cleanup(func() { indextest.Close(t, x) })
+	v := catalog.New(x, quiet)
 	r := v.Runtime(cfg, nil, quiet)
 	streamstest.Start(t, r)
 	for range 2 {
-		more := happenings(t, l, 500, 3000)
+		more := indextest.Events(t, l, 500, 3000)
 		var writing sync.WaitGroup
 		writing.Go(func() { l.Write(t, more...) })
-		before, err := v.index.Count(t.Context())
+		before, err := x.Count(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		polltest.Until(t, "the view takes some of it", func() bool {
-			n, err := v.index.Count(t.Context())
+			n, err := x.Count(t.Context())
 			return err == nil && (n > before || n >= uint64(len(l.Versions))/2)
 		})
 		if err := own.Kill(); err != nil {
@@ -208,55 +255,8 @@ func TestElasticsearchIsKilledUnderWrites(t *testing.T) {
 			t.Fatal(err)
 		}
 		streamstest.CatchUp(t, r)
-		asExpected(t, v, l)
+		indextest.Holds(t, v, l)
 	}
-}
-
-// Two processes of one group share the partitions, and a third writer, late and of no group, brings everything once
-// more.
-func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
-	t.Parallel()
-	cfg := streamstest.NewBroker(t)
-	l := streamstest.NewLog(t, cfg, event.Product.Topic)
-	p := inElasticsearch(t, &server)
-	events := happenings(t, l, 500, 6000)
-	l.Write(t, events[:2000]...)
-	children := []*childProcess{startChild(t, cfg.Brokers, "one", p), startChild(t, cfg.Brokers, "two", p)}
-	children[0].lag(t)
-	children[1].lag(t)
-	var writing sync.WaitGroup
-	writing.Go(func() { l.Write(t, events[2000:]...) })
-	v, _ := openView(t, func() Index { return openAt(t, p) })
-	all := records(events)
-	for done := 0; done < len(all); done += 500 {
-		if err := v.Apply(t.Context(), all[done:done+500]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	writing.Wait()
-	for _, c := range children {
-		go func() { // read what they say, else they wait for us
-			for c.lines.Scan() {
-			}
-		}()
-	}
-	ends := map[int32]bool{}
-	polltest.Until(t, "the positions stand at the end", func() bool {
-		positions, err := v.Positions(t.Context(), event.Product.Topic)
-		if err != nil {
-			return false
-		}
-		latest := uint64(0)
-		for id, at := range positions {
-			ends[id] = true
-			latest = max(latest, at.Watermark.Sequence)
-		}
-		return latest == uint64(len(events)) && len(ends) == streamstest.Partitions
-	})
-	for _, c := range children {
-		c.kill(t)
-	}
-	asExpected(t, v, l)
 }
 
 // proxy guards Elasticsearch with TLS and passwords: of the user "millrace", who may do all, and of "reader", who may
@@ -290,20 +290,20 @@ func proxy(t *testing.T, password string) *httptest.Server {
 	return guard
 }
 
-func TestElasticsearchBehindTLSAndPassword(t *testing.T) {
+func TestBehindTLSAndPassword(t *testing.T) {
 	t.Parallel()
 	guard := proxy(t, "right")
 	trust := &tls.Config{RootCAs: guard.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, MinVersion: tls.VersionTLS12}
-	good := ElasticsearchConfig{
+	good := Config{
 		Addresses: []string{guard.URL}, Username: "millrace", Password: "right", TLS: trust,
 		Prefix: fmt.Sprintf("test-%d-", prefixes.Add(1)), Logger: quiet,
 	}
-	open := func(cfg ElasticsearchConfig) Index {
-		x, err := OpenElasticsearch(t.Context(), cfg)
+	open := func(cfg Config) catalog.Index {
+		x, err := Open(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { closed(t, x) })
+		t.Cleanup(func() { indextest.Close(t, x) })
 		return x
 	}
 	reading := good
@@ -312,23 +312,23 @@ func TestElasticsearchBehindTLSAndPassword(t *testing.T) {
 	if positions, err := reader.Positions(t.Context(), "a"); err != nil || len(positions) != 0 {
 		t.Errorf("positions of nothing: %v, %v", positions, err)
 	}
-	if _, err := reader.Search(t.Context(), Query{Limit: 1}); !errors.Is(err, streams.ErrLost) {
+	if _, err := reader.Search(t.Context(), catalog.Query{Limit: 1}); !errors.Is(err, streams.ErrLost) {
 		t.Errorf("search in nothing: %v", err)
 	}
 	writer := open(good)
-	save(t, writer, product("1", "lamp", ""))
+	indextest.Save(t, writer, indextest.Product("1", "lamp", ""))
 	if err := writer.SavePositions(t.Context(), "a", []streams.Move{{First: true, To: streams.Applied{Next: 1}}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, x := range []Index{writer, reader} {
-		if got := find(t, x, Query{Text: "lamp"}); len(got) != 1 {
+	for _, x := range []catalog.Index{writer, reader} {
+		if got := indextest.Find(t, x, catalog.Query{Text: "lamp"}); len(got) != 1 {
 			t.Errorf("found %v", got)
 		}
 		if positions, err := x.Positions(t.Context(), "a"); err != nil || positions[0].Next != 1 {
 			t.Errorf("positions %v, %v", positions, err)
 		}
 	}
-	if err := reader.Save(t.Context(), []*catalogv1.Product{product("2", "mug", "")}); err == nil || !strings.Contains(err.Error(), `the user "reader" lacks a privilege`) {
+	if err := reader.Save(t.Context(), []*catalogv1.Product{indextest.Product("2", "mug", "")}); err == nil || !strings.Contains(err.Error(), `the user "reader" lacks a privilege`) {
 		t.Errorf("the reader writes: %v", err)
 	}
 
@@ -337,26 +337,26 @@ func TestElasticsearchBehindTLSAndPassword(t *testing.T) {
 	welcoming := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") }))
 	t.Cleanup(welcoming.Close)
 	for name, c := range map[string]struct {
-		change func(*ElasticsearchConfig)
+		change func(*Config)
 		want   string
 	}{
-		"wrong password":    {func(c *ElasticsearchConfig) { c.Password = "secret" }, `the user "millrace" and its password are not accepted`},
-		"no password":       {func(c *ElasticsearchConfig) { c.Username, c.Password = "", "" }, "401"},
-		"another authority": {func(c *ElasticsearchConfig) { c.TLS = nil }, "certificate"},
-		"not Elasticsearch": {func(c *ElasticsearchConfig) { c.Addresses = []string{welcoming.URL} }, "is not Elasticsearch"},
-		"nothing there":     {func(c *ElasticsearchConfig) { c.Addresses = []string{"http://127.0.0.1:1"} }, "connection refused"},
-		"another server":    {func(c *ElasticsearchConfig) { c.Addresses = []string{other.URL} }, "404"},
-		"no address":        {func(c *ElasticsearchConfig) { c.Addresses = nil }, "Addresses is empty"},
-		"no URL":            {func(c *ElasticsearchConfig) { c.Addresses = []string{"search:9200"} }, `"search:9200"`},
-		"a password in it":  {func(c *ElasticsearchConfig) { c.Addresses = []string{"http://u:secret@search:9200"} }, "Addresses"},
+		"wrong password":    {func(c *Config) { c.Password = "secret" }, `the user "millrace" and its password are not accepted`},
+		"no password":       {func(c *Config) { c.Username, c.Password = "", "" }, "401"},
+		"another authority": {func(c *Config) { c.TLS = nil }, "certificate"},
+		"not Elasticsearch": {func(c *Config) { c.Addresses = []string{welcoming.URL} }, "is not Elasticsearch"},
+		"nothing there":     {func(c *Config) { c.Addresses = []string{"http://127.0.0.1:1"} }, "connection refused"},
+		"another server":    {func(c *Config) { c.Addresses = []string{other.URL} }, "404"},
+		"no address":        {func(c *Config) { c.Addresses = nil }, "Addresses is empty"},
+		"no URL":            {func(c *Config) { c.Addresses = []string{"search:9200"} }, `"search:9200"`},
+		"a password in it":  {func(c *Config) { c.Addresses = []string{"http://u:secret@search:9200"} }, "Addresses"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cfg := good
 			c.change(&cfg)
-			x, err := OpenElasticsearch(t.Context(), cfg)
+			x, err := Open(t.Context(), cfg)
 			if err == nil {
-				closed(t, x)
+				indextest.Close(t, x)
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%v", err)
@@ -366,7 +366,7 @@ func TestElasticsearchBehindTLSAndPassword(t *testing.T) {
 }
 
 // A frozen server is waited for no longer than the caller wants.
-func TestElasticsearchFrozen(t *testing.T) {
+func TestFrozen(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
 	frozen := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))
@@ -375,21 +375,21 @@ func TestElasticsearchFrozen(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	opened := make(chan error, 1)
 	go func() {
-		_, err := OpenElasticsearch(ctx, ElasticsearchConfig{Addresses: []string{frozen.URL}, Logger: quiet})
+		_, err := Open(ctx, Config{Addresses: []string{frozen.URL}, Logger: quiet})
 		opened <- err
 	}()
 	cancel()
 	if err := <-opened; !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	_, err := OpenElasticsearch(t.Context(), ElasticsearchConfig{Addresses: []string{frozen.URL}, Logger: quiet, Stall: 50 * time.Millisecond})
+	_, err := Open(t.Context(), Config{Addresses: []string{frozen.URL}, Logger: quiet, Stall: 50 * time.Millisecond})
 	if !errors.Is(err, stall.ErrSilent) {
 		t.Errorf("a caller without a limit of its own: %v", err)
 	}
 }
 
 // An index that others made, or changed, is found before a product is lost in it.
-func TestElasticsearchSettings(t *testing.T) {
+func TestSettings(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		body string // of the index that is there before; empty for none
@@ -404,7 +404,7 @@ func TestElasticsearchSettings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := inElasticsearch(t, &server)
+			p := newPlace(t, &server)
 			alias := p.aliasURL()[strings.LastIndex(p.aliasURL(), "/")+1:]
 			if c.body != "" {
 				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, p.aliasURL()+"-000001", strings.NewReader(fmt.Sprintf(c.body, alias)))
@@ -422,8 +422,8 @@ func TestElasticsearchSettings(t *testing.T) {
 				}
 			}
 			x := openAt(t, p)
-			defer closed(t, x)
-			faults, err := x.(*elasticIndex).Settings(t.Context())
+			defer indextest.Close(t, x)
+			faults, err := x.Settings(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

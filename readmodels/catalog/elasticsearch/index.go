@@ -1,4 +1,14 @@
-package catalog
+// Package elasticsearch is the catalogue's index of production.
+//
+// All requests go through an alias that is named after the view and its version, so the index behind
+// it can be exchanged. Each product is a document under its SKU, written with its version as
+// Elasticsearch's external version. So the older of two writes changes nothing, whichever process
+// sends it.
+//
+// Positions are a document of the same index: what deletes or restores the products does the same to
+// the positions. Elasticsearch syncs its log to disk before it answers a write, so positions are
+// never ahead of products.
+package elasticsearch
 
 import (
 	"bytes"
@@ -24,13 +34,15 @@ import (
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/stall"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/analysis"
 	"github.com/millrace/millrace/streams"
 )
 
-// ElasticsearchConfig says where the index is. Its user needs, on Prefix* alone, the privileges read and
+// Config says where the index is, and how to log in. Its user needs, on Prefix* alone, the privileges read and
 // view_index_metadata to answer queries, and also write, create_index, manage (of aliases) and maintenance (to refresh)
 // to feed the view.
-type ElasticsearchConfig struct {
+type Config struct {
 	Addresses []string // of nodes, https://HOST:PORT or http://HOST:PORT; they are asked in turn
 	Username  string   // no login where empty
 	Password  string
@@ -41,14 +53,8 @@ type ElasticsearchConfig struct {
 	Stall time.Duration
 }
 
-// elasticIndex is the Index of production. Everything goes through the alias that bears the view's name and version;
-// the index behind it can be exchanged. Each product is one document under its SKU, written with its version as
-// Elasticsearch's external version, so that the older of two writes is a no-op wherever they come from.
-//
-// Positions are a document of the same index, for what takes away the products takes away the positions, too, whether
-// it is deleted or restored from a copy. Elasticsearch syncs its log to disk before it answers a write, so none is
-// ahead of products.
-type elasticIndex struct {
+// Index implements catalog.Index. Any number of processes can have it open.
+type Index struct {
 	client *elastictransport.Client
 	idle   interface{ CloseIdleConnections() }
 	alias  string
@@ -56,9 +62,8 @@ type elasticIndex struct {
 	log    *slog.Logger
 }
 
-// OpenElasticsearch opens the index, and makes it where it is not there and the user may. Many processes may have it
-// open.
-func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, error) {
+// Open opens the index, and creates it if it does not exist and the user may do that.
+func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
 	}
@@ -88,7 +93,7 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	if err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
-	x := &elasticIndex{client: client, idle: transport, user: cfg.Username, log: cfg.Logger}
+	x := &Index{client: client, idle: transport, user: cfg.Username, log: cfg.Logger}
 	if x.log == nil {
 		x.log = slog.Default()
 	}
@@ -96,7 +101,7 @@ func OpenElasticsearch(ctx context.Context, cfg ElasticsearchConfig) (Index, err
 	if x.alias == "" {
 		x.alias = "millrace-"
 	}
-	x.alias += strings.ReplaceAll(Name, "/", "-")
+	x.alias += strings.ReplaceAll(catalog.Name, "/", "-")
 	there, err := x.there(ctx)
 	if err == nil && !there {
 		err = x.make(ctx)
@@ -119,22 +124,24 @@ const (
 	stallsAfter     = 30 * time.Second
 )
 
+// The fields that only this engine has; the others are those of package analysis.
 const (
 	fieldSKU       = "sku"
+	fieldProduct   = "product" // the whole document, stored and not indexed
 	fieldPositions = "positions"
 )
 
-// elasticMapping is what every Elasticsearch 9 can do without plugins: texts come as finished terms (see analyse).
-func elasticMapping(alias string) map[string]any {
+// mappingOf is what every Elasticsearch 9 can do without plugins: texts come as finished terms (see package analysis).
+func mappingOf(alias string) map[string]any {
 	type m = map[string]any
 	properties := m{
-		fieldSKU:       m{"type": "keyword"},
-		fieldListed:    m{"type": "boolean"},
-		fieldCategory:  m{"type": "keyword", "ignore_above": 8191}, // Lucene refuses terms of more than 32766 bytes
-		fieldProduct:   m{"type": "binary"},
-		fieldPositions: m{"type": "object", "enabled": false},
+		fieldSKU:               m{"type": "keyword"},
+		analysis.FieldListed:   m{"type": "boolean"},
+		analysis.FieldCategory: m{"type": "keyword", "ignore_above": 8191}, // Lucene refuses terms of more than 32766 bytes
+		fieldProduct:           m{"type": "binary"},
+		fieldPositions:         m{"type": "object", "enabled": false},
 	}
-	for _, field := range textFields() {
+	for _, field := range analysis.TextFields() {
 		properties[field] = m{"type": "text", "analyzer": "whitespace"}
 	}
 	return m{
@@ -142,16 +149,16 @@ func elasticMapping(alias string) map[string]any {
 		// One shard holds any catalogue, and scores are comparable within a shard alone. A damaged product that was
 		// deleted must be indexed again under the same version, so deletes are forgotten at once.
 		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request", "gc_deletes": "0s"},
-		"mappings": m{"dynamic": "strict", "_meta": m{"view": Name}, "properties": properties},
+		"mappings": m{"dynamic": "strict", "_meta": m{"view": catalog.Name}, "properties": properties},
 	}
 }
 
-// elasticProduct is what is read of the document of a product.
-type elasticProduct struct {
+// storedProduct is what is read of the document of a product.
+type storedProduct struct {
 	Product []byte `json:"product"` // the whole of it, as protobuf
 }
 
-func (d elasticProduct) read(id string) (*catalogv1.Product, error) {
+func (d storedProduct) read(id string) (*catalogv1.Product, error) {
 	p := &catalogv1.Product{}
 	if err := proto.Unmarshal(d.Product, p); err != nil {
 		return nil, fmt.Errorf("read product %q: %w", id, err)
@@ -164,7 +171,7 @@ func (d elasticProduct) read(id string) (*catalogv1.Product, error) {
 
 // readProduct reads a product from its document.
 func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) {
-	var d elasticProduct
+	var d storedProduct
 	if err := json.Unmarshal(stored, &d); err != nil {
 		return nil, fmt.Errorf("read product %q: %w", id, err)
 	}
@@ -172,9 +179,9 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 }
 
 // make makes the index behind its alias. Who loses the race finds the winner's.
-func (x *elasticIndex) make(ctx context.Context) error {
+func (x *Index) make(ctx context.Context) error {
 	index := x.alias + "-000001"
-	err := x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(elasticMapping(x.alias))}, nil)
+	err := x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(mappingOf(x.alias))}, nil)
 	var refused *refusedError
 	if errors.As(err, &refused) && refused.Type == "resource_already_exists_exception" {
 		there, err := x.there(ctx)
@@ -190,7 +197,7 @@ func (x *elasticIndex) make(ctx context.Context) error {
 	return nil
 }
 
-func (x *elasticIndex) there(ctx context.Context) (bool, error) {
+func (x *Index) there(ctx context.Context) (bool, error) {
 	err := x.ask(ctx, esapi.IndicesExistsAliasRequest{Name: []string{x.alias}}, nil)
 	var refused *refusedError
 	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
@@ -199,12 +206,12 @@ func (x *elasticIndex) there(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// Load implements Index.
-func (x *elasticIndex) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
+// Load implements catalog.Index.
+func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products := make(map[string]*catalogv1.Product, len(skus))
-	var damaged DamagedError
+	var damaged catalog.DamagedError
 	for some := range slices.Chunk(skus, loadAtOnce) {
-		docs, err := read[elasticProduct](ctx, x, fieldProduct, some...)
+		docs, err := read[storedProduct](ctx, x, fieldProduct, some...)
 		if err != nil {
 			return nil, fmt.Errorf("catalog index: load %d products: %w", len(some), err)
 		}
@@ -214,13 +221,13 @@ func (x *elasticIndex) Load(ctx context.Context, skus ...string) (map[string]*ca
 			}
 			p, err := d.Source.read(d.ID)
 			if err = cmp.Or(d.Bad, err); err != nil {
-				damaged.add(d.ID, err)
+				damaged.Add(d.ID, err)
 				continue
 			}
 			products[d.ID] = p
 		}
 	}
-	return products, damaged.err()
+	return products, damaged.ErrOrNil()
 }
 
 const (
@@ -229,9 +236,9 @@ const (
 	eachAtOnce = 500
 )
 
-// Save implements Index. One refresh for all of a batch makes it findable; it is made also where nothing had to be
+// Save implements catalog.Index. One refresh for all of a batch makes it findable; it is made also where nothing had to be
 // written, since another writer may have written the same a moment ago, and not yet refreshed.
-func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) error {
+func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
 	first := 0
@@ -240,7 +247,7 @@ func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) 
 		if err != nil {
 			return fmt.Errorf("catalog index: marshal product %q: %w", p.Sku, err)
 		}
-		document := indexedFields(p)
+		document := analysis.Document(p)
 		document[fieldSKU], document[fieldProduct] = p.Sku, stored
 		err = errors.Join(
 			lines.Encode(map[string]any{"index": map[string]any{"_id": p.Sku, "version": p.Version, "version_type": "external"}}),
@@ -271,7 +278,7 @@ func (x *elasticIndex) Save(ctx context.Context, products []*catalogv1.Product) 
 
 // send writes a batch, which must go to the alias: an index that is gone is not to come back by itself, without its
 // mapping.
-func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalogv1.Product) error {
+func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Product) error {
 	var answer struct {
 		Errors bool
 		Items  []struct {
@@ -295,10 +302,10 @@ func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalo
 		switch {
 		case e == nil:
 		case item.Index.Status == http.StatusConflict:
-			newer = append(newer, products[i].Sku)
+			newer = append(newer, products[i].Sku) //nolint:gosec // an item answers each product
 		default:
 			e.status = item.Index.Status
-			return fmt.Errorf("product %q: %w", products[i].Sku, e)
+			return fmt.Errorf("product %q: %w", products[i].Sku, e) //nolint:gosec // an item answers each product
 		}
 	}
 	return x.present(ctx, newer)
@@ -307,9 +314,9 @@ func (x *elasticIndex) send(ctx context.Context, body []byte, products []*catalo
 // present returns an error if a product is absent. A write that conflicts has met a newer version, as a rule. But it
 // also conflicts with the version of a product that was discarded, which Elasticsearch remembers for a moment. That
 // write has to be sent again.
-func (x *elasticIndex) present(ctx context.Context, skus []string) error {
+func (x *Index) present(ctx context.Context, skus []string) error {
 	found, err := x.Load(ctx, skus...)
-	var damaged *DamagedError
+	var damaged *catalog.DamagedError
 	if err != nil && !errors.As(err, &damaged) {
 		return err
 	}
@@ -321,7 +328,7 @@ func (x *elasticIndex) present(ctx context.Context, skus []string) error {
 	return nil
 }
 
-type elasticHits struct {
+type hits struct {
 	PIT  string `json:"pit_id"`
 	Hits struct {
 		Total struct{ Value uint64 }
@@ -333,15 +340,15 @@ type elasticHits struct {
 	}
 }
 
-// Search implements Index. Copies of the index score a little differently; the same search goes to the same copy, so
+// Search implements catalog.Index. Copies of the index score a little differently; the same search goes to the same copy, so
 // that its pages fit together.
-func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
+func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
 	sort := []any{map[string]string{fieldSKU: "asc"}}
 	if q.Text != "" {
 		sort = slices.Insert(sort, 0, any(map[string]string{"_score": "desc"}))
 	}
 	search := map[string]any{
-		"query": elasticQuery(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
+		"query": queryOf(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
 	}
 	if q.After != nil {
 		after := []any{q.After.SKU}
@@ -350,36 +357,36 @@ func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 		}
 		search["search_after"] = after
 	}
-	var answer elasticHits
+	var answer hits
 	no := false
 	err := x.ask(ctx, esapi.SearchRequest{
 		Index: []string{x.alias}, Body: asJSON(search), AllowPartialSearchResults: &no,
 		Preference: strconv.FormatUint(xxhash.Sum64String(q.Text+"\x00"+q.Category), 36),
 	}, &answer)
 	if err != nil {
-		return Page{}, fmt.Errorf("catalog index: search: %w", err)
+		return catalog.Page{}, fmt.Errorf("catalog index: search: %w", err)
 	}
-	page, damaged := Page{Total: answer.Hits.Total.Value}, DamagedError{}
+	page, damaged := catalog.Page{Total: answer.Hits.Total.Value}, catalog.DamagedError{}
 	for i, hit := range answer.Hits.Hits {
 		if i == q.Limit {
 			last := answer.Hits.Hits[i-1]
-			page.Next = &Mark{SKU: last.ID}
+			page.Next = &catalog.Mark{SKU: last.ID}
 			if q.Text != "" {
 				if err := json.Unmarshal(last.Sort[0], &page.Next.Score); err != nil {
-					return Page{}, fmt.Errorf("catalog index: search: score of %q: %w", last.ID, err)
+					return catalog.Page{}, fmt.Errorf("catalog index: search: score of %q: %w", last.ID, err)
 				}
 			}
 			break
 		}
 		p, err := readProduct(hit.ID, hit.Stored)
 		if err != nil {
-			damaged.add(hit.ID, err)
+			damaged.Add(hit.ID, err)
 			continue
 		}
 		page.Products = append(page.Products, p)
 	}
-	if err := damaged.err(); err != nil {
-		return Page{}, err
+	if err := damaged.ErrOrNil(); err != nil {
+		return catalog.Page{}, err
 	}
 	return page, nil
 }
@@ -387,8 +394,8 @@ func (x *elasticIndex) Search(ctx context.Context, q Query) (Page, error) {
 // isProduct tells products from positions.
 var isProduct = map[string]any{"exists": map[string]string{"field": fieldSKU}}
 
-// Each implements Index: of one state of the index.
-func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) error) (err error) {
+// Each implements catalog.Index: of one state of the index.
+func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (err error) {
 	var state struct{ ID string }
 	if err := x.ask(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepState}, &state); err != nil {
 		return fmt.Errorf("catalog index: list products: %w", err)
@@ -405,10 +412,10 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 		"track_total_hits": false, "_source": []string{fieldProduct},
 	}
 	no := false
-	var damaged DamagedError
+	var damaged catalog.DamagedError
 	for {
 		search["pit"] = map[string]string{"id": state.ID, "keep_alive": fmt.Sprintf("%dms", keepState.Milliseconds())}
-		var answer elasticHits
+		var answer hits
 		if err := x.ask(ctx, esapi.SearchRequest{Body: asJSON(search), AllowPartialSearchResults: &no}, &answer); err != nil {
 			return fmt.Errorf("catalog index: list products: %w", err)
 		}
@@ -416,7 +423,7 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 		for _, hit := range hits {
 			p, err := readProduct(hit.ID, hit.Stored)
 			if err != nil {
-				damaged.add(hit.ID, err)
+				damaged.Add(hit.ID, err)
 				continue
 			}
 			if err := fn(p); err != nil {
@@ -424,7 +431,7 @@ func (x *elasticIndex) Each(ctx context.Context, fn func(*catalogv1.Product) err
 			}
 		}
 		if len(hits) < eachAtOnce {
-			return cmp.Or(ctx.Err(), damaged.err())
+			return cmp.Or(ctx.Err(), damaged.ErrOrNil())
 		}
 		state.ID, search["search_after"] = answer.PIT, hits[len(hits)-1].Sort
 	}
@@ -435,8 +442,8 @@ const (
 	closeWithin = 5 * time.Second
 )
 
-// Count implements Index.
-func (x *elasticIndex) Count(ctx context.Context) (uint64, error) {
+// Count implements catalog.Index.
+func (x *Index) Count(ctx context.Context) (uint64, error) {
 	var answer struct {
 		Count  uint64
 		Shards struct{ Failed int } `json:"_shards"`
@@ -451,16 +458,16 @@ func (x *elasticIndex) Count(ctx context.Context) (uint64, error) {
 	return answer.Count, nil
 }
 
-// elasticPositions is the document of a topic's positions, by partition.
-type elasticPositions struct {
+// storedPositions is the document of a topic's positions, by partition.
+type storedPositions struct {
 	Positions map[int32]string `json:"positions"`
 }
 
 // No SKU begins like this.
 func positionsID(topic string) string { return "@positions." + topic }
 
-// Positions implements Index. Where the index is gone so are they.
-func (x *elasticIndex) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
+// Positions implements catalog.Index. Where the index is gone so are they.
+func (x *Index) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	positions, _, err := x.positions(ctx, topic)
 	if err != nil {
 		return nil, fmt.Errorf("catalog index: read positions: %w", err)
@@ -469,9 +476,9 @@ func (x *elasticIndex) Positions(ctx context.Context, topic string) (map[int32]s
 }
 
 // positions also gives their document, which is nil where there is no index.
-func (x *elasticIndex) positions(ctx context.Context, topic string) (map[int32]streams.Applied, *found[elasticPositions], error) {
+func (x *Index) positions(ctx context.Context, topic string) (map[int32]streams.Applied, *found[storedPositions], error) {
 	positions := map[int32]streams.Applied{}
-	docs, err := read[elasticPositions](ctx, x, fieldPositions, positionsID(topic))
+	docs, err := read[storedPositions](ctx, x, fieldPositions, positionsID(topic))
 	if gone(err) {
 		return positions, nil, nil
 	}
@@ -482,19 +489,19 @@ func (x *elasticIndex) positions(ctx context.Context, topic string) (map[int32]s
 		return nil, nil, fmt.Errorf("%d documents under one id", len(docs))
 	}
 	if err := docs[0].Bad; err != nil {
-		return nil, nil, &DamagedError{Err: err}
+		return nil, nil, &catalog.DamagedError{Err: err}
 	}
 	for id, value := range docs[0].Source.Positions {
 		if positions[id], err = streams.ParseApplied(value); err != nil {
-			return nil, nil, &DamagedError{Err: err}
+			return nil, nil, &catalog.DamagedError{Err: err}
 		}
 	}
 	return positions, &docs[0], nil
 }
 
-// SavePositions implements Index. What was read must still be there when it is replaced; else it is read again. The
+// SavePositions implements catalog.Index. What was read must still be there when it is replaced; else it is read again. The
 // first positions of an index that is gone make it anew.
-func (x *elasticIndex) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
+func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	yes := true
 	for tried := false; ; tried = true {
 		positions, doc, err := x.positions(ctx, topic)
@@ -505,16 +512,16 @@ func (x *elasticIndex) SavePositions(ctx context.Context, topic string, moves []
 		if tried && !slices.ContainsFunc(moves, func(m streams.Move) bool { return positions[m.Partition].String() != m.To.String() }) {
 			return nil
 		}
-		if err := move(positions, topic, moves); err != nil {
+		if err := catalog.Advance(positions, topic, moves); err != nil {
 			return err
 		}
 		if doc == nil {
 			if err := x.make(ctx); err != nil {
 				return fmt.Errorf("catalog index: %w", err)
 			}
-			doc = &found[elasticPositions]{}
+			doc = &found[storedPositions]{}
 		}
-		kept := elasticPositions{map[int32]string{}}
+		kept := storedPositions{map[int32]string{}}
 		for id, at := range positions {
 			kept.Positions[id] = at.String()
 		}
@@ -537,8 +544,8 @@ func (x *elasticIndex) SavePositions(ctx context.Context, topic string, moves []
 	}
 }
 
-// Close implements Index.
-func (x *elasticIndex) Close() error {
+// Close implements catalog.Index.
+func (x *Index) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel()
 	err := x.client.Close(ctx)

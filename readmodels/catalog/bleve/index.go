@@ -1,4 +1,14 @@
-package catalog
+// Package bleve is the catalogue's index of the embedded default: bleve, in the memory of this
+// process.
+//
+// A journal on local disk holds what was saved. The index is built from it when it is opened, and the
+// journal is not read again while the process runs. bleve's own files are not used. It maps them into
+// memory, and a file that is damaged while it is mapped ends the process in a goroutine of bleve's
+// that cannot be guarded.
+//
+// Entries of the journal carry checksums, and positions are never ahead of products. So after damage
+// the index is as it was at some earlier moment, and the log supplies the rest.
+package bleve
 
 import (
 	"context"
@@ -22,13 +32,13 @@ import (
 
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 	"github.com/millrace/millrace/internal/failpoint"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/analysis"
 	"github.com/millrace/millrace/streams"
 )
 
-// bleveIndex is the Index of the embedded default: bleve, in the memory of this process, and a journal on local disk
-// from which it is made again at the start. bleve's own files are not used: it maps them into memory, and a file that
-// is damaged while they are mapped ends the process, in goroutines of bleve's that nobody can guard.
-type bleveIndex struct {
+// Index implements catalog.Index. One process at a time can have it open.
+type Index struct {
 	bleve   bleve.Index
 	lock    *flock.Flock
 	journal *journal
@@ -44,19 +54,19 @@ type bleveIndex struct {
 }
 
 // journalName is named after the view, since an index is of one version of it.
-var journalName = strings.ReplaceAll(Name, "/", "-") + ".journal"
+var journalName = strings.ReplaceAll(catalog.Name, "/", "-") + ".journal"
 
-// OpenBleve opens the index whose journal is in a folder, which belongs to this process until Close. What is lost of
-// the journal, the log will fill in: its positions are gone with its products.
-func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil { //nolint:gosec // the folder is the operator's choice
+// Open opens the index whose journal is in a folder, which belongs to this process until Close. What
+// the journal has lost is read again from the log, since its positions are lost with its products.
+func Open(dir string, logger *slog.Logger) (*Index, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
 	if ok, err := lock.TryLock(); err != nil || !ok {
 		return nil, fmt.Errorf("catalog index: %s is in use by another process: stop that one, or give this one another folder: %w", dir, errors.Join(err, fs.ErrExist))
 	}
-	x := &bleveIndex{lock: lock}
+	x := &Index{lock: lock}
 	err := removeOlder(dir)
 	if err == nil {
 		x.journal, x.stored, x.damage, err = openJournal(filepath.Join(dir, journalName), logger)
@@ -74,7 +84,7 @@ func OpenBleve(dir string, logger *slog.Logger) (Index, error) {
 func removeOlder(dir string) error {
 	older, err := filepath.Glob(filepath.Join(dir, "bleve*"))
 	for _, path := range older {
-		err = errors.Join(err, os.RemoveAll(path)) //nolint:gosec // the folder is the operator's choice
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }
@@ -83,7 +93,7 @@ func removeOlder(dir string) error {
 const fillAtOnce = 2000
 
 // fill makes the index of what the journal says.
-func (x *bleveIndex) fill() error {
+func (x *Index) fill() error {
 	m, err := indexMapping()
 	if err != nil {
 		return fmt.Errorf("describe the index: %w", err)
@@ -103,11 +113,11 @@ func (x *bleveIndex) fill() error {
 const fanIn = 16
 
 // index brings products into bleve, and keeps its segments few.
-func (x *bleveIndex) index(skus []string, products map[string]*catalogv1.Product) error {
+func (x *Index) index(skus []string, products map[string]*catalogv1.Product) error {
 	for {
 		batch := x.bleve.NewBatch()
 		for _, sku := range skus {
-			if err := batch.Index(sku, indexedFields(products[sku])); err != nil {
+			if err := batch.Index(sku, analysis.Document(products[sku])); err != nil {
 				return fmt.Errorf("index product %q: %w", sku, err)
 			}
 		}
@@ -136,8 +146,8 @@ func (x *bleveIndex) index(skus []string, products map[string]*catalogv1.Product
 	}
 }
 
-// Load implements Index.
-func (x *bleveIndex) Load(_ context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
+// Load implements catalog.Index.
+func (x *Index) Load(_ context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	x.reading.RLock()
 	defer x.reading.RUnlock()
 	products := make(map[string]*catalogv1.Product, len(skus))
@@ -149,8 +159,8 @@ func (x *bleveIndex) Load(_ context.Context, skus ...string) (map[string]*catalo
 	return products, nil
 }
 
-// Save implements Index.
-func (x *bleveIndex) Save(_ context.Context, products []*catalogv1.Product) error {
+// Save implements catalog.Index.
+func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	newer := map[string]*catalogv1.Product{}
@@ -186,7 +196,7 @@ func (x *bleveIndex) Save(_ context.Context, products []*catalogv1.Product) erro
 }
 
 // shorten rewrites a journal of which most is out of date. Without room for a second one it goes on with the first.
-func (x *bleveIndex) shorten() error {
+func (x *Index) shorten() error {
 	if !x.journal.long() {
 		return nil
 	}
@@ -196,9 +206,9 @@ func (x *bleveIndex) shorten() error {
 	return nil
 }
 
-// Search implements Index.
-func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
-	request := bleve.NewSearchRequestOptions(bleveQuery(q), q.Limit+1, 0, false)
+// Search implements catalog.Index.
+func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
+	request := bleve.NewSearchRequestOptions(queryOf(q), q.Limit+1, 0, false)
 	order, after := search.SortOrder{&search.SortDocID{}}, []string(nil)
 	if q.After != nil {
 		after = []string{q.After.SKU}
@@ -215,15 +225,15 @@ func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
 	}
 	result, err := x.bleve.SearchInContext(ctx, request)
 	if err != nil {
-		return Page{}, fmt.Errorf("catalog index: search: %w", err)
+		return catalog.Page{}, fmt.Errorf("catalog index: search: %w", err)
 	}
-	page := Page{Total: result.Total}
+	page := catalog.Page{Total: result.Total}
 	x.reading.RLock()
 	defer x.reading.RUnlock()
 	for i, hit := range result.Hits {
 		if i == q.Limit {
 			last := result.Hits[i-1]
-			page.Next = &Mark{Score: last.Score, SKU: last.ID}
+			page.Next = &catalog.Mark{Score: last.Score, SKU: last.ID}
 			break
 		}
 		page.Products = append(page.Products, x.stored.products[hit.ID])
@@ -231,8 +241,8 @@ func (x *bleveIndex) Search(ctx context.Context, q Query) (Page, error) {
 	return page, nil
 }
 
-// Each implements Index.
-func (x *bleveIndex) Each(ctx context.Context, fn func(*catalogv1.Product) error) error {
+// Each implements catalog.Index.
+func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) error {
 	x.reading.RLock()
 	products := slices.Collect(maps.Values(x.stored.products))
 	x.reading.RUnlock()
@@ -244,21 +254,21 @@ func (x *bleveIndex) Each(ctx context.Context, fn func(*catalogv1.Product) error
 	return ctx.Err()
 }
 
-// Discard implements Index. What is in memory is not damaged.
-func (x *bleveIndex) Discard(context.Context, *DamagedError) error { return nil }
+// Discard implements catalog.Index. What is in memory is not damaged.
+func (x *Index) Discard(context.Context, *catalog.DamagedError) error { return nil }
 
-// Damage implements Index.
-func (x *bleveIndex) Damage() string { return x.damage }
+// Damage implements catalog.Index.
+func (x *Index) Damage() string { return x.damage }
 
-// Count implements Index.
-func (x *bleveIndex) Count(context.Context) (uint64, error) {
+// Count implements catalog.Index.
+func (x *Index) Count(context.Context) (uint64, error) {
 	x.reading.RLock()
 	defer x.reading.RUnlock()
 	return uint64(len(x.stored.products)), nil
 }
 
-// Positions implements Index.
-func (x *bleveIndex) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
+// Positions implements catalog.Index.
+func (x *Index) Positions(_ context.Context, topic string) (map[int32]streams.Applied, error) {
 	x.reading.RLock()
 	defer x.reading.RUnlock()
 	positions := map[int32]streams.Applied{}
@@ -266,15 +276,15 @@ func (x *bleveIndex) Positions(_ context.Context, topic string) (map[int32]strea
 	return positions, nil
 }
 
-// SavePositions implements Index.
-func (x *bleveIndex) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
+// SavePositions implements catalog.Index.
+func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	positions, err := x.Positions(ctx, topic)
 	if err != nil {
 		return err
 	}
-	if err := move(positions, topic, moves); err != nil {
+	if err := catalog.Advance(positions, topic, moves); err != nil {
 		return err
 	}
 	if err := x.journal.append(appendPositions(nil, topic, positions)); err != nil {
@@ -286,8 +296,8 @@ func (x *bleveIndex) SavePositions(ctx context.Context, topic string, moves []st
 	return x.shorten()
 }
 
-// Close implements Index.
-func (x *bleveIndex) Close() error {
+// Close implements catalog.Index.
+func (x *Index) Close() error {
 	var errs []error
 	if x.bleve != nil {
 		errs = append(errs, x.bleve.Close())
@@ -297,6 +307,14 @@ func (x *bleveIndex) Close() error {
 	}
 	if err := errors.Join(append(errs, x.lock.Unlock())...); err != nil {
 		return fmt.Errorf("catalog index: close: %w", err)
+	}
+	return nil
+}
+
+// Drop deletes the index in a folder that no process has open. The next Open starts with an empty one.
+func Drop(dir string) error {
+	if err := os.RemoveAll(filepath.Join(dir, journalName)); err != nil {
+		return fmt.Errorf("catalog index: %w", err)
 	}
 	return nil
 }

@@ -1,20 +1,19 @@
-package catalog
+package elasticsearch
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/readmodels/catalog"
 )
 
-// Discard implements Index. The positions go last, so that a reader that finds them gone finds the products gone, too.
-func (x *elasticIndex) Discard(ctx context.Context, damaged *DamagedError) error {
+// Discard implements catalog.Index. The positions go last, so that a reader that finds them gone finds the products gone, too.
+func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
 	for _, id := range append(damaged.SKUs[:len(damaged.SKUs):len(damaged.SKUs)], positionsID(event.Product.Topic)) {
@@ -31,7 +30,7 @@ func (x *elasticIndex) Discard(ctx context.Context, damaged *DamagedError) error
 		}
 	}
 	yes := true
-	// The refresh makes Elasticsearch forget that they were deleted; see elasticMapping.
+	// The refresh makes Elasticsearch forget that they were deleted; see mappingOf.
 	err := x.ask(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
 	for _, item := range answer.Items {
 		if e := item.Delete.Error; e != nil && err == nil {
@@ -45,11 +44,5 @@ func (x *elasticIndex) Discard(ctx context.Context, damaged *DamagedError) error
 	return nil
 }
 
-// Damage implements Index. Nothing is read when the index is opened.
-func (x *elasticIndex) Damage() string { return "" }
-
-// readOnly reports whether an error says that this user may not write.
-func readOnly(err error) bool {
-	var refused *refusedError
-	return errors.As(err, &refused) && refused.status == http.StatusForbidden
-}
+// Damage implements catalog.Index. Nothing is read when the index is opened.
+func (x *Index) Damage() string { return "" }

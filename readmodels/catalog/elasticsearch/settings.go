@@ -1,4 +1,4 @@
-package catalog
+package elasticsearch
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 
 // Settings says where the index behind the alias is not as this program makes it: by hand, by a template of indexes, or by another
 // program. An index that is not there has no faults.
-func (x *elasticIndex) Settings(ctx context.Context) ([]settings.Fault, error) {
+func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mappings map[string]struct{ Mappings json.RawMessage }
 	err := x.ask(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
 	if gone(err) {
@@ -40,7 +40,7 @@ func (x *elasticIndex) Settings(ctx context.Context) ([]settings.Fault, error) {
 			})
 		}
 		again := "delete the index; the log fills a new one"
-		wanted, there, err := fieldsOf(elasticMapping(x.alias)["mappings"], answer.Mappings)
+		wanted, there, err := fieldsOf(mappingOf(x.alias)["mappings"], answer.Mappings)
 		if err != nil {
 			return faults, err
 		}

@@ -1,4 +1,17 @@
-package catalog
+// Package analysis decides what a word of a product is and which words are the same, for every
+// search engine. An engine stores and looks up finished terms, so engines cannot differ in what they
+// find, and none needs a language plugin.
+//
+// [Document] is what an engine indexes of a product, and [Clauses] is what a text asks for in it.
+// The steps are the same for both:
+//
+//  1. compatibility normalisation (NFKC), case folding, and removal of accents;
+//  2. words, as Unicode's annex 29 separates them;
+//  3. the stem of each word (Porter's algorithm, English).
+//
+// Scripts that do not separate words (Chinese, Japanese, Thai and others) are cut into pairs of
+// characters, like Lucene's CJK bigrams.
+package analysis
 
 import (
 	"strings"
@@ -15,13 +28,6 @@ import (
 	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 )
-
-// Text is analysed here, once for both search engines and alike for documents and queries: an engine stores and looks up
-// finished terms. So the engines cannot differ in what they call a word, and neither needs a language plugin.
-//
-// The steps: compatibility normalisation (NFKC), case folding, diacritics, words as Unicode's annex 29 cuts them, then for each
-// word its stem (Porter's algorithm, English). A script that does not separate words (Chinese, Japanese, Thai, …) is cut into
-// pairs of characters, as Lucene's CJK bigrams are.
 
 // word is a word of a text.
 type word struct {

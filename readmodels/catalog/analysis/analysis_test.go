@@ -1,15 +1,16 @@
-package catalog
+package analysis
 
 import (
+	"strings"
 	"testing"
 	"unicode/utf8"
 
-	"strings"
+	"github.com/millrace/millrace/readmodels/catalog/indextest"
 )
 
 func FuzzAnalyse(f *testing.F) {
-	for _, c := range judged {
-		f.Add(c.text)
+	for _, c := range indextest.Judged {
+		f.Add(c.Text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, w := range analyse(text) {
@@ -19,7 +20,7 @@ func FuzzAnalyse(f *testing.F) {
 				}
 			}
 		}
-		clauses(text)
+		Clauses(text)
 		termsOf(text)
 	})
 }

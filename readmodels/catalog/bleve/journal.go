@@ -1,4 +1,4 @@
-package catalog
+package bleve
 
 import (
 	"bufio"
@@ -64,7 +64,7 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, said 
 		aside := path + ".damaged" // the last one alone is kept
 		logger.Warn("catalog index: its file is damaged and set aside; what it lacks is read again from the log",
 			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
-		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil { //nolint:gosec // the folder is the operator's choice
+		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil {
 			return nil, content{}, "", fmt.Errorf("set aside a damaged file: %w", err)
 		}
 	}

@@ -1,0 +1,85 @@
+package bleve
+
+import (
+	"github.com/blevesearch/bleve/v2"
+	"github.com/blevesearch/bleve/v2/analysis/analyzer/custom"
+	"github.com/blevesearch/bleve/v2/analysis/analyzer/keyword"
+	"github.com/blevesearch/bleve/v2/analysis/tokenizer/whitespace"
+	"github.com/blevesearch/bleve/v2/mapping"
+	"github.com/blevesearch/bleve/v2/search/query"
+
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/analysis"
+)
+
+const termsAnalyzer = "millrace_terms"
+
+func indexMapping() (mapping.IndexMapping, error) {
+	m := bleve.NewIndexMapping()
+	err := m.AddCustomAnalyzer(termsAnalyzer, map[string]any{"type": custom.Name, "tokenizer": whitespace.Name})
+	if err != nil {
+		return nil, err
+	}
+	text := func(name, analyzer string) *mapping.FieldMapping {
+		return &mapping.FieldMapping{Name: name, Type: "text", Analyzer: analyzer, Index: true}
+	}
+	product := bleve.NewDocumentStaticMapping()
+	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping()) // else every text is indexed once more
+	product.AddFieldMappingsAt(analysis.FieldListed, &mapping.FieldMapping{Name: analysis.FieldListed, Type: "boolean", Index: true})
+	product.AddFieldMappingsAt(analysis.FieldCategory, text(analysis.FieldCategory, keyword.Name))
+	for _, field := range analysis.TextFields() {
+		product.AddFieldMappingsAt(field, text(field, termsAnalyzer))
+	}
+	m.DefaultMapping = product
+	return m, nil
+}
+
+func queryOf(q catalog.Query) query.Query {
+	listed := bleve.NewBoolFieldQuery(true)
+	listed.SetField(analysis.FieldListed)
+	filter := bleve.NewConjunctionQuery(listed)
+	if q.Category != "" {
+		category := bleve.NewTermQuery(analysis.Category(q.Category))
+		category.SetField(analysis.FieldCategory)
+		filter.AddQuery(category)
+	}
+	all := bleve.NewBooleanQuery()
+	all.AddFilter(filter)
+	if q.Text == "" {
+		return all
+	}
+	var wanted []query.Query
+	for _, anyOf := range analysis.Clauses(q.Text) {
+		matches := make([]query.Query, len(anyOf))
+		for i, m := range anyOf {
+			matches[i] = matchOf(m)
+		}
+		wanted = append(wanted, bleve.NewDisjunctionQuery(matches...))
+	}
+	if len(wanted) == 0 {
+		return bleve.NewMatchNoneQuery()
+	}
+	all.AddMust(bleve.NewConjunctionQuery(wanted...))
+	return all
+}
+
+func matchOf(m analysis.Match) query.Query {
+	var q interface {
+		query.FieldableQuery
+		query.BoostableQuery
+	}
+	switch m.Kind {
+	case analysis.Prefix:
+		q = bleve.NewPrefixQuery(m.Term)
+	case analysis.Fuzzy:
+		fuzzy := bleve.NewFuzzyQuery(m.Term)
+		fuzzy.SetFuzziness(1)
+		fuzzy.SetPrefix(1)
+		q = fuzzy
+	default:
+		q = bleve.NewTermQuery(m.Term)
+	}
+	q.SetField(m.Field)
+	q.SetBoost(m.Boost)
+	return q
+}

@@ -1,0 +1,23 @@
+package elasticsearch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+)
+
+// Drop deletes the index, which the next Open creates again. No process may write to it meanwhile.
+func Drop(ctx context.Context, cfg Config) (err error) {
+	x, err := Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, x.Close()) }()
+	err = x.ask(ctx, esapi.IndicesDeleteRequest{Index: []string{x.alias + "-000001"}}, nil)
+	if err != nil && !gone(err) {
+		return fmt.Errorf("catalog index: delete it: %w", err)
+	}
+	return nil
+}

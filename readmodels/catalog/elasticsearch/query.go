@@ -1,0 +1,44 @@
+package elasticsearch
+
+import (
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/analysis"
+)
+
+func queryOf(q catalog.Query) map[string]any {
+	type m = map[string]any
+	filter := []any{m{"term": m{analysis.FieldListed: true}}}
+	if q.Category != "" {
+		filter = append(filter, m{"term": m{analysis.FieldCategory: analysis.Category(q.Category)}})
+	}
+	if q.Text == "" {
+		return m{"bool": m{"filter": filter}}
+	}
+	var must []any
+	for _, anyOf := range analysis.Clauses(q.Text) {
+		matches := make([]any, len(anyOf))
+		for i, match := range anyOf {
+			matches[i] = matchOf(match)
+		}
+		must = append(must, m{"bool": m{"should": matches, "minimum_should_match": 1}})
+	}
+	if len(must) == 0 {
+		return m{"match_none": m{}}
+	}
+	return m{"bool": m{"filter": filter, "must": must}}
+}
+
+func matchOf(m analysis.Match) map[string]any {
+	how := map[string]any{"value": m.Term, "boost": m.Boost}
+	kind := "term"
+	switch m.Kind {
+	case analysis.Prefix:
+		kind = "prefix"
+	case analysis.Fuzzy: // as in bleve, two letters that changed places are one mistake
+		kind = "fuzzy"
+		how["fuzziness"], how["prefix_length"], how["transpositions"], how["max_expansions"] = 1, 1, true, maxExpansions
+	}
+	return map[string]any{kind: map[string]any{m.Field: how}}
+}
+
+const maxExpansions = 1000 // terms that are one letter away

@@ -1,0 +1,7 @@
+package catalog
+
+// The tokens of pages, for tests.
+var (
+	PageToken      = pageToken
+	ParsePageToken = parsePageToken
+)
