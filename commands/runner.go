@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"connectrpc.com/connect"
@@ -16,16 +15,12 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
-// How often a command is tried where other processes append to its stream at the same time, and how long it waits in
-// between: a random time below a bound that doubles from the first to the last.
-const (
-	maxAttempts = 12
-	firstWait   = 2 * time.Millisecond
-	lastWait    = 100 * time.Millisecond
-)
+// maxAttempts is how often a command is tried while other processes append to its stream.
+const maxAttempts = 12
 
 // Request is a command's request message.
 type Request interface {
@@ -141,6 +136,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 		return nil, t.busy(err)
 	}
 	defer done()
+	waits := backoff.Append.Start()
 	for attempt := 1; ; attempt++ {
 		response, err := t.try(ctx, call, false, answer)
 		var answered *eventstore.AnsweredError
@@ -156,8 +152,8 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 		case attempt == maxAttempts:
 			return nil, t.busy(conflict)
 		}
-		if err := pause(ctx, attempt); err != nil {
-			return nil, err
+		if !waits.Wait(ctx) {
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -255,16 +251,4 @@ func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, 
 	}
 	r.logger.ErrorContext(ctx, "event store failed", "doing", doing, "aggregate", r.agg.Name, "stream", stream, "error", err)
 	return connect.NewError(connect.CodeUnavailable, errors.New("the event store failed; try again, under the same idempotency key"))
-}
-
-// pause waits after a failed attempt, counted from 1.
-func pause(ctx context.Context, attempt int) error {
-	timer := time.NewTimer(rand.N(min(firstWait<<(attempt-1), lastWait)) + 1)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }

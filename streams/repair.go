@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka"
 )
 
@@ -74,22 +74,24 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 		}
 		seek[tp] = from.at.Next
 	}
-	for wait := minBackoff; len(seek) > 0; wait *= 2 { // a partition that was assigned this moment cannot seek yet
+	waits := backoff.Server.Start()
+	for tries := 1; len(seek) > 0; tries++ { // a partition that was assigned this moment cannot seek yet
 		err := r.consumer.Seek(seek)
 		if err == nil {
 			break
 		}
-		if wait > maxBackoff {
+		if tries == seekTries {
 			return fmt.Errorf("read again what the sink lost: %w", err)
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if !waits.Wait(ctx) {
 			return nil
 		}
 	}
 	return nil
 }
+
+// seekTries takes several seconds; see backoff.Server.
+const seekTries = 8
 
 // restart replaces a partition by one that starts elsewhere. It waits for the records that are inside the sink.
 func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
 )
@@ -244,7 +245,7 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 
 // assigned starts partitions where the sink stands.
 func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
-	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
+	for waits := backoff.Server.Start(); ; {
 		starts, err := r.begin(ctx, ps)
 		if err == nil {
 			offsets := map[kafka.TopicPartition]int64{}
@@ -256,10 +257,9 @@ func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[k
 			}
 			return offsets
 		}
+		wait := waits.Next()
 		r.cfg.Logger.Warn("streams: cannot start partitions", "sink", r.cfg.Name, "partitions", ps, "again in", wait, "error", err)
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, wait) {
 			return nil
 		}
 	}

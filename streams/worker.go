@@ -3,11 +3,10 @@ package streams
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
-	"time"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -70,7 +69,7 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 // deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions that were taken
 // away meanwhile fall out: whoever has them now reads them again.
 func (r *Runtime) deliver(ctx context.Context, batch []*item) {
-	for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
+	for waits := backoff.Server.Start(); ; {
 		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.part.enter() })
 		if len(batch) == 0 {
 			return
@@ -82,6 +81,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
+		wait := waits.Next()
 		r.cfg.Logger.Warn("streams: the sink did not take a batch, which will be handed over again", "sink", r.cfg.Name,
 			"records", len(batch), "in", wait, "error", err)
 		if errors.Is(err, ErrLost) {
@@ -91,10 +91,8 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 				continue // the rest can go on at once
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, wait) {
 			return
-		case <-time.After(wait/2 + rand.N(wait/2)):
 		}
 	}
 }
@@ -118,11 +116,6 @@ func find(batch []*item, rec Record) *item {
 	}
 	return batch[at]
 }
-
-const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 5 * time.Second
-)
 
 // apply is the sink's Apply with a failpoint on each side.
 func (r *Runtime) apply(ctx context.Context, records []Record) error {

@@ -14,12 +14,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/millrace/millrace/commands/eventstore"
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
@@ -158,8 +158,7 @@ func (r *Relay) report(change func(*Progress)) {
 // eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to commit. Run it
 // once.
 func (r *Relay) Run(ctx context.Context) error {
-	const first, longest = 50 * time.Millisecond, 5 * time.Second
-	pause := first
+	waits := backoff.Server.Start()
 	for {
 		before := r.Progress().Published
 		err := r.session(ctx)
@@ -177,15 +176,13 @@ func (r *Relay) Run(ctx context.Context) error {
 			return err
 		}
 		if r.Progress().Published > before {
-			pause = first
+			waits.Reset()
 		}
-		r.log.Warn("relay: starting over", "error", err, "in", pause)
-		select {
-		case <-ctx.Done():
+		wait := waits.Next()
+		r.log.Warn("relay: starting over", "error", err, "in", wait)
+		if !backoff.Sleep(ctx, wait) {
 			return nil
-		case <-time.After(pause + rand.N(pause)):
 		}
-		pause = min(2*pause, longest)
 	}
 }
 

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/millrace/millrace/internal/backoff"
 )
 
 // Config says how StartEngine starts an engine.
@@ -50,8 +52,6 @@ type Engine struct {
 const (
 	startTimeout = 60 * time.Second // until a cold half gigabyte is loaded and answers
 	stopTimeout  = 8 * time.Second  // from asking the child to end to killing it
-	minBackoff   = 100 * time.Millisecond
-	maxBackoff   = 10 * time.Second
 	healthyAfter = 30 * time.Second // a child that lived this long starts the backoff anew
 	hungAfter    = 30 * time.Second
 )
@@ -137,7 +137,7 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 	// Linux ties the child to the thread that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	backoff := minBackoff
+	waits := backoff.Child.Start()
 	for started := false; ctx.Err() == nil; {
 		begun := time.Now()
 		err := e.runChild(ctx, password, func() {
@@ -156,14 +156,11 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 			return
 		}
 		if time.Since(begun) > healthyAfter {
-			backoff = minBackoff
+			waits.Reset()
 		}
-		e.config.Logger.Error("the ClickHouse engine's process ended; starting it again", "error", err, "in", backoff)
-		select {
-		case <-time.After(backoff):
-		case <-ctx.Done():
-		}
-		backoff = min(backoff*2, maxBackoff)
+		wait := waits.Next()
+		e.config.Logger.Error("the ClickHouse engine's process ended; starting it again", "error", err, "in", wait)
+		backoff.Sleep(ctx, wait)
 	}
 }
 

@@ -4,27 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/internal/backoff"
 )
 
 // ErrUnreachable is wrapped by the error of a call whose patience ended before the server answered.
 var ErrUnreachable = errors.New("server cannot be reached")
 
-const (
-	firstPause     = 20 * time.Millisecond
-	longestPause   = 2 * time.Second
-	longestAttempt = 30 * time.Second
-)
+const longestAttempt = 30 * time.Second
 
 // retry sends a call again, at growing intervals, until it is answered, ctx ends, or it has failed for as long as patience.
 func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
 			start := time.Now()
-			for pause := firstPause; ; pause = min(2*pause, longestPause) {
+			for waits := backoff.Call.Start(); ; {
 				response, err := attempt(ctx, next, request)
 				if err == nil || ctx.Err() != nil || !transient(err) {
 					return response, err
@@ -32,10 +29,8 @@ func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 				if time.Since(start) >= patience {
 					return nil, fmt.Errorf("%w: %s failed for %v: %w", ErrUnreachable, request.Spec().Procedure, patience, err)
 				}
-				select {
-				case <-ctx.Done():
+				if !waits.Wait(ctx) {
 					return nil, ctx.Err()
-				case <-time.After(pause/2 + rand.N(pause/2)):
 				}
 			}
 		}
