@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/protoavro"
 )
 
 // Decoder reads values of any topic and any codec. The nil Decoder, and one without a Client, knows plain values only.
@@ -25,7 +26,7 @@ type Decoder struct {
 
 // writerSchema is a registered schema as far as reading needs it.
 type writerSchema struct {
-	plan  *plan                             // of Avro
+	plan  *protoavro.Plan                   // of Avro
 	file  *descriptorpb.FileDescriptorProto // of Protobuf
 	first string                            // likewise: the first message's name, which nearly all values are of
 	bad   error                             // why its values cannot be read; it stays so
@@ -130,8 +131,8 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 	var of string
 	var message []byte
 	if s.plan != nil {
-		of = s.plan.root.name
-		message, err = s.plan.decode(make([]byte, 0, len(rest)+len(rest)/2), rest)
+		of = s.plan.Message()
+		message, err = s.plan.Decode(make([]byte, 0, len(rest)+len(rest)/2), rest)
 	} else {
 		var path []int
 		if path, message, err = cutPath(rest); err == nil {
@@ -175,7 +176,7 @@ func readSchema(registered sr.Schema) *writerSchema {
 	s := &writerSchema{}
 	switch registered.Type {
 	case sr.TypeAvro:
-		s.plan, s.bad = newPlan(registered.Schema)
+		s.plan, s.bad = protoavro.Compile(registered.Schema)
 	case sr.TypeProtobuf:
 		if s.file, s.bad = parseProto(registered.Schema); s.bad == nil {
 			s.first, s.bad = messageAt(s.file, []int{0})

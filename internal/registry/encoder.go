@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/protoavro"
 )
 
 // EncoderConfig says what an Encoder writes.
@@ -35,7 +36,7 @@ type Encoder struct {
 	file protoreflect.FileDescriptor // of Protobuf
 	path []int                       // likewise: to the message
 	text string                      // of Avro: the schema
-	plan *plan                       // likewise
+	plan *protoavro.Plan             // likewise
 
 	starting sync.Mutex
 	frame    atomic.Pointer[[]byte] // what every value begins with; nil until the schema's id is known
@@ -69,12 +70,12 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	case Protobuf:
 		e.file, e.path = cfg.Message.ParentFile(), pathTo(cfg.Message)
 	case Avro:
-		schema, err := avroSchema(cfg.Message)
+		text, err := protoavro.Schema(cfg.Message)
 		if err != nil {
 			return nil, fmt.Errorf("registry: %w", err)
 		}
-		e.text = string(schema)
-		if e.plan, err = newPlan(e.text); err != nil {
+		e.text = text
+		if e.plan, err = protoavro.Compile(text); err != nil {
 			return nil, fmt.Errorf("registry: %w", err)
 		}
 	default:
@@ -165,7 +166,7 @@ func (e *Encoder) Encode(ctx context.Context, message []byte) (value []byte, con
 	if e.plan == nil {
 		return append(value, message...), contentProtobuf, nil
 	}
-	if value, err = e.plan.encode(value, message); err != nil {
+	if value, err = e.plan.Encode(value, message); err != nil {
 		return nil, "", fmt.Errorf("write as Avro for subject %s: %w", e.subject, err)
 	}
 	return value, contentAvro, nil

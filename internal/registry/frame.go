@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/millrace/millrace/internal/avro"
 )
 
 // Confluent's frame: a byte 0, the schema's id in four bytes, and for Protobuf the path to the message within its file, as
@@ -15,6 +17,7 @@ import (
 const (
 	magic     = 0
 	frameSize = 5
+	maxSteps  = 64 // from a file to its message
 )
 
 // IsFramed tells whether a value was written with a schema registry. It needs no header and no setting for that: no Protobuf message begins
@@ -61,29 +64,29 @@ func appendPath(dst []byte, path []int) []byte {
 	if len(path) == 1 && path[0] == 0 {
 		return append(dst, 0)
 	}
-	dst = appendLong(dst, int64(len(path)))
+	dst = avro.AppendLong(dst, int64(len(path)))
 	for _, i := range path {
-		dst = appendLong(dst, int64(i))
+		dst = avro.AppendLong(dst, int64(i))
 	}
 	return dst
 }
 
 // cutPath reads a path; first, the one that nearly every value has, is nil.
 func cutPath(value []byte) (path []int, rest []byte, err error) {
-	s := source{rest: value}
-	steps := s.long()
+	s := avro.Reader{Rest: value}
+	steps := s.Long()
 	if steps == 0 {
-		return nil, s.rest, s.err
+		return nil, s.Rest, s.Err
 	}
-	if steps < 0 || steps > maxDepth {
+	if steps < 0 || steps > maxSteps {
 		return nil, nil, fmt.Errorf("a path of %d steps to its message", steps)
 	}
 	for range steps {
-		i := s.long()
+		i := s.Long()
 		if i < 0 || i > int64(protowire.MaxValidNumber) {
-			s.fail(fmt.Errorf("step %d in the path to its message", i))
+			s.Fail(fmt.Errorf("step %d in the path to its message", i))
 		}
 		path = append(path, int(i))
 	}
-	return path, s.rest, s.err
+	return path, s.Rest, s.Err
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/protoavro"
+	"github.com/millrace/millrace/internal/protoavro/protoavrotest"
 	"github.com/millrace/millrace/internal/registry"
 )
 
@@ -18,7 +20,7 @@ import (
 func TestPathToMessage(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
-	file := compile(t, everything)
+	file := protoavrotest.Compile(t, protoavrotest.Everything)
 	third := file.Messages().ByName("Second").Messages().ByName("Third")
 	for path, m := range map[string]protoreflect.MessageDescriptor{
 		"\x00":         file.Messages().ByName("Everything"),
@@ -49,13 +51,20 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	d, of := registry.NewDecoder(client), message(f, event.Order)
-	schema, plan := newPlan(f, of)
+	schema, err := protoavro.Schema(of)
+	if err != nil {
+		f.Fatal(err)
+	}
+	plan, err := protoavro.Compile(schema)
+	if err != nil {
+		f.Fatal(err)
+	}
 	text, err := registry.ProtoText(of.ParentFile())
 	if err := errors.Join(err, d.Know(1, sr.TypeAvro, schema), d.Know(2, sr.TypeProtobuf, text)); err != nil {
 		f.Fatal(err)
 	}
 	known := [][]byte{{0, 0, 0, 0, 1}, {0, 0, 0, 0, 2}}
-	avro, err := plan.Encode(placed(f))
+	avro, err := plan.Encode(nil, placed(f))
 	if err != nil {
 		f.Fatal(err)
 	}

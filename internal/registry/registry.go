@@ -7,7 +7,7 @@
 // says how it was written; so a topic may change its codec at any time.
 //
 // Schemas come from the Protobuf descriptors: a file as text with its imports as references (protobuf.go), or an Avro schema that
-// carries what Avro lacks as attributes (schema.go, plan.go, avro_encode.go, avro_decode.go).
+// carries what Avro lacks as attributes (internal/protoavro).
 //
 // The registry is asked when a producer starts and when a consumer meets a schema for the first time, and what it said is kept. So
 // an outage stops nobody who is under way; see Client.Degraded.

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/event"
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 	"github.com/millrace/millrace/internal/polltest"
+	"github.com/millrace/millrace/internal/protoavro/protoavrotest"
 	"github.com/millrace/millrace/internal/registry"
 )
 
@@ -50,7 +51,7 @@ func TestEventsComeBack(t *testing.T) {
 				var written, value []byte
 				rapid.Check(t, func(rt *rapid.T) {
 					var err error
-					if written, err = proto.Marshal(generate(rt, message(t, a), true, 0)); err != nil {
+					if written, err = proto.Marshal(protoavrotest.Generate(rt, message(t, a), true, 0)); err != nil {
 						rt.Fatal(err)
 					}
 					var got string
@@ -120,7 +121,7 @@ message E { oneof event { A a = 1; B b = 2; } } message A { string id = 1; int64
 			t.Parallel()
 			start := func(text string) error {
 				return newEncoder(t, registry.EncoderConfig{
-					Client: client, Topic: topicOf(t), Message: compile(t, text).Messages().ByName("E"), Codec: codec, Compatibility: "BACKWARD_TRANSITIVE",
+					Client: client, Topic: topicOf(t), Message: protoavrotest.Compile(t, text).Messages().ByName("E"), Codec: codec, Compatibility: "BACKWARD_TRANSITIVE",
 				}).Start(t.Context())
 			}
 			for _, good := range []string{before, after} {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/protoavro"
 	"github.com/millrace/millrace/internal/registry"
 )
 
@@ -27,7 +28,7 @@ func TestSchemasAreFresh(t *testing.T) {
 	var want []string
 	for _, a := range event.Aggregates() {
 		want = append(want, schemaFile(a))
-		derived, err := registry.AvroSchema(message(t, a))
+		derived, err := protoavro.Indented(message(t, a))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"math"
 	"math/big"
-	"unicode/utf8"
 
 	"github.com/apache/arrow-go/v18/arrow/decimal128"
-	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/millrace/millrace/internal/avro"
 	"github.com/millrace/millrace/internal/timeunit"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/evolution"
@@ -51,11 +50,11 @@ func (d *Decoder) Append(value []byte) error {
 	if d.first != nil { // the caller may be ahead
 		mark = d.first.Len()
 	}
-	s := source{rest: value}
+	s := source{Reader: avro.Reader{Rest: value}}
 	d.root.fields(&s)
-	err := s.err
-	if err == nil && len(s.rest) > 0 {
-		err = fmt.Errorf("%d bytes follow its end", len(s.rest))
+	err := s.Err
+	if err == nil && len(s.Rest) > 0 {
+		err = fmt.Errorf("%d bytes follow its end", len(s.Rest))
 	}
 	if err == nil {
 		err = d.columns.Err()
@@ -186,76 +185,23 @@ func holds(n *node, col columnar.Column) bool {
 	return ok || wider
 }
 
-// source is Avro's bytes. After the first error it gives zeros.
+// source is Avro's bytes.
 type source struct {
-	rest []byte
-	err  error
+	avro.Reader
 	free int // items that took no bytes
-}
-
-var errShort = errors.New("it ends too early")
-
-func (s *source) fail(err error) {
-	if s.err == nil {
-		s.err = err
-	}
-	s.rest = nil
-}
-
-func (s *source) long() int64 {
-	v, n := protowire.ConsumeVarint(s.rest)
-	if n < 0 {
-		s.fail(errShort)
-		return 0
-	}
-	s.rest = s.rest[n:]
-	return protowire.DecodeZigZag(v)
-}
-
-func (s *source) take(n int64) []byte {
-	if n < 0 || n > int64(len(s.rest)) {
-		s.fail(errShort)
-		return nil
-	}
-	taken := s.rest[:n:n]
-	s.rest = s.rest[n:]
-	return taken
-}
-
-// text is a string's bytes.
-func (s *source) text() []byte {
-	b := s.take(s.long())
-	if !utf8.Valid(b) {
-		s.fail(errors.New("it is not UTF-8"))
-	}
-	return b
 }
 
 // Items that take no bytes, such as records without fields, could be any number of rows.
 const maxFree = 100_000
 
-// block reads how many items follow, in an array or a map; 0 is its end.
-func (s *source) block() int64 {
-	n := s.long()
-	if n < 0 { // then its length in bytes is told, too, for those who skip
-		s.long()
-		n = -n
-	}
-	if n < 0 { // -2^63
-		s.fail(errShort)
-		return 0
-	}
-	return n
-}
-
 // items reads an array or a map, one item by each call of read.
 func (s *source) items(read func()) {
-	for n := s.block(); n > 0; n = s.block() {
-		for ; n > 0 && s.err == nil; n-- {
-			before := len(s.rest)
-			if read(); len(s.rest) == before && s.err == nil {
+	for n := s.Block(); n > 0; n = s.Block() {
+		for ; n > 0 && s.Err == nil; n-- {
+			before := len(s.Rest)
+			if read(); len(s.Rest) == before && s.Err == nil {
 				if s.free++; s.free > maxFree {
-					s.fail(fmt.Errorf("it has more than %d items that take no bytes", maxFree))
+					s.Fail(fmt.Errorf("it has more than %d items that take no bytes", maxFree))
 				}
 			}
 		}
@@ -265,8 +211,8 @@ func (s *source) items(read func()) {
 // fields appends a record's fields.
 func (t *target) fields(s *source) {
 	for _, child := range t.children {
-		if child.append(s); s.err != nil {
-			s.err = inField(child.name, s.err)
+		if child.append(s); s.Err != nil {
+			s.Err = inField(child.name, s.Err)
 			return
 		}
 	}
@@ -296,17 +242,11 @@ func inField(name string, err error) error {
 
 // append appends one value.
 func (t *target) append(s *source) {
-	if t.nullable {
-		switch part := s.long(); {
-		case s.err != nil:
-			return
-		case part == int64(t.nullAt):
+	if t.nullable && !s.Present(int64(t.nullAt)) {
+		if s.Err == nil {
 			t.column.AppendNull()
-			return
-		case part != int64(1-t.nullAt):
-			s.fail(fmt.Errorf("part %d of a union of two", part))
-			return
 		}
+		return
 	}
 	switch t.kind {
 	case nullKind:
@@ -322,7 +262,7 @@ func (t *target) append(s *source) {
 		maps := t.column.(*columnar.Maps)
 		keys := maps.Keys().(*columnar.Bytes)
 		s.items(func() {
-			keys.Append(s.text())
+			keys.Append(s.Text())
 			t.children[0].append(s)
 		})
 		maps.Append()
@@ -334,12 +274,12 @@ func (t *target) append(s *source) {
 }
 
 func (t *target) union(s *source) {
-	part := s.long()
-	if s.err != nil {
+	part := s.Long()
+	if s.Err != nil {
 		return
 	}
 	if part < 0 || part >= int64(len(t.children)) {
-		s.fail(fmt.Errorf("part %d of a union of %d", part, len(t.children)))
+		s.Fail(fmt.Errorf("part %d of a union of %d", part, len(t.children)))
 		return
 	}
 	if t.children[part].kind == nullKind {
@@ -350,8 +290,8 @@ func (t *target) union(s *source) {
 	for i, child := range t.children {
 		switch {
 		case int64(i) == part:
-			if child.append(s); s.err != nil {
-				s.err = inField(child.name, s.err)
+			if child.append(s); s.Err != nil {
+				s.Err = inField(child.name, s.Err)
 				return
 			}
 		case child.column != nil:
@@ -365,34 +305,30 @@ func (t *target) union(s *source) {
 
 func (t *target) opaqueValue(s *source) {
 	var v any
-	rest, err := t.opaque.Decode(s.rest, &v)
+	rest, err := t.opaque.Decode(s.Rest, &v)
 	if err != nil {
-		s.fail(err)
+		s.Fail(err)
 		return
 	}
 	text, err := t.opaque.AppendEncodeJSON(nil, v)
 	if err != nil {
-		s.fail(err)
+		s.Fail(err)
 		return
 	}
-	s.rest = rest
+	s.Rest = rest
 	t.column.(*columnar.Bytes).Append(text)
 }
 
 func (t *target) scalar(s *source) {
 	switch t.kind {
 	case boolKind:
-		b := s.take(1)
-		if len(b) == 1 && b[0] > 1 {
-			s.fail(fmt.Errorf("%d is no boolean", b[0]))
-		}
-		if s.err == nil {
-			t.column.(*columnar.Bools).Append(b[0] == 1)
+		if v := s.Bool(); s.Err == nil {
+			t.column.(*columnar.Bools).Append(v)
 		}
 	case intKind, longKind, dateKind, millisKind, microsKind, dayMillisKind:
 		t.integer(s)
 	case floatKind:
-		if b := s.take(4); b != nil {
+		if b := s.Take(4); b != nil {
 			v := math.Float32frombits(binary.LittleEndian.Uint32(b))
 			if wide, ok := t.column.(*columnar.Float64s); ok {
 				wide.Append(float64(v))
@@ -401,21 +337,21 @@ func (t *target) scalar(s *source) {
 			}
 		}
 	case doubleKind:
-		if b := s.take(8); b != nil {
+		if b := s.Take(8); b != nil {
 			t.column.(*columnar.Float64s).Append(math.Float64frombits(binary.LittleEndian.Uint64(b)))
 		}
 	case stringKind:
-		t.column.(*columnar.Bytes).Append(s.text())
+		t.column.(*columnar.Bytes).Append(s.Text())
 	case bytesKind:
-		t.column.(*columnar.Bytes).Append(s.take(s.long()))
+		t.column.(*columnar.Bytes).Append(s.Bytes())
 	case fixedKind:
-		if b := s.take(int64(t.size)); s.err == nil {
+		if b := s.Take(int64(t.size)); s.Err == nil {
 			t.column.(*columnar.Fixed).Append(b)
 		}
 	case enumKind:
-		i := s.long()
+		i := s.Long()
 		if i < 0 || i >= int64(len(t.symbols)) {
-			s.fail(fmt.Errorf("symbol %d of an enum of %d", i, len(t.symbols)))
+			s.Fail(fmt.Errorf("symbol %d of an enum of %d", i, len(t.symbols)))
 			return
 		}
 		t.column.(*columnar.Bytes).AppendString(t.symbols[i])
@@ -427,20 +363,20 @@ func (t *target) scalar(s *source) {
 }
 
 func (t *target) integer(s *source) {
-	v := s.long()
-	if by := t.within; by != nil && s.err == nil && (v < by.least || v > by.most) {
-		s.fail(fmt.Errorf("%d is no number of %s", v, by.of))
+	v := s.Long()
+	if by := t.within; by != nil && s.Err == nil && (v < by.least || v > by.most) {
+		s.Fail(fmt.Errorf("%d is no number of %s", v, by.of))
 		return
 	}
 	ok := true
 	switch t.kind {
 	case intKind, dateKind, dayMillisKind:
 		if int64(int32(v)) != v {
-			s.fail(fmt.Errorf("%d is beyond 32 bits", v))
+			s.Fail(fmt.Errorf("%d is beyond 32 bits", v))
 			return
 		}
 		if t.kind == dateKind && !timeunit.OfDay(int32(v)) {
-			s.fail(fmt.Errorf("%d days since 1970 are no date of the years 1 to 9999", v))
+			s.Fail(fmt.Errorf("%d days since 1970 are no date of the years 1 to 9999", v))
 			return
 		}
 		if narrow, ok := t.column.(*columnar.Int32s); ok {
@@ -459,7 +395,7 @@ func (t *target) integer(s *source) {
 		_, ok = timeunit.OfMicros(v)
 	}
 	if !ok {
-		s.fail(fmt.Errorf("%d %s since 1970 are no time of the years 1 to 9999", v, units[t.kind]))
+		s.Fail(fmt.Errorf("%d %s since 1970 are no time of the years 1 to 9999", v, units[t.kind]))
 		return
 	}
 	t.column.(*columnar.Int64s).Append(v)
@@ -471,12 +407,12 @@ var units = map[kind]string{millisKind: "milliseconds", microsKind: "microsecond
 func (t *target) uuid(s *source) {
 	col := t.column.(*columnar.Fixed)
 	if t.size == 16 {
-		if b := s.take(16); s.err == nil {
+		if b := s.Take(16); s.Err == nil {
 			col.Append(b)
 		}
 		return
 	}
-	b := s.take(s.long())
+	b := s.Bytes()
 	var id [16]byte
 	compact := make([]byte, 0, 32)
 	for i, c := range b {
@@ -486,7 +422,7 @@ func (t *target) uuid(s *source) {
 		compact = append(compact, c)
 	}
 	if _, err := hex.Decode(id[:], compact[:min(32, len(compact))]); err != nil || len(compact) != 32 || len(b) != 36 {
-		s.fail(fmt.Errorf("%.40q is no UUID", b))
+		s.Fail(fmt.Errorf("%.40q is no UUID", b))
 		return
 	}
 	col.Append(id[:])
@@ -495,10 +431,10 @@ func (t *target) uuid(s *source) {
 func (t *target) decimal(s *source) {
 	n := int64(t.size)
 	if n == 0 {
-		n = s.long()
+		n = s.Long()
 	}
-	b := s.take(n)
-	if s.err != nil {
+	b := s.Take(n)
+	if s.Err != nil {
 		return
 	}
 	v := new(big.Int).SetBytes(b)
@@ -506,7 +442,7 @@ func (t *target) decimal(s *source) {
 		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(len(b))*8))
 	}
 	if len(b) > 32 || new(big.Int).Abs(v).Cmp(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.digits)), nil)) >= 0 {
-		s.fail(fmt.Errorf("a number of more than %d digits", t.digits))
+		s.Fail(fmt.Errorf("a number of more than %d digits", t.digits))
 		return
 	}
 	t.column.(*columnar.Decimals).Append(decimal128.FromBigInt(v))

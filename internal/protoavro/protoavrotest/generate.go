@@ -1,4 +1,5 @@
-package registry_test
+// Package protoavrotest makes messages and descriptors for tests of codecs.
+package protoavrotest
 
 import (
 	"context"
@@ -14,9 +15,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// generate draws a message whose times are whole microseconds and whose amounts are well formed; nothing else is spared. Where
+// Generate draws a message whose times are whole microseconds and whose amounts are well formed; nothing else is spared. Where
 // newer is set it may have what its descriptor does not know.
-func generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth int) proto.Message {
+func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth int) proto.Message {
 	m := newMessage(of)
 	for i := range of.Fields().Len() {
 		f := of.Fields().Get(i)
@@ -45,8 +46,8 @@ func generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth i
 	return m.Interface()
 }
 
-// marshal is Go's wire format; of dynamic messages only that which is deterministic has fields in order.
-func marshal(m proto.Message) ([]byte, error) {
+// Marshal is Go's wire format; of dynamic messages only that which is deterministic has fields in order.
+func Marshal(m proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
 }
 
@@ -100,11 +101,11 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 		m.Set(m.Descriptor().Fields().ByName("nanos"), protoreflect.ValueOfInt32(nanos))
 		return protoreflect.ValueOfMessage(m)
 	}
-	return protoreflect.ValueOfMessage(generate(t, f.Message(), newer, depth+1).ProtoReflect())
+	return protoreflect.ValueOfMessage(Generate(t, f.Message(), newer, depth+1).ProtoReflect())
 }
 
-// compile compiles the text of a .proto file; what it imports is taken from what is linked in.
-func compile(tb testing.TB, text string) protoreflect.FileDescriptor {
+// Compile compiles the text of a .proto file; what it imports is taken from what is linked in.
+func Compile(tb testing.TB, text string) protoreflect.FileDescriptor {
 	tb.Helper()
 	c := protocompile.Compiler{Resolver: protocompile.CompositeResolver{
 		&protocompile.SourceResolver{Accessor: protocompile.SourceAccessorFromMap(map[string]string{"test.proto": text})},
@@ -120,8 +121,8 @@ func compile(tb testing.TB, text string) protoreflect.FileDescriptor {
 	return files[0]
 }
 
-// everything has every kind of field that a message can have. Its oneof is last, for Go writes those of dynamic messages last.
-const everything = `
+// Everything has every kind of field that a message can have. Its oneof is last, for Go writes those of dynamic messages last.
+const Everything = `
 syntax = "proto3";
 package test.v1;
 import "google/protobuf/timestamp.proto";

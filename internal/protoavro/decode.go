@@ -1,4 +1,4 @@
-package registry
+package protoavro
 
 import (
 	"encoding/binary"
@@ -6,120 +6,50 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/millrace/millrace/internal/avro"
 )
 
-// decode appends a message that encode wrote as Avro, or that somebody wrote with the same schema. in comes from outside.
-func (p *plan) decode(dst, in []byte) ([]byte, error) {
+const nullFirst = 0 // where null is in our unions
+
+// Decode appends the message that a value is made of: a value that Encode wrote, or another program
+// with the same schema. The value may be anything.
+func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	begin := len(dst)
-	s := source{rest: in}
+	s := source{avro.Reader{Rest: in}}
 	dst = p.root.decode(dst, &s, 0)
-	if p.root.whole && s.present() {
-		if message := s.bytes(); s.err == nil {
+	if p.root.whole && s.Present(nullFirst) {
+		if message := s.Bytes(); s.Err == nil {
 			dst = append(dst[:begin], message...)
 		}
 	}
 	switch {
-	case s.err != nil:
-		return nil, fmt.Errorf("%s: %w", p.root.name, s.err)
-	case len(s.rest) > 0:
-		return nil, fmt.Errorf("%s: %d bytes follow its end", p.root.name, len(s.rest))
+	case s.Err != nil:
+		return nil, fmt.Errorf("%s: %w", p.root.name, s.Err)
+	case len(s.Rest) > 0:
+		return nil, fmt.Errorf("%s: %d bytes follow its end", p.root.name, len(s.Rest))
 	}
 	return dst, nil
 }
 
-// source is Avro's bytes. After the first error it gives zeros.
-type source struct {
-	rest []byte
-	err  error
-}
-
-var errShort = errors.New("it ends too early")
-
-func (s *source) fail(err error) {
-	if s.err == nil {
-		s.err = err
-	}
-	s.rest = nil
-}
-
-func (s *source) long() int64 {
-	v, n := protowire.ConsumeVarint(s.rest)
-	if n < 0 {
-		s.fail(errShort)
-		return 0
-	}
-	s.rest = s.rest[n:]
-	return protowire.DecodeZigZag(v)
-}
-
-func (s *source) int() int32 {
-	v := s.long()
-	if int64(int32(v)) != v {
-		s.fail(fmt.Errorf("%d is beyond 32 bits", v))
-	}
-	return int32(v)
-}
-
-func (s *source) take(n int) []byte {
-	if n < 0 || n > len(s.rest) {
-		s.fail(errShort)
-		return nil
-	}
-	taken := s.rest[:n:n]
-	s.rest = s.rest[n:]
-	return taken
-}
-
-func (s *source) bytes() []byte {
-	n := s.long()
-	if n > int64(len(s.rest)) {
-		s.fail(errShort)
-		return nil
-	}
-	return s.take(int(n))
-}
-
-func (s *source) text() []byte {
-	b := s.bytes()
-	if !utf8.Valid(b) {
-		s.fail(errNotText)
-	}
-	return b
-}
-
-// present reads which part of a union with null follows.
-func (s *source) present() bool {
-	switch part := s.long(); part {
-	case 0:
-		return false
-	case 1:
-		return true
-	default:
-		s.fail(fmt.Errorf("part %d of a union of two", part))
-		return false
-	}
-}
+// source is Avro's bytes.
+type source struct{ avro.Reader }
 
 // block reads how many items follow, in an array or a map; 0 is its end.
-func (s *source) block() int {
-	n := s.long()
-	if n < 0 { // then its length in bytes is told, too, for those who skip
-		s.long()
-		n = -n
-	}
-	if n < 0 || n > int64(len(s.rest)) { // every item takes a byte or more
-		s.fail(errShort)
+func (s *source) block() int64 {
+	n := s.Block()
+	if n > int64(len(s.Rest)) { // every item takes a byte or more
+		s.Fail(avro.ErrShort)
 		return 0
 	}
-	return int(n)
+	return n
 }
 
 func (r *record) decode(dst []byte, s *source, depth int) []byte {
 	if depth > maxDepth {
-		s.fail(fmt.Errorf("records in records, more than %d deep", maxDepth))
+		s.Fail(fmt.Errorf("records in records, more than %d deep", maxDepth))
 		return dst
 	}
 	var taken uint64 // oneofs, by number
@@ -134,13 +64,13 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 				dst = dst[:begin]
 			}
 		case optional:
-			if !s.present() {
+			if !s.Present(nullFirst) {
 				break
 			}
 			if f.oneof != 0 {
 				bit := uint64(1) << (f.oneof % 64)
 				if taken&bit != 0 {
-					s.fail(fmt.Errorf("%s and another part of its oneof are set", f.name))
+					s.Fail(fmt.Errorf("%s and another part of its oneof are set", f.name))
 				}
 				taken |= bit
 			}
@@ -151,12 +81,12 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 		case mapped:
 			dst = f.decodeEntries(dst, s, depth)
 		}
-		if s.err != nil {
+		if s.Err != nil {
 			return dst
 		}
 	}
-	if r.whole && depth > 0 && s.present() {
-		s.fail(fmt.Errorf("field %s is set, but not of the root", unknownField))
+	if r.whole && depth > 0 && s.Present(nullFirst) {
+		s.Fail(fmt.Errorf("field %s is set, but not of the root", unknownField))
 	}
 	return dst
 }
@@ -168,7 +98,7 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 		content = len(dst)
 	}
 	for n := s.block(); n > 0; n = s.block() {
-		for ; n > 0 && s.err == nil; n-- {
+		for ; n > 0 && s.Err == nil; n-- {
 			if !f.packed {
 				dst = protowire.AppendTag(dst, f.number, f.kind.wire())
 			}
@@ -186,11 +116,11 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 
 func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 	for n := s.block(); n > 0; n = s.block() {
-		for ; n > 0 && s.err == nil; n-- {
+		for ; n > 0 && s.Err == nil; n-- {
 			dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
 			content := len(dst)
 			dst = protowire.AppendTag(dst, keyNumber, protowire.BytesType)
-			dst = protowire.AppendBytes(dst, s.text())
+			dst = protowire.AppendBytes(dst, s.Text())
 			dst = protowire.AppendTag(dst, valueNumber, f.kind.wire())
 			dst, _ = f.decode(dst, s, depth)
 			dst = insertLength(dst, content)
@@ -213,14 +143,10 @@ func insertLength(dst []byte, content int) []byte {
 func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) {
 	switch e.kind {
 	case boolKind:
-		b := s.take(1)
-		if s.err != nil {
-			return dst, false
+		if s.Bool() {
+			return append(dst, 1), false
 		}
-		if b[0] > 1 {
-			s.fail(fmt.Errorf("%d is no boolean", b[0]))
-		}
-		return append(dst, b[0]), b[0] == 0
+		return append(dst, 0), true
 	case int32Kind, int64Kind:
 		v := s.number(e.kind)
 		return protowire.AppendVarint(dst, uint64(v)), v == 0
@@ -237,24 +163,24 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 		v := s.number(e.kind)
 		return protowire.AppendFixed64(dst, uint64(v)), v == 0
 	case floatKind, doubleKind: // both worlds write them alike
-		size := 8
+		size := int64(8)
 		if e.kind == floatKind {
 			size = 4
 		}
-		b := s.take(size)
+		b := s.Take(size)
 		return append(dst, b...), isZero(b)
 	case enumKind:
-		i := s.long()
+		i := s.Long()
 		if i < 0 || i >= int64(len(e.symbols)) {
-			s.fail(fmt.Errorf("symbol %d of an enum of %d", i, len(e.symbols)))
+			s.Fail(fmt.Errorf("symbol %d of an enum of %d", i, len(e.symbols)))
 			return dst, false
 		}
 		return protowire.AppendVarint(dst, uint64(int64(e.symbols[i]))), e.symbols[i] == 0
 	case stringKind:
-		b := s.text()
+		b := s.Text()
 		return protowire.AppendBytes(dst, b), len(b) == 0
 	case bytesKind:
-		b := s.bytes()
+		b := s.Bytes()
 		return protowire.AppendBytes(dst, b), len(b) == 0
 	}
 	content := len(dst)
@@ -273,17 +199,17 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 func (s *source) number(k kind) int64 {
 	switch k {
 	case int32Kind, sint32Kind, sfixed32Kind:
-		return int64(s.int())
+		return int64(s.Int())
 	}
-	v := s.long()
+	v := s.Long()
 	switch k {
 	case uint32Kind, fixed32Kind:
 		if v < 0 || v > math.MaxUint32 {
-			s.fail(fmt.Errorf("%d is no %s", v, k))
+			s.Fail(fmt.Errorf("%d is no %s", v, k))
 		}
 	case uint64Kind, fixed64Kind:
 		if v < 0 {
-			s.fail(fmt.Errorf("%d is no %s", v, k))
+			s.Fail(fmt.Errorf("%d is no %s", v, k))
 		}
 	}
 	return v
@@ -299,7 +225,7 @@ func isZero(b []byte) bool {
 }
 
 func decodeTime(dst []byte, s *source) []byte {
-	micros := s.long()
+	micros := s.Long()
 	seconds, rest := micros/microsPerSec, micros%microsPerSec
 	if rest < 0 {
 		seconds, rest = seconds-1, rest+microsPerSec
@@ -316,15 +242,15 @@ func appendNumber(dst []byte, number protowire.Number, v int64) []byte {
 }
 
 func decodeMoney(dst []byte, s *source) []byte {
-	if currency := s.text(); len(currency) > 0 {
+	if currency := s.Text(); len(currency) > 0 {
 		dst = protowire.AppendBytes(protowire.AppendTag(dst, moneyCurrency, protowire.BytesType), currency)
 	}
-	amount := s.bytes()
-	if s.err != nil {
+	amount := s.Bytes()
+	if s.Err != nil {
 		return dst
 	}
 	if len(amount) > 16 {
-		s.fail(fmt.Errorf("an amount of %d bytes", len(amount)))
+		s.Fail(fmt.Errorf("an amount of %d bytes", len(amount)))
 		return dst
 	}
 	negative := len(amount) > 0 && amount[0] >= 0x80
@@ -348,7 +274,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 		units, nanos = bits.Div64(hi, lo, nanosPerUnit)
 	}
 	if hi >= nanosPerUnit || units > limit {
-		s.fail(errors.New("an amount beyond 2^63 units"))
+		s.Fail(errors.New("an amount beyond 2^63 units"))
 		return dst
 	}
 	u, n := int64(units), int64(nanos)

@@ -1,4 +1,4 @@
-package registry
+package protoavro
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// AvroSchema derives the Avro schema of a message, indented for people. What a reader of Avro expects decides:
+// Schema derives the Avro schema of a message. What a reader of Avro expects decides:
 //
 //   - A message is a record of the same full name. A field of a message's type, an `optional` one and each part of a oneof is a
 //     union of null and its type. So an event is a record with one field per type of event, of which one is not null: every
@@ -28,24 +28,11 @@ import (
 //     as Confluent's catalogue wants it.
 //   - The root's last field, _unknown, is null but where an event has what the schema does not know: then it holds the whole
 //     message as Protobuf.
-func AvroSchema(of protoreflect.MessageDescriptor) (string, error) {
-	compact, err := avroSchema(of)
-	if err != nil {
-		return "", err
-	}
-	var indented bytes.Buffer
-	if err := json.Indent(&indented, compact, "", "  "); err != nil {
-		return "", err
-	}
-	indented.WriteByte('\n')
-	return indented.String(), nil
-}
-
-func avroSchema(of protoreflect.MessageDescriptor) ([]byte, error) {
+func Schema(of protoreflect.MessageDescriptor) (string, error) {
 	d := deriver{named: map[protoreflect.FullName]bool{}}
 	root, err := d.record(of)
 	if err != nil {
-		return nil, fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
+		return "", fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
 	}
 	root.Fields = append(root.Fields, avroField{
 		Name: unknownField, Type: nullable("bytes"), Default: json.RawMessage("null"),
@@ -53,13 +40,27 @@ func avroSchema(of protoreflect.MessageDescriptor) ([]byte, error) {
 	})
 	schema, err := json.Marshal(root)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	// What cannot be read back must not be published.
-	if _, err := newPlan(string(schema)); err != nil {
-		return nil, fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
+	if _, err := Compile(string(schema)); err != nil {
+		return "", fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
 	}
-	return schema, nil
+	return string(schema), nil
+}
+
+// Indented returns the schema of a message as people read it.
+func Indented(of protoreflect.MessageDescriptor) (string, error) {
+	compact, err := Schema(of)
+	if err != nil {
+		return "", err
+	}
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, []byte(compact), "", "  "); err != nil {
+		return "", err
+	}
+	indented.WriteByte('\n')
+	return indented.String(), nil
 }
 
 // The shapes of Avro's JSON, in the order in which people read them.

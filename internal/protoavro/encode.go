@@ -1,4 +1,4 @@
-package registry
+package protoavro
 
 import (
 	"bytes"
@@ -11,10 +11,13 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/millrace/millrace/internal/avro"
 )
 
-// encode appends a Protobuf message as Avro. It gives an error rather than a value that would not read back byte for byte.
-func (p *plan) encode(dst, message []byte) ([]byte, error) {
+// Encode appends a Protobuf message as Avro. It returns an error rather than a value that would not
+// read back byte for byte.
+func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 	begin := len(dst)
 	out, whole, err := p.root.encode(dst, message, 0)
 	switch {
@@ -23,12 +26,14 @@ func (p *plan) encode(dst, message []byte) ([]byte, error) {
 	case whole && !p.root.whole:
 		return nil, fmt.Errorf("%s has what its schema does not know, and the schema has no field %s to keep it in", p.root.name, unknownField)
 	case whole:
-		out = appendBytes(append(out, inUnion), message)
+		out = avro.AppendBytes(append(out, inUnion), message)
 	case p.root.whole:
 		out = append(out, isNull)
 	}
-	// Wire format has many ways to say the same. Ours are told from all others by trying.
-	back, err := p.decode(make([]byte, 0, len(message)), out[begin:])
+	// Protobuf's wire format has many encodings of the same message, and only one of them reads back.
+	// Nothing else finds the others: an explicit zero, or two values of a oneof, such as a program in
+	// another language may append. TestLossIsRefused has these messages.
+	back, err := p.Decode(make([]byte, 0, len(message)), out[begin:])
 	if err != nil {
 		return nil, fmt.Errorf("%s does not read back: %w", p.root.name, err)
 	}
@@ -154,7 +159,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 	if count == 0 {
 		return append(dst, 0), false, nil
 	}
-	dst = appendLong(dst, int64(count))
+	dst = avro.AppendLong(dst, int64(count))
 	for len(value) > 0 {
 		number, typ, n := protowire.ConsumeTag(value)
 		value = value[max(n, 0):]
@@ -263,9 +268,9 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 		case floatKind:
 			return binary.LittleEndian.AppendUint32(dst, v), false, nil
 		case fixed32Kind:
-			return appendLong(dst, int64(v)), false, nil
+			return avro.AppendLong(dst, int64(v)), false, nil
 		default:
-			return appendLong(dst, int64(int32(v))), false, nil
+			return avro.AppendLong(dst, int64(int32(v))), false, nil
 		}
 	case protowire.Fixed64Type:
 		v, _ := protowire.ConsumeFixed64(value)
@@ -275,17 +280,17 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 		case e.kind == fixed64Kind && v > math.MaxInt64:
 			return nil, false, errTooLarge(v)
 		}
-		return appendLong(dst, int64(v)), false, nil
+		return avro.AppendLong(dst, int64(v)), false, nil
 	}
 	content, _ := protowire.ConsumeBytes(value)
 	switch e.kind {
 	case stringKind:
 		if !utf8.Valid(content) {
-			return nil, false, errNotText
+			return nil, false, avro.ErrNotText
 		}
-		return appendBytes(dst, content), false, nil
+		return avro.AppendBytes(dst, content), false, nil
 	case bytesKind:
-		return appendBytes(dst, content), false, nil
+		return avro.AppendBytes(dst, content), false, nil
 	case timeKind:
 		return encodeTime(dst, content)
 	case moneyKind:
@@ -295,8 +300,6 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 	}
 }
 
-var errNotText = errors.New("a string that is not UTF-8")
-
 func errTooLarge(v uint64) error { return fmt.Errorf("%d is beyond Avro's long", v) }
 
 func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err error) {
@@ -305,23 +308,23 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err e
 		return append(dst, byte(min(v, 1))), false, nil
 	case enumKind:
 		if i := slices.Index(e.symbols, int32(v)); i >= 0 {
-			return appendLong(dst, int64(i)), false, nil
+			return avro.AppendLong(dst, int64(i)), false, nil
 		}
 		return append(dst, 0), true, nil // its default, as for every old reader of Avro
 	case int32Kind:
-		return appendLong(dst, int64(int32(v))), false, nil
+		return avro.AppendLong(dst, int64(int32(v))), false, nil
 	case uint32Kind:
-		return appendLong(dst, int64(uint32(v))), false, nil
+		return avro.AppendLong(dst, int64(uint32(v))), false, nil
 	case sint32Kind:
-		return appendLong(dst, int64(int32(protowire.DecodeZigZag(v&math.MaxUint32)))), false, nil
+		return avro.AppendLong(dst, int64(int32(protowire.DecodeZigZag(v&math.MaxUint32)))), false, nil
 	case sint64Kind:
-		return appendLong(dst, protowire.DecodeZigZag(v)), false, nil
+		return avro.AppendLong(dst, protowire.DecodeZigZag(v)), false, nil
 	case uint64Kind:
 		if v > math.MaxInt64 {
 			return nil, false, errTooLarge(v)
 		}
 	}
-	return appendLong(dst, int64(v)), false, nil
+	return avro.AppendLong(dst, int64(v)), false, nil
 }
 
 // pair reads the two numbers, fields 1 and 2, that make a Timestamp.
@@ -360,7 +363,7 @@ func encodeTime(dst, content []byte) (_ []byte, whole bool, err error) {
 	if n < 0 || n >= 1e9 || s < math.MinInt64/microsPerSec || s >= math.MaxInt64/microsPerSec {
 		return nil, false, fmt.Errorf("time %d s %d ns is out of range", s, n)
 	}
-	return appendLong(dst, s*microsPerSec+n/1000), whole, nil
+	return avro.AppendLong(dst, s*microsPerSec+n/1000), whole, nil
 }
 
 // Money's fields.
@@ -399,11 +402,11 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	}
 	switch {
 	case !utf8.Valid(currency):
-		return nil, false, errNotText
+		return nil, false, avro.ErrNotText
 	case nanos <= -nanosPerUnit || nanos >= nanosPerUnit || units > 0 && nanos < 0 || units < 0 && nanos > 0:
 		return nil, false, fmt.Errorf("%d units and %d nanos are no amount of money", units, nanos)
 	}
-	dst = appendBytes(dst, currency)
+	dst = avro.AppendBytes(dst, currency)
 	hi, lo := bits.Mul64(magnitude(units), nanosPerUnit)
 	lo, carry := bits.Add64(lo, magnitude(nanos), 0)
 	hi += carry
@@ -419,7 +422,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	for len(shortest) > 1 && (shortest[0] == 0 && shortest[1] < 0x80 || shortest[0] == 0xff && shortest[1] >= 0x80) {
 		shortest = shortest[1:]
 	}
-	return appendBytes(dst, shortest), whole, nil
+	return avro.AppendBytes(dst, shortest), whole, nil
 }
 
 // magnitude is |n|; that of -2^63 has no int64.
@@ -429,9 +432,3 @@ func magnitude(n int64) uint64 {
 	}
 	return uint64(n)
 }
-
-func appendLong(dst []byte, v int64) []byte {
-	return protowire.AppendVarint(dst, protowire.EncodeZigZag(v))
-}
-
-func appendBytes(dst, b []byte) []byte { return append(appendLong(dst, int64(len(b))), b...) }

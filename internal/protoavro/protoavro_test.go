@@ -1,4 +1,4 @@
-package registry_test
+package protoavro_test
 
 import (
 	"bytes"
@@ -17,28 +17,47 @@ import (
 
 	"github.com/millrace/millrace/event"
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
+	_ "github.com/millrace/millrace/gen/millrace/customer/v1"  // linked in for Message
+	_ "github.com/millrace/millrace/gen/millrace/inventory/v1" // linked in for Message
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
+	"github.com/millrace/millrace/internal/protoavro"
+	"github.com/millrace/millrace/internal/protoavro/protoavrotest"
 	"github.com/millrace/millrace/internal/registry"
 )
 
-func newPlan(tb testing.TB, of protoreflect.MessageDescriptor) (schema string, _ registry.Plan) {
+func message(tb testing.TB, of event.Aggregate) protoreflect.MessageDescriptor {
 	tb.Helper()
-	schema, err := registry.AvroSchema(of)
+	m, err := registry.Message(of)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p, err := registry.NewPlan(schema)
+	return m
+}
+
+// plan is a Plan that appends to nothing.
+type plan struct{ *protoavro.Plan }
+
+func (p plan) Encode(message []byte) ([]byte, error) { return p.Plan.Encode(nil, message) }
+func (p plan) Decode(value []byte) ([]byte, error)   { return p.Plan.Decode(nil, value) }
+
+func newPlan(tb testing.TB, of protoreflect.MessageDescriptor) (schema string, _ plan) {
+	tb.Helper()
+	schema, err := protoavro.Schema(of)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p, err := protoavro.Compile(schema)
 	if err != nil {
 		tb.Fatalf("%v\n%s", err, schema)
 	}
-	return schema, p
+	return schema, plan{p}
 }
 
 // Any event, written as Avro, is read by Avro's own rules and comes back as the very same bytes; also one that a newer program wrote.
 func TestEveryMessageComesBackByteForByte(t *testing.T) {
 	t.Parallel()
 	messages := map[string]protoreflect.MessageDescriptor{
-		"everything": compile(t, everything).Messages().ByName("Everything"),
+		"everything": protoavrotest.Compile(t, protoavrotest.Everything).Messages().ByName("Everything"),
 	}
 	for _, a := range event.Aggregates() {
 		messages[a.Name] = message(t, a)
@@ -52,7 +71,7 @@ func TestEveryMessageComesBackByteForByte(t *testing.T) {
 				t.Fatal(err)
 			}
 			rapid.Check(t, func(t *rapid.T) {
-				written, err := marshal(generate(t, of, true, 0))
+				written, err := protoavrotest.Marshal(protoavrotest.Generate(t, of, true, 0))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -176,8 +195,8 @@ message E { oneof event { A a = 1; } } message A { string id = 1; K kind = 3; } 
 	const after = `syntax = "proto3"; package test.v1;
 message E { oneof event { A a = 1; B b = 2; } } message A { string id = 1; repeated sint32 sizes = 2; K kind = 3; optional uint32 n = 4; } enum K { K_NONE = 0; K_ONE = 1; K_TWO = 2; }
 message B { string id = 1; }`
-	oldSchema, _ := newPlan(t, compile(t, before).Messages().ByName("E"))
-	of := compile(t, after).Messages().ByName("E")
+	oldSchema, _ := newPlan(t, protoavrotest.Compile(t, before).Messages().ByName("E"))
+	of := protoavrotest.Compile(t, after).Messages().ByName("E")
 	newSchema, newer := newPlan(t, of)
 	if err := avro.CheckCompatibility(avro.MustParse(oldSchema), avro.MustParse(newSchema)); err != nil {
 		t.Errorf("new readers cannot read old events: %v", err)
@@ -186,7 +205,7 @@ message B { string id = 1; }`
 		t.Errorf("old readers cannot read new events: %v", err)
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		written, err := marshal(generate(t, of, false, 0))
+		written, err := protoavrotest.Marshal(protoavrotest.Generate(t, of, false, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,11 +214,11 @@ message B { string id = 1; }`
 			t.Fatal(err)
 		}
 		// The reader's program knows nothing of the message at all: the schema is enough.
-		reader, err := registry.NewPlan(newSchema)
+		compiled, err := protoavro.Compile(newSchema)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back, err := reader.Decode(value); err != nil || !bytes.Equal(back, written) {
+		if back, err := compiled.Decode(nil, value); err != nil || !bytes.Equal(back, written) {
 			t.Fatalf("%x came back as %x, error %v", written, back, err)
 		}
 	})
@@ -219,7 +238,7 @@ func TestWhatHasNoSchema(t *testing.T) {
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			if _, err := registry.AvroSchema(compile(t, text).Messages().ByName("M")); err == nil || !strings.Contains(err.Error(), want) {
+			if _, err := protoavro.Schema(protoavrotest.Compile(t, text).Messages().ByName("M")); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("error %v, want one that says %q", err, want)
 			}
 		})
@@ -242,7 +261,7 @@ func TestForeignSchemas(t *testing.T) {
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			if _, err := registry.NewPlan(schema); err == nil || !strings.Contains(err.Error(), want) {
+			if _, err := protoavro.Compile(schema); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("error %v, want one that says %q", err, want)
 			}
 		})
@@ -252,11 +271,11 @@ func TestForeignSchemas(t *testing.T) {
 // FuzzAvro reads bytes from outside as Avro: no panic, and what can be read is a well-formed message.
 func FuzzAvro(f *testing.F) {
 	_, order := newPlan(f, message(f, event.Order))
-	_, all := newPlan(f, compile(f, everything).Messages().ByName("Everything"))
+	_, all := newPlan(f, protoavrotest.Compile(f, protoavrotest.Everything).Messages().ByName("Everything"))
 	f.Add([]byte{0, 0, 0, 0, 0})
 	f.Add([]byte("\x02\x04o1\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, value []byte) {
-		for _, plan := range []registry.Plan{order, all} {
+		for _, plan := range []plan{order, all} {
 			message, err := plan.Decode(value)
 			if err != nil {
 				continue
@@ -280,7 +299,7 @@ func FuzzAvro(f *testing.F) {
 
 // FuzzMessage writes bytes from outside as Avro: no panic, and what can be written comes back.
 func FuzzMessage(f *testing.F) {
-	_, plan := newPlan(f, compile(f, everything).Messages().ByName("Everything"))
+	_, plan := newPlan(f, protoavrotest.Compile(f, protoavrotest.Everything).Messages().ByName("Everything"))
 	seed, err := hex.DecodeString("08018a01020801")
 	f.Add(seed)
 	if err != nil {
