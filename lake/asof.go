@@ -214,7 +214,7 @@ type moment struct {
 	next map[int32]int64
 }
 
-// history is the past of a table's main branch as far as it is still there, the newest first; complete tells whether it
+// history is the past of a table's main branch as far as it is still there, the newest first; complete reports whether it
 // has the table's first state, before which it was empty. now is what the newest holds.
 //
 // A snapshot that does not say what it holds, made by another engine, holds what its parent does, for only landers

@@ -41,7 +41,7 @@ func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, err
 	return d, err
 }
 
-// scan reads all rows of a table as it is now.
+// Scan reads all rows of a table as it is now.
 func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	err := l.scanAll(ctx, name, each)
 	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {

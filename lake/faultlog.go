@@ -45,7 +45,7 @@ type told string
 
 func (t told) Error() string { return string(t) }
 
-// stop notes that a table cannot be landed, for this process and for those that are asked.
+// Stop notes that a table cannot be landed, for this process and for those that are asked.
 func (l *Lake) Stop(ctx context.Context, t declare.Table, fault *faults.TableError) {
 	if l.stopped.put(fault) {
 		l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
@@ -62,7 +62,7 @@ func written(e *faults.TableError) string {
 	return string(b)
 }
 
-// landsAgain clears a recorded fault, whichever process recorded it.
+// LandsAgain clears a recorded fault, whichever process recorded it.
 func (l *Lake) LandsAgain(ctx context.Context, t declare.Table) {
 	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.DisplayName()) {
@@ -133,7 +133,7 @@ func (l *Lake) writtenOf(ctx context.Context, t declare.Table, prefix string, ho
 	return faults
 }
 
-// hasFault reports whether a process has recorded that a table is not landed.
+// HasFault reports whether a process has recorded that a table is not landed.
 func (l *Lake) HasFault(ctx context.Context, t declare.Table) bool {
 	return len(l.writtenOf(ctx, t, propFault, faultHolds)) > 0
 }
@@ -195,7 +195,7 @@ func byTable(a, b *faults.TableError) int { return strings.Compare(a.Table, b.Ta
 // Stopped tells which tables this process cannot land, and why.
 func (l *Lake) Stopped() []*faults.TableError { return l.stopped.all() }
 
-// How often a table is looked at that could not be landed: somebody may have helped.
+// LookAgain is how often a table is looked at that could not be landed: somebody may have helped.
 const LookAgain = 30 * time.Second
 
 // Fault says why this process cannot land a table; nil where it can.

@@ -50,7 +50,7 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 	return nil
 }
 
-// propReleased is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its
+// ReleasedProperty is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its
 // PURGE takes the files, beside landers that then land everything anew.
 const ReleasedProperty = "millrace.released"
 

@@ -227,16 +227,17 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 
 // Maintain keeps a table small, beside those who write it. See package maintenance.
 func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
-	r, err := maintenance.Run(ctx, l.Loader(name), c, progress)
+	r, err := maintenance.Run(ctx, l.loader(name), c, progress)
 	return r, errors.Join(err, l.Check(ctx, name))
 }
 
 // PlanMaintenance tells what Maintain would do.
 func (l *Lake) PlanMaintenance(ctx context.Context, name Name, c maintenance.Config) (maintenance.Planned, error) {
-	return maintenance.Plan(ctx, l.Loader(name), c)
+	return maintenance.Plan(ctx, l.loader(name), c)
 }
 
-func (l *Lake) Loader(name Name) maintenance.Load {
+// loader loads a table for package maintenance.
+func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 }
 
@@ -246,7 +247,7 @@ const compactStates = time.Minute
 // How often it is looked whether all files of a table are there.
 const checkEvery = 10 * time.Minute
 
-// keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
+// Keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
 func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
 	if t.Keyed() && c.CompactEvery == 0 {

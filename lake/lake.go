@@ -198,7 +198,7 @@ func (l *Lake) Close() error {
 // A catalog or an object store that does not answer for so long fails a load.
 const loadTimeout = 30 * time.Second
 
-// load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits
+// Load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits
 // return keep all of their history alive.
 func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)

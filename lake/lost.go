@@ -28,7 +28,7 @@ const lostHolds = 7 * 24 * time.Hour
 // has it from then on, until a check finds them all.
 func (l *Lake) Check(ctx context.Context, name Name) error {
 	t := declare.Table{Namespace: declare.NamespaceOf(name), Name: name[len(name)-1]}
-	err := maintenance.CheckFiles(ctx, l.Loader(name))
+	err := maintenance.CheckFiles(ctx, l.loader(name))
 	if err == nil {
 		had := l.lost.clear(t.DisplayName())
 		if had || len(l.writtenOf(ctx, t, propLost, lostHolds)) > 0 {

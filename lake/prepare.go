@@ -64,7 +64,7 @@ func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 	return nil
 }
 
-// prepareTable brings one that is there to what is declared.
+// Prepare brings one that is there to what is declared.
 func (l *Lake) Prepare(ctx context.Context, t declare.Table) error {
 	if _, err := l.loadOwn(ctx, t); err != nil {
 		return err
@@ -108,7 +108,7 @@ var tableProperties = iceberg.Properties{
 	table.ParquetCompressionLevelKey: "1",
 }
 
-// create makes a table. Two processes may try at once: the second takes what the first made.
+// Create makes a table. Two processes may try at once: the second takes what the first made.
 func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error) {
 	fail := func(err error) (*table.Table, error) { return nil, fmt.Errorf("create table %s: %w", t.Name, err) }
 	if t.Unready != nil {
@@ -171,7 +171,7 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 // Others evolve and commit at the same time; each try begins with what they left.
 const evolveTries = 20
 
-// evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
+// Evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
 // under way keeps the ids that it was written with, so it may land before or after. A table that is as declared is left
 // alone.
 func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {

@@ -135,7 +135,7 @@ func (w *warehouse) close() {
 	}
 }
 
-// owns tells whether a location is of the warehouse's kind.
+// owns reports whether a location is of the warehouse's kind.
 func (w *warehouse) owns(at string) bool {
 	return strings.HasPrefix(at, s3Scheme) == (w.aws != nil)
 }

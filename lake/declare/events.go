@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// eventsTable declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
+// Events declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
 // exact bytes, and each type of event as a struct, null in the rows of others. What is new in the contract is a new
 // column.
 func Events(name string, agg event.Aggregate, message proto.Message) Table {
@@ -38,7 +38,7 @@ func Events(name string, agg event.Aggregate, message proto.Message) Table {
 			message, err := plan.Bind(to)
 			return &eventDecoder{message: message}, err
 		}),
-		Events: agg, Sums: sums{
+		Events: agg, Sums: Sums{
 			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addEvents(to, agg, rec) },
 			Expect: expectEvents,
 		},
@@ -123,7 +123,7 @@ func (r *batchReader) int64s(name string) func(i int) int64 {
 	return c.Value
 }
 
-// readEvents gives back the events that the rows of an events table were made of. All but the stream's name aliases
+// ReadEvents gives back the events that the rows of an events table were made of. All but the stream's name aliases
 // rec.
 func ReadEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error) {
 	r := batchReader{rec: rec}

@@ -11,22 +11,23 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// facts declares a table that has rows for each event that brings any, as they were then: later events add rows, and change none.
+// Facts declares a table that has rows for each event that brings any, as they were then: later events add rows, and change none.
 type Facts[T any] struct {
 	Name, Doc string
 	Of        event.Aggregate
 	Sort      string
 	Columns   Schema[T]
 	Stream    func(*T) string
-	// rows makes what appends an event's rows to into. Each lander has its own, so that it may keep buffers.
+	// Rows makes what appends an event's rows to into. Each lander has its own, so that it may keep buffers.
 	Rows func() func(e event.Event, into []T) ([]T, error)
 }
 
+// Table is the whole declaration.
 func (d Facts[T]) Table() Table {
 	return Table{
 		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}}, Derived: d.Of,
 		Rows: rowsOf(d.Of, func(*columnar.Columns) (decoder, error) { return &factDecoder[T]{declared: d, make: d.Rows()}, nil }),
-		Sums: sums{
+		Sums: Sums{
 			Add:    func(to *digest.Digest, rec arrow.RecordBatch) error { return addRows(to, rec, d.Columns, d.Stream) },
 			Expect: d.expect,
 		},

@@ -17,11 +17,11 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// shape binds the columns of a table to the fields of a Go value, in both directions: rows are written from values, read back into
+// Schema binds the columns of a table to the fields of a Go value, in both directions: rows are written from values, read back into
 // them, and summed up for digests. So to declare a table is to name its columns once.
 type Schema[T any] []Column[T]
 
-// attribute is a column and the field that it keeps. The type of the column follows from that of the field:
+// Column is a column and the field that it keeps. The type of the column follows from that of the field:
 //
 //	*string            string       null for "", unless required
 //	*int32             int          required
@@ -37,7 +37,7 @@ type Column[T any] struct {
 	Required  bool
 }
 
-// amount is money without its currency, where it is known.
+// Amount is money without its currency, where it is known.
 type Amount struct {
 	Value decimal128.Num
 	Known bool
@@ -133,7 +133,7 @@ func (s Schema[T]) append(to *row, v *T) {
 	}
 }
 
-// content appends the canonical form of a value for digests: all that it says, each part such that no two values share one.
+// Content appends the canonical form of a value for digests: all that it says, each part such that no two values share one.
 func (s Schema[T]) Content(b []byte, v *T) []byte {
 	number := func(n uint64) { b = binary.BigEndian.AppendUint64(b, n) }
 	decimal := func(n decimal128.Num) { number(uint64(n.HighBits())); number(n.LowBits()) }
@@ -276,7 +276,7 @@ func addRows[T any](to *digest.Digest, rec arrow.RecordBatch, s Schema[T], strea
 	return nil
 }
 
-// columnOf finds a column of a batch by its name.
+// ColumnOf finds a column of a batch by its name.
 func ColumnOf[A arrow.Array](rec arrow.RecordBatch, name string) (A, error) {
 	var none A
 	at := rec.Schema().FieldIndices(name)

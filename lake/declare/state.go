@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/lake/keyset"
 )
 
-// state declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An
+// State declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An
 // event that comes changes the row: the old one is deleted by its key in the commit that brings the new one, and
 // maintenance takes both the deletes and what they hit out of the files.
 //
@@ -35,7 +35,7 @@ type State[S any] struct {
 	Of          event.Aggregate
 	Key, KeyDoc string
 	Columns     Schema[S]
-	// change tells what an event does to the state of its stream. It fails where the event cannot be understood,
+	// Change tells what an event does to the state of its stream. It fails where the event cannot be understood,
 	// whatever the state. It must not change what the state before refers to.
 	Change func(e event.Event) (func(*S), error)
 }
@@ -60,6 +60,7 @@ func (d State[S]) shape() Schema[stateRow[S]] {
 	)
 }
 
+// Table is the whole declaration.
 func (d State[S]) Table() Table {
 	shape := d.shape()
 	return Table{
@@ -71,7 +72,7 @@ func (d State[S]) Table() Table {
 				changes: map[string][]change[S]{}, before: map[string]stateRow[S]{}, known: known, stands: map[int32]stand{},
 			}, err
 		},
-		Sums: sums{
+		Sums: Sums{
 			Add: func(to *digest.Digest, rec arrow.RecordBatch) error {
 				return addRows(to, rec, shape, func(r *stateRow[S]) string { return r.key })
 			},
@@ -123,7 +124,7 @@ type change[S any] struct {
 	offset     int64
 }
 
-// take makes a change, and tells whether it was one.
+// take makes a change, and reports whether it was one.
 func (r *stateRow[S]) take(c change[S]) bool {
 	if c.version <= r.version {
 		return false
@@ -182,7 +183,7 @@ type stand struct {
 	turn int
 }
 
-// take implements upserts.
+// Take implements upserts.
 func (x *states[S]) Take(ctx context.Context, r Record) (Appended, error) {
 	e, appended, err := r.event(ctx, x.values, x.declared.Of)
 	if err != nil {
@@ -197,13 +198,13 @@ func (x *states[S]) Take(ctx context.Context, r Record) (Appended, error) {
 	return appended, nil
 }
 
-// held implements upserts.
+// Held implements upserts.
 func (x *states[S]) Held() bool { return len(x.changes) > 0 }
 
-// columns implements upserts.
+// Columns implements upserts.
 func (x *states[S]) Columns() []columnar.Field { return x.row.to.Fields()[:len(x.shape)] }
 
-// missing implements upserts.
+// Missing implements upserts.
 func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
 	for partition, at := range from {
 		if s, ours := x.stands[partition]; !ours || s.next != at {
@@ -226,15 +227,15 @@ func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
 	return keys
 }
 
-// wantsKeys implements upserts.
+// WantsKeys implements upserts.
 func (x *states[S]) WantsKeys() bool {
 	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.Knows(n.partition, n.from) })
 }
 
-// keys implements upserts.
+// Keys implements upserts.
 func (x *states[S]) Keys(f *keyset.Filter) { x.filter = f }
 
-// doubtful implements upserts.
+// Doubtful implements upserts.
 func (x *states[S]) Doubtful() (keys []string) {
 	for _, n := range x.first {
 		if x.filter.May(n.key) {
@@ -244,7 +245,7 @@ func (x *states[S]) Doubtful() (keys []string) {
 	return keys
 }
 
-// found implements upserts.
+// Found implements upserts.
 func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 	read, err := x.shape.bind(rec, names)
 	if err != nil {
@@ -266,7 +267,7 @@ func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 	return nil
 }
 
-// fold implements upserts.
+// Fold implements upserts.
 func (x *states[S]) Fold(each func(key string, existed bool, append func(), from Record) error) error {
 	for _, key := range slices.Sorted(maps.Keys(x.changes)) {
 		r, existed := x.before[key]
@@ -293,7 +294,7 @@ func (x *states[S]) Fold(each func(key string, existed bool, append func(), from
 	return nil
 }
 
-// landed implements upserts.
+// Landed implements upserts.
 func (x *states[S]) Landed(next map[int32]int64) {
 	for _, r := range x.after {
 		x.known.Add(r.key, r)
@@ -312,5 +313,5 @@ func (x *states[S]) Landed(next map[int32]int64) {
 	x.after = x.after[:0]
 }
 
-// forget forgets the rows that are remembered, as if those of others had taken their place.
+// Forget forgets the rows that are remembered, as if those of others had taken their place.
 func (x *states[S]) Forget() { x.known.Purge() }

@@ -41,37 +41,40 @@ import (
 // Namespace is where our tables stand in the catalog.
 const Namespace = "millrace"
 
-// Table declares one table: what it is called, which topic feeds it, how a record becomes rows, and how they are laid
-// out. It is made, and brought to a new declaration, by Open.
+// Table declares one table: its name, the topic that feeds it, how a record becomes rows, and how
+// they are laid out. lake.Open creates the table, and brings an existing one to its declaration.
 type Table struct {
 	Namespace string // empty: Namespace
 	Name      string
 	Doc       string
-	Topic     string // the one source
-	// Columns go before those that say where a row comes from, which every table has. To add, rename or widen columns,
-	// see package evolution.
+	Topic     string // the only source
+	// Columns come before those that say where a row comes from, which every table has. To add,
+	// rename or widen columns, see package evolution.
 	Columns   []columnar.Field
 	Partition []Partition // none: one partition
 	Sort      []Sort      // how maintenance orders the rows of a file; none: as they came
 	// Origin is what the names of the columns that say where a row comes from begin with: topic, partition, offset.
 	Origin string
 	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
+	// values decodes values with a schema registry; it may be nil.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
 	// Upserts takes the place of Rows in a table that has one row for each key.
 	Upserts func(to *columnar.Columns, values *registry.Decoder) (Upserts, error)
-	// Grows says that the table's columns follow from its records: it keeps those that it has beside Columns, and its
-	// Rows are a Grower.
+	// Grows says that the table's columns follow from its records. It keeps those that it has beside
+	// Columns, and its Rows are a Grower.
 	Grows bool
-	// Unready says why no table can be made of the declaration. One that is there is landed all the same: what does not
-	// go into it is parked.
+	// Unready says why the table cannot be created. An existing one is landed all the same; records
+	// that do not fit become dead letters.
 	Unready error
+
+	// Events names the aggregate of which each row is one whole event. Derived names the aggregate
+	// from whose events the rows are made. At most one of the two is set.
+	Events, Derived event.Aggregate
+	// Sums says how the rows of a table that is made of events are summed up.
+	Sums Sums
+
 	// grow adds to the columns that a table which grows has.
 	grow func(have []columnar.Field) ([]columnar.Field, error)
-	// events says that each row is a whole event of this aggregate, as digests want it.
-	Events event.Aggregate
-	// derived says that its rows are made of this aggregate's events, and sums how they are summed up.
-	Derived event.Aggregate
-	Sums    sums
 }
 
 // Partition is a part of how rows are spread over files: a column and what is made of it.
@@ -96,31 +99,35 @@ type Record struct {
 	Key, Value []byte
 	Headers    []event.Header
 
-	Before event.Sequence // of the partition
+	Before event.Sequence // of the partition: what a relay had published when this came; set by landers
 }
 
-// Rows appends the rows of records to the columns it was made with, but for those of their origin. It either appends
-// all rows of a record or fails; what it appended before it failed is taken away again. Its error parks the record,
-// unless it wraps registry.ErrUnavailable: then the record is read again.
+// Rows appends the rows of records to the columns that it was made with, except those of their
+// origin. Append appends all rows of a record or fails; what it appended before it failed is removed.
+// Its error makes the record a dead letter, unless it wraps registry.ErrUnavailable: then the record
+// is read again.
 type Rows interface {
 	Append(ctx context.Context, r Record) (Appended, error)
 }
 
-// Appended tells about the rows of a record.
+// Appended describes the rows of a record.
 type Appended struct {
 	Rows int
 	AsOf time.Time // when the fact was recorded
 
-	Sealed bool           // it is of an event with a seal
-	After  event.Sequence // of the partition, if so
+	// Sealed says that the record is an event with the relay's seal, and After is the partition's
+	// sequence with it. They are for topics of events.
+	Sealed bool
+	After  event.Sequence
 }
 
-// keyed reports whether each key has one row.
+// Keyed reports whether each key has one row.
 func (t Table) Keyed() bool { return t.Upserts != nil }
 
-// ofEvents reports whether the table is made of an aggregate's events.
+// OfEvents reports whether the table is made of an aggregate's events.
 func (t Table) OfEvents() bool { return t.Events.Name != "" || t.Derived.Name != "" }
 
+// Identifier is the full name of the table in the catalog.
 func (t Table) Identifier() table.Identifier {
 	if t.Namespace == "" {
 		return table.Identifier{Namespace, t.Name}
@@ -128,10 +135,10 @@ func (t Table) Identifier() table.Identifier {
 	return append(strings.Split(t.Namespace, "."), t.Name)
 }
 
-// called is the name by which the table is known: with its namespace where that is not ours.
+// DisplayName is the name by which the table is known: with its namespace where that is not ours.
 func (t Table) DisplayName() string { return DisplayName(t.Identifier()) }
 
-// namespaceOf is what Table has as the namespace of a name.
+// NamespaceOf is what Table has as the namespace of a name.
 func NamespaceOf(name table.Identifier) string {
 	if ns := strings.Join(name[:len(name)-1], "."); ns != Namespace {
 		return ns
@@ -139,6 +146,7 @@ func NamespaceOf(name table.Identifier) string {
 	return ""
 }
 
+// DisplayName is the name by which a table is known: with its namespace where that is not ours.
 func DisplayName(name table.Identifier) string {
 	if len(name) == 2 && name[0] == Namespace {
 		return name[1]
@@ -146,7 +154,7 @@ func DisplayName(name table.Identifier) string {
 	return strings.Join(name, ".")
 }
 
-// columns are all of the table's.
+// AllColumns are all of the table's.
 func (t Table) AllColumns() []columnar.Field { return slices.Concat(t.Columns, t.OriginColumns()) }
 
 // OriginColumns are the last columns of the table, which say where a row comes from.
@@ -158,7 +166,7 @@ func (t Table) OriginColumns() []columnar.Field {
 	return named
 }
 
-// step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
+// Step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
 func (t Table) Step(have table.Metadata) (evolution.Step, error) {
 	keys, err := evolution.ParseKeys(have.Properties()[evolution.Property])
 	if err != nil {
@@ -177,7 +185,7 @@ func (t Table) Step(have table.Metadata) (evolution.Step, error) {
 	return step, nil
 }
 
-// spec is how the declaration spreads rows, over a schema. What a spec before it did too keeps its id.
+// Spec is how the declaration spreads rows, over a schema. What a spec before it did too keeps its id.
 func (t Table) Spec(s *iceberg.Schema, before []iceberg.PartitionSpec) (iceberg.PartitionSpec, error) {
 	id, last, known := 0, iceberg.PartitionDataIDStart-1, map[string]int{}
 	for _, b := range before {
@@ -220,7 +228,7 @@ func partitionName(p Partition) string {
 	}
 }
 
-// order is how the declaration sorts rows, over a schema.
+// Order is how the declaration sorts rows, over a schema.
 func (t Table) Order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 	if len(t.Sort) == 0 {
 		return table.UnsortedSortOrder, nil
@@ -246,18 +254,18 @@ var originColumns = []columnar.Field{
 	{Name: "offset", Type: iceberg.PrimitiveTypes.Int64, Required: true, Doc: "its offset"},
 }
 
-// sums is how the rows of a table are summed up, by stream.
-type sums struct {
-	// add adds rows of the table.
+// Sums is how the rows of a table are summed up, by stream.
+type Sums struct {
+	// Add adds rows of the table.
 	Add func(to *digest.Digest, rec arrow.RecordBatch) error
-	// expect adds the rows that events make, which come in order for each stream.
+	// Expect adds the rows that events make, which come in order for each stream.
 	Expect func(events iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
-// identifier is the full name of a table of ours.
+// Identifier is the full name of a table of ours.
 func Identifier(name string) table.Identifier { return table.Identifier{Namespace, name} }
 
-// sameSpec compares what two specs do, whatever their ids.
+// SameSpec compares what two specs do, whatever their ids.
 func SameSpec(a, b iceberg.PartitionSpec) bool {
 	does := func(s iceberg.PartitionSpec) (all []string) {
 		for _, f := range s.Fields() {
@@ -270,6 +278,7 @@ func SameSpec(a, b iceberg.PartitionSpec) bool {
 	return slices.Equal(does(a), does(b))
 }
 
+// SameOrder reports whether two orders sort alike, whatever their ids.
 func SameOrder(a, b table.SortOrder) bool {
 	if a.Len() != b.Len() {
 		return false

@@ -9,29 +9,32 @@ import (
 	"github.com/millrace/millrace/lake/keyset"
 )
 
-// upserts hold a batch's records back until it is to land: then each key that the batch changes gets one row in the
-// place of the one before. They are what a table has in place of Rows where each key has one row.
+// Upserts is what a table with one row for each key has in place of Rows. It holds the records of a
+// batch back until the batch lands. Then each key that the batch changes gets one row in the place of
+// the one before.
 type Upserts interface {
-	// take holds a record back. It appends nothing. Its error is as that of Rows.Append.
+	// Take holds a record back. It appends nothing. Its error has the same meaning as that of
+	// Rows.Append.
 	Take(ctx context.Context, r Record) (Appended, error)
-	// held tells whether there is anything.
+	// Held reports whether it holds anything back.
 	Held() bool
-	// columns are those of the table that a row is known by, the key first.
+	// Columns are the table's columns that a row is known by, the key first.
 	Columns() []columnar.Field
-	// missing begins a landing where the table stands at from. It gives the keys whose row before, if there is one,
-	// must be looked for in the table.
+	// Missing begins a landing, with the table at the offsets from. It returns the keys whose row
+	// before must be looked up in the table, if there is one.
 	Missing(from map[int32]int64) []string
-	// wantsKeys reports whether the batch has first events of streams that cannot be told from duplicates without the
-	// table's keys. If so, keys must be called with them. doubtful then returns the keys of first events that may have
-	// a row: they must be looked up, too.
+	// WantsKeys reports whether the batch has first events of streams that cannot be told from
+	// duplicates without the table's keys. If so, Keys must be called with them. Doubtful then returns
+	// the keys of first events that may have a row: they must be looked up, too.
 	WantsKeys() bool
 	Keys(*keyset.Filter)
 	Doubtful() []string
-	// found takes the rows of such keys out of a batch of the table's rows; names are those of the columns.
+	// Found takes the rows of such keys from a batch of the table's rows; names are the columns' names.
 	Found(rec arrow.RecordBatch, names []string) error
-	// fold calls each for every key whose row the batch changes, in the order of the keys: existed reports whether the
-	// table has a row of the key, append appends the new one, and from is the origin of that.
+	// Fold calls each for every key whose row the batch changes, in the order of the keys. existed
+	// reports whether the table has a row of the key, append appends the new one, and from is its
+	// origin.
 	Fold(each func(key string, existed bool, append func(), from Record) error) error
-	// landed ends a landing.
+	// Landed ends a landing, with the table at the offsets next.
 	Landed(next map[int32]int64)
 }

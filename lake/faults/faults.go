@@ -50,6 +50,7 @@ func (e *TableError) Error() string {
 
 func (e *TableError) Unwrap() error { return e.Err }
 
+// What a person can do about faults.
 const (
 	RemedyLost    = "restore the file, or drop the table: started again, landers land it anew"
 	RemedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table: started again, landers land it anew"
@@ -61,7 +62,7 @@ const (
 	RemedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
 )
 
-// tableError gives an error of a table as a *TableError; nil where it is none.
+// Of gives an error of a table as a *TableError; nil where it is none.
 func Of(name string, err error) *TableError {
 	var already *TableError
 	var position *PositionError
@@ -90,7 +91,7 @@ func Of(name string, err error) *TableError {
 	return nil
 }
 
-// unreadable reports whether what a table is made of is lost or damaged.
+// Unreadable reports whether what a table is made of is lost or damaged.
 func Unreadable(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, table.ErrInvalidMetadata) ||
 		errors.Is(err, table.ErrInvalidMetadataFormatVersion) || errors.Is(err, iceberg.ErrInvalidSchema)
@@ -108,7 +109,7 @@ func denied(err error) bool {
 // denials are S3's codes for what stays as it is until somebody changes a right, a key, or the bucket.
 var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 
-// passes reports whether an error is of what a landing needs, rather than of what it lands.
+// Passes reports whether an error is of what a landing needs, rather than of what it lands.
 func Passes(err error) bool {
 	var path *fs.PathError
 	var network net.Error
@@ -124,14 +125,14 @@ func Passes(err error) bool {
 	return errors.As(err, &path) || errors.As(err, &network) || errors.As(err, &number) || errors.As(err, &service)
 }
 
-// rowsError says that rows cannot be written, or not be staged for a commit, and not which of them.
+// RowsError says that rows cannot be written, or not be staged for a commit, and not which of them.
 type RowsError struct{ Err error }
 
 func (e *RowsError) Error() string { return e.Err.Error() }
 
 func (e *RowsError) Unwrap() error { return e.Err }
 
-// ofRows marks an error of writing rows, unless it can pass or is the table's.
+// OfRows marks an error of writing rows, unless it can pass or is the table's.
 func OfRows(err error) error {
 	if err == nil || Passes(err) || Unreadable(err) {
 		return err
@@ -139,6 +140,7 @@ func OfRows(err error) error {
 	return &RowsError{err}
 }
 
+// IsOfRows reports whether an error wraps a *RowsError.
 func IsOfRows(err error) bool {
 	var of *RowsError
 	return errors.As(err, &of)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/millrace/millrace/lake/declare"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
+	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/wire"
 
 	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which people import without having it

@@ -6,7 +6,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// keyFilter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session
+// Filter is a Bloom filter of a state table's keys. It reports whether the table may have a row of a key. A session
 // builds it from one scan of the key column when it first needs it, and adds the keys that it lands. Nothing is
 // persisted, so a kill cannot make it wrong.
 type Filter struct {
@@ -25,7 +25,7 @@ const (
 	mostFilter   = 50 << 20 // keys: 64 MiB; larger tables get more false positives
 )
 
-// newKeyFilter returns an empty filter for a table with this many rows, with room for as many again.
+// New returns an empty filter for a table with this many rows, with room for as many again.
 func New(rows int, upTo map[int32]int64) *Filter {
 	capacity := min(max(leastFilter, 2*rows), mostFilter)
 	if upTo == nil {
@@ -47,6 +47,7 @@ func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
 	return true
 }
 
+// Add adds a key.
 func (f *Filter) Add(key string) {
 	if f.May(key) {
 		return
@@ -58,12 +59,12 @@ func (f *Filter) Add(key string) {
 	})
 }
 
-// may reports whether a key may have been added.
+// May reports whether a key may have been added.
 func (f *Filter) May(key string) bool {
 	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
 }
 
-// knows reports whether the filter has all keys of a partition up to an offset and is not too full.
+// Knows reports whether the filter has all keys of a partition up to an offset and is not too full.
 func (f *Filter) Knows(partition int32, upTo int64) bool {
 	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
 		return false
@@ -72,5 +73,5 @@ func (f *Filter) Knows(partition int32, upTo int64) bool {
 	return ok && at == upTo || !ok && upTo == 0
 }
 
-// reaches notes that the filter has all keys of a partition up to an offset.
+// Reaches notes that the filter has all keys of a partition up to an offset.
 func (f *Filter) Reaches(partition int32, upTo int64) { f.upTo[partition] = upTo }

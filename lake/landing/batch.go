@@ -74,7 +74,7 @@ func (b *batch) move(partition int32, next int64) {
 	}
 }
 
-// moved tells whether there is anything to commit.
+// moved reports whether there is anything to commit.
 func (b *batch) moved() bool { return len(b.from) > 0 }
 
 // A topic that has been silent for so long is committed.

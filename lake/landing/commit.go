@@ -88,7 +88,7 @@ const (
 func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []iceberg.DataFile, again bool) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	t, err := l.lake.Load(ctx, l.table.Identifier())
+	t, err := l.load(ctx)
 	if err != nil {
 		return unknownBase, err
 	}
@@ -164,7 +164,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 // certain they stay: a file that nobody reads costs some space, a missing one costs the table.
 func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files []iceberg.DataFile, commit string, bases []int64) error {
 	if len(files) > 0 && len(bases) > 0 {
-		t, err := l.lake.Load(context.WithoutCancel(ctx), l.table.Identifier())
+		t, err := l.load(context.WithoutCancel(ctx))
 		if err != nil {
 			return err
 		}

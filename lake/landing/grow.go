@@ -21,7 +21,7 @@ type held struct {
 
 func (h *held) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
 
-// holds tells whether an error says nothing against the record itself.
+// holds reports whether an error says nothing against the record itself.
 func holds(err error) bool {
 	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
 }
@@ -42,7 +42,7 @@ func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetc
 	if err := l.config.at(ctx, l.table.Name, stepGrown); err != nil {
 		return old, to, err
 	}
-	have, err := l.lake.Load(ctx, l.table.Identifier())
+	have, err := l.load(ctx)
 	if err != nil {
 		return old, to, err
 	}

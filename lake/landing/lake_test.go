@@ -465,7 +465,7 @@ func TestHistoryIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 			at.put(b.progress.Next, "")
-			if err := maintenance.Thin(ctx, l.Loader(tables.OrdersEvents.Identifier()), l.Catalog()); err != nil {
+			if err := maintenance.Thin(ctx, lander.load, l.Catalog()); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -92,6 +92,11 @@ func (l *lander) run(ctx context.Context) error {
 	}
 }
 
+// load reads the table as it is now.
+func (l *lander) load(ctx context.Context) (*table.Table, error) {
+	return l.lake.Load(ctx, l.table.Identifier())
+}
+
 // positions are where a session's partitions stand in the table. Partitions come while others are read.
 type positions struct {
 	mu      sync.Mutex
@@ -142,9 +147,9 @@ type session struct {
 	proven     bool         // rows of records beside them were written
 }
 
-// session joins the group and lands until something fails. It tells whether anything landed.
+// session joins the group and lands until something fails. It reports whether anything landed.
 func (l *lander) session(ctx context.Context) (landed bool, err error) {
-	have, err := l.lake.Load(ctx, l.table.Identifier())
+	have, err := l.load(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -360,7 +365,7 @@ func (l *lander) source() fetch.Config {
 // position tells the group where to read partitions from: where the table stands. Nothing that anybody does to the
 // group's own offsets changes that.
 func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positions, partitions []int32) (map[int32]int64, error) {
-	have, err := l.lake.Load(ctx, l.table.Identifier())
+	have, err := l.load(ctx)
 	if err != nil {
 		return nil, err
 	}

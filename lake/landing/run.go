@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// RunConfig says how to land.
+// Config says how to land.
 type Config struct {
 	Brokers  []string          // host:port
 	Security security.Config   // how to reach them
@@ -41,7 +41,7 @@ type Config struct {
 	Landers int
 
 	unknown  time.Duration // how long commits may fail for reasons that nobody knows; 0 means unknownHolds
-	again    time.Duration // until a table is looked at again that could not be landed; 0 means lookAgain
+	again    time.Duration // until a table is looked at again that could not be landed; 0 means lake.LookAgain
 	hook     hook
 	refresh  time.Duration // how often to look for partitions that a topic was given
 	patience time.Duration // how long the others wait for a lander that is in the middle of a landing

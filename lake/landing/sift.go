@@ -25,7 +25,7 @@ type unwritable struct {
 	reason error
 }
 
-// mostAlone is how many records in a row are parked that had no other beside them to tell whether the table is at
+// mostAlone is how many records in a row are parked that had no other beside them to report whether the table is at
 // fault.
 const mostAlone = 3
 
@@ -69,7 +69,7 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 
 // takesSample fails where the table takes no rows at all: then none of the records is at fault, and none is parked.
 func (s *session) takesSample(ctx context.Context) error {
-	have, err := s.lake.Load(ctx, s.table.Identifier())
+	have, err := s.load(ctx)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
 
 // renew gives up what the batch has, and begins it again.
 func (s *session) renew(ctx context.Context) error {
-	have, err := s.lake.Load(ctx, s.table.Identifier())
+	have, err := s.load(ctx)
 	if err != nil {
 		return err
 	}

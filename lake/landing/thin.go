@@ -13,7 +13,7 @@ func (l *lander) thin(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	if err := maintenance.Thin(ctx, l.lake.Loader(l.table.Identifier()), l.lake.Catalog()); err != nil {
+	if err := maintenance.Thin(ctx, l.load, l.lake.Catalog()); err != nil {
 		l.log.Warn("the table's history could not be thinned out and will be later", "error", err)
 	}
 }

@@ -26,7 +26,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if !held.Held() {
 		return nil
 	}
-	have, err := l.lake.Load(ctx, l.table.Identifier())
+	have, err := l.load(ctx)
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,8 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	return ids
 }
 
-// tryThin deletes the lists of the states that go, and the manifests that no other state has. It deletes no data file:
+// Thin takes surplus states of a table away where there are enough of them, in a commit through into. It deletes the
+// lists of the states that go, and the manifests that no other state has. It deletes no data file:
 // one that a compaction has replaced may still be in a reader's plan, and maintenance removes it when it is old.
 func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	t, err := load(ctx)

@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// orderLines has a row for every line of every order that was placed, as it was when the line was ordered. What became of
+// OrderLines has a row for every line of every order that was placed, as it was when the line was ordered. What became of
 // the order is not in it.
 var OrderLines = declare.Facts[line]{
 	Name: "order_lines", Doc: "Every line of every order that was placed, as it was ordered.", Of: event.Order, Sort: "ordered_at",

@@ -11,10 +11,10 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// ordersEvents keeps every event of an order's life.
+// OrdersEvents keeps every event of an order's life.
 var OrdersEvents = declare.Events("orders_events", event.Order, (*orderv1.OrderEvent)(nil))
 
-// ordersCurrent has every order as it is now. What an order consists of is in order_lines.
+// OrdersCurrent has every order as it is now. What an order consists of is in order_lines.
 var OrdersCurrent = declare.State[orderState]{
 	Name: "orders_current", Doc: "Every order as it is now.", Of: event.Order, Key: "order_id", KeyDoc: "UUID",
 	Columns: declare.Schema[orderState]{

@@ -7,7 +7,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// Tables are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only
+// All are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only
 // cut small files smaller, a year's import would write a file per month and commit, and the bounds in the manifests
 // already prune by time.
 func All() []declare.Table {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// pause waits before the next try, longer with every failure in a row; it is false when ctx is done.
+// Pause waits before the next try, longer with every failure in a row; it is false when ctx is done.
 func Pause(ctx context.Context, failures int) bool {
 	d := 50 * time.Millisecond << min(failures, 6)
 	t := time.NewTimer(d/2 + rand.N(d))

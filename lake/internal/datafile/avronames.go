@@ -11,7 +11,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// withAvroNames is the table with its partition fields called as they may be called in manifests, which are Avro: as
+// WithAvroNames is the table with its partition fields called as they may be called in manifests, which are Avro: as
 // Iceberg's Java library calls them there. Readers go by the ids of these fields, and the catalog keeps the names that
 // they have, as a commit does not send them. A table without such names is returned as it is. So are fields that would
 // share a name, which Java cannot write either.

@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// writeDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that
+// WriteDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that
 // brings it.
 func WriteDeletes(
 	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *Writer,
@@ -67,7 +67,7 @@ func WriteDeletes(
 	return []iceberg.DataFile{f}, nil
 }
 
-// unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data
+// Unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data
 // files of every spec and partition. Deletes of one partition would miss a row that has left it, and all data files of
 // other specs.
 func Unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {

@@ -8,7 +8,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// filesOf is where a table's files are, to be written.
+// Files is where a table's files are, to be written.
 func Files(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	fs, err := t.FS(ctx)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // what is added as files.
 const rowIDs = 3
 
-// stageRows adds the rows, and the deletes of those whose place they take: these hit what commits before this one have
+// Stage adds the rows, and the deletes of those whose place they take: these hit what commits before this one have
 // brought.
 func Stage(ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
 	if len(deletes) > 0 || format >= rowIDs {

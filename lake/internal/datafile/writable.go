@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// writable reports, as nil, that landers can write the table: columns of its schema, given with their ids, in files
+// Writable reports, as nil, that landers can write the table: columns of its schema, given with their ids, in files
 // spread by its partitions, added by a commit under its properties. It does not judge by a list of what is supported,
 // which could differ from what the code does: it writes two rows, and a commit of them, by the same code into memory.
 // That takes milliseconds, so it is asked only where any of it has changed.
@@ -33,7 +33,7 @@ func Writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (
 	return writeSample(ctx, t, columns)
 }
 
-// writableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It
+// WritableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It
 // reads the table's files, and writes to memory alone. A table that takes the sample and not a record's rows is not at
 // fault.
 func WritableNow(ctx context.Context, have *table.Table, columns []columnar.Field) (err error) {
@@ -199,7 +199,7 @@ func appendSample(to columnar.Column, f columnar.Field, null bool) {
 	}
 }
 
-// asWritten reports whether two states of a table are the same in all that decides whether landers can write it.
+// AsWritten reports whether two states of a table are the same in all that decides whether landers can write it.
 func AsWritten(a, b table.Metadata) bool {
 	others := func(p iceberg.Properties) iceberg.Properties {
 		p = maps.Clone(p)
@@ -211,7 +211,7 @@ func AsWritten(a, b table.Metadata) bool {
 		maps.Equal(others(a.Properties()), others(b.Properties()))
 }
 
-// landable reports, as nil, that landers of a table that this process does not know can write it: all columns may be
+// Landable reports, as nil, that landers of a table that this process does not know can write it: all columns may be
 // theirs.
 func Landable(ctx context.Context, m table.Metadata) error {
 	keys, err := evolution.ParseKeys(m.Properties()[evolution.Property])
@@ -250,9 +250,9 @@ func demanded(all, written []columnar.Field) (path string, ok bool) {
 	return "", false
 }
 
-// A prefix of properties that are the landers' own: where the table stands, and what its columns are.
+// OwnProperties is the prefix of properties that are the landers' own: where the table stands, and what its columns are.
 const OwnProperties = "millrace."
 
-// placing properties put files beside the table's location, where another table's maintenance would take them for
+// Placing properties put files beside the table's location, where another table's maintenance would take them for
 // orphans.
 var Placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}

@@ -28,7 +28,7 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// fileWriter writes rows into data files of one table, those of one batch after those of the other.
+// Writer writes rows into data files of one table, those of one batch after those of the other.
 //
 // Rows of a table without partitions go into one file as they come. Those of a partitioned one wait in memory for the
 // end of their batch, and are then written one partition after the other, so that one file is open at a time.
@@ -55,7 +55,7 @@ const (
 	chunkBytes = 16 << 20
 )
 
-// newFileWriter makes a writer of a table's rows, whose last columns are those of their origin.
+// New makes a writer of a table's rows, whose last columns are those of their origin.
 func New(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer, error) {
 	w, err := openFileWriter(ctx, fields, t)
 	if err != nil {
@@ -83,10 +83,10 @@ func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table
 	}, nil
 }
 
-// rows tells whether the batch has any.
+// HasRows reports whether the batch has any.
 func (w *Writer) HasRows() bool { return w.out != nil || w.Columns.Rows() > 0 }
 
-// append appends all rows of a record, or none.
+// Append appends all rows of a record, or none.
 func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record) (declare.Appended, error) {
 	mark := w.Columns.Mark()
 	appended, err := rows.Append(ctx, r)
@@ -104,7 +104,7 @@ func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record
 	return appended, nil
 }
 
-// appendRow appends a row, or nothing.
+// AppendRow appends a row, or nothing.
 func (w *Writer) AppendRow(row func(), from declare.Record) error {
 	mark := w.Columns.Mark()
 	row()
@@ -116,7 +116,7 @@ func (w *Writer) AppendRow(row func(), from declare.Record) error {
 	return nil
 }
 
-// flush hands the rows in the columns to the file, once there are enough of them, and opens the file if need be.
+// Flush hands the rows in the columns to the file, once there are enough of them, and opens the file if need be.
 func (w *Writer) Flush(name string, atLeast int) error {
 	rows := w.Columns.Rows()
 	if w.partitioned || rows == 0 || rows < atLeast && w.bytes < chunkBytes {
@@ -160,7 +160,7 @@ func (w *Writer) open(name string) error {
 // files is where the table's files are.
 func (w *Writer) files(ctx context.Context) (io.WriteFileIO, error) { return Files(ctx, w.Table) }
 
-// finish completes the batch's files and describes them for a commit; none where there were no rows.
+// Finish completes the batch's files and describes them for a commit; none where there were no rows.
 func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.partitioned {
 		return w.spread(ctx, name)
@@ -251,7 +251,7 @@ func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, e
 	return files, nil
 }
 
-// remove removes data files that nothing refers to, even while the program stops.
+// Remove removes data files that nothing refers to, even while the program stops.
 func (w *Writer) Remove(files ...iceberg.DataFile) error {
 	var errs []error
 	for _, f := range files {
@@ -298,7 +298,7 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	return array.NewRecordBatch(all, arrays, rec.NumRows()), nil
 }
 
-// close ends the writer; a file that was not finished is given up.
+// Close ends the writer; a file that was not finished is given up.
 func (w *Writer) Close() error {
 	if w.out == nil {
 		return nil

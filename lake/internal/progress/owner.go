@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/lake/faults"
 )
 
-// owned fails with an *OwnedError where a table is landed from another topic than t is.
+// CheckOwner fails with an *OwnedError where a table is landed from another topic than t is.
 func CheckOwner(t declare.Table, props iceberg.Properties) error {
 	topics := topicsOf(props)
 	if len(topics) == 0 || slices.Contains(topics, t.Topic) {
@@ -34,7 +34,7 @@ func topicsOf(props iceberg.Properties) []string {
 	return slices.Compact(topics)
 }
 
-// topicOf is the first of them; empty where it says none.
+// TopicOf is the first of them; empty where it says none.
 func TopicOf(props iceberg.Properties) string {
 	if topics := topicsOf(props); len(topics) > 0 {
 		return topics[0]

@@ -31,7 +31,7 @@ const (
 	KeySummaryNext = maintenance.SummaryOffsets // "partition=offset,…", of all partitions that the table has anything of
 )
 
-// progress is how far a table is, as its properties tell.
+// State is how far a table is, as its properties tell.
 type State struct {
 	Next    map[int32]int64 // by partition; a partition without a record of it starts at 0
 	Seen    map[int32]event.Sequence
@@ -41,6 +41,7 @@ type State struct {
 	Rows    int64 // of a table of state
 }
 
+// Read reads how far a table of a topic is from its properties.
 func Read(topic string, props iceberg.Properties) (State, error) {
 	p := State{Next: map[int32]int64{}, Seen: map[int32]event.Sequence{}, Commit: props[KeyCommit], TopicID: props[KeyTopicID]}
 	for k, v := range props {
@@ -76,7 +77,7 @@ func Read(topic string, props iceberg.Properties) (State, error) {
 	return p, nil
 }
 
-// readRows is how many rows landers count; 0 where they do not.
+// ReadRows is how many rows landers count; 0 where they do not.
 func ReadRows(props iceberg.Properties) (int64, error) {
 	v := props[KeyRows]
 	if v == "" {
@@ -89,7 +90,7 @@ func ReadRows(props iceberg.Properties) (int64, error) {
 	return rows, nil
 }
 
-// properties is what readProgress reads.
+// Properties is what Read reads.
 func (p State) Properties(topic string) iceberg.Properties {
 	props := iceberg.Properties{KeyCommit: p.Commit}
 	for partition, next := range p.Next {
@@ -107,7 +108,7 @@ func (p State) Properties(topic string) iceberg.Properties {
 	return props
 }
 
-// summary is the same for a snapshot's summary, of which the metadata keeps many.
+// Summary is the same for a snapshot's summary, of which the metadata keeps many.
 func (p State) Summary() iceberg.Properties {
 	var next []string
 	for _, partition := range slices.Sorted(maps.Keys(p.Next)) {
@@ -116,7 +117,7 @@ func (p State) Summary() iceberg.Properties {
 	return iceberg.Properties{KeyCommit: p.Commit, KeySummaryNext: strings.Join(next, ",")}
 }
 
-// at tells whether all of the partitions stand where from says.
+// At reports whether all of the partitions stand where from says.
 func (p State) At(from map[int32]int64) bool {
 	for partition, next := range from {
 		if p.Next[partition] != next {
@@ -126,5 +127,5 @@ func (p State) At(from map[int32]int64) bool {
 	return true
 }
 
-// propTopic is the topic whose records a table holds, from the commit on that makes it a table of landers.
+// KeyTopic is the topic whose records a table holds, from the commit on that makes it a table of landers.
 const KeyTopic = "millrace.topic"
