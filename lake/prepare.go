@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
 	"github.com/apache/iceberg-go/table"
 	"github.com/google/uuid"
 
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/evolution"
 	"github.com/millrace/millrace/lake/faults"
-	"github.com/millrace/millrace/lake/internal/backoff"
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
@@ -171,18 +172,21 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 // Others evolve and commit at the same time; each try begins with what they left.
 const evolveTries = 20
 
+var evolveWaits = backoff.Policy{First: 50 * time.Millisecond, Longest: 400 * time.Millisecond}
+
 // Evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
 // under way keeps the ids that it was written with, so it may land before or after. A table that is as declared is left
 // alone.
 func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 	var err error
-	for failures := range evolveTries {
+	waits := evolveWaits.Start()
+	for range evolveTries {
 		var done bool
 		if done, err = l.tryEvolve(ctx, t); done {
 			return err
 		}
 		l.log.Info("a table's declaration could not be committed and will be tried again", "table", t.Name, "error", err)
-		if !backoff.Pause(ctx, min(failures, 3)) {
+		if !waits.Wait(ctx) {
 			return ctx.Err()
 		}
 	}

@@ -12,9 +12,9 @@ import (
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/lake/faults"
-	"github.com/millrace/millrace/lake/internal/backoff"
 	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/internal/progress"
 	"github.com/millrace/millrace/lake/maintenance"
@@ -51,6 +51,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	var bases []int64 // the snapshots on which it was tried
 	written := time.Now()
 	var since time.Time // it fails for reasons that nobody knows
+	waits := backoff.Server.Start()
 	for failures := 0; ; failures++ {
 		base, err := l.try(ctx, b, w, files, len(bases) > 0)
 		if err == nil {
@@ -71,7 +72,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
-		if time.Since(written) > uncommittedAge || !backoff.Pause(ctx, failures) {
+		if time.Since(written) > uncommittedAge || !waits.Wait(ctx) {
 			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 	}

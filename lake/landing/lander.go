@@ -26,6 +26,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/backoff"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/fetch"
 	"github.com/millrace/millrace/internal/registry"
@@ -33,7 +34,6 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/faults"
-	"github.com/millrace/millrace/lake/internal/backoff"
 	"github.com/millrace/millrace/lake/internal/datafile"
 	"github.com/millrace/millrace/lake/internal/progress"
 )
@@ -73,10 +73,12 @@ const lostLooks = 3
 
 // run lands until ctx is done, or the table cannot be landed as it is: then the error is a *TableError.
 func (l *lander) run(ctx context.Context) error {
+	waits := backoff.Server.Start()
 	for failures := 0; ; failures++ {
 		landed, err := l.session(ctx)
 		if landed {
 			failures = 0
+			waits.Reset()
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to stop
@@ -86,7 +88,7 @@ func (l *lander) run(ctx context.Context) error {
 			return fault
 		}
 		l.log.Warn("landing is interrupted and goes on from what the table says", "error", err)
-		if !backoff.Pause(ctx, failures) {
+		if !waits.Wait(ctx) {
 			return nil
 		}
 	}
