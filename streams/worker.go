@@ -134,9 +134,9 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 		return nil
 	}
 	m := it.unread
-	e, err := r.cfg.Decoder.Event(ctx, registry.Record{
+	e, _, err := r.cfg.Decoder.Complete(ctx, registry.Record{
 		Topic: m.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
-	})
+	}, it.record.Event)
 	switch {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err

@@ -90,6 +90,13 @@ func (d *Decoder) Sealed(ctx context.Context, r Record) (e event.Event, sealed b
 	if err != nil {
 		return event.Event{}, false, err
 	}
+	return d.Complete(ctx, r, e)
+}
+
+// Complete is Sealed for a record whose envelope event.FromRecord has read. A caller that needs the
+// envelope before it may wait for a schema reads it only once.
+func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) (e event.Event, sealed bool, err error) {
+	e = envelope
 	if IsFramed(r.Value) {
 		if e.Data, err = d.Decode(ctx, r.Topic, r.Value); err != nil {
 			if errors.Is(err, ErrUnavailable) {
