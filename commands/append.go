@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// envelopes puts events into what every hop needs to know of them.
+// envelopes wraps decided events in their envelopes: ids, versions, times and trace context.
 func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) {
 	events := make([]event.Event, len(decided))
 	recorded := t.now()
@@ -35,7 +35,7 @@ func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) 
 	return events, nil
 }
 
-// batch is what the command stores, all of it at once or nothing.
+// batch returns what the command stores. The store commits all of it or nothing.
 func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, after loaded[S], response Response) (eventstore.Batch, error) {
 	var b eventstore.Batch
 	var err error
@@ -55,12 +55,12 @@ func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, a
 	return b, nil
 }
 
-// replayOr looks whether a command is refused because its first sending was accepted. Only a refused command asks: where
-// the domain accepts, Append tells.
+// replayOr returns the first answer if the command is rejected only because it was accepted before.
+// Only rejected commands need this lookup: if the domain accepts, Append detects the repetition.
 func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejected) (Response, error) {
 	first, ok, err := t.store.LoadAnswer(ctx, call.key)
 	if err != nil {
-		return nil, t.storeError(ctx, "load answer", t.stream, err)
+		return nil, t.storeError(ctx, "load stored answer", t.stream, err)
 	}
 	if !ok {
 		return nil, refused
@@ -68,23 +68,24 @@ func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejecte
 	return t.replay(call, first, refused)
 }
 
-// replay gives the first answer again. refused is what the domain now says of the command, nil where it would accept it.
+// replay returns the first answer again. refused is the domain's current verdict, nil if it would
+// accept the command.
 func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejected) (Response, error) {
 	if !call.asks(first) {
 		reused := &Rejected{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
 			Reason: "the key was used before, with another request",
 			Facts:  map[string]string{"stream": first.Stream, "version": strconv.FormatUint(first.Version, 10)}}
-		if refused != nil { // its facts help the caller to go on from there
+		if refused != nil { // the facts let the caller continue from the current state
 			maps.Copy(reused.Facts, refused.Facts)
 		}
 		return nil, reused
 	}
 	response := call.blank
 	if err := proto.Unmarshal(first.Response, response); err != nil {
-		return nil, fmt.Errorf("the answer kept under an idempotency key: %w", err)
+		return nil, fmt.Errorf("the stored answer of an idempotency key: %w", err)
 	}
 	receipt := response.GetReceipt()
-	if receipt.Token == "" { // the position of its events was not known when the answer was made
+	if receipt.Token == "" { // when the answer was made, the position of its events was not known
 		receipt.Token = t.token(first.Stream, first.Version, first.Position)
 	}
 	receipt.Replayed = true

@@ -20,22 +20,24 @@ import (
 
 // Headers that a command may carry, in every protocol.
 const (
-	// HeaderIdempotencyKey stands in for the field idempotency_key. Where both are given they must agree.
+	// HeaderIdempotencyKey replaces the field idempotency_key. If both are given, they must be
+	// equal.
 	HeaderIdempotencyKey = "Idempotency-Key"
-	// HeaderCorrelationID names the conversation the command belongs to. Every event carries it; a command without one starts
-	// a conversation, which is named after the id of its first event.
+	// HeaderCorrelationID identifies the conversation of the command. Every event carries it. A
+	// command without one starts a conversation, named after the id of its first event.
 	HeaderCorrelationID = "X-Correlation-Id"
-	// HeaderTraceParent is the W3C trace context, passed on with every event. A malformed one is left out, as W3C wants.
+	// HeaderTraceParent is the W3C trace context of every event. A malformed one is dropped, as W3C
+	// requires.
 	HeaderTraceParent = "Traceparent"
 )
 
-// call is what a request says beside its command.
+// call is the metadata of a request.
 type call struct {
 	key         string // idempotency key; may be empty
 	fingerprint []byte // of procedure and request; nil without a key
 	correlation string
 	trace       string
-	blank       Response // to read a kept answer into
+	blank       Response // a stored answer is decoded into it
 }
 
 func newCall(ctx context.Context, procedure string, header http.Header, request Request) (call, error) {
@@ -45,10 +47,12 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 			Reason: "the field and the header " + HeaderIdempotencyKey + " differ"}
 	}
 	c := call{key: cmp.Or(inField, inHeader), correlation: header.Get(HeaderCorrelationID)}
-	if caller := auth.CallerOf(ctx); caller != "" && c.key != "" { // nobody is given the answer to another's command
-		c.key = caller + ":" + c.key // the name of a caller has no colon
+	// a key is private to its caller, so that no caller gets another's answer
+	if caller := auth.CallerOf(ctx); caller != "" && c.key != "" {
+		c.key = caller + ":" + c.key // names of callers contain no colon
 	}
-	if !isName(c.key) || strings.TrimSpace(c.key) != c.key { // headers lose the spaces at their ends, fields do not
+	// headers lose outer spaces, fields keep them
+	if !isName(c.key) || strings.TrimSpace(c.key) != c.key {
 		return call{}, badName("idempotency_key_malformed", fieldKey)
 	}
 	if !isName(c.correlation) {
@@ -66,14 +70,14 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 	return c, nil
 }
 
-// asks tells whether it is the request that a was the answer to.
+// asks reports whether a is the answer to this request.
 func (c call) asks(a eventstore.Answer) bool { return bytes.Equal(c.fingerprint, a.Fingerprint) }
 
 const fieldKey = "idempotency_key"
 
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// isName says whether every store, header and log line can carry s.
+// isName reports whether every store, header and log line can carry s.
 func isName(s string) bool {
 	if len(s) > eventstore.MaxText || !utf8.ValidString(s) {
 		return false
@@ -91,7 +95,7 @@ func badName(rule, field string) error {
 		Reason: fmt.Sprintf("want at most %d bytes of UTF-8, without control characters and without spaces at the ends", eventstore.MaxText)}
 }
 
-// fingerprint is the hash of what is asked for: the procedure and the request without its key.
+// fingerprint returns the hash of the procedure and of the request without its key.
 func fingerprint(procedure string, request Request) ([]byte, error) {
 	m := request.ProtoReflect()
 	field := m.Descriptor().Fields().ByName(fieldKey)

@@ -1,6 +1,21 @@
-// Package commands runs commands. A service's domain is a Decider, pure functions; the Runner does everything around it that
-// has to do with the world: reading the stream, appending to it, trying again when somebody else was first, and answering
-// a repeated command with its first answer.
+// Package commands runs commands.
+//
+// A service's domain is a Decider: pure functions Decide (state and command to events) and Evolve
+// (state and event to state). A Runner does the rest. It loads the stream from its last snapshot,
+// decides, appends the events, and retries if another process appended first. Do runs one command
+// and answers its request.
+//
+// Invariants:
+//
+//   - A command is stored once. Its idempotency key, events, answer and snapshot are one
+//     transaction, and the same key returns the first answer.
+//   - A rejected command (RejectedError) stores nothing.
+//   - Within a process, commands on one stream run one after the other. Across processes, the
+//     store's version check detects conflicts.
+//   - A receipt contains the token of the new state, so that queries can wait for it.
+//
+// Read runner.go first, then state.go and append.go. The services are the folders below; eventstore
+// is the store.
 package commands
 
 import (
@@ -13,31 +28,37 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Decider is the domain of one aggregate: state S, commands C, events E. It does no I/O and knows no clock and no chance:
-// the time of a command and new ids are in the command. The zero S is the state of a stream that does not exist.
+// Decider is the domain of one aggregate: state S, commands C, events E. It has no I/O, no clock
+// and no randomness: commands contain their time and new ids. The zero S is the state of a stream
+// that does not exist.
 //
-// E is the aggregate's events message: a oneof named "event" whose members each carry the business time of the event as
+// E is the aggregate's events message. It has a oneof named "event", and the first
+// google.protobuf.Timestamp of each member is the business time of the event. Snapshots store S as
+// JSON.
 // their first google.protobuf.Timestamp. S is kept in snapshots as JSON.
 type Decider[S, C any, E proto.Message] struct {
-	// Decide says what a command makes happen: its events, none where it changes nothing, or a *Rejected. It leaves s as it is.
+	// Decide returns the events of a command, none if it changes nothing, or a *RejectedError. It
+	// must not change s.
 	Decide func(s S, c C) ([]E, error)
-	// Evolve gives the state after an event. It cannot refuse: the event has happened. It may reuse s, which the caller gives away.
+	// Evolve returns the state after an event. It cannot fail, because the event has happened. It
+	// owns s and may reuse it.
 	Evolve func(s S, e E) S
-	// Opens tells which commands open a stream as a rule. They are first decided without reading it. May be nil.
+	// Opens reports whether a command usually starts a new stream. Such a command is first decided
+	// without reading the stream. It may be nil.
 	Opens func(c C) bool
-	// Schema numbers the form of S, from 1. Raise it with every change of S that an older snapshot does not fit: such
-	// snapshots are then ignored and replaced.
+	// Schema is the version of S's format, from 1. Increase it with every change that older
+	// snapshots do not fit: they are then ignored and replaced.
 	Schema int
 }
 
-// Code says in what way a command was refused, and so what the caller can do about it.
+// Code classifies a rejection by what the caller can do about it.
 type Code int
 
-// The codes, and the Connect codes they become.
+// The codes, and the Connect codes that they become.
 const (
-	Invalid       Code = iota // InvalidArgument: the command is wrong, whatever the state
-	NotFound                  // NotFound: it is about something that does not exist
-	AlreadyExists             // AlreadyExists: it would make something that exists
+	Invalid       Code = iota // InvalidArgument: the command is wrong in every state
+	NotFound                  // NotFound: its subject does not exist
+	AlreadyExists             // AlreadyExists: its subject exists already
 	Refused                   // FailedPrecondition: the state does not allow it
 )
 
@@ -54,13 +75,13 @@ func (c Code) connect() connect.Code {
 	return connect.CodeFailedPrecondition
 }
 
-// Rejected is a business rule's refusal. A command that is rejected stores nothing.
+// Rejected is the rejection of a command by a business rule. A rejected command stores nothing.
 type Rejected struct {
 	Code   Code
 	Rule   string            // stable, for programs: "order_cancelled"
-	Field  string            // of the request, where one is at fault: "lines[3].unit_price"
-	Reason string            // for people; names no personal data
-	Facts  map[string]string // of the state that refused, for programs; may be nil
+	Field  string            // the field at fault, if any: "lines[3].unit_price"
+	Reason string            // for people; contains no personal data
+	Facts  map[string]string // facts of the current state, for programs; may be nil
 }
 
 func (r *Rejected) Error() string {
@@ -70,13 +91,14 @@ func (r *Rejected) Error() string {
 	return r.Field + ": " + r.Reason
 }
 
-// In names the field at fault.
+// In sets the field at fault.
 func (r *Rejected) In(format string, args ...any) *Rejected {
 	r.Field = fmt.Sprintf(format, args...)
 	return r
 }
 
-// CheckPrice rejects a price that is malformed, below zero, or in another currency than the one given; "" allows any.
+// CheckPrice rejects a price that is malformed, negative, or not in the given currency; "" allows
+// any.
 func CheckPrice(price *money.Money, currency string) *Rejected {
 	if err := event.ValidateMoney(price); err != nil {
 		return &Rejected{Code: Invalid, Rule: "money_malformed", Reason: err.Error()}

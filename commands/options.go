@@ -39,26 +39,28 @@ func (o options) now() time.Time { return event.Time(o.clock()) }
 // WithClock replaces time.Now.
 func WithClock(clock func() time.Time) Option { return func(o *options) { o.clock = clock } }
 
-// WithLogger gives a place to say what callers are not told: failures of the store, panics. Default: nowhere.
+// WithLogger logs what callers must not see: failures of the store, panics. Default: no log.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
-// WithSnapshotEvery keeps the state of a stream once n events have come since the last time. Default: 100.
+// WithSnapshotEvery stores a snapshot of a stream after every n events. Default: 100.
 func WithSnapshotEvery(n uint64) Option { return func(o *options) { o.snapshotEvery = max(n, 1) } }
 
-// WithClockLeeway takes business times that lie so far ahead of the service's clock, for clients whose clocks run ahead.
-// Default: none.
+// WithClockLeeway accepts business times up to d ahead of the service's clock, for clients with
+// fast clocks. Default: none.
 func WithClockLeeway(d time.Duration) Option { return func(o *options) { o.leeway = d } }
 
-// WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals than it gives them.
+// WithCurrencies accepts currencies that ISO 4217 does not have, or other numbers of decimals.
 func WithCurrencies(c event.Currencies) Option { return func(o *options) { o.currencies = c } }
 
-// WithInterceptors adds what is to see every call first, and its answer last, as the caller sees it.
+// WithInterceptors adds the outermost interceptors: they see each call first, and its answer as the
+// caller gets it.
 func WithInterceptors(i ...connect.Interceptor) Option {
 	return func(o *options) { o.interceptors = append(o.interceptors, i...) }
 }
 
-// HandlerOptions are what a service's Connect handler is to be made with: those of rpc.HandlerOptions, strict, and a *Rejected
-// becomes a Connect error of its code with a detail eventv1.Rejection.
+// HandlerOptions returns the options for a service's Connect handler. They are those of
+// rpc.HandlerOptions in strict mode. They also turn a *RejectedError into a Connect error with its
+// code and the detail eventv1.Rejection.
 func HandlerOptions(opts ...Option) []connect.HandlerOption {
 	o := newOptions(opts)
 	return slices.Concat([]connect.HandlerOption{connect.WithInterceptors(o.interceptors...)},

@@ -45,15 +45,15 @@ type Runner[S, C any, E proto.Message] struct {
 	turns   turns
 }
 
-// NewRunner makes a runner. It panics where E is not made as Decider wants it.
+// NewRunner returns a runner. It panics if E does not meet the requirements of Decider.
 func NewRunner[S, C any, E proto.Message](store eventstore.Store, agg event.Aggregate, d Decider[S, C, E], opts ...Option) *Runner[S, C, E] {
 	var zero E
 	oneof, times := contract(zero.ProtoReflect().Descriptor())
 	return &Runner[S, C, E]{options: newOptions(opts), store: store, agg: agg, decider: d, oneof: oneof, times: times}
 }
 
-// Time is the time a command is given: its business time where the request names one, else now. UTC, whole
-// microseconds.
+// Time returns the time of a command: the business time of the request, or now if it has none. The
+// result is in UTC and whole microseconds.
 func (r *Runner[S, C, E]) Time(business *timestamppb.Timestamp) time.Time {
 	if business == nil {
 		return r.now()
@@ -61,7 +61,7 @@ func (r *Runner[S, C, E]) Time(business *timestamppb.Timestamp) time.Time {
 	return event.Time(business.AsTime())
 }
 
-// ID is the id a command is given: the one the client chose, or a new UUIDv7 where it chose none.
+// ID returns the id that the client chose, or a new UUIDv7.
 func ID(chosen string) string {
 	if chosen == "" {
 		return uuid.Must(uuid.NewV7()).String()
@@ -69,35 +69,37 @@ func ID(chosen string) string {
 	return event.CanonicalID(chosen)
 }
 
-// Load reads the state of a stream and its version; version 0 means that it does not exist.
+// Load returns the state and the version of a stream. Version 0 means that it does not exist.
 func (r *Runner[S, C, E]) Load(ctx context.Context, stream string) (S, uint64, error) {
 	l, err := r.load(ctx, stream)
 	return l.state, l.version, err
 }
 
-// Task is a command on the stream it is meant for.
+// Task is a command and its stream.
 type Task[S, C any, E proto.Message] struct {
 	*Runner[S, C, E]
 	stream  string
 	command C
 }
 
-// On says which stream a command is meant for. Do runs it.
+// On returns the command as a task on a stream, for Do.
 func (r *Runner[S, C, E]) On(stream string, command C) Task[S, C, E] {
 	return Task[S, C, E]{r, stream, command}
 }
 
-// Do runs a command and answers the request it came in. answer makes the response out of the state after the command
-// and the receipt.
+// Do runs a command and answers its request. answer builds the response from the state after the
+// command and the receipt.
 //
-// With an idempotency key (see HeaderIdempotencyKey) the same request again gives the first answer again, with
-// receipt.replayed set; another request under that key is rejected by rule "idempotency_key_reused". A rejection is not
-// kept: the request may be sent again under its key, and is decided anew. A command that changes nothing is accepted:
-// it stores no event, and its receipt names the version that is there.
+// With an idempotency key (see HeaderIdempotencyKey), a repeated request returns the first answer
+// with receipt.replayed set. Another request under the same key is rejected by the rule
+// "idempotency_key_reused". A rejection is not stored: a request may be sent again under its key
+// and is then decided anew. A command that changes nothing is accepted: it stores no event, and its
+// receipt has the current version.
 //
-// Errors: a *Rejected; a Connect error Aborted where others kept appending to the stream, or Unavailable where the
-// store failed: then the command may be sent again, under its key, as the store may have taken it; others are for
-// nobody outside. HandlerOptions makes of each what the caller gets.
+// Do returns a *RejectedError, or a Connect error. Aborted means that others kept appending to the
+// stream. Unavailable means that the store failed. The store may still have accepted the command,
+// so it is safe to send it again only under its key. All other errors are internal. HandlerOptions
+// turns each error into what the caller gets.
 func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 	*Q
 	Request
@@ -119,7 +121,7 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 	return connect.NewResponse((*A)(response.(PA))), nil
 }
 
-// run tries until the command is stored, was answered before, or is refused.
+// run retries until the command is stored, was answered before, or is rejected.
 func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
 	if t.decider.Opens != nil && t.decider.Opens(t.command) {
 		response, err := t.try(ctx, call, true, answer)
@@ -129,7 +131,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 		}
 		if !isRefusal(err) {
 			return response, err
-		} // else the stream exists, or the refusal should know whether it does
+		} // otherwise the stream exists, or the rejection needs to know whether it does
 	}
 	done, err := t.turns.take(ctx, t.stream)
 	if err != nil {
@@ -158,7 +160,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 	}
 }
 
-// isRefusal tells whether somebody who decides, the domain or the store, has refused a command.
+// isRefusal reports whether the domain or the store has rejected a command.
 func isRefusal(err error) bool {
 	var rejected *Rejected
 	var conflict *eventstore.ConflictError
@@ -166,7 +168,7 @@ func isRefusal(err error) bool {
 	return errors.As(err, &rejected) || errors.As(err, &conflict) || errors.As(err, &answered)
 }
 
-// busy says that others kept a command from its stream.
+// busy returns an Aborted error if other commands kept this one from its stream.
 func (t Task[S, C, E]) busy(err error) error {
 	var conflict *eventstore.ConflictError
 	if errors.As(err, &conflict) || errors.Is(err, errTooManyWaiting) {
@@ -175,8 +177,9 @@ func (t Task[S, C, E]) busy(err error) error {
 	return err
 }
 
-// try loads, decides and appends, once. Unread, it takes the stream to be new, and Append will tell. It returns the
-// store's ConflictError and AnsweredError as they are.
+// try loads, decides and appends once. If unread is true, it assumes a new stream without reading
+// it, and Append detects the opposite. It returns the store's ConflictError and AnsweredError
+// unchanged.
 func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer func(S, *eventv1.Receipt) Response) (Response, error) {
 	var before loaded[S]
 	var err error
@@ -200,7 +203,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 
 	receipt := &eventv1.Receipt{Version: after.version}
 	response := answer(after.state, receipt)
-	if len(events) == 0 { // then the position is that of the newest event there is, and belongs to the answer that is kept
+	if len(events) == 0 { // the stored answer has the position of the newest existing event
 		receipt.Token = t.token(t.stream, after.version, before.position)
 		if call.key == "" {
 			return response, nil
@@ -220,7 +223,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	return response, nil
 }
 
-// append is the store's Append with a failpoint on each side.
+// append is the store's Append, with a failpoint before and after it.
 func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := failpoint.Hit("commands.append.before"); err != nil {
 		return eventstore.Appended{}, err
@@ -232,7 +235,7 @@ func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (event
 	return appended, err
 }
 
-// storeError passes on what somebody here decides by and what is our own mistake, and logs and hides the rest.
+// storeError passes on errors that callers act on, and our own bugs. It logs and hides all others.
 func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, err error) error {
 	if isRefusal(err) || errors.Is(err, eventstore.ErrInvalid) {
 		return err

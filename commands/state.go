@@ -16,15 +16,15 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// loaded is a stream's state as it was read.
+// loaded is the state of a stream as read from the store.
 type loaded[S any] struct {
 	state    S
 	version  uint64
-	position event.Position // of the event of that version
-	snapshot uint64         // version of the snapshot that was used; 0 without one
+	position event.Position // position of the event of that version
+	snapshot uint64         // version of the snapshot in use; 0 if there is none
 }
 
-// load folds the newest snapshot, where one fits, and the events after it.
+// load folds the newest usable snapshot and the events after it.
 func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], error) {
 	var l loaded[S]
 	after := uint64(0)
@@ -32,8 +32,9 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	if err != nil {
 		return l, r.storeError(ctx, "load snapshot", stream, err)
 	}
-	damaged := func(err error) { // the events hold all that the snapshot does, and the next append replaces it
-		r.logger.ErrorContext(ctx, "a snapshot is damaged; reading all events of its stream", "aggregate", r.agg.Name, "stream", stream,
+	// the events contain everything, and the next append replaces the snapshot
+	damaged := func(err error) {
+		r.logger.ErrorContext(ctx, "snapshot is damaged; reading all events of the stream", "aggregate", r.agg.Name, "stream", stream,
 			"version", snap.Version, "error", err)
 	}
 	if ok && snap.Schema == r.decider.Schema && snap.Version > 0 {
@@ -44,14 +45,14 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 		}
 		if err == nil {
 			l.state, l.version, l.snapshot = state, snap.Version, snap.Version
-			after = snap.Version - 1 // the snapshot's own event is read again, for its position
+			after = snap.Version - 1 // read the snapshot's own event again for its position
 		} else {
 			damaged(err)
 		}
 	}
 	events, err := r.store.Load(ctx, stream, after)
 	if err == nil && len(events) == 0 && l.version > 0 {
-		damaged(errors.New("the stream has not come to its version"))
+		damaged(errors.New("its version is higher than the stream's"))
 		l, after = loaded[S]{}, 0
 		events, err = r.store.Load(ctx, stream, after)
 	}
@@ -60,7 +61,7 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	}
 	for i, e := range events {
 		if want := after + uint64(i) + 1; e.Version != want {
-			return l, fmt.Errorf("%s %q: event %d stands where %d should", r.agg.Name, stream, e.Version, want)
+			return l, fmt.Errorf("%s %q: found event %d, want event %d", r.agg.Name, stream, e.Version, want)
 		}
 		if l.position = e.Position; e.Version <= l.version {
 			continue
@@ -74,7 +75,7 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	return l, nil
 }
 
-// dueSnapshot is the snapshot to keep with an append, if enough events have come since the last.
+// dueSnapshot returns a snapshot to append if enough events have come since the last one.
 func (r *Runner[S, C, E]) dueSnapshot(stream string, l loaded[S]) ([]eventstore.Snapshot, error) {
 	if l.version-l.snapshot < r.snapshotEvery {
 		return nil, nil
@@ -88,21 +89,23 @@ func (r *Runner[S, C, E]) dueSnapshot(stream string, l loaded[S]) ([]eventstore.
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
-// sealSize is the length of a checksum in hexadecimal, and of the line break before it.
+// sealSize is the length of a checksum in hexadecimal, plus the line break before it.
 const sealSize = 9
 
-// seal adds a checksum to a snapshot's state: a wrong state would lead to wrong decisions.
+// seal adds a checksum to a snapshot's state, because a damaged state would lead to wrong
+// decisions.
 func seal(stream string, version uint64, state []byte) []byte {
 	sum := crc32.Checksum(fmt.Appendf(nil, "%q %d %s", stream, version, state), checksums)
 	return fmt.Appendf(state, "\n%08x", sum)
 }
 
-// unseal returns the state that seal was given. A snapshot of an earlier version has no checksum: its state is trusted.
+// unseal returns the state that seal was given. Snapshots of earlier versions have no checksum and
+// are trusted.
 func unseal(stream string, snap eventstore.Snapshot) ([]byte, error) {
 	at := len(snap.State) - sealSize
 	if at < 0 || snap.State[at] != '\n' {
-		if bytes.IndexByte(snap.State, '\n') >= 0 { // the state itself has none
-			return nil, errors.New("its checksum is cut off")
+		if bytes.IndexByte(snap.State, '\n') >= 0 { // JSON contains no line break
+			return nil, errors.New("its checksum is truncated")
 		}
 		return snap.State, nil
 	}
@@ -113,6 +116,8 @@ func unseal(stream string, snap eventstore.Snapshot) ([]byte, error) {
 	return state, nil
 }
 
+// decode returns the events message of a stored event. It rejects types that this version does not
+// know: skipping one would decide on a wrong state.
 func (r *Runner[S, C, E]) decode(e event.Event) (E, error) {
 	var zero E
 	m := zero.ProtoReflect().Type().New()
@@ -125,7 +130,7 @@ func (r *Runner[S, C, E]) decode(e event.Event) (E, error) {
 	return m.Interface().(E), nil
 }
 
-// encode fills what an event's own message says of it: type, business time and data.
+// encode fills type, business time and data of an event from its message.
 func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	m := message.ProtoReflect()
 	member := m.WhichOneof(r.oneof)
@@ -135,7 +140,7 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	inner := m.Get(member).Message()
 	at, ok := inner.Get(r.times[member.Number()]).Message().Interface().(*timestamppb.Timestamp)
 	if !ok || at == nil {
-		return event.Event{}, fmt.Errorf("%s carries no business time", inner.Descriptor().FullName())
+		return event.Event{}, fmt.Errorf("%s has no business time", inner.Descriptor().FullName())
 	}
 	data, err := proto.Marshal(message)
 	if err != nil {
@@ -143,15 +148,16 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 	}
 	if len(data) > eventstore.MaxData {
 		return event.Event{}, &Rejected{Code: Invalid, Rule: "event_too_large",
-			Reason: fmt.Sprintf("the event would take %d bytes, and may take %d: ask for it in parts", len(data), eventstore.MaxData)}
+			Reason: fmt.Sprintf("the event has %d bytes, but at most %d are allowed: split the command", len(data), eventstore.MaxData)}
 	}
 	return event.Event{
 		Aggregate: r.agg.Name, Type: string(inner.Descriptor().FullName()), Data: data, OccurredAt: event.Time(at.AsTime()),
 	}, nil
 }
 
-// contract finds the oneof "event" of an events message and, for each member, its first timestamp. A message that is
-// not made that way is a mistake of the contract, which must not wait for the first command: it panics.
+// contract returns the oneof "event" of an events message and, for each member, its first
+// timestamp. It panics if the message has another form: that is a bug in the contract, and it
+// should not wait for the first command.
 func contract(d protoreflect.MessageDescriptor) (protoreflect.OneofDescriptor, map[protoreflect.FieldNumber]protoreflect.FieldDescriptor) {
 	oneof := d.Oneofs().ByName("event")
 	if oneof == nil {

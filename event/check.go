@@ -10,13 +10,16 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Check reports why e is not an event of the aggregate, in an error that wraps ErrNotEvent; nil where it is one. Every
-// reader of the log goes by it, so that views, tables and digests agree on what counts: the envelope can be kept
-// everywhere, the type is one of the aggregate's, known to this program or newer, and the payload holds exactly one
-// event, which is of that type and about that stream, and which can be read to the end. FromRecord has checked before
-// that the headers are there.
+// Check returns an error that wraps ErrNotEvent if e is not an event of the aggregate. Every reader
+// of the log uses it, so views, tables and digests agree on what an event is:
 //
-// Whether the store knows the event's id is not asked here: most readers have no store.
+//   - The envelope fits every sink: text is UTF-8, and the version fits a signed 64-bit integer.
+//   - The type belongs to the aggregate. It may be newer than this program.
+//   - The payload can be decoded to its end. It contains exactly one event, of that type and for
+//     that stream.
+//
+// FromRecord has already checked that the headers are present. Check does not ask the store whether
+// it knows the event's id, because most readers have no store.
 func (a Aggregate) Check(e Event) error {
 	if err := a.check(e); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotEvent, err)
@@ -24,7 +27,8 @@ func (a Aggregate) Check(e Event) error {
 	return nil
 }
 
-// CheckOn is Check of the aggregate that a topic carries. On any other topic the envelope is all that is known.
+// CheckOn is Check for the aggregate of a topic. On other topics only the envelope is known, and it
+// returns nil.
 func CheckOn(topic string, e Event) error {
 	for _, a := range aggregates {
 		if a.Topic == topic {
@@ -36,7 +40,7 @@ func CheckOn(topic string, e Event) error {
 
 func (a Aggregate) check(e Event) error {
 	if e.Aggregate != a.Name {
-		return fmt.Errorf("it is of aggregate %q, want %q", e.Aggregate, a.Name)
+		return fmt.Errorf("its aggregate is %q, want %q", e.Aggregate, a.Name)
 	}
 	if e.Version > math.MaxInt64 {
 		return fmt.Errorf("version %d is too large", e.Version)
@@ -53,7 +57,7 @@ func (a Aggregate) check(e Event) error {
 	return c.check(a, e)
 }
 
-// check compares type, payload and stream.
+// check compares the type with the payload, and the payload's stream with the key.
 func (c *contract) check(a Aggregate, e Event) error {
 	number, content, err := c.member(e.Data)
 	if err != nil {
@@ -64,17 +68,17 @@ func (c *contract) check(a Aggregate, e Event) error {
 	case !known:
 		// "millrace.order.v2.OrderSplit" is of the same family as "millrace.order.v1.OrderEvent".
 		if !protoreflect.FullName(e.Type).IsValid() || !strings.HasPrefix(e.Type, family(a.Message)) {
-			return fmt.Errorf("type %q is none of %s", e.Type, a.Message)
+			return fmt.Errorf("type %q is not one of %s", e.Type, a.Message)
 		}
 		if number != 0 {
-			return fmt.Errorf("type is %s, and the payload holds another", e.Type)
+			return fmt.Errorf("type is %s, but the payload contains another event", e.Type)
 		}
 		if len(e.Data) == 0 {
 			return fmt.Errorf("payload of %s is empty", e.Type)
 		}
 		return nil
 	case number != want:
-		return fmt.Errorf("type is %s, and the payload holds none", e.Type)
+		return fmt.Errorf("type is %s, but the payload contains no such event", e.Type)
 	}
 	if err := c.members[number].walk(content, e.Stream); err != nil {
 		return fmt.Errorf("payload of %s: %w", e.Type, err)
@@ -82,7 +86,7 @@ func (c *contract) check(a Aggregate, e Event) error {
 	return nil
 }
 
-// family is the package of a message without its version, with the dot behind it.
+// family returns the package of a message without its version, with a trailing dot.
 func family(message string) string {
 	name := protoreflect.FullName(message).Parent() // the package
 	return string(name.Parent()) + "."

@@ -13,27 +13,29 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
-// contract is what an aggregate's events message says of payloads, compiled from its descriptor: readers check millions
-// of payloads, most of which they turn into columns without making messages of them.
+// contract describes the payloads of an aggregate. It is compiled from the descriptor of the events
+// message, because readers check millions of payloads, and most readers turn them into columns
+// without decoding a message.
 type contract struct {
-	types   map[string]protowire.Number // of the members of the oneof "event", by the message's full name
+	types   map[string]protowire.Number // members of the oneof "event", by full name of the message
 	members map[protowire.Number]*member
 }
 
 // member is one kind of event.
 type member struct {
 	message *message
-	money   bool // it has amounts, which must be of one currency
+	money   bool // its amounts must share one currency
 }
 
-// message is a message type as far as a payload's check needs it.
+// message is the part of a message type that the check needs.
 type message struct {
-	fields   []field // by number; the rest are newer than this program
-	required uint64  // numbers of fields that must be there, as bits
+	fields   []field // indexed by number; unknown numbers are newer than this program
+	required uint64  // bit set of the numbers of required fields
 	stamp    bool    // google.protobuf.Timestamp
 	amount   bool    // google.type.Money
 }
 
+// field is a known field of a message. The zero field is unknown.
 type field struct {
 	known   bool
 	kind    protoreflect.Kind
@@ -46,11 +48,11 @@ type field struct {
 const (
 	timestampName = "google.protobuf.Timestamp"
 	moneyName     = "google.type.Money"
-	maxDepth      = 100 // of messages in messages
+	maxDepth      = 100 // nesting of messages
 )
 
-// required names the fields without which an event says nothing that can be kept: every service has always set them.
-// What is added to a message later must not be required, for the events before do not have it.
+// required lists the fields without which an event is useless. Every service has always set them.
+// Never add a field that a message gained later: older events do not have it.
 var required = map[protoreflect.FullName][]protoreflect.Name{
 	"millrace.order.v1.OrderPlaced":              {"ordered_at", "total"},
 	"millrace.order.v1.LinesAdded":               {"ordered_at", "total"},
@@ -63,9 +65,9 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	"millrace.inventory.v1.ReservationReleased":  {"released_at"},
 }
 
-var contracts sync.Map // *contract by the full name of the events message
+var contracts sync.Map // *contract by full name of the events message
 
-// contractOf compiles the contract of an events message, once. The message must be linked into the program.
+// contractOf compiles the contract of an events message once. The message must be linked in.
 func contractOf(name string) (*contract, error) {
 	if c, ok := contracts.Load(name); ok {
 		return c.(*contract), nil
@@ -89,6 +91,8 @@ func contractOf(name string) (*contract, error) {
 	return c, nil
 }
 
+// compile describes a message type and, recursively, the types of its fields. The map breaks
+// cycles.
 func compile(md protoreflect.MessageDescriptor, compiled map[protoreflect.FullName]*message) *message {
 	if m := compiled[md.FullName()]; m != nil {
 		return m
@@ -98,7 +102,7 @@ func compile(md protoreflect.MessageDescriptor, compiled map[protoreflect.FullNa
 	for i := range md.Fields().Len() {
 		fd := md.Fields().Get(i)
 		n := int(fd.Number())
-		if n >= 64 { // no contract has one; it would be taken for a newer field
+		if n >= 64 { // no contract has such a number; it would be treated as a newer field
 			continue
 		}
 		for len(m.fields) <= n {
@@ -119,13 +123,13 @@ func compile(md protoreflect.MessageDescriptor, compiled map[protoreflect.FullNa
 }
 
 var (
-	errTwoEvents = errors.New("it holds more than one event")
+	errTwoEvents = errors.New("it contains more than one event")
 	errNotUTF8   = errors.New("text is not UTF-8")
 	errTooDeep   = errors.New("messages are nested too deep")
 )
 
-// member finds the one event that a payload holds: its number, 0 where it is of a kind that this program does not know,
-// and its message.
+// member finds the one event in a payload and returns its number and message. The number is 0 if
+// this program does not know the type of event.
 func (c *contract) member(payload []byte) (number protowire.Number, content []byte, err error) {
 	for len(payload) > 0 {
 		v, size := consume(payload)
@@ -147,7 +151,7 @@ func (c *contract) member(payload []byte) (number protowire.Number, content []by
 	return number, content, nil
 }
 
-// value is a field of a message.
+// value is one field read from the wire.
 type value struct {
 	number  protowire.Number
 	typ     protowire.Type
@@ -155,9 +159,9 @@ type value struct {
 	content []byte // of BytesType
 }
 
-// consume reads one field, and how long it is; a negative length is an error code of protowire's.
+// consume reads one field and returns its size. A negative size is an error code of protowire.
 func consume(b []byte) (v value, size int) {
-	if b[0] < 0x80 && b[0] >= 8 { // nearly always
+	if b[0] < 0x80 && b[0] >= 8 { // true for nearly all fields
 		v.number, v.typ, size = protowire.Number(b[0]>>3), protowire.Type(b[0]&7), 1
 	} else if v.number, v.typ, size = protowire.ConsumeTag(b); size < 0 {
 		return v, size
@@ -177,17 +181,17 @@ func consume(b []byte) (v value, size int) {
 	return v, size + n
 }
 
-// walk reads an event's message to the end. Its first field names the stream.
+// walk decodes an event's message to its end. The first field of every event names its stream.
 func (m *member) walk(b []byte, stream string) error {
 	w := walker{}
 	if err := w.message(m.message, b, maxDepth); err != nil {
 		return err
 	}
 	if string(w.first) != stream {
-		return fmt.Errorf("it is about %q, and the key is %q", w.first, stream)
+		return fmt.Errorf("its stream is %q, but the key is %q", w.first, stream)
 	}
 	if m.money {
-		w.meet(w.own) // the event's, which its amounts repeat
+		w.meet(w.own) // the event's own currency, which its amounts repeat
 	}
 	if w.mixed {
 		return errors.New("amounts are in more than one currency")
@@ -195,15 +199,16 @@ func (m *member) walk(b []byte, stream string) error {
 	return nil
 }
 
-// walker is what a walk through one event has seen.
+// walker is the state of a walk through one event.
 type walker struct {
 	first    []byte // the outer message's field 1
 	own      []byte // the outer message's field "currency"
-	currency []byte // of amounts: the one that was met first
-	met      bool   // one was
-	mixed    bool   // and another
+	currency []byte // of the first amount
+	met      bool   // an amount was seen
+	mixed    bool   // a later amount had another currency
 }
 
+// meet records the currency of an amount.
 func (w *walker) meet(currency []byte) {
 	switch {
 	case !w.met:
@@ -213,12 +218,14 @@ func (w *walker) meet(currency []byte) {
 	}
 }
 
+// message checks one message. depth limits the nesting, so that hostile payloads cannot exhaust the
+// stack.
 func (w *walker) message(m *message, b []byte, depth int) error {
 	if depth == 0 {
 		return errTooDeep
 	}
 	var there uint64
-	var whole, nanos int64 // of a time or an amount
+	var whole, nanos int64 // of a timestamp or an amount
 	var code []byte
 	for len(b) > 0 {
 		v, size := consume(b)
@@ -232,13 +239,14 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 		}
 		f := &m.fields[n]
 		if f.message != nil && !f.list && there&(1<<n) != 0 {
-			return fmt.Errorf("%s comes twice", f.name) // readers would have to agree on how halves are joined
+			// readers would have to agree on how to merge the halves
+			return fmt.Errorf("%s occurs twice", f.name)
 		}
 		there |= 1 << n
 		switch {
 		case typ == protowire.VarintType && f.typ == typ:
 			if f.kind == protoreflect.Uint32Kind && uint32(v.varint) > math.MaxInt32 {
-				return fmt.Errorf("%s is too large", f.name) // for an int column
+				return fmt.Errorf("%s is too large", f.name) // an int column is signed
 			}
 			if !m.stamp && !m.amount {
 				continue
@@ -262,7 +270,7 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 			}
 		case typ == protowire.BytesType && f.list: // packed
 			if !packed(f.typ, v.content) {
-				return fmt.Errorf("%s: it is not a list", f.name)
+				return fmt.Errorf("%s: it is not a packed list", f.name)
 			}
 		case typ != f.typ:
 			return fmt.Errorf("%s is of another type", f.name)
@@ -280,14 +288,14 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 	}
 	switch {
 	case m.stamp && (whole < firstSecond || whole > lastSecond || nanos < 0 || nanos >= nanosPerUnit):
-		return fmt.Errorf("%d seconds and %d nanos are no time of the years 1 to 9999", whole, nanos)
+		return fmt.Errorf("%d seconds and %d nanos are not a time between the years 1 and 9999", whole, nanos)
 	case m.amount && (nanos <= -nanosPerUnit || nanos >= nanosPerUnit || whole > 0 && nanos < 0 || whole < 0 && nanos > 0):
 		return fmt.Errorf("%w: %d units and %d nanos", ErrMoney, whole, nanos)
 	}
 	return nil
 }
 
-// What google.protobuf.Timestamp can hold: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
+// The range of google.protobuf.Timestamp: 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
 const (
 	firstSecond = -62135596800
 	lastSecond  = 253402300799
@@ -303,7 +311,7 @@ func (w *walker) bytes(f *field, content []byte, depth int) error {
 	return nil
 }
 
-// packed reports whether b is a list of scalars of a wire type.
+// packed reports whether b is a packed list of scalars of a wire type.
 func packed(typ protowire.Type, b []byte) bool {
 	for len(b) > 0 {
 		n := protowire.ConsumeFieldValue(1, typ, b)

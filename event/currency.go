@@ -7,8 +7,8 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 )
 
-// iso4217 lists the currencies that ISO 4217 has had since 2020, by their decimals. Its codes without decimals of any number
-// (metals, XDR, XTS, XXX) price nothing.
+// iso4217 lists the currencies of ISO 4217 since 2020, by number of decimals. Codes without a
+// number of decimals (metals, XDR, XTS, XXX) are not used in prices.
 var iso4217 = map[int]string{
 	0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
 	2: "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW CNY " +
@@ -30,11 +30,12 @@ var decimalsOf = func() map[string]int {
 	return known
 }()
 
-// Currencies says which currencies there are and how many decimals an amount in each may have: those of ISO 4217, but for
-// what this map has of its own.
+// Currencies overrides ISO 4217: it maps a currency to the number of decimals that an amount may
+// have. ISO 4217 applies to currencies that are not in the map.
 type Currencies map[string]int
 
-// Decimals is how many decimals an amount in a currency may have; known is false where there is no such currency.
+// Decimals returns how many decimals an amount in a currency may have. known is false if the
+// currency does not exist.
 func (c Currencies) Decimals(code string) (decimals int, known bool) {
 	if decimals, known = c[code]; known {
 		return decimals, true
@@ -43,7 +44,8 @@ func (c Currencies) Decimals(code string) (decimals int, known bool) {
 	return decimals, known
 }
 
-// Fits reports whether a well formed amount has no more decimals than its currency, which must be known.
+// Fits reports whether a well-formed amount has no more decimals than its currency, which must be
+// known.
 func (c Currencies) Fits(m *money.Money) bool {
 	decimals, known := c.Decimals(m.GetCurrencyCode())
 	unit := int32(1)
@@ -53,7 +55,7 @@ func (c Currencies) Fits(m *money.Money) bool {
 	return known && m.GetNanos()%unit == 0
 }
 
-// Check finds settings that no amount can have.
+// Check returns an error for settings that no amount can meet.
 func (c Currencies) Check() error {
 	for code, decimals := range c {
 		if !isCurrency(code) {

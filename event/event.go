@@ -1,5 +1,17 @@
-// Package event says what an event is while it is stored and while it travels: its envelope, its position, the
-// aggregate it belongs to, and money. It does no I/O and knows no clock.
+// Package event defines what an event is while it is stored and while it travels on the log.
+//
+// Event is the envelope: id, stream, version, type, times and position, with the payload as
+// protobuf bytes. Aggregate names the streams of one kind, their store and their topic. Headers and
+// FromRecord convert an event to a Kafka record and back without loss. Position orders the events
+// of one store, and Token is the position that a client passes to a query to read its own writes.
+//
+// Aggregate.Check is the one definition of an event that all readers share. A record can also be a
+// forgery or a copy: Seal and Sequence detect these.
+//
+// Money is exact. Functions on it return an error instead of rounding.
+//
+// The package has no I/O, no clock and no randomness. Every hop keeps times in UTC with
+// microseconds.
 package event
 
 import (
@@ -8,7 +20,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// Event is one recorded fact of one aggregate, with everything every hop needs to know of it.
+// Event is one recorded fact of one aggregate.
 type Event struct {
 	ID        uuid.UUID // UUIDv7
 	Aggregate string    // Aggregate.Name: "order"
@@ -18,19 +30,19 @@ type Event struct {
 	Data      []byte    // the aggregate's events message (OrderEvent), protobuf wire format
 
 	OccurredAt time.Time // business time, UTC, whole microseconds
-	RecordedAt time.Time // when the store took it, UTC, whole microseconds
+	RecordedAt time.Time // when the store accepted it, UTC, whole microseconds
 
-	CorrelationID string // names the conversation; may be empty
-	CausationID   string // names the command or event that led to this one; may be empty
+	CorrelationID string // identifies the conversation; may be empty
+	CausationID   string // id of the command or event that caused this one; may be empty
 	TraceParent   string // W3C trace context; may be empty
 
-	Position Position // where it stands in its store
+	Position Position // in its store
 }
 
-// Time brings t to the precision that every hop keeps: UTC, whole microseconds.
+// Time converts t to the precision that every hop keeps: UTC, whole microseconds.
 func Time(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
-// Aggregate is a kind of stream. One service owns it, one store keeps it and one topic carries it.
+// Aggregate is a kind of stream. It has one service, one store and one topic.
 type Aggregate struct {
 	Name    string // "order"
 	Service string // "order"; also the name of its store
@@ -46,8 +58,8 @@ var (
 	Stock    = Aggregate{Name: "stock", Service: "inventory", Topic: "millrace.stock", Message: "millrace.inventory.v1.StockEvent"}
 )
 
-// CanonicalStream is a stream's name as every store has it. The stock and the products are named by their SKUs, which
-// people write in both cases; orders and customers are named by UUIDs.
+// CanonicalStream returns a stream's name as every store has it. Stock and products are named by
+// SKUs, which are case-sensitive. Orders and customers are named by UUIDs, which are not.
 func CanonicalStream(service, stream string) string {
 	if service == Order.Service || service == Customer.Service {
 		return CanonicalID(stream)
@@ -55,7 +67,7 @@ func CanonicalStream(service, stream string) string {
 	return stream
 }
 
-// Aggregates lists them all, in the order in which people are shown them.
+// Aggregates returns all of them, in display order.
 func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }
 
 var aggregates = Aggregates()

@@ -17,7 +17,8 @@ type Header struct {
 	Value []byte
 }
 
-// Header keys: CloudEvents 1.0 binary mode over Kafka, with our attributes as extensions, and W3C trace context.
+// Header keys: CloudEvents 1.0 in binary mode for Kafka, our attributes as extensions, and W3C
+// trace context.
 const (
 	headerSpec        = "ce_specversion"
 	headerID          = "ce_id"
@@ -37,14 +38,14 @@ const (
 	sourcePrefix = "/millrace/"
 )
 
-// ContentType is that of a record whose value is an event's Data as it is.
+// ContentType is the content type of a record whose value is an event's Data, unchanged.
 const ContentType = "application/protobuf"
 
-// Headers is the envelope as CloudEvents headers. With the stream as the record's key and Data as its value it is the
-// whole event: FromRecord gives it back.
+// Headers returns the envelope as CloudEvents headers. Together with the stream as key and Data as
+// value it is the whole event, which FromRecord restores.
 func (e Event) Headers() []Header { return e.HeadersOf(ContentType) }
 
-// HeadersOf is Headers for a record whose value is Data in another form, which the content type names.
+// HeadersOf is Headers for a record whose value is Data in another encoding, named by contentType.
 func (e Event) HeadersOf(contentType string) []Header {
 	h := []Header{
 		{headerSpec, []byte(specVersion)},
@@ -68,7 +69,8 @@ func (e Event) HeadersOf(contentType string) []Header {
 	return h
 }
 
-// ErrNotEvent is what FromRecord's errors wrap: the record is not one of ours, or is damaged.
+// ErrNotEvent is wrapped by every error of FromRecord: the record is not an event of ours, or it is
+// damaged.
 var ErrNotEvent = errors.New("record is not an event")
 
 // FromRecord reads an event from a record's key, value and headers. Data aliases value. Unknown headers are ignored.
@@ -78,7 +80,7 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	var subject, spec []byte
 	for _, h := range headers {
 		var bad error
-		switch h.Key { // conversions that do not escape do not allocate
+		switch h.Key { // these conversions do not allocate
 		case headerSpec:
 			spec = h.Value
 		case headerID:
@@ -119,7 +121,7 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	case e.ID == uuid.Nil, e.Type == "", e.Aggregate == "", e.Version == 0, e.OccurredAt.IsZero(), e.RecordedAt.IsZero():
 		err = errors.New("a required header is missing or zero: id, type, source, streamversion, time, recordedtime")
 	case e.Stream == "" || e.Stream != string(subject):
-		err = fmt.Errorf("key %q is not the subject %q", e.Stream, subject)
+		err = fmt.Errorf("key %q differs from the subject %q", e.Stream, subject)
 	}
 	if err != nil {
 		return Event{}, fmt.Errorf("%w: %w", ErrNotEvent, err)
@@ -127,7 +129,7 @@ func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	return e, nil
 }
 
-// intern returns b as a string, without an allocation for the names of known types and aggregates.
+// intern returns b as a string. It does not allocate for known types and aggregates.
 func intern(b []byte) string {
 	if s, ok := interned()[string(b)]; ok {
 		return s
@@ -135,7 +137,7 @@ func intern(b []byte) string {
 	return string(b)
 }
 
-// interned holds the known names. Descriptors of events are registered before the first record is read.
+// interned contains the known names. Descriptors are registered before the first record is read.
 var interned = sync.OnceValue(func() map[string]string {
 	names := map[string]string{}
 	for _, a := range aggregates {
@@ -149,11 +151,13 @@ var interned = sync.OnceValue(func() map[string]string {
 	return names
 })
 
+// parseTime accepts RFC 3339, also in the forms that only time.Parse accepts.
 func parseTime(b []byte) (t time.Time, err error) {
-	if t.UnmarshalText(b) != nil { // it is stricter, and does not allocate
+	if t.UnmarshalText(b) != nil { // stricter than Parse, but does not allocate
 		t, err = time.Parse(time.RFC3339Nano, string(b))
 	}
-	if y := t.UTC().Year(); err == nil && (y < 1 || y > 9999) { // an offset led out of what RFC 3339 can write
+	// an offset can lead out of the years of RFC 3339
+	if y := t.UTC().Year(); err == nil && (y < 1 || y > 9999) {
 		err = fmt.Errorf("year %d is out of range", y)
 	}
 	return Time(t), err

@@ -11,12 +11,13 @@ import (
 	"google.golang.org/genproto/googleapis/type/money"
 )
 
-// Money is google.type.Money: whole units and billionths of a unit ("nanos"), both of the same sign. It is exact: nothing
-// here rounds. What does not fit is an error.
+// Money is google.type.Money: whole units and billionths of a unit ("nanos"), with the same sign.
+// Arithmetic is exact. A result that does not fit is an error.
 var (
-	// ErrMoney is what the errors wrap that say an amount is malformed, or that two amounts do not go together.
+	// ErrMoney is wrapped by errors about malformed amounts and about amounts of different
+	// currencies.
 	ErrMoney = errors.New("not an amount of money")
-	// ErrMoneyOverflow is what the errors wrap that say a result is beyond 2^63 units.
+	// ErrMoneyOverflow is wrapped by errors about results beyond 2^63 units.
 	ErrMoneyOverflow = errors.New("amount of money is too large")
 )
 
@@ -25,8 +26,8 @@ const (
 	nanosDigits  = 9
 )
 
-// ValidateMoney says whether m is well formed: a currency of three capital letters, nanos of less than one unit, and no two
-// signs. Its errors wrap ErrMoney.
+// ValidateMoney returns an error that wraps ErrMoney unless m is well formed: a currency of three
+// capital letters, fewer nanos than one unit, and one sign.
 func ValidateMoney(m *money.Money) error {
 	switch units, nanos := m.GetUnits(), m.GetNanos(); {
 	case m == nil:
@@ -53,11 +54,11 @@ func isCurrency(s string) bool {
 	return true
 }
 
-// IsNegative tells whether a well formed amount is below zero.
+// IsNegative reports whether a well-formed amount is below zero.
 func IsNegative(m *money.Money) bool { return m.GetUnits() < 0 || m.GetNanos() < 0 }
 
-// AddMoney is a + b. Both must be well formed and of one currency (else ErrMoney), and the sum must fit (else
-// ErrMoneyOverflow).
+// AddMoney returns a + b. Both must be well formed and of the same currency, otherwise the error
+// wraps ErrMoney. If the sum does not fit, it wraps ErrMoneyOverflow.
 func AddMoney(a, b *money.Money) (*money.Money, error) {
 	if err := errors.Join(ValidateMoney(a), ValidateMoney(b)); err != nil {
 		return nil, err
@@ -66,11 +67,11 @@ func AddMoney(a, b *money.Money) (*money.Money, error) {
 		return nil, fmt.Errorf("%w: %s and %s cannot be added", ErrMoney, a.GetCurrencyCode(), b.GetCurrencyCode())
 	}
 	units, ok := addInt64(a.GetUnits(), b.GetUnits())
-	nanos := a.GetNanos() + b.GetNanos() // below two units: fits
+	nanos := a.GetNanos() + b.GetNanos() // below two units, so it fits
 	carry := int64(nanos / nanosPerUnit)
 	nanos %= nanosPerUnit
 	units, ok2 := addInt64(units, carry)
-	switch { // one sign for both
+	switch { // give both parts the same sign
 	case units > 0 && nanos < 0:
 		units, nanos = units-1, nanos+nanosPerUnit
 	case units < 0 && nanos > 0:
@@ -82,17 +83,19 @@ func AddMoney(a, b *money.Money) (*money.Money, error) {
 	return &money.Money{CurrencyCode: a.GetCurrencyCode(), Units: units, Nanos: nanos}, nil
 }
 
+// addInt64 reports an overflow in ok.
 func addInt64(a, b int64) (sum int64, ok bool) {
 	sum = a + b
 	return sum, (sum > a) == (b > 0)
 }
 
-// MulMoney is m × n. m must be well formed (else ErrMoney), and the product must fit (else ErrMoneyOverflow).
+// MulMoney returns m × n. If m is malformed the error wraps ErrMoney; if the product does not fit,
+// ErrMoneyOverflow.
 func MulMoney(m *money.Money, n int64) (*money.Money, error) {
 	if err := ValidateMoney(m); err != nil {
 		return nil, err
 	}
-	// Magnitudes first: nanos × n in 128 bits gives the nanos and a carry into the units.
+	// Multiply magnitudes: nanos × n in 128 bits results in the nanos and a carry into the units.
 	factor := magnitude(n)
 	hi, lo := bits.Mul64(magnitude(int64(m.GetNanos())), factor)
 	carry, nanos := bits.Div64(hi, lo, nanosPerUnit)
@@ -114,7 +117,7 @@ func MulMoney(m *money.Money, n int64) (*money.Money, error) {
 	return product, nil
 }
 
-// magnitude is |n|; that of -2^63 has no int64.
+// magnitude returns |n| as unsigned, because that of -2^63 does not fit an int64.
 func magnitude(n int64) uint64 {
 	if n < 0 {
 		return -uint64(n)
@@ -122,8 +125,8 @@ func magnitude(n int64) uint64 {
 	return uint64(n)
 }
 
-// MoneyString is the amount as a decimal without currency and without trailing zeros: "12.5", "-0.001", "3". The amount
-// must be well formed.
+// MoneyString returns a well-formed amount as a decimal without currency and without trailing
+// zeros: "12.5", "-0.001", "3".
 func MoneyString(m *money.Money) string {
 	b := make([]byte, 0, 32)
 	if IsNegative(m) {
@@ -137,8 +140,9 @@ func MoneyString(m *money.Money) string {
 	return string(b)
 }
 
-// ParseMoney reads what MoneyString wrote: an optional minus, digits, and optionally a point with one to nine digits behind.
-// Its errors wrap ErrMoney, or ErrMoneyOverflow where the number is well formed but too large.
+// ParseMoney reads the form that MoneyString writes: an optional minus, digits, and optionally a
+// point with one to nine decimals. Its errors wrap ErrMoney, or ErrMoneyOverflow if the number is
+// too large.
 func ParseMoney(currency, decimal string) (*money.Money, error) {
 	digits, negative := strings.CutPrefix(decimal, "-")
 	whole, fraction, point := strings.Cut(digits, ".")
@@ -150,7 +154,7 @@ func ParseMoney(currency, decimal string) (*money.Money, error) {
 		sign = "-"
 	}
 	units, err := strconv.ParseInt(sign+whole, 10, 64)
-	if err != nil { // only its range can be wrong
+	if err != nil { // digits are checked, so only the range can be wrong
 		return nil, fmt.Errorf("%w: %s %s", ErrMoneyOverflow, decimal, currency)
 	}
 	nanos, err := strconv.ParseInt(sign+fraction+strings.Repeat("0", nanosDigits-len(fraction)), 10, 32)

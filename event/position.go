@@ -13,27 +13,28 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// Position is a place in the order of one store. On PostgreSQL sequence order is not commit order, so the writing
-// transaction's id comes first; SQLite has one writer and leaves Transaction 0. The zero Position is before everything.
+// Position orders the events of one store. On PostgreSQL the order of sequence numbers is not the
+// order of commits, so the id of the writing transaction comes first. SQLite has one writer, and
+// Transaction is 0. The zero Position is before all events.
 type Position struct {
 	Transaction uint64
 	Sequence    uint64
 }
 
-// Compare is -1, 0 or +1 as p is before, at or after q.
+// Compare returns -1, 0 or +1 if p is before, equal to or after q.
 func (p Position) Compare(q Position) int {
 	return cmp.Or(cmp.Compare(p.Transaction, q.Transaction), cmp.Compare(p.Sequence, q.Sequence))
 }
 
-// IsZero tells whether p is before everything.
+// IsZero reports whether p is before all events.
 func (p Position) IsZero() bool { return p == Position{} }
 
-// String is "transaction.sequence", which ParsePosition reads.
+// String returns "transaction.sequence", the form that ParsePosition reads.
 func (p Position) String() string {
 	return strconv.FormatUint(p.Transaction, 10) + "." + strconv.FormatUint(p.Sequence, 10)
 }
 
-// ParsePosition reads what String wrote.
+// ParsePosition reads the form that String returns.
 func ParsePosition(s string) (Position, error) {
 	tx, seq, ok := strings.Cut(s, ".")
 	t, err1 := strconv.ParseUint(tx, 10, 64)
@@ -44,7 +45,8 @@ func ParsePosition(s string) (Position, error) {
 	return Position{t, q}, nil
 }
 
-// Token names the state a read must have seen: this version of this stream, stored at this position.
+// Token identifies the state that a read must include: a version of a stream, and its position in
+// the store.
 type Token struct {
 	Service  string
 	Stream   string
@@ -52,22 +54,22 @@ type Token struct {
 	Position Position
 }
 
-// ErrToken is what ParseToken's errors wrap.
+// ErrToken is wrapped by the errors of ParseToken.
 var ErrToken = errors.New("not a token of a command's receipt")
 
-// String is the opaque form that clients carry.
+// String returns the opaque form that clients carry.
 func (t Token) String() string {
 	b, err := proto.Marshal(&eventv1.PositionToken{
 		Service: t.Service, Stream: t.Stream, Version: t.Version,
 		Transaction: t.Position.Transaction, Sequence: t.Position.Sequence,
 	})
-	if err != nil { // a stream that is not UTF-8: no store accepts one
+	if err != nil { // a stream that is not UTF-8, which no store accepts
 		panic(err)
 	}
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// ParseToken reads what String wrote.
+// ParseToken reads the form that String returns.
 func ParseToken(s string) (Token, error) {
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil {

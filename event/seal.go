@@ -9,14 +9,16 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// A seal marks a record as published by the relay of its store. It is a name, which the relay announces on the log, and
-// a checksum of the event under that name. Readers use it to recognise the store's events without asking the store
-// about each one. A record that was made by hand, an edited copy, and a record of another system do not have a valid
-// seal. It is not a signature: anybody who can read the name can compute one. Broker ACLs and the comparison with the
-// store protect against that.
+// A seal marks a record as published by the relay of its store. It consists of a name, which the
+// relay announces on the log, and a checksum of the event under that name. Readers use it to
+// recognise the store's events without a question to the store. Records made by hand, edited copies
+// and records of other systems have no valid seal.
+//
+// A seal is not a signature: anybody who can read the name can compute one. Broker ACLs and the
+// comparison with the store protect against that.
 const headerSeal = "ce_storeseal" // "name:sum", the sum in 16 hexadecimal digits
 
-// sumDigits is how long a sum is.
+// sumDigits is the length of a sum.
 const sumDigits = 16
 
 // Seal returns the header that seals the event's record under a name.
@@ -39,7 +41,7 @@ func Sealed(headers []Header) (name []byte, ok bool) {
 }
 
 func seal(headers []Header) (name, sum []byte, ok bool) {
-	for i := len(headers) - 1; i >= 0; i-- { // it comes last
+	for i := len(headers) - 1; i >= 0; i-- { // the seal is the last header
 		if headers[i].Key == headerSeal {
 			return bytes.Cut(headers[i].Value, []byte(":"))
 		}
@@ -57,10 +59,10 @@ func (e Event) SealHolds(headers []Header) bool {
 	return bytes.Equal(appendSum(want[:0], e.sum(string(name))), sum)
 }
 
-// sum covers everything that a record carries. Strings are prefixed with their length, so that moving a character from
-// one to the next changes the sum.
+// sum covers all fields of the event. Strings are prefixed with their length, so that moving a
+// character from one field to the next changes the sum.
 func (e Event) sum(name string) uint64 {
-	var buffer [512]byte // on the stack, for nearly all events
+	var buffer [512]byte // keeps nearly all events off the heap
 	b := buffer[:0]
 	text := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	moment := func(t time.Time) { b = binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro())) }

@@ -6,20 +6,23 @@ import (
 	"strings"
 )
 
-// ErrRepeat marks a copy of an event that its partition has had before. It wraps ErrNotEvent.
-var ErrRepeat = fmt.Errorf("%w: a copy of an event that this partition had before", ErrNotEvent)
+// ErrRepeat marks a copy of an event that its partition already contains. It wraps ErrNotEvent.
+var ErrRepeat = fmt.Errorf("%w: a copy of an earlier event of this partition", ErrNotEvent)
 
-// Sequence tells the events of one partition from copies of them, which a mirror or a replay tool may produce again.
-// The relay publishes in the store's order, so positions rise along a partition, and an event at a position that was
-// passed is a copy. Readers pass it every sealed event of the partition, in the order of the log. Events without a seal
-// may not come from the relay, so their positions do not count. The zero Sequence has seen no event.
+// Sequence distinguishes the events of one partition from copies of them, as a mirror or a replay
+// tool may produce them. The relay publishes in store order, so positions rise along a partition,
+// and an event at a position that was passed is a copy.
+//
+// Readers pass every sealed event of the partition to Next, in log order. Events without a seal may
+// not come from the relay, so their positions do not count. The zero Sequence has seen no event.
 type Sequence struct {
-	last Position // the highest so far
-	late Position // of the last event, if it was late; else zero
+	last Position // the highest position so far
+	late Position // the position of the last event if that was late, otherwise zero
 }
 
-// headerLate is on events that the relay publishes behind later ones: the log lost them, or somebody copied the later
-// ones before the relay's transaction was complete. It carries the highest position of the partition.
+// headerLate marks events that the relay publishes behind later ones, because the log lost them or
+// because somebody copied the later ones before the relay's transaction was complete. Its value is
+// the highest position of the partition.
 const headerLate = "millrace-late"
 
 // LateHeader returns the header of an event that is published behind a later one at position passed.
@@ -34,7 +37,8 @@ func (s Sequence) Next(p Position, headers []Header) (Sequence, error) {
 		}
 		return next, nil
 	}
-	// Not so for a copy of a late event: it follows that event, or one that was published in order since.
+	// A late event is accepted once: its copy follows it, or follows an event published in order
+	// since.
 	if passed, ok := passed(headers); ok && passed.Compare(s.last) >= 0 && p.Compare(s.late) > 0 {
 		s.late = p
 		return s, nil
@@ -42,6 +46,7 @@ func (s Sequence) Next(p Position, headers []Header) (Sequence, error) {
 	return s, fmt.Errorf("%w: its position is %s, and the last one was %s", ErrRepeat, p, s.last)
 }
 
+// passed returns the position in a late event's header.
 func passed(headers []Header) (p Position, ok bool) {
 	for i := range headers {
 		if headers[i].Key == headerLate {
@@ -60,7 +65,7 @@ func (s Sequence) String() string {
 	return s.last.String() + "/" + s.late.String()
 }
 
-// ParseSequence reads what String wrote.
+// ParseSequence reads the form that String returns.
 func ParseSequence(text string) (s Sequence, err error) {
 	last, late, ok := strings.Cut(text, "/")
 	if s.last, err = ParsePosition(last); err != nil {
@@ -71,7 +76,7 @@ func ParseSequence(text string) (s Sequence, err error) {
 			return Sequence{}, err
 		}
 		if s.late.IsZero() || s.late.Compare(s.last) > 0 {
-			return Sequence{}, errors.New("a late event is before the last one")
+			return Sequence{}, errors.New("a late event must be before the last one")
 		}
 	}
 	return s, nil

@@ -14,7 +14,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// NewHandler serves CatalogService on a store of event.Product: the path to mount it on, and the handler.
+// NewHandler returns CatalogService on a store of event.Product, and the path to mount it on.
 func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
 	h := handler{commands.NewRunner(store, event.Product, Decider(), opts...)}
 	return catalogv1connect.NewCatalogServiceHandler(h, commands.HandlerOptions(opts...)...)

@@ -8,10 +8,11 @@
 //	                     └────────────────────────┘
 //	                           ListProduct
 //
-// A product keeps its prices, one per currency, while it is off sale. What changes nothing is no event: the same text, the
-// same price, delisting what is delisted.
+// A product that is off sale keeps its prices, one per currency. A command that changes nothing
+// stores no event: the same text, the same price, or a delisting of a delisted product.
 //
-// This file is the whole domain, and pure; handler.go is its door.
+// This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
+// CatalogService to it.
 package catalog
 
 import (
@@ -28,16 +29,16 @@ import (
 	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
 )
 
-// Status is where a product stands in its life.
+// Status is the state of a product's life.
 type Status string
 
-// The statuses. The zero Status is a product that does not exist.
+// The statuses. The zero Status means that the product does not exist.
 const (
 	Listed   Status = "listed"
 	Delisted Status = "delisted"
 )
 
-// State is what a product needs to remember in order to decide.
+// State is the part of a product's history that decisions need.
 type State struct {
 	Status      Status
 	Title       string
@@ -60,7 +61,7 @@ type (
 		Categories  []string
 		At          time.Time
 	}
-	// Revise replaces what is said of a product.
+	// Revise replaces the texts and categories of a product.
 	Revise struct {
 		SKU         string
 		Title       string
@@ -86,17 +87,18 @@ func (Revise) command()   {}
 func (SetPrice) command() {}
 func (Delist) command()   {}
 
-// Decider is the domain as the runner takes it.
+// Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *catalogv1.ProductEvent] {
 	return commands.Decider[State, Command, *catalogv1.ProductEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
 }
 
+// opens reports whether a command usually starts a new stream.
 func opens(c Command) bool {
 	_, ok := c.(List)
 	return ok
 }
 
-// Decide says what a command makes happen to a product, or why nothing.
+// Decide returns the events of a command, or the reason to reject it.
 func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
 	switch c := c.(type) {
 	case List:
@@ -108,7 +110,7 @@ func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
 	case Delist:
 		return s.delist(c)
 	}
-	return nil, fmt.Errorf("a product does not know the command %T", c)
+	return nil, fmt.Errorf("unknown command %T for a product", c)
 }
 
 func (s State) list(c List) ([]*catalogv1.ProductEvent, error) {
@@ -160,7 +162,7 @@ func (s State) delist(c Delist) ([]*catalogv1.ProductEvent, error) {
 	}}}}, nil
 }
 
-// Evolve gives the product after an event.
+// Evolve returns the product after an event.
 func Evolve(s State, e *catalogv1.ProductEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *catalogv1.ProductEvent_Listed:

@@ -17,7 +17,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// OpenStore opens an empty store in a temporary folder; the test's end closes it.
+// OpenStore opens an empty store in a temporary folder, and closes it at the end of the test.
 func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	t.Helper()
 	store, err := sqlite.Open(context.Background(), filepath.Join(t.TempDir(), agg.Service+".db"), agg)
@@ -32,14 +32,14 @@ func OpenStore(t testing.TB, agg event.Aggregate) eventstore.Store {
 	return store
 }
 
-// Server is a service as its clients see it, on loopback.
+// Server is a running service on loopback, for its clients.
 type Server struct {
 	URL   string
 	HTTP1 *http.Client
-	HTTP2 *http.Client // as gRPC wants it; without TLS
+	HTTP2 *http.Client // HTTP/2 without TLS, for gRPC
 }
 
-// Serve serves a service on a store until the test's end.
+// Serve serves a service on a store until the end of the test.
 func Serve(
 	t testing.TB, store eventstore.Store, handler func(eventstore.Store, ...commands.Option) (string, http.Handler), opts ...commands.Option,
 ) Server {
@@ -65,7 +65,8 @@ func protocols(one, two bool) *http.Protocols {
 	return &p
 }
 
-// Rejection is the detail of a business rule's refusal; the test fails where err is something else or has another code.
+// Rejection returns the detail of a rejected command. The test fails if err is another error or has
+// another code.
 func Rejection(t testing.TB, err error, code connect.Code) *eventv1.Rejection {
 	t.Helper()
 	var typed *connect.Error
@@ -83,7 +84,7 @@ func Rejection(t testing.TB, err error, code connect.Code) *eventv1.Rejection {
 	return nil
 }
 
-// Events are all events of a store.
+// Events returns all events of a store.
 func Events(t testing.TB, store eventstore.Store) []event.Event {
 	t.Helper()
 	var all []event.Event

@@ -1,5 +1,6 @@
-// Package commandstest lets the tests of a service read as its specification: given what has happened, when a command
-// comes, then this happens, or it is refused by that rule. It also runs a service as its clients see it.
+// Package commandstest has helpers for tests of services. A Spec makes a test read like a
+// specification: given a history, a command results in these events, or this rule rejects it. Serve
+// runs a service on loopback, so that tests call it as clients do.
 package commandstest
 
 import (
@@ -17,15 +18,15 @@ import (
 	"github.com/millrace/millrace/commands"
 )
 
-// Spec is one sentence about a decider.
+// Spec is one example of a decider's behaviour.
 type Spec[C any, E proto.Message] struct {
 	Given   []E
 	When    C
-	Then    []E                // nothing, where it is accepted and changes nothing
-	Refused *commands.Rejected // instead of Then; its Reason is for people and not compared
+	Then    []E                // empty if the command is accepted and changes nothing
+	Refused *commands.Rejected // instead of Then; Reason is prose and not compared
 }
 
-// Check checks specs, by name.
+// Check runs specs as subtests, by name.
 func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], specs map[string]Spec[C, E]) {
 	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
@@ -66,7 +67,7 @@ func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *co
 	}
 }
 
-// Fold is the state after events.
+// Fold returns the state after events.
 func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S {
 	var s S
 	for _, e := range events {
@@ -75,8 +76,8 @@ func Fold[S, C any, E proto.Message](d commands.Decider[S, C, E], events []E) S 
 	return s
 }
 
-// Snapshots checks that a history drawn from commands gives the same state when it is folded through a snapshot, written
-// and read, as when it is folded whole.
+// Snapshots checks that a random history results in the same state with and without a snapshot in
+// between.
 func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E], draw func(t *rapid.T, s S) C) {
 	t.Helper()
 	rapid.Check(t, func(t *rapid.T) {

@@ -1,4 +1,4 @@
-// Package customer is what the shop knows of a customer: somebody registers, and from then on may change the address and
+// Package customer is the life of a customer: somebody registers, and may then change the address and
 // give or withdraw consent, each any number of times.
 //
 //	RegisterCustomer        ChangeAddress, SetConsent
@@ -6,12 +6,14 @@
 //	       ▼                     │    ▼
 //	       └──────────────────► registered ┄┄┄► erased
 //
-// Erasure, dotted, is not built yet: it will make the personal fields of all these events unreadable. They are marked
-// (millrace.event.v1.pii) in the contract, and no error and no log line here holds one.
+// Erasure (dotted) does not exist yet. It will make the personal fields of all these events unreadable.
+// The contract marks those fields (millrace.event.v1.pii). No error and no log line may contain one.
 //
-// What changes nothing is no event: the same address, a consent given already, one withdrawn that was never given.
+// A command that changes nothing stores no event: the same address, a repeated consent, or a withdrawal
+// of a consent that was never given.
 //
-// This file is the whole domain, and pure; handler.go is its door.
+// This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
+// CustomerService to it.
 package customer
 
 import (
@@ -26,15 +28,15 @@ import (
 	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
 )
 
-// State is what is known of a customer.
+// State is the part of a customer's history that decisions and GetCustomer need.
 type State struct {
 	Registered bool
 	Reference  string
 	Name       string
 	Email      string
 	Country    string
-	Address    *customerv1.Address         // nil until one is given
-	Consents   []customerv1.ConsentPurpose // those given, ascending
+	Address    *customerv1.Address         // nil until the first one
+	Consents   []customerv1.ConsentPurpose // consents in force, ascending
 }
 
 // Command is one of Register, ChangeAddress and SetConsent.
@@ -42,7 +44,7 @@ type Command interface{ command() }
 
 // The commands of a customer's life. At is the business time.
 type (
-	// Register makes somebody known.
+	// Register adds a customer.
 	Register struct {
 		CustomerID string
 		Reference  string
@@ -51,7 +53,7 @@ type (
 		Country    string
 		At         time.Time
 	}
-	// ChangeAddress replaces the address of delivery.
+	// ChangeAddress replaces the delivery address.
 	ChangeAddress struct {
 		CustomerID string
 		Address    *customerv1.Address
@@ -70,17 +72,18 @@ func (Register) command()      {}
 func (ChangeAddress) command() {}
 func (SetConsent) command()    {}
 
-// Decider is the domain as the runner takes it.
+// Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *customerv1.CustomerEvent] {
 	return commands.Decider[State, Command, *customerv1.CustomerEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
 }
 
+// opens reports whether a command usually starts a new stream.
 func opens(c Command) bool {
 	_, ok := c.(Register)
 	return ok
 }
 
-// Decide says what a command makes happen to a customer, or why nothing.
+// Decide returns the events of a command, or the reason to reject it.
 func Decide(s State, c Command) ([]*customerv1.CustomerEvent, error) {
 	switch c := c.(type) {
 	case Register:
@@ -90,7 +93,7 @@ func Decide(s State, c Command) ([]*customerv1.CustomerEvent, error) {
 	case SetConsent:
 		return s.setConsent(c)
 	}
-	return nil, fmt.Errorf("a customer does not know the command %T", c)
+	return nil, fmt.Errorf("unknown command %T for a customer", c)
 }
 
 func (s State) register(c Register) ([]*customerv1.CustomerEvent, error) {
@@ -128,7 +131,7 @@ func (s State) setConsent(c SetConsent) ([]*customerv1.CustomerEvent, error) {
 	}}}}, nil
 }
 
-// Evolve gives the customer after an event.
+// Evolve returns the customer after an event.
 func Evolve(s State, e *customerv1.CustomerEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *customerv1.CustomerEvent_Registered:

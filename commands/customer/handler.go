@@ -14,7 +14,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// NewHandler serves CustomerService on a store of event.Customer: the path to mount it on, and the handler.
+// NewHandler returns CustomerService on a store of event.Customer, and the path to mount it on.
 func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
 	h := handler{commands.NewRunner(store, event.Customer, Decider(), opts...)}
 	return customerv1connect.NewCustomerServiceHandler(h, commands.HandlerOptions(opts...)...)

@@ -16,10 +16,10 @@ import (
 	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
 )
 
-// defaultTimeToLive of a reservation whose request names none.
+// defaultTimeToLive is the time to live of reservations whose request has none.
 const defaultTimeToLive = 15 * time.Minute
 
-// NewHandler serves InventoryService on a store of event.Stock: the path to mount it on, and the handler.
+// NewHandler returns InventoryService on a store of event.Stock, and the path to mount it on.
 func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
 	h := handler{commands.NewRunner(store, event.Stock, Decider(), opts...)}
 	return inventoryv1connect.NewInventoryServiceHandler(h, commands.HandlerOptions(opts...)...)
@@ -29,7 +29,8 @@ type handler struct {
 	stock *commands.Runner[State, Command, *inventoryv1.StockEvent]
 }
 
-// on is a command's stock and moment. That moment is the service's own, whatever business time the request names.
+// on returns a command's stock and time. The time is that of the service's clock, whatever the
+// business time of the request: a client must not expire reservations of others.
 func (h handler) on(sku string) On { return On{SKU: sku, Now: h.stock.Time(nil)} }
 
 func (h handler) ReceiveStock(ctx context.Context, req *connect.Request[inventoryv1.ReceiveStockRequest]) (*connect.Response[inventoryv1.ReceiveStockResponse], error) {
@@ -82,7 +83,7 @@ func (h handler) GetStock(ctx context.Context, req *connect.Request[inventoryv1.
 		return nil, err
 	}
 	if version == 0 {
-		return nil, &commands.Rejected{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "no stock was ever kept of it"}
+		return nil, &commands.Rejected{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "this SKU has never had stock"}
 	}
 	s = s.after(s.lapses(on))
 	return connect.NewResponse(&inventoryv1.GetStockResponse{

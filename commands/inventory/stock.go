@@ -7,15 +7,15 @@
 //	   (less what was sold)   takes the goods             │             or its time is over
 //	                                                      └──► available again
 //
-// At every moment 0 ≤ reserved ≤ on hand, so nothing is sold twice: a reservation takes from what is available, on hand less
-// reserved, and the store lets only one of two simultaneous commands append.
+// At every moment 0 ≤ reserved ≤ on hand, so nothing is sold twice: a reservation takes from the available
+// stock (on hand less reserved), and the store lets only one of two simultaneous commands append.
 //
-// A reservation lapses by itself when its time is over. No clock runs for that: the next command accepted on the stock first
-// records what has lapsed, and readers count it as available already. Once it has ended, in whatever way, a reservation is
-// forgotten and its id is free.
+// A reservation expires by itself, without a timer. The next accepted command first records what has
+// expired, and readers count expired reservations as available. After its end, however it came about, a
+// reservation is forgotten and its id is free.
 //
-// The fulfilment process of a later issue will reserve, commit and release. This file is the whole domain, and pure;
-// handler.go is its door.
+// This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
+// InventoryService to it.
 package inventory
 
 import (
@@ -40,19 +40,19 @@ type State struct {
 	Reservations map[string]Reservation
 }
 
-// Reservation is goods set aside.
+// Reservation is a quantity set aside until a time.
 type Reservation struct {
 	Quantity  int64
 	ExpiresAt time.Time
 }
 
-// Available is what may be reserved.
+// Available returns the quantity that can be reserved.
 func (s State) Available() int64 { return s.OnHand - s.Reserved }
 
 // Command is one of Receive, Adjust, Reserve, Commit and Release.
 type Command interface{ on() On }
 
-// On says which stock a command is about, and when it is given: that decides which reservations have lapsed.
+// On is the stock of a command and the time by which reservations expire.
 type On struct {
 	SKU string
 	Now time.Time
@@ -62,21 +62,21 @@ func (o On) on() On { return o }
 
 // The commands on a stock. At is the business time, which may be earlier than On.Now.
 type (
-	// Receive adds goods that arrived.
+	// Receive adds arrived goods.
 	Receive struct {
 		On
 		Quantity  int64
 		Reference string
 		At        time.Time
 	}
-	// Adjust corrects the books.
+	// Adjust corrects the quantity on hand.
 	Adjust struct {
 		On
 		Delta  int64
 		Reason string
 		At     time.Time
 	}
-	// Reserve sets goods aside for a time. To ask again for a reservation that is held changes nothing.
+	// Reserve sets goods aside for a time. Repeating an active reservation changes nothing.
 	Reserve struct {
 		On
 		ReservationID string
@@ -88,19 +88,20 @@ type (
 		On
 		ReservationID string
 	}
-	// Release gives reserved goods back.
+	// Release returns reserved goods to the available stock.
 	Release struct {
 		On
 		ReservationID string
 	}
 )
 
-// Decider is the domain as the runner takes it.
+// Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *inventoryv1.StockEvent] {
 	return commands.Decider[State, Command, *inventoryv1.StockEvent]{Decide: Decide, Evolve: Evolve, Schema: 1}
 }
 
-// Decide says what a command makes happen to a stock, or why nothing. What time alone has done comes first.
+// Decide returns the events of a command, or the reason to reject it. Expired reservations are
+// released first.
 func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
 	lapses := s.lapses(c.on())
 	now := s.after(lapses)
@@ -118,7 +119,7 @@ func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
 	case Release:
 		e, err = now.release(c, s)
 	default:
-		err = fmt.Errorf("a stock does not know the command %T", c)
+		err = fmt.Errorf("unknown command %T for a stock", c)
 	}
 	switch {
 	case err != nil:
@@ -129,7 +130,7 @@ func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
 	return append(lapses, e), nil
 }
 
-// lapses ends the reservations whose time is over, the earliest first.
+// lapses returns the ends of expired reservations, the earliest first.
 func (s State) lapses(on On) []*inventoryv1.StockEvent {
 	var ids []string
 	for id, r := range s.Reservations {
@@ -185,7 +186,7 @@ func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
 	held, ok := s.Reservations[c.ReservationID]
 	if !ok {
 		if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
-			return nil, s.refuse("reservation_expired", "reservation_id", "the reservation's time is over")
+			return nil, s.refuse("reservation_expired", "reservation_id", "the reservation has expired")
 		}
 		return nil, errUnknownReservation()
 	}
@@ -199,12 +200,12 @@ func (s State) release(c Release, before State) (*inventoryv1.StockEvent, error)
 		return s.released(c.SKU, c.ReservationID, inventoryv1.ReleaseCause_RELEASE_CAUSE_REQUESTED, c.Now), nil
 	}
 	if _, lapsed := before.Reservations[c.ReservationID]; lapsed {
-		return nil, nil // what was asked for has happened by itself
+		return nil, nil // the reservation has expired, which has the same effect
 	}
 	return nil, errUnknownReservation()
 }
 
-// Evolve gives the stock after an event. It changes the reservations of s in place.
+// Evolve returns the stock after an event. It changes the reservations of s in place.
 func Evolve(s State, e *inventoryv1.StockEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *inventoryv1.StockEvent_Received:
@@ -228,7 +229,7 @@ func Evolve(s State, e *inventoryv1.StockEvent) State {
 	return s
 }
 
-// after is the stock after some events; s stays as it is.
+// after returns the stock after some events, without changing s.
 func (s State) after(events []*inventoryv1.StockEvent) State {
 	if len(events) > 0 {
 		s.Reservations = maps.Clone(s.Reservations)
@@ -245,7 +246,7 @@ func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.
 	}}}
 }
 
-// refuse gives a refused caller the numbers to go on from: on_hand, reserved and available.
+// refuse returns a rejection with the caller's new starting point: on_hand, reserved and available.
 func (s State) refuse(rule, field, reason string) error {
 	return &commands.Rejected{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
 		"on_hand":   strconv.FormatInt(s.OnHand, 10),
@@ -256,5 +257,5 @@ func (s State) refuse(rule, field, reason string) error {
 
 func errUnknownReservation() error {
 	return &commands.Rejected{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id",
-		Reason: "no such reservation is held: it never was, or was committed or released"}
+		Reason: "no such reservation exists, or it was committed or released"}
 }

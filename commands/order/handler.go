@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 )
 
-// NewHandler serves OrderService on a store of event.Order: the path to mount it on, and the handler.
+// NewHandler returns OrderService on a store of event.Order, and the path to mount it on.
 func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.Handler) {
 	h := handler{commands.NewRunner(store, event.Order, Decider(), opts...)}
 	return orderv1connect.NewOrderServiceHandler(h, commands.HandlerOptions(opts...)...)

@@ -12,9 +12,9 @@
 //	                            ▼
 //	                        cancelled
 //
-// What is dotted is not built yet, and attaches here: the fulfilment process will reserve stock and authorise payment for a
-// placed order and then confirm it, or let it expire; shipping, delivery and returns are further states behind confirmed.
-// The rest as a table; a dash is a refusal:
+// Dotted states do not exist yet. The fulfilment process will reserve stock and authorise payment for a
+// placed order, and then confirm it or let it expire. Shipping, delivery and returns will follow
+// "confirmed". The existing states as a table, where a dash is a rejection:
 //
 //	            PlaceOrder   AddLines   ConfirmOrder   CancelOrder
 //	(new)       placed       –          –              –
@@ -22,7 +22,8 @@
 //	confirmed   –            –          –              cancelled
 //	cancelled   –            –          –              –
 //
-// This file is the whole domain, and pure; handler.go is its door.
+// This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
+// OrderService to it.
 package order
 
 import (
@@ -38,24 +39,24 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// Status is where an order stands in its life.
+// Status is the state of an order's life.
 type Status string
 
-// The statuses. The zero Status is an order that does not exist.
+// The statuses. The zero Status means that the order does not exist.
 const (
-	Placed    Status = "placed"    // takes more lines
+	Placed    Status = "placed"    // accepts more lines
 	Confirmed Status = "confirmed" // the shop will deliver it
-	Cancelled Status = "cancelled" // nothing more can happen
+	Cancelled Status = "cancelled" // final
 )
 
-// State is what an order needs to remember in order to decide.
+// State is the part of an order's history that decisions need.
 type State struct {
 	Status     Status
 	CustomerID *string // nil for a guest
 	Currency   string
 	Country    string
 	OrderedAt  time.Time
-	Lines      uint32 // how many; the last one's number
+	Lines      uint32 // the number of lines, and of the last line
 	Total      *money.Money
 }
 
@@ -74,7 +75,7 @@ type (
 		Lines      []*orderv1.NewLine
 		At         time.Time
 	}
-	// AddLines appends lines, if the order still has AfterLine of them.
+	// AddLines appends lines if the order still has AfterLine lines.
 	AddLines struct {
 		OrderID   string
 		AfterLine uint32
@@ -99,17 +100,19 @@ func (AddLines) command() {}
 func (Confirm) command()  {}
 func (Cancel) command()   {}
 
-// Decider is the domain as the runner takes it.
+// Decider returns the domain for the runner.
 func Decider() commands.Decider[State, Command, *orderv1.OrderEvent] {
 	return commands.Decider[State, Command, *orderv1.OrderEvent]{Decide: Decide, Evolve: Evolve, Opens: opens, Schema: 1}
 }
 
+// opens reports whether a command usually starts a new stream.
 func opens(c Command) bool {
 	_, ok := c.(Place)
 	return ok
 }
 
-// Decide says what a command makes happen to an order, or why nothing. Each command begins with where it may be given.
+// Decide returns the events of a command, or the reason to reject it. Each command first checks the
+// order's status.
 func Decide(s State, c Command) ([]*orderv1.OrderEvent, error) {
 	switch c := c.(type) {
 	case Place:
@@ -121,7 +124,7 @@ func Decide(s State, c Command) ([]*orderv1.OrderEvent, error) {
 	case Cancel:
 		return s.cancel(c)
 	}
-	return nil, fmt.Errorf("order does not know the command %T", c)
+	return nil, fmt.Errorf("unknown command %T for an order", c)
 }
 
 func (s State) place(c Place) ([]*orderv1.OrderEvent, error) {
@@ -176,7 +179,7 @@ func (s State) cancel(c Cancel) ([]*orderv1.OrderEvent, error) {
 	}}}}, nil
 }
 
-// Evolve gives the order after an event.
+// Evolve returns the order after an event.
 func Evolve(s State, e *orderv1.OrderEvent) State {
 	switch e := e.GetEvent().(type) {
 	case *orderv1.OrderEvent_Placed:
@@ -195,7 +198,7 @@ func Evolve(s State, e *orderv1.OrderEvent) State {
 	return s
 }
 
-// mustBe refuses a command that may not be given where the order stands.
+// mustBe rejects a command that the order's status does not allow.
 func (s State) mustBe(allowed ...Status) error {
 	for _, a := range allowed {
 		if s.Status == a {
@@ -209,13 +212,13 @@ func (s State) mustBe(allowed ...Status) error {
 		Reason: fmt.Sprintf("the order is %s", s.Status), Facts: s.facts()}
 }
 
-// facts are what a refused caller can go on from: where the order stands, and how many lines it has.
+// facts returns a rejected caller's new starting point: the status and the number of lines.
 func (s State) facts() map[string]string {
 	return map[string]string{"status": string(s.Status), "lines": strconv.FormatUint(uint64(s.Lines), 10)}
 }
 
-// number makes order lines of the wanted ones, counting on from after, and adds their amounts to total, whose currency is
-// the order's.
+// number turns the wanted lines into order lines, numbered from after+1, and adds their amounts to
+// total, which has the order's currency.
 func number(wanted []*orderv1.NewLine, after uint32, total *money.Money) ([]*orderv1.OrderLine, *money.Money, error) {
 	lines := make([]*orderv1.OrderLine, len(wanted))
 	for i, w := range wanted {

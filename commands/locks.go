@@ -6,24 +6,26 @@ import (
 	"sync"
 )
 
-// maxWaiting is how many commands may wait for their turn on one stream.
+// maxWaiting is the maximum number of commands that wait for one stream.
 const maxWaiting = 1000
 
 var errTooManyWaiting = errors.New("too many commands wait for it")
 
-// turns lets the commands on one stream go one after the other within this process, so that only other processes can make
-// them conflict. Commands on different streams do not wait for each other.
+// turns serialises the commands on each stream within this process, so that only other processes
+// cause conflicts. Commands on different streams do not wait for each other. An entry exists only
+// while it is in use.
 type turns struct {
 	mu      sync.Mutex
 	streams map[string]*turn
 }
 
 type turn struct {
-	taken chan struct{} // holds a value while somebody has the turn
-	users int           // who have it or wait for it
+	taken chan struct{} // contains a value while the lock is held
+	users int           // holders and waiters
 }
 
-// take waits for the turn on a stream, which lasts until done is called. It fails with errTooManyWaiting or ctx's error.
+// take blocks until the lock of a stream is free. The caller holds it until it calls done. It
+// returns errTooManyWaiting, or the error of ctx.
 func (t *turns) take(ctx context.Context, stream string) (done func(), err error) {
 	t.mu.Lock()
 	if t.streams == nil {
