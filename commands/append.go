@@ -57,7 +57,7 @@ func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, a
 
 // replayOr returns the first answer if the command is rejected only because it was accepted before.
 // Only rejected commands need this lookup: if the domain accepts, Append detects the repetition.
-func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejected) (Response, error) {
+func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *RejectedError) (Response, error) {
 	first, ok, err := t.store.LoadAnswer(ctx, call.key)
 	if err != nil {
 		return nil, t.storeError(ctx, "load stored answer", t.stream, err)
@@ -70,9 +70,9 @@ func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejecte
 
 // replay returns the first answer again. refused is the domain's current verdict, nil if it would
 // accept the command.
-func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejected) (Response, error) {
+func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *RejectedError) (Response, error) {
 	if !call.asks(first) {
-		reused := &Rejected{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
+		reused := &RejectedError{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
 			Reason: "the key was used before, with another request",
 			Facts:  map[string]string{"stream": first.Stream, "version": strconv.FormatUint(first.Version, 10)}}
 		if refused != nil { // the facts let the caller continue from the current state

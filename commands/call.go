@@ -43,7 +43,7 @@ type call struct {
 func newCall(ctx context.Context, procedure string, header http.Header, request Request) (call, error) {
 	inHeader, inField := header.Get(HeaderIdempotencyKey), request.GetIdempotencyKey()
 	if inHeader != "" && inField != "" && inHeader != inField {
-		return call{}, &Rejected{Code: Invalid, Rule: "idempotency_key_ambiguous", Field: fieldKey,
+		return call{}, &RejectedError{Code: Invalid, Rule: "idempotency_key_ambiguous", Field: fieldKey,
 			Reason: "the field and the header " + HeaderIdempotencyKey + " differ"}
 	}
 	c := call{key: cmp.Or(inField, inHeader), correlation: header.Get(HeaderCorrelationID)}
@@ -91,7 +91,7 @@ func isName(s string) bool {
 }
 
 func badName(rule, field string) error {
-	return &Rejected{Code: Invalid, Rule: rule, Field: field,
+	return &RejectedError{Code: Invalid, Rule: rule, Field: field,
 		Reason: fmt.Sprintf("want at most %d bytes of UTF-8, without control characters and without spaces at the ends", eventstore.MaxText)}
 }
 

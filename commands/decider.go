@@ -75,8 +75,8 @@ func (c Code) connect() connect.Code {
 	return connect.CodeFailedPrecondition
 }
 
-// Rejected is the rejection of a command by a business rule. A rejected command stores nothing.
-type Rejected struct {
+// RejectedError is the rejection of a command by a business rule. A rejected command stores nothing.
+type RejectedError struct {
 	Code   Code
 	Rule   string            // stable, for programs: "order_cancelled"
 	Field  string            // the field at fault, if any: "lines[3].unit_price"
@@ -84,7 +84,7 @@ type Rejected struct {
 	Facts  map[string]string // facts of the current state, for programs; may be nil
 }
 
-func (r *Rejected) Error() string {
+func (r *RejectedError) Error() string {
 	if r.Field == "" {
 		return r.Reason
 	}
@@ -92,22 +92,22 @@ func (r *Rejected) Error() string {
 }
 
 // In sets the field at fault.
-func (r *Rejected) In(format string, args ...any) *Rejected {
+func (r *RejectedError) In(format string, args ...any) *RejectedError {
 	r.Field = fmt.Sprintf(format, args...)
 	return r
 }
 
 // CheckPrice rejects a price that is malformed, negative, or not in the given currency; "" allows
 // any.
-func CheckPrice(price *money.Money, currency string) *Rejected {
+func CheckPrice(price *money.Money, currency string) *RejectedError {
 	if err := event.ValidateMoney(price); err != nil {
-		return &Rejected{Code: Invalid, Rule: "money_malformed", Reason: err.Error()}
+		return &RejectedError{Code: Invalid, Rule: "money_malformed", Reason: err.Error()}
 	}
 	if event.IsNegative(price) {
-		return &Rejected{Code: Invalid, Rule: "price_negative", Reason: "a price must be at least 0"}
+		return &RejectedError{Code: Invalid, Rule: "price_negative", Reason: "a price must be at least 0"}
 	}
 	if code := price.GetCurrencyCode(); currency != "" && code != currency {
-		return &Rejected{Code: Invalid, Rule: "currency_differs", Reason: fmt.Sprintf("the price is in %s, but must be in %s", code, currency)}
+		return &RejectedError{Code: Invalid, Rule: "currency_differs", Reason: fmt.Sprintf("the price is in %s, but must be in %s", code, currency)}
 	}
 	return nil
 }

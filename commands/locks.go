@@ -14,26 +14,26 @@ var errTooManyWaiting = errors.New("too many commands wait for it")
 // turns serialises the commands on each stream within this process, so that only other processes
 // cause conflicts. Commands on different streams do not wait for each other. An entry exists only
 // while it is in use.
-type turns struct {
+type streamLocks struct {
 	mu      sync.Mutex
-	streams map[string]*turn
+	streams map[string]*streamLock
 }
 
-type turn struct {
-	taken chan struct{} // contains a value while the lock is held
+type streamLock struct {
+	held  chan struct{} // contains a value while the lock is held
 	users int           // holders and waiters
 }
 
 // take blocks until the lock of a stream is free. The caller holds it until it calls done. It
 // returns errTooManyWaiting, or the error of ctx.
-func (t *turns) take(ctx context.Context, stream string) (done func(), err error) {
+func (t *streamLocks) lock(ctx context.Context, stream string) (done func(), err error) {
 	t.mu.Lock()
 	if t.streams == nil {
-		t.streams = map[string]*turn{}
+		t.streams = map[string]*streamLock{}
 	}
 	s := t.streams[stream]
 	if s == nil {
-		s = &turn{taken: make(chan struct{}, 1)}
+		s = &streamLock{held: make(chan struct{}, 1)}
 		t.streams[stream] = s
 	}
 	full := s.users > maxWaiting
@@ -45,15 +45,15 @@ func (t *turns) take(ctx context.Context, stream string) (done func(), err error
 		return nil, errTooManyWaiting
 	}
 	select {
-	case s.taken <- struct{}{}:
-		return func() { <-s.taken; t.leave(stream, s) }, nil
+	case s.held <- struct{}{}:
+		return func() { <-s.held; t.release(stream, s) }, nil
 	case <-ctx.Done():
-		t.leave(stream, s)
+		t.release(stream, s)
 		return nil, ctx.Err()
 	}
 }
 
-func (t *turns) leave(stream string, s *turn) {
+func (t *streamLocks) release(stream string, s *streamLock) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s.users--; s.users == 0 {

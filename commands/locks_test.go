@@ -10,12 +10,12 @@ import (
 
 func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
 	t.Parallel()
-	var turns turns
+	var turns streamLocks
 	inside, most := 0, 0 // guarded by the turn itself: the race detector watches
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			done, err := turns.take(context.Background(), "a")
+			done, err := turns.lock(context.Background(), "a")
 			if err != nil {
 				t.Error(err)
 				return
@@ -37,17 +37,17 @@ func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
 
 func TestWaitingForATurnEnds(t *testing.T) {
 	t.Parallel()
-	var turns turns
-	done, err := turns.take(t.Context(), "a")
+	var turns streamLocks
+	done, err := turns.lock(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := turns.take(ctx, "a"); !errors.Is(err, context.Canceled) {
+	if _, err := turns.lock(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("who gave up waiting got %v", err)
 	}
-	other, err := turns.take(t.Context(), "b")
+	other, err := turns.lock(t.Context(), "b")
 	if err != nil {
 		t.Errorf("another stream: %v", err)
 	}
@@ -57,7 +57,7 @@ func TestWaitingForATurnEnds(t *testing.T) {
 	ctx, cancel = context.WithCancel(t.Context())
 	for range maxWaiting {
 		wg.Go(func() {
-			if done, err := turns.take(ctx, "a"); err == nil {
+			if done, err := turns.lock(ctx, "a"); err == nil {
 				done()
 			}
 		})
@@ -70,7 +70,7 @@ func TestWaitingForATurnEnds(t *testing.T) {
 	for !full() {
 		runtime.Gosched()
 	}
-	if _, err := turns.take(t.Context(), "a"); !errors.Is(err, errTooManyWaiting) {
+	if _, err := turns.lock(t.Context(), "a"); !errors.Is(err, errTooManyWaiting) {
 		t.Errorf("the one too many got %v", err)
 	}
 	cancel()

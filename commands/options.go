@@ -71,7 +71,7 @@ func HandlerOptions(opts ...Option) []connect.HandlerOption {
 func showRejected(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		res, err := next(ctx, req)
-		var r *Rejected
+		var r *RejectedError
 		if !errors.As(err, &r) {
 			return res, err
 		}

@@ -42,7 +42,7 @@ type Runner[S, C any, E proto.Message] struct {
 	decider Decider[S, C, E]
 	oneof   protoreflect.OneofDescriptor
 	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // of business times, by member of the oneof
-	turns   turns
+	locks   streamLocks
 }
 
 // NewRunner returns a runner. It panics if E does not meet the requirements of Decider.
@@ -133,7 +133,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 			return response, err
 		} // otherwise the stream exists, or the rejection needs to know whether it does
 	}
-	done, err := t.turns.take(ctx, t.stream)
+	done, err := t.locks.lock(ctx, t.stream)
 	if err != nil {
 		return nil, t.busy(err)
 	}
@@ -143,7 +143,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 		response, err := t.try(ctx, call, false, answer)
 		var answered *eventstore.AnsweredError
 		var conflict *eventstore.ConflictError
-		var rejected *Rejected
+		var rejected *RejectedError
 		switch {
 		case errors.As(err, &answered):
 			return t.replay(call, answered.Answer, nil)
@@ -162,7 +162,7 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 
 // isRefusal reports whether the domain or the store has rejected a command.
 func isRefusal(err error) bool {
-	var rejected *Rejected
+	var rejected *RejectedError
 	var conflict *eventstore.ConflictError
 	var answered *eventstore.AnsweredError
 	return errors.As(err, &rejected) || errors.As(err, &conflict) || errors.As(err, &answered)

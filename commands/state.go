@@ -147,7 +147,7 @@ func (r *Runner[S, C, E]) encode(message E) (event.Event, error) {
 		return event.Event{}, fmt.Errorf("marshal %s: %w", inner.Descriptor().FullName(), err)
 	}
 	if len(data) > eventstore.MaxData {
-		return event.Event{}, &Rejected{Code: Invalid, Rule: "event_too_large",
+		return event.Event{}, &RejectedError{Code: Invalid, Rule: "event_too_large",
 			Reason: fmt.Sprintf("the event has %d bytes, but at most %d are allowed: split the command", len(data), eventstore.MaxData)}
 	}
 	return event.Event{

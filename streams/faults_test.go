@@ -22,7 +22,7 @@ func TestFaults(t *testing.T) {
 		t.Errorf("%v", list)
 	}
 	settle := func(begun time.Time) int {
-		w.settle(quiet, "view/v1", []string{"t"}, begun)
+		w.clearFaults(quiet, "view/v1", []string{"t"}, begun)
 		return len(f.List())
 	}
 	later := time.Now().Add(time.Hour)
@@ -30,7 +30,7 @@ func TestFaults(t *testing.T) {
 		t.Error("faults are gone before anything is known of the log")
 	}
 	w.set("t", 0, Applied{Next: 3})
-	w.look("t", map[int32]int64{0: 5})
+	w.setEnds("t", map[int32]int64{0: 5})
 	if settle(later) != 2 {
 		t.Error("faults are gone before the log is applied")
 	}

@@ -22,8 +22,8 @@ type FollowConfig struct {
 
 // Follower keeps the watermarks of a sink that other processes feed, for those who answer queries from it.
 type Follower struct {
-	cfg    FollowConfig
-	looked chan struct{} // closed after the first look
+	cfg       FollowConfig
+	refreshed chan struct{} // closed after the first look
 
 	identified map[string]identified // by topic; of Run alone
 }
@@ -38,7 +38,7 @@ type identified struct {
 func NewFollower(cfg FollowConfig) *Follower {
 	setDefault(&cfg.Every, 100*time.Millisecond)
 	setDefault(&cfg.Logger, slog.Default())
-	return &Follower{cfg: cfg, looked: make(chan struct{}), identified: map[string]identified{}}
+	return &Follower{cfg: cfg, refreshed: make(chan struct{}), identified: map[string]identified{}}
 }
 
 // Run looks until ctx ends, which is no error. What cannot be read now is read later. It can be called once.
@@ -53,14 +53,14 @@ func (f *Follower) Run(ctx context.Context) error {
 	first, failed := true, ""
 	for {
 		begun := time.Now()
-		switch err := f.look(ctx, admin); {
+		switch err := f.refresh(ctx, admin); {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			failed = ""
-			f.cfg.Watermarks.settle(f.cfg.Logger, f.cfg.Name, f.cfg.Topics, begun)
+			f.cfg.Watermarks.clearFaults(f.cfg.Logger, f.cfg.Name, f.cfg.Topics, begun)
 			if first {
-				close(f.looked)
+				close(f.refreshed)
 				first = false
 			}
 		case err.Error() != failed: // once, not at every look
@@ -75,7 +75,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
+func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range f.cfg.Topics {
@@ -105,7 +105,7 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 			}
 			f.cfg.Watermarks.set(topic, id, at)
 		}
-		f.cfg.Watermarks.look(topic, ends)
+		f.cfg.Watermarks.setEnds(topic, ends)
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ func (f *Follower) look(ctx context.Context, admin *kafka.Admin) error {
 // CatchUp returns nil once the sink has applied everything that stood on the topics when it was called.
 func (f *Follower) CatchUp(ctx context.Context) error {
 	select {
-	case <-f.looked:
+	case <-f.refreshed:
 	case <-ctx.Done():
 		return fmt.Errorf("follow %s: wait for the first look: %w", f.cfg.Name, context.Cause(ctx))
 	}

@@ -241,12 +241,12 @@ func readParked(t *testing.T, on kafka.Config, sink string) (byKey map[string]ka
 		t.Fatal(err)
 	}
 	defer admin.Close()
-	ends, err := admin.EndOffsets(t.Context(), streams.ParkTopic)
+	ends, err := admin.EndOffsets(t.Context(), streams.DeadLetterTopic)
 	if err != nil {
 		t.Fatal(err)
 	}
 	byKey = map[string]kafka.Message{}
-	err = kafka.ReadAll(t.Context(), on, streams.ParkTopic, nil, ends, func(m kafka.Message) error {
+	err = kafka.ReadAll(t.Context(), on, streams.DeadLetterTopic, nil, ends, func(m kafka.Message) error {
 		if strings.HasPrefix(string(m.Key), sink+"|") {
 			byKey[string(m.Key)] = m
 			records++

@@ -11,24 +11,24 @@ import (
 // partition follows one assigned partition from the offset where this assignment began. Workers finish its records in
 // any order; its position is the end of the finished run at the front.
 type partition struct {
-	topic string
-	id    int32
-	marks *Watermarks
+	topic      string
+	id         int32
+	watermarks *Watermarks
 
 	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log from its beginning,
 	// to see whether a gap is the log's own; broken are the streams of which that is known.
 	provenTo int64
 	broken   map[string]bool
 
-	mu      sync.Mutex
-	slots   []slot // read and not yet part of the finished run, in offset order
-	base    uint64 // number of slots[0] since the assignment began
-	applied Applied
-	saved   Applied // what the sink holds
-	read    int64   // highest offset read, plus one
-	revoked bool
-	flying  int // records inside the sink now
-	quiet   *sync.Cond
+	mu       sync.Mutex
+	slots    []slot // read and not yet part of the finished run, in offset order
+	base     uint64 // number of slots[0] since the assignment began
+	applied  Applied
+	saved    Applied // what the sink holds
+	read     int64   // highest offset read, plus one
+	revoked  bool
+	inFlight int // records inside the sink now
+	quiet    *sync.Cond
 }
 
 type slot struct {
@@ -39,10 +39,10 @@ type slot struct {
 	done       bool
 }
 
-func newPartition(topic string, id int32, from start, marks *Watermarks) *partition {
-	p := &partition{topic: topic, id: id, marks: marks, applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}}
+func newPartition(topic string, id int32, from start, watermarks *Watermarks) *partition {
+	p := &partition{topic: topic, id: id, watermarks: watermarks, applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}}
 	p.quiet = sync.NewCond(&p.mu)
-	marks.set(topic, id, from.at)
+	watermarks.set(topic, id, from.at)
 	return p
 }
 
@@ -52,7 +52,7 @@ func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	defer p.mu.Unlock()
 	p.slots = append(p.slots, slot{next: offset + 1, pos: e.Position, asOf: e.RecordedAt, partitions: partitions})
 	p.read = offset + 1
-	p.marks.reached(p.topic, p.id, p.read)
+	p.watermarks.reached(p.topic, p.id, p.read)
 	return p.base + uint64(len(p.slots)) - 1
 }
 
@@ -77,7 +77,7 @@ func (p *partition) enter() bool {
 	if p.revoked {
 		return false
 	}
-	p.flying++
+	p.inFlight++
 	return true
 }
 
@@ -86,8 +86,8 @@ func (p *partition) enter() bool {
 func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.flying--
-	if p.flying == 0 {
+	p.inFlight--
+	if p.inFlight == 0 {
 		p.quiet.Broadcast()
 	}
 	if applied {
@@ -118,7 +118,7 @@ func (p *partition) advance() {
 		p.slots = nil // lets the finished run's memory go
 	}
 	if !p.revoked {
-		p.marks.set(p.topic, p.id, p.applied)
+		p.watermarks.set(p.topic, p.id, p.applied)
 	}
 }
 
@@ -128,7 +128,7 @@ func (p *partition) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.revoked = true
-	for p.flying > 0 {
+	for p.inFlight > 0 {
 		p.quiet.Wait()
 	}
 }

@@ -19,7 +19,7 @@ type repair struct {
 }
 
 // askRepair has the poll loop repair, and waits for it, unless ctx ends first.
-func (r *Runtime) askRepair(ctx context.Context, cause error, gap *item) {
+func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 	ask := repair{cause, gap, make(chan struct{})}
 	select {
 	case r.repairs <- ask:
@@ -41,7 +41,7 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	var gapAt kafka.TopicPartition
 	if ask.gap != nil {
 		gapAt = kafka.TopicPartition{Topic: ask.gap.record.Topic, Partition: ask.gap.record.Partition}
-		if r.parts[gapAt] != ask.gap.part {
+		if r.parts[gapAt] != ask.gap.partition {
 			return nil // another repair has sent that partition back already
 		}
 	}
@@ -52,10 +52,10 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 		return nil
 	}
 	if _, lost := restart[gapAt]; ask.gap != nil && !lost {
-		p, stream := ask.gap.part, ask.gap.record.Event.Stream
+		p, stream := ask.gap.partition, ask.gap.record.Event.Stream
 		if p.broken[stream] || ask.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
-			ask.gap.park = parkedEvent(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
+			ask.gap.deadLetter = deadLetterOf(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))
 			return nil
 		}
 		restart[gapAt] = start{saved: p.savedAt(), at: Applied{Topic: p.of()}}

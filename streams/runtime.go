@@ -37,21 +37,21 @@ type Config struct {
 const (
 	attemptTimeout = 30 * time.Second       // of one Sink.Apply or Sink.SavePositions
 	stopGrace      = 5 * time.Second        // that Apply has left when Run is told to stop
-	patience       = time.Second            // with a full queue, before fetching is paused
+	pauseAfter     = time.Second            // with a full queue, before fetching is paused
 	identifyEvery  = time.Second            // topics are looked at, whether they are still the same
 	pollFor        = 100 * time.Millisecond // the longest that a repair or a stop waits for the poll loop
 )
 
 // Runtime feeds one sink.
 type Runtime struct {
-	cfg      Config
-	seed     maphash.Seed
-	lanes    []chan *item
-	repairs  chan repair
-	attempts context.Context // ends stopGrace after Run's
-	parking  parking
-	parked   parkLog
-	running  chan struct{} // closed once consumer is set
+	cfg           Config
+	seed          maphash.Seed
+	lanes         []chan *item
+	repairs       chan repair
+	attempts      context.Context // ends stopGrace after Run's
+	deadLetters   deadLetterWriter
+	deadLetterLog deadLetterLog
+	running       chan struct{} // closed once consumer is set
 
 	closing  sync.RWMutex // of consumer, for CatchUp: all else ends before it is closed
 	consumer *kafka.Consumer
@@ -74,7 +74,7 @@ func New(cfg Config) *Runtime {
 	setDefault(&cfg.Logger, slog.Default())
 	r := &Runtime{
 		cfg: cfg, seed: maphash.MakeSeed(), repairs: make(chan repair), running: make(chan struct{}),
-		parts: map[kafka.TopicPartition]*partition{}, parking: parking{cfg: cfg.Kafka}, parked: parkLog{sink: cfg.Name, logger: cfg.Logger},
+		parts: map[kafka.TopicPartition]*partition{}, deadLetters: deadLetterWriter{cfg: cfg.Kafka}, deadLetterLog: deadLetterLog{sink: cfg.Name, logger: cfg.Logger},
 	}
 	for range cfg.Workers {
 		r.lanes = append(r.lanes, make(chan *item, max(1, cfg.Queue/cfg.Workers)))
@@ -119,15 +119,15 @@ func (r *Runtime) Run(ctx context.Context) error {
 	for _, lane := range r.lanes {
 		running.Go(func() { r.work(ctx, lane) })
 	}
-	running.Go(func() { r.keepBooks(ctx) })
+	running.Go(func() { r.trackPositions(ctx) })
 	running.Go(func() { r.inspect(ctx) })
 	err = r.poll(ctx)
 
 	stop()
 	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
 	running.Wait()
-	r.parking.close()
-	r.parked.tell(true)
+	r.deadLetters.close()
+	r.deadLetterLog.flush(true)
 	r.closing.Lock()
 	r.consumer = nil
 	r.closing.Unlock()
@@ -192,7 +192,7 @@ func (r *Runtime) lane(it *item) chan *item {
 // pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching is paused, and
 // polling goes on so that the group can move partitions.
 func (r *Runtime) pushBack(ctx context.Context, it *item) error {
-	enough := time.NewTimer(patience)
+	enough := time.NewTimer(pauseAfter)
 	defer enough.Stop()
 	for waiting := true; waiting; {
 		select {

@@ -246,13 +246,13 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 		}
 		partition := kafka.Partition([]byte("s-0"), partitions)
 		m := parked[fmt.Sprintf("%s|%s|%d|%d", cfg.Name, l.Topic, partition, 1)]
-		if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderParkReason) != "no such message" {
+		if string(m.Value) != "garbage" || header(m, "ce_streamversion") != "2" || header(m, streams.HeaderDeadLetterReason) != "no such message" {
 			t.Errorf("the event without a readable body is parked as %q %q", m.Value, m.Headers)
 		}
 		delete(parked, string(m.Key))
 		for _, m := range parked {
-			if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" || header(m, streams.HeaderParkKey) != "s-0" ||
-				header(m, streams.HeaderParkReason) == "" {
+			if string(m.Value) != "not ours" || header(m, "from") != "elsewhere" || header(m, streams.HeaderDeadLetterKey) != "s-0" ||
+				header(m, streams.HeaderDeadLetterReason) == "" {
 				t.Errorf("the foreign record is parked as %q %q", m.Value, m.Headers)
 			}
 		}
@@ -343,8 +343,8 @@ func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 			t.Errorf("%d records parked, want the three behind the gap", len(parked))
 		}
 		for _, m := range parked {
-			if header(m, streams.HeaderParkKey) != "s-7" {
-				t.Errorf("parked a record of %s", header(m, streams.HeaderParkKey))
+			if header(m, streams.HeaderDeadLetterKey) != "s-7" {
+				t.Errorf("parked a record of %s", header(m, streams.HeaderDeadLetterKey))
 			}
 		}
 	})

@@ -4,8 +4,8 @@
 // ahead of its data.
 //
 // Reading order: this file says what a sink must do; runtime.go how partitions and records come and go; partition.go
-// how far one partition is; worker.go how records reach the sink; books.go how positions are kept and lag is measured;
-// repair.go what happens when a sink loses data; parking.go where unreadable records go; watermarks.go what queries may
+// how far one partition is; worker.go how records reach the sink; positions.go how positions are kept and lag is measured;
+// repair.go what happens when a sink loses data; deadletters.go where unreadable records go; watermarks.go what queries may
 // ask.
 package streams
 

@@ -16,23 +16,23 @@ import (
 // are safe for concurrent use.
 type Watermarks struct {
 	mu      sync.Mutex
-	topics  map[string]*topicMarks
+	topics  map[string]*topicWatermarks
 	changed chan struct{} // closed at the next change; nil while nobody waits
 	faults  Faults
 }
 
-type topicMarks struct {
-	partitions map[int32]*mark
+type topicWatermarks struct {
+	partitions map[int32]*watermark
 	complete   bool // all partitions of the topic are there
 }
 
-type mark struct {
+type watermark struct {
 	applied Applied
 	end     int64 // offset behind the last record that is known to stand on the log
 }
 
 // NewWatermarks knows nothing yet.
-func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicMarks{}} }
+func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicWatermarks{}} }
 
 // Wait returns nil once the partition of an event's key has been applied up to the event's position. The error wraps
 // the cause of ctx's end.
@@ -47,8 +47,8 @@ func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event
 // identify that partition, because keys stay where they are when a topic is widened. The applied events do: each
 // carries the number of partitions that keys were spread over. If none does, an earlier version published them, which
 // used all partitions.
-func (t *topicMarks) reached(key []byte, position event.Position) bool {
-	var otherwise mark // the newest one that carries the number
+func (t *topicWatermarks) reached(key []byte, position event.Position) bool {
+	var otherwise watermark // the newest one that carries the number
 	for _, m := range t.partitions {
 		if m.applied.Partitions > 0 && m.applied.Watermark.Compare(otherwise.applied.Watermark) >= 0 {
 			otherwise = *m
@@ -144,7 +144,7 @@ func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool)
 func (w *Watermarks) set(topic string, partition int32, a Applied) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	m := w.mark(topic, partition)
+	m := w.partition(topic, partition)
 	m.applied, m.end = a, max(m.end, a.Next)
 	w.wake()
 }
@@ -153,30 +153,30 @@ func (w *Watermarks) set(topic string, partition int32, a Applied) {
 func (w *Watermarks) reached(topic string, partition int32, end int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	m := w.mark(topic, partition)
+	m := w.partition(topic, partition)
 	m.end = max(m.end, end)
 }
 
 // look takes the ends of all partitions of a topic.
-func (w *Watermarks) look(topic string, ends map[int32]int64) {
+func (w *Watermarks) setEnds(topic string, ends map[int32]int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, end := range ends {
-		w.mark(topic, id).end = end
+		w.partition(topic, id).end = end
 	}
 	w.topics[topic].complete = len(w.topics[topic].partitions) == len(ends)
 	w.wake()
 }
 
-func (w *Watermarks) mark(topic string, partition int32) *mark {
+func (w *Watermarks) partition(topic string, partition int32) *watermark {
 	t := w.topics[topic]
 	if t == nil {
-		t = &topicMarks{partitions: map[int32]*mark{}}
+		t = &topicWatermarks{partitions: map[int32]*watermark{}}
 		w.topics[topic] = t
 	}
 	m := t.partitions[partition]
 	if m == nil {
-		m = &mark{}
+		m = &watermark{}
 		t.partitions[partition] = m
 	}
 	return m

@@ -30,7 +30,7 @@ func TestWaitIsForTheKeysPartition(t *testing.T) {
 		w.set("other", id, Applied{Next: 9, Watermark: at(9)})
 	}
 	w.set("topic", mine, Applied{Next: 4, Watermark: at(4)})
-	w.look("topic", map[int32]int64{0: 9, 1: 9, 2: 9, 3: 9})
+	w.setEnds("topic", map[int32]int64{0: 9, 1: 9, 2: 9, 3: 9})
 	select {
 	case err := <-waited:
 		t.Fatalf("satisfied too early: %v", err)
@@ -68,7 +68,7 @@ func TestLag(t *testing.T) {
 	lag(0, false)
 	w.set("topic", 0, Applied{Next: 3})
 	lag(0, false) // there may be more partitions
-	w.look("topic", map[int32]int64{0: 5, 1: 10})
+	w.setEnds("topic", map[int32]int64{0: 5, 1: 10})
 	lag(12, true)
 	w.reached("topic", 0, 7) // read since the look
 	lag(14, true)
@@ -91,7 +91,7 @@ func TestWaitFindsTheEventsPartition(t *testing.T) {
 			ends[id] = 0
 			w.set("topic", id, Applied{})
 		}
-		w.look("topic", ends)
+		w.setEnds("topic", ends)
 		type published struct {
 			key string
 			at  event.Position

@@ -14,10 +14,10 @@ import (
 
 // item is a record on its way through a worker.
 type item struct {
-	record Record
-	part   *partition
-	number uint64        // in its partition
-	park   *kafka.Record // goes to ParkTopic instead of the sink, where not nil
+	record     Record
+	partition  *partition
+	number     uint64        // in its partition
+	deadLetter *kafka.Record // goes to DeadLetterTopic instead of the sink, where not nil
 
 	// unread is the message as it came, where only its envelope has been read so far. The rest is left to the worker,
 	// for it may have to wait for a schema, and the poll loop must not.
@@ -28,15 +28,15 @@ type item struct {
 
 // isEvent reports whether the item is one that the sink takes. What is parked moves no watermark: the sink does not
 // hold it.
-func (it *item) isEvent() bool { return it.park == nil && !it.refused }
+func (it *item) isEvent() bool { return it.deadLetter == nil && !it.refused }
 
 // newItem reads a message. One that is no event of ours becomes an item to be parked.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
-	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, part: p}
+	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, partition: p}
 	if err != nil {
 		it.record.Event.Data = m.Value
-		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
 	} else {
 		it.unread = m
 	}
@@ -70,13 +70,13 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 // away meanwhile fall out: whoever has them now reads them again.
 func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	for waits := backoff.Server.Start(); ; {
-		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.part.enter() })
+		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.partition.enter() })
 		if len(batch) == 0 {
 			return
 		}
 		err := r.attempt(batch)
 		for _, it := range batch {
-			it.part.leave(it.number, err == nil, it.isEvent())
+			it.partition.leave(it.number, err == nil, it.isEvent())
 		}
 		if err == nil || ctx.Err() != nil {
 			return
@@ -86,8 +86,8 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 			"records", len(batch), "in", wait, "error", err)
 		if errors.Is(err, ErrLost) {
 			gap := gapIn(batch, err)
-			r.askRepair(ctx, err, gap)
-			if gap != nil && gap.park != nil {
+			r.requestRepair(ctx, err, gap)
+			if gap != nil && gap.deadLetter != nil {
 				continue // the rest can go on at once
 			}
 		}
@@ -141,7 +141,7 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err
 	case err != nil: // parked as it came
-		it.park = parkedRecord(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
+		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
 	default:
 		it.record.Event = e
 	}
@@ -154,13 +154,13 @@ func (r *Runtime) attempt(batch []*item) error {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()
 	var records []Record
-	var park []kafka.Record
+	var letters []kafka.Record
 	for _, it := range batch {
 		if err := r.read(ctx, it); err != nil {
 			return err
 		}
-		if it.park != nil {
-			park = append(park, *it.park)
+		if it.deadLetter != nil {
+			letters = append(letters, *it.deadLetter)
 		} else {
 			records = append(records, it.record)
 		}
@@ -170,7 +170,7 @@ func (r *Runtime) attempt(batch []*item) error {
 		var unreadable *UnreadableError
 		if errors.As(err, &unreadable) {
 			for i, rec := range unreadable.Records {
-				park = append(park, *parkedEvent(r.cfg.Name, rec, unreadable.Reasons[i]))
+				letters = append(letters, *deadLetterOf(r.cfg.Name, rec, unreadable.Reasons[i]))
 				if it := find(batch, rec); it != nil {
 					it.refused = true
 				}
@@ -179,12 +179,12 @@ func (r *Runtime) attempt(batch []*item) error {
 			return err
 		}
 	}
-	if len(park) == 0 {
+	if len(letters) == 0 {
 		return nil
 	}
-	if err := r.parking.put(ctx, park); err != nil {
+	if err := r.deadLetters.put(ctx, letters); err != nil {
 		return err
 	}
-	r.parked.add(park)
+	r.deadLetterLog.add(letters)
 	return nil
 }

@@ -115,7 +115,7 @@ func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
 
 func (s State) list(c List) ([]*catalogv1.ProductEvent, error) {
 	if s.Status == Listed {
-		return nil, &commands.Rejected{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku",
+		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku",
 			Reason: "the product is on sale already"}
 	}
 	return []*catalogv1.ProductEvent{{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
@@ -188,7 +188,7 @@ func (s State) mustBeListed() error {
 	case Listed:
 		return nil
 	case Delisted:
-		return &commands.Rejected{Code: commands.Refused, Rule: "product_delisted", Field: "sku", Reason: "the product is off sale"}
+		return &commands.RejectedError{Code: commands.Refused, Rule: "product_delisted", Field: "sku", Reason: "the product is off sale"}
 	}
-	return &commands.Rejected{Code: commands.NotFound, Rule: "product_unknown", Field: "sku", Reason: "there is no such product"}
+	return &commands.RejectedError{Code: commands.NotFound, Rule: "product_unknown", Field: "sku", Reason: "there is no such product"}
 }

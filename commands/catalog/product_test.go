@@ -68,8 +68,8 @@ func TestLifeOfAProduct(t *testing.T) {
 		lamp    = listed("LAMP")
 		off     = events{lamp, delisted()}
 		euros   = &money.Money{CurrencyCode: "EUR", Units: 3}
-		unknown = &commands.Rejected{Code: commands.NotFound, Rule: "product_unknown", Field: "sku"}
-		offSale = &commands.Rejected{Code: commands.Refused, Rule: "product_delisted", Field: "sku"}
+		unknown = &commands.RejectedError{Code: commands.NotFound, Rule: "product_unknown", Field: "sku"}
+		offSale = &commands.RejectedError{Code: commands.Refused, Rule: "product_delisted", Field: "sku"}
 	)
 	commandstest.Check(t, catalog.Decider(), map[string]commandstest.Spec[catalog.Command, *catalogv1.ProductEvent]{
 		"a product is listed":                        {When: list("LAMP"), Then: events{lamp}},
@@ -86,13 +86,13 @@ func TestLifeOfAProduct(t *testing.T) {
 		"to delist what is delisted is nothing":      {Given: off, When: delist},
 		"a delisted product is listed again":         {Given: off, When: list("OLD LAMP"), Then: events{listed("OLD LAMP")}},
 		"a product listed again still has its price": {Given: events{lamp, priceSet(gbp(2, 0)), delisted(), lamp}, When: setPrice(gbp(2, 0))},
-		"no second listing":                          {Given: events{lamp}, When: list("LAMP"), Refused: &commands.Rejected{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku"}},
+		"no second listing":                          {Given: events{lamp}, When: list("LAMP"), Refused: &commands.RejectedError{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku"}},
 		"no revision of an unknown product":          {When: revise("LAMP"), Refused: unknown},
 		"no revision off sale":                       {Given: off, When: revise("LAMP"), Refused: offSale},
 		"no price of an unknown product":             {When: setPrice(gbp(1, 0)), Refused: unknown},
 		"no price off sale":                          {Given: off, When: setPrice(gbp(1, 0)), Refused: offSale},
-		"no price below 0":                           {Given: events{lamp}, When: setPrice(gbp(0, -1)), Refused: &commands.Rejected{Code: commands.Invalid, Rule: "price_negative", Field: "price"}},
-		"no price that is malformed":                 {Given: events{lamp}, When: setPrice(gbp(-1, 1)), Refused: &commands.Rejected{Code: commands.Invalid, Rule: "money_malformed", Field: "price"}},
+		"no price below 0":                           {Given: events{lamp}, When: setPrice(gbp(0, -1)), Refused: &commands.RejectedError{Code: commands.Invalid, Rule: "price_negative", Field: "price"}},
+		"no price that is malformed":                 {Given: events{lamp}, When: setPrice(gbp(-1, 1)), Refused: &commands.RejectedError{Code: commands.Invalid, Rule: "money_malformed", Field: "price"}},
 		"no delisting of an unknown product":         {When: delist, Refused: unknown},
 	})
 }

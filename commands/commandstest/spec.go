@@ -22,8 +22,8 @@ import (
 type Spec[C any, E proto.Message] struct {
 	Given   []E
 	When    C
-	Then    []E                // empty if the command is accepted and changes nothing
-	Refused *commands.Rejected // instead of Then; Reason is prose and not compared
+	Then    []E                     // empty if the command is accepted and changes nothing
+	Refused *commands.RejectedError // instead of Then; Reason is prose and not compared
 }
 
 // Check runs specs as subtests, by name.
@@ -53,9 +53,9 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 	}
 }
 
-func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *commands.Rejected) {
+func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *commands.RejectedError) {
 	t.Helper()
-	var got *commands.Rejected
+	var got *commands.RejectedError
 	if !errors.As(err, &got) {
 		t.Fatalf("want a refusal by %s; got error %v and events\n%s", want.Rule, err, format(events))
 	}
@@ -85,7 +85,7 @@ func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C,
 		for range rapid.IntRange(1, 30).Draw(t, "commands") {
 			s := Fold(d, history)
 			events, err := d.Decide(s, draw(t, s))
-			if refused := (*commands.Rejected)(nil); err != nil && !errors.As(err, &refused) {
+			if refused := (*commands.RejectedError)(nil); err != nil && !errors.As(err, &refused) {
 				t.Fatal(err)
 			}
 			history = append(history, events...)

@@ -98,7 +98,7 @@ func Decide(s State, c Command) ([]*customerv1.CustomerEvent, error) {
 
 func (s State) register(c Register) ([]*customerv1.CustomerEvent, error) {
 	if s.Registered {
-		return nil, &commands.Rejected{Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id",
+		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id",
 			Reason: "a customer of this id is registered already"}
 	}
 	return []*customerv1.CustomerEvent{{Event: &customerv1.CustomerEvent_Registered{Registered: &customerv1.CustomerRegistered{
@@ -158,5 +158,5 @@ func (s State) mustBeRegistered() error {
 }
 
 func errUnknown() error {
-	return &commands.Rejected{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id", Reason: "there is no such customer"}
+	return &commands.RejectedError{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id", Reason: "there is no such customer"}
 }

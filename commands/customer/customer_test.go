@@ -60,7 +60,7 @@ func TestWhatIsKnownOfACustomer(t *testing.T) {
 	type events = []*customerv1.CustomerEvent
 	var (
 		alice   = registered("Alice")
-		unknown = &commands.Rejected{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id"}
+		unknown = &commands.RejectedError{Code: commands.NotFound, Rule: "customer_unknown", Field: "customer_id"}
 	)
 	commandstest.Check(t, customer.Decider(), map[string]commandstest.Spec[customer.Command, *customerv1.CustomerEvent]{
 		"a customer registers":                   {When: register("Alice"), Then: events{alice}},
@@ -73,7 +73,7 @@ func TestWhatIsKnownOfACustomer(t *testing.T) {
 		"consent is withdrawn":                   {Given: events{alice, consented(marketing, true)}, When: consent(marketing, false), Then: events{consented(marketing, false)}},
 		"consent never given is not withdrawn":   {Given: events{alice}, When: consent(marketing, false)},
 		"consent withdrawn may be given again":   {Given: events{alice, consented(marketing, true), consented(marketing, false)}, When: consent(marketing, true), Then: events{consented(marketing, true)}},
-		"no second registration of an id":        {Given: events{alice}, When: register("Bob"), Refused: &commands.Rejected{Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id"}},
+		"no second registration of an id":        {Given: events{alice}, When: register("Bob"), Refused: &commands.RejectedError{Code: commands.AlreadyExists, Rule: "customer_already_registered", Field: "customer_id"}},
 		"no address of somebody unknown":         {When: move("York"), Refused: unknown},
 		"no consent of somebody unknown":         {When: consent(marketing, true), Refused: unknown},
 		"no withdrawal of somebody unknown":      {When: consent(marketing, false), Refused: unknown},

@@ -83,7 +83,7 @@ func (h handler) GetStock(ctx context.Context, req *connect.Request[inventoryv1.
 		return nil, err
 	}
 	if version == 0 {
-		return nil, &commands.Rejected{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "this SKU has never had stock"}
+		return nil, &commands.RejectedError{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "this SKU has never had stock"}
 	}
 	s = s.after(s.lapses(on))
 	return connect.NewResponse(&inventoryv1.GetStockResponse{

@@ -248,7 +248,7 @@ func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.
 
 // refuse returns a rejection with the caller's new starting point: on_hand, reserved and available.
 func (s State) refuse(rule, field, reason string) error {
-	return &commands.Rejected{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
+	return &commands.RejectedError{Code: commands.Refused, Rule: rule, Field: field, Reason: reason, Facts: map[string]string{
 		"on_hand":   strconv.FormatInt(s.OnHand, 10),
 		"reserved":  strconv.FormatInt(s.Reserved, 10),
 		"available": strconv.FormatInt(s.Available(), 10),
@@ -256,6 +256,6 @@ func (s State) refuse(rule, field, reason string) error {
 }
 
 func errUnknownReservation() error {
-	return &commands.Rejected{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id",
+	return &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id",
 		Reason: "no such reservation exists, or it was committed or released"}
 }

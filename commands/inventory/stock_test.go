@@ -74,8 +74,8 @@ func released(now time.Time, id string, quantity int64, cause inventoryv1.Releas
 	}}}
 }
 
-func refused(rule, field, onHand, held, available string) *commands.Rejected {
-	return &commands.Rejected{Code: commands.Refused, Rule: rule, Field: field,
+func refused(rule, field, onHand, held, available string) *commands.RejectedError {
+	return &commands.RejectedError{Code: commands.Refused, Rule: rule, Field: field,
 		Facts: map[string]string{"on_hand": onHand, "reserved": held, "available": available}}
 }
 
@@ -87,7 +87,7 @@ func TestStockOfOneSKU(t *testing.T) {
 		later   = noon.Add(time.Minute)
 		over    = noon.Add(quarter) // the moment a reservation of noon lapses
 		held    = events{ten, reserved(noon, "a", 4)}
-		unknown = &commands.Rejected{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id"}
+		unknown = &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id"}
 		lapse   = func(id string, quantity int64) *inventoryv1.StockEvent { return released(over, id, quantity, expired) }
 	)
 	commandstest.Check(t, inventory.Decider(), map[string]commandstest.Spec[inventory.Command, *inventoryv1.StockEvent]{

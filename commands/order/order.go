@@ -129,7 +129,7 @@ func Decide(s State, c Command) ([]*orderv1.OrderEvent, error) {
 
 func (s State) place(c Place) ([]*orderv1.OrderEvent, error) {
 	if s.Status != "" {
-		return nil, &commands.Rejected{Code: commands.AlreadyExists, Rule: "order_already_placed", Field: "order_id",
+		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "order_already_placed", Field: "order_id",
 			Reason: fmt.Sprintf("the order exists already, with %d lines", s.Lines), Facts: s.facts()}
 	}
 	zero := &money.Money{CurrencyCode: c.Currency}
@@ -148,7 +148,7 @@ func (s State) addLines(c AddLines) ([]*orderv1.OrderEvent, error) {
 		return nil, err
 	}
 	if c.AfterLine != s.Lines {
-		return nil, &commands.Rejected{Code: commands.Refused, Rule: "lines_moved", Field: "after_line",
+		return nil, &commands.RejectedError{Code: commands.Refused, Rule: "lines_moved", Field: "after_line",
 			Reason: fmt.Sprintf("the order has %d lines, not %d", s.Lines, c.AfterLine), Facts: s.facts()}
 	}
 	lines, total, err := number(c.Lines, s.Lines, s.Total)
@@ -206,9 +206,9 @@ func (s State) mustBe(allowed ...Status) error {
 		}
 	}
 	if s.Status == "" {
-		return &commands.Rejected{Code: commands.NotFound, Rule: "order_unknown", Field: "order_id", Reason: "there is no such order"}
+		return &commands.RejectedError{Code: commands.NotFound, Rule: "order_unknown", Field: "order_id", Reason: "there is no such order"}
 	}
-	return &commands.Rejected{Code: commands.Refused, Rule: "order_" + string(s.Status), Field: "order_id",
+	return &commands.RejectedError{Code: commands.Refused, Rule: "order_" + string(s.Status), Field: "order_id",
 		Reason: fmt.Sprintf("the order is %s", s.Status), Facts: s.facts()}
 }
 
@@ -230,7 +230,7 @@ func number(wanted []*orderv1.NewLine, after uint32, total *money.Money) ([]*ord
 			total, err = event.AddMoney(total, amount)
 		}
 		if err != nil {
-			return nil, nil, (&commands.Rejected{Code: commands.Invalid, Rule: "total_too_large", Reason: err.Error()}).In("lines[%d]", i)
+			return nil, nil, (&commands.RejectedError{Code: commands.Invalid, Rule: "total_too_large", Reason: err.Error()}).In("lines[%d]", i)
 		}
 		after++
 		lines[i] = &orderv1.OrderLine{

@@ -66,8 +66,8 @@ func cancelled() *orderv1.OrderEvent {
 	}}}
 }
 
-func refused(code commands.Code, rule, field string, facts ...string) *commands.Rejected {
-	r := &commands.Rejected{Code: code, Rule: rule, Field: field}
+func refused(code commands.Code, rule, field string, facts ...string) *commands.RejectedError {
+	r := &commands.RejectedError{Code: code, Rule: rule, Field: field}
 	for i := 0; i < len(facts); i += 2 {
 		if r.Facts == nil {
 			r.Facts = map[string]string{}

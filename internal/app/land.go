@@ -63,7 +63,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 		return err
 	}
 	p.onStop(p.lake.Close)
-	parking := streams.NewParking(p.kafka)
+	parking := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
 		return nil

@@ -398,7 +398,7 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 }
 
 func (p *App) startLanding(context.Context) error {
-	parking := streams.NewParking(p.kafka)
+	parking := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
 		return nil
@@ -451,16 +451,16 @@ func (p *App) upkeep() *maintenance.Config {
 	}
 }
 
-func park(to *streams.Parking) lakelanding.Parker {
+func park(to *streams.DeadLetters) lakelanding.Parker {
 	return func(ctx context.Context, records []lakelanding.Parked) error {
-		parked := make([]streams.Parked, 0, len(records))
+		parked := make([]streams.DeadLetter, 0, len(records))
 		for _, r := range records {
-			parked = append(parked, streams.Parked{
+			parked = append(parked, streams.DeadLetter{
 				Sink: r.Sink, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 				Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: r.Reason,
 			})
 		}
-		return to.Park(ctx, parked...)
+		return to.Write(ctx, parked...)
 	}
 }
 
@@ -551,7 +551,7 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 }
 
 func (p *App) startRelays(context.Context) error {
-	parking := streams.NewParking(p.kafka)
+	parking := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
 		parking.Close()
 		return nil
@@ -570,7 +570,7 @@ func (p *App) startRelays(context.Context) error {
 		r, err := relay.New(relay.Config{
 			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
 			PutAside: func(ctx context.Context, m kafka.Message, reason error) error {
-				return parking.Park(ctx, streams.Parked{
+				return parking.Write(ctx, streams.DeadLetter{
 					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
 					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,
 				})

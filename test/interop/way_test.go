@@ -129,17 +129,17 @@ func TestUnreadableIsParked(t *testing.T) {
 	defer admin.Close()
 	var end map[int32]int64
 	polltest.Until(t, "the view has parked", func() bool {
-		end, err = admin.EndOffsets(t.Context(), streams.ParkTopic)
+		end, err = admin.EndOffsets(t.Context(), streams.DeadLetterTopic)
 		return err == nil && end[0] > 0
 	})
 	parked := 0
-	err = kafka.ReadAll(t.Context(), s.kafka, streams.ParkTopic, nil, end, func(m kafka.Message) error {
+	err = kafka.ReadAll(t.Context(), s.kafka, streams.DeadLetterTopic, nil, end, func(m kafka.Message) error {
 		parked++
 		headers := map[string]string{}
 		for _, h := range m.Headers {
 			headers[h.Key] = string(h.Value)
 		}
-		if string(m.Value) != string(bad.Data) || headers["content-type"] != "application/avro" || !strings.Contains(headers[streams.HeaderParkReason], "schema 2147483647") {
+		if string(m.Value) != string(bad.Data) || headers["content-type"] != "application/avro" || !strings.Contains(headers[streams.HeaderDeadLetterReason], "schema 2147483647") {
 			t.Errorf("parked is %q with headers %v", m.Value, headers)
 		}
 		return nil
@@ -313,7 +313,7 @@ func (m *memory) parkedNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer admin.Close()
-	if n, err := admin.Partitions(t.Context(), streams.ParkTopic); err == nil {
+	if n, err := admin.Partitions(t.Context(), streams.DeadLetterTopic); err == nil {
 		t.Errorf("records were parked: the topic has %d partitions", n)
 	}
 }

@@ -118,7 +118,7 @@ func checkLitter(ctx context.Context, s *system) error {
 		return errors.New("there was no litter")
 	}
 	have := map[string]string{}
-	err = s.readAll(ctx, streams.ParkTopic, func(m kafka.Message) error {
+	err = s.readAll(ctx, streams.DeadLetterTopic, func(m kafka.Message) error {
 		if strings.HasPrefix(string(m.Key), "lake/") {
 			have[string(m.Key)] = string(m.Value)
 		}

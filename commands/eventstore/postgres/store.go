@@ -41,9 +41,9 @@ type Store struct {
 	aggregate event.Aggregate
 	options   options
 
-	gate      *adapter.Gate
+	gate      *adapter.InFlight
 	appends   *adapter.Writer
-	committed adapter.Bell
+	committed adapter.Broadcaster
 
 	identity identity
 	writer   *writer
@@ -127,7 +127,7 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
 	o := newOptions(aggregate, opts)
 	s := &Store{
-		aggregate: aggregate, options: o, gate: adapter.NewGate(), identity: identity{schema: o.schema, aggregate: aggregate},
+		aggregate: aggregate, options: o, gate: adapter.NewInFlight(), identity: identity{schema: o.schema, aggregate: aggregate},
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.countWithin) // a migration may have much to do
 	defer cancel()
@@ -204,7 +204,7 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 			break
 		}
 		if len(lost) == 0 {
-			s.committed.Ring()
+			s.committed.Broadcast()
 			for i, c := range chosen {
 				c.Settle(eventstore.Appended{Position: positions[i]}, nil)
 			}

@@ -38,9 +38,9 @@ import (
 // Store is an eventstore.Store in an SQLite file.
 type Store struct {
 	aggregate event.Aggregate
-	gate      *adapter.Gate
+	gate      *adapter.InFlight
 	appends   *adapter.Writer
-	committed adapter.Bell
+	committed adapter.Broadcaster
 	head      atomic.Int64 // last position that this process saw committed
 	elsewhere time.Duration
 
@@ -54,7 +54,7 @@ var _ eventstore.Store = (*Store)(nil)
 // Open opens the event store of aggregate in the file at path, and makes it where there is none. It fails where the
 // file holds the events of another aggregate or was written by a newer version of Millrace.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
-	s := &Store{aggregate: aggregate, gate: adapter.NewGate(), elsewhere: elsewhere}
+	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), elsewhere: elsewhere}
 	defer func() {
 		if err != nil {
 			if sqlite.Damaged(err) {
@@ -175,7 +175,7 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 	}
 	if err == nil && head > s.head.Load() {
 		s.head.Store(head)
-		s.committed.Ring()
+		s.committed.Broadcast()
 	}
 	for i, c := range group {
 		if err != nil { // nobody's outcome counts, not even a conflict: it may be one with the group itself

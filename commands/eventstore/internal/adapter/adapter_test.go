@@ -167,7 +167,7 @@ func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
 
 func TestGate(t *testing.T) {
 	t.Parallel()
-	g := adapter.NewGate()
+	g := adapter.NewInFlight()
 	if err := g.Enter(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,10 +193,10 @@ func TestGate(t *testing.T) {
 
 func TestBell(t *testing.T) {
 	t.Parallel()
-	var b adapter.Bell
-	b.Ring() // for nobody
+	var b adapter.Broadcaster
+	b.Broadcast() // for nobody
 	before := b.Next()
-	b.Ring()
+	b.Broadcast()
 	<-before
 	select {
 	case <-b.Next():

@@ -13,7 +13,7 @@ import (
 )
 
 // keepBooks saves positions and looks how far the log is, now and then, until ctx ends.
-func (r *Runtime) keepBooks(ctx context.Context) {
+func (r *Runtime) trackPositions(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.SaveEvery)
 	defer tick.Stop()
 	var failed string
@@ -22,17 +22,17 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 		parts := maps.Clone(r.parts)
 		r.mu.Unlock()
 		begun := time.Now()
-		err := errors.Join(r.save(parts), r.look(ctx))
+		err := errors.Join(r.save(parts), r.refresh(ctx))
 		if errors.Is(err, ErrLost) {
-			r.askRepair(ctx, err, nil)
+			r.requestRepair(ctx, err, nil)
 		}
-		r.parked.tell(false)
+		r.deadLetterLog.flush(false)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
 			failed = ""
-			r.cfg.Watermarks.settle(r.cfg.Logger, r.cfg.Name, r.cfg.Topics, begun)
+			r.cfg.Watermarks.clearFaults(r.cfg.Logger, r.cfg.Name, r.cfg.Topics, begun)
 		case err.Error() != failed: // once, not at every tick
 			failed = err.Error()
 			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
@@ -47,7 +47,7 @@ func (r *Runtime) keepBooks(ctx context.Context) {
 
 // look brings the watermarks up to date with the ends of the topics and with what other members have saved, and sees
 // whether the sink still stands where we saved it.
-func (r *Runtime) look(ctx context.Context) (lost error) {
+func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	identify := time.Since(r.identified) >= identifyEvery
@@ -82,7 +82,7 @@ func (r *Runtime) look(ctx context.Context) (lost error) {
 				lost = fmt.Errorf("partition %d of %s: %w", id, topic, ErrLost)
 			}
 		}
-		r.cfg.Watermarks.look(topic, ends)
+		r.cfg.Watermarks.setEnds(topic, ends)
 		r.mu.Unlock()
 	}
 	return lost

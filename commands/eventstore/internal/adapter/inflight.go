@@ -9,7 +9,7 @@ import (
 )
 
 // Gate lets calls in until it is closed, and tells when the last of them has left.
-type Gate struct {
+type InFlight struct {
 	mu      sync.Mutex
 	closed  bool
 	calls   sync.WaitGroup
@@ -17,10 +17,10 @@ type Gate struct {
 }
 
 // NewGate makes an open gate.
-func NewGate() *Gate { return &Gate{closing: make(chan struct{})} }
+func NewInFlight() *InFlight { return &InFlight{closing: make(chan struct{})} }
 
 // Enter lets a call in, or fails with eventstore.ErrClosed. Who entered must Leave.
-func (g *Gate) Enter() error {
+func (g *InFlight) Enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -31,13 +31,13 @@ func (g *Gate) Enter() error {
 }
 
 // Leave ends a call.
-func (g *Gate) Leave() { g.calls.Done() }
+func (g *InFlight) Leave() { g.calls.Done() }
 
 // Closing is closed when Close begins: calls that only wait end then.
-func (g *Gate) Closing() <-chan struct{} { return g.closing }
+func (g *InFlight) Closing() <-chan struct{} { return g.closing }
 
 // Close lets no more calls in and returns once all have left. Only the first Close gets true.
-func (g *Gate) Close() bool {
+func (g *InFlight) Close() bool {
 	g.mu.Lock()
 	first := !g.closed
 	if first {

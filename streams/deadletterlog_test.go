@@ -18,15 +18,15 @@ func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		l := parkLog{sink: "view", logger: slog.New(slog.NewTextHandler(&out, nil))}
-		l.tell(true) // nothing
+		l := deadLetterLog{sink: "view", logger: slog.New(slog.NewTextHandler(&out, nil))}
+		l.flush(true) // nothing
 		for i := range 15_000 {
-			l.add([]kafka.Record{{Key: fmt.Appendf(nil, "view|topic|0|%d", i), Headers: []event.Header{{Key: HeaderParkReason, Value: []byte("no event")}}}})
-			l.tell(false)
+			l.add([]kafka.Record{{Key: fmt.Appendf(nil, "view|topic|0|%d", i), Headers: []event.Header{{Key: HeaderDeadLetterReason, Value: []byte("no event")}}}})
+			l.flush(false)
 			time.Sleep(time.Millisecond)
 		}
-		l.tell(true)
-		l.tell(true)
+		l.flush(true)
+		l.flush(true)
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if len(lines) != 3 { // the first at once, those of ten seconds, the rest
 			t.Errorf("%d lines: %s", len(lines), out.String())

@@ -3,13 +3,13 @@ package adapter
 import "sync"
 
 // Bell wakes everybody who listens. The zero Bell is ready.
-type Bell struct {
+type Broadcaster struct {
 	mu   sync.Mutex
 	next chan struct{} // nil while nobody listens
 }
 
 // Next returns a channel that the next Ring closes. Take it before you look whether there is something to wait for.
-func (b *Bell) Next() <-chan struct{} {
+func (b *Broadcaster) Next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.next == nil {
@@ -19,7 +19,7 @@ func (b *Bell) Next() <-chan struct{} {
 }
 
 // Ring wakes them.
-func (b *Bell) Ring() {
+func (b *Broadcaster) Broadcast() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.next != nil {

@@ -9,43 +9,43 @@ import (
 )
 
 // Of records that are parked one after the other, it is told so often.
-const tellEvery = 10 * time.Second
+const deadLetterLogEvery = 10 * time.Second
 
 // parkLog logs parked records once per burst, so that thousands of bad records do not fill the log.
-type parkLog struct {
+type deadLetterLog struct {
 	sink   string
 	logger *slog.Logger
 
 	mu    sync.Mutex
 	count int
-	first string // key in ParkTopic, which names partition and offset
+	first string // key in DeadLetterTopic, which names partition and offset
 	why   string
 	told  time.Time
 }
 
-func (l *parkLog) add(park []kafka.Record) {
+func (l *deadLetterLog) add(letters []kafka.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.count == 0 {
-		l.first, l.why = string(park[0].Key), reasonOf(park[0])
+		l.first, l.why = string(letters[0].Key), reasonOf(letters[0])
 	}
-	l.count += len(park)
+	l.count += len(letters)
 }
 
 // tell logs what was added since the last time, if that is long enough ago or has to be now.
-func (l *parkLog) tell(now bool) {
+func (l *deadLetterLog) flush(now bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.count == 0 || !now && time.Since(l.told) < tellEvery {
+	if l.count == 0 || !now && time.Since(l.told) < deadLetterLogEvery {
 		return
 	}
-	l.logger.Error("streams: parked records", "sink", l.sink, "records", l.count, "first", l.first, "first_error", l.why, "topic", ParkTopic)
+	l.logger.Error("streams: parked records", "sink", l.sink, "records", l.count, "first", l.first, "first_error", l.why, "topic", DeadLetterTopic)
 	l.count, l.told = 0, time.Now()
 }
 
 func reasonOf(r kafka.Record) string {
 	for _, h := range r.Headers {
-		if h.Key == HeaderParkReason {
+		if h.Key == HeaderDeadLetterReason {
 			return string(h.Value)
 		}
 	}

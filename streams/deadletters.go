@@ -13,20 +13,20 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// ParkTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
+// DeadLetterTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
 // compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record
 // that is too large for it is parked shortened, because a sink would otherwise retry it forever.
-const ParkTopic = "millrace.parked"
+const DeadLetterTopic = "millrace.parked"
 
 // Headers that a parked record has beside its own.
 const (
-	HeaderParkReason = "millrace-park-reason"
-	HeaderParkKey    = "millrace-park-key" // key of the record as it was
+	HeaderDeadLetterReason = "millrace-park-reason"
+	HeaderDeadLetterKey    = "millrace-park-key" // key of the record as it was
 
 	// Of a record that is parked shortened: what its value was. The whole record is where the key of the parked record
 	// says, for as long as that topic keeps it.
-	HeaderParkSize   = "millrace-park-value-size"   // bytes
-	HeaderParkSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
+	HeaderDeadLetterSize   = "millrace-park-value-size"   // bytes
+	HeaderDeadLetterSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
 )
 
 // What is kept of a record that is parked shortened, in bytes.
@@ -34,18 +34,18 @@ const (
 	keptValue   = 4 << 10
 	keptKey     = 4 << 10
 	keptHeaders = 64 << 10
-	mostReason  = 4 << 10 // of any record: a reason may quote what it is about
+	maxReason   = 4 << 10 // of any record: a reason may quote what it is about
 )
 
-// parking writes to ParkTopic. The topic and the producer are made when first wanted, which is hardly ever.
-type parking struct {
+// parking writes to DeadLetterTopic. The topic and the producer are made when first wanted, which is hardly ever.
+type deadLetterWriter struct {
 	cfg      kafka.Config
 	mu       sync.Mutex
 	producer *kafka.Producer
 }
 
 // put returns once all records are safe on the topic.
-func (p *parking) put(ctx context.Context, records []kafka.Record) error {
+func (p *deadLetterWriter) put(ctx context.Context, records []kafka.Record) error {
 	producer, err := p.open(ctx)
 	if err != nil {
 		return err
@@ -60,13 +60,13 @@ func (p *parking) put(ctx context.Context, records []kafka.Record) error {
 	return nil
 }
 
-func (p *parking) open(ctx context.Context) (*kafka.Producer, error) {
+func (p *deadLetterWriter) open(ctx context.Context) (*kafka.Producer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.producer != nil {
 		return p.producer, nil
 	}
-	if err := kafka.EnsureTopics(ctx, p.cfg, kafka.Topic{Name: ParkTopic, Partitions: 1, Compacted: true}); err != nil {
+	if err := kafka.EnsureTopics(ctx, p.cfg, kafka.Topic{Name: DeadLetterTopic, Partitions: 1, Compacted: true}); err != nil {
 		return nil, err
 	}
 	producer, err := kafka.NewProducer(p.cfg)
@@ -102,8 +102,8 @@ func shortened(r kafka.Record, headers int) kafka.Record {
 	var kept []event.Header
 	for _, h := range r.Headers {
 		switch h.Key {
-		case HeaderParkReason:
-		case HeaderParkKey:
+		case HeaderDeadLetterReason:
+		case HeaderDeadLetterKey:
 			h.Value = h.Value[:min(len(h.Value), keptKey)]
 		default:
 			size := len(h.Key) + len(h.Value)
@@ -115,48 +115,48 @@ func shortened(r kafka.Record, headers int) kafka.Record {
 		kept = append(kept, h)
 	}
 	r.Headers = append(kept,
-		event.Header{Key: HeaderParkSize, Value: strconv.AppendInt(nil, int64(whole), 10)},
-		event.Header{Key: HeaderParkSHA256, Value: hex.AppendEncode(nil, sum[:])})
+		event.Header{Key: HeaderDeadLetterSize, Value: strconv.AppendInt(nil, int64(whole), 10)},
+		event.Header{Key: HeaderDeadLetterSHA256, Value: hex.AppendEncode(nil, sum[:])})
 	return r
 }
 
-func (p *parking) close() {
+func (p *deadLetterWriter) close() {
 	if p.producer != nil {
 		p.producer.Close()
 	}
 }
 
-// parkedRecord is a record as it goes to ParkTopic.
-func parkedRecord(sink string, rec Record, key string, headers []event.Header, reason error) *kafka.Record {
+// parkedRecord is a record as it goes to DeadLetterTopic.
+func newDeadLetter(sink string, rec Record, key string, headers []event.Header, reason error) *kafka.Record {
 	value := rec.Event.Data
 	if value == nil { // a tombstone would be compacted away, and with it what tells of the record
 		value = []byte{}
 	}
 	why := reason.Error()
 	return &kafka.Record{
-		Topic:     ParkTopic,
+		Topic:     DeadLetterTopic,
 		Partition: kafka.AnyPartition,
 		Key:       fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset),
 		Value:     value,
 		Headers: append(headers[:len(headers):len(headers)],
-			event.Header{Key: HeaderParkReason, Value: []byte(why[:min(len(why), mostReason)])},
-			event.Header{Key: HeaderParkKey, Value: []byte(key)}),
+			event.Header{Key: HeaderDeadLetterReason, Value: []byte(why[:min(len(why), maxReason)])},
+			event.Header{Key: HeaderDeadLetterKey, Value: []byte(key)}),
 	}
 }
 
 // parkedEvent is parkedRecord of a record whose envelope could be read.
-func parkedEvent(sink string, rec Record, reason error) *kafka.Record {
-	return parkedRecord(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
+func deadLetterOf(sink string, rec Record, reason error) *kafka.Record {
+	return newDeadLetter(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
 }
 
-// Parking is ParkTopic for sinks that read the log without a Runtime. It is safe for concurrent use.
-type Parking struct{ parking parking }
+// Parking is DeadLetterTopic for sinks that read the log without a Runtime. It is safe for concurrent use.
+type DeadLetters struct{ writer deadLetterWriter }
 
-// NewParking opens nothing yet.
-func NewParking(cfg kafka.Config) *Parking { return &Parking{parking{cfg: cfg}} }
+// NewDeadLetters opens nothing yet.
+func NewDeadLetters(cfg kafka.Config) *DeadLetters { return &DeadLetters{deadLetterWriter{cfg: cfg}} }
 
 // Parked is a record that a sink could not read. Sink, topic, partition and offset name it.
-type Parked struct {
+type DeadLetter struct {
 	Sink       string // and its version
 	Topic      string
 	Partition  int32
@@ -167,17 +167,17 @@ type Parked struct {
 }
 
 // Park returns once all records are safe on the topic.
-func (p *Parking) Park(ctx context.Context, records ...Parked) error {
+func (p *DeadLetters) Write(ctx context.Context, records ...DeadLetter) error {
 	if len(records) == 0 {
 		return nil
 	}
-	parked := make([]kafka.Record, 0, len(records))
+	letters := make([]kafka.Record, 0, len(records))
 	for _, r := range records {
 		rec := Record{Event: event.Event{Data: r.Value}, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}
-		parked = append(parked, *parkedRecord(r.Sink, rec, string(r.Key), r.Headers, r.Reason))
+		letters = append(letters, *newDeadLetter(r.Sink, rec, string(r.Key), r.Headers, r.Reason))
 	}
-	return p.parking.put(ctx, parked)
+	return p.writer.put(ctx, letters)
 }
 
 // Close lets go of the producer.
-func (p *Parking) Close() { p.parking.close() }
+func (p *DeadLetters) Close() { p.writer.close() }

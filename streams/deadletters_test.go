@@ -19,11 +19,11 @@ import (
 func TestEveryRecordIsParked(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
-		parking := streams.NewParking(on)
+		parking := streams.NewDeadLetters(on)
 		defer parking.Close()
 		large := strings.Repeat("0123456789abcdef", 100_000) // 1.6 MB
 		sink := newLog(t, on).Topic
-		records := map[string]streams.Parked{
+		records := map[string]streams.DeadLetter{
 			"small":          {Key: []byte("k"), Value: []byte("value"), Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}},
 			"no value":       {Key: []byte("k")},
 			"empty value":    {Key: []byte("k"), Value: []byte{}},
@@ -40,7 +40,7 @@ func TestEveryRecordIsParked(t *testing.T) {
 			if r.Reason == nil {
 				r.Reason = errors.New("it is no event")
 			}
-			if err := parking.Park(t.Context(), r); err != nil {
+			if err := parking.Write(t.Context(), r); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -51,11 +51,11 @@ func TestEveryRecordIsParked(t *testing.T) {
 				t.Errorf("%s: it is not parked, or as a tombstone", name)
 				continue
 			}
-			if header(m, streams.HeaderParkReason) == "" || !strings.HasPrefix(string(r.Key), header(m, streams.HeaderParkKey)) ||
+			if header(m, streams.HeaderDeadLetterReason) == "" || !strings.HasPrefix(string(r.Key), header(m, streams.HeaderDeadLetterKey)) ||
 				!bytes.HasPrefix(r.Value, m.Value) {
 				t.Errorf("%s: parked as %d bytes with %.200q", name, len(m.Value), m.Headers)
 			}
-			size, sum := header(m, streams.HeaderParkSize), header(m, streams.HeaderParkSHA256)
+			size, sum := header(m, streams.HeaderDeadLetterSize), header(m, streams.HeaderDeadLetterSHA256)
 			if !strings.Contains(name, "large") || name == "large reason" {
 				if !bytes.Equal(m.Value, r.Value) || size+sum != "" {
 					t.Errorf("%s: parked as %q, size %q", name, m.Value, size)
