@@ -27,10 +27,16 @@ var mayImport = map[string][]string{
 	"readmodels":          {"streams", "event", "gen"},
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
-	"deploy":              {"event"},
-	"cmd":                 {""},
-	"bench":               {""},
-	"test":                {""},
+	// Reserved for what comes: these folders need not exist yet.
+	"processes": {"streams", "event", "gen"}, // and internal/client, by which they send commands
+	"features":  {"streams", "event", "gen"},
+	"gateway":   {"event", "gen"},
+	"web":       {},
+
+	"deploy": {"event"},
+	"cmd":    {""},
+	"bench":  {""},
+	"test":   {""},
 }
 
 func TestImportRule(t *testing.T) {
@@ -81,6 +87,35 @@ func dependOnSource(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Whoever fills a reserved folder finds the rule in force.
+func TestReservedFolders(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		pkg, dep string
+		may      bool
+	}{
+		{"processes/fulfilment", "streams", true},
+		{"processes/fulfilment", "internal/client", true},
+		{"processes/fulfilment", "gen/millrace/order/v1", true},
+		{"processes/fulfilment", "commands/order", false},
+		{"processes/fulfilment", "processes/notification", false},
+		{"processes/fulfilment", "internal/app", false},
+		{"features/basket", "streams", true},
+		{"features/basket", "lake", false},
+		{"gateway", "gen/millrace/order/v1", true},
+		{"gateway", "streams", false},
+		{"web", "gen/millrace/order/v1", false},
+		{"lake", "features/basket", false},
+		{"commands/order", "processes/fulfilment", false},
+		{"internal/rpc", "internal/app", false},
+		{"cmd/millrace", "internal/app", true},
+	} {
+		if may := permitted(c.pkg, c.dep, mayImport[folderOf(c.pkg)]); may != c.may {
+			t.Errorf("%s imports %s: permitted is %v, want %v", c.pkg, c.dep, may, c.may)
+		}
 	}
 }
 

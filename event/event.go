@@ -48,21 +48,24 @@ type Aggregate struct {
 	Service string // "order"; also the name of its store
 	Topic   string // "millrace.orders"
 	Message string // full name of its events message: "millrace.order.v1.OrderEvent"
+	UUIDs   bool   // its streams are named by UUIDs; otherwise by names that people chose, such as SKUs
 }
 
 // The aggregates of the platform.
 var (
-	Order    = Aggregate{Name: "order", Service: "order", Topic: "millrace.orders", Message: "millrace.order.v1.OrderEvent"}
+	Order    = Aggregate{Name: "order", Service: "order", Topic: "millrace.orders", Message: "millrace.order.v1.OrderEvent", UUIDs: true}
 	Product  = Aggregate{Name: "product", Service: "catalog", Topic: "millrace.products", Message: "millrace.catalog.v1.ProductEvent"}
-	Customer = Aggregate{Name: "customer", Service: "customer", Topic: "millrace.customers", Message: "millrace.customer.v1.CustomerEvent"}
+	Customer = Aggregate{Name: "customer", Service: "customer", Topic: "millrace.customers", Message: "millrace.customer.v1.CustomerEvent", UUIDs: true}
 	Stock    = Aggregate{Name: "stock", Service: "inventory", Topic: "millrace.stock", Message: "millrace.inventory.v1.StockEvent"}
 )
 
-// CanonicalStream returns a stream's name as every store has it. Stock and products are named by
-// SKUs, which are case-sensitive. Orders and customers are named by UUIDs, which are not.
+// CanonicalStream returns a stream's name as every store has it. UUIDs are not case-sensitive and
+// are brought to lower case. Other names, such as SKUs, are case-sensitive and stay as they are.
 func CanonicalStream(service, stream string) string {
-	if service == Order.Service || service == Customer.Service {
-		return CanonicalID(stream)
+	for _, a := range aggregates {
+		if a.Service == service && a.UUIDs {
+			return CanonicalID(stream)
+		}
 	}
 	return stream
 }

@@ -19,10 +19,6 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake/faults"
-	laketables "github.com/millrace/millrace/lake/tables"
-	"github.com/millrace/millrace/readmodels"
-	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/verify"
 )
 
@@ -55,8 +51,8 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 		res.Tables = append(res.Tables, &adminv1.TableFault{Table: f.Table, Reason: f.Err.Error(), Remedy: f.Remedy})
 	}
 	for _, v := range p.views {
-		for _, f := range v.faults.List() {
-			res.Views = append(res.Views, &adminv1.ViewFault{View: v.name, Part: f.Piece, Reason: f.Reason, Since: timestamppb.New(f.Since)})
+		for _, f := range v.Faults().List() {
+			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Piece, Reason: f.Reason, Since: timestamppb.New(f.Since)})
 		}
 	}
 	for _, f := range p.settingFaults() {
@@ -95,9 +91,8 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	if len(p.stores) > 0 {
 		add(p.storeSinks(ctx))
 	}
-	if len(p.views) > 0 {
-		add(viewSink(ctx, orderstatus.Name, p.orders.Status))
-		add(viewSink(ctx, catalog.Name, p.goods.Status))
+	for _, v := range p.views {
+		add(viewSink(ctx, v))
 	}
 	if p.lake != nil && p.admin != nil {
 		add(p.tableSinks(ctx))
@@ -107,7 +102,7 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 
 func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
 	stored := map[string]uint64{} // by topic
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		have, err := p.stores[a.Name].Stats(ctx, event.Position{})
 		if err != nil {
 			return sinks, err
@@ -122,7 +117,7 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 	if err != nil {
 		return sinks, err
 	}
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		at := progress[a.Service]
 		ahead, err := p.stores[a.Name].Stats(ctx, at.Position)
 		if err != nil {
@@ -143,18 +138,18 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 		return p.published.Look(ctx)
 	}
 	progress := map[string]relay.Progress{}
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		progress[a.Service] = p.relays[a.Name].Progress()
 	}
 	return progress, nil
 }
 
-func viewSink(ctx context.Context, name string, ask func(context.Context) (readmodels.Status, error)) ([]telemetry.Sink, error) {
-	s, err := ask(ctx)
+func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
+	s, err := v.Status(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return []telemetry.Sink{{Name: "view " + name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
+	return []telemetry.Sink{{Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
 }
 
 func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
@@ -245,7 +240,7 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 
 // CatchUp returns once everything that the stores hold now has arrived in every sink.
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
-	total := 2*len(event.Aggregates()) + len(p.views)
+	total := 2*len(p.modules.aggregates()) + len(p.views)
 	done := 0
 	tell := func(what string) { progress("waiting for "+what, done, total); done++ }
 
@@ -253,7 +248,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		tell("topic " + a.Topic)
 		err := p.until(ctx, "topic "+a.Topic, func() (bool, error) {
 			progress, err := p.progress(ctx)
@@ -268,12 +263,12 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 		return err
 	}
 	for _, v := range p.views {
-		tell("view " + v.name)
-		if err := v.feed.CatchUp(ctx); err != nil {
+		tell("view " + v.Name)
+		if err := v.runner.CatchUp(ctx); err != nil {
 			return err
 		}
 	}
-	for _, topic := range topics() {
+	for _, topic := range p.modules.topics() {
 		tell("tables of " + topic)
 		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
 			applied, err := p.lake.Applied(ctx, topic)
@@ -321,7 +316,7 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	ends := map[string]map[int32]int64{}
-	for _, topic := range topics() {
+	for _, topic := range p.modules.topics() {
 		var err error
 		if ends[topic], err = p.admin.EndOffsets(ctx, topic); err != nil {
 			return nil, err
@@ -330,42 +325,46 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 	return ends, nil
 }
 
-// subjects are all comparisons: for each aggregate its events in store, topic and table; and what views and the tables
-// made of events hold, against what the store's events make of them.
+// subjects are all comparisons: for each service its events in store, topic and table; and what
+// views and derived tables hold, against what the store's events make of them.
 func (p *App) subjects() []verify.Subject {
 	var subjects []verify.Subject
-	for _, a := range event.Aggregates() {
-		store := p.stores[a.Name]
-		s := verify.Subject{Aggregate: a.Name, Comparisons: []verify.Comparison{{Unit: "events", Sides: []verify.Side{
-			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
-			{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
-			{Name: "table " + a.Topic[len("millrace."):] + "_events", Digest: tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.EventsDigest(ctx, a) })},
-		}}}}
-		derived := func(unit, name string, actual func(context.Context) (*digest.Digest, error), expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
-			s.Comparisons = append(s.Comparisons, verify.Comparison{Unit: unit, Sides: []verify.Side{
-				{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return expected(events(ctx, store)) }},
-				{Name: name, Digest: actual},
-			}})
-		}
-		switch a {
-		case event.Order:
-			derived("documents", "view "+orderstatus.Name, p.orders.Digest, orderstatus.ExpectedDigest)
-		case event.Product:
-			derived("documents", "view "+catalog.Name, p.goods.Digest, catalog.ExpectedDigest)
-		}
-		for _, t := range laketables.All() {
-			if t.Derived != a {
-				continue
-			}
-			derived("rows", "table "+t.Name,
-				tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, t.Name) }),
-				func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
-					return t.Sums.Expect(readable(a, events))
-				})
-		}
-		subjects = append(subjects, s)
+	for _, s := range p.modules.Services {
+		subjects = append(subjects, verify.Subject{Aggregate: s.Aggregate.Name, Comparisons: p.comparisons(s)})
 	}
 	return subjects
+}
+
+func (p *App) comparisons(s Service) []verify.Comparison {
+	a, store := s.Aggregate, p.stores[s.Aggregate.Name]
+	type digester = func(context.Context) (*digest.Digest, error)
+	same := verify.Comparison{Unit: "events", Sides: []verify.Side{
+		{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return eventsDigest(events(ctx, store)) }},
+		{Name: "topic " + a.Topic, Digest: func(ctx context.Context) (*digest.Digest, error) { return p.topicDigest(ctx, a.Topic) }},
+	}}
+	var derived []verify.Comparison
+	derive := func(unit, name string, actual digester, expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)) {
+		derived = append(derived, verify.Comparison{Unit: unit, Sides: []verify.Side{
+			{Name: "store " + a.Service, Digest: func(ctx context.Context) (*digest.Digest, error) { return expected(events(ctx, store)) }},
+			{Name: name, Digest: actual},
+		}})
+	}
+	for _, v := range p.views {
+		if v.Aggregate == a {
+			derive("documents", "view "+v.Name, v.Digest, v.Expected)
+		}
+	}
+	for _, t := range s.Tables {
+		actual := tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, t.Name) })
+		if t.Events == a {
+			same.Sides = append(same.Sides, verify.Side{Name: "table " + t.Name, Digest: actual})
+			continue
+		}
+		derive("rows", "table "+t.Name, actual, func(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
+			return t.Sums.Expect(readable(a, events))
+		})
+	}
+	return append([]verify.Comparison{same}, derived...)
 }
 
 // tableDigest makes what is the matter with one table a result, beside those of the others.

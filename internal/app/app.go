@@ -19,24 +19,21 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/millrace/millrace/commands/eventstore"
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
-	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/internal/settings"
 	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	lakesql "github.com/millrace/millrace/lake/sql"
-	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
 // App is a running process with some roles, or all.
 type App struct {
+	modules   Modules
 	cfg       config.Config
 	log       *slog.Logger
 	roles     []Role
@@ -56,11 +53,8 @@ type App struct {
 	seals     *relay.Seals                // nil without the log
 	relays    map[string]*relay.Relay     // by aggregate, where they run here
 	published *relay.Follower             // where they run elsewhere
-	redis     *redis.Client
-	orders    *orderstatus.View
-	goods     *catalog.View
-	index     catalog.Index // of goods
-	views     []view
+	viewSinks *Sinks
+	views     []*view
 	lake      *lake.Lake
 	sql       *lakesql.SQL
 
@@ -82,12 +76,24 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 	if err := checkRoles(cfg, roles); err != nil {
 		return nil, err
 	}
+	return start(ctx, Shop(), cfg, roles, log)
+}
+
+// newApp returns a process in which nothing has been started.
+func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 	p := &App{
-		cfg: cfg, log: log, roles: roles, wanted: wanted(roles), failed: make(chan struct{}), addresses: map[string]string{},
+		modules: m, cfg: cfg, log: log, roles: roles, wanted: wanted(roles),
 		listeners: map[string]net.Listener{}, metrics: telemetry.New(),
 		stores: map[string]eventstore.Store{}, relays: map[string]*relay.Relay{},
-		settings: map[string][]settings.Fault{},
+		settings: map[string][]settings.Fault{}, addresses: map[string]string{},
+		failed: make(chan struct{}),
 	}
+	p.viewSinks = &Sinks{app: p}
+	return p
+}
+
+func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
+	p := newApp(m, cfg, roles, log)
 	if len(embedded(cfg, p.wanted)) > 0 {
 		p.wanted[folder] = true
 	}
@@ -100,14 +106,13 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 		{doors, "addresses", p.startListeners}, // early: a taken port should not cost the start of all the rest
 		{stores, "event stores", p.startStores},
 		{logPart, "kafka", p.startKafka},
-		{redisPart, "redis", p.startRedis},
-		{searchPart, "search", p.startSearch},
+		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
 		{doors, "settings of servers", p.startSettings}, // before anything is written
 		{landing, "landing", p.startLanding},
 		{engine, "sql engine", p.startEngine},
-		{feeds, "views", p.startFeeds},
-		{follows, "views", p.startFollows},
+		{runners, "views", p.startRunners},
+		{followers, "views", p.startFollowers},
 		{relays, "relays", p.startRelays},
 		{doors, "server", p.startServers},
 	} {
@@ -245,13 +250,4 @@ func taken(err error, addr, setting string) error {
 	}
 	return fmt.Errorf("%s is in use, perhaps by another millrace: stop that one, or name another address with %s; port 0 takes a free one: %w",
 		addr, setting, err)
-}
-
-// topics are the aggregates' topics.
-func topics() []string {
-	var names []string
-	for _, a := range event.Aggregates() {
-		names = append(names, a.Topic)
-	}
-	return names
 }

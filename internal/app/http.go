@@ -14,24 +14,13 @@ import (
 	"connectrpc.com/grpcreflect"
 
 	"github.com/millrace/millrace/commands"
-	catalogcommands "github.com/millrace/millrace/commands/catalog"
-	"github.com/millrace/millrace/commands/customer"
-	"github.com/millrace/millrace/commands/inventory"
-	"github.com/millrace/millrace/commands/order"
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/gen/millrace/admin/v1/adminv1connect"
-	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
-	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
-	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
-	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 	"github.com/millrace/millrace/internal/auth"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/rpc"
 	"github.com/millrace/millrace/internal/server"
 	"github.com/millrace/millrace/lake/restcatalog"
-	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
 const (
@@ -81,19 +70,20 @@ func (p *App) api() http.Handler {
 	if p.has(Commands) {
 		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
-		mux.Handle(p.called(customer.NewHandler(p.stores[event.Customer.Name], opts...)))
-		mux.Handle(p.called(catalogcommands.NewHandler(p.stores[event.Product.Name], opts...)))
-		mux.Handle(p.called(inventory.NewHandler(p.stores[event.Stock.Name], opts...)))
-		mux.Handle(p.called(order.NewHandler(p.stores[event.Order.Name], opts...)))
-		services = append(services, customerv1connect.CustomerServiceName, catalogv1connect.CatalogServiceName,
-			inventoryv1connect.InventoryServiceName, orderv1connect.OrderServiceName)
+		for _, m := range p.modules.Services {
+			path, h := m.Handler(p.stores[m.Aggregate.Name], opts...)
+			mux.Handle(p.called(path, h))
+			services = append(services, strings.Trim(path, "/"))
+		}
 	}
 	if p.has(Query) {
-		door := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
-		mux.Handle(p.called(p.whenCaughtUp(orderv1connect.NewOrderQueryServiceHandler(orderstatus.NewQueries(p.orders), door...))))
-		mux.Handle(p.called(p.whenCaughtUp(catalogv1connect.NewCatalogQueryServiceHandler(catalog.NewQueries(p.goods), door...))))
+		opts := append([]connect.HandlerOption{connect.WithInterceptors(measured)}, rpc.HandlerOptions(p.log, time.Now)...)
+		for _, v := range p.views {
+			path, h := v.Handler(opts...)
+			mux.Handle(p.called(p.whenCaughtUp(path, h)))
+			services = append(services, strings.Trim(path, "/"))
+		}
 		mux.HandleFunc("POST "+sqlPath, p.serveSQL)
-		services = append(services, orderv1connect.OrderQueryServiceName, catalogv1connect.CatalogQueryServiceName)
 	}
 	reflect(mux, services...)
 	mux.Handle(grpchealth.NewHandler(grpcHealth{p, grpchealth.NewStaticChecker(services...)}, smallMessages))
@@ -205,12 +195,12 @@ const askEvery = 2 * time.Second
 // awaitViews waits until the views have applied what stood on the log at the start.
 func (p *App) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
-		for err := v.feed.CatchUp(ctx); err != nil; err = v.feed.CatchUp(ctx) {
+		for err := v.runner.CatchUp(ctx); err != nil; err = v.runner.CatchUp(ctx) {
 			if ctx.Err() != nil {
 				return fmt.Errorf("catch up with the log: %w", err)
 			}
 			// What ends a view for good stops the system itself.
-			p.log.Warn("it cannot be told how far a view is behind the log; asking again", "view", v.name, "error", err)
+			p.log.Warn("it cannot be told how far a view is behind the log; asking again", "view", v.Name, "error", err)
 			select {
 			case <-time.After(askEvery):
 			case <-ctx.Done():
@@ -230,7 +220,7 @@ func (p *App) unready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		if store := p.stores[a.Name]; store != nil {
 			if _, err := store.Head(ctx); err != nil {
 				return fmt.Errorf("store of %s: %w", a.Service, err)
@@ -279,8 +269,8 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 // damagedViews describes what is damaged in views and being rebuilt.
 func (p *App) damagedViews() (lines []string) {
 	for _, v := range p.views {
-		for _, f := range v.faults.List() {
-			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.name, f.Piece, f.Reason))
+		for _, f := range v.Faults().List() {
+			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name, f.Piece, f.Reason))
 		}
 	}
 	return lines

@@ -13,7 +13,6 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/registry"
-	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
 	lakelanding "github.com/millrace/millrace/lake/landing"
@@ -37,7 +36,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if cfg.Kafka.Brokers == "" {
 		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
 	}
-	p := &App{cfg: cfg, log: log, metrics: telemetry.New(), addresses: map[string]string{}}
+	p := newApp(Modules{}, cfg, nil, log)
 	defer func() { err = errors.Join(err, p.Close()) }()
 	access, err := kafkaAccess(cfg.Kafka)
 	if err != nil {

@@ -19,21 +19,14 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 	"github.com/millrace/millrace/internal/config"
 	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
-	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
 	"github.com/millrace/millrace/internal/kafka"
 	"github.com/millrace/millrace/internal/kafka/security"
-	"github.com/millrace/millrace/internal/redis"
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/faults"
 	lakelanding "github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
-	laketables "github.com/millrace/millrace/lake/tables"
-	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/catalog/bleve"
-	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
-	"github.com/millrace/millrace/readmodels/orderstatus"
 	"github.com/millrace/millrace/streams"
 )
 
@@ -41,7 +34,7 @@ import (
 const EngineCommand = "clickhouse-engine"
 
 func (p *App) startStores(ctx context.Context) error {
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		store, err := p.openStore(ctx, a)
 		if err != nil {
 			return fmt.Errorf("store of %s: %w", a.Service, err)
@@ -55,7 +48,7 @@ func (p *App) startStores(ctx context.Context) error {
 // storesByService returns the stores of this process, if its roles have any.
 func (p *App) storesByService() map[string]eventstore.Store {
 	stores := map[string]eventstore.Store{}
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		if s := p.stores[a.Name]; s != nil {
 			stores[a.Service] = s
 		}
@@ -90,7 +83,7 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 	if c.Store.Postgres == "" {
 		return errors.New("store.postgres names no server: the embedded stores migrate themselves")
 	}
-	for _, a := range event.Aggregates() {
+	for _, a := range Shop().aggregates() {
 		conn, password, err := storeAccess(c.Store, a)
 		if err != nil {
 			return err
@@ -149,7 +142,7 @@ func (p *App) startKafka(ctx context.Context) error {
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
 		return admin.Reach(ctx) // who only looks needs no right to create
 	}
-	return admin.EnsureTopics(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
 
 // startRegistry makes the client of the schema registry, where one is named. Nothing is asked yet.
@@ -187,7 +180,7 @@ func (p *App) startRegistry() error {
 
 // startSeals has the readers of this process tell the relays' records from others.
 func (p *App) startSeals() error {
-	seals, err := relay.NewSeals(p.kafka, event.Aggregates(), p.storesByService())
+	seals, err := relay.NewSeals(p.kafka, p.modules.aggregates(), p.storesByService())
 	if err != nil {
 		return err
 	}
@@ -229,126 +222,13 @@ func kafkaAccess(c config.Kafka) (security.Config, error) {
 	}, nil
 }
 
-func (p *App) startRedis(ctx context.Context) error {
-	addr := p.cfg.Redis.Addr
-	var damage error
-	if addr == "" {
-		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: p.cfg.Redis.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
-		if err != nil {
-			return taken(err, p.cfg.Redis.Listen, "the setting redis.listen")
-		}
-		p.onStop(func() error {
-			server.Close()
-			return nil
-		})
-		addr, damage = server.Addr(), server.Damage()
-	}
-	p.addresses["redis"] = addr
-	password, err := p.cfg.Redis.Password.Reveal("")
-	if err != nil {
-		return fmt.Errorf("redis.password: %w", err)
-	}
-	trust, err := p.cfg.Redis.TLS.Client()
-	if err != nil {
-		return fmt.Errorf("redis.tls: %w", err)
-	}
-	client, err := redis.Open(ctx, redis.Config{Addr: addr, Username: p.cfg.Redis.User, Password: password, TLS: trust})
-	if err != nil {
-		return err
-	}
-	p.redis = client
-	p.onStop(client.Close)
-	p.orders = orderstatus.New(client, p.log)
-	if damage != nil {
-		p.orders.Faults().Report(p.log, orderstatus.Name, "files", damage.Error())
-	}
-	return nil
-}
-
-func (p *App) startSearch(ctx context.Context) error {
-	index, err := p.openIndex(ctx)
-	if err != nil {
-		return err
-	}
-	p.onStop(index.Close)
-	p.index, p.goods = index, catalog.New(index, p.log)
-	return nil
-}
-
-func (p *App) openIndex(ctx context.Context) (catalog.Index, error) {
-	c := p.cfg.Search
-	if c.Elasticsearch == "" {
-		return bleve.Open(p.cfg.Path("search"), p.log)
-	}
-	e, err := elasticsearchConfig(c, p.log)
-	if err != nil {
-		return nil, err
-	}
-	p.addresses["elasticsearch"] = c.Elasticsearch
-	return elasticsearch.Open(ctx, e)
-}
-
-// elasticsearchConfig says where the index is, and how to log in.
-func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
-	password, err := c.Password.Reveal("")
-	if err != nil {
-		return elasticsearch.Config{}, fmt.Errorf("search.password: %w", err)
-	}
-	trust, err := c.TLS.Client()
-	if err != nil {
-		return elasticsearch.Config{}, fmt.Errorf("search.tls: %w", err)
-	}
-	return elasticsearch.Config{
-		Addresses: strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' }), Username: c.User, Password: password, TLS: trust, Logger: log,
-	}, nil
-}
-
-// view is one that this process feeds or follows.
-type view struct {
-	name   string
-	feed   feed
-	faults *streams.Faults
-}
-
-type feed interface {
-	Run(context.Context) error
-	CatchUp(context.Context) error
-}
-
-func (p *App) startFeeds(context.Context) error {
-	p.run(orderstatus.Name, p.orders.Runtime(p.kafka, p.decoder, p.log), p.orders.Faults())
-	p.run(catalog.Name, p.goods.Runtime(p.kafka, p.decoder, p.log), p.goods.Faults())
-	return nil
-}
-
-func (p *App) startFollows(context.Context) error {
-	p.run(orderstatus.Name, p.orders.Follower(p.kafka, p.log), p.orders.Faults())
-	p.run(catalog.Name, p.goods.Follower(p.kafka, p.log), p.goods.Faults())
-	return nil
-}
-
-func (p *App) run(name string, f feed, faults *streams.Faults) {
-	if len(p.views) == 0 {
-		p.metrics.Labelled("millrace_view_damaged", "1 for each part of a view that is damaged and being rebuilt from the log.",
-			[]string{"view", "part"}, func(is func(labels ...string)) {
-				for _, v := range p.views {
-					for _, fault := range v.faults.List() {
-						is(v.name, fault.Piece)
-					}
-				}
-			})
-	}
-	p.views = append(p.views, view{name, f, faults})
-	p.background("view "+name, f.Run)
-}
-
 // LakeConfig says where the lake is: on the servers that the configuration names, else in the data folder.
 func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	out := lake.Config{
 		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
 		Sync:   c.Durability == "power-loss",
 		S3:     lake.S3{Endpoint: c.Lake.S3.Endpoint, Region: c.Lake.S3.Region, AccessKey: c.Lake.S3.AccessKey},
-		Tables: laketables.All(),
+		Tables: Shop().tables(),
 		Logger: log,
 	}
 	var err error
@@ -366,6 +246,7 @@ func (p *App) startLake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.Tables = p.modules.tables()
 	c.ReadOnly = !p.wanted[landing] && !p.has(Iceberg)
 	l, err := openLake(ctx, c)
 	if err != nil {
@@ -562,7 +443,7 @@ func (p *App) startRelays(context.Context) error {
 		}
 		return n
 	})
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		encoder, err := p.encoder(a)
 		if err != nil {
 			return err

@@ -11,12 +11,7 @@ import (
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/kafka"
-	"github.com/millrace/millrace/internal/telemetry"
 	"github.com/millrace/millrace/lake"
-	"github.com/millrace/millrace/readmodels/catalog"
-	"github.com/millrace/millrace/readmodels/catalog/bleve"
-	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
-	"github.com/millrace/millrace/readmodels/orderstatus"
 )
 
 // Rebuild deletes and recreates a service's topic, and drops the views and tables that are read from it: the next start
@@ -25,7 +20,7 @@ import (
 func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, tell func(what string)) (err error) {
 	var services []string
 	var a event.Aggregate
-	for _, each := range event.Aggregates() {
+	for _, each := range Shop().aggregates() {
 		services = append(services, each.Service)
 		if each.Service == service {
 			a = each
@@ -34,7 +29,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 	if a.Topic == "" {
 		return fmt.Errorf("no service is called %q: name one of %s", service, strings.Join(services, ", "))
 	}
-	p := &App{cfg: cfg, log: log, addresses: map[string]string{}, metrics: telemetry.New(), failed: make(chan struct{})}
+	p := newApp(Shop(), cfg, nil, log)
 	defer func() { err = errors.Join(err, p.Close()) }()
 	if len(embedded(cfg, wanted([]Role{Relay, Views, Lake}))) > 0 {
 		if err := p.startFolder(ctx); err != nil {
@@ -71,7 +66,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 
 // fenceRelays ends relays that run elsewhere: each has its transactional id taken away.
 func (p *App) fenceRelays(ctx context.Context) error {
-	for _, a := range event.Aggregates() {
+	for _, a := range p.modules.aggregates() {
 		producer, err := kafka.NewTransactionalProducer(p.kafka, "millrace-relay-"+a.Service)
 		if err != nil {
 			return err
@@ -86,20 +81,11 @@ func (p *App) fenceRelays(ctx context.Context) error {
 }
 
 func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
-	switch a.Name {
-	case event.Order.Name:
-		if err := p.startRedis(ctx); err != nil {
+	for _, v := range p.modules.viewsOf(a) {
+		if err := v.Drop(ctx, p.viewSinks); err != nil {
 			return err
 		}
-		if err := p.redis.Documents(orderstatus.Name).Drop(ctx); err != nil {
-			return err
-		}
-		tell("view " + orderstatus.Name + " is empty")
-	case event.Product.Name:
-		if err := p.dropIndex(ctx); err != nil {
-			return err
-		}
-		tell("view " + catalog.Name + " is empty")
+		tell("view " + v.Name + " is empty")
 	}
 	where, err := LakeConfig(p.cfg, p.log)
 	if err != nil {
@@ -114,15 +100,4 @@ func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(stri
 		tell("table " + name + " is dropped")
 	}
 	return errors.Join(err, l.Close())
-}
-
-func (p *App) dropIndex(ctx context.Context) error {
-	if p.cfg.Search.Elasticsearch == "" {
-		return bleve.Drop(p.cfg.Path("search"))
-	}
-	c, err := elasticsearchConfig(p.cfg.Search, p.log)
-	if err != nil {
-		return err
-	}
-	return elasticsearch.Drop(ctx, c)
 }

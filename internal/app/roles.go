@@ -30,16 +30,15 @@ func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, 
 type part int
 
 const (
-	folder     part = iota // of the embedded parts
-	stores                 // event stores
-	logPart                // Kafka
-	redisPart              // documents of the view orderstatus
-	searchPart             // documents of the view catalog
-	tables                 // the lake
-	landing                // and what lands in it
-	engine                 // SQL
-	feeds                  // what feeds the views
-	follows                // what only knows how far the views are
+	folder    part = iota // of the embedded parts
+	stores                // event stores
+	logPart               // Kafka
+	viewSinks             // what the views keep their documents in
+	tables                // the lake
+	landing               // and what lands in it
+	engine                // SQL
+	runners               // feed the views
+	followers             // observe how far other processes have fed the views
 	relays
 	doors
 )
@@ -48,10 +47,10 @@ const (
 var needs = map[Role][]part{
 	Commands: {stores},
 	Relay:    {stores, logPart, relays},
-	Views:    {logPart, redisPart, searchPart, feeds},
+	Views:    {logPart, viewSinks, runners},
 	Lake:     {logPart, tables, landing},
-	Query:    {logPart, redisPart, searchPart, follows, tables, engine},
-	Admin:    {stores, logPart, redisPart, searchPart, follows, tables},
+	Query:    {logPart, viewSinks, followers, tables, engine},
+	Admin:    {stores, logPart, viewSinks, followers, tables},
 	Iceberg:  {tables},
 }
 
@@ -85,8 +84,8 @@ func wanted(roles []Role) map[part]bool {
 			w[n] = true
 		}
 	}
-	if w[feeds] { // who feeds the views knows how far they are
-		delete(w, follows)
+	if w[runners] { // a process that feeds the views knows how far they are
+		delete(w, followers)
 	}
 	return w
 }
@@ -101,8 +100,8 @@ func embedded(c config.Config, w map[part]bool) []string {
 	}{
 		{stores, "store.postgres", c.Store.Postgres},
 		{logPart, "kafka.brokers", c.Kafka.Brokers},
-		{redisPart, "redis.addr", c.Redis.Addr},
-		{searchPart, "search.elasticsearch", c.Search.Elasticsearch},
+		{viewSinks, "redis.addr", c.Redis.Addr},
+		{viewSinks, "search.elasticsearch", c.Search.Elasticsearch},
 		{tables, "lake.catalog", c.Lake.Catalog},
 		{tables, "lake.warehouse", c.Lake.Warehouse},
 	} {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/ingest/relay"
 	"github.com/millrace/millrace/internal/settings"
 )
@@ -31,7 +30,7 @@ func (p *App) judges() map[string]func(context.Context) ([]settings.Fault, error
 	}
 	if p.admin != nil && (p.has(Relay) || p.has(Views) || p.has(Lake) || p.has(Admin)) {
 		all["kafka"] = func(ctx context.Context) ([]settings.Fault, error) {
-			return p.admin.Settings(ctx, relay.Topics(event.Aggregates(), int32(p.cfg.Kafka.Partitions))...)
+			return p.admin.Settings(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
 		}
 	}
 	if p.seals != nil {
@@ -40,11 +39,11 @@ func (p *App) judges() map[string]func(context.Context) ([]settings.Fault, error
 	for name, store := range p.stores {
 		add("store "+name, store)
 	}
-	if p.redis != nil && p.cfg.Redis.Addr != "" {
-		add("redis", p.redis)
+	if p.viewSinks.redis != nil && p.cfg.Redis.Addr != "" {
+		add("redis", p.viewSinks.redis)
 	}
-	if p.index != nil {
-		add("search", p.index)
+	if p.viewSinks.index != nil {
+		add("search", p.viewSinks.index)
 	}
 	if p.lake != nil {
 		add("lake", p.lake)

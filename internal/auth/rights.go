@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/event"
 )
 
 // Right is what one call takes: a surface, and behind a dot the part of it that is meant.
@@ -28,12 +30,19 @@ const (
 const everything = "all"
 
 var parts = map[string][]string{
-	Commands:   {"order", "catalog", "customer", "inventory"},
-	Queries:    {"order", "catalog", "customer", "inventory"},
+	Commands:   services(),
+	Queries:    services(),
 	SQL:        nil, // any
 	Catalog:    {"read", "write", "admin"},
 	Operations: {},
 	Profiles:   {},
+}
+
+func services() (names []string) {
+	for _, a := range event.Aggregates() {
+		names = append(names, a.Service)
+	}
+	return names
 }
 
 // On is the right to a part of a surface.

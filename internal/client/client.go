@@ -10,29 +10,21 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
-	catalogv1 "github.com/millrace/millrace/gen/millrace/catalog/v1"
-	"github.com/millrace/millrace/gen/millrace/catalog/v1/catalogv1connect"
-	customerv1 "github.com/millrace/millrace/gen/millrace/customer/v1"
-	"github.com/millrace/millrace/gen/millrace/customer/v1/customerv1connect"
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
-	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
-	"github.com/millrace/millrace/gen/millrace/inventory/v1/inventoryv1connect"
-	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
-	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 )
 
-// Client holds the four command services. It is safe for concurrent use.
+// Client sends commands to any service. It is safe for concurrent use.
 type Client struct {
-	Customer  customerv1connect.CustomerServiceClient
-	Catalog   catalogv1connect.CatalogServiceClient
-	Inventory inventoryv1connect.InventoryServiceClient
-	Order     orderv1connect.OrderServiceClient
-
+	url       string
+	http      connect.HTTPClient
+	options   []connect.ClientOption
+	methods   sync.Map // *connect.Client[message, message] by the method's full name
 	transport *http.Transport
 }
 
@@ -59,13 +51,7 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 		connect.WithInterceptors(retry(patience), bearer(o.token)),
 		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to gain by it
 	)
-	return &Client{
-		Customer:  customerv1connect.NewCustomerServiceClient(doer, addr, with),
-		Catalog:   catalogv1connect.NewCatalogServiceClient(doer, addr, with),
-		Inventory: inventoryv1connect.NewInventoryServiceClient(doer, addr, with),
-		Order:     orderv1connect.NewOrderServiceClient(doer, addr, with),
-		transport: transport,
-	}
+	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with}, transport: transport}
 }
 
 // Option changes how a client connects.
@@ -96,54 +82,22 @@ func bearer(token string) connect.UnaryInterceptorFunc {
 // Close closes the connections. Calls under way should have ended.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
-// Send sends a command, which is any request of the four services that changes something, and returns its receipt.
+// Send sends a command and returns its receipt. A command is the request of a method that changes
+// something, in any service: the file that declares the request declares the method, too.
 func (c *Client) Send(ctx context.Context, command proto.Message) (*eventv1.Receipt, error) {
-	switch r := command.(type) {
-	case *customerv1.RegisterCustomerRequest:
-		return call(ctx, c.Customer.RegisterCustomer, r)
-	case *customerv1.ChangeAddressRequest:
-		return call(ctx, c.Customer.ChangeAddress, r)
-	case *customerv1.SetConsentRequest:
-		return call(ctx, c.Customer.SetConsent, r)
-	case *catalogv1.ListProductRequest:
-		return call(ctx, c.Catalog.ListProduct, r)
-	case *catalogv1.ReviseProductRequest:
-		return call(ctx, c.Catalog.ReviseProduct, r)
-	case *catalogv1.SetPriceRequest:
-		return call(ctx, c.Catalog.SetPrice, r)
-	case *catalogv1.DelistProductRequest:
-		return call(ctx, c.Catalog.DelistProduct, r)
-	case *inventoryv1.ReceiveStockRequest:
-		return call(ctx, c.Inventory.ReceiveStock, r)
-	case *inventoryv1.AdjustStockRequest:
-		return call(ctx, c.Inventory.AdjustStock, r)
-	case *inventoryv1.ReserveStockRequest:
-		return call(ctx, c.Inventory.ReserveStock, r)
-	case *inventoryv1.CommitReservationRequest:
-		return call(ctx, c.Inventory.CommitReservation, r)
-	case *inventoryv1.ReleaseReservationRequest:
-		return call(ctx, c.Inventory.ReleaseReservation, r)
-	case *orderv1.PlaceOrderRequest:
-		return call(ctx, c.Order.PlaceOrder, r)
-	case *orderv1.AddLinesRequest:
-		return call(ctx, c.Order.AddLines, r)
-	case *orderv1.ConfirmOrderRequest:
-		return call(ctx, c.Order.ConfirmOrder, r)
-	case *orderv1.CancelOrderRequest:
-		return call(ctx, c.Order.CancelOrder, r)
+	method := methodOf(command.ProtoReflect().Descriptor())
+	if method == nil {
+		return nil, fmt.Errorf("%T is not a command", command)
 	}
-	return nil, fmt.Errorf("%T is not a command", command)
-}
-
-func call[Req, Res any, Message interface {
-	*Res
-	GetReceipt() *eventv1.Receipt
-}](ctx context.Context, method func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), r *Req) (*eventv1.Receipt, error) {
-	res, err := method(ctx, connect.NewRequest(r))
+	call, err := c.method(method)
 	if err != nil {
 		return nil, err
 	}
-	return Message(res.Msg).GetReceipt(), nil
+	res, err := call.CallUnary(ctx, connect.NewRequest(&message{command}))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.Message.(answer).GetReceipt(), nil
 }
 
 // Name is what a command is called: "PlaceOrder".

@@ -4,6 +4,9 @@
 package tables
 
 import (
+	"slices"
+
+	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/lake/declare"
 )
 
@@ -16,4 +19,9 @@ func All() []declare.Table {
 		OrderLines, stockMovements,
 		customersCurrent, productsCurrent, OrdersCurrent,
 	}
+}
+
+// Of returns the tables that an aggregate's topic feeds: its events, and those derived from them.
+func Of(a event.Aggregate) []declare.Table {
+	return slices.DeleteFunc(All(), func(t declare.Table) bool { return t.Topic != a.Topic })
 }

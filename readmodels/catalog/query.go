@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"net/http"
 
 	"connectrpc.com/connect"
 	"github.com/cespare/xxhash/v2"
@@ -28,6 +29,11 @@ type Queries struct{ view *View }
 func NewQueries(view *View) *Queries { return &Queries{view} }
 
 var _ catalogv1connect.CatalogQueryServiceHandler = (*Queries)(nil)
+
+// Handler serves CatalogQueryService from the view: the path to mount it on, and the handler.
+func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
+	return catalogv1connect.NewCatalogQueryServiceHandler(NewQueries(v), opts...)
+}
 
 // GetProduct shows one product, also a delisted one.
 func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1.GetProductRequest]) (*connect.Response[catalogv1.GetProductResponse], error) {

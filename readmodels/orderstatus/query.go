@@ -3,6 +3,7 @@ package orderstatus
 import (
 	"context"
 	"errors"
+	"net/http"
 
 	"connectrpc.com/connect"
 
@@ -18,6 +19,11 @@ type Queries struct{ view *View }
 func NewQueries(view *View) *Queries { return &Queries{view} }
 
 var _ orderv1connect.OrderQueryServiceHandler = (*Queries)(nil)
+
+// Handler serves OrderQueryService from the view: the path to mount it on, and the handler.
+func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
+	return orderv1connect.NewOrderQueryServiceHandler(NewQueries(v), opts...)
+}
 
 // GetOrder shows one order. A token makes the answer wait until the view shows the order that the token names as the
 // token names it, which may be another order than the one that is asked for.

@@ -1,0 +1,136 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"log/slog"
+	"net/http"
+	"slices"
+
+	"connectrpc.com/connect"
+
+	"github.com/millrace/millrace/commands"
+	catalogcommands "github.com/millrace/millrace/commands/catalog"
+	"github.com/millrace/millrace/commands/customer"
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/inventory"
+	"github.com/millrace/millrace/commands/order"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/digest"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/registry"
+	"github.com/millrace/millrace/lake/declare"
+	laketables "github.com/millrace/millrace/lake/tables"
+	"github.com/millrace/millrace/readmodels"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/orderstatus"
+	"github.com/millrace/millrace/streams"
+)
+
+// Shop returns the modules of Millrace: the one list of what a process can run. A new service or
+// view is one more line; docs/adding-a-service.md says what the line names.
+func Shop() Modules {
+	return Modules{
+		Services: []Service{ // in the order in which people are shown them
+			{event.Customer, customer.NewHandler, laketables.Of(event.Customer)},
+			{event.Product, catalogcommands.NewHandler, laketables.Of(event.Product)},
+			{event.Stock, inventory.NewHandler, laketables.Of(event.Stock)},
+			{event.Order, order.NewHandler, laketables.Of(event.Order)},
+		},
+		Views: []View{
+			inRedis(orderstatus.Name, event.Order, orderstatus.New, orderstatus.ExpectedDigest),
+			inSearch(catalog.Name, event.Product, catalog.New, catalog.ExpectedDigest),
+		},
+	}
+}
+
+// Modules are what a process is made of. Everything else in this package iterates over them and
+// knows none of them by name.
+type Modules struct {
+	Services []Service
+	Views    []View
+}
+
+// Service is a module that takes commands. The process opens a store for its aggregate, serves its
+// handler, relays its events to its topic, lands its tables and verifies all of them.
+type Service struct {
+	Aggregate event.Aggregate
+	// Handler serves the commands on the service's store. It returns the path to mount it on,
+	// which is the name of the contract, and the handler.
+	Handler func(eventstore.Store, ...commands.Option) (string, http.Handler)
+	// Tables are fed by the aggregate's topic: the table of its events, and those derived from it.
+	Tables []declare.Table
+}
+
+// View is a module that answers queries from its own copy of what one aggregate's events say.
+type View struct {
+	Name      string // and its version: "orderstatus/v2"
+	Aggregate event.Aggregate
+	// Open opens the view in its sink. The process closes the sink.
+	Open func(context.Context, *Sinks) (OpenView, error)
+	// Drop empties the sink. Nothing may feed the view meanwhile.
+	Drop func(context.Context, *Sinks) error
+	// Expected is the digest of a view that has applied exactly these events.
+	Expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)
+}
+
+// OpenView is a view in its sink.
+type OpenView interface {
+	// Handler serves the view's queries.
+	Handler(...connect.HandlerOption) (string, http.Handler)
+	// Runtime feeds the view. Follower only observes how far another process has fed it.
+	Runtime(kafka.Config, *registry.Decoder, *slog.Logger) *streams.Runtime
+	Follower(kafka.Config, *slog.Logger) *streams.Follower
+	Status(context.Context) (readmodels.Status, error)
+	Digest(context.Context) (*digest.Digest, error)
+	Faults() *streams.Faults
+}
+
+// aggregates returns those of the services, in their order.
+func (m Modules) aggregates() []event.Aggregate {
+	all := make([]event.Aggregate, len(m.Services))
+	for i, s := range m.Services {
+		all[i] = s.Aggregate
+	}
+	return all
+}
+
+// topics returns those of the services, in their order.
+func (m Modules) topics() []string {
+	all := make([]string, len(m.Services))
+	for i, s := range m.Services {
+		all[i] = s.Aggregate.Topic
+	}
+	return all
+}
+
+// tables returns those of all services: events first, then facts, then states.
+func (m Modules) tables() []declare.Table {
+	var all []declare.Table
+	for _, s := range m.Services {
+		all = append(all, s.Tables...)
+	}
+	kind := func(t declare.Table) int {
+		switch {
+		case t.Events.Name != "":
+			return 0
+		case t.Upserts == nil:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(all, func(a, b declare.Table) int { return cmp.Compare(kind(a), kind(b)) })
+	return all
+}
+
+// viewsOf returns the views of an aggregate.
+func (m Modules) viewsOf(a event.Aggregate) []View {
+	var of []View
+	for _, v := range m.Views {
+		if v.Aggregate == a {
+			of = append(of, v)
+		}
+	}
+	return of
+}

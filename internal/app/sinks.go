@@ -1,0 +1,227 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"strings"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/digest"
+	embeddedredis "github.com/millrace/millrace/internal/embedded/redis"
+	"github.com/millrace/millrace/internal/redis"
+	"github.com/millrace/millrace/readmodels/catalog"
+	"github.com/millrace/millrace/readmodels/catalog/bleve"
+	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
+)
+
+// Sinks are the servers in which views keep their documents. Each is connected, or started in this
+// process, when the first view asks for it.
+type Sinks struct {
+	app    *App
+	redis  *redis.Client
+	damage error         // found in the files of the embedded Redis
+	index  catalog.Index // of products
+}
+
+// inRedis is a view that keeps its documents in Redis.
+func inRedis[V OpenView](
+	name string, of event.Aggregate, open func(*redis.Client, *slog.Logger) V,
+	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
+) View {
+	return View{
+		Name: name, Aggregate: of, Expected: expected,
+		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
+			client, err := s.Redis(ctx)
+			if err != nil {
+				return nil, err
+			}
+			v := open(client, s.app.log)
+			if s.damage != nil {
+				v.Faults().Report(s.app.log, name, "files", s.damage.Error())
+			}
+			return v, nil
+		},
+		Drop: func(ctx context.Context, s *Sinks) error {
+			client, err := s.Redis(ctx)
+			if err != nil {
+				return err
+			}
+			return client.Documents(name).Drop(ctx)
+		},
+	}
+}
+
+// inSearch is a view that keeps its documents in the search engine.
+func inSearch[V OpenView](
+	name string, of event.Aggregate, open func(catalog.Index, *slog.Logger) V,
+	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
+) View {
+	return View{
+		Name: name, Aggregate: of, Expected: expected,
+		Open: func(ctx context.Context, s *Sinks) (OpenView, error) {
+			index, err := s.Search(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return open(index, s.app.log), nil
+		},
+		Drop: func(ctx context.Context, s *Sinks) error { return s.dropIndex(ctx) },
+	}
+}
+
+// Redis returns the client of the Redis that the configuration names, or of an embedded one.
+func (s *Sinks) Redis(ctx context.Context) (*redis.Client, error) {
+	if s.redis != nil {
+		return s.redis, nil
+	}
+	if err := s.startRedis(ctx); err != nil {
+		return nil, fmt.Errorf("redis: %w", err)
+	}
+	return s.redis, nil
+}
+
+func (s *Sinks) startRedis(ctx context.Context) error {
+	p, c := s.app, s.app.cfg.Redis
+	addr := c.Addr
+	if addr == "" {
+		server, err := embeddedredis.Start(ctx, embeddedredis.Config{Addr: c.Listen, Dir: p.cfg.Path("redis"), Logger: p.log})
+		if err != nil {
+			return taken(err, c.Listen, "the setting redis.listen")
+		}
+		p.onStop(func() error {
+			server.Close()
+			return nil
+		})
+		addr, s.damage = server.Addr(), server.Damage()
+	}
+	p.addresses["redis"] = addr
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return fmt.Errorf("redis.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return fmt.Errorf("redis.tls: %w", err)
+	}
+	client, err := redis.Open(ctx, redis.Config{Addr: addr, Username: c.User, Password: password, TLS: trust})
+	if err != nil {
+		return err
+	}
+	s.redis = client
+	p.onStop(client.Close)
+	return nil
+}
+
+// Search returns the index in the Elasticsearch that the configuration names, or an embedded one.
+func (s *Sinks) Search(ctx context.Context) (catalog.Index, error) {
+	if s.index != nil {
+		return s.index, nil
+	}
+	index, err := s.openIndex(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("search: %w", err)
+	}
+	s.index = index
+	s.app.onStop(index.Close)
+	return index, nil
+}
+
+func (s *Sinks) openIndex(ctx context.Context) (catalog.Index, error) {
+	c := s.app.cfg.Search
+	if c.Elasticsearch == "" {
+		return bleve.Open(s.app.cfg.Path("search"), s.app.log)
+	}
+	e, err := elasticsearchConfig(c, s.app.log)
+	if err != nil {
+		return nil, err
+	}
+	s.app.addresses["elasticsearch"] = c.Elasticsearch
+	return elasticsearch.Open(ctx, e)
+}
+
+func (s *Sinks) dropIndex(ctx context.Context) error {
+	if s.index != nil {
+		return errors.New("the search index is open: drop it before any view of it is opened")
+	}
+	c := s.app.cfg.Search
+	if c.Elasticsearch == "" {
+		return bleve.Drop(s.app.cfg.Path("search"))
+	}
+	e, err := elasticsearchConfig(c, s.app.log)
+	if err != nil {
+		return err
+	}
+	return elasticsearch.Drop(ctx, e)
+}
+
+// elasticsearchConfig says where the index is, and how to log in.
+func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return elasticsearch.Config{}, fmt.Errorf("search.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return elasticsearch.Config{}, fmt.Errorf("search.tls: %w", err)
+	}
+	addresses := strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' })
+	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust, Logger: log}, nil
+}
+
+// view is a view of this process, which feeds or follows it.
+type view struct {
+	View
+	OpenView
+	runner runner
+}
+
+// runner feeds a view, or follows how far another process has fed it.
+type runner interface {
+	Run(context.Context) error
+	CatchUp(context.Context) error
+}
+
+// openViews opens every view in its sink.
+func (p *App) openViews(ctx context.Context) error {
+	for _, v := range p.modules.Views {
+		open, err := v.Open(ctx, p.viewSinks)
+		if err != nil {
+			return err
+		}
+		p.views = append(p.views, &view{View: v, OpenView: open})
+	}
+	p.metrics.Labelled("millrace_view_damaged", "1 for each part of a view that is damaged and being rebuilt from the log.",
+		[]string{"view", "part"}, func(is func(labels ...string)) {
+			for _, v := range p.views {
+				for _, fault := range v.Faults().List() {
+					is(v.Name, fault.Piece)
+				}
+			}
+		})
+	return nil
+}
+
+// startRunners feeds the views.
+func (p *App) startRunners(context.Context) error {
+	for _, v := range p.views {
+		p.run(v, v.Runtime(p.kafka, p.decoder, p.log))
+	}
+	return nil
+}
+
+// startFollowers follows the views that other processes feed.
+func (p *App) startFollowers(context.Context) error {
+	for _, v := range p.views {
+		p.run(v, v.Follower(p.kafka, p.log))
+	}
+	return nil
+}
+
+func (p *App) run(v *view, r runner) {
+	v.runner = r
+	p.background("view "+v.Name, r.Run)
+}

@@ -1,0 +1,83 @@
+package client
+
+import (
+	"fmt"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
+)
+
+// message is a request or an answer of any method. The type parameters of Connect's clients are
+// structs, so one type that holds a message stands for all of them.
+type message struct{ proto.Message }
+
+// answer is what every command is answered with.
+type answer interface{ GetReceipt() *eventv1.Receipt }
+
+// methodOf returns the method that takes a request and changes something, or nil.
+func methodOf(request protoreflect.MessageDescriptor) protoreflect.MethodDescriptor {
+	services := request.ParentFile().Services()
+	for i := range services.Len() {
+		methods := services.Get(i).Methods()
+		for j := range methods.Len() {
+			m := methods.Get(j)
+			o, _ := m.Options().(*descriptorpb.MethodOptions)
+			if m.Input() == request && o.GetIdempotencyLevel() != descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
+// method returns the client of a method, which is made at its first call.
+func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[message, message], error) {
+	if call, ok := c.methods.Load(m.FullName()); ok {
+		return call.(*connect.Client[message, message]), nil
+	}
+	output, err := protoregistry.GlobalTypes.FindMessageByName(m.Output().FullName())
+	if err != nil {
+		return nil, fmt.Errorf("answers of %s: %w", m.FullName(), err)
+	}
+	if _, ok := output.Zero().Interface().(answer); !ok {
+		return nil, fmt.Errorf("%s is not a command: its answer has no receipt", m.FullName())
+	}
+	procedure := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+	options := append([]connect.ClientOption{
+		connect.WithSchema(m), connect.WithCodec(codec{}),
+		connect.WithResponseInitializer(func(_ connect.Spec, into any) error {
+			if into, ok := into.(*message); ok {
+				into.Message = output.New().Interface()
+			}
+			return nil
+		}),
+	}, c.options...)
+	call, _ := c.methods.LoadOrStore(m.FullName(), connect.NewClient[message, message](c.http, c.url+procedure, options...))
+	return call.(*connect.Client[message, message]), nil
+}
+
+// codec is Connect's binary codec for what a message holds.
+type codec struct{}
+
+func (codec) Name() string { return "proto" }
+
+func (codec) Marshal(v any) ([]byte, error) {
+	m, ok := v.(*message)
+	if !ok {
+		return nil, fmt.Errorf("%T is not a message", v)
+	}
+	return proto.Marshal(m.Message)
+}
+
+func (codec) Unmarshal(data []byte, v any) error {
+	m, ok := v.(*message)
+	if !ok {
+		return fmt.Errorf("%T is not a message", v)
+	}
+	return proto.Unmarshal(data, m.Message)
+}
