@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/lake"
+	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
 func newSQL(a *cli) *cobra.Command {
@@ -75,7 +76,7 @@ no running system.`,
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
 		}
 		if told := resp.Header.Get(app.ReadAtHeader); told != "" {
-			var read []app.ReadAt
+			var read []lakesql.ReadAt
 			if err := json.Unmarshal([]byte(told), &read); err != nil {
 				return fmt.Errorf("what the answer says it has read: %w", err)
 			}
@@ -117,7 +118,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	if moment == "" {
 		rows, err = q.Run(ctx, query, output)
 	} else {
-		var read []app.ReadAt
+		var read []lakesql.ReadAt
 		if rows, read, err = app.SQLAsOf(ctx, q, l, query, output, moment); err == nil {
 			err = tellRead(cmd.ErrOrStderr(), read, output)
 		}
@@ -130,7 +131,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 }
 
 // tellRead says which states of tables were read.
-func tellRead(out io.Writer, read []app.ReadAt, output string) error {
+func tellRead(out io.Writer, read []lakesql.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})
 	}

@@ -427,7 +427,7 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 			}
 		}
 		others, err := l.Others(ctx, wanted)
-		return sqlTables(append(states, others...)), err
+		return lakesql.TablesOf(append(states, others...)), err
 	}
 }
 

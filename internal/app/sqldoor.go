@@ -26,7 +26,7 @@ const (
 	waitingQueries = 64 // of one caller
 )
 
-// ReadAtHeader says, in JSON, what a query as of a moment read: a list of ReadAt.
+// ReadAtHeader says, in JSON, what a query as of a moment read: a list of lakesql.ReadAt.
 const ReadAtHeader = "Millrace-Read-At"
 
 // serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first
@@ -63,7 +63,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	if moment := r.URL.Query().Get("as_of"); moment == "" {
 		rows, err = asks.Run(r.Context(), query, format)
 	} else {
-		var read []ReadAt
+		var read []lakesql.ReadAt
 		if rows, read, err = SQLAsOf(r.Context(), asks, p.lake, query, format, moment); err == nil {
 			var told []byte
 			if told, err = json.Marshal(read); err == nil {

@@ -290,16 +290,13 @@ func now(t *testing.T, l *lake.Lake) lake.TableState {
 // rowsAsOf gives the table's rows as of a moment.
 func rowsAsOf(t *testing.T, l *lake.Lake, s *lakesql.SQL, at lake.AsOf) (string, error) {
 	t.Helper()
-	body, err := s.RunOn(t.Context(), func(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
-		states, err := l.TablesAsOf(ctx, at, func(string) bool { return true })
-		var tables []lakesql.Table
-		for _, s := range states {
-			tables = append(tables, lakesql.Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation})
-		}
-		return tables, err
-	}, "SELECT _partition, _offset, * FROM things ORDER BY _partition, _offset", lakesql.FormatCSV)
+	body, read, err := s.RunOn(t.Context(), lakesql.AsOf(l, at),
+		"SELECT _partition, _offset, * FROM things ORDER BY _partition, _offset", lakesql.FormatCSV)
 	if err != nil {
 		return "", err
+	}
+	if len(read) != 1 || read[0].Table != "things" || read[0].Topic != asOfTopic {
+		t.Errorf("it read %v", read)
 	}
 	b, err := io.ReadAll(body)
 	return string(b), errors.Join(err, body.Close())

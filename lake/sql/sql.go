@@ -101,12 +101,10 @@ const attempts = 3
 // that is itself at fault gives a *QueryError: from Run, or from Read if it failed after the first part of the answer.
 // Ending ctx, or closing early, ends the query.
 func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
-	return s.RunOn(ctx, s.tables, query, format)
+	return s.tryRun(ctx, s.tables, query, format)
 }
 
-// RunOn is Run over tables that are not those of New, such as those as they were. It may ask for them more than once;
-// the last answer is the one that was read.
-func (s *SQL) RunOn(ctx context.Context, tables Tables, query, format string) (io.ReadCloser, error) {
+func (s *SQL) tryRun(ctx context.Context, tables Tables, query, format string) (io.ReadCloser, error) {
 	var err error
 	for range attempts {
 		var answer io.ReadCloser

@@ -96,11 +96,11 @@ func TestStateTable(t *testing.T) {
 			const query = "SELECT status, count() AS n, uniqExact(order_id) AS orders, sum(total) AS total, sum(version) AS versions FROM orders_current GROUP BY status ORDER BY status"
 			past := func(when string) {
 				t.Helper()
-				states := func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
+				states := func(ctx context.Context, wanted func(string) bool) (lakesql.Resolved, error) {
 					states, err := l.TablesAsOf(ctx, lake.AsOf{Offsets: map[string]map[int32]int64{event.Order.Topic: then}}, wanted)
-					return only(states, "orders_current"), err
+					return lakesql.Resolved{Tables: only(states, "orders_current")}, err
 				}
-				body, err := s.RunOn(t.Context(), states, query, lakesql.FormatCSV)
+				body, _, err := s.RunOn(t.Context(), states, query, lakesql.FormatCSV)
 				if err != nil {
 					t.Fatal(err)
 				}

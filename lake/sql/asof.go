@@ -1,0 +1,116 @@
+package sql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/millrace/millrace/lake"
+)
+
+// A Resolver finds the tables of one query, as they were at the moment that the query is about. It
+// may leave out tables that are not wanted: those that the query does not name.
+type Resolver func(ctx context.Context, wanted func(name string) bool) (Resolved, error)
+
+// Resolved is what a Resolver found.
+type Resolved struct {
+	Tables []Table
+	Read   []ReadAt // the wanted tables, as the query reads them
+	// Release lets go of the files that the query needs. It is called once the rows are closed. It may
+	// be nil.
+	Release func()
+}
+
+// ReadAt says in which state a query read a table.
+type ReadAt struct {
+	Table    string          `json:"table"`
+	Snapshot string          `json:"snapshot"` // text, for it has 63 bits; empty where the table was empty
+	Taken    time.Time       `json:"taken,omitzero"`
+	Topic    string          `json:"topic"`
+	Offsets  map[int32]int64 `json:"offsets"` // the first of each partition that were not read
+}
+
+// String is for people.
+func (r ReadAt) String() string {
+	if r.Snapshot == "" {
+		return r.Table + " as it was before its first snapshot: empty"
+	}
+	return fmt.Sprintf("%s at snapshot %s, committed %s, which holds %s before offsets %s",
+		r.Table, r.Snapshot, r.Taken.Format(time.RFC3339Nano), r.Topic, lake.OffsetsText(r.Offsets))
+}
+
+// AsOf resolves to the tables of a lake as they were at a moment. Their files stay until Release.
+func AsOf(l *lake.Lake, at lake.AsOf) Resolver {
+	return func(ctx context.Context, wanted func(string) bool) (Resolved, error) {
+		states, err := l.TablesAsOf(ctx, at, wanted)
+		if err != nil {
+			return Resolved{}, err
+		}
+		read := slices.DeleteFunc(slices.Clone(states), func(s lake.TableState) bool { return !wanted(s.Name) })
+		release, err := l.Hold(ctx, read)
+		if err != nil {
+			return Resolved{}, err
+		}
+		return Resolved{Tables: TablesOf(states), Read: readAt(read), Release: release}, nil
+	}
+}
+
+func readAt(states []lake.TableState) (read []ReadAt) {
+	for _, s := range states {
+		r := ReadAt{Table: s.Name, Taken: s.Taken, Topic: s.Topic, Offsets: s.Offsets}
+		if s.Snapshot > 0 {
+			r.Snapshot = fmt.Sprint(s.Snapshot)
+		}
+		read = append(read, r)
+	}
+	return read
+}
+
+// TablesOf names the tables of a lake as queries address them.
+func TablesOf(states []lake.TableState) []Table {
+	tables := make([]Table, len(states))
+	for i, s := range states {
+		tables[i] = Table{Name: s.Name, Location: s.Location, MetadataLocation: s.MetadataLocation, TimePartitions: s.TimePartitions}
+	}
+	return tables
+}
+
+// RunOn is Run over the tables that a Resolver finds. It also returns what the query reads. It may
+// resolve more than once; the last result counts.
+func (s *SQL) RunOn(ctx context.Context, resolve Resolver, query, format string) (io.ReadCloser, []ReadAt, error) {
+	var last Resolved
+	release := func() {
+		if last.Release != nil {
+			last.Release()
+		}
+		last = Resolved{}
+	}
+	rows, err := s.tryRun(ctx, func(ctx context.Context, wanted func(string) bool) ([]Table, error) {
+		next, err := resolve(ctx, wanted)
+		release() // the attempt before
+		last = next
+		return next.Tables, err
+	}, query, format)
+	if err != nil {
+		release()
+		if unknown := (*lake.UnknownTopicError)(nil); errors.As(err, &unknown) {
+			err = &QueryError{Message: unknown.Error()}
+		}
+		return nil, nil, err
+	}
+	return &heldRows{rows, release}, last.Read, nil
+}
+
+// heldRows are the rows of a query whose files expiry may not delete before it ends.
+type heldRows struct {
+	io.ReadCloser
+	release func()
+}
+
+func (r *heldRows) Close() error {
+	defer r.release()
+	return r.ReadCloser.Close()
+}
