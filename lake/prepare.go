@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/catalog"
@@ -172,14 +171,12 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 // Others evolve and commit at the same time; each try begins with what they left.
 const evolveTries = 20
 
-var evolveWaits = backoff.Policy{First: 50 * time.Millisecond, Longest: 400 * time.Millisecond}
-
 // Evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
 // under way keeps the ids that it was written with, so it may land before or after. A table that is as declared is left
 // alone.
 func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 	var err error
-	waits := evolveWaits.Start()
+	waits := backoff.Commit.Start()
 	for range evolveTries {
 		var done bool
 		if done, err = l.tryEvolve(ctx, t); done {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/defaults"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/faults"
@@ -155,7 +156,7 @@ first offsets that are not in the table.`,
 }
 
 func newLakeMaintain(a *cli) *cobra.Command {
-	var c maintenance.Config
+	c := maintenance.Config{Share: 1} // nobody waits beside it
 	var dry bool
 	var deletes float64
 	cmd := &cobra.Command{
@@ -172,13 +173,13 @@ the same periodically.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "show what would be done, and do nothing")
-	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", 128<<20, "target size of data files")
+	cmd.Flags().Int64Var(&c.TargetBytes, "target-bytes", defaults.TargetBytes, "target size of data files")
 	cmd.Flags().IntVar(&c.SmallFiles, "small-files", 8, "number of small files in a partition that starts a rewrite")
 	cmd.Flags().Float64Var(&deletes, "delete-share", 0.1, "share of deleted rows that starts a rewrite; 0: any delete, for readers without support for deletes")
-	cmd.Flags().DurationVar(&c.KeepAge, "keep", time.Hour, "how long a snapshot stays readable after the next one")
+	cmd.Flags().DurationVar(&c.KeepAge, "keep", defaults.KeepAge, "how long a snapshot stays readable after the next one")
 	cmd.Flags().IntVar(&c.KeepSnapshots, "keep-snapshots", 10, "number of snapshots to keep at any age")
-	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", 24*time.Hour, "age at which a file without references is removed, at least 10m")
-	cmd.Flags().Int64Var(&c.Memory, "memory", 256<<20, "memory of one compaction in bytes")
+	cmd.Flags().DurationVar(&c.OrphanAge, "orphan-age", defaults.OrphanAge, "age at which a file without references is removed, at least 10m")
+	cmd.Flags().Int64Var(&c.Memory, "memory", defaults.Memory, "memory of one compaction in bytes")
 	return a.onLake(cmd, func(ctx context.Context, l *lake.Lake, args []string) error {
 		if deletes < 0 {
 			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)

@@ -28,6 +28,9 @@ var (
 	Call = Policy{20 * time.Millisecond, 2 * time.Second}
 	// Append is for an append to an event store that met another one.
 	Append = Policy{time.Millisecond, 50 * time.Millisecond}
+	// Commit is for a commit to a table that met another one. It stays short: landers commit every
+	// second, and the next attempt has to fit in between.
+	Commit = Policy{20 * time.Millisecond, 400 * time.Millisecond}
 	// Child is for a child process that ended.
 	Child = Policy{100 * time.Millisecond, 10 * time.Second}
 )

@@ -22,6 +22,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/millrace/millrace/internal/auth"
+	"github.com/millrace/millrace/internal/defaults"
 )
 
 // EnvPrefix starts the name of every environment variable: kafka.brokers is MILLRACE_KAFKA_BROKERS.
@@ -235,8 +236,9 @@ func Default() Config {
 		Kafka:         Kafka{Listen: "127.0.0.1:0", Partitions: 4, Codec: "plain", Codecs: map[string]string{}},
 		Registry:      Registry{Compatibility: "BACKWARD_TRANSITIVE"},
 		Redis:         Redis{Listen: "127.0.0.1:0"},
-		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: time.Second, CommitBytes: 64 << 20, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
-			Every: 10 * time.Minute, TargetBytes: 128 << 20, Keep: time.Hour, OrphanAge: 24 * time.Hour, Memory: 256 << 20, Share: 0.5,
+		Lake: Lake{S3: S3{Region: "us-east-1"}, CommitInterval: defaults.CommitInterval, CommitBytes: defaults.CommitBytes, REST: REST{Rights: map[string]string{}, TokenLifetime: time.Hour}, Maintenance: Maintenance{
+			Every: defaults.MaintainEvery, TargetBytes: defaults.TargetBytes, Keep: defaults.KeepAge,
+			OrphanAge: defaults.OrphanAge, Memory: defaults.Memory, Share: defaults.Share,
 		}},
 		ClickHouse: ClickHouse{Listen: "127.0.0.1:0"},
 	}

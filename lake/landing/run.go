@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/internal/defaults"
 	"github.com/millrace/millrace/internal/failpoint"
 	"github.com/millrace/millrace/internal/kafka/security"
 	"github.com/millrace/millrace/internal/registry"
@@ -27,9 +28,9 @@ type Config struct {
 	// the same records after a crash.
 	Park Parker
 	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed
-	// at once, but there are never more than two commits per interval. 0 means 2 seconds.
+	// at once, but there are never more than two commits per interval. 0 means a second.
 	CommitInterval time.Duration
-	// CommitBytes of events are committed without waiting. 0 means 32 MiB.
+	// CommitBytes of events are committed without waiting. 0 means 64 MiB.
 	CommitBytes int64
 
 	// Maintenance keeps the tables small meanwhile; nil leaves that to others.
@@ -73,10 +74,10 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 		return errors.New("lake: RunConfig.Park is missing")
 	}
 	if c.CommitInterval <= 0 {
-		c.CommitInterval = 2 * time.Second
+		c.CommitInterval = defaults.CommitInterval
 	}
 	if c.CommitBytes <= 0 {
-		c.CommitBytes = 32 << 20
+		c.CommitBytes = defaults.CommitBytes
 	}
 	c.Landers = max(c.Landers, 1)
 	if c.again <= 0 {

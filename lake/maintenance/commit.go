@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/apache/iceberg-go"
 	"github.com/apache/iceberg-go/table"
 	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/internal/backoff"
 )
 
 // The summary of a snapshot that maintenance makes says so, and carries an id by which its commit is found again.
@@ -55,6 +56,7 @@ var errNothing = errors.New("nothing to commit")
 // made on.
 func (c *commit) land(ctx context.Context) (certain bool, err error) {
 	c.id = uuid.Must(uuid.NewV7()).String()
+	waits := backoff.Commit.Start()
 	for {
 		base, err := c.try(ctx)
 		if err == nil || errors.Is(err, errNothing) {
@@ -64,7 +66,7 @@ func (c *commit) land(ctx context.Context) (certain bool, err error) {
 			c.bases = append(c.bases, base)
 		}
 		c.tries++
-		if errors.Is(err, errStale) || c.tries >= c.run.tries || !pause(ctx, c.tries) {
+		if errors.Is(err, errStale) || c.tries >= c.run.tries || !waits.Wait(ctx) {
 			return c.gone(ctx), fmt.Errorf("commit %s, tried %d times: %w", c.what, c.tries, err)
 		}
 		c.run.Logger.Debug("a commit was refused or its answer was lost", "what", c.what, "table", c.run.table, "error", err)
@@ -158,18 +160,4 @@ func passed(meta table.Metadata, base int64) bool {
 		}
 	}
 	return false // the history does not reach back so far
-}
-
-// pause waits before the next try, longer with every one; it is false when ctx is done. It stays short: where a lander
-// commits every second, there is a second for a commit to fit in.
-func pause(ctx context.Context, tries int) bool {
-	d := 10 * time.Millisecond << min(tries, 5)
-	t := time.NewTimer(d/2 + rand.N(d))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -27,7 +27,7 @@ const (
 func killConfig(scratch string) Config {
 	return Config{
 		TargetBytes: 1 << 20, KeepAge: time.Nanosecond, KeepSnapshots: 1, Manifests: 2, OrphanAge: time.Hour, Scratch: scratch,
-		sortBytes: 4 << 10, now: later,
+		sortBytes: 4 << 10, now: later, Share: 1,
 	}
 }
 

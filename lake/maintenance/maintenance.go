@@ -24,6 +24,7 @@ import (
 
 	"github.com/apache/iceberg-go/table"
 
+	"github.com/millrace/millrace/internal/defaults"
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
@@ -56,7 +57,7 @@ type Config struct {
 	// of Parquet's add up to half as much. Beyond it come the keys of deletes by equality, and one row group of an
 	// input file where that is large.
 	Memory int64
-	// Share is for which share of the time a compaction works, above 0; 1. In between it rests, so that whoever shares
+	// Share is for which share of the time a compaction works, above 0; 0.5. In between it rests, so that whoever shares
 	// the machine does not wait for it.
 	Share float64
 	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room for the rows of one
@@ -87,18 +88,18 @@ const (
 
 // fill puts the defaults in and checks the rest.
 func (c *Config) fill() error {
-	setDefault(&c.TargetBytes, 128<<20)
+	setDefault(&c.TargetBytes, defaults.TargetBytes)
 	setDefault(&c.SmallFiles, 8)
 	setDefault(&c.DeleteShare, 0.1)
 	setDefault(&c.DeleteFiles, 256)
-	setDefault(&c.KeepAge, time.Hour)
+	setDefault(&c.KeepAge, defaults.KeepAge)
 	setDefault(&c.KeepSnapshots, 10)
 	setDefault(&c.Manifests, 20)
-	setDefault(&c.OrphanAge, 24*time.Hour)
-	setDefault(&c.Memory, 256<<20)
-	setDefault(&c.Share, 1)
+	setDefault(&c.OrphanAge, defaults.OrphanAge)
+	setDefault(&c.Memory, defaults.Memory)
+	setDefault(&c.Share, defaults.Share)
 	setDefault(&c.Scratch, os.TempDir())
-	setDefault(&c.Every, 10*time.Minute)
+	setDefault(&c.Every, defaults.MaintainEvery)
 	setDefault(&c.CompactEvery, c.Every)
 	setDefault(&c.orphanLeast, leastOrphanAge)
 	setDefault(&c.tries, 30)

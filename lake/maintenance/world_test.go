@@ -467,6 +467,7 @@ func (w *world) listed(suffix string) []string {
 // config is for small tables and tests in a hurry.
 func (w *world) config() Config {
 	return Config{
+		Share:       1, // tests do not rest
 		TargetBytes: 1 << 20, KeepAge: time.Hour, OrphanAge: time.Hour, Scratch: w.tb.TempDir(), orphanLeast: time.Nanosecond, tries: 60,
 	}
 }
