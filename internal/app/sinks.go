@@ -190,7 +190,7 @@ func (p *App) openViews(ctx context.Context) error {
 	for _, v := range p.modules.Views {
 		open, err := v.Open(ctx, p.viewSinks)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", v.Name, err)
 		}
 		p.views = append(p.views, &view{View: v, OpenView: open})
 	}

@@ -1,0 +1,14 @@
+package app
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// bleve and LevelDB each leave workers behind that end with the process, or after a while.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker"),
+		goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain"))
+}
