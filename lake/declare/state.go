@@ -268,7 +268,7 @@ func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 }
 
 // Fold implements upserts.
-func (x *states[S]) Fold(each func(key string, existed bool, append func(), from Record) error) error {
+func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Record) error) error {
 	for _, key := range slices.Sorted(maps.Keys(x.changes)) {
 		r, existed := x.before[key]
 		r.key = key

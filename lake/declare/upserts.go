@@ -32,9 +32,9 @@ type Upserts interface {
 	// Found takes the rows of such keys from a batch of the table's rows; names are the columns' names.
 	Found(rec arrow.RecordBatch, names []string) error
 	// Fold calls each for every key whose row the batch changes, in the order of the keys. existed
-	// reports whether the table has a row of the key, append appends the new one, and from is its
+	// reports whether the table has a row of the key, row appends the new one, and from is its
 	// origin.
-	Fold(each func(key string, existed bool, append func(), from Record) error) error
+	Fold(each func(key string, existed bool, row func(), from Record) error) error
 	// Landed ends a landing, with the table at the offsets next.
 	Landed(next map[int32]int64)
 }

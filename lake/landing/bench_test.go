@@ -98,7 +98,7 @@ func landAll(b *testing.B, s *shop, where lake.Config, decl declare.Table, ends 
 	defer cancel()
 	c := s.runConfig()
 	c.CommitInterval, c.CommitBytes = 2*time.Second, 32<<20
-	c.hook = func(ctx context.Context, _ string, at step) error {
+	c.hook = func(_ context.Context, _ string, at step) error {
 		if at != stepCommitted {
 			return nil
 		}
