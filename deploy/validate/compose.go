@@ -1,8 +1,16 @@
-// Package validate holds deploy/ against the rules of those who will read it: compose files are loaded as docker compose loads
-// them, and every object that Kustomize builds is decoded, given defaults and validated by the API server's own code. On top
-// come our rules: limits, probes, no root, nothing that points at what is not there.
+// Package validate checks deploy/ against the rules of the programs that read it, and against ours.
 //
-// It is a module of its own, so that Kubernetes stays out of Millrace's dependencies. scripts/deploy-check runs it.
+// Compose files are loaded as docker compose loads them. Every object that Kustomize builds is
+// decoded, given defaults and validated by the API server's own code. Our rules come on top: limits,
+// probes, no root, no reference to something that does not exist.
+//
+// Validators that work from the published schemas cannot replace the API server's code. kubeconform
+// accepts a selector that differs from its template's labels, a limit below the request, a mount of a
+// volume that does not exist, and a rolling update that can move nothing; TestKustomize has all of
+// them. kubectl-validate imports the same modules.
+//
+// It is a module of its own, so that Kubernetes stays out of Millrace's dependencies.
+// scripts/deploy-check runs it.
 package validate
 
 import (

@@ -38,6 +38,9 @@ type plan struct {
 //   - Files with deletes by equality are all rewritten where the deletes are DeleteShare of the rows, or DeleteFiles files:
 //     only when the last file older than such a delete is rewritten the delete is dead.
 //
+// iceberg-go's PlanCompaction has no rule that leaves out the largest of the small files, so a growing
+// file is rewritten in every run. It also decides on equality deletes for each file by itself.
+//
 // Young files are not left alone: appends never conflict with a rewrite, only deletes by position do.
 func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) {
 	p := plan{table: t}

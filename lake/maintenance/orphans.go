@@ -24,6 +24,10 @@ type Orphans struct {
 // RemoveOrphans deletes files below the table's folder that nothing refers to and that are older than OrphanAge: what
 // killed writers and failed commits left. It deletes only what looks like a file of an Iceberg table, and nothing in the
 // folder of another table within.
+//
+// iceberg-go's DeleteOrphanFiles is not used. It lists the folder beside metadata that it read before, so
+// it deletes a file that is committed meanwhile. It also deletes files of tables within the folder, and
+// files that are not Iceberg's. TestOrphanCommittedMeanwhile and TestRemoveOrphans find both.
 func RemoveOrphans(ctx context.Context, load Load, c Config, progress func(Progress)) (Orphans, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
