@@ -1,6 +1,13 @@
-// Package app starts the parts of Millrace that a process's roles need and wires them together: embedded servers
-// where the configuration names no real ones, then stores, relays, views, landers, the SQL engine and the doors to them
-// all. roles.go says which role needs what.
+// Package app is the wiring: it starts what the roles of a process need, and stops it again.
+//
+// modules.go is the list of services and views; the rest of the package iterates over it and names
+// none of them. roles.go says which role needs which part. Start opens the parts in a fixed order:
+// embedded servers where the configuration names no real ones, stores, views, the lake, landers,
+// the SQL engine, relays, and last the listeners. Close stops them in reverse order. A part that
+// ends by itself fails the process: Failed is closed, and Close returns the reason.
+//
+// App also implements what needs all parts: status, verify, readiness and rebuild. Only the command
+// line and tests import this package.
 package app
 
 import (
@@ -103,18 +110,18 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		start func(context.Context) error
 	}{
 		{folder, "data folder", p.startFolder},
-		{doors, "addresses", p.startListeners}, // early: a taken port should not cost the start of all the rest
+		{serving, "addresses", p.startListeners}, // early: a taken port should not cost the start of all the rest
 		{stores, "event stores", p.startStores},
 		{logPart, "kafka", p.startKafka},
 		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
-		{doors, "settings of servers", p.startSettings}, // before anything is written
+		{serving, "settings of servers", p.startSettings}, // before anything is written
 		{landing, "landing", p.startLanding},
 		{engine, "sql engine", p.startEngine},
 		{runners, "views", p.startRunners},
 		{followers, "views", p.startFollowers},
 		{relays, "relays", p.startRelays},
-		{doors, "server", p.startServers},
+		{serving, "server", p.startServers},
 	} {
 		if !p.wanted[step.part] {
 			continue
@@ -134,8 +141,8 @@ func (p *App) Addr() string { return p.addr("api") }
 // AdminAddr is the HOST:PORT of health, metrics and admin.
 func (p *App) AdminAddr() string { return p.addr("admin") }
 
-func (p *App) addr(door string) string {
-	if l := p.listeners[door]; l != nil {
+func (p *App) addr(listener string) string {
+	if l := p.listeners[listener]; l != nil {
 		return l.Addr().String()
 	}
 	return ""
@@ -144,7 +151,7 @@ func (p *App) addr(door string) string {
 // Failed is closed when a part that the system cannot do without has ended; Close then says why.
 func (p *App) Failed() <-chan struct{} { return p.failed }
 
-// Close stops everything in the reverse order of the start: the door first, the stores last. It returns what made the
+// Close stops everything in the reverse order of the start: the listeners first, the stores last. It returns what made the
 // system fail, if anything did, and what went wrong in stopping.
 func (p *App) Close() error {
 	p.draining.Store(true)

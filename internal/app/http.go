@@ -28,7 +28,7 @@ const (
 	probeTimeout = 2 * time.Second  // of one that a readiness probe waits for
 )
 
-// startServers opens the two doors: one for everybody's calls, one for those who run the system.
+// startServers serves both listeners: one for all callers, one for operators.
 func (p *App) startServers(ctx context.Context) error {
 	p.gate = server.NewGate(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
@@ -42,14 +42,14 @@ func (p *App) startServers(ctx context.Context) error {
 		})
 	}
 	if p.listeners["api"] != nil {
-		door := p.tokens.Guard(rpc.Intake(p.api()))
+		api := p.tokens.Guard(rpc.Intake(p.api()))
 		if p.has(Iceberg) {
 			var err error
-			if door, err = p.withTables(ctx, door); err != nil {
+			if api, err = p.withTables(ctx, api); err != nil {
 				return err
 			}
 		}
-		if err := p.serve("api", door); err != nil {
+		if err := p.serve("api", api); err != nil {
 			return err
 		}
 	}
@@ -173,7 +173,7 @@ func (p *App) operations() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.Handle("GET /readyz", inTurn(gate, server.As(server.Command), http.HandlerFunc(p.serveReady)))
 	mux.Handle("GET /metrics", asked(p.metrics.Handler()))
-	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, asked(profiles())))
+	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, asked(server.Profiles())))
 	if h := failpoint.Handler(); h != nil {
 		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}

@@ -40,7 +40,7 @@ const (
 	runners               // feed the views
 	followers             // observe how far other processes have fed the views
 	relays
-	doors
+	serving // both listeners
 )
 
 // needs is the whole of which role needs what.
@@ -78,7 +78,7 @@ func ParseRoles(s string) ([]Role, error) {
 
 // wanted are the parts that a process with these roles starts.
 func wanted(roles []Role) map[part]bool {
-	w := map[part]bool{doors: true}
+	w := map[part]bool{serving: true}
 	for _, r := range roles {
 		for _, n := range needs[r] {
 			w[n] = true

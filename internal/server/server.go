@@ -72,6 +72,24 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
+// Start serves a listener in the background. stop takes no more requests and gives those in progress
+// the time of drain. It reports whether any were cut off after that.
+func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bool, err error)) {
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	return func() (cut bool, err error) {
+		ctx, cancel := context.WithTimeout(context.Background(), drain)
+		defer cancel()
+		if err = s.Shutdown(ctx); errors.Is(err, context.DeadlineExceeded) {
+			cut, err = true, nil
+		}
+		if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+			err = errors.Join(err, serveErr)
+		}
+		return cut, err
+	}
+}
+
 // Connections tells how many there are, and how many were turned away or, being idle, closed to make room.
 func (s *Server) Connections() (open, refused, evicted int) { return s.conns.counts() }
 

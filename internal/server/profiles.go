@@ -1,4 +1,4 @@
-package app
+package server
 
 import (
 	"fmt"
@@ -10,9 +10,10 @@ import (
 
 const longestProfile = 300 // seconds
 
-// profiles serves Go's profiles. pprof itself takes any text for a time, profiles for as long as it is told, and calls
-// a second profile beside a first one an error of the server.
-func profiles() http.Handler {
+// Profiles serves Go's profiles below /debug/pprof/. Unlike pprof itself, it checks the parameters,
+// bounds how long a profile takes, and answers a second profile beside a first one with a conflict,
+// which is not an error of the server.
+func Profiles() http.Handler {
 	one := make(chan struct{}, 1)
 	alone := func(h http.HandlerFunc) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {

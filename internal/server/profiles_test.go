@@ -1,15 +1,17 @@
-package app
+package server_test
 
 import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+
+	"github.com/millrace/millrace/internal/server"
 )
 
-// What is asked wrongly is the caller's fault, and nothing is profiled for it.
+// A wrong parameter is the caller's fault, and starts no profile.
 func TestProfileParameters(t *testing.T) {
 	t.Parallel()
-	h := profiles()
+	h := server.Profiles()
 	for query, want := range map[string]int{
 		"profile?seconds=abc": 400, "profile?seconds=-1": 400, "profile?seconds=0": 400, "profile?seconds=1e9": 400, "profile?seconds=NaN": 400,
 		"profile?seconds=": 400, "profile?seconds=0.5": 400, "trace?seconds=x": 400, "trace?seconds=1e300": 400, "heap?seconds=abc": 400, "heap?debug=x": 400,

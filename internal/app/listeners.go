@@ -2,14 +2,11 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -19,50 +16,43 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-const drainTimeout = 15 * time.Second // for calls under way when the process stops
+// drainTimeout is how long calls in progress may take when the process stops.
+const drainTimeout = 15 * time.Second
 
-// serve opens a door until the process stops; then calls under way get some time to end.
+// serve serves a listener until the process stops. Then calls in progress get some time to end.
 func (p *App) serve(name string, h http.Handler) error {
-	listener := p.listeners[name]
 	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream, Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
 	if keys := p.cfg.TLS; keys.Cert != "" {
-		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: (&certificate{cert: keys.Cert, key: keys.Key}).get}
-		if _, err := c.TLS.GetCertificate(nil); err != nil {
-			return err
+		var err error
+		if c.TLS, err = server.Certificate(keys.Cert, keys.Key); err != nil {
+			return fmt.Errorf("tls.cert, tls.key: %w", err)
 		}
 	}
 	s := server.New(c, server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden), bodies.Guard(h)))
 	p.countConnections(name, s)
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(listener) }()
+	stop := s.Start(p.listeners[name], drainTimeout)
 	p.onStop(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-		defer cancel()
-		err := s.Shutdown(ctx)
-		if errors.Is(err, context.DeadlineExceeded) {
-			p.log.Warn("calls under way were cut off", "door", name, "after", drainTimeout)
-			err = nil
-		}
-		if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
-			err = errors.Join(err, serveErr)
+		cut, err := stop()
+		if cut {
+			p.log.Warn("calls in progress were cut off", "listener", name, "after", drainTimeout)
 		}
 		return err
 	})
 	return nil
 }
 
-// What each door may hold of the files that the process may have open. The rest is for files, and for connections to
-// servers.
+// The share of the open-file limit that the connections of each listener get, and their most. The
+// rest is for files, and for connections to servers.
 const (
 	apiShare, apiMost     = 2, 8192
 	adminShare, adminMost = 8, 256
 )
 
-func connections(c config.Limits, door string) server.Limits {
+func connections(c config.Limits, listener string) server.Limits {
 	limits := server.Limits{Connections: c.Connections, PerAddress: c.PerAddress}
 	share, most := apiShare, apiMost
-	if door == "admin" {
+	if listener == "admin" {
 		limits.Connections, share, most = c.AdminConnections, adminShare, adminMost
 	}
 	if limits.Connections == 0 {
@@ -74,16 +64,16 @@ func connections(c config.Limits, door string) server.Limits {
 	return limits
 }
 
-// hosts are the names by which a door may be called. Beyond loopback it asks for tokens, which no page of a browser
-// has.
-func (p *App) hosts(door string) server.Hosts {
+// hosts are the names by which a listener may be called. Beyond loopback it requires tokens, which
+// no page in a browser has.
+func (p *App) hosts(listener string) server.Hosts {
 	var names []string
 	for name := range strings.SplitSeq(p.cfg.Hosts, ",") {
 		if name = strings.TrimSpace(name); name != "" {
 			names = append(names, name)
 		}
 	}
-	at := p.listeners[door].Addr()
+	at := p.listeners[listener].Addr()
 	beyond := true
 	if tcp, ok := at.(*net.TCPAddr); ok {
 		beyond = !tcp.IP.IsLoopback()
@@ -163,38 +153,13 @@ func reflections() func(path string, h http.Handler) (string, http.Handler) {
 	}
 }
 
-// countConnections tells of a door's connections, and of what was turned away.
-func (p *App) countConnections(door string, s *server.Server) {
+// countConnections exports a listener's connections, and how many were refused.
+func (p *App) countConnections(listener string, s *server.Server) {
 	for state, read := range map[string]func() int{
 		"open":    func() int { open, _, _ := s.Connections(); return open },
 		"refused": func() int { _, refused, _ := s.Connections(); return refused },
 		"evicted": func() int { _, _, evicted := s.Connections(); return evicted },
 	} {
-		p.metrics.Gauge("millrace_"+door+"_connections_"+state, "Connections to the listener "+door+": "+state+".", func() float64 { return float64(read()) })
+		p.metrics.Gauge("millrace_"+listener+"_connections_"+state, "Connections to the listener "+listener+": "+state+".", func() float64 { return float64(read()) })
 	}
-}
-
-// certificate is read again when its file changes, so that it can be renewed without a restart.
-type certificate struct {
-	cert, key string // PEM files
-
-	mu      sync.Mutex
-	pair    *tls.Certificate
-	changed time.Time
-}
-
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	info, err := os.Stat(c.cert)
-	if err == nil && (c.pair == nil || !info.ModTime().Equal(c.changed)) {
-		var pair tls.Certificate
-		if pair, err = tls.LoadX509KeyPair(c.cert, c.key); err == nil {
-			c.pair, c.changed = &pair, info.ModTime()
-		}
-	}
-	if c.pair == nil {
-		return nil, fmt.Errorf("tls.cert, tls.key: %w", err)
-	}
-	return c.pair, nil // the last good one, while a new one is being written
 }

@@ -1,0 +1,42 @@
+package server
+
+import (
+	"crypto/tls"
+	"os"
+	"sync"
+	"time"
+)
+
+// Certificate returns a TLS configuration with the certificate and the key in two PEM files. They
+// are read again when the certificate's file changes, so it can be renewed without a restart.
+func Certificate(cert, key string) (*tls.Config, error) {
+	c := &certificate{cert: cert, key: key}
+	if _, err := c.get(nil); err != nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}, nil
+}
+
+type certificate struct {
+	cert, key string // PEM files
+
+	mu      sync.Mutex
+	pair    *tls.Certificate
+	changed time.Time
+}
+
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	info, err := os.Stat(c.cert)
+	if err == nil && (c.pair == nil || !info.ModTime().Equal(c.changed)) {
+		var pair tls.Certificate
+		if pair, err = tls.LoadX509KeyPair(c.cert, c.key); err == nil {
+			c.pair, c.changed = &pair, info.ModTime()
+		}
+	}
+	if c.pair == nil {
+		return nil, err
+	}
+	return c.pair, nil // the last good one, while a new one is being written
+}
