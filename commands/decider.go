@@ -75,7 +75,8 @@ func (c Code) connect() connect.Code {
 	return connect.CodeFailedPrecondition
 }
 
-// RejectedError is the rejection of a command by a business rule. A rejected command stores nothing.
+// RejectedError is the rejection of a command by a business rule. A rejected command stores
+// nothing.
 type RejectedError struct {
 	Code   Code
 	Rule   string            // stable, for programs: "order_cancelled"

@@ -20,7 +20,7 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// faulty is a store that fails where it is told to.
+// faulty is a store that fails if it is told to.
 type faulty struct {
 	eventstore.Store
 	append     func(eventstore.Batch) error // before the append; nil lets it happen
@@ -113,8 +113,8 @@ func TestConflictEndsWithItsCaller(t *testing.T) {
 	}
 }
 
-// A lost answer: the store took the batch and could not say so. Sent again, the command finds its own first answer, though
-// the domain would now refuse it.
+// A lost answer: the store took the batch and could not say so. Sent again, the command finds its
+// own first answer, though the domain would now refuse it.
 func TestLostAnswerIsFound(t *testing.T) {
 	t.Parallel()
 	whole := newStore(t)
@@ -199,7 +199,7 @@ func TestFailuresOfTheStoreStayInside(t *testing.T) {
 			}
 
 			store.append, store.load, store.loadAnswer = nil, nil, nil
-			place(t, client, placing(1, "")) // and the service goes on
+			place(t, client, placing(1, "")) // and the service continues
 		})
 	}
 }

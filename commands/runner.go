@@ -223,7 +223,7 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 	return response, nil
 }
 
-// append is the store's Append, with a failpoint before and after it.
+// append returns the store's Append, with a failpoint before and after it.
 func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := failpoint.Hit("commands.append.before"); err != nil {
 		return eventstore.Appended{}, err

@@ -170,8 +170,9 @@ func TestSameKeyGivesTheFirstAnswer(t *testing.T) {
 	}
 }
 
-// An importer that comes back after a crash places an order under the key it used, and learns how far it came.
-// TestKeysBelongToTheirCaller lets two callers choose the same key: nobody is given the answer to another's command.
+// An importer that comes back after a crash places an order under the key it used, and learns how
+// far it came. TestKeysBelongToTheirCaller lets two callers choose the same key: nobody is given
+// the answer to another's command.
 func TestKeysBelongToTheirCaller(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "tokens")
@@ -403,7 +404,8 @@ func TestCommandsOnOneStreamTakeTurns(t *testing.T) {
 	}
 }
 
-// A command that opens a stream does not read it first; where the stream exists it is decided as if it had been read.
+// A command that opens a stream does not read it first; where the stream exists it is decided as if
+// it had been read.
 func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
 	t.Parallel()
 	loads := 0
@@ -423,7 +425,7 @@ func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetFacts()["lines"] != "3" || loads != 1 {
 		t.Errorf("%v after %d readings", r, loads)
 	}
-	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // would be refused of a new order too, but for another reason
+	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // would be refused of a new order too, except for another reason
 	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" {
 		t.Errorf("%v", r)

@@ -83,8 +83,8 @@ func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
 	}
 }
 
-// A damaged snapshot never changes what a service decides, and never fails a call: the events of the stream are read
-// instead.
+// A damaged snapshot never changes what a service decides, and never fails a call: the events of
+// the stream are read instead.
 func TestDamagedSnapshots(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(s *eventstore.Snapshot){
@@ -129,7 +129,8 @@ func TestDamagedSnapshots(t *testing.T) {
 	}
 }
 
-// Two services live through the same commands, one with snapshots and one without, and say the same.
+// Two services live through the same commands, one with snapshots and one without, and say the
+// same.
 func TestSnapshotsDoNotShow(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2025, 12, 1, 12, 0, 0, 0, time.UTC)

@@ -1,6 +1,6 @@
-// Package deploy_test holds the configuration of the deployments against the program: what compose and Kubernetes give to
-// each role is a configuration that the role accepts. How the manifests themselves are held against their schemas stands in
-// validate.
+// Package deploy_test holds the configuration of the deployments against the program: what compose
+// and Kubernetes give to each role is a configuration that the role accepts. How the manifests
+// themselves are held against their schemas is in validate.
 package deploy_test
 
 import (
@@ -33,7 +33,7 @@ type process struct {
 	ports   []string        // that are declared, published or probed
 }
 
-// role is what it serves; empty for migrate.
+// role returns what it serves; empty for migrate.
 func (p process) role() string {
 	if i := slices.Index(p.command, "--role"); i >= 0 {
 		return p.command[i+1]
@@ -83,7 +83,8 @@ func TestConfigurationIsAccepted(t *testing.T) {
 	}
 }
 
-// A role is given the secrets that its configuration names, and no others; and where it may not have a secret it names none.
+// A role is given the secrets that its configuration names, and no others; and where it may not
+// have a secret it names none.
 func TestEachRoleIsGivenItsSecretsAndNoOthers(t *testing.T) {
 	t.Parallel()
 	for _, p := range all(t) {
@@ -132,7 +133,8 @@ func TestPortsAreThoseOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// What is deployed can be made: every file that a manifest takes from the folder of secrets is one that the script makes.
+// What is deployed can be made: every file that a manifest takes from the folder of secrets is one
+// that the script makes.
 func TestSecretsAreMadeAndKept(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -189,7 +191,8 @@ func makeSecrets(t *testing.T, dir string) map[string][]byte {
 	return made
 }
 
-// The image is built from what .dockerignore lets through: every package of the program must be in it.
+// The image is built from what .dockerignore lets through: every package of the program must be in
+// it.
 func TestImageIsBuiltFromEveryPackage(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}}", "../cmd/millrace").Output()

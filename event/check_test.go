@@ -121,8 +121,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Whatever counts as an event is a message that everybody can read, and that says nothing which a table or an answer
-// cannot hold.
+// Whatever counts as an event is a message that everybody can read, and that says nothing which a
+// table or an answer cannot hold.
 func FuzzCheck(f *testing.F) {
 	f.Add("millrace.order.v1.OrderPlaced", orderPlaced(func(*orderv1.OrderPlaced) {}))
 	f.Add("millrace.order.v1.OrderConfirmed", confirmed())

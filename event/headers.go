@@ -73,7 +73,8 @@ func (e Event) HeadersOf(contentType string) []Header {
 // damaged.
 var ErrNotEvent = errors.New("record is not an event")
 
-// FromRecord reads an event from a record's key, value and headers. Data aliases value. Unknown headers are ignored.
+// FromRecord reads an event from a record's key, value and headers. Data aliases value. Unknown
+// headers are ignored.
 func FromRecord(key, value []byte, headers []Header) (Event, error) {
 	e := Event{Stream: string(key), Data: value}
 	var err error

@@ -166,7 +166,7 @@ func amount(t *rapid.T, label string) *money.Money {
 	return m
 }
 
-// nanos is the amount as one exact number.
+// nanos returns the amount as one exact number.
 func nanos(m *money.Money) *big.Int {
 	n := new(big.Int).Mul(big.NewInt(m.GetUnits()), big.NewInt(1e9))
 	return n.Add(n, big.NewInt(int64(m.GetNanos())))

@@ -34,7 +34,8 @@ func appendSum(b []byte, sum uint64) []byte {
 	return hex.AppendEncode(b, bits[:])
 }
 
-// Sealed returns the name in a record's seal, which may not be UTF-8. ok is false if the record has no seal.
+// Sealed returns the name in a record's seal, which may not be UTF-8. ok is false if the record has
+// no seal.
 func Sealed(headers []Header) (name []byte, ok bool) {
 	name, _, ok = seal(headers)
 	return name, ok

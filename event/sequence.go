@@ -25,7 +25,8 @@ type Sequence struct {
 // the highest position of the partition.
 const headerLate = "millrace-late"
 
-// LateHeader returns the header of an event that is published behind a later one at position passed.
+// LateHeader returns the header of an event that is published behind a later one at position
+// passed.
 func LateHeader(passed Position) Header { return Header{headerLate, []byte(passed.String())} }
 
 // Next returns the Sequence after an event. The error wraps ErrRepeat if the event is a copy.

@@ -16,8 +16,9 @@ type copyable struct {
 	headers []event.Header
 }
 
-// Whatever is copied, and wherever a reader restarts, each event of a partition counts once. The relay publishes in order. It publishes
-// behind a later event only where a part of its transaction was on the log before, and then it says so.
+// Whatever is copied, and wherever a reader restarts, each event of a partition counts once. The
+// relay publishes in order. It publishes behind a later event only where a part of its transaction
+// was on the log before, and then it says so.
 func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

@@ -24,7 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// realFile is the published data set, which lies beside the repository.
+// realFile returns the published data set, which is beside the repository.
 func realFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join("..", "..", "shared", "data", "online-retail.parquet")
@@ -170,7 +170,8 @@ func TestImportIsStoppedAndResumed(t *testing.T) {
 	}
 }
 
-// TestServerFails has the server drop connections, be unavailable and lose answers, at regular moments, while an import runs.
+// TestServerFails has the server drop connections, be unavailable and lose answers, at regular
+// moments, while an import runs.
 func TestServerFails(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
@@ -209,7 +210,8 @@ func (d *deaf) Header() http.Header         { return d.header }
 func (d *deaf) WriteHeader(int)             {}
 func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
 
-// TestOrdersAreRefused has the server refuse some orders: their lines are rejected, and the rest goes on.
+// TestOrdersAreRefused has the server refuse some orders: their lines are rejected, and the rest
+// continues.
 func TestOrdersAreRefused(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)

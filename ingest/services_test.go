@@ -1,4 +1,5 @@
-// Package ingest_test runs what stands outside and sends commands, the demo and the imports, against the real services.
+// Package ingest_test runs what is outside and sends commands, the demo and the imports, against
+// the real services.
 package ingest_test
 
 import (

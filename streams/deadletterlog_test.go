@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Thousands of parked records are a line now and then, with their count, the first of them and what was wrong with it.
+// Thousands of parked records are a line now and then, with their count, the first of them and what
+// was wrong with it.
 func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -13,9 +13,10 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// DeadLetterTopic keeps the records that a sink could not read, so that people can look at them and send them again. It is
-// compacted: a record is parked under sink|topic|partition|offset, so parking it again leaves it there once. A record
-// that is too large for it is parked shortened, because a sink would otherwise retry it forever.
+// DeadLetterTopic keeps the records that a sink could not read, so that people can look at them and
+// send them again. It is compacted: a record is parked under sink|topic|partition|offset, so
+// parking it again leaves it there once. A record that is too large for it is parked shortened,
+// because a sink would otherwise retry it forever.
 const DeadLetterTopic = "millrace.parked"
 
 // Headers that a parked record has beside its own.
@@ -23,8 +24,8 @@ const (
 	HeaderDeadLetterReason = "millrace-park-reason"
 	HeaderDeadLetterKey    = "millrace-park-key" // key of the record as it was
 
-	// Of a record that is parked shortened: what its value was. The whole record is where the key of the parked record
-	// says, for as long as that topic keeps it.
+	// Of a record that is parked shortened: what its value was. The whole record is where the key
+	// of the parked record says, for as long as that topic keeps it.
 	HeaderDeadLetterSize   = "millrace-park-value-size"   // bytes
 	HeaderDeadLetterSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
 )
@@ -37,7 +38,8 @@ const (
 	maxReason   = 4 << 10 // of any record: a reason may quote what it is about
 )
 
-// parking writes to DeadLetterTopic. The topic and the producer are made when first wanted, which is hardly ever.
+// parking writes to DeadLetterTopic. The topic and the producer are made when first wanted, which
+// is hardly ever.
 type deadLetterWriter struct {
 	cfg      kafka.Config
 	mu       sync.Mutex
@@ -93,8 +95,8 @@ func putEach(ctx context.Context, producer *kafka.Producer, records []kafka.Reco
 	return nil
 }
 
-// shortened is a parked record with the beginning of its value and, of its own headers, those that fit, which tells
-// what the value was.
+// shortened returns a parked record with the beginning of its value and, of its own headers, those
+// that fit, which tells what the value was.
 func shortened(r kafka.Record, headers int) kafka.Record {
 	sum := sha256.Sum256(r.Value)
 	whole := len(r.Value)
@@ -149,7 +151,8 @@ func deadLetterOf(sink string, rec Record, reason error) *kafka.Record {
 	return newDeadLetter(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
 }
 
-// Parking is DeadLetterTopic for sinks that read the log without a Runtime. It is safe for concurrent use.
+// Parking is DeadLetterTopic for sinks that read the log without a Runtime. It is safe for
+// concurrent use.
 type DeadLetters struct{ writer deadLetterWriter }
 
 // NewDeadLetters opens nothing yet.
@@ -179,5 +182,5 @@ func (p *DeadLetters) Write(ctx context.Context, records ...DeadLetter) error {
 	return p.writer.put(ctx, letters)
 }
 
-// Close lets go of the producer.
+// Close releases the producer.
 func (p *DeadLetters) Close() { p.writer.close() }

@@ -1,6 +1,6 @@
 package streams
 
-// Owned is how many partitions the runtime has now.
+// Owned returns how many partitions the runtime has now.
 func (r *Runtime) Owned() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -17,8 +17,8 @@ type Fault struct {
 	Since  time.Time
 }
 
-// Faults holds the faults of one sink from their discovery until the log has been read again. It is safe for concurrent
-// use.
+// Faults holds the faults of one sink from their discovery until the log has been read again. It is
+// safe for concurrent use.
 type Faults struct {
 	mu  sync.Mutex
 	all map[string]*fault // by piece
@@ -29,7 +29,8 @@ type fault struct {
 	last time.Time // when it was reported last
 }
 
-// Report adds a fault. Only the first report of a piece is logged and kept until the piece is rebuilt.
+// Report adds a fault. Only the first report of a piece is logged and kept until the piece is
+// rebuilt.
 func (f *Faults) Report(log *slog.Logger, sink, piece, reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,8 +77,9 @@ func (f *Faults) rebuilt(log *slog.Logger, sink string, before time.Time) {
 	}
 }
 
-// settle removes faults after a look that began at a time and found nothing lost, if everything on the topics has been
-// applied. A sink removes what is damaged before it reports it, so such a look comes after the log has been read again.
+// settle removes faults after a look that began at a time and found nothing lost, if everything on
+// the topics has been applied. A sink removes what is damaged before it reports it, so such a look
+// comes after the log has been read again.
 func (w *Watermarks) clearFaults(log *slog.Logger, sink string, topics []string, begun time.Time) {
 	if w.faults.Any() {
 		if lag, known := w.Lag(topics...); known && lag == 0 {
@@ -91,8 +93,8 @@ func (w *Watermarks) Faults() *Faults { return &w.faults }
 
 // Inspector is a Sink that can look for damage in what it holds.
 type Inspector interface {
-	// Inspect reads everything that the sink holds. It reports damage in Faults, and removes what is damaged so that
-	// the Runtime notices the loss.
+	// Inspect reads everything that the sink holds. It reports damage in Faults, and removes what
+	// is damaged so that the Runtime notices the loss.
 	Inspect(ctx context.Context) error
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// FollowConfig says what to follow.
+// FollowConfig describes what to follow.
 type FollowConfig struct {
 	Name       string   // of the sink and its version: "orderstatus/v1"
 	Topics     []string // that the sink is fed from
@@ -20,7 +20,8 @@ type FollowConfig struct {
 	Logger     *slog.Logger  // slog.Default() where nil
 }
 
-// Follower keeps the watermarks of a sink that other processes feed, for those who answer queries from it.
+// Follower keeps the watermarks of a sink that other processes feed, for callers that answer
+// queries from it.
 type Follower struct {
 	cfg       FollowConfig
 	refreshed chan struct{} // closed after the first look
@@ -34,14 +35,15 @@ type identified struct {
 	at time.Time
 }
 
-// NewFollower makes a Follower; Run runs it.
+// NewFollower returns a Follower; Run runs it.
 func NewFollower(cfg FollowConfig) *Follower {
 	setDefault(&cfg.Every, 100*time.Millisecond)
 	setDefault(&cfg.Logger, slog.Default())
 	return &Follower{cfg: cfg, refreshed: make(chan struct{}), identified: map[string]identified{}}
 }
 
-// Run looks until ctx ends, which is no error. What cannot be read now is read later. It can be called once.
+// Run looks until ctx ends, which is not an error. What cannot be read now is read later. It can be
+// called once.
 func (f *Follower) Run(ctx context.Context) error {
 	admin, err := kafka.NewAdmin(f.cfg.Kafka)
 	if err != nil {
@@ -110,7 +112,8 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 	return nil
 }
 
-// CatchUp returns nil once the sink has applied everything that stood on the topics when it was called.
+// CatchUp returns nil once the sink has applied everything that was on the topics when it was
+// called.
 func (f *Follower) CatchUp(ctx context.Context) error {
 	select {
 	case <-f.refreshed:

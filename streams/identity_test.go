@@ -62,8 +62,8 @@ func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 	return marks
 }
 
-// Keys of a widened topic stay where they are. Who waits for an event waits for the partition that it stands on, in the
-// process that feeds the sink and in others, and sees nothing older.
+// Keys of a widened topic stay where they are. Who waits for an event waits for the partition that
+// it is on, in the process that feeds the sink and in others, and sees nothing older.
 func TestWaitInAWidenedTopic(t *testing.T) {
 	t.Parallel()
 	for _, wide := range []int{6, 8, 13} {
@@ -113,8 +113,9 @@ func (s *memory) version(stream string) uint64 {
 	return s.versions[stream]
 }
 
-// A topic that was deleted and made again has other offsets. A sink that stands in the old one reads the new one from
-// its beginning, whether that is shorter by now or has grown past where the sink stood.
+// A topic that was deleted and made again has other offsets. A sink that is in the old one reads
+// the new one from its beginning, whether that is shorter by now or has grown past where the sink
+// stood.
 func TestTheTopicIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string]int{"and is shorter": 0, "and has grown past": 400} {
@@ -145,7 +146,7 @@ func TestTheTopicIsMadeAgain(t *testing.T) {
 				r.catchUp(t)
 				sink.holds(t, l.Versions)
 				r.stop()
-				r = start(t, config(l, sink)) // and goes on from there
+				r = start(t, config(l, sink)) // and continues from there
 				l.Write(t, l.events("s", 10, 10)...)
 				r.catchUp(t)
 				sink.holds(t, l.Versions)
@@ -176,8 +177,8 @@ func (s *memory) streams() int {
 	return len(s.versions)
 }
 
-// Positions that an earlier version saved do not say of which topic they are. They are taken to be of the one there is,
-// and say so from then on.
+// Positions that an earlier version saved do not say of which topic they are. They are taken to be
+// of the one there is, and say so from then on.
 func TestPositionsOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t, shared), newMemory()
@@ -212,7 +213,8 @@ func TestPositionsOfAnEarlierVersion(t *testing.T) {
 	streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
 }
 
-// A topic that lost records which the sink has not read cannot complete it. The reader stops and says what to do.
+// A topic that lost records which the sink has not read cannot complete it. The reader stops and
+// says what to do.
 func TestTheTopicIsCutBehindTheSink(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {

@@ -233,7 +233,8 @@ func (r *running) catchUp(t testing.TB) {
 	streamstest.CatchUp(t, r.Runtime)
 }
 
-// readParked reads what stands on the topic of parked records for one sink, by key; the count is of records.
+// readParked reads what is on the topic of parked records for one sink, by key; the count is of
+// records.
 func readParked(t *testing.T, on kafka.Config, sink string) (byKey map[string]kafka.Message, records int) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(on)

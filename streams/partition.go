@@ -8,15 +8,16 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// partition follows one assigned partition from the offset where this assignment began. Workers finish its records in
-// any order; its position is the end of the finished run at the front.
+// partition follows one assigned partition from the offset where this assignment began. Workers
+// finish its records in any order; its position is the end of the finished run at the front.
 type partition struct {
 	topic      string
 	id         int32
 	watermarks *Watermarks
 
-	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log from its beginning,
-	// to see whether a gap is the log's own; broken are the streams of which that is known.
+	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log
+	// from its beginning, to see whether a gap is the log's own; broken are the streams of which
+	// that is known.
 	provenTo int64
 	broken   map[string]bool
 
@@ -46,7 +47,7 @@ func newPartition(topic string, id int32, from start, watermarks *Watermarks) *p
 	return p
 }
 
-// add takes note of a record and returns its number, by which done knows it.
+// add records a record and returns its number, by which done knows it.
 func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -56,8 +57,9 @@ func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	return p.base + uint64(len(p.slots)) - 1
 }
 
-// end takes note that nothing stands between the records read so far and an offset: the markers that transactions leave
-// on the log are no records, and without this the sink would seem to lag for ever.
+// end records that nothing is between the records read so far and an offset: the markers that
+// transactions leave on the log are not records, and without this the sink would seem to lag
+// forever.
 func (p *partition) end(offset int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,8 +71,8 @@ func (p *partition) end(offset int64) {
 	p.advance()
 }
 
-// enter lets a record into the sink, unless the partition was taken away meanwhile. Every enter that returns true is
-// followed by one leave.
+// enter lets a record into the sink, unless the partition was taken away meanwhile. Every enter
+// that returns true is followed by one leave.
 func (p *partition) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,8 +83,8 @@ func (p *partition) enter() bool {
 	return true
 }
 
-// leave says that the sink has let go of a record. One that turned out to be no event, whatever its envelope claims, is
-// passed, but its position is nobody's.
+// leave says that the sink has let go of a record. One that turned out to be no event, whatever its
+// envelope claims, is passed, but its position is nobody's.
 func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,8 +124,8 @@ func (p *partition) advance() {
 	}
 }
 
-// drain stops the partition: records that wait are dropped, for whoever owns it next will read them, and those inside
-// the sink are waited for.
+// drain stops the partition: records that wait are dropped, for whoever owns it next will read
+// them, and those inside the sink are waited for.
 func (p *partition) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,7 +135,7 @@ func (p *partition) drain() {
 	}
 }
 
-// unsaved is the move that the sink has not been told of; ok is false where there is none.
+// unsaved returns the move that the sink has not been told of; ok is false if there is none.
 func (p *partition) unsaved() (m Move, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -158,7 +160,7 @@ func (p *partition) readTo() int64 {
 	return p.read
 }
 
-// of is the id of the topic that the partition is read from.
+// of returns the id of the topic that the partition is read from.
 func (p *partition) of() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// However workers finish, the position is the end of the finished run at the front, and nothing else.
+// However workers finish, the position is the end of the finished run at the front, and nothing
+// else.
 func TestPositionIsTheFinishedRun(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -45,8 +45,8 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 	}
 }
 
-// look brings the watermarks up to date with the ends of the topics and with what other members have saved, and sees
-// whether the sink still stands where we saved it.
+// look brings the watermarks up to date with the ends of the topics and with what other members
+// have saved, and sees whether the sink still is where we saved it.
 func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
@@ -95,9 +95,9 @@ type start struct {
 	fresh bool    // the sink held nothing
 }
 
-// begin reads the sink's positions in partitions. It saves a first position where there is none, so that a missing
-// position later means a loss. A position in a topic that was recreated since is void: the new topic is read from its
-// beginning, which is a no-op for everything that the sink has.
+// begin reads the sink's positions in partitions. It saves a first position where there is none, so
+// that a missing position later means a loss. A position in a topic that was recreated since is
+// void: the new topic is read from its beginning, which is a no-op for everything that the sink has.
 func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kafka.TopicPartition]start, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
@@ -192,8 +192,8 @@ func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 	return nil
 }
 
-// CatchUp returns nil once the sink has applied everything that stood on the topics when it was called. It waits for
-// Run to begin.
+// CatchUp returns nil once the sink has applied everything that was on the topics when it was
+// called. It waits for Run to begin.
 func (r *Runtime) CatchUp(ctx context.Context) error {
 	select {
 	case <-r.running:

@@ -14,7 +14,7 @@ import (
 // repair asks the poll loop to bring the reading back to where the sink stands.
 type repair struct {
 	cause error
-	gap   *item // the record that cannot be applied; nil where the positions were lost
+	gap   *item // the record that cannot be applied; nil if the positions were lost
 	done  chan struct{}
 }
 
@@ -28,14 +28,16 @@ func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 	}
 }
 
-// repair finds out what a sink that reported a loss still holds, and reads the rest again. It runs on the poll loop.
+// repair determines what a sink that reported a loss still holds, and reads the rest again. It runs
+// on the poll loop.
 //
-// Partitions whose stored position is not the saved one go back to the stored one. Where a gap came up though the
-// position is as it was saved, either the sink lost single documents or the log never had the missing event: the
-// partition is read from its beginning, which is a no-op for all that is there. If the gap comes up again on that way,
-// the log lacks the event, nothing will ever complete the stream, and its events are parked so that all others go on.
+// Partitions whose stored position is not the saved one go back to the stored one. Where a gap came
+// up though the position is as it was saved, either the sink lost single documents or the log never
+// had the missing event: the partition is read from its beginning, which is a no-op for all that is
+// there. If the gap comes up again on that way, the log lacks the event, nothing will ever complete
+// the stream, and its events are parked so that all others continue.
 //
-// An error means that reading goes on elsewhere than it should, and must end.
+// An error means that reading continues elsewhere than it should, and must end.
 func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	defer close(ask.done)
 	var gapAt kafka.TopicPartition
@@ -93,7 +95,8 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 // seekTries takes several seconds; see backoff.Server.
 const seekTries = 8
 
-// restart replaces a partition by one that starts elsewhere. It waits for the records that are inside the sink.
+// restart replaces a partition by one that starts elsewhere. It waits for the records that are
+// inside the sink.
 func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {
 	old = r.parts[tp]
 	old.drain()
@@ -107,8 +110,8 @@ func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partitio
 	return old, p
 }
 
-// lostPartitions returns the owned partitions whose position in the sink is not the saved one, or whose topic was
-// recreated, and where to restart them.
+// lostPartitions returns the owned partitions whose position in the sink is not the saved one, or
+// whose topic was recreated, and where to restart them.
 func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]start, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -129,8 +132,8 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 	return lost, nil
 }
 
-// gone is called on the poll loop when the log does not have the offset to read. It restarts the partition and returns
-// true if the topic was recreated.
+// gone is called on the poll loop when the log does not have the offset to read. It restarts the
+// partition and returns true if the topic was recreated.
 func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -146,7 +149,7 @@ func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool
 	return true
 }
 
-// remedy says how to repair a sink that its topics cannot complete.
+// remedy reports how to repair a sink that its topics cannot complete.
 func remedy(topics []string) string {
 	for _, a := range event.Aggregates() {
 		if slices.Contains(topics, a.Topic) {

@@ -17,7 +17,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// Config says what is read, into what, and how hard.
+// Config describes what is read, into what, and how hard.
 type Config struct {
 	Name       string   // of the sink and its version: "orderstatus/v1"
 	Topics     []string // must exist
@@ -29,7 +29,8 @@ type Config struct {
 	Batch      int               // most records of one Apply; 0 means 500
 	Queue      int               // most records that wait for all workers; 0 means 4096
 	SaveEvery  time.Duration     // how often positions are saved and lag is measured; 0 means 250 ms
-	// InspectEvery is how often a Sink that is an Inspector is inspected, beside once at the start; 0 means 5 minutes.
+	// InspectEvery is how often a Sink that is an Inspector is inspected, beside once at the start;
+	// 0 means 5 minutes.
 	InspectEvery time.Duration
 	Logger       *slog.Logger // slog.Default() where nil
 }
@@ -64,7 +65,7 @@ type Runtime struct {
 	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
 }
 
-// New makes a Runtime; Run runs it.
+// New returns a Runtime; Run runs it.
 func New(cfg Config) *Runtime {
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.Batch, 500)
@@ -89,8 +90,8 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Run reads until ctx ends, which is no error. It returns once the sink is left alone, its positions are saved and the
-// group is left. It can be called once.
+// Run reads until ctx ends, which is not an error. It returns once the sink is left alone, its
+// positions are saved and the group is left. It can be called once.
 func (r *Runtime) Run(ctx context.Context) error {
 	attempts, cancelAttempts := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelAttempts()
@@ -168,7 +169,7 @@ func (r *Runtime) poll(ctx context.Context) error {
 	return nil
 }
 
-// next polls once; nil where there was no record.
+// next polls once; nil if there was no record.
 func (r *Runtime) next() (*item, error) {
 	m, err := r.consumer.Poll(pollFor)
 	if err != nil || m == nil {
@@ -189,8 +190,8 @@ func (r *Runtime) lane(it *item) chan *item {
 	return r.lanes[maphash.String(r.seed, it.record.Event.Stream)%uint64(len(r.lanes))]
 }
 
-// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching is paused, and
-// polling goes on so that the group can move partitions.
+// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching
+// is paused, and polling continues so that the group can move partitions.
 func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	enough := time.NewTimer(pauseAfter)
 	defer enough.Stop()
@@ -265,7 +266,8 @@ func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[k
 	}
 }
 
-// revoked lets partitions go: nothing of them is inside the sink when it returns, and what was applied is saved.
+// revoked lets partitions go: nothing of them is inside the sink when it returns, and what was
+// applied is saved.
 func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	gone := map[kafka.TopicPartition]*partition{}
 	r.mu.Lock()

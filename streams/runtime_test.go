@@ -37,7 +37,8 @@ func TestAppliesAllInOrderPerKey(t *testing.T) {
 		if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
 			t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
 		}
-		// The markers of transactions stand behind the last record of every partition, and yet nothing lags.
+		// The markers of transactions stand behind the last record of every partition, and yet
+		// nothing lags.
 		if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
 			t.Errorf("lag is %d (known: %v) after catching up", lag, known)
 		}
@@ -100,7 +101,8 @@ func TestMembersShareAndHandOver(t *testing.T) {
 		events := l.events("s", 200, 12000)
 		l.Write(t, events[:1000]...)
 
-		// No two members may have a stream inside the sink at once: that is what draining before a hand-over is for.
+		// No two members may have a stream inside the sink at once: that is what draining before a
+		// hand-over is for.
 		var inside sync.Map
 		guard := func(_ context.Context, records []streams.Record) error {
 			mine := map[string]bool{}
@@ -190,7 +192,8 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 		r := start(t, cfg)
 		streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
 		streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
-		// What is read is in the lanes, the workers and one record's hand: lag counts it all as not applied.
+		// What is read is in the lanes, the workers and one record's hand: lag counts it all as not
+		// applied.
 		if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
 			t.Errorf("lag %d while nothing is applied", lag)
 		}

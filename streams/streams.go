@@ -1,12 +1,12 @@
-// Package streams runs the consumers that do work for every event: views now, processes later. It reads topics as a
-// member of a consumer group, hands events to a Sink in order per key and in parallel across keys, and keeps the
-// promise that the sink holds its own position: what the sink says is where reading starts, and its position never runs
-// ahead of its data.
+// Package streams runs the consumers that do work for every event: views now, processes later. It
+// reads topics as a member of a consumer group, hands events to a Sink in order per key and in
+// parallel across keys, and keeps the promise that the sink holds its own position: what the sink
+// says is where reading starts, and its position never runs ahead of its data.
 //
-// Reading order: this file says what a sink must do; runtime.go how partitions and records come and go; partition.go
-// how far one partition is; worker.go how records reach the sink; positions.go how positions are kept and lag is measured;
-// repair.go what happens when a sink loses data; deadletters.go where unreadable records go; watermarks.go what queries may
-// ask.
+// Reading order: this file says what a sink must do; runtime.go how partitions and records come and
+// go; partition.go how far one partition is; worker.go how records reach the sink; positions.go how
+// positions are kept and lag is measured; repair.go what happens when a sink loses data;
+// deadletters.go where unreadable records go; watermarks.go what queries may ask.
 package streams
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is an event and where it stood on the log.
+// Record is an event and where it was on the log.
 type Record struct {
 	Event     event.Event
 	Topic     string
@@ -35,16 +35,17 @@ type Applied struct {
 	Watermark event.Position // store position of the last event before Next
 	AsOf      time.Time      // when that event was recorded; zero before the first
 
-	// Topic is the id of the topic. A topic that is recreated under the same name has other offsets. It is empty if the
-	// brokers have no ids, and in positions that earlier versions saved.
+	// Topic is the id of the topic. A topic that is recreated under the same name has other
+	// offsets. It is empty if the brokers have no ids, and in positions that earlier versions
+	// saved.
 	Topic string
-	// Partitions is the number that the topic's keys were spread over at that event; 0 if the event did not carry it. A
-	// widened topic has more.
+	// Partitions is the number that the topic's keys were spread over at that event; 0 if the event
+	// did not carry it. A widened topic has more.
 	Partitions int32
 }
 
-// String is how a sink may keep it: "next transaction.sequence microseconds partitions topic", of which earlier
-// versions have the first three. ParseApplied reads it.
+// String returns how a sink may keep it: "next transaction.sequence microseconds partitions topic",
+// of which earlier versions have the first three. ParseApplied reads it.
 func (a Applied) String() string {
 	var micros int64
 	if !a.AsOf.IsZero() {
@@ -96,25 +97,27 @@ type Move struct {
 
 // Sink is what a Runtime feeds. Its methods are called concurrently.
 type Sink interface {
-	// Positions reads where the sink stands in a topic, by partition. A partition that is not there was never begun, or
-	// lost.
+	// Positions reads where the sink is in a topic, by partition. A partition that is not there was
+	// never begun, or lost.
 	Positions(ctx context.Context, topic string) (map[int32]Applied, error)
 
-	// Apply takes events, in order per key. An event that was applied before is a no-op. Any error means that the batch
-	// will be handed over again, but two tell the runtime more: a *GapError, and an *UnreadableError.
+	// Apply takes events, in order per key. An event that was applied before is a no-op. Any error
+	// means that the batch will be handed over again, but two tell the runtime more: a *GapError,
+	// and an *UnreadableError.
 	Apply(ctx context.Context, records []Record) error
 
-	// SavePositions makes all moves or none. Where the sink does not stand where a move starts it fails with ErrLost:
-	// its data was lost or restored from a copy, and the runtime will read again what is missing.
+	// SavePositions makes all moves or none. Where the sink does not stand where a move starts it
+	// fails with ErrLost: its data was lost or restored from a copy, and the runtime will read
+	// again what is missing.
 	SavePositions(ctx context.Context, topic string, moves []Move) error
 }
 
 // ErrLost says that a sink does not hold what it held before.
 var ErrLost = errors.New("the sink does not hold what it held")
 
-// GapError says that an event cannot be applied because the one before it in its stream was not: the sink lost it, or
-// the log never had it. The runtime finds out which: it reads again what the sink lost, and parks what the log cannot
-// complete.
+// GapError says that an event cannot be applied because the one before it in its stream was not:
+// the sink lost it, or the log never had it. The runtime finds out which: it reads again what the
+// sink lost, and parks what the log cannot complete.
 type GapError struct {
 	Record Record
 	Have   uint64 // version of the stream that the sink has
@@ -125,11 +128,12 @@ func (e *GapError) Error() string {
 		e.Record.Event.Stream, e.Have, e.Record.Event.Version, e.Record.Topic, e.Record.Partition, e.Record.Offset)
 }
 
-// Is makes a gap a kind of ErrLost.
+// Is returns a gap a kind of ErrLost.
 func (e *GapError) Is(target error) bool { return target == ErrLost }
 
-// UnreadableError says that a batch was applied but for some events that the sink could not read, and that left nothing
-// behind: the runtime parks these. A sink must say so again when they are delivered again.
+// UnreadableError says that a batch was applied except for some events that the sink could not
+// read, and that left nothing behind: the runtime parks these. A sink must say so again when they
+// are delivered again.
 type UnreadableError struct {
 	Records []Record
 	Reasons []error // beside Records

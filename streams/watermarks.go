@@ -11,9 +11,9 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Watermarks is how far a sink is, in memory, for those who answer queries from it. A Runtime keeps it current: at once
-// for the partitions that it reads itself, within its save interval for those that other processes read. All methods
-// are safe for concurrent use.
+// Watermarks is how far a sink is, in memory, for callers that answer queries from it. A Runtime
+// keeps it current: at once for the partitions that it reads itself, within its save interval for
+// those that other processes read. All methods are safe for concurrent use.
 type Watermarks struct {
 	mu      sync.Mutex
 	topics  map[string]*topicWatermarks
@@ -34,8 +34,8 @@ type watermark struct {
 // NewWatermarks knows nothing yet.
 func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicWatermarks{}} }
 
-// Wait returns nil once the partition of an event's key has been applied up to the event's position. The error wraps
-// the cause of ctx's end.
+// Wait returns nil once the partition of an event's key has been applied up to the event's
+// position. The error wraps the cause of ctx's end.
 func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event.Position) error {
 	return w.await(ctx, fmt.Sprintf("position %s of %s", position, topic), func() bool {
 		t := w.topics[topic]
@@ -43,10 +43,10 @@ func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event
 	})
 }
 
-// reached reports whether the key's partition has been applied up to a position. The topic's partition count does not
-// identify that partition, because keys stay where they are when a topic is widened. The applied events do: each
-// carries the number of partitions that keys were spread over. If none does, an earlier version published them, which
-// used all partitions.
+// reached reports whether the key's partition has been applied up to a position. The topic's
+// partition count does not identify that partition, because keys stay where they are when a topic
+// is widened. The applied events do: each carries the number of partitions that keys were spread
+// over. If none does, an earlier version published them, which used all partitions.
 func (t *topicWatermarks) reached(key []byte, position event.Position) bool {
 	var otherwise watermark // the newest one that carries the number
 	for _, m := range t.partitions {
@@ -96,8 +96,9 @@ func (w *Watermarks) await(ctx context.Context, what string, satisfied func() bo
 	}
 }
 
-// Lag is how many records stand on the topics and are not applied. What was written within the last save interval may
-// be missing, and a transaction's marker counts until it is passed. ok is false until all is known.
+// Lag returns how many records stand on the topics and are not applied. What was written within the
+// last save interval may be missing, and a transaction's marker counts until it is passed. ok is
+// false until all is known.
 func (w *Watermarks) Lag(topics ...string) (events uint64, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -113,7 +114,8 @@ func (w *Watermarks) Lag(topics ...string) (events uint64, ok bool) {
 	return events, true
 }
 
-// AsOf is when the newest applied event of the topics was recorded; zero where nothing was applied.
+// AsOf returns when the newest applied event of the topics was recorded; zero if nothing was
+// applied.
 func (w *Watermarks) AsOf(topics ...string) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,7 +132,7 @@ func (w *Watermarks) AsOf(topics ...string) time.Time {
 	return newest
 }
 
-// Applied is how far one partition is; ok is false where that is not known.
+// Applied returns how far one partition is; ok is false if that is not known.
 func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -149,7 +151,7 @@ func (w *Watermarks) set(topic string, partition int32, a Applied) {
 	w.wake()
 }
 
-// reached takes note that the log has records up to an offset.
+// reached records that the log has records up to an offset.
 func (w *Watermarks) reached(topic string, partition int32, end int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -22,7 +22,8 @@ func TestWaitIsForTheKeysPartition(t *testing.T) {
 	waited := make(chan error, 1)
 	go func() { waited <- w.Wait(t.Context(), "topic", "key", at(5)) }()
 
-	// Another partition, another topic, a lower position, and one whose topic is not known whole, satisfy nobody.
+	// Another partition, another topic, a lower position, and one whose topic is not known whole,
+	// satisfy nobody.
 	for id := range int32(4) {
 		if id != mine {
 			w.set("topic", id, Applied{Next: 9, Watermark: at(9)})
@@ -78,8 +79,8 @@ func TestLag(t *testing.T) {
 	lag(16, true)
 }
 
-// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the partition that the event
-// stands on has come to it, and no sooner.
+// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the
+// partition that the event is on has come to it, and no sooner.
 func TestWaitFindsTheEventsPartition(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

@@ -19,18 +19,18 @@ type item struct {
 	number     uint64        // in its partition
 	deadLetter *kafka.Record // goes to DeadLetterTopic instead of the sink, where not nil
 
-	// unread is the message as it came, where only its envelope has been read so far. The rest is left to the worker,
-	// for it may have to wait for a schema, and the poll loop must not.
+	// unread is the message as it came, where only its envelope has been read so far. The rest is
+	// left to the worker, for it may have to wait for a schema, and the poll loop must not.
 	unread *kafka.Message
 
 	refused bool // by the sink, which could not read it
 }
 
-// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark: the sink does not
-// hold it.
+// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark:
+// the sink does not hold it.
 func (it *item) isEvent() bool { return it.deadLetter == nil && !it.refused }
 
-// newItem reads a message. One that is no event of ours becomes an item to be parked.
+// newItem reads a message. One that is not an event of ours becomes an item to be parked.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, partition: p}
@@ -66,8 +66,8 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 	}
 }
 
-// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions that were taken
-// away meanwhile fall out: whoever has them now reads them again.
+// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions
+// that were taken away meanwhile fall out: whoever has them now reads them again.
 func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	for waits := backoff.Server.Start(); ; {
 		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.partition.enter() })
@@ -88,7 +88,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 			gap := gapIn(batch, err)
 			r.requestRepair(ctx, err, gap)
 			if gap != nil && gap.deadLetter != nil {
-				continue // the rest can go on at once
+				continue // the rest can continue at once
 			}
 		}
 		if !backoff.Sleep(ctx, wait) {
@@ -97,7 +97,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	}
 }
 
-// gapIn finds the record that err says cannot be applied; nil where it names none.
+// gapIn finds the record that err says cannot be applied; nil if it names none.
 func gapIn(batch []*item, err error) *item {
 	var gap *GapError
 	if !errors.As(err, &gap) {
@@ -106,7 +106,7 @@ func gapIn(batch []*item, err error) *item {
 	return find(batch, gap.Record)
 }
 
-// find is the item of a record; nil where the batch has none.
+// find returns the item of a record; nil if the batch has none.
 func find(batch []*item, rec Record) *item {
 	at := slices.IndexFunc(batch, func(it *item) bool {
 		return it.record.Topic == rec.Topic && it.record.Partition == rec.Partition && it.record.Offset == rec.Offset
@@ -117,7 +117,7 @@ func find(batch []*item, rec Record) *item {
 	return batch[at]
 }
 
-// apply is the sink's Apply with a failpoint on each side.
+// apply returns the sink's Apply with a failpoint on each side.
 func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	if err := failpoint.Hit("view." + r.cfg.Name + ".apply.before"); err != nil {
 		return err
@@ -128,7 +128,8 @@ func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	return failpoint.Hit("view." + r.cfg.Name + ".apply.after")
 }
 
-// read completes an item of which only the envelope has been read, once. Its error means that this can be tried again.
+// read completes an item of which only the envelope has been read, once. Its error means that this
+// can be tried again.
 func (r *Runtime) read(ctx context.Context, it *item) error {
 	if it.unread == nil {
 		return nil

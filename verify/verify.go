@@ -1,6 +1,6 @@
-// Package verify compares what every side of the system says it holds — store, topic, tables, views — by count and by
-// an order-independent hash of the content, and names the first difference. It knows no side: each gives a digest of
-// itself.
+// Package verify compares what every side of the system says it holds — store, topic, tables, views
+// — by count and by an order-independent hash of the content, and names the first difference. It
+// knows no side: each gives a digest of itself.
 package verify
 
 import (
@@ -21,7 +21,8 @@ type Side struct {
 	Digest func(ctx context.Context) (*digest.Digest, error)
 }
 
-// Comparison is a set of sides that must hold the same. The first is the truth that the others are held against.
+// Comparison is a set of sides that must hold the same. The first is the truth that the others are
+// held against.
 type Comparison struct {
 	Unit  string // what is counted: "events", "documents", "rows"
 	Sides []Side
@@ -44,7 +45,7 @@ type AggregateResult struct {
 	Aggregate  string
 	Equal      bool
 	Sides      []SideResult
-	Difference string // the first difference in words; empty where equal
+	Difference string // the first difference in words; empty if equal
 }
 
 // SideResult is one side's digest.
@@ -58,7 +59,8 @@ type SideResult struct {
 // Progress is told before each side is read: how many of how many are done.
 type Progress func(doing string, done, total int)
 
-// UnreadableError says that what a side holds is lost or damaged. It is a difference, not the end of the comparison.
+// UnreadableError says that what a side holds is lost or damaged. It is a difference, not the end
+// of the comparison.
 type UnreadableError struct{ Err error }
 
 func (e *UnreadableError) Error() string { return e.Err.Error() }
@@ -110,7 +112,7 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 	return result, nil
 }
 
-// read gives the digest of each side, or else what makes it unreadable.
+// read returns the digest of each side, or else what makes it unreadable.
 func read(ctx context.Context, aggregate string, c Comparison) (digests []*digest.Digest, broken []error, err error) {
 	digests, broken = make([]*digest.Digest, len(c.Sides)), make([]error, len(c.Sides))
 	g, ctx := errgroup.WithContext(ctx)

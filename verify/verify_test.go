@@ -78,8 +78,8 @@ func TestASideThatCannotBeReadIsAnError(t *testing.T) {
 	}
 }
 
-// Whatever is held, any one change to it — an item lost, doubled, changed or moved to another stream — is seen, and a
-// mere change of order is not.
+// Whatever is held, any one change to it — an item lost, doubled, changed or moved to another
+// stream — is seen, and a mere change of order is not.
 func TestAnyOneChangeIsSeen(t *testing.T) {
 	t.Parallel()
 	gen := rapid.Custom(func(t *rapid.T) item {

@@ -14,15 +14,16 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// ceiling is what the lander cannot pass: the same bytes, from memory, to one closed Parquet file, by the same decoder and the same
-// writer; no Kafka, no commit.
+// ceiling is what the lander cannot pass: the same bytes, from memory, to one closed Parquet file,
+// by the same decoder and the same writer; no Kafka, no commit.
 type ceiling struct{ *bench }
 
 func (ceiling) Name() string { return "ceiling/from_memory" }
 
 func (ceiling) Reads() encoding { return asProtobuf }
 
-// So many events are in memory; more rows are the same ones again. So many rows are a page, as the lander's are.
+// So many events are in memory; more rows are the same ones again. So many rows are a page, as the
+// lander's are.
 const (
 	inMemory    = 1_000_000
 	ceilingPage = 16 << 10
@@ -89,7 +90,7 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 	return r, nil
 }
 
-// ownCPU is what this process has used.
+// ownCPU returns what this process has used.
 func ownCPU() time.Duration {
 	var use syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {

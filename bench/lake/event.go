@@ -31,7 +31,8 @@ var (
 	firstAt    = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
 )
 
-// eventAt is the i-th event. Every value follows from i, so a table can be checked against nothing but its own ids.
+// eventAt returns the i-th event. Every value follows from i, so a table can be checked against
+// nothing but its own ids.
 func eventAt(i int64) event {
 	r := random(i)
 	draw := func(n uint64) uint64 {
@@ -92,7 +93,8 @@ func (e event) appendProtobuf(b []byte) []byte {
 	return b
 }
 
-// appendJSON writes the event as an object. The time is in milliseconds: a number is what the sink reads with the least effort.
+// appendJSON writes the event as an object. The time is in milliseconds: a number is what the sink
+// reads with the least effort.
 func (e event) appendJSON(b []byte) []byte {
 	number := func(name string, v int64) { b = strconv.AppendInt(append(b, name...), v, 10) }
 	text := func(name, v string) { b = append(append(append(b, name...), v...), '"') } // no value needs escaping

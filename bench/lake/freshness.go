@@ -17,9 +17,10 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// freshness measures how long events wait until they can be queried: from their producer's clock, which stamps each as it is handed
-// to Kafka's client, to the moment at which the catalog shows a state of the table that has it. The lander commits as often as it
-// does by default; the producer commits a transaction ten times a second, and an event waits for that too.
+// freshness measures how long events wait until they can be queried: from their producer's clock,
+// which stamps each as it is handed to Kafka's client, to the moment at which the catalog shows a
+// state of the table that has it. The lander commits as often as it does by default; the producer
+// commits a transaction ten times a second, and an event waits for that too.
 type freshness struct {
 	millrace
 	maintained bool // maintenance runs in the same process, every ten seconds
@@ -49,7 +50,7 @@ type distribution struct {
 	Files           int64   `json:"files"`   // at the end
 }
 
-// seen is where a partition stood in the table at a moment: before it, everything could be queried.
+// seen is where a partition was in the table at a moment: before it, everything could be queried.
 type seen struct {
 	at   time.Time
 	next int64
@@ -130,7 +131,7 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, lastin
 		if err := p.Begin(); err != nil {
 			return 0, err
 		}
-		// What is due by now, so that a transaction that took long is made up for; but not for ever.
+		// What is due by now, so that a transaction that took long is made up for; but not forever.
 		due := min(int64(time.Since(begun).Seconds()*float64(rate)), n+2*rate/transactions)
 		for ; n < due; n++ {
 			r := kafka.Record{Topic: topic, Partition: int32(n % int64(f.partitions)), Value: values[n%int64(len(values))]}
@@ -226,7 +227,7 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 	return nil
 }
 
-// firstSeen is when an offset was first below what could be queried.
+// firstSeen returns when an offset was first below what could be queried.
 func firstSeen(all []seen, offset int64) time.Time {
 	low, high := 0, len(all)-1
 	for low < high {
@@ -239,7 +240,7 @@ func firstSeen(all []seen, offset int64) time.Time {
 	return all[low].at
 }
 
-// quantile is how many milliseconds a share of the rows waited at most.
+// quantile returns how many milliseconds a share of the rows waited at most.
 func quantile(waits []int64, rows int64, share float64) int {
 	need := int64(math.Ceil(share * float64(rows)))
 	for ms, n := range waits {

@@ -1,13 +1,16 @@
-// Command lake measures who brings a Kafka topic into an Iceberg table, and how fast: Iceberg's own sink for Kafka Connect, and
-// this repository's lander; and beside them the ceiling, which is the same bytes from memory to a closed Parquet file. All read from
-// one Apache Kafka, beside which each runs alone; all write a table of the same 13 columns, which is then compared with what was
+// Command lake measures who brings a Kafka topic into an Iceberg table, and how fast: Iceberg's own
+// sink for Kafka Connect, and this repository's lander; and beside them the ceiling, which is the
+// same bytes from memory to a closed Parquet file. All read from one Apache Kafka, beside which
+// each runs alone; all write a table of the same 13 columns, which is then compared with what was
 // generated, row by row.
 //
-// Then events come in at half of what a lander was able to do, and it is measured how long each waits until it can be queried, with
-// maintenance and without.
+// Then events come in at half of what a lander was able to do, and it is measured how long each
+// waits until it can be queried, with maintenance and without.
 //
-// It prints tables, and last one line of JSON: {"millrace":{"rows_per_second":…,"rows_per_cpu_second":…,"peak_mb":…,"runs":{…}},
-// "iceberg_sink":{…},"ceiling":{…},"freshness":{…}}, of each kind the run that took the least of the processor. Progress goes to stderr.
+// It prints tables, and last one line of JSON:
+// {"millrace":{"rows_per_second":…,"rows_per_cpu_second":…,"peak_mb":…,"runs":{…}},
+// "iceberg_sink":{…},"ceiling":{…},"freshness":{…}}, of each kind the run that took the least of
+// the processor. Progress goes to stderr.
 //
 //	go run ./bench/lake -rows 10000000
 //	go run ./bench/lake -rows 2000000 -contenders millrace,ceiling -live 0
@@ -41,7 +44,8 @@ func main() {
 	}
 }
 
-// The part of the rows that contenders get warm on, and its bounds: Java has compiled what is hot after some hundred thousand.
+// The part of the rows that contenders get warm on, and its bounds: Java has compiled what is hot
+// after some hundred thousand.
 const (
 	warmPart = 5
 	warmMost = 1_000_000
@@ -118,7 +122,7 @@ func run(ctx context.Context) (err error) {
 	return show(contenders, results, fresh)
 }
 
-// chosen are the contenders whose names begin as wanted.
+// chosen returns the contenders whose names begin as wanted.
 func chosen(b *bench, wanted string) ([]contender, error) {
 	all := []contender{millrace{bench: b, landers: 1}, millrace{bench: b, landers: 2}, icebergSink{b, 1}, icebergSink{b, 2}, ceiling{b}}
 	if wanted == "" {
@@ -147,7 +151,8 @@ func names(contenders []contender) string {
 	return strings.Join(all, ", ")
 }
 
-// kind is what all runs of one kind of contender gave, and first of all the one that took the least of the processor.
+// kind is what all runs of one kind of contender gave, and first of all the one that took the least
+// of the processor.
 type kind struct {
 	result
 	Runs map[string]result `json:"runs"`
@@ -193,7 +198,8 @@ var (
 	lastAt               time.Time
 )
 
-// progress tells on stderr what is going on: what has not been said, and of one thing that moves, every two seconds a line.
+// progress tells on stderr what is going on: what has not been said, and of one thing that moves,
+// every two seconds a line.
 func progress(format string, args ...any) {
 	said := fmt.Sprintf(format, args...)
 	if said == lastSaid || format == lastFormat && time.Since(lastAt) < 2*time.Second {

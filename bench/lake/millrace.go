@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// millrace is the lander as people run it: `millrace lake land`, with so many landers in one process.
+// millrace is the lander as people run it: `millrace lake land`, with so many landers in one
+// process.
 //
 //   - Its records are Protobuf, which it reads without a schema registry.
 //   - The clock, and the count of the processor's time, start when its landers have their partitions, as the sink's do; it needs no
@@ -125,7 +126,7 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 	return p, nil
 }
 
-// await returns once a condition holds, and fails where the process ends.
+// await returns once a condition holds, and fails if the process ends.
 func (m millrace) await(ctx context.Context, p *process.Process, holds func() (bool, error)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
@@ -144,7 +145,7 @@ func (m millrace) await(ctx context.Context, p *process.Process, holds func() (b
 	}
 }
 
-// build makes the binary of this tree.
+// build returns the binary of this tree.
 func (b *bench) build(ctx context.Context) (string, error) {
 	binary := filepath.Join(b.dir, "bin", "millrace")
 	if _, err := os.Stat(binary); err == nil {

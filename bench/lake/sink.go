@@ -116,7 +116,7 @@ func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *wa
 // How often to look what has come of it: a few reads of small files, which cost next to nothing.
 const look = 20 * time.Millisecond
 
-// await returns once a condition holds, and fails where the sink does.
+// await returns once a condition holds, and fails if the sink does.
 func (s *sinking) await(ctx context.Context, holds func() (bool, error)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()

@@ -28,7 +28,8 @@ type warehouse struct {
 
 const namespace = "lake"
 
-// place is where a warehouse is: what its catalog is called, its file, and the folder of the tables.
+// place is where a warehouse is: what its catalog is called, its file, and the folder of the
+// tables.
 type place struct{ catalog, file, folder string }
 
 func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
@@ -76,23 +77,24 @@ func column(id int, name string, of iceberg.Type) iceberg.NestedField {
 	return iceberg.NestedField{ID: id, Name: name, Type: of}
 }
 
-// create makes a table of events.
+// create returns a table of events.
 func (w *warehouse) create(ctx context.Context, name string) error {
 	_, err := w.catalog.CreateTable(ctx, table.Identifier{namespace, name}, schema, icebergcatalog.WithProperties(iceberg.Properties{
 		"format-version": "2",
-		// What all contenders write: level 1 costs a third of the sink's own choice, level 3, for 2 % more bytes.
+		// What all contenders write: level 1 costs a third of the sink's own choice, level 3, for 2
+		// % more bytes.
 		table.ParquetCompressionKey:      "zstd",
 		table.ParquetCompressionLevelKey: "1",
 	}))
 	return err
 }
 
-// history is what was committed to a table.
+// history returns what was committed to a table.
 func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
 	return catalog.History(ctx, w.db, w.at.catalog, namespace+"."+name)
 }
 
-// stored are the table's live data files: how many, and their bytes.
+// stored returns the table's live data files: how many, and their bytes.
 func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64, err error) {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
 	if err != nil {
@@ -110,7 +112,8 @@ func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64
 	return files, bytes, err
 }
 
-// check compares a table with what was generated: each of the first n events stands in it once, every value as it was.
+// check compares a table with what was generated: each of the first n events is in it once, every
+// value as it was.
 func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
 	if err != nil {
@@ -178,7 +181,7 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	return nil
 }
 
-// describe checks a table and adds to a result what is told by what stands there.
+// describe checks a table and adds to a result what is told by what is there.
 func (w *warehouse) describe(ctx context.Context, name string, n int64, r *result) error {
 	if err := w.check(ctx, name, n); err != nil {
 		return err
@@ -194,7 +197,8 @@ func (w *warehouse) describe(ctx context.Context, name string, n int64, r *resul
 	return err
 }
 
-// steady is the rows per second of all commits but the first and the last, from the first commit's time to the last but one's.
+// steady returns the rows per second of all commits but the first and the last, from the first
+// commit's time to the last but one's.
 func steady(commits []catalog.Commit) float64 {
 	if len(commits) < 4 {
 		return 0

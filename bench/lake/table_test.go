@@ -46,7 +46,8 @@ func batchOf(t *testing.T, events ...event) arrow.RecordBatch {
 	return batch
 }
 
-// A row that was not produced, that is there twice, or that has another value in any column, is found.
+// A row that was not produced, that is there twice, or that has another value in any column, is
+// found.
 func TestCheckBatch(t *testing.T) {
 	t.Parallel()
 	const n = 10

@@ -26,7 +26,7 @@ func (e encoding) append(b []byte, i int64) []byte {
 // A transaction of the producer that fills a topic.
 const perTransaction = 200_000
 
-// fill makes a topic of the first n events, which its partitions take in turns.
+// fill returns a topic of the first n events, which its partitions take in turns.
 func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
 	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return err

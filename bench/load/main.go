@@ -1,11 +1,12 @@
-// Command load asks a running system for more than it can do, and tells what became of it: how many requests of each class were
-// accepted and how fast, how many were turned away, and what the process held before, meanwhile and afterwards.
+// Command load asks a running system for more than it can do, and tells what became of it: how many
+// requests of each class were accepted and how fast, how many were turned away, and what the
+// process held before, meanwhile and afterwards.
 //
 //	bin/millrace up --no-demo &
 //	go run ./bench/load -clients 2000 -for 60s
 //
-// Half of the clients send commands, three eighths ask queries and an eighth SQL, each one request after the other. Who is turned away
-// comes again after what Retry-After says.
+// Half of the clients send commands, three eighths ask queries and an eighth SQL, each one request
+// after the other. Who is turned away comes again after what Retry-After says.
 package main
 
 import (
@@ -184,7 +185,7 @@ func milliseconds(sorted []time.Duration, percent int) float64 {
 
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
-// resident is the system's memory in MB, as its metrics tell it.
+// resident returns the system's memory in MB, as its metrics tell it.
 func resident(ctx context.Context, admin string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/metrics", nil)
 	if err != nil {

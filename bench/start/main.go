@@ -1,12 +1,14 @@
-// Command start measures how long `millrace up` takes to become ready on a data folder that already has orders, and how much
-// memory it uses. It first creates the folder: it appends orders to the event store in large batches and runs the system once
-// until every sink has them. It then measures:
+// Command start measures how long `millrace up` takes to become ready on a data folder that already
+// has orders, and how much memory it uses. It first creates the folder: it appends orders to the
+// event store in large batches and runs the system once until every sink has them. It then
+// measures:
 //
 //   - a start after a clean stop,
 //   - a start after kill -9,
 //   - a start without the views' files, which are rebuilt from the log.
 //
-// Ready means that /readyz returns 200. The last order is then queried with its token and must be confirmed.
+// Ready means that /readyz returns 200. The last order is then queried with its token and must be
+// confirmed.
 //
 //	go run ./bench/start -orders 37000,200000,1000000
 package main

@@ -40,7 +40,7 @@ const (
 	patience = 30 * time.Minute // for the first run, which carries all orders everywhere
 )
 
-// prepare makes the data folder, unless it is there.
+// prepare returns the data folder, unless it is there.
 func (s system) prepare(ctx context.Context) error {
 	marker := filepath.Join(s.data, filled)
 	if _, err := os.Stat(marker); err == nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a token where it asks
-// for one.
+// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a
+// token where it asks for one.
 type caller struct {
 	c     config.Config
 	tls   *tls.Config
@@ -73,8 +73,8 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.RoundTrip(r)
 }
 
-// silence is how long a system may say nothing until it is asked whether it is there, and how long it may take to say
-// so. Tests shorten it.
+// silence is how long a system may say nothing until it is asked whether it is there, and how long
+// it may take to say so. Tests shorten it.
 var silence = 10 * time.Second
 
 func (c caller) http() *http.Client { return &http.Client{Transport: c} }
@@ -91,8 +91,9 @@ const (
 	adminDoor             // health, metrics, status, verify
 )
 
-// caller is that of the configuration in force, for a command that talks to one door. Flags that name a system by its
-// other door alone are an error: the default of this one belongs to another system, as a rule.
+// caller is that of the configuration in force, for a command that talks to one door. Flags that
+// name a system by its other door alone are an error: the default of this one belongs to another
+// system, as a rule.
 func (a *cli) caller(d door) (caller, error) {
 	switch {
 	case d == adminDoor && a.addr != "" && a.adminAddr == "":
@@ -112,7 +113,7 @@ func (a *cli) caller(d door) (caller, error) {
 	return newCaller(c)
 }
 
-// explain says what to do about an error that means nobody is there, or nobody lets us in.
+// explain reports what to do about an error that means nobody is there, or nobody lets us in.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -13,7 +13,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Every command of the documentation, and every example of --help, has a subcommand, flags and arguments that exist.
+// Every command of the documentation, and every example of --help, has a subcommand, flags and
+// arguments that exist.
 func TestDocumentedCommands(t *testing.T) {
 	checked := 0
 	check := func(where, line string) {
@@ -50,7 +51,8 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
-// documented matches a line of an indented code block that runs the program, after the environment that it sets.
+// documented matches a line of an indented code block that runs the program, after the environment
+// that it sets.
 var documented = regexp.MustCompile(`(?m)^ {4,}(?:[A-Z_]+=(?:'[^']*'|\S*) +)*bin/millrace (.*)$`)
 
 // example matches a line of a command's examples.

@@ -10,7 +10,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// newEngine is the SQL engine's own process, which the others start. It is no command for people.
+// newEngine returns the SQL engine's own process, which the others start. It is not a command for
+// people.
 func newEngine() *cobra.Command {
 	return &cobra.Command{
 		Use:    app.EngineCommand,

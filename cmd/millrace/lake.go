@@ -31,7 +31,7 @@ configuration or --data, so they work with and without a running system.`,
 	return cmd
 }
 
-// onLake makes a command that works on an open lake.
+// onLake returns a command that works on an open lake.
 func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
 	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {

@@ -137,7 +137,7 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 	return err
 }
 
-// source is what makes the table.
+// source returns what makes the table.
 func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (declare.Table, error), error) {
 	var options []foreign.Option
 	if l.headers {

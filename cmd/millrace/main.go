@@ -1,5 +1,5 @@
-// Command millrace is the whole system in one binary: `up` starts it, every other subcommand talks to a running one or
-// works on its files.
+// Command millrace is the whole system in one binary: `up` starts it, every other subcommand talks
+// to a running one or works on its files.
 package main
 
 import (
@@ -70,8 +70,8 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	return root
 }
 
-// suggest makes a group of commands refuse a word that is not one of them, as the root does, and name those that are
-// close.
+// suggest makes a group of commands refuse a word that is not one of them, as the root does, and
+// name those that are close.
 func suggest(group *cobra.Command) {
 	group.Args = cobra.ArbitraryArgs
 	group.RunE = func(cmd *cobra.Command, args []string) error {
@@ -94,7 +94,7 @@ func (a *cli) dataFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&a.data, "data", "", usage)
 }
 
-// config is the configuration with the flags over it.
+// config returns the configuration with the flags over it.
 func (a *cli) config() (config.Config, error) {
 	c, err := a.loadConfig()
 	if err != nil {

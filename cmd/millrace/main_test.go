@@ -17,7 +17,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// run is what a person gets who types the words.
+// run returns what a person gets who types the words.
 func run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	root := newRoot()
@@ -94,7 +94,8 @@ func TestASystemElsewhere(t *testing.T) {
 	}
 }
 
-// What takes connections and answers nothing, as a process that hangs does, is told of and not waited for.
+// What takes connections and answers nothing, as a process that hangs does, is told of and not
+// waited for.
 func TestASilentSystem(t *testing.T) {
 	defer func(was time.Duration) { silence = was }(silence)
 	silence = 50 * time.Millisecond
@@ -166,7 +167,8 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// A topic that somebody made beforehand, so that it forgets events, is refused before anything is written to it.
+// A topic that somebody made beforehand, so that it forgets events, is refused before anything is
+// written to it.
 func TestATopicThatForgetsIsRefused(t *testing.T) {
 	data := t.TempDir()
 	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})

@@ -64,7 +64,8 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// bar is one progress bar on standard error: drawn on a terminal, else one line at the start and one at the end.
+// bar is one progress bar on standard error: drawn on a terminal, else one line at the start and
+// one at the end.
 type bar struct {
 	out     io.Writer
 	writer  progress.Writer // nil without a terminal
@@ -122,7 +123,7 @@ func (b *bar) end(err error) {
 	b.wait.Wait()
 }
 
-// ago says how long before now a time was; a zero time is never.
+// ago reports how long before now a time was; a zero time is never.
 func ago(now, t time.Time) string {
 	if t.IsZero() || t.Unix() == 0 {
 		return "–"

@@ -130,7 +130,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	return errors.Join(err, rows.Close())
 }
 
-// tellRead says which states of tables were read.
+// tellRead reports which states of tables were read.
 func tellRead(out io.Writer, read []lakesql.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})

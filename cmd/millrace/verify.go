@@ -100,7 +100,7 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	}
 }
 
-// verifyJSON is the result with stable names and plain numbers.
+// verifyJSON returns the result with stable names and plain numbers.
 func verifyJSON(r *adminv1.VerifyResult) any {
 	type side struct {
 		Side  string `json:"side"`

@@ -1,16 +1,17 @@
-// Package customer is the life of a customer: somebody registers, and may then change the address and
-// give or withdraw consent, each any number of times.
+// Package customer is the life of a customer: somebody registers, and may then change the address
+// and give or withdraw consent, each any number of times.
 //
 //	RegisterCustomer        ChangeAddress, SetConsent
 //	       │                     ┌────┐
 //	       ▼                     │    ▼
 //	       └──────────────────► registered ┄┄┄► erased
 //
-// Erasure (dotted) does not exist yet. It will make the personal fields of all these events unreadable.
-// The contract marks those fields (millrace.event.v1.pii). No error and no log line may contain one.
+// Erasure (dotted) does not exist yet. It will make the personal fields of all these events
+// unreadable. The contract marks those fields (millrace.event.v1.pii). No error and no log line may
+// contain one.
 //
-// A command that changes nothing stores no event: the same address, a repeated consent, or a withdrawal
-// of a consent that was never given.
+// A command that changes nothing stores no event: the same address, a repeated consent, or a
+// withdrawal of a consent that was never given.
 //
 // This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
 // CustomerService to it.

@@ -75,7 +75,8 @@ func (b broken) Append(_ context.Context, batch eventstore.Batch) (eventstore.Ap
 	return eventstore.Appended{}, errors.Join(errors.New("disk full"), batch.Validate())
 }
 
-// Whatever goes wrong, who somebody is is told to nobody: not to the caller, who may be somebody else, and not to the log.
+// Whatever goes wrong, who somebody is is told to nobody: not to the caller, who may be somebody
+// else, and not to the log.
 func TestPersonalDataIsNotTold(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer

@@ -13,18 +13,21 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Limits of what a store takes, in bytes. They are the same in every adapter, and low enough that the log takes whatever
-// the store took: an event that does not fit into a Kafka message (1 MiB by default) would stop the relay for good.
+// Limits of what a store takes, in bytes. They are the same in every adapter, and low enough that
+// the log takes whatever the store took: an event that does not fit into a Kafka message (1 MiB by
+// default) would stop the relay for good.
 const (
 	MaxText  = 200       // of a stream id, an idempotency key, an event's type, correlation, causation and trace
 	MaxData  = 512 << 10 // of an event's data, and of an answer's response
 	MaxState = 16 << 20  // of a snapshot's state
 )
 
-// ErrInvalid is what the errors of Batch.Validate wrap. Nothing was stored, and nothing would be on another try.
+// ErrInvalid is what the errors of Batch.Validate wrap. Nothing was stored, and nothing would be on
+// another try.
 var ErrInvalid = errors.New("batch cannot be stored")
 
-// Validate tells whether a store can take the batch and every hop after the store can carry it. Append calls it.
+// Validate reports whether a store can take the batch and every hop after the store can carry it.
+// Append calls it.
 func (b Batch) Validate() error {
 	seen := make(map[string]struct{}, len(b.Streams))
 	for _, s := range b.Streams {
@@ -127,7 +130,7 @@ func (s Snapshot) validate() error {
 	return nil
 }
 
-// ValidateStream tells whether a store can take id as the id of a stream.
+// ValidateStream reports whether a store can take id as the id of a stream.
 func ValidateStream(id string) error {
 	if id == "" {
 		return errors.New("the stream's id is empty")
@@ -135,7 +138,8 @@ func ValidateStream(id string) error {
 	return validateText(id)
 }
 
-// validateText refuses what PostgreSQL's text cannot hold, in every adapter, so that services can move between them.
+// validateText refuses what PostgreSQL's text cannot hold, in every adapter, so that services can
+// move between them.
 func validateText(s string) error {
 	switch {
 	case len(s) > MaxText:

@@ -109,8 +109,8 @@ func TestOneKeyIsForOneProcedure(t *testing.T) {
 	}
 }
 
-// Many clients of two processes on one store want more than there is, each for itself, and some give back: what is promised
-// never exceeds what is there.
+// Many clients of two processes on one store want more than there is, each for itself, and some
+// give back: what is promised never exceeds what is there.
 func TestNeverOversellsUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	const have, clients, each = 20, 12, 6

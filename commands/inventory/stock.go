@@ -7,12 +7,13 @@
 //	   (less what was sold)   takes the goods             │             or its time is over
 //	                                                      └──► available again
 //
-// At every moment 0 ≤ reserved ≤ on hand, so nothing is sold twice: a reservation takes from the available
-// stock (on hand less reserved), and the store lets only one of two simultaneous commands append.
+// At every moment 0 ≤ reserved ≤ on hand, so nothing is sold twice: a reservation takes from the
+// available stock (on hand less reserved), and the store lets only one of two simultaneous commands
+// append.
 //
-// A reservation expires by itself, without a timer. The next accepted command first records what has
-// expired, and readers count expired reservations as available. After its end, however it came about, a
-// reservation is forgotten and its id is free.
+// A reservation expires by itself, without a timer. The next accepted command first records what
+// has expired, and readers count expired reservations as available. After its end, however it came
+// about, a reservation is forgotten and its id is free.
 //
 // This file is the whole domain. It is pure: no I/O, no clock, no randomness. handler.go maps
 // InventoryService to it.

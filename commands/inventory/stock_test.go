@@ -138,8 +138,9 @@ func TestSnapshotsOfStock(t *testing.T) {
 	})
 }
 
-// Whatever is asked of a stock, in whatever order and at whatever time: no more is ever reserved than is on hand, what is
-// reserved is the sum of the reservations that hold, and goods leave only through a commit or a correction.
+// Whatever is asked of a stock, in whatever order and at whatever time: no more is ever reserved
+// than is on hand, what is reserved is the sum of the reservations that hold, and goods leave only
+// through a commit or a correction.
 func TestNeverOversells(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

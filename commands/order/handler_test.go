@@ -207,7 +207,8 @@ func TestMisspelledFieldsStoreNothing(t *testing.T) {
 	}
 }
 
-// From HTTP to the disk and back, with eight clients per core: what one process can take on one SQLite file.
+// From HTTP to the disk and back, with eight clients per core: what one process can take on one
+// SQLite file.
 func BenchmarkPlaceOrder(b *testing.B) {
 	for _, lines := range []int{1, 20} {
 		b.Run(fmt.Sprintf("lines=%d", lines), func(b *testing.B) {

@@ -12,9 +12,9 @@
 //	                            ▼
 //	                        cancelled
 //
-// Dotted states do not exist yet. The fulfilment process will reserve stock and authorise payment for a
-// placed order, and then confirm it or let it expire. Shipping, delivery and returns will follow
-// "confirmed". The existing states as a table, where a dash is a rejection:
+// Dotted states do not exist yet. The fulfilment process will reserve stock and authorise payment
+// for a placed order, and then confirm it or let it expire. Shipping, delivery and returns will
+// follow "confirmed". The existing states as a table, where a dash is a rejection:
 //
 //	            PlaceOrder   AddLines   ConfirmOrder   CancelOrder
 //	(new)       placed       –          –              –

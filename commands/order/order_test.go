@@ -135,8 +135,8 @@ func TestSnapshotsOfOrders(t *testing.T) {
 	commandstest.Snapshots(t, order.Decider(), drawCommand)
 }
 
-// Whatever is asked of an order: its lines are numbered without gaps, its total is the sum over them, and nothing happens
-// to it after its cancellation.
+// Whatever is asked of an order: its lines are numbered without gaps, its total is the sum over
+// them, and nothing happens to it after its cancellation.
 func TestEveryHistoryOfAnOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

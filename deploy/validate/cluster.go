@@ -145,7 +145,8 @@ func matches(s *metav1.LabelSelector, l map[string]string) bool {
 	return err == nil && selector.Matches(labels.Set(l))
 }
 
-// checkReferences finds what a pod names and nobody makes: configuration, secrets and files in them, accounts, services.
+// checkReferences finds what a pod names and nobody makes: configuration, secrets and files in
+// them, accounts, services.
 func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	if p.spec.ServiceAccountName != "" && !c.accounts[p.spec.ServiceAccountName] {
 		add("there is no ServiceAccount %s", p.spec.ServiceAccountName)
@@ -196,7 +197,8 @@ func (c *cluster) keys(have map[string][]string, kind, name string, items []core
 	return paths
 }
 
-// checkFiles finds secrets and scripts that a container's command or environment names, and that are not mounted.
+// checkFiles finds secrets and scripts that a container's command or environment names, and that
+// are not mounted.
 func (c *cluster) checkFiles(k corev1.Container, files map[string][]string, add func(string, ...any)) {
 	mounted := func(file string) bool {
 		for _, m := range k.VolumeMounts {

@@ -1,13 +1,13 @@
 // Package validate checks deploy/ against the rules of the programs that read it, and against ours.
 //
 // Compose files are loaded as docker compose loads them. Every object that Kustomize builds is
-// decoded, given defaults and validated by the API server's own code. Our rules come on top: limits,
-// probes, no root, no reference to something that does not exist.
+// decoded, given defaults and validated by the API server's own code. Our rules come on top:
+// limits, probes, no root, no reference to something that does not exist.
 //
 // Validators that work from the published schemas cannot replace the API server's code. kubeconform
-// accepts a selector that differs from its template's labels, a limit below the request, a mount of a
-// volume that does not exist, and a rolling update that can move nothing; TestKustomize has all of
-// them. kubectl-validate imports the same modules.
+// accepts a selector that differs from its template's labels, a limit below the request, a mount of
+// a volume that does not exist, and a rolling update that can move nothing; TestKustomize has all
+// of them. kubectl-validate imports the same modules.
 //
 // It is a module of its own, so that Kubernetes stays out of Millrace's dependencies.
 // scripts/deploy-check runs it.
@@ -30,8 +30,8 @@ import (
 // Services that may run as root: one that only hands a volume over.
 var mayBeRoot = map[string]bool{"s3-volume": true}
 
-// checkCompose loads a file as docker compose does, schema and consistency included, and holds its services against our
-// rules. It counts the services.
+// checkCompose loads a file as docker compose does, schema and consistency included, and holds its
+// services against our rules. It counts the services.
 func checkCompose(path string) (int, []string, error) {
 	options, err := cli.NewProjectOptions([]string{path},
 		cli.WithEnv([]string{"SECRETS_GID=1000"}), cli.WithResolvedPaths(true), cli.WithConsistency(true))
@@ -115,7 +115,8 @@ func checkService(project *types.Project, s types.ServiceConfig, used map[string
 	}
 }
 
-// checkVariable finds secrets in the environment, and names of secret files that the service is not given.
+// checkVariable finds secrets in the environment, and names of secret files that the service is not
+// given.
 func checkVariable(s types.ServiceConfig, key string, value *string, add func(string, ...any)) {
 	if value == nil {
 		return

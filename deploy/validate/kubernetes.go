@@ -38,7 +38,8 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// What the API server does with a new object of each kind. One that is not here is refused, so that none goes unchecked.
+// What the API server does with a new object of each kind. One that is not here is refused, so that
+// none goes unchecked.
 var strategies = map[schema.GroupVersionKind]rest.RESTCreateStrategy{
 	{Version: "v1", Kind: "ConfigMap"}:                                     configmap.Strategy,
 	{Version: "v1", Kind: "Namespace"}:                                     namespace.Strategy,
@@ -53,11 +54,13 @@ var strategies = map[schema.GroupVersionKind]rest.RESTCreateStrategy{
 	{Group: "policy", Version: "v1", Kind: "PodDisruptionBudget"}:          poddisruptionbudget.Strategy,
 }
 
-// Fields that are unknown, given twice or of the wrong type are errors, as with kubectl --validate=strict.
+// Fields that are unknown, given twice or of the wrong type are errors, as with kubectl
+// --validate=strict.
 var decoder = serializer.NewCodecFactory(legacyscheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 
-// checkKustomize builds a folder, and does with each object what the API server does before it stores it: decode it
-// strictly, set defaults, validate. Then it holds the objects together against our rules. It counts the objects.
+// checkKustomize builds a folder, and does with each object what the API server does before it
+// stores it: decode it strictly, set defaults, validate. Then it holds the objects together against
+// our rules. It counts the objects.
 func checkKustomize(folder string) (int, []string, error) {
 	options := krusty.MakeDefaultOptions()
 	options.PluginConfig = types.DisabledPluginConfig()

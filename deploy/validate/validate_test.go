@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// The deployments of this repository, with secrets made as for a real one, in a copy: none lies in the working tree.
+// The deployments of this repository, with secrets made as for a real one, in a copy: none is in
+// the working tree.
 func TestDeployments(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "deploy") // beside it would stand the rest of the repository, from which the image is built
@@ -39,7 +40,7 @@ func TestDeployments(t *testing.T) {
 	}
 }
 
-// source is the folder deploy.
+// source returns the folder deploy.
 func source(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.Abs("..")

@@ -1,6 +1,6 @@
-// Package demo opens a small shop in a running Millrace and lets it trade for a day: a few hundred commands that look like
-// real ones, so that a new user has something to look at. They are the same each time, under the same idempotency keys, so
-// a system that has seen them does not change.
+// Package demo opens a small shop in a running Millrace and lets it trade for a day: a few hundred
+// commands that look like real ones, so that a new user has something to look at. They are the same
+// each time, under the same idempotency keys, so a system that has seen them does not change.
 package demo
 
 import (
@@ -28,7 +28,7 @@ type Config struct {
 	Progress func(done, total int) // called after each command, by one goroutine at a time; may be nil
 }
 
-// Result says what happened, and names an order to look at.
+// Result describes what happened, and names an order to look at.
 type Result struct {
 	Commands map[string]int // that the server took, by name: "PlaceOrder"
 	Replayed int            // of Commands: the server had taken them in an earlier run
@@ -47,7 +47,7 @@ const (
 	patience      = 30 * time.Second
 )
 
-// Run plays the demo. A refused command is counted, and the shop goes on.
+// Run plays the demo. A refused command is counted, and the shop continues.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	server := client.New(cfg.BaseURL, patience, cfg.Client...)
 	defer server.Close()
@@ -99,7 +99,7 @@ func (p *player) play(ctx context.Context, s story, last bool) error {
 	return nil
 }
 
-// account books the outcome of a command; the receipt is nil where it was refused.
+// account books the outcome of a command; the receipt is nil if it was refused.
 func (p *player) account(command proto.Message, receipt *eventv1.Receipt, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

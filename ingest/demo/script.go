@@ -15,7 +15,8 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// opening is the time in the demo's ids. Its commands carry no time: they happen when they are sent.
+// opening is the time in the demo's ids. Its commands carry no time: they happen when they are
+// sent.
 var opening = time.Date(2026, 1, 5, 9, 0, 0, 0, time.UTC)
 
 const (
@@ -24,14 +25,15 @@ const (
 	holdGoods = 24 * time.Hour
 )
 
-// writer writes the stories. What it draws depends on the seed alone, and more orders do not change the first ones.
+// writer writes the stories. What it draws depends on the seed alone, and more orders do not change
+// the first ones.
 type writer struct {
 	seed uint64
 	rand *rand.Rand
 	ids  int // made so far
 }
 
-// script is the whole demo: how the shop is set up, and then what it sells.
+// script returns the whole demo: how the shop is set up, and then what it sells.
 func script(seed uint64, orders int) (goods, trade []story) {
 	w := &writer{seed: seed, rand: rand.New(rand.NewPCG(seed, 0))}
 	for _, p := range products {
@@ -49,7 +51,7 @@ func script(seed uint64, orders int) (goods, trade []story) {
 	return goods, trade
 }
 
-// key makes an idempotency key.
+// key returns an idempotency key.
 func (w *writer) key(what, of string) string { return fmt.Sprintf("demo:%d:%s:%s", w.seed, what, of) }
 
 func (w *writer) id(name string) string {
@@ -113,8 +115,9 @@ func (w *writer) register(p person) story {
 	return s
 }
 
-// order is the story of an order: placed, its goods set aside, and then, as a rule, confirmed and taken from the shelf. Some
-// customers change their mind, and some orders still wait when the day is over. The last one is confirmed.
+// order returns the story of an order: placed, its goods set aside, and then, as a rule, confirmed
+// and taken from the shelf. Some customers change their mind, and some orders still wait when the
+// day is over. The last one is confirmed.
 func (w *writer) order(n int, people []person, last bool) story {
 	reference := fmt.Sprintf("S-%d", 10_001+n)
 	id := w.id("order/" + reference)

@@ -31,7 +31,7 @@ const deliveries = "Delivery"
 
 var delivery = product{"DEL-STD", deliveries, "Standard delivery", "Two to four working days.", 395}
 
-// products of the shop; delivery, which is no goods, comes first.
+// products of the shop; delivery, which is not goods, comes first.
 var products = []product{
 	delivery,
 	{"KIT-0101", "Kitchen", "Enamel mug, midnight blue", "Holds 350 ml; dishwasher safe; chips with dignity.", 950},

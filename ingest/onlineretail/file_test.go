@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// realFile is the published data set, which lies beside the repository.
+// realFile returns the published data set, which is beside the repository.
 func realFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join("..", "..", "..", "shared", "data", "online-retail.parquet")

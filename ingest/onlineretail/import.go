@@ -1,8 +1,10 @@
-// Package onlineretail turns the lines of the UCI data set "Online Retail", the books of a real shop's year, into the
-// commands that the shop would have issued, and sends them to a running Millrace.
+// Package onlineretail turns the lines of the UCI data set "Online Retail", the books of a real
+// shop's year, into the commands that the shop would have issued, and sends them to a running
+// Millrace.
 //
-// What is planned depends on the file alone, and so do the ids and idempotency keys of what is sent: an import that was
-// killed is resumed by running it again, and running it once more changes nothing.
+// What is planned depends on the file alone, and so do the ids and idempotency keys of what is
+// sent: an import that was killed is resumed by running it again, and running it once more changes
+// nothing.
 package onlineretail
 
 import (
@@ -18,12 +20,12 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// Config says what to import, and where to.
+// Config describes what to import, and where to.
 type Config struct {
 	Path        string          // of the Parquet file
 	BaseURL     string          // of the server: "http://127.0.0.1:7400"
 	Client      []client.Option // token and TLS, where the server asks for them
-	Limit       int             // lines of the file to import; 0 means all. A later import with a higher limit goes on.
+	Limit       int             // lines of the file to import; 0 means all. A later import with a higher limit continues.
 	RejectsPath string          // of the CSV file of lines that were not imported, one line each; none if empty
 	Concurrency int             // commands under way at most; 0 means 64
 	Patience    time.Duration   // with a server that is away; 0 means a minute
@@ -39,7 +41,8 @@ type Progress struct {
 	Replayed  int64 // of Commands: had been answered by an earlier import
 }
 
-// The window is how much of the file is planned and sent at a time, and bounds the memory that an import takes.
+// The window is how much of the file is planned and sent at a time, and bounds the memory that an
+// import takes.
 const windowRows = 16_384
 
 const (
@@ -47,9 +50,9 @@ const (
 	defaultPatience    = time.Minute
 )
 
-// Import imports a file and says what became of its lines. An error wraps ErrFile where the file is at fault and
-// client.ErrUnreachable where the server was away for too long; the summary then tells how far the import came, and the
-// same call goes on from there.
+// Import imports a file and says what became of its lines. An error wraps ErrFile where the file is
+// at fault and client.ErrUnreachable where the server was away for too long; the summary then tells
+// how far the import came, and the same call continues from there.
 func Import(ctx context.Context, cfg Config) (Summary, error) {
 	start := time.Now()
 	cfg.Concurrency = cmp.Or(cfg.Concurrency, defaultConcurrency)

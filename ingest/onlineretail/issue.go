@@ -43,8 +43,9 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	return outcome{refused: refusal.GetReason()}, nil
 }
 
-// complete deals with an invoice that the limit of an earlier import had cut: under the same key the order got fewer lines.
-// (Or more of them, where this import has the lower limit.) The refusal says how many it has; the others are added.
+// complete deals with an invoice that the limit of an earlier import had cut: under the same key
+// the order got fewer lines. (Or more of them, where this import has the lower limit.) The refusal
+// says how many it has; the others are added.
 func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest) (outcome, error) {
 	have, ok := linesOf(refusal)
 	known := have - int(all.GetAfterLine())
@@ -65,7 +66,7 @@ func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Re
 	return outcome{}, err
 }
 
-// linesOf is how many lines the order of a refused command has.
+// linesOf returns how many lines the order of a refused command has.
 func linesOf(refusal *eventv1.Rejection) (int, bool) {
 	n, err := strconv.Atoi(refusal.GetFacts()[factLines])
 	return n, err == nil

@@ -17,7 +17,8 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// command is a request to one of the services, and the lines of the file that it stands for: they are accepted if it is.
+// command is a request to one of the services, and the lines of the file that it stands for: they
+// are accepted if it is.
 type command struct {
 	stream  string // the commands of one stream are sent one after the other
 	request proto.Message
@@ -36,16 +37,17 @@ type reject struct {
 	reason string
 }
 
-// window is what a stretch of the file leads to. The orders name customers and products of the groundwork, so that is
-// sent first.
+// window is what a stretch of the file leads to. The orders name customers and products of the
+// groundwork, so that is sent first.
 type window struct {
 	groundwork []command
 	orders     []command
 	rejects    []reject
 }
 
-// planner turns rows into commands. It looks at nothing but the rows so far: what it plans for the beginning of a file does
-// not depend on the rest. Only an invoice that the end of the rows cuts off is planned with the lines that it has.
+// planner turns rows into commands. It looks at nothing but the rows so far: what it plans for the
+// beginning of a file does not depend on the rest. Only an invoice that the end of the rows cuts
+// off is planned with the lines that it has.
 type planner struct {
 	completeAfter int64 // rows
 
@@ -87,10 +89,11 @@ func newPlanner() *planner {
 }
 
 const (
-	// An invoice is complete when this many rows in a row were not of it. In the real file one is interleaved with another,
-	// by two rows. Lines that come later still are added to the order.
+	// An invoice is complete when this many rows in a row were not of it. In the real file one is
+	// interleaved with another, by two rows. Lines that come later still are added to the order.
 	completeAfter = 1000
-	// A product's price changes when this many sales in a row charged the new one: one-off discounts are not its price.
+	// A product's price changes when this many sales in a row charged the new one: one-off
+	// discounts are not its price.
 	priceAfter = 3
 	// A delivery brings at least smallestLot, and else lotFactor times what is missing.
 	smallestLot = 96
@@ -138,7 +141,8 @@ func (p *planner) first(stream string, request proto.Message, lines ...line) {
 	p.window.groundwork = append(p.window.groundwork, command{stream, request, lines})
 }
 
-// customer is the id of the row's customer, who is registered when first seen; empty for a guest.
+// customer returns the id of the row's customer, who is registered when first seen; empty for a
+// guest.
 func (p *planner) customer(r row) string {
 	if math.IsNaN(r.customer) {
 		return ""
@@ -160,8 +164,8 @@ func (p *planner) customer(r row) string {
 	return id
 }
 
-// product is the row's product, which is listed when first seen. A sale tells its title; on a correction the description
-// is the reason, so until the first sale the code has to do.
+// product returns the row's product, which is listed when first seen. A sale tells its title; on a
+// correction the description is the reason, so until the first sale the code has to do.
 func (p *planner) product(r row, title string) *product {
 	item, ok := p.products[r.code]
 	switch {
@@ -254,8 +258,8 @@ func (p *planner) charge(r row, item *product, price *money.Money) {
 	})
 }
 
-// receive has goods delivered where fewer than need lie on the shelf. The file knows nothing of deliveries, so they are
-// made up: a lot arrives the minute before it is needed.
+// receive has goods delivered where fewer than need lie on the shelf. The file knows nothing of
+// deliveries, so they are made up: a lot arrives the minute before it is needed.
 func (p *planner) receive(r row, item *product, need int64) {
 	missing := need - item.onHand
 	if missing <= 0 {
@@ -289,7 +293,8 @@ func (p *planner) correct(r row) {
 	}, r.line())
 }
 
-// order plans the pending lines of an invoice: the first place the order, what comes later is added to it.
+// order plans the pending lines of an invoice: the first place the order, what comes later is added
+// to it.
 func (p *planner) order(i *invoice) {
 	for len(i.pending) > 0 {
 		n := min(len(i.pending), mostLines)

@@ -229,7 +229,8 @@ func TestTitleComesWithTheFirstSale(t *testing.T) {
 	}
 }
 
-// anyRows draws files with all that can go wrong, of few invoices, codes and customers, so that they meet.
+// anyRows draws files with all that can go wrong, of few invoices, codes and customers, so that
+// they meet.
 func anyRows() *rapid.Generator[[]row] {
 	one := rapid.Custom(func(t *rapid.T) row {
 		r := row{
@@ -293,8 +294,8 @@ func TestEveryCommandIsValid(t *testing.T) {
 	})
 }
 
-// What is planned for the beginning of a file stays, whatever follows; only the last command of an invoice that the end
-// cuts off has fewer lines.
+// What is planned for the beginning of a file stays, whatever follows; only the last command of an
+// invoice that the end cuts off has fewer lines.
 func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -334,8 +335,8 @@ func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 	})
 }
 
-// The inventory service knows receipts and adjustments alone, not sales: it holds at least what the plan thinks it does, so
-// it never refuses an adjustment for lack of goods.
+// The inventory service knows receipts and adjustments alone, not sales: it holds at least what the
+// plan thinks it does, so it never refuses an adjustment for lack of goods.
 func TestStockNeverRunsOut(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// row is one line of the file. A missing text is empty, a missing time is zero, a missing price or customer is NaN and a
-// missing quantity is 0.
+// row is one line of the file. A missing text is empty, a missing time is zero, a missing price or
+// customer is NaN and a missing quantity is 0.
 type row struct {
 	number      int64 // in the file, from 1
 	invoice     string
@@ -31,7 +31,8 @@ func (r row) key() string { return strconv.FormatInt(r.number, 10) }
 // The shop keeps its books in pounds.
 const currency = "GBP"
 
-// services are the codes that are not goods: they are sold like goods, but no stock is kept of them.
+// services are the codes that are not goods: they are sold like goods, but no stock is kept of
+// them.
 var services = map[string]bool{
 	"POST":         true, // postage
 	"DOT":          true, // postage of orders from the other site
@@ -67,7 +68,7 @@ const (
 	correction // of the stock
 )
 
-// classify says what a usable row means, or why it means nothing to us.
+// classify reports what a usable row means, or why it means nothing to us.
 func classify(r row) (meaning, string) {
 	guest := math.IsNaN(r.customer)
 	switch {
@@ -87,7 +88,8 @@ func classify(r row) (meaning, string) {
 	return correction, ""
 }
 
-// What the services take: an order with one bad line is refused whole, so bad lines are kept out of it.
+// What the services take: an order with one bad line is refused whole, so bad lines are kept out of
+// it.
 var sku = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$`)
 
 const (
@@ -98,7 +100,7 @@ const (
 
 var earliest, latest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// unusable says why a row cannot be part of any command; empty if it can.
+// unusable reports why a row cannot be part of any command; empty if it can.
 func unusable(r row) string {
 	switch {
 	case !fits(r.invoice, 1, longestName):

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Summary says what became of the lines of a file. Accepted + Rejected = Read.
+// Summary describes what became of the lines of a file. Accepted + Rejected = Read.
 type Summary struct {
 	Read     int64            `json:"read"`
 	Accepted int64            `json:"accepted"` // became part of a command that the server took, now or in an earlier import
@@ -43,7 +43,7 @@ func (s *Summary) check() error {
 	return nil
 }
 
-// String is a report of a few lines.
+// String returns a report of a few lines.
 func (s Summary) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n", s.Read, s.Accepted, s.Rejected, s.Elapsed.Round(time.Millisecond))
@@ -67,7 +67,7 @@ func (s Summary) String() string {
 
 // rejectsFile is a CSV file of row, invoice, stock code and reason.
 type rejectsFile struct {
-	file *os.File // nil where nobody wants it
+	file *os.File // nil if nobody wants it
 	csv  *csv.Writer
 }
 

@@ -8,11 +8,13 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// verifyEvery is how often a running relay checks that its announcements are still the last records under their keys.
+// verifyEvery is how often a running relay checks that its announcements are still the last records
+// under their keys.
 const verifyEvery = time.Minute
 
-// announcing is what a relay knows about the announcements of its store. Compaction keeps only the last record of a
-// key. So each of them must be the last one under its key, and is written again after a stray.
+// announcing is what a relay knows about the announcements of its store. Compaction keeps only the
+// last record of a key. So each of them must be the last one under its key, and is written again
+// after a stray.
 type announcing struct {
 	key  ed25519.PrivateKey
 	name string                  // under which this relay seals
@@ -34,8 +36,9 @@ func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) 
 	}, nil
 }
 
-// sealing prepares the announcements of a session. begun reports whether relays have published to the topic before.
-// Their records may have no seal and stay valid. Otherwise everything on the topic is a stray.
+// sealing prepares the announcements of a session. begun reports whether relays have published to
+// the topic before. Their records may have no seal and stay valid. Otherwise everything on the
+// topic is a stray.
 func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing, error) {
 	a, err := newAnnouncing(l.secret, l.cfg.Aggregate.Service, l.info.ID)
 	if err != nil {
@@ -72,9 +75,9 @@ func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing
 	return a, nil
 }
 
-// verify reads what is new on the positions. It notes which announcements are lost, and returns the strays among the
-// new records. The first call of a session reads the whole topic. It leaves out strays before the store's last record,
-// because an earlier session has seen them.
+// verify reads what is new on the positions. It notes which announcements are lost, and returns the
+// strays among the new records. The first call of a session reads the whole topic. It leaves out
+// strays before the store's last record, because an earlier session has seen them.
 func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (seen strays, err error) {
 	topic, err := within(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
 		return admin.Topic(ctx, PositionsTopic)
@@ -141,7 +144,8 @@ func shorter(end, read map[int32]int64) bool {
 	return false
 }
 
-// keepAnnounced now and then checks the announcements of a running relay, and restores those that are lost.
+// keepAnnounced now and then checks the announcements of a running relay, and restores those that
+// are lost.
 func (r *Relay) keepAnnounced(
 	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *announcing,
 ) error {

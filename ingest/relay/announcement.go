@@ -13,13 +13,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// announcement says that the relay seals the records of a topic under this name, from the floors on. It is signed with
-// a key that is derived from the store's secret, and the name is a hash of that key's public half and the topic's id.
-// So nobody else can announce the name, or change its floors.
+// announcement says that the relay seals the records of a topic under this name, from the floors
+// on. It is signed with a key that is derived from the store's secret, and the name is a hash of
+// that key's public half and the topic's id. So nobody else can announce the name, or change its
+// floors.
 type announcement struct {
 	name    string
 	key     string // the raw ed25519.PublicKey
-	topicID string // empty where the brokers have no ids
+	topicID string // empty if the brokers have no ids
 	floors  []int64
 }
 
@@ -67,7 +68,8 @@ func (a announcement) record(service string, key ed25519.PrivateKey) kafka.Recor
 	return r
 }
 
-// announcementKey reports whether a record is stored where announcements are, and of which service and name.
+// announcementKey reports whether a record is stored where announcements are, and of which service
+// and name.
 func announcementKey(m kafka.Message) (service, name string, ok bool) {
 	service, name, ok = strings.Cut(string(m.Key), sealInfix)
 	return service, name, ok && service != "" && name != ""
@@ -78,8 +80,9 @@ var (
 	errOtherKey     = errors.New("another system announces its seal; only one may publish to a topic")
 )
 
-// parseAnnouncement reads what record wrote. It returns errOtherKey for an announcement under another key than the
-// wanted one, without checking its signature, so that a flood of them is cheap. An empty key means any.
+// parseAnnouncement reads what record wrote. It returns errOtherKey for an announcement under
+// another key than the wanted one, without checking its signature, so that a flood of them is
+// cheap. An empty key means any.
 func parseAnnouncement(m kafka.Message, wanted string) (announcement, error) {
 	_, name, ok := announcementKey(m)
 	if h := m.Headers; !ok || len(h) != 3 ||

@@ -124,7 +124,7 @@ func (b broker) announcing(name, value string) kafka.Record {
 	return r
 }
 
-// forge makes an event of a stream that nobody knows. An empty name leaves it without a seal.
+// forge returns an event of a stream that nobody knows. An empty name leaves it without a seal.
 func (b broker) forge(name string) kafka.Record {
 	now := event.Time(time.Now())
 	e := event.Event{
@@ -152,7 +152,8 @@ func (s sealed) judges(t *testing.T, readers *relay.Seals, taken, refused int) {
 	}
 }
 
-// Announcements that no relay has signed have no effect on readers: real events are taken, and forged ones refused.
+// Announcements that no relay has signed have no effect on readers: real events are taken, and
+// forged ones refused.
 func TestStrayAnnouncements(t *testing.T) {
 	t.Parallel()
 	most := fmt.Sprint(math.MaxInt64)
@@ -221,8 +222,8 @@ func TestStrayAnnouncements(t *testing.T) {
 	}
 }
 
-// An announcement that was deleted or overwritten is written again by the next relay, which reports the stray. A relay
-// that finds its own is silent.
+// An announcement that was deleted or overwritten is written again by the next relay, which reports
+// the stray. A relay that finds its own is silent.
 func TestARelayAnnouncesAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -264,8 +265,8 @@ func TestARunningRelayAnnouncesAgain(t *testing.T) {
 	})
 }
 
-// Where two systems announce, a reader with the store knows which one is its own. One without cannot tell: it rejects
-// nothing, and reports a fault.
+// Where two systems announce, a reader with the store knows which one is its own. One without
+// cannot tell: it rejects nothing, and reports a fault.
 func TestTwoSystemsAnnounce(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -286,7 +287,8 @@ func TestTwoSystemsAnnounce(t *testing.T) {
 	})
 }
 
-// What another system sealed was not checked by our relay, so a reader in doubt does not take its seal for a check.
+// What another system sealed was not checked by our relay, so a reader in doubt does not take its
+// seal for a check.
 func TestASealInDoubtIsNoCheck(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -308,8 +310,8 @@ func TestASealInDoubtIsNoCheck(t *testing.T) {
 	})
 }
 
-// Compaction may leave nothing of an announcement but what a stranger has put in its place. Real events are still
-// taken.
+// Compaction may leave nothing of an announcement but what a stranger has put in its place. Real
+// events are still taken.
 func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -340,8 +342,8 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	})
 }
 
-// A mark carries the floors of the seal, too. So records without a seal are not accepted only because the announcement
-// is gone.
+// A mark carries the floors of the seal, too. So records without a seal are not accepted only
+// because the announcement is gone.
 func TestTheMarkKnowsTheFloors(t *testing.T) {
 	t.Parallel()
 	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})

@@ -51,7 +51,7 @@ func benchmarkBroker(b *testing.B, sync bool) broker {
 	return broker{cfg, event.Order}
 }
 
-// cpu is what this process, broker and all, has spent so far.
+// cpu returns what this process, broker and all, has spent so far.
 func cpu(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -60,8 +60,8 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkRelay moves events from SQLite to the embedded broker, BenchmarkCeiling the same records from memory, in
-// transactions of the same size.
+// BenchmarkRelay moves events from SQLite to the embedded broker, BenchmarkCeiling the same records
+// from memory, in transactions of the same size.
 func BenchmarkRelay(b *testing.B) {
 	for _, sync := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sync=%t", sync), func(b *testing.B) {
@@ -127,7 +127,8 @@ func BenchmarkCeiling(b *testing.B) {
 	}
 }
 
-// BenchmarkLatency is the time from an append that has returned until a read_committed end of the topic includes it.
+// BenchmarkLatency is the time from an append that has returned until a read_committed end of the
+// topic includes it.
 func BenchmarkLatency(b *testing.B) {
 	for _, sync := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sync=%t", sync), func(b *testing.B) {

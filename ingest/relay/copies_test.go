@@ -33,7 +33,8 @@ func (b broker) log(t *testing.T) (all []kafka.Record) {
 	return all
 }
 
-// once fails unless a reader of the log takes each of the store's events once and refuses so many records.
+// once fails unless a reader of the log takes each of the store's events once and refuses so many
+// records.
 func (b broker) once(t *testing.T, s eventstore.Store, refused int) {
 	t.Helper()
 	want := map[uuid.UUID]int{}
@@ -71,7 +72,8 @@ func (b broker) once(t *testing.T, s eventstore.Store, refused int) {
 	}
 }
 
-// Exact copies of the relay's records, as a mirror or a replay tool makes them, are not events, on any partition.
+// Exact copies of the relay's records, as a mirror or a replay tool makes them, are not events, on
+// any partition.
 func TestCopiesAreNotEvents(t *testing.T) {
 	t.Parallel()
 	same := func(r kafka.Record, _ int32) int32 { return r.Partition }
@@ -115,8 +117,9 @@ func TestCopiesAreNotEvents(t *testing.T) {
 	}
 }
 
-// A tool that reads uncommitted records may copy an event of a transaction that the relay does not complete. The copy
-// takes the event's place. The next relay publishes the events before it, and readers accept them.
+// A tool that reads uncommitted records may copy an event of a transaction that the relay does not
+// complete. The copy takes the event's place. The next relay publishes the events before it, and
+// readers accept them.
 func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

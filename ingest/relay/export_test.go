@@ -15,7 +15,7 @@ var Steps = map[string]step{
 // OnStep calls f at each step of each transaction; its error is the step's. Before Run.
 func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { return f(string(s)) } }
 
-// MarkRecord is the position record of a transaction with the events after from, up to to.
+// MarkRecord returns the position record of a transaction with the events after from, up to to.
 func MarkRecord(from, to event.Position, service string) kafka.Record {
 	return mark{from: from, to: to}.record(service, nil)
 }
@@ -23,7 +23,7 @@ func MarkRecord(from, to event.Position, service string) kafka.Record {
 // VerifyEvery makes a relay check its announcements so often. Before Run.
 func (r *Relay) VerifyEvery(d time.Duration) { r.verifyEvery = d }
 
-// SealName is the name under which the relay of a store seals the records of a topic.
+// SealName returns the name under which the relay of a store seals the records of a topic.
 func SealName(secret []byte, service, topicID string) string {
 	a, err := newAnnouncing(secret, service, topicID)
 	if err != nil {
@@ -32,7 +32,7 @@ func SealName(secret []byte, service, topicID string) string {
 	return a.name
 }
 
-// Announcement is the record with which the relay of a store announces its seal.
+// Announcement returns the record with which the relay of a store announces its seal.
 func Announcement(secret []byte, service, topicID string, floors ...int64) kafka.Record {
 	a, err := newAnnouncing(secret, service, topicID)
 	if err != nil {

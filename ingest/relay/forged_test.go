@@ -19,7 +19,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// forged is a copy of a relay's mark, with some of what it says changed.
+// forged returns a copy of a relay's mark, with some of what it says changed.
 func forged(m kafka.Message, value string, headers map[string]string) kafka.Record {
 	r := kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers)}
 	if value != "" {
@@ -33,13 +33,14 @@ func forged(m kafka.Message, value string, headers map[string]string) kafka.Reco
 	return r
 }
 
-// names makes a mark name an event.
+// names returns a mark name an event.
 func names(e event.Event) map[string]string {
 	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
 }
 
-// A forged mark may be consistent and name events that exist. It has no effect: the relay starts, publishes what is
-// missing, and sends the forgery to the dead letters. A follower does not show it.
+// A forged mark may be consistent and name events that exist. It has no effect: the relay starts,
+// publishes what is missing, and sends the forgery to the dead letters. A follower does not show
+// it.
 func TestForgedMarks(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{
@@ -132,8 +133,8 @@ func TestForgedMarks(t *testing.T) {
 	}
 }
 
-// Compaction keeps the last record of a key, which a forged mark may be. A relay that has nothing new to say says where
-// it is once more, so that its own mark is the last one.
+// Compaction keeps the last record of a key, which a forged mark may be. A relay that has nothing
+// new to say says where it is once more, so that its own mark is the last one.
 func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -155,8 +156,8 @@ func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
 	})
 }
 
-// Where no mark is left that the store signed, a forged one is all there is: the relay compares the whole log with the
-// store.
+// Where no mark is left that the store signed, a forged one is all there is: the relay compares the
+// whole log with the store.
 func TestOnlyAForgedMarkIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

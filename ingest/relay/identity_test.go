@@ -32,8 +32,8 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 	return x.relay.Progress()
 }
 
-// whole fails unless the topic has each of the store's events once, those of a stream on one partition and in their
-// order. It ignores records that are not events of the store.
+// whole fails unless the topic has each of the store's events once, those of a stream on one
+// partition and in their order. It ignores records that are not events of the store.
 func (b broker) whole(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
@@ -80,7 +80,7 @@ func (b broker) whole(t *testing.T, s eventstore.Store) {
 	}
 }
 
-// marks are the position records of the broker's service, in order.
+// marks returns the position records of the broker's service, in order.
 func (b broker) marks(t *testing.T) []kafka.Message {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -219,7 +219,8 @@ func TestTheTopicIsWidened(t *testing.T) {
 	})
 }
 
-// publishAsEarlier publishes what the store has as an earlier version did, whose marks did not say who they were of.
+// publishAsEarlier publishes what the store has as an earlier version did, whose marks did not say
+// who they were of.
 func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100)
@@ -233,8 +234,8 @@ func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	b.produce(t, append(records, relay.MarkRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
 }
 
-// A mark of an earlier version, which says nothing of whom it is of, is believed where the log bears it out, and
-// replaced at once.
+// A mark of an earlier version, which says nothing of whom it is of, is believed where the log
+// bears it out, and replaced at once.
 func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -279,8 +280,8 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			b.refuses(t, s, relay.ErrLogChanged, "made again")
 		})
 	})
-	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the transaction open that it
-	// lost them in.
+	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the
+	// transaction open that it lost them in.
 	t.Run("made again while publishing", func(t *testing.T) {
 		t.Parallel()
 		b := newBroker(t, apache.Brokers(t))
@@ -334,7 +335,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 	})
 }
 
-// Records deleted from the beginning of the topic are no reason to publish them again.
+// Records deleted from the beginning of the topic are not reason to publish them again.
 func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -352,7 +353,8 @@ func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
 	})
 }
 
-// A store that was restored from a backup, and has taken other events since, has another history than the log.
+// A store that was restored from a backup, and has taken other events since, has another history
+// than the log.
 func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string]int{"and is behind": 0, "and has gone on": 100} {
@@ -391,7 +393,8 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 	}
 }
 
-// An open transaction of another relay hides the newest marks of this one. The store is still compared with them.
+// An open transaction of another relay hides the newest marks of this one. The store is still
+// compared with them.
 func TestAStoreThatLostEventsIsRefusedBesideAnOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for name, lost := range map[string]int{"a few": 10, "more than are remembered": 1500} {
@@ -459,8 +462,8 @@ func appendTo(ctx context.Context, s eventstore.Store, w *writer, stream string,
 	return err
 }
 
-// A client that can write to the topics cannot confuse a relay: it starts, publishes what is missing, and puts the strays
-// aside.
+// A client that can write to the topics cannot confuse a relay: it starts, publishes what is
+// missing, and puts the strays aside.
 func TestStrayRecords(t *testing.T) {
 	t.Parallel()
 	forged := func(change func(*event.Event)) event.Event {

@@ -110,7 +110,8 @@ func kills(t *testing.T) int {
 	return 12
 }
 
-// grown waits until the log has grown by n records since the last call, so that every kill hits a relay at work.
+// grown waits until the log has grown by n records since the last call, so that every kill hits a
+// relay at work.
 func (b broker) grown(t *testing.T) func(n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -161,8 +162,8 @@ func TestKillRelayUnderLoad(t *testing.T) {
 	})
 }
 
-// On the embedded broker alone, which is killed with the relay because it lives in its process. TestALeaderIsKilledUnderLoad kills
-// real ones.
+// On the embedded broker alone, which is killed with the relay because it lives in its process.
+// TestALeaderIsKilledUnderLoad kills real ones.
 func TestKillEverythingUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := kills(t)

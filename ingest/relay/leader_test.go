@@ -81,7 +81,7 @@ func (r *reader) reset() {
 	r.longest, r.consumed = 0, 0
 }
 
-// read tells how many events came in all.
+// read reports how many events came in all.
 func (r *reader) read() (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,15 +91,16 @@ func (r *reader) read() (n int) {
 	return n
 }
 
-// since tells how many events came since reset, and the longest pause between two.
+// since reports how many events came since reset, and the longest pause between two.
 func (r *reader) since() (int, time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.consumed, r.longest
 }
 
-// Of three nodes the one that leads, or coordinates the transactions, is killed under load. Nothing is lost, nothing doubled, the
-// order holds, and the relay and a consumer get over it by themselves.
+// Of three nodes the one that leads, or coordinates the transactions, is killed under load. Nothing
+// is lost, nothing doubled, the order holds, and the relay and a consumer get over it by
+// themselves.
 func TestALeaderIsKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	kills(t)
@@ -135,7 +136,8 @@ func TestALeaderIsKilledUnderLoad(t *testing.T) {
 		if err := c.KillNode(node); err != nil {
 			t.Fatal(err)
 		}
-		// What was on the way when the node died comes at once; the pause is over when the cluster works without it.
+		// What was on the way when the node died comes at once; the pause is over when the cluster
+		// works without it.
 		eventually(t, func() bool {
 			now, err := victim.find()
 			return err == nil && now != node

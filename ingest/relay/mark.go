@@ -16,20 +16,21 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// mark is the position record of a transaction: it carries the events after from, up to and with to, which was recorded
-// then.
+// mark is the position record of a transaction: it carries the events after from, up to and with
+// to, which was recorded then.
 type mark struct {
 	from, to event.Position
 	recorded time.Time
 	identity
 }
 
-// identity names the two sides that a mark stands between, so that a relay that finds it can tell whether they are the
-// ones it has before it. It is trusted only if it is signed with the store's secret: other producers may write to the
-// topic, and a forged identity could make a relay stop, skip events or move keys. Marks of earlier versions have none.
+// identity names the two sides that a mark is between, so that a relay that finds it can report
+// whether they are the ones it has before it. It is trusted only if it is signed with the store's
+// secret: other producers may write to the topic, and a forged identity could make a relay stop,
+// skip events or move keys. Marks of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
-	topicID    string // empty where the brokers have no ids
+	topicID    string // empty if the brokers have no ids
 	partitions int32  // that keys are spread over
 
 	// The event at to.
@@ -37,20 +38,20 @@ type identity struct {
 	stream  string
 	version uint64
 
-	// Every event up to base is on the log, and every later one is there, or will be, at or behind its partition's
-	// floor.
+	// Every event up to base is on the log, and every later one is there, or will be, at or behind
+	// its partition's floor.
 	base   event.Position
 	floors []int64
 
-	// The name under which the transaction's records are sealed, and the floors of its announcement. Empty where they
-	// are not sealed.
+	// The name under which the transaction's records are sealed, and the floors of its
+	// announcement. Empty where they are not sealed.
 	seal       string
 	sealFloors []int64
 }
 
 func (m mark) identified() bool { return m.id != uuid.Nil }
 
-// last is the event at to, as far as the mark tells.
+// last returns the event at to, as far as the mark tells.
 func (m mark) last() event.Event {
 	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to, RecordedAt: m.recorded}
 }
@@ -71,16 +72,16 @@ const (
 	signatureHeader  = "signature" // the last one
 )
 
-// sign returns the signature of a mark's record: an HMAC of the key, the value and all headers under the store's
-// secret.
+// sign returns the signature of a mark's record: an HMAC of the key, the value and all headers
+// under the store's secret.
 func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	h := hmac.New(sha256.New, secret)
 	h.Write(signedBytes("millrace mark 1", key, value, headers))
 	return h.Sum(nil)
 }
 
-// signedBytes returns what the signature of a record covers. Every part is prefixed with its length, and purpose comes
-// first, so no two records of any kind have the same bytes.
+// signedBytes returns what the signature of a record covers. Every part is prefixed with its
+// length, and purpose comes first, so no two records of any kind have the same bytes.
 func signedBytes(purpose string, key, value []byte, headers []event.Header) []byte {
 	var b []byte
 	add := func(part []byte) { b = append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...) }
@@ -101,7 +102,7 @@ func signed(secret []byte, m kafka.Message) bool {
 		hmac.Equal(m.Headers[last].Value, sign(secret, m.Key, m.Value, m.Headers[:last]))
 }
 
-// record is the mark as it is written: signed, where it has an identity.
+// record returns the mark as it is written: signed, where it has an identity.
 func (m mark) record(service string, secret []byte) kafka.Record {
 	r := kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String())}
 	add := func(key, value string) { r.Headers = append(r.Headers, event.Header{Key: key, Value: []byte(value)}) }
@@ -125,8 +126,9 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 	return r
 }
 
-// parseMark reads what record wrote. It rejects a mark that contradicts itself. If the signature does not match the
-// secret, it reads only the positions, which is all that marks of earlier versions had.
+// parseMark reads what record wrote. It rejects a mark that contradicts itself. If the signature
+// does not match the secret, it reads only the positions, which is all that marks of earlier
+// versions had.
 func parseMark(m kafka.Message, secret []byte) (mark, error) {
 	var out mark
 	headers := make(map[string]string, len(m.Headers))

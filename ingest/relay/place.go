@@ -22,17 +22,17 @@ type place struct {
 
 	compared time.Time // with the log
 
-	// published are the events after base that the relay found on the log when it came, in order; most often those of
-	// one transaction.
+	// published are the events after base that the relay found on the log when it came, in order;
+	// most often those of one transaction.
 	published []event.Position
 	highest   map[int32]event.Position // of them, by partition
-	// cut are the partitions whose log begins after their floor, so that it cannot tell what it had. A transaction is
-	// on the log whole, so up to there they have all.
+	// cut are the partitions whose log begins after their floor, so that it cannot tell what it
+	// had. A transaction is on the log whole, so up to there they have all.
 	cut   map[int32]bool
 	cutAt event.Position
 
-	// renew is the newest event on the log where the last mark does not say who this relay is, and one has to be made
-	// that does.
+	// renew is the newest event on the log where the last mark does not say who this relay is, and
+	// one has to be made that does.
 	renew *event.Event
 
 	seals *announcing
@@ -47,8 +47,9 @@ func (p *place) has(e event.Event) bool {
 	return ok
 }
 
-// passed returns the highest position that the log has in the event's partition. late reports whether it is after the
-// event. Then readers take the event for a copy, unless its record says otherwise.
+// passed returns the highest position that the log has in the event's partition. late reports
+// whether it is after the event. Then readers take the event for a copy, unless its record says
+// otherwise.
 func (p *place) passed(e event.Event) (at event.Position, late bool) {
 	if len(p.published) == 0 {
 		return event.Position{}, false
@@ -81,7 +82,7 @@ func (p *place) moveTo(after event.Position) {
 	}
 }
 
-// even reports whether the log ends with the event that the relay stands at.
+// even reports whether the log ends with the event that the relay is at.
 func (p *place) even() bool { return len(p.published) == 0 && len(p.cut) == 0 }
 
 func (p *place) partition(e event.Event) int32 {

@@ -1,12 +1,15 @@
-// Package relay is the outbox relay: it carries what a service's event store has taken onto Kafka, once and in order.
+// Package relay is the outbox relay: it carries what a service's event store has taken onto Kafka,
+// once and in order.
 //
-// A Kafka transaction carries a batch of events and the store position they reach, so that the log itself says how far
-// it is. A relay that starts takes over the transactional id, which ends the transaction of the one before and fences
-// it, and then asks the log where to go on. It never trusts its memory over the log: whatever goes wrong, and above all
-// where the answer to a commit was lost, it starts over from there.
+// A Kafka transaction carries a batch of events and the store position they reach, so that the log
+// itself says how far it is. A relay that starts takes over the transactional id, which ends the
+// transaction of the one before and fences it, and then asks the log where to continue. It never
+// trusts its memory over the log: whatever goes wrong, and above all where the answer to a commit
+// was lost, it starts over from there.
 //
-// Events are published in the order of the store. So the events of a stream keep their order, the store position (a
-// header) only rises along a partition, and the last event of a partition tells which others that partition has.
+// Events are published in the order of the store. So the events of a stream keep their order, the
+// store position (a header) only rises along a partition, and the last event of a partition tells
+// which others that partition has.
 package relay
 
 import (
@@ -28,7 +31,8 @@ import (
 // PositionsTopic has, by service, the store position that the log has reached. It is compacted.
 const PositionsTopic = "millrace.positions"
 
-// Topics are those that the relays of the aggregates write to: one each, with so many partitions, and the positions.
+// Topics are those that the relays of the aggregates write to: one each, with so many partitions,
+// and the positions.
 func Topics(aggregates []event.Aggregate, partitions int32) []kafka.Topic {
 	topics := []kafka.Topic{{Name: PositionsTopic, Partitions: 1, Compacted: true}}
 	for _, a := range aggregates {
@@ -37,7 +41,7 @@ func Topics(aggregates []event.Aggregate, partitions int32) []kafka.Topic {
 	return topics
 }
 
-// Config says what to publish and where.
+// Config describes what to publish and where.
 type Config struct {
 	Store     eventstore.Store
 	Aggregate event.Aggregate // of the store's events; names the topic and, by its service, the position
@@ -46,14 +50,17 @@ type Config struct {
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
-	// PutAside is given each record that no relay has written, on the aggregate's topic or on the positions, with the
-	// reason why it is passed over. It may be given the same again. Nil leaves such records to the log.
+	// PutAside is given each record that no relay has written, on the aggregate's topic or on the
+	// positions, with the reason why it is passed over. It may be given the same again. Nil leaves
+	// such records to the log.
 	PutAside func(ctx context.Context, m kafka.Message, reason error) error
 
-	// TransactionalID is what at most one relay of the store may hold, whatever process or machine it runs in.
+	// TransactionalID is what at most one relay of the store may hold, whatever process or machine
+	// it runs in.
 	TransactionalID string
 
-	// MaxEvents and MaxBytes bound a transaction; 5000 events and 4 MiB where 0. A single event may be larger.
+	// MaxEvents and MaxBytes bound a transaction; 5000 events and 4 MiB where 0. A single event may
+	// be larger.
 	MaxEvents int
 	MaxBytes  int
 
@@ -61,31 +68,33 @@ type Config struct {
 }
 
 var (
-	// ErrFenced says that another relay took over, or that the broker gave up on a transaction that was open too long
-	// (a machine that slept). Only who started this relay can know whether to start it again.
+	// ErrFenced says that another relay took over, or that the broker gave up on a transaction that
+	// was open too long (a machine that slept). Only who started this relay can know whether to
+	// start it again.
 	ErrFenced = errors.New("relay: another one took over")
 
-	// ErrStoreBehind says that the log has events which were published from this store and which the store does not
-	// have: it was lost, or restored from a backup, or is another one. Publishing its new events beside the old ones
-	// would make a false history.
+	// ErrStoreBehind says that the log has events which were published from this store and which
+	// the store does not have: it was lost, or restored from a backup, or is another one.
+	// Publishing its new events beside the old ones would make a false history.
 	ErrStoreBehind = errors.New("relay: the log is ahead of the store")
 
-	// ErrLogChanged says that the log is not the one that the store was published to: the topic was made again, or has
-	// lost events. Who has read it would miss what is published now, or see it twice.
+	// ErrLogChanged says that the log is not the one that the store was published to: the topic was
+	// made again, or has lost events. Who has read it would miss what is published now, or see it
+	// twice.
 	ErrLogChanged = errors.New("relay: the log is not the one that was written")
 
-	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be written in the
-	// topic's codec without loss. To go on without it would make a false history.
+	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be
+	// written in the topic's codec without loss. To continue without it would make a false history.
 	ErrCannotWrite = errors.New("relay: an event cannot be written")
 )
 
 // Progress tells how far the log is.
 type Progress struct {
-	Position   event.Position // of the last event on the log; zero where there is none, or nothing is known yet
+	Position   event.Position // of the last event on the log; zero if there is none, or nothing is known yet
 	RecordedAt time.Time      // when the store took that event
 	Published  uint64         // events that this relay has put on the log
 	Strays     uint64         // records found that no relay has written
-	Live       bool           // this relay holds its transactional id and has read where to go on
+	Live       bool           // this relay holds its transactional id and has read where to continue
 }
 
 // Relay publishes one store.
@@ -153,10 +162,10 @@ func (r *Relay) report(change func(*Progress)) {
 	change(&r.progress)
 }
 
-// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the store or the schema
-// registry but ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and
-// eventstore.ErrClosed, which it returns. A transaction under way when ctx ends gets a few seconds to commit. Run it
-// once.
+// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the
+// store or the schema registry but ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite,
+// eventstore.ErrReplaced and eventstore.ErrClosed, which it returns. A transaction under way when
+// ctx ends gets a few seconds to commit. Run it once.
 func (r *Relay) Run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for {
@@ -186,8 +195,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 }
 
-// attempt bounds every wait for Kafka, the store or the registry, but for what there is to publish. What reads much,
-// bounds the wait for its next step.
+// attempt bounds every wait for Kafka, the store or the registry, except for what there is to
+// publish. What reads much, bounds the wait for its next step.
 const attempt = time.Minute
 
 var errSlow = errors.New("no answer within a minute")
@@ -278,8 +287,8 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 }
 
-// wait returns when the store may have something after a position. It asks anew now and then, as a connection may be
-// dead without a word.
+// wait returns when the store may have something after a position. It asks anew now and then, as a
+// connection may be dead without a word.
 func (r *Relay) wait(ctx context.Context, after event.Position) error {
 	waiting, cancel := context.WithTimeout(ctx, r.verifyEvery)
 	defer cancel()
@@ -330,7 +339,8 @@ func (r *Relay) cut(events []event.Event) []event.Event {
 // headerBytes is about what an event's headers take.
 const headerBytes = 400
 
-// publish brings the batch onto the log in one transaction, but for events that are there already.
+// publish brings the batch onto the log in one transaction, except for events that are there
+// already.
 func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, at *place, batch []event.Event) error {
 	if at.hasAll(batch) {
 		return nil
@@ -341,11 +351,12 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *
 	return r.commit(ctx, p, at, batch, batch[len(batch)-1])
 }
 
-// compareEvery is how often a relay at work looks whether the topic is still the one it was, and how far it has come.
+// compareEvery is how often a relay at work looks whether the topic is still the one it was, and
+// how far it has come.
 const compareEvery = time.Second
 
-// compare looks whether the topic is still the one it was, now and then: its client connects anew without a word. It
-// also moves the base, from which the next relay has to compare.
+// compare looks whether the topic is still the one it was, now and then: its client connects anew
+// without a word. It also moves the base, from which the next relay has to compare.
 func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	if time.Since(at.compared) < compareEvery {
 		return nil
@@ -368,13 +379,14 @@ func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	return nil
 }
 
-// commit publishes a batch, except for the events that are on the log already, and with it the mark of the last event
-// that it covers.
+// commit publishes a batch, except for the events that are on the log already, and with it the mark
+// of the last event that it covers.
 func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) error {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}
-	// Stopping between a commit and its answer would be safe, but cost the next start a second look.
+	// Stopping between a commit and its answer would be safe, but cost the next start a second
+	// look.
 	ctx, cancel := outlive(ctx, 3*time.Second)
 	defer cancel()
 	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
@@ -386,9 +398,9 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	if err := p.Begin(); err != nil {
 		return err
 	}
-	// A failed transaction is not aborted here: an abort beside a request that is still under way can end in an
-	// assertion of librdkafka, which kills the process. The next session takes over the transactional id, which aborts
-	// it at once.
+	// A failed transaction is not aborted here: an abort beside a request that is still under way
+	// can end in an assertion of librdkafka, which kills the process. The next session takes over
+	// the transactional id, which aborts it at once.
 	for _, record := range append(records, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)) {
 		if err := p.Produce(ctx, record); err != nil {
 			return err
@@ -448,7 +460,7 @@ func cannotWrite(err error) error {
 	return fmt.Errorf("%w: %w", ErrCannotWrite, err)
 }
 
-// outlive is a context that ends so long after its parent.
+// outlive returns a context that ends so long after its parent.
 func outlive(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	stop := context.AfterFunc(parent, func() {

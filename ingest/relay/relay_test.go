@@ -57,7 +57,7 @@ func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 			t.Fatalf("progress %+v, want 160 published", last)
 		}
 
-		// The next one goes on from there.
+		// The next one continues from there.
 		w.append(t, 10)
 		x = run(t, b.newRelay(t, s))
 		x.await(t, s)
@@ -167,8 +167,8 @@ func TestTroubleAtAnyStep(t *testing.T) {
 	}
 }
 
-// The embedded broker can be killed between the partitions of a commit, so some have the transaction and others lost
-// it.
+// The embedded broker can be killed between the partitions of a commit, so some have the
+// transaction and others lost it.
 func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ mark, events bool }{

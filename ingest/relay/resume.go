@@ -14,18 +14,19 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// resume asks the log where to go on, and the store whether the log is its own. Only after Init: no transaction of this
-// relay is open then.
+// resume asks the log where to continue, and the store whether the log is its own. Only after Init:
+// no transaction of this relay is open then.
 //
-// A mark counts where it is signed with the store's secret, and the store has the event it names. The log must be the
-// mark's, too: the same topic, and no shorter than it was; or one that has all that it had. What the log has since the
-// mark's base is then compared with the store event by event: a record is an event where the store knows it, and
-// anything else is a stray, which is put aside. So a stray record, or mark, moves nothing.
+// A mark counts where it is signed with the store's secret, and the store has the event it names.
+// The log must be the mark's, too: the same topic, and no shorter than it was; or one that has all
+// that it had. What the log has since the mark's base is then compared with the store event by
+// event: a record is an event where the store knows it, and anything else is a stray, which is put
+// aside. So a stray record, or mark, moves nothing.
 //
-// Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome after the other,
-// and a kill in between leaves the transaction in some partitions only. Events of the last transaction that the log
-// lacks are published again; one before it was acknowledged whole, and where the log lacks events of those it has lost
-// them.
+// Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome
+// after the other, and a kill in between leaves the transaction in some partitions only. Events of
+// the last transaction that the log lacks are published again; one before it was acknowledged
+// whole, and where the log lacks events of those it has lost them.
 func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error) {
 	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
 	if err := l.look(ctx); err != nil {
@@ -44,7 +45,7 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	if m != nil && !m.identified() && !seen.has(m.to) {
-		// Only the log tells whether a mark without an identity is right.
+		// Only the log reports whether a mark without an identity is right.
 		doubted, m = append(doubted, *m), nil
 		if seen, err = l.readFrom(ctx, nil); err != nil {
 			return nil, err
@@ -135,7 +136,8 @@ func (l *lookout) look(ctx context.Context) (err error) {
 	return err
 }
 
-// readFrom reads what the log has since a mark, after it has seen that it is the mark's log; without a mark, all.
+// readFrom reads what the log has since a mark, after it has seen that it is the mark's log;
+// without a mark, all.
 func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	switch {
 	case m == nil:
@@ -163,8 +165,9 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	}
 }
 
-// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless the log has every
-// event up to the mark: a topic that was restored completely under another id is as good as the old one.
+// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless
+// the log has every event up to the mark: a topic that was restored completely under another id is
+// as good as the old one.
 func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
 	for _, begin := range l.begin {
 		if begin > 0 {
@@ -186,7 +189,8 @@ func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found
 	return seen, nil
 }
 
-// reaches reports whether each partition was read from its beginning, or from an event that is not after a position.
+// reaches reports whether each partition was read from its beginning, or from an event that is not
+// after a position.
 func (l *lookout) reaches(seen *found, at event.Position) bool {
 	for p, floor := range seen.floors {
 		lowest, ok := seen.lowest[int32(p)]
@@ -230,12 +234,13 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 	return cut
 }
 
-// compareStore checks that the store has what its relay has published. Events alone do not tell: an unknown one may be
-// a stray. A mark that is signed with the store's secret, on this topic, and names an event which the store does not
-// have, was made by a relay of a store which had it. So was one that is not signed, where no other is and its event
-// stands on the log: of an earlier version, or of a store that this one has replaced. Where the store may have lost
-// something, any unknown event up to the mark counts. A pending mark may be of a transaction that was aborted, so it
-// counts only if the log has unknown events.
+// compareStore checks that the store has what its relay has published. Events alone do not tell: an
+// unknown one may be a stray. A mark that is signed with the store's secret, on this topic, and
+// names an event which the store does not have, was made by a relay of a store which had it. So was
+// one that is not signed, where no other is and its event is on the log: of an earlier version, or
+// of a store that this one has replaced. Where the store may have lost something, any unknown event
+// up to the mark counts. A pending mark may be of a transaction that was aborted, so it counts only
+// if the log has unknown events.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	if l.pending != nil && len(seen.unknown) > 0 {
 		return l.behind(l.pending.last())
@@ -303,16 +308,18 @@ type markAt struct {
 	at kafka.Message
 }
 
-// findMark finds the last mark of the service: the highest of those that are signed and that the store confirms, if
-// possible of this topic; else the highest one without a signature that the store confirms; nil where there is none. It
-// gives those that the store does not confirm, too, of which the newest thousand.
+// findMark finds the last mark of the service: the highest of those that are signed and that the
+// store confirms, if possible of this topic; else the highest one without a signature that the
+// store confirms; nil if there is none. It gives those that the store does not confirm, too, of
+// which the newest thousand.
 func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
 	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
-	// says well enough where to resume. It does not say what the store must have: the hidden marks do.
+	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind
+	// it. An older mark says well enough where to resume. It does not say what the store must have:
+	// the hidden marks do.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
@@ -382,9 +389,9 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	}
 }
 
-// findPending returns the highest signed mark after the last stable offsets if the store does not have its event, and
-// nil otherwise. A relay signs only what its store had, so even a mark that was not committed shows that the store lost
-// events.
+// findPending returns the highest signed mark after the last stable offsets if the store does not
+// have its event, and nil otherwise. A relay signs only what its store had, so even a mark that was
+// not committed shows that the store lost events.
 func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mark, error) {
 	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) })
 	if err != nil {
@@ -422,7 +429,8 @@ func (l *lookout) precedes(a, b mark) bool {
 	return a.to.Compare(b.to) <= 0
 }
 
-// confirm asks the store for the events that marks name; for one of an earlier version, for any event at its position.
+// confirm asks the store for the events that marks name; for one of an earlier version, for any
+// event at its position.
 func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 	confirmed := make([]bool, len(marks))
 	for chunk := range slices.Chunk(indexes(marks), knownAtOnce) {
@@ -438,7 +446,8 @@ func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 			confirmed[at] = known[i]
 		}
 	}
-	// Those without an identity are confirmed from the last one on, as far as the first that is right.
+	// Those without an identity are confirmed from the last one on, as far as the first that is
+	// right.
 	for i := len(marks) - 1; i >= 0; i-- {
 		if marks[i].identified() || marks[i].to.IsZero() {
 			continue
@@ -462,7 +471,7 @@ func indexes[T any](s []T) []int {
 	return out
 }
 
-// before is the last position before another, which is not zero.
+// before returns the last position before another, which is not zero.
 func before(p event.Position) event.Position {
 	if p.Sequence > 0 {
 		return event.Position{Transaction: p.Transaction, Sequence: p.Sequence - 1}

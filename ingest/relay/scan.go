@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// found is what stands on the log from some floors on.
+// found is what is on the log from some floors on.
 type found struct {
 	floors     []int64
 	partitions int32                    // that keys are spread over
@@ -32,8 +32,9 @@ const (
 	mostStrays  = 1000 // that are remembered; others are counted
 )
 
-// scan reads the log from floors to its end and asks the store about each event. Where it is not known over how many partitions keys are
-// spread (0), it is found out: it is the number of partitions, or a lower one that all events obey.
+// scan reads the log from floors to its end and asks the store about each event. Where it is not
+// known over how many partitions keys are spread (0), it is found out: it is the number of
+// partitions, or a lower one that all events obey.
 func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*found, error) {
 	f := &found{floors: floors, partitions: partitions, lowest: map[int32]event.Position{}, highest: map[int32]event.Position{}}
 	spread := spread{most: l.info.Partitions}
@@ -134,7 +135,8 @@ func (s *spread) saw(key string, partition int32) {
 	}
 }
 
-// partitions is the highest number that fits; all partitions where there was no key, or keys obey no number.
+// partitions returns the highest number that fits; all partitions where there was no key, or keys
+// obey no number.
 func (s *spread) partitions() int32 {
 	for n := s.most; n > 0; n-- {
 		if s.fits[n] {
@@ -163,7 +165,7 @@ func (s *strays) add(m kafka.Message, reason error) {
 	}
 }
 
-// putAside hands strays over. That this fails is no reason to stop: they stay on the log.
+// putAside hands strays over. That this fails is not a reason to stop: they stay on the log.
 func (r *Relay) putAside(ctx context.Context, s strays) {
 	if s.count == 0 {
 		return

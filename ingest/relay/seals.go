@@ -18,14 +18,16 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// A relay seals every record that it publishes. Before the first one it announces the name of its seal on
-// PositionsTopic, with an offset for each partition: from there on, every record must be sealed.
+// A relay seals every record that it publishes. Before the first one it announces the name of its
+// seal on PositionsTopic, with an offset for each partition: from there on, every record must be
+// sealed.
 //
-// Announcements are signed, and readers ignore all others. A reader with the service's store derives the public key
-// from the store's secret and trusts that key alone. A reader without the store trusts the key of the announcements if
-// all have the same one. If there are several, or if an announcement was overwritten, it cannot tell which system is
-// the right one. Then it checks nothing and reports a fault: anybody who can write to the topic may weaken this
-// reader's check, but cannot make it reject a real event.
+// Announcements are signed, and readers ignore all others. A reader with the service's store
+// derives the public key from the store's secret and trusts that key alone. A reader without the
+// store trusts the key of the announcements if all have the same one. If there are several, or if
+// an announcement was overwritten, it cannot tell which system is the right one. Then it checks
+// nothing and reports a fault: anybody who can write to the topic may weaken this reader's check,
+// but cannot make it reject a real event.
 
 // announced holds the valid announcements of one service.
 type announced struct {
@@ -34,11 +36,12 @@ type announced struct {
 	over   bool                    // more names than a real topic can have
 }
 
-// mostNames bounds the memory that a flood of strays can take. A real topic has one name for each time that it was
-// restored.
+// mostNames bounds the memory that a flood of strays can take. A real topic has one name for each
+// time that it was restored.
 const mostNames = 10_000
 
-// add reads a record of the service. Only announcements under the wanted key count; an empty one means any.
+// add reads a record of the service. Only announcements under the wanted key count; an empty one
+// means any.
 func (a *announced) add(m kafka.Message, name, wanted string) {
 	if a.over {
 		return
@@ -65,7 +68,8 @@ type trust struct {
 	doubt     string          // why nothing is checked; empty otherwise
 }
 
-// trust chooses what to go by for a topic. own is the key of the store; empty if this process does not have the store.
+// trust chooses what to go by for a topic. own is the key of the store; empty if this process does
+// not have the store.
 func (a *announced) trust(own, topic, topicID string) *trust {
 	t := &trust{names: map[string]bool{}, floors: map[int32]int64{}, announced: len(a.own) > 0, strict: own != ""}
 	here := false // an announcement is of the topic as it is, not of one that had its name before
@@ -97,7 +101,8 @@ func (a *announced) trust(own, topic, topicID string) *trust {
 	return t
 }
 
-// Seals checks records for readers of the log. It implements registry.Seals and is safe for concurrent use.
+// Seals checks records for readers of the log. It implements registry.Seals and is safe for
+// concurrent use.
 type Seals struct {
 	cfg      kafka.Config
 	admin    *kafka.Admin
@@ -113,8 +118,9 @@ type Seals struct {
 	looked    map[string]time.Time // by topic
 }
 
-// NewSeals reads the announcements when the first record is checked. stores, keyed by service, are those that this
-// process has; it trusts nobody else about their topics. Call Close to release its Kafka client.
+// NewSeals reads the announcements when the first record is checked. stores, keyed by service, are
+// those that this process has; it trusts nobody else about their topics. Call Close to release its
+// Kafka client.
 func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]eventstore.Store) (*Seals, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
@@ -145,9 +151,10 @@ var (
 	errElsewhere = errors.New("a copy of an event on a partition that is not its key's")
 )
 
-// CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports whether the record
-// has a valid seal: records from before the first announcement pass without one. The error wraps event.ErrNotEvent, or
-// registry.ErrUnavailable if the announcements cannot be read now.
+// CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports
+// whether the record has a valid seal: records from before the first announcement pass without one.
+// The error wraps event.ErrNotEvent, or registry.ErrUnavailable if the announcements cannot be read
+// now.
 func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event) (sealed bool, err error) {
 	if s.services[r.Topic] == "" {
 		return false, nil
@@ -171,7 +178,8 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 	}
 }
 
-// judge decides by the announcements read so far. final is false if newer ones could change the result.
+// judge decides by the announcements read so far. final is false if newer ones could change the
+// result.
 func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad error) {
 	t := (*s.known.Load())[r.Topic]
 	if t == nil {
@@ -186,7 +194,8 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 		if t.doubt != "" { // another system may have sealed what the relay would not
 			return false, true, nil
 		}
-		// The relay takes the partition and the header from the same number. Records of earlier versions have no header.
+		// The relay takes the partition and the header from the same number. Records of earlier
+		// versions have no header.
 		if n := kafka.PartitionsOf(r.Headers); n > 0 && kafka.Partition(r.Key, n) != r.Partition {
 			return false, true, errElsewhere
 		}
@@ -204,7 +213,8 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 	}
 }
 
-// look reads new announcements and decides again what to trust for a topic, unless it has done so after since.
+// look reads new announcements and decides again what to trust for a topic, unless it has done so
+// after since.
 func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

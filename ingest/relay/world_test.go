@@ -206,7 +206,8 @@ func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
 	return kafka.ReadAll(ctx, b.Config, b.order.Topic, nil, end, fn)
 }
 
-// same fails unless the topic has exactly the store's events, on their keys' partitions, in the store's order.
+// same fails unless the topic has exactly the store's events, on their keys' partitions, in the
+// store's order.
 func (b broker) same(t testing.TB, s eventstore.Store) {
 	t.Helper()
 	var got [partitions][]event.Event

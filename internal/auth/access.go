@@ -18,9 +18,9 @@ var (
 
 const accessPrefix = "mra1." // no token in the file begins so
 
-// Issue makes an access token of a caller: text that Access knows until then, to the second, in every process that
-// reads the same file, and no longer than the caller's own token stays in it. Nothing is kept of it: it is signed with
-// that token.
+// Issue returns an access token of a caller: text that Access knows until then, to the second, in
+// every process that reads the same file, and no longer than the caller's own token stays in it.
+// Nothing is kept of it: it is signed with that token.
 func (t *Tokens) Issue(name string, until time.Time) (access string, known bool) {
 	for _, c := range t.current() {
 		if c.name == name {
@@ -31,8 +31,8 @@ func (t *Tokens) Issue(name string, until time.Time) (access string, known bool)
 	return "", false
 }
 
-// Access is the name of whom an access token was issued to, or a token belongs to, and when it expires: never is the
-// zero time.
+// Access returns the name of whom an access token was issued to, or a token belongs to, and when it
+// expires: never is the zero time.
 func (t *Tokens) Access(token string) (name string, until time.Time, err error) {
 	rest, issued := strings.CutPrefix(token, accessPrefix)
 	if !issued {

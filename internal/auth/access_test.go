@@ -66,7 +66,8 @@ func TestAccessTokens(t *testing.T) {
 	}
 }
 
-// Who is taken from the file is out, with all that was issued; a second token of one name is a way to change tokens.
+// Who is taken from the file is out, with all that was issued; a second token of one name is a way
+// to change tokens.
 func TestAccessEndsWithTheToken(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")

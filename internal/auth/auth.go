@@ -1,7 +1,7 @@
 // Package auth lets in who has a token. It guards the doors where they are open beyond loopback.
 //
-// A token is a long random text, one for each caller, in a file that is read again when it changes, so that tokens can
-// be given and taken without a restart.
+// A token is a long random text, one for each caller, in a file that is read again when it changes,
+// so that tokens can be given and taken without a restart.
 package auth
 
 import (
@@ -44,7 +44,8 @@ type caller struct {
 	sum  [sha256.Size]byte // of the token: comparing sums takes the same time whatever the token is
 }
 
-// Open reads a file with a line NAME:TOKEN for each caller. Empty lines and lines that begin with # are passed over.
+// Open reads a file with a line NAME:TOKEN for each caller. Empty lines and lines that begin with #
+// are passed over.
 func Open(path string, logger *slog.Logger) (*Tokens, error) {
 	t := &Tokens{path: path, logger: logger}
 	if err := t.read(); err != nil {
@@ -88,7 +89,7 @@ func (t *Tokens) read() error {
 	return nil
 }
 
-// Caller is the name of whom a token belongs to.
+// Caller returns the name of whom a token belongs to.
 func (t *Tokens) Caller(token string) (name string, known bool) {
 	sum := sha256.Sum256([]byte(token))
 	for _, c := range t.current() {
@@ -99,7 +100,7 @@ func (t *Tokens) Caller(token string) (name string, known bool) {
 	return "", false
 }
 
-// current is the list as the file has it.
+// current returns the list as the file has it.
 func (t *Tokens) current() []caller {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,12 +128,12 @@ func callerIn(ctx context.Context) admitted {
 	return c
 }
 
-// CallerOf is the caller of a request that Guard let in; empty where nobody was asked.
+// CallerOf returns the caller of a request that Guard let in; empty if nobody was asked.
 func CallerOf(ctx context.Context) string { return callerIn(ctx).name }
 
-// Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths. Others are answered in
-// the manner of their protocol, as unauthenticated. A nil Tokens lets everything through, with every right. What a
-// caller may do is asked behind it: see Need.
+// Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths.
+// Others are answered in the manner of their protocol, as unauthenticated. A nil Tokens lets
+// everything through, with every right. What a caller may do is asked behind it: see Need.
 func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 	if t == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

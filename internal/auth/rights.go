@@ -16,14 +16,15 @@ import (
 // Right is what one call takes: a surface, and behind a dot the part of it that is meant.
 type Right string
 
-// Surfaces are what rights are given on, each whole or in parts. This is the one definition; every door asks by it.
+// Surfaces are what rights are given on, each whole or in parts. This is the one definition; every
+// door asks by it.
 const (
 	Commands   = "commands"   // parts: services
 	Queries    = "queries"    // parts: services
 	SQL        = "sql"        // parts: tables, as queries address them
 	Catalog    = "catalog"    // parts: read, write, admin, each with those before it; and of one table: read.web.clicks
 	Operations = "operations" // status, verify, failpoints
-	Profiles   = "profiles"   // of the process: they hold what lies in its memory
+	Profiles   = "profiles"   // of the process: they hold what is in its memory
 )
 
 // everything is the right to everything.
@@ -45,17 +46,18 @@ func services() (names []string) {
 	return names
 }
 
-// On is the right to a part of a surface.
+// On returns the right to a part of a surface.
 func On(surface, part string) Right { return Right(surface + "." + part) }
 
 // Rights are those of one caller. The zero Rights are none.
 type Rights struct{ granted []Right }
 
-// Everything is what everybody may do where nobody is asked for a token.
+// Everything returns what everybody may do where nobody is asked for a token.
 func Everything() Rights { return Rights{[]Right{everything}} }
 
-// ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part, "sql.web.*" each table
-// whose name begins so, "catalog.read.web.*" these in the catalog, "all" everything.
+// ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part,
+// "sql.web.*" each table whose name begins so, "catalog.read.web.*" these in the catalog, "all"
+// everything.
 func ParseRights(list []string) (Rights, error) {
 	var r Rights
 	for _, text := range list {
@@ -100,13 +102,14 @@ func (r Rights) Allow(wanted Right) bool {
 	return false
 }
 
-// covers reports whether a table's name is the one that was given, or begins as that does before its *.
+// covers reports whether a table's name is the one that was given, or begins as that does before
+// its *.
 func covers(given, table string) bool {
 	start, some := strings.CutSuffix(given, "*")
 	return given == table || some && strings.HasPrefix(table, start)
 }
 
-// kindOf is what may be done in the catalog, without the table with which.
+// kindOf returns what may be done in the catalog, without the table with which.
 func kindOf(part string) string {
 	kind, _, _ := strings.Cut(part, ".")
 	return kind
@@ -114,8 +117,8 @@ func kindOf(part string) string {
 
 func rank(part string) int { return slices.Index(parts[Catalog], kindOf(part)) }
 
-// Tables are the names of the tables, and the beginnings of names with a * behind them, that a right to the catalog was
-// given of.
+// Tables returns the names of the tables, and the beginnings of names with a * behind them, that a
+// right to the catalog was given of.
 func (r Rights) Tables() []string {
 	var names []string
 	for _, g := range r.granted {
@@ -136,17 +139,19 @@ func (r Rights) Any(surface string) bool {
 	})
 }
 
-// Grant says what callers may do, by their names; those that are not in it, nothing. Call it before the doors open.
+// Grant says what callers may do, by their names; those that are not in it, nothing. Call it before
+// the doors open.
 func (t *Tokens) Grant(rights map[string]Rights) { t.rights = rights }
 
 // RightsOf are those of a caller.
 func (t *Tokens) RightsOf(name string) Rights { return t.rights[name] }
 
-// RightsIn are those of the caller of a request that Guard let in. A request that no guard saw has none.
+// RightsIn are those of the caller of a request that Guard let in. A request that no guard saw has
+// none.
 func RightsIn(ctx context.Context) Rights { return callerIn(ctx).rights }
 
-// Need lets requests through whose caller has the right that they take. Others are answered in the manner of their
-// protocol, as denied. It stands behind Guard.
+// Need lets requests through whose caller has the right that they take. Others are answered in the
+// manner of their protocol, as denied. It is behind Guard.
 func Need(right func(*http.Request) Right, next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -90,7 +90,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// A right more never takes another away, and the right to a surface is the right to each of its parts.
+// A right more never takes another away, and the right to a surface is the right to each of its
+// parts.
 func TestRightsOnlyAdd(t *testing.T) {
 	t.Parallel()
 	surfaces := []string{auth.Commands, auth.Queries, auth.SQL, auth.Catalog, auth.Operations, auth.Profiles}
@@ -117,7 +118,7 @@ func TestRightsOnlyAdd(t *testing.T) {
 	})
 }
 
-// Who is not named may do nothing, and a handler that no guard stands before lets nobody through.
+// Who is not named may do nothing, and a handler that no guard is before lets nobody through.
 func TestNeed(t *testing.T) {
 	t.Parallel()
 	tokens, err := auth.Open(file(t, "anna:"+anna+"\nbert:"+bert+"\n"), slog.New(slog.DiscardHandler))

@@ -22,7 +22,7 @@ type Client struct {
 	silence             time.Duration // see watch
 }
 
-// NewClient makes a client of the engine at addr, host:port.
+// NewClient returns a client of the engine at addr, host:port.
 func NewClient(addr, user, password string) *Client {
 	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil), silence: silence}
 }
@@ -35,7 +35,7 @@ type Server struct {
 	TLS      *tls.Config // where the URL says https; nil: the system's authorities
 }
 
-// NewServerClient makes a client of a server. Nothing is connected yet.
+// NewServerClient returns a client of a server. Nothing is connected yet.
 func NewServerClient(s Server) (*Client, error) {
 	u, err := url.Parse(s.URL)
 	switch {
@@ -59,29 +59,31 @@ func newHTTP(config *tls.Config) *http.Client {
 	}}
 }
 
-// Outside tells whether the client is of a server that others run, which does not see this machine's files.
+// Outside reports whether the client is of a server that others run, which does not see this
+// machine's files.
 func (c *Client) Outside() bool { return c.outside }
 
-// URL is where the server or engine answers.
+// URL returns where the server or engine answers.
 func (c *Client) URL() string { return c.url }
 
-// Close lets go of the connections that are not in use.
+// Close releases the connections that are not in use.
 func (c *Client) Close() error {
 	c.http.CloseIdleConnections()
 	return nil
 }
 
-// As is the same client as another user with the same password.
+// As returns the same client as another user with the same password.
 func (c *Client) As(user string) *Client {
 	other := *c
 	other.user = user
 	return &other
 }
 
-// Password is what the client shows, for clients of other make.
+// Password returns what the client shows, for clients of other make.
 func (c *Client) Password() string { return c.password }
 
-// Ping returns nil once the server answers. It waits for one that listens and is still starting, until ctx ends.
+// Ping returns nil once the server answers. It waits for one that listens and is still starting,
+// until ctx ends.
 func (c *Client) Ping(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodGet, "ping", nil, "")
 	if err != nil {
@@ -90,17 +92,18 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query that reads may be sent
-// again.
+// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query
+// that reads may be sent again.
 var ErrAway = errors.New("ClickHouse does not answer")
 
-// silence is how long a query may bring nothing until the server is asked whether it is there, and how long it may take
-// to say so.
+// silence is how long a query may bring nothing until the server is asked whether it is there, and
+// how long it may take to say so.
 const silence = 15 * time.Second
 
-// watch ends a query whose server has fallen silent: it hangs, or was cut off without a word. A query may take long
-// without a byte of an answer, so the server is asked beside it. The query's own time is bounded by the server. stop
-// must be called; told is called for each piece of the answer.
+// watch ends a query whose server has fallen silent: it hangs, or was cut off without a word. A
+// query may take long without a byte of an answer, so the server is asked beside it. The query's
+// own time is bounded by the server. stop must be called; told is called for each piece of the
+// answer.
 func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	pieces := make(chan struct{}, 1)
@@ -134,9 +137,10 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 	return watched, told, func() { cancel(nil) }
 }
 
-// Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"), which the caller must close.
-// Settings may hold request parameters too, such as "database". A query that fails gives an *Error: from Query, or from
-// Read if it failed after the first part of the answer. Ending ctx, or closing early, ends the query.
+// Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"), which the
+// caller must close. Settings may hold request parameters too, such as "database". A query that
+// fails gives an *Error: from Query, or from Read if it failed after the first part of the answer.
+// Ending ctx, or closing early, ends the query.
 func (c *Client) Query(ctx context.Context, sql, format string, settings map[string]string) (io.ReadCloser, error) {
 	params := url.Values{}
 	for name, value := range settings {
@@ -191,7 +195,8 @@ func (c *Client) do(ctx context.Context, method, target string, body io.Reader, 
 	return resp, nil
 }
 
-// away is the error of a call whose answer did not come, or broke off: ErrAway, unless its caller has given up.
+// away returns the error of a call whose answer did not come, or broke off: ErrAway, unless its
+// caller has given up.
 func away(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
@@ -211,8 +216,8 @@ func statusError(code int, status string) error {
 
 const (
 	maxErrorText = 64 << 10
-	// ClickHouse writes the error of a query that fails midway into the last 16 KiB of the body, so that much is held back
-	// until the body has ended well.
+	// ClickHouse writes the error of a query that fails midway into the last 16 KiB of the body, so
+	// that much is held back until the body has ended well.
 	heldBack = 16 << 10
 )
 

@@ -188,7 +188,8 @@ func TestFindLibrary(t *testing.T) {
 	}
 }
 
-// A server is spoken to at its URL, over TLS, as its user; the address may hold no password, which errors would show.
+// A server is spoken to at its URL, over TLS, as its user; the address may hold no password, which
+// errors would show.
 func TestServerClient(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 1)

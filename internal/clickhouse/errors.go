@@ -78,8 +78,9 @@ var (
 	errorName = regexp.MustCompile(`\s*\(([A-Z][A-Z0-9_]+)\)\s*$`)
 )
 
-// ParseError reads ClickHouse's text of an error: "Code: 60. DB::Exception: … (UNKNOWN_TABLE)". Text of another form
-// becomes the message of an Error with code 1002, ClickHouse's own for what has no code.
+// ParseError reads ClickHouse's text of an error: "Code: 60. DB::Exception: … (UNKNOWN_TABLE)".
+// Text of another form becomes the message of an Error with code 1002, ClickHouse's own for what
+// has no code.
 func ParseError(text string) *Error {
 	e := &Error{Code: CodeUnknownException}
 	text, _, _ = strings.Cut(text, ", Stack trace (when copying this message")

@@ -37,7 +37,8 @@ func TestSilentServer(t *testing.T) {
 	}
 }
 
-// An answer that stops coming ends as soon as the server says nothing else either. One that is only slow does not.
+// An answer that stops coming ends as soon as the server says nothing else either. One that is only
+// slow does not.
 func TestSilentAnswer(t *testing.T) {
 	t.Parallel()
 	const silence = 50 * time.Millisecond

@@ -1,5 +1,5 @@
-// Package clickhouse is where Millrace meets ClickHouse: a client of its HTTP interface, the same for a real server and for
-// the embedded engine, and the care for the embedded engine's process.
+// Package clickhouse is where Millrace meets ClickHouse: a client of its HTTP interface, the same
+// for a real server and for the embedded engine, and the care for the embedded engine's process.
 package clickhouse
 
 import (
@@ -25,19 +25,20 @@ import (
 
 // Config says how StartEngine starts an engine.
 type Config struct {
-	// Command is what to run: a program, and arguments after which it calls engine.Main with engine.FromEnv.
+	// Command is what to run: a program, and arguments after which it calls engine.Main with
+	// engine.FromEnv.
 	Command []string
 	Library string // path of libchdb.so; empty: where FindLibrary finds it
 	Listen  string // loopback address; empty: 127.0.0.1 and a free port
 	DataDir string // the engine's files, one engine per folder; empty: a temporary folder that Close removes
 	Logger  *slog.Logger
-	// HungAfter is how long the process may take to say that it is there. One that misses it twice in a row hangs: it is
-	// ended and started again. 0 means 30 seconds.
+	// HungAfter is how long the process may take to say that it is there. One that misses it twice
+	// in a row hangs: it is ended and started again. 0 means 30 seconds.
 	HungAfter time.Duration
 }
 
-// Engine is a ClickHouse engine in a process of its own. If that process dies, it is started again; its queries fail, and
-// those that come meanwhile wait.
+// Engine is a ClickHouse engine in a process of its own. If that process dies, it is started again;
+// its queries fail, and those that come meanwhile wait.
 type Engine struct {
 	config   Config
 	listener *net.TCPListener // never accepts here: the child does, and what knocks between two children waits
@@ -107,13 +108,14 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	return e, nil
 }
 
-// Addr is where the engine listens, host:port. It stays the same when the process is started again.
+// Addr returns where the engine listens, host:port. It stays the same when the process is started
+// again.
 func (e *Engine) Addr() string { return e.listener.Addr().String() }
 
-// Client is a client of the engine as Admin.
+// Client returns a client of the engine as Admin.
 func (e *Engine) Client() *Client { return e.client }
 
-// PID is the present process, or 0 between two.
+// PID returns the present process, or 0 between two.
 func (e *Engine) PID() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -131,8 +133,8 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// supervise keeps a child running until ctx ends. ready gets the first child's fate: an engine that cannot start at all is
-// not tried again.
+// supervise keeps a child running until ctx ends. ready gets the first child's fate: an engine that
+// cannot start at all is not tried again.
 func (e *Engine) supervise(ctx context.Context, password string, ready chan<- error) {
 	// Linux ties the child to the thread that started it.
 	runtime.LockOSThread()

@@ -22,8 +22,8 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// envParent makes the test binary a process that starts an engine in the folder it names, prints the engine's id and waits
-// to be killed.
+// envParent makes the test binary a process that starts an engine in the folder it names, prints
+// the engine's id and waits to be killed.
 const envParent = "MILLRACE_TEST_ENGINE_PARENT"
 
 func TestMain(m *testing.M) {
@@ -66,7 +66,7 @@ func answerOf(ctx context.Context, c *clickhouse.Client, sql string) (string, er
 // endless computes for hours before its first row.
 const endless = "SELECT count() FROM numbers_mt(1000000000000000) WHERE sipHash64(number) = 1"
 
-// running tells whether a query with this text runs.
+// running reports whether a query with this text runs.
 func running(t *testing.T, c *clickhouse.Client, sql string) bool {
 	t.Helper()
 	return ask(t, c, "SELECT count() FROM system.processes WHERE query = '"+sql+"'") == "1"
@@ -325,7 +325,7 @@ func TestEngineStops(t *testing.T) {
 	}
 }
 
-// alive tells whether a process runs; a zombie does not.
+// alive reports whether a process runs; a zombie does not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package client sends commands to a running Millrace the way an outside program would: through the Connect API, over one
-// HTTP/2 connection, and patiently, because a command that carries an idempotency key may be sent again.
+// Package client sends commands to a running Millrace the way an outside program would: through the
+// Connect API, over one HTTP/2 connection, and patiently, because a command that carries an
+// idempotency key may be sent again.
 package client
 
 import (
@@ -28,8 +29,9 @@ type Client struct {
 	transport *http.Transport
 }
 
-// New makes a client of the server at addr, "host:port" or a URL. Where the server is away or busy, each call is sent
-// again for as long as patience before it gives up with ErrUnreachable. Call Close when done.
+// New returns a client of the server at addr, "host:port" or a URL. Where the server is away or
+// busy, each call is sent again for as long as patience before it gives up with ErrUnreachable.
+// Call Close when done.
 func New(addr string, patience time.Duration, opts ...Option) *Client {
 	var o options
 	for _, opt := range opts {
@@ -100,13 +102,14 @@ func (c *Client) Send(ctx context.Context, command proto.Message) (*eventv1.Rece
 	return res.Msg.Message.(answer).GetReceipt(), nil
 }
 
-// Name is what a command is called: "PlaceOrder".
+// Name returns what a command is called: "PlaceOrder".
 func Name(command proto.Message) string {
 	return strings.TrimSuffix(string(command.ProtoReflect().Descriptor().Name()), "Request")
 }
 
-// Refusal tells whether the server understood a command and will never accept it as it stands, and why: the detail that a
-// business rule gives, or one made from the error where the request was not valid in the first place.
+// Refusal reports whether the server understood a command and will never accept it as it stands,
+// and why: the detail that a business rule gives, or one made from the error where the request was
+// not valid in the first place.
 func Refusal(err error) (*eventv1.Rejection, bool) {
 	var refused *connect.Error
 	if !errors.As(err, &refused) || !connect.IsWireError(refused) {

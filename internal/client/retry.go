@@ -16,7 +16,8 @@ var ErrUnreachable = errors.New("server cannot be reached")
 
 const longestAttempt = 30 * time.Second
 
-// retry sends a call again, at growing intervals, until it is answered, ctx ends, or it has failed for as long as patience.
+// retry sends a call again, at growing intervals, until it is answered, ctx ends, or it has failed
+// for as long as patience.
 func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
@@ -43,8 +44,9 @@ func attempt(ctx context.Context, next connect.UnaryFunc, request connect.AnyReq
 	return next(ctx, request)
 }
 
-// transient tells whether the same call may succeed later. The caller's own context is known to be alive, so a call that
-// was cancelled or ran out of time was so by the server or by the limit of one attempt.
+// transient reports whether the same call may succeed later. The caller's own context is known to
+// be alive, so a call that was cancelled or ran out of time was so by the server or by the limit of
+// one attempt.
 func transient(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeAborted, connect.CodeResourceExhausted, connect.CodeCanceled, connect.CodeDeadlineExceeded:

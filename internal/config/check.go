@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// The embedded broker shows aborted records in an answer that is cut by its whole size, which readers ask to be 50 MiB
-// at the most, with 1 MiB of each partition.
+// The embedded broker shows aborted records in an answer that is cut by its whole size, which
+// readers ask to be 50 MiB at the most, with 1 MiB of each partition.
 const embeddedPartitions = 32
 
 // Check finds what cannot work, before anything is started.
@@ -49,7 +49,8 @@ func (c Config) checkListeners() error {
 	return errors.Join(errs...)
 }
 
-// CheckClient checks the configuration of a program that calls a running system: addresses may be anywhere.
+// CheckClient checks the configuration of a program that calls a running system: addresses may be
+// anywhere.
 func (c Config) CheckClient() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

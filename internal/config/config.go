@@ -1,5 +1,5 @@
-// Package config holds every setting of Millrace: its default, its place in the configuration file, its environment
-// variable and its description, all read from the one struct Config.
+// Package config holds every setting of Millrace: its default, its place in the configuration file,
+// its environment variable and its description, all read from the one struct Config.
 package config
 
 import (
@@ -73,7 +73,7 @@ type Auth struct {
 	CA     string              `yaml:"ca" doc:"PEM file with the authorities that these commands trust. Empty: the system's."`
 }
 
-// Granted are the rights by caller.
+// Granted returns the rights by caller.
 func (a Auth) Granted() (map[string]auth.Rights, error) {
 	granted := map[string]auth.Rights{}
 	for name, list := range a.Rights {
@@ -91,7 +91,7 @@ type Admin struct {
 	Addr string `yaml:"addr" doc:"Address of this listener. A non-loopback address requires auth.tokens. Health, readiness and metrics need no token."`
 }
 
-// Commands says what commands are taken.
+// Commands describes what commands are taken.
 type Commands struct {
 	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far the business time of a command may be ahead of the server's clock. It is stored as sent. A later time is rejected, and the error states the server's time."`
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
@@ -110,7 +110,7 @@ type Limits struct {
 	SQLWait          time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
 }
 
-// Log says what is logged and how.
+// Log describes what is logged and how.
 type Log struct {
 	Level  slog.Level `yaml:"level" doc:"debug, info, warn or error."`
 	Format string     `yaml:"format" doc:"text or json."`
@@ -179,7 +179,7 @@ type Lake struct {
 	Maintenance    Maintenance   `yaml:"maintenance" doc:"Compaction, snapshot expiry and removal of orphan files."`
 }
 
-// REST says what callers of the REST catalog may do, and what they are given.
+// REST describes what callers of the REST catalog may do, and what they are given.
 type REST struct {
 	Rights        map[string]string `yaml:"rights" doc:"Removed. Use catalog.read, catalog.write or catalog.admin in auth.rights."`
 	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"Lifetime of a token that an engine gets by OAuth2. The client id is the caller's name, the client secret is the caller's token."`
@@ -221,7 +221,7 @@ type ClickHouse struct {
 	Listen   string    `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
-// Default is what holds where nothing is said.
+// Default returns what holds where nothing is said.
 func Default() Config {
 	return Config{
 		Addr:          "127.0.0.1:7400",
@@ -244,8 +244,8 @@ func Default() Config {
 	}
 }
 
-// Load reads the file at path over the defaults, then the environment over both. An empty path means `millrace.yaml` in
-// the working directory, which may be absent. Unknown keys are errors.
+// Load reads the file at path over the defaults, then the environment over both. An empty path
+// means `millrace.yaml` in the working directory, which may be absent. Unknown keys are errors.
 func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	c := Default()
 	optional := path == ""
@@ -292,7 +292,8 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 		if !ok {
 			continue
 		}
-		// YAML's own rules read the text, so that a variable means what the same text means in the file.
+		// YAML's own rules read the text, so that a variable means what the same text means in the
+		// file.
 		if f.Kind() == reflect.String {
 			f.SetString(s)
 		} else if err := yaml.Unmarshal([]byte(s), f.Addr().Interface()); err != nil {
@@ -302,7 +303,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 	return nil
 }
 
-// Codec is how events are written to a topic.
+// Codec returns how events are written to a topic.
 func (c Config) Codec(topic string) string {
 	if codec, ok := c.Kafka.Codecs[topic]; ok {
 		return codec
@@ -310,7 +311,7 @@ func (c Config) Codec(topic string) string {
 	return c.Kafka.Codec
 }
 
-// Client is the TLS of a connection to a server; nil where TLS is not enabled.
+// Client returns the TLS of a connection to a server; nil if TLS is not enabled.
 func (t ClientTLS) Client() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
@@ -336,12 +337,12 @@ func (t ClientTLS) Client() (*tls.Config, error) {
 	return c, nil
 }
 
-// Path is a path inside the data folder.
+// Path returns a path inside the data folder.
 func (c Config) Path(elem ...string) string {
 	return filepath.Join(append([]string{c.Data}, elem...)...)
 }
 
-// Logger makes the logger that Log describes.
+// Logger returns the logger that Log describes.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: l.Level}
 	if l.Format == "json" {

@@ -54,7 +54,8 @@ Millrace never prints a secret. A password inside a connection string is rejecte
 **Sizes and times.** Sizes are in bytes. Times have a unit: ` + "`250ms`, `10s`, `5m`, `1h`" + `.
 `
 
-// reference is docs/configuration.md: every key with its default, its environment variable and its description.
+// reference is docs/configuration.md: every key with its default, its environment variable and its
+// description.
 func reference() []byte {
 	var b bytes.Buffer
 	b.WriteString(referenceIntro + "\n## General\n")
@@ -63,7 +64,8 @@ func reference() []byte {
 	return b.Bytes()
 }
 
-// writeReference writes the keys of v first and then its sections, so that a heading covers only the keys below it.
+// writeReference writes the keys of v first and then its sections, so that a heading covers only
+// the keys below it.
 func writeReference(b *bytes.Buffer, v reflect.Value, prefix, env string, level int) {
 	sections := []int{}
 	for i := range v.NumField() {

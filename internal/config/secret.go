@@ -9,24 +9,25 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Secret is a text that is never printed. In the file it is the text, or {file: PATH} of a file that holds it; the
-// environment has the text in its variable, or the path in the variable with _FILE behind its name.
+// Secret is a text that is never printed. In the file it is the text, or {file: PATH} of a file
+// that holds it; the environment has the text in its variable, or the path in the variable with
+// _FILE behind its name.
 type Secret struct {
 	text string
 	file string
 }
 
-// SecretText is a secret with a text.
+// SecretText returns a secret with a text.
 func SecretText(s string) Secret { return Secret{text: s} }
 
-// SecretFile is a secret in a file, which is read when the secret is used.
+// SecretFile returns a secret in a file, which is read when the secret is used.
 func SecretFile(path string) Secret { return Secret{file: path} }
 
 // Empty tells that there is none.
 func (s Secret) Empty() bool { return s.text == "" && s.file == "" }
 
-// Reveal reads the secret. A line end at the end of a file is not part of it. {service} in the name of the file becomes
-// service.
+// Reveal reads the secret. A line end at the end of a file is not part of it. {service} in the name
+// of the file becomes service.
 func (s Secret) Reveal(service string) (string, error) {
 	if s.file == "" {
 		return s.text, nil

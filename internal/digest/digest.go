@@ -1,5 +1,6 @@
-// Package digest sums the content of a side of the system — a store, a topic, a table, a view — into a count and a hash
-// that do not depend on the order of reading, so that sides can be compared without moving them.
+// Package digest sums the content of a side of the system — a store, a topic, a table, a view —
+// into a count and a hash that do not depend on the order of reading, so that sides can be compared
+// without moving them.
 package digest
 
 import (
@@ -12,8 +13,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Sum is the count of items and the sum of their hashes modulo 2^128. Unlike XOR, the sum sees an item that is there
-// twice.
+// Sum is the count of items and the sum of their hashes modulo 2^128. Unlike XOR, the sum sees an
+// item that is there twice.
 type Sum struct {
 	Count  uint64
 	Hi, Lo uint64
@@ -33,7 +34,7 @@ func (s *Sum) Merge(o Sum) {
 	s.Count += o.Count
 }
 
-// Hash is the hash in hexadecimal.
+// Hash returns the hash in hexadecimal.
 func (s Sum) Hash() string {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], s.Hi)
@@ -57,7 +58,7 @@ func (d *Digest) AddStray(say func() string) {
 	}
 }
 
-// New makes an empty digest.
+// New returns an empty digest.
 func New() *Digest { return &Digest{Streams: map[string]Sum{}} }
 
 // Add adds one item of a stream.
@@ -79,7 +80,8 @@ func (d *Digest) Total() Sum {
 	return t
 }
 
-// AppendEvent appends the canonical form of an event: each field behind its length, so that no two events share one.
+// AppendEvent appends the canonical form of an event: each field behind its length, so that no two
+// events share one.
 func AppendEvent(b []byte, e event.Event) []byte {
 	b = append(b, e.ID[:]...)
 	b = binary.BigEndian.AppendUint64(b, e.Version)

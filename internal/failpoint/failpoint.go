@@ -1,11 +1,13 @@
-// Package failpoint lets the kill matrix (test/kill) make a step of the running binary fail: a process dies or freezes
-// there, the step is refused, or its answer is lost.
+// Package failpoint lets the kill matrix (test/kill) make a step of the running binary fail: a
+// process dies or freezes there, the step is refused, or its answer is lost.
 //
-// It does nothing unless the binary is built with the tag failpoints; without the tag a call is inlined to nothing.
+// It does nothing unless the binary is built with the tag failpoints; without the tag a call is
+// inlined to nothing.
 package failpoint
 
-// The steps of the roles, as their packages name them. A step that has an effect outside the process has a point on each
-// side: an error before it means that it was not done, an error after it that it was done and the answer lost.
+// The steps of the roles, as their packages name them. A step that has an effect outside the
+// process has a point on each side: an error before it means that it was not done, an error after
+// it that it was done and the answer lost.
 //
 //	commands.append.before     commands.append.after       the event store's transaction
 //	relay.SERVICE.…                                        the steps of ingest/relay

@@ -69,7 +69,8 @@ func arm(word string) error {
 	return nil
 }
 
-// Hit is called at a step. It is nil unless the step is to fail; where the process is to die or to freeze, it does so here.
+// Hit is called at a step. It is nil unless the step is to fail; where the process is to die or to
+// freeze, it does so here.
 func Hit(point string) error {
 	mu.Lock()
 	a := armed[point]
@@ -88,14 +89,14 @@ func Hit(point string) error {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way
 	case "stop":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // whoever watches lets it go on
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // whoever watches lets it continue
 		return nil
 	default:
 		return fmt.Errorf("%w: %s", ErrInjected, point)
 	}
 }
 
-// On tells whether a switch is on.
+// On reports whether a switch is on.
 func On(point string) bool {
 	mu.Lock()
 	defer mu.Unlock()
@@ -103,7 +104,8 @@ func On(point string) bool {
 	return a != nil && a.Do == "on"
 }
 
-// Handler serves arming by HTTP: POST has "POINT=ACTION@N" as its body, GET answers with all points, DELETE disarms them.
+// Handler serves arming by HTTP: POST has "POINT=ACTION@N" as its body, GET answers with all
+// points, DELETE disarms them.
 func Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.Method {

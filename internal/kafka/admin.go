@@ -44,8 +44,8 @@ func NewAdmin(cfg Config) (*Admin, error) {
 	}, nil
 }
 
-// await makes a call that waits for something at the start of a process, until ctx ends, and tells now and then what it
-// waits for.
+// await returns a call that waits for something at the start of a process, until ctx ends, and
+// tells now and then what it waits for.
 func (a *Admin) await(ctx context.Context, what string, call func(context.Context) error) error {
 	for begun := time.Now(); ; {
 		short, cancel := context.WithTimeoutCause(ctx, a.stall, ErrStalled)
@@ -58,9 +58,9 @@ func (a *Admin) await(ctx context.Context, what string, call func(context.Contex
 	}
 }
 
-// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends; where the brokers do not
-// let us in, or we do not trust them, it returns ErrRefused at once. Ask it when a process starts: the clients
-// themselves go on trying.
+// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends;
+// where the brokers do not let us in, or we do not trust them, it returns ErrRefused at once. Ask
+// it when a process starts: the clients themselves continue trying.
 func (a *Admin) Reach(ctx context.Context) error {
 	err := a.await(ctx, "a broker that answers", func(ctx context.Context) error {
 		return resumed(ctx, a.refused, func(context.Context) error {
@@ -78,22 +78,23 @@ func (a *Admin) Reach(ctx context.Context) error {
 type Topic struct {
 	Name       string
 	Partitions int32
-	// Compacted keeps the last record of each key, and all keys. Otherwise everything is kept for good: the log is what
-	// views and tables are rebuilt from.
+	// Compacted keeps the last record of each key, and all keys. Otherwise everything is kept for
+	// good: the log is what views and tables are rebuilt from.
 	Compacted bool
 }
 
 func (t Topic) config() map[string]string {
 	if t.Compacted {
-		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would have that much to
-		// skip.
+		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would
+		// have that much to skip.
 		return map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)}
 	}
 	return map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
 }
 
-// EnsureTopics makes the topics that do not exist and returns once every broker asked knows them all. A topic that
-// exists stays as it is; one that has fewer partitions than wanted is an error, as keys would move if it were widened.
+// EnsureTopics returns the topics that do not exist and returns once every broker asked knows them
+// all. A topic that exists stays as it is; one that has fewer partitions than wanted is an error,
+// as keys would move if it were widened.
 func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 	a, err := NewAdmin(cfg)
 	if err != nil {
@@ -103,7 +104,7 @@ func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 	return a.EnsureTopics(ctx, topics...)
 }
 
-// EnsureTopics is the function of that name on an open client.
+// EnsureTopics returns the function of that name on an open client.
 func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 	if err := a.Reach(ctx); err != nil {
 		return err
@@ -178,7 +179,7 @@ func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 
 // TopicInfo is what tells a topic from another, and from itself before it was widened.
 type TopicInfo struct {
-	ID         string // changes when a topic is deleted and made again; empty where the brokers have no ids
+	ID         string // changes when a topic is deleted and made again; empty if the brokers have no ids
 	Partitions int32
 }
 
@@ -210,7 +211,8 @@ func (a *Admin) StartOffsets(ctx context.Context, topic string) (map[int32]int64
 	return a.offsets(ctx, topic, kafka.EarliestOffsetSpec, kafka.IsolationLevelReadUncommitted)
 }
 
-// EndOffsets tells by partition the offset up to which read_committed readers can read: the last stable offset.
+// EndOffsets tells by partition the offset up to which read_committed readers can read: the last
+// stable offset.
 func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadCommitted)
 }
@@ -220,7 +222,8 @@ func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadUncommitted)
 }
 
-// offsets asks again for a while where a partition's leader has just moved, as it does when a topic is made.
+// offsets asks again for a while where a partition's leader has just moved, as it does when a topic
+// is made.
 func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.stall, fmt.Errorf("%w for %v: no broker answers", ErrStalled, a.stall))
 	defer cancel()
@@ -233,8 +236,8 @@ func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec
 	}
 }
 
-// leaderChanges reports whether an error passes once a partition has a leader and all brokers know it: after an
-// election, and in a topic that was just made or widened.
+// leaderChanges reports whether an error passes once a partition has a leader and all brokers know
+// it: after an election, and in a topic that was just made or widened.
 func leaderChanges(err error) bool {
 	return errors.Is(err, errNoLeader) || isCode(err,
 		kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable, kafka.ErrFencedLeaderEpoch, kafka.ErrUnknownLeaderEpoch,

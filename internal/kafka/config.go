@@ -1,9 +1,10 @@
-// Package kafka is the one place that knows confluent-kafka-go, the client for everything that is done event by event or
-// inside a transaction: the relay's transactional producer, the sinks' consumer, and the administration of topics. Reading
-// whole batches into columns has its own client, in fetch.
+// Package kafka is the one place that knows confluent-kafka-go, the client for everything that is
+// done event by event or inside a transaction: the relay's transactional producer, the sinks'
+// consumer, and the administration of topics. Reading whole batches into columns has its own
+// client, in fetch.
 //
-// It turns librdkafka's errors into the few that a caller decides by, its logs into slog, and its blocking calls into ones
-// that end with their context.
+// It turns librdkafka's errors into the few that a caller decides by, its logs into slog, and its
+// blocking calls into ones that end with their context.
 package kafka
 
 import (
@@ -26,14 +27,17 @@ type Config struct {
 	Brokers string
 	// ClientID names this client in the brokers' logs and metrics.
 	ClientID string
-	// Security is how to reach the brokers, and as whom. What is given by half is an error when a client is opened.
+	// Security is how to reach the brokers, and as whom. What is given by half is an error when a
+	// client is opened.
 	Security security.Config
-	// Replicas is how many copies of each partition EnsureTopics makes; what the brokers do by default where 0.
+	// Replicas is how many copies of each partition EnsureTopics makes; what the brokers do by
+	// default where 0.
 	Replicas int
-	// Stall is how long ReadAll waits for its next step before it fails with ErrStalled; 20 s where 0.
+	// Stall is how long ReadAll waits for its next step before it fails with ErrStalled; 20 s where
+	// 0.
 	Stall time.Duration
-	// Extra are further librdkafka properties, for tuning. What correctness rests on, such as the isolation level, cannot be
-	// changed by them.
+	// Extra are further librdkafka properties, for tuning. What correctness rests on, such as the
+	// isolation level, cannot be changed by them.
 	Extra map[string]string
 	// Logger is slog.Default() where nil.
 	Logger *slog.Logger
@@ -46,7 +50,8 @@ func (c Config) logger() *slog.Logger {
 	return c.Logger
 }
 
-// configMap merges the properties of a client: tuning, which Extra may change, and must, which it may not.
+// configMap merges the properties of a client: tuning, which Extra may change, and must, which it
+// may not.
 func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigMap, error) {
 	if c.Brokers == "" {
 		return nil, errors.New("kafka: no brokers given")
@@ -82,7 +87,8 @@ func secure(m kafka.ConfigMap, s security.Config) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	// Read here for the sake of the error alone: librdkafka's names neither the setting nor what is wrong with the file.
+	// Read here for the sake of the error alone: librdkafka's names neither the setting nor what is
+	// wrong with the file.
 	if _, err := s.ClientTLS(); err != nil {
 		return err
 	}
@@ -128,8 +134,9 @@ func (l *logs) close() {
 	l.done.Wait()
 }
 
-// severity maps a syslog level. A connection that fails is "error" to librdkafka, which goes on trying; what it means for the
-// work at hand comes back as an error of a call, so it is a warning here.
+// severity maps a syslog level. A connection that fails is "error" to librdkafka, which continues
+// trying; what it means for the work at hand comes back as an error of a call, so it is a warning
+// here.
 func severity(syslog int) slog.Level {
 	switch {
 	case syslog <= 2:

@@ -21,22 +21,23 @@ type TopicPartition struct {
 	Partition int32
 }
 
-// ConsumerConfig says what a Consumer reads and with whom it shares it.
+// ConsumerConfig describes what a Consumer reads and with whom it shares it.
 type ConsumerConfig struct {
 	Config
-	// Group is the consumer group. Its committed offsets are for outside lag tools alone: reading starts where Assigned
-	// says.
+	// Group is the consumer group. Its committed offsets are for outside lag tools alone: reading
+	// starts where Assigned says.
 	Group  string
 	Topics []string
-	// Assigned is told which partitions came, and answers from which offset each is read; one that it leaves out, or
-	// has at 0, is read from the beginning, wherever that is. Any other offset must be in the log, or Poll fails with
-	// ErrOutOfRange. It is called within Poll.
+	// Assigned is told which partitions came, and answers from which offset each is read; one that
+	// it leaves out, or has at 0, is read from the beginning, wherever that is. Any other offset
+	// must be in the log, or Poll fails with ErrOutOfRange. It is called within Poll.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
-	// Gone is called within Poll for a partition that does not have the offset to read. It reports whether to read the
-	// partition from its beginning instead of failing with ErrOutOfRange. It may be nil.
+	// Gone is called within Poll for a partition that does not have the offset to read. It reports
+	// whether to read the partition from its beginning instead of failing with ErrOutOfRange. It
+	// may be nil.
 	Gone func(TopicPartition) bool
-	// Revoked is told which partitions go, before another member can get them; of those lost, another may have them
-	// already. It is called within Poll and Close.
+	// Revoked is told which partitions go, before another member can get them; of those lost,
+	// another may have them already. It is called within Poll and Close.
 	Revoked func(partitions []TopicPartition, lost bool)
 }
 
@@ -50,8 +51,8 @@ type Message struct {
 	End     bool // no record: the partition ended before Offset when this was read
 }
 
-// Consumer is a member of a consumer group that reads what transactions have committed. One goroutine polls it and
-// seeks; the other methods may be called from any, but none after Close.
+// Consumer is a member of a consumer group that reads what transactions have committed. One
+// goroutine polls it and seeks; the other methods may be called from any, but none after Close.
 type Consumer struct {
 	cfg    ConsumerConfig
 	log    *slog.Logger
@@ -60,7 +61,7 @@ type Consumer struct {
 	logs   *logs
 
 	// Of the polling goroutine:
-	owned map[TopicPartition]*int64 // what Assigned was told of and Revoked was not, and the offset that Poll stands at
+	owned map[TopicPartition]*int64 // what Assigned was told of and Revoked was not, and the offset that Poll is at
 	last  struct {                  // of owned: the partition of the last message, as the next is of the same mostly
 		partition TopicPartition
 		at        *int64
@@ -69,14 +70,16 @@ type Consumer struct {
 	refused refusal
 }
 
-// NewConsumer joins the group. The group is left by Close, or when the process ends, after the session's timeout.
+// NewConsumer joins the group. The group is left by Close, or when the process ends, after the
+// session's timeout.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]*int64{}}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
-			// A killed member keeps its partitions this long. It is the shortest that brokers allow by default; twelve
-			// heartbeats, which the client sends from a thread of its own, fit into it. To be taken for dead costs a
-			// living member little: it joins again, and what it read is told apart by the sink.
+			// A killed member keeps its partitions this long. It is the shortest that brokers allow
+			// by default; twelve heartbeats, which the client sends from a thread of its own, fit
+			// into it. To be taken for dead costs a living member little: it joins again, and what
+			// it read is told apart by the sink.
 			"session.timeout.ms":         6000,
 			"heartbeat.interval.ms":      500, // a member learns of a rebalance with its heartbeat
 			"fetch.queue.backoff.ms":     2,   // the default, 1000, halves the throughput of a busy consumer
@@ -116,7 +119,8 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 		starts := c.cfg.Assigned(assigned)
 		for i, p := range assigned {
 			c.owned[p] = new(starts[p])
-			// 0 and not "the beginning", which the client would ask the brokers for first, and half a second later.
+			// 0 and not "the beginning", which the client would ask the brokers for first, and half
+			// a second later.
 			e.Partitions[i].Offset = kafka.Offset(starts[p])
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
@@ -147,9 +151,10 @@ func names(partitions []kafka.TopicPartition) []TopicPartition {
 	return out
 }
 
-// Poll waits for the next message, at most so long, and returns nil where none came. It must be called again within
-// max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error is fatal to the Consumer:
-// ErrOutOfRange, or ErrRefused before the group has let us in. What the client gets over by itself is logged.
+// Poll waits for the next message, at most so long, and returns nil if none came. It must be called
+// again within max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error
+// is fatal to the Consumer: ErrOutOfRange, or ErrRefused before the group has let us in. What the
+// client gets over by itself is logged.
 func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	switch e := c.client.Poll(int(timeout.Milliseconds())).(type) {
 	case *kafka.Message:
@@ -189,8 +194,9 @@ func (c *Consumer) stands(p TopicPartition, at int64) {
 	}
 }
 
-// outOfRange is called where some log does not hold the offset to read, and finds out which: the client does not say.
-// Where we stand at 0, nothing has been read yet, and the log begins later. All else is an error.
+// outOfRange is called where some log does not hold the offset to read, and finds out which: the
+// client does not say. Where we stand at 0, nothing has been read yet, and the log begins later.
+// All else is an error.
 func (c *Consumer) outOfRange() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -213,8 +219,9 @@ func (c *Consumer) outOfRange() error {
 		}
 		*at = start
 	}
-	// Some partition stands still now, and what stands still cannot seek. So all are taken anew, each where it stands:
-	// those that begin later too, whose own news of it may be on the way already.
+	// Some partition stands still now, and what stands still cannot seek. So all are taken anew,
+	// each where it stands: those that begin later too, whose own news of it may be on the way
+	// already.
 	again := make([]kafka.TopicPartition, 0, len(c.owned))
 	for p, at := range c.owned {
 		again = append(again, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(*at)})
@@ -225,8 +232,8 @@ func (c *Consumer) outOfRange() error {
 	return nil
 }
 
-// Seek makes assigned partitions continue at other offsets; 0 is the beginning. Nothing that was fetched before is
-// polled after.
+// Seek makes assigned partitions continue at other offsets; 0 is the beginning. Nothing that was
+// fetched before is polled after.
 func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	ps := make([]kafka.TopicPartition, 0, len(offsets))
 	for p, offset := range offsets {
@@ -247,8 +254,8 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	return nil
 }
 
-// Pause stops the fetching of assigned partitions, so that Poll can go on for the group's sake while there is no room
-// for messages.
+// Pause stops the fetching of assigned partitions, so that Poll can continue for the group's sake
+// while there is no room for messages.
 func (c *Consumer) Pause(partitions []TopicPartition) error {
 	return c.client.Pause(clientNames(partitions))
 }
@@ -266,7 +273,8 @@ func clientNames(partitions []TopicPartition) []kafka.TopicPartition {
 	return ps
 }
 
-// Store notes the offsets to read next, which the client commits to the group now and then and when a partition goes.
+// Store notes the offsets to read next, which the client commits to the group now and then and when
+// a partition goes.
 func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
 	ps := make([]kafka.TopicPartition, 0, len(offsets))
 	for p, offset := range offsets {
@@ -278,8 +286,8 @@ func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
 	return nil
 }
 
-// Ends asks the brokers where the partitions of a topic end: the offset behind the last record that Poll can return
-// now.
+// Ends asks the brokers where the partitions of a topic end: the offset behind the last record that
+// Poll can return now.
 func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	return c.admin.EndOffsets(ctx, topic)
 }
@@ -289,12 +297,13 @@ func (c *Consumer) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	return c.admin.Topic(ctx, name)
 }
 
-// closeTimeout is longer than a close takes that goes well, or that gives up because no broker answers.
+// closeTimeout is longer than a close takes that goes well, or that gives up because no broker
+// answers.
 const closeTimeout = 15 * time.Second
 
-// Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no broker answers it gives
-// up after the session's timeout, 6 seconds. Should the client hang, it is abandoned after 15: the group then waits for
-// its session to end, and the process can.
+// Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no
+// broker answers it gives up after the session's timeout, 6 seconds. Should the client hang, it is
+// abandoned after 15: the group then waits for its session to end, and the process can.
 func (c *Consumer) Close() error {
 	closed := make(chan error, 1)
 	go func() { closed <- c.client.Close() }()

@@ -56,7 +56,8 @@ func (m *member) leave(t *testing.T) {
 	}
 }
 
-// poll reads until the messages are as many as wanted, and says what came: values, and ends as "end 0:7".
+// poll reads until the messages are as many as wanted, and says what came: values, and ends as "end
+// 0:7".
 func (m *member) poll(t *testing.T, want int) []string {
 	t.Helper()
 	var got []string
@@ -135,7 +136,8 @@ func TestConsumerReadsWhatIsCommittedFromWhereItIsTold(t *testing.T) {
 	})
 }
 
-// A log whose first records were deleted is read from its first record on by who wants the beginning.
+// A log whose first records were deleted is read from its first record on by who wants the
+// beginning.
 func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
 	t.Parallel()
 	each(t, 3, func(t *testing.T, b broker) {
@@ -192,7 +194,7 @@ func TestOffsetsThatTheLogDoesNotHave(t *testing.T) {
 	}
 }
 
-// commitAndDelete writes a transaction to a partition, and deletes what stands before an offset.
+// commitAndDelete writes a transaction to a partition, and deletes what is before an offset.
 func (b broker) commitAndDelete(t *testing.T, partition int32, before int64, values ...string) {
 	t.Helper()
 	var records []kafka.Record
@@ -261,7 +263,7 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 // victim, in the environment, makes the test binary a member of a topic's group, to be killed.
 const victim = "MILLRACE_TEST_MEMBER"
 
-// beVictim tells when it owns partitions, and goes on polling.
+// beVictim reports when it owns partitions, and continues polling.
 func beVictim(brokersAndTopic string) error {
 	brokers, topic, _ := strings.Cut(brokersAndTopic, " ")
 	owns := make(chan struct{}, 1)
@@ -286,8 +288,8 @@ func beVictim(brokersAndTopic string) error {
 	return err
 }
 
-// The partitions of a member that was killed go to the others after the session's timeout. The embedded broker looks for the dead
-// in another way.
+// The partitions of a member that was killed go to the others after the session's timeout. The
+// embedded broker looks for the dead in another way.
 func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
 	t.Parallel()
 	b := newBroker(kafka.Config{Brokers: apache.Brokers(t), Logger: quiet})

@@ -13,11 +13,13 @@ import (
 )
 
 var (
-	// ErrFenced says that a newer producer has this one's transactional id, or that the broker gave up on a transaction
-	// that was open too long. Nothing this producer does will ever be committed; only a new one can go on.
+	// ErrFenced says that a newer producer has this one's transactional id, or that the broker gave
+	// up on a transaction that was open too long. Nothing this producer does will ever be
+	// committed; only a new one can continue.
 	ErrFenced = errors.New("fenced by a newer producer with the same transactional id")
 
-	// ErrMustAbort says that the transaction cannot be committed. After Abort the producer is good for the next one.
+	// ErrMustAbort says that the transaction cannot be committed. After Abort the producer is good
+	// for the next one.
 	ErrMustAbort = errors.New("the transaction must be aborted")
 
 	// ErrFatal says that the producer is of no more use: close it, and make a new one.
@@ -26,19 +28,20 @@ var (
 	// ErrUnknownTopic says that the topic does not exist.
 	ErrUnknownTopic = errors.New("unknown topic")
 
-	// ErrOutOfRange says that the log does not hold the offset to read from: what stood there was deleted, or the topic
-	// was truncated or made anew.
+	// ErrOutOfRange says that the log does not hold the offset to read from: what was there was
+	// deleted, or the topic was truncated or made anew.
 	ErrOutOfRange = errors.New("the offset is not in the log")
 
-	// ErrStalled says that a reading came no further: no broker answers, or a transaction stays open that hides what is
-	// behind it.
+	// ErrStalled says that a reading came no further: no broker answers, or a transaction stays
+	// open that hides what is behind it.
 	ErrStalled = errors.New("no progress")
 
-	// ErrTooLarge says that a record has more bytes than the producer or the topic takes. It never gets there as it is.
+	// ErrTooLarge says that a record has more bytes than the producer or the topic takes. It never
+	// gets there as it is.
 	ErrTooLarge = errors.New("the record is too large for the topic")
 
-	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that cannot get through
-	// returns it at once, while one that nobody answers waits.
+	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that
+	// cannot get through returns it at once, while one that nobody answers waits.
 	ErrRefused = security.ErrRefused
 )
 
@@ -59,9 +62,9 @@ func classify(p *kafka.Producer, doing string, err error) error {
 	switch {
 	case isCode(e, kafka.ErrAuthentication, kafka.ErrSsl):
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrRefused, e)
-	// Somebody else ended the transaction. librdkafka offers to recover from the last two by asking for a new epoch.
-	// That is right where the broker did it by itself, but would let a fenced producer take the id back from its
-	// successor, so we leave it to the caller.
+	// Somebody else ended the transaction. librdkafka offers to recover from the last two by asking
+	// for a new epoch. That is right where the broker did it by itself, but would let a fenced
+	// producer take the id back from its successor, so we leave it to the caller.
 	case isCode(e, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch, kafka.ErrInvalidTxnState):
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFenced, e)
 	case e.IsFatal():
@@ -86,11 +89,12 @@ func isCode(err error, codes ...kafka.ErrorCode) bool {
 	return false
 }
 
-// slice bounds one blocking call into librdkafka, which sees a context's deadline but not its cancellation.
+// slice bounds one blocking call into librdkafka, which sees a context's deadline but not its
+// cancellation.
 const slice = 200 * time.Millisecond
 
-// refusal remembers that brokers refused us. librdkafka tells it beside the calls that suffer from it, tries again for
-// ever, and lets them time out.
+// refusal remembers that brokers refused us. librdkafka tells it beside the calls that suffer from
+// it, tries again for ever, and lets them time out.
 type refusal struct{ last atomic.Pointer[kafka.Error] }
 
 func (r *refusal) note(e kafka.Error) {
@@ -106,7 +110,8 @@ func (r *refusal) err() error {
 	return nil
 }
 
-// resumed repeats a call that may be resumed after a timeout, until it ends, ctx does, or the brokers refuse us.
+// resumed repeats a call that may be resumed after a timeout, until it ends, ctx does, or the
+// brokers refuse us.
 func resumed(ctx context.Context, refused *refusal, call func(context.Context) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -136,7 +141,7 @@ func resumed(ctx context.Context, refused *refusal, call func(context.Context) e
 	}
 }
 
-// sleep waits for d and tells whether ctx still lives.
+// sleep waits for d and reports whether ctx still lives.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

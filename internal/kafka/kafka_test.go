@@ -36,8 +36,8 @@ type broker struct {
 	topic string // its own
 }
 
-// each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where partitions are
-// wanted.
+// each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where
+// partitions are wanted.
 func each(t *testing.T, partitions int32, test func(t *testing.T, b broker)) {
 	t.Helper()
 	apache.Each(t, func(t *testing.T, brokers string) {
@@ -160,7 +160,8 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 	})
 }
 
-// Brokers hear of new partitions and their leaders one after the other. That passes, so it is not the caller's to see.
+// Brokers hear of new partitions and their leaders one after the other. That passes, so it is not
+// the caller's to see.
 func TestEndsOfATopicThatWasJustWidened(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -383,7 +384,7 @@ func TestPropertiesThatCorrectnessRestsOnAreRefused(t *testing.T) {
 	}
 }
 
-// A reading that gets no further says so, and does not wait for ever.
+// A reading that gets no further says so, and does not block forever.
 func TestReadAllStalls(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {

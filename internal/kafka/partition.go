@@ -9,15 +9,15 @@ import (
 // AnyPartition leaves the choice of a record's partition to its key, as Partition computes it.
 const AnyPartition int32 = -1
 
-// Partition tells which of a topic's partitions a key goes to: murmur2, as the Java client, Kafka Connect and Kafka
-// Streams have it and as our producers are set to, so that whoever writes to or looks for a key finds the same one. The
-// key must not be nil: records without a key go anywhere.
+// Partition reports which of a topic's partitions a key goes to: murmur2, as the Java client, Kafka
+// Connect and Kafka Streams have it and as our producers are set to, so that whoever writes to or
+// looks for a key finds the same one. The key must not be nil: records without a key go anywhere.
 func Partition(key []byte, partitions int32) int32 {
 	return int32(murmur2(key)&0x7fffffff) % partitions
 }
 
-// headerPartitions carries, on each event, the number of partitions that its topic's keys are spread over. A widened
-// topic has more, but its keys stay where they are.
+// headerPartitions carries, on each event, the number of partitions that its topic's keys are
+// spread over. A widened topic has more, but its keys stay where they are.
 const headerPartitions = "millrace-partitions"
 
 // PartitionsHeader returns the header with the number of partitions that keys are spread over.
@@ -25,7 +25,8 @@ func PartitionsHeader(partitions int32) event.Header {
 	return event.Header{Key: headerPartitions, Value: strconv.AppendInt(nil, int64(partitions), 10)}
 }
 
-// PartitionsOf reads PartitionsHeader from a record's headers. It returns 0 if there is none or it is invalid.
+// PartitionsOf reads PartitionsHeader from a record's headers. It returns 0 if there is none or it
+// is invalid.
 func PartitionsOf(headers []event.Header) int32 {
 	for i := len(headers) - 1; i >= 0; i-- { // the relay adds it last
 		if headers[i].Key != headerPartitions {

@@ -75,15 +75,15 @@ func goChannels(m kafka.ConfigMap) kafka.ConfigMap {
 // TransactionalProducer writes records that become visible together. It is for one goroutine.
 type TransactionalProducer struct{ *connection }
 
-// NewTransactionalProducer opens a producer under a transactional id, of which at most one producer can commit. No
-// broker is asked before Init.
+// NewTransactionalProducer opens a producer under a transactional id, of which at most one producer
+// can commit. No broker is asked before Init.
 func NewTransactionalProducer(cfg Config, transactionalID string) (*TransactionalProducer, error) {
 	c, err := connect(cfg,
 		kafka.ConfigMap{
 			"compression.type": "lz4",
 			"linger.ms":        5, // Commit sends at once what waits
-			// How long a dead producer can hold up read_committed readers where no successor takes over its id.
-			// Messages time out with it by default.
+			// How long a dead producer can hold up read_committed readers where no successor takes
+			// over its id. Messages time out with it by default.
 			"transaction.timeout.ms": 30000,
 		},
 		goChannels(kafka.ConfigMap{
@@ -99,8 +99,8 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 	return &TransactionalProducer{c}, nil
 }
 
-// Init takes over the transactional id: it waits for or aborts what the last producer left behind and fences it. Call
-// it once, first.
+// Init takes over the transactional id: it waits for or aborts what the last producer left behind
+// and fences it. Call it once, first.
 func (p *TransactionalProducer) Init(ctx context.Context) error {
 	return classify(p.client, "take over the transactional id", resumed(ctx, p.refused, p.client.InitTransactions))
 }
@@ -110,8 +110,8 @@ func (p *TransactionalProducer) Begin() error {
 	return classify(p.client, "begin a transaction", p.client.BeginTransaction())
 }
 
-// Produce adds a record to the transaction. It copies the record and does not wait for the broker, but for room where
-// too much is on the way. Records of one partition keep their order.
+// Produce adds a record to the transaction. It copies the record and does not wait for the broker,
+// except for room where too much is on the way. Records of one partition keep their order.
 func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	err := enqueue(ctx, p.client, r, nil)
 	if isCode(err, kafka.ErrState) { // the transaction failed under way; Commit would tell why
@@ -120,8 +120,8 @@ func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	return classify(p.client, "produce to "+r.Topic, err)
 }
 
-// Commit makes the transaction's records visible. An error that is none of our sentinels leaves the outcome open. Close
-// the producer then: the Init of the next one settles it.
+// Commit returns the transaction's records visible. An error that is none of our sentinels leaves
+// the outcome open. Close the producer then: the Init of the next one settles it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	const doing = "commit the transaction"
 	// The wait for the records may be long, and ends with ctx.
@@ -135,23 +135,24 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	if err != nil {
 		return classify(p.client, doing, err)
 	}
-	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's state machine killed
-	// the process.
+	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's
+	// state machine killed the process.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	return classify(p.client, doing, p.client.CommitTransaction(end))
 }
 
-// endTimeout bounds the wait for the coordinator to end a transaction whose records are all delivered.
+// endTimeout bounds the wait for the coordinator to end a transaction whose records are all
+// delivered.
 const endTimeout = 10 * time.Second
 
-// Abort makes the transaction's records invisible for good.
+// Abort returns the transaction's records invisible for good.
 func (p *TransactionalProducer) Abort(ctx context.Context) error {
 	return classify(p.client, "abort the transaction", resumed(ctx, p.refused, p.client.AbortTransaction))
 }
 
-// Producer writes single records, each at least once and, while the producer lives, exactly once and in order. It is
-// safe for concurrent use.
+// Producer writes single records, each at least once and, while the producer lives, exactly once
+// and in order. It is safe for concurrent use.
 type Producer struct{ *connection }
 
 // NewProducer opens a producer.
@@ -165,8 +166,9 @@ func NewProducer(cfg Config) (*Producer, error) {
 	return &Producer{c}, nil
 }
 
-// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have it nonetheless.
-// Without an answer for half a minute it fails, with ErrRefused too where that is why.
+// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have
+// it nonetheless. Without an answer for half a minute it fails, with ErrRefused too where that is
+// why.
 func (p *Producer) Produce(ctx context.Context, r Record) error {
 	err := p.produce(ctx, r)
 	if err == nil {
@@ -176,8 +178,8 @@ func (p *Producer) Produce(ctx context.Context, r Record) error {
 	return errors.Join(err, p.refused.err())
 }
 
-// ProduceAll is Produce for many records, which are on their way together. After an error the brokers may have any of
-// them.
+// ProduceAll is Produce for many records, which are on their way together. After an error the
+// brokers may have any of them.
 func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 	if err := p.produce(ctx, records...); err != nil {
 		return errors.Join(err, p.refused.err())

@@ -14,15 +14,17 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// ReadAll calls fn with every committed record of a topic from the offsets in from (a partition that is not there: its
-// first record) up to, and without, the offsets in to; partitions that are not in to are not read. Records of a partition
-// come in order. If a transaction below to is open, it waits for its end. If nothing comes for Config.Stall, it fails
-// with ErrStalled. An error of fn ends the reading and is returned.
+// ReadAll calls fn with every committed record of a topic from the offsets in from (a partition
+// that is not there: its first record) up to, and without, the offsets in to; partitions that are
+// not in to are not read. Records of a partition come in order. If a transaction below to is open,
+// it waits for its end. If nothing comes for Config.Stall, it fails with ErrStalled. An error of fn
+// ends the reading and is returned.
 func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	return readAll(ctx, cfg, "read_committed", topic, from, to, fn)
 }
 
-// ReadUncommitted is ReadAll without the wait: it passes records of open and of aborted transactions, too.
+// ReadUncommitted is ReadAll without the wait: it passes records of open and of aborted
+// transactions, too.
 func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
 }

@@ -12,10 +12,12 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// maxRecord is librdkafka's message.max.bytes, which no producer here raises: a topic must take records of that size.
+// maxRecord is librdkafka's message.max.bytes, which no producer here raises: a topic must take
+// records of that size.
 const maxRecord = 1_000_000
 
-// Settings says which settings of topics are not what the system counts on. An error means that a topic could not be asked about.
+// Settings reports which settings of topics are not what the system counts on. An error means that
+// a topic could not be asked about.
 func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault, error) {
 	resources := make([]kafka.ConfigResource, len(topics))
 	byName := make(map[string]Topic, len(topics))
@@ -59,7 +61,8 @@ func (a *Admin) copies(topic string) (int, error) {
 	return 0, fmt.Errorf("kafka: topic %s: %w", topic, ErrUnknownTopic)
 }
 
-// topicFaults judges a topic's settings, as DescribeConfigs gives them. A setting that the server does not tell is not judged.
+// topicFaults judges a topic's settings, as DescribeConfigs gives them. A setting that the server
+// does not tell is not judged.
 func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fault {
 	var faults []settings.Fault
 	add := func(fatal bool, setting, want, set, effect string) {

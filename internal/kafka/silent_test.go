@@ -28,8 +28,8 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Brokers that take connections and answer nothing are waited for by a process that starts, which says so; a question
-// of one that runs fails.
+// Brokers that take connections and answer nothing are waited for by a process that starts, which
+// says so; a question of one that runs fails.
 func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -61,7 +61,8 @@ func TestSilentBroker(t *testing.T) {
 	}
 }
 
-// Brokers that are all frozen in the middle of work do not hang those who ask; once they go on, so do the questions.
+// Brokers that are all frozen in the middle of work do not hang those who ask; once they continue,
+// so do the questions.
 func TestFrozenBroker(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

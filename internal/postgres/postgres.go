@@ -1,5 +1,5 @@
-// Package postgres opens PostgreSQL for database/sql, for what others have written against that interface: iceberg-go's
-// catalog. The event store is ours and speaks pgx itself.
+// Package postgres opens PostgreSQL for database/sql, for what others have written against that
+// interface: iceberg-go's catalog. The event store is ours and speaks pgx itself.
 package postgres
 
 import (
@@ -22,14 +22,14 @@ const (
 	connections    = 8               // at most; the rest wait
 	idle           = time.Minute
 
-	// silent is how long a statement may bring nothing. They are short here; one waits for another process that has
-	// something to set up.
+	// silent is how long a statement may bring nothing. They are short here; one waits for another
+	// process that has something to set up.
 	silent = 2 * time.Minute
 )
 
-// Open makes a pool of connections by a connection string, a URL (postgres://user@host/database) or keywords
-// (host=… dbname=…). A password that is not empty takes the place of the string's. Nothing is connected yet. No error
-// shows a password.
+// Open returns a pool of connections by a connection string, a URL (postgres://user@host/database)
+// or keywords (host=… dbname=…). A password that is not empty takes the place of the string's.
+// Nothing is connected yet. No error shows a password.
 func Open(conn, password, application string) (*sql.DB, error) {
 	return open(conn, password, application, silent)
 }
@@ -49,7 +49,8 @@ func open(conn, password, application string, silent time.Duration) (*sql.DB, er
 		c.RuntimeParams["application_name"] = application
 	}
 	c.DialFunc = stall.Dialer(&net.Dialer{Timeout: c.ConnectTimeout, KeepAlive: keepAlive}, silent)
-	// The statements come with their values inside, each another text: preparing them would only fill caches.
+	// The statements come with their values inside, each another text: preparing them would only
+	// fill caches.
 	c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	db := stdlib.OpenDB(*c)
 	db.SetMaxOpenConns(connections)
@@ -58,10 +59,11 @@ func open(conn, password, application string, silent time.Duration) (*sql.DB, er
 	return db, nil
 }
 
-// Alone runs f while no other process that uses Alone with this name in this database does. It costs a connection of db
-// beside those that f uses.
+// Alone runs f while no other process that uses Alone with this name in this database does. It
+// costs a connection of db beside those that f uses.
 func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context) error) (err error) {
-	// The lock is the transaction's, not the session's, so that it works through a connection pooler too.
+	// The lock is the transaction's, not the session's, so that it works through a connection
+	// pooler too.
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("wait for other processes: %w", err)
@@ -83,7 +85,7 @@ func Denied(err error) bool {
 	return errors.As(err, &state) && state.SQLState() == "42501"
 }
 
-// NoTable tells whether a statement failed for a table that is not there.
+// NoTable reports whether a statement failed for a table that is not there.
 func NoTable(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42P01"

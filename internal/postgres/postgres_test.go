@@ -84,7 +84,8 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// A server that hangs does not hang those who set no limit themselves. Once it goes on, so do they.
+// A server that hangs does not hang those who set no limit themselves. Once it continues, so do
+// they.
 func TestHungServer(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

@@ -1,6 +1,7 @@
-// Package redis keeps the documents of views in Redis, and is the one place that knows its client. A write is guarded by
-// the document's version, so that any redelivery is a no-op and no writer can undo a later one; and a view that has lost
-// data says so, for Redis may be flushed, restarted empty, or fail over to a copy that lacks the last writes.
+// Package redis keeps the documents of views in Redis, and is the one place that knows its client.
+// A write is guarded by the document's version, so that any redelivery is a no-op and no writer can
+// undo a later one; and a view that has lost data says so, for Redis may be flushed, restarted
+// empty, or fail over to a copy that lacks the last writes.
 package redis
 
 import (
@@ -24,7 +25,8 @@ func init() { logging.Disable() }
 type Config struct {
 	// Addr is "host:port"; or "host:port,host:port", seeds of a cluster.
 	Addr string
-	// Username and Password log in. Without a password nobody logs in; without a name it is the default user.
+	// Username and Password log in. Without a password nobody logs in; without a name it is the
+	// default user.
 	Username, Password string
 	// TLS is how the server is trusted; nil means no TLS.
 	TLS *tls.Config
@@ -33,8 +35,8 @@ type Config struct {
 // Client is a pool of connections. It is safe for concurrent use.
 type Client struct{ rdb redis.UniversalClient }
 
-// Open connects and logs in. It fails where nobody answers before ctx ends, and where one side does not trust the other.
-// No error names the password.
+// Open connects and logs in. It fails if nobody answers before ctx ends, and where one side does
+// not trust the other. No error names the password.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	addrs := strings.Split(cfg.Addr, ",")
 	for i, addr := range addrs {
@@ -77,7 +79,8 @@ func (c *Client) check(ctx context.Context, cfg Config) error {
 	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
 		return nil
 	}
-	// Every command of one node's client would be answered with "MOVED" sooner or later. A server that does not tell is none.
+	// Every command of one node's client would be answered with "MOVED" sooner or later. A server
+	// that does not tell is none.
 	if info, err := c.rdb.Info(ctx, "cluster").Result(); err == nil && strings.Contains(info, "cluster_enabled:1") {
 		return errors.New("it is a node of a cluster: give the addresses of several nodes, with commas between")
 	}

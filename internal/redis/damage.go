@@ -14,10 +14,10 @@ import (
 
 // How damage is handled.
 //
-// Every document is stored with a checksum, so a value that Save did not write is never read as a document. Load and
-// Each return the others beside a *DamagedError. Discard sets the damaged values aside and breaks the mark of their
-// shard. So the view is not whole any more, and its feeder reads the log again, which restores what is missing. A key
-// of a wrong type is set aside by Begin.
+// Every document is stored with a checksum, so a value that Save did not write is never read as a
+// document. Load and Each return the others beside a *DamagedError. Discard sets the damaged values
+// aside and breaks the mark of their shard. So the view is not whole any more, and its feeder reads
+// the log again, which restores what is missing. A key of a wrong type is set aside by Begin.
 
 // DamagedError names documents whose stored value was not written by Save.
 type DamagedError struct {
@@ -70,10 +70,11 @@ func checksum(id string, version uint64, data []byte) uint32 {
 	return crc32.Update(sum, checksums, data)
 }
 
-// asideKey is where a shard keeps the damaged values that Discard removed last.
+// asideKey returns where a shard keeps the damaged values that Discard removed last.
 func (d *Documents) asideKey(shard uint32) string { return d.key("damaged", shard) }
 
-// discardScript moves fields that still have the damaged value to another hash, and removes the shard's mark.
+// discardScript moves fields that still have the damaged value to another hash, and removes the
+// shard's mark.
 //
 //	ARGV  an id and the damaged value by turns
 const discardScript = `
@@ -108,7 +109,7 @@ func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 	return nil
 }
 
-// ForgetPositions makes the view start over, because its positions are damaged. Documents stay.
+// ForgetPositions returns the view start over, because its positions are damaged. Documents stay.
 func (d *Documents) ForgetPositions(ctx context.Context) error {
 	if err := d.rdb.Del(ctx, d.positionsKey()).Err(); err != nil {
 		return fmt.Errorf("redis: forget the positions of %s: %w", d.name, err)

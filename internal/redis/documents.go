@@ -15,19 +15,22 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
-// Documents is one version of one view: versioned documents by id, an index from a reference to ids, and positions:
+// Documents is one version of one view: versioned documents by id, an index from a reference to
+// ids, and positions:
 //
 //	millrace:orderstatus:v2:docs:{orderstatus:v2:00}         hash: id → version and checksum in 16 and 8 hexadecimal digits, then the data
 //	millrace:orderstatus:v2:ref:{orderstatus:v2:00}:536365   set: ids of the documents with that reference
 //	millrace:orderstatus:v2:positions:{orderstatus:v2:00}    hash: field → position
 //
-// The documents lie in few hashes, the shards, so that they can be counted, listed and dropped without looking at the keys
-// of others, and so that one call of the script that guards the versions takes a whole batch. One server has one shard; a
-// cluster has more, whose braces spread them over its nodes and keep all keys of one script in one slot. Every key of the
-// view belongs to a shard, so who visits all shards has visited all nodes that hold any of it, and a node that lost its data
-// has lost a shard's mark: whole.go says what that is for.
+// The documents lie in few hashes, the shards, so that they can be counted, listed and dropped
+// without looking at the keys of others, and so that one call of the script that guards the
+// versions takes a whole batch. One server has one shard; a cluster has more, whose braces spread
+// them over its nodes and keep all keys of one script in one slot. Every key of the view belongs to
+// a shard, so who visits all shards has visited all nodes that hold any of it, and a node that lost
+// its data has lost a shard's mark: whole.go says what that is for.
 //
-// The scripts are sent whole: a server knows them by their hash anyway, and one that was restarted needs no special care.
+// The scripts are sent whole: a server knows them by their hash anyway, and one that was restarted
+// needs no special care.
 type Documents struct {
 	rdb    redis.UniversalClient
 	name   string // "orderstatus:v2"
@@ -42,8 +45,8 @@ type Document struct {
 	ID      string // not empty
 	Version uint64
 	Data    []byte
-	// Reference is another name to find it by; may be empty. It is stored beside the document, and cannot be changed by
-	// a later version.
+	// Reference is another name to find it by; may be empty. It is stored beside the document, and
+	// cannot be changed by a later version.
 	Reference string
 }
 
@@ -62,7 +65,7 @@ func (c *Client) Documents(view string) *Documents {
 	return d
 }
 
-// key is a key that lies in a shard's slot.
+// key returns a key that is in a shard's slot.
 func (d *Documents) key(kind string, shard uint32) string {
 	return fmt.Sprintf("%s%s:%s:{%s:%02x}", prefix, d.name, kind, d.name, shard)
 }
@@ -80,9 +83,10 @@ func (d *Documents) shardOf(name string) uint32 {
 	return h.Sum32() % d.shards
 }
 
-// saveScript writes those documents into a shard whose version is higher than the stored one. Versions of equal length
-// compare as strings; Lua's numbers would lose digits. Where the shard's mark is not what the writer knows it writes nothing
-// and answers -1; else it counts the write in the mark, and answers with the count.
+// saveScript writes those documents into a shard whose version is higher than the stored one.
+// Versions of equal length compare as strings; Lua's numbers would lose digits. Where the shard's
+// mark is not what the writer knows it writes nothing and answers -1; else it counts the write in
+// the mark, and answers with the count.
 //
 //	ARGV  epoch or empty, count of writes, then an id and a document by turns
 const saveScript = `
@@ -114,9 +118,10 @@ func script() string {
 	return saveScript
 }
 
-// Save writes documents, each only where its version is higher than the stored one, and their references in any case.
-// It fails with ErrLost where a shard is not what this process knows of it, and may have written to other shards then.
-// Before the first call of Begin or Positions nothing is known, and nothing is checked.
+// Save writes documents, each only where its version is higher than the stored one, and their
+// references in any case. It fails with ErrLost where a shard is not what this process knows of it,
+// and may have written to other shards then. Before the first call of Begin or Positions nothing is
+// known, and nothing is checked.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
 	if len(docs) == 0 {
 		return nil
@@ -132,8 +137,8 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		}
 	}
 	answers := map[uint32]*redis.Cmd{}
-	// One round trip for all. A document may be lost in a crash and its reference not, or the other way round: then
-	// neither was answered for, and both come again.
+	// One round trip for all. A document may be lost in a crash and its reference not, or the other
+	// way round: then neither was answered for, and both come again.
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, doc := range docs {
 			shard := d.shardOf(doc.ID)
@@ -184,8 +189,8 @@ func parseVersioned(id, value string) (doc Document, ok bool) {
 	return doc, err1 == nil && err2 == nil && uint32(sum) == checksum(id, version, doc.Data)
 }
 
-// Load reads documents by id; one that does not exist is left out. References are not read back. If some are damaged,
-// the error is a *DamagedError and the others are returned.
+// Load reads documents by id; one that does not exist is left out. References are not read back. If
+// some are damaged, the error is a *DamagedError and the others are returned.
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[uint32][]string{}
 	for _, id := range ids {
@@ -238,7 +243,7 @@ func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, err
 	return ids, nil
 }
 
-// Unreferenced gives those of the documents that their references do not find.
+// Unreferenced returns those of the documents that their references do not find.
 func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[string]bool, err error) {
 	answers := map[string]*redis.BoolCmd{}
 	_, err = d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -283,12 +288,13 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	return sum, nil
 }
 
-// Each calls fn once with every document, in no order. One that is written meanwhile may come in either version. If
-// some are damaged, fn is called with the others and the error is a *DamagedError.
+// Each calls fn once with every document, in no order. One that is written meanwhile may come in
+// either version. If some are damaged, fn is called with the others and the error is a
+// *DamagedError.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 	bad := damaged{view: d.name}
 	for n := range d.shards {
-		seen := map[string]bool{"": true} // a scan may repeat what it meets while the server resizes the hash; and the mark is no document
+		seen := map[string]bool{"": true} // a scan may repeat what it meets while the server resizes the hash; and the mark is not a document
 		scan := d.rdb.HScan(ctx, d.docsKey(n), 0, "", 256).Iterator()
 		for scan.Next(ctx) {
 			id := scan.Val()

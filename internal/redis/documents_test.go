@@ -128,7 +128,8 @@ func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 	})
 }
 
-// The documents behave as a map from id to the highest version ever written, whatever bytes they hold.
+// The documents behave as a map from id to the highest version ever written, whatever bytes they
+// hold.
 func TestDocumentsAreAMap(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {

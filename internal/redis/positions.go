@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Move takes a position from one value to another; empty is not there. A field does not begin with "~".
+// Move takes a position from one value to another; empty is not there. A field does not begin with
+// "~".
 type Move struct{ Field, From, To string }
 
 // Fields of the hash of positions that are none: the epoch, and a count of writes per shard.
@@ -17,8 +18,9 @@ const (
 	writesField = "~writes:"
 )
 
-// moveScript makes all moves where every position is where its move starts, or at its end already: the client repeats a
-// call whose answer was lost. Otherwise it answers with the first field that is not, which may be the epoch's.
+// moveScript makes all moves where every position is where its move starts, or at its end already:
+// the client repeats a call whose answer was lost. Otherwise it answers with the first field that
+// is not, which may be the epoch's.
 //
 //	ARGV  epoch, how many counts, a field and a count by turns, then field, from and to by turns
 const moveScript = `
@@ -47,7 +49,7 @@ func (d *Documents) positionsKey() string { return d.key("positions", 0) }
 // positions is what their hash holds.
 type positions struct {
 	fields map[string]string
-	epoch  string           // empty where the view was never begun, or has lost it
+	epoch  string           // empty if the view was never begun, or has lost it
 	writes map[uint32]int64 // by shard
 	broken bool             // something of it cannot be read
 }
@@ -83,7 +85,8 @@ func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 	return p, nil
 }
 
-// Positions reads all positions. There are none where the view is not whole: it was never begun, or has lost something.
+// Positions reads all positions. There are none if the view is not whole: it was never begun, or
+// has lost something.
 func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
 	p, whole, err := d.look(ctx)
 	if err != nil || !whole {
@@ -93,8 +96,9 @@ func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
 	return p.fields, nil
 }
 
-// MovePositions makes all moves or none. Where a position is not where its move starts, or the view was begun anew
-// since this process has last looked, it fails with ErrLost. Begin comes before the first call.
+// MovePositions makes all moves or none. Where a position is not where its move starts, or the view
+// was begun anew since this process has last looked, it fails with ErrLost. Begin comes before the
+// first call.
 func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
 	known := d.snapshot()
 	args := make([]any, 0, 2+2*len(known.writes)+3*len(moves))

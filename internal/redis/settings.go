@@ -11,7 +11,8 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// Settings says which settings of the servers are not what views count on. A server that tells nothing of itself is not judged.
+// Settings reports which settings of the servers are not what views count on. A server that tells
+// nothing of itself is not judged.
 func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mu sync.Mutex
 	var faults []settings.Fault

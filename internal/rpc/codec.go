@@ -12,9 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Codecs are those of connect, but for what they say of a request that cannot be read: it names the field, as the
-// contract does, and no Go type. A strict one refuses fields and names of enums that the contract does not have, which
-// the others pass over.
+// Codecs are those of connect, except for what they say of a request that cannot be read: it names
+// the field, as the contract does, and no Go type. A strict one refuses fields and names of enums
+// that the contract does not have, which the others pass over.
 func Codecs(strict bool) []connect.HandlerOption {
 	return []connect.HandlerOption{
 		connect.WithCodec(binaryCodec{}),
@@ -109,7 +109,8 @@ func protoMessage(message any) (proto.Message, error) {
 	return m, nil
 }
 
-// reason is what Protobuf's libraries say, without their prefix, whose space is now and then a no-break one.
+// reason returns what Protobuf's libraries say, without their prefix, whose space is now and then a
+// no-break one.
 func reason(err error) string {
 	text := strings.TrimPrefix(err.Error(), "proto:")
 	return strings.TrimLeft(text, " \u00a0")

@@ -86,7 +86,8 @@ const (
 	order        = `{"currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
 )
 
-// A request that changes something is refused where a part of it would be passed over, and the error names the field.
+// A request that changes something is refused where a part of it would be passed over, and the
+// error names the field.
 func TestMisspelledJSONIsRefused(t *testing.T) {
 	t.Parallel()
 	post := raw(t)

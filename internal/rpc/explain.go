@@ -12,13 +12,14 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// A fieldError says which field of a request in JSON is at fault. Its path is written as in the errors of validation.
+// A fieldError says which field of a request in JSON is at fault. Its path is written as in the
+// errors of validation.
 type fieldError struct{ path, why string }
 
 func (e *fieldError) Error() string { return e.path + ": " + e.why }
 
-// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body a second time, which
-// only a faulty request costs.
+// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body
+// a second time, which only a faulty request costs.
 func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
 	var syntax *json.SyntaxError
 	var whole json.RawMessage
@@ -39,7 +40,7 @@ func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, re
 
 type explainer struct{ strict bool }
 
-// message finds the first field of an object that is at fault; nil where none is.
+// message finds the first field of an object that is at fault; nil if none is.
 func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.MessageDescriptor) error {
 	if md.FullName().Parent() == "google.protobuf" { // has a form of its own
 		if protojson.Unmarshal(raw, dynamicpb.NewMessage(md)) != nil {
@@ -197,7 +198,7 @@ func orBody(path string) string {
 
 const longestShown = 64 // bytes of a name that a caller made up
 
-// printable is a name that a caller made up as an error can show it.
+// printable returns a name that a caller made up as an error can show it.
 func printable(name string) string {
 	if len(name) > longestShown {
 		name = strings.ToValidUTF8(name[:longestShown], "") + "…"
@@ -208,7 +209,7 @@ func printable(name string) string {
 
 const mostEdits = 2
 
-// didYouMean suggests the name that is nearest; empty where none is near.
+// didYouMean suggests the name that is nearest; empty if none is near.
 func didYouMean(given string, names []string) string {
 	best, nearest := mostEdits+1, ""
 	for _, name := range names {
@@ -225,7 +226,7 @@ func didYouMean(given string, names []string) string {
 	return fmt.Sprintf("; did you mean %s?", nearest)
 }
 
-// edits is how many bytes must be put in, taken out or changed to make b of a.
+// edits returns how many bytes must be put in, taken out or changed to make b of a.
 func edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -17,8 +17,8 @@ import (
 // goTexts are what errors of Go's libraries say, which tells a client of another language nothing.
 var goTexts = []string{"strconv", "json:", "proto:", "*errors", "base64.", "illegal base64", "http:"}
 
-// What is wrong with a request's headers, encodings and parameters is the client's fault in every protocol, and said in
-// words that need no knowledge of Go.
+// What is wrong with a request's headers, encodings and parameters is the client's fault in every
+// protocol, and said in words that need no knowledge of Go.
 func TestFaultsOfRequests(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()

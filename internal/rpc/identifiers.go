@@ -15,13 +15,14 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// This is the one place where identifiers of requests become what the stores, views and tokens have: behind it every service
-// may compare them as they are. What is to be done with a field its contract says.
+// This is the one place where identifiers of requests become what the stores, views and tokens
+// have: behind it every service may compare them as they are. What is to be done with a field its
+// contract says.
 
 // step is what is done with one field.
 type step struct {
 	field protoreflect.FieldDescriptor
-	do    func(*edge, protoreflect.Value) (protoreflect.Value, string) // the value to go on with, and what is wrong with it
+	do    func(*edge, protoreflect.Value) (protoreflect.Value, string) // the value to continue with, and what is wrong with it
 	sub   []step                                                       // where the field is a message of ours
 }
 
@@ -120,14 +121,16 @@ func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	return v, ""
 }
 
-// identify brings the identifiers of a request to the form that every service has, and tells which are refused.
+// identify brings the identifiers of a request to the form that every service has, and tells which
+// are refused.
 func identify(m proto.Message, currencies event.Currencies) []*validate.Violation {
 	e := &edge{currencies: currencies}
 	e.message(m.ProtoReflect(), planOf(m.ProtoReflect().Descriptor()), nil)
 	return e.violations
 }
 
-// place is a field on the way from the request to a value, and the value's index where it is a list.
+// place is a field on the way from the request to a value, and the value's index where it is a
+// list.
 type place struct {
 	field protoreflect.FieldDescriptor
 	index int
@@ -154,7 +157,7 @@ func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 	}
 }
 
-// value tells whether a value is another one now.
+// value reports whether a value is another one now.
 func (e *edge) value(s step, v protoreflect.Value, path []place) (protoreflect.Value, bool) {
 	if s.sub != nil {
 		e.message(v.Message(), s.sub, path)

@@ -14,8 +14,9 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// Intake runs before Connect's handlers and finds what is wrong with a request before they do: they call broken frames,
-// bodies that end early and bad base64 Internal or Unknown, as if the fault were the server's.
+// Intake runs before Connect's handlers and finds what is wrong with a request before they do: they
+// call broken frames, bodies that end early and bad base64 Internal or Unknown, as if the fault
+// were the server's.
 func Intake(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -86,14 +87,16 @@ func (c *checked) Read(p []byte) (int, error) {
 	return n, invalid("the body ends early or is not framed as HTTP asks")
 }
 
-// Overloaded is the error of a call that was turned away before it was begun. It says when to try again.
+// Overloaded returns the error of a call that was turned away before it was begun. It says when to
+// try again.
 func Overloaded(why error) *connect.Error {
 	err := connect.NewError(connect.CodeResourceExhausted, why)
 	err.Meta().Set("Retry-After", server.RetryAfter)
 	return err
 }
 
-// frames follows the frames of gRPC, gRPC-Web and Connect's streams: a byte of flags, four of length, the message.
+// frames follows the frames of gRPC, gRPC-Web and Connect's streams: a byte of flags, four of
+// length, the message.
 type frames struct {
 	compression bool // is named, so that messages may be compressed
 	last        byte // flag of Connect's end of a stream; 0: there is none
@@ -103,7 +106,7 @@ type frames struct {
 	left uint32 // bytes of the message that are to come
 }
 
-// framesOf tells by the content type how a body is framed; nil where it is not.
+// framesOf tells by the content type how a body is framed; nil if it is not.
 func framesOf(h http.Header) *frames {
 	contentType := strings.ToLower(h.Get("Content-Type"))
 	encoding, f := "", &frames{}

@@ -76,7 +76,8 @@ func TestBrokenFramesAreInvalid(t *testing.T) {
 	}
 }
 
-// grpcStatus is what gRPC-Web says at the end of the body, or in the header where there is nothing else to say.
+// grpcStatus returns what gRPC-Web says at the end of the body, or in the header where there is
+// nothing else to say.
 func grpcStatus(res *http.Response, body []byte) string {
 	if s := res.Header.Get("Grpc-Status"); s != "" {
 		return s

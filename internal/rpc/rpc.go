@@ -1,5 +1,5 @@
-// Package rpc is the door of every Connect service: it bounds and validates what comes in, and keeps panics and the
-// inner workings of errors from going out.
+// Package rpc is the door of every Connect service: it bounds and validates what comes in, and
+// keeps panics and the inner workings of errors from going out.
 package rpc
 
 import (
@@ -27,10 +27,11 @@ const MaxRequestBytes = 4 << 20
 // minCompressedBytes is the size from which an answer is worth compressing. A receipt is not.
 const minCompressedBytes = 1024
 
-// maxViolations is how many broken rules an error names: error details travel in HTTP trailers, which are small.
+// maxViolations is how many broken rules an error names: error details travel in HTTP trailers,
+// which are small.
 const maxViolations = 10
 
-// HandlerOptions are the options every handler is made with:
+// HandlerOptions returns the options every handler is made with:
 //   - a request above MaxRequestBytes is ResourceExhausted;
 //   - one that cannot be read is InvalidArgument, and its message names the field where it is JSON;
 //   - identifiers in it are brought to one form, so that handlers may compare them as they are (see identifiers.go);
@@ -50,9 +51,9 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 	)
 }
 
-// OperationOptions are the options of a service that those call who run the system. Requests are read as by
-// HandlerOptions; an error that is not a *connect.Error is a store, a broker or a disk that did not answer, and whoever
-// looks into that is told which and why.
+// OperationOptions returns the options of a service that those call who run the system. Requests
+// are read as by HandlerOptions; an error that is not a *connect.Error is a store, a broker or a
+// disk that did not answer, and whoever looks into that is told which and why.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 	d := door{logger: logger, clock: time.Now, strict: true}
 	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))
@@ -102,12 +103,13 @@ func (o operations) told(ctx context.Context, spec connect.Spec, err error) erro
 // Option changes what a door takes.
 type Option func(*door)
 
-// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes something must not
-// be misunderstood; a question may be asked with words that only a newer server knows.
+// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes
+// something must not be misunderstood; a question may be asked with words that only a newer server
+// knows.
 func Strict() Option { return func(d *door) { d.strict = true } }
 
-// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this server's clock:
-// clients have clocks of their own.
+// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this
+// server's clock: clients have clocks of their own.
 func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
 
 // WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals.
@@ -197,7 +199,7 @@ func (d door) ahead(now time.Time) string {
 	return text
 }
 
-// public is what a caller may see of an error.
+// public returns what a caller may see of an error.
 func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {

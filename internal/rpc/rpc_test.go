@@ -172,8 +172,8 @@ func (o operations) Verify(ctx context.Context, _ *connect.Request[adminv1.Verif
 	return o.fail(ctx)
 }
 
-// Who runs the system is told what does not answer, and that it may be tried again: a store that is away is nobody's
-// bug.
+// Who runs the system is told what does not answer, and that it may be tried again: a store that is
+// away is nobody's bug.
 func TestErrorsOfOperations(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -7,12 +7,14 @@ import (
 	"net/http"
 )
 
-// maxHeld is how much of a body is read before the request's turn. What is larger is read during it.
+// maxHeld is how much of a body is read before the request's turn. What is larger is read during
+// it.
 const maxHeld = 4<<20 + 1<<10
 
-// Admit lets requests through the gate. Whose turn would come too late is turned away before its body is read; who is
-// let in has sent its body, so that slow clients hold no place in the gate. refuse answers with ErrOverloaded, or with
-// the error of a request's context that ended while it waited.
+// Admit lets requests through the gate. Whose turn would come too late is turned away before its
+// body is read; who is let in has sent its body, so that slow clients hold no place in the gate.
+// refuse answers with ErrOverloaded, or with the error of a request's context that ended while it
+// waited.
 func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseWriter, *http.Request, error), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := class(r)
@@ -33,7 +35,7 @@ func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseW
 	})
 }
 
-// As is a class for all requests.
+// As returns a class for all requests.
 func As(c Class) func(*http.Request) Class { return func(*http.Request) Class { return c } }
 
 // readAhead reads a body, and gives one that tells the same, its error included.

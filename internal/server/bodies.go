@@ -18,12 +18,14 @@ var (
 
 const writeTimeout = time.Minute // in which a client must take one piece of an answer
 
-// Bodies bounds what requests bring: the time that a body takes, and the bytes of all bodies together.
+// Bodies bounds what requests bring: the time that a body takes, and the bytes of all bodies
+// together.
 type Bodies struct {
 	Timeout  time.Duration
 	MaxBytes int64 // of the bodies of all requests under way
-	// Stream reports whether a request's body is a stream of messages, which lasts as long as the client goes on: then
-	// it is the silence between two of them that is bounded. Its handler bounds the messages. Nil: none is.
+	// Stream reports whether a request's body is a stream of messages, which lasts as long as the
+	// client continues: then it is the silence between two of them that is bounded. Its handler
+	// bounds the messages. Nil: none is.
 	Stream  func(*http.Request) bool
 	Silence time.Duration
 
@@ -90,8 +92,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, errors.Join(ErrBody, err)
 }
 
-// writer gives each piece of an answer a deadline of its own, so that long answers may take long, and be silent in
-// between.
+// writer gives each piece of an answer a deadline of its own, so that long answers may take long,
+// and be silent in between.
 type writer struct {
 	http.ResponseWriter
 	control *http.ResponseController

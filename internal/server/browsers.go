@@ -11,13 +11,15 @@ import (
 type Hosts struct {
 	// Names that are allowed, without a port.
 	Names []string
-	// Any allows every name. Browsers are kept out by tokens then, which a page of another site does not have.
+	// Any allows every name. Browsers are kept out by tokens then, which a page of another site
+	// does not have.
 	Any bool
 }
 
-// Guard refuses what a browser sends because another site's page told it to. A name that the page's owner has pointed
-// at this machine (DNS rebinding) is none of the hosts' names; and a page of another origin is named by the browser
-// itself. Programs other than browsers send neither. refuse answers.
+// Guard refuses what a browser sends because another site's page told it to. A name that the page's
+// owner has pointed at this machine (DNS rebinding) is none of the hosts' names; and a page of
+// another origin is named by the browser itself. Programs other than browsers send neither. refuse
+// answers.
 func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why string), next http.Handler) http.Handler {
 	allowed := map[string]bool{"localhost": true, "127.0.0.1": true, "::1": true}
 	for _, name := range hosts.Names {
@@ -41,7 +43,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 	})
 }
 
-// hostname is a host without its port, as names are compared.
+// hostname returns a host without its port, as names are compared.
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

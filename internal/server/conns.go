@@ -7,15 +7,16 @@ import (
 	"sync"
 )
 
-// Limits bound the connections of a listener. Each listener has limits of its own, so that one that is full leaves room
-// in the others.
+// Limits bound the connections of a listener. Each listener has limits of its own, so that one that
+// is full leaves room in the others.
 type Limits struct {
 	Connections int // in all
 	PerAddress  int // from one address
 }
 
-// conns knows the open connections of a listener. Where there are as many as may be, the one that has been without a
-// request for longest makes room. Only where all of them are at work is a new one turned away.
+// conns knows the open connections of a listener. Where there are as many as may be, the one that
+// has been without a request for longest makes room. Only where all of them are at work is a new
+// one turned away.
 type conns struct {
 	limits Limits
 
@@ -80,8 +81,8 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	return admitted
 }
 
-// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is called by one
-// goroutine.
+// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is
+// called by one goroutine.
 func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,8 +116,8 @@ func (s *conns) longestIdle(fits func(*conn) bool) *conn {
 	return nil
 }
 
-// changed is told of every connection's state. One whose request has not come whole is as good as idle: net/http calls
-// a connection active once the request's header has been read.
+// changed is told of every connection's state. One whose request has not come whole is as good as
+// idle: net/http calls a connection active once the request's header has been read.
 func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	if over, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		nc = over.NetConn()

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// ErrOverloaded is what Gate and Slots give whom they turn away. The work has not begun: it can be tried again.
+// ErrOverloaded is what Gate and Slots give whom they turn away. The work has not begun: it can be
+// tried again.
 var ErrOverloaded = errors.New("more is asked than can be done; try again later")
 
 // RetryAfter is how many seconds those who are turned away are told to wait.
@@ -27,9 +28,9 @@ const (
 
 func (c Class) String() string { return [...]string{"sql", "query", "command"}[c] }
 
-// How long a request may stand in the queue: patience while the queue has been empty a moment ago, so that a burst is
-// worked off; and no more than the target once there is a standing queue, for that is more than can be done, and
-// waiting would only make everybody's answer late.
+// How long a request may stand in the queue: patience while the queue has been empty a moment ago,
+// so that a burst is worked off; and no more than the target once there is a standing queue, for
+// that is more than can be done, and waiting would only make everybody's answer late.
 var (
 	patience = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond, Command: time.Second}
 	target   = [classes]time.Duration{SQL: 0, Query: 50 * time.Millisecond, Command: 100 * time.Millisecond}
@@ -61,7 +62,7 @@ type waiter struct {
 	place *list.Element // nil: let in
 }
 
-// NewGate makes a gate for so many requests at a time.
+// NewGate returns a gate for so many requests at a time.
 func NewGate(most int) *Gate {
 	g := &Gate{most: max(most, 1)}
 	for i := range g.queues {
@@ -70,8 +71,8 @@ func NewGate(most int) *Gate {
 	return g
 }
 
-// Enter waits for the turn of a request. It gives ErrOverloaded where its turn would come too late, or ctx's error.
-// Leave must be called once the work is done.
+// Enter waits for the turn of a request. It gives ErrOverloaded where its turn would come too late,
+// or ctx's error. Leave must be called once the work is done.
 func (g *Gate) Enter(ctx context.Context, c Class) (leave func(), err error) {
 	w, wait, err := g.queue(c)
 	if err != nil {
@@ -121,8 +122,8 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	return w, wait, nil
 }
 
-// bears is how long another request of the class may wait; 0: its turn would come too late. How long that takes is
-// known by how many stand before it, and how fast places come free.
+// bears returns how long another request of the class may wait; 0: its turn would come too late.
+// How long that takes is known by how many stand before it, and how fast places come free.
 func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	wait := patience[c]
 	if now.Sub(g.empty) > standing {
@@ -138,8 +139,9 @@ func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	return wait
 }
 
-// outranked reports whether something that matters more was just turned away. Then the class is turned away too, even
-// in a moment in which nobody waits: under load such moments come often, and would go to what matters least.
+// outranked reports whether something that matters more was just turned away. Then the class is
+// turned away too, even in a moment in which nobody waits: under load such moments come often, and
+// would go to what matters least.
 func (g *Gate) outranked(c Class, now time.Time) bool {
 	for higher := c + 1; int(higher) < classes; higher++ {
 		if now.Sub(g.turned[higher]) < behind {
@@ -149,7 +151,8 @@ func (g *Gate) outranked(c Class, now time.Time) bool {
 	return false
 }
 
-// Admits reports whether a request of the class may come in or wait. One that may not is counted as turned away.
+// Admits reports whether a request of the class may come in or wait. One that may not is counted as
+// turned away.
 func (g *Gate) Admits(c Class) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -166,8 +169,8 @@ func (g *Gate) turnAway(c Class, now time.Time) {
 	g.turned[c] = now
 }
 
-// room is how many may be under way for another of the class to be let in: what matters less leaves room for what
-// matters more.
+// room returns how many may be under way for another of the class to be let in: what matters less
+// leaves room for what matters more.
 func (g *Gate) room(c Class) int {
 	if c == Command {
 		return g.most
@@ -198,7 +201,8 @@ func (g *Gate) leave() {
 	g.admit()
 }
 
-// keepPace learns from a place that comes free. The pace is a moving average, and means nothing while nobody waits.
+// keepPace learns from a place that comes free. The pace is a moving average, and means nothing
+// while nobody waits.
 func (g *Gate) keepPace(now time.Time) {
 	const weight = 16
 	if g.waiting == 0 {
@@ -228,7 +232,7 @@ func (g *Gate) admit() {
 	}
 }
 
-// Shed is how many requests of a class were turned away.
+// Shed returns how many requests of a class were turned away.
 func (g *Gate) Shed(c Class) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -17,7 +17,8 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// Within what can be done nobody is turned away; what is more waits no longer than it takes to know that it is more.
+// Within what can be done nobody is turned away; what is more waits no longer than it takes to know
+// that it is more.
 func TestGateShedsByQueueTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -159,7 +160,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// While queries are turned away SQL does not wait, though its own queue is empty; a second later it does.
+// While queries are turned away SQL does not wait, though its own queue is empty; a second later it
+// does.
 func TestGateShedsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -1,5 +1,6 @@
-// Package server holds what every listener does before a request reaches its handler: it bounds connections and bodies,
-// refuses what a browser was talked into sending, and sheds load while more comes than can be done.
+// Package server holds what every listener does before a request reaches its handler: it bounds
+// connections and bodies, refuses what a browser was talked into sending, and sheds load while more
+// comes than can be done.
 package server
 
 import (
@@ -34,7 +35,7 @@ type Server struct {
 	log   *slog.Logger
 }
 
-// New makes a server of h. Nothing is served yet.
+// New returns a server of h. Nothing is served yet.
 func New(c Config, h http.Handler) *Server {
 	s := &Server{conns: newConns(c.Limits), log: c.Logger}
 	s.http = &http.Server{
@@ -62,8 +63,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.http.Serve(bounded)
 }
 
-// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut off, and the error
-// is context.DeadlineExceeded or what went wrong in closing.
+// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut
+// off, and the error is context.DeadlineExceeded or what went wrong in closing.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -72,8 +73,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// Start serves a listener in the background. stop takes no more requests and gives those in progress
-// the time of drain. It reports whether any were cut off after that.
+// Start serves a listener in the background. stop takes no more requests and gives those in
+// progress the time of drain. It reports whether any were cut off after that.
 func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bool, err error)) {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -90,10 +91,11 @@ func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bo
 	}
 }
 
-// Connections tells how many there are, and how many were turned away or, being idle, closed to make room.
+// Connections reports how many there are, and how many were turned away or, being idle, closed to
+// make room.
 func (s *Server) Connections() (open, refused, evicted int) { return s.conns.counts() }
 
-// FileLimit is how many files and connections this process may have open.
+// FileLimit returns how many files and connections this process may have open.
 func FileLimit() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {

@@ -74,8 +74,8 @@ func status(c net.Conn) (int, error) {
 	return res.StatusCode, res.Body.Close()
 }
 
-// Connections that do nothing keep nobody out: silent ones, ones whose header never ends, and ones kept open after a
-// call.
+// Connections that do nothing keep nobody out: silent ones, ones whose header never ends, and ones
+// kept open after a call.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
 	address, s := start(t, server.Limits{Connections: 20, PerAddress: 20}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
@@ -93,7 +93,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
-// Who is at work is not cut off. A new connection is turned away instead, where its address has its share.
+// Who is at work is not cut off. A new connection is turned away instead, where its address has its
+// share.
 func TestConnectionsAtWorkStay(t *testing.T) {
 	t.Parallel()
 	working, end := make(chan struct{}), make(chan struct{})
@@ -218,8 +219,8 @@ func TestPagesOfOthersAreRefused(t *testing.T) {
 	}
 }
 
-// A stream lasts as long as its messages come, however long that is, and holds nothing of what all bodies share. One
-// that falls silent ends.
+// A stream lasts as long as its messages come, however long that is, and holds nothing of what all
+// bodies share. One that falls silent ends.
 func TestStreamsLastWhileTheyGoOn(t *testing.T) {
 	t.Parallel()
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {

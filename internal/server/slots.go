@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Slots shares a few places for long work fairly: the next free one goes to the caller who holds the fewest, and no
-// caller holds more than half, so that one who asks for much does not keep the others waiting.
+// Slots shares a few places for long work fairly: the next free one goes to the caller who holds
+// the fewest, and no caller holds more than half, so that one who asks for much does not keep the
+// others waiting.
 type Slots struct {
 	most    int
 	waiting int // of one caller
@@ -37,8 +38,8 @@ func NewSlots(most, waiting int, wait time.Duration) *Slots {
 	return &Slots{most: max(most, 1), waiting: waiting, wait: wait, callers: map[string]*caller{}}
 }
 
-// Take waits for a slot. It gives ErrOverloaded where there are too many that wait, or ctx's error. Give must be called
-// once the work is done.
+// Take waits for a slot. It gives ErrOverloaded where there are too many that wait, or ctx's error.
+// Give must be called once the work is done.
 func (s *Slots) Take(ctx context.Context, name string) (give func(), err error) {
 	t, err := s.queue(name)
 	if err != nil {
@@ -77,7 +78,8 @@ func (s *Slots) queue(name string) (*turn, error) {
 	return t, nil
 }
 
-// Full reports whether as many of a caller's requests wait as may. One more is counted as refused then.
+// Full reports whether as many of a caller's requests wait as may. One more is counted as refused
+// then.
 func (s *Slots) Full(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,7 +146,7 @@ func (s *Slots) next() {
 	}
 }
 
-// Refused is how many waited in vain, or might not.
+// Refused returns how many waited in vain, or might not.
 func (s *Slots) Refused() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

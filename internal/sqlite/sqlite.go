@@ -1,9 +1,10 @@
-// Package sqlite opens SQLite databases the one way Millrace uses them, so that what is committed survives a kill and a
-// power cut, and so that one package alone knows the driver.
+// Package sqlite opens SQLite databases the one way Millrace uses them, so that what is committed
+// survives a kill and a power cut, and so that one package alone knows the driver.
 //
-// The driver is modernc.org/sqlite, SQLite translated to Go: whatever stands on it builds and tests without a C compiler,
-// on every platform, in seconds. The C library itself (by mattn/go-sqlite3) runs about twice as fast on the processor, but
-// a durable append waits for the disk, and the event store gathers many into one wait.
+// The driver is modernc.org/sqlite, SQLite translated to Go: whatever is on it builds and tests
+// without a C compiler, on every platform, in seconds. The C library itself (by mattn/go-sqlite3)
+// runs about twice as fast on the processor, but a durable append waits for the disk, and the event
+// store gathers many into one wait.
 package sqlite
 
 import (
@@ -26,8 +27,8 @@ const (
 	retry    = 5 * time.Millisecond
 )
 
-// How every connection is set up. In WAL mode readers and the writer do not wait for each other; with synchronous=FULL a
-// commit returns after the log is on the disk.
+// How every connection is set up. In WAL mode readers and the writer do not wait for each other;
+// with synchronous=FULL a commit returns after the log is on the disk.
 var settings = url.Values{
 	"_busy_timeout": {strconv.FormatInt(patience.Milliseconds(), 10)},
 	"_foreign_keys": {"on"},
@@ -35,8 +36,8 @@ var settings = url.Values{
 	"_pragma":       {"cache_size(-16384)", "journal_size_limit(67108864)"},
 }
 
-// Open opens the database file at path for reading and writing, and makes it where there is none. A transaction takes the
-// write lock when it begins, unless it is read-only.
+// Open opens the database file at path for reading and writing, and makes it where there is none. A
+// transaction takes the write lock when it begins, unless it is read-only.
 func Open(path string) (*sql.DB, error) {
 	return open(path, url.Values{
 		"_txlock":       {"immediate"},
@@ -70,8 +71,9 @@ func open(path string, more url.Values) (*sql.DB, error) {
 	return db, nil
 }
 
-// Full tells whether an error says that there is no room on the disk. Of the memory that processes share beside the log,
-// which is a file too, SQLite says no more than that it did not get it.
+// Full reports whether an error says that there is no room on the disk. Of the memory that
+// processes share beside the log, which is a file too, SQLite says no more than that it did not get
+// it.
 func Full(err error) bool {
 	var failed *sqlite.Error
 	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -83,8 +85,8 @@ func Damaged(err error) bool {
 	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_CORRUPT || failed.Code()&0xff == sqlite3.SQLITE_NOTADB)
 }
 
-// Checkpoint moves the write-ahead log of a database that was opened for writing into its file. It does nothing where
-// the file is damaged, or while another process uses it.
+// Checkpoint moves the write-ahead log of a database that was opened for writing into its file. It
+// does nothing where the file is damaged, or while another process uses it.
 func Checkpoint(db *sql.DB) error {
 	_, err := db.ExecContext(context.Background(), "PRAGMA wal_checkpoint(TRUNCATE)")
 	if busy := (*sqlite.Error)(nil); Damaged(err) || errors.As(err, &busy) && busy.Code()&0xff == sqlite3.SQLITE_BUSY {
@@ -93,8 +95,9 @@ func Checkpoint(db *sql.DB) error {
 	return err
 }
 
-// connect makes the first connection, which switches a new file to WAL. If another process is doing that, or is just
-// removing the log as the last to close, SQLite says at once that the file is busy, whatever its timeout.
+// connect returns the first connection, which switches a new file to WAL. If another process is
+// doing that, or is just removing the log as the last to close, SQLite says at once that the file
+// is busy, whatever its timeout.
 func connect(db *sql.DB) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(retry) {
 		err := db.PingContext(context.Background())

@@ -1,6 +1,7 @@
-// Package stall makes connections that do not wait forever. A server that hangs, or that was cut off without a word,
-// keeps its connections open, and a deadline for a whole call would have to be as long as the longest transfer. So a
-// connection here may take as long as it likes, as long as bytes move.
+// Package stall makes connections that do not wait forever. A server that hangs, or that was cut
+// off without a word, keeps its connections open, and a deadline for a whole call would have to be
+// as long as the longest transfer. So a connection here may take as long as it likes, as long as
+// bytes move.
 package stall
 
 import (
@@ -17,8 +18,9 @@ import (
 // ErrSilent says that a connection has moved no byte for too long.
 var ErrSilent = errors.New("the server is silent")
 
-// Dialer makes connections that fail with ErrSilent once no byte was moved in either direction for so long while
-// something waits for it. That something may be a pool which keeps an idle connection: let it close them sooner.
+// Dialer makes connections that fail with ErrSilent once no byte was moved in either direction for
+// so long while something waits for it. That something may be a pool which keeps an idle
+// connection: let it close them sooner.
 func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := d.DialContext(ctx, network, addr)

@@ -61,7 +61,8 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// A transfer may take many times as long as a silence, in both directions, and an answer may come after a long request.
+// A transfer may take many times as long as a silence, in both directions, and an answer may come
+// after a long request.
 func TestSlowIsNotSilent(t *testing.T) {
 	t.Parallel()
 	const silence = 2 * time.Second
@@ -96,7 +97,8 @@ func TestSlowIsNotSilent(t *testing.T) {
 	}
 }
 
-// A deadline that is sooner than the silence holds, whether it is set before a call or while it waits.
+// A deadline that is sooner than the silence holds, whether it is set before a call or while it
+// waits.
 func TestDeadlinesHold(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

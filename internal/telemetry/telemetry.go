@@ -1,4 +1,5 @@
-// Package telemetry holds the metrics of a process, as Prometheus reads them, and is the one place that knows its client.
+// Package telemetry holds the metrics of a process, as Prometheus reads them, and is the one place
+// that knows its client.
 package telemetry
 
 import (
@@ -58,7 +59,8 @@ type Sink struct {
 	AsOf  time.Time // when the newest event in it was recorded
 }
 
-// Sinks adds what ask answers at each scrape. Where it fails, what it has answered is still given, and millrace_sinks_up is 0.
+// Sinks adds what ask answers at each scrape. Where it fails, what it has answered is still given,
+// and millrace_sinks_up is 0.
 func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time.Duration, logger *slog.Logger) {
 	labels := []string{"sink"}
 	m.registry.MustRegister(&sinks{
@@ -113,7 +115,8 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 	}
 }
 
-// Labelled adds a gauge that is 1 for each set of labels that each names at a scrape, and has no others.
+// Labelled adds a gauge that is 1 for each set of labels that each names at a scrape, and has no
+// others.
 func (m *Metrics) Labelled(name, help string, labels []string, each func(is func(labels ...string))) {
 	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, labels, nil), each})
 }

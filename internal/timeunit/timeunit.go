@@ -1,10 +1,10 @@
-// Package timeunit converts times between the units in which systems exchange them, and checks every conversion. It
-// exists because the arithmetic wraps around without a word: microseconds read as milliseconds become a date in 2047,
-// not an error.
+// Package timeunit converts times between the units in which systems exchange them, and checks
+// every conversion. It exists because the arithmetic wraps around without a word: microseconds read
+// as milliseconds become a date in 2047, not an error.
 //
-// A time is one of the years 1 to 9999, UTC, as Protobuf, RFC 3339 and SQL have it: what is beyond can be stored, but
-// most readers of it fail or show another time. Microseconds are the unit of the lake; what is below them is cut off,
-// towards the past.
+// A time is one of the years 1 to 9999, UTC, as Protobuf, RFC 3339 and SQL have it: what is beyond
+// can be stored, but most readers of it fail or show another time. Microseconds are the unit of the
+// lake; what is below them is cut off, towards the past.
 package timeunit
 
 import (
@@ -21,7 +21,8 @@ const (
 	secondsPerDay   = 86_400
 )
 
-// The first and the last second of a time, and the days and microseconds that go with them, counted from 1970.
+// The first and the last second of a time, and the days and microseconds that go with them, counted
+// from 1970.
 const (
 	MinSecond = -62_135_596_800
 	MaxSecond = 253_402_300_799
@@ -34,7 +35,7 @@ const (
 // MicrosPerDay is how many microseconds a day without a leap second has.
 const MicrosPerDay = secondsPerDay * microsPerSecond
 
-// OfSeconds is the time of so many seconds and nanoseconds since 1970, in microseconds.
+// OfSeconds returns the time of so many seconds and nanoseconds since 1970, in microseconds.
 func OfSeconds(seconds int64, nanos int32) (micros int64, ok bool) {
 	if seconds < MinSecond || seconds > MaxSecond || nanos < 0 || nanos >= nanosPerSecond {
 		return 0, false
@@ -42,7 +43,7 @@ func OfSeconds(seconds int64, nanos int32) (micros int64, ok bool) {
 	return seconds*microsPerSecond + int64(nanos)/nanosPerMicro, true
 }
 
-// OfMillis is the time of so many milliseconds since 1970, in microseconds.
+// OfMillis returns the time of so many milliseconds since 1970, in microseconds.
 func OfMillis(millis int64) (micros int64, ok bool) {
 	if millis < MinMicro/microsPerMilli || millis > MaxMicro/microsPerMilli {
 		return 0, false
@@ -58,13 +59,13 @@ func OfMicros(micros int64) (_ int64, ok bool) {
 	return micros, true
 }
 
-// Of is a time in microseconds since 1970.
+// Of returns a time in microseconds since 1970.
 func Of(t time.Time) (micros int64, ok bool) { return OfSeconds(t.Unix(), int32(t.Nanosecond())) }
 
 // OfDay reports whether so many days since 1970 are a date.
 func OfDay(days int32) bool { return days >= MinDay && days <= MaxDay }
 
-// Time is the time of so many milliseconds since 1970; the zero Time where they are none.
+// Time returns the time of so many milliseconds since 1970; the zero Time where they are none.
 func Time(millis int64) time.Time {
 	if _, ok := OfMillis(millis); !ok {
 		return time.Time{}

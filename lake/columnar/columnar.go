@@ -1,9 +1,10 @@
 // Package columnar holds rows as columns in memory, on their way from records into Parquet.
 //
-// It is here in place of Arrow's builders for three reasons. A row that turns out bad in its middle must leave no
-// trace, and here it is dropped by cutting every column to the length it had: no mark is kept per value, and lengths of
-// what is nested follow from the offsets above it. A value costs nanoseconds, for its column is a concrete type whose
-// Append is inlined. And a writer of Parquet pages can read the buffers as they are.
+// It is here in place of Arrow's builders for three reasons. A row that turns out bad in its middle
+// must leave no trace, and here it is dropped by cutting every column to the length it had: no mark
+// is kept per value, and lengths of what is nested follow from the offsets above it. A value costs
+// nanoseconds, for its column is a concrete type whose Append is inlined. And a writer of Parquet
+// pages can read the buffers as they are.
 //
 // The buffers are laid out as Arrow lays them out, so a record for Arrow is a view of them.
 package columnar
@@ -20,8 +21,8 @@ import (
 
 // Field describes a column, or a part of one.
 type Field struct {
-	// Key identifies the field for good, whatever it will be called: the number of a Protobuf field. Empty stands for
-	// the Name.
+	// Key identifies the field for good, whatever it will be called: the number of a Protobuf
+	// field. Empty stands for the Name.
 	Key      string
 	Name     string
 	Aliases  []string // by which the schema says that it was called before
@@ -31,11 +32,11 @@ type Field struct {
 	Type     Type
 }
 
-// Identity is the Key, or the Name where there is none.
+// Identity returns the Key, or the Name where there is none.
 func (f Field) Identity() string { return cmp.Or(f.Key, f.Name) }
 
-// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time, timestamp,
-// timestamptz, string, binary, uuid, fixed) or a Struct, a List, a Map.
+// Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time,
+// timestamp, timestamptz, string, binary, uuid, fixed) or a Struct, a List, a Map.
 type Type interface {
 	String() string
 }
@@ -63,8 +64,9 @@ func (s Struct) String() string {
 func (l List) String() string { return fmt.Sprintf("list<%s>", l.Element.Type) }
 func (m Map) String() string  { return fmt.Sprintf("map<%s, %s>", m.Key.Type, m.Value.Type) }
 
-// WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from the highest, in the
-// order in which a new table numbers its fields. So fields without any ids get those of a new table, from 1.
+// WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from
+// the highest, in the order in which a new table numbers its fields. So fields without any ids get
+// those of a new table, from 1.
 func WithIDs(fields []Field) []Field {
 	n := numbering{last: HighestID(fields)}
 	return n.all(fields)
@@ -107,7 +109,7 @@ func (n *numbering) inside(f *Field) {
 	}
 }
 
-// HighestID is the highest id that the fields and their parts have.
+// HighestID returns the highest id that the fields and their parts have.
 func HighestID(fields []Field) int {
 	top := 0
 	for _, f := range fields {
@@ -116,7 +118,7 @@ func HighestID(fields []Field) int {
 	return top
 }
 
-// Parts are the fields that a type consists of.
+// Parts returns the fields that a type consists of.
 func Parts(t Type) []Field {
 	switch t := t.(type) {
 	case Struct:
@@ -129,7 +131,7 @@ func Parts(t Type) []Field {
 	return nil
 }
 
-// Schema is the fields as an Iceberg schema. Ids that are missing are given by WithIDs.
+// Schema returns the fields as an Iceberg schema. Ids that are missing are given by WithIDs.
 func Schema(fields []Field) (*iceberg.Schema, error) {
 	nested, err := nestedFields(WithIDs(fields))
 	if err != nil {
@@ -188,7 +190,8 @@ func icebergType(t Type) (iceberg.Type, error) {
 	return nil, fmt.Errorf("%v is no type of a column", t)
 }
 
-// ArrowSchema is the fields as an Arrow schema that names Iceberg's field ids, as Parquet files of a table must.
+// ArrowSchema returns the fields as an Arrow schema that names Iceberg's field ids, as Parquet
+// files of a table must.
 func ArrowSchema(fields []Field) (*arrow.Schema, error) {
 	s, err := Schema(fields)
 	if err != nil {

@@ -99,8 +99,8 @@ func TestTypesThatThereAreNot(t *testing.T) {
 	}
 }
 
-// Columns hold what Arrow's own builders hold after the same rows, whatever was dropped in between, and give the memory back for
-// the next rows.
+// Columns hold what Arrow's own builders hold after the same rows, whatever was dropped in between,
+// and give the memory back for the next rows.
 func TestRowsAreThoseOfArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -148,8 +148,8 @@ func TestRowsAreThoseOfArrow(t *testing.T) {
 	})
 }
 
-// value appends the same to a column and to a builder of Arrow's; to the column alone where there is none. A broken value may
-// lack parts.
+// value appends the same to a column and to a builder of Arrow's; to the column alone where there
+// is none. A broken value may lack parts.
 func value(r *rapid.T, t columnar.Type, col columnar.Column, to array.Builder, broken bool) {
 	if rapid.IntRange(0, 2).Draw(r, "null") == 0 {
 		col.AppendNull()

@@ -9,12 +9,13 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// ErrFull says that a column cannot hold more: its offsets have 32 bits. Nothing is wrong with the row that did not
-// fit; it fits after Reset.
+// ErrFull says that a column cannot hold more: its offsets have 32 bits. Nothing is wrong with the
+// row that did not fit; it fits after Reset.
 var ErrFull = errors.New("a column holds 2 GiB or more: write the rows and reset the columns earlier")
 
-// Columns holds rows. A row is whole when every column has got its value; between rows all have the same length. Values are
-// appended to the columns themselves, each of which is of a type of its own:
+// Columns holds rows. A row is whole when every column has got its value; between rows all have the
+// same length. Values are appended to the columns themselves, each of which is of a type of its
+// own:
 //
 //	*Bools                boolean
 //	*Int32s               int, date
@@ -40,8 +41,8 @@ type Column interface {
 	AppendNull()
 	// Truncate keeps the first n values, and nothing of one that was under way.
 	Truncate(n int)
-	// Validity is Arrow's bitmap, a set bit for every value that is not null; nil where there is no null. It is valid
-	// until the next value.
+	// Validity is Arrow's bitmap, a set bit for every value that is not null; nil if there is no
+	// null. It is valid until the next value.
 	Validity() []byte
 	// Nulls counts the nulls.
 	Nulls() int
@@ -115,8 +116,8 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 	return nil, fmt.Errorf("there are no columns of type %s", t)
 }
 
-// Storable are those of the fields that there can be columns for: not those of a type that New refuses, nor what
-// consists of such alone. A file without them is as one in which they are null.
+// Storable are those of the fields that there can be columns for: not those of a type that New
+// refuses, nor what consists of such alone. A file without them is as one in which they are null.
 func Storable(fields []Field) []Field {
 	var out []Field
 	for _, f := range fields {
@@ -153,13 +154,13 @@ func storable(t Type) Type {
 	return t
 }
 
-// Fields are the fields that New was given.
+// Fields returns the fields that New was given.
 func (c *Columns) Fields() []Field { return c.fields }
 
 // Schema is that of the records.
 func (c *Columns) Schema() *arrow.Schema { return c.schema }
 
-// Column is the column of field i.
+// Column returns the column of field i.
 func (c *Columns) Column(i int) Column { return c.columns[i] }
 
 // Rows counts the rows, by the first column.
@@ -201,9 +202,9 @@ func (c *Columns) Err() error {
 	return nil
 }
 
-// Record is a view of all rows: nothing is copied. It and what is sliced from it are valid until Reset, or until a
-// Rollback into its rows; rows may be appended meanwhile. A writer that has returned from writing it is done with it:
-// pqarrow keeps nothing of a record.
+// Record returns a view of all rows: nothing is copied. It and what is sliced from it are valid
+// until Reset, or until a Rollback into its rows; rows may be appended meanwhile. A writer that has
+// returned from writing it is done with it: pqarrow keeps nothing of a record.
 //
 // It panics where a row is not whole, or did not fit.
 func (c *Columns) Record() arrow.RecordBatch {

@@ -30,7 +30,8 @@ type Float32s = Numbers[float32]
 // Float64s is a column of double.
 type Float64s = Numbers[float64]
 
-// Decimals is a column of decimal: the number without its decimal point, whose place the type tells.
+// Decimals is a column of decimal: the number without its decimal point, whose place the type
+// tells.
 type Decimals = Numbers[decimal128.Num]
 
 // Append appends a value.
@@ -44,7 +45,8 @@ func (c *Numbers[T]) Append(v T) {
 // AppendNull implements Column.
 func (c *Numbers[T]) AppendNull() { c.pad(len(c.values) + 1) }
 
-// Values are all values, with a zero for each null; valid until Truncate, and not to be changed.
+// Values returns all values, with a zero for each null; valid until Truncate, and not to be
+// changed.
 func (c *Numbers[T]) Values() []T { return c.values }
 
 // Len implements Column.
@@ -80,7 +82,7 @@ func (c *Numbers[T]) data(t arrow.DataType) arrow.ArrayData {
 	return array.NewData(t, len(c.values), []*memory.Buffer{valid, bufferOf(c.values)}, nil, nulls, 0)
 }
 
-// bufferOf is the memory of a slice as a buffer of Arrow's.
+// bufferOf returns the memory of a slice as a buffer of Arrow's.
 func bufferOf[T any](values []T) *memory.Buffer {
 	if len(values) == 0 {
 		return memory.NewBufferBytes(nil)
@@ -116,7 +118,8 @@ func (c *Bools) Append(v bool) {
 // AppendNull implements Column.
 func (c *Bools) AppendNull() { c.pad(c.n + 1) }
 
-// Values is a bitmap of all values, with false for each null; valid until Truncate, and not to be changed.
+// Values returns a bitmap of all values, with false for each null; valid until Truncate, and not to
+// be changed.
 func (c *Bools) Values() []byte { return c.bits[:(c.n+7)>>3] }
 
 // Len implements Column.
@@ -176,7 +179,8 @@ func (c *Bytes) Append(v []byte) {
 // Most values are short: to copy too much costs less than to see how much.
 const atOnce = 16
 
-// AppendFirst appends the first n of some bytes as a value. Where there are more than it needs, it costs less than Append.
+// AppendFirst appends the first n of some bytes as a value. Where there are more than it needs, it
+// costs less than Append.
 func (c *Bytes) AppendFirst(b []byte, n int) {
 	if n > atOnce || len(b) < atOnce || len(c.content) > math.MaxInt32-atOnce {
 		c.Append(b[:n])
@@ -208,13 +212,14 @@ func (c *Bytes) AppendNull() {
 	c.offsets = append(c.offsets, c.offsets[len(c.offsets)-1])
 }
 
-// Value is value i, empty where that is null; valid until Truncate, and not to be changed.
+// Value is value i, empty if that is null; valid until Truncate, and not to be changed.
 func (c *Bytes) Value(i int) []byte { return c.content[c.offsets[i]:c.offsets[i+1]] }
 
-// Offsets says where values stand in Content: value i from the offset i to the next. There is one more than values. As Value.
+// Offsets reports where values stand in Content: value i from the offset i to the next. There is
+// one more than values. As Value.
 func (c *Bytes) Offsets() []int32 { return c.offsets }
 
-// Content is all values without anything between them. As Value.
+// Content returns all values without anything between them. As Value.
 func (c *Bytes) Content() []byte { return c.content }
 
 // Len implements Column.
@@ -279,10 +284,11 @@ func (c *Fixed) Append(v []byte) {
 // AppendNull implements Column.
 func (c *Fixed) AppendNull() { c.pad(c.n + 1) }
 
-// Values is all values without anything between them, and zeros for each null; valid until Truncate, and not to be changed.
+// Values returns all values without anything between them, and zeros for each null; valid until
+// Truncate, and not to be changed.
 func (c *Fixed) Values() []byte { return c.content }
 
-// Width is how many bytes a value has.
+// Width returns how many bytes a value has.
 func (c *Fixed) Width() int { return c.width }
 
 // Len implements Column.

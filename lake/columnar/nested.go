@@ -8,8 +8,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// Structs is a column of groups of values. Where a group is null, so are its fields; they are filled with nulls when the next
-// group comes or someone looks, so that an absent group costs the same however many fields it has.
+// Structs is a column of groups of values. Where a group is null, so are its fields; they are
+// filled with nulls when the next group comes or someone looks, so that an absent group costs the
+// same however many fields it has.
 type Structs struct {
 	children []Column
 	n        int
@@ -40,10 +41,11 @@ func (c *Structs) fill() {
 	c.filled = c.n
 }
 
-// Child is the column of field i, to append to. Whoever reads it takes it from Children.
+// Child returns the column of field i, to append to. Whoever reads it takes it from Children.
 func (c *Structs) Child(i int) Column { return c.children[i] }
 
-// Children are the columns of the fields, as long as this one. They are for reading, between groups.
+// Children returns the columns of the fields, as long as this one. They are for reading, between
+// groups.
 func (c *Structs) Children() []Column {
 	if c.filled < c.n {
 		c.fill()
@@ -118,10 +120,11 @@ type runs struct {
 // Len implements Column.
 func (r *runs) Len() int { return len(r.offsets) - 1 }
 
-// Offsets says where the runs begin and end; there is one more than runs. Valid until Truncate, and not to be changed.
+// Offsets reports where the runs begin and end; there is one more than runs. Valid until Truncate,
+// and not to be changed.
 func (r *runs) Offsets() []int32 { return r.offsets }
 
-// Start is where the run begins that is under way.
+// Start returns where the run begins that is under way.
 func (r *runs) Start() int { return int(r.offsets[len(r.offsets)-1]) }
 
 // Validity implements Column.
@@ -176,7 +179,7 @@ type Lists struct {
 // Append ends a list: it has what was appended to the element's column since the one before.
 func (c *Lists) Append() { c.append(c.element.Len()) }
 
-// Element is the column of the elements of all lists.
+// Element returns the column of the elements of all lists.
 func (c *Lists) Element() Column { return c.element }
 
 // Truncate implements Column.
@@ -194,13 +197,14 @@ type Maps struct {
 	keys, values Column
 }
 
-// Append ends a map: it has the pairs that were appended to the columns of keys and values since the one before.
+// Append ends a map: it has the pairs that were appended to the columns of keys and values since
+// the one before.
 func (c *Maps) Append() { c.append(c.keys.Len()) }
 
-// Keys is the column of the keys of all maps.
+// Keys returns the column of the keys of all maps.
 func (c *Maps) Keys() Column { return c.keys }
 
-// Values is the column of the values of all maps.
+// Values returns the column of the values of all maps.
 func (c *Maps) Values() Column { return c.values }
 
 // Truncate implements Column.

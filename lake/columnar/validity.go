@@ -5,8 +5,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// validity tells which values of a column are null, as a bitmap of Arrow's. There is none before the first null, so that a
-// column without nulls pays one comparison per value. Bits are written both ways, so that cutting a column need not clear any.
+// validity tells which values of a column are null, as a bitmap of Arrow's. There is none before
+// the first null, so that a column without nulls pays one comparison per value. Bits are written
+// both ways, so that cutting a column need not clear any.
 type validity struct {
 	some bool // there has been a null
 	bits []byte
@@ -60,7 +61,7 @@ func (v *validity) nulls(n int) int {
 	return n - bitutil.CountSetBits(v.bits, 0, n)
 }
 
-// of is the bitmap of n values; nil where none is null.
+// of returns the bitmap of n values; nil if none is null.
 func (v *validity) of(n int) []byte {
 	if v.nulls(n) == 0 {
 		return nil
@@ -75,7 +76,7 @@ func (v *validity) size(n int) int {
 	return n >> 3
 }
 
-// buffer is the bitmap for Arrow, and how many nulls it shows.
+// buffer returns the bitmap for Arrow, and how many nulls it shows.
 func (v *validity) buffer(n int) (*memory.Buffer, int) {
 	nulls := v.nulls(n)
 	if nulls == 0 {

@@ -1,10 +1,12 @@
-// Package evolution brings the columns of a table that exists to those that a program's rows have, without touching
-// what the table holds. It is here so that a field or an event type that is new in a contract is a new column of its
-// table, and so that what would make old rows unreadable, or mean something else, is refused with the reason.
+// Package evolution brings the columns of a table that exists to those that a program's rows have,
+// without touching what the table holds. It is here so that a field or an event type that is new in
+// a contract is a new column of its table, and so that what would make old rows unreadable, or mean
+// something else, is refused with the reason.
 //
-// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing has to be rewritten.
-// Which column a field is follows from the field's key, such as the number of a Protobuf field, which the table keeps
-// in a property: a field that is called otherwise than before is a column renamed, not one dropped and one added.
+// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing
+// has to be rewritten. Which column a field is follows from the field's key, such as the number of
+// a Protobuf field, which the table keeps in a property: a field that is called otherwise than
+// before is a column renamed, not one dropped and one added.
 package evolution
 
 import (
@@ -19,14 +21,14 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns that are not in it go
-// by name.
+// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns
+// that are not in it go by name.
 const Property = "millrace.field-keys"
 
 // Keys tells the key of a column by its id.
 type Keys map[int]string
 
-// ParseKeys reads the value of Property; there are none where it is empty.
+// ParseKeys reads the value of Property; there are none if it is empty.
 func ParseKeys(property string) (Keys, error) {
 	byID := map[string]string{}
 	if property != "" {
@@ -45,7 +47,7 @@ func ParseKeys(property string) (Keys, error) {
 	return keys, nil
 }
 
-// String is the value of Property.
+// String returns the value of Property.
 func (k Keys) String() string {
 	byID := map[string]string{}
 	for id, key := range k {
@@ -60,8 +62,8 @@ func (k Keys) String() string {
 
 // Step is what is to be done so that a table has the columns of a program's rows.
 type Step struct {
-	// Columns are the program's columns with the ids that they have in the table. Files are written with them; what the
-	// table has beyond them is null in those files.
+	// Columns are the program's columns with the ids that they have in the table. Files are written
+	// with them; what the table has beyond them is null in those files.
 	Columns []columnar.Field
 	Schema  *iceberg.Schema // what the table's schema is to be; the same as before where Changes is empty
 	LastID  int             // the highest id that any schema of the table has used
@@ -79,7 +81,8 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("column %s: %s", e.Column, e.Reason)
 }
 
-// New is the step of a table that does not exist yet. The columns named in key together name a row.
+// New returns the step of a table that does not exist yet. The columns named in key together name a
+// row.
 func New(want []columnar.Field, key []string) (Step, error) {
 	s := Step{Columns: columnar.WithIDs(want), Keys: Keys{}}
 	built, err := columnar.Schema(s.Columns)
@@ -117,12 +120,12 @@ func (k Keys) note(fields []columnar.Field) {
 	}
 }
 
-// Of is the step from a table's schema to the columns wanted. lastID is the highest id that the table has ever used.
-// Its error is a *RefusedError where the columns do not go together.
+// Of returns the step from a table's schema to the columns wanted. lastID is the highest id that
+// the table has ever used. Its error is a *RefusedError where the columns do not go together.
 //
-// What is wanted and not there is added, and is null in the rows that are there. What is there and no longer wanted
-// stays, and is null from now on. A type may grow as Iceberg lets it: int to long, float to double, a decimal to more
-// digits before the point.
+// What is wanted and not there is added, and is null in the rows that are there. What is there and
+// no longer wanted stays, and is null from now on. A type may grow as Iceberg lets it: int to long,
+// float to double, a decimal to more digits before the point.
 func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Step, error) {
 	there, err := fieldsOf(have.Fields())
 	if err != nil {
@@ -176,7 +179,7 @@ func (c *change) say(format string, args ...any) {
 	c.said = append(c.said, fmt.Sprintf(format, args...))
 }
 
-// merge gives the fields that the table is to have, and those wanted with their ids.
+// merge returns the fields that the table is to have, and those wanted with their ids.
 func (c *change) merge(at string, have, want []columnar.Field) (table, columns []columnar.Field, err error) {
 	table, columns = slices.Clone(have), make([]columnar.Field, len(want))
 	taken := make([]bool, len(have))
@@ -219,8 +222,8 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	return table, columns, nil
 }
 
-// find is the place of the column that a field is, -1 if none. A field that has the id of a column is that column, see
-// Union; one without a key goes by its name.
+// find returns the place of the column that a field is, -1 if none. A field that has the id of a
+// column is that column, see Union; one without a key goes by its name.
 func (c *change) find(have []columnar.Field, w columnar.Field) int {
 	if w.ID != 0 {
 		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return h.ID == w.ID }); n >= 0 {
@@ -329,7 +332,7 @@ func named(w, h columnar.Field) columnar.Field {
 	return w
 }
 
-// grows tells whether Iceberg lets a column of one type become another.
+// grows reports whether Iceberg lets a column of one type become another.
 func grows(from, to columnar.Type) bool {
 	switch from := from.(type) {
 	case iceberg.Int32Type:
@@ -345,7 +348,7 @@ func grows(from, to columnar.Type) bool {
 	return false
 }
 
-// fieldsOf is a table's columns in the words of this package.
+// fieldsOf returns a table's columns in the words of this package.
 func fieldsOf(fields []iceberg.NestedField) ([]columnar.Field, error) {
 	out := make([]columnar.Field, len(fields))
 	for i, f := range fields {

@@ -8,11 +8,12 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Union gives the columns that have room for rows of both: of a table as Columns tells it, and of one more kind of row that lands in it.
-// It is for tables whose rows are of several schemas at a time. What one side lacks is null in its rows; of two types the wider is
-// taken, whichever side has it; a column keeps the id that it has, and its name, unless that is an alias of the field's: then it is called
-// as the field is. Where there is no such type, and where a name is
-// taken, the error is a *RefusedError.
+// Union returns the columns that have room for rows of both: of a table as Columns tells it, and of
+// one more kind of row that lands in it. It is for tables whose rows are of several schemas at a
+// time. What one side lacks is null in its rows; of two types the wider is taken, whichever side
+// has it; a column keeps the id that it has, and its name, unless that is an alias of the field's:
+// then it is called as the field is. Where there is no such type, and where a name is taken, the
+// error is a *RefusedError.
 func Union(have, want []columnar.Field) ([]columnar.Field, error) { return union("", have, want) }
 
 func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
@@ -63,8 +64,8 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	return all, nil
 }
 
-// formerKey begins the key of a column that was called otherwise before, as an alias in a newer schema said: what follows are the
-// names that it had. Rows of the schemas before still call it so.
+// formerKey begins the key of a column that was called otherwise before, as an alias in a newer
+// schema said: what follows are the names that it had. Rows of the schemas before still call it so.
 const formerKey = "was:"
 
 func formerNames(f columnar.Field) []string {
@@ -74,16 +75,18 @@ func formerNames(f columnar.Field) []string {
 	return nil
 }
 
-// byName tells whether a column goes by its name.
+// byName reports whether a column goes by its name.
 func byName(f columnar.Field) bool { return f.Key == "" || strings.HasPrefix(f.Key, formerKey) }
 
-// calledBefore tells whether a column has a name that a field had before, and is to be called as the field is now.
+// calledBefore reports whether a column has a name that a field had before, and is to be called as
+// the field is now.
 func calledBefore(h, w columnar.Field) bool {
 	return w.Key == "" && byName(h) && h.Name != w.Name && !slices.Contains(formerNames(h), w.Name)
 }
 
-// Match tells for each field wanted which column it is: the one of its key, or of its name, or one that had its name before, or one
-// whose name is an alias of the field's. It is -1 where there is none.
+// Match tells for each field wanted which column it is: the one of its key, or of its name, or one
+// that had its name before, or one whose name is an alias of the field's. It is -1 where there is
+// none.
 func Match(have, want []columnar.Field) []int {
 	found, taken := make([]int, len(want)), make([]bool, len(have))
 	for i := range want {

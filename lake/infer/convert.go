@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// scalar is a value as a column of a type without parts keeps it: which of its fields counts, the type says.
+// scalar is a value as a column of a type without parts keeps it: which of its fields counts, the
+// type says.
 type scalar struct {
 	number  int64
 	float   float64
@@ -24,7 +25,8 @@ type scalar struct {
 	bytes   []byte
 }
 
-// convert gives a value as a type has it. It is not ok where the type does not hold the value exactly.
+// convert returns a value as a type has it. It is not ok where the type does not hold the value
+// exactly.
 func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	switch to := to.(type) {
 	case iceberg.BooleanType:
@@ -72,7 +74,7 @@ func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	return s, ok
 }
 
-// put appends what convert gave; it is false where the column is not one of such values.
+// put appends what convert gave; it is false if the column is not one of such values.
 func put(to columnar.Column, s scalar) bool {
 	switch to := to.(type) {
 	case *columnar.Bools:
@@ -97,8 +99,8 @@ func put(to columnar.Column, s scalar) bool {
 	return true
 }
 
-// keyOf gives the name of an object's member as the key of a map: a text, or a whole number as JSON writes it, so that
-// no two names are one key.
+// keyOf returns the name of an object's member as the key of a map: a text, or a whole number as
+// JSON writes it, so that no two names are one key.
 func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 	if m.unnamed {
 		return s, false
@@ -132,8 +134,8 @@ func float(v *value, bits int) (s scalar, ok bool) {
 	return scalar{float: f}, ok
 }
 
-// decimalOf is a number that has no more digits than a decimal. It may stand in a string, as amounts do where a reader
-// might make doubles of numbers.
+// decimalOf returns a number that has no more digits than a decimal. It may stand in a string, as
+// amounts do where a reader might make doubles of numbers.
 func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	raw := v.raw
 	switch {
@@ -165,12 +167,12 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	return decimal128.FromBigInt(n), true
 }
 
-// isNumber tells whether text is a number as JSON writes it.
+// isNumber reports whether text is a number as JSON writes it.
 func isNumber(text []byte) bool {
 	return len(text) > 0 && (text[0] == '-' || text[0] >= '0' && text[0] <= '9') && json.Valid(text) && text[len(text)-1] > ' '
 }
 
-// dayOf is a date such as 2024-01-01, in days since 1970.
+// dayOf returns a date such as 2024-01-01, in days since 1970.
 func dayOf(text []byte) (int64, bool) {
 	t, err := time.Parse(time.DateOnly, string(text))
 	if err != nil || len(text) != len(time.DateOnly) {
@@ -180,7 +182,8 @@ func dayOf(text []byte) (int64, bool) {
 	return days, timeunit.OfDay(int32(days))
 }
 
-// microsOfDay is a time of day such as 10:00, 10:00:00 or 10:00:00.000001, in microseconds since midnight.
+// microsOfDay returns a time of day such as 10:00, 10:00:00 or 10:00:00.000001, in microseconds
+// since midnight.
 func microsOfDay(text []byte) (int64, bool) {
 	const least, most = len("15:04"), len("15:04:05.000000")
 	if len(text) < least || len(text) > most || text[2] != ':' || bytes.IndexByte(text, ',') >= 0 {
@@ -197,7 +200,8 @@ func microsOfDay(text []byte) (int64, bool) {
 	return t.Sub(time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)).Microseconds(), true
 }
 
-// localMicros is a time without a zone such as 2024-01-01T10:00:00.000001, in microseconds since 1970.
+// localMicros returns a time without a zone such as 2024-01-01T10:00:00.000001, in microseconds
+// since 1970.
 func localMicros(text []byte) (int64, bool) {
 	const least, most = len("2006-01-02T15:04:05"), len("2006-01-02T15:04:05.000000")
 	if len(text) < least || len(text) > most || bytes.IndexByte(text, ',') >= 0 {
@@ -210,7 +214,7 @@ func localMicros(text []byte) (int64, bool) {
 	return timeunit.Of(t)
 }
 
-// base64Of is what standard base64 says, where it would be written so again.
+// base64Of returns what standard base64 says, where it would be written so again.
 func base64Of(text []byte) ([]byte, bool) {
 	b, err := base64.StdEncoding.Strict().DecodeString(string(text))
 	return b, err == nil && base64.StdEncoding.EncodeToString(b) == string(text)

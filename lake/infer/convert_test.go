@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/lake/infer"
 )
 
-// existing is a table that somebody else has made, with one column v.
+// existing returns a table that somebody else has made, with one column v.
 func existing(t testing.TB, of columnar.Type) *table {
 	t.Helper()
 	return existingWith(t, columnar.Field{Name: "v", Type: of})
@@ -33,8 +33,8 @@ func existingWith(t testing.TB, fields ...columnar.Field) *table {
 	return tab
 }
 
-// A column that the table has is filled where the value converts exactly; any other value stands beside it as it was
-// written.
+// A column that the table has is filled where the value converts exactly; any other value is beside
+// it as it was written.
 func TestColumnsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -203,8 +203,8 @@ func TestCapitals(t *testing.T) {
 	}
 }
 
-// An object fills a column that is a map where each name is a key and each value one of the map's exactly; any other
-// stands beside it.
+// An object fills a column that is a map where each name is a key and each value one of the map's
+// exactly; any other is beside it.
 func TestMapsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

@@ -15,12 +15,12 @@ var ErrGrow = errors.New("the object needs columns that are not there yet")
 type Decoder struct {
 	o       Options
 	columns *columnar.Columns
-	fields  []columnar.Field // those that are ours to fill, but for extra
+	fields  []columnar.Field // those that are ours to fill, except for extra
 	root    *group
 	extra   *columnar.Bytes
 }
 
-// Bind makes a decoder that fills all columns but the reserved ones.
+// Bind returns a decoder that fills all columns but the reserved ones.
 func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{o: o, columns: columns}
 	var mine []columnar.Column
@@ -40,8 +40,9 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, nil
 }
 
-// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away what there is of
-// one. ErrGrow tells that the object wants more columns; any other error is columnar.ErrFull.
+// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away
+// what there is of one. ErrGrow tells that the object wants more columns; any other error is
+// columnar.ErrFull.
 func (d *Decoder) Append(o *Object) error {
 	left := d.root.append(o.root)
 	if left == nil {
@@ -58,12 +59,12 @@ func (d *Decoder) Append(o *Object) error {
 // group is a struct, or the whole row.
 type group struct {
 	members map[string]*member
-	folded  map[string]string // their names by what they are without capitals; empty where that is not one
+	folded  map[string]string // their names by what they are without capitals; empty if that is not one
 	columns []*target
 	turn    uint64 // counts the objects
 }
 
-// member is a field of objects, and the columns that its values go into; nil where there is none.
+// member is a field of objects, and the columns that its values go into; nil if there is none.
 type member struct{ primary, doubles, json *target }
 
 // target is a column, and what it has of parts.
@@ -127,7 +128,8 @@ func bind(t columnar.Type, col columnar.Column) *target {
 	return out
 }
 
-// append appends an object's members, and gives what has no column, as an object; nil where all have one.
+// append appends an object's members, and gives what has no column, as an object; nil if all have
+// one.
 func (g *group) append(v *value) (left []byte) {
 	g.turn++
 	for i := range v.children {
@@ -160,7 +162,7 @@ func (g *group) append(v *value) (left []byte) {
 	return append(left, '}')
 }
 
-// member is where a member of an object goes, nil where it has no column.
+// member returns where a member of an object goes, nil if it has no column.
 func (g *group) member(members []value, i int) *member {
 	m := &members[i]
 	if m.unnamed {
@@ -205,7 +207,8 @@ func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
 	return v.raw, false
 }
 
-// append appends one value, or nothing where the column does not hold it. left is what of it has no column.
+// append appends one value, or nothing where the column does not hold it. left is what of it has no
+// column.
 func (t *target) append(v *value) (left []byte, ok bool) {
 	if v.kind == null {
 		t.column.AppendNull()
@@ -227,7 +230,7 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 	return nil, ok && put(t.column, converted)
 }
 
-// appendList appends an array. What its elements leave stands in an array of the same length.
+// appendList appends an array. What its elements leave is in an array of the same length.
 func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool) {
 	if v.kind != list {
 		return nil, false
@@ -260,7 +263,8 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	return left, true
 }
 
-// appendMap appends an object as pairs of its names and values. What its values leave has the same names.
+// appendMap appends an object as pairs of its names and values. What its values leave has the same
+// names.
 func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) {
 	if v.kind != object {
 		return nil, false

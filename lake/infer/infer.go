@@ -1,6 +1,6 @@
-// Package infer makes columns of JSON objects that nobody has described: the columns follow from the objects that come, and grow
-// with them. It is here so that a topic of JSON can be asked in SQL at once, and so that nothing of it is lost where its objects do
-// not agree.
+// Package infer makes columns of JSON objects that nobody has described: the columns follow from
+// the objects that come, and grow with them. It is here so that a topic of JSON can be asked in SQL
+// at once, and so that nothing of it is lost where its objects do not agree.
 //
 //	true, false       boolean
 //	a whole number    long, if it has neither point nor exponent and 64 bits hold it
@@ -10,19 +10,23 @@
 //	an array          list, where its elements go into one type
 //	null              null, the same as a name that is not there
 //
-// A column that a table has keeps its type, and is filled by what its type holds exactly: int, float and decimal by numbers (a decimal
-// also by one in a string), date, time, timestamp and uuid by strings such as 2024-01-01, 10:00:00, 2024-01-01T10:00:00 and
-// 6ba7b810-9dad-11d1-80b4-00c04fd430c8, binary and fixed by base64. A field that no column is called as fills the one whose name differs
-// in capitals alone, unless the object has two such fields: then the one that is called as the column, or else the first, does.
+// A column that a table has keeps its type, and is filled by what its type holds exactly: int,
+// float and decimal by numbers (a decimal also by one in a string), date, time, timestamp and uuid
+// by strings such as 2024-01-01, 10:00:00, 2024-01-01T10:00:00 and
+// 6ba7b810-9dad-11d1-80b4-00c04fd430c8, binary and fixed by base64. A field that no column is
+// called as fills the one whose name differs in capitals alone, unless the object has two such
+// fields: then the one that is called as the column, or else the first, does.
 //
-// What does not fit goes beside it: a number that has a fraction, where x is a long, to
-// x_double; anything else, such as a string where x is a number, a number that x cannot hold exactly, an array of mixed types, to
-// x_json, as its JSON. Where the first objects already disagree, x itself is a string that holds JSON. So of x, x_double and x_json at
-// most one has a value, and coalesce gives it.
+// What does not fit goes beside it: a number that has a fraction, where x is a long, to x_double;
+// anything else, such as a string where x is a number, a number that x cannot hold exactly, an
+// array of mixed types, to x_json, as its JSON. Where the first objects already disagree, x itself
+// is a string that holds JSON. So of x, x_double and x_json at most one has a value, and coalesce
+// gives it.
 //
-// What still has no column is kept, word for word, in one more column, a JSON object that has the same names around it: arrays and
-// objects that are empty and were never seen otherwise, what is nested too deep, what would be a column too many, and names that a
-// table cannot have beside those it has. In an array stands null for what has a column.
+// What still has no column is kept, word for word, in one more column, a JSON object that has the
+// same names around it: arrays and objects that are empty and were never seen otherwise, what is
+// nested too deep, what would be a column too many, and names that a table cannot have beside those
+// it has. In an array stands null for what has a column.
 //
 // A dot in a name becomes an underscore: in SQL it would mean another thing.
 package infer
@@ -60,7 +64,7 @@ func (o Options) depth() int {
 	return o.Depth
 }
 
-// ExtraField is the column for what has no other.
+// ExtraField returns the column for what has no other.
 func (o Options) ExtraField() columnar.Field {
 	return columnar.Field{Name: o.Extra, Type: text, Doc: "what has no column of its own, as a JSON object"}
 }
@@ -80,8 +84,8 @@ var (
 	instant = iceberg.PrimitiveTypes.TimestampTz
 )
 
-// Grow gives the columns that a table is to have for objects, from those that it has, and tells whether they are
-// others. Columns that have an id keep their types.
+// Grow returns the columns that a table is to have for objects, from those that it has, and reports
+// whether they are others. Columns that have an id keep their types.
 func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columnar.Field, changed bool) {
 	var mine []columnar.Field
 	for _, f := range have {
@@ -107,7 +111,7 @@ func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columna
 	return append(want, mine...), changed
 }
 
-// reserves tells whether no field of the objects can have a column of that name.
+// reserves reports whether no field of the objects can have a column of that name.
 func (o Options) reserves(name string) bool {
 	taken := func(other string) bool { return strings.EqualFold(other, name) }
 	return taken(o.Extra) || slices.ContainsFunc(o.Reserved, taken)
@@ -127,7 +131,7 @@ type grower struct {
 	changed bool
 }
 
-// object gives the columns of the struct that an object goes into.
+// object returns the columns of the struct that an object goes into.
 func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
 	for i := range v.children {
 		if m := &v.children[i]; m.kind != null && !m.unnamed {
@@ -137,8 +141,8 @@ func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar
 	return fields
 }
 
-// field is the name of the field that a member of an object is: its own, or one that differs in capitals alone and has
-// columns.
+// field returns the name of the field that a member of an object is: its own, or one that differs
+// in capitals alone and has columns.
 func field(fields []columnar.Field, members []value, i int) string {
 	name, like := string(members[i].name), ""
 	for _, f := range fields {
@@ -157,7 +161,8 @@ func field(fields []columnar.Field, members []value, i int) string {
 	return name
 }
 
-// member gives the columns that an object's member goes into, among those of the struct. name is the field that it is.
+// member returns the columns that an object's member goes into, among those of the struct. name is
+// the field that it is.
 func (g *grower) member(fields []columnar.Field, name string, m *value, depth int) []columnar.Field {
 	before := *g
 	primary, doubles, json := find(fields, name)
@@ -213,7 +218,7 @@ func (mixed) String() string { return "mixed" }
 
 func same(a, b columnar.Type) bool { return a.String() == b.String() }
 
-// find tells where the columns of a field stand, -1 for those that are not there.
+// find reports where the columns of a field stand, -1 for those that are not there.
 func find(fields []columnar.Field, name string) (primary, doubles, json int) {
 	primary, doubles, json = -1, -1, -1
 	for i, f := range fields {
@@ -247,7 +252,7 @@ func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t col
 // How long a name may be that becomes a column's.
 const maxName = 128
 
-// named makes a column, unless its name cannot be one here, or there are enough.
+// named returns a column, unless its name cannot be one here, or there are enough.
 func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Type, depth int) (f columnar.Field, ok bool) {
 	column := strings.Map(func(r rune) rune {
 		if r == '.' || !unicode.IsPrint(r) || r == unicode.ReplacementChar {
@@ -266,7 +271,7 @@ func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Typ
 	return f, ok
 }
 
-// typeOf is the type that a first value suggests; nil where it suggests none.
+// typeOf returns the type that a first value suggests; nil if it suggests none.
 func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	switch v.kind {
 	case truth:
@@ -313,8 +318,8 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	return columnar.List{Element: columnar.Field{Name: "element", Type: element}}
 }
 
-// fit tells whether a type holds a value, and which type that is: it has more fields where the value has, and is
-// another where it is not fixed yet.
+// fit reports whether a type holds a value, and which type that is: it has more fields where the
+// value has, and is another where it is not fixed yet.
 func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
 	if v.kind == null {
 		return t, true
@@ -371,7 +376,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 	return t, false
 }
 
-// holds tells whether a type that has no parts holds a value exactly.
+// holds reports whether a type that has no parts holds a value exactly.
 func holds(t columnar.Type, v *value) bool {
 	_, ok := convert(t, v)
 	return ok

@@ -117,7 +117,7 @@ func (tab *table) columns() string {
 	return strings.Join(all, ", ")
 }
 
-// read gives the one row of columns.
+// read returns the one row of columns.
 func read(fields []columnar.Field, columns *columnar.Columns) map[string]any {
 	row := map[string]any{}
 	for i, f := range fields {
@@ -282,7 +282,8 @@ func TestWhatIsNoObject(t *testing.T) {
 	}
 }
 
-// Whatever objects come in whatever batches: each is whole in its row, in the columns and in what is beside them.
+// Whatever objects come in whatever batches: each is whole in its row, in the columns and in what
+// is beside them.
 func TestNothingIsLost(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -456,7 +457,8 @@ func merge(t testing.TB, have, more any) any {
 	return more
 }
 
-// normal makes equal what is said to be the same: null and absent, ways of writing a number or an instant.
+// normal makes equal what is said to be the same: null and absent, ways of writing a number or an
+// instant.
 func normal(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -506,7 +508,8 @@ func FuzzObject(f *testing.F) {
 	})
 }
 
-// A string becomes a time where it is one that the column holds to the last digit; any other stays as it was written.
+// A string becomes a time where it is one that the column holds to the last digit; any other stays
+// as it was written.
 func TestTimesAreExactOrText(t *testing.T) {
 	t.Parallel()
 	o := options

@@ -7,7 +7,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// fieldOf is the name of the field that a column is of.
+// fieldOf returns the name of the field that a column is of.
 func fieldOf(f columnar.Field) string {
 	for _, kind := range []string{renamedKey, doubleKey, jsonKey} {
 		if name, ok := strings.CutPrefix(f.Key, kind); ok {
@@ -17,7 +17,7 @@ func fieldOf(f columnar.Field) string {
 	return f.Name
 }
 
-// fold is the same for all names that differ in capitals alone, as strings.EqualFold has it.
+// fold returns the same for all names that differ in capitals alone, as strings.EqualFold has it.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		for {
@@ -30,8 +30,9 @@ func fold(name string) string {
 	}, name)
 }
 
-// claims tells whether a member of an object, which has no column of its own name, has the one of a field whose name differs in
-// capitals alone: unless another member is called as the field, or came before with a name like it.
+// claims reports whether a member of an object, which has no column of its own name, has the one of
+// a field whose name differs in capitals alone: unless another member is called as the field, or
+// came before with a name like it.
 func claims(members []value, i int, field string) bool {
 	for j := range members {
 		other := &members[j]

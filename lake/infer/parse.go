@@ -38,7 +38,8 @@ type value struct {
 	children []value
 }
 
-// Parse reads an object. Two members of the same name are an error: no reader could tell which one counts.
+// Parse reads an object. Two members of the same name are an error: no reader could tell which one
+// counts.
 func Parse(b []byte) (*Object, error) {
 	if !utf8.Valid(b) {
 		return nil, errors.New("the value is no JSON: it is not UTF-8")
@@ -110,7 +111,7 @@ func (p *parser) value() value {
 	return v
 }
 
-// children reads what stands between brackets.
+// children reads what is between brackets.
 func (p *parser) children(named bool) (all []value) {
 	var names map[string]bool
 	p.take(1)
@@ -171,7 +172,8 @@ func (p *parser) words() (text []byte, decoded bool) {
 	return []byte(s), !hasHalf(raw)
 }
 
-// hasHalf tells whether a half of a surrogate pair stands alone among a string's escapes: then no text is the same.
+// hasHalf reports whether a half of a surrogate pair stands alone among a string's escapes: then no
+// text is the same.
 func hasHalf(raw []byte) bool {
 	high := false // the escape before was a first half
 	for i := 0; i < len(raw); i++ {
@@ -196,13 +198,14 @@ func hasHalf(raw []byte) bool {
 	return high
 }
 
-// exact tells whether a double holds a number.
+// exact reports whether a double holds a number.
 func exact(raw []byte) bool {
 	_, ok := exactly(raw, 64)
 	return ok
 }
 
-// exactly gives a number as a float of so many bits, which holds it where, written back in the shortest way, it has the same digits.
+// exactly returns a number as a float of so many bits, which holds it where, written back in the
+// shortest way, it has the same digits.
 func exactly(raw []byte, bits int) (float64, bool) {
 	f, err := strconv.ParseFloat(string(raw), bits)
 	if err != nil {
@@ -213,7 +216,8 @@ func exactly(raw []byte, bits int) (float64, bool) {
 	return f, bytes.Equal(digits, back) && exponent == backExponent
 }
 
-// scientific gives a number's digits, without zeros at their ends, with the sign, and the power of ten that the first of them has.
+// scientific returns a number's digits, without zeros at their ends, with the sign, and the power
+// of ten that the first of them has.
 func scientific(raw []byte) (digits []byte, exponent int) {
 	mantissa := raw
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
@@ -237,7 +241,7 @@ func scientific(raw []byte) (digits []byte, exponent int) {
 	return digits, exponent
 }
 
-// isTime tells whether words are an RFC 3339 time that microseconds hold.
+// isTime reports whether words are an RFC 3339 time that microseconds hold.
 func isTime(v *value) bool {
 	_, ok := micros(v)
 	return ok

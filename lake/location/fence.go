@@ -13,9 +13,9 @@ import (
 // ErrOutside says that a file is not in the folder of the table that names it.
 var ErrOutside = errors.New("it is not in the table's folder")
 
-// Fence is a file system that ends with a table's folder, whatever names the file: a record, a property, a manifest of
-// another engine. Beside it are folders that the table was given long ago. The manifest lists written to it have the
-// bounds that iceberg-go leaves out.
+// Fence returns a file system that ends with a table's folder, whatever names the file: a record, a
+// property, a manifest of another engine. Beside it are folders that the table was given long ago.
+// The manifest lists written to it have the bounds that iceberg-go leaves out.
 func Fence(files io.IO, location string, beside ...string) io.IO {
 	return fenced{files, location, beside}
 }
@@ -152,8 +152,9 @@ func (f fenced) asWritten(name string) (bool, error) {
 	return AsWritten(f.files, name)
 }
 
-// AsWritten makes a file available at its location as written, and reports whether it had to. Files of tables of
-// before stand elsewhere, where programs that decode a location look and others do not: see Local.
+// AsWritten returns a file available at its location as written, and reports whether it had to.
+// Files of tables of before stand elsewhere, where programs that decode a location look and others
+// do not: see Local.
 func AsWritten(files io.IO, name string) (made bool, err error) {
 	if l, ok := files.(interface {
 		asWritten(name string) (bool, error)

@@ -14,7 +14,8 @@ import (
 	"github.com/apache/iceberg-go/io"
 )
 
-// iceberg-go finds file systems by a registry, so Local takes its own one's place for the whole program.
+// iceberg-go finds file systems by a registry, so Local takes its own one's place for the whole
+// program.
 func init() {
 	for _, scheme := range []string{"file", ""} {
 		io.Unregister(scheme)
@@ -24,12 +25,12 @@ func init() {
 
 // Local is the file system of tables on local disk. It takes locations as they are written.
 //
-// Tables of before were written by a file system that decoded them. Their files are still found, and new ones placed
-// beside them: where nothing is at the path as written, and something at the decoded one or nearer to it, that one is
-// meant.
+// Tables of before were written by a file system that decoded them. Their files are still found,
+// and new ones placed beside them: where nothing is at the path as written, and something at the
+// decoded one or nearer to it, that one is meant.
 type Local struct{}
 
-// resolve is the path of a location.
+// resolve returns the path of a location.
 func resolve(op, name string) (string, error) {
 	p, local := localPath(name)
 	if !local {
@@ -48,7 +49,7 @@ func resolve(op, name string) (string, error) {
 	return other, nil
 }
 
-// depth is how much of a path exists, in bytes, with the whole of it as the most.
+// depth returns how much of a path exists, in bytes, with the whole of it as the most.
 func depth(p string) int {
 	if _, err := os.Lstat(p); err == nil {
 		return 1 << 30
@@ -84,8 +85,8 @@ func (Local) ReadFile(name string) ([]byte, error) {
 // synced is set once a table of this process is to outlive a power cut.
 var synced atomic.Bool
 
-// Sync makes every file that this process writes by Local from now on durable before its Close returns: the file, and
-// its name in each folder that was made for it.
+// Sync makes every file that this process writes by Local from now on durable before its Close
+// returns: the file, and its name in each folder that was made for it.
 func Sync() { synced.Store(true) }
 
 // Create implements io.WriteFileIO.
@@ -101,8 +102,9 @@ func (Local) Create(name string) (io.FileWriter, error) {
 	return durable{f, made}, nil
 }
 
-// WriteFile implements io.WriteFileIO. It replaces the file as a whole: whoever reads a file that is written again, such
-// as one that pins a state of the past, sees the old or the new content, and a kill leaves one of them.
+// WriteFile implements io.WriteFileIO. It replaces the file as a whole: whoever reads a file that
+// is written again, such as one that pins a state of the past, sees the old or the new content, and
+// a kill leaves one of them.
 func (Local) WriteFile(name string, content []byte) error {
 	p, made, err := inFolder("create", name)
 	if err != nil {
@@ -133,7 +135,7 @@ func (Local) WriteFile(name string, content []byte) error {
 	return nil
 }
 
-// partial is the name of a file that is not written yet, but for a random number.
+// partial is the name of a file that is not written yet, except for a random number.
 const partial = "*.part"
 
 // durable is a file that is synced before it is closed, and then the folders that name it.
@@ -160,8 +162,8 @@ var syncFolder = func(folder string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// inFolder is the path of a file that is about to be made, whose folder is there; and the folders that have a new name
-// in them then.
+// inFolder returns the path of a file that is about to be made, whose folder is there; and the
+// folders that have a new name in them then.
 func inFolder(op, name string) (p string, folders []string, err error) {
 	if p, err = resolve(op, name); err != nil {
 		return "", nil, err
@@ -175,8 +177,8 @@ func inFolder(op, name string) (p string, folders []string, err error) {
 	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
-// asWritten is what AsWritten says. Both names are of one file, so that a program which decodes the location goes on,
-// too; where a file system has no such names, it is copied.
+// asWritten returns what AsWritten says. Both names are of one file, so that a program which
+// decodes the location continues, too; where a file system has no such names, it is copied.
 func (Local) asWritten(name string) (bool, error) {
 	written, _ := localPath(name)
 	stands, err := resolve("link", name)

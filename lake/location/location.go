@@ -1,9 +1,11 @@
-// Package location says where the files of Iceberg tables are, and is the one file system of tables on local disk.
+// Package location says where the files of Iceberg tables are, and is the one file system of tables
+// on local disk.
 //
-// A location is read by many programs, and some of them decode it as a URL while others take it as it is. So a location
-// that is made here has only characters that mean the same to both: Table makes one of a table's name, and no data
-// file's name has anything of a record in it. Local takes locations as they are, as PyIceberg, DuckDB and Java do;
-// iceberg-go's own file system decodes them. Fence keeps whoever reads or writes a table in the table's own folder.
+// A location is read by many programs, and some of them decode it as a URL while others take it as
+// it is. So a location that is made here has only characters that mean the same to both: Table
+// makes one of a table's name, and no data file's name has anything of a record in it. Local takes
+// locations as they are, as PyIceberg, DuckDB and Java do; iceberg-go's own file system decodes
+// them. Fence keeps whoever reads or writes a table in the table's own folder.
 package location
 
 import (
@@ -15,8 +17,9 @@ import (
 	"strings"
 )
 
-// Table is where a new table's files are to be, below a warehouse. A name whose characters all stand for themselves is
-// its own folder's; any other becomes one that is as good as unique. The same name always gives the same location.
+// Table returns where a new table's files are to be, below a warehouse. A name whose characters all
+// stand for themselves is its own folder's; any other becomes one that is as good as unique. The
+// same name always gives the same location.
 func Table(warehouse string, name []string) string {
 	namespace, last := strings.Join(name[:len(name)-1], "/"), name[len(name)-1]
 	folder := namespace + ".db/" + last
@@ -36,7 +39,7 @@ const (
 	maxKept = 40  // bytes of a name that is kept for people in another
 )
 
-// replaced is a name with a line in place of each character that may need escaping.
+// replaced returns a name with a line in place of each character that may need escaping.
 func replaced(name string) string {
 	name = strings.Map(func(r rune) rune {
 		if strings.ContainsRune(letters+"-", r) {
@@ -49,12 +52,12 @@ func replaced(name string) string {
 
 const (
 	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
-	// What means the same whether or not it is decoded: what RFC 3986 calls unreserved, and what it lets a path have
-	// besides that no reader takes for a pattern.
+	// What means the same whether or not it is decoded: what RFC 3986 calls unreserved, and what it
+	// lets a path have besides that no reader takes for a pattern.
 	plainSet = letters + "-.~@+,=:"
 )
 
-// Plain is an error that names the first character of a path that may need escaping.
+// Plain returns an error that names the first character of a path that may need escaping.
 func Plain(path string) error {
 	for _, r := range path {
 		if r != '/' && !strings.ContainsRune(plainSet, r) {
@@ -64,7 +67,8 @@ func Plain(path string) error {
 	return nil
 }
 
-// Inside reports whether a file lies below a location, however it is read: as it is written, and decoded.
+// Inside reports whether a file is below a location, however it is read: as it is written, and
+// decoded.
 func Inside(base, name string) bool {
 	if climbs(name) || climbs(decoded(name)) {
 		return false
@@ -87,7 +91,7 @@ func climbs(name string) bool {
 	return strings.ContainsRune(name, 0)
 }
 
-// Canonical is one spelling of a location on local disk; others have only one.
+// Canonical returns one spelling of a location on local disk; others have only one.
 func Canonical(name string) string {
 	if p, local := localPath(name); local {
 		return "file://" + path.Clean("/"+strings.TrimLeft(p, "/"))
@@ -95,7 +99,7 @@ func Canonical(name string) string {
 	return name
 }
 
-// decoded is what a program reads that takes a location for a URL.
+// decoded returns what a program reads that takes a location for a URL.
 func decoded(name string) string {
 	if d, err := url.PathUnescape(name); err == nil {
 		return d
@@ -103,7 +107,8 @@ func decoded(name string) string {
 	return name
 }
 
-// localPath is a location's path on local disk, as it is written: of file:///path, file:/path, or a path alone.
+// localPath returns a location's path on local disk, as it is written: of file:///path, file:/path,
+// or a path alone.
 func localPath(name string) (string, bool) {
 	rest, isFile := strings.CutPrefix(name, "file:")
 	if !isFile {

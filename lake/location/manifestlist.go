@@ -23,9 +23,9 @@ func isManifestList(name string) bool {
 	return strings.HasPrefix(base, listPrefix) && strings.HasSuffix(base, listSuffix)
 }
 
-// manifestList is a manifest list that is being written. iceberg-go leaves out the bound of a partition field that is
-// an empty string, or empty bytes. To a reader this says that the manifest has only nulls there, and the reader skips
-// it. Close puts such bounds in.
+// manifestList is a manifest list that is being written. iceberg-go leaves out the bound of a
+// partition field that is an empty string, or empty bytes. To a reader this says that the manifest
+// has only nulls there, and the reader skips it. Close puts such bounds in.
 type manifestList struct {
 	bytes.Buffer
 	out   io.FileWriter
@@ -41,8 +41,8 @@ func (l *manifestList) Close() error {
 	return errors.Join(err, l.out.Close())
 }
 
-// MissingBounds reports whether the summary of a manifest lacks bounds that are empty strings or bytes. Lists that were
-// written by earlier releases have such summaries.
+// MissingBounds reports whether the summary of a manifest lacks bounds that are empty strings or
+// bytes. Lists that were written by earlier releases have such summaries.
 func MissingBounds(m iceberg.ManifestFile, files io.IO) (bool, error) {
 	fields, err := missingBounds(m, files, true)
 	return len(fields) > 0, err
@@ -121,10 +121,10 @@ func putBounds(entry map[string]any, fields []int) error {
 	return nil
 }
 
-// missingBounds returns which partition fields of a manifest lack a bound that is empty. The manifest itself is read
-// only where its summary leaves that open: both bounds are missing, as they are where all values are null. If so, only
-// one that is fresh is read, which means that it came with the list's own snapshot: the list before has the bounds of
-// the others.
+// missingBounds returns which partition fields of a manifest lack a bound that is empty. The
+// manifest itself is read only where its summary leaves that open: both bounds are missing, as they
+// are where all values are null. If so, only one that is fresh is read, which means that it came
+// with the list's own snapshot: the list before has the bounds of the others.
 func missingBounds(m iceberg.ManifestFile, files io.IO, fresh bool) (fields []int, err error) {
 	var open []int
 	for i, s := range m.Partitions() {
@@ -152,8 +152,8 @@ func missingBounds(m iceberg.ManifestFile, files io.IO, fresh bool) (fields []in
 	return fields, nil
 }
 
-// emptyPartitions returns the partition fields of a manifest that have an empty string, or empty bytes, among their
-// values.
+// emptyPartitions returns the partition fields of a manifest that have an empty string, or empty
+// bytes, among their values.
 func emptyPartitions(m iceberg.ManifestFile, files io.IO) (empty map[int]bool, err error) {
 	f, err := files.Open(m.FilePath())
 	if err != nil {

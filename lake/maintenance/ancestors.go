@@ -6,8 +6,9 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Ancestors returns a snapshot and those before it that are still there, the newest first. Metadata is what a client
-// wrote, so the parents may form a cycle: the walk then ends where it would begin again.
+// Ancestors returns a snapshot and those before it that are still there, the newest first. Metadata
+// is what a client wrote, so the parents may form a cycle: the walk then ends where it would begin
+// again.
 func Ancestors(meta table.Metadata, id int64) []table.Snapshot {
 	return table.AncestorsOf(id, meta.SnapshotByID)
 }
@@ -28,7 +29,8 @@ func (e *CycleError) Error() string {
 	return fmt.Sprintf("snapshot %d is its own ancestor", e.Snapshot)
 }
 
-// checkHistory returns a *CycleError where the history of the table, or of a branch or tag of it, does not end.
+// checkHistory returns a *CycleError where the history of the table, or of a branch or tag of it,
+// does not end.
 func checkHistory(t *table.Table) error {
 	for _, ref := range t.Metadata().Refs() {
 		past := Ancestors(t.Metadata(), ref.SnapshotID)

@@ -38,10 +38,12 @@ type plan struct {
 //   - Files with deletes by equality are all rewritten where the deletes are DeleteShare of the rows, or DeleteFiles files:
 //     only when the last file older than such a delete is rewritten the delete is dead.
 //
-// iceberg-go's PlanCompaction has no rule that leaves out the largest of the small files, so a growing
-// file is rewritten in every run. It also decides on equality deletes for each file by itself.
+// iceberg-go's PlanCompaction has no rule that leaves out the largest of the small files, so a
+// growing file is rewritten in every run. It also decides on equality deletes for each file by
+// itself.
 //
-// Young files are not left alone: appends never conflict with a rewrite, only deletes by position do.
+// Young files are not left alone: appends never conflict with a rewrite, only deletes by position
+// do.
 func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) {
 	p := plan{table: t}
 	if t.CurrentSnapshot() == nil {
@@ -139,7 +141,8 @@ func manyPositions(task table.FileScanTask) bool {
 	return len(task.DeleteFiles) >= positionFiles || rows > 0 && float64(rows) >= positionShare*float64(task.File.Count())
 }
 
-// pack divides the files of a partition into bins of about the same size, in the order in which the rows were added.
+// pack divides the files of a partition into bins of about the same size, in the order in which the
+// rows were added.
 func (r *run) pack(tasks []table.FileScanTask) []bin {
 	if len(tasks) == 0 {
 		return nil
@@ -177,7 +180,8 @@ func sequence(task table.FileScanTask) int64 {
 	return *task.DataSequenceNumber
 }
 
-// Data files are read in pieces of about this size, where their writer noted where row groups begin.
+// Data files are read in pieces of about this size, where their writer noted where row groups
+// begin.
 const pieceBytes = 16 << 20
 
 // pieces divides a task so that reading holds a few row groups at a time, not a file.

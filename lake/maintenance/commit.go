@@ -13,8 +13,9 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 )
 
-// The summary of a snapshot that maintenance makes says so, and carries an id by which its commit is found again.
-// Nothing of landers is in it: their offsets are properties of the table, which these commits do not touch.
+// The summary of a snapshot that maintenance makes says so, and carries an id by which its commit
+// is found again. Nothing of landers is in it: their offsets are properties of the table, which
+// these commits do not touch.
 const (
 	summaryWhat = "millrace.maintenance"
 	summaryID   = "millrace.maintenance-id"
@@ -31,8 +32,8 @@ type commit struct {
 	run           *run
 	what          string // for the summary and for errors
 	before, after step
-	// stage prepares the commit on a table as it is now; errStale where it does not fit, errNothing where there is
-	// nothing left to do.
+	// stage prepares the commit on a table as it is now; errStale where it does not fit, errNothing
+	// where there is nothing left to do.
 	stage func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error
 
 	id    string
@@ -40,20 +41,20 @@ type commit struct {
 	tries int
 }
 
-// SummaryOffsets is the key, in a snapshot's summary, of the Kafka offsets that it holds; a rewrite of the same rows
-// keeps it.
+// SummaryOffsets is the key, in a snapshot's summary, of the Kafka offsets that it holds; a rewrite
+// of the same rows keeps it.
 const SummaryOffsets = "millrace.next-offsets"
 
 // errNothing says that there is nothing to commit.
 var errNothing = errors.New("nothing to commit")
 
-// land commits. Where it returns an error, certain tells whether the commit is known not to be in the table, now or
-// ever.
+// land commits. Where it returns an error, certain reports whether the commit is known not to be in
+// the table, now or ever.
 //
-// Landers move the head all the time, so every attempt starts from the table as it is, asserts that head, and is
-// refused where another commit came between. After any error the table is asked before the next attempt whether the
-// commit is there. An attempt whose answer was lost can never land beside a later one: both assert the head they were
-// made on.
+// Landers move the head all the time, so every attempt starts from the table as it is, asserts that
+// head, and is refused where another commit came between. After any error the table is asked before
+// the next attempt whether the commit is there. An attempt whose answer was lost can never land
+// beside a later one: both assert the head they were made on.
 func (c *commit) land(ctx context.Context) (certain bool, err error) {
 	c.id = uuid.Must(uuid.NewV7()).String()
 	waits := backoff.Commit.Start()
@@ -115,8 +116,8 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	return base, c.run.at(ctx, c.after)
 }
 
-// gone tells whether the commit is known never to land: no attempt reached the catalog, or each one's place in the
-// history is taken by another.
+// gone reports whether the commit is known never to land: no attempt reached the catalog, or each
+// one's place in the history is taken by another.
 func (c *commit) gone(ctx context.Context) bool {
 	if len(c.bases) == 0 {
 		return true

@@ -32,8 +32,9 @@ func (c Compacted) String() string {
 		c.FilesBefore, c.BytesBefore, c.FilesAfter, c.BytesAfter, c.DeleteFiles, c.Commits, c.Retries, c.GivenUp, c.Rows, c.Took.Round(time.Millisecond))
 }
 
-// Compact makes few large files, sorted by the table's sort order, out of many small ones and of those with deletes. A
-// table without a sort order, or with one that cannot be sorted by here, keeps the order in which its rows were added.
+// Compact makes few large files, sorted by the table's sort order, out of many small ones and of
+// those with deletes. A table without a sort order, or with one that cannot be sorted by here,
+// keeps the order in which its rows were added.
 func Compact(ctx context.Context, load Load, c Config, progress func(Progress)) (Compacted, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
@@ -64,7 +65,8 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	if err := r.at(ctx, stepPlanned); err != nil {
 		return did, fmt.Errorf("compact: %w", err)
 	}
-	// Bins are committed together up to the size of a large one: a commit costs the same for little as for much.
+	// Bins are committed together up to the size of a large one: a commit costs the same for little
+	// as for much.
 	for first := 0; first < len(p.bins); {
 		end, bytes := first, int64(0)
 		for end < len(p.bins) && (end == first || bytes+p.bins[end].bytes <= binTargets*r.TargetBytes) {
@@ -140,7 +142,8 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	return nil
 }
 
-// rewriteBin reads a bin's rows, deletes applied, and writes them anew. Where it fails the writer tells which files it began.
+// rewriteBin reads a bin's rows, deletes applied, and writes them anew. Where it fails the writer
+// tells which files it began.
 func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, error) {
 	ctx, cancel := context.WithCancel(ctx) // ends the reading goroutines
 	defer cancel()
@@ -166,8 +169,8 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 			largest = max(largest, pieceSize(piece))
 		}
 	}
-	// A piece is held decoded, about 8 times as large. Small files are read at several places at once, as an object store
-	// makes one wait for each.
+	// A piece is held decoded, about 8 times as large. Small files are read at several places at
+	// once, as an object store makes one wait for each.
 	workers := int(min(8, max(1, r.Memory/4/(8*largest+1))))
 	schema, records, err := t.Scan(table.WithMaxConcurrency(workers), table.WithArrowBatchSize(8<<10)).ReadTasks(ctx, tasks)
 	if err != nil {

@@ -126,7 +126,8 @@ func TestPartitionsAndOrderAreKept(t *testing.T) {
 	}
 }
 
-// Landers that commit at every step of a run lose nothing, double nothing, and do not keep it from its work.
+// Landers that commit at every step of a run lose nothing, double nothing, and do not keep it from
+// its work.
 func TestLandersBeside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
@@ -168,7 +169,8 @@ func TestLandersBeside(t *testing.T) {
 	w.kept(want)
 }
 
-// An upsert that is committed between the reading of a compaction and its commit wins, and so does one after it.
+// An upsert that is committed between the reading of a compaction and its commit wins, and so does
+// one after it.
 func TestUpsertsBeside(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step{stepPlanned, stepSpilled, stepWritten, stepCompactCommit, stepCompactCommitted} {
@@ -223,7 +225,8 @@ func TestUpsertsBeside(t *testing.T) {
 	}
 }
 
-// Rows deleted by position while they are rewritten stay deleted: the rewrite is given up, and its files go.
+// Rows deleted by position while they are rewritten stay deleted: the rewrite is given up, and its
+// files go.
 func TestDeletesByPositionBeside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
@@ -306,7 +309,8 @@ func TestSlowRewriteIsGivenUp(t *testing.T) {
 	w.kept(sequenceOf(0, 100))
 }
 
-// Rewriting stays logarithmic: whoever lands the same amount again and again sees each row rewritten a few times.
+// Rewriting stays logarithmic: whoever lands the same amount again and again sees each row
+// rewritten a few times.
 func TestWriteAmplification(t *testing.T) {
 	t.Parallel()
 	var r run
@@ -349,7 +353,8 @@ func sized(bytes int64) iceberg.DataFile {
 	return b.Build()
 }
 
-// Whatever the catalog answers, a rewrite is in the table once or not at all, and no file of one that is not is left.
+// Whatever the catalog answers, a rewrite is in the table once or not at all, and no file of one
+// that is not is left.
 func TestCatalogFaults(t *testing.T) {
 	t.Parallel()
 	for name, kinds := range map[string][]fault{
@@ -391,14 +396,16 @@ func TestCatalogFaults(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 		w.kept(want)
-		// No other commit took the place of ours, so it is not sure that it will not land: the file stays.
+		// No other commit took the place of ours, so it is not sure that it will not land: the file
+		// stays.
 		if n := len(w.listed(".parquet")); n != 11 {
 			t.Errorf("%d files", n)
 		}
 	})
 }
 
-// An error at any step ends a run or is overcome; the table is whole, and the next run does the rest.
+// An error at any step ends a run or is overcome; the table is whole, and the next run does the
+// rest.
 func TestErrorsAtEachStep(t *testing.T) {
 	t.Parallel()
 	for _, at := range steps() {

@@ -9,9 +9,11 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// idleEqualityDeletes are the files of deletes by equality that hit no data file but, at most, those left out: every other is younger,
-// or its bounds are beside theirs. iceberg-go's own search for dead deletes does not look at the bounds, so that one large file of old
-// rows, which no delete has hit for months, would keep all deletes since alive; and there are readers that refuse a table with any.
+// idleEqualityDeletes returns the files of deletes by equality that hit no data file but, at most,
+// those left out: every other is younger, or its bounds are beside theirs. iceberg-go's own search
+// for dead deletes does not look at the bounds, so that one large file of old rows, which no delete
+// has hit for months, would keep all deletes since alive; and there are readers that refuse a table
+// with any.
 func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string]bool) (idle []iceberg.DataFile, err error) {
 	tasks, err := t.Scan().PlanFiles(ctx)
 	if err != nil {
@@ -50,8 +52,8 @@ func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string
 	return idle, nil
 }
 
-// dropIdle takes files of deletes out that hit nothing any more, where before had any at all: those that came while the files that they
-// hit were rewritten, or whose rows others have rewritten.
+// dropIdle takes files of deletes out that hit nothing any more, where before had any at all: those
+// that came while the files that they hit were rewritten, or whose rows others have rewritten.
 func (r *run) dropIdle(ctx context.Context, before *table.Table, did *Compacted) error {
 	head := before.CurrentSnapshot()
 	if head == nil || head.Summary == nil || head.Summary.Properties.GetInt("total-delete-files", 1) == 0 {

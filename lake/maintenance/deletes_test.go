@@ -27,7 +27,8 @@ func (w *world) deletesLeft() (n int) {
 	return n
 }
 
-// A file of old rows that no delete hits does not keep deletes alive, and is not rewritten for them.
+// A file of old rows that no delete hits does not keep deletes alive, and is not rewritten for
+// them.
 func TestDeletesBesideOldFiles(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -17,9 +17,9 @@ type Expired struct {
 	Retries   int
 }
 
-// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to. What branches and
-// tags hold stays; so does every snapshot that was the newest one less than KeepAge ago, however old it is itself:
-// somebody may still read it.
+// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to.
+// What branches and tags hold stays; so does every snapshot that was the newest one less than
+// KeepAge ago, however old it is itself: somebody may still read it.
 func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {
@@ -78,14 +78,15 @@ const gcOff = "the table's property gc.enabled says that its files are shared, s
 
 func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabledKey, true) }
 
-// expiry is how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots that others took the place
-// of only lately are kept by their number.
+// expiry returns how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots
+// that others took the place of only lately are kept by their number.
 func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnapshotsOpt {
 	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-age)))
 	return []table.ExpireSnapshotsOpt{table.WithOlderThan(age), table.WithRetainLast(keep)}
 }
 
-// ageOfHeld returns an age that keeps every held snapshot, and so all that are younger; 0 where none is held.
+// ageOfHeld returns an age that keeps every held snapshot, and so all that are younger; 0 if none
+// is held.
 func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
 	for _, s := range meta.Snapshots() {
 		if held[s.SnapshotID] {
@@ -96,7 +97,8 @@ func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
 	return age
 }
 
-// headsSince counts, on the branch where they are most, the snapshots that are the head or were until after a time.
+// headsSince counts, on the branch where they are most, the snapshots that are the head or were
+// until after a time.
 func headsSince(meta table.Metadata, since time.Time) (most int) {
 	for _, ref := range meta.Refs() {
 		if ref.SnapshotRefType != table.BranchRef {

@@ -168,8 +168,8 @@ func TestExpire(t *testing.T) {
 	w.kept(want)
 }
 
-// A snapshot counts as old from when another took its place, not from when it was made: somebody may have begun to read it
-// a moment before.
+// A snapshot counts as old from when another took its place, not from when it was made: somebody
+// may have begun to read it a moment before.
 func TestHeadsSince(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -96,7 +96,7 @@ func keysOf(fields []keyField, rec arrow.RecordBatch) (rowKeys, error) {
 	return k, nil
 }
 
-// appender makes the function that appends a row's part of the key.
+// appender returns the function that appends a row's part of the key.
 func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, error), error) {
 	column := rec.Column(f.path[0])
 	above := []arrow.Array{} // null there is null below
@@ -148,7 +148,8 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 	}, nil
 }
 
-// value makes the function that appends a value that is not null, transformed; some is false where the transform makes it null.
+// value returns the function that appends a value that is not null, transformed; some is false if
+// the transform makes it null.
 func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte, some bool, err error), error) {
 	if !f.identity {
 		literal, err := literals(column)
@@ -200,7 +201,7 @@ func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte
 	return nil, fmt.Errorf("%s has no order here", column.DataType())
 }
 
-// literals makes the function that gives a value as a transform takes it.
+// literals returns the function that gives a value as a transform takes it.
 func literals(column arrow.Array) (func(row int) iceberg.Literal, error) {
 	switch a := column.(type) {
 	case *array.Int32:
@@ -284,7 +285,8 @@ func appendDecimal(dst []byte, v decimal128.Num) []byte {
 	return binary.BigEndian.AppendUint64(dst, v.LowBits())
 }
 
-// appendText ends a text with two zeros, and writes a zero within as 0x00ff, so that no key is the beginning of another.
+// appendText ends a text with two zeros, and writes a zero within as 0x00ff, so that no key is the
+// beginning of another.
 func appendText[T string | []byte](dst []byte, v T) []byte {
 	for i := range len(v) {
 		dst = append(dst, v[i])

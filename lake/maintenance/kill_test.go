@@ -18,7 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/sqlite"
 )
 
-// These tell this binary to maintain a table instead of running tests, and at which step to kill itself.
+// These tell this binary to maintain a table instead of running tests, and at which step to kill
+// itself.
 const (
 	childFolder = "MILLRACE_TEST_MAINTENANCE"
 	childStep   = "MILLRACE_TEST_MAINTENANCE_STEP"
@@ -61,7 +62,8 @@ func reopen(folder string) (*world, func() error, error) {
 	return &world{cat: cat, ident: table.Identifier{"db", "t"}}, db.Close, nil
 }
 
-// Killed at any step, a run loses nothing, and the next one finishes what it began and takes away what it left.
+// Killed at any step, a run loses nothing, and the next one finishes what it began and takes away
+// what it left.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	for _, at := range steps() {

@@ -5,8 +5,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 )
 
-// labelled is a batch of columns whose types are the schema's to the letter. What is read from Parquet has the types' forms, but may
-// say otherwise what can be null inside a map, and a batch does not take that.
+// labelled returns a batch of columns whose types are the schema's to the letter. What is read from
+// Parquet has the types' forms, but may say otherwise what can be null inside a map, and a batch
+// does not take that.
 func labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.RecordBatch {
 	out := make([]arrow.Array, len(columns))
 	for i, c := range columns {

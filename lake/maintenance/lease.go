@@ -17,14 +17,14 @@ import (
 	"github.com/google/uuid"
 )
 
-// Readers and expiry may run in different processes, so they coordinate through small lease files beside the table's
-// metadata. A reader holds the snapshot that it reads; expiry claims all snapshots before a time while it removes some
-// of them. Each writes its own file first and lists the others' files afterwards, so at least one of the two sees the
-// other: expiry keeps a held snapshot, and a reader waits for a claim to end and then checks that its snapshot is still
-// there.
+// Readers and expiry may run in different processes, so they coordinate through small lease files
+// beside the table's metadata. A reader holds the snapshot that it reads; expiry claims all
+// snapshots before a time while it removes some of them. Each writes its own file first and lists
+// the others' files afterwards, so at least one of the two sees the other: expiry keeps a held
+// snapshot, and a reader waits for a claim to end and then checks that its snapshot is still there.
 //
-// A lease ends at the time in its name. The lease of a crashed process therefore blocks nobody for long, and a reader
-// that runs for longer renews its lease.
+// A lease ends at the time in its name. The lease of a crashed process therefore blocks nobody for
+// long, and a reader that runs for longer renews its lease.
 const (
 	leaseFolder = "/metadata/as-of/leases/"
 	leaseSuffix = ".lease"
@@ -48,7 +48,8 @@ const (
 	claim leaseKind = "claim" // of is a time in milliseconds: snapshots before it may be removed
 )
 
-// lease is one lease file. Everything is in its name, so listing the folder is enough and no file is read half-written.
+// lease is one lease file. Everything is in its name, so listing the folder is enough and no file
+// is read half-written.
 type lease struct {
 	kind  leaseKind
 	of    int64
@@ -98,7 +99,8 @@ func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(conte
 	}, nil
 }
 
-// leases lists the leases of a table that have not expired, and removes those that expired long ago.
+// leases lists the leases of a table that have not expired, and removes those that expired long
+// ago.
 func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 	files, err := writable(ctx, t)
 	if err != nil {
@@ -122,8 +124,8 @@ func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 	return live, nil
 }
 
-// Hold keeps a snapshot of a table, with all its files, until release is called. It returns ErrSnapshotGone where the
-// snapshot has been removed.
+// Hold keeps a snapshot of a table, with all its files, until release is called. It returns
+// ErrSnapshotGone where the snapshot has been removed.
 func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (release func(), err error) {
 	t, err := load(ctx)
 	if err != nil {
@@ -205,8 +207,8 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 	}
 }
 
-// Claim announces that snapshots before a time are about to be removed, and returns the ones that readers hold. These
-// must stay. The claim lasts until done is called.
+// Claim announces that snapshots before a time are about to be removed, and returns the ones that
+// readers hold. These must stay. The claim lasts until done is called.
 func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int64]bool, done func(), err error) {
 	remove, err := placeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
 	if err != nil {

@@ -25,7 +25,8 @@ func expire(t *testing.T, w *world, c Config) Expired {
 	return did
 }
 
-// newPast returns a table whose first snapshot has files that no later snapshot has, and that snapshot's ID.
+// newPast returns a table whose first snapshot has files that no later snapshot has, and that
+// snapshot's ID.
 func newPast(t *testing.T) (w *world, old int64) {
 	t.Helper()
 	w = newWorld(t)
@@ -106,7 +107,8 @@ func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
 	}
 }
 
-// A reader that comes while expiry is about to commit waits for it, and then learns that its snapshot is gone.
+// A reader that comes while expiry is about to commit waits for it, and then learns that its
+// snapshot is gone.
 func TestHoldWaitsForExpiry(t *testing.T) {
 	t.Parallel()
 	w, old := newPast(t)
@@ -140,7 +142,8 @@ func TestHoldWaitsForExpiry(t *testing.T) {
 	}
 }
 
-// Leases of processes that crashed have no effect once they have expired, and their files are removed in the end.
+// Leases of processes that crashed have no effect once they have expired, and their files are
+// removed in the end.
 func TestExpiredLeasesHaveNoEffect(t *testing.T) {
 	t.Parallel()
 	w, old := newPast(t)

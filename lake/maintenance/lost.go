@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// LostError says that files are gone that a table's current state needs: somebody has removed them, or a disk has. A
-// table whose landers only add rows does not notice, and its rows are fewer.
+// LostError says that files are gone that a table's current state needs: somebody has removed them,
+// or a disk has. A table whose landers only add rows does not notice, and its rows are fewer.
 type LostError struct {
 	Files []string // their locations
 }
@@ -27,11 +27,12 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("%d files are lost, such as %s", len(e.Files), e.Files[0])
 }
 
-// Unwrap says what LostError is.
+// Unwrap reports what LostError is.
 func (e *LostError) Unwrap() error { return stdfs.ErrNotExist }
 
-// CheckFiles returns a *LostError where files are gone that the table needs as it is now, and a *CycleError where its
-// history has a cycle. It lists the table's folder, and does not read what it finds.
+// CheckFiles returns a *LostError where files are gone that the table needs as it is now, and a
+// *CycleError where its history has a cycle. It lists the table's folder, and does not read what it
+// finds.
 func CheckFiles(ctx context.Context, load Load) error {
 	var lost []string
 	for range 2 { // what was replaced between two looks is not lost

@@ -1,15 +1,18 @@
-// Package maintenance keeps Iceberg tables small: in files, in metadata and in history. A lander that commits every
-// second leaves tens of thousands of small files and manifests a day, and every read pays for each of them.
+// Package maintenance keeps Iceberg tables small: in files, in metadata and in history. A lander
+// that commits every second leaves tens of thousands of small files and manifests a day, and every
+// read pays for each of them.
 //
-// It works on any table of a catalog, whoever writes it, beside writers in this process and in others. What must hold:
-// no row is lost, doubled or brought back from the dead, the offsets that landers keep in the table's properties are
-// not touched, and no file is deleted that a reader or a commit may still need. It keeps no state: each run starts from
-// what the table says. Killed at any moment it loses nothing; what it leaves behind are files that nothing refers to,
-// and a later run removes them once they are old.
+// It works on any table of a catalog, whoever writes it, beside writers in this process and in
+// others. What must hold: no row is lost, doubled or brought back from the dead, the offsets that
+// landers keep in the table's properties are not touched, and no file is deleted that a reader or a
+// commit may still need. It keeps no state: each run starts from what the table says. Killed at any
+// moment it loses nothing; what it leaves behind are files that nothing refers to, and a later run
+// removes them once they are old.
 //
-// A run has four steps, and each stands alone too: Compact makes few large sorted files out of many small ones and of
-// files with deletes, RewriteManifests merges manifests, Expire cuts the history and deletes what only the history
-// needed, RemoveOrphans deletes files that nothing refers to. Plan tells what a run would do.
+// A run has four steps, and each stands alone too: Compact makes few large sorted files out of many
+// small ones and of files with deletes, RewriteManifests merges manifests, Expire cuts the history
+// and deletes what only the history needed, RemoveOrphans deletes files that nothing refers to.
+// Plan tells what a run would do.
 package maintenance
 
 import (
@@ -33,40 +36,47 @@ type Load func(context.Context) (*table.Table, error)
 
 // Config says how a table is kept. The zero value takes the defaults.
 type Config struct {
-	// TargetBytes is how large data files are to be; 128 MiB. A file below three quarters of it is small.
+	// TargetBytes is how large data files are to be; 128 MiB. A file below three quarters of it is
+	// small.
 	TargetBytes int64
 	// SmallFiles is how many small files of a partition are worth a rewrite; 8.
 	SmallFiles int
-	// DeleteShare is the share of a partition's rows, in deletes by equality, from which on its files are rewritten to
-	// be rid of them; 0.1. So an update costs at most ten times its size in rewriting.
+	// DeleteShare is the share of a partition's rows, in deletes by equality, from which on its
+	// files are rewritten to be rid of them; 0.1. So an update costs at most ten times its size in
+	// rewriting.
 	DeleteShare float64
-	// DeleteFiles is how many files of such deletes a partition may have before the same happens; 256.
+	// DeleteFiles is how many files of such deletes a partition may have before the same happens;
+	// 256.
 	DeleteFiles int
 
-	// KeepAge is how long a state of the table stays readable after another has taken its place; 1 h.
+	// KeepAge is how long a state of the table stays readable after another has taken its place; 1
+	// h.
 	KeepAge time.Duration
 	// KeepSnapshots is how many snapshots stay whatever their age; 10.
 	KeepSnapshots int
 	// Manifests is how many small manifests are worth merging; 20.
 	Manifests int
-	// OrphanAge is how old a file that nothing refers to must be to be removed; 24 h. It must be longer than any writer
-	// takes from creating a file to committing it. Less than 10 min is refused.
+	// OrphanAge is how old a file that nothing refers to must be to be removed; 24 h. It must be
+	// longer than any writer takes from creating a file to committing it. Less than 10 min is
+	// refused.
 	OrphanAge time.Duration
 
-	// Memory is about what a compaction holds, in bytes, whatever the table's size; 256 MiB, at least 64 MiB. Buffers
-	// of Parquet's add up to half as much. Beyond it come the keys of deletes by equality, and one row group of an
-	// input file where that is large.
+	// Memory is about what a compaction holds, in bytes, whatever the table's size; 256 MiB, at
+	// least 64 MiB. Buffers of Parquet's add up to half as much. Beyond it come the keys of deletes
+	// by equality, and one row group of an input file where that is large.
 	Memory int64
-	// Share is for which share of the time a compaction works, above 0; 0.5. In between it rests, so that whoever shares
-	// the machine does not wait for it.
+	// Share is for which share of the time a compaction works, above 0; 0.5. In between it rests,
+	// so that whoever shares the machine does not wait for it.
 	Share float64
-	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room for the rows of one
-	// bin, 8 × TargetBytes of Parquet, as Arrow with LZ4: about three times as much.
+	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room
+	// for the rows of one bin, 8 × TargetBytes of Parquet, as Arrow with LZ4: about three times as
+	// much.
 	Scratch string
 	// Every is how long Keep waits between runs; 10 min.
 	Every time.Duration
-	// CompactEvery is how long it waits between compactions, which it does alone until a run is due; as long as Every.
-	// A table whose rows are replaced is read the slower the more files of deletes it has.
+	// CompactEvery is how long it waits between compactions, which it does alone until a run is
+	// due; as long as Every. A table whose rows are replaced is read the slower the more files of
+	// deletes it has.
 	CompactEvery time.Duration
 
 	Logger *slog.Logger // nil: none
@@ -141,7 +151,7 @@ func setDefault[T comparable](v *T, to T) {
 	}
 }
 
-// small is the size below which a data file is small.
+// small returns the size below which a data file is small.
 func (c *Config) small() int64 { return c.TargetBytes * 3 / 4 }
 
 // Progress is how far a step is.
@@ -182,7 +192,8 @@ func newRun(c Config, load Load, progress func(Progress)) (*run, error) {
 	return &run{Config: c, load: load, progress: progress}, nil
 }
 
-// Run does all steps for one table. A step that fails does not keep the next from being done; the error tells of each.
+// Run does all steps for one table. A step that fails does not keep the next from being done; the
+// error tells of each.
 func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Report, error) {
 	return perform(ctx, load, c, progress, true)
 }
@@ -233,7 +244,7 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 		whole := time.Since(last) >= c.Every-c.CompactEvery/2
 		report, err := perform(ctx, load, c, nil, whole)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // to be told to stop is no error
+			return nil //nolint:nilerr // to be told to stop is not an error
 		}
 		if done(report, err); whole {
 			last = time.Now()

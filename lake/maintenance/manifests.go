@@ -17,7 +17,8 @@ type ManifestsMerged struct {
 	Retries       int
 }
 
-// RewriteManifests merges small manifests, where there are many. Readers and commits open each of them.
+// RewriteManifests merges small manifests, where there are many. Readers and commits open each of
+// them.
 func RewriteManifests(ctx context.Context, load Load, c Config) (ManifestsMerged, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {
@@ -65,8 +66,9 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 	return did, nil
 }
 
-// manifestsToRewrite counts the manifests of data files of the head that are below half the size that the table wants,
-// and reports whether the summary of any lacks bounds, so that readers skip it.
+// manifestsToRewrite counts the manifests of data files of the head that are below half the size
+// that the table wants, and reports whether the summary of any lacks bounds, so that readers skip
+// it.
 func (r *run) manifestsToRewrite(ctx context.Context, t *table.Table) (small int, wrong bool, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {

@@ -21,13 +21,14 @@ type Orphans struct {
 	Bytes int64
 }
 
-// RemoveOrphans deletes files below the table's folder that nothing refers to and that are older than OrphanAge: what
-// killed writers and failed commits left. It deletes only what looks like a file of an Iceberg table, and nothing in the
-// folder of another table within.
+// RemoveOrphans deletes files below the table's folder that nothing refers to and that are older
+// than OrphanAge: what killed writers and failed commits left. It deletes only what looks like a
+// file of an Iceberg table, and nothing in the folder of another table within.
 //
-// iceberg-go's DeleteOrphanFiles is not used. It lists the folder beside metadata that it read before, so
-// it deletes a file that is committed meanwhile. It also deletes files of tables within the folder, and
-// files that are not Iceberg's. TestOrphanCommittedMeanwhile and TestRemoveOrphans find both.
+// iceberg-go's DeleteOrphanFiles is not used. It lists the folder beside metadata that it read
+// before, so it deletes a file that is committed meanwhile. It also deletes files of tables within
+// the folder, and files that are not Iceberg's. TestOrphanCommittedMeanwhile and TestRemoveOrphans
+// find both.
 func RemoveOrphans(ctx context.Context, load Load, c Config, progress func(Progress)) (Orphans, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
@@ -81,7 +82,7 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 	return did, r.at(ctx, stepOrphansRemoved)
 }
 
-// removeAll removes files; those that are gone already are no error.
+// removeAll removes files; those that are gone already are not error.
 func removeAll(ctx context.Context, files io.WriteFileIO, some []file) error {
 	if bulk, ok := files.(io.BulkRemovableIO); ok {
 		locations := make([]string, len(some))
@@ -110,7 +111,8 @@ type file struct {
 }
 
 func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
-	// The folder is listed first: a file that is listed and committed meanwhile is then among those referred to, or young.
+	// The folder is listed first: a file that is listed and committed meanwhile is then among those
+	// referred to, or young.
 	files, err := t.FS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
@@ -152,7 +154,8 @@ func orphansAmong(listed []file, location string, referred map[string]bool, befo
 	return found
 }
 
-// ofTable tells whether a file, by its place in the table's folder and its name, is of the kinds that a table has.
+// ofTable reports whether a file, by its place in the table's folder and its name, is of the kinds
+// that a table has.
 func ofTable(place string) bool {
 	switch {
 	case strings.HasPrefix(place, "/data/"):
@@ -167,7 +170,7 @@ func hasSuffix(s string, suffixes ...string) bool {
 	return slices.ContainsFunc(suffixes, func(suffix string) bool { return strings.HasSuffix(s, suffix) })
 }
 
-// plain makes the ways in which writers spell the same place alike.
+// plain returns the ways in which writers spell the same place alike.
 func plain(location string) string {
 	scheme, rest, ok := strings.Cut(location, ":/")
 	if !ok {
@@ -215,8 +218,9 @@ func list(ctx context.Context, files io.IO, location string) ([]file, error) {
 	return listed, nil
 }
 
-// referredFiles are the names of all files that the table's metadata refers to: names without folders, as those are spelt in
-// several ways and names are not given twice. A name that is in use keeps its namesakes.
+// referredFiles returns the names of all files that the table's metadata refers to: names without
+// folders, as those are spelt in several ways and names are not given twice. A name that is in use
+// keeps its namesakes.
 func referredFiles(ctx context.Context, t *table.Table, files io.IO) (map[string]bool, error) {
 	referred := map[string]bool{}
 	refer := func(location string) { referred[path.Base(location)] = true }

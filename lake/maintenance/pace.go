@@ -7,8 +7,8 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 )
 
-// pace has a compaction rest between pieces of work, so that what else the machine does gets its turn in time. Time is the clock's: on
-// a busy machine work takes longer, and so do the rests.
+// pace has a compaction rest between pieces of work, so that what else the machine does gets its
+// turn in time. Time is the clock's: on a busy machine work takes longer, and so do the rests.
 type pace struct {
 	share float64 // of the time, for work
 	since time.Time

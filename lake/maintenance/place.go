@@ -10,9 +10,9 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// placeAsWritten sees to it that the table's files stand where their locations say. Those of tables that were
-// partitioned by texts stood, for a while, where a location is decoded, and there no other engine finds them. What it
-// has placed it does not look at again.
+// placeAsWritten sees to it that the table's files stand where their locations say. Those of tables
+// that were partitioned by texts stood, for a while, where a location is decoded, and there no
+// other engine finds them. What it has placed it does not look at again.
 func (r *run) placeAsWritten(ctx context.Context) error {
 	t, err := r.look(ctx)
 	if err != nil {

@@ -26,7 +26,7 @@ func (p Planned) String() string {
 		p.Table, p.RewriteFiles, p.DataFiles, p.RewriteBytes, p.DataBytes, p.ResultFiles, p.Manifests, p.ExpiredNow, p.Snapshots, len(p.OrphanFiles), p.OrphanBytes)
 }
 
-// Plan tells what Run would do. It changes nothing.
+// Plan reports what Run would do. It changes nothing.
 func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever lands between, and beside, the steps of maintenance, and however those fail: the table has what a map of its
-// rows would have.
+// Whatever lands between, and beside, the steps of maintenance, and however those fail: the table
+// has what a map of its rows would have.
 func TestRandomHistory(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -65,7 +65,8 @@ func TestRandomHistory(t *testing.T) {
 				c.DeleteFiles = rapid.IntRange(1, 4).Draw(rt, "DeleteFiles")
 				c.now = later
 				c.hook = func(_ context.Context, s step) error {
-					// Orphans are found by age, which is made up here: nothing may be under way beside that.
+					// Orphans are found by age, which is made up here: nothing may be under way
+					// beside that.
 					if s == beside && s != stepOrphansFound {
 						beside = ""
 						land(rt)

@@ -12,10 +12,11 @@ import (
 
 // replacement is files that take the place of others.
 //
-// What must hold for deletes: the new files have the rows of the old ones as the base snapshot showed them. So every delete
-// of the base is in them already, and every later one must still hit them. Deletes by equality do, because the new files
-// get the base's sequence number: a delete hits what has a lower number than its own. Deletes by position name a file, so a
-// later one that names a replaced file would be lost: then the replacement does not fit any more.
+// What must hold for deletes: the new files have the rows of the old ones as the base snapshot
+// showed them. So every delete of the base is in them already, and every later one must still hit
+// them. Deletes by equality do, because the new files get the base's sequence number: a delete hits
+// what has a lower number than its own. Deletes by position name a file, so a later one that names
+// a replaced file would be lost: then the replacement does not fit any more.
 type replacement struct {
 	sequence int64              // of the base snapshot
 	old      map[string]bool    // paths
@@ -60,7 +61,8 @@ func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Trans
 	return withoutNames(t, tx)
 }
 
-// withoutNames takes back that iceberg-go names the columns in a property where the table has none, which is none of our business.
+// withoutNames takes back that iceberg-go names the columns in a property where the table has none,
+// which is none of our business.
 func withoutNames(t *table.Table, tx *table.Transaction) error {
 	if _, had := t.Properties()[table.DefaultNameMappingKey]; !had {
 		return tx.RemoveProperties([]string{table.DefaultNameMappingKey})
@@ -68,7 +70,8 @@ func withoutNames(t *table.Table, tx *table.Transaction) error {
 	return nil
 }
 
-// check finds whether the replacement still fits the table, and which files of deletes are dead after it.
+// check finds whether the replacement still fits the table, and which files of deletes are dead
+// after it.
 func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg.DataFile, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {
@@ -132,7 +135,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 // The path of the data file, in files of deletes by position.
 const positionPathID = 2147483546
 
-// mayHit tells whether deletes by position may be of a file that is replaced.
+// mayHit reports whether deletes by position may be of a file that is replaced.
 func (r *replacement) mayHit(f iceberg.DataFile) bool {
 	if path := f.ReferencedDataFile(); path != nil {
 		return r.old[*path]

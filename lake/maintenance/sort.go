@@ -18,8 +18,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// sorter sorts more rows than memory holds: it gathers batches up to a budget, writes them sorted to a file, and merges the
-// files as a stream. It holds about twice the budget at most: the batches, and their sorted copy.
+// sorter sorts more rows than memory holds: it gathers batches up to a budget, writes them sorted
+// to a file, and merges the files as a stream. It holds about twice the budget at most: the
+// batches, and their sorted copy.
 type sorter struct {
 	ctx    context.Context
 	keys   []keyField
@@ -136,7 +137,8 @@ type keyedRow struct {
 	at  int64
 }
 
-// inOrder tells where the rows are, in the order of their keys; those with the same key as they come.
+// inOrder reports where the rows are, in the order of their keys; those with the same key as they
+// come.
 func inOrder(rows []keyedRow) []int64 {
 	slices.SortStableFunc(rows, func(a, b keyedRow) int { return bytes.Compare(a.key, b.key) })
 	order := make([]int64, len(rows))
@@ -175,7 +177,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 	return each(rec)
 }
 
-// write makes a file of sorted rows.
+// write returns a file of sorted rows.
 func (s *sorter) write(rows func(each func(arrow.RecordBatch) error) error) (_ string, err error) {
 	s.files++
 	name := filepath.Join(s.dir, fmt.Sprintf("run-%d", s.files))
@@ -207,8 +209,9 @@ type source struct {
 	next int // row of rec
 }
 
-// merge hands on the rows of several sorted files in order. In each round it takes, of the batch under way of each file,
-// the rows up to the least of the batches' last keys: behind them nothing smaller can come.
+// merge hands on the rows of several sorted files in order. In each round it takes, of the batch
+// under way of each file, the rows up to the least of the batches' last keys: behind them nothing
+// smaller can come.
 func (s *sorter) merge(runs []string, each func(arrow.RecordBatch) error) (err error) {
 	var sources []*source
 	defer func() {

@@ -117,8 +117,8 @@ func TestSortSpills(t *testing.T) {
 	}
 }
 
-// Columns of every type are rewritten as they were, files of before a column was added too, and a column within a struct
-// can be sorted by, through any transform.
+// Columns of every type are rewritten as they were, files of before a column was added too, and a
+// column within a struct can be sorted by, through any transform.
 func TestAnyColumns(t *testing.T) {
 	t.Parallel()
 	for name, transform := range map[string]iceberg.Transform{
@@ -219,7 +219,7 @@ func TestAnyColumns(t *testing.T) {
 	}
 }
 
-// json are the rows of any table, sorted.
+// json returns the rows of any table, sorted.
 func (w *world) json() (rows []string) {
 	w.tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -256,7 +256,8 @@ func wide(from, to int64, random *rand.Rand) []row {
 	return rows
 }
 
-// What a compaction holds is bounded, not by the table's size. Not in parallel: it measures the process.
+// What a compaction holds is bounded, not by the table's size. Not in parallel: it measures the
+// process.
 func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
 	w := newWorld(t, catalog.WithSortOrder(byKey))
 	random := rand.New(rand.NewPCG(5, 6))
@@ -266,7 +267,8 @@ func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
 	}
 	c := w.config()
 	c.TargetBytes, c.Memory = 256<<20, leastMemory
-	// Garbage that is made while a collection runs counts as held until the next; small steps keep it small.
+	// Garbage that is made while a collection runs counts as held until the next; small steps keep
+	// it small.
 	defer debug.SetGCPercent(debug.SetGCPercent(5))
 	live := func() int64 {
 		runtime.GC()
@@ -340,7 +342,7 @@ func BenchmarkCompact(b *testing.B) {
 	}
 }
 
-// cpuTime is what this process has used.
+// cpuTime returns what this process has used.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)

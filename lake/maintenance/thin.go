@@ -14,9 +14,10 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
-// Every commit reads and writes all of the table's history, so a lander thins it out: all of the newest states stay, of
-// older ones the last of each minute, then of each hour. So as-of queries reach back a day, and commits cost the same
-// for ever. To look for what may go costs little, to take it away is a commit, made where it is worth it.
+// Every commit reads and writes all of the table's history, so a lander thins it out: all of the
+// newest states stay, of older ones the last of each minute, then of each hour. So as-of queries
+// reach back a day, and commits cost the same forever. To look for what may go costs little, to
+// take it away is a commit, made where it is worth it.
 const (
 	historyNewest  = 64
 	historyMinutes = time.Hour
@@ -24,7 +25,7 @@ const (
 	historyCut     = 16
 )
 
-// surplus are the snapshots that may go, whatever their order.
+// surplus returns the snapshots that may go, whatever their order.
 func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (ids []int64) {
 	all := slices.Clone(snapshots)
 	slices.SortStableFunc(all, func(a, b table.Snapshot) int { return int(b.SequenceNumber - a.SequenceNumber) })
@@ -48,9 +49,10 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	return ids
 }
 
-// Thin takes surplus states of a table away where there are enough of them, in a commit through into. It deletes the
-// lists of the states that go, and the manifests that no other state has. It deletes no data file:
-// one that a compaction has replaced may still be in a reader's plan, and maintenance removes it when it is old.
+// Thin takes surplus states of a table away where there are enough of them, in a commit through
+// into. It deletes the lists of the states that go, and the manifests that no other state has. It
+// deletes no data file: one that a compaction has replaced may still be in a reader's plan, and
+// maintenance removes it when it is old.
 func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	t, err := load(ctx)
 	if err != nil {

@@ -90,7 +90,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// newWorld makes a table in a folder.
+// newWorld returns a table in a folder.
 func newWorld(tb testing.TB, opts ...catalog.CreateTableOpt) *world {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -99,7 +99,7 @@ func newWorld(tb testing.TB, opts ...catalog.CreateTableOpt) *world {
 	return w
 }
 
-// newBucket makes a table in a bucket.
+// newBucket returns a table in a bucket.
 func newBucket(tb testing.TB, opts ...catalog.CreateTableOpt) *world {
 	tb.Helper()
 	c := objects.Config(tb)
@@ -147,7 +147,7 @@ func (w *world) create(opts ...catalog.CreateTableOpt) {
 
 const offsetProperty = "millrace.next-offset.topic.0"
 
-// table is the table now, as writers see it.
+// table returns the table now, as writers see it.
 func (w *world) table() *table.Table {
 	w.tb.Helper()
 	t, err := w.cat.LoadTable(context.Background(), w.ident)
@@ -157,7 +157,7 @@ func (w *world) table() *table.Table {
 	return t
 }
 
-// load is the table as maintenance sees it: its commits may be broken.
+// load returns the table as maintenance sees it: its commits may be broken.
 func (w *world) load(ctx context.Context) (*table.Table, error) {
 	t, err := w.cat.LoadTable(ctx, w.ident)
 	if err != nil {
@@ -249,7 +249,8 @@ func (w *world) write(t *table.Table, chunks ...[]row) []iceberg.DataFile {
 	return files
 }
 
-// land commits as a lander does: on the head, with the next offset, and again where another commit came between.
+// land commits as a lander does: on the head, with the next offset, and again where another commit
+// came between.
 func (w *world) land(stage func(t *table.Table, tx *table.Transaction) error) {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -373,7 +374,7 @@ func hash(rows []row) string {
 	return fmt.Sprintf("%d rows, %x", len(rows), sha256.Sum256([]byte(strings.Join(lines, "\n"))))
 }
 
-// dataFiles are the live data files.
+// dataFiles returns the live data files.
 func (w *world) dataFiles() []table.FileScanTask {
 	w.tb.Helper()
 	return must(w.table().Scan().PlanFiles(context.Background()))
@@ -450,7 +451,7 @@ func (w *world) liveFiles() (live int) {
 	return live
 }
 
-// listed are the names of the files in the table's folder that end as told.
+// listed returns the names of the files in the table's folder that end as told.
 func (w *world) listed(suffix string) []string {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -490,10 +491,10 @@ func sequenceOf(from, to int64) []row {
 	return rows
 }
 
-// later is a time at which everything is old.
+// later returns a time at which everything is old.
 func later() time.Time { return time.Now().Add(25 * time.Hour) }
 
-// orphan makes a file that nothing refers to.
+// orphan returns a file that nothing refers to.
 func (w *world) orphan(name string) string {
 	w.tb.Helper()
 	t := w.table()

@@ -18,7 +18,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// writer writes a stream of rows of one partition into data files, and begins another one whenever one is large enough.
+// writer writes a stream of rows of one partition into data files, and begins another one whenever
+// one is large enough.
 type writer struct {
 	ctx        context.Context // an object store writes a file as long as this holds
 	table      *table.Table
@@ -83,8 +84,8 @@ func newWriter(ctx context.Context, t *table.Table, b bin, sortID int, memory in
 	}, nil
 }
 
-// parquetProperties are those of the table as far as it has any, else as the lander's: zstd above level 1 costs time for
-// 2 % of size. A dictionary is kept only where it pays.
+// parquetProperties are those of the table as far as it has any, else as the lander's: zstd above
+// level 1 costs time for 2 % of size. A dictionary is kept only where it pays.
 func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet.WriterProperties, error) {
 	codecs := map[string]compress.Compression{
 		"zstd": compress.Codecs.Zstd, "snappy": compress.Codecs.Snappy, "gzip": compress.Codecs.Gzip,

@@ -57,7 +57,8 @@ func clicks(tb testing.TB, from, rows int) *columnar.Columns {
 	return c
 }
 
-// What a row costs here, in pqarrow, and in zstd alone, which is the limit: it compresses the same pages.
+// What a row costs here, in pqarrow, and in zstd alone, which is the limit: it compresses the same
+// pages.
 func BenchmarkWrite(b *testing.B) {
 	const groups = 16
 	for _, rows := range []int{4096, 8192, 16384, 20480} {

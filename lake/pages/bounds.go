@@ -164,7 +164,8 @@ func stringBounds(values []byte) (low, high []byte) {
 	return low, high
 }
 
-// beginOf is the first eight bytes of the n at the begin of b as a number; zeros stand for those that are not there.
+// beginOf returns the first eight bytes of the n at the begin of b as a number; zeros stand for
+// those that are not there.
 func beginOf(b []byte, n int) uint64 {
 	if len(b) >= 8 {
 		v := binary.BigEndian.Uint64(b)
@@ -205,13 +206,15 @@ func compareSigned(a, b []byte) int {
 	return bytes.Compare(a, b)
 }
 
-// lower is the lower bound (not nil, which would be none), cut where it is long, and whether it is a value.
+// lower returns the lower bound (not nil, which would be none), cut where it is long, and whether
+// it is a value.
 func (s *bounds) lower() (_ []byte, exact bool) {
 	cut := s.cut(s.min)
 	return append([]byte{}, cut...), len(cut) == len(s.min)
 }
 
-// upper is the upper bound (not nil), cut and rounded up where it is long, and whether it is a value. What cannot be rounded up stays as it is.
+// upper returns the upper bound (not nil), cut and rounded up where it is long, and whether it is a
+// value. What cannot be rounded up stays as it is.
 func (s *bounds) upper() (_ []byte, exact bool) {
 	cut := s.cut(s.max)
 	if len(cut) < len(s.max) {
@@ -224,7 +227,7 @@ func (s *bounds) upper() (_ []byte, exact bool) {
 
 func (s *bounds) text() bool { return s.of.LogicalType().Equals(schema.StringLogicalType{}) }
 
-// cut is the begin of a long bound: whole characters of a text.
+// cut returns the begin of a long bound: whole characters of a text.
 func (s *bounds) cut(v []byte) []byte {
 	if len(v) <= boundBytes || s.of.PhysicalType() != parquet.Types.ByteArray {
 		return v
@@ -236,7 +239,8 @@ func (s *bounds) cut(v []byte) []byte {
 	return v[:n]
 }
 
-// above is the least of this length or shorter that is above all that begins with v; nil where nothing is.
+// above returns the least of this length or shorter that is above all that begins with v; nil if
+// nothing is.
 func (s *bounds) above(v []byte) []byte {
 	v = slices.Clone(v)
 	for len(v) > 0 {

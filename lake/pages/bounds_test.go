@@ -28,7 +28,7 @@ func TestBounds(t *testing.T) {
 		name       string
 		of         columnar.Type
 		values     []string
-		want       []string // lowest and highest; none where there are none
+		want       []string // lowest and highest; none if there are none
 		low, high  bool     // they were cut
 		nans, null int64
 	}{

@@ -18,7 +18,7 @@ import (
 type chunk struct {
 	column *schema.Column
 	id     int
-	width  int // of a value; 0 where each has a length, or is a bit
+	width  int // of a value; 0 if each has a length, or is a bit
 
 	pages         []byte // with their headers, compressed
 	size          int    // the same if they were not
@@ -106,7 +106,8 @@ func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 	return nil
 }
 
-// encode appends the values that are not null to the body, and tells whether as entries of the dictionary.
+// encode appends the values that are not null to the body, and reports whether as entries of the
+// dictionary.
 func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool, err error) {
 	levels := len(s.body)
 	text, _ := col.(*columnar.Bytes)
@@ -162,7 +163,8 @@ func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 	return false
 }
 
-// end is the dictionary's page, with which the chunk begins; empty where it has none. It is valid until the next.
+// end returns the dictionary's page, with which the chunk begins; empty if it has none. It is valid
+// until the next.
 func (c *chunk) end(s *shared) []byte {
 	if c.coded == 0 {
 		return nil
@@ -176,7 +178,8 @@ func (c *chunk) end(s *shared) []byte {
 	return s.other
 }
 
-// describe puts the chunk into the footer: it stands at so many bytes of the file, and begins with a dictionary of so many bytes.
+// describe puts the chunk into the footer: it is at so many bytes of the file, and begins with a
+// dictionary of so many bytes.
 func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dictionary int) error {
 	info := metadata.ChunkMetaInfo{
 		NumValues: int64(c.values), IndexPageOffset: -1, DataPageOffset: at + int64(dictionary),

@@ -67,7 +67,8 @@ func (d *dictionary) truncate(n int) {
 	d.plain = d.plain[:d.entries[n].end]
 }
 
-// fixed puts the numbers of values of the same width into indices. It gives up where there would be too many entries.
+// fixed puts the numbers of values of the same width into indices. It gives up where there would be
+// too many entries.
 func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 	for i := range indices {
 		var k key
@@ -122,7 +123,8 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 	return true
 }
 
-// keyOf is the key of the first n of some bytes. Most have few, of any number: so it asks little about that.
+// keyOf returns the key of the first n of some bytes. Most have few, of any number: so it asks
+// little about that.
 func keyOf(b []byte, n int) key {
 	if n > keyBytes {
 		return key{maphash.Bytes(seed, b[:n]), 0, uint32(n)}
@@ -141,7 +143,8 @@ func (k key) place() uint32 {
 	return uint32(high ^ low)
 }
 
-// find finds the entry of a value, which may stand behind its length, or makes it; 0 where there is no room.
+// find finds the entry of a value, which may stand behind its length, or makes it; 0 if there is no
+// room.
 func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	if 2*len(d.entries) > len(d.table) {
 		d.grow()

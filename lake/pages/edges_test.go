@@ -103,7 +103,8 @@ func everything() []field {
 		}})
 }
 
-// A dictionary is there where values recur, ends where it has become too large, and is not tried again where it did not pay.
+// A dictionary is there where values recur, ends where it has become too large, and is not tried
+// again where it did not pay.
 func TestDictionary(t *testing.T) {
 	t.Parallel()
 	const few, many = 3_000, 30_000
@@ -150,7 +151,7 @@ func TestDictionary(t *testing.T) {
 					case *columnar.Bytes:
 						col.AppendString(fmt.Sprint(v, wide))
 					}
-					if row%1000 == 999 { // nulls are no entries
+					if row%1000 == 999 { // nulls are not entries
 						c.Rollback(row)
 						col.AppendNull()
 					}
@@ -251,7 +252,8 @@ func (f *full) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Whatever part of a file does not fit, the error comes out, now or with the next call, and the next file is whole.
+// Whatever part of a file does not fit, the error comes out, now or with the next call, and the
+// next file is whole.
 func TestWriteErrors(t *testing.T) {
 	t.Parallel()
 	c := clicks(t, 0, 100)

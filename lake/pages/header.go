@@ -6,8 +6,9 @@ import (
 	"github.com/apache/arrow-go/v18/parquet"
 )
 
-// A page's header is a struct in Thrift's compact protocol: each field begins with a byte that has its distance from the field
-// before, and its type; numbers are zigzag varints; a struct ends with 0.
+// A page's header is a struct in Thrift's compact protocol: each field begins with a byte that has
+// its distance from the field before, and its type; numbers are zigzag varints; a struct ends with
+// 0.
 const (
 	thriftNumber = 0x05
 	thriftStruct = 0x0c

@@ -4,7 +4,8 @@ import (
 	"encoding/binary"
 )
 
-// appendHybrid appends numbers of so many bits in Parquet's hybrid of runs and packed groups of eight.
+// appendHybrid appends numbers of so many bits in Parquet's hybrid of runs and packed groups of
+// eight.
 func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	packed := 0 // the first value that is not written
 	for i := 0; i < len(values); {
@@ -54,7 +55,8 @@ func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	return b
 }
 
-// appendBits appends the lowest n bits of a bitmap as numbers of one bit; all are set where there is none.
+// appendBits appends the lowest n bits of a bitmap as numbers of one bit; all are set where there
+// is none.
 func appendBits(b, bitmap []byte, n int) []byte {
 	if bitmap == nil {
 		return append(binary.AppendUvarint(b, uint64(n)<<1), 1)

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// levels say of a field how deep it is nested: the highest definition and repetition levels that its values have, and the definition
-// level from which on the list around it has an element.
+// levels say of a field how deep it is nested: the highest definition and repetition levels that
+// its values have, and the definition level from which on the list around it has an element.
 type levels struct {
 	definition, repetition, element uint8
 }
@@ -29,11 +29,12 @@ type node struct {
 	elements [2][]uint8 // definition and repetition levels of what is in a list
 }
 
-// slots are the places where a page may have a value of a field, each with its levels. Those that have an element in the innermost
-// list around the field are the values of its column, in their order; the others are where lists are empty, or not there.
+// slots are the places where a page may have a value of a field, each with its levels. Those that
+// have an element in the innermost list around the field are the values of its column, in their
+// order; the others are where lists are empty, or not there.
 type slots struct {
 	n                      int
-	definition, repetition []uint8 // nil where they are all 0
+	definition, repetition []uint8 // nil if they are all 0
 }
 
 func (s slots) at(i int) (definition, repetition uint8) {
@@ -148,7 +149,7 @@ func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
 
 var errNull = errors.New("it is required, and null in a row")
 
-// defined is where the field has values: what is left of the places where it could have some.
+// defined returns where the field has values: what is left of the places where it could have some.
 func (n *node) defined(in slots, valid []byte) (slots, error) {
 	switch {
 	case !n.optional && valid == nil:
@@ -185,7 +186,7 @@ func (n *node) defined(in slots, valid []byte) (slots, error) {
 	return slots{in.n, n.own, in.repetition}, nil
 }
 
-// unfold is where the elements of lists have values.
+// unfold returns where the elements of lists have values.
 func (n *node) unfold(lists slots, offsets []int32) slots {
 	definition, repetition, i := n.elements[0][:0], n.elements[1][:0], 0
 	for at := range lists.n {

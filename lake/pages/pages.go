@@ -1,12 +1,14 @@
 // Package pages writes columns into Parquet files, page by page.
 //
-// It is here in place of pqarrow for its cost: half of what a row took from the wire to the file went into a writer of any type from
-// any source. This one knows its source, the buffers of package columnar, and copies each value once, into the page that is
-// compressed next. The rest is as small as Parquet lets it be: data pages of version 1, PLAIN or RLE_DICTIONARY, zstd. The schema
-// and the footer are arrow-go's, so the files are those that pqarrow writes from the same rows, and whoever reads those reads these.
+// It is here in place of pqarrow for its cost: half of what a row took from the wire to the file
+// went into a writer of any type from any source. This one knows its source, the buffers of package
+// columnar, and copies each value once, into the page that is compressed next. The rest is as small
+// as Parquet lets it be: data pages of version 1, PLAIN or RLE_DICTIONARY, zstd. The schema and the
+// footer are arrow-go's, so the files are those that pqarrow writes from the same rows, and whoever
+// reads those reads these.
 //
 //   - A column has a dictionary as long as that pays, whatever its type: where of the values of its first page no more than half are
-//     distinct. It goes on without one where it has become too large.
+//     distinct. It continues without one where it has become too large.
 //   - Bounds that are long are cut, as a lower and an upper one must be, and say so.
 //   - There are neither page indexes nor bounds of single pages: who wants to skip parts of a file has Iceberg's bounds of the file,
 //     and those of its row groups.
@@ -32,7 +34,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// What a row group has at most, but for the rows of its last Write. It is in memory, compressed, until it is whole.
+// What a row group has at most, except for the rows of its last Write. It is in memory, compressed,
+// until it is whole.
 const (
 	groupRows  = 256 << 10
 	groupBytes = 64 << 20
@@ -77,7 +80,7 @@ type File struct {
 var properties = parquet.NewWriterProperties(
 	parquet.WithCompression(compress.Codecs.Zstd), parquet.WithStoreDecimalAsInteger(true), parquet.WithCreatedBy("millrace"))
 
-// New makes a writer for columns of these fields.
+// New returns a writer for columns of these fields.
 func New(fields []columnar.Field) (*Writer, error) {
 	fields = columnar.WithIDs(fields)
 	of, err := columnar.ArrowSchema(fields)
@@ -117,8 +120,8 @@ func (w *Writer) Begin(out io.Writer) {
 	w.write([]byte(magic))
 }
 
-// Write writes all rows, as one page of each column, or fails, and then does so for ever. It keeps nothing of the columns. Many rows
-// at once compress well, and many thousands help no more.
+// Write writes all rows, as one page of each column, or fails, and then does so forever. It keeps
+// nothing of the columns. Many rows at once compress well, and many thousands help no more.
 func (w *Writer) Write(rows *columnar.Columns) error {
 	n := rows.Rows()
 	if w.err != nil || n == 0 {
@@ -147,7 +150,7 @@ func (w *Writer) column(root *node, col columnar.Column, rows int) error {
 	return root.write(&w.shared, col, slots{n: rows})
 }
 
-// held is the memory that the row group under way takes.
+// held returns the memory that the row group under way takes.
 func (w *Writer) held() int {
 	n := 0
 	for _, c := range w.chunks {

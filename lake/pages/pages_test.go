@@ -31,7 +31,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type field = columnar.Field
 
-// What pqarrow writes is what is to be written here: the same schema, the same rows, the same bounds and counts of every column.
+// What pqarrow writes is what is to be written here: the same schema, the same rows, the same
+// bounds and counts of every column.
 func TestFilesAreThoseOfArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -90,7 +91,7 @@ func arrowWriter(r fataler, schema *arrow.Schema, to *bytes.Buffer) *pqarrow.Fil
 	return w
 }
 
-// same compares all that readers see of two files, but for where in the file it is.
+// same compares all that readers see of two files, except for where in the file it is.
 func same(r fataler, fields []field, ours, theirs []byte) {
 	r.Helper()
 	got, have := open(r, ours)

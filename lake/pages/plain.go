@@ -114,7 +114,8 @@ const atOnce = 16
 
 var errDecimal = errors.New("a number has more digits than the column")
 
-// appendDecimals appends them as the column's physical type: numbers of Parquet's, or bytes from the highest on.
+// appendDecimals appends them as the column's physical type: numbers of Parquet's, or bytes from
+// the highest on.
 func (c *chunk) appendDecimals(b []byte, values []decimal128.Num) ([]byte, error) {
 	for _, v := range values {
 		low, high := int64(v.LowBits()), v.HighBits()

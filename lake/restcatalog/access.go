@@ -16,20 +16,23 @@ import (
 
 // Access says who may do what, and what is given to whom.
 type Access struct {
-	// Callers knows the tokens. Nil lets everybody in, with the right Admin, which only a door on loopback may.
+	// Callers knows the tokens. Nil lets everybody in, with the right Admin, which only a door on
+	// loopback may.
 	Callers *auth.Tokens
 	// Rights of callers by their names; those that are not in it have none.
 	Rights map[string]Right
-	// OfTables are rights to single tables, beyond those to all. They come without keys of the object store, which know
-	// no tables.
+	// OfTables are rights to single tables, beyond those to all. They come without keys of the
+	// object store, which know no tables.
 	OfTables map[string]TableRights
-	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an hour.
+	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an
+	// hour.
 	TokenLifetime time.Duration
-	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials: the first to callers
-	// with the right Read, the second to those who may write, who get the first where there are none. Empty: clients
-	// bring their own.
+	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials:
+	// the first to callers with the right Read, the second to those who may write, who get the
+	// first where there are none. Empty: clients bring their own.
 	ReadKeys, WriteKeys Keys
-	// Turns makes the requests of known callers wait for their turn, or turns them away. Nil: all have theirs at once.
+	// Turns makes the requests of known callers wait for their turn, or turns them away. Nil: all
+	// have theirs at once.
 	Turns func(http.Handler) http.Handler
 }
 
@@ -96,7 +99,7 @@ type caller struct {
 // some reports whether the caller has rights to single tables.
 func (c caller) some() bool { return c.tables.On != nil }
 
-// on is the right to a table.
+// on returns the right to a table.
 func (c caller) on(name table.Identifier) Right {
 	if c.some() {
 		return max(c.right, c.tables.On(name))
@@ -104,13 +107,13 @@ func (c caller) on(name table.Identifier) Right {
 	return c.right
 }
 
-// sees reports whether the caller may know of a namespace: of those with tables that it may read, and of what those lie
-// in.
+// sees reports whether the caller may know of a namespace: of those with tables that it may read,
+// and of what those lie in.
 func (c caller) sees(namespace table.Identifier) bool {
 	return c.right >= Read || c.some() && c.tables.Within(namespace)
 }
 
-// mayOn fails where the caller has no right to a table.
+// mayOn fails if the caller has no right to a table.
 func mayOn(r *http.Request, needed Right, name table.Identifier) error {
 	if c := callerOf(r); c.on(name) < needed {
 		return denied(c, needed)
@@ -118,7 +121,7 @@ func mayOn(r *http.Request, needed Right, name table.Identifier) error {
 	return nil
 }
 
-// maySee fails where the caller may not know of a namespace.
+// maySee fails if the caller may not know of a namespace.
 func maySee(r *http.Request, namespace table.Identifier) error {
 	if c := callerOf(r); !c.sees(namespace) {
 		return denied(c, Read)
@@ -150,7 +153,7 @@ func (a Access) keys(c caller) Keys {
 
 const tokenPath = "/v1/oauth/tokens" //nolint:gosec // a path
 
-// admit finds out whose request it is, and puts that into its context.
+// admit determines whose request it is, and puts that into its context.
 func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 	c := caller{right: Admin}
 	access := s.config.Access
@@ -190,8 +193,8 @@ func to(needed Right, h handler) handler {
 	}
 }
 
-// toSome lets those through, too, who have rights to single tables: the handler asks for them by the names that it
-// finds.
+// toSome lets those through, too, who have rights to single tables: the handler asks for them by
+// the names that it finds.
 func toSome(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if c := callerOf(r); c.right < needed && !c.some() {

@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// Every call wants a right, and who has less is told so in the protocol's form, before anything is looked at.
+// Every call wants a right, and who has less is told so in the protocol's form, before anything is
+// looked at.
 func TestRights(t *testing.T) {
 	t.Parallel()
 	p := guarded(t).serve(t)
@@ -69,8 +70,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// Who has rights to single tables finds these alone, in lists as by their names, and is given no keys, which open them
-// all.
+// Who has rights to single tables finds these alone, in lists as by their names, and is given no
+// keys, which open them all.
 func TestRightsToTables(t *testing.T) {
 	t.Parallel()
 	p := guarded(t)

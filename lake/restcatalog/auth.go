@@ -24,9 +24,10 @@ const (
 	accessToken      = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a kind of token
 )
 
-// getToken is OAuth2 as the specification has it: for a client's id and secret, which are a caller's name and own
-// token, or for an access token that is still good, a new access token, which expires with that one: who got hold of it
-// cannot keep it alive. So there is one list of callers, and any replica of this server knows what another has issued.
+// getToken is OAuth2 as the specification has it: for a client's id and secret, which are a
+// caller's name and own token, or for an access token that is still good, a new access token, which
+// expires with that one: who got hold of it cannot keep it alive. So there is one list of callers,
+// and any replica of this server knows what another has issued.
 func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	name, until, refused := s.client(r)
 	if refused == nil {
@@ -50,7 +51,7 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": refused.kind, "error_description": refused.why}) // the client may have left
 }
 
-// client is the name of who asks for a token, and until when it may be good.
+// client returns the name of who asks for a token, and until when it may be good.
 func (s *Server) client(r *http.Request) (name string, until time.Time, refused *refusal) {
 	until = time.Now().Add(s.config.Access.TokenLifetime)
 	invalid := func(why string) (string, time.Time, *refusal) {

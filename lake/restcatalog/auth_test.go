@@ -18,7 +18,7 @@ import (
 
 const anna = "anna-0123456789-0123456789"
 
-// guarded is a place whose server asks for tokens.
+// guarded returns a place whose server asks for tokens.
 func guarded(t testing.TB) *place {
 	t.Helper()
 	p := onSQLite(t)
@@ -124,8 +124,8 @@ func TestOAuth2(t *testing.T) {
 		t.Errorf("an expired token renewed: %d %s", a.status, a.body)
 	}
 
-	// What an exchange gives expires with what was exchanged, however often it is done; with the secret it is a new
-	// beginning.
+	// What an exchange gives expires with what was exchanged, however often it is done; with the
+	// secret it is a new beginning.
 	short, _ := p.Access.Callers.Issue("anna", time.Now().Add(2*time.Minute))
 	again := short
 	for range 3 {

@@ -10,7 +10,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A Claim is what a new table, or one that moves, wants for itself: no other table has its id, or a location that overlaps with its.
+// A Claim is what a new table, or one that moves, wants for itself: no other table has its id, or a
+// location that overlaps with its.
 type Claim struct {
 	UUID     string
 	Location string
@@ -22,7 +23,8 @@ type Placed struct {
 	Metadata string
 }
 
-// claims are the claims of moves, checked against all other tables as they are in the swap's own transaction.
+// claims returns the claims of moves, checked against all other tables as they are in the swap's
+// own transaction.
 func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed) error {
 	claimed := false
 	for _, m := range moves {
@@ -80,8 +82,9 @@ type identity struct {
 	claim Claim
 }
 
-// identify reads what a table is known by. A metadata file never changes, so it is read once. Where it cannot be read the table is taken
-// to have the folder above it, as every table's metadata lies in one below its location.
+// identify reads what a table is known by. A metadata file never changes, so it is read once. Where
+// it cannot be read the table is taken to have the folder above it, as every table's metadata is in
+// one below its location.
 func (s *Server) identify(ctx context.Context, t Placed) identity {
 	id := identity{name: strings.Join(t.Table, "."), file: t.Metadata}
 	if claim, ok := s.identities.Get(t.Metadata); ok {
@@ -102,7 +105,7 @@ func (s *Server) identify(ctx context.Context, t Placed) identity {
 // identitiesKept bounds what is remembered of metadata files.
 const identitiesKept = 4096
 
-// parent is the folder of a URL's path.
+// parent returns the folder of a URL's path.
 func parent(location string) string {
 	scheme, rest, found := strings.Cut(location, "://")
 	if !found {
@@ -111,7 +114,7 @@ func parent(location string) string {
 	return scheme + "://" + path.Dir(rest)
 }
 
-// claim is what a plan claims: nothing where the table stays what and where it is.
+// claim returns what a plan claims: nothing where the table stays what and where it is.
 func (p *plan) claim() *Claim {
 	id := p.metadata.TableUUID().String()
 	if p.current != nil && p.current.Metadata().TableUUID().String() == id && p.current.Location() == p.metadata.Location() {

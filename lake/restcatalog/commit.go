@@ -33,7 +33,8 @@ type changeRequest struct {
 	Updates      json.RawMessage `json:"updates"`
 }
 
-// change takes the lists apart; what this catalog does not know in them is an error, as the specification wants.
+// change takes the lists apart; what this catalog does not know in them is an error, as the
+// specification wants.
 func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	var requirements table.Requirements
 	var updates table.Updates
@@ -127,8 +128,8 @@ func readTransaction(r *http.Request) ([]change, error) {
 	return changes, nil
 }
 
-// tries is how often a commit is computed anew because another came first. What the client requires of the table is
-// checked each time, so nothing lands on a table that the client did not mean.
+// tries is how often a commit is computed anew because another came first. What the client requires
+// of the table is checked each time, so nothing lands on a table that the client did not mean.
 const tries = 5
 
 // commit makes all changes or none.
@@ -241,7 +242,7 @@ func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current
 	return p, soundChange(before, metadata, time.Now())
 }
 
-// refused is the error of updates that do not fit the table.
+// refused returns the error of updates that do not fit the table.
 func refused(ident table.Identifier, err error) error {
 	if strings.Contains(err.Error(), "sequence number") { // another branch moved: the client takes the next number and tries again
 		return commitFailed("%s: %v", strings.Join(ident, "."), err)
@@ -249,7 +250,7 @@ func refused(ident table.Identifier, err error) error {
 	return senseless("updates: "+strings.Join(ident, "."), err)
 }
 
-// create is the metadata of a table that begins with this change.
+// create returns the metadata of a table that begins with this change.
 func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	var has []string
 	for _, u := range c.updates {
@@ -278,7 +279,8 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	return metadata, nil
 }
 
-// creationRank orders what a table begins with: a sort order refers to the schema, and DuckDB sends it first.
+// creationRank orders what a table begins with: a sort order refers to the schema, and DuckDB sends
+// it first.
 func creationRank(u table.Update) int {
 	order := []string{table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema}
 	if at := slices.Index(order, u.Action()); at >= 0 {
@@ -308,8 +310,8 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 // elsewhere are the properties that place files beside a table's location.
 var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
-// placedWithin fails where metadata has a property that places files beside the table's location, and has not had it
-// before.
+// placedWithin fails if metadata has a property that places files beside the table's location, and
+// has not had it before.
 func (s *Server) placedWithin(before, after table.Metadata) error {
 	for _, key := range elsewhere {
 		location, ok := after.Properties()[key]
@@ -326,8 +328,8 @@ func (s *Server) placedWithin(before, after table.Metadata) error {
 	return nil
 }
 
-// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and names files of its
-// own only.
+// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and
+// names files of its own only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	within := s.warehouse.fresh
 	if current != nil && current.Location() == metadata.Location() {
@@ -368,8 +370,8 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	return &plan{ident, current, metadata, file}, nil
 }
 
-// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves files that nothing
-// names.
+// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves
+// files that nothing names.
 func (s *Server) land(ctx context.Context, plans []*plan) error {
 	changes := false
 	var moves []Move
@@ -401,7 +403,8 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	return err
 }
 
-// How long the swap may take; a client that leaves meanwhile does not interrupt it. And how long to remove files.
+// How long the swap may take; a client that leaves meanwhile does not interrupt it. And how long to
+// remove files.
 const (
 	swapTimeout   = 30 * time.Second
 	removeTimeout = 10 * time.Second
@@ -437,7 +440,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	return stateUnknown(err)
 }
 
-// encode is the content of a plan's metadata file.
+// encode returns the content of a plan's metadata file.
 func encode(p *plan) (b []byte, err error) {
 	defer guard(&err)
 	if b, err = json.Marshal(p.metadata); err != nil {
@@ -487,8 +490,8 @@ func (s *Server) remove(ctx context.Context, written []string) {
 	}
 }
 
-// removeReplaced removes metadata files that a commit pushed out of the table's log, where the table asks for that:
-// clients of a REST catalog leave it to the server.
+// removeReplaced removes metadata files that a commit pushed out of the table's log, where the
+// table asks for that: clients of a REST catalog leave it to the server.
 func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 	for _, p := range plans {
 		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {

@@ -29,7 +29,7 @@ func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) *place)
 	}
 }
 
-// setting is a table's part of a transaction that sets a property of it.
+// setting returns a table's part of a transaction that sets a property of it.
 func setting(name, value string, requirements ...object) object {
 	if requirements == nil {
 		requirements = []object{}
@@ -154,8 +154,8 @@ func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(
 	return err
 }
 
-// A client is told that a commit may have landed exactly where that is so: it keeps the files of such a one, and removes those
-// of one that did not.
+// A client is told that a commit may have landed exactly where that is so: it keeps the files of
+// such a one, and removes those of one that did not.
 func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("connection reset")
@@ -198,7 +198,8 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// A commit that requires nothing of what another changed meanwhile is computed anew; one that does fails.
+// A commit that requires nothing of what another changed meanwhile is computed anew; one that does
+// fails.
 func TestAnotherComesFirst(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -259,7 +260,8 @@ func TestUnchangedTableIsAsserted(t *testing.T) {
 	}
 }
 
-// Writers through the server and writers to the database append to one table at once. Each row is there once.
+// Writers through the server and writers to the database append to one table at once. Each row is
+// there once.
 func TestNoUpdateIsLost(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -308,7 +310,8 @@ func TestNoUpdateIsLost(t *testing.T) {
 	})
 }
 
-// A catalog of the older schema, without a column that tells views from tables, is served, and stays what it is.
+// A catalog of the older schema, without a column that tells views from tables, is served, and
+// stays what it is.
 func TestOldSchema(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {

@@ -34,8 +34,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-// What config says is served is served, under the paths that it makes clients use; and all of them under those without
-// prefix.
+// What config says is served is served, under the paths that it makes clients use; and all of them
+// under those without prefix.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	p := withPrefix(t).serve(t)
@@ -172,7 +172,8 @@ func TestNamespaceProperties(t *testing.T) {
 	}
 }
 
-// Clients of a bucket are told where it is, and those that ask get keys; nobody else does, and no log or file has them.
+// Clients of a bucket are told where it is, and those that ask get keys; nobody else does, and no
+// log or file has them.
 func TestCredentials(t *testing.T) {
 	t.Parallel()
 	p := onS3(t).serve(t).withNamespace(t)

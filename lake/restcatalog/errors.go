@@ -17,8 +17,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A failure is an answer that is an error. Its kind is the name of the exception that Java's client throws, which is
-// what all clients know errors by.
+// A failure is an answer that is an error. Its kind is the name of the exception that Java's client
+// throws, which is what all clients know errors by.
 type failure struct {
 	status        int
 	kind, message string
@@ -37,8 +37,9 @@ func commitFailed(format string, args ...any) error {
 	return &failure{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
 }
 
-// notNow says that nothing was done, so that the client may try again. Clients take 500, 502 and 504 in answer to a
-// commit for "it may have landed", and keep its files; 503 tells them that it did not.
+// notNow says that nothing was done, so that the client may try again. Clients take 500, 502 and
+// 504 in answer to a commit for "it may have landed", and keep its files; 503 tells them that it
+// did not.
 func notNow(cause error) error {
 	return &failure{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
 		message: "the catalog or its storage did not answer; nothing was done, try again", cause: cause}
@@ -69,7 +70,7 @@ var kinds = []struct {
 	{ErrConflict, http.StatusConflict, "CommitFailedException"},
 }
 
-// failed is what an error is to the client of a request.
+// failed returns what an error is to the client of a request.
 func failed(r *http.Request, err error) *failure {
 	var f *failure
 	if errors.As(err, &f) {
@@ -91,7 +92,7 @@ func failed(r *http.Request, err error) *failure {
 		message: "the catalog or its storage failed, and it is not known what was done; the server's log says why", cause: err}
 }
 
-// answer makes a handler's error an answer.
+// answer returns a handler's error an answer.
 func (s *Server) answer(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
@@ -127,7 +128,8 @@ func reply(w http.ResponseWriter, answer any) error {
 
 // read takes a request's body apart.
 func read(r *http.Request, into any) error {
-	// No page of another site can have a browser send this without asking first, and the answer to that is no.
+	// No page of another site can have a browser send this without asking first, and the answer to
+	// that is no.
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return badRequest("Content-Type: it is not application/json")
 	}
@@ -148,7 +150,7 @@ func decode(b []byte, into any) error {
 	return nil
 }
 
-// undecodable says what is wrong with JSON, in JSON's terms: the client does not know our types.
+// undecodable reports what is wrong with JSON, in JSON's terms: the client does not know our types.
 func undecodable(b []byte, what string, err error) error {
 	var f *failure
 	var syntax *json.SyntaxError
@@ -169,7 +171,7 @@ func undecodable(b []byte, what string, err error) error {
 	return senseless(what, err)
 }
 
-// inJSON is what a type of ours is in JSON.
+// inJSON returns what a type of ours is in JSON.
 func inJSON(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -192,7 +194,8 @@ func inJSON(t reflect.Type) string {
 // ofGo are the signs of an error that speaks of Go, and not of the request.
 var ofGo = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
 
-// senseless is the error of what a library makes no sense of. What it says is shown where it speaks of the request.
+// senseless returns the error of what a library makes no sense of. What it says is shown where it
+// speaks of the request.
 func senseless(what string, err error) error {
 	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
 	if ofGo.MatchString(text) {
@@ -201,8 +204,8 @@ func senseless(what string, err error) error {
 	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
 }
 
-// readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some of what is no sense
-// ends in a panic. It is the client's error.
+// readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some
+// of what is not a sense ends in a panic. It is the client's error.
 func readGuarded(r *http.Request, into any) (err error) {
 	defer guard(&err)
 	return read(r, into)

@@ -18,8 +18,8 @@ func post(t *testing.T, body string) *http.Request {
 	return r
 }
 
-// Whatever a client sends, it is applied to a table or refused by name; nothing panics, and no failure is taken for the
-// server's.
+// Whatever a client sends, it is applied to a table or refused by name; nothing panics, and no
+// failure is taken for the server's.
 func FuzzCommit(f *testing.F) {
 	for _, seed := range []string{
 		`{"requirements":[{"type":"assert-create"}],"updates":[{"action":"assign-uuid","uuid":"00000000-0000-0000-0000-000000000001"}]}`,

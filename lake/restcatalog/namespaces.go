@@ -15,20 +15,20 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// separator stands between the parts of a namespace in a path.
+// separator is between the parts of a namespace in a path.
 const separator = "\x1f"
 
-// namespaceOf is the namespace of a request's path.
+// namespaceOf returns the namespace of a request's path.
 func namespaceOf(r *http.Request) table.Identifier {
 	return strings.Split(r.PathValue("namespace"), separator)
 }
 
-// maxNameBytes is what fits into the SQL catalog's columns, and, with what a location adds to it, into the name of a
-// folder.
+// maxNameBytes is what fits into the SQL catalog's columns, and, with what a location adds to it,
+// into the name of a folder.
 const maxNameBytes = 200
 
-// checkName refuses parts of a name that could not be stored or named in a path. What is there already may be called
-// anything.
+// checkName refuses parts of a name that could not be stored or named in a path. What is there
+// already may be called anything.
 func checkName(field string, parts ...string) error {
 	if len(parts) == 0 {
 		return badRequest("%s: it is missing", field)
@@ -85,8 +85,9 @@ const maxPage = 1000
 // A token begins so, before it is encoded: text that only happens to decode is not a token.
 const tokenPrefix = "after:"
 
-// page is the part of a list that a request asks for, in order, and the token that asks for the next. A token names the
-// last of its page, so that what comes and goes between two pages neither repeats nor hides the rest.
+// page returns the part of a list that a request asks for, in order, and the token that asks for
+// the next. A token names the last of its page, so that what comes and goes between two pages
+// neither repeats nor hides the rest.
 func page(r *http.Request, keys []string) (part []string, next string, err error) {
 	sort.Strings(keys)
 	q := r.URL.Query()
@@ -145,8 +146,8 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 // landersOwn begins the properties that landers keep, of tables and of namespaces.
 const landersOwn = "millrace."
 
-// checkNamespace refuses a namespace whose tables would lie beyond the warehouse, and properties in which landers say
-// what they found.
+// checkNamespace refuses a namespace whose tables would lie beyond the warehouse, and properties in
+// which landers say what they found.
 func (s *Server) checkNamespace(p iceberg.Properties) error {
 	for key := range p {
 		if strings.HasPrefix(key, landersOwn) {

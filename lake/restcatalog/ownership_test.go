@@ -63,7 +63,7 @@ func (v victim) unharmed(t *testing.T) {
 	}
 }
 
-// steal makes the table "thief" a commit that adds a snapshot with a manifest list.
+// steal returns the table "thief" a commit that adds a snapshot with a manifest list.
 func (v victim) steal(t *testing.T, list string) answer {
 	t.Helper()
 	return v.call(t, http.MethodPost, "/v1/namespaces/shop/tables/thief", object{"requirements": []object{}, "updates": []object{
@@ -92,8 +92,8 @@ func copyFile(t *testing.T, from, to string, change func(string) string) string 
 
 func same(s string) string { return s }
 
-// No request makes a table that shares anything with another: not its metadata, its id, its place, nor any of its
-// files.
+// No request makes a table that shares anything with another: not its metadata, its id, its place,
+// nor any of its files.
 func TestTablesShareNothing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -215,7 +215,8 @@ func (v victim) name(t *testing.T, name, file string) {
 	}
 }
 
-// A catalog of before this was refused may have two names for one table. The purge of one leaves what the other needs.
+// A catalog of before this was refused may have two names for one table. The purge of one leaves
+// what the other needs.
 func TestPurgeSparesWhatOthersName(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {

@@ -71,7 +71,7 @@ func (l *logged) String() string {
 
 const catalogName = "millrace"
 
-// onSQLite is a catalog in a file; its warehouse is a folder.
+// onSQLite returns a catalog in a file; its warehouse is a folder.
 func onSQLite(t testing.TB) *place {
 	t.Helper()
 	dir := t.TempDir()
@@ -82,7 +82,7 @@ func onSQLite(t testing.TB) *place {
 	return newPlace(t, db, sqlcatalog.SQLite, restcatalog.Config{Warehouse: "file://" + filepath.Join(dir, "warehouse")})
 }
 
-// onPostgres is a catalog in a schema of PostgreSQL; its warehouse is a folder.
+// onPostgres returns a catalog in a schema of PostgreSQL; its warehouse is a folder.
 func onPostgres(t testing.TB) *place {
 	t.Helper()
 	return newPlace(t, openSchema(t), sqlcatalog.Postgres, restcatalog.Config{Warehouse: "file://" + t.TempDir()})
@@ -107,7 +107,7 @@ func openSchema(t testing.TB) *sql.DB {
 	return db
 }
 
-// onS3 is a catalog in a file; its warehouse is a folder of a bucket.
+// onS3 returns a catalog in a file; its warehouse is a folder of a bucket.
 func onS3(t testing.TB) *place {
 	t.Helper()
 	store := objects.Config(t)
@@ -180,7 +180,7 @@ func (a answer) into(t testing.TB, v any) {
 	}
 }
 
-// kind is the type of an answer that is an error, checked against its code.
+// kind returns the type of an answer that is an error, checked against its code.
 func (a answer) kind(t testing.TB) string {
 	t.Helper()
 	var e struct {
@@ -196,7 +196,8 @@ func (a answer) kind(t testing.TB) string {
 	return e.Error.Type
 }
 
-// call sends a request; a body that is a string is sent as it is, others as JSON. Headers come in pairs.
+// call sends a request; a body that is a string is sent as it is, others as JSON. Headers come in
+// pairs.
 func (p *place) call(t testing.TB, method, path string, body any, headers ...string) answer {
 	t.Helper()
 	text, isText := body.(string)

@@ -15,9 +15,10 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// purge removes the files of a table that is dropped: those that it names, that lie below its own location, and that no
-// other table of the catalog names. Where another table that may name them cannot be read, nothing is removed. A
-// process that dies on the way leaves files that nothing names, and no harm.
+// purge removes the files of a table that is dropped: those that it names, that lie below its own
+// location, and that no other table of the catalog names. Where another table that may name them
+// cannot be read, nothing is removed. A process that dies on the way leaves files that nothing
+// names, and no harm.
 func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	fio, err := s.files(ctx, t.MetadataLocation())
 	if err != nil {
@@ -68,8 +69,9 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 // mostReadings is how often a table is read that changes while it is read.
 const mostReadings = 20
 
-// spareOthers removes from files what any table of the catalog names. Commits and the expiry of snapshots can take away
-// what it is about to read of a table; then it reads that table again, as it is now.
+// spareOthers removes from files what any table of the catalog names. Commits and the expiry of
+// snapshots can take away what it is about to read of a table; then it reads that table again, as
+// it is now.
 func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
 	read := map[string]bool{} // tables, by name
 	var last string
@@ -104,7 +106,8 @@ func (p Placed) name() string { return strings.Join(p.Table, ".") }
 
 var errMetadata = errors.New("read its metadata")
 
-// spareAll removes from files what tables name that are not read yet. It stops at one that cannot be read.
+// spareAll removes from files what tables name that are not read yet. It stops at one that cannot
+// be read.
 func (s *Server) spareAll(
 	ctx context.Context, tables []Placed, read map[string]bool, files map[string]string,
 ) (failed Placed, err error) {

@@ -18,9 +18,9 @@ type reference struct {
 	file string
 }
 
-// references calls fn with every file that the snapshots for which of is true name, and with those that the metadata
-// itself names. Manifests in known are passed over, and added to it. An error is fn's, or that of a file that cannot be
-// read.
+// references calls fn with every file that the snapshots for which of is true name, and with those
+// that the metadata itself names. Manifests in known are passed over, and added to it. An error is
+// fn's, or that of a file that cannot be read.
 func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.Snapshot) bool, known map[string]bool, fn func(reference) error) (err error) {
 	defer guard(&err) // a manifest is what a client has written
 	for s := range m.Statistics() {
@@ -72,20 +72,21 @@ func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.
 
 func all(table.Snapshot) bool { return true }
 
-// covers reports whether a file lies below a location, both in the warehouse.
+// covers reports whether a file is below a location, both in the warehouse.
 func (w warehouse) covers(base, name string) bool {
 	return w.has(name) && location.Inside(base, name)
 }
 
-// overlap reports whether one of two locations lies below the other, or is it.
+// overlap reports whether one of two locations is below the other, or is it.
 func (w warehouse) overlap(a, b string) bool {
 	a, b = strings.TrimRight(location.Canonical(a), "/")+"/", strings.TrimRight(location.Canonical(b), "/")+"/"
 	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
-// ownFiles fails where metadata brings a file that does not lie below the table's location: it is another table's, or
-// may become one's. Who reads this table would read it, and who cleans up after this table would remove it. What before
-// names already is not looked at again; before is nil for a new table.
+// ownFiles fails if metadata brings a file that does not lie below the table's location: it is
+// another table's, or may become one's. Who reads this table would read it, and who cleans up after
+// this table would remove it. What before names already is not looked at again; before is nil for a
+// new table.
 func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) error {
 	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}

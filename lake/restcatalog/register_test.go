@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// No table is registered where readers would not agree on the names of its files, or that has others placed beside it:
-// a client chooses the file, but not the rule.
+// No table is registered where readers would not agree on the names of its files, or that has
+// others placed beside it: a client chooses the file, but not the rule.
 func TestRegisterWhereReadersAgree(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

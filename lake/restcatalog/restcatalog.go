@@ -1,10 +1,12 @@
-// Package restcatalog serves Iceberg's REST catalog protocol over a SQL catalog, so that any engine finds the lake's
-// tables by an address instead of by a database's driver, password and table layout. The catalog's rows stay the one
-// truth: a writer that goes to the database directly, as the landers do, and one that comes through here exclude each
-// other by the same compare-and-swap of a table's metadata location (see swap.go).
+// Package restcatalog serves Iceberg's REST catalog protocol over a SQL catalog, so that any engine
+// finds the lake's tables by an address instead of by a database's driver, password and table
+// layout. The catalog's rows stay the one truth: a writer that goes to the database directly, as
+// the landers do, and one that comes through here exclude each other by the same compare-and-swap
+// of a table's metadata location (see swap.go).
 //
-// It is written against the specification in apache/iceberg, open-api/rest-catalog-open-api.yaml. Views, scan planning
-// and idempotency keys are not served; `endpoints` of GET /v1/config lists what is.
+// It is written against the specification in apache/iceberg, open-api/rest-catalog-open-api.yaml.
+// Views, scan planning and idempotency keys are not served; `endpoints` of GET /v1/config lists
+// what is.
 package restcatalog
 
 import (
@@ -22,16 +24,17 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// Config says what to serve.
+// Config describes what to serve.
 type Config struct {
 	Catalog catalog.Catalog // required; its tables and namespaces
 	Swapper Swapper         // required; moves tables of that catalog, see NewSQL
-	// Warehouse is the URL below which all tables are to be: file:///folder or s3://bucket/folder. Nothing is created,
-	// and no file removed, beyond it.
+	// Warehouse is the URL below which all tables are to be: file:///folder or s3://bucket/folder.
+	// Nothing is created, and no file removed, beyond it.
 	Warehouse string
 	// Name is what clients may write for the warehouse, beside its URL. Empty: the URL alone.
 	Name string
-	// Prefix is told to clients, who then put it into their paths (/v1/PREFIX/…). Paths without it are served too.
+	// Prefix is told to clients, who then put it into their paths (/v1/PREFIX/…). Paths without it
+	// are served too.
 	Prefix string
 	// Files says how this server reaches the files: properties of iceberg-go's file systems.
 	Files iceberg.Properties
@@ -40,11 +43,11 @@ type Config struct {
 	// Storage is told to clients of an s3:// warehouse.
 	Storage Storage
 	Access  Access
-	// Guard says what speaks against a table's becoming what a request makes of it: nil where nothing does. Before is
-	// nil where the table is new under its name, and after where it would no longer be: renamed, or replaced by
-	// another's metadata. Nil guards nothing.
+	// Guard describes what speaks against a table's becoming what a request makes of it: nil if
+	// nothing does. Before is nil if the table is new under its name, and after where it would no
+	// longer be: renamed, or replaced by another's metadata. Nil guards nothing.
 	Guard func(name table.Identifier, before, after table.Metadata) error
-	// Drop says what speaks against dropping a table, with its files or without. Nil: nothing.
+	// Drop describes what speaks against dropping a table, with its files or without. Nil: nothing.
 	Drop func(name table.Identifier, m table.Metadata) error
 	// Timeout bounds a request; zero is a minute.
 	Timeout time.Duration
@@ -62,8 +65,8 @@ const (
 	maxBody        = 32 << 20 // bytes of a request
 )
 
-// Server is the handler of a catalog's paths, from /v1/ on; under another path it stands behind http.StripPrefix. It is
-// safe for concurrent use, and holds nothing that must be closed.
+// Server is the handler of a catalog's paths, from /v1/ on; under another path it is behind
+// http.StripPrefix. It is safe for concurrent use, and holds nothing that must be closed.
 type Server struct {
 	config    Config
 	warehouse warehouse
@@ -74,7 +77,7 @@ type Server struct {
 	identities *lru.Cache[string, Claim] // by metadata file
 }
 
-// New makes the handler. It connects to nothing.
+// New returns the handler. It connects to nothing.
 func New(c Config) (*Server, error) {
 	if c.Catalog == nil || c.Swapper == nil || c.Logger == nil {
 		return nil, errors.New("REST catalog: Catalog, Swapper and Logger are required")

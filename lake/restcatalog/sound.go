@@ -14,11 +14,13 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Numbers in metadata only grow, and the next writer continues from them. A client that sets one close to its limit
-// leaves no room for any writer after it, so each may only take the step that its change needs.
+// Numbers in metadata only grow, and the next writer continues from them. A client that sets one
+// close to its limit leaves no room for any writer after it, so each may only take the step that
+// its change needs.
 const (
-	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a snapshot that is
-	// dated before the newest one by more than this, so a snapshot from the future blocks all others until then.
+	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a
+	// snapshot that is dated before the newest one by more than this, so a snapshot from the future
+	// blocks all others until then.
 	maxAhead = time.Minute
 	// maxNewIDs is how far the ids of columns or of partition fields may grow with one change.
 	maxNewIDs = 10_000
@@ -28,8 +30,8 @@ const (
 	maxSequence = 1 << 53
 )
 
-// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the landers could not
-// hold.
+// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the
+// landers could not hold.
 const (
 	maxFields      = 5_000 // of all levels
 	maxNesting     = 32
@@ -75,8 +77,9 @@ func parentID(s table.Snapshot) int64 {
 	return *s.ParentSnapshotID
 }
 
-// add checks a snapshot against those before it. A snapshot never has the id of one that was there, or that another one
-// names as its parent, and its parent is there. So no chain of parents can become a cycle.
+// add checks a snapshot against those before it. A snapshot never has the id of one that was there,
+// or that another one names as its parent, and its parent is there. So no chain of parents can
+// become a cycle.
 func (l *lineage) add(s table.Snapshot) error {
 	if s.SnapshotID < 1 {
 		return badRequest("add-snapshot: %d is not the id of a snapshot: want a number above 0", s.SnapshotID)
@@ -135,7 +138,8 @@ func (l *lineage) number(s table.Snapshot) error {
 	return nil
 }
 
-// soundHistory fails where the snapshots of a change do not follow those that are there, one after the other.
+// soundHistory fails if the snapshots of a change do not follow those that are there, one after the
+// other.
 func soundHistory(before table.Metadata, updates []table.Update) error {
 	format := table.DefaultFormatVersion
 	if before != nil {
@@ -176,8 +180,8 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 	return nil
 }
 
-// soundChange fails where a change leaves metadata that other writers, or readers, cannot use: its new schemas, its ids
-// and its times.
+// soundChange fails if a change leaves metadata that other writers, or readers, cannot use: its new
+// schemas, its ids and its times.
 func soundChange(before, after table.Metadata, now time.Time) error {
 	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
 	schemas := map[int]*iceberg.Schema{}
@@ -222,7 +226,7 @@ func lastPartitionID(m table.Metadata) int {
 	return 0
 }
 
-// soundTable is the same for metadata that a client wrote as a whole.
+// soundTable returns the same for metadata that a client wrote as a whole.
 func soundTable(m table.Metadata, now time.Time) error {
 	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence || m.NextRowID() < 0 || m.NextRowID() > maxSequence {
 		return badRequest("metadata-location: the last-sequence-number %d or the next-row-id %d is out of bounds", m.LastSequenceNumber(), m.NextRowID())
@@ -258,7 +262,7 @@ func soundTable(m table.Metadata, now time.Time) error {
 	return nil
 }
 
-// acyclic fails where a snapshot is its own ancestor.
+// acyclic fails if a snapshot is its own ancestor.
 func acyclic(m table.Metadata) error {
 	parents := map[int64]int64{}
 	for _, s := range m.Snapshots() {
@@ -280,7 +284,7 @@ func acyclic(m table.Metadata) error {
 	return nil
 }
 
-// soundSchema fails where a schema has a type or a number of columns beyond the bounds.
+// soundSchema fails if a schema has a type or a number of columns beyond the bounds.
 func soundSchema(s *iceberg.Schema) error {
 	left := maxFields
 	if err := soundFields("", s.Fields(), maxNesting, &left); err != nil {
@@ -334,7 +338,7 @@ func soundType(t iceberg.Type) error {
 	return nil
 }
 
-// shortened is a name that is fit for an error.
+// shortened returns a name that is fit for an error.
 func shortened(name string) string {
 	const most = 100
 	if len(name) <= most {

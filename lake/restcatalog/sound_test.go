@@ -36,7 +36,7 @@ func removeSnapshots(ids ...int64) object {
 	return object{"action": "remove-snapshots", "snapshot-ids": ids}
 }
 
-// grown makes a table of two commits, and returns its snapshots, the oldest first.
+// grown returns a table of two commits, and returns its snapshots, the oldest first.
 func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 	t.Helper()
 	p.create(t, name)
@@ -54,8 +54,8 @@ func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 	return all
 }
 
-// A snapshot's id never stands for two lists of files, so no commit slips another table's files in under an id that was
-// there.
+// A snapshot's id never stands for two lists of files, so no commit slips another table's files in
+// under an id that was there.
 func TestSnapshotIDNamesOneList(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
@@ -87,7 +87,8 @@ func TestSnapshotIDNamesOneList(t *testing.T) {
 	v.unharmed(t)
 }
 
-// A table that names another's manifests, from before this was refused, cannot carry them into new snapshots.
+// A table that names another's manifests, from before this was refused, cannot carry them into new
+// snapshots.
 func TestForeignManifestsAreNeverKnown(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
@@ -107,8 +108,8 @@ func TestForeignManifestsAreNeverKnown(t *testing.T) {
 	}
 }
 
-// Snapshots follow each other: no request makes a history that goes in circles, or numbers that leave no room for the
-// next writer.
+// Snapshots follow each other: no request makes a history that goes in circles, or numbers that
+// leave no room for the next writer.
 func TestSnapshotsFollowEachOther(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -272,7 +273,8 @@ func TestRegisteredMetadataIsSound(t *testing.T) {
 	}
 }
 
-// A location that no file system holds is refused with the field's name, wherever a client may give one.
+// A location that no file system holds is refused with the field's name, wherever a client may give
+// one.
 func TestLongLocationsAreRefused(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

@@ -16,19 +16,21 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A Move takes a table from one metadata file to another. Without From it makes the table. From and To may be the same, which
-// changes nothing and asserts that the table is still there.
+// A Move takes a table from one metadata file to another. Without From it makes the table. From and
+// To may be the same, which changes nothing and asserts that the table is still there.
 type Move struct {
 	Table    table.Identifier
 	From, To string
-	Claim    *Claim // nil where the table stays what and where it is
+	Claim    *Claim // nil if the table stays what and where it is
 }
 
-// Swapper moves tables. iceberg-go's catalogs commit one table at a time; a transaction over several needs them moved together.
+// Swapper moves tables. iceberg-go's catalogs commit one table at a time; a transaction over
+// several needs them moved together.
 type Swapper interface {
-	// Swap does all moves or none. Where check is not nil it is given all other tables first, and no table is made or moved between
-	// its answer and the swap. Errors that wrap ErrConflict, ErrNotSwapped or catalog.ErrNoSuchNamespace, and check's, say that
-	// it did none; after any other, all may have been done.
+	// Swap does all moves or none. Where check is not nil it is given all other tables first, and
+	// no table is made or moved between its answer and the swap. Errors that wrap ErrConflict,
+	// ErrNotSwapped or catalog.ErrNoSuchNamespace, and check's, say that it did none; after any
+	// other, all may have been done.
 	Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error
 	// Tables are all tables of the catalog.
 	Tables(ctx context.Context) ([]Placed, error)
@@ -41,7 +43,8 @@ var (
 	ErrNotSwapped = errors.New("nothing was committed")
 )
 
-// SQL moves tables in the database of iceberg-go's SQL catalog, beside that catalog. It is safe for concurrent use.
+// SQL moves tables in the database of iceberg-go's SQL catalog, beside that catalog. It is safe for
+// concurrent use.
 type SQL struct {
 	db       *sql.DB
 	postgres bool
@@ -49,7 +52,8 @@ type SQL struct {
 	typed    bool // the table has the column that tells tables from views: schema V1
 }
 
-// NewSQL looks at the tables of a catalog, by the name that its rows carry, in SQLite or PostgreSQL.
+// NewSQL looks at the tables of a catalog, by the name that its rows carry, in SQLite or
+// PostgreSQL.
 func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect, name string) (*SQL, error) {
 	if dialect != sqlcatalog.SQLite && dialect != sqlcatalog.Postgres {
 		return nil, fmt.Errorf("REST catalog: no catalog in %s; SQLite and PostgreSQL are served", dialect)
@@ -125,7 +129,7 @@ func (s *SQL) others(ctx context.Context, tx *sql.Tx, moves []Move, check func(c
 	return check(ctx, tables)
 }
 
-// Tables are all tables of the catalog.
+// Tables returns all tables of the catalog.
 func (s *SQL) Tables(ctx context.Context) ([]Placed, error) { return s.tables(ctx, s.db) }
 
 func (s *SQL) tables(ctx context.Context, db interface {
@@ -150,7 +154,8 @@ func (s *SQL) tables(ctx context.Context, db interface {
 	return all, rows.Err()
 }
 
-// conflicts tells whether PostgreSQL rolled back because of another transaction: a serialization failure or a deadlock.
+// conflicts reports whether PostgreSQL rolled back because of another transaction: a serialization
+// failure or a deadlock.
 func conflicts(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && strings.HasPrefix(state.SQLState(), "40")
@@ -241,7 +246,7 @@ func (s *SQL) sql(statement string) string {
 // encodedNamespace begins how the catalog writes namespaces that points alone would not tell apart.
 const encodedNamespace = "__iceberg_namespace_v1__:"
 
-// namespaceKey is a namespace as iceberg-go's catalog writes it.
+// namespaceKey returns a namespace as iceberg-go's catalog writes it.
 func namespaceKey(namespace table.Identifier) string {
 	key := strings.Join(namespace, ".")
 	if !strings.Contains(key, encodedNamespace) && !slices.ContainsFunc(namespace, func(part string) bool { return strings.Contains(part, ".") }) {
@@ -251,7 +256,7 @@ func namespaceKey(namespace table.Identifier) string {
 	return encodedNamespace + string(b)
 }
 
-// namespaceOfKey is the namespace that namespaceKey wrote.
+// namespaceOfKey returns the namespace that namespaceKey wrote.
 func namespaceOfKey(key string) table.Identifier {
 	var namespace table.Identifier
 	if encoded, ok := strings.CutPrefix(key, encodedNamespace); ok && json.Unmarshal([]byte(encoded), &namespace) == nil {

@@ -27,7 +27,7 @@ func (i identifier) full() table.Identifier {
 	return append(append(table.Identifier{}, i.Namespace...), i.Name)
 }
 
-// tableOf is the table of a request's path.
+// tableOf returns the table of a request's path.
 func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r.PathValue("table")) }
 
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
@@ -58,7 +58,8 @@ func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, answer)
 }
 
-// replyTable sends a table and how to reach its files. A table that is only staged has no metadata file.
+// replyTable sends a table and how to reach its files. A table that is only staged has no metadata
+// file.
 func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any, file string) error {
 	answer := struct {
 		MetadataLocation string            `json:"metadata-location,omitempty"`
@@ -138,8 +139,8 @@ func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// createRequest asks for a table. What refers to columns does so by the ids of the schema beside it, which are not yet
-// those that the table will give them.
+// createRequest asks for a table. What refers to columns does so by the ids of the schema beside
+// it, which are not yet those that the table will give them.
 type createRequest struct {
 	Name       string                        `json:"name"`
 	Location   string                        `json:"location"`
@@ -206,7 +207,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, p.metadata, p.file)
 }
 
-// notCreated is the error of a table that another created first.
+// notCreated returns the error of a table that another created first.
 func notCreated(ident table.Identifier, err error) error {
 	if errors.Is(err, ErrConflict) {
 		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
@@ -288,7 +289,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, t.Metadata(), file)
 }
 
-// registrable fails where metadata that a client has written names files beside its table's location.
+// registrable fails if metadata that a client has written names files beside its table's location.
 func (s *Server) registrable(ctx context.Context, t *table.Table) error {
 	names := []string{t.MetadataLocation()}
 	for entry := range t.Metadata().PreviousFiles() {
@@ -350,7 +351,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// guard is what speaks against a change, in the protocol's form.
+// guard returns what speaks against a change, in the protocol's form.
 func (s *Server) guard(name table.Identifier, before, after table.Metadata) error {
 	if err := s.config.Guard(name, before, after); err != nil {
 		return forbidden("%s: %v", strings.Join(name, "."), err)
@@ -408,7 +409,8 @@ func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, map[string][]credential{"storage-credentials": s.credentials(r)})
 }
 
-// reportMetrics takes what a client says of a scan or a commit. What it filtered by is nobody's business.
+// reportMetrics takes what a client says of a scan or a commit. What it filtered by is nobody's
+// business.
 func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
 	var report struct {
 		Type string `json:"report-type"`

@@ -47,7 +47,7 @@ type shown struct {
 	} `json:"storage-credentials"`
 }
 
-// withNamespace makes the namespace that tests use.
+// withNamespace returns the namespace that tests use.
 func (p *place) withNamespace(t testing.TB) *place {
 	t.Helper()
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces", object{"namespace": []string{"shop"}})
@@ -109,7 +109,8 @@ func appendRow(t testing.TB, c catalog.Catalog, name string, n int64) (*table.Ta
 	return have.AppendTable(t.Context(), data, 10, nil)
 }
 
-// A staged create leaves no trace, and what it answers makes, once committed, the very table that it promised.
+// A staged create leaves no trace, and what it answers makes, once committed, the very table that
+// it promised.
 func TestStagedCreate(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -154,7 +155,7 @@ func TestStagedCreate(t *testing.T) {
 	}
 }
 
-// metadata is the table's in an answer.
+// metadata returns the table's in an answer.
 func (a answer) metadata(t testing.TB) string {
 	t.Helper()
 	var m struct {
@@ -171,7 +172,8 @@ func (j *jsonText) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// A name that is used again after a rename gets a folder of its own: whoever cleans up after the one table must not find the other.
+// A name that is used again after a rename gets a folder of its own: whoever cleans up after the
+// one table must not find the other.
 func TestRenamedTableKeepsItsFolder(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -191,7 +193,8 @@ func TestRenamedTableKeepsItsFolder(t *testing.T) {
 	}
 }
 
-// Dropping a table leaves its files; purging removes those that it names, and nothing beside them or beyond the warehouse.
+// Dropping a table leaves its files; purging removes those that it names, and nothing beside them
+// or beyond the warehouse.
 func TestDropAndPurge(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

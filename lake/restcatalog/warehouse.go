@@ -38,8 +38,9 @@ func openWarehouse(at string, storage Storage) (warehouse, error) {
 	return w, nil
 }
 
-// inside is a location as this catalog writes it, if it lies below the warehouse. Whoever could place a table elsewhere
-// could have this server write, and on a purge remove, files that are none of the lake's.
+// inside returns a location as this catalog writes it, if it is below the warehouse. Whoever could
+// place a table elsewhere could have this server write, and on a purge remove, files that are none
+// of the lake's.
 func (w warehouse) inside(field, location string) (string, error) {
 	location = strings.TrimRight(location, "/")
 	if !w.bucket { // other engines write file:/folder, or the folder alone
@@ -61,7 +62,8 @@ func (w warehouse) inside(field, location string) (string, error) {
 	return location, nil
 }
 
-// fresh is inside, for what is placed now. Other engines would not agree on where it is if it had to be escaped.
+// fresh is inside, for what is placed now. Other engines would not agree on where it is if it had
+// to be escaped.
 func (w warehouse) fresh(field, at string) (string, error) {
 	at, err := w.inside(field, at)
 	if err != nil {
@@ -81,7 +83,8 @@ func (w warehouse) fresh(field, at string) (string, error) {
 	return at, nil
 }
 
-// File systems bound the name of a folder, and object stores that of an object, to which the names of files are added.
+// File systems bound the name of a folder, and object stores that of an object, to which the names
+// of files are added.
 const (
 	maxPartBytes     = 255
 	maxLocationBytes = 700
@@ -89,8 +92,9 @@ const (
 
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 
-// tableLocation is where a new table's files are to be: a folder that no other table has, even if one of this name was
-// there before and was renamed. Who cleans up after one table then never finds another's files.
+// tableLocation returns where a new table's files are to be: a folder that no other table has, even
+// if one of this name was there before and was renamed. Who cleans up after one table then never
+// finds another's files.
 func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
 	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
 	props, err := s.config.Catalog.LoadNamespaceProperties(ctx, namespace)
@@ -106,7 +110,7 @@ func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id u
 	return base + "/" + unsafe.ReplaceAllString(name, "_") + "-" + id.String()[:8], nil
 }
 
-// place is what clients are told of where the files are.
+// place returns what clients are told of where the files are.
 func (w warehouse) place() map[string]string {
 	p := map[string]string{}
 	if !w.bucket {
@@ -116,8 +120,8 @@ func (w warehouse) place() map[string]string {
 		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // PyIceberg's and Java's word for it
 	}
 	if w.storage.Endpoint != "" {
-		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for bucket and path, as
-		// they stand in locations.
+		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for
+		// bucket and path, as they stand in locations.
 		p["s3.endpoint"], p["s3.path-style-access"] = strings.TrimRight(w.storage.Endpoint, "/")+"/", "true"
 	}
 	return p
@@ -128,7 +132,7 @@ type credential struct {
 	Config map[string]string `json:"config"`
 }
 
-// credentials are what a caller reaches the files with; none where the client must bring its own.
+// credentials returns what a caller reaches the files with; none if the client must bring its own.
 func (s *Server) credentials(r *http.Request) []credential {
 	keys := s.config.Access.keys(callerOf(r))
 	if !s.warehouse.bucket || keys.empty() {
@@ -139,7 +143,7 @@ func (s *Server) credentials(r *http.Request) []credential {
 	return []credential{{s.warehouse.url + "/", c}}
 }
 
-// wantsCredentials tells whether a client asks to be given them.
+// wantsCredentials reports whether a client asks to be given them.
 func wantsCredentials(r *http.Request) bool {
 	for _, header := range r.Header.Values("X-Iceberg-Access-Delegation") {
 		for way := range strings.SplitSeq(header, ",") {
@@ -151,7 +155,7 @@ func wantsCredentials(r *http.Request) bool {
 	return false
 }
 
-// files is the file system of a location in the warehouse.
+// files returns the file system of a location in the warehouse.
 func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, error) {
 	fs, err := io.LoadFS(ctx, s.config.Files, location)
 	if err != nil {
@@ -164,9 +168,9 @@ func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, er
 	return fenced{writable, s.warehouse}, nil
 }
 
-// fenced is a file system that ends with the warehouse, because a table's manifests can name any file. It does not list
-// folders, so that a purge removes the files that the table names, not whatever lies at the location that a client
-// chose.
+// fenced is a file system that ends with the warehouse, because a table's manifests can name any
+// file. It does not list folders, so that a purge removes the files that the table names, not
+// whatever is at the location that a client chose.
 type fenced struct {
 	io.WriteFileIO
 	warehouse warehouse
@@ -186,5 +190,5 @@ func (f fenced) Remove(name string) error {
 	return f.WriteFileIO.Remove(name)
 }
 
-// has reports whether a file lies below the warehouse, however its name is read.
+// has reports whether a file is below the warehouse, however its name is read.
 func (w warehouse) has(name string) bool { return location.Inside(w.url, name) }

@@ -2,7 +2,8 @@ package restcatalog
 
 import "testing"
 
-// A table's manifests can name any file; those alone that lie in the warehouse are read and removed.
+// A table's manifests can name any file; those alone that lie in the warehouse are read and
+// removed.
 func TestFilesOfTheWarehouse(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"file:///data/ware house", "s3://bucket/ware house"} {

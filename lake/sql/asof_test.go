@@ -29,8 +29,8 @@ import (
 
 var catalogs pgserver.Cluster
 
-// TestAsOf lands a topic in several commits, and asks for the table as it was after each of them: by time and by
-// offsets, before and after a compaction, and when history has been cut.
+// TestAsOf lands a topic in several commits, and asks for the table as it was after each of them:
+// by time and by offsets, before and after a compaction, and when history has been cut.
 func TestAsOf(t *testing.T) {
 	t.Parallel()
 	for place, open := range map[string]func(t *testing.T) (lake.Config, lakesql.S3){
@@ -212,7 +212,8 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	}
 }
 
-// pinDamages are what may happen to the files that pin states of the past, and to the leases beside them.
+// pinDamages are what may happen to the files that pin states of the past, and to the leases beside
+// them.
 var pinDamages = map[string]func(t *testing.T, file string){
 	"truncated": func(t *testing.T, file string) {
 		t.Helper()
@@ -287,7 +288,7 @@ func now(t *testing.T, l *lake.Lake) lake.TableState {
 	return states[0]
 }
 
-// rowsAsOf gives the table's rows as of a moment.
+// rowsAsOf returns the table's rows as of a moment.
 func rowsAsOf(t *testing.T, l *lake.Lake, s *lakesql.SQL, at lake.AsOf) (string, error) {
 	t.Helper()
 	body, read, err := s.RunOn(t.Context(), lakesql.AsOf(l, at),

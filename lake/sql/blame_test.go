@@ -12,8 +12,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// Whatever a query asks for that cannot be, the query is at fault and is told why, in words that show neither our code
-// nor our files.
+// Whatever a query asks for that cannot be, the query is at fault and is told why, in words that
+// show neither our code nor our files.
 func TestTheQuerysFault(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

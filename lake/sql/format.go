@@ -130,7 +130,8 @@ func readRow(r *bufio.Reader, row *[]string) error {
 	return nil
 }
 
-// printable shows s on one line and lets nothing through that steers a terminal. longest is in characters; 0 is no limit.
+// printable shows s on one line and lets nothing through that steers a terminal. longest is in
+// characters; 0 is not a limit.
 func printable(s string, longest int) string {
 	var b strings.Builder
 	n := 0

@@ -2,9 +2,10 @@ package sql
 
 import "strings"
 
-// qualify replaces Namespace where it stands as a database: before a dot, or after FROM or IN. Strings, comments and
-// parts of longer names stay as they are. ClickHouse has no second name for a database, and every snapshot has its own. In it, tables
-// of other namespaces are called by their whole names.
+// qualify replaces Namespace where it stands as a database: before a dot, or after FROM or IN.
+// Strings, comments and parts of longer names stay as they are. ClickHouse has no second name for a
+// database, and every snapshot has its own. In it, tables of other namespaces are called by their
+// whole names.
 func qualify(query, to string, tables []string) string {
 	var out strings.Builder
 	var last token // the significant one before
@@ -35,7 +36,8 @@ func qualify(query, to string, tables []string) string {
 	return out.String()
 }
 
-// mentions tells whether a query may read a table: whether its name stands in the query where a name can.
+// mentions reports whether a query may read a table: whether its name is in the query where a name
+// can.
 func mentions(query, table string) bool {
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if _, is := t.begins(query, table); is {
@@ -45,7 +47,8 @@ func mentions(query, table string) bool {
 	return false
 }
 
-// begins tells whether t is the identifier name, or where it has dots the first of its parts, and where the last one ends.
+// begins reports whether t is the identifier name, or where it has dots the first of its parts, and
+// where the last one ends.
 func (t token) begins(query, name string) (end int, ok bool) {
 	if t.names(query, name) {
 		return t.end, true
@@ -65,7 +68,7 @@ func (t token) begins(query, name string) (end int, ok bool) {
 	return t.end, true
 }
 
-// firstWord is the statement's first word in small letters.
+// firstWord returns the statement's first word in small letters.
 func firstWord(query string) string {
 	return strings.ToLower(significant(query, 0).text(query))
 }
@@ -95,7 +98,7 @@ type token struct {
 
 func (t token) text(query string) string { return query[t.start:t.end] }
 
-// names tells whether t is the identifier s.
+// names reports whether t is the identifier s.
 func (t token) names(query, s string) bool {
 	switch t.kind {
 	case word:
@@ -106,7 +109,8 @@ func (t token) names(query, s string) bool {
 	return false
 }
 
-// next reads the token at a place, by the rules of ClickHouse's lexer. What is not closed goes to the end.
+// next reads the token at a place, by the rules of ClickHouse's lexer. What is not closed goes to
+// the end.
 func next(q string, at int) (t token, ok bool) {
 	if at >= len(q) {
 		return token{start: len(q), end: len(q)}, false

@@ -17,15 +17,15 @@ type ScopeError struct {
 
 func (e *ScopeError) Error() string { return e.Message }
 
-// Only is s for a caller who may read some tables: the others are not there for it, nor is anything that the engine
-// tells of itself or of what others read.
+// Only is s for a caller who may read some tables: the others are not there for it, nor is anything
+// that the engine tells of itself or of what others read.
 func (s *SQL) Only(may func(table string) bool) *SQL {
 	scoped := *s
 	scoped.may = may
 	return &scoped
 }
 
-// visible are the tables that the caller may read.
+// visible returns the tables that the caller may read.
 func (s *SQL) visible(resolve Tables) Tables {
 	if s.may == nil {
 		return resolve
@@ -36,10 +36,11 @@ func (s *SQL) visible(resolve Tables) Tables {
 	}
 }
 
-// A query of somebody who may not read everything runs in a database with just the tables it may read, as a user who
-// may read nothing but that database: ClickHouse itself holds the bound, in whatever way a query comes to a table
-// (snapshots.acquire). What follows is a second wall before it, for what users and their grants do not cover: what the
-// engine tells of itself, and names of other databases on a server that several processes ask.
+// A query of somebody who may not read everything runs in a database with just the tables it may
+// read, as a user who may read nothing but that database: ClickHouse itself holds the bound, in
+// whatever way a query comes to a table (snapshots.acquire). What follows is a second wall before
+// it, for what users and their grants do not cover: what the engine tells of itself, and names of
+// other databases on a server that several processes ask.
 
 // byText are functions that read what a text names.
 var byText = []string{

@@ -94,9 +94,10 @@ func TestOnly(t *testing.T) {
 	ask(t, all, "SELECT count() FROM customers", lakesql.FormatCSV)
 }
 
-// The engine itself holds the bound: as the user of one database, no way that a query can take leads to another,
-// whatever the text of the query looks like. (EXPLAIN QUERY TREE asks for no grant, and tells the columns of a table
-// whose database one can name: their names are secrets, and inScope refuses them.)
+// The engine itself holds the bound: as the user of one database, no way that a query can take
+// leads to another, whatever the text of the query looks like. (EXPLAIN QUERY TREE asks for no
+// grant, and tells the columns of a table whose database one can name: their names are secrets, and
+// inScope refuses them.)
 func TestScopedReadersAreConfined(t *testing.T) {
 	t.Parallel()
 	admin := clickhousetest.Shared(t).Client()
@@ -164,8 +165,8 @@ func TestScopedReadersAreConfined(t *testing.T) {
 	}
 }
 
-// There are so many users for callers who may read some tables. They are given back, also where the engine was away, so
-// that callers of ever other rights find one.
+// There are so many users for callers who may read some tables. They are given back, also where the
+// engine was away, so that callers of ever other rights find one.
 func TestScopedReadersAreGivenBack(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

@@ -16,9 +16,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// snapshot is a database of the engine in which every table is pinned to one metadata file. Its name is a hash of what
-// it pins, and who may read it, and it never changes, so that a query that runs in it sees one moment, whatever other
-// queries and the lander do.
+// snapshot is a database of the engine in which every table is pinned to one metadata file. Its
+// name is a hash of what it pins, and who may read it, and it never changes, so that a query that
+// runs in it sees one moment, whatever other queries and the lander do.
 type snapshot struct {
 	key      string // what it pins, and for whom
 	database string
@@ -32,7 +32,7 @@ type snapshot struct {
 
 const unscoped = -1
 
-// others are the tables of other namespaces, those that were refused too.
+// others returns the tables of other namespaces, those that were refused too.
 func (s *snapshot) others() []string {
 	return slices.DeleteFunc(slices.AppendSeq(slices.Clone(s.tables), maps.Keys(s.refused)), func(name string) bool { return !strings.Contains(name, ".") })
 }
@@ -58,8 +58,8 @@ func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
 	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), secret: rand.Text(), made: map[string]*snapshot{}}
 }
 
-// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user of its own, who may
-// read nothing else.
+// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user
+// of its own, who may read nothing else.
 func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*snapshot, error) {
 	key := contentOf(tables, s.store)
 	if scoped {
@@ -152,7 +152,8 @@ func (s *snapshots) forget(snap *snapshot) {
 	}
 }
 
-// dropUnused drops every database in which no query runs, but the newest: the next query may well want that.
+// dropUnused drops every database in which no query runs, but the newest: the next query may well
+// want that.
 func (s *snapshots) dropUnused(ctx context.Context) error {
 	s.mu.Lock()
 	var unused []*snapshot
@@ -186,9 +187,9 @@ func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }
 
-// create makes the database whole, but for tables that the engine refuses, which take nothing from the others: what an
-// interrupted attempt left is completed. Another process that makes the same, on a server that both ask, is no
-// hindrance, for the name says what is in it.
+// create returns the database whole, except for tables that the engine refuses, which take nothing
+// from the others: what an interrupted attempt left is completed. Another process that makes the
+// same, on a server that both ask, is no hindrance, for the name says what is in it.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
 	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
 		return err
@@ -242,7 +243,7 @@ const s3Scheme = "s3://"
 // storeSettings keep a query from trying for minutes to reach an object store that is away.
 var storeSettings = map[string]string{"s3_retry_attempts": "4", "s3_connect_timeout_ms": "3000", "s3_request_timeout_ms": "20000"}
 
-// url is where a folder of the store is.
+// url returns where a folder of the store is.
 func (c S3) url(location string) string {
 	name, folder, _ := strings.Cut(strings.TrimPrefix(location, s3Scheme), "/")
 	if c.Endpoint == "" {
@@ -258,7 +259,7 @@ func (c S3) hide(err error) {
 	}
 }
 
-// paths are the table's folder, and its metadata file relative to it.
+// paths returns the table's folder, and its metadata file relative to it.
 func (t Table) paths() (location, metadata string, err error) {
 	if strings.HasPrefix(t.Location, s3Scheme) {
 		metadata, below := strings.CutPrefix(t.MetadataLocation, t.Location+"/")

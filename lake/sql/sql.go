@@ -1,11 +1,12 @@
-// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a query sees every table
-// at one moment: names are resolved to the catalog's present metadata files when the query comes, and what lands while
-// it runs does not reach it.
+// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a
+// query sees every table at one moment: names are resolved to the catalog's present metadata files
+// when the query comes, and what lands while it runs does not reach it.
 //
-// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing else: one statement
-// of SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing settings, table functions that open files
-// or the network (file, url, s3, remote, icebergLocal, …), the function file, and INTO OUTFILE. The engine holds that,
-// not this package: see clickhouse.Reader.
+// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing
+// else: one statement of SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing
+// settings, table functions that open files or the network (file, url, s3, remote, icebergLocal,
+// …), the function file, and INTO OUTFILE. The engine holds that, not this package: see
+// clickhouse.Reader.
 package sql
 
 import (
@@ -49,8 +50,8 @@ type S3 struct {
 	AccessKey, SecretKey string // empty: what the engine finds in its own environment
 }
 
-// Tables tells which tables there are at the moment of a query. Of those that it would have to look for, it may leave
-// out what is not wanted: those that the query does not name.
+// Tables tells which tables there are at the moment of a query. Of those that it would have to look
+// for, it may leave out what is not wanted: those that the query does not name.
 type Tables func(ctx context.Context, wanted func(name string) bool) ([]Table, error)
 
 // SQL runs queries. It is safe for concurrent use.
@@ -62,9 +63,10 @@ type SQL struct {
 	may      func(table string) bool // nil: everything
 }
 
-// New makes a SQL over the tables that the function names, which is called for every query. The client acts as
-// clickhouse.Admin, on the embedded engine or on a server; people's queries run as clickhouse.Reader. The store is
-// needed for tables at s3://, its secret goes to the engine alone: no error, plan or answer shows it.
+// New returns a SQL over the tables that the function names, which is called for every query. The
+// client acts as clickhouse.Admin, on the embedded engine or on a server; people's queries run as
+// clickhouse.Reader. The store is needed for tables at s3://, its secret goes to the engine alone:
+// no error, plan or answer shows it.
 func New(tables Tables, client *clickhouse.Client, store S3) *SQL {
 	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
 }
@@ -88,18 +90,20 @@ func (e *QueryError) Unwrap() error { return e.cause }
 // ErrBusy says that the engine runs as many queries as it can. The query did not begin.
 var ErrBusy = errors.New("the SQL engine is busy; try again later")
 
-// ErrCatalog says that it cannot be told which tables there are, as the catalog does not answer. The query may run later.
+// ErrCatalog says that it cannot be told which tables there are, as the catalog does not answer.
+// The query may run later.
 var ErrCatalog = errors.New("resolve the tables")
 
-// ErrLost says that the engine does not find files of a table that the query reads, however often it looks.
+// ErrLost says that the engine does not find files of a table that the query reads, however often
+// it looks.
 var ErrLost = errors.New("files of a table are not there")
 
 // How often a query is tried whose tables were taken away between their resolution and its start.
 const attempts = 3
 
-// Run runs one statement that reads and returns its answer in one of the Formats, which the caller must close. A query
-// that is itself at fault gives a *QueryError: from Run, or from Read if it failed after the first part of the answer.
-// Ending ctx, or closing early, ends the query.
+// Run runs one statement that reads and returns its answer in one of the Formats, which the caller
+// must close. A query that is itself at fault gives a *QueryError: from Run, or from Read if it
+// failed after the first part of the answer. Ending ctx, or closing early, ends the query.
 func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
 	return s.tryRun(ctx, s.tables, query, format)
 }
@@ -167,16 +171,17 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	return f.render(answer)
 }
 
-// unpruned has the engine read tables without pruning files by their partitions. It takes the day of a partition for
-// one of 1970 to 2149, as its type Date is, and so skips files of earlier and later times that have the rows
-// (ClickHouse issue 119579).
+// unpruned has the engine read tables without pruning files by their partitions. It takes the day
+// of a partition for one of 1970 to 2149, as its type Date is, and so skips files of earlier and
+// later times that have the rows (ClickHouse issue 119579).
 var unpruned = map[string]string{"use_iceberg_partition_pruning": "0"}
 
 // Lost reports whether an answer broke off because files of a table are missing.
 func Lost(err error) bool { return gone(err) }
 
-// gone tells whether a query failed for what the next attempt may find: the engine was started anew and knows none of
-// our databases, or maintenance took files away between the catalog's answer and the query.
+// gone reports whether a query failed for what the next attempt may find: the engine was started
+// anew and knows none of our databases, or maintenance took files away between the catalog's answer
+// and the query.
 func gone(err error) bool {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {

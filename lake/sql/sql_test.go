@@ -63,8 +63,9 @@ func serverClient(t *testing.T) *clickhouse.Client {
 	return client
 }
 
-// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in history's 50 snapshots.
-// The warehouse is in a folder or in a bucket, and the engine embedded or a server.
+// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in
+// history's 50 snapshots. The warehouse is in a folder or in a bucket, and the engine embedded or a
+// server.
 func TestShop(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client){
@@ -100,7 +101,8 @@ func TestShop(t *testing.T) {
 	}
 }
 
-// No answer, plan or error shows the object store's secret, whoever asks for it and however the store fails.
+// No answer, plan or error shows the object store's secret, whoever asks for it and however the
+// store fails.
 func testSecret(t *testing.T, w *warehouse, s *lakesql.SQL, client *clickhouse.Client, store lakesql.S3) {
 	secret := store.SecretKey
 	if secret == "" {
@@ -308,8 +310,8 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 	}
 }
 
-// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries side by side do not
-// mix.
+// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries
+// side by side do not mix.
 func TestOneMoment(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

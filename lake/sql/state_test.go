@@ -33,8 +33,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and when they are
-// compacted away; as of then, those of then.
+// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and
+// when they are compacted away; as of then, those of then.
 func TestStateTable(t *testing.T) {
 	t.Parallel()
 	bucket := objects.Config(t)
@@ -163,7 +163,7 @@ func spread(t *testing.T, file string, name table.Identifier) {
 	}
 }
 
-// only is one of the tables, for SQL.
+// only returns one of the tables, for SQL.
 func only(states []lake.TableState, name string) (tables []lakesql.Table) {
 	for _, s := range states {
 		if s.Name == name {
@@ -173,7 +173,7 @@ func only(states []lake.TableState, name string) (tables []lakesql.Table) {
 	return tables
 }
 
-// offsetsOf is how far the lake is with the orders' topic.
+// offsetsOf returns how far the lake is with the orders' topic.
 func offsetsOf(t *testing.T, l *lake.Lake) map[int32]int64 {
 	t.Helper()
 	applied, err := l.Applied(t.Context(), event.Order.Topic)
@@ -183,7 +183,8 @@ func offsetsOf(t *testing.T, l *lake.Lake) map[int32]int64 {
 	return applied
 }
 
-// lander lands a lake's tables, and returns what puts order events on their topic and waits until they have landed.
+// lander lands a lake's tables, and returns what puts order events on their topic and waits until
+// they have landed.
 func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
 	t.Helper()
 	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})

@@ -13,8 +13,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// UnreadableError says that the engine cannot read a table as it is, such as one with a column of a type that it does
-// not hold. Queries of other tables are not concerned.
+// UnreadableError says that the engine cannot read a table as it is, such as one with a column of a
+// type that it does not hold. Queries of other tables are not concerned.
 type UnreadableError struct {
 	Table string
 	Err   error // the engine's reason
@@ -26,21 +26,22 @@ func (e *UnreadableError) Error() string {
 
 func (e *UnreadableError) Unwrap() error { return e.Err }
 
-// passing are the engine's errors that are of its own state, and not of the table that it was asked to show.
+// passing are the engine's errors that are of its own state, and not of the table that it was asked
+// to show.
 var passing = map[int]bool{
 	clickhouse.CodeUnknownDatabase: true, clickhouse.CodeAccessDenied: true, clickhouse.CodeTimeout: true,
 	clickhouse.CodeMemoryLimit: true,
 }
 
-// refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a store that is away,
-// is not of the table.
+// refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a
+// store that is away, is not of the table.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
 	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && !e.Busy() && (!ours[e.Code] || refused(e))
 }
 
-// unreadable returns the error of a query that failed because it names a table that the snapshot was made without; nil
-// where it did not.
+// unreadable returns the error of a query that failed because it names a table that the snapshot
+// was made without; nil where it did not.
 func (s *snapshot) unreadable(query string, err error) error {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) || e.Code != clickhouse.CodeUnknownTable && e.Code != clickhouse.CodeUnknownDatabase {
@@ -54,7 +55,7 @@ func (s *snapshot) unreadable(query string, err error) error {
 	return nil
 }
 
-// tableOf is the table that a file belongs to; empty where it is none of the snapshot's.
+// tableOf returns the table that a file belongs to; empty if it is none of the snapshot's.
 func (s *snapshot) tableOf(file string) string {
 	for _, t := range s.pinned {
 		_, path, _ := strings.Cut(t.Location, "://")
@@ -101,7 +102,8 @@ func (r *refusals) put(name string, err error) {
 	}
 }
 
-// Unreadable returns the tables that the engine could not read when it was last shown them, in the past hour.
+// Unreadable returns the tables that the engine could not read when it was last shown them, in the
+// past hour.
 func (s *SQL) Unreadable() (all []*UnreadableError) {
 	r := &s.snapshot.refusals
 	r.mu.Lock()

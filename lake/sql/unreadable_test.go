@@ -15,8 +15,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// A table that the engine cannot read, in whichever of its schemas and whoever's it is, takes nothing from queries of
-// others. A query that names it is told why.
+// A table that the engine cannot read, in whichever of its schemas and whoever's it is, takes
+// nothing from queries of others. A query that names it is told why.
 func TestUnreadableTableIsLeftOut(t *testing.T) {
 	t.Parallel()
 	engine := clickhousetest.Shared(t)

@@ -59,7 +59,7 @@ func newWarehouse(t testing.TB) *warehouse {
 	return &warehouse{t: t, dir: dir, db: db, catalog: cat}
 }
 
-// newBucketWarehouse is a warehouse in a bucket.
+// newBucketWarehouse returns a warehouse in a bucket.
 func newBucketWarehouse(t testing.TB) (*warehouse, lakesql.S3) {
 	t.Helper()
 	c := objects.Config(t)
@@ -115,7 +115,7 @@ func (w *warehouse) append(name string, rows int, set func(b *array.RecordBuilde
 	}
 }
 
-// tables is what New wants: where every table stands at this moment.
+// tables returns what New wants: where every table is at this moment.
 func (w *warehouse) tables(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -94,7 +94,8 @@ func BenchmarkDecodeToParquet(b *testing.B) {
 	}
 }
 
-// measure gives f one record after the other, and reports the processor's time, which says more than the clock where a machine is busy.
+// measure gives f one record after the other, and reports the processor's time, which says more
+// than the clock where a machine is busy.
 func measure(b *testing.B, load load, f func([]byte)) {
 	b.ReportAllocs()
 	for _, wire := range load.records {

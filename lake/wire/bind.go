@@ -10,8 +10,9 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// fits tells whether what is planned has a place among the columns that there are, each found by its identity. Structs may have
-// more columns than the message, which older versions of it left behind: those are null.
+// fits reports whether what is planned has a place among the columns that there are, each found by
+// its identity. Structs may have more columns than the message, which older versions of it left
+// behind: those are null.
 func fits(planned, have []columnar.Field) error {
 	for _, p := range planned {
 		i := indexOf(have, p.Identity())

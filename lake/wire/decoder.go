@@ -17,7 +17,7 @@ type Decoder struct {
 	plan    *Plan
 	columns *columnar.Columns
 	root    *message
-	unknown *columnar.Bytes // nil where nobody wants to know
+	unknown *columnar.Bytes // nil if nobody wants to know
 	scratch []byte
 
 	// Of the message at hand.
@@ -25,8 +25,8 @@ type Decoder struct {
 	again   bool // it has a field twice that it can have once, so what was appended is not what it means
 }
 
-// Bind makes a decoder that appends to the columns of the plan among columns, each found by its key. The other columns
-// are the caller's to fill.
+// Bind returns a decoder that appends to the columns of the plan among columns, each found by its
+// key. The other columns are the caller's to fill.
 func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	if err := fits(p.fields, columns.Fields()); err != nil {
 		return nil, fmt.Errorf("columns of %s: %w", p.of.FullName(), err)
@@ -47,8 +47,9 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, nil
 }
 
-// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are gone
-// too. An error names the field and what is wrong with it, but for columnar.ErrFull, which says nothing of the message.
+// Append appends a row, or fails and appends nothing: then values of the row that the caller put
+// into other columns are gone too. An error names the field and what is wrong with it, except for
+// columnar.ErrFull, which says nothing of the message.
 //
 // Nothing of wire is kept.
 func (d *Decoder) Append(wire []byte) error {
@@ -87,8 +88,9 @@ func (d *Decoder) row(wire []byte) error {
 	return d.message(d.root, wire)
 }
 
-// message appends what a message has to the columns of its fields, and what its absent fields are to theirs. Where it is
-// well-formed and yet refused, all of it is read before the error is returned.
+// message appends what a message has to the columns of its fields, and what its absent fields are
+// to theirs. Where it is well-formed and yet refused, all of it is read before the error is
+// returned.
 func (d *Decoder) message(m *message, b []byte) error {
 	m.turn++
 	turn, present, have := m.turn, 0, uint64(0)
@@ -149,8 +151,8 @@ func (d *Decoder) message(m *message, b []byte) error {
 	return refused
 }
 
-// rest appends what the fields are that the message does not have. Those it has are told by their bits, or where they have none,
-// by its turn.
+// rest appends what the fields are that the message does not have. Those it has are told by their
+// bits, or where they have none, by its turn.
 func (d *Decoder) rest(m *message, have uint64) (refused error) {
 	one := func(f *field) {
 		if err := d.absent(f); err != nil {
@@ -169,8 +171,8 @@ func (d *Decoder) rest(m *message, have uint64) (refused error) {
 	return refused
 }
 
-// lookUp finds the field at the beginning of b, whose tag has the given size. What is not one value of a known field it deals
-// with, and returns no field and the size of the whole.
+// lookUp finds the field at the beginning of b, whose tag has the given size. What is not one value
+// of a known field it deals with, and returns no field and the size of the whole.
 func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	number, typ, tag := consumeTag(b)
 	if tag < 0 {
@@ -222,7 +224,7 @@ func (d *Decoder) end(f *field) {
 	f.maps.Append()
 }
 
-// repeated tells whether any of the values from start on stands there twice.
+// repeated reports whether any of the values from start on is there twice.
 func repeated(keys columnar.Column, start int) bool {
 	switch keys := keys.(type) {
 	case *columnar.Int32s:

@@ -11,8 +11,9 @@ import (
 type failure struct {
 	path string // to the field; empty for the message itself
 	err  error
-	// refused says that the message is well-formed, but that a value has no place in its column. That is no error yet where a
-	// field comes twice: it may be true of one half alone, and merged they are fine.
+	// refused says that the message is well-formed, but that a value has no place in its column.
+	// That is not an error yet where a field comes twice: it may be true of one half alone, and
+	// merged they are fine.
 	refused bool
 }
 
@@ -71,7 +72,7 @@ func refusal(format string, args ...any) error {
 	return &failure{err: fmt.Errorf(format, args...), refused: true}
 }
 
-// hopeless tells whether an error is one whatever else the message has.
+// hopeless reports whether an error is one whatever else the message has.
 func hopeless(err error) bool {
 	var e *failure
 	return err != nil && (!errors.As(err, &e) || !e.refused)

@@ -106,7 +106,7 @@ func tableOf(tb testing.TB, plan *wire.Plan) table {
 	return table{d, plan, columns}
 }
 
-// record is all rows as Arrow has them, checked by Arrow.
+// record returns all rows as Arrow has them, checked by Arrow.
 func (t table) record(tb testing.TB) arrow.RecordBatch {
 	tb.Helper()
 	rec := t.columns.Record()
@@ -125,7 +125,8 @@ func marshal(tb testing.TB, m proto.Message) []byte {
 	return b
 }
 
-// parse is what proto.Unmarshal says, to the depth that every implementation reads, with extensions as unknown fields.
+// parse returns what proto.Unmarshal says, to the depth that every implementation reads, with
+// extensions as unknown fields.
 func parse(md protoreflect.MessageDescriptor, b []byte) (m *dynamicpb.Message, err error) {
 	defer func() {
 		if recover() != nil {
@@ -136,6 +137,7 @@ func parse(md protoreflect.MessageDescriptor, b []byte) (m *dynamicpb.Message, e
 	return m, proto.UnmarshalOptions{RecursionLimit: 100, Resolver: new(protoregistry.Types)}.Unmarshal(b, m)
 }
 
-// errPanicked says that there is nothing to compare with: proto.Unmarshal panics for a dynamic message that has an entry of a map
-// with its key twice, the second time with another wire type (v1.36.12).
+// errPanicked says that there is nothing to compare with: proto.Unmarshal panics for a dynamic
+// message that has an entry of a map with its key twice, the second time with another wire type
+// (v1.36.12).
 var errPanicked = errors.New("proto.Unmarshal panicked")

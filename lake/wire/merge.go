@@ -8,10 +8,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A message may have a field several times on the wire: the last scalar wins, messages are merged, the last of a oneof drops
-// the others, the last entry of a key replaces those before. That is rare, so such a message is first rewritten to have
-// everything once, and then decoded as any other. dynamicpb would do it too, if it did not panic where the key of an entry
-// comes twice, the second time with another wire type.
+// A message may have a field several times on the wire: the last scalar wins, messages are merged,
+// the last of a oneof drops the others, the last entry of a key replaces those before. That is
+// rare, so such a message is first rewritten to have everything once, and then decoded as any
+// other. dynamicpb would do it too, if it did not panic where the key of an entry comes twice, the
+// second time with another wire type.
 
 // once is a field that is to be written once: a value after its tag, or the content of a message.
 type once struct {
@@ -121,8 +122,8 @@ func (m *message) key(entry []byte) string {
 	return string(binary.LittleEndian.AppendUint64(nil, v))
 }
 
-// check tells whether b is a message, as far as proto.Unmarshal cares; depth is how many messages may be in each other. Fields
-// that are required are not looked for.
+// check reports whether b is a message, as far as proto.Unmarshal cares; depth is how many messages
+// may be in each other. Fields that are required are not looked for.
 func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
 	if depth <= 0 {
 		return errDepth
@@ -171,7 +172,7 @@ func checkValue(fd protoreflect.FieldDescriptor, typ protowire.Type, b []byte, d
 	return nil
 }
 
-// checkPacked tells whether a packed list is one of scalars of a wire type.
+// checkPacked reports whether a packed list is one of scalars of a wire type.
 func checkPacked(typ protowire.Type, b []byte) error {
 	content, _ := protowire.ConsumeBytes(b)
 	for len(content) > 0 {

@@ -10,12 +10,12 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// message is a message as it stands on the wire, and once it is bound, the state of the one being decoded. None is inside
-// itself, so one of each is enough.
+// message is a message as it is on the wire, and once it is bound, the state of the one being
+// decoded. None is inside itself, so one of each is enough.
 type message struct {
 	fields      []*field // in the order of their columns
 	entry       bool     // of a map: a key and a value
-	transparent bool     // its one field is the column of the field that it stands in
+	transparent bool     // its one field is the column of the field that it is in
 
 	// Bound.
 	bySmallTag [128]*field // by the tags of one byte
@@ -61,7 +61,8 @@ type field struct {
 	message    *message
 	descriptor protoreflect.MessageDescriptor // of opaqueKind
 	depth      int                            // of opaqueKind: messages and maps around it
-	// skipped counts, where what is unknown is gathered, the elements of a list before the first that has any; -1 from there on.
+	// skipped counts, where what is unknown is gathered, the elements of a list before the first
+	// that has any; -1 from there on.
 	skipped int
 }
 
@@ -73,7 +74,7 @@ const (
 	mapped
 )
 
-// kind is how a value stands on the wire, and what becomes of it.
+// kind is how a value is on the wire, and what becomes of it.
 type kind uint8
 
 const (

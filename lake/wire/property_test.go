@@ -78,7 +78,8 @@ func rowsSayWhatMessagesSay(t *testing.T, r *rapid.T, tab table, md protoreflect
 	}
 }
 
-// Damaged bytes do no harm: what is taken of them is what proto.Unmarshal takes, and other rows do not notice.
+// Damaged bytes do no harm: what is taken of them is what proto.Unmarshal takes, and other rows do
+// not notice.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -251,7 +252,8 @@ func drawProto(r *rapid.T) string {
 	return b.String()
 }
 
-// FuzzAppend: Append fails where proto.Unmarshal does, or where a value has no place in a column, and says the same else.
+// FuzzAppend: Append fails if proto.Unmarshal does, or where a value has no place in a column, and
+// says the same else.
 func FuzzAppend(f *testing.F) {
 	for _, text := range []string{"", "\x08\x01", "\x72\x01\xff", "\x8a\x01\x04\x08\x01\x10\x02", "\xa2\x01\x02\x0a\x00\xa2\x01\x02\x20\x01"} {
 		f.Add([]byte(text))

@@ -17,7 +17,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// This file reads rows back as messages, and says what of a message they must have. It shares nothing with the decoder.
+// This file reads rows back as messages, and says what of a message they must have. It shares
+// nothing with the decoder.
 
 // validate has Arrow check a record through all of its depth.
 func validate(rec arrow.RecordBatch) error {
@@ -210,8 +211,8 @@ func fieldsOf(md protoreflect.MessageDescriptor) func(func(protoreflect.FieldDes
 	}
 }
 
-// expected is what the columns must have of a message: not what is unknown, and of times nothing beyond microseconds.
-// Messages inside themselves keep all.
+// expected returns what the columns must have of a message: not what is unknown, and of times
+// nothing beyond microseconds. Messages inside themselves keep all.
 func expected(m *dynamicpb.Message) *dynamicpb.Message {
 	m = proto.Clone(m).(*dynamicpb.Message)
 	walk(m, nil, func(m protoreflect.Message) {
@@ -223,7 +224,7 @@ func expected(m *dynamicpb.Message) *dynamicpb.Message {
 	return m
 }
 
-// walk visits a message and those in it, but for what is inside itself.
+// walk visits a message and those in it, except for what is inside itself.
 func walk(m protoreflect.Message, inside []protoreflect.FullName, visit func(protoreflect.Message)) {
 	visit(m)
 	inside = append(slices.Clip(inside), m.Descriptor().FullName())
@@ -248,7 +249,7 @@ func walk(m protoreflect.Message, inside []protoreflect.FullName, visit func(pro
 	})
 }
 
-// placeable tells whether all values of a message have a place in columns.
+// placeable reports whether all values of a message have a place in columns.
 func placeable(m *dynamicpb.Message) bool {
 	ok := true
 	walk(m, nil, func(m protoreflect.Message) {
@@ -268,7 +269,8 @@ func placeable(m *dynamicpb.Message) bool {
 	return ok
 }
 
-// unknownOf is the message that has what is unknown in m alone, in the place where it is; nil where there is nothing.
+// unknownOf returns the message that has what is unknown in m alone, in the place where it is; nil
+// if there is nothing.
 func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protoreflect.Message {
 	out := dynamicpb.NewMessage(m.Descriptor())
 	out.SetUnknown(m.GetUnknown())

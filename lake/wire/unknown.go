@@ -4,8 +4,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// keepUnknown appends what the other columns do not have of a message that they have otherwise. Most messages have nothing
-// such, so that going through them once more costs nothing on the whole.
+// keepUnknown appends what the other columns do not have of a message that they have otherwise.
+// Most messages have nothing such, so that going through them once more costs nothing on the whole.
 func (d *Decoder) keepUnknown(wire []byte) {
 	if d.strange {
 		d.scratch = d.root.rest(d.scratch[:0], wire)
@@ -15,7 +15,8 @@ func (d *Decoder) keepUnknown(wire []byte) {
 	d.unknown.AppendNull()
 }
 
-// rest appends to out what the columns do not have of a message that is well-formed and has no field twice.
+// rest appends to out what the columns do not have of a message that is well-formed and has no
+// field twice.
 func (m *message) rest(out, b []byte) []byte {
 	for _, f := range m.runs {
 		f.skipped = 0
@@ -78,7 +79,8 @@ func (f *field) restOfEntry(out, b []byte) []byte {
 	return f.wrap(out, value.wrap(key[:len(key):len(key)], rest))
 }
 
-// inner is the message that a value is, as far as anything in it can be unknown; nil where it is none.
+// inner returns the message that a value is, as far as anything in it can be unknown; nil if it is
+// none.
 func (f *field) inner() *message {
 	switch f.kind {
 	case messageKind, entryKind:
@@ -106,7 +108,7 @@ func known(types ...protowire.Type) *message {
 	return m
 }
 
-// unwrap is the content of a message, after its tag.
+// unwrap returns the content of a message, after its tag.
 func (f *field) unwrap(b []byte) []byte {
 	if f.typ == protowire.StartGroupType {
 		b, _ = protowire.ConsumeGroup(f.number, b)

@@ -15,8 +15,8 @@ import (
 
 var errNotUTF8 = errors.New("the string is not UTF-8")
 
-// value appends one value of a field, which stands at the beginning of b after its tag, and tells its size. So it does where the
-// value is refused.
+// value appends one value of a field, which is at the beginning of b after its tag, and tells its
+// size. So it does where the value is refused.
 func (d *Decoder) value(f *field, b []byte) (int, error) {
 	switch f.typ {
 	case protowire.VarintType:
@@ -88,8 +88,8 @@ func validUTF8(b []byte, n int) bool {
 	return utf8.Valid(b[:n])
 }
 
-// varint is protowire.ConsumeVarint, faster for what is not at the end. It looks at eight bytes at once, for how many a number has
-// is hard to foretell.
+// varint is protowire.ConsumeVarint, faster for what is not at the end. It looks at eight bytes at
+// once, for how many a number has is hard to foretell.
 func varint(b []byte) (uint64, int) {
 	if len(b) < 8 {
 		return protowire.ConsumeVarint(b)
@@ -149,7 +149,7 @@ func (f *field) append64(v uint64) {
 	}
 }
 
-// content appends a value whose length stands before it.
+// content appends a value whose length is before it.
 func (d *Decoder) content(f *field, b []byte) error {
 	switch f.kind {
 	case stringKind:
@@ -214,8 +214,8 @@ type pair struct {
 	text  []byte
 }
 
-// pair reads a message that has whole units in field w, and nanos of a unit in the next; text is the field before, if there is
-// one. The last one wins.
+// pair reads a message that has whole units in field w, and nanos of a unit in the next; text is
+// the field before, if there is one. The last one wins.
 func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 	for len(b) > 0 {
 		number, typ, tag := consumeTag(b)

@@ -1,8 +1,10 @@
-// Package wire decodes Protobuf messages from their wire format straight into columns: what a table of the lake needs of a
-// message, without ever building the message. That is a tenth of what a generic message costs, and half of a generated one.
+// Package wire decodes Protobuf messages from their wire format straight into columns: what a table
+// of the lake needs of a message, without ever building the message. That is a tenth of what a
+// generic message costs, and half of a generated one.
 //
-// The columns say the same as the message that proto.Unmarshal would give; where a field comes twice on the wire, later ones
-// win or are merged as Protobuf has it. What the columns do not know is kept beside them, as a message of its own.
+// The columns say the same as the message that proto.Unmarshal would give; where a field comes
+// twice on the wire, later ones win or are merged as Protobuf has it. What the columns do not know
+// is kept beside them, as a message of its own.
 //
 //	bool                                boolean
 //	int32, sint32, sfixed32             int
@@ -22,8 +24,9 @@
 //	                                    struct<amount, currency>
 //	a message inside itself             binary: the inner message in wire format
 //
-// A field that Protobuf can tell to be absent (optional, of a oneof, a message) is null then, any other its default. Every
-// column is optional in the schema, for a newer version of the message may have more.
+// A field that Protobuf can tell to be absent (optional, of a oneof, a message) is null then, any
+// other its default. Every column is optional in the schema, for a newer version of the message may
+// have more.
 package wire
 
 import (
@@ -39,27 +42,30 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// UnknownColumn is what the column for unknown fields is called, unless there is reason for another name.
+// UnknownColumn is what the column for unknown fields is called, unless there is reason for another
+// name.
 const UnknownColumn = "_unknown"
 
 // Options are what a message does not say of its table.
 type Options struct {
-	// Unknown names the column that keeps what the others do not know, at any depth: a message in wire format that has the
-	// unknown fields alone, each inside the fields it stands in. Where one element of a list has any, the list is there with
-	// all of its elements, so that each is found by its place. Null where there is nothing unknown. Empty means no such column.
+	// Unknown names the column that keeps what the others do not know, at any depth: a message in
+	// wire format that has the unknown fields alone, each inside the fields it is in. Where one
+	// element of a list has any, the list is there with all of its elements, so that each is found
+	// by its place. Null where there is nothing unknown. Empty means no such column.
 	Unknown string
 	// Reserved are the names of the table's other columns.
 	Reserved []string
 }
 
-// What a message may become. A descriptor is bounded because a few messages that contain each other unfold into any number of
-// columns; depth is what every implementation of Protobuf reads.
+// What a message may become. A descriptor is bounded because a few messages that contain each other
+// unfold into any number of columns; depth is what every implementation of Protobuf reads.
 const (
 	maxColumns = 10_000
 	maxDepth   = 100
 )
 
-// Plan says which columns a message becomes, and how. It does not change, and may be used from several goroutines.
+// Plan says which columns a message becomes, and how. It does not change, and may be used from
+// several goroutines.
 type Plan struct {
 	of      protoreflect.MessageDescriptor
 	root    *message
@@ -95,7 +101,7 @@ func Compile(md protoreflect.MessageDescriptor, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// Fields are the columns of the message, without ids.
+// Fields returns the columns of the message, without ids.
 func (p *Plan) Fields() []columnar.Field { return p.fields }
 
 // compiler counts what it has made.
@@ -105,7 +111,7 @@ type compiler struct {
 	columns int
 }
 
-// message plans the columns of a message that stands at path.
+// message plans the columns of a message that is at path.
 func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*message, []columnar.Field, error) {
 	if len(c.inside) == maxDepth {
 		return nil, nil, fmt.Errorf("%s: messages are nested in each other deeper than %d", path, maxDepth)
@@ -140,7 +146,7 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, path string) (*mes
 	return m, columns, nil
 }
 
-// presentColumn stands in a struct that would be empty: Parquet has none.
+// presentColumn is in a struct that would be empty: Parquet has none.
 const presentColumn = "_present"
 
 // distinct refuses names that SQL engines cannot tell apart.
@@ -275,7 +281,8 @@ var wrappers = map[protoreflect.FullName]bool{
 	"google.protobuf.UInt64Value": true, "google.protobuf.FloatValue": true, "google.protobuf.DoubleValue": true,
 }
 
-// comment is what the .proto file says before a field, where the descriptor carries that, and what else is to be said.
+// comment returns what the .proto file says before a field, where the descriptor carries that, and
+// what else is to be said.
 func comment(fd protoreflect.FieldDescriptor, more string) string {
 	var lines []string
 	for line := range strings.Lines(fd.ParentFile().SourceLocations().ByDescriptor(fd).LeadingComments) {

@@ -1,5 +1,5 @@
-// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events written to it as the
-// relay writes them, in transactions.
+// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events
+// written to it as the relay writes them, in transactions.
 package streamstest
 
 import (
@@ -68,7 +68,7 @@ type Log struct {
 	producer *kafka.TransactionalProducer
 }
 
-// NewLog makes a topic.
+// NewLog returns a topic.
 func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	t.Helper()
 	if err := kafka.EnsureTopics(t.Context(), cfg, kafka.Topic{Name: topic, Partitions: Partitions}); err != nil {
@@ -85,8 +85,8 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	return &Log{Topic: topic, on: cfg, Versions: map[string]uint64{}, producer: p}
 }
 
-// Next makes the next event of a stream. Where data is the message of an aggregate of ours, it is made to be about the
-// stream.
+// Next returns the next event of a stream. Where data is the message of an aggregate of ours, it is
+// made to be about the stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
 	kind, data := about(aggregate, stream, data)
@@ -99,7 +99,8 @@ func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	return e
 }
 
-// about names the kind of event that an events message holds, and sets its first field, which names the stream.
+// about names the kind of event that an events message holds, and sets its first field, which names
+// the stream.
 func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 	for _, a := range event.Aggregates() {
 		if a.Name != aggregate {
@@ -127,7 +128,7 @@ func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 	return "test." + aggregate, data
 }
 
-// Record is an event as the relay writes it.
+// Record returns an event as the relay writes it.
 func (l *Log) Record(e event.Event) kafka.Record {
 	return kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
@@ -142,7 +143,8 @@ func (l *Log) Write(t testing.TB, events ...event.Event) {
 	l.WriteRecords(t, records...)
 }
 
-// WriteRecords puts records on the topic, in transactions of at most 100. Once it returns they can be read.
+// WriteRecords puts records on the topic, in transactions of at most 100. Once it returns they can
+// be read.
 func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 	t.Helper()
 	defer l.stable(t)
@@ -160,7 +162,8 @@ func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 	}
 }
 
-// stable waits until everything committed can be read: Apache Kafka answers a commit before it writes the markers.
+// stable waits until everything committed can be read: Apache Kafka answers a commit before it
+// writes the markers.
 func (l *Log) stable(t testing.TB) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(l.on)
@@ -215,7 +218,7 @@ func Start(t testing.TB, r *streams.Runtime) (stop func()) {
 	return stop
 }
 
-// CatchUp waits until a runtime's sink has applied all that stands on the log now.
+// CatchUp waits until a runtime's sink has applied all that is on the log now.
 func CatchUp(t testing.TB, r *streams.Runtime) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -225,8 +228,8 @@ func CatchUp(t testing.TB, r *streams.Runtime) {
 	}
 }
 
-// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is not on the
-// benchmark's clock.
+// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is
+// not on the benchmark's clock.
 func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.Helper()
 	stop := Start(b, r)
@@ -236,7 +239,7 @@ func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.StartTimer()
 }
 
-// Nothing is a runtime whose sink does nothing: the ceiling of what any sink can do.
+// Nothing returns a runtime whose sink does nothing: the ceiling of what any sink can do.
 func Nothing(cfg kafka.Config, topic string) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: "nothing", Topics: []string{topic}, Sink: &nothing{}, Watermarks: streams.NewWatermarks(), Kafka: cfg, Logger: Quiet,

@@ -1,8 +1,9 @@
-// Package abuse attacks every surface of a running system with inputs that no honest client sends. No answer may blame
-// the server for them, and afterwards the system must be healthy and equal everywhere.
+// Package abuse attacks every surface of a running system with inputs that no honest client sends.
+// No answer may blame the server for them, and afterwards the system must be healthy and equal
+// everywhere.
 //
-// A surface is a name and a function that makes a request out of random numbers; another one is another entry of
-// surfaces.
+// A surface is a name and a function that makes a request out of random numbers; another one is
+// another entry of surfaces.
 package abuse
 
 import (
@@ -36,8 +37,9 @@ const (
 	root     = "../.."
 	patience = 2 * time.Minute
 
-	// mostGrown is how much more memory, in MB, the process may hold after the attacks than before. What it takes for
-	// its work, such as the log that it serves, is in it; whatever an input could pin for good would pass it soon.
+	// mostGrown is how much more memory, in MB, the process may hold after the attacks than before.
+	// What it takes for its work, such as the log that it serves, is in it; whatever an input could
+	// pin for good would pass it soon.
 	mostGrown = 384
 )
 
@@ -132,7 +134,7 @@ func profileAttack(r *rand.Rand, base string) (*http.Request, error) {
 
 func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
 
-// text is a small text of the kinds that break readers.
+// text returns a small text of the kinds that break readers.
 func text(r *rand.Rand) string {
 	switch r.IntN(5) {
 	case 0:
@@ -305,7 +307,7 @@ func (s *system) command(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// memory is what the process holds, in MB, as its own metrics tell it.
+// memory returns what the process holds, in MB, as its own metrics tell it.
 func (s *system) memory(t *testing.T) float64 {
 	t.Helper()
 	client := &http.Client{Timeout: time.Minute}

@@ -20,9 +20,10 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// records attacks the topics: it writes what no relay writes between the versions of orders that are being placed and
-// confirmed. The orders are seen as their commands left them, by the commands' own tokens, also after a start on such a
-// log, and the system says that records are there that are no events.
+// records attacks the topics: it writes what no relay writes between the versions of orders that
+// are being placed and confirmed. The orders are seen as their commands left them, by the commands'
+// own tokens, also after a start on such a log, and the system says that records are there that are
+// not events.
 func (s *system) records(t *testing.T, report *strings.Builder) {
 	t.Helper()
 	const orders = 20
@@ -89,7 +90,7 @@ func (s *system) records(t *testing.T, report *strings.Builder) {
 
 var notEvents = regexp.MustCompile(`"not_events": (\d+)`)
 
-// stray is a record that no relay has written.
+// stray returns a record that no relay has written.
 func stray(r *rand.Rand, order string) kafka.Record {
 	topics := []string{relay.PositionsTopic}
 	for _, a := range event.Aggregates() {

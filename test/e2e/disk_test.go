@@ -12,8 +12,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// TestFullDisk fills the disk under a running system, kills it, and starts it while the disk is still full. Commands
-// are refused with the reason. After room was made everything goes on by itself, and nothing is lost or doubled.
+// TestFullDisk fills the disk under a running system, kills it, and starts it while the disk is
+// still full. Commands are refused with the reason. After room was made everything continues by
+// itself, and nothing is lost or doubled.
 func TestFullDisk(t *testing.T) {
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=160m"); err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestForeignTopics is what the README says of topics that are not ours: `lake land` brings them into tables, and SQL reads these, as
-// they are and as they were.
+// TestForeignTopics is what the README says of topics that are not ours: `lake land` brings them
+// into tables, and SQL reads these, as they are and as they were.
 func TestForeignTopics(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) {
 		ports, err := process.FreePorts(1)
@@ -58,7 +58,7 @@ func foreignTopics(t *testing.T, env []string, brokers string, landing ...string
 		t.Errorf("the first rows: %s", got)
 	}
 	produce(`{"level":"error","took":2.5,"code":"E7"}`)
-	land() // goes on, with a column more
+	land() // continues, with a column more
 	land() // and has nothing left to do
 	rows = s.rows("SELECT level, took_double, code FROM `foreign.e2e_logs` ORDER BY _offset")
 	if got := fmt.Sprint(rows); got != "[map[code:<nil> level:info took_double:<nil>] map[code:<nil> level:warn took_double:<nil>] map[code:E7 level:error took_double:2.5]]" {
@@ -137,7 +137,7 @@ func landed(t *testing.T, env []string, data string, args ...string) {
 	}
 }
 
-// producer makes a topic of one partition, and gives what writes values to it.
+// producer returns a topic of one partition, and gives what writes values to it.
 func producer(t *testing.T, brokers, topic string) func(values ...string) {
 	t.Helper()
 	config := kafka.Config{Brokers: brokers, ClientID: "e2e", Replicas: 1}

@@ -18,8 +18,9 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// TestGarbage is what whoever can write to the topics may do: records that are no events of the store, whatever they
-// look like, show nowhere, take no version from an event that was acknowledged, and are counted.
+// TestGarbage is what whoever can write to the topics may do: records that are not events of the
+// store, whatever they look like, show nowhere, take no version from an event that was
+// acknowledged, and are counted.
 func TestGarbage(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) { garbage(t, nil, "") })
 	t.Run("real", func(t *testing.T) {
@@ -93,14 +94,14 @@ func garbage(t *testing.T, env []string, brokers string) {
 	s.stop()
 }
 
-// kind is a record that is no event of the store.
+// kind is a record that is not an event of the store.
 type kind struct {
 	kafka.Record
 	name string
 }
 
-// kindsOfGarbage makes a record of each kind. Where it looks like an event, it is one of version 2 of the stream.
-// placed is a real event of the topic.
+// kindsOfGarbage returns a record of each kind. Where it looks like an event, it is one of version
+// 2 of the stream. placed is a real event of the topic.
 func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 	now := event.Time(time.Now())
 	confirmed, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: stream}}})
@@ -151,7 +152,7 @@ func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 	}
 }
 
-// eventLog is the system's Kafka, for those who write what they should not.
+// eventLog is the system's Kafka, for callers that write what they should not.
 type eventLog struct {
 	t        *testing.T
 	config   kafka.Config
@@ -182,7 +183,8 @@ type recorded struct {
 	Headers []event.Header
 }
 
-// copy returns the event's record, as a tool that replays the topic produces it, so many partitions further on.
+// copy returns the event's record, as a tool that replays the topic produces it, so many partitions
+// further on.
 func (r recorded) copy(further int32) kafka.Record {
 	partitions := max(1, kafka.PartitionsOf(r.Headers))
 	return kafka.Record{
@@ -219,7 +221,7 @@ func (l *eventLog) event(stream string, version uint64) (found recorded) {
 	return found
 }
 
-// address is where one of the system's servers listens.
+// address returns where one of the system's servers listens.
 func (s *system) address(name string) string {
 	s.t.Helper()
 	var status struct {
@@ -266,7 +268,7 @@ func (s *system) place(id string) {
 	}, new(receipt))
 }
 
-// confirm gives the token of its receipt.
+// confirm returns the token of its receipt.
 func (s *system) confirm(id string) string {
 	s.t.Helper()
 	var r receipt
@@ -288,7 +290,8 @@ func (s *system) order(id, token string) order {
 	return answer.Order
 }
 
-// notEvents is how many records of a topic verify counts that are no events. All else must be equal everywhere.
+// notEvents returns how many records of a topic verify counts that are not events. All else must be
+// equal everywhere.
 func (s *system) notEvents(topic string) int {
 	s.t.Helper()
 	var result struct {

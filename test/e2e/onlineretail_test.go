@@ -14,11 +14,12 @@ import (
 
 const realData = root + "/../shared/data/online-retail.parquet"
 
-// TestRealYear imports a real shop's year while the system is killed at random moments, and then expects the figures that
-// were published of the data, from our SQL and from readers that share no code with us.
+// TestRealYear imports a real shop's year while the system is killed at random moments, and then
+// expects the figures that were published of the data, from our SQL and from readers that share no
+// code with us.
 //
-// MILLRACE_E2E_KILLS is how often it is killed (default 5); MILLRACE_E2E_LIMIT reads only so many lines, and then only the
-// sides are compared with each other.
+// MILLRACE_E2E_KILLS is how often it is killed (default 5); MILLRACE_E2E_LIMIT reads only so many
+// lines, and then only the sides are compared with each other.
 func TestRealYear(t *testing.T) {
 	if _, err := os.Stat(realData); err != nil {
 		t.Skipf("the real data is not here: %v", err)

@@ -42,7 +42,7 @@ func (o *told) share() float64 {
 	return shed / max(shed+accepted, 1)
 }
 
-// ask calls once. Whatever is no answer in full must be what an overloaded server says.
+// ask calls once. Whatever is not an answer in full must be what an overloaded server says.
 func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr string, o *told) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+c.path, strings.NewReader(c.body()))
 	if err != nil {
@@ -87,9 +87,9 @@ func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.
 	}
 }
 
-// TestOverload asks a running system for much more than it takes at a time. It turns away SQL first and commands last,
-// says when to try again, keeps its operations answering and its memory within bounds, and is as before once it is
-// over.
+// TestOverload asks a running system for much more than it takes at a time. It turns away SQL first
+// and commands last, says when to try again, keeps its operations answering and its memory within
+// bounds, and is as before once it is over.
 func TestOverload(t *testing.T) {
 	s := upOn(t, []string{"MILLRACE_LIMITS_CALLS=4", "MILLRACE_LIMITS_PER_ADDRESS=2000", "MILLRACE_LIMITS_CONNECTIONS=2000"},
 		filepath.Join(t.TempDir(), "data"), "127.0.0.1:0", "--no-demo")
@@ -175,7 +175,7 @@ func TestOverload(t *testing.T) {
 
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
-// resident is the memory of the process, by its own metrics.
+// resident returns the memory of the process, by its own metrics.
 func (s *system) resident() int64 {
 	s.t.Helper()
 	res, err := http.Get("http://" + s.admin + "/metrics")
@@ -198,8 +198,8 @@ func (s *system) resident() int64 {
 	return int64(n)
 }
 
-// SQL is shared by callers: one who asks forty times keeps another waiting no longer than for a place of his own, and
-// neither sees what the other asks, though both may read everything.
+// SQL is shared by callers: one who asks forty times keeps another waiting no longer than for a
+// place of his own, and neither sees what the other asks, though both may read everything.
 func TestSQLIsShared(t *testing.T) {
 	const greedy, modest = "greedy-0123456789-0123456789", "modest-0123456789-0123456789"
 	dir := t.TempDir()

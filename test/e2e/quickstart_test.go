@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// TestQuickStart is what the README promises of `make run`: the table, the things to try next as they are printed, a
-// clean stop, and a second start that goes on from what is on disk. It holds on the embedded default and on real
-// servers alike.
+// TestQuickStart is what the README promises of `make run`: the table, the things to try next as
+// they are printed, a clean stop, and a second start that continues from what is on disk. It holds
+// on the embedded default and on real servers alike.
 func TestQuickStart(t *testing.T) {
 	for _, on := range []struct {
 		name string
@@ -80,8 +80,8 @@ func quickStart(t *testing.T, env []string) {
 	s.stop()
 }
 
-// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog, each type of event
-// is a struct, and the command line shows what they are made of.
+// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog,
+// each type of event is a struct, and the command line shows what they are made of.
 func (s *system) tables(env []string, lines json.Number) {
 	s.t.Helper()
 	var listed struct {
@@ -171,7 +171,8 @@ func (s *system) get(path string, into any) {
 	}
 }
 
-// printedCommands finds the commands below "Try next": indented, comments left out, continued lines joined.
+// printedCommands finds the commands below "Try next": indented, comments left out, continued lines
+// joined.
 func printedCommands(shown string) []string {
 	_, shown, _ = strings.Cut(shown, "Try next")
 	var commands []string

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestRights calls every surface of a running system as callers of each right, and expects that each may do what it was
-// given, and is told what is missing for the rest.
+// TestRights calls every surface of a running system as callers of each right, and expects that
+// each may do what it was given, and is told what is missing for the rest.
 func TestRights(t *testing.T) {
 	callers := map[string]string{
 		"nobody":   "", // has a token, and is not named

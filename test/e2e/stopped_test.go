@@ -19,8 +19,9 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestOneTableStops is what the README says of a table that cannot be landed: everything else goes on, every way to ask
-// names the table and what to do, and once it is dropped it is landed anew.
+// TestOneTableStops is what the README says of a table that cannot be landed: everything else
+// continues, every way to ask names the table and what to do, and once it is dropped it is landed
+// anew.
 func TestOneTableStops(t *testing.T) {
 	ports, err := process.FreePorts(1)
 	if err != nil {
@@ -166,7 +167,7 @@ func try(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	return out.String(), told.String(), err
 }
 
-// page is what the operations' door answers.
+// page returns what the operations' door answers.
 func (s *system) page(path string) string {
 	s.t.Helper()
 	resp, err := http.Get("http://" + s.admin + path)

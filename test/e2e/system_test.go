@@ -1,5 +1,5 @@
-// Package e2e runs the binary as a person does: the README's quick start, the import of a real shop's year, kill -9 at
-// random moments, and readers of the tables that know nothing of Millrace.
+// Package e2e runs the binary as a person does: the README's quick start, the import of a real
+// shop's year, kill -9 at random moments, and readers of the tables that know nothing of Millrace.
 package e2e
 
 import (
@@ -65,7 +65,8 @@ type realServers struct {
 	err  error
 }
 
-// env is how the system reaches them. Where one is not installed the test is skipped, or fails: see process.SkipOrFail.
+// env returns how the system reaches them. Where one is not installed the test is skipped, or
+// fails: see process.SkipOrFail.
 func (r *realServers) env(t *testing.T) []string {
 	t.Helper()
 	r.once.Do(func() { r.err = r.all.Start() })

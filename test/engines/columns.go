@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Column is something of a row that every engine can write as text: a column, a field in structs, or a list's elements.
+// Column is something of a row that every engine can write as text: a column, a field in structs,
+// or a list's elements.
 type Column struct {
 	Path []string `json:"path"`
 	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size and elements (of a list), entries (of a map: how many)
@@ -16,12 +17,13 @@ type Column struct {
 	Scale   int    `json:"scale"` // of a decimal
 }
 
-// nested tells whether it stands in a struct: where that is null some engines give zero values, so zero and null are one there.
+// nested reports whether it is in a struct: where that is null some engines give zero values, so
+// zero and null are one there.
 func (c Column) nested() bool {
 	return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements"
 }
 
-// zero is what stands for null.
+// zero returns what stands for null.
 func (c Column) zero() string {
 	if !c.nested() {
 		return "~"
@@ -90,7 +92,7 @@ func columnsOf(at []string, fields []field) (all []Column, err error) {
 	return all, nil
 }
 
-// elementsOf are the texts among a list's elements, or in the structs that they are.
+// elementsOf returns the texts among a list's elements, or in the structs that they are.
 func elementsOf(path []string, element json.RawMessage) (all []Column) {
 	var name string
 	if json.Unmarshal(element, &name) == nil {

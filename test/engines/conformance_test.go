@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// Spark does by our REST catalog what its users do with namespaces and tables, and is refused what landers keep.
+// Spark does by our REST catalog what its users do with namespaces and tables, and is refused what
+// landers keep.
 func TestSparkUsesTheCatalog(t *testing.T) {
 	everyEngine(t)
 	ask := func(statement string) string {

@@ -55,7 +55,7 @@ var (
 	}
 )
 
-// Name is a name in it.
+// Name returns a name in it.
 func (d Dialect) Name(name string) string { return d.quote + name + d.quote }
 
 // text writes a column as text.
@@ -80,7 +80,7 @@ func (d Dialect) text(c Column) string {
 	return "coalesce(" + value + ", '" + c.zero() + "')"
 }
 
-// Sum is the query for a table's count and hash: what Summed holds.
+// Sum returns the query for a table's count and hash: what Summed holds.
 func (d Dialect) Sum(from string, columns []Column) string {
 	texts := make([]string, len(columns))
 	for i, c := range columns {

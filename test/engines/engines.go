@@ -1,5 +1,6 @@
-// Package engines has every engine that our users read Iceberg tables with read the same tables, and compares what they see: Trino,
-// Spark, PyIceberg and DuckDB, none of which shares code with the others' readers or with ours.
+// Package engines has every engine that our users read Iceberg tables with read the same tables,
+// and compares what they see: Trino, Spark, PyIceberg and DuckDB, none of which shares code with
+// the others' readers or with ours.
 package engines
 
 import (
@@ -23,13 +24,15 @@ import (
 	"github.com/millrace/millrace/test/servers/trino"
 )
 
-// View is a table as an engine sees it: its rows, each as one line of text that does not depend on the engine, sorted.
+// View is a table as an engine sees it: its rows, each as one line of text that does not depend on
+// the engine, sorted.
 type View struct {
 	Engine string
 	Rows   []string
 }
 
-// Engines are all of them. Trino and Spark are the caller's, started with the catalogs that are read.
+// Engines are all of them. Trino and Spark are the caller's, started with the catalogs that are
+// read.
 type Engines struct {
 	Trino  *trino.Server
 	Spark  *spark.Session
@@ -107,7 +110,7 @@ func (e Engines) python(ctx context.Context, c catalog.Catalog, table string) ([
 	return views, lines.Err()
 }
 
-// pyiceberg is a catalog in PyIceberg's words.
+// pyiceberg returns a catalog in PyIceberg's words.
 func pyiceberg(c catalog.Catalog) map[string]string {
 	p := map[string]string{"name": c.Name, "warehouse": c.Warehouse}
 	switch {
@@ -132,7 +135,7 @@ func pyiceberg(c catalog.Catalog) map[string]string {
 	return p
 }
 
-// Differ says how engines differ in what they see, naming the first row; nil where they agree.
+// Differ reports how engines differ in what they see, naming the first row; nil if they agree.
 func Differ(views []View) error {
 	var errs []error
 	for _, v := range views[1:] {
@@ -150,7 +153,8 @@ func Differ(views []View) error {
 	return errors.Join(errs...)
 }
 
-// text writes a value in the one way for all engines: times as microseconds, bytes in hexadecimal, numbers as short as they are exact.
+// text writes a value in the one way for all engines: times as microseconds, bytes in hexadecimal,
+// numbers as short as they are exact.
 func text(v any) string {
 	switch v := v.(type) {
 	case nil:

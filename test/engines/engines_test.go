@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, server.Stop, session.Stop, world.stop))
 }
 
-// everyEngine starts the engines, on the system's REST catalog and on one that they share, called shared.
+// everyEngine starts the engines, on the system's REST catalog and on one that they share, called
+// shared.
 func everyEngine(t *testing.T) engines.Engines {
 	t.Helper()
 	s := world.running(t)

@@ -15,8 +15,9 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// Summed is what an engine counts in a table, and the sum of its rows' hashes, which does not depend on their order. A row's hash
-// is the number in the first 15 hexadecimal digits of the MD5 of its columns' texts, with | between them.
+// Summed is what an engine counts in a table, and the sum of its rows' hashes, which does not
+// depend on their order. A row's hash is the number in the first 15 hexadecimal digits of the MD5
+// of its columns' texts, with | between them.
 type Summed struct {
 	Engine string
 	Count  string
@@ -39,12 +40,12 @@ func (h *Hash) Add(row []byte) {
 	h.sum.Add(&h.sum, big.NewInt(n))
 }
 
-// Summed is what an engine would say.
+// Summed returns what an engine would say.
 func (h *Hash) Summed(who string) Summed {
 	return Summed{Engine: who, Count: strconv.FormatInt(h.Count, 10), Hash: h.sum.String()}
 }
 
-// Equal tells whether two saw the same.
+// Equal reports whether two saw the same.
 func (s Summed) Equal(other Summed) bool {
 	return s.Count == other.Count && s.Hash == other.Hash && s.Refused == other.Refused
 }
@@ -55,7 +56,8 @@ type Table struct {
 	Columns         []Column
 }
 
-// Sum has Trino, Spark, PyIceberg and DuckDB each sum up a table, which they find by the REST catalog.
+// Sum has Trino, Spark, PyIceberg and DuckDB each sum up a table, which they find by the REST
+// catalog.
 func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
 	var all []Summed
 	for _, engine := range []struct {

@@ -36,8 +36,9 @@ var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admi
 
 func tokenOf(caller string) string { return caller + "-of-the-engines-tests" }
 
-// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3, it asks for tokens, and
-// gives keys that are not its own. Its other parts are embedded, as no engine sees them.
+// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3, it
+// asks for tokens, and gives keys that are not its own. Its other parts are embedded, as no engine
+// sees them.
 type system struct {
 	catalogs pgserver.Cluster
 	store    s3.Server
@@ -137,7 +138,7 @@ func (s *system) start(ctx context.Context) error {
 	return err
 }
 
-// makeCatalog makes a database's schema for the catalog, and says how to connect.
+// makeCatalog returns a database's schema for the catalog, and says how to connect.
 func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	db, err := postgres.Open(conn, "", "engines tests")
 	if err != nil {
@@ -155,8 +156,8 @@ func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	return "postgres:///?" + params.Encode(), nil
 }
 
-// catalog is the system's REST catalog as a caller reaches it. It knows nothing else, but for Trino, which takes no
-// keys from a catalog but temporary ones, and so has some of its own.
+// catalog returns the system's REST catalog as a caller reaches it. It knows nothing else, except
+// for Trino, which takes no keys from a catalog but temporary ones, and so has some of its own.
 func (s *system) catalog(caller string) catalog.Catalog {
 	store, _ := s.store.Start() // it has
 	c := catalog.Catalog{
@@ -220,13 +221,13 @@ type loaded struct {
 	Summary    map[string]string // of the current snapshot
 }
 
-// equalityDeletes tells whether some rows are taken away by their keys.
+// equalityDeletes reports whether some rows are taken away by their keys.
 func (l loaded) equalityDeletes() bool {
 	n := l.Summary["total-equality-deletes"]
 	return n != "" && n != "0"
 }
 
-// tables are all that the catalog has.
+// tables returns all that the catalog has.
 func (s *system) tables(t *testing.T) (all []loaded) {
 	t.Helper()
 	var listed struct {
@@ -278,7 +279,7 @@ func (s *system) table(t *testing.T, name string) loaded {
 	return l
 }
 
-// column is one of the table's by its name.
+// column returns one of the table's by its name.
 func (l loaded) column(t *testing.T, name string) engines.Column {
 	t.Helper()
 	i := slices.IndexFunc(l.Columns, func(c engines.Column) bool { return len(c.Path) == 1 && c.Path[0] == name })
@@ -288,7 +289,7 @@ func (l loaded) column(t *testing.T, name string) engines.Column {
 	return l.Columns[i]
 }
 
-// log is what the system has logged so far.
+// log returns what the system has logged so far.
 func (s *system) log(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile(s.logs)

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// lines is how much of the real year is imported where MILLRACE_ENGINES_LINES does not say; 0 is all of it.
+// lines returns how much of the real year is imported where MILLRACE_ENGINES_LINES does not say; 0
+// is all of it.
 func lines(t *testing.T) int {
 	t.Helper()
 	text, ok := os.LookupEnv("MILLRACE_ENGINES_LINES")
@@ -40,8 +41,8 @@ func (s *system) imported(t *testing.T, lines int) {
 // origins are the columns by which a table of events can be held against its topic.
 var origins = []string{"partition", "offset", "aggregate_id", "payload"}
 
-// Every engine finds every table of the system by its REST catalog, and sees in each the same rows as the others, as ClickHouse in
-// our own SQL, and, of a table of events, as the topic has.
+// Every engine finds every table of the system by its REST catalog, and sees in each the same rows
+// as the others, as ClickHouse in our own SQL, and, of a table of events, as the topic has.
 func TestEveryEngineReadsEveryTable(t *testing.T) {
 	s := world.running(t)
 	all := everyEngine(t)
@@ -80,7 +81,7 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 	}
 }
 
-// sums are what our own SQL and every engine see in a table.
+// sums returns what our own SQL and every engine see in a table.
 func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []engines.Summed {
 	t.Helper()
 	sums, err := all.Sum(t.Context(), s.catalog("python"), table)
@@ -90,7 +91,7 @@ func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []
 	return append([]engines.Summed{s.sql(t, table)}, sums...)
 }
 
-// sql is what our own SQL sees.
+// sql returns what our own SQL sees.
 func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
 	t.Helper()
 	var row struct{ N, H json.Number }
@@ -100,7 +101,7 @@ func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
 	return engines.Summed{Engine: "ClickHouse (millrace sql)", Count: row.N.String(), Hash: row.H.String()}
 }
 
-// clickHouseSum is the query with its sum as text, as JSON has no numbers so long.
+// clickHouseSum returns the query with its sum as text, as JSON has no numbers so long.
 func clickHouseSum(from string, columns []engines.Column) string {
 	query := engines.ClickHouseSQL.Sum(from, columns)
 	query = strings.Replace(query, "coalesce(sum(", "toString(sum(", 1)
@@ -125,12 +126,12 @@ func (s *system) compareWithTopic(t *testing.T, all engines.Engines, table loade
 	}
 }
 
-// text is a record as the columns of origins.
+// text returns a record as the columns of origins.
 func (r record) text() []byte {
 	return fmt.Appendf(nil, "%d|%d|%s|%s", r.partition, r.offset, r.key, hex.EncodeToString(r.value))
 }
 
-// topicOf is the topic that a table is landed from, as the table itself says where it stands.
+// topicOf returns the topic that a table is landed from, as the table itself says where it stands.
 func topicOf(t *testing.T, table loaded) string {
 	t.Helper()
 	for key := range table.Properties {
@@ -142,7 +143,8 @@ func topicOf(t *testing.T, table loaded) string {
 	return ""
 }
 
-// compareFigures holds every engine against what was published of the real year, from the demo's own orders apart.
+// compareFigures holds every engine against what was published of the real year, from the demo's
+// own orders apart.
 func (s *system) compareFigures(t *testing.T, all engines.Engines) {
 	t.Helper()
 	const figures = "SELECT count(*), count(DISTINCT order_id), sum(quantity), sum(quantity * unit_price) FROM %s WHERE customer_id IS NOT NULL AND ordered_at < %s"

@@ -40,7 +40,8 @@ func (s *system) trading(t *testing.T) (stop func()) {
 	return stop
 }
 
-// positions are the offsets by partition of which a table says that it holds what is before them.
+// positions returns the offsets by partition of which a table says that it holds what is before
+// them.
 func (l loaded) positions(t *testing.T) map[int32]int64 {
 	t.Helper()
 	at := map[int32]int64{}
@@ -65,7 +66,7 @@ type some struct {
 
 const parts = 11 // that offsets are spread over
 
-// where is the same as SQL.
+// where returns the same as SQL.
 func (s some) where(d engines.Dialect) string {
 	var each []string
 	for partition, next := range s.below {
@@ -133,8 +134,9 @@ func (s *system) writes(all engines.Engines) []written {
 	}
 }
 
-// Spark and Trino write tables while the landers land in them and maintenance works on them. In the end each table has what the topic
-// has, each record once, but for what was deleted; and what was changed is changed.
+// Spark and Trino write tables while the landers land in them and maintenance works on them. In the
+// end each table has what the topic has, each record once, except for what was deleted; and what
+// was changed is changed.
 func TestOthersWriteBesideTheLanders(t *testing.T) {
 	s := world.running(t)
 	all := everyEngine(t)

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// broken is a store that works, but for one fault now and then. Each fault leaves out or undoes a single promise.
+// broken is a store that works, except for one fault now and then. Each fault leaves out or undoes
+// a single promise.
 type broken struct {
 	eventstore.Store
 	append func(context.Context, eventstore.Store, eventstore.Batch) (eventstore.Appended, error)
@@ -37,7 +38,7 @@ func (b *broken) Load(ctx context.Context, stream string, after uint64) ([]event
 	return b.load(ctx, b.Store, stream, after)
 }
 
-// faulty tells whether it is time for a fault.
+// faulty reports whether it is time for a fault.
 func faulty() bool { return rand.IntN(20) == 0 }
 
 // refusesWhatItStored answers a conflict and has appended.
@@ -126,7 +127,8 @@ func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([
 	}
 }
 
-// TestBrokenStores shows that the model catches each fault within a run, and finds none where there is none.
+// TestBrokenStores shows that the model catches each fault within a run, and finds none if there is
+// none.
 func TestBrokenStores(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]*broken{
@@ -153,7 +155,8 @@ func TestBrokenStores(t *testing.T) {
 	}
 }
 
-// runInProcess lets clients work on a store in this process until there is a history that must show every fault.
+// runInProcess lets clients work on a store in this process until there is a history that must show
+// every fault.
 func runInProcess(t *testing.T, b *broken) storeHistory {
 	t.Helper()
 	const enough = 1000

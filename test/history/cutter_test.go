@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// cutter stands between PostgreSQL and its clients and now and then cuts a connection when an answer is on its way, so that
-// the server has done what the client will never hear of.
+// cutter is between PostgreSQL and its clients and now and then cuts a connection when an answer is
+// on its way, so that the server has done what the client will never hear of.
 type cutter struct {
 	conn     string // connection string that leads through it
 	listener net.Listener

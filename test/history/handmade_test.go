@@ -19,7 +19,8 @@ func TestStoreModel(t *testing.T) {
 	for i := range ids {
 		ids[i] = uuid.New()
 	}
-	// at makes an operation of a client at some time; stages of the tables below read from left to right, then down.
+	// at makes an operation of a client at some time; stages of the tables below read from left to
+	// right, then down.
 	at := func(call, ret int64, c storeCall, a storeAnswer) storeOp {
 		c.Shelf = "s"
 		return storeOp{Call: call, Return: ret, Asked: c, Answer: a}
@@ -259,7 +260,8 @@ func TestStockModel(t *testing.T) {
 	}
 }
 
-// TestStockFindings breaks, one by one, what the inventory's log shows by itself and what one SKU alone does not show.
+// TestStockFindings breaks, one by one, what the inventory's log shows by itself and what one SKU
+// alone does not show.
 func TestStockFindings(t *testing.T) {
 	t.Parallel()
 	three := func(id string) *inventoryv1.StockEvent {

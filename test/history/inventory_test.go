@@ -25,8 +25,9 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestInventory lets clients command the inventory of the running binary while it is killed and restarted, and checks the
-// history of it all: the whole system on SQLite, and two command services that share a PostgreSQL.
+// TestInventory lets clients command the inventory of the running binary while it is killed and
+// restarted, and checks the history of it all: the whole system on SQLite, and two command services
+// that share a PostgreSQL.
 func TestInventory(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
@@ -48,7 +49,7 @@ func TestInventory(t *testing.T) {
 
 const (
 	shoppers      = 8
-	enoughAnswers = 300         // and two kills: below that a history proves little, so a slow machine goes on
+	enoughAnswers = 300         // and two kills: below that a history proves little, so a slow machine continues
 	patience      = time.Minute // with it
 )
 
@@ -210,8 +211,8 @@ func binary(t *testing.T) string {
 	return path
 }
 
-// TestBrokenInventory runs two command services on a store that checks versions and only then appends: they oversell, and the
-// model must catch it. On the whole store it must find nothing.
+// TestBrokenInventory runs two command services on a store that checks versions and only then
+// appends: they oversell, and the model must catch it. On the whole store it must find nothing.
 func TestBrokenInventory(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]*broken{"whole": {}, "checks, then appends": {append: checksThenAppends}} {

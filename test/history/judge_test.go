@@ -8,11 +8,12 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// checkWithin bounds the search for an order. Histories of the runs here take milliseconds to a few seconds.
+// checkWithin bounds the search for an order. Histories of the runs here take milliseconds to a few
+// seconds.
 const checkWithin = 2 * time.Minute
 
-// judge looks for an order of the operations that the model allows, and returns what speaks against there being one; empty
-// where it was found. Where draw is set a refused history is drawn.
+// judge looks for an order of the operations that the model allows, and returns what speaks against
+// there being one; empty where it was found. Where draw is set a refused history is drawn.
 func judge(model porcupine.Model, history []porcupine.Operation, draw bool) []string {
 	var findings []string
 	deadline := time.Now().Add(checkWithin)

@@ -49,10 +49,10 @@ func run(m *testing.M) (code int) {
 	return code
 }
 
-// secondsVar, in the environment, is how long each run goes on.
+// secondsVar, in the environment, is how long each run continues.
 const secondsVar = "MILLRACE_HISTORY_SECONDS"
 
-// duration is how long a run goes on that takes quick where nobody asks for more.
+// duration returns how long a run continues that takes quick where nobody asks for more.
 func duration(quick time.Duration) time.Duration {
 	text := os.Getenv(secondsVar)
 	if text == "" {

@@ -21,11 +21,13 @@ type storeOp struct {
 	Answer       storeAnswer
 }
 
-// storeCall is what was asked of a shelf: two streams that batches may share, and the idempotency keys used with them.
+// storeCall is what was asked of a shelf: two streams that batches may share, and the idempotency
+// keys used with them.
 type storeCall struct {
 	Kind  storeKind
 	Shelf string
-	// Of an append. Every sending has its own events and its own tag, also under a key that was sent before.
+	// Of an append. Every sending has its own events and its own tag, also under a key that was
+	// sent before.
 	Writes []write
 	Key    string
 	Tag    string // kept as the answer's response
@@ -85,8 +87,9 @@ func (c storeCall) name() string { return c.Shelf }
 
 func streamName(shelf string, stream int) string { return fmt.Sprint(shelf, "/", stream) }
 
-// shelf is the sequential specification. A shelf never changes. It knows the order of batches within each stream alone, so
-// that two orders of batches that do not touch each other lead to equal shelves, and the search tries one of them only.
+// shelf is the sequential specification. A shelf never changes. It knows the order of batches
+// within each stream alone, so that two orders of batches that do not touch each other lead to
+// equal shelves, and the search tries one of them only.
 type shelf struct {
 	streams [2]*part
 	alone   []storeCall // batches without events, by tag
@@ -107,7 +110,7 @@ func (p *part) at() uint64 {
 	return p.version
 }
 
-// and is the shelf with one batch more.
+// and returns the shelf with one batch more.
 func (s *shelf) and(c storeCall) *shelf {
 	next := *s
 	for _, w := range c.Writes {
@@ -121,7 +124,7 @@ func (s *shelf) and(c storeCall) *shelf {
 	return &next
 }
 
-// equal tells whether nothing that could be asked would tell the two apart.
+// equal reports whether nothing that could be asked would tell the two apart.
 func (s *shelf) equal(t *shelf) bool {
 	for i := range s.streams {
 		p, q := s.streams[i], t.streams[i]
@@ -134,7 +137,7 @@ func (s *shelf) equal(t *shelf) bool {
 	return slices.EqualFunc(s.alone, t.alone, func(a, b storeCall) bool { return a.Tag == b.Tag })
 }
 
-// step tells whether the shelf may give this answer, and what it is then.
+// step reports whether the shelf may give this answer, and what it is then.
 func (s *shelf) step(c storeCall, a storeAnswer) (bool, *shelf) {
 	switch c.Kind {
 	case loadStream:
@@ -186,7 +189,7 @@ func (s *shelf) answerTo(key string) *storeCall {
 	return nil
 }
 
-// holds tells whether a load of what stands after a version gives these events.
+// holds reports whether a load of what is after a version gives these events.
 func (s *shelf) holds(stream int, after uint64, events []versioned) bool {
 	p := s.streams[stream]
 	version := p.at()
@@ -204,7 +207,8 @@ func (s *shelf) holds(stream int, after uint64, events []versioned) bool {
 	return true
 }
 
-// shelves is the model of an event store. Nothing but positions ties shelves to each other, so each is searched alone.
+// shelves is the model of an event store. Nothing but positions ties shelves to each other, so each
+// is searched alone.
 var shelves = porcupine.Model{
 	Partition: partition,
 	Init:      func() any { return &shelf{} },
@@ -255,5 +259,5 @@ func describeStoreOp(c storeCall, a storeAnswer) string {
 	return text.String()
 }
 
-// short is the part of an id by which people tell it from others.
+// short returns the part of an id by which people tell it from others.
 func short(id uuid.UUID) string { return id.String()[28:] }

@@ -9,7 +9,8 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// stockOp is a command on the stock of one SKU, or a look at it, and the answer. Each sending of a command is one.
+// stockOp is a command on the stock of one SKU, or a look at it, and the answer. Each sending of a
+// command is one.
 type stockOp struct {
 	Client       int
 	Call, Return int64
@@ -90,8 +91,8 @@ func (s *stock) answerTo(key string) (version uint64, ok bool) {
 	return version, ok
 }
 
-// decide says what a command makes of the stock, or by which rule it is refused. It is written anew here, from the contract:
-// the domain's own rules would take their own mistakes for right.
+// decide reports what a command makes of the stock, or by which rule it is refused. It is written
+// anew here, from the contract: the domain's own rules would take their own mistakes for right.
 func (s *stock) decide(c stockCall) (next *stock, rule string) {
 	next = &stock{log: &entry{before: s.log, key: c.Key, version: s.version() + 1}, onHand: s.onHand, reserved: s.reserved, held: s.held, unchanged: s.unchanged}
 	quantity, held := s.held[c.Reservation]
@@ -140,7 +141,7 @@ func with[V any](m map[string]V, key string, value V) map[string]V {
 	return more
 }
 
-// step tells whether the stock may give this answer, and what it is then.
+// step reports whether the stock may give this answer, and what it is then.
 func (s *stock) step(c stockCall, a stockAnswer) (bool, *stock) {
 	switch c.Kind {
 	case getNow:

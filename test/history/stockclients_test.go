@@ -93,7 +93,7 @@ func (w *stockClients) run(ctx context.Context, f *fleet) error {
 	return g.Wait()
 }
 
-// answers is how many sendings were answered.
+// answers returns how many sendings were answered.
 func (w *stockClients) answers() (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -184,8 +184,8 @@ func (c *stockClient) recent(ask stockCall) stockCall {
 	return ask
 }
 
-// settle sends a command, and again under its key while there is no answer; some give up at once. What was accepted is
-// sometimes sent once more: it must be answered as it was.
+// settle sends a command, and again under its key while there is no answer; some give up at once.
+// What was accepted is sometimes sent once more: it must be answered as it was.
 func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
 	for {
 		a, err := c.send(ask)

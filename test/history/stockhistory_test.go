@@ -14,7 +14,8 @@ import (
 	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 )
 
-// stockHistory is what clients of the inventory asked and heard, and what its store holds at the end.
+// stockHistory is what clients of the inventory asked and heard, and what its store holds at the
+// end.
 type stockHistory struct {
 	operations []stockOp
 	all        []event.Event          // Read, from the beginning
@@ -64,8 +65,9 @@ func (h *stockHistory) beyondModel() []string {
 	return f.found
 }
 
-// settled is the history for the model: with the last look, and with the outcome of lost sendings that it tells. Of the lost
-// sendings under a key the first may take effect at any time at which any of them may, so it stands for all of them.
+// settled returns the history for the model: with the last look, and with the outcome of lost
+// sendings that it tells. Of the lost sendings under a key the first may take effect at any time at
+// which any of them may, so it stands for all of them.
 func (h *stockHistory) settled() []porcupine.Operation {
 	accepted := map[string]bool{} // keys whose command was accepted by a sending that was answered
 	for _, op := range h.operations {
@@ -125,7 +127,8 @@ func (f *stockFindings) say(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
-// fold: no version of any stream oversells; positions rise, versions have no gaps, a key has one event.
+// fold: no version of any stream oversells; positions rise, versions have no gaps, a key has one
+// event.
 func (f *stockFindings) fold() {
 	type sums struct {
 		version          uint64
@@ -173,7 +176,8 @@ func (f *stockFindings) fold() {
 	}
 }
 
-// answered: all answers under a key are equal and are what the store kept, and their tokens name the event's place.
+// answered: all answers under a key are equal and are what the store kept, and their tokens name
+// the event's place.
 func (f *stockFindings) answered() {
 	type receipt struct{ token, expires string }
 	told := map[string]receipt{}
@@ -206,7 +210,7 @@ func (f *stockFindings) answered() {
 	}
 }
 
-// realTime: across SKUs, what was sent after an answer stands behind what the answer told of.
+// realTime: across SKUs, what was sent after an answer is behind what the answer told of.
 func (f *stockFindings) realTime() {
 	told := slices.DeleteFunc(slices.Clone(f.operations), func(op stockOp) bool { return op.Answer.Outcome != stored && op.Answer.Outcome != replayed })
 	slices.SortFunc(told, func(a, b stockOp) int { return cmp.Compare(a.Return, b.Return) })

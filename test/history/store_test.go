@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestEventStore lets the clients of two processes work on one store while one process after the other is killed, and checks
-// the history of it all.
+// TestEventStore lets the clients of two processes work on one store while one process after the
+// other is killed, and checks the history of it all.
 func TestEventStore(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
@@ -111,12 +111,12 @@ func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 		r.job.Rounds[at] = max(r.job.Rounds[at], round)
 	}
 	r.history.followers = append(r.history.followers, follower{v.job.Follow, v.saw})
-	if len(v.saw) > 0 { // the next one goes on from here, as the relay would
+	if len(v.saw) > 0 { // the next one continues from here, as the relay would
 		r.job.Follow = v.saw[len(v.saw)-1].Position
 	}
 }
 
-// stored is how many appends were acknowledged, as far as they were taken.
+// stored returns how many appends were acknowledged, as far as they were taken.
 func (r *storeRun) stored() (n int) {
 	for _, op := range r.history.operations {
 		if op.Answer.Outcome == stored {

@@ -15,7 +15,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// perform calls the store as op asks and fills in the answer. The error is nil unless there was no answer.
+// perform calls the store as op asks and fills in the answer. The error is nil unless there was no
+// answer.
 func perform(ctx context.Context, s eventstore.Store, op *storeOp) error {
 	c, a := op.Asked, &op.Answer
 	switch c.Kind {
@@ -84,7 +85,8 @@ func (c storeCall) batch() eventstore.Batch {
 	return b
 }
 
-// storeClients work on one store at the same time, on few streams, so that they get into each other's way.
+// storeClients work on one store at the same time, on few streams, so that they get into each
+// other's way.
 type storeClients struct {
 	store  eventstore.Store
 	first  int                 // number of the first client; every process has its own
@@ -235,7 +237,8 @@ func (c *storeClient) recent() (storeCall, bool) {
 	return c.used[rand.IntN(len(c.used))], true
 }
 
-// call makes and records one call; some are cut short. It fails only where the store broke its contract or the record failed.
+// call makes and records one call; some are cut short. It fails only where the store broke its
+// contract or the record failed.
 func (c *storeClient) call(ctx context.Context, ask storeCall) (storeAnswer, error) {
 	if rand.IntN(12) == 0 {
 		short, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(3000))*time.Microsecond)
@@ -286,7 +289,7 @@ func (c *storeClient) learn(op storeOp) {
 	c.versions[op.Asked.Shelf] = known
 }
 
-// follow reads a store from a position on and goes on as it grows, until ctx ends.
+// follow reads a store from a position on and continues as it grows, until ctx ends.
 func follow(ctx context.Context, s eventstore.Store, after event.Position, saw func([]place) error) error {
 	for {
 		some, err := s.Read(ctx, after, 100)

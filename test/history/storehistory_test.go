@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// storeHistory is what clients of an event store asked and heard, what followers of it saw, and what it said at the end.
+// storeHistory is what clients of an event store asked and heard, what followers of it saw, and
+// what it said at the end.
 type storeHistory struct {
 	operations []storeOp
 	followers  []follower
@@ -101,8 +102,8 @@ func (h storeHistory) beyondShelves() []string {
 	return f.found
 }
 
-// settled is the history for the model, in which lost sendings have the outcome that the store's contents tell; the package
-// says why that changes no verdict.
+// settled returns the history for the model, in which lost sendings have the outcome that the
+// store's contents tell; the package says why that changes no verdict.
 func (h storeHistory) settled() []porcupine.Operation {
 	present := map[uuid.UUID]bool{}
 	for _, e := range h.contents.all {
@@ -129,7 +130,7 @@ func storeOperations(ops []storeOp) []porcupine.Operation {
 	return all
 }
 
-// left tells whether a sending left anything in the store.
+// left reports whether a sending left anything in the store.
 func (h storeHistory) left(c storeCall, present map[uuid.UUID]bool) bool {
 	for _, w := range c.Writes {
 		if slices.ContainsFunc(w.IDs, func(id uuid.UUID) bool { return present[id] }) {
@@ -150,7 +151,8 @@ func (f *storeFindings) say(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
-// readAll: Read gives each event once, in rising positions, and each stream without gaps, as Load gives it.
+// readAll: Read gives each event once, in rising positions, and each stream without gaps, as Load
+// gives it.
 func (f *storeFindings) readAll() {
 	var last event.Position
 	streams := map[string]uint64{}
@@ -174,7 +176,8 @@ func (f *storeFindings) readAll() {
 	}
 }
 
-// acknowledged: what was stored stands where the answer said, whole; what was refused does not stand; nothing else does.
+// acknowledged: what was stored is where the answer said, whole; what was refused does not stand;
+// nothing else does.
 func (f *storeFindings) acknowledged() {
 	known := 0
 	for _, op := range f.operations {
@@ -209,7 +212,7 @@ func (f *storeFindings) acknowledged() {
 	}
 }
 
-// events is how many a batch has.
+// events returns how many a batch has.
 func (c storeCall) events() (n int) {
 	for _, w := range c.Writes {
 		n += len(w.IDs)
@@ -217,7 +220,7 @@ func (c storeCall) events() (n int) {
 	return n
 }
 
-// end is the position of a batch's last event.
+// end returns the position of a batch's last event.
 func (f *storeFindings) end(c storeCall) (last event.Position) {
 	for _, w := range c.Writes {
 		for _, id := range w.IDs {
@@ -229,7 +232,8 @@ func (f *storeFindings) end(c storeCall) (last event.Position) {
 	return last
 }
 
-// keys: whoever was told what stands under a key was told the same, and it is the place of the sending that was stored.
+// keys: whoever was told what is under a key was told the same, and it is the place of the sending
+// that was stored.
 func (f *storeFindings) keys() {
 	for _, op := range f.operations {
 		told, now := op.Answer.Kept, f.contents.kept[op.Asked.Key]
@@ -247,7 +251,7 @@ func (f *storeFindings) keys() {
 	}
 }
 
-// realTime: what was called after an answer stands behind what the answer told of.
+// realTime: what was called after an answer is behind what the answer told of.
 func (f *storeFindings) realTime() {
 	told := slices.DeleteFunc(slices.Clone(f.operations), func(op storeOp) bool { return op.Answer.Outcome != stored })
 	slices.SortFunc(told, func(a, b storeOp) int { return cmp.Compare(a.Return, b.Return) })
@@ -273,7 +277,8 @@ func (f *storeFindings) realTime() {
 	}
 }
 
-// followed: who followed the store from a position on saw what Read now gives from there on, as far as it came.
+// followed: who followed the store from a position on saw what Read now gives from there on, as far
+// as it came.
 func (f *storeFindings) followed() {
 	for _, follower := range f.followers {
 		rest := f.contents.all

@@ -22,7 +22,8 @@ import (
 // asVictim, in the environment, makes the test binary a process of clients that will be killed.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
-// victimJob is what such a process does: the first line of its standard input. It works until its standard input ends.
+// victimJob is what such a process does: the first line of its standard input. It works until its
+// standard input ends.
 type victimJob struct {
 	SQLite   string // path, or
 	Postgres string // connection and
@@ -52,13 +53,14 @@ func (j victimJob) tryOpen(ctx context.Context) (eventstore.Store, error) {
 	return postgres.Open(ctx, j.Postgres, event.Order, postgres.WithSchema(j.Schema))
 }
 
-// victimLine is what the process prints: a call before it is made, its answer, or what its follower saw.
+// victimLine is what the process prints: a call before it is made, its answer, or what its follower
+// saw.
 type victimLine struct {
 	Op  *storeOp `json:",omitempty"`
 	Saw []place  `json:",omitempty"`
 }
 
-// victim is the process.
+// victim returns the process.
 func victim() (err error) {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')

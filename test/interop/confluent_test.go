@@ -33,7 +33,8 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// Confluent's clients read with their own deserializers what our relay wrote, and find what was meant.
+// Confluent's clients read with their own deserializers what our relay wrote, and find what was
+// meant.
 func TestConfluentClientsReadOurTopics(t *testing.T) {
 	t.Parallel()
 	for codec, contentType := range map[registry.Codec]string{registry.Avro: "application/avro", registry.Protobuf: "application/protobuf"} {
@@ -101,8 +102,9 @@ func text(t *testing.T, v any) string {
 	return string(b)
 }
 
-// expected is what a reader of Avro is to find of a message, written down anew: fields by name, null for what is absent, times as
-// microseconds, amounts with nine decimals, numbers as text.
+// expected returns what a reader of Avro is to find of a message, written down anew: fields by
+// name, null for what is absent, times as microseconds, amounts with nine decimals, numbers as
+// text.
 func expected(m protoreflect.Message) any {
 	switch m := m.Interface().(type) {
 	case *timestamppb.Timestamp:
@@ -244,7 +246,7 @@ func plain(v any) any {
 		for name, item := range v {
 			out[name] = plain(item)
 		}
-		if len(out) == 1 { // a part of a union stands under its type's name
+		if len(out) == 1 { // a part of a union is under its type's name
 			for name, item := range out {
 				if bytes.ContainsRune([]byte(name), '.') || name == "string" || name == "long" {
 					return item
@@ -310,7 +312,7 @@ func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []outsideValue
 	return values
 }
 
-// descriptorSet is a file and all it imports, each after what it needs.
+// descriptorSet returns a file and all it imports, each after what it needs.
 func descriptorSet(t *testing.T, file protoreflect.FileDescriptor) []byte {
 	t.Helper()
 	var set descriptorpb.FileDescriptorSet

@@ -1,5 +1,5 @@
-// Package interop_test reads topics as others do, with Confluent's own clients and with no code of ours in between, and follows events
-// through the whole system in every codec.
+// Package interop_test reads topics as others do, with Confluent's own clients and with no code of
+// ours in between, and follows events through the whole system in every codec.
 package interop_test
 
 import (

@@ -24,8 +24,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a view's sink hold the
-// same events.
+// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a
+// view's sink hold the same events.
 func TestEveryHopHoldsTheSame(t *testing.T) {
 	t.Parallel()
 	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
@@ -46,8 +46,9 @@ func TestEveryHopHoldsTheSame(t *testing.T) {
 	}
 }
 
-// A consumer that meets a schema while the registry is away waits and parks nothing; one that has it goes on, and so
-// does the producer. It is not parallel, for it freezes the registry that all share.
+// A consumer that meets a schema while the registry is away waits and parks nothing; one that has
+// it continues, and so does the producer. It is not parallel, for it freezes the registry that all
+// share.
 func TestOutageOnTheWay(t *testing.T) {
 	s := newShop(t)
 	s.trade(t, 20)
@@ -79,8 +80,8 @@ func TestOutageOnTheWay(t *testing.T) {
 	after.parkedNothing(t)
 }
 
-// A value that nobody can decode is parked as it came, with the reason, by the view and by the lake, and the rest goes
-// on.
+// A value that nobody can decode is parked as it came, with the reason, by the view and by the
+// lake, and the rest goes on.
 func TestUnreadableIsParked(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -149,7 +150,8 @@ func TestUnreadableIsParked(t *testing.T) {
 	}
 }
 
-// An event that the codec cannot carry stops the relay, which names it, and nothing of it is on the log.
+// An event that the codec cannot carry stops the relay, which names it, and nothing of it is on the
+// log.
 func TestLossStopsTheRelay(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -208,7 +210,7 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	return d, err
 }
 
-// parksNothing is a lake.Parker of a test without damaged records.
+// parksNothing returns a lake.Parker of a test without damaged records.
 func parksNothing(t *testing.T) landing.Parker {
 	return func(_ context.Context, records []landing.Parked) error {
 		for _, p := range records {

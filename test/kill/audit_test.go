@@ -79,8 +79,8 @@ func (h *holder) add(e event.Event) {
 	h.last[e.Stream] = max(h.last[e.Stream], e.Version)
 }
 
-// audit looks for every acknowledged command, of this row and of all before it, in the store, the topic, the tables and
-// the views. It asks each side itself and trusts no digest.
+// audit looks for every acknowledged command, of this row and of all before it, in the store, the
+// topic, the tables and the views. It asks each side itself and trusts no digest.
 func (s *system) audit(ctx context.Context) (*findings, error) {
 	f := &findings{}
 	entries := map[string][]entry{} // acknowledged, by service
@@ -121,8 +121,8 @@ func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate
 	return nil
 }
 
-// follow looks for each acknowledged command: in the store as the version that its receipt names, and from there on the
-// other sides.
+// follow looks for each acknowledged command: in the store as the version that its receipt names,
+// and from there on the other sides.
 func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder) {
 	byCommand := map[string]int{}
 	for _, e := range store.places {
@@ -224,7 +224,8 @@ func (s *system) readTable(ctx context.Context, a event.Aggregate, each func(eve
 	return lines.Err()
 }
 
-// auditViews asks the query API, with the token of each stream's last acknowledged command of this row.
+// auditViews asks the query API, with the token of each stream's last acknowledged command of this
+// row.
 func (s *system) auditViews(ctx context.Context, f *findings, acknowledged map[string][]entry) error {
 	query, _, err := s.role("query").now()
 	if err != nil {

@@ -10,8 +10,9 @@ import (
 	"sync"
 )
 
-// door is the address that clients know: it passes every command on to whoever takes commands now, and books it. It stands
-// for the load balancer of a deployment, and it makes any client, the importer too, a recorded one.
+// door is the address that clients know: it passes every command on to whoever takes commands now,
+// and books it. It stands for the load balancer of a deployment, and it makes any client, the
+// importer too, a recorded one.
 type door struct {
 	addr   string
 	ledger *ledger
@@ -48,8 +49,8 @@ func (d *door) close() error {
 	return d.server.Close()
 }
 
-// point sends all calls to another process from now on. Calls that wait for an answer of the one before break off: their
-// clients send them again.
+// point sends all calls to another process from now on. Calls that wait for an answer of the one
+// before break off: their clients send them again.
 func (d *door) point(target string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,7 +94,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer) // a client that has gone asks again
 }
 
-// pass makes the call and reads its whole answer.
+// pass returns the call and reads its whole answer.
 func (d *door) pass(r *http.Request, body []byte) (status int, header http.Header, answer []byte, err error) {
 	way, target := d.way()
 	if target == "" {
@@ -123,7 +124,7 @@ func (d *door) fault(err error) {
 	}
 }
 
-// wrong is what the ledger found wrong so far, if anything.
+// wrong returns what the ledger found wrong so far, if anything.
 func (d *door) wrong() error {
 	select {
 	case err := <-d.faults:

@@ -17,12 +17,13 @@ type step struct {
 	at    int    // which passing of the point, so that it lies within the load
 	after bool   // the effect outside has happened: an error here is a lost answer
 
-	// restart is a point where an error makes the role start over; empty if the role passes the step in its normal
-	// work. A step of a start needs it, as the role has already started when the step is armed.
+	// restart is a point where an error makes the role start over; empty if the role passes the
+	// step in its normal work. A step of a start needs it, as the role has already started when the
+	// step is armed.
 	restart string
 }
 
-// failure is what an error at the step stands for.
+// failure returns what an error at the step stands for.
 func (st step) failure() string {
 	if st.after {
 		return "lost answer"
@@ -77,7 +78,8 @@ func (st step) fail(ctx context.Context, s *system) error {
 	return await(ctx, "failed at "+st.point, firesWithin, func() (bool, error) { return i.fired(ctx, st.point) })
 }
 
-// freeze stops the process at the step with SIGSTOP, for as long as a machine may sleep, and nobody takes its place.
+// freeze stops the process at the step with SIGSTOP, for as long as a machine may sleep, and nobody
+// takes its place.
 func (st step) freeze(ctx context.Context, s *system) error {
 	_, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
@@ -92,9 +94,9 @@ func (st step) freeze(ctx context.Context, s *system) error {
 	return i.thaw()
 }
 
-// zombie freezes the process at the step; the scheduler, which thinks that it is dead, starts another, and then the
-// first wakes up in the middle of its work and goes on. It is let be until much has happened beside it, and then asked
-// to end.
+// zombie freezes the process at the step; the scheduler, which thinks that it is dead, starts
+// another, and then the first wakes up in the middle of its work and continues. It is let be until
+// much has happened beside it, and then asked to end.
 func (st step) zombie(ctx context.Context, s *system) error {
 	r, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
@@ -120,10 +122,10 @@ func (st step) zombie(ctx context.Context, s *system) error {
 	return zombie.Stop(time.Minute) // one that was fenced has ended by itself
 }
 
-// freezeFor is how long a process sleeps: in the whole matrix longer than every timeout of a session, a transaction or
-// a request (10 to 30 s). The quick part is about what the zombie does when it wakes up; there, a role's successor is
-// given what it needs of that by its start, which takes the transactional id or the table over, so a shorter sleep will
-// do.
+// freezeFor returns how long a process sleeps: in the whole matrix longer than every timeout of a
+// session, a transaction or a request (10 to 30 s). The quick part is about what the zombie does
+// when it wakes up; there, a role's successor is given what it needs of that by its start, which
+// takes the transactional id or the table over, so a shorter sleep will do.
 func freezeFor() time.Duration {
 	if whole() {
 		return 31 * time.Second

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// journal keeps the outcomes of a whole run on disk, so that it may be stopped and run again: it goes on with the rows that are
-// not green yet. It belongs to one binary, as another one may behave in another way.
+// journal keeps the outcomes of a whole run on disk, so that it may be stopped and run again: it
+// continues with the rows that are not green yet. It belongs to one binary, as another one may
+// behave in another way.
 type journal struct{ path string }
 
 // played is an outcome as a line of the journal.

@@ -15,8 +15,8 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// ledger is what was sent to a system and what the system promised. It is kept beside the system, in the test's memory, so
-// nothing that dies takes it along.
+// ledger is what was sent to a system and what the system promised. It is kept beside the system,
+// in the test's memory, so nothing that dies takes it along.
 type ledger struct {
 	mu       sync.Mutex
 	commands map[string]*entry // by idempotency key
@@ -133,7 +133,7 @@ func message(procedure string, body []byte, side func(protoreflect.MethodDescrip
 	return decoded, proto.Unmarshal(body, decoded)
 }
 
-// refusal tells whether an error, in Connect's JSON, is a definite no.
+// refusal reports whether an error, in Connect's JSON, is a definite no.
 func refusal(body []byte) bool {
 	var e struct{ Code string }
 	if json.Unmarshal(body, &e) != nil {

@@ -15,11 +15,12 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// unnamed makes landers look for a record that is no event by halves, as they do where an error does not name it. It is
-// in the environment, so that it outlives a process.
+// unnamed makes landers look for a record that is not an event by halves, as they do where an error
+// does not name it. It is in the environment, so that it outlives a process.
 const unnamed = "MILLRACE_FAILPOINTS=lake.unnamed=on"
 
-// litterRows are those in which a lander breaks as it puts a dead letter aside, or right after that.
+// litterRows are those in which a lander breaks as it puts a dead letter aside, or right after
+// that.
 func litterRows(at string) []row {
 	var rows []row
 	for _, st := range []step{
@@ -37,13 +38,13 @@ func litterRows(at string) []row {
 	return rows
 }
 
-// litter begins the value of each record that is no event.
+// litter begins the value of each record that is not an event.
 const litter = "litter:"
 
 func isLitter(m kafka.Message) bool { return bytes.HasPrefix(m.Value, []byte(litter)) }
 
-// littered lets a fault happen while records that are no events come in beside the load: some with nothing of one, some
-// with an envelope that is whole.
+// littered lets a fault happen while records that are not events come in beside the load: some with
+// nothing of one, some with an envelope that is whole.
 func littered(f fault) fault {
 	return func(ctx context.Context, s *system) error {
 		ctx, end := context.WithCancel(ctx)
@@ -57,14 +58,15 @@ func littered(f fault) fault {
 	}
 }
 
-// How many records come at a time, how often, and how many in all: each costs several commits until it is found.
+// How many records come at a time, how often, and how many in all: each costs several commits until
+// it is found.
 const (
 	litterAtOnce = 5
 	litterEvery  = 200 * time.Millisecond
 	litterRounds = 6
 )
 
-// litter writes records that are no events, until ctx is done at the latest.
+// litter writes records that are not events, until ctx is done at the latest.
 func (s *system) litter(ctx context.Context) error {
 	producer, err := kafka.NewProducer(s.kafka())
 	if err != nil {
@@ -98,8 +100,8 @@ func (s *system) litter(ctx context.Context) error {
 	return nil
 }
 
-// checkLitter expects that each record that is no event was put aside by each table that its topic feeds, as it was,
-// and that nothing else was.
+// checkLitter expects that each record that is not an event was put aside by each table that its
+// topic feeds, as it was, and that nothing else was.
 func checkLitter(ctx context.Context, s *system) error {
 	want := map[string]string{} // values, by the keys under which they are parked
 	tables := []string{"orders_events", "order_lines", "orders_current"}

@@ -30,7 +30,7 @@ const (
 	goods     = 24                   // products that all clients trade in, so that they meet
 )
 
-// load is traffic of all services that goes on until it is stopped.
+// load is traffic of all services that continues until it is stopped.
 type load struct {
 	stop   chan struct{}
 	once   sync.Once
@@ -71,8 +71,8 @@ func startLoad(addr string) *load {
 	return l
 }
 
-// end stops the load and returns once no command is on its way. It is an error where a patient client was refused, or did
-// not get its answer in time.
+// end stops the load and returns once no command is on its way. It is an error where a patient
+// client was refused, or did not get its answer in time.
 func (l *load) end() error {
 	l.once.Do(func() { close(l.stop) })
 	defer l.pacing.Stop()

@@ -1,13 +1,14 @@
-// Package kill is the kill matrix: it puts the running system under load, breaks one thing at one moment, mends it, lets the
-// system settle, and then looks whether every command that was acknowledged is there exactly once, in order, everywhere.
+// Package kill is the kill matrix: it puts the running system under load, breaks one thing at one
+// moment, mends it, lets the system settle, and then looks whether every command that was
+// acknowledged is there exactly once, in order, everywhere.
 //
 //	go test ./test/kill                                        the quick part
 //	go test ./test/kill -kill.full -timeout 120m               the whole; writes docs/kill-matrix.md; stopped, it goes on where it was
 //	go test ./test/kill -kill.role lake                        the rows of one role; writes docs/kill-matrix-lake.md, and goes on likewise
 //	go test ./test/kill -run 'TestMatrix/^relay$/before_commit' some rows of it: role/step/fault
 //
-// The processes under test are the real binary, built with the tag failpoints; a point is armed over HTTP at the moment it
-// is needed, so that nothing depends on timing.
+// The processes under test are the real binary, built with the tag failpoints; a point is armed
+// over HTTP at the moment it is needed, so that nothing depends on timing.
 package kill
 
 import (
@@ -71,7 +72,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// runPattern is what -run names.
+// runPattern returns what -run names.
 func runPattern() string { return flag.Lookup("test.run").Value.String() }
 
 func freePort() (int, error) {

@@ -31,7 +31,8 @@ type outcome struct {
 	took      time.Duration
 }
 
-// stage is where rows play: a system that is started with the first row that needs it, and anew after a red one.
+// stage is where rows play: a system that is started with the first row that needs it, and anew
+// after a red one.
 type stage struct {
 	start  func(context.Context, string) (*system, error)
 	now    *system
@@ -39,8 +40,8 @@ type stage struct {
 	err    error // there is none, and will be none
 }
 
-// A system is started anew after so many rows: each row looks at all that it and those before it have written, and on
-// two processors that took a minute after twenty.
+// A system is started anew after so many rows: each row looks at all that it and those before it
+// have written, and on two processors that took a minute after twenty.
 const rowsPerSystem = 8
 
 var (
@@ -83,12 +84,12 @@ func (g *stage) strike() error {
 	return s.end()
 }
 
-// whole tells whether every row is wanted: by the flag, or because rows were named.
+// whole reports whether every row is wanted: by the flag, or because rows were named.
 func whole() bool { return *full || strings.Contains(runPattern(), "/") }
 
-// TestMatrix runs the rows of a system one after the other; the embedded default and the real servers, which have
-// nothing in common, side by side. A red row is told, and does not hide those after it: they go on with a system that
-// is new.
+// TestMatrix runs the rows of a system one after the other; the embedded default and the real
+// servers, which have nothing in common, side by side. A red row is told, and does not hide those
+// after it: they continue with a system that is new.
 func TestMatrix(t *testing.T) {
 	type act struct {
 		stage *stage
@@ -159,7 +160,7 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// rows are all that are wanted, in the order in which people read them.
+// rows returns all that are wanted, in the order in which people read them.
 func rows() []row { return wanted(slices.Concat(realRows(), embeddedRows(), diskRows())) }
 
 func wanted(rows []row) []row {
@@ -191,7 +192,8 @@ func (g *stage) play(t *testing.T, r row) (o outcome) {
 	return o
 }
 
-// try puts the system under load, breaks it as the row says, lets it settle and looks at everything.
+// try puts the system under load, breaks it as the row says, lets it settle and looks at
+// everything.
 func (s *system) try(ctx context.Context, r row) outcome {
 	o := outcome{row: r, verdict: "green"}
 	s.ledger.begin()
@@ -231,7 +233,8 @@ func (s *system) try(ctx context.Context, r row) outcome {
 // yearStep is how many more lines of the real year a row imports.
 const yearStep = 2000
 
-// importYear lets the importer send the real year up to a line; what rows before it have sent is answered as before.
+// importYear lets the importer send the real year up to a line; what rows before it have sent is
+// answered as before.
 func (s *system) importYear(ctx context.Context) error {
 	if _, err := os.Stat(*year); errors.Is(err, fs.ErrNotExist) {
 		s.note = "without the real year, which is not on this machine"

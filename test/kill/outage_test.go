@@ -23,8 +23,8 @@ import (
 // How long a server stays away, or a network stays bad.
 const outage = 10 * time.Second
 
-// killKafkaNode kills a node of the cluster. The others elect new leaders meanwhile, so the commands that are counted
-// while it is away need a cluster that has got over it.
+// killKafkaNode kills a node of the cluster. The others elect new leaders meanwhile, so the
+// commands that are counted while it is away need a cluster that has got over it.
 func killKafkaNode(ctx context.Context, s *system, node int) error {
 	if err := s.servers.kafka.KillNode(node); err != nil {
 		return err
@@ -103,7 +103,7 @@ func breakS3(f s3.Fault) fault {
 	}
 }
 
-// poisoned makes the network to a server bad for a time.
+// poisoned returns the network to a server bad for a time.
 func poisoned(server string, t toxic) fault {
 	return func(ctx context.Context, s *system) error {
 		if err := s.poison(server, t); err != nil {
@@ -114,13 +114,13 @@ func poisoned(server string, t toxic) fault {
 	}
 }
 
-// fillDisk fills the disk under the embedded default: commands must be refused, in words that tell why; once there is room
-// again and the system was started anew, it goes on.
+// fillDisk fills the disk under the embedded default: commands must be refused, in words that tell
+// why; once there is room again and the system was started anew, it continues.
 func fillDisk(ctx context.Context, s *system) error {
 	return s.full(ctx, func(i *instance) error { return i.Stop(time.Minute) })
 }
 
-// fillDiskAndKill is the same for a system that dies while the disk is full.
+// fillDiskAndKill returns the same for a system that dies while the disk is full.
 func fillDiskAndKill(ctx context.Context, s *system) error {
 	return s.full(ctx, func(i *instance) error { return i.Kill() })
 }
@@ -153,7 +153,8 @@ func (s *system) full(ctx context.Context, end func(*instance) error) error {
 	return nil
 }
 
-// refusedForSpace sends commands, each under a new key, until one is refused because the disk is full.
+// refusedForSpace sends commands, each under a new key, until one is refused because the disk is
+// full.
 func (s *system) refusedForSpace(ctx context.Context) (reason string, err error) {
 	c := client.New(s.door.addr, 0)
 	defer c.Close()
@@ -173,7 +174,7 @@ func (s *system) refusedForSpace(ctx context.Context) (reason string, err error)
 	return reason, nil
 }
 
-// call makes a request and reads its answer.
+// call returns a request and reads its answer.
 func call(r *http.Request) (string, error) {
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {

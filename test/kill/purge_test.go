@@ -14,9 +14,9 @@ import (
 // purging is the removal of a file of a table that is purged.
 var purging = step{role: "iceberg", point: "restcatalog.purge.file", at: 4}
 
-// killPurge lets the process that serves the catalog die while it removes the files of a table that a client drops,
-// with another client's table of the same kind beside it. The dropped table is gone, its name can be taken again, and
-// the other has everything that it had.
+// killPurge lets the process that serves the catalog die while it removes the files of a table that
+// a client drops, with another client's table of the same kind beside it. The dropped table is
+// gone, its name can be taken again, and the other has everything that it had.
 func killPurge(ctx context.Context, s *system) error {
 	s.purges++
 	ns := fmt.Sprintf("purge_%d", s.purges)

@@ -17,7 +17,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// role keeps one role of the system running, as a scheduler of containers would: what ends is started again.
+// role keeps one role of the system running, as a scheduler of containers would: what ends is
+// started again.
 type role struct {
 	name string
 	args []string
@@ -40,7 +41,8 @@ type instance struct {
 	addr, admin string // its two doors
 }
 
-// How long a process may take until it is ready, at the worst: it starts while the machine is busy with a recovery.
+// How long a process may take until it is ready, at the worst: it starts while the machine is busy
+// with a recovery.
 const startWithin = 90 * time.Second
 
 // start starts the role and keeps it running until stop.
@@ -53,7 +55,8 @@ func (r *role) start(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes a process the role's own: commands go to it, and when it ends another takes its place.
+// adopt makes a process the role's own: commands go to it, and when it ends another takes its
+// place.
 func (r *role) adopt(i *instance) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,14 +136,15 @@ func (r *role) stop() error {
 	return err
 }
 
-// now is the role's process, and how often one was started.
+// now returns the role's process, and how often one was started.
 func (r *role) now() (*instance, int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.current, r.starts, r.err
 }
 
-// replace starts a second process beside the role's own, which is still there and belongs to nobody from now on.
+// replace starts a second process beside the role's own, which is still there and belongs to nobody
+// from now on.
 func (r *role) replace(ctx context.Context) (old *instance, err error) {
 	old, _, _ = r.now()
 	next, err := r.launch(ctx)
@@ -176,13 +180,13 @@ func (i *instance) ask(ctx context.Context, method, path, body string) ([]byte, 
 	return answer, err
 }
 
-// arm makes a point of the process fail: "POINT=ACTION@N".
+// arm returns a point of the process fail: "POINT=ACTION@N".
 func (i *instance) arm(ctx context.Context, word string) error {
 	_, err := i.ask(ctx, http.MethodPost, "/debug/failpoints", word)
 	return err
 }
 
-// fired tells whether a point has done what it was armed for.
+// fired reports whether a point has done what it was armed for.
 func (i *instance) fired(ctx context.Context, point string) (bool, error) {
 	answer, err := i.ask(ctx, http.MethodGet, "/debug/failpoints", "")
 	if err != nil {
@@ -195,7 +199,7 @@ func (i *instance) fired(ctx context.Context, point string) (bool, error) {
 	return points[point].Fired, nil
 }
 
-// frozen tells whether the kernel has stopped the process.
+// frozen reports whether the kernel has stopped the process.
 func (i *instance) frozen() (bool, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", i.PID()))
 	if err != nil {
@@ -216,7 +220,7 @@ func (i *instance) ended() bool {
 	}
 }
 
-// logTail is the end of a role's log, for a row that is red.
+// logTail returns the end of a role's log, for a row that is red.
 func (r *role) logTail() string {
 	const most = 3 << 10
 	log, _ := os.ReadFile(filepath.Join(r.dir, "log")) // the best explanation there is

@@ -13,7 +13,7 @@ import (
 type row struct {
 	name  string // role/step/fault, or server/fault
 	fault fault
-	step  step                                       // at which it happens; empty where a server breaks
+	step  step                                       // at which it happens; empty if a server breaks
 	quick bool                                       // belongs to the quick part
 	year  bool                                       // the real year is imported meanwhile
 	check func(ctx context.Context, s *system) error // what must hold beside all else, once everything has settled; may be nil
@@ -117,7 +117,8 @@ func diskRows() []row {
 	}
 }
 
-// embeddedRows are those on the embedded default: all roles in one process, which dies, sleeps and fails as one.
+// embeddedRows are those on the embedded default: all roles in one process, which dies, sleeps and
+// fails as one.
 func embeddedRows() []row {
 	quick := map[string]bool{
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
@@ -134,8 +135,8 @@ func embeddedRows() []row {
 	}
 	rows = append(rows, litterRows("embedded/")...)
 	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purging, fault: killPurge, quick: true})
-	// Freezing the one process is the same at any step, but for what is open at that moment: an append, a Kafka
-	// transaction, a commit of the lake.
+	// Freezing the one process is the same at any step, except for what is open at that moment: an
+	// append, a Kafka transaction, a commit of the lake.
 	for _, st := range steps() {
 		switch st.name {
 		case "before append", "before commit", "orders_events about to commit":

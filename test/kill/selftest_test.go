@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-// Whether a redelivery has a line to add twice is up to what the clients did in the moment before the kill: about every second
-// has one.
+// Whether a redelivery has a line to add twice is up to what the clients did in the moment before
+// the kill: about every second has one.
 const tries = 6
 
-// TestMatrixGoesRed is the matrix's own test: with a guard of the system switched off, the row that rests on it must go
-// red. The same row with the guard on goes before.
+// TestMatrixGoesRed is the matrix's own test: with a guard of the system switched off, the row that
+// rests on it must go red. The same row with the guard on goes before.
 func TestMatrixGoesRed(t *testing.T) {
 	for _, c := range []struct {
 		off   string // the switch
@@ -19,7 +19,8 @@ func TestMatrixGoesRed(t *testing.T) {
 		row   string
 		rows  []row
 	}{
-		// What was applied since the positions were saved is delivered again, and order lines that are added twice stay.
+		// What was applied since the positions were saved is delivered again, and order lines that
+		// are added twice stay.
 		{"view.noguard", realOnes, "views/orderstatus before positions/kill", realRows()},
 		{"lake.nofence", realOnes, "lake/orders_events about to commit/zombie", realRows()},
 	} {

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// servers are the real ones that a system stands on.
+// servers are the real ones that a system is on.
 type servers struct {
 	postgres postgres.Cluster
 	kafka    kafka.Cluster

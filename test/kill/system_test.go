@@ -20,8 +20,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows follow each other on
-// one growing system, so that each verifies what all before it left behind.
+// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows
+// follow each other on one growing system, so that each verifies what all before it left behind.
 type system struct {
 	dir    string
 	env    []string // how every process of ours, the command line too, reaches the servers
@@ -31,7 +31,7 @@ type system struct {
 
 	brokers   string
 	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
-	close     []func() error // undoes what it stands on, last first
+	close     []func() error // undoes what it is on, last first
 	yearLines int            // of the real year that were imported
 
 	purges int // of tables that clients made
@@ -135,7 +135,7 @@ func (s *system) run(ctx context.Context, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// last is the end of a text that may be long.
+// last returns the end of a text that may be long.
 func last(s string) string { return s[max(0, len(s)-2000):] }
 
 var errDifferent = errors.New("millrace verify found a difference")

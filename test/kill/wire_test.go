@@ -12,8 +12,8 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// wire is the connection between the roles and one server: a proxy that can be made slow, be cut, or swallow what goes in
-// one direction.
+// wire is the connection between the roles and one server: a proxy that can be made slow, be cut,
+// or swallow what goes in one direction.
 type wire struct{ proxy *toxiproxy.Proxy }
 
 // newWire stretches a wire to a server on loopback.
@@ -22,7 +22,7 @@ func newWire(port int) (*wire, error) {
 	return w, w.proxy.Start()
 }
 
-// addr is where clients reach the server through the wire.
+// addr returns where clients reach the server through the wire.
 func (w *wire) addr() string { return w.proxy.Listen }
 
 func (w *wire) port() int {

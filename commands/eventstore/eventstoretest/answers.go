@@ -28,7 +28,8 @@ func answers(t *testing.T, place Place) {
 		t.Errorf("an unknown key has an answer (%v)", err)
 	}
 
-	// The answer comes before the conflict: a command that is sent again has found its own events in its way.
+	// The answer comes before the conflict: a command that is sent again has found its own events
+	// in its way.
 	for name, streams := range map[string][]eventstore.StreamAppend{
 		"the same version":       b.Streams,
 		"a version that fits":    one("a", 4, 1).Streams,

@@ -190,7 +190,8 @@ func crossing(t *testing.T, place Place) {
 	}
 }
 
-// appendOnTop appends one event to each stream in one batch, as a service does: load, append, and again after a conflict.
+// appendOnTop appends one event to each stream in one batch, as a service does: load, append, and
+// again after a conflict.
 func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) error {
 	for {
 		var b eventstore.Batch

@@ -120,7 +120,8 @@ func reopen(t *testing.T, place Place) {
 	}
 }
 
-// twoStores opens a place twice at once, as two instances of a service do, or an operator's tool beside a service.
+// twoStores opens a place twice at once, as two instances of a service do, or an operator's tool
+// beside a service.
 func twoStores(t *testing.T, place Place) {
 	ctx := patient(t)
 	a, b := place.open(t), place.open(t)

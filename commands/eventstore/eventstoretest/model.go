@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// model checks random calls against a store of maps and slices. All runs share one real store; a run uses names of its own
-// and looks at what stands after the head it began with.
+// model checks random calls against a store of maps and slices. All runs share one real store; a
+// run uses names of its own and looks at what is after the head it began with.
 func model(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	run := 0
@@ -81,7 +81,7 @@ func (m *machine) append(t *rapid.T) {
 	}
 }
 
-// refuses tells whether the model refuses the batch, and fails unless the store did the same.
+// refuses reports whether the model refuses the batch, and fails unless the store did the same.
 func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
 	if first, ok := m.answers[b.Answer.Key]; ok {
 		answered := (*eventstore.AnsweredError)(nil)

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// gapSafe reads from start to end while writers on two stores race, and again with another step when all is done.
+// gapSafe reads from start to end while writers on two stores race, and again with another step
+// when all is done.
 func gapSafe(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}
@@ -90,7 +91,8 @@ func gapSafe(t *testing.T, place Place) {
 	}
 }
 
-// guessedVersions appends to versions that the writer has not seen yet, so that an append may overtake the one before it.
+// guessedVersions appends to versions that the writer has not seen yet, so that an append may
+// overtake the one before it.
 func guessedVersions(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}

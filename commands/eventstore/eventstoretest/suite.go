@@ -1,5 +1,5 @@
-// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what services may rely on, so
-// an adapter that passes it can take the place of another.
+// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what
+// services may rely on, so an adapter that passes it can take the place of another.
 package eventstoretest
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Place opens a store of Aggregate in one and the same place each time it is called: what one store has appended
-// another finds there, at the same time or later. Who opens closes.
+// Place opens a store of Aggregate in one and the same place each time it is called: what one store
+// has appended another finds there, at the same time or later. Who opens closes.
 type Place func(t *testing.T) eventstore.Store
 
 // Aggregate is the one whose store a Place must open.
@@ -95,7 +95,7 @@ func newEvents(n int) []event.Event {
 	return events
 }
 
-// one is a batch of n new events for one stream.
+// one returns a batch of n new events for one stream.
 func one(stream string, expected uint64, n int) eventstore.Batch {
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: expected, Events: newEvents(n)}}}
 }
@@ -118,8 +118,8 @@ func mustLoad(ctx context.Context, t *testing.T, s eventstore.Store, stream stri
 	return events
 }
 
-// mustRead reads until it has n events after a position. A store may hold events back for as long as an older
-// transaction is open, so it waits for them.
+// mustRead reads until it has n events after a position. A store may hold events back for as long
+// as an older transaction is open, so it waits for them.
 func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event.Position, n int) []event.Event {
 	t.Helper()
 	var all []event.Event
@@ -145,7 +145,7 @@ func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event
 	return all
 }
 
-// difference says in what two events differ; empty where they do not.
+// difference says in what two events differ; empty if they do not.
 func difference(got, want event.Event) string {
 	switch {
 	case !got.OccurredAt.Equal(want.OccurredAt) || !got.RecordedAt.Equal(want.RecordedAt):

@@ -7,13 +7,15 @@ import (
 	"time"
 )
 
-// alarm logs who holds events back, once they have been held back for too long and again each time that span has passed.
+// alarm logs who holds events back, once they have been held back for too long and again each time
+// that span has passed.
 type alarm struct {
 	store *Store
 	since time.Time // zero while nothing is held back
 }
 
-// The transaction to blame is the one with the oldest id. A prepared transaction has no session any more; its name tells.
+// The transaction to blame is the one with the oldest id. A prepared transaction has no session any
+// more; its name tells.
 const selectCulprit = `
 SELECT coalesce(pid, 0), who, since FROM (
     SELECT pid, concat_ws(' ', datname, usename, application_name, state) AS who, xact_start AS since, age(backend_xid) AS age

@@ -11,9 +11,10 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// identity is what a Store remembers of its history, so that a new connection to a server that lost some of it is
-// refused. A restored backup, a replica that was behind when it took over, and another database at the same address all
-// answer like the server that failed. Appending there would begin a second history beside the one that Kafka has.
+// identity is what a Store remembers of its history, so that a new connection to a server that lost
+// some of it is refused. A restored backup, a replica that was behind when it took over, and
+// another database at the same address all answer like the server that failed. Appending there
+// would begin a second history beside the one that Kafka has.
 type identity struct {
 	schema    string
 	aggregate event.Aggregate
@@ -45,7 +46,8 @@ func (i *identity) learn(ctx context.Context, conn querier) error {
 	return nil
 }
 
-// stored records an event that the server has committed. A server that has it has every earlier one of this process.
+// stored records an event that the server has committed. A server that has it has every earlier one
+// of this process.
 func (i *identity) stored(at event.Position, id [16]byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -54,8 +56,8 @@ func (i *identity) stored(at event.Position, id [16]byte) {
 	}
 }
 
-// check returns an error that wraps eventstore.ErrReplaced if the server behind a connection lacks the remembered
-// history.
+// check returns an error that wraps eventstore.ErrReplaced if the server behind a connection lacks
+// the remembered history.
 func (i *identity) check(ctx context.Context, conn querier) error {
 	i.mu.Lock()
 	epoch, newest, id := i.epoch, i.newest, i.id
@@ -90,9 +92,10 @@ func (i *identity) remedy() string {
 		"newest store is back. To continue with what this one has, stop Millrace and run `millrace rebuild --service " + i.aggregate.Service + "`"
 }
 
-// connected checks a new connection before it is used. It logs a refusal once, not for every attempt.
+// connected checks a new connection before it is used. It logs a refusal once, not for every
+// attempt.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin) // the pool goes on connecting when its caller has given up
+	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin) // the pool continues connecting when its caller has given up
 	defer cancel()
 	err := s.identity.check(ctx, conn)
 	s.identity.mu.Lock()

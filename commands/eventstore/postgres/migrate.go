@@ -23,9 +23,9 @@ var migrations embed.FS
 //go:embed grants.sql
 var grants string
 
-// Migrate brings the schema of aggregate's store to this version, as Open does where its role may, and grants the roles of
-// deploy/postgres/roles.sql what they need of its tables. Run it as the schema's owner where the service's own role may not
-// change the schema.
+// Migrate brings the schema of aggregate's store to this version, as Open does where its role may,
+// and grants the roles of deploy/postgres/roles.sql what they need of its tables. Run it as the
+// schema's owner where the service's own role may not change the schema.
 func Migrate(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) error {
 	o := newOptions(aggregate, opts)
 	config, err := o.parse(conn, aggregate)
@@ -41,8 +41,8 @@ func Migrate(ctx context.Context, conn string, aggregate event.Aggregate, opts .
 	return nil
 }
 
-// ensure checks that the schema is the aggregate's, at this version and on its server. It migrates one that is missing or
-// older, where the role may.
+// ensure checks that the schema is the aggregate's, at this version and on its server. It migrates
+// one that is missing or older, where the role may.
 func ensure(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
 	files, err := migrationFiles()
 	if err != nil {
@@ -63,7 +63,7 @@ func ensure(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.
 	return err
 }
 
-// denied tells whether the server refused something for lack of a privilege.
+// denied reports whether the server refused something for lack of a privilege.
 func denied(err error) bool {
 	refused := (*pgconn.PgError)(nil)
 	return errors.As(err, &refused) && refused.Code == "42501"
@@ -76,8 +76,8 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// countApplied tells how many migrations the schema has; 0 where it, or its table of them, is not there. It fails where the
-// schema has more than are known.
+// countApplied reports how many migrations the schema has; 0 if it, or its table of them, is not
+// there. It fails if the schema has more than are known.
 func countApplied(ctx context.Context, conn querier, known int) (applied int, err error) {
 	// A schema that the role may not look into is not in its search path, and so has no such table.
 	var there bool
@@ -93,8 +93,8 @@ func countApplied(ctx context.Context, conn querier, known int) (applied int, er
 	return applied, nil
 }
 
-// migrate brings the schema to this version, and checks that it is the aggregate's. Instances of a service may start
-// at once: the first holds the lock.
+// migrate brings the schema to this version, and checks that it is the aggregate's. Instances of a
+// service may start at once: the first holds the lock.
 func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
 	files, err := migrationFiles()
 	if err != nil {
@@ -133,7 +133,8 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 	})
 }
 
-// prepareSchema makes the schema where it is missing (an operator may have made it for a role that must not).
+// prepareSchema returns the schema where it is missing (an operator may have made it for a role
+// that must not).
 func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 	var encoding string
 	if err := tx.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding); err != nil {
@@ -158,15 +159,17 @@ func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 	return nil
 }
 
-// The last event there is was written by a transaction that this server has counted, or its positions are not this server's.
+// The last event there is was written by a transaction that this server has counted, or its
+// positions are not this server's.
 const selectStore = `SELECT aggregate, server, (pg_control_system()).system_identifier, relation = 'events'::regclass::oid,
        coalesce((SELECT transaction >= pg_snapshot_xmax(pg_current_snapshot()) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)
 FROM store`
 
-// belongs checks that the store is the aggregate's, and that it lies on the server whose transactions its positions count.
-// A dump that is restored elsewhere keeps the old positions, but new events would get lower ones, which a relay that is past
-// them never reads. One that is restored on the same server may lack what was written after the dump. A physical backup, and a replica that takes over, are the same server still; what they may lack, the
-// relay notices itself, as the log has it.
+// belongs checks that the store is the aggregate's, and that it is on the server whose transactions
+// its positions count. A dump that is restored elsewhere keeps the old positions, but new events
+// would get lower ones, which a relay that is past them never reads. One that is restored on the
+// same server may lack what was written after the dump. A physical backup, and a replica that takes
+// over, are the same server still; what they may lack, the relay notices itself, as the log has it.
 func belongs(ctx context.Context, conn querier, schema string, aggregate event.Aggregate) error {
 	var owner string
 	var made, here int64

@@ -14,7 +14,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// settled is the condition on events that nothing can precede any more: every transaction up to theirs has ended.
+// settled is the condition on events that nothing can precede any more: every transaction up to
+// theirs has ended.
 const settled = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
 
 const (
@@ -138,11 +139,13 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 	return nil, fmt.Errorf("look for events of %s: %w", s.aggregate.Name, err)
 }
 
-// A server that was promoted, or restored to a point in time, goes on with its log on a timeline of its own.
+// A server that was promoted, or restored to a point in time, continues with its log on a timeline
+// of its own.
 const selectEpoch = `SELECT epoch || '/' || CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
 FROM store`
 
-// Epoch implements eventstore.Store. It asks the server each time, as a connection may have come to another one.
+// Epoch implements eventstore.Store. It asks the server each time, as a connection may have come to
+// another one.
 func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
 	if err != nil {
@@ -216,9 +219,9 @@ func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
 // bigint is n, or the greatest bigint: no version and no position is greater.
 func bigint(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
-// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for what others have
-// and for what open transactions hold back: a notification in every writing transaction would make them queue at
-// commit.
+// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for
+// what others have and for what open transactions hold back: a notification in every writing
+// transaction would make them queue at commit.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	if err := s.gate.Enter(); err != nil {
 		return err
@@ -255,7 +258,7 @@ const selectWaiting = `
 SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1), false),
        coalesce((SELECT (transaction, position) > ($1, $2) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)`
 
-// look tells whether events after a position can be read, or are there and held back.
+// look reports whether events after a position can be read, or are there and held back.
 func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin)
 	defer cancel()

@@ -16,8 +16,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
-// A server that lost committed events behind the back of a running process accepts nothing from it, until they are
-// back.
+// A server that lost committed events behind the back of a running process accepts nothing from it,
+// until they are back.
 func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

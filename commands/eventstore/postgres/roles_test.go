@@ -22,8 +22,9 @@ import (
 
 const secret = "s3cret+of /millrace"
 
-// guarded is a server whose roles are those of deploy/postgres/roles.sql, with databases that hold migrated and empty
-// stores. Roles belong to a whole server, so it is not the one that the other tests have to themselves.
+// guarded is a server whose roles are those of deploy/postgres/roles.sql, with databases that hold
+// migrated and empty stores. Roles belong to a whole server, so it is not the one that the other
+// tests have to themselves.
 type guarded struct {
 	server.Cluster
 	databases atomic.Int64
@@ -103,7 +104,7 @@ func (g *guarded) exec(t *testing.T, c *pgx.Conn, sql string) {
 	}
 }
 
-// database makes a database with empty stores.
+// database returns a database with empty stores.
 func (g *guarded) database(t *testing.T) string {
 	t.Helper()
 	name := fmt.Sprint("place_", g.databases.Add(1))
@@ -120,8 +121,8 @@ func (g *guarded) open(t *testing.T, role, database string) *postgres.Store {
 	return s
 }
 
-// TestLeastPrivilege runs everything that a store does as the service's own role, over TLS with a password, and then tries
-// what that role must not do.
+// TestLeastPrivilege runs everything that a store does as the service's own role, over TLS with a
+// password, and then tries what that role must not do.
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	g := newGuarded(t)
@@ -230,7 +231,8 @@ func login(t *testing.T, g *guarded) {
 	}
 }
 
-// TestOpenRefusesADump: a dump may lack events that Kafka has, and positions are made of a server's transaction ids.
+// TestOpenRefusesADump: a dump may lack events that Kafka has, and positions are made of a server's
+// transaction ids.
 func TestOpenRefusesADump(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ change, want string }{

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// A setting that the store counts on. wrong says what comes of a value; empty where it is right.
+// A setting that the store counts on. wrong says what comes of a value; empty if it is right.
 type setting struct {
 	want   string
 	remedy string
@@ -40,7 +40,8 @@ func outlives(least time.Duration, effect string) func(string) string {
 	}
 }
 
-// What the server does on its own may lose what was acknowledged; what a role or database sets may cut off the store's work.
+// What the server does on its own may lose what was acknowledged; what a role or database sets may
+// cut off the store's work.
 var counted = map[string]setting{
 	"fsync":            {"on", "ALTER SYSTEM SET fsync = on", true, only("a power cut loses acknowledged events, or damages the database", "on")},
 	"full_page_writes": {"on", "ALTER SYSTEM SET full_page_writes = on", true, only("a power cut may damage the database", "on")},
@@ -55,7 +56,8 @@ var counted = map[string]setting{
 		outlives(time.Minute, "connections break while nothing happens")},
 }
 
-// Settings says which settings of the server, as the store's role meets them, are not what the store counts on.
+// Settings reports which settings of the server, as the store's role meets them, are not what the
+// store counts on.
 func (s *Store) Settings(ctx context.Context) ([]settings.Fault, error) {
 	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// What a role's or a database's own settings would do to the store is found. The server's own defaults have no fault.
+// What a role's or a database's own settings would do to the store is found. The server's own
+// defaults have no fault.
 func TestSettings(t *testing.T) {
 	schema := newSchema()
 	conn := cluster.ConnString(t)

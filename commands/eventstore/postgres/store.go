@@ -1,24 +1,28 @@
-// Package postgres keeps one service's events in a schema of a PostgreSQL database: the store of production. It is the
-// one package that knows pgx.
+// Package postgres keeps one service's events in a schema of a PostgreSQL database: the store of
+// production. It is the one package that knows pgx.
 //
-// Order: transactions do not commit in the order in which they took their numbers, so a reader that remembers the last
-// position it saw would lose what commits later in front of it. An event's position is therefore the id of the
-// transaction that wrote it and its place therein, and Read returns only events of transactions older than every one
-// still open, which nothing can precede any more. A transaction that is left open anywhere in the database server, in
-// any of its databases, holds Read back; Wait logs who it is.
+// Order: transactions do not commit in the order in which they took their numbers, so a reader that
+// remembers the last position it saw would lose what commits later in front of it. An event's
+// position is therefore the id of the transaction that wrote it and its place therein, and Read
+// returns only events of transactions older than every one still open, which nothing can precede
+// any more. A transaction that is left open anywhere in the database server, in any of its
+// databases, holds Read back; Wait logs who it is.
 //
-// A stream's events stand in the order of their versions, too: the event before was committed when the insert began,
-// and the insert is the first statement of its transaction that needs an id, so that its id is the higher one.
+// A stream's events stand in the order of their versions, too: the event before was committed when
+// the insert began, and the insert is the first statement of its transaction that needs an id, so
+// that its id is the higher one.
 //
-// Appends: as with SQLite, one goroutine takes whatever calls wait and stores them in one transaction, with one
-// statement for all events, one for all answers and one for all snapshots, in two round trips. The tables' keys decide
-// who loses a race; if somebody did, the transaction is rolled back, the losers are told, and the others are stored
-// without them. So conflicts cost, which in optimistic concurrency they always do, and every batch is whole or not at
-// all. Rows are inserted in the order of their keys, so instances of a service cannot lock each other up.
+// Appends: as with SQLite, one goroutine takes whatever calls wait and stores them in one
+// transaction, with one statement for all events, one for all answers and one for all snapshots, in
+// two round trips. The tables' keys decide who loses a race; if somebody did, the transaction is
+// rolled back, the losers are told, and the others are stored without them. So conflicts cost,
+// which in optimistic concurrency they always do, and every batch is whole or not at all. Rows are
+// inserted in the order of their keys, so instances of a service cannot lock each other up.
 //
-// Durability is the server's: an append that was answered is as safe as its synchronous_commit and its replicas make
-// it. Transaction ids are part of the positions: restore a database from a physical backup, never from a dump into a
-// new server, which would count transactions from the beginning. Open refuses such a store.
+// Durability is the server's: an append that was answered is as safe as its synchronous_commit and
+// its replicas make it. Transaction ids are part of the positions: restore a database from a
+// physical backup, never from a dump into a new server, which would count transactions from the
+// beginning. Open refuses such a store.
 package postgres
 
 import (
@@ -69,18 +73,20 @@ type Option func(*options)
 // WithSchema names the schema; without it, it is "millrace_" and the aggregate's service.
 func WithSchema(name string) Option { return func(o *options) { o.schema = name } }
 
-// WithPassword is the password of the connection string's user, so that it need not stand there. Empty changes nothing.
+// WithPassword is the password of the connection string's user, so that it need not stand
+// there. Empty changes nothing.
 func WithPassword(password string) Option { return func(o *options) { o.password = password } }
 
-// WithPoll sets how often Wait looks for what other processes have appended, or open transactions have held back; 25 ms
-// without it.
+// WithPoll sets how often Wait looks for what other processes have appended, or open transactions
+// have held back; 25 ms without it.
 func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
 
-// WithAlarm sets how long events may be held back by an open transaction until Wait logs who does it; 10 s without it.
+// WithAlarm sets how long events may be held back by an open transaction until Wait logs who does
+// it; 10 s without it.
 func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
 
-// WithAnswerWithin sets how long a question to the server may take, for callers who set no limit themselves; 30 s without
-// it. A server that hangs keeps its connections and answers nothing.
+// WithAnswerWithin sets how long a question to the server may take, for callers who set no limit
+// themselves; 30 s without it. A server that hangs keeps its connections and answers nothing.
 func WithAnswerWithin(limit time.Duration) Option {
 	return func(o *options) { o.answerWithin, o.countWithin = limit, limit }
 }
@@ -118,10 +124,11 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 	return config, nil
 }
 
-// Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword string, names. Where
-// there are no tables, or older ones, it makes them if its role may; else Migrate must have been run, and the role
-// needs no more than roles.sql in deploy/postgres gives it. Open fails where the schema holds the events of another
-// aggregate, was migrated by a newer version of Millrace, or comes from another server.
+// Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword
+// string, names. Where there are no tables, or older ones, it makes them if its role may; else
+// Migrate must have been run, and the role needs no more than roles.sql in deploy/postgres gives
+// it. Open fails if the schema holds the events of another aggregate, was migrated by a newer
+// version of Millrace, or comes from another server.
 //
 // One connection is for appends; beside it reads use up to pool_max_conns of conn.
 func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
@@ -186,7 +193,7 @@ func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appe
 	return s.appends.Append(ctx, b)
 }
 
-// store settles the calls of a group, but for those that must be tried again.
+// store settles the calls of a group, except for those that must be tried again.
 func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	fail := func(calls []*adapter.Call, err error) {
 		for _, c := range calls {
@@ -284,5 +291,5 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// missing tells whether err says that there is no such row.
+// missing reports whether err says that there is no such row.
 func missing(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

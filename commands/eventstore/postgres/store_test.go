@@ -92,8 +92,8 @@ func batch(stream string, version uint64) eventstore.Batch {
 	}}}}}
 }
 
-// hold opens a transaction that has written an event and does not end. Its id, and so its event's position, is lower than
-// those of whatever is appended meanwhile.
+// hold opens a transaction that has written an event and does not end. Its id, and so its event's
+// position, is lower than those of whatever is appended meanwhile.
 func hold(t *testing.T, schema, stream string) pgx.Tx {
 	t.Helper()
 	tx, err := connect(t, schema).Begin(t.Context())
@@ -107,8 +107,9 @@ func hold(t *testing.T, schema, stream string) pgx.Tx {
 	return tx
 }
 
-// TestOpenTransaction shows the trap: what is appended after a transaction that is still open must not be read before
-// that one has ended, or its event, which then stands in front, is lost to the reader.
+// TestOpenTransaction shows the trap: what is appended after a transaction that is still open must
+// not be read before that one has ended, or its event, which then is in front, is lost to the
+// reader.
 func TestOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(pgx.Tx) error{
@@ -176,8 +177,8 @@ func TestOpenTransaction(t *testing.T) {
 	}
 }
 
-// TestAppendWaitsForRival appends to a version that an open transaction has written already: whether the append stands
-// depends on how that one ends.
+// TestAppendWaitsForRival appends to a version that an open transaction has written already:
+// whether the append stands depends on how that one ends.
 func TestAppendWaitsForRival(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -224,7 +225,8 @@ func TestAppendWaitsForRival(t *testing.T) {
 	}
 }
 
-// TestBrokenConnections cuts all connections of a store: it connects again, and a key tells what became of an append.
+// TestBrokenConnections cuts all connections of a store: it connects again, and a key tells what
+// became of an append.
 func TestBrokenConnections(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

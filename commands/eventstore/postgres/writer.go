@@ -27,8 +27,9 @@ const (
 	attempts       = 3                // of a transaction that the server gave up for reasons that pass
 )
 
-// A stream's first new event must follow its last present one; the others follow the first. That the check and the
-// insert are one statement puts the check before the transaction has its id, see the package's comment.
+// A stream's first new event must follow its last present one; the others follow the first. That
+// the check and the insert are one statement puts the check before the transaction has its id, see
+// the package's comment.
 const insertEvents = `
 INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 SELECT new.position, new.id, new.stream, new.version, new.type, new.data, new.occurred_at, new.recorded_at,
@@ -41,10 +42,12 @@ ORDER BY new.stream COLLATE "C", new.version
 ON CONFLICT (stream, version) DO NOTHING
 RETURNING transaction, position`
 
-// newest is the last event there is, be it readable yet or not: who must have seen it waits until it is.
+// newest is the last event there is, be it readable yet or not: who must have seen it waits until
+// it is.
 const newest = `SELECT transaction, position FROM events ORDER BY transaction DESC, position DESC LIMIT 1`
 
-// An answer to a batch with events (place > 0) has the place of the last of them; any other the newest event's.
+// An answer to a batch with events (place > 0) has the place of the last of them; any other the
+// newest event's.
 const insertAnswers = `
 INSERT INTO answers (key, fingerprint, response, stream, version, transaction, position)
 SELECT new.key, new.fingerprint, new.response, new.stream, new.version,
@@ -65,8 +68,8 @@ ORDER BY new.stream COLLATE "C"
 ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
 WHERE excluded.version >= old.version`
 
-// store stores calls that do not touch each other, in one transaction. Where some of them lost to other transactions it
-// returns which, and nothing is stored.
+// store stores calls that do not touch each other, in one transaction. Where some of them lost to
+// other transactions it returns which, and nothing is stored.
 func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []event.Position, lost map[int]bool, err error) {
 	r := newRows(calls)
 	for range attempts {
@@ -80,7 +83,8 @@ func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []
 	return positions, lost, err
 }
 
-// passing tells whether the server gave a transaction up because of another one: a deadlock, or a failed serialization.
+// passing reports whether the server gave a transaction up because of another one: a deadlock, or a
+// failed serialization.
 func passing(err error) bool {
 	refused := (*pgconn.PgError)(nil)
 	return errors.As(err, &refused) && (refused.Code == "40P01" || refused.Code == "40001")
@@ -164,7 +168,8 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	return positions, nil, nil
 }
 
-// refusals tells why each of the calls cannot be stored; nil where nothing speaks against it any more.
+// refusals reports why each of the calls cannot be stored; nil if nothing speaks against it any
+// more.
 func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, error) {
 	if len(calls) == 0 {
 		return nil, nil
@@ -180,8 +185,8 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 	}
 	answers, versions := map[string]eventstore.Answer{}, map[string]uint64{}
 	var b pgx.Batch
-	// The versions first: each statement sees what was committed before it, so a key that is not answered now was not
-	// answered when its batch's conflict was seen.
+	// The versions first: each statement sees what was committed before it, so a key that is not
+	// answered now was not answered when its batch's conflict was seen.
 	b.Queue("SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream", streams).Query(func(rows pgx.Rows) error {
 		var stream string
 		var version uint64

@@ -57,7 +57,8 @@ func victim(path string) error {
 	return g.Wait()
 }
 
-// TestKill kills a process that appends, at some moment, over and over: whatever was answered is there, each batch whole.
+// TestKill kills a process that appends, at some moment, over and over: whatever was answered is
+// there, each batch whole.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "events.db")

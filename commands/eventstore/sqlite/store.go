@@ -2,17 +2,17 @@
 //
 // Why SQLite through modernc.org/sqlite, see internal/sqlite: no C compiler, no server, one file.
 //
-// Durability: an append that was acknowledged is on the disk. The database runs in WAL mode with synchronous=FULL, so
-// each commit waits until the log is synced, and a kill -9 or a power cut at any moment loses nothing that Append
-// answered. A sync costs the better part of a millisecond, therefore appends are committed in groups: one goroutine
-// takes whatever calls wait, stores them in one transaction and answers them all. A batch that conflicts is refused
-// alone.
+// Durability: an append that was acknowledged is on the disk. The database runs in WAL mode with
+// synchronous=FULL, so each commit waits until the log is synced, and a kill -9 or a power cut at
+// any moment loses nothing that Append answered. A sync costs the better part of a millisecond,
+// therefore appends are committed in groups: one goroutine takes whatever calls wait, stores them
+// in one transaction and answers them all. A batch that conflicts is refused alone.
 //
-// Order: SQLite lets one transaction write at a time, so events are committed in the order of their positions and a
-// reader that asks for what stands after the last position it saw misses nothing.
+// Order: SQLite lets one transaction write at a time, so events are committed in the order of their
+// positions and a reader that asks for what is after the last position it saw misses nothing.
 //
-// Several processes may open one file, an operator's tool beside the service. Wait hears of its own process's appends
-// at once and of another's a moment later.
+// Several processes may open one file, an operator's tool beside the service. Wait hears of its own
+// process's appends at once and of another's a moment later.
 package sqlite
 
 import (
@@ -51,8 +51,9 @@ type Store struct {
 
 var _ eventstore.Store = (*Store)(nil)
 
-// Open opens the event store of aggregate in the file at path, and makes it where there is none. It fails where the
-// file holds the events of another aggregate or was written by a newer version of Millrace.
+// Open opens the event store of aggregate in the file at path, and makes it where there is none. It
+// fails if the file holds the events of another aggregate or was written by a newer version of
+// Millrace.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
 	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), elsewhere: elsewhere}
 	defer func() {
@@ -319,8 +320,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// closeFiles moves the write-ahead log into the file, so that the file is the store, whole. SQLite does that by itself
-// only where it sees a connection that can write close as the last one.
+// closeFiles moves the write-ahead log into the file, so that the file is the store, whole. SQLite
+// does that by itself only where it sees a connection that can write close as the last one.
 func (s *Store) closeFiles() error {
 	var errs []error
 	if s.reader != nil {
@@ -335,5 +336,5 @@ func (s *Store) closeFiles() error {
 	return errors.Join(errs...)
 }
 
-// readers is how many reads run at once.
+// readers returns how many reads run at once.
 func readers() int { return max(4, runtime.GOMAXPROCS(0)) }

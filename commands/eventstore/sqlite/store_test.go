@@ -175,8 +175,9 @@ func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 	}
 }
 
-// The file holds the only copy of the events. A closed store is in it whole, without a log beside it. Where it is damaged
-// the store does not open, or its events cannot be read; it never has fewer of them.
+// The file holds the only copy of the events. A closed store is in it whole, without a log beside
+// it. Where it is damaged the store does not open, or its events cannot be read; it never has fewer
+// of them.
 func TestDamagedStoreLosesNothingSilently(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "order.db")

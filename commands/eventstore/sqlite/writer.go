@@ -58,14 +58,15 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 // close ends the connection, and with it its statements.
 func (w *writer) close() error { return w.conn.Close() }
 
-// outcome is what became of one batch: it stands where appended says, or it was refused by itself.
+// outcome is what became of one batch: it is where appended says, or it was refused by itself.
 type outcome struct {
 	appended eventstore.Appended
 	refused  error
 }
 
-// store stores a group in one transaction and returns the outcome of each call and the position of the last event. On an
-// error nothing of the group was stored. It does not end with any caller's context: the group is everybody's.
+// store stores a group in one transaction and returns the outcome of each call and the position of
+// the last event. On an error nothing of the group was stored. It does not end with any caller's
+// context: the group is everybody's.
 func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, err error) {
 	ctx := context.Background()
 	if _, err := w.begin.ExecContext(ctx); err != nil {

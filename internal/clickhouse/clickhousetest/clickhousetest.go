@@ -1,4 +1,5 @@
-// Package clickhousetest gives tests the embedded engine, in a process started from the test binary itself.
+// Package clickhousetest gives tests the embedded engine, in a process started from the test binary
+// itself.
 package clickhousetest
 
 import (
@@ -18,8 +19,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse/engine"
 )
 
-// Main is a package's TestMain: it runs the tests, stops the engine they shared and what else they started, and looks for
-// leaked goroutines. In the process that Start or Shared has started, it runs the engine.
+// Main returns a package's TestMain: it runs the tests, stops the engine they shared and what else
+// they started, and looks for leaked goroutines. In the process that Start or Shared has started,
+// it runs the engine.
 func Main(m *testing.M, stops ...func() error) {
 	if os.Getenv(clickhouse.EnvListener) != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -58,7 +60,7 @@ var shared struct {
 	err    error
 }
 
-// Shared is an engine for all tests of the package.
+// Shared returns an engine for all tests of the package.
 func Shared(t testing.TB) *clickhouse.Engine {
 	t.Helper()
 	shared.once.Do(func() {
@@ -92,8 +94,8 @@ func Start(t testing.TB) *clickhouse.Engine {
 	return e
 }
 
-// Config is how tests start an engine: the library where the repository installs it, the log discarded unless the tests
-// are verbose.
+// Config returns how tests start an engine: the library where the repository installs it, the log
+// discarded unless the tests are verbose.
 func Config() (clickhouse.Config, error) {
 	library, err := clickhouse.FindLibrary("")
 	if errors.Is(err, clickhouse.ErrNoLibrary) {
@@ -113,7 +115,7 @@ func Config() (clickhouse.Config, error) {
 	return clickhouse.Config{Command: []string{os.Args[0]}, Library: library, Logger: log}, nil
 }
 
-// repository is the nearest folder above the test's own that holds go.mod.
+// repository returns the nearest folder above the test's own that holds go.mod.
 func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

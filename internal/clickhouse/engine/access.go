@@ -11,8 +11,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// chdb runs every session as the user "default" and cannot impersonate another. So that user owns nothing itself: it
-// has the role admin, and a role for each of the readers, and a session of one of them keeps only its own.
+// chdb runs every session as the user "default" and cannot impersonate another. So that user owns
+// nothing itself: it has the role admin, and a role for each of the readers, and a session of one
+// of them keeps only its own.
 const usersXML = `<clickhouse>
   <profiles><default>
     <max_query_size>8000000</max_query_size>
@@ -78,8 +79,9 @@ const (
 	readerBuffers = 30
 )
 
-// becomeReader gives up, for the rest of the session, all that a reader may not do. The role, which is called as the
-// user is, is what holds; readonly is a second wall, and keeps the limits from being lifted.
+// becomeReader gives up, for the rest of the session, all that a reader may not do. The role,
+// which is called as the user is, is what holds; readonly is a second wall, and keeps the limits
+// from being lifted.
 func becomeReader(user string, streamed bool) []string {
 	seconds := readerBuffers
 	if streamed {
@@ -91,9 +93,9 @@ func becomeReader(user string, streamed bool) []string {
 	}
 }
 
-// The system tables that Reader may read: what does not depend on who else is there. Others show queries of other
-// callers, or the machine. A server refuses those to who has no grant (select_from_system_db_requires_grant); chdb does
-// not read that.
+// The system tables that Reader may read: what does not depend on who else is there. Others show
+// queries of other callers, or the machine. A server refuses those to who has no grant
+// (select_from_system_db_requires_grant); chdb does not read that.
 var systemTables = map[string]bool{
 	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true, "tables": true, "columns": true, "databases": true,
 	"functions": true, "table_functions": true, "aggregate_function_combinators": true, "data_type_families": true, "formats": true,

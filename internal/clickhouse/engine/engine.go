@@ -1,6 +1,7 @@
-// Package engine is ClickHouse as a process of its own: libchdb.so behind ClickHouse's HTTP interface on loopback, so that
-// the embedded default and a real server are the same to every client, and so that a crash in a few hundred megabytes of
-// C++ takes no other part of Millrace along. Only the process that clickhouse.StartEngine starts runs it.
+// Package engine is ClickHouse as a process of its own: libchdb.so behind ClickHouse's HTTP
+// interface on loopback, so that the embedded default and a real server are the same to every
+// client, and so that a crash in a few hundred megabytes of C++ takes no other part of Millrace
+// along. Only the process that clickhouse.StartEngine starts runs it.
 package engine
 
 import (
@@ -34,7 +35,7 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// FromEnv is the Config that clickhouse.StartEngine tells its child.
+// FromEnv returns the Config that clickhouse.StartEngine tells its child.
 func FromEnv(log *slog.Logger) (Config, error) {
 	c := Config{
 		Library:  os.Getenv(clickhouse.EnvLibrary),
@@ -56,14 +57,15 @@ func FromEnv(log *slog.Logger) (Config, error) {
 }
 
 const (
-	// How long answers under way may take to end when the engine stops, after their queries were cancelled.
+	// How long answers under way may take to end when the engine stops, after their queries were
+	// cancelled.
 	stopTimeout = 3 * time.Second
 	// How long another engine's end is waited for.
 	lockTimeout = 5 * time.Second
 )
 
-// Main runs an engine until ctx ends, SIGTERM or SIGINT comes, or its parent is gone. It changes the working directory and
-// must own its process.
+// Main runs an engine until ctx ends, SIGTERM or SIGINT comes, or its parent is gone. It changes
+// the working directory and must own its process.
 func Main(ctx context.Context, c Config) (err error) {
 	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer cancel()
@@ -120,7 +122,8 @@ func Main(ctx context.Context, c Config) (err error) {
 	return nil
 }
 
-// lock makes this process the only engine on dir. One that was just killed may take a moment to be gone.
+// lock makes this process the only engine on dir. One that was just killed may take a moment to be
+// gone.
 func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the engine's folder: %w", err)
@@ -134,7 +137,8 @@ func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	return l.Unlock, nil
 }
 
-// boot loads the library, starts ClickHouse inside this process and returns the connection that keeps it there.
+// boot loads the library, starts ClickHouse inside this process and returns the connection that
+// keeps it there.
 func boot(c Config) (*connection, error) {
 	path, err := clickhouse.FindLibrary(c.Library)
 	if err != nil {
@@ -144,8 +148,8 @@ func boot(c Config) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	// chdb takes configuration from the home folder, which is an empty one, and opens Iceberg tables only below its working
-	// directory, which is therefore the root.
+	// chdb takes configuration from the home folder, which is an empty one, and opens Iceberg
+	// tables only below its working directory, which is therefore the root.
 	home, data := filepath.Join(dir, "home"), filepath.Join(dir, "data")
 	for _, d := range []string{home, data} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -175,7 +179,8 @@ func boot(c Config) (*connection, error) {
 	return control, nil
 }
 
-// prepare takes away what does not go together with Go in one process, and what the last run left half.
+// prepare takes away what does not go together with Go in one process, and what the last run left
+// half.
 func prepare(control *connection) error {
 	// It interrupts every thread with a signal handler that knows nothing of goroutine stacks.
 	if _, err := control.run("DROP TABLE IF EXISTS system.stack_trace", "Null"); err != nil {

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// chdb streams an answer as a row of small documents, each complete in its format. Joined they are one answer in formats
-// that have neither head nor tail; in formats with a head, the head of every document but the first is cut off. In all
-// other formats the answer is not streamed.
+// chdb streams an answer as a row of small documents, each complete in its format. Joined they are
+// one answer in formats that have neither head nor tail; in formats with a head, the head of every
+// document but the first is cut off. In all other formats the answer is not streamed.
 
 // headless formats can be joined as they are.
 var headless = map[string]bool{
@@ -27,7 +27,8 @@ var headLines = map[string]int{
 	"jsoncompactstringseachrowwithnames": 1, "jsoncompactstringseachrowwithnamesandtypes": 2,
 }
 
-// streamable tells whether an answer in format can be read piece by piece, and if so, how to cut the head from a piece.
+// streamable reports whether an answer in format can be read piece by piece, and if so, how to cut
+// the head from a piece.
 func streamable(format string) (cut func([]byte) []byte, ok bool) {
 	format = strings.ToLower(format)
 	if headless[format] {
@@ -69,7 +70,7 @@ func cutRecords(b []byte, n int) []byte {
 // A statement that may name its own format is not streamed, for want of knowing which.
 var mayNameFormat = regexp.MustCompile(`(?i)\bformat\b`)
 
-// contentType is the media type of a format.
+// contentType returns the media type of a format.
 func contentType(format string) string {
 	f := strings.ToLower(format)
 	switch {

@@ -88,7 +88,7 @@ func (s *server) run(ctx context.Context, req request, a *answer) error {
 	return s.execute(ctx, req, a.write)
 }
 
-// Parameters that are no settings.
+// Parameters that are not settings.
 var notSettings = map[string]bool{
 	"query": true, "database": true, "default_format": true, "user": true, "password": true, "query_id": true,
 	"wait_end_of_query": true, "enable_http_compression": true, "compress": true, "decompress": true, "stacktrace": true,
@@ -196,8 +196,9 @@ func (a *answer) begin() {
 	a.w.WriteHeader(http.StatusOK)
 }
 
-// end completes the answer. An error after its beginning goes into the body, marked with the tag, as ClickHouse does,
-// and the connection breaks off, so that no client can take the part for the whole.
+// end completes the answer. An error after its beginning goes into the body, marked with the tag,
+// as ClickHouse does, and the connection breaks off, so that no client can take the part for the
+// whole.
 func (a *answer) end(err error) {
 	if err == nil {
 		if a.tag == "" {
@@ -236,7 +237,7 @@ func errorText(e *clickhouse.Error) string {
 	return text
 }
 
-// statusOf is the HTTP status of an error, as ClickHouse's server chooses it.
+// statusOf returns the HTTP status of an error, as ClickHouse's server chooses it.
 func statusOf(code int) int {
 	switch code {
 	case clickhouse.CodeAuthentication, 194, 193, 192: // REQUIRED_PASSWORD, WRONG_PASSWORD, UNKNOWN_USER

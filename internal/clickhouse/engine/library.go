@@ -12,8 +12,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// library is the C interface of libchdb.so (chdb.h). Results and streams are opaque pointers that chdb owns until they
-// are destroyed. A connection runs one statement at a time; several connections run side by side.
+// library is the C interface of libchdb.so (chdb.h). Results and streams are opaque pointers that
+// chdb owns until they are destroyed. A connection runs one statement at a time; several
+// connections run side by side.
 type library struct {
 	args []string // of every connection
 
@@ -107,7 +108,8 @@ const (
 	classUnknown
 )
 
-// analyze parses sql without running it. Text that does not parse has no statements and an unknown class.
+// analyze parses sql without running it. Text that does not parse has no statements and an unknown
+// class.
 func (c *connection) analyze(sql string) (statements int, class statementClass, err error) {
 	// chdb_query_analysis_v1
 	out := struct{ size, statements, flags, class uint32 }{size: 16}
@@ -196,12 +198,12 @@ func (s *stream) release() {
 	}
 }
 
-// bytes is the memory of a result, chdb's own.
+// bytes returns the memory of a result, chdb's own.
 func (l *library) bytes(result unsafe.Pointer) []byte {
 	return unsafe.Slice(l.resultBuffer(result), l.resultLength(result)) //nolint:gosec // as long as chdb says
 }
 
-// bytesOf is the memory of s, for C code that reads no further than its length.
+// bytesOf returns the memory of s, for C code that reads no further than its length.
 func bytesOf(s string) unsafe.Pointer {
 	return unsafe.Pointer(unsafe.StringData(s)) //nolint:gosec // callers keep s alive
 }

@@ -31,14 +31,16 @@ type setting struct{ name, value string }
 // How often a query that must end is told so: the first time it may not have begun.
 const killInterval = 20 * time.Millisecond
 
-// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so its size is bounded.
-// A column that is one value repeated counts as that value, so for clickhouse.Reader time is bounded too.
+// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so
+// its size is bounded. A column that is one value repeated counts as that value, so for
+// clickhouse.Reader time is bounded too.
 var bufferedLimits = []setting{
 	{"max_result_rows", "1000000"}, {"max_result_bytes", "256000000"}, {"result_overflow_mode", "throw"},
 }
 
-// execute runs one statement in a session of its own and hands its answer to emit, whose argument is valid until it
-// returns. It ends early when ctx does. Every error that is the statement's own is a *clickhouse.Error.
+// execute runs one statement in a session of its own and hands its answer to emit, whose argument
+// is valid until it returns. It ends early when ctx does. Every error that is the statement's own
+// is a *clickhouse.Error.
 func (s *server) execute(ctx context.Context, r request, emit func([]byte) error) error {
 	// ClickHouse keeps state per thread between the calls of one query.
 	runtime.LockOSThread()
@@ -72,7 +74,8 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 	return emit(answer)
 }
 
-// check tells what the statement does, and refuses what is not one statement or not the user's to run.
+// check reports what the statement does, and refuses what is not one statement or not the user's to
+// run.
 func check(c *connection, r request) (statementClass, error) {
 	statements, class, err := c.analyze(r.query)
 	switch {
@@ -149,8 +152,9 @@ func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]by
 	}
 }
 
-// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection that computes answers
-// to nothing else, so another one sends KILL QUERY, and finds it by its comment, because chdb takes no query id.
+// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection
+// that computes answers to nothing else, so another one sends KILL QUERY, and finds it by its
+// comment, because chdb takes no query id.
 func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -1,10 +1,11 @@
-// Package kafka is the log of the embedded default: a broker in this process that speaks Kafka's wire protocol on
-// loopback and keeps its log on disk, so that Millrace needs no Kafka to be tried, and the code that runs is the one
-// that runs against a cluster.
+// Package kafka is the log of the embedded default: a broker in this process that speaks Kafka's
+// wire protocol on loopback and keeps its log on disk, so that Millrace needs no Kafka to be tried,
+// and the code that runs is the one that runs against a cluster.
 //
-// The broker is franz-go's kfake, which serves transactions, read_committed, fencing, consumer groups and compaction,
-// but was written for tests. This package adds what a log that people keep needs: one owner of the directory, no
-// retention unless asked for, and a repair of what a kill leaves behind.
+// The broker is franz-go's kfake, which serves transactions, read_committed, fencing, consumer
+// groups and compaction, but was written for tests. This package adds what a log that people keep
+// needs: one owner of the directory, no retention unless asked for, and a repair of what a kill
+// leaves behind.
 package kafka
 
 import (
@@ -29,10 +30,11 @@ type Config struct {
 	DataDir string
 	// Addr to listen on, a loopback address. Empty or port 0 takes a free port.
 	Addr string
-	// SyncWrites makes every write durable against a power cut before it is acknowledged. Without it a write survives
-	// the end of the process, however violent, but a power cut can take the log's last seconds, which sinks may have
-	// read already. It costs some 20 syncs per transaction, one after the other: 10 ms on a good disk, 200 ms on a
-	// laptop that means it. The stores of events sync theirs, so the log and all that is made of it can be made again.
+	// SyncWrites makes every write durable against a power cut before it is acknowledged. Without
+	// it a write survives the end of the process, however violent, but a power cut can take the
+	// log's last seconds, which sinks may have read already. It costs some 20 syncs per
+	// transaction, one after the other: 10 ms on a good disk, 200 ms on a laptop that means it. The
+	// stores of events sync theirs, so the log and all that is made of it can be made again.
 	SyncWrites bool
 	// Logger is slog.Default() where nil.
 	Logger *slog.Logger
@@ -54,17 +56,18 @@ type Broker struct {
 	err     error
 }
 
-// brokerConfigs are the settings that differ from kfake's defaults. A log that forgets is no source for a rebuild.
+// brokerConfigs are the settings that differ from kfake's defaults. A log that forgets is not a
+// source for a rebuild.
 var brokerConfigs = map[string]string{
 	"log.retention.ms":               "-1",
 	"log.retention.bytes":            "-1",
-	"offsets.retention.minutes":      "5256000",      // 10 years: a sink that was off for a while goes on where it stood
+	"offsets.retention.minutes":      "5256000",      // 10 years: a sink that was off for a while continues where it stood
 	"transactional.id.expiration.ms": "2147483647",   // the longest there is, 24 days
 	"log.cleaner.backoff.ms":         "315360000000", // 10 years: compaction runs at the start, see compact
 }
 
-// Start opens the log in cfg.DataDir, repairs it if the last owner was killed, and serves it until Close. ctx bounds
-// only the start.
+// Start opens the log in cfg.DataDir, repairs it if the last owner was killed, and serves it until
+// Close. ctx bounds only the start.
 func Start(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -128,8 +131,9 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster, dir: cfg.DataDir, log: cfg.Logger, topics: topics}, nil
 }
 
-// check finds what is damaged in a log that no broker has open, and mends what can be mended. It returns a *DamageError
-// for what cannot: the start fails then, since kfake would go on without the records concerned.
+// check finds what is damaged in a log that no broker has open, and mends what can be mended. It
+// returns a *DamageError for what cannot: the start fails then, since kfake would continue without
+// the records concerned.
 func check(dir string, log *slog.Logger) error {
 	last, err := readStop(dir, log)
 	if err != nil {
@@ -153,15 +157,16 @@ func check(dir string, log *slog.Logger) error {
 	)
 }
 
-// Addr is the host:port that clients connect to.
+// Addr returns the host:port that clients connect to.
 func (b *Broker) Addr() string { return b.addr }
 
-// Boot names this run of the broker; no other run has the same. A transactional id has to end in it. What was open when
-// the broker was killed counts as aborted from then on, but no marker on the log says so, and readers would take a
-// later transaction under the same id for its continuation.
+// Boot names this run of the broker; no other run has the same. A transactional id has to end in
+// it. What was open when the broker was killed counts as aborted from then on, but no marker on the
+// log says so, and readers would take a later transaction under the same id for its continuation.
 func (b *Broker) Boot() string { return b.boot }
 
-// Close ends all connections, brings the log to disk and lets go of the directory. Clients should be closed before.
+// Close ends all connections, brings the log to disk and releases the directory. Clients should be
+// closed before.
 func (b *Broker) Close() error {
 	b.close.Do(func() {
 		b.cluster.Close()
@@ -174,8 +179,8 @@ func (b *Broker) Close() error {
 	return b.err
 }
 
-// lockDir takes the lock that makes this process the one owner of dir. The kernel lets go of it however the process
-// ends.
+// lockDir takes the lock that makes this process the one owner of dir. The kernel releases it
+// however the process ends.
 func lockDir(dir string) (*flock.Flock, error) {
 	lock := flock.New(filepath.Join(dir, "lock"))
 	ok, err := lock.TryLock()

@@ -22,7 +22,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// childDir tells this binary to be a broker on that directory instead of running tests, so that a test can kill it.
+// childDir tells this binary to be a broker on that directory instead of running tests, so that a
+// test can kill it.
 const childDir = "MILLRACE_TEST_BROKER_DIR"
 
 func TestMain(m *testing.M) {
@@ -94,7 +95,8 @@ func producer(t *testing.T, addr, id string) *kafka.TransactionalProducer {
 	return p
 }
 
-// produce writes pairs of key and value to partition 0 in a new transaction, and returns once the broker has them.
+// produce writes pairs of key and value to partition 0 in a new transaction, and returns once the
+// broker has them.
 func produce(t *testing.T, addr string, p *kafka.TransactionalProducer, topic string, keyValues ...string) {
 	t.Helper()
 	a := admin(t, addr)
@@ -140,7 +142,7 @@ func high(t *testing.T, a *kafka.Admin, topic string) int64 {
 	return offsets[0]
 }
 
-// readAll reads what is committed. It fails where an open transaction is in the way.
+// readAll reads what is committed. It fails if an open transaction is in the way.
 func readAll(t *testing.T, addr, topic string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -279,8 +281,8 @@ func shorten(t *testing.T, name string, by int64) {
 	}
 }
 
-// A kill between the batch and its line in the index, or within either, must not show what was never committed, nor
-// disturb what comes after.
+// A kill between the batch and its line in the index, or within either, must not show what was
+// never committed, nor disturb what comes after.
 func TestKillWithinAWrite(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

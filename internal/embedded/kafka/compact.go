@@ -13,8 +13,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// kfake compacts a partition by removing its segments and writing new ones, and heeds no transaction that is open. So we
-// compact at the start only, before there are clients, and keep links to the old segments until the new ones are whole.
+// kfake compacts a partition by removing its segments and writing new ones, and heeds no
+// transaction that is open. So we compact at the start only, before there are clients, and keep
+// links to the old segments until the new ones are whole.
 
 const (
 	compacting = "compacting" // whole: the segments as they were before a compaction that has not ended
@@ -22,7 +23,8 @@ const (
 	discarding = "compacting.old"
 )
 
-// undoCompaction brings back the segments of a compaction that a kill interrupted. No broker may be running.
+// undoCompaction brings back the segments of a compaction that a kill interrupted. No broker may be
+// running.
 func undoCompaction(dir string) error {
 	for _, leftover := range []string{collecting, discarding} {
 		if err := os.RemoveAll(filepath.Join(dir, leftover)); err != nil {

@@ -48,7 +48,8 @@ func damage(t *testing.T, name string, how func([]byte) []byte) {
 	}
 }
 
-// runs are how a broker that a test damages the files of comes to its end. begin starts one, and returns its end.
+// runs are how a broker that a test damages the files of comes to its end. begin starts one, and
+// returns its end.
 var runs = map[string]func(t *testing.T, dir string) (addr string, end func()){
 	"after a clean stop": func(t *testing.T, dir string) (string, func()) {
 		b := start(t, dir)
@@ -64,7 +65,8 @@ var runs = map[string]func(t *testing.T, dir string) (addr string, end func()){
 	},
 }
 
-// fillLog writes three transactions, makes a topic that stays empty, and returns what a reader sees and the topics' ids.
+// fillLog writes three transactions, makes a topic that stays empty, and returns what a reader sees
+// and the topics' ids.
 func fillLog(t *testing.T, addr string) (records []string, ids map[string]kafka.TopicInfo) {
 	t.Helper()
 	createTopic(t, addr, events)
@@ -113,15 +115,16 @@ func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.T
 	}
 }
 
-// ownFiles are those that the broker can make again. The list of topics and its copy are made again from each other.
+// ownFiles are those that the broker can make again. The list of topics and its copy are made again
+// from each other.
 var ownFiles = []string{
 	"meta.json", "broker_configs.json", "acls.json", "sasl.json", "quotas.json", "seq_windows.json", "groups.log", "pids.log", "stopped.json",
 	"stamp", "../kafka.stamp",
 	"partitions/events-0/snapshot.json", "partitions/events-0/0.idx",
 }
 
-// The broker's own files can be lost or damaged, while it runs and while it does not: it mends them at the next start,
-// and topics, their ids, their settings and their records are what they were.
+// The broker's own files can be lost or damaged, while it runs and while it does not: it mends them
+// at the next start, and topics, their ids, their settings and their records are what they were.
 func TestDamagedSettingsAreMended(t *testing.T) {
 	t.Parallel()
 	mended := func(t *testing.T, when string, running bool, change func([]byte) []byte, files ...string) {
@@ -160,7 +163,8 @@ func TestDamagedSettingsAreMended(t *testing.T) {
 	}
 }
 
-// A list of topics that is damaged together with its copy cannot be made again. The start fails, and says what to do.
+// A list of topics that is damaged together with its copy cannot be made again. The start fails,
+// and says what to do.
 func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
 	t.Parallel()
 	for how, change := range damages {
@@ -196,8 +200,8 @@ func mustRefuse(t *testing.T, dir, file, remedy string) {
 	}
 }
 
-// Records are nowhere else on the log. A segment that is damaged before its end, or that changed while no broker ran,
-// stops the start, as often as it is tried, and loses nothing more.
+// Records are nowhere else on the log. A segment that is damaged before its end, or that changed
+// while no broker ran, stops the start, as often as it is tried, and loses nothing more.
 func TestDamagedRecordsStopTheStart(t *testing.T) {
 	t.Parallel()
 	segment := filepath.Join("partitions", "events-0", "0.dat")
@@ -243,7 +247,8 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 	}
 }
 
-// The remedy that the error names works: without the folder of the partition the log starts, and has the rest.
+// The remedy that the error names works: without the folder of the partition the log starts, and
+// has the rest.
 func TestLogStartsWithoutADamagedPartition(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -259,7 +264,8 @@ func TestLogStartsWithoutADamagedPartition(t *testing.T) {
 	mustHold(t, dir, nil, ids)
 }
 
-// A batch at the very end that cannot be read may come from a power cut. It is cut off, but kept beside the segment.
+// A batch at the very end that cannot be read may come from a power cut. It is cut off, but kept
+// beside the segment.
 func TestUnreadableEndIsSetAside(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -274,8 +280,9 @@ func TestUnreadableEndIsSetAside(t *testing.T) {
 	}
 }
 
-// A folder that is brought back from a backup has other records at the offsets that readers know. Its topics get new ids,
-// once, so that it is another log to readers. The folder that was here last keeps its ids.
+// A folder that is brought back from a backup has other records at the offsets that readers know.
+// Its topics get new ids, once, so that it is another log to readers. The folder that was here last
+// keeps its ids.
 func TestLogFromABackupIsAnotherLog(t *testing.T) {
 	t.Parallel()
 	for when, begin := range runs {

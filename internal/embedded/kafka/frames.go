@@ -12,16 +12,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends a hundredth of it.
+// largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends
+// a hundredth of it.
 const largestFrame = 32 << 20
 
-// largeFrame is a length that kfake hears of only once the whole request is there. A connection that announces much and
-// sends nothing takes no memory, however many there are.
+// largeFrame is a length that kfake hears of only once the whole request is there. A connection
+// that announces much and sends nothing takes no memory, however many there are.
 const largeFrame = 1 << 20
 
-// frames looks at the length that each request begins with. kfake allocates what it says before it reads on, up to 4
-// GiB, and bytes that are not a Kafka request can say anything. A connection that announces more than largestFrame is
-// closed.
+// frames looks at the length that each request begins with. kfake allocates what it says before it
+// reads on, up to 4 GiB, and bytes that are not a Kafka request can say anything. A connection that
+// announces more than largestFrame is closed.
 type frames struct {
 	net.Conn
 	log *slog.Logger

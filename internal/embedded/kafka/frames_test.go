@@ -44,7 +44,8 @@ func TestFramesComeThrough(t *testing.T) {
 	})
 }
 
-// Whatever comes, nobody is told of a request that is longer than the longest, or of a large one that is not there.
+// Whatever comes, nobody is told of a request that is longer than the longest, or of a large one
+// that is not there.
 func FuzzFrames(f *testing.F) {
 	frame := func(announced uint32, sent int) []byte {
 		return append(binary.BigEndian.AppendUint32(nil, announced), make([]byte, sent)...)
@@ -133,7 +134,7 @@ func TestAnnouncedIsNotAllocated(t *testing.T) {
 	}
 }
 
-// What is no request of Kafka's costs its connection, and no memory.
+// What is not a request of Kafka's costs its connection, and no memory.
 func TestOversizedFrameIsRefused(t *testing.T) {
 	b, err := Start(t.Context(), Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -16,15 +16,16 @@ import (
 	"strings"
 )
 
-// kfake writes a batch to a segment (.dat) and then a line about it to the segment's index (.idx). On load it takes each
-// batch's transaction from the index alone, by position. A kill between the two writes would therefore show a batch of an
-// open transaction as committed, and shift all later ones. It also keeps two logs of small entries (groups and producers),
-// to which it would append behind a torn entry and then never read past it.
+// kfake writes a batch to a segment (.dat) and then a line about it to the segment's index (.idx).
+// On load it takes each batch's transaction from the index alone, by position. A kill between the
+// two writes would therefore show a batch of an open transaction as committed, and shift all later
+// ones. It also keeps two logs of small entries (groups and producers), to which it would append
+// behind a torn entry and then never read past it.
 
-// repair makes the directory what kfake takes it for. No broker may be running on it.
+// repair returns the directory what kfake takes it for. No broker may be running on it.
 func repair(dir string, log *slog.Logger) error {
-	// Clients that are gone, with their open transactions and group memberships, which kfake would bring back after a clean
-	// stop, for others to wait until they time out.
+	// Clients that are gone, with their open transactions and group memberships, which kfake would
+	// bring back after a clean stop, for others to wait until they time out.
 	for _, name := range []string{"session_state.json", "seq_windows.json"} {
 		if err := remove(filepath.Join(dir, name)); err != nil {
 			return err
@@ -60,9 +61,10 @@ func repair(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// settled tells whether kfake left a partition in a clean stop, and with no transaction open. It spares the replay of the
-// whole partition then, and a start as much memory as the log is large. A snapshot that an open transaction is in is of no
-// use: the transaction's client is gone, and only the replay counts it as aborted.
+// settled reports whether kfake left a partition in a clean stop, and with no transaction open. It
+// spares the replay of the whole partition then, and a start as much memory as the log is large. A
+// snapshot that an open transaction is in is of no use: the transaction's client is gone, and only
+// the replay counts it as aborted.
 func settled(partition string) (bool, error) {
 	name := filepath.Join(partition, snapshotFile)
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
@@ -84,8 +86,8 @@ func settled(partition string) (bool, error) {
 
 const snapshotFile = "snapshot.json"
 
-// dropSnapshots removes the snapshots once they are loaded. kfake believes one that fits the segments in size, which those
-// that were written since may do by chance.
+// dropSnapshots removes the snapshots once they are loaded. kfake believes one that fits the
+// segments in size, which those that were written since may do by chance.
 func dropSnapshots(dir string) error {
 	snapshots, err := find(dir, "partitions/*/"+snapshotFile)
 	if err != nil {
@@ -99,7 +101,8 @@ func dropSnapshots(dir string) error {
 	return nil
 }
 
-// find lists the files below dir that fit a pattern. dir itself is no pattern, whatever is in its name.
+// find lists the files below dir that fit a pattern. dir itself is not a pattern, whatever is in
+// its name.
 func find(dir, pattern string) ([]string, error) {
 	names, err := fs.Glob(os.DirFS(dir), pattern)
 	for i, name := range names {
@@ -117,8 +120,9 @@ func remove(name string) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A line of the index: its version, the low byte of the checksum of what follows, the leader epoch, a timestamp that is
-// not read, and whether the batch belongs to a transaction that a marker has to end.
+// A line of the index: its version, the low byte of the checksum of what follows, the leader epoch,
+// a timestamp that is not read, and whether the batch belongs to a transaction that a marker has to
+// end.
 const indexLine = 15
 
 func validLine(line []byte) bool {
@@ -169,11 +173,11 @@ func repairIndex(segment string, log *slog.Logger) error {
 	return errors.Join(err, x.Truncate(int64(len(want))), x.Sync(), x.Close())
 }
 
-// indexOf computes the index of a segment from its batches. A batch that the segment ends within has no line: kfake will cut
-// it off.
+// indexOf computes the index of a segment from its batches. A batch that the segment ends within
+// has no line: kfake will cut it off.
 func indexOf(segment io.Reader) ([]byte, error) {
-	// The start of a record batch: base offset (8 bytes), length of what follows (4), leader epoch (4), magic (1), checksum
-	// (4), attributes (2).
+	// The start of a record batch: base offset (8 bytes), length of what follows (4), leader epoch
+	// (4), magic (1), checksum (4), attributes (2).
 	const start, beforeLength = 23, 12
 	var index []byte
 	r := bufio.NewReaderSize(segment, 1<<20)
@@ -203,8 +207,9 @@ func ignoreEOF(err error) error {
 // entryLogs are the offsets of consumer groups, and the transactional ids.
 var entryLogs = []string{"groups.log", "pids.log"}
 
-// repairEntries removes from a log of entries what is not a whole entry: kfake reads no entry behind one that is damaged.
-// An entry is its length, the checksum of what follows, and so many bytes, of which two are a version.
+// repairEntries removes from a log of entries what is not a whole entry: kfake reads no entry
+// behind one that is damaged. An entry is its length, the checksum of what follows, and so many
+// bytes, of which two are a version.
 func repairEntries(name string, log *slog.Logger) error {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if errors.Is(err, fs.ErrNotExist) {
@@ -214,7 +219,7 @@ func repairEntries(name string, log *slog.Logger) error {
 		return err
 	}
 	var good []byte
-	tail := 0 // bytes at the end that are no entry
+	tail := 0 // bytes at the end that are not entry
 	for at := 0; at < len(raw); {
 		if n := entryAt(raw[at:]); n > 0 {
 			good, tail = append(good, raw[at:at+n]...), 0

@@ -19,9 +19,9 @@ const (
 	roomLog   = 10 * time.Second // between two log lines
 )
 
-// awaitRoom blocks until the disk has room for what a start writes. kfake takes a partition whose index it cannot write
-// for an empty one, and never looks at it again: readers would wait for its records until the next start, even after
-// room was made.
+// awaitRoom blocks until the disk has room for what a start writes. kfake takes a partition whose
+// index it cannot write for an empty one, and never looks at it again: readers would wait for its
+// records until the next start, even after room was made.
 func awaitRoom(ctx context.Context, dir string, log *slog.Logger) error {
 	need, err := roomFor(dir)
 	if err != nil {
@@ -52,7 +52,7 @@ func awaitRoom(ctx context.Context, dir string, log *slog.Logger) error {
 	}
 }
 
-// roomFor is how much a start may write: the index of every segment, and some more.
+// roomFor returns how much a start may write: the index of every segment, and some more.
 func roomFor(dir string) (int64, error) {
 	need := int64(leastRoom)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -20,12 +20,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// kfake cuts a segment off at the first batch that it cannot read, and goes on. That is right where a kill interrupted
-// the last write, but would lose every record behind a damaged one. So all segments are checked before kfake reads
-// them.
+// kfake cuts a segment off at the first batch that it cannot read, and continues. That is right
+// where a kill interrupted the last write, but would lose every record behind a damaged one. So all
+// segments are checked before kfake reads them.
 
-// The layout of a record batch: base offset (8 bytes), length of what follows (4), leader epoch (4), magic (1),
-// checksum of all that comes after it (4), attributes (2), last offset delta (4), and more.
+// The layout of a record batch: base offset (8 bytes), length of what follows (4), leader epoch
+// (4), magic (1), checksum of all that comes after it (4), attributes (2), last offset delta (4),
+// and more.
 const (
 	batchHeader   = 61
 	beforeLength  = 12
@@ -43,7 +44,8 @@ func batchAt(header []byte) (base int64, size int, last int64, ok bool) {
 	return base, beforeLength + int(length), base + delta, ok
 }
 
-// checkSegments checks the segments of all partitions. After a clean stop, all of a segment must be readable.
+// checkSegments checks the segments of all partitions. After a clean stop, all of a segment must be
+// readable.
 func checkSegments(dir string, clean bool, log *slog.Logger) error {
 	partitions, err := find(dir, "partitions/*")
 	if err != nil {
@@ -115,7 +117,8 @@ type rest struct {
 	moreAt   int64 // where
 }
 
-// save copies what kfake is about to cut off. A power cut may leave such a thing, and so may damage.
+// save copies what kfake is about to cut off. A power cut may leave such a thing, and so may
+// damage.
 func (r *rest) save(segment string, log *slog.Logger) (err error) {
 	from, err := os.Open(segment) //nolint:gosec // our own directory
 	if err != nil {
@@ -132,9 +135,9 @@ func (r *rest) save(segment string, log *slog.Logger) (err error) {
 	return errors.Join(err, to.Close())
 }
 
-// scanSegment reads the batches of a segment, the first of which has the offset next. It returns the offset after the
-// last one, and what cannot be read. Each batch begins where the one before ends, unless compaction took some out: the
-// checksum of a batch does not cover its offset.
+// scanSegment reads the batches of a segment, the first of which has the offset next. It returns
+// the offset after the last one, and what cannot be read. Each batch begins where the one before
+// ends, unless compaction took some out: the checksum of a batch does not cover its offset.
 func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) {
 	f, err := os.Open(name) //nolint:gosec // our own directory
 	if err != nil {
@@ -181,7 +184,8 @@ func torn(f io.ReaderAt, at, size, least int64) (bool, error) {
 	return ok && base >= least && int64(length) > size, nil
 }
 
-// readBatch reads one batch of at most left bytes whose offset is between two. size is 0 if it cannot be read.
+// readBatch reads one batch of at most left bytes whose offset is between two. size is 0 if it
+// cannot be read.
 func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err error) {
 	header, err := r.Peek(batchHeader)
 	if err != nil {

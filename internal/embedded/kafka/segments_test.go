@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// batch is one as it stands in a segment, with no records that matter.
+// batch returns one as it is in a segment, with no records that matter.
 func batch(base int64, records int32, size int) []byte {
 	b := make([]byte, batchHeader+size)
 	binary.BigEndian.PutUint64(b, uint64(base))
@@ -19,7 +19,8 @@ func batch(base int64, records int32, size int) []byte {
 	return b
 }
 
-// Whatever is in a segment, what is said of it is so: the batches before the rest can be read, and the rest is to its end.
+// Whatever is in a segment, what is said of it is so: the batches before the rest can be read, and
+// the rest is to its end.
 func FuzzScanSegment(f *testing.F) {
 	whole := append(batch(0, 3, 10), batch(3, 1, 0)...)
 	f.Add(whole, false)

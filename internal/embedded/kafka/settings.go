@@ -10,9 +10,10 @@ import (
 	"path/filepath"
 )
 
-// kfake keeps its settings in JSON files without a checksum. It refuses to start where one cannot be parsed, and takes
-// one that is missing for empty: without meta.json or topics.json, for an empty log. So each file is checked before
-// kfake reads it. Those that can be made again are set aside and made again; topics.json has a copy, see topics.go.
+// kfake keeps its settings in JSON files without a checksum. It refuses to start where one cannot
+// be parsed, and takes one that is missing for empty: without meta.json or topics.json, for an
+// empty log. So each file is checked before kfake reads it. Those that can be made again are set
+// aside and made again; topics.json has a copy, see topics.go.
 
 const (
 	metaFile  = "meta.json"
@@ -21,8 +22,9 @@ const (
 	formatVersion = 1
 )
 
-// settingsFiles are the files that the broker can do without. It has no access control and no quotas, whatever clients
-// have told it to keep of them, and brokerConfigs come before what broker_configs.json says.
+// settingsFiles are the files that the broker can do without. It has no access control and no
+// quotas, whatever clients have told it to keep of them, and brokerConfigs come before what
+// broker_configs.json says.
 var settingsFiles = map[string]func([]byte) error{
 	"broker_configs.json": fits[struct {
 		Configs map[string]string `json:"configs"`
@@ -91,7 +93,8 @@ func checkSettings(dir string, last *stop, log *slog.Logger) error {
 	return checkMeta(dir, log)
 }
 
-// checkMeta makes meta.json again where it is damaged, or missing from a log that is not empty. All it holds is known.
+// checkMeta makes meta.json again where it is damaged, or missing from a log that is not empty. All
+// it holds is known.
 func checkMeta(dir string, log *slog.Logger) error {
 	name := filepath.Join(dir, metaFile)
 	var meta struct {

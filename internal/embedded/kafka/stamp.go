@@ -10,19 +10,21 @@ import (
 	"path/filepath"
 )
 
-// A folder that was brought back from an older backup, or is another system's, has the names and ids of the topics that
-// readers know, but other records at their offsets: readers would skip some, and nothing would tell. So the log has a
-// stamp that changes with each start and each clean stop, in its folder and beside it. Where the two differ, the folder
-// is not the one that was here last, and its topics get new ids. To readers and relays it is another log then, which
-// each of them handles already: a view reads it from its beginning, a relay compares all of it with its store, and a
-// table stops and says what to do.
+// A folder that was brought back from an older backup, or is another system's, has the names and
+// ids of the topics that readers know, but other records at their offsets: readers would skip some,
+// and nothing would tell. So the log has a stamp that changes with each start and each clean stop,
+// in its folder and beside it. Where the two differ, the folder is not the one that was here last,
+// and its topics get new ids. To readers and relays it is another log then, which each of them
+// handles already: a view reads it from its beginning, a relay compares all of it with its store,
+// and a table stops and says what to do.
 
 const (
 	stampFile   = "stamp"
 	stampSuffix = ".stamp" // of the file beside the folder
 )
 
-// stamp is what stampFile holds. Previous is that of the file beside the folder if a kill comes before it is replaced.
+// stamp is what stampFile holds. Previous is that of the file beside the folder if a kill comes
+// before it is replaced.
 type stamp struct {
 	Current  string `json:"current"`
 	Previous string `json:"previous"`
@@ -68,7 +70,8 @@ func checkStamp(dir string, log *slog.Logger) error {
 	if raw, err = json.Marshal(list); err != nil {
 		return err
 	}
-	// The copy first: a list that differs from it is taken for damaged. A kill in between leaves the stamps different.
+	// The copy first: a list that differs from it is taken for damaged. A kill in between leaves
+	// the stamps different.
 	return errors.Join(writeSealed(filepath.Join(dir, topicsCopy), raw), writeFile(filepath.Join(dir, topicsFile), raw))
 }
 

@@ -14,8 +14,9 @@ import (
 	"strings"
 )
 
-// stopFile says which files a clean stop left, so that the next start finds what was lost or changed while no broker
-// ran. After a kill there is none: batches and entries have checksums of their own, and topics.json has a copy.
+// stopFile says which files a clean stop left, so that the next start finds what was lost or
+// changed while no broker ran. After a kill there is none: batches and entries have checksums of
+// their own, and topics.json has a copy.
 const stopFile = "stopped.json"
 
 // stop is what stopFile holds.
@@ -92,8 +93,8 @@ func (s *stop) changed(name string, raw []byte) error {
 	return nil
 }
 
-// checkLeft looks for segments that are gone or have another size, and removes snapshots that are not as they were
-// left: the segments are read instead.
+// checkLeft looks for segments that are gone or have another size, and removes snapshots that are
+// not as they were left: the segments are read instead.
 func (s *stop) checkLeft(dir string) error {
 	snapshots, err := find(dir, "partitions/*/"+snapshotFile)
 	if err != nil {
@@ -128,7 +129,8 @@ func (s *stop) checkLeft(dir string) error {
 	return nil
 }
 
-// checkLogs reports logs of entries that are gone or have changed, before what is left of them is used.
+// checkLogs reports logs of entries that are gone or have changed, before what is left of them is
+// used.
 func (s *stop) checkLogs(dir string, log *slog.Logger) error {
 	if s == nil {
 		return nil

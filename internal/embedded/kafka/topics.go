@@ -135,9 +135,9 @@ func readCopy(dir string) (topics, error) {
 	return parseTopics(raw)
 }
 
-// merge returns the topics of an intact copy and of a file that may be damaged, or newer by one change. The change was
-// not acknowledged, so that it may be undone, unless records were already written to a new topic or deleted with an old
-// one.
+// merge returns the topics of an intact copy and of a file that may be damaged, or newer by one
+// change. The change was not acknowledged, so that it may be undone, unless records were already
+// written to a new topic or deleted with an old one.
 func merge(kept, have topics, data folders) topics {
 	byName, ids := map[string]topic{}, map[string]bool{}
 	for _, t := range have.Topics {
@@ -227,7 +227,8 @@ type topicsKeeper struct {
 	seen fs.FileInfo // of the file that was copied
 }
 
-// keep copies topics.json if kfake has replaced it. A file that somebody else has changed in its place is not copied.
+// keep copies topics.json if kfake has replaced it. A file that somebody else has changed in its
+// place is not copied.
 func (k *topicsKeeper) keep() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// command implements a Redis command. It returns nil, a string (a bulk reply), an int64, a status, or a []any of these.
+// command implements a Redis command. It returns nil, a string (a bulk reply), an int64, a status,
+// or a []any of these.
 type command struct {
 	writes bool
 	least  int // minimum number of arguments; -n means exactly n
@@ -32,7 +33,8 @@ var (
 	errNoCursor  = &replyError{"ERR invalid cursor: it has been evicted, restart the scan"}
 )
 
-// commands are the commands that views need, and those for inspecting the data. EVAL is in script.go.
+// commands are the commands that views need, and those for inspecting the data. EVAL is in
+// script.go.
 var commands = map[string]command{
 	"PING": {least: 0, run: func(_ *tx, args []string) (any, error) {
 		if len(args) > 0 {

@@ -7,7 +7,8 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// cursors maps the cursors of SCAN and HSCAN to the places where they resume. The oldest are evicted.
+// cursors maps the cursors of SCAN and HSCAN to the places where they resume. The oldest are
+// evicted.
 type cursors struct {
 	*sync.Mutex
 	places *simplelru.LRU[uint64, place]

@@ -41,7 +41,7 @@ func (h Held) Compact() error {
 	return h.s.db.CompactRange(util.Range{})
 }
 
-// Entries counts what stands in LevelDB.
+// Entries counts what is in LevelDB.
 func (h Held) Entries() (n int, err error) {
 	each := h.s.db.NewIterator(nil, nil)
 	defer each.Release()

@@ -42,8 +42,8 @@ func victim(dir string) error {
 	}
 }
 
-// TestKill kills a process that writes, at some moment, over and over: what was answered is there, and each write
-// whole.
+// TestKill kills a process that writes, at some moment, over and over: what was answered is there,
+// and each write whole.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
@@ -132,8 +132,8 @@ func TestCutOffJournal(t *testing.T) {
 	}
 }
 
-// FuzzWholeRecords cuts a journal off anywhere, and flips a bit anywhere: the end that is found is never within a
-// record.
+// FuzzWholeRecords cuts a journal off anywhere, and flips a bit anywhere: the end that is found is
+// never within a record.
 func FuzzWholeRecords(f *testing.F) {
 	f.Add([]byte("a"), 40_000, uint32(70), uint32(0))
 	f.Add([]byte("abc"), 7, uint32(11), uint32(3))

@@ -1,10 +1,11 @@
-// Package redis is the embedded Redis: an in-process server on loopback that speaks the Redis protocol, implements the
-// commands that views need and stores its data in LevelDB files.
+// Package redis is the embedded Redis: an in-process server on loopback that speaks the Redis
+// protocol, implements the commands that views need and stores its data in LevelDB files.
 //
-// Start loads no data, so startup time and memory do not depend on the number of documents. Acknowledged writes survive
-// a killed process. After a power cut the data may be older but is consistent: positions never run ahead of documents.
-// Damaged files are set aside and the server continues empty. Clients must expect that of any Redis; a view that has
-// lost its documents is rebuilt from the log.
+// Start loads no data, so startup time and memory do not depend on the number of documents.
+// Acknowledged writes survive a killed process. After a power cut the data may be older but is
+// consistent: positions never run ahead of documents. Damaged files are set aside and the server
+// continues empty. Clients must expect that of any Redis; a view that has lost its documents is
+// rebuilt from the log.
 package redis
 
 import (
@@ -20,7 +21,8 @@ import (
 type Config struct {
 	// Addr is a loopback address. Empty or port 0 takes a free port.
 	Addr string
-	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on Close.
+	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on
+	// Close.
 	Dir    string
 	Logger *slog.Logger // slog.Default() where nil
 }
@@ -107,7 +109,7 @@ func loopback(ctx context.Context, addr string) error {
 	return nil
 }
 
-// Addr is the host:port that clients connect to.
+// Addr returns the host:port that clients connect to.
 func (s *Server) Addr() string { return s.addr }
 
 // Close closes all connections and the data files.

@@ -21,8 +21,9 @@ import (
 	lua "github.com/yuin/gopher-lua"
 )
 
-// Keys in LevelDB. Each hash, and all sets together, have a number that prefixes their entries. Dropping a hash therefore
-// is one small write, however large it is: the number is released and its entries are deleted in the background.
+// Keys in LevelDB. Each hash, and all sets together, have a number that prefixes their entries.
+// Dropping a hash therefore is one small write, however large it is: the number is released and its
+// entries are deleted in the background.
 //
 //	v                                 layout version
 //	k KEY                             number and length of a hash
@@ -40,11 +41,11 @@ const (
 	layout = "1"
 )
 
-// store holds the hashes and sets of the server. Each command or script is one LevelDB batch, which is atomic even if
-// the process is killed. Entries are read on demand.
+// store holds the hashes and sets of the server. Each command or script is one LevelDB batch, which
+// is atomic even if the process is killed. Entries are read on demand.
 //
-// Every block of the files has a checksum that is verified on each read. When damage is found, the files are set aside
-// and the store continues empty, like a Redis that has lost its data.
+// Every block of the files has a checksum that is verified on each read. When damage is found, the
+// files are set aside and the store continues empty, like a Redis that has lost its data.
 type store struct {
 	dir string // empty: in memory
 	log *slog.Logger
@@ -94,7 +95,8 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	return s, nil
 }
 
-// openOrSetAside opens the files. If they are damaged or foreign, it sets them aside and starts with new ones.
+// openOrSetAside opens the files. If they are damaged or foreign, it sets them aside and starts
+// with new ones.
 func (s *store) openOrSetAside() error {
 	err := s.open()
 	if !damaged(err) {
@@ -108,8 +110,8 @@ func (s *store) openOrSetAside() error {
 
 var errForeign = errors.New("not of this version")
 
-// damaged reports whether err means that the files are unusable. A full disk or a missing permission is temporary
-// instead.
+// damaged reports whether err means that the files are unusable. A full disk or a missing
+// permission is temporary instead.
 func damaged(err error) bool {
 	return errors.As(err, new(*leveldberrors.ErrCorrupted)) || errors.As(err, new(*storage.ErrCorrupted)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
 }
@@ -146,8 +148,8 @@ func (s *store) open() error {
 	options := &opt.Options{
 		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes, CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
 		Filter: filter.NewBloomFilter(filterBits),
-		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes: positions without
-		// documents.
+		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes:
+		// positions without documents.
 		Strict: opt.StrictAll,
 	}
 	var db *leveldb.DB
@@ -266,8 +268,9 @@ func (s *store) usable() error {
 	return nil
 }
 
-// heal reopens the files after an I/O error, since LevelDB does not recover from one by itself. It reports whether the
-// command should be retried, which is so after damaged files were replaced by an empty store.
+// heal reopens the files after an I/O error, since LevelDB does not recover from one by itself. It
+// reports whether the command should be retried, which is so after damaged files were replaced by
+// an empty store.
 func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	var refused *replyError
 	if err == nil || errors.Is(err, errClosed) || errors.As(err, &refused) {
@@ -326,7 +329,7 @@ func entry(number uint64, field string) string {
 	return string(append(b, field...))
 }
 
-// setKey is the prefix of a set's members.
+// setKey returns the prefix of a set's members.
 func setKey(key string) string {
 	return string(binary.AppendUvarint(nil, uint64(len(key)))) + key
 }

@@ -87,7 +87,8 @@ return {first, redis.call('HGET', KEYS[1], 'a'), redis.call('HLEN', KEYS[1])}`, 
 	expect(t, h, "[b 1 c 2]", "HGETALL", "docs")
 }
 
-// A script that does not end keeps nobody waiting for good, and one that asks for the machine's files is refused.
+// A script that does not end keeps nobody waiting for good, and one that asks for the machine's
+// files is refused.
 func TestScriptsAreBounded(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
@@ -300,7 +301,7 @@ func TestAnyHistory(t *testing.T) {
 	})
 }
 
-// round is what a view writes at a time: documents, then the position that promises them.
+// round returns what a view writes at a time: documents, then the position that promises them.
 func round(h redis.Held, n int) error {
 	id := strconv.Itoa(n % 500)
 	_, err := h.Do("EVAL", `
@@ -315,8 +316,8 @@ return 0`, "1", "docs", id, strconv.Itoa(n)+strings.Repeat(" some data that does
 	return err
 }
 
-// checkRounds checks that documents are not behind the position, and gives that; 0 where there is none. Damage may come
-// to light on the way: then there is nothing left.
+// checkRounds checks that documents are not behind the position, and gives that; 0 if there is
+// none. Damage may come to light on the way: then there is nothing left.
 func checkRounds(t testing.TB, h redis.Held) int {
 	t.Helper()
 	gone := func() bool { return do(t, h, "HGET", "positions", "t/0") == nil }
@@ -343,8 +344,8 @@ func checkRounds(t testing.TB, h redis.Held) int {
 	return position
 }
 
-// Whatever happens to the files, what is read is either a state as it was at some moment, or nothing; and the store
-// works.
+// Whatever happens to the files, what is read is either a state as it was at some moment, or
+// nothing; and the store works.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")

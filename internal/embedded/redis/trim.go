@@ -14,10 +14,10 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans blocks takes several
-// writes. A process killed between them leaves an incomplete record that was never acknowledged. A strict reader
-// reports it as damage. A kill can only leave it at the end of the newest file, though, so it is cut off there before
-// the files are opened.
+// LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans
+// blocks takes several writes. A process killed between them leaves an incomplete record that was
+// never acknowledged. A strict reader reports it as damage. A kill can only leave it at the end of
+// the newest file, though, so it is cut off there before the files are opened.
 
 const (
 	journalBlock = 32 << 10
@@ -28,8 +28,8 @@ const (
 
 var manifestName = regexp.MustCompile(`\AMANIFEST-[0-9]+\z`)
 
-// trimAfterKill removes an incomplete record from the end of the newest journal and the manifest. The files must not be
-// open.
+// trimAfterKill removes an incomplete record from the end of the newest journal and the manifest.
+// The files must not be open.
 func trimAfterKill(dir string) error {
 	current, err := os.ReadFile(filepath.Join(dir, "CURRENT")) //nolint:gosec // our own directory
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -69,8 +69,8 @@ func escape(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// wholeRecords returns the end of the last complete record, and reports whether an incomplete one follows. For any
-// other kind of damage it returns the length of the file.
+// wholeRecords returns the end of the last complete record, and reports whether an incomplete one
+// follows. For any other kind of damage it returns the length of the file.
 func wholeRecords(file []byte) (end int, torn bool) {
 	for at := 0; ; {
 		left := journalBlock - at%journalBlock

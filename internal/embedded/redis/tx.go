@@ -119,8 +119,9 @@ func (t *tx) drop(key string) (bool, error) {
 	return len(members) > 0, err
 }
 
-// each calls fn for the entries of a number whose field starts with prefix, in order, beginning at from, until fn
-// returns false. Fields are passed without the prefix. Pending writes of the transaction are included.
+// each calls fn for the entries of a number whose field starts with prefix, in order, beginning at
+// from, until fn returns false. Fields are passed without the prefix. Pending writes of the
+// transaction are included.
 func (t *tx) each(number uint64, prefix, from string, fn func(field, value string) bool) error {
 	lead := entry(number, prefix)
 	within := util.BytesPrefix([]byte(lead))

@@ -1,10 +1,11 @@
-// Package fetch reads partitions in whole batches: the caller names the partitions and the offsets, and keeps them
-// itself.
+// Package fetch reads partitions in whole batches: the caller names the partitions and the offsets,
+// and keeps them itself.
 //
-// It is the reason why there are two Kafka clients here. Whatever is produced, and whatever is consumed with work to do
-// per event, goes through internal/kafka (confluent-kafka-go). Where batches only flow on into columns, the cost of
-// getting a record out of the client is what counts: 0.28 µs of CPU with franz-go's fetches, 1.65 µs with librdkafka's
-// poll. This package is the one place that imports franz-go's client.
+// It is the reason why there are two Kafka clients here. Whatever is produced, and whatever is
+// consumed with work to do per event, goes through internal/kafka (confluent-kafka-go). Where
+// batches only flow on into columns, the cost of getting a record out of the client is what counts:
+// 0.28 µs of CPU with franz-go's fetches, 1.65 µs with librdkafka's poll. This package is the one
+// place that imports franz-go's client.
 package fetch
 
 import (
@@ -29,7 +30,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
-// Config says what to read.
+// Config describes what to read.
 type Config struct {
 	Brokers  []string // host:port
 	Topic    string
@@ -46,14 +47,14 @@ type Reader struct {
 	client *kgo.Client
 	admin  *kadm.Client
 	next   map[int32]int64 // where each assigned partition stands; what is read ahead does not count
-	member *member         // of a group, which then keeps next; nil where partitions are assigned
+	member *member         // of a group, which then keeps next; nil if partitions are assigned
 	stall  time.Duration   // of Describe
 	polled [][]*kgo.Record // by the last Poll, whose memory the next one gives back
 }
 
 // Topic is what the brokers say of a topic.
 type Topic struct {
-	ID         string          // changes when a topic is deleted and made again; empty where the brokers have no ids
+	ID         string          // changes when a topic is deleted and made again; empty if the brokers have no ids
 	Partitions map[int32]Range // by partition
 }
 
@@ -63,8 +64,8 @@ type Range struct{ Start, End int64 }
 // ErrNoTopic says that the topic does not exist (yet).
 var ErrNoTopic = errors.New("no such topic")
 
-// OutOfRangeError says that the log does not hold the offset to read from: what stood there was deleted, or the topic
-// was truncated or made anew.
+// OutOfRangeError says that the log does not hold the offset to read from: what was there was
+// deleted, or the topic was truncated or made anew.
 type OutOfRangeError struct {
 	Topic     string
 	Partition int32
@@ -76,7 +77,7 @@ func (e *OutOfRangeError) Error() string {
 	return fmt.Sprintf("offset %d of %s/%d is not in the log, which holds %d to %d", e.Offset, e.Topic, e.Partition, e.Log.Start, e.Log.End)
 }
 
-// Open makes a reader of partitions that Assign names. It connects when it is first used.
+// Open returns a reader of partitions that Assign names. It connects when it is first used.
 func Open(c Config) (*Reader, error) { return open(c) }
 
 func open(c Config, more ...kgo.Opt) (*Reader, error) {
@@ -93,13 +94,14 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		kgo.ClientID(c.ClientID),
 		kgo.WithLogger(logger{c.Logger}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		// Markers of transactions move a partition on like any record: who never sees them never reaches the end.
+		// Markers of transactions move a partition on like any record: who never sees them never
+		// reaches the end.
 		kgo.KeepControlRecords(),
 		// An offset that is not there must be an error, not a jump.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// Only the bytes per partition may limit a fetch. Where it is the bytes of the whole answer, the embedded
-		// broker (kfake) forgets to name the aborted transactions of the partition that it cuts, and their records come
-		// through.
+		// Only the bytes per partition may limit a fetch. Where it is the bytes of the whole
+		// answer, the embedded broker (kfake) forgets to name the aborted transactions of the
+		// partition that it cuts, and their records come through.
 		kgo.FetchMaxPartitionBytes(maxBytes),
 		kgo.FetchMaxBytes(wholeFetch),
 		kgo.BrokerMaxReadBytes(2*wholeFetch),
@@ -148,8 +150,9 @@ const wholeFetch = 256 << 20
 // Close stops the reader, and leaves its group; a Poll under way returns.
 func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 
-// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with security.ErrRefused
-// where the brokers do not let us in, or we do not trust them. Ask it before Poll, which then would only find nothing.
+// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with
+// security.ErrRefused where the brokers do not let us in, or we do not trust them. Ask it before
+// Poll, which then would only find nothing.
 func (r *Reader) Describe(ctx context.Context) (Topic, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.stall)
 	defer cancel()
@@ -207,7 +210,8 @@ func (r *Reader) describe(ctx context.Context) (Topic, error) {
 	return t, nil
 }
 
-// Assign adds partitions to read, each from its offset. Those that are assigned already stay as they are.
+// Assign adds partitions to read, each from its offset. Those that are assigned already stay as
+// they are.
 func (r *Reader) Assign(from map[int32]int64) {
 	add := map[int32]kgo.Offset{}
 	for p, offset := range from {
@@ -250,9 +254,10 @@ func (r *Reader) moveTo(partition int32, next int64) {
 	r.next[partition] = next
 }
 
-// Poll waits for records, for as long as wait at most; it returns none when the time is over, or when the group wants
-// Yield. An *OutOfRangeError, and any other error, means that the reader is of no more use. What it returns, to the
-// last byte of a record, is valid until the next Poll, which fetches into the same memory.
+// Poll waits for records, for as long as wait at most; it returns none when the time is over, or
+// when the group wants Yield. An *OutOfRangeError, and any other error, means that the reader is of
+// no more use. What it returns, to the last byte of a record, is valid until the next Poll, which
+// fetches into the same memory.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -324,18 +329,18 @@ type Batch struct {
 	millis    map[int64]int64 // by offset: timestamps that the client may have wrong
 }
 
-// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its Headers until the
-// next record.
+// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its
+// Headers until the next record.
 type Record struct {
 	Offset int64
-	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since 1970, -1 where
-	// there is none.
+	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since
+	// 1970, -1 where there is none.
 	Millis     int64
 	Key, Value []byte
 	Headers    []event.Header
 }
 
-// From is the batch without the records before an offset.
+// From returns the batch without the records before an offset.
 func (b Batch) From(offset int64) Batch {
 	i, _ := slices.BinarySearchFunc(b.records, offset, func(r *kgo.Record, offset int64) int { return cmp.Compare(r.Offset, offset) })
 	b.records = b.records[i:]

@@ -65,7 +65,8 @@ func record(partition int32, value string) fetchtest.Record {
 	return fetchtest.Record{Partition: partition, Key: []byte("k"), Value: []byte(value), Headers: []event.Header{{Key: "h", Value: []byte(value)}}}
 }
 
-// read polls until every partition is read to its end, and gives the values in the order of offsets.
+// read polls until every partition is read to its end, and gives the values in the order of
+// offsets.
 func read(t *testing.T, r *fetch.Reader, ends map[int32]int64) map[int32][]string {
 	t.Helper()
 	got, next := map[int32][]string{}, map[int32]int64{}

@@ -13,8 +13,9 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Brokers that are frozen in the middle of work fail what is asked of them, without a limit of the caller's: a member
-// of a group is told, and begins anew; a question ends. Once they go on, so do questions.
+// Brokers that are frozen in the middle of work fail what is asked of them, without a limit of the
+// caller's: a member of a group is told, and begins anew; a question ends. Once they continue, so
+// do questions.
 func TestFrozenBrokers(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

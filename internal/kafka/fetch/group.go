@@ -14,17 +14,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Group says how a Reader shares the topic with others. The group only tells who reads what: where to read on is the
-// caller's to know, and offsets that somebody commits or resets for the group change nothing.
+// Group says how a Reader shares the topic with others. The group only tells who reads what: where
+// to read on is the caller's to know, and offsets that somebody commits or resets for the group
+// change nothing.
 type Group struct {
 	Name string
-	// Instance names a member for good, so that the group gives it its partitions back as soon as it comes again after a crash,
-	// instead of missing it first. No other may have the name at the same time. May be empty.
+	// Instance names a member for good, so that the group gives it its partitions back as soon as
+	// it comes again after a crash, instead of missing it first. No other may have the name at the
+	// same time. May be empty.
 	Instance string
-	Patience time.Duration // how long the group waits for a member that does not yield, and then goes on without it; 0 means a minute
+	Patience time.Duration // how long the group waits for a member that does not yield, and then continues without it; 0 means a minute
 	Refresh  time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
-	// Position is asked for the offsets to read from when partitions come to this member, in a goroutine of its own. Its error
-	// is what Poll returns next.
+	// Position is asked for the offsets to read from when partitions come to this member, in a
+	// goroutine of its own. Its error is what Poll returns next.
 	Position func(ctx context.Context, partitions []int32) (map[int32]int64, error)
 }
 
@@ -35,10 +37,11 @@ type member struct {
 	next   map[int32]int64 // where each partition of ours stands
 	failed error           // why we can no longer be a member
 	wanted bool            // a rebalance waits for Yield
-	wake   func()          // ends the Poll under way; nil where there is none
+	wake   func()          // ends the Poll under way; nil if there is none
 }
 
-// How often a member tells the brokers that it lives. One that falls silent loses its partitions after the session's timeout.
+// How often a member tells the brokers that it lives. One that falls silent loses its partitions
+// after the session's timeout.
 const (
 	groupRefresh      = 30 * time.Second
 	groupRefreshLeast = time.Second // between two looks, whatever there is to find
@@ -47,9 +50,10 @@ const (
 	groupPatience     = time.Minute
 )
 
-// Join makes a Reader that reads the partitions which the group gives it. Between a Poll and the next Yield none of them goes, so
-// the caller can finish what it does with the records. It must not let more than the group's patience pass, or the group goes on
-// without it; then another member may read the same records, and only the sink can tell who was first.
+// Join returns a Reader that reads the partitions which the group gives it. Between a Poll and the
+// next Yield none of them goes, so the caller can finish what it does with the records. It must not
+// let more than the group's patience pass, or the group continues without it; then another member
+// may read the same records, and only the sink can tell who was first.
 func Join(c Config, g Group) (*Reader, error) {
 	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
@@ -148,7 +152,7 @@ func (r *Reader) wake(end func()) (done func()) {
 	}
 }
 
-// expelled is why the reader can no longer be a member.
+// expelled returns why the reader can no longer be a member.
 func (r *Reader) expelled() error {
 	if r.member == nil {
 		return nil
@@ -158,8 +162,8 @@ func (r *Reader) expelled() error {
 	return r.member.failed
 }
 
-// Yield says that nothing which Poll returned is still in work: partitions may come and go until the next Poll. A Reader of
-// no group has nothing to yield.
+// Yield says that nothing which Poll returned is still in work: partitions may come and go until
+// the next Poll. A Reader of no group has nothing to yield.
 func (r *Reader) Yield() {
 	if r.member == nil {
 		return
@@ -170,7 +174,7 @@ func (r *Reader) Yield() {
 	r.client.AllowRebalance()
 }
 
-// Wanted tells whether the group waits for Yield. It is no more than a hint: finish soon.
+// Wanted reports whether the group waits for Yield. It is no more than a hint: finish soon.
 func (r *Reader) Wanted() bool {
 	if r.member == nil {
 		return false
@@ -180,7 +184,8 @@ func (r *Reader) Wanted() bool {
 	return r.member.wanted
 }
 
-// Commit tells the group how far the caller is, for tools that show consumers' lag. Nothing depends on it.
+// Commit tells the group how far the caller is, for tools that show consumers' lag. Nothing depends
+// on it.
 func (r *Reader) Commit(ctx context.Context, next map[int32]int64) error {
 	offsets := map[int32]kgo.EpochOffset{}
 	for p, offset := range next {

@@ -15,7 +15,8 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// sink takes records and their position in one step, and refuses what does not follow on what it has: as a table does.
+// sink takes records and their position in one step, and refuses what does not follow on what it
+// has: as a table does.
 type sink struct {
 	mu   sync.Mutex
 	next map[int32]int64
@@ -72,7 +73,8 @@ func (w world) join(t *testing.T, position func(context.Context, []int32) (map[i
 	return r
 }
 
-// work moves records into the sink until ctx is done, as a lander does: what fails begins anew from the sink's position.
+// work moves records into the sink until ctx is done, as a lander does: what fails begins anew from
+// the sink's position.
 func (w world) work(ctx context.Context, t *testing.T, s *sink) {
 	session := func() error {
 		var mu sync.Mutex
@@ -195,7 +197,8 @@ func TestNothingMovesBeforeYield(t *testing.T) {
 	})
 }
 
-// The group's own offsets are for people to look at: what an operator makes of them moves no reader.
+// The group's own offsets are for people to look at: what an operator makes of them moves no
+// reader.
 func TestOffsetsOfTheGroupMoveNothing(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {

@@ -7,8 +7,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// memory is where fetched records stand. What the caller is done with takes the next ones: a record costs some 250 bytes, which
-// else the garbage collector would run after.
+// memory is where fetched records stand. What the caller is done with takes the next ones: a record
+// costs some 250 bytes, which else the garbage collector would run after.
 type memory struct {
 	mu      sync.Mutex
 	records stack[kgo.Record]

@@ -13,21 +13,23 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// The client gives a record's timestamp as a time.Time, which it makes by a multiplication that wraps around beyond the year 2262: a
-// producer that wrote microseconds seems to have written a date in 2047, and 2^63-1 the last millisecond of 1969. What has wrapped
-// cannot be told from the result alone, so wherever a timestamp may have, the batch is read again as the broker has it.
+// The client gives a record's timestamp as a time.Time, which it makes by a multiplication that
+// wraps around beyond the year 2262: a producer that wrote microseconds seems to have written a
+// date in 2047, and 2^63-1 the last millisecond of 1969. What has wrapped cannot be told from the
+// result alone, so wherever a timestamp may have, the batch is read again as the broker has it.
 
-// trusted are the milliseconds that are taken as they are: from 1970 to the year 2100. Of what wraps around, one number in seventy
-// thousand comes out as one of them.
+// trusted are the milliseconds that are taken as they are: from 1970 to the year 2100. Of what
+// wraps around, one number in seventy thousand comes out as one of them.
 const trusted = 4_102_444_800_000
 
-// unwrapped tells whether the client's time is what the record says.
+// unwrapped reports whether the client's time is what the record says.
 func unwrapped(r *kgo.Record) bool {
 	nanos := r.Timestamp.UnixNano()
 	return nanos > 0 && nanos < trusted*1_000_000 && nanos%1_000_000 == 0
 }
 
-// timestamps reads again what the broker has as the timestamps of records; nil where the client's are right.
+// timestamps reads again what the broker has as the timestamps of records; nil if the client's are
+// right.
 func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo.Record) (map[int64]int64, error) {
 	i := slices.IndexFunc(records, func(r *kgo.Record) bool { return !unwrapped(r) && !r.Attrs.IsControl() })
 	if i < 0 {
@@ -82,15 +84,17 @@ func (r *Reader) raw(ctx context.Context, topicID [16]byte, partition, leader in
 	return got.RecordBatches, errors.Join(kerr.ErrorForCode(fetched.ErrorCode), kerr.ErrorForCode(got.ErrorCode))
 }
 
-// Where the parts of a batch stand in its header, whatever its version, and how long the header of version 2 is.
+// Where the parts of a batch stand in its header, whatever its version, and how long the header of
+// version 2 is.
 const (
 	batchLength = 8
 	batchMagic  = 16
 	batchHeader = 61
 )
 
-// batchTimes reads the timestamps of raw batches, in milliseconds by offset, and tells the offset after the last batch that is whole.
-// Batches of the formats before version 2 have none here: the client's times stand.
+// batchTimes reads the timestamps of raw batches, in milliseconds by offset, and tells the offset
+// after the last batch that is whole. Batches of the formats before version 2 have none here: the
+// client's times stand.
 func batchTimes(raw []byte, millis map[int64]int64) (after int64, err error) {
 	for len(raw) > batchMagic {
 		size := int64(batchLength) + 4 + int64(int32(binary.BigEndian.Uint32(raw[batchLength:])))
@@ -148,7 +152,7 @@ func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
 	return nil
 }
 
-// millisAt is the timestamp of a record, in milliseconds.
+// millisAt returns the timestamp of a record, in milliseconds.
 func (b Batch) millisAt(r *kgo.Record) int64 {
 	if at, ok := b.millis[r.Offset]; ok {
 		return at

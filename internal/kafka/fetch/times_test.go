@@ -9,7 +9,8 @@ import (
 	"github.com/millrace/millrace/test/servers/kafka"
 )
 
-// The client's own arithmetic wraps around: what it makes of these is 2047, 1969, 1970 and other times that nobody wrote.
+// The client's own arithmetic wraps around: what it makes of these is 2047, 1969, 1970 and other
+// times that nobody wrote.
 func TestTimestampsAreWhatTheBrokerHas(t *testing.T) {
 	t.Parallel()
 	stamps := []int64{

@@ -1,5 +1,5 @@
-// Package security says how to reach Kafka where it is not on loopback. It stands apart from the two clients so that each
-// reads the same description in its own way.
+// Package security says how to reach Kafka where it is not on loopback. It stands apart from the
+// two clients so that each reads the same description in its own way.
 package security
 
 import (
@@ -11,8 +11,8 @@ import (
 	"os"
 )
 
-// ErrRefused says that a broker and we do not agree on who we are: it refuses the login, or we its certificate, or it ours.
-// Trying again does not help; another configuration does.
+// ErrRefused says that a broker and we do not agree on who we are: it refuses the login, or we its
+// certificate, or it ours. Trying again does not help; another configuration does.
 var ErrRefused = errors.New("the brokers and this client do not accept each other: check the TLS and SASL settings")
 
 // Config is empty for a broker that speaks plain text and asks for no name.
@@ -59,7 +59,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// ClientTLS reads the files. It is nil where TLS is off.
+// ClientTLS reads the files. It is nil if TLS is off.
 func (c Config) ClientTLS() (*tls.Config, error) {
 	if !c.TLS {
 		return nil, nil

@@ -1,5 +1,5 @@
-// Package catalog says where Iceberg tables are, once for every engine under test: each has settings of its own for the same
-// things.
+// Package catalog says where Iceberg tables are, once for every engine under test: each has settings
+// of its own for the same things.
 package catalog
 
 import (
@@ -12,12 +12,13 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// Catalog is where tables are. It is a REST catalog or a SQL database, and its files are in a folder or on S3.
+// Catalog is where tables are. It is a REST catalog or a SQL database, and its files are in a
+// folder or on S3.
 type Catalog struct {
 	Name string // under which queries name it; of a SQL database, also what its rows say: iceberg-go's is "millrace"
 
 	REST       string // http://host:port, the catalog's address; empty for SQL
-	Token      string // that it asks for; empty where it asks for none
+	Token      string // that it asks for; empty if it asks for none
 	Credential string // name:secret, for which it gives a token by OAuth2; empty for none
 	Vended     bool   // it gives those who ask keys for S3, and S3 names none
 
@@ -28,10 +29,10 @@ type Catalog struct {
 	S3        s3.Config // for a warehouse there
 }
 
-// OnS3 tells whether the files are there.
+// OnS3 reports whether the files are there.
 func (c Catalog) OnS3() bool { return strings.HasPrefix(c.Warehouse, "s3://") }
 
-// Driver is the class of the database's driver for Java, which every engine is installed with.
+// Driver returns the class of the database's driver for Java, which every engine is installed with.
 func (c Catalog) Driver() string {
 	if strings.HasPrefix(c.JDBC, "jdbc:sqlite:") {
 		return "org.sqlite.JDBC"
@@ -54,7 +55,8 @@ func (c Catalog) Check() error {
 	return nil
 }
 
-// Create makes the tables of a SQL catalog in a database, which iceberg-go and Spark do by themselves, and Trino does not.
+// Create returns the tables of a SQL catalog in a database, which iceberg-go and Spark do by
+// themselves, and Trino does not.
 func Create(ctx context.Context, db *sql.DB) error {
 	for _, table := range []string{
 		`CREATE TABLE iceberg_tables (catalog_name VARCHAR(255) NOT NULL, table_namespace VARCHAR(255) NOT NULL, table_name VARCHAR(255) NOT NULL,

@@ -19,8 +19,9 @@ type Commit struct {
 	Total int64     // rows in the table since
 }
 
-// History is what was committed to a table in a folder, oldest first, as its metadata has it: read with no client, so that it costs
-// next to nothing while something is measured. It is empty where there is no table yet. The database is in SQLite.
+// History returns what was committed to a table in a folder, oldest first, as its metadata has it:
+// read with no client, so that it costs next to nothing while something is measured. It is empty if
+// there is no table yet. The database is in SQLite.
 func History(ctx context.Context, db *sql.DB, catalog, table string) ([]Commit, error) {
 	namespace, name, _ := strings.Cut(table, ".")
 	var at string

@@ -1,5 +1,5 @@
-// Package certs makes certificates for servers under test: each call an authority of its own, which nobody else trusts, and
-// a certificate for this machine's loopback.
+// Package certs makes certificates for servers under test: each call an authority of its own, which
+// nobody else trusts, and a certificate for this machine's loopback.
 package certs
 
 import (
@@ -21,7 +21,8 @@ import (
 // Files are PEM files.
 type Files struct{ CA, Cert, Key string }
 
-// Write writes a certificate of a server on loopback, its key and its authority's certificate into dir. It is good for a day.
+// Write writes a certificate of a server on loopback, its key and its authority's certificate into
+// dir. It is good for a day.
 func Write(dir string) (Files, error) {
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "millrace tests"},
@@ -57,7 +58,7 @@ func write(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// Trust is what a client needs that trusts the authority and nobody else.
+// Trust returns what a client needs that trusts the authority and nobody else.
 func (f Files) Trust() (*tls.Config, error) {
 	pemData, err := os.ReadFile(f.CA)
 	if err != nil {

@@ -1,6 +1,7 @@
-// Package clickhouse starts a stand-alone ClickHouse for tests, reached by URL, user and password as a company's server is.
-// It is the engine that Millrace embeds, ClickHouse 26 as a library behind its HTTP interface: no server of that age comes as
-// a package. What it cannot show is ClickHouse's own management of users.
+// Package clickhouse starts a stand-alone ClickHouse for tests, reached by URL, user and password
+// as a company's server is. It is the engine that Millrace embeds, ClickHouse 26 as a library
+// behind its HTTP interface: no server of that age comes as a package. What it cannot show is
+// ClickHouse's own management of users.
 package clickhouse
 
 import (
@@ -18,8 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one ClickHouse for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
-// it.
+// Server is one ClickHouse for a test binary. The zero Server starts with the first test that asks
+// for it; TestMain stops it.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -29,8 +30,8 @@ type Server struct {
 	process.Server
 }
 
-// Config starts the server if need be, and tells how to reach it. Where it is not installed the test is skipped, or fails:
-// see process.SkipOrFail.
+// Config starts the server if need be, and tells how to reach it. Where it is not installed the
+// test is skipped, or fails: see process.SkipOrFail.
 func (s *Server) Config(tb testing.TB) clickhouse.Server {
 	tb.Helper()
 	c, err := s.Start()

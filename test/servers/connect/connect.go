@@ -1,5 +1,6 @@
-// Package connect starts a private worker of Kafka Connect with Iceberg's sink for it, on loopback and in a temporary folder. It is
-// who else brings a topic into an Iceberg table, to be measured beside.
+// Package connect starts a private worker of Kafka Connect with Iceberg's sink for it, on loopback
+// and in a temporary folder. It is who else brings a topic into an Iceberg table, to be measured
+// beside.
 package connect
 
 import (
@@ -21,7 +22,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Worker is one worker, in a mode in which it keeps what it was told to do in memory. Say what brokers it works for, and start it.
+// Worker is one worker, in a mode in which it keeps what it was told to do in memory. Say what
+// brokers it works for, and start it.
 type Worker struct {
 	Brokers string // "host:port,host:port"
 	HeapMB  int    // of Java, taken at once; 1024 where 0
@@ -37,8 +39,8 @@ type Worker struct {
 	process.Server
 }
 
-// URL starts the worker if need be, and is the address of its API. Where it is not installed the test is skipped, or fails, as
-// process.SkipOrFail has it.
+// URL starts the worker if need be, and is the address of its API. Where it is not installed the
+// test is skipped, or fails, as process.SkipOrFail has it.
 func (w *Worker) URL(tb testing.TB) string {
 	tb.Helper()
 	process.Heavy(tb, "Kafka Connect")
@@ -124,7 +126,7 @@ func lines(properties map[string]string) []byte {
 	return b.Bytes()
 }
 
-// Create gives the worker a sink and returns once all its tasks run.
+// Create returns the worker a sink and returns once all its tasks run.
 func (w *Worker) Create(ctx context.Context, s Sink) error {
 	body, err := json.Marshal(map[string]any{"name": s.Name, "config": s.config()})
 	if err != nil {
@@ -152,7 +154,8 @@ func (w *Worker) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// Restart starts the worker again, killing it first where it runs, with the sinks it had. They go on where they were.
+// Restart starts the worker again, killing it first where it runs, with the sinks it had. They
+// continue where they were.
 func (w *Worker) Restart(ctx context.Context) error {
 	if err := w.Server.Restart(ctx); err != nil {
 		return err
@@ -167,7 +170,7 @@ func (w *Worker) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Failed is why a task of a sink gave up; nil where none has.
+// Failed returns why a task of a sink gave up; nil if none has.
 func (w *Worker) Failed(ctx context.Context, name string) error {
 	states, err := w.states(ctx, name)
 	if err != nil {

@@ -39,8 +39,8 @@ func (s Sink) config() map[string]string {
 		"iceberg.catalog.warehouse":                                  s.Catalog.Warehouse,
 		"errors.tolerance":                                           "none",
 	}
-	// Fetches as large as those that a lander of its own would ask for: with Kafka's defaults, which are for many small
-	// messages at once, it is slower.
+	// Fetches as large as those that a lander of its own would ask for: with Kafka's defaults,
+	// which are for many small messages at once, it is slower.
 	for name, value := range map[string]string{
 		"auto.offset.reset":         "earliest",
 		"fetch.min.bytes":           "1048576",

@@ -1,5 +1,6 @@
-// Package elasticsearch starts a private Elasticsearch of one node for tests, on loopback and in a temporary folder. What was
-// written stays through Kill and Restart. It has no security: a test of TLS or of passwords puts a proxy before it.
+// Package elasticsearch starts a private Elasticsearch of one node for tests, on loopback and in a
+// temporary folder. What was written stays through Kill and Restart. It has no security: a test of
+// TLS or of passwords puts a proxy before it.
 package elasticsearch
 
 import (
@@ -17,8 +18,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one Elasticsearch for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
-// it.
+// Server is one Elasticsearch for a test binary. The zero Server starts with the first test that
+// asks for it; TestMain stops it.
 type Server struct {
 	once sync.Once
 	err  error
@@ -31,8 +32,8 @@ type Server struct {
 	process.Server
 }
 
-// URL starts the server if need be, and is its address. Where it is not installed the test is skipped, or fails, as
-// process.SkipOrFail has it.
+// URL starts the server if need be, and is its address. Where it is not installed the test is
+// skipped, or fails, as process.SkipOrFail has it.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	url, err := s.Start()

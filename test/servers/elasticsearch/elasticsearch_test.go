@@ -35,7 +35,8 @@ func ask(t *testing.T, method, url, body string) string {
 	return string(bytes.TrimSpace(said))
 }
 
-// What was acknowledged is there after kill -9, and words are found by their stems as a real distribution finds them.
+// What was acknowledged is there after kill -9, and words are found by their stems as a real
+// distribution finds them.
 func TestKilledAndStartedAgain(t *testing.T) {
 	t.Parallel()
 	var s elasticsearch.Server

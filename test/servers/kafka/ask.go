@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Leader tells which node leads a partition.
+// Leader reports which node leads a partition.
 func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (node int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		topics, err := admin.ListTopics(ctx, topic)
@@ -25,7 +25,7 @@ func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (no
 	return node, err
 }
 
-// Coordinator tells which node coordinates the transactions of a transactional id.
+// Coordinator reports which node coordinates the transactions of a transactional id.
 func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		found := admin.FindTxnCoordinators(ctx, transactionalID)
@@ -35,8 +35,8 @@ func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node
 	return node, err
 }
 
-// AwaitInSync returns once every partition there is, of Kafka's own topics too, has all its replicas in sync, so that the next node
-// may fail.
+// AwaitInSync returns once every partition there is, of Kafka's own topics too, has all its
+// replicas in sync, so that the next node may fail.
 func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	return c.ask(func(admin *kadm.Client) error {
 		for {
@@ -53,7 +53,7 @@ func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	})
 }
 
-// behind names a partition that has not all its replicas; empty where there is none.
+// behind names a partition that has not all its replicas; empty if there is none.
 func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	topics, err := admin.ListTopicsWithInternal(ctx)
 	if err != nil {
@@ -85,7 +85,8 @@ func (c *Cluster) ask(question func(*kadm.Client) error) error {
 	return question(kadm.NewClient(client))
 }
 
-// Assigned tells how many of a topic's partitions the members of a consumer group have, once all have agreed who has which; 0 before.
+// Assigned reports how many of a topic's partitions the members of a consumer group have, once all
+// have agreed who has which; 0 before.
 func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		groups, err := admin.DescribeGroups(ctx, group)

@@ -1,6 +1,6 @@
-// Package kafka starts a private Apache Kafka for tests, of one node or three, on loopback and in a temporary folder. Its nodes
-// can be killed, frozen and started again, a proxy can stand before them, and beside the plain listener there can be one that
-// asks for TLS and a password.
+// Package kafka starts a private Apache Kafka for tests, of one node or three, on loopback and in a
+// temporary folder. Its nodes can be killed, frozen and started again, a proxy can stand before
+// them, and beside the plain listener there can be one that asks for TLS and a password.
 package kafka
 
 import (
@@ -25,16 +25,20 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Cluster is one Kafka for a test binary. The zero Cluster is a single node with a plain listener, and starts with the first
-// test that asks for it; TestMain stops it. Nodes are counted from 0. Its methods are safe for concurrent use.
+// Cluster is one Kafka for a test binary. The zero Cluster is a single node with a plain listener,
+// and starts with the first test that asks for it; TestMain stops it. Nodes are counted from 0. Its
+// methods are safe for concurrent use.
 type Cluster struct {
-	// Nodes is 1 where 0. Of three, each is a broker and a voter; topics have three replicas unless they say otherwise, two of
-	// which must have a record, so that the cluster works on without any one of them.
+	// Nodes is 1 where 0. Of three, each is a broker and a voter; topics have three replicas unless
+	// they say otherwise, two of which must have a record, so that the cluster works on without any
+	// one of them.
 	Nodes int
-	// Secure adds to each node a listener with TLS that asks for a password: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+	// Secure adds to each node a listener with TLS that asks for a password: PLAIN, SCRAM-SHA-256
+	// or SCRAM-SHA-512.
 	Secure bool
-	// Advertise is told the port of a node's plain listener, before the node starts, and answers with the port on loopback at
-	// which clients are to reach it: that of a proxy. Brokers among themselves do not go through it.
+	// Advertise is told the port of a node's plain listener, before the node starts, and answers
+	// with the port on loopback at which clients are to reach it: that of a proxy. Brokers among
+	// themselves do not go through it.
 	Advertise func(node, port int) (int, error)
 
 	once  sync.Once
@@ -50,8 +54,8 @@ const (
 	Password = "secret-of-the-tests"
 )
 
-// Brokers starts the cluster if need be, and tells where clients reach it: "host:port,host:port". Where Kafka is not installed
-// the test is skipped, or fails, as process.SkipOrFail has it.
+// Brokers starts the cluster if need be, and tells where clients reach it: "host:port,host:port".
+// Where Kafka is not installed the test is skipped, or fails, as process.SkipOrFail has it.
 func (c *Cluster) Brokers(tb testing.TB) string {
 	tb.Helper()
 	brokers, err := c.Start()
@@ -112,10 +116,11 @@ func (c *Cluster) KillNode(i int) error { return c.nodes[i].kill() }
 // PauseNode freezes a node: its connections stay open, and nothing answers.
 func (c *Cluster) PauseNode(i int) error { return c.nodes[i].signal(syscall.SIGSTOP) }
 
-// ResumeNode lets a frozen node go on.
+// ResumeNode lets a frozen node continue.
 func (c *Cluster) ResumeNode(i int) error { return c.nodes[i].signal(syscall.SIGCONT) }
 
-// RestartNode starts a node again on its data and ports, killing it first where it runs. It returns once the cluster has taken it in.
+// RestartNode starts a node again on its data and ports, killing it first where it runs. It returns
+// once the cluster has taken it in.
 func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	if err := c.nodes[i].kill(); err != nil {
 		return err
@@ -123,7 +128,7 @@ func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	return c.nodes[i].start(ctx)
 }
 
-// ResidentMB is the memory that a node holds now, in MB.
+// ResidentMB returns the memory that a node holds now, in MB.
 func (c *Cluster) ResidentMB(i int) (int, error) { return c.nodes[i].residentMB() }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

@@ -36,7 +36,8 @@ type node struct {
 // clusterID is a UUID in Kafka's way of writing, that of the installed folder of data.
 const clusterID = "wN5EzFFoRB-eNLVEQS0m0Q"
 
-// format writes the node's configuration and its folder of data. The installer had Kafka format one, which takes Java a second.
+// format writes the node's configuration and its folder of data. The installer had Kafka format
+// one, which takes Java a second.
 func (n *node) format(c *Cluster) error {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
@@ -61,8 +62,9 @@ func (n *node) data() string { return filepath.Join(n.dir, "data") }
 
 func (n *node) config() string { return filepath.Join(n.dir, "server.properties") }
 
-// jvm are the options for Java. The archive of loaded classes was made by the installer and halves the time to start; without
-// it, or where the class path is not as it was then, Java starts all the same.
+// jvm returns the options for Java. The archive of loaded classes was made by the installer and
+// halves the time to start; without it, or where the class path is not as it was then, Java starts
+// all the same.
 func (n *node) jvm() []string {
 	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer has it; the pattern is well formed
 	return []string{

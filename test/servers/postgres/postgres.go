@@ -1,8 +1,8 @@
-// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary directory. It ends with
-// the test binary, even if that is killed.
+// Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary
+// directory. It ends with the test binary, even if that is killed.
 //
-// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256), as a company's
-// server does.
+// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256),
+// as a company's server does.
 package postgres
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that asks for it; TestMain
-// stops it.
+// Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that
+// asks for it; TestMain stops it.
 type Cluster struct {
 	once    sync.Once
 	err     error
@@ -38,8 +38,9 @@ type Cluster struct {
 	process *process.Process
 }
 
-// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where PostgreSQL is not
-// installed the test is skipped, unless the environment variable MILLRACE_REQUIRE_SERVERS is set: then it fails.
+// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where
+// PostgreSQL is not installed the test is skipped, unless the environment variable
+// MILLRACE_REQUIRE_SERVERS is set: then it fails.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
 	conn, err := c.Start()
@@ -55,7 +56,7 @@ func (c *Cluster) Start() (conn string, err error) {
 	return fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", c.dir, c.port), c.err
 }
 
-// TLS tells how a role connects over TLS. The password it needs is not in it.
+// TLS reports how a role connects over TLS. The password it needs is not in it.
 func (c *Cluster) TLS(role, database string) (conn string) {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database, c.certs.CA)
 }
@@ -84,8 +85,8 @@ func (c *Cluster) quit() error {
 	return c.Kill()
 }
 
-// Kill is kill -9 of the server and of all its processes at once, as when the machine fails. Restart starts it again,
-// with its data.
+// Kill is kill -9 of the server and of all its processes at once, as when the machine fails.
+// Restart starts it again, with its data.
 func (c *Cluster) Kill() error {
 	// The parent is frozen first, so that it makes no more children.
 	_ = c.process.Signal(syscall.SIGSTOP)
@@ -108,8 +109,9 @@ func (c *Cluster) Restart() error {
 	return c.serve()
 }
 
-// Backup stops the server, copies its data, and starts it again. restore replaces the data by the copy and starts the
-// server on the same port: a physical backup that lacks whatever was written after it.
+// Backup stops the server, copies its data, and starts it again. restore replaces the data by the
+// copy and starts the server on the same port: a physical backup that lacks whatever was written
+// after it.
 func (c *Cluster) Backup() (restore func() error, err error) {
 	dir, err := os.MkdirTemp(c.dir, "backup-")
 	if err != nil {
@@ -131,7 +133,7 @@ func (c *Cluster) Backup() (restore func() error, err error) {
 // Pause freezes the server and all its processes: connections stay open, and nothing answers.
 func (c *Cluster) Pause() error { return c.signalAll(syscall.SIGSTOP) }
 
-// Resume lets a paused server go on.
+// Resume lets a paused server continue.
 func (c *Cluster) Resume() error { return c.signalAll(syscall.SIGCONT) }
 
 func (c *Cluster) signalAll(s syscall.Signal) error {
@@ -143,10 +145,10 @@ func (c *Cluster) signalAll(s syscall.Signal) error {
 	return errors.Join(err, err2)
 }
 
-// ResidentMB is the memory that the server's first process holds, in MB.
+// ResidentMB returns the memory that the server's first process holds, in MB.
 func (c *Cluster) ResidentMB() (int, error) { return c.process.ResidentMB() }
 
-// children are the processes that the server has made.
+// children returns the processes that the server has made.
 func (c *Cluster) children() (pids []int, err error) {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -164,7 +166,8 @@ func (c *Cluster) children() (pids []int, err error) {
 	return pids, nil
 }
 
-// stat is what Linux says of a process: its state, its parent's id, and more; nil where it has ended.
+// stat returns what Linux says of a process: its state, its parent's id, and more; nil if it has
+// ended.
 func stat(pid int) []string {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -250,7 +253,7 @@ func programs() (string, error) {
 	}
 	if len(found) > 0 {
 		version := func(path string) int {
-			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path)))) // 0 for a name that is no number
+			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path)))) // 0 for a name that is not a number
 			return n
 		}
 		return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
@@ -261,8 +264,9 @@ func programs() (string, error) {
 	return "", process.ErrMissing
 }
 
-// giveAway gives the directory to the account that the server runs under: PostgreSQL refuses root, so root lends it to
-// the account postgres. The directory may be passed through by all, for the authority's certificate that is in it.
+// giveAway gives the directory to the account that the server runs under: PostgreSQL refuses
+// root, so root lends it to the account postgres. The directory may be passed through by all, for
+// the authority's certificate that is in it.
 func (c *Cluster) giveAway() error {
 	if err := errors.Join(os.Chmod(c.dir, 0o711), os.Chmod(c.certs.CA, 0o644)); err != nil { //nolint:gosec // see above
 		return err

@@ -17,7 +17,8 @@ import (
 	"github.com/millrace/millrace/test/servers/postgres"
 )
 
-// asVictim, in the environment, makes the test binary a process that is killed while its cluster runs.
+// asVictim, in the environment, makes the test binary a process that is killed while its cluster
+// runs.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// RunTests runs a package's tests, stops its servers, sees that no goroutine is left, and tells the code to exit with.
-// The servers go first: while one runs, a goroutine waits for its end.
+// RunTests runs a package's tests, stops its servers, sees that no goroutine is left, and tells the
+// code to exit with. The servers go first: while one runs, a goroutine waits for its end.
 func RunTests(m *testing.M, stops ...func() error) (code int) {
 	code = m.Run()
 	var errs []error
@@ -28,5 +28,6 @@ func RunTests(m *testing.M, stops ...func() error) (code int) {
 	return code
 }
 
-// A goroutine of LevelDB, in the embedded Redis, lets go of its buffers and ends a second after it was closed.
+// A goroutine of LevelDB, in the embedded Redis, releases its buffers and ends a second after it
+// was closed.
 var bufferPools = goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain")

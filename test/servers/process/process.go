@@ -1,5 +1,6 @@
-// Package process runs a server program under a test: with a folder of its own, a log, readiness asked by protocol, signals
-// that reach the program itself, and an end that comes with the test process, however that ends.
+// Package process runs a server program under a test: with a folder of its own, a log, readiness
+// asked by protocol, signals that reach the program itself, and an end that comes with the test
+// process, however that ends.
 package process
 
 import (
@@ -24,8 +25,8 @@ import (
 // ErrMissing says that a server's program is not installed.
 var ErrMissing = errors.New("not installed: run `make servers`, or `make engines` for Trino, Spark and Kafka Connect")
 
-// SkipOrFail ends a test whose server did not start: where the program is missing the test is skipped, unless
-// MILLRACE_REQUIRE_SERVERS is set.
+// SkipOrFail ends a test whose server did not start: where the program is missing the test is
+// skipped, unless MILLRACE_REQUIRE_SERVERS is set.
 func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Helper()
 	if errors.Is(err, ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "" {
@@ -34,7 +35,8 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
-// Heavy skips a test of an engine that takes minutes and gigabytes, unless MILLRACE_ENGINES is set, as `make test-engines` does.
+// Heavy skips a test of an engine that takes minutes and gigabytes, unless MILLRACE_ENGINES is set,
+// as `make test-engines` does.
 func Heavy(tb testing.TB, engine string) {
 	tb.Helper()
 	if os.Getenv("MILLRACE_ENGINES") == "" {
@@ -42,8 +44,9 @@ func Heavy(tb testing.TB, engine string) {
 	}
 }
 
-// Cache is the folder, outside the repository, into which `make servers` installs a server: MILLRACE_SERVERS, or
-// millrace/servers in the user's cache folder. It wraps ErrMissing where the folder or its stamp is not there.
+// Cache returns the folder, outside the repository, into which `make servers` installs a server:
+// MILLRACE_SERVERS, or millrace/servers in the user's cache folder. It wraps ErrMissing where the
+// folder or its stamp is not there.
 func Cache(server string) (string, error) {
 	root := os.Getenv("MILLRACE_SERVERS")
 	if root == "" {
@@ -60,11 +63,12 @@ func Cache(server string) (string, error) {
 	return dir, nil
 }
 
-// Ports below firstEphemeral are nobody's unless somebody asks for one by its number. One above may be taken by any outgoing
-// connection in the seconds that a server needs to start.
+// Ports below firstEphemeral are nobody's unless somebody asks for one by its number. One above may
+// be taken by any outgoing connection in the seconds that a server needs to start.
 const firstPort, firstEphemeral = 10_000, 32_768
 
-// FreePorts are ports on loopback that nobody listens on now, and that no outgoing connection will take.
+// FreePorts are ports on loopback that nobody listens on now, and that no outgoing connection will
+// take.
 func FreePorts(n int) ([]int, error) {
 	ports := make([]int, 0, n)
 	var failed error
@@ -83,7 +87,7 @@ func FreePorts(n int) ([]int, error) {
 	return ports, nil
 }
 
-// Command says what to run.
+// Command describes what to run.
 type Command struct {
 	Name string   // for people
 	Path string   // of the program
@@ -91,7 +95,8 @@ type Command struct {
 	Env  []string // beyond the test's own environment
 	Dir  string   // working directory; the log goes beside it, into Dir/log, and is appended to
 
-	// Scratch is a folder that goes where the test process ends without having stopped the server: killed, say.
+	// Scratch is a folder that goes where the test process ends without having stopped the server:
+	// killed, say.
 	Scratch string
 
 	// Ready asks by the server's protocol whether it serves. It is called until it answers nil.
@@ -112,12 +117,13 @@ type Process struct {
 	once  sync.Once
 }
 
-// keeper runs the server until its standard input ends, which it does when the test process ends, however it does; then
-// it kills the server and removes what it left. It first tells the server's process id.
+// keeper runs the server until its standard input ends, which it does when the test process ends,
+// however it does; then it kills the server and removes what it left. It first tells the server's
+// process id.
 //
-// dash gives a background command no standard input, so the one that waits for its end reads descriptor 3. It ends with
-// success where the end came, and by a signal where the server ended first. The children of a killed server may take a
-// moment to go, and write until then.
+// dash gives a background command no standard input, so the one that waits for its end reads
+// descriptor 3. It ends with success where the end came, and by a signal where the server ended
+// first. The children of a killed server may take a moment to go, and write until then.
 const keeper = `exec 3<&0; scratch=$1; shift
 "$@" </dev/null >>log 2>&1 & pid=$!; echo $pid
 (read -r _ <&3; trap "" TERM; kill -CONT $pid; kill -KILL $pid; exit 0) 2>/dev/null & waiting=$!
@@ -137,7 +143,8 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	p := &Process{command: c, ended: make(chan struct{})}
 	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
 	p.keeper.Dir, p.keeper.Env = c.Dir, append(os.Environ(), c.Env...)
-	// A group of its own keeps an interrupt at the terminal from stopping the server under its tests.
+	// A group of its own keeps an interrupt at the terminal from stopping the server under its
+	// tests.
 	p.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
 	stdin, err := p.keeper.StdinPipe()
 	if err != nil {
@@ -188,14 +195,14 @@ func (p *Process) awaitReady(ctx context.Context) error {
 	}
 }
 
-// LogTail is the end of the server's log.
+// LogTail returns the end of the server's log.
 func (p *Process) LogTail() string {
 	const most = 4 << 10
 	log, _ := os.ReadFile(filepath.Join(p.command.Dir, "log")) // the best explanation there is
 	return string(log[max(0, len(log)-most):])
 }
 
-// PID is the server's process id.
+// PID returns the server's process id.
 func (p *Process) PID() int { return p.pid }
 
 // Ended is closed when the server has ended.
@@ -211,8 +218,8 @@ func (p *Process) Signal(s syscall.Signal) error {
 	}
 }
 
-// Pause freezes the server: its connections stay open, and nothing answers. It returns once no thread of it runs any more, which on
-// a busy machine is some time after the signal.
+// Pause freezes the server: its connections stay open, and nothing answers. It returns once no
+// thread of it runs any more, which on a busy machine is some time after the signal.
 func (p *Process) Pause() error {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -232,10 +239,10 @@ func (p *Process) Pause() error {
 	}
 }
 
-// Resume lets a frozen server go on.
+// Resume lets a frozen server continue.
 func (p *Process) Resume() error { return p.Signal(syscall.SIGCONT) }
 
-// frozen tells whether every thread of the server is stopped.
+// frozen reports whether every thread of the server is stopped.
 func (p *Process) frozen() (bool, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid))
 	if err != nil {
@@ -260,7 +267,7 @@ func (p *Process) frozen() (bool, error) {
 // Kill is kill -9, and waits for the end. It may be called again.
 func (p *Process) Kill() error {
 	if p.pid != 0 {
-		_ = p.Signal(syscall.SIGKILL) // fails where it has ended already
+		_ = p.Signal(syscall.SIGKILL) // fails if it has ended already
 		<-p.ended
 	}
 	var err error

@@ -19,7 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// asVictim, in the environment, makes the test binary a process that is killed while its server runs.
+// asVictim, in the environment, makes the test binary a process that is killed while its server
+// runs.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
@@ -115,7 +116,7 @@ func TestSaysWhyItIsNotReady(t *testing.T) {
 	}
 }
 
-// A frozen server is frozen when Pause returns, and goes on after Resume.
+// A frozen server is frozen when Pause returns, and continues after Resume.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	command := sleeper(t.TempDir())

@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// Python is the interpreter that scripts/python-tools sets up in the repository, with the outside clients of our tables and topics.
-// Where it is not there the test is skipped, or fails, as SkipOrFail has it.
+// Python returns the interpreter that scripts/python-tools sets up in the repository, with the
+// outside clients of our tables and topics. Where it is not there the test is skipped, or fails, as
+// SkipOrFail has it.
 func Python(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.Getwd()

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// Server is the life of a server that is one process: a folder, a start, kills, freezes and further starts on the same data.
-// The type of such a server embeds it. The zero Server has not been started. It is safe for concurrent use.
+// Server is the life of a server that is one process: a folder, a start, kills, freezes and further
+// starts on the same data. The type of such a server embeds it. The zero Server has not been
+// started. It is safe for concurrent use.
 type Server struct {
 	mu      sync.Mutex
 	dir     string
@@ -20,7 +21,7 @@ type Server struct {
 	process *Process
 }
 
-// Folder makes the server's folder, which goes with Stop.
+// Folder returns the server's folder, which goes with Stop.
 func (s *Server) Folder(pattern string) (dir string, err error) {
 	dir, err = os.MkdirTemp("", pattern)
 	s.mu.Lock()
@@ -29,7 +30,8 @@ func (s *Server) Folder(pattern string) (dir string, err error) {
 	return dir, err
 }
 
-// Launch starts the server and returns once it is ready. Its folder goes even where the test process is killed.
+// Launch starts the server and returns once it is ready. Its folder goes even where the test
+// process is killed.
 func (s *Server) Launch(ctx context.Context, c Command) error {
 	s.mu.Lock()
 	c.Scratch = s.dir
@@ -68,7 +70,8 @@ func (s *Server) Kill() error {
 	return s.process.Kill()
 }
 
-// Restart starts the server again, at the same address and with what it held, killing it first where it runs.
+// Restart starts the server again, at the same address and with what it held, killing it first
+// where it runs.
 func (s *Server) Restart(ctx context.Context) error {
 	if err := s.Kill(); err != nil {
 		return err
@@ -79,19 +82,20 @@ func (s *Server) Restart(ctx context.Context) error {
 // Pause freezes the server: connections are taken, and nothing answers.
 func (s *Server) Pause() error { return s.with((*Process).Pause) }
 
-// Resume lets a frozen server go on.
+// Resume lets a frozen server continue.
 func (s *Server) Resume() error { return s.with((*Process).Resume) }
 
-// ResidentMB is the memory that the server holds now, in MB.
+// ResidentMB returns the memory that the server holds now, in MB.
 func (s *Server) ResidentMB() (int, error) { return of(s, (*Process).ResidentMB) }
 
-// PeakMB is the most memory that the server has held since it was last started, in MB.
+// PeakMB returns the most memory that the server has held since it was last started, in MB.
 func (s *Server) PeakMB() (int, error) { return of(s, (*Process).PeakMB) }
 
-// CPU is the time that the server has computed since it was last started, on all processors together.
+// CPU returns the time that the server has computed since it was last started, on all processors
+// together.
 func (s *Server) CPU() (time.Duration, error) { return of(s, (*Process).CPU) }
 
-// Ended is closed when the server, as it was last started, has ended. It is nil where it was not.
+// Ended is closed when the server, as it was last started, has ended. It is nil if it was not.
 func (s *Server) Ended() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,7 +105,7 @@ func (s *Server) Ended() <-chan struct{} {
 	return s.process.Ended()
 }
 
-// LogTail is the end of the server's log.
+// LogTail returns the end of the server's log.
 func (s *Server) LogTail() (tail string) {
 	_ = s.with(func(p *Process) error { // nothing where it was not started
 		tail = p.LogTail()
@@ -127,7 +131,7 @@ func (s *Server) with(do func(*Process) error) error {
 	return do(s.process)
 }
 
-// Java25 is the program of a JDK 25 as Debian has it. It wraps ErrMissing where there is none.
+// Java25 returns the program of a JDK 25 as Debian has it. It wraps ErrMissing where there is none.
 func Java25() (string, error) {
 	javas, err := filepath.Glob("/usr/lib/jvm/*25*/bin/java")
 	if err == nil && len(javas) == 0 {
@@ -139,7 +143,7 @@ func Java25() (string, error) {
 	return javas[0], nil
 }
 
-// Answers is a Command's Ready: a GET of the URL has this status.
+// Answers returns a Command's Ready: a GET of the URL has this status.
 func Answers(url string, status int) func(context.Context) error {
 	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -160,6 +164,6 @@ func Answers(url string, status int) func(context.Context) error {
 	}
 }
 
-// asker keeps no connections, whose goroutines would outlive the tests; and it asks again where a starting server took the
-// connection and says nothing.
+// asker keeps no connections, whose goroutines would outlive the tests; and it asks again where a
+// starting server took the connection and says nothing.
 var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: askFor}

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// ResidentMB is the memory that the server holds now, in MB.
+// ResidentMB returns the memory that the server holds now, in MB.
 func (p *Process) ResidentMB() (int, error) { return ResidentMB(p.pid) }
 
-// PeakMB is the most memory that the server has held, in MB.
+// PeakMB returns the most memory that the server has held, in MB.
 func (p *Process) PeakMB() (int, error) { return status(p.pid, "VmHWM:") }
 
-// ResidentMB is the memory that a process holds now, in MB.
+// ResidentMB returns the memory that a process holds now, in MB.
 func ResidentMB(pid int) (int, error) { return status(pid, "VmRSS:") }
 
-// status is a line of what Linux says of a process, which is in kB, in MB.
+// status returns a line of what Linux says of a process, which is in kB, in MB.
 func status(pid int, name string) (mb int, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -35,13 +35,15 @@ func status(pid int, name string) (mb int, err error) {
 // Linux counts time in these for programs, whatever its own clock.
 const tick = 10 * time.Millisecond
 
-// CPU is the time that the server has computed, for itself and in the kernel, on all processors together.
+// CPU returns the time that the server has computed, for itself and in the kernel, on all
+// processors together.
 func (p *Process) CPU() (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return 0, err
 	}
-	// "id (name) state …", where the name may have anything in it. Own time is the 14th word, the kernel's the 15th.
+	// "id (name) state …", where the name may have anything in it. Own time is the 14th word, the
+	// kernel's the 15th.
 	words := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	var ticks int
 	for _, word := range words[11:13] {

@@ -1,5 +1,6 @@
-// Package redis starts Redis for tests, from Debian's package: one server, or a cluster of masters without replicas, with or
-// without TLS and a password. All of it ends with the test process, even if that is killed.
+// Package redis starts Redis for tests, from Debian's package: one server, or a cluster of masters
+// without replicas, with or without TLS and a password. All of it ends with the test process, even
+// if that is killed.
 package redis
 
 import (
@@ -19,8 +20,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Servers are one Redis or a cluster. The zero value is one server without access control. It starts with the first test
-// that asks for it; TestMain stops it.
+// Servers are one Redis or a cluster. The zero value is one server without access control. It
+// starts with the first test that asks for it; TestMain stops it.
 type Servers struct {
 	Nodes  int  // of a cluster, at least 3; 0 or 1 is one server and no cluster
 	Secure bool // TLS alone, and everybody has to log in; the default user is off
@@ -32,7 +33,8 @@ type Servers struct {
 	nodes []*node
 }
 
-// User may do what a view needs and no more, where the servers are Secure, as in deploy/redis. Reader may only read.
+// User may do what a view needs and no more, where the servers are Secure, as in deploy/redis.
+// Reader may only read.
 const (
 	User     = "views"
 	Reader   = "query"
@@ -53,8 +55,9 @@ type node struct {
 	process *process.Process
 }
 
-// Addr starts the servers if need be, and tells how a client reaches them: "host:port", or that of all nodes with commas
-// between. Where Redis is not installed the test is skipped, or fails, as process.SkipOrFail has it.
+// Addr starts the servers if need be, and tells how a client reaches them: "host:port", or that of
+// all nodes with commas between. Where Redis is not installed the test is skipped, or fails, as
+// process.SkipOrFail has it.
 func (s *Servers) Addr(tb testing.TB) string {
 	tb.Helper()
 	addr, err := s.Start()
@@ -95,8 +98,8 @@ func (s *Servers) Stop() error {
 // Kill is kill -9 of one node. Restart starts it again.
 func (s *Servers) Kill(node int) error { return s.nodes[node].process.Kill() }
 
-// Restart starts a killed node again, with the data of its last Save or with none. A node of a cluster knows its cluster
-// and its slots either way.
+// Restart starts a killed node again, with the data of its last Save or with none. A node of a
+// cluster knows its cluster and its slots either way.
 func (s *Servers) Restart(node int, withData bool) error {
 	n := s.nodes[node]
 	if !withData {
@@ -107,22 +110,23 @@ func (s *Servers) Restart(node int, withData bool) error {
 	return errors.Join(n.start(), s.awaitCluster())
 }
 
-// Save has a node write its data to disk now, as it does by itself every few minutes with Redis' own settings.
+// Save has a node write its data to disk now, as it does by itself every few minutes with Redis'
+// own settings.
 func (s *Servers) Save(node int) error { return s.must(node, "SAVE") }
 
-// FlushAll makes a node forget everything.
+// FlushAll returns a node forget everything.
 func (s *Servers) FlushAll(node int) error { return s.must(node, "FLUSHALL") }
 
 // Pause freezes a node: connections stay open, and nothing answers.
 func (s *Servers) Pause(node int) error { return s.nodes[node].process.Pause() }
 
-// Resume lets a paused node go on.
+// Resume lets a paused node continue.
 func (s *Servers) Resume(node int) error { return s.nodes[node].process.Resume() }
 
-// ResidentMB is the memory that a node holds, in MB.
+// ResidentMB returns the memory that a node holds, in MB.
 func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].process.ResidentMB() }
 
-// CA is the file of the authority that signed the servers' certificates.
+// CA returns the file of the authority that signed the servers' certificates.
 func (s *Servers) CA() string { return s.certs.CA }
 
 // Do sends a command to a node, and returns the answer as redis-cli prints it.
@@ -228,7 +232,8 @@ func (s *Servers) awaitCluster() error {
 
 func (n *node) addr() string { return fmt.Sprint("127.0.0.1:", n.port) }
 
-// configure writes the node's settings. Passwords stand in a file: arguments are for everybody to read.
+// configure writes the node's settings. Passwords stand in a file: arguments are for everybody to
+// read.
 func (n *node) configure(bus int) error {
 	s := n.servers
 	if err := os.Mkdir(n.dir, 0o700); err != nil {

@@ -1,5 +1,5 @@
-// Package registry starts a private schema registry for tests: Apicurio, which speaks Confluent's API, on loopback and in a
-// temporary folder. What was registered stays through Kill and Restart.
+// Package registry starts a private schema registry for tests: Apicurio, which speaks Confluent's
+// API, on loopback and in a temporary folder. What was registered stays through Kill and Restart.
 package registry
 
 import (
@@ -17,7 +17,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one registry for a test binary. The zero Server starts with the first test that asks for it; TestMain stops it.
+// Server is one registry for a test binary. The zero Server starts with the first test that asks
+// for it; TestMain stops it.
 type Server struct {
 	once sync.Once
 	err  error
@@ -31,8 +32,8 @@ type Server struct {
 	process.Server
 }
 
-// URL starts the registry if need be, and is the base of its Confluent API. Where it is not installed the test is skipped, or
-// fails, as process.SkipOrFail has it.
+// URL starts the registry if need be, and is the base of its Confluent API. Where it is not
+// installed the test is skipped, or fails, as process.SkipOrFail has it.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	url, err := s.Start()

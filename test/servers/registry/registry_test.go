@@ -16,7 +16,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What was registered is there after kill -9; a frozen registry answers nobody, and everybody once it goes on.
+// What was registered is there after kill -9; a frozen registry answers nobody, and everybody once
+// it continues.
 func TestKillAndPause(t *testing.T) {
 	t.Parallel()
 	var s registry.Server

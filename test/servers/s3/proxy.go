@@ -14,12 +14,13 @@ import (
 
 // Fault is what becomes of a call. The zero Fault is none.
 type Fault struct {
-	Delay  time.Duration // before the call goes on
+	Delay  time.Duration // before the call continues
 	Status int           // the answer, 500 or 503, from which the server never hears of the call
 	Lost   bool          // the server does the work, and the connection breaks instead of bringing the answer
 }
 
-// Proxy stands between a server and its clients, at an address of its own, and breaks the calls that a test chooses.
+// Proxy is between a server and its clients, at an address of its own, and breaks the calls that a
+// test chooses.
 type Proxy struct {
 	Endpoint string // http://host:port
 
@@ -34,7 +35,7 @@ type Proxy struct {
 // lost is the context's key that tells to drop the answer.
 type lost struct{}
 
-// NewProxy makes a proxy to an endpoint that breaks nothing yet.
+// NewProxy returns a proxy to an endpoint that breaks nothing yet.
 func NewProxy(endpoint string) (*Proxy, error) {
 	target, err := url.Parse(endpoint)
 	if err != nil {
@@ -90,8 +91,8 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	return p, nil
 }
 
-// Break has a function choose each call's fault, from its method and path: /bucket/key. It is called by one call at a
-// time. nil breaks nothing more.
+// Break has a function choose each call's fault, from its method and path: /bucket/key. It is
+// called by one call at a time. nil breaks nothing more.
 func (p *Proxy) Break(choose func(*http.Request) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package s3 starts a private S3 server for tests, versitygw over a temporary folder, and can stand between it and its
-// clients to break their calls.
+// Package s3 starts a private S3 server for tests, versitygw over a temporary folder, and can stand
+// between it and its clients to break their calls.
 package s3
 
 import (
@@ -29,8 +29,8 @@ type Config struct {
 // Keys are an account's.
 type Keys struct{ AccessKey, SecretKey string }
 
-// Server is one S3 server for a test binary. The zero Server starts with the first test that asks for it; TestMain stops
-// it. What was written outlives Kill and Restart, and goes with Stop.
+// Server is one S3 server for a test binary. The zero Server starts with the first test that asks
+// for it; TestMain stops it. What was written outlives Kill and Restart, and goes with Stop.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -40,8 +40,8 @@ type Server struct {
 	process.Server
 }
 
-// Config starts the server if need be, and tells how to reach it. Where it is not installed the test is skipped, or fails:
-// see process.SkipOrFail.
+// Config starts the server if need be, and tells how to reach it. Where it is not installed the
+// test is skipped, or fails: see process.SkipOrFail.
 func (s *Server) Config(tb testing.TB) Config {
 	tb.Helper()
 	c, err := s.Start()

@@ -40,7 +40,7 @@ func (s *Session) settings() (string, error) {
 	return string(settings), err
 }
 
-// iceberg is a catalog in the words of Iceberg's Java.
+// iceberg returns a catalog in the words of Iceberg's Java.
 func iceberg(c catalog.Catalog) map[string]string {
 	p := map[string]string{
 		"":           "org.apache.iceberg.spark.SparkCatalog",

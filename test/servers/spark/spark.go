@@ -1,5 +1,6 @@
-// Package spark runs a Spark session with Iceberg catalogs for tests, in a process of its own and a temporary folder, and asks it. It
-// is a heavy one: some 1 GB in two processes, and 15 to 60 seconds to start.
+// Package spark runs a Spark session with Iceberg catalogs for tests, in a process of its own and a
+// temporary folder, and asks it. It is a heavy one: some 1 GB in two processes, and 15 to 60
+// seconds to start.
 package spark
 
 import (
@@ -24,8 +25,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Session is one Spark for a test binary. Give it its catalogs; it starts with the first test that asks for it; TestMain stops it.
-// It answers one at a time.
+// Session is one Spark for a test binary. Give it its catalogs; it starts with the first test that
+// asks for it; TestMain stops it. It answers one at a time.
 type Session struct {
 	Catalogs []catalog.Catalog
 
@@ -50,8 +51,8 @@ type run struct {
 //go:embed session.py
 var program []byte
 
-// Ask is Query that starts the session if need be. Where Spark is not installed the test is skipped, or fails, as
-// process.SkipOrFail has it; and it fails where the query does.
+// Ask is Query that starts the session if need be. Where Spark is not installed the test is
+// skipped, or fails, as process.SkipOrFail has it; and it fails if the query does.
 func (s *Session) Ask(tb testing.TB, statement string) [][]any {
 	tb.Helper()
 	process.Heavy(tb, "Spark")
@@ -134,7 +135,8 @@ func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
 	r.cmd.Env = append(os.Environ(), "TZ=UTC", "JAVA_HOME="+strings.TrimSuffix(java, "/bin/java"), "SPARK_LOCAL_IP=127.0.0.1",
 		"SPARK_LOCAL_DIRS="+s.dir, "PYTHONUNBUFFERED=1")
 	if r.ask, err = r.cmd.StdinPipe(); err == nil {
-		// It ends with its input, and so with the test process, however that ends; its JVM ends with it.
+		// It ends with its input, and so with the test process, however that ends; its JVM ends
+		// with it.
 		err = r.cmd.Start()
 	}
 	if err = errors.Join(err, says.Close()); err != nil {
@@ -143,8 +145,9 @@ func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
 	return r, nil
 }
 
-// Query is what Spark answers to a statement: its rows. Values are json.Number, string (decimals and bytes in hexadecimal, too), bool; nil for null;
-// times are microseconds since 1970. A query that its context ends leaves the session without an answer in time, and so kills it.
+// Query returns what Spark answers to a statement: its rows. Values are json.Number, string
+// (decimals and bytes in hexadecimal, too), bool; nil for null; times are microseconds since 1970.
+// A query that its context ends leaves the session without an answer in time, and so kills it.
 func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,7 +239,7 @@ func (s *Session) Stop() error {
 	return err
 }
 
-// ResidentMB is the memory that the session and its JVM hold now, in MB.
+// ResidentMB returns the memory that the session and its JVM hold now, in MB.
 func (s *Session) ResidentMB() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,11 +257,11 @@ func (s *Session) ResidentMB() (int, error) {
 	return sum, nil
 }
 
-// children are the processes that a process has made.
+// children returns the processes that a process has made.
 func children(pid int) (pids []int) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
 	for _, task := range tasks {
-		list, _ := os.ReadFile(task) //nolint:gosec // empty where the thread has ended
+		list, _ := os.ReadFile(task) //nolint:gosec // empty if the thread has ended
 		for word := range strings.FieldsSeq(string(list)) {
 			if child, err := strconv.Atoi(word); err == nil {
 				pids = append(pids, child)

@@ -1,5 +1,6 @@
-// Package stack starts every real server that Millrace runs on, with TLS and passwords where the server has them, and says
-// how to reach them in Millrace's own settings. The end-to-end tests and `make up-real` stand on it.
+// Package stack starts every real server that Millrace runs on, with TLS and passwords where the
+// server has them, and says how to reach them in Millrace's own settings. The end-to-end tests and
+// `make up-real` stand on it.
 package stack
 
 import (
@@ -43,7 +44,7 @@ type Stack struct {
 type Cost struct {
 	Server string
 	Start  time.Duration // until it answered
-	MB     int           // of memory, once all were up; 0 where not known
+	MB     int           // of memory, once all were up; 0 if not known
 	stop   func() error
 	mb     func() (int, error)
 }
@@ -103,13 +104,13 @@ func (s *Stack) Stop() error {
 	return errors.Join(append(errs, os.RemoveAll(s.secrets))...)
 }
 
-// Env is how Millrace reaches the servers: its environment variables. Secrets are in files.
+// Env returns how Millrace reaches the servers: its environment variables. Secrets are in files.
 func (s *Stack) Env() []string { return s.env }
 
-// Costs are what the servers took to start, and the memory that they hold now.
+// Costs returns what the servers took to start, and the memory that they hold now.
 func (s *Stack) Costs() []Cost {
 	for i := range s.costs {
-		s.costs[i].MB, _ = s.costs[i].mb() // 0 where it is not known
+		s.costs[i].MB, _ = s.costs[i].mb() // 0 if it is not known
 	}
 	return s.costs
 }

@@ -19,7 +19,7 @@ func (p properties) bytes() []byte {
 	return b.Bytes()
 }
 
-// iceberg is a catalog in Trino's words.
+// iceberg returns a catalog in Trino's words.
 func iceberg(c catalog.Catalog) properties {
 	p := properties{{"connector.name", "iceberg"}}
 	if c.REST != "" {

@@ -1,5 +1,6 @@
-// Package trino starts a private Trino of one node for tests, on loopback and in a temporary folder, with Iceberg catalogs, and asks
-// it. It is a heavy one: some 0.9 GB, and 10 to 60 seconds to start.
+// Package trino starts a private Trino of one node for tests, on loopback and in a temporary
+// folder, with Iceberg catalogs, and asks it. It is a heavy one: some 0.9 GB, and 10 to 60 seconds
+// to start.
 package trino
 
 import (
@@ -20,7 +21,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one Trino for a test binary. Give it its catalogs; it starts with the first test that asks for it; TestMain stops it.
+// Server is one Trino for a test binary. Give it its catalogs; it starts with the first test that
+// asks for it; TestMain stops it.
 type Server struct {
 	Catalogs []catalog.Catalog
 
@@ -38,8 +40,8 @@ type Server struct {
 	process.Server
 }
 
-// URL starts the server if need be, and is its address. Where it is not installed the test is skipped, or fails, as
-// process.SkipOrFail has it.
+// URL starts the server if need be, and is its address. Where it is not installed the test is
+// skipped, or fails, as process.SkipOrFail has it.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	process.Heavy(tb, "Trino")
@@ -70,8 +72,8 @@ func (s *Server) Stop() error {
 	return errors.Join(err, s.Server.Stop())
 }
 
-// Query is what the server answers to a statement: its rows. Values are as trino-go-client gives them: int64, float64, string
-// (decimals, too), bool, []byte, time.Time; nil for null.
+// Query returns what the server answers to a statement: its rows. Values are as trino-go-client
+// gives them: int64, float64, string (decimals, too), bool, []byte, time.Time; nil for null.
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
@@ -126,7 +128,8 @@ func (s *Server) start() error {
 	return s.run(context.Background())
 }
 
-// connect makes the client, whose connections end with it, so that no goroutine outlives the tests.
+// connect returns the client, whose connections end with it, so that no goroutine outlives the
+// tests.
 func (s *Server) connect() error {
 	s.connections = &http.Transport{MaxIdleConnsPerHost: 4}
 	name := "millrace-" + filepath.Base(s.dir)

@@ -1,5 +1,6 @@
-// Command upreal is `make up-real`: every real server on loopback, every role of Millrace in a process of its own, a demo
-// through all of it, and a shell's settings to talk to it, until Ctrl-C. With -costs it only says what the servers cost.
+// Command upreal is `make up-real`: every real server on loopback, every role of Millrace in a
+// process of its own, a demo through all of it, and a shell's settings to talk to it, until Ctrl-C.
+// With -costs it only says what the servers cost.
 package main
 
 import (

@@ -8,7 +8,8 @@ type Broadcaster struct {
 	next chan struct{} // nil while nobody listens
 }
 
-// Next returns a channel that the next Ring closes. Take it before you look whether there is something to wait for.
+// Next returns a channel that the next Ring closes. Take it before you look whether there is
+// something to wait for.
 func (b *Broadcaster) Next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()

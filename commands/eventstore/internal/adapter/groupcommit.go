@@ -50,22 +50,23 @@ func (c *Call) size() (n int) {
 	return n
 }
 
-// Writer gathers concurrent appends into groups, so that one transaction, hence one sync of the disk, carries many.
+// Writer gathers concurrent appends into groups, so that one transaction, hence one sync of the
+// disk, carries many.
 type Writer struct {
 	queue   chan *Call
 	stopped chan struct{}
 }
 
-// StartWriter starts the one goroutine that stores. It hands each group to store, which settles every call or returns
-// it to be the head of the next group.
+// StartWriter starts the one goroutine that stores. It hands each group to store, which settles
+// every call or returns it to be the head of the next group.
 func StartWriter(store func(group []*Call) (again []*Call)) *Writer {
 	w := &Writer{queue: make(chan *Call, queued), stopped: make(chan struct{})}
 	go w.run(store)
 	return w
 }
 
-// Append queues a batch and waits for its end. If ctx ends first, Append returns its error at once: a batch that still
-// stood in the queue is not stored; one that was taken up may yet be.
+// Append queues a batch and waits for its end. If ctx ends first, Append returns its error at once:
+// a batch that still was in the queue is not stored; one that was taken up may yet be.
 func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := b.Validate(); err != nil {
 		return eventstore.Appended{}, err
@@ -90,7 +91,7 @@ func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.App
 	}
 }
 
-// Queued is how many calls wait to be taken up.
+// Queued returns how many calls wait to be taken up.
 func (w *Writer) Queued() int { return len(w.queue) }
 
 // Stop ends the goroutine after what is queued. No Append may be under way or follow.
@@ -109,7 +110,8 @@ func (w *Writer) run(store func([]*Call) []*Call) {
 	}
 }
 
-// gather adds to the group what waits in the queue, and waits for a first call where it would be empty.
+// gather adds to the group what waits in the queue, and waits for a first call where it would be
+// empty.
 func (w *Writer) gather(group []*Call, open bool) ([]*Call, bool) {
 	size := 0
 	for _, c := range group {

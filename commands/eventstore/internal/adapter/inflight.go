@@ -1,5 +1,6 @@
-// Package adapter is what the event store's adapters do alike: the gate that every call passes, the queue in which
-// appends gather into one transaction, and the bell that a commit rings. The SQL is each adapter's own.
+// Package adapter is what the event store's adapters do alike: the gate that every call passes, the
+// queue in which appends gather into one transaction, and the bell that a commit rings. The SQL is
+// each adapter's own.
 package adapter
 
 import (

@@ -1,5 +1,5 @@
-// Package fetchtest puts records into topics for tests of what reads through package fetch: in transactions that commit
-// or abort, or as they come.
+// Package fetchtest puts records into topics for tests of what reads through package fetch: in
+// transactions that commit or abort, or as they come.
 package fetchtest
 
 import (
@@ -22,7 +22,7 @@ type Record struct {
 	Headers    []event.Header
 }
 
-// Event is an event as the record that carries it, on the partition given.
+// Event returns an event as the record that carries it, on the partition given.
 func Event(partition int32, e event.Event) Record {
 	return Record{Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
@@ -33,7 +33,7 @@ type Producer struct {
 	admin  *kadm.Client
 }
 
-// New makes a transactional producer that is closed when the test ends.
+// New returns a transactional producer that is closed when the test ends.
 func New(t testing.TB, brokers []string, transactionalID string) *Producer {
 	t.Helper()
 	client, err := kgo.NewClient(
@@ -49,7 +49,7 @@ func New(t testing.TB, brokers []string, transactionalID string) *Producer {
 	return &Producer{client, kadm.NewClient(client)}
 }
 
-// CreateTopic makes a topic.
+// CreateTopic returns a topic.
 func (p *Producer) CreateTopic(ctx context.Context, topic string, partitions int32) error {
 	_, err := p.admin.CreateTopic(ctx, partitions, 1, nil, topic)
 	return err
@@ -70,7 +70,7 @@ func (p *Producer) DeleteTopic(ctx context.Context, topic string) error {
 	return err
 }
 
-// DeleteRecords removes what stands before an offset.
+// DeleteRecords removes what is before an offset.
 func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition int32, before int64) error {
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: before})
@@ -117,7 +117,8 @@ func (p *Producer) transact(ctx context.Context, topic string, end kgo.Transacti
 	return p.ended(ctx, topic, out)
 }
 
-// ended waits until the transaction's markers are on the log: Apache Kafka answers before it writes them.
+// ended waits until the transaction's markers are on the log: Apache Kafka answers before it writes
+// them.
 func (p *Producer) ended(ctx context.Context, topic string, records []*kgo.Record) error {
 	for {
 		stable, err := p.admin.ListCommittedOffsets(ctx, topic)

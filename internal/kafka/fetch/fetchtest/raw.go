@@ -21,8 +21,8 @@ type Stamped struct {
 	Value  []byte
 }
 
-// Stamp produces values in one batch with timestamps as they are given, which clients do not do: they compute them. A batch of
-// several is compressed.
+// Stamp produces values in one batch with timestamps as they are given, which clients do not do:
+// they compute them. A batch of several is compressed.
 func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, values ...Stamped) error {
 	topics, err := p.admin.ListTopics(ctx, topic)
 	if err = errors.Join(err, topics.Error()); err != nil {
@@ -47,7 +47,7 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 	return kerr.ErrorForCode(produced.Topics[0].Partitions[0].ErrorCode)
 }
 
-// batch is a batch in Kafka's format, version 2.
+// batch returns a batch in Kafka's format, version 2.
 func batch(values []Stamped) []byte {
 	first, highest := values[0].Millis, values[0].Millis
 	var records []byte
