@@ -11,7 +11,7 @@ import (
 // Of records that are parked one after the other, it is told so often.
 const deadLetterLogEvery = 10 * time.Second
 
-// parkLog logs parked records once per burst, so that thousands of bad records do not fill the log.
+// deadLetterLog logs dead letters once per burst, so that thousands of bad records do not fill the log.
 type deadLetterLog struct {
 	sink   string
 	logger *slog.Logger
@@ -32,7 +32,7 @@ func (l *deadLetterLog) add(letters []kafka.Record) {
 	l.count += len(letters)
 }
 
-// tell logs what was added since the last time, if that is long enough ago or has to be now.
+// flush logs what was added since the last time, if that is long enough ago or has to be now.
 func (l *deadLetterLog) flush(now bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -38,7 +38,7 @@ const (
 	maxReason   = 4 << 10 // of any record: a reason may quote what it is about
 )
 
-// parking writes to DeadLetterTopic. The topic and the producer are made when first wanted, which
+// deadLetterWriter writes to DeadLetterTopic. The topic and the producer are made when first wanted, which
 // is hardly ever.
 type deadLetterWriter struct {
 	cfg      kafka.Config
@@ -128,7 +128,7 @@ func (p *deadLetterWriter) close() {
 	}
 }
 
-// parkedRecord is a record as it goes to DeadLetterTopic.
+// newDeadLetter returns a record for DeadLetterTopic.
 func newDeadLetter(sink string, rec Record, key string, headers []event.Header, reason error) *kafka.Record {
 	value := rec.Event.Data
 	if value == nil { // a tombstone would be compacted away, and with it what tells of the record
@@ -146,19 +146,19 @@ func newDeadLetter(sink string, rec Record, key string, headers []event.Header, 
 	}
 }
 
-// parkedEvent is parkedRecord of a record whose envelope could be read.
+// deadLetterOf is newDeadLetter for a record whose envelope could be read.
 func deadLetterOf(sink string, rec Record, reason error) *kafka.Record {
 	return newDeadLetter(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
 }
 
-// Parking is DeadLetterTopic for sinks that read the log without a Runtime. It is safe for
+// DeadLetters writes to DeadLetterTopic for sinks that read the log without a Runtime. It is safe for
 // concurrent use.
 type DeadLetters struct{ writer deadLetterWriter }
 
 // NewDeadLetters opens nothing yet.
 func NewDeadLetters(cfg kafka.Config) *DeadLetters { return &DeadLetters{deadLetterWriter{cfg: cfg}} }
 
-// Parked is a record that a sink could not read. Sink, topic, partition and offset name it.
+// DeadLetter is a record that a sink could not read. Sink, topic, partition and offset name it.
 type DeadLetter struct {
 	Sink       string // and its version
 	Topic      string
@@ -169,7 +169,7 @@ type DeadLetter struct {
 	Reason     error
 }
 
-// Park returns once all records are safe on the topic.
+// Write returns once all records are safe on the topic.
 func (p *DeadLetters) Write(ctx context.Context, records ...DeadLetter) error {
 	if len(records) == 0 {
 		return nil

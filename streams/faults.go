@@ -77,7 +77,7 @@ func (f *Faults) rebuilt(log *slog.Logger, sink string, before time.Time) {
 	}
 }
 
-// settle removes faults after a look that began at a time and found nothing lost, if everything on
+// clearFaults removes faults after a look that began at a time and found nothing lost, if everything on
 // the topics has been applied. A sink removes what is damaged before it reports it, so such a look
 // comes after the log has been read again.
 func (w *Watermarks) clearFaults(log *slog.Logger, sink string, topics []string, begun time.Time) {

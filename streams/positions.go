@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// keepBooks saves positions and looks how far the log is, now and then, until ctx ends.
+// trackPositions saves positions and looks how far the log is, now and then, until ctx ends.
 func (r *Runtime) trackPositions(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.SaveEvery)
 	defer tick.Stop()
@@ -45,7 +45,7 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 	}
 }
 
-// look brings the watermarks up to date with the ends of the topics and with what other members
+// refresh brings the watermarks up to date with the ends of the topics and with what other members
 // have saved, and sees whether the sink still is where we saved it.
 func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)

@@ -18,7 +18,7 @@ type repair struct {
 	done  chan struct{}
 }
 
-// askRepair has the poll loop repair, and waits for it, unless ctx ends first.
+// requestRepair has the poll loop repair, and waits for it, unless ctx ends first.
 func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 	ask := repair{cause, gap, make(chan struct{})}
 	select {

@@ -1,12 +1,21 @@
-// Package streams runs the consumers that do work for every event: views now, processes later. It
-// reads topics as a member of a consumer group, hands events to a Sink in order per key and in
-// parallel across keys, and keeps the promise that the sink holds its own position: what the sink
-// says is where reading starts, and its position never runs ahead of its data.
+// Package streams is the runtime of consumers that do work per event.
 //
-// Reading order: this file says what a sink must do; runtime.go how partitions and records come and
-// go; partition.go how far one partition is; worker.go how records reach the sink; positions.go how
-// positions are kept and lag is measured; repair.go what happens when a sink loses data;
-// deadletters.go where unreadable records go; watermarks.go what queries may ask.
+// A Runtime reads topics as a member of a consumer group, and passes events to a Sink: in order per
+// key, in parallel across keys. Watermarks is how far a sink is, for queries that wait for a token.
+// A Follower keeps Watermarks current for a sink that other processes feed. DeadLetters writes the
+// records that cannot be read to a topic of their own.
+//
+// Invariants:
+//
+//   - The sink stores its own position. Reading starts there, and the position never runs ahead of
+//     the data.
+//   - An event may be delivered again, and Sink.Apply must treat it as a no-op.
+//   - When a partition is revoked, none of its records is inside the sink any more.
+//   - A record that cannot be read does not stop the others. It becomes a dead letter.
+//
+// This file is the contract of a sink. runtime.go assigns partitions and polls, partition.go tracks
+// the progress of one partition, worker.go delivers records, positions.go saves positions and
+// measures lag, repair.go handles lost data, and watermarks.go answers queries.
 package streams
 
 import (

@@ -28,10 +28,10 @@ type topicWatermarks struct {
 
 type watermark struct {
 	applied Applied
-	end     int64 // offset behind the last record that is known to stand on the log
+	end     int64 // offset behind the last record that is known to be on the log
 }
 
-// NewWatermarks knows nothing yet.
+// NewWatermarks returns empty watermarks.
 func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicWatermarks{}} }
 
 // Wait returns nil once the partition of an event's key has been applied up to the event's
@@ -159,7 +159,7 @@ func (w *Watermarks) reached(topic string, partition int32, end int64) {
 	m.end = max(m.end, end)
 }
 
-// look takes the ends of all partitions of a topic.
+// setEnds records the ends of all partitions of a topic.
 func (w *Watermarks) setEnds(topic string, ends map[int32]int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

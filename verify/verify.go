@@ -1,6 +1,8 @@
-// Package verify compares what every side of the system says it holds — store, topic, tables, views
-// — by count and by an order-independent hash of the content, and names the first difference. It
-// knows no side: each gives a digest of itself.
+// Package verify compares the sides of the system: store, topic, tables and views.
+//
+// Each Side returns a digest of its content: a count and a hash that does not depend on order. A
+// Subject has all comparisons of an aggregate. Run reads every side once and reports the first
+// difference. The package does not know what a side is.
 package verify
 
 import (

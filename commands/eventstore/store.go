@@ -1,5 +1,17 @@
-// Package eventstore is where a service keeps its events: the contract, which the adapters postgres
-// and sqlite meet and the suite in eventstoretest checks.
+// Package eventstore defines the contract of a service's event store.
+//
+// Store is the contract: append with optimistic concurrency, load a stream, read all events in
+// order. A Batch is what one command stores in one transaction: events of streams, the Answer of
+// its idempotency key, and snapshots.
+//
+// The adapters are sqlite (one file, the embedded default) and postgres (production). The suite in
+// eventstoretest defines their behaviour. internal/adapter contains their common code.
+//
+// Invariants:
+//
+//   - A batch is stored completely or not at all, and an acknowledged batch is durable.
+//   - A stream's versions have no gaps, and each has one event.
+//   - Read skips nothing: no event appears later in front of one that it has returned.
 package eventstore
 
 import (

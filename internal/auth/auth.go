@@ -1,7 +1,8 @@
-// Package auth lets in who has a token. It guards the doors where they are open beyond loopback.
+// Package auth authenticates callers by token and checks their rights. It guards every listener
+// outside loopback.
 //
-// A token is a long random text, one for each caller, in a file that is read again when it changes,
-// so that tokens can be given and taken without a restart.
+// A token is a long random text, one for each caller. Tokens are in a file that is read again when
+// it changes, so they can be issued and revoked without a restart.
 package auth
 
 import (

@@ -1,5 +1,5 @@
-// Package clickhouse is where Millrace meets ClickHouse: a client of its HTTP interface, the same
-// for a real server and for the embedded engine, and the care for the embedded engine's process.
+// Package clickhouse is the client of ClickHouse's HTTP interface, the same for a real server and
+// for the embedded engine. It also starts and supervises the process of the embedded engine.
 package clickhouse
 
 import (

@@ -1,6 +1,5 @@
-// Package client sends commands to a running Millrace the way an outside program would: through the
-// Connect API, over one HTTP/2 connection, and patiently, because a command that carries an
-// idempotency key may be sent again.
+// Package client sends commands to a running Millrace as an outside program would: by Connect over
+// one HTTP/2 connection. It retries, which is safe because commands carry an idempotency key.
 package client
 
 import (

@@ -1,5 +1,5 @@
-// Package config holds every setting of Millrace: its default, its place in the configuration file,
-// its environment variable and its description, all read from the one struct Config.
+// Package config defines every setting of Millrace. The struct Config contains the default, the key
+// in the configuration file, the environment variable and the description of each.
 package config
 
 import (

@@ -1,6 +1,6 @@
-// Package digest sums the content of a side of the system — a store, a topic, a table, a view —
-// into a count and a hash that do not depend on the order of reading, so that sides can be compared
-// without moving them.
+// Package digest reduces the content of a side (a store, a topic, a table, a view) to a count and a
+// hash. Neither depends on the order of reading, so sides can be compared without moving their
+// data.
 package digest
 
 import (

@@ -1,8 +1,7 @@
-// Package failpoint lets the kill matrix (test/kill) make a step of the running binary fail: a
-// process dies or freezes there, the step is refused, or its answer is lost.
+// Package failpoint injects faults for the kill matrix (test/kill). At a failpoint the process dies
+// or freezes, the step fails, or its answer is lost.
 //
-// It does nothing unless the binary is built with the tag failpoints; without the tag a call is
-// inlined to nothing.
+// Without the build tag failpoints, a call is inlined to nothing.
 package failpoint
 
 // The steps of the roles, as their packages name them. A step that has an effect outside the

@@ -1,5 +1,5 @@
-// Package postgres opens PostgreSQL for database/sql, for what others have written against that
-// interface: iceberg-go's catalog. The event store is ours and speaks pgx itself.
+// Package postgres opens PostgreSQL for database/sql, which iceberg-go's catalog needs. The event
+// store uses pgx directly.
 package postgres
 
 import (

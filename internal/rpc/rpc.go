@@ -1,5 +1,5 @@
-// Package rpc is the door of every Connect service: it bounds and validates what comes in, and
-// keeps panics and the inner workings of errors from going out.
+// Package rpc contains what all Connect services have in common. It bounds and validates requests,
+// turns panics into errors, and hides internal errors from callers.
 package rpc
 
 import (

@@ -1,9 +1,9 @@
-// Package settings says what is wrong with the settings of the servers that the system runs on.
+// Package settings reports settings of servers that endanger data.
 //
-// Whoever makes a topic, a bucket or an index makes it with the right settings. Where it was there
-// before, or was changed since, a setting may take away what the system counts on: a compacted
-// topic forgets events, a Redis that evicts forgets documents. Each client looks for such settings
-// of its server and answers with Faults; the process looks at start and from time to time.
+// Millrace creates topics, buckets and indexes with the right settings. If they existed before, or
+// were changed since, a setting may break a guarantee: a compacted topic loses events, and a Redis
+// that evicts keys loses documents. Each client checks the settings of its server and returns
+// Faults. Processes check at start and periodically.
 package settings
 
 import (

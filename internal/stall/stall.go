@@ -1,7 +1,7 @@
-// Package stall makes connections that do not wait forever. A server that hangs, or that was cut
-// off without a word, keeps its connections open, and a deadline for a whole call would have to be
-// as long as the longest transfer. So a connection here may take as long as it likes, as long as
-// bytes move.
+// Package stall bounds how long a connection may be silent. A server that hangs, or that
+// disappeared without closing, keeps its connections open. A deadline for a whole call would have
+// to be as long as the longest transfer. So a connection here may take any time as long as bytes
+// move.
 package stall
 
 import (

@@ -1,5 +1,5 @@
-// Package telemetry holds the metrics of a process, as Prometheus reads them, and is the one place
-// that knows its client.
+// Package telemetry contains the metrics of a process. It is the only package that imports
+// Prometheus' client.
 package telemetry
 
 import (

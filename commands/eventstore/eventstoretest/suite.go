@@ -1,5 +1,5 @@
-// Package eventstoretest is the conformance suite of eventstore.Store: what it checks is what
-// services may rely on, so an adapter that passes it can take the place of another.
+// Package eventstoretest is the conformance suite of eventstore.Store. Services may rely on what it
+// checks, so adapters that pass it are interchangeable.
 package eventstoretest
 
 import (

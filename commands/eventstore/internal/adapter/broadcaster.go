@@ -2,13 +2,13 @@ package adapter
 
 import "sync"
 
-// Bell wakes everybody who listens. The zero Bell is ready.
+// Broadcaster wakes all waiting goroutines. The zero value is ready to use.
 type Broadcaster struct {
 	mu   sync.Mutex
 	next chan struct{} // nil while nobody listens
 }
 
-// Next returns a channel that the next Ring closes. Take it before you look whether there is
+// Next returns a channel that the next Broadcast closes. Take it before you look whether there is
 // something to wait for.
 func (b *Broadcaster) Next() <-chan struct{} {
 	b.mu.Lock()
@@ -19,7 +19,7 @@ func (b *Broadcaster) Next() <-chan struct{} {
 	return b.next
 }
 
-// Ring wakes them.
+// Broadcast wakes all goroutines that wait on a channel of Next.
 func (b *Broadcaster) Broadcast() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,6 +1,12 @@
-// Package adapter is what the event store's adapters do alike: the gate that every call passes, the
-// queue in which appends gather into one transaction, and the bell that a commit rings. The SQL is
-// each adapter's own.
+// Package adapter contains the common code of the event store's adapters. The SQL belongs to each
+// adapter.
+//
+// InFlight counts the calls in progress, so that Close can reject new ones and wait for the rest.
+// Writer is the group commit: it collects concurrent appends into one transaction, because a sync
+// of the disk costs more than all else. Broadcaster wakes waiting readers after a commit.
+//
+// Invariants: every Call gets exactly one result, and a caller whose context ends while its batch
+// is queued knows that the batch was not stored.
 package adapter
 
 import (
@@ -9,7 +15,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 )
 
-// Gate lets calls in until it is closed, and tells when the last of them has left.
+// InFlight tracks the calls in progress. Close rejects new calls and waits for these.
 type InFlight struct {
 	mu      sync.Mutex
 	closed  bool
@@ -17,10 +23,10 @@ type InFlight struct {
 	closing chan struct{}
 }
 
-// NewGate makes an open gate.
+// NewInFlight returns a tracker that accepts calls.
 func NewInFlight() *InFlight { return &InFlight{closing: make(chan struct{})} }
 
-// Enter lets a call in, or fails with eventstore.ErrClosed. Who entered must Leave.
+// Enter begins a call, which must end with Leave. It returns eventstore.ErrClosed after Close.
 func (g *InFlight) Enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -37,7 +43,7 @@ func (g *InFlight) Leave() { g.calls.Done() }
 // Closing is closed when Close begins: calls that only wait end then.
 func (g *InFlight) Closing() <-chan struct{} { return g.closing }
 
-// Close lets no more calls in and returns once all have left. Only the first Close gets true.
+// Close rejects new calls and blocks until all have ended. Only the first Close returns true.
 func (g *InFlight) Close() bool {
 	g.mu.Lock()
 	first := !g.closed
