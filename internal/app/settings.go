@@ -14,17 +14,17 @@ import (
 
 const settingsWithin = 20 * time.Second // for a look at all servers
 
-// judge is a client that can say what is wrong with its server's settings.
-type judge interface {
+// checker is a client that can say what is wrong with its server's settings.
+type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }
 
-// judges are those of the real servers that this process uses, by name. What is embedded has the settings that we give
+// checkers are those of the real servers that this process uses, by name. What is embedded has the settings that we give
 // it.
-func (p *App) judges() map[string]func(context.Context) ([]settings.Fault, error) {
+func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, error) {
 	all := map[string]func(context.Context) ([]settings.Fault, error){}
 	add := func(name string, client any) {
-		if j, ok := client.(judge); ok {
+		if j, ok := client.(checker); ok {
 			all[name] = j.Settings
 		}
 	}
@@ -53,7 +53,7 @@ func (p *App) judges() map[string]func(context.Context) ([]settings.Fault, error
 
 // startSettings refuses to start where a setting would lose or falsify data, and goes on looking.
 func (p *App) startSettings(ctx context.Context) error {
-	faults := p.lookAtSettings(ctx)
+	faults := p.checkSettings(ctx)
 	if err := settings.Refuse(faults); err != nil {
 		return err
 	}
@@ -71,19 +71,19 @@ func (p *App) startSettings(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-tick.C:
-				p.lookAtSettings(ctx)
+				p.checkSettings(ctx)
 			}
 		}
 	})
 	return nil
 }
 
-// lookAtSettings asks all servers. A server that cannot be asked is told, and its last faults stand.
-func (p *App) lookAtSettings(ctx context.Context) []settings.Fault {
+// checkSettings asks all servers. A server that cannot be asked is told, and its last faults stand.
+func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 	ctx, cancel := context.WithTimeout(ctx, settingsWithin)
 	defer cancel()
 	now := map[string][]settings.Fault{}
-	for name, ask := range p.judges() {
+	for name, ask := range p.checkers() {
 		faults, err := ask(ctx)
 		if err != nil {
 			if !errors.Is(ctx.Err(), context.Canceled) {

@@ -1,0 +1,140 @@
+package app
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/config"
+	embeddedkafka "github.com/millrace/millrace/internal/embedded/kafka"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/internal/kafka/security"
+	"github.com/millrace/millrace/internal/registry"
+)
+
+// startKafka connects to the log, and starts one where none is named.
+func (p *App) startKafka(ctx context.Context) error {
+	brokers := p.cfg.Kafka.Brokers
+	if brokers == "" {
+		broker, err := embeddedkafka.Start(ctx, embeddedkafka.Config{
+			DataDir: p.cfg.Path("kafka"), Addr: p.cfg.Kafka.Listen, SyncWrites: p.cfg.Durability == "power-loss", Logger: p.log,
+		})
+		if err != nil {
+			return taken(err, p.cfg.Kafka.Listen, "the setting kafka.listen")
+		}
+		p.onStop(broker.Close)
+		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
+	}
+	p.addresses["kafka"] = brokers
+	access, err := kafkaAccess(p.cfg.Kafka)
+	if err != nil {
+		return err
+	}
+	p.kafka = kafka.Config{Brokers: brokers, ClientID: "millrace", Security: access, Replicas: p.cfg.Kafka.Replicas, Logger: p.log}
+	admin, err := kafka.NewAdmin(p.kafka)
+	if err != nil {
+		return err
+	}
+	p.admin = admin
+	p.onStop(func() error {
+		admin.Close()
+		return nil
+	})
+	if err := p.startRegistry(); err != nil {
+		return err
+	}
+	if err := p.startSeals(); err != nil {
+		return err
+	}
+	if p.wanted[stores] && !p.has(Relay) {
+		if p.published, err = relay.NewFollower(p.kafka, p.storesByService()); err != nil {
+			return err
+		}
+		p.onStop(func() error {
+			p.published.Close()
+			return nil
+		})
+	}
+	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
+		return admin.Reach(ctx) // who only looks needs no right to create
+	}
+	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
+}
+
+// startRegistry makes the client of the schema registry, where one is named. Nothing is asked yet.
+func (p *App) startRegistry() error {
+	c := p.cfg.Registry
+	if c.URL == "" {
+		return nil
+	}
+	password, err := c.Password.Reveal("")
+	if err != nil {
+		return fmt.Errorf("registry.password: %w", err)
+	}
+	trust, err := c.TLS.Client()
+	if err != nil {
+		return fmt.Errorf("registry.tls: %w", err)
+	}
+	p.registry, err = registry.NewClient(registry.Config{URL: c.URL, User: c.User, Password: password, TLS: trust, Logger: p.log})
+	if err != nil {
+		return err
+	}
+	p.onStop(func() error {
+		p.registry.Close()
+		return nil
+	})
+	p.decoder = registry.NewDecoder(p.registry)
+	p.metrics.Gauge("millrace_registry_degraded", "1 while the schema registry is unavailable and cached schemas are used.", func() float64 {
+		if p.registry.Degraded() {
+			return 1
+		}
+		return 0
+	})
+	p.background("schema registry", p.registry.Watch)
+	return nil
+}
+
+// startSeals has the readers of this process tell the relays' records from others.
+func (p *App) startSeals() error {
+	seals, err := relay.NewSeals(p.kafka, p.modules.aggregates(), p.storesByService())
+	if err != nil {
+		return err
+	}
+	p.seals = seals
+	p.onStop(func() error {
+		seals.Close()
+		return nil
+	})
+	if p.decoder == nil {
+		p.decoder = registry.NewDecoder(nil)
+	}
+	p.decoder.CheckSeals(seals)
+	return nil
+}
+
+// encoder is what a topic's producer writes with; nil for plain values.
+func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
+	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
+	if err != nil || codec == registry.Plain {
+		return nil, err
+	}
+	message, err := registry.Message(a)
+	if err != nil {
+		return nil, err
+	}
+	return registry.NewEncoder(registry.EncoderConfig{
+		Client: p.registry, Topic: a.Topic, Message: message, Codec: codec, Compatibility: p.cfg.Registry.Compatibility,
+	})
+}
+
+func kafkaAccess(c config.Kafka) (security.Config, error) {
+	password, err := c.SASL.Password.Reveal("")
+	if err != nil {
+		return security.Config{}, fmt.Errorf("kafka.sasl.password: %w", err)
+	}
+	return security.Config{
+		TLS: c.TLS.Enabled, CAFile: c.TLS.CA, CertFile: c.TLS.Cert, KeyFile: c.TLS.Key,
+		Mechanism: c.SASL.Mechanism, Username: c.SASL.User, Password: password,
+	}, nil
+}

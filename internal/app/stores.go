@@ -1,0 +1,129 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/commands/eventstore/postgres"
+	"github.com/millrace/millrace/commands/eventstore/sqlite"
+	"github.com/millrace/millrace/event"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/kafka"
+	"github.com/millrace/millrace/streams"
+)
+
+func (p *App) startStores(ctx context.Context) error {
+	for _, a := range p.modules.aggregates() {
+		store, err := p.openStore(ctx, a)
+		if err != nil {
+			return fmt.Errorf("store of %s: %w", a.Service, err)
+		}
+		p.stores[a.Name] = store
+		p.onStop(store.Close)
+	}
+	return nil
+}
+
+// storesByService returns the stores of this process, if its roles have any.
+func (p *App) storesByService() map[string]eventstore.Store {
+	stores := map[string]eventstore.Store{}
+	for _, a := range p.modules.aggregates() {
+		if s := p.stores[a.Name]; s != nil {
+			stores[a.Service] = s
+		}
+	}
+	return stores
+}
+
+func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
+	if p.cfg.Store.Postgres == "" {
+		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
+			return nil, err
+		}
+		return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
+	}
+	conn, password, err := storeAccess(p.cfg.Store, a)
+	if err != nil {
+		return nil, err
+	}
+	return postgres.Open(ctx, conn, a, postgres.WithPassword(password), postgres.WithLogger(p.log))
+}
+
+// storeAccess is how the store of an aggregate's service is reached.
+func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err error) {
+	if password, err = c.Password.Reveal(a.Service); err != nil {
+		return "", "", fmt.Errorf("store.password: %w", err)
+	}
+	return strings.ReplaceAll(c.Postgres, "{service}", a.Service), password, nil
+}
+
+// Migrate brings the schemas of all event stores to this version, as whom the configuration names, and tells of each.
+func Migrate(ctx context.Context, c config.Config, tell func(service string)) error {
+	if c.Store.Postgres == "" {
+		return errors.New("store.postgres names no server: the embedded stores migrate themselves")
+	}
+	for _, a := range Shop().aggregates() {
+		conn, password, err := storeAccess(c.Store, a)
+		if err != nil {
+			return err
+		}
+		if err := postgres.Migrate(ctx, conn, a, postgres.WithPassword(password)); err != nil {
+			return err
+		}
+		tell(a.Service)
+	}
+	return nil
+}
+
+func (p *App) startRelays(context.Context) error {
+	parking := streams.NewDeadLetters(p.kafka)
+	p.onStop(func() error {
+		parking.Close()
+		return nil
+	})
+	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.", func() (n float64) {
+		for _, r := range p.relays {
+			n += float64(r.Progress().Strays)
+		}
+		return n
+	})
+	for _, a := range p.modules.aggregates() {
+		encoder, err := p.encoder(a)
+		if err != nil {
+			return err
+		}
+		r, err := relay.New(relay.Config{
+			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
+			PutAside: func(ctx context.Context, m kafka.Message, reason error) error {
+				return parking.Write(ctx, streams.DeadLetter{
+					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
+					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,
+				})
+			},
+			TransactionalID: "millrace-relay-" + a.Service + p.boot,
+		})
+		if err != nil {
+			return err
+		}
+		p.relays[a.Name] = r
+		p.background("relay of "+a.Service, func(ctx context.Context) error { return p.runRelay(ctx, r) })
+	}
+	return nil
+}
+
+// runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data
+// folder is ours; then "fenced" only means that this machine slept through a transaction.
+func (p *App) runRelay(ctx context.Context, r *relay.Relay) error {
+	for {
+		err := r.Run(ctx)
+		if p.boot == "" || !errors.Is(err, relay.ErrFenced) {
+			return err
+		}
+		p.log.Warn("a relay starts over", "reason", err)
+	}
+}
