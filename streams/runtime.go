@@ -60,7 +60,7 @@ type Runtime struct {
 	mu    sync.Mutex // of parts, which the poll loop alone changes
 	parts map[kafka.TopicPartition]*partition
 
-	identified time.Time // when topics were last looked at; of keepBooks alone
+	identified time.Time // when topics were last looked at; used by trackPositions alone
 
 	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
 }
@@ -90,7 +90,7 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Run reads until ctx ends, which is not an error. It returns once the sink is left alone, its
+// Run reads until ctx ends, which is not an error. It returns once no call of the sink is active, its
 // positions are saved and the group is left. It can be called once.
 func (r *Runtime) Run(ctx context.Context) error {
 	attempts, cancelAttempts := context.WithCancel(context.WithoutCancel(ctx))

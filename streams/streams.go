@@ -38,7 +38,7 @@ type Record struct {
 	Offset    int64
 }
 
-// Applied says how far a sink is along one partition: every record before Next has been applied.
+// Applied is a sink's position in one partition: every record before Next has been applied.
 type Applied struct {
 	Next      int64          // offset to read next
 	Watermark event.Position // store position of the last event before Next
@@ -121,7 +121,7 @@ type Sink interface {
 	SavePositions(ctx context.Context, topic string, moves []Move) error
 }
 
-// ErrLost says that a sink does not hold what it held before.
+// ErrLost means that a sink has lost data.
 var ErrLost = errors.New("the sink does not hold what it held")
 
 // GapError says that an event cannot be applied because the one before it in its stream was not:

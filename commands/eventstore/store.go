@@ -69,10 +69,10 @@ type Store interface {
 	// topic. A copy of the store has the same secret.
 	Secret(ctx context.Context) ([]byte, error)
 
-	// Wait returns nil once Read(after) may return something, or ctx's error. It may return early.
+	// Wait blocks until Read(after) may return events. It may return early.
 	Wait(ctx context.Context, after event.Position) error
 
-	// Close stops what the store runs. Calls under way end first.
+	// Close waits for calls in progress and releases the store's resources.
 	Close() error
 }
 
@@ -87,7 +87,7 @@ type Batch struct {
 	// Streams to append to; each at most once. Empty where the command changed nothing but has an
 	// answer to keep.
 	Streams []StreamAppend
-	// Answer is kept under its key in the same transaction, unless its key is empty.
+	// Answer is stored under its key in the same transaction, unless the key is empty.
 	Answer Answer
 	// Snapshots are kept in the same transaction; each replaces the stream's older one.
 	Snapshots []Snapshot
@@ -129,7 +129,7 @@ type Snapshot struct {
 	State   []byte // the service's own encoding
 }
 
-// ConflictError says that somebody else appended first.
+// ConflictError means that another writer appended to the stream first.
 type ConflictError struct {
 	Stream   string
 	Expected uint64
@@ -140,7 +140,7 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("stream %q is at version %d, not %d", e.Stream, e.Actual, e.Expected)
 }
 
-// AnsweredError says that the idempotency key of the batch has an answer already.
+// AnsweredError means that the idempotency key of the batch already has an answer.
 type AnsweredError struct{ Answer Answer }
 
 func (e *AnsweredError) Error() string {
