@@ -9,21 +9,24 @@ import (
 )
 
 // verifyEvery is how often a running relay checks that its announcements are still the last records
-// under their keys.
+// under their keys, and the longest that it waits for the store at a time.
 const verifyEvery = time.Minute
 
 // announcing is what a relay knows about the announcements of its store. Compaction keeps only the
-// last record of a key. So each of them must be the last one under its key, and is written again
-// after a stray.
+// last record of a key. So each announcement must be the last record under its key, and is written
+// again after a stray.
 type announcing struct {
-	key  ed25519.PrivateKey
-	name string                  // under which this relay seals
-	own  map[string]announcement // by name: a topic that was restored under another id has records under several
-	lost map[string]bool         // names to announce again
+	key  ed25519.PrivateKey // signs announcements
+	name string             // under which this relay seals
+	// own are this store's announcements, by name. A topic that was restored under another id has
+	// several.
+	own  map[string]announcement
+	lost map[string]bool // names of announcements to write again
 
-	positionsID string
-	next        map[int32]int64 // to read from
-	verified    time.Time
+	// State of the reading of PositionsTopic.
+	positionsID string          // id of the topic when it was last read
+	next        map[int32]int64 // offsets to read from; nil before the first read
+	verified    time.Time       // when verify last succeeded
 }
 
 func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) {
@@ -37,8 +40,8 @@ func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) 
 }
 
 // sealing prepares the announcements of a session. begun reports whether relays have published to
-// the topic before. Their records may have no seal and stay valid. Otherwise everything on the
-// topic is a stray.
+// the topic before. If so, records before the floors may have no seal and remain valid. If not,
+// every record on the topic without a seal is a stray, and the floors are 0.
 func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing, error) {
 	a, err := newAnnouncing(l.secret, l.cfg.Aggregate.Service, l.info.ID)
 	if err != nil {
@@ -46,6 +49,7 @@ func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing
 	}
 	seen, err := l.verify(ctx, l.admin, a)
 	if err != nil {
+		// Count the strays that verify only counted, too.
 		return nil, err
 	}
 	for _, s := range seen.first {
@@ -57,7 +61,7 @@ func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing
 	}
 	floors := make([]int64, l.info.Partitions)
 	switch {
-	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // it was announced, and nothing is left of that
+	case m != nil && m.seal == a.name && len(m.sealFloors) > 0: // it was announced, and the announcement was lost
 		floors = m.sealFloors
 	case begun && len(a.own) > 0: // the topic was restored under another id
 		for _, before := range a.own {
@@ -75,9 +79,10 @@ func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing
 	return a, nil
 }
 
-// verify reads what is new on the positions. It notes which announcements are lost, and returns the
-// strays among the new records. The first call of a session reads the whole topic. It leaves out
-// strays before the store's last record, because an earlier session has seen them.
+// verify reads the new records of PositionsTopic. It notes which announcements are lost, and
+// returns the strays among the new records. The first call of a session reads the whole topic. It
+// then omits strays before the store's last valid record, because an earlier session has reported
+// them.
 func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (seen strays, err error) {
 	topic, err := within(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
 		return admin.Topic(ctx, PositionsTopic)
@@ -96,7 +101,7 @@ func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (
 		if secret, err = within(ctx, r.cfg.Store.Secret); err != nil {
 			return strays{}, err
 		}
-	} else if topic.ID != a.positionsID || shorter(end, a.next) { // it was made again, without the announcements
+	} else if topic.ID != a.positionsID || shorter(end, a.next) { // the topic was recreated without the announcements
 		a.next = nil
 		for name := range a.own {
 			a.lost[name] = true
@@ -121,6 +126,7 @@ func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (
 			}
 			return nil
 		}
+		// Anything else under this name hides the announcement after compaction.
 		if _, mine := a.own[name]; mine || name == a.name {
 			a.lost[name] = true
 		}
@@ -144,8 +150,7 @@ func shorter(end, read map[int32]int64) bool {
 	return false
 }
 
-// keepAnnounced now and then checks the announcements of a running relay, and restores those that
-// are lost.
+// keepAnnounced checks the announcements at most every verifyEvery, and restores lost ones.
 func (r *Relay) keepAnnounced(
 	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *announcing,
 ) error {
@@ -161,7 +166,7 @@ func (r *Relay) keepAnnounced(
 	return r.announce(ctx, p, a)
 }
 
-// announce writes the announcements that are lost, and the first one.
+// announce writes, in one transaction, the announcements that are lost or were never written.
 func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a *announcing) error {
 	if len(a.lost) == 0 {
 		return nil
@@ -169,7 +174,7 @@ func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a 
 	if err := p.Begin(); err != nil {
 		return err
 	}
-	ctx, cancel := outlive(ctx, 3*time.Second) // like commit
+	ctx, cancel := outlive(ctx, 3*time.Second) // as in commit
 	defer cancel()
 	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer late()

@@ -13,25 +13,24 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// announcement says that the relay seals the records of a topic under this name, from the floors
-// on. It is signed with a key that is derived from the store's secret, and the name is a hash of
-// that key's public half and the topic's id. So nobody else can announce the name, or change its
-// floors.
+// announcement says that the relay seals the records of a topic under a name, from the floors on.
+// It is signed with a key derived from the store's secret. The name is a hash of the public key and
+// the topic's id. So no other process can announce the name or change its floors.
 type announcement struct {
 	name    string
-	key     string // the raw ed25519.PublicKey
-	topicID string // empty if the brokers have no ids
-	floors  []int64
+	key     string  // the raw ed25519.PublicKey
+	topicID string  // empty if the brokers have no ids
+	floors  []int64 // offsets, by partition
 }
 
 const (
 	sealInfix       = "/seal/" // in an announcement's key, between the service and the name
 	publicKeyHeader = "public-key"
-	sealPurpose     = "millrace seal 1"
-	nameBytes       = 16 // of a seal's name
+	sealPurpose     = "millrace seal 1" // separates these keys and signatures from others of the same secret
+	nameBytes       = 16                // length of a seal's name
 )
 
-// sealKey returns the key that signs the announcements of a service.
+// sealKey derives the key that signs the announcements of a service from the store's secret.
 func sealKey(secret []byte, service string) (ed25519.PrivateKey, error) {
 	if len(secret) == 0 {
 		return nil, fmt.Errorf("the store of %s has no secret", service)
@@ -49,12 +48,13 @@ func sealName(key, topicID string) string {
 	return hex.EncodeToString(sum[:nameBytes])
 }
 
-// isSealName reports whether a text has the form of a name.
+// isSealName reports whether a string has the form of a seal's name.
 func isSealName(name string) bool {
 	b, err := hex.DecodeString(name)
 	return err == nil && len(b) == nameBytes && hex.EncodeToString(b) == name
 }
 
+// record returns the announcement as it is written, signed with key.
 func (a announcement) record(service string, key ed25519.PrivateKey) kafka.Record {
 	r := kafka.Record{
 		Topic: PositionsTopic, Partition: kafka.AnyPartition,
@@ -68,8 +68,8 @@ func (a announcement) record(service string, key ed25519.PrivateKey) kafka.Recor
 	return r
 }
 
-// announcementKey reports whether a record is stored where announcements are, and of which service
-// and name.
+// announcementKey returns the service and the name of an announcement's record. ok reports whether
+// the record has the key of an announcement; its content may be anything.
 func announcementKey(m kafka.Message) (service, name string, ok bool) {
 	service, name, ok = strings.Cut(string(m.Key), sealInfix)
 	return service, name, ok && service != "" && name != ""
@@ -80,9 +80,9 @@ var (
 	errOtherKey     = errors.New("another system announces its seal; only one may publish to a topic")
 )
 
-// parseAnnouncement reads what record wrote. It returns errOtherKey for an announcement under
-// another key than the wanted one, without checking its signature, so that a flood of them is
-// cheap. An empty key means any.
+// parseAnnouncement reads a record that record returned. An empty wanted key accepts any key. For a
+// key other than the wanted one it returns errOtherKey without checking the signature, so that a
+// flood of such records is cheap.
 func parseAnnouncement(m kafka.Message, wanted string) (announcement, error) {
 	_, name, ok := announcementKey(m)
 	if h := m.Headers; !ok || len(h) != 3 ||

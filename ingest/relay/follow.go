@@ -12,21 +12,22 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Follower reads from the log how far the relays are, whichever processes they run in. It is safe
-// for concurrent use.
+// Follower reads from PositionsTopic how far the relays are, in any process. It is safe for
+// concurrent use.
 type Follower struct {
 	cfg    kafka.Config
 	admin  *kafka.Admin
 	stores map[string]eventstore.Store
 
+	// mu is held during a Look.
 	mu      sync.Mutex
-	topicID string
-	next    map[int32]int64
+	topicID string              // of PositionsTopic when it was last read
+	next    map[int32]int64     // offsets to read from
 	known   map[string]Progress // by service
 }
 
-// NewFollower returns a Follower that knows nothing before the first Look. It trusts a position
-// only if the service's store has signed it and has its event. stores are keyed by service. Close
+// NewFollower returns a Follower. It knows nothing before the first Look. stores are keyed by
+// service. A position is trusted only if the service's store has signed it and has its event. Close
 // releases the Kafka client.
 func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Follower, error) {
 	admin, err := kafka.NewAdmin(cfg)
@@ -36,11 +37,11 @@ func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Followe
 	return &Follower{cfg: cfg, admin: admin, stores: stores, next: map[int32]int64{}, known: map[string]Progress{}}, nil
 }
 
-// Close releases Kafka.
+// Close releases the Kafka client.
 func (f *Follower) Close() { f.admin.Close() }
 
-// Look reads what has been marked since the last look, and tells for each service how far the log
-// is. Published is not known from the log, and 0.
+// Look reads the new checkpoints and returns how far the log is, by service. The log does not
+// contain Published, Strays and Live, so they are zero.
 func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -66,8 +67,8 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
 		service := string(m.Key)
 		read, err := parseMark(m, secrets[service])
-		// Anything else is a mark of an earlier version, which the relay replaces when it starts,
-		// or a stray, which the relay reports.
+		// Skip marks of earlier versions, which the relay replaces when it starts, and strays,
+		// which the relay reports.
 		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
 			found[service] = append(found[service], read.last())
 		}

@@ -16,46 +16,48 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// mark is the position record of a transaction: it carries the events after from, up to and with
-// to, which was recorded then.
+// mark is the checkpoint record of a transaction. It says that the transaction contains the events
+// after from, up to and including to.
 type mark struct {
-	from, to event.Position
-	recorded time.Time
+	from, to event.Position // of the last transaction
+	recorded time.Time      // when the store recorded the event at to
 	identity
 }
 
-// identity names the two sides that a mark is between, so that a relay that finds it can report
-// whether they are the ones it has before it. It is trusted only if it is signed with the store's
-// secret: other producers may write to the topic, and a forged identity could make a relay stop,
-// skip events or move keys. Marks of earlier versions have none.
+// identity names the store and the topic that a mark belongs to, so that a relay can report whether
+// they are the ones that it uses. Other producers may write to PositionsTopic, and a forged
+// identity could make a relay stop, skip events or move keys. So an identity is trusted only if it
+// is signed with the store's secret. Marks of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
 	topicID    string // empty if the brokers have no ids
-	partitions int32  // that keys are spread over
+	partitions int32  // number of partitions that keys are spread over
 
-	// The event at to.
+	// id, stream and version identify the event at to.
 	id      uuid.UUID
 	stream  string
 	version uint64
 
-	// Every event up to base is on the log, and every later one is there, or will be, at or behind
-	// its partition's floor.
+	// Every event up to base is on the log. Every later event is, or will be, at or after the floor
+	// of its partition. floors are offsets, by partition.
 	base   event.Position
 	floors []int64
 
-	// The name under which the transaction's records are sealed, and the floors of its
-	// announcement. Empty where they are not sealed.
+	// seal is the name under which the transaction's records are sealed, and sealFloors are the
+	// floors of its announcement. They are empty if the records are not sealed.
 	seal       string
 	sealFloors []int64
 }
 
+// identified reports whether the mark has an identity. It has one only if its signature is valid.
 func (m mark) identified() bool { return m.id != uuid.Nil }
 
-// last returns the event at to, as far as the mark tells.
+// last returns the event at to, with the fields that the mark knows.
 func (m mark) last() event.Event {
 	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to, RecordedAt: m.recorded}
 }
 
+// Headers of a mark's record.
 const (
 	fromHeader       = "from"
 	recordedHeader   = "recorded"
@@ -69,7 +71,7 @@ const (
 	floorsHeader     = "floors"
 	sealHeader       = "seal"
 	sealFloorsHeader = "seal-floors"
-	signatureHeader  = "signature" // the last one
+	signatureHeader  = "signature" // the last header; it covers all others
 )
 
 // sign returns the signature of a mark's record: an HMAC of the key, the value and all headers
@@ -80,8 +82,8 @@ func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	return h.Sum(nil)
 }
 
-// signedBytes returns what the signature of a record covers. Every part is prefixed with its
-// length, and purpose comes first, so no two records of any kind have the same bytes.
+// signedBytes returns the bytes that a record's signature covers. Each part is prefixed with its
+// length, and purpose comes first. So no two records, of any kind, have the same bytes.
 func signedBytes(purpose string, key, value []byte, headers []event.Header) []byte {
 	var b []byte
 	add := func(part []byte) { b = append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...) }
@@ -95,14 +97,14 @@ func signedBytes(purpose string, key, value []byte, headers []event.Header) []by
 	return b
 }
 
-// signed reports whether a record was signed with a secret.
+// signed reports whether a record has a valid signature under the secret.
 func signed(secret []byte, m kafka.Message) bool {
 	last := len(m.Headers) - 1
 	return last >= 0 && len(secret) > 0 && m.Headers[last].Key == signatureHeader &&
 		hmac.Equal(m.Headers[last].Value, sign(secret, m.Key, m.Value, m.Headers[:last]))
 }
 
-// record returns the mark as it is written: signed, where it has an identity.
+// record returns the mark as it is written. It is signed if the mark has an identity.
 func (m mark) record(service string, secret []byte) kafka.Record {
 	r := kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String())}
 	add := func(key, value string) { r.Headers = append(r.Headers, event.Header{Key: key, Value: []byte(value)}) }
@@ -126,9 +128,8 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 	return r
 }
 
-// parseMark reads what record wrote. It rejects a mark that contradicts itself. If the signature
-// does not match the secret, it reads only the positions, which is all that marks of earlier
-// versions had.
+// parseMark reads a record that record returned. It rejects a mark that contradicts itself. If the
+// signature is not valid, it reads only the positions, like a mark of an earlier version.
 func parseMark(m kafka.Message, secret []byte) (mark, error) {
 	var out mark
 	headers := make(map[string]string, len(m.Headers))
@@ -162,6 +163,7 @@ func parseMark(m kafka.Message, secret []byte) (mark, error) {
 	return out, nil
 }
 
+// parseIdentity reads the headers that a signature covers.
 func parseIdentity(headers map[string]string) (identity, error) {
 	id := identity{epoch: headers[epochHeader], topicID: headers[topicHeader], stream: headers[streamHeader], seal: headers[sealHeader]}
 	var errs [4]error
@@ -183,12 +185,14 @@ func parseIdentity(headers map[string]string) (identity, error) {
 			return identity{}, fmt.Errorf("header %s: %w", sealFloorsHeader, err)
 		}
 	}
+	// A widened topic has more partitions, and so more floors, than its keys are spread over.
 	if id.id == uuid.Nil || id.partitions < 1 || len(id.floors) < int(id.partitions) {
 		return identity{}, fmt.Errorf("event %s, %d partitions and offsets of %d", id.id, id.partitions, len(id.floors))
 	}
 	return id, nil
 }
 
+// formatFloors writes offsets as decimal numbers, separated by commas.
 func formatFloors(floors []int64) string {
 	texts := make([]string, len(floors))
 	for i, f := range floors {

@@ -8,31 +8,32 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// place is where the relay stands, and between what.
+// place is the position of a relay in its store, and the log and store that it is valid for.
 type place struct {
 	after event.Position // every event up to here is on the log
 
-	epoch      string
+	// What resume found. A session ends if the epoch or the topic changes.
+	epoch      string // of the store
 	secret     []byte // of the store
 	topicID    string
-	partitions int32 // that keys are spread over; a topic that was widened has more
+	partitions int32 // number of partitions that keys are spread over; a widened topic has more
 
-	base   event.Position // see identity
-	floors []int64
+	base   event.Position // see identity; the next relay compares from here
+	floors []int64        // see identity
 
-	compared time.Time // with the log
+	compared time.Time // when the topic was last checked; see compare
 
-	// published are the events after base that the relay found on the log when it came, in order;
-	// most often those of one transaction.
+	// published are the events after base that resume found on the log, in order. These are usually
+	// the events of one transaction. They are not published again.
 	published []event.Position
-	highest   map[int32]event.Position // of them, by partition
-	// cut are the partitions whose log begins after their floor, so that it cannot tell what it
-	// had. A transaction is on the log whole, so up to there they have all.
+	highest   map[int32]event.Position // highest position in published, by partition
+	// cut are the partitions whose log begins after their floor, so they cannot show what they had.
+	// Transactions are complete up to cutAt, so these partitions have had all events up to there.
 	cut   map[int32]bool
 	cutAt event.Position
 
-	// renew is the newest event on the log where the last mark does not say who this relay is, and
-	// one has to be made that does.
+	// renew is the newest event on the log if the last mark does not identify this store and topic.
+	// A mark that does is then written for it. Otherwise it is nil.
 	renew *event.Event
 
 	seals *announcing
@@ -48,8 +49,8 @@ func (p *place) has(e event.Event) bool {
 }
 
 // passed returns the highest position that the log has in the event's partition. late reports
-// whether it is after the event. Then readers take the event for a copy, unless its record says
-// otherwise.
+// whether it is after the event. Readers take such an event for a copy unless a header says that it
+// is late.
 func (p *place) passed(e event.Event) (at event.Position, late bool) {
 	if len(p.published) == 0 {
 		return event.Position{}, false
@@ -71,7 +72,8 @@ func (p *place) hasAll(batch []event.Event) bool {
 	return true
 }
 
-// moveTo says that every event up to a position is on the log.
+// moveTo records that every event up to a position is on the log. It forgets what was only needed
+// up to there.
 func (p *place) moveTo(after event.Position) {
 	p.after = after
 	if n := len(p.published); n > 0 && after.Compare(p.published[n-1]) >= 0 {
@@ -82,14 +84,16 @@ func (p *place) moveTo(after event.Position) {
 	}
 }
 
-// even reports whether the log ends with the event that the relay is at.
+// even reports whether the log ends exactly at the event that the relay has reached.
 func (p *place) even() bool { return len(p.published) == 0 && len(p.cut) == 0 }
 
+// partition returns the partition of an event's key. It does not change when the topic is widened,
+// because the events of a key would lose their order.
 func (p *place) partition(e event.Event) int32 {
 	return kafka.Partition([]byte(e.Stream), p.partitions)
 }
 
-// mark is that of a transaction which ends with an event.
+// mark returns the mark of a transaction whose last event is last.
 func (p *place) mark(last event.Event) mark {
 	return mark{from: p.after, to: last.Position, recorded: last.RecordedAt, identity: identity{
 		epoch: p.epoch, topicID: p.topicID, partitions: p.partitions, id: last.ID, stream: last.Stream, version: last.Version,

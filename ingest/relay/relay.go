@@ -1,15 +1,25 @@
-// Package relay is the outbox relay: it carries what a service's event store has taken onto Kafka,
-// once and in order.
+// Package relay is the outbox relay. It publishes the events of a service's store to Kafka, exactly
+// once and in store order.
 //
-// A Kafka transaction carries a batch of events and the store position they reach, so that the log
-// itself says how far it is. A relay that starts takes over the transactional id, which ends the
-// transaction of the one before and fences it, and then asks the log where to continue. It never
-// trusts its memory over the log: whatever goes wrong, and above all where the answer to a commit
-// was lost, it starts over from there.
+// Config names the store, the topic and the transactional id. Relay.Run publishes until its context
+// ends. Follower reads from the log how far relays in other processes are. Seals checks for readers
+// that a record was published by the relay.
 //
-// Events are published in the order of the store. So the events of a stream keep their order, the
-// store position (a header) only rises along a partition, and the last event of a partition tells
-// which others that partition has.
+// Invariants:
+//
+//   - Each Kafka transaction contains a batch of events and the checkpoint that it reaches, so the
+//     log itself records how far it is. In this package a checkpoint is a mark.
+//   - The log is the only truth about what was published. After any error, above all a commit whose
+//     answer was lost, the relay starts a new session and reads its position from the log.
+//   - At most one relay of a store publishes. A new one takes over the transactional id, which
+//     aborts the open transaction of the previous one and fences it.
+//   - Events are published in store order. So the events of a stream keep their order, the store
+//     position (a header) only increases within a partition, and the last event of a partition
+//     tells which earlier events it has.
+//
+// relay.go runs a session. resume.go finds out where to continue and compares log and store, with
+// the help of scan.go. place.go is the state of a session, mark.go the checkpoint record,
+// announcement.go and announce.go the announcement of the seal.
 package relay
 
 import (
@@ -28,11 +38,12 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// PositionsTopic has, by service, the store position that the log has reached. It is compacted.
+// PositionsTopic holds each service's last checkpoint: the store position that the log has reached.
+// It is compacted.
 const PositionsTopic = "millrace.positions"
 
-// Topics are those that the relays of the aggregates write to: one each, with so many partitions,
-// and the positions.
+// Topics returns the topics that the relays of the aggregates write to: one per aggregate, with the
+// given number of partitions, and PositionsTopic.
 func Topics(aggregates []event.Aggregate, partitions int32) []kafka.Topic {
 	topics := []kafka.Topic{{Name: PositionsTopic, Partitions: 1, Compacted: true}}
 	for _, a := range aggregates {
@@ -44,72 +55,73 @@ func Topics(aggregates []event.Aggregate, partitions int32) []kafka.Topic {
 // Config describes what to publish and where.
 type Config struct {
 	Store     eventstore.Store
-	Aggregate event.Aggregate // of the store's events; names the topic and, by its service, the position
+	Aggregate event.Aggregate // aggregate of the store's events; it names the topic, and its service is the key of the checkpoint
 	Kafka     kafka.Config
 
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
-	// PutAside is given each record that no relay has written, on the aggregate's topic or on the
-	// positions, with the reason why it is passed over. It may be given the same again. Nil leaves
-	// such records to the log.
+	// PutAside receives each record that no relay has written, on the aggregate's topic or on
+	// PositionsTopic, with the reason. It may receive the same record more than once. If it is nil,
+	// such records remain on the log only.
 	PutAside func(ctx context.Context, m kafka.Message, reason error) error
 
-	// TransactionalID is what at most one relay of the store may hold, whatever process or machine
-	// it runs in.
+	// TransactionalID is held by at most one relay of the store, in any process and on any machine.
+	// Kafka fences the previous holder.
 	TransactionalID string
 
-	// MaxEvents and MaxBytes bound a transaction; 5000 events and 4 MiB where 0. A single event may
+	// MaxEvents and MaxBytes bound a transaction. 0 means 5000 events and 4 MiB. A single event may
 	// be larger.
 	MaxEvents int
 	MaxBytes  int
 
-	Logger *slog.Logger // slog.Default() where nil
+	Logger *slog.Logger // nil means slog.Default()
 }
 
 var (
-	// ErrFenced says that another relay took over, or that the broker gave up on a transaction that
-	// was open too long (a machine that slept). Only who started this relay can know whether to
-	// start it again.
+	// ErrFenced means that another relay took over, or that the broker aborted a transaction that
+	// was open too long (the machine slept). Run does not retry: two relays would fence each other
+	// forever. The caller decides whether to start the relay again.
 	ErrFenced = errors.New("relay: another one took over")
 
-	// ErrStoreBehind says that the log has events which were published from this store and which
-	// the store does not have: it was lost, or restored from a backup, or is another one.
-	// Publishing its new events beside the old ones would make a false history.
+	// ErrStoreBehind means that the log has events that were published from this store and that the
+	// store does not have: the store was lost, restored from a backup, or replaced by another one.
+	// New events beside the old ones would make a false history.
 	ErrStoreBehind = errors.New("relay: the log is ahead of the store")
 
-	// ErrLogChanged says that the log is not the one that the store was published to: the topic was
-	// made again, or has lost events. Who has read it would miss what is published now, or see it
-	// twice.
+	// ErrLogChanged means that the log is not the one that the store was published to: the topic
+	// was recreated, or has lost events. Its readers would miss events that are published now, or
+	// see them twice.
 	ErrLogChanged = errors.New("relay: the log is not the one that was written")
 
-	// ErrCannotWrite says that the registry refuses the topic's schema, or that an event cannot be
-	// written in the topic's codec without loss. To continue without it would make a false history.
+	// ErrCannotWrite means that the registry refuses the topic's schema, or that an event cannot be
+	// written in the topic's codec without loss. Skipping the event would make a false history.
 	ErrCannotWrite = errors.New("relay: an event cannot be written")
 )
 
-// Progress tells how far the log is.
+// Progress is how far the log is.
 type Progress struct {
-	Position   event.Position // of the last event on the log; zero if there is none, or nothing is known yet
-	RecordedAt time.Time      // when the store took that event
-	Published  uint64         // events that this relay has put on the log
+	Position   event.Position // of the last event on the log; zero if there is none, or if it is not known yet
+	RecordedAt time.Time      // when the store recorded that event
+	Published  uint64         // events that this relay has published
 	Strays     uint64         // records found that no relay has written
-	Live       bool           // this relay holds its transactional id and has read where to continue
+	Live       bool           // this relay holds its transactional id and has resumed
 }
 
-// Relay publishes one store.
+// Relay publishes the events of one store.
 type Relay struct {
 	cfg  Config
 	log  *slog.Logger
-	hook func(step) error // what tests make go wrong
+	hook func(step) error // called at each step; tests make it fail or block
 
-	verifyEvery time.Duration
+	verifyEvery time.Duration // how often the announcements are checked
 
+	// mu protects progress, which callers read while Run changes it.
 	mu       sync.Mutex
 	progress Progress
 }
 
-// The steps of a transaction at which things can go wrong.
+// A step is a point of a session at which tests inject faults.
 type step string
 
 const (
@@ -120,7 +132,7 @@ const (
 	afterCommit  step = "after commit"
 )
 
-// New checks the configuration. Nothing runs before Run.
+// New checks the configuration and applies its defaults. It opens nothing; Run does.
 func New(cfg Config) (*Relay, error) {
 	switch {
 	case cfg.Store == nil:
@@ -149,7 +161,7 @@ func New(cfg Config) (*Relay, error) {
 	}, nil
 }
 
-// Progress may be called at any time.
+// Progress returns how far the log is. It may be called at any time.
 func (r *Relay) Progress() Progress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -162,10 +174,10 @@ func (r *Relay) report(change func(*Progress)) {
 	change(&r.progress)
 }
 
-// Run publishes until ctx ends, and returns nil then. It gets over any trouble with Kafka, the
-// store or the schema registry but ErrFenced, ErrStoreBehind, ErrLogChanged, ErrCannotWrite,
-// eventstore.ErrReplaced and eventstore.ErrClosed, which it returns. A transaction under way when
-// ctx ends gets a few seconds to commit. Run it once.
+// Run publishes until ctx ends, and then returns nil. It retries after any error of Kafka, the
+// store or the schema registry, except for those that a retry cannot resolve: it returns ErrFenced,
+// ErrStoreBehind, ErrLogChanged, ErrCannotWrite, eventstore.ErrReplaced and eventstore.ErrClosed. A
+// transaction in progress when ctx ends has three seconds to commit. Run may be called once.
 func (r *Relay) Run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for {
@@ -184,6 +196,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			errors.Is(err, eventstore.ErrClosed):
 			return err
 		}
+		// A session that published something made progress, so the next wait is short again.
 		if r.Progress().Published > before {
 			waits.Reset()
 		}
@@ -195,21 +208,25 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 }
 
-// attempt bounds every wait for Kafka, the store or the registry, except for what there is to
-// publish. What reads much, bounds the wait for its next step.
+// attempt bounds every call to Kafka, the store or the registry, so that a hung server cannot block
+// the relay. Waiting for new events is not bounded by it; see wait. Long reads are bounded per
+// step.
 const attempt = time.Minute
 
 var errSlow = errors.New("no answer within a minute")
 
+// within calls ask with a context that ends after attempt.
 func within[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer cancel()
 	return ask(ctx)
 }
 
-// session publishes with one producer, until something goes wrong.
+// session publishes with one producer until an error occurs or ctx ends. It always returns an
+// error.
 func (r *Relay) session(ctx context.Context) error {
-	// Before anybody is fenced: who cannot write must not stop one who can.
+	// Start the encoder before fencing the previous relay: a relay that cannot write must not stop
+	// one that can.
 	_, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Encoder.Start(ctx) })
 	if err != nil {
 		return cannotWrite(err)
@@ -219,6 +236,8 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer p.Close()
+	// Init takes over the transactional id. From here on, the previous relay is fenced and none of
+	// its transactions is open.
 	if _, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) }); err != nil {
 		return err
 	}
@@ -237,6 +256,8 @@ func (r *Relay) session(ctx context.Context) error {
 	if err := r.announce(ctx, p, at.seals); err != nil {
 		return err
 	}
+	// The last checkpoint does not identify this relay's store and topic. Write one that does, so
+	// that the next relay can rely on it.
 	if at.renew != nil {
 		if err := r.commit(ctx, p, at, nil, *at.renew); err != nil {
 			return err
@@ -244,6 +265,8 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 	r.log.Info("relay: publishing", "after", at.after, "topic", r.cfg.Aggregate.Topic)
 
+	// One page is read ahead while the previous one is published. The deferred function waits for
+	// the reader, so that it does not outlive the session.
 	ctx, cancel := context.WithCancel(ctx)
 	next := r.readAhead(ctx, at.after)
 	defer func() {
@@ -258,11 +281,13 @@ func (r *Relay) session(ctx context.Context) error {
 		if read.err != nil {
 			return fmt.Errorf("read the store after %s: %w", at.after, read.err)
 		}
+		// The epoch is read after the events. If it has changed since resume, the store may have
+		// lost events that the log has. A new session compares them.
 		if len(read.events) > 0 && read.epoch != at.epoch {
 			return fmt.Errorf("the store's epoch was %s and is %s, after a failover or a restore", at.epoch, read.epoch)
 		}
 		events := read.events
-		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this is published
+		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this page is published
 			next = r.readAhead(ctx, events[len(events)-1].Position)
 		}
 		for len(events) > 0 {
@@ -273,6 +298,7 @@ func (r *Relay) session(ctx context.Context) error {
 			events = events[len(batch):]
 			at.moveTo(batch[len(batch)-1].Position)
 		}
+		// Wait only when the last read returned nothing: an event may have been recorded since.
 		if len(read.events) == 0 {
 			if err := r.wait(ctx, at.after); err != nil {
 				return fmt.Errorf("wait for the store: %w", err)
@@ -287,8 +313,9 @@ func (r *Relay) session(ctx context.Context) error {
 	}
 }
 
-// wait returns when the store may have something after a position. It asks anew now and then, as a
-// connection may be dead without a word.
+// wait returns when the store may have an event after a position. It also returns after
+// verifyEvery, because a connection can be dead without an error, and because the announcements
+// have to be checked.
 func (r *Relay) wait(ctx context.Context, after event.Position) error {
 	waiting, cancel := context.WithTimeout(ctx, r.verifyEvery)
 	defer cancel()
@@ -299,14 +326,15 @@ func (r *Relay) wait(ctx context.Context, after event.Position) error {
 	return err
 }
 
-// page is what one reading of the store gave.
+// page is the result of one read of the store.
 type page struct {
 	events []event.Event
 	epoch  string // of the store, after the events were read
 	err    error
 }
 
-// readAhead reads a page in a goroutine of its own, which ends with the reading.
+// readAhead reads a page in its own goroutine and sends it on the returned channel. The channel is
+// buffered, so the goroutine ends even if nothing receives.
 func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page {
 	c := make(chan page, 1)
 	go func() {
@@ -324,7 +352,8 @@ func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page
 	return c
 }
 
-// cut takes from the front of events what one transaction may carry.
+// cut returns the events, from the front, that fit in one transaction: at least one, and at most
+// MaxBytes.
 func (r *Relay) cut(events []event.Event) []event.Event {
 	bytes := 0
 	for i, e := range events {
@@ -336,11 +365,10 @@ func (r *Relay) cut(events []event.Event) []event.Event {
 	return events
 }
 
-// headerBytes is about what an event's headers take.
+// headerBytes is an estimate of the size of an event's headers.
 const headerBytes = 400
 
-// publish brings the batch onto the log in one transaction, except for events that are there
-// already.
+// publish publishes a batch in one transaction. Events that are on the log already are left out.
 func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, at *place, batch []event.Event) error {
 	if at.hasAll(batch) {
 		return nil
@@ -351,12 +379,12 @@ func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *
 	return r.commit(ctx, p, at, batch, batch[len(batch)-1])
 }
 
-// compareEvery is how often a relay at work looks whether the topic is still the one it was, and
-// how far it has come.
+// compareEvery is how often a publishing relay checks the identity and the ends of its topic.
 const compareEvery = time.Second
 
-// compare looks whether the topic is still the one it was, now and then: its client connects anew
-// without a word. It also moves the base, from which the next relay has to compare.
+// compare checks at most every compareEvery that the topic is still the same one. The client
+// reconnects silently, and would continue in a topic that was recreated. It also moves the base,
+// from which the next relay has to compare log and store.
 func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	if time.Since(at.compared) < compareEvery {
 		return nil
@@ -369,6 +397,8 @@ func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	if err := l.compareLog(&now); err != nil {
 		return err
 	}
+	// The base and its floors may move only when the log ends exactly at this position. Otherwise
+	// it still has events that this relay has not reached, and the ends would be too high.
 	if at.even() {
 		at.base, at.floors = at.after, make([]int64, l.info.Partitions)
 		for p := range at.floors {
@@ -379,14 +409,14 @@ func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
 	return nil
 }
 
-// commit publishes a batch, except for the events that are on the log already, and with it the mark
-// of the last event that it covers.
+// commit publishes a batch and its checkpoint in one transaction. Events that are on the log
+// already are left out; the checkpoint covers them. last is the last event covered.
 func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) error {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}
-	// Stopping between a commit and its answer would be safe, but cost the next start a second
-	// look.
+	// Let a commit finish if the parent context ends. Stopping between a commit and its answer
+	// would be safe, but the next start would have to find out its result.
 	ctx, cancel := outlive(ctx, 3*time.Second)
 	defer cancel()
 	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
@@ -398,9 +428,9 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	if err := p.Begin(); err != nil {
 		return err
 	}
-	// A failed transaction is not aborted here: an abort beside a request that is still under way
-	// can end in an assertion of librdkafka, which kills the process. The next session takes over
-	// the transactional id, which aborts it at once.
+	// A failed transaction is not aborted here. An abort beside a request in progress can fail an
+	// assertion of librdkafka, which kills the process. The next session takes over the
+	// transactional id, and this aborts the transaction at once.
 	for _, record := range append(records, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)) {
 		if err := p.Produce(ctx, record); err != nil {
 			return err
@@ -424,9 +454,10 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	return nil
 }
 
-// records encodes the events of a batch that are not on the log.
+// records encodes the events of a batch that are not on the log yet.
 func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]kafka.Record, error) {
-	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(at.partitions) // and the mark
+	// The extra element of capacity is for the checkpoint.
+	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(at.partitions)
 	for _, e := range batch {
 		if at.has(e) {
 			continue
@@ -437,11 +468,13 @@ func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]
 		}
 		headers := e.HeadersOf(contentType)
 		if err := r.cfg.Aggregate.Check(e); err == nil {
-			headers = append(headers, e.Seal(at.seals.name))
+			headers = append(headers, e.Seal(at.seals.name)) // without a seal, every reader rejects it
 		} else { // without a seal, every reader rejects it alike
 			r.log.Error("relay: the store has an event that readers reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
+		// This happens when the log lost an event of its last transaction in one partition, and
+		// later ones exist. The header tells readers that the event is not a copy.
 		if passed, late := at.passed(e); late {
 			headers = append(headers, event.LateHeader(passed))
 		}
@@ -452,7 +485,8 @@ func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]
 	return records, nil
 }
 
-// cannotWrite marks an encoder's error that does not pass by itself.
+// cannotWrite wraps err in ErrCannotWrite unless it is temporary, that is, the registry is
+// unavailable.
 func cannotWrite(err error) error {
 	if errors.Is(err, registry.ErrUnavailable) {
 		return err
@@ -460,7 +494,7 @@ func cannotWrite(err error) error {
 	return fmt.Errorf("%w: %w", ErrCannotWrite, err)
 }
 
-// outlive returns a context that ends so long after its parent.
+// outlive returns a context that ends grace after its parent ends.
 func outlive(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	stop := context.AfterFunc(parent, func() {

@@ -14,19 +14,25 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// resume asks the log where to continue, and the store whether the log is its own. Only after Init:
-// no transaction of this relay is open then.
+// resume determines where to continue, and checks that log and store belong together. It must run
+// after Init: then no transaction of this relay is open.
 //
-// A mark counts where it is signed with the store's secret, and the store has the event it names.
-// The log must be the mark's, too: the same topic, and no shorter than it was; or one that has all
-// that it had. What the log has since the mark's base is then compared with the store event by
-// event: a record is an event where the store knows it, and anything else is a stray, which is put
-// aside. So a stray record, or mark, moves nothing.
+// It takes four steps:
 //
-// Kafka shows a transaction whole or not at all. The embedded broker writes one partition's outcome
-// after the other, and a kill in between leaves the transaction in some partitions only. Events of
-// the last transaction that the log lacks are published again; one before it was acknowledged
-// whole, and where the log lacks events of those it has lost them.
+//   - Find the last mark (checkpoint) that is signed with the store's secret and whose event the
+//     store has.
+//   - Check that the log is the mark's: the same topic, and no shorter than it was. A topic with
+//     another id also passes if it has every event.
+//   - Read the log since the mark's base and compare it with the store, event by event. A record is
+//     an event if the store knows it. Anything else is a stray, which is put aside. So a stray
+//     record or mark changes nothing.
+//   - Check that the log has every event of the transactions before the last one.
+//
+// Kafka makes a transaction visible completely or not at all. The embedded broker writes the
+// outcome to one partition after the other, so a kill can leave a transaction in some partitions
+// only. Therefore events of the last transaction that the log lacks are published again. Earlier
+// transactions were acknowledged as a whole. If the log lacks any of their events, it has lost
+// them.
 func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error) {
 	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
 	if err := l.look(ctx); err != nil {
@@ -45,7 +51,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	if m != nil && !m.identified() && !seen.has(m.to) {
-		// Only the log reports whether a mark without an identity is right.
+		// A mark without a signature could be forged. Only the log can confirm it, and here it does
+		// not have the mark's event: ignore the mark and read the whole log.
 		doubted, m = append(doubted, *m), nil
 		if seen, err = l.readFrom(ctx, nil); err != nil {
 			return nil, err
@@ -61,6 +68,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		if m.identified() {
 			p.base = m.base
 		}
+		// Where retention deleted records behind the floor, the log cannot prove what it had. The
+		// mark does: transactions are complete up to it.
 		if p.cut = l.cutAt(seen.floors); len(p.cut) > 0 {
 			p.cutAt = m.to
 			if seen.newest.Position.Compare(m.to) < 0 {
@@ -73,6 +82,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 			return nil, err
 		}
 	}
+	// Continue at the base, not at the mark. Events on the log are skipped, and events that the
+	// last transaction lacks are published.
 	p.after = p.base
 	if p.seals, err = l.sealing(ctx, m, m != nil || len(seen.events) > 0); err != nil {
 		return nil, err
@@ -83,6 +94,8 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 	}
 	r.putAside(ctx, l.strays)
 	r.putAside(ctx, seen.strays)
+	// The newest mark must identify this store and topic, and be the last record under its key.
+	// Compaction would otherwise keep a stray and delete the mark.
 	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.hidden) {
 		p.renew = &seen.newest
 	}
@@ -93,30 +106,37 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 	return p, nil
 }
 
-// lookout is what a relay sees of both sides when it comes.
+// lookout is what a relay sees of log and store when it resumes, or when it checks its topic.
 type lookout struct {
 	*Relay
 	admin *kafka.Admin
 	topic string
 
+	// look reads these.
 	epoch      string
 	secret     []byte
 	info       kafka.TopicInfo
 	begin, end map[int32]int64
 
-	strays  strays // on the positions
-	hidden  bool   // the last position record is a stray, which compaction would keep instead of the mark
-	pending *mark  // names an event that the store lacks; behind another relay's open transaction, committed or not
+	strays strays // found on PositionsTopic
+	hidden bool   // the last record under the service's key is a stray, which compaction would keep instead of the mark
+	// pending is a mark that may not be committed: it is behind the open transaction of another
+	// relay. It names an event that the store lacks. It is nil if there is no such mark.
+	pending *mark
 }
 
+// known reports for each event whether the store has it.
 func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
 	return within(ctx, func(ctx context.Context) ([]bool, error) { return r.cfg.Store.Known(ctx, events) })
 }
 
+// read returns at most limit events after a position.
 func (r *Relay) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
 	return within(ctx, func(ctx context.Context) ([]event.Event, error) { return r.cfg.Store.Read(ctx, after, limit) })
 }
 
+// look reads the store's epoch and secret, and the topic's id and offsets. It uses high watermarks,
+// because a record behind another relay's open transaction is on the log too.
 func (l *lookout) look(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer cancel()
@@ -136,8 +156,8 @@ func (l *lookout) look(ctx context.Context) (err error) {
 	return err
 }
 
-// readFrom reads what the log has since a mark, after it has seen that it is the mark's log;
-// without a mark, all.
+// readFrom reads the log since the base of a mark, after checking that it is the mark's log.
+// Without a mark it reads everything.
 func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	switch {
 	case m == nil:
@@ -152,7 +172,8 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 		}
 		return l.scan(ctx, m.floors, m.partitions)
 	}
-	// A mark of an earlier version: as far back as every partition has an event from before it.
+	// A mark of an earlier version has no base. Read backwards in growing windows until every
+	// partition has an event from before the mark's transaction.
 	for window := int64(100); ; window *= 10 {
 		floors := make([]int64, l.info.Partitions)
 		for p := range floors {
@@ -165,10 +186,11 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 	}
 }
 
-// readWhole reads the whole log after compareLog has failed with changed. It returns changed unless
-// the log has every event up to the mark: a topic that was restored completely under another id is
-// as good as the old one.
+// readWhole reads the whole log after compareLog failed with changed. A topic that was restored
+// completely under another id is as good as the old one, so readWhole accepts the log if it has
+// every event up to the mark. Otherwise it returns changed.
 func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
+	// A log whose beginning is deleted cannot be shown to be complete.
 	for _, begin := range l.begin {
 		if begin > 0 {
 			return nil, changed
@@ -189,8 +211,8 @@ func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found
 	return seen, nil
 }
 
-// reaches reports whether each partition was read from its beginning, or from an event that is not
-// after a position.
+// reaches reports whether each partition was read from its beginning, or has an event that was read
+// and is not after a position.
 func (l *lookout) reaches(seen *found, at event.Position) bool {
 	for p, floor := range seen.floors {
 		lowest, ok := seen.lowest[int32(p)]
@@ -201,7 +223,8 @@ func (l *lookout) reaches(seen *found, at event.Position) bool {
 	return true
 }
 
-// compareLog checks that the log is the one which a mark was made on.
+// compareLog returns ErrLogChanged if the log is not the one that the mark belongs to: if its id
+// differs, or if it has fewer partitions or records.
 func (l *lookout) compareLog(m *mark) error {
 	if m.topicID != "" && l.info.ID != "" && m.topicID != l.info.ID {
 		return fmt.Errorf("%w: topic %s was deleted and made again (its id was %s and is %s) after events up to %s had been published: %s",
@@ -218,12 +241,14 @@ func (l *lookout) compareLog(m *mark) error {
 	return nil
 }
 
+// remedy returns what an operator can do about a changed log.
 func (l *lookout) remedy() string {
 	return fmt.Sprintf("stop Millrace and bring the topic back, or run `millrace rebuild --service %s`, which makes the log and all that is read from it anew from the store",
 		l.cfg.Aggregate.Service)
 }
 
-// cutAt tells the partitions whose log begins after their floor.
+// cutAt returns the partitions whose log begins after their floor, because retention deleted
+// records.
 func (l *lookout) cutAt(floors []int64) map[int32]bool {
 	cut := map[int32]bool{}
 	for p, floor := range floors {
@@ -234,13 +259,19 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 	return cut
 }
 
-// compareStore checks that the store has what its relay has published. Events alone do not tell: an
-// unknown one may be a stray. A mark that is signed with the store's secret, on this topic, and
-// names an event which the store does not have, was made by a relay of a store which had it. So was
-// one that is not signed, where no other is and its event is on the log: of an earlier version, or
-// of a store that this one has replaced. Where the store may have lost something, any unknown event
-// up to the mark counts. A pending mark may be of a transaction that was aborted, so it counts only
-// if the log has unknown events.
+// compareStore returns ErrStoreBehind if the log has events that this store published and no longer
+// has.
+//
+// An unknown event alone proves nothing, since it may be a stray. These do:
+//
+//   - A mark that is signed with the store's secret, on this topic, and names an event that the
+//     store lacks. Only a relay of a store that had the event could sign it.
+//   - A mark without a signature, if no confirmed mark has one and its event is on the log. An
+//     earlier version wrote it, or a store that this one has replaced.
+//   - Any unknown event up to the mark, if the store's epoch has changed. Then the store may have
+//     lost events.
+//   - A pending mark, if the log has unknown events. Without them, its transaction may have been
+//     aborted.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	if l.pending != nil && len(seen.unknown) > 0 {
 		return l.behind(l.pending.last())
@@ -274,6 +305,7 @@ func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	return nil
 }
 
+// behind returns the error for an event that the store lacks.
 func (l *lookout) behind(e event.Event) error {
 	return fmt.Errorf("%w: topic %s has event %s (version %d of stream %q, position %s), which was published from this store and which the store does not have: "+
 		"it was lost, restored from a backup, or is another one. Stop Millrace and bring the newest store back; "+
@@ -281,7 +313,8 @@ func (l *lookout) behind(e event.Event) error {
 		ErrStoreBehind, l.topic, e.ID, e.Version, e.Stream, e.Position, l.cfg.Aggregate.Service)
 }
 
-// complete checks that the log has all events from the base up to where the last transaction began.
+// complete checks that the log has all events after the base and up to a position. It returns
+// ErrLogChanged if it lacks one.
 func (l *lookout) complete(ctx context.Context, p *place, upTo event.Position) error {
 	for after := p.base; after.Compare(upTo) < 0; {
 		events, err := l.read(ctx, after, knownAtOnce)
@@ -302,24 +335,29 @@ func (l *lookout) complete(ctx context.Context, p *place, upTo event.Position) e
 	return nil
 }
 
-// markAt is a mark on the positions topic.
+// markAt is a mark and the record that it was read from.
 type markAt struct {
 	mark
 	at kafka.Message
 }
 
-// findMark finds the last mark of the service: the highest of those that are signed and that the
-// store confirms, if possible of this topic; else the highest one without a signature that the
-// store confirms; nil if there is none. It gives those that the store does not confirm, too, of
-// which the newest thousand.
+// findMark returns the best mark of the service, or nil if there is none. A mark counts only if the
+// store confirms its event. Signed marks precede unsigned ones, marks of this topic precede others,
+// and then the highest wins. doubted are marks that the store does not confirm, at most the newest
+// thousand.
+//
+// It reads backwards in growing windows, because the last mark is usually among the last records.
+// It stops at a signed and confirmed mark, or at the beginning of the topic. It also sets strays,
+// hidden and pending.
 func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
 	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind
-	// it. An older mark says well enough where to resume. It does not say what the store must have:
-	// the hidden marks do.
+	// The open transaction of another relay hides the records behind it until it times out, which
+	// may take half a minute after that relay has died. An older mark is good enough to resume
+	// from. But only the hidden marks show what the store must have, so findPending reads them
+	// separately.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
@@ -356,7 +394,7 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 		if err != nil {
 			return nil, nil, err
 		}
-		last, signed := -1, -1 // places of best and of the first that is signed
+		last, signed := -1, -1 // indexes of best and of the first signed mark
 		for i, m := range marks {
 			if m.identified() && signed < 0 {
 				signed = i
@@ -367,7 +405,7 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 				best, last = &m.mark, i
 			}
 		}
-		since := last // those of an earlier version come first
+		since := last // unsigned marks of an earlier version precede the first signed one
 		if signed >= 0 {
 			since = signed
 		}
@@ -389,9 +427,9 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	}
 }
 
-// findPending returns the highest signed mark after the last stable offsets if the store does not
-// have its event, and nil otherwise. A relay signs only what its store had, so even a mark that was
-// not committed shows that the store lost events.
+// findPending returns the highest signed mark behind the last stable offsets if the store does not
+// have its event, and nil otherwise. A relay signs only events that its store has. So even a mark
+// that was not committed proves that the store lost events.
 func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mark, error) {
 	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) })
 	if err != nil {
@@ -418,7 +456,7 @@ func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mar
 	return highest, nil
 }
 
-// precedes reports whether b is a better mark than a, of those that the store confirms.
+// precedes reports whether b is at least as good a mark as a. The store confirms both.
 func (l *lookout) precedes(a, b mark) bool {
 	if a.identified() != b.identified() {
 		return b.identified()
@@ -429,8 +467,8 @@ func (l *lookout) precedes(a, b mark) bool {
 	return a.to.Compare(b.to) <= 0
 }
 
-// confirm asks the store for the events that marks name; for one of an earlier version, for any
-// event at its position.
+// confirm reports for each mark whether the store has its event. A mark of an earlier version names
+// only a position, so any event at that position confirms it.
 func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 	confirmed := make([]bool, len(marks))
 	for chunk := range slices.Chunk(indexes(marks), knownAtOnce) {
@@ -446,8 +484,8 @@ func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 			confirmed[at] = known[i]
 		}
 	}
-	// Those without an identity are confirmed from the last one on, as far as the first that is
-	// right.
+	// Marks without an identity are checked from the last one backwards, each with a read of its
+	// own. The first that is confirmed suffices.
 	for i := len(marks) - 1; i >= 0; i-- {
 		if marks[i].identified() || marks[i].to.IsZero() {
 			continue
@@ -463,6 +501,7 @@ func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 	return confirmed, nil
 }
 
+// indexes returns 0 to len(s)-1.
 func indexes[T any](s []T) []int {
 	out := make([]int, len(s))
 	for i := range out {
@@ -471,7 +510,7 @@ func indexes[T any](s []T) []int {
 	return out
 }
 
-// before returns the last position before another, which is not zero.
+// before returns the last position before p, which must not be zero.
 func before(p event.Position) event.Position {
 	if p.Sequence > 0 {
 		return event.Position{Transaction: p.Transaction, Sequence: p.Sequence - 1}

@@ -10,31 +10,32 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// found is what is on the log from some floors on.
+// found is the content of the log from given floors to its end.
 type found struct {
-	floors     []int64
-	partitions int32                    // that keys are spread over
-	events     []event.Position         // that the store knows, in order, each once
-	newest     event.Event              // of events
-	lowest     map[int32]event.Position // of events, by partition
-	highest    map[int32]event.Position
-	unknown    []event.Event // that the store does not know, the first of them
-	strays     strays        // these, and records that are not events
+	floors     []int64                  // offsets where the reading began, by partition
+	partitions int32                    // number of partitions that keys are spread over
+	events     []event.Position         // positions of events that the store has, sorted, without duplicates
+	newest     event.Event              // the last of events
+	lowest     map[int32]event.Position // lowest position of events, by partition
+	highest    map[int32]event.Position // highest position of events, by partition
+	unknown    []event.Event            // events that the store does not have; at most mostStrays
+	strays     strays                   // unknown events, copies, and records that are not events
 }
 
+// has reports whether the event at p is on the log and in the store.
 func (f *found) has(p event.Position) bool {
 	_, ok := slices.BinarySearchFunc(f.events, p, event.Position.Compare)
 	return ok
 }
 
 const (
-	knownAtOnce = 1000 // events that the store is asked about in one call
-	mostStrays  = 1000 // that are remembered; others are counted
+	knownAtOnce = 1000 // events per call of Store.Known
+	mostStrays  = 1000 // strays that are remembered; more are only counted
 )
 
-// scan reads the log from floors to its end and asks the store about each event. Where it is not
-// known over how many partitions keys are spread (0), it is found out: it is the number of
-// partitions, or a lower one that all events obey.
+// scan reads the log from floors to its end and asks the store about each event. partitions is the
+// number of partitions that keys are spread over. If it is 0, scan infers it: it is the highest
+// number that explains where all events are.
 func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*found, error) {
 	f := &found{floors: floors, partitions: partitions, lowest: map[int32]event.Position{}, highest: map[int32]event.Position{}}
 	spread := spread{most: l.info.Partitions}
@@ -43,6 +44,8 @@ func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*
 		at kafka.Message
 	}
 	var asking []asked
+	// ask classifies the events in asking. They are collected first, because one call of the store
+	// per event would be slow.
 	ask := func() error {
 		events := make([]event.Event, len(asking))
 		for i, a := range asking {
@@ -95,7 +98,7 @@ func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*
 			f.strays.add(m, err)
 			return nil
 		}
-		e.Data = nil
+		e.Data = nil // the payload is not needed here
 		if asking = append(asking, asked{e, m}); len(asking) < knownAtOnce {
 			return nil
 		}
@@ -115,12 +118,14 @@ func (l *lookout) scan(ctx context.Context, floors []int64, partitions int32) (*
 	return f, nil
 }
 
-// spread finds out over how many of a topic's partitions its keys are spread.
+// spread infers the number of partitions that keys are spread over. A topic that was widened has
+// more partitions than its keys use.
 type spread struct {
-	most int32
-	fits map[int32]bool // numbers that all keys obey so far; nil before the first
+	most int32          // the topic's number of partitions
+	fits map[int32]bool // numbers that explain every key seen so far; nil before the first key
 }
 
+// saw excludes the numbers with which the key would be in another partition.
 func (s *spread) saw(key string, partition int32) {
 	if s.fits == nil {
 		s.fits = make(map[int32]bool, s.most)
@@ -135,8 +140,8 @@ func (s *spread) saw(key string, partition int32) {
 	}
 }
 
-// partitions returns the highest number that fits; all partitions where there was no key, or keys
-// obey no number.
+// partitions returns the highest number that explains every key. It returns the topic's number of
+// partitions if there was no key, or if no number explains them all.
 func (s *spread) partitions() int32 {
 	for n := s.most; n > 0; n-- {
 		if s.fits[n] {
@@ -152,7 +157,7 @@ type stray struct {
 	reason error
 }
 
-// strays are the first of some, and how many there are.
+// strays are the first mostStrays of some strays, and the number of all.
 type strays struct {
 	first []stray
 	count uint64
@@ -165,7 +170,8 @@ func (s *strays) add(m kafka.Message, reason error) {
 	}
 }
 
-// putAside hands strays over. That this fails is not a reason to stop: they stay on the log.
+// putAside logs strays and passes them to Config.PutAside. If that fails, the relay continues,
+// because the records are still on the log.
 func (r *Relay) putAside(ctx context.Context, s strays) {
 	if s.count == 0 {
 		return

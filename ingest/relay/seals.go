@@ -18,30 +18,30 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// A relay seals every record that it publishes. Before the first one it announces the name of its
-// seal on PositionsTopic, with an offset for each partition: from there on, every record must be
-// sealed.
+// A relay seals every record that it publishes. Before the first one, it announces the name of its
+// seal on PositionsTopic, with an offset (floor) for each partition. From that offset on, every
+// record must be sealed.
 //
-// Announcements are signed, and readers ignore all others. A reader with the service's store
-// derives the public key from the store's secret and trusts that key alone. A reader without the
-// store trusts the key of the announcements if all have the same one. If there are several, or if
-// an announcement was overwritten, it cannot tell which system is the right one. Then it checks
-// nothing and reports a fault: anybody who can write to the topic may weaken this reader's check,
-// but cannot make it reject a real event.
+// Announcements are signed, and readers ignore all other records. A reader with the service's store
+// derives the public key from the store's secret, and trusts that key alone. A reader without the
+// store trusts the announced key if all announcements have the same one. If there are several, or
+// if an announcement was overwritten, it cannot know which system is the right one. Then it checks
+// nothing and reports a fault. So a process that can write to the topic may weaken the check of
+// such a reader, but cannot make it reject a real event.
 
-// announced holds the valid announcements of one service.
+// announced holds the announcements that were read for one service.
 type announced struct {
 	own    map[string]announcement // by name
-	hidden map[string]bool         // names under which something else is stored, and whose announcement is not known
-	over   bool                    // more names than a real topic can have
+	hidden map[string]bool         // names whose announcement was overwritten by another record before it was read
+	over   bool                    // there are more names than a real topic can have
 }
 
-// mostNames bounds the memory that a flood of strays can take. A real topic has one name for each
+// mostNames bounds the memory that a flood of strays can use. A real topic has one name for each
 // time that it was restored.
 const mostNames = 10_000
 
-// add reads a record of the service. Only announcements under the wanted key count; an empty one
-// means any.
+// add reads a record of the service. Only announcements under the wanted key count. An empty key
+// accepts any.
 func (a *announced) add(m kafka.Message, name, wanted string) {
 	if a.over {
 		return
@@ -59,20 +59,21 @@ func (a *announced) add(m kafka.Message, name, wanted string) {
 	a.over = len(a.own)+len(a.hidden) > mostNames
 }
 
-// trust is what readers of a topic go by. It does not change.
+// trust is the result of reading the announcements of a topic. It is immutable, so checks read it
+// without a lock.
 type trust struct {
-	names     map[string]bool
-	floors    map[int32]int64 // the highest that were announced
+	names     map[string]bool // names of trusted seals
+	floors    map[int32]int64 // the highest that were announced, by partition
 	announced bool            // there is an announcement
-	strict    bool            // the key is that of the store, so another name is another system's
-	doubt     string          // why nothing is checked; empty otherwise
+	strict    bool            // the key is the store's, so another name is another system's
+	doubt     string          // why nothing is checked; empty if records are checked
 }
 
-// trust chooses what to go by for a topic. own is the key of the store; empty if this process does
-// not have the store.
+// trust decides what to trust for a topic. own is the public key of the store. It is empty if this
+// process does not have the store.
 func (a *announced) trust(own, topic, topicID string) *trust {
 	t := &trust{names: map[string]bool{}, floors: map[int32]int64{}, announced: len(a.own) > 0, strict: own != ""}
-	here := false // an announcement is of the topic as it is, not of one that had its name before
+	here := false // an announcement is for the topic with this id, not for an earlier one of the same name
 	for _, found := range a.own {
 		here = here || found.topicID == topicID
 	}
@@ -92,7 +93,7 @@ func (a *announced) trust(own, topic, topicID string) *trust {
 	}
 	switch {
 	case t.strict:
-		t.names[sealName(own, topicID)] = true // even where the announcement is lost
+		t.names[sealName(own, topicID)] = true // even if the announcement is lost
 	case a.over || len(keys) > 1:
 		t.doubt = "two systems announce seals for topic " + topic
 	case len(a.hidden) > 0 && t.announced:
@@ -101,26 +102,30 @@ func (a *announced) trust(own, topic, topicID string) *trust {
 	return t
 }
 
-// Seals checks records for readers of the log. It implements registry.Seals and is safe for
-// concurrent use.
+// Seals checks for readers of the log that a record was published by the relay. It implements
+// registry.Seals and is safe for concurrent use.
+//
+// CheckSeal uses the announcements that are known. Only if they do not decide the case does it read
+// new ones. So nearly all checks take no lock.
 type Seals struct {
 	cfg      kafka.Config
 	admin    *kafka.Admin
 	services map[string]string           // by topic
 	stores   map[string]eventstore.Store // by service
 
-	known atomic.Pointer[map[string]*trust] // by topic
+	// known maps topics to what is trusted. The map is replaced, never changed.
+	known atomic.Pointer[map[string]*trust]
 
-	mu        sync.Mutex // of a look
-	keys      map[string]string
+	mu        sync.Mutex            // of a look
+	keys      map[string]string     // public keys of the stores, by service
 	announced map[string]*announced // by service
-	next      map[int32]int64
-	looked    map[string]time.Time // by topic
+	next      map[int32]int64       // offsets of PositionsTopic to read from
+	looked    map[string]time.Time  // when look began, by topic
 }
 
-// NewSeals reads the announcements when the first record is checked. stores, keyed by service, are
-// those that this process has; it trusts nobody else about their topics. Call Close to release its
-// Kafka client.
+// NewSeals returns a Seals. It reads no announcement before the first check. stores are the stores
+// that this process has, keyed by service. For their topics, it trusts only the announcements that
+// they sign. Call Close to release the Kafka client.
 func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]eventstore.Store) (*Seals, error) {
 	admin, err := kafka.NewAdmin(cfg)
 	if err != nil {
@@ -141,7 +146,8 @@ func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]
 // Close releases the Kafka client.
 func (s *Seals) Close() { s.admin.Close() }
 
-// lookAgain is how often Seals looks for the first announcement of a topic.
+// lookAgain is how often Seals looks for the first announcement of a topic. Records of a topic
+// without one are not checked.
 const lookAgain = time.Second
 
 var (
@@ -159,6 +165,7 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 	if s.services[r.Topic] == "" {
 		return false, nil
 	}
+	// If the result is not final, read new announcements once and judge again.
 	for looked := false; ; looked = true {
 		sealed, final, bad := s.judge(r, e)
 		switch {
@@ -178,8 +185,8 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 	}
 }
 
-// judge decides by the announcements read so far. final is false if newer ones could change the
-// result.
+// judge checks a record against the announcements read so far. final is false if newer
+// announcements could change the result.
 func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad error) {
 	t := (*s.known.Load())[r.Topic]
 	if t == nil {
@@ -191,17 +198,18 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 		if !e.SealHolds(r.Headers) {
 			return false, true, errChanged
 		}
-		if t.doubt != "" { // another system may have sealed what the relay would not
+		if t.doubt != "" { // another system may have sealed a record that the relay would not
 			return false, true, nil
 		}
-		// The relay takes the partition and the header from the same number. Records of earlier
-		// versions have no header.
+		// The relay derives the partition and this header from the same number of partitions.
+		// Records of earlier versions have no such header.
 		if n := kafka.PartitionsOf(r.Headers); n > 0 && kafka.Partition(r.Key, n) != r.Partition {
 			return false, true, errElsewhere
 		}
 		return true, true, nil
 	case t.doubt != "":
 		return false, false, nil
+	// Records before the floor may be from an earlier version, which did not seal.
 	case r.Offset < t.floors[r.Partition]:
 		return false, true, nil
 	case !t.announced && (!there || !t.strict):
@@ -213,8 +221,8 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 	}
 }
 
-// look reads new announcements and decides again what to trust for a topic, unless it has done so
-// after since.
+// look reads new announcements and decides again what to trust for a topic. It does nothing if it
+// has done so after since: concurrent callers share one read.
 func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -258,7 +266,7 @@ func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err er
 	return nil
 }
 
-// readKeys derives the keys of the stores.
+// readKeys derives the public keys of the stores that it does not have yet.
 func (s *Seals) readKeys(ctx context.Context) error {
 	for service, store := range s.stores {
 		if s.keys[service] != "" {
@@ -277,8 +285,9 @@ func (s *Seals) readKeys(ctx context.Context) error {
 	return nil
 }
 
+// decide replaces the trust of a topic, and logs when its check becomes impossible.
 func (s *Seals) decide(topic string, t *trust) {
-	known := maps.Clone(*s.known.Load()) // others read it now
+	known := maps.Clone(*s.known.Load()) // concurrent checks read the current map
 	if before := known[topic]; t.doubt != "" && (before == nil || before.doubt == "") {
 		s.logger().Error("seals of records are not checked", "topic", topic, "reason", t.doubt, "remedy", s.remedy())
 	}
