@@ -22,13 +22,14 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// AsOf names a moment of the past: a time, or offsets of a topic's partitions, by topic. The zero AsOf is now.
+// AsOf is a moment in the past, either a time or offsets by topic and partition. The zero AsOf is
+// now.
 type AsOf struct {
 	Time    time.Time
-	Offsets map[string]map[int32]int64 // the first offset of each partition that is not to be seen; partitions not named are not bounded
+	Offsets map[string]map[int32]int64 // by partition: the first offset to exclude; other partitions are unbounded
 }
 
-// ParseAsOf reads a moment: a time ("2026-11-25T10:00:00Z"), how long ago ("15m", "-15m"), or offsets
+// ParseAsOf parses a time ("2026-11-25T10:00:00Z"), an age ("15m" or "-15m"), or offsets
 // ("millrace.orders/0=1200,millrace.orders/1=1100").
 func ParseAsOf(text string, now time.Time) (AsOf, error) {
 	wrong := fmt.Errorf("as of %q: want a time such as 2026-11-25T10:00:00Z, how long ago such as 15m, or offsets such as millrace.orders/0=1200,millrace.orders/1=1100", text)
@@ -62,11 +63,11 @@ func ParseAsOf(text string, now time.Time) (AsOf, error) {
 	return out, nil
 }
 
-// HistoryError says that a table's history does not reach back to a moment.
+// HistoryError reports that a table's history does not reach back to a moment.
 type HistoryError struct {
 	Table   string
-	Since   time.Time       // the oldest state that there is
-	Offsets map[int32]int64 // that it holds
+	Since   time.Time       // commit time of the oldest retained state
+	Offsets map[int32]int64 // of the oldest retained state
 }
 
 func (e *HistoryError) Error() string {
@@ -74,14 +75,14 @@ func (e *HistoryError) Error() string {
 		e.Table, e.Since.Format(time.RFC3339Nano), OffsetsText(e.Offsets))
 }
 
-// UnknownTopicError says that an as-of names a topic that has no table.
+// UnknownTopicError reports that an AsOf refers to a topic without tables.
 type UnknownTopicError struct{ Topic string }
 
 func (e *UnknownTopicError) Error() string {
 	return fmt.Sprintf("as of offsets of topic %.100q: the lake has no table of it", e.Topic)
 }
 
-// OffsetsText is "partition=offset,…".
+// OffsetsText formats offsets as "partition=offset,…".
 func OffsetsText(offsets map[int32]int64) string {
 	var parts []string
 	for _, p := range slices.Sorted(maps.Keys(offsets)) {
@@ -90,15 +91,19 @@ func OffsetsText(offsets map[int32]int64) string {
 	return strings.Join(parts, ",")
 }
 
-// TablesAsOf tells how tables were at a moment: by time the newest state that was committed by then; by offsets the
-// newest that holds nothing at or beyond them, where tables of topics that are not named are as they are now. Of the
-// past stay all of the newest states, of older ones the last of each minute, then of each hour, and TableState.Taken
-// tells which one it is. Tables that wanted does not name are as they are now, or left out where they are not the
-// lake's own. The error is a *HistoryError where history does not reach back so far.
+// TablesAsOf returns the states of tables at a moment. By time, that is the newest state committed
+// by then. By offsets, it is the newest state without any row at or beyond them; tables of other
+// topics are returned as they are now.
 //
-// A state is pinned by a metadata file of its own, beside those of the table. Nothing refers to it, so that maintenance
-// takes it when it is old. The files that it names stay for as long as Hold holds them, or until maintenance cuts the
-// table's history.
+// History is thinned out: all recent states are retained, then the last of each minute, then of
+// each hour. TableState.Taken is the commit time of the state found.
+//
+// Own tables that wanted does not select are returned as they are now; other tables are omitted.
+// The error is a *HistoryError if the history does not reach back far enough.
+//
+// A past state is pinned by a metadata file of its own in the table's metadata folder. Nothing
+// refers to this file, so maintenance eventually removes it as an orphan. The data files remain as
+// long as Hold holds them, or until maintenance expires the snapshot.
 func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string) bool) ([]TableState, error) {
 	topics := maps.Clone(at.Offsets)
 	var states []TableState
@@ -109,10 +114,10 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 	for _, t := range slices.Concat(l.tables, others) {
 		delete(topics, t.Topic)
 		s, err := l.stateAsOf(ctx, t, at, wanted(t.DisplayName()))
-		if errors.Is(err, ErrNoLake) { // dropped, as for Tables
+		if errors.Is(err, ErrNoLake) { // dropped: omitted, as in Tables
 			continue
 		}
-		if fault := faults.Of(t.DisplayName(), err); fault != nil && !wanted(t.DisplayName()) { // cannot be read, and need not
+		if fault := faults.Of(t.DisplayName(), err); fault != nil && !wanted(t.DisplayName()) { // cannot be read, but was not asked for
 			continue
 		}
 		if err != nil {
@@ -128,8 +133,9 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 	return states, nil
 }
 
-// Hold keeps the files of states that TablesAsOf returned until release is called, whichever process expires snapshots
-// meanwhile. The error is a *HistoryError where a state has been removed since.
+// Hold keeps the files of states that TablesAsOf returned until release is called, even if another
+// process expires snapshots meanwhile. The error is a *HistoryError if a state has been removed
+// since.
 func (l *Lake) Hold(ctx context.Context, states []TableState) (release func(), err error) {
 	var all []func()
 	release = func() {
@@ -155,7 +161,7 @@ func (l *Lake) Hold(ctx context.Context, states []TableState) (release func(), e
 	return release, nil
 }
 
-// historyError says how far the history of a table reaches back now.
+// historyError returns how far the history of a table reaches back now.
 func (l *Lake) historyError(ctx context.Context, s TableState) error {
 	have, err := l.Load(ctx, s.identifier)
 	if err != nil {
@@ -169,6 +175,7 @@ func (l *Lake) historyError(ctx context.Context, s TableState) error {
 	return &HistoryError{Table: s.Name, Since: timeunit.Time(oldest.TimestampMs), Offsets: oldest.next}
 }
 
+// stateAsOf returns the state of one table at a moment.
 func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted bool) (TableState, error) {
 	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {
@@ -199,6 +206,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted b
 	return TableState{}, &HistoryError{Table: t.Name, Since: timeunit.Time(oldest.TimestampMs), Offsets: oldest.next}
 }
 
+// endsBy reports whether a state that ends at next has no row at or beyond the bound.
 func endsBy(next, bound map[int32]int64) bool {
 	for partition, first := range bound {
 		if next[partition] > first {
@@ -208,17 +216,19 @@ func endsBy(next, bound map[int32]int64) bool {
 	return true
 }
 
-// moment is a snapshot, and what it holds of the topic.
+// moment is a snapshot with the offsets up to which it holds the topic.
 type moment struct {
 	table.Snapshot
 	next map[int32]int64
 }
 
-// history is the past of a table's main branch as far as it is still there, the newest first; complete reports whether it
-// has the table's first state, before which it was empty. now is what the newest holds.
+// history returns the retained history of a table's main branch, newest first. complete reports
+// whether it includes the table's first snapshot, before which the table was empty. now are the
+// offsets of the newest snapshot.
 //
-// A snapshot that does not say what it holds, made by another engine, holds what its parent does, for only landers
-// bring rows of the topic. Where its parent has been thinned out, it holds no more than the next one that says so.
+// Snapshots of other engines have no offsets. They hold the same records as their parent, because
+// only landers add rows of the topic. If the parent has been thinned out, the offsets of the next
+// newer snapshot are an upper bound, and that is what such a snapshot gets.
 func history(meta table.Metadata, now map[int32]int64) (past []moment, complete bool) {
 	complete = true
 	for _, s := range lineage(meta) {
@@ -226,16 +236,18 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 		if s.Summary != nil && s.Summary.Properties[progress.KeySummaryNext] != "" {
 			m.next = parseOffsets(s.Summary.Properties[progress.KeySummaryNext])
 		} else if len(past) > 0 {
-			m.next = nil // not known yet
+			m.next = nil // filled in below
 		}
 		past = append(past, m)
 		complete = s.ParentSnapshotID == nil
 	}
+	// From old to new: inherit the offsets of a retained parent.
 	for i := len(past) - 2; i > 0; i-- {
 		if older := past[i+1]; past[i].next == nil && past[i].ParentSnapshotID != nil && *past[i].ParentSnapshotID == older.SnapshotID {
 			past[i].next = older.next
 		}
 	}
+	// From new to old: the parent is gone, so use the upper bound.
 	for i := 1; i < len(past); i++ {
 		if past[i].next == nil {
 			past[i].next = past[i-1].next
@@ -244,8 +256,8 @@ func history(meta table.Metadata, now map[int32]int64) (past []moment, complete 
 	return past, complete
 }
 
-// lineage are the snapshots that were the table's, the newest first. Where some between have been thinned out, it goes
-// on with the newest before them that is on no other branch.
+// lineage returns the snapshots of the main branch, newest first. If some have been thinned out, it
+// continues with the newest earlier snapshot that is on no other branch.
 func lineage(meta table.Metadata) (all []table.Snapshot) {
 	elsewhere := map[int64]bool{}
 	for name, ref := range meta.Refs() {
@@ -256,7 +268,7 @@ func lineage(meta table.Metadata) (all []table.Snapshot) {
 			elsewhere[s.SnapshotID] = true
 		}
 	}
-	seen := map[int64]bool{} // a client may have written parents that form a cycle
+	seen := map[int64]bool{} // parents written by other clients may form a cycle
 	for s := meta.CurrentSnapshot(); s != nil && !seen[s.SnapshotID]; {
 		seen[s.SnapshotID] = true
 		all = append(all, *s)
@@ -283,7 +295,7 @@ func parentOf(meta table.Metadata, s *table.Snapshot) *table.Snapshot {
 	return meta.SnapshotByID(*s.ParentSnapshotID)
 }
 
-// parseOffsets reads a summary's offsets; what is no number is left out.
+// parseOffsets parses a summary's offsets and skips malformed entries.
 func parseOffsets(text string) map[int32]int64 {
 	offsets := map[int32]int64{}
 	for _, part := range strings.Split(text, ",") {
@@ -297,10 +309,11 @@ func parseOffsets(text string) map[int32]int64 {
 	return offsets
 }
 
-// asOfFolder is where, among a table's metadata, the files stand that pin states of the past.
+// asOfFolder is the folder, below a table's location, of the files that pin past states.
 const asOfFolder = "/metadata/as-of/"
 
-// pinned is a table at a snapshot, or before its first.
+// pinned returns the state of a table at a snapshot, or the empty state before the first one if at
+// is nil. It writes the metadata file that pins this state, unless it is the current one.
 func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment) (TableState, error) {
 	s := TableState{
 		Name: t.DisplayName(), Topic: t.Topic, Location: have.Location(), MetadataLocation: have.MetadataLocation(), Offsets: map[int32]int64{},
@@ -328,6 +341,7 @@ func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment)
 	if err != nil {
 		return fail(err)
 	}
+	// The name is a hash of the content, so equal requests share a file.
 	sum := sha256.Sum256(content)
 	s.MetadataLocation = fmt.Sprintf("%s%s00000-%x.metadata.json", have.Location(), asOfFolder, sum[:16])
 	if err := files.WriteFile(s.MetadataLocation, content); err != nil {
@@ -336,7 +350,8 @@ func pinned(ctx context.Context, t declare.Table, have *table.Table, at *moment)
 	return s, nil
 }
 
-// metadataAt is a table's metadata as if a snapshot were all that has come; the same whenever it is asked for.
+// metadataAt returns table metadata in which the given snapshot is the current and only one. The
+// result is deterministic, so the file can be named by its hash.
 func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
 	whole, err := json.Marshal(meta)
 	if err != nil {

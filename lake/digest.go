@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/lake/faults"
 )
 
-// EventsDigest sums up the events table of an aggregate as it is now, from what each row says.
+// EventsDigest returns the digest of an aggregate's events table, computed from the current rows.
 func (l *Lake) EventsDigest(ctx context.Context, agg event.Aggregate) (*digest.Digest, error) {
 	for _, t := range l.tables {
 		if t.Events == agg {
@@ -24,8 +24,8 @@ func (l *Lake) EventsDigest(ctx context.Context, agg event.Aggregate) (*digest.D
 	return nil, fmt.Errorf("the lake has no events table for aggregate %q", agg.Name)
 }
 
-// Digest sums up a table whose rows are made of events as it is now: all that its rows say, and not where they come
-// from.
+// Digest returns the digest of a table whose rows are made of events, computed from the current
+// rows. It covers their content but not their origins, which may differ between copies of a log.
 func (l *Lake) Digest(ctx context.Context, name string) (*digest.Digest, error) {
 	for _, t := range l.tables {
 		if t.Name == name && t.Sums.Add != nil {
@@ -41,7 +41,8 @@ func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, err
 	return d, err
 }
 
-// Scan reads all rows of a table as it is now.
+// Scan calls each for all rows of a table's current state, in batches. A batch is released when
+// each returns. If a file is missing, the whole table is checked.
 func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	err := l.scanAll(ctx, name, each)
 	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {

@@ -9,9 +9,9 @@ import (
 	"github.com/apache/iceberg-go/catalog"
 )
 
-// DropFedBy takes those of the lake's own tables that a topic feeds out of the catalog, so that the next lake that is
-// opened creates them again, empty. Nothing may land meanwhile. Their files stay until maintenance finds that no table
-// has them.
+// DropFedBy drops the lake's own tables of a topic from the catalog. The next Open creates them
+// again, empty. Nothing may land meanwhile. The files remain until maintenance removes them as
+// orphans.
 func (l *Lake) DropFedBy(ctx context.Context, topic string) (dropped []string, err error) {
 	for _, t := range l.tables {
 		if t.Topic != topic {

@@ -19,33 +19,36 @@ import (
 	"github.com/millrace/millrace/lake/faults"
 )
 
-// Why a table is not landed, the process that does not land it knows, and it may be another one that is asked. So it is
-// written where both look, and where it can be read though nothing else of the table can: among the properties of the
-// table's namespace.
+// Only the process that fails to land a table knows the reason, but a request may reach another
+// process. So faults are recorded in a shared place that is readable even if the table itself is
+// not: the properties of the table's namespace.
 
-// propFault begins the property of a namespace that says why one of its tables is not landed; the table's name follows.
+// propFault is the prefix of the namespace property that records why a table is not landed. The
+// table's name follows.
 const propFault = "millrace.fault."
 
-// A fault is written again whenever the table was looked at. One that was not for so long is of a process that is gone,
-// or that lands the table again and could not say so.
+// faultHolds is the age up to which a recorded fault is valid. A fault is recorded again at each
+// failed attempt. An older one is from a process that ended, or that lands the table again but
+// could not clear the fault.
 const faultHolds = 10 * LookAgain
 
-// mostFault bounds each text of a fault that is written: catalogs have columns for so much.
+// mostFault is the maximum size in bytes of each text of a recorded fault. Columns of catalogs are
+// limited.
 const mostFault = 2000
 
-// writtenFault is a fault as it is written.
+// writtenFault is the JSON form of a fault.
 type writtenFault struct {
 	Reason string    `json:"reason"`
 	Remedy string    `json:"remedy"`
-	At     time.Time `json:"at"` // when it was last found
+	At     time.Time `json:"at"` // time of the last failed attempt
 }
 
-// told is a fault that another process has written.
+// told is an error that another process has recorded.
 type told string
 
 func (t told) Error() string { return string(t) }
 
-// Stop notes that a table cannot be landed, for this process and for those that are asked.
+// Stop records that a table cannot be landed, for this process and for others.
 func (l *Lake) Stop(ctx context.Context, t declare.Table, fault *faults.TableError) {
 	if l.stopped.put(fault) {
 		l.log.Error("a table is not landed", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
@@ -53,11 +56,11 @@ func (l *Lake) Stop(ctx context.Context, t declare.Table, fault *faults.TableErr
 	l.writeFault(ctx, t, nil, iceberg.Properties{propFault + t.Name: written(fault)})
 }
 
-// written is a fault as properties have it.
+// written encodes a fault as a property value.
 func written(e *faults.TableError) string {
 	b, err := json.Marshal(writtenFault{cut(e.Err.Error()), cut(e.Remedy), time.Now().UTC()})
 	if err != nil {
-		panic(err) // texts and a time
+		panic(err) // cannot happen for strings and a time
 	}
 	return string(b)
 }
@@ -70,7 +73,8 @@ func (l *Lake) LandsAgain(ctx context.Context, t declare.Table) {
 	}
 }
 
-// writeFault changes the fault that other processes see, and reports whether it could.
+// writeFault updates the recorded faults and reports whether that succeeded. It ignores cancellation
+// of ctx, so that a fault can still be recorded during a shutdown.
 func (l *Lake) writeFault(ctx context.Context, t declare.Table, removals []string, updates iceberg.Properties) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 	defer cancel()
@@ -82,12 +86,12 @@ func (l *Lake) writeFault(ctx context.Context, t declare.Table, removals []strin
 	return true
 }
 
-// faultsOf are the faults of tables that any process has written lately and not taken back, by the names of the tables.
+// faultsOf returns the recorded faults that are valid, from any process, by display name.
 func (l *Lake) faultsOf(ctx context.Context, tables []declare.Table) (map[string]*faults.TableError, error) {
 	return l.writtenFaults(ctx, tables, propFault, faultHolds)
 }
 
-// writtenFaults are those under a prefix, as far as they hold.
+// writtenFaults returns the recorded faults under a prefix that are younger than holds.
 func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix string, holds time.Duration) (map[string]*faults.TableError, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
@@ -124,7 +128,7 @@ func readFault(t declare.Table, text string, since time.Time) *faults.TableError
 	return &faults.TableError{Table: t.DisplayName(), Remedy: w.Remedy, Err: told(w.Reason)}
 }
 
-// writtenOf is the same of one table, and nothing where it cannot be read.
+// writtenOf returns the recorded faults of one table, or nothing if they cannot be read.
 func (l *Lake) writtenOf(ctx context.Context, t declare.Table, prefix string, holds time.Duration) map[string]*faults.TableError {
 	faults, err := l.writtenFaults(ctx, []declare.Table{t}, prefix, holds)
 	if err != nil {
@@ -133,12 +137,12 @@ func (l *Lake) writtenOf(ctx context.Context, t declare.Table, prefix string, ho
 	return faults
 }
 
-// HasFault reports whether a process has recorded that a table is not landed.
+// HasFault reports whether any process has recorded that a table is not landed.
 func (l *Lake) HasFault(ctx context.Context, t declare.Table) bool {
 	return len(l.writtenOf(ctx, t, propFault, faultHolds)) > 0
 }
 
-// addFaults adds what is not among them yet.
+// addFaults appends faults of tables that have none in the list yet.
 func addFaults(to []*faults.TableError, more ...*faults.TableError) []*faults.TableError {
 	for _, fault := range more {
 		if !slices.ContainsFunc(to, func(b *faults.TableError) bool { return b.Table == fault.Table }) {
@@ -148,16 +152,17 @@ func addFaults(to []*faults.TableError, more ...*faults.TableError) []*faults.Ta
 	return to
 }
 
-// cut is a text of at most mostFault bytes.
+// cut truncates a text to mostFault bytes.
 func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), mostFault)], "") }
 
-// faultSet are the tables that are not landed, and why. The zero value has none.
+// faultSet is a set of faults by table. The zero value is empty. It is safe for concurrent use.
 type faultSet struct {
 	mu sync.Mutex
 	by map[string]*faults.TableError
 }
 
-// put records a fault, and reports whether it is new.
+// put records a fault and reports whether it differs from the previous one, so that callers log it
+// once.
 func (f *faultSet) put(fault *faults.TableError) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -169,7 +174,7 @@ func (f *faultSet) put(fault *faults.TableError) bool {
 	return had == nil || had.Error() != fault.Error()
 }
 
-// clear removes a table's fault, and reports whether there was one.
+// clear removes a table's fault and reports whether there was one.
 func (f *faultSet) clear(name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -192,11 +197,12 @@ func (f *faultSet) all() []*faults.TableError {
 
 func byTable(a, b *faults.TableError) int { return strings.Compare(a.Table, b.Table) }
 
-// Stopped tells which tables this process cannot land, and why.
+// Stopped returns the faults of tables that this process cannot land.
 func (l *Lake) Stopped() []*faults.TableError { return l.stopped.all() }
 
-// LookAgain is how often a table is looked at that could not be landed: somebody may have helped.
+// LookAgain is the interval at which landing of a stopped table is tried again, in case the fault
+// was repaired.
 const LookAgain = 30 * time.Second
 
-// Fault says why this process cannot land a table; nil where it can.
+// Fault returns the reason why this process cannot land a table, or nil.
 func (l *Lake) Fault(t declare.Table) *faults.TableError { return l.stopped.of(t.DisplayName()) }

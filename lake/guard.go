@@ -19,12 +19,16 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// guard is what speaks against a client's change of a table. Clients may do what they like with tables of their own. To
-// one that landers keep they may add rows, files in place of others, and columns, and they may delete rows, which then
-// stay deleted. What would make the landers lose or repeat rows, or stop, is refused to everyone, as it is never what
-// was meant: the positions in the properties say that the rows before them are in the table, even if somebody deletes
-// these. A nil before says that the table is new, a nil after that it would be renamed, or another's metadata in its
-// place.
+// guard returns an error if a client's change to a table must be refused. Clients may change their
+// own tables freely. In a table that landers write, they may add rows and columns, replace files,
+// and delete rows; deleted rows stay deleted.
+//
+// Changes that would make landers lose or repeat rows, or stop, are refused to everyone. The
+// offsets in the properties say that all rows before them are in the table, so landers never write
+// those rows again.
+//
+// before is nil for a new table. after is nil if the table would be renamed or replaced by other
+// metadata.
 func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error {
 	if before == nil {
 		return l.begins(name, after)
@@ -50,11 +54,12 @@ func (l *Lake) guard(name table.Identifier, before, after table.Metadata) error 
 	return nil
 }
 
-// ReleasedProperty is what a table's properties must say before it may be dropped: a client's DROP is soon said, and its
-// PURGE takes the files, beside landers that then land everything anew.
+// ReleasedProperty must be "true" in a landed table's properties before the table may be dropped. A
+// DROP is easily typed, and PURGE also removes the files, while landers would start again from the
+// beginning.
 const ReleasedProperty = "millrace.released"
 
-// mayDrop is what speaks against dropping a table.
+// mayDrop returns an error if a table must not be dropped.
 func mayDrop(_ table.Identifier, m table.Metadata) error {
 	if _, landed := m.Properties()[evolution.Property]; landed && m.Properties()[ReleasedProperty] != "true" {
 		return fmt.Errorf("landers keep this table: to drop it, stop them and set its property %s to true; started again, they land it anew", ReleasedProperty)
@@ -62,6 +67,7 @@ func mayDrop(_ table.Identifier, m table.Metadata) error {
 	return nil
 }
 
+// samePlace refuses a change of a table's identity, location or format version.
 func samePlace(before, after table.Metadata) error {
 	switch {
 	case before.TableUUID() != after.TableUUID():
@@ -74,6 +80,8 @@ func samePlace(before, after table.Metadata) error {
 	return nil
 }
 
+// sameProperties refuses changes to the properties that landers own, and additions of properties
+// that place files elsewhere.
 func sameProperties(before, after iceberg.Properties) error {
 	others := func(key string, _ string) bool {
 		return !strings.HasPrefix(key, datafile.OwnProperties) && !slices.Contains(datafile.Placing, key) || key == ReleasedProperty
@@ -86,7 +94,7 @@ func sameProperties(before, after iceberg.Properties) error {
 			return fmt.Errorf("set-properties: %s: landers keep this table, and this property of it", key)
 		}
 	}
-	for key := range was { // without a placing property, files go where landers want them
+	for key := range was { // removing a placing property restores the default location, which is fine
 		if _, ok := is[key]; !ok && !slices.Contains(datafile.Placing, key) {
 			return fmt.Errorf("remove-properties: %s: landers keep this table, and this property of it", key)
 		}
@@ -94,7 +102,8 @@ func sameProperties(before, after iceberg.Properties) error {
 	return nil
 }
 
-// follows reports, as nil, that the table still has what was in it.
+// follows refuses a change after which the previous current snapshot is not part of the table's
+// history. Landers would not land its rows again.
 func follows(before, after table.Metadata) error {
 	was := before.CurrentSnapshot()
 	if was == nil {
@@ -109,11 +118,12 @@ func follows(before, after table.Metadata) error {
 		"Read an earlier state by its id, or write the rows of it as new ones", was.SnapshotID)
 }
 
-// Iceberg takes a snapshot that is dated before the newest one by so much at most.
+// mostAhead is how far a snapshot may be dated ahead of the clock. Iceberg accepts a snapshot that
+// is dated at most this much before the newest one.
 const mostAhead = time.Minute
 
-// dated refuses snapshots that are dated in the future, such as microseconds in place of milliseconds: no commit could
-// follow them until that time has come.
+// dated refuses snapshots that are dated in the future, for example in microseconds instead of
+// milliseconds. No commit could follow them until that time has come.
 func dated(before, after table.Metadata, now time.Time) error {
 	for _, s := range after.Snapshots() {
 		if before.SnapshotByID(s.SnapshotID) == nil && s.TimestampMs > now.Add(mostAhead).UnixMilli() {
@@ -124,11 +134,12 @@ func dated(before, after table.Metadata, now time.Time) error {
 	return nil
 }
 
-// How long it may take to find out whether a table can be written; it is done in memory.
+// rehearsalTimeout limits the check whether a table can be written. The check runs in memory.
 const rehearsalTimeout = 10 * time.Second
 
-// fits reports whether landers can write the table as well as before. Where they could not, whatever leads out of that
-// may be done: the columns that they write stay, and those that stand in their way may go.
+// fits refuses changes after which landers could no longer write the table. If they already cannot,
+// any change that may repair the table is allowed: columns that landers write must stay, and
+// columns in their way may be removed.
 func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	if datafile.AsWritten(before, after) {
 		return nil
@@ -138,7 +149,8 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	if t, ok := l.declared(name); ok {
 		return fits(ctx, t, before, after)
 	}
-	// Another process lands it, and knows its columns: all that are there may be the landers'.
+	// Another process lands the table and knows its declaration. Any existing column may be
+	// declared there.
 	keys, err := evolution.ParseKeys(before.Properties()[evolution.Property])
 	if err != nil {
 		return err
@@ -170,7 +182,7 @@ func (l *Lake) declared(name table.Identifier) (declare.Table, bool) {
 	return declare.Table{}, false
 }
 
-// fits is the same of a table whose columns are known.
+// fits is Lake.fits for a table whose declaration is known.
 func fits(ctx context.Context, t declare.Table, before, after table.Metadata) error {
 	was, err := t.Step(before)
 	if err != nil {
@@ -178,6 +190,7 @@ func fits(ctx context.Context, t declare.Table, before, after table.Metadata) er
 	}
 	is, err := t.Step(after)
 	if err == nil {
+		// Pending changes from before the client's change are not the client's fault.
 		more := slices.DeleteFunc(slices.Clone(is.Changes), func(c string) bool { return slices.Contains(was.Changes, c) })
 		if len(more) > 0 {
 			err = errors.New(strings.Join(more, "; "))
@@ -192,7 +205,7 @@ func fits(ctx context.Context, t declare.Table, before, after table.Metadata) er
 	return nil
 }
 
-// begins reports whether landers can continue with a table that a client makes under the name of one of theirs.
+// begins refuses a new table with a declared name that landers could not continue with.
 func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	t, ok := l.declared(name)
 	if !ok {
@@ -201,7 +214,7 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
 	defer cancel()
 	_, err := t.Step(made)
-	if err == nil && t.Grows { // landers would go on, and park each record that needs the column
+	if err == nil && t.Grows { // landers would run, but turn every record that needs the column into a dead letter
 		var there []columnar.Field
 		if there, err = evolution.Columns(made.CurrentSchema(), nil); err == nil {
 			err = t.CheckColumns(there)
@@ -216,13 +229,14 @@ func (l *Lake) begins(name table.Identifier, made table.Metadata) error {
 	return nil
 }
 
-// keeps reports whether all fields are still there, as they were, but for those that may go, and those beside them may
-// be null.
+// keeps refuses a schema that lacks or changes a field of the previous one, except for fields that
+// mayGo selects. New fields must be optional.
 func keeps(at string, before, after []iceberg.NestedField, mayGo func(iceberg.NestedField) bool) error {
 	byID := map[int]iceberg.NestedField{}
 	for _, f := range after {
 		byID[f.ID] = f
 	}
+	// Fields are matched by id, as Iceberg does: the name may change, the id may not.
 	for _, was := range before {
 		path := strings.TrimPrefix(at+"."+was.Name, ".")
 		is, ok := byID[was.ID]

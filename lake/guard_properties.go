@@ -11,13 +11,15 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// Bounds of a property of a table that landers keep. Every commit writes all of them again.
+// Limits of a property of a landed table. Every commit writes all properties again, so large ones
+// would slow down every landing.
 const (
 	maxPropertyKey   = 1 << 10
 	maxPropertyValue = 1 << 20
 )
 
-// choices are the properties whose values all writers of the table must know.
+// choices are the properties that every writer of the table must support, with their allowed
+// values.
 var choices = map[string][]string{
 	"write.format.default":                   {"parquet"},
 	"write.delete.format.default":            {"parquet"},
@@ -28,7 +30,8 @@ var choices = map[string][]string{
 
 var codecs = []string{"uncompressed", "none", "snappy", "gzip", "zstd", "lz4", "lz4_raw", "brotli"}
 
-// soundProperties refuses values of new or changed properties that the landers or other engines would fail on.
+// soundProperties refuses new or changed property values on which landers or other engines would
+// fail. Unchanged values pass: refusing them would block every other change.
 func soundProperties(before, after iceberg.Properties) error {
 	for key, value := range after {
 		if was, had := before[key]; had && was == value {
@@ -44,6 +47,7 @@ func soundProperties(before, after iceberg.Properties) error {
 	return nil
 }
 
+// soundProperty checks one property.
 func soundProperty(key, value string) error {
 	switch {
 	case key == "":
@@ -75,7 +79,8 @@ func soundProperty(key, value string) error {
 	return nil
 }
 
-// leastOf returns the least value of a property of Iceberg's own that is a size, a number or a time.
+// leastOf returns the minimum of an Iceberg property that is a size, a number or a duration,
+// recognised by its prefix and suffix.
 func leastOf(key string) (least int64, ok bool) {
 	if !slices.ContainsFunc([]string{"write.", "read.", "commit.", "history."}, func(of string) bool { return strings.HasPrefix(key, of) }) {
 		return 0, false

@@ -21,10 +21,10 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// Name is a table's name in the catalog: its namespace and its own.
+// Name is a table's full name in the catalog: namespace and table name.
 type Name = table.Identifier
 
-// ParseName reads "order_lines" or "namespace.table".
+// ParseName parses "order_lines" or "namespace.table".
 func ParseName(name string) (Name, error) {
 	parts := strings.Split(name, ".")
 	if slices.Contains(parts, "") || len(parts) > 2 {
@@ -36,7 +36,7 @@ func ParseName(name string) (Name, error) {
 	return parts, nil
 }
 
-// All names every table of the catalog, whoever made it.
+// All returns the names of all tables in the catalog, including other engines' tables.
 func (l *Lake) All(ctx context.Context) ([]Name, error) {
 	namespaces, err := l.catalog.ListNamespaces(ctx, nil)
 	if err != nil {
@@ -55,23 +55,23 @@ func (l *Lake) All(ctx context.Context) ([]Name, error) {
 	return all, nil
 }
 
-// Summary is what a table is made of.
+// Summary describes the contents of a table.
 type Summary struct {
-	Name        string // with its namespace
+	Name        string // with namespace
 	Doc         string
-	Rows        int64 // of a table of state, as landers count them; of another, those in its files
-	RowsInFiles int64 // those that deletes take away included
+	Rows        int64 // for a table of state, the landers' count; otherwise the rows in its files
+	RowsInFiles int64 // including rows that deletes remove
 	DataFiles   int64
 	DataBytes   int64
 	DeleteFiles int64
 	Snapshots   int
-	Partitioned string    // "" where it is not
-	Sorted      string    // likewise
-	AsOf        time.Time // when the newest event in it was recorded; zero where no lander says
+	Partitioned string    // empty if unpartitioned
+	Sorted      string    // empty if unsorted
+	AsOf        time.Time // recording time of the newest event; zero if no lander has set it
 }
 
-// Summarize tells what a table is made of. It reads the metadata alone. Of a table that cannot be read the error is a
-// *TableError.
+// Summarize describes the contents of a table from its metadata, without reading data files. If the
+// table cannot be read, the error is a *TableError.
 func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	t, err := l.Load(ctx, name)
 	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {
@@ -106,6 +106,8 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 	return s, nil
 }
 
+// specText, orderText and transformText format a spec and an order for display, such as
+// "day(recorded_at)" and "order_id descending".
 func specText(spec iceberg.PartitionSpec, s *iceberg.Schema) string {
 	var parts []string
 	for _, f := range spec.Fields() {
@@ -136,22 +138,23 @@ func transformText(t iceberg.Transform, column string) string {
 	return fmt.Sprintf("%s(%s)", t, column)
 }
 
-// SnapshotState is one state in a table's history.
+// SnapshotState is one snapshot in a table's history.
 type SnapshotState struct {
 	ID        int64
 	Time      time.Time
 	Operation string // append, overwrite, delete, replace
-	Rows      int64  // in the table's files, those that deletes take away included
-	Added     int64  // rows
+	Rows      int64  // in the table's files, including rows that deletes remove
+	Added     int64  // rows added
 	Files     int64  // data files in the table
-	// Offsets is what a lander's commit recorded, "partition=offset,…": the first offsets that are not in the table. A
-	// compaction keeps it. Empty for the commits of others.
+	// Offsets is the "partition=offset,…" list that a lander's commit recorded: for each partition,
+	// the first offset that is not in the table. Compactions copy it. It is empty in snapshots of
+	// other engines.
 	Offsets string
-	Commit  string // the lander's id of it
+	Commit  string // the lander's commit id
 	Current bool
 }
 
-// Snapshots is the history that a table still has, newest first.
+// Snapshots returns the retained history of a table, newest first.
 func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error) {
 	t, err := l.Load(ctx, name)
 	if err != nil {
@@ -175,17 +178,17 @@ func (l *Lake) Snapshots(ctx context.Context, name Name) ([]SnapshotState, error
 	return states, nil
 }
 
-// FileState is a data file of a table.
+// FileState is one data file of a table.
 type FileState struct {
 	Path      string
 	Rows      int64
 	Bytes     int64
-	Partition string // "day=2026-11-22"; empty where the table has no partitions
-	Deletes   int    // files of deletes that a reader applies to it
-	Sorted    bool   // by one of the table's orders
+	Partition string // such as "day=2026-11-22"; empty if unpartitioned
+	Deletes   int    // number of delete files that a reader applies to it
+	Sorted    bool   // by one of the table's sort orders
 }
 
-// Files lists the data files of a table as it is now.
+// Files returns the data files of the table's current snapshot.
 func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 	t, err := l.Load(ctx, name)
 	if err != nil {
@@ -225,29 +228,31 @@ func partitionText(t *table.Table, f iceberg.DataFile) string {
 	return strings.Join(parts, "/")
 }
 
-// Maintain keeps a table small, beside those who write it. See package maintenance.
+// Maintain maintains a table once, while others may write it. See package maintenance.
 func (l *Lake) Maintain(ctx context.Context, name Name, c maintenance.Config, progress func(maintenance.Progress)) (maintenance.Report, error) {
 	r, err := maintenance.Run(ctx, l.loader(name), c, progress)
 	return r, errors.Join(err, l.Check(ctx, name))
 }
 
-// PlanMaintenance tells what Maintain would do.
+// PlanMaintenance reports what Maintain would do.
 func (l *Lake) PlanMaintenance(ctx context.Context, name Name, c maintenance.Config) (maintenance.Planned, error) {
 	return maintenance.Plan(ctx, l.loader(name), c)
 }
 
-// loader loads a table for package maintenance.
+// loader returns the loader that package maintenance needs.
 func (l *Lake) loader(name Name) maintenance.Load {
 	return func(ctx context.Context) (*table.Table, error) { return l.Load(ctx, name) }
 }
 
-// How often tables of state are compacted: each of their commits brings deletes, which every reader applies.
+// compactStates is the compaction interval of State tables. It is short because each of their
+// commits adds equality deletes, which every reader must apply.
 const compactStates = time.Minute
 
-// How often it is looked whether all files of a table are there.
+// checkEvery is the interval at which maintenance checks that all files of a table exist.
 const checkEvery = 10 * time.Minute
 
-// Keep maintains a table of ours until ctx is done, for as long as turn says that it is this process's to do.
+// Keep maintains one of the lake's own tables until ctx is done. It pauses while turn reports
+// false: then another process maintains the table.
 func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, turn func() bool) error {
 	log := l.log.With("table", t.Name)
 	if t.Keyed() && c.CompactEvery == 0 {
@@ -279,5 +284,6 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	})
 }
 
-// errNotOurTurn says that another process lands the table's first partition, and so maintains the table.
+// errNotOurTurn is returned while another process has the first partition of the table's topic.
+// That process maintains the table.
 var errNotOurTurn = errors.New("another process maintains the table")

@@ -1,16 +1,23 @@
-// Package lake opens and looks after open tables: Iceberg, in Parquet, which any engine can read
-// without a program of ours in between. So the events, and the facts drawn from them, outlive every
-// other part of the system.
+// Package lake manages open tables: Apache Iceberg tables with Parquet files, which any engine can
+// read without Millrace. So the events and the facts derived from them outlive every other part of
+// the system.
 //
-// Open opens a warehouse (a folder, or a bucket) and its catalog, creates the tables that are
-// declared (see package declare), and brings existing ones to their declarations. A Lake then says
-// how its tables are, now and at earlier moments (Tables, TablesAsOf), what they are made of
-// (Summarize, Snapshots, Files), and what is wrong with them (Look, Check). It sums their rows up
-// for verifications (Digest), keeps them small (Maintain), and serves them to other engines (REST).
-// That refuses changes with which landers would lose or repeat rows, or stop.
+// Open opens a warehouse (a folder or a bucket) and its catalog, creates the declared tables (see
+// package declare), and brings existing tables to their declarations. A Lake then
 //
-// Package landing brings the rows in. Offsets and rows change in one commit, so at every moment a
-// table is exactly the beginning of its topic.
+// - reports the state of tables, now and in the past: Tables, TablesAsOf;
+//   - describes their contents: Summarize, Snapshots, Files;
+//   - reports faults: Look, Check, Stopped;
+//   - computes digests for verification: Digest;
+//   - keeps tables small: Maintain, Keep;
+//   - serves the catalog to other engines: REST. The guard refuses changes that would make landers
+//     lose or repeat rows, or stop.
+//
+// Package landing adds the rows. Rows and offsets change in one commit, so a table is at every
+// moment exactly a prefix of its topic.
+//
+// A fault of one table does not affect the others. Calls that cover several tables skip those that
+// cannot be read and report them separately.
 package lake
 
 import (
@@ -43,22 +50,25 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// CatalogName is what outside engines must call the catalog: the SQL catalog keeps the name in every row.
+// CatalogName is the name that other engines must use for the catalog. Iceberg's SQL catalog stores
+// it in every row.
 const CatalogName = "millrace"
 
-// Config says where the lake is.
+// Config has the location of a lake and its declared tables.
 type Config struct {
-	// Warehouse is where the tables are: a folder, created if it is not there, or s3://bucket/folder, whose bucket
-	// exists.
+	// Warehouse is the root of the tables: a folder, which is created if missing, or
+	// s3://bucket/folder in an existing bucket.
 	Warehouse string
-	S3        S3 // of an s3:// warehouse
-	// Catalog is Iceberg's SQL catalog: a SQLite file, created likewise, or postgres://user@host/database.
+	S3        S3 // for an s3:// warehouse
+	// Catalog is Iceberg's SQL catalog: a SQLite file, which is created if missing, or
+	// postgres://user@host/database.
 	Catalog         string
-	CatalogPassword string // takes the place of the one in Catalog
-	// Tables are those that this process lands in and tells about.
+	CatalogPassword string // replaces the password in Catalog
+	// Tables are the tables that this process lands and reports on.
 	Tables []declare.Table
-	// ReadOnly opens a lake that exists, beside the process that lands in it. Sync makes every file of a warehouse in a
-	// folder durable against a power cut before a commit names it. It holds for the process.
+	// Sync syncs every file of a warehouse in a folder before a commit refers to it, so that
+	// commits survive a power failure. It applies to the whole process. ReadOnly opens an existing
+	// lake while another process lands in it.
 	Sync     bool
 	ReadOnly bool
 	Logger   *slog.Logger // required
@@ -70,17 +80,17 @@ type Lake struct {
 	dialect   sqlcatalog.SupportedDialect
 	warehouse *warehouse
 	catalog   catalog.Catalog
-	rows      *sqlcatalog.Catalog // the same without the way to the warehouse
+	rows      *sqlcatalog.Catalog // catalog without access to the files of tables
 	tables    []declare.Table
 	stopped   faultSet // tables that cannot be landed
-	lost      faultSet // those that lack files
+	lost      faultSet // tables with missing files
 	log       *slog.Logger
 }
 
-// ErrNoLake says that there is no lake where a read-only one was to be opened, or that it lacks a table.
+// ErrNoLake is returned if a lake that is opened read-only does not exist, or if it lacks a table.
 var ErrNoLake = errors.New("no lake here yet")
 
-// noTableError says that the lake lacks a table. It is an ErrNoLake.
+// noTableError reports that the lake lacks a table. It wraps ErrNoLake.
 type noTableError struct {
 	name string
 	err  error
@@ -92,9 +102,9 @@ func (e *noTableError) Error() string {
 
 func (e *noTableError) Unwrap() []error { return []error{ErrNoLake, e.err} }
 
-// Open opens the lake and, unless read-only, creates the tables that it lacks and brings the others to what this
-// program declares of them; several processes may do so at once. A table that cannot be read, or become what is
-// declared, is left as it is: see Stopped.
+// Open opens the lake. Unless it is read-only, Open creates missing tables and brings the others to
+// their declarations. Several processes may do so at once. A table that cannot be read or brought
+// to its declaration is left unchanged: see Stopped.
 func Open(ctx context.Context, c Config) (*Lake, error) {
 	w, err := openWarehouse(ctx, c)
 	if err != nil {
@@ -132,7 +142,7 @@ func (l *Lake) openServer(ctx context.Context, c Config) error {
 	if c.ReadOnly {
 		return open(ctx)
 	}
-	return postgres.Alone(ctx, l.db, "millrace lake", open) // PostgreSQL's IF NOT EXISTS fails in a race
+	return postgres.Alone(ctx, l.db, "millrace lake", open) // concurrent CREATE TABLE IF NOT EXISTS statements can fail in PostgreSQL
 }
 
 // openFile opens a catalog in a SQLite file.
@@ -162,7 +172,7 @@ func (l *Lake) openFile(ctx context.Context, c Config) error {
 	return err
 }
 
-// open opens the catalog in the database, and prepares the tables.
+// open opens the catalog in the database and prepares the tables.
 func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, readOnly bool) error {
 	props := iceberg.Properties{"warehouse": l.warehouse.url, "init_catalog_tables": fmt.Sprint(!readOnly)}
 	maps.Copy(props, l.warehouse.props)
@@ -174,19 +184,20 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	return l.prepare(ctx, readOnly)
 }
 
-// Declared are the lake's own tables.
+// Declared returns the lake's own tables.
 func (l *Lake) Declared() []declare.Table { return l.tables }
 
-// Catalog is the catalog of the tables, which find their files by it.
+// Catalog returns the catalog. Tables that it loads can access their files.
 func (l *Lake) Catalog() catalog.Catalog { return l.catalog }
 
-// SetCatalog puts another catalog in the place of the lake's, such as one that fails. Call it before anything runs.
+// SetCatalog replaces the catalog, for example with one that injects failures. It must be called
+// before anything uses the lake.
 func (l *Lake) SetCatalog(c catalog.Catalog) { l.catalog = c }
 
-// Logger is where the lake logs to.
+// Logger returns the lake's logger.
 func (l *Lake) Logger() *slog.Logger { return l.log }
 
-// Close lets go of the catalog. What runs must have ended.
+// Close releases the catalog. All users of the lake must have finished.
 func (l *Lake) Close() error {
 	l.warehouse.close()
 	if l.db == nil {
@@ -195,16 +206,16 @@ func (l *Lake) Close() error {
 	return l.db.Close()
 }
 
-// A catalog or an object store that does not answer for so long fails a load.
+// loadTimeout limits a load: it fails if the catalog or the object store does not answer in time.
 const loadTimeout = 30 * time.Second
 
-// Load reads a table as it is now. Every commit and every read starts from its own load: the handles that commits
-// return keep all of their history alive.
+// Load reads the current state of a table. Every commit and every read should start with its own
+// load, because the table that a commit returns keeps all of its history in memory.
 func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	t, err := l.catalog.LoadTable(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) { // unless it was replaced, and removed, between the two looks
+	if errors.Is(err, fs.ErrNotExist) { // the metadata file may have been replaced and removed between the two reads
 		t, err = l.catalog.LoadTable(ctx, name)
 	}
 	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
@@ -216,31 +227,31 @@ func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, e
 	return datafile.WithAvroNames(t, l.catalog), nil
 }
 
-// TableState is a table at one moment.
+// TableState is the state of a table at one moment.
 type TableState struct {
-	Name             string          // with its namespace where that is not Namespace
-	Topic            string          // what feeds it
-	Rows             int64           // in the snapshot; of a table of state, as landers count them
+	Name             string          // includes the namespace unless it is declare.Namespace
+	Topic            string          // the topic that feeds it
+	Rows             int64           // in the snapshot; for a table of state, the landers' count
 	Snapshot         int64           // id of the current snapshot; 0 while the table is empty
-	Taken            time.Time       // when that was committed; zero while the table is empty
-	MetadataLocation string          // names this state for good; it stays readable for a minute or so
+	Taken            time.Time       // commit time of the snapshot; zero while the table is empty
+	MetadataLocation string          // immutable file with this state; readable for at least about a minute
 	Location         string          // folder of the table
 	Offsets          map[int32]int64 // by partition: the first offset that is not in the table
-	AsOf             time.Time       // when the newest event in it was recorded; zero while it is empty
-	TimePartitions   bool            // files are, or were, spread by the hour, day, month or year of a column
+	AsOf             time.Time       // recording time of its newest event; zero while the table is empty
+	TimePartitions   bool            // files are, or were, partitioned by the hour, day, month or year of a column
 
 	identifier table.Identifier // set by TablesAsOf, for Hold
 }
 
-// Tables tells how the tables are now. One that somebody has dropped, or that cannot be read, is left out: it takes
-// nothing from the others.
+// Tables returns the current states of the lake's own tables. Tables that were dropped or cannot be
+// read are omitted, so that they do not affect the others.
 func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	states, _, err := l.states(ctx, l.tables)
 	return states, err
 }
 
-// Look is Tables, and tells which tables cannot be read, are not landed, by this process or by another, or lack files,
-// and why.
+// Look returns the same states as Tables, and the faults of tables that cannot be read, are not
+// landed (by this process or another), or have missing files.
 func (l *Lake) Look(ctx context.Context) ([]TableState, []*faults.TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
@@ -260,8 +271,8 @@ func (l *Lake) Look(ctx context.Context) ([]TableState, []*faults.TableError, er
 	return states, addFaults(broken, l.lost.all()...), nil
 }
 
-// Others tells how those tables of the catalog are that are not among the lake's own, as far as they are wanted by
-// their names, each with its namespace.
+// Others returns the states of the catalog's other tables, those that are not the lake's own.
+// wanted selects them by display name.
 func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]TableState, error) {
 	others, err := l.others(ctx, wanted)
 	if err != nil {
@@ -271,6 +282,8 @@ func (l *Lake) Others(ctx context.Context, wanted func(name string) bool) ([]Tab
 	return states, err
 }
 
+// states loads the states of tables. Faults of single tables are returned in broken; other errors,
+// such as an unavailable catalog, fail the call.
 func (l *Lake) states(ctx context.Context, tables []declare.Table) (states []TableState, broken []*faults.TableError, err error) {
 	for _, t := range tables {
 		s, err := l.state(ctx, t)
@@ -289,8 +302,8 @@ func (l *Lake) states(ctx context.Context, tables []declare.Table) (states []Tab
 	return states, broken, nil
 }
 
-// others are the tables of the catalog that are wanted and not the lake's own. What feeds them they say themselves: see
-// stateFrom.
+// others returns declarations of the selected tables that are not the lake's own. They have names
+// only: stateFrom reads their topic from their properties.
 func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]declare.Table, error) {
 	all, err := l.All(ctx)
 	if err != nil {
@@ -316,6 +329,7 @@ func (l *Lake) state(ctx context.Context, t declare.Table) (TableState, error) {
 	return stateFrom(t, have)
 }
 
+// stateFrom returns the state of a loaded table.
 func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
 	if t.Topic == "" {
 		t.Topic = progress.TopicOf(have.Properties())
@@ -332,6 +346,8 @@ func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
 		s.Snapshot, s.Taken = snapshot.SnapshotID, timeunit.Time(snapshot.TimestampMs)
 		if snapshot.Summary != nil {
 			s.Rows = int64(snapshot.Summary.Properties.GetInt("total-records", 0))
+			// Files of a keyed table include rows that equality deletes remove, so the snapshot's total
+			// is too high. Landers keep the exact count in a property.
 		}
 	}
 	if t.Keyed() {
@@ -340,7 +356,8 @@ func stateFrom(t declare.Table, have *table.Table) (TableState, error) {
 	return s, nil
 }
 
-// timePartitions reports whether any partition spec of a table has the hour, day, month or year of a column.
+// timePartitions reports whether any partition spec of a table uses the hour, day, month or year of
+// a column.
 func timePartitions(m table.Metadata) bool {
 	for _, spec := range m.PartitionSpecs() {
 		for _, f := range spec.Fields() {
@@ -353,10 +370,12 @@ func timePartitions(m table.Metadata) bool {
 	return false
 }
 
-// Applied tells how far all tables of a topic are: by partition, the first offset that some table lacks. A partition
-// that some table has nothing of is left out. Once it has reached a partition's end, all that stood there is in the
-// tables. Those that cannot be read, or are not landed, do not count; where no other is left, the error is a
-// *TableError.
+// Applied returns how far all tables of a topic have landed: by partition, the first offset that
+// some table lacks. Partitions of which some table has nothing are omitted. A caller that waits for
+// a record waits until its partition's entry is above the record's offset.
+//
+// Tables that cannot be read or are not landed do not count, so that a broken table does not block
+// callers. If no other table is left, the error is a *TableError.
 func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, error) {
 	var applied map[int32]int64
 	var broken *faults.TableError

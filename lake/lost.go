@@ -13,19 +13,21 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// A data file that is lost stops no lander whose table only grows, so nothing would report it. Any reader that meets
-// it, a verification, a query or maintenance, has the table checked, and what is found is written where faults are (see
-// faultlog.go), beside them: the table is landed on.
+// A missing data file does not stop landers of an append-only table, so nothing would report it.
+// Readers that notice it (a verification, a query, or maintenance) have the table checked. The
+// result is recorded beside faults (see faultlog.go), but under a separate property, because the
+// table is still landed.
 
-// propLost is the property of a namespace that says which files of one of its tables are lost; the table's name
-// follows.
+// propLost is the prefix of the namespace property that records missing files of a table. The
+// table's name follows.
 const propLost = "millrace.lost."
 
-// What is lost stays so until somebody has checked again.
+// lostHolds is the age up to which a recorded loss is reported. Missing files rarely return, so it
+// is long.
 const lostHolds = 7 * 24 * time.Hour
 
-// Check looks whether all files are there that a table needs. Where some are not, the error is a *TableError, and Look
-// has it from then on, until a check finds them all.
+// Check verifies that all files of a table exist. If some are missing, the error is a *TableError.
+// Look reports it from then on, until a check finds all files.
 func (l *Lake) Check(ctx context.Context, name Name) error {
 	t := declare.Table{Namespace: declare.NamespaceOf(name), Name: name[len(name)-1]}
 	err := maintenance.CheckFiles(ctx, l.loader(name))
@@ -47,7 +49,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		fault.Err, fault.Remedy = cycle, faults.RemedyCycle
 	default:
 		if fault := faults.Of(t.DisplayName(), err); fault != nil {
-			return fault // Look finds it as well
+			return fault // Look reports it, too
 		}
 		return err
 	}
@@ -55,12 +57,13 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		l.log.Error("a table is damaged", "table", fault.Table, "reason", fault.Err, "remedy", fault.Remedy)
 	}
 	if l.writeFault(ctx, t, nil, iceberg.Properties{propLost + t.Name: written(fault)}) {
-		l.lost.clear(t.DisplayName()) // the process that finds the files again clears the recorded fault
+		l.lost.clear(t.DisplayName()) // the recorded fault is enough; any process that finds the files again can clear it
 	}
 	return fault
 }
 
-// checkAfter has a table checked that could not be read, and returns what is found, or else the error of the reading.
+// checkAfter checks a table after a failed read. It returns the fault found, or else the read
+// error.
 func (l *Lake) checkAfter(ctx context.Context, name Name, err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// prepare creates what is missing, and brings what is there to what is declared. A table that cannot be read or landed
-// as it is takes nothing from the others: Stopped says what is the matter with it.
+// prepare creates missing tables and brings existing ones to their declarations. A table that
+// cannot be read or landed does not affect the others; Stopped returns its fault.
 func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	for _, t := range l.tables {
 		if readOnly {
@@ -35,12 +35,15 @@ func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	return nil
 }
 
-// Declare adds a table to the lake's own, as Open does with those of its Config. Call it before they are landed.
+// Declare adds a table to the lake's own tables and prepares it, as Open does with those of its
+// Config. It must be called before the tables are landed.
 func (l *Lake) Declare(ctx context.Context, t declare.Table) error {
 	l.tables = append(l.tables, t)
 	return l.prepareOne(ctx, t)
 }
 
+// prepareOne prepares one table. A fault of the table stops its landing; only other errors are
+// returned.
 func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 	have, err := l.loadOwn(ctx, t)
 	if errors.Is(err, catalog.ErrNoSuchTable) {
@@ -64,7 +67,7 @@ func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 	return nil
 }
 
-// Prepare brings one that is there to what is declared.
+// Prepare brings an existing table to its declaration.
 func (l *Lake) Prepare(ctx context.Context, t declare.Table) error {
 	if _, err := l.loadOwn(ctx, t); err != nil {
 		return err
@@ -72,7 +75,7 @@ func (l *Lake) Prepare(ctx context.Context, t declare.Table) error {
 	return l.Evolve(ctx, t)
 }
 
-// loadOwn loads a table that must lie in the warehouse.
+// loadOwn loads a table and checks that it is in this lake's warehouse.
 func (l *Lake) loadOwn(ctx context.Context, t declare.Table) (*table.Table, error) {
 	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {
@@ -81,6 +84,7 @@ func (l *Lake) loadOwn(ctx context.Context, t declare.Table) (*table.Table, erro
 	return have, l.placed(t, have)
 }
 
+// placed returns an error if the table is not in a warehouse of this kind.
 func (l *Lake) placed(t declare.Table, have *table.Table) error {
 	if l.warehouse.owns(have.Location()) {
 		return nil
@@ -89,26 +93,30 @@ func (l *Lake) placed(t declare.Table, have *table.Table) error {
 		t.Name, have.Location(), l.warehouse.url)
 }
 
-// properties of every table. commit.retry.num-retries is not among them: iceberg-go does not try again where it is
-// missing, and a stale append must fail, not be replayed onto the new head, as the lander decides (see lander.go).
-// Other engines do try again then, as they must beside landers.
+// tableProperties are set on every new table.
+//
+// commit.retry.num-retries is omitted on purpose. Without it, iceberg-go does not retry, and other
+// engines use their default. Landers must not retry blindly: an outdated append must fail, not be
+// replayed onto a new head. The lander decides, see lander.go. Other engines have to retry, because
+// landers commit often.
 var tableProperties = iceberg.Properties{
-	// What a commit reads and writes must not grow with the number of commits before it.
+	// The cost of a commit must not grow with the number of earlier commits.
 	table.MetadataDeleteAfterCommitEnabledKey: "true",
 	table.MetadataPreviousVersionsMaxKey:      "100",
 	table.ManifestMergeEnabledKey:             "true",
 	table.ManifestMinMergeCountKey:            "50",
-	// Others' DELETE, UPDATE and MERGE are of the rows that are there when they begin. Were they of those too that come
-	// meanwhile, which is what Iceberg takes for granted, they would fail beside landers for as long as these land.
+	// A DELETE, UPDATE or MERGE of another engine covers the rows that exist when it begins. Under
+	// Iceberg's default, serializable, it would also have to cover rows that arrive meanwhile, and
+	// would fail for as long as landers commit.
 	"write.delete.isolation-level": "snapshot",
 	"write.update.isolation-level": "snapshot",
 	"write.merge.isolation-level":  "snapshot",
-	// What other engines write shall look like what we write.
+	// Files of other engines should match ours.
 	table.ParquetCompressionKey:      "zstd",
 	table.ParquetCompressionLevelKey: "1",
 }
 
-// Create makes a table. Two processes may try at once: the second takes what the first made.
+// Create creates a table. If two processes try at once, the second one uses the first one's table.
 func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error) {
 	fail := func(err error) (*table.Table, error) { return nil, fmt.Errorf("create table %s: %w", t.Name, err) }
 	if t.Unready != nil {
@@ -130,8 +138,8 @@ func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error
 	if err != nil {
 		return nil, err
 	}
-	// Not CreateTable, which removes the table's metadata after an error, even where only the catalog's answer was
-	// lost.
+	// CreateTable is not used because it removes the table's metadata after any error, even if the
+	// commit succeeded and only the catalog's answer was lost.
 	_, _, err = l.catalog.CommitTable(ctx, t.Identifier(), []table.Requirement{table.AssertCreate()}, []table.Update{
 		table.NewAssignUUIDUpdate(uuid.New()),
 		table.NewUpgradeFormatVersionUpdate(2),
@@ -146,12 +154,12 @@ func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error
 		table.NewSetPropertiesUpdate(describe(t, step)),
 	})
 	made, loadErr := l.Load(ctx, t.Identifier())
-	if err == nil { // what is told is of a table that was here before
+	if err == nil { // recorded faults belong to an earlier table of this name
 		l.lost.clear(t.DisplayName())
 		l.writeFault(ctx, t, []string{propFault + t.Name, propLost + t.Name}, nil)
 	}
 	if loadErr == nil {
-		return made, nil // by whomever
+		return made, nil // whichever process created it
 	}
 	if err == nil || !errors.Is(loadErr, catalog.ErrNoSuchTable) {
 		err = errors.Join(err, loadErr)
@@ -159,7 +167,7 @@ func (l *Lake) Create(ctx context.Context, t declare.Table) (*table.Table, error
 	return fail(err)
 }
 
-// describe is what the table's properties say of its declaration.
+// describe returns the properties that record a table's declaration.
 func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 	props := iceberg.Properties{evolution.Property: step.Keys.String(), progress.KeyTopic: t.Topic}
 	if t.Doc != "" {
@@ -168,12 +176,13 @@ func describe(t declare.Table, step evolution.Step) iceberg.Properties {
 	return props
 }
 
-// Others evolve and commit at the same time; each try begins with what they left.
+// evolveTries is the number of attempts to commit a declaration. Other processes evolve and commit
+// at the same time, so each attempt starts from a new load.
 const evolveTries = 20
 
-// Evolve brings a table that exists to its declaration: columns, how rows are spread, their order. What landers have
-// under way keeps the ids that it was written with, so it may land before or after. A table that is as declared is left
-// alone.
+// Evolve brings an existing table to its declaration: columns, partitioning, sort order. It does
+// not disturb landers: files that are being written use field ids, which do not change, so they can
+// be committed before or after. A table that matches its declaration is left unchanged.
 func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 	var err error
 	waits := backoff.Commit.Start()
@@ -193,6 +202,7 @@ func (l *Lake) Evolve(ctx context.Context, t declare.Table) error {
 	return err
 }
 
+// tryEvolve makes one attempt. done is false if the commit failed and another attempt may succeed.
 func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err error) {
 	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {
@@ -212,7 +222,8 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 		reqs = append(reqs, table.AssertCurrentSchemaID(have.Schema().ID), table.AssertLastAssignedFieldID(meta.LastColumnID()))
 		updates = append(updates, table.NewAddSchemaUpdate(step.Schema), table.NewSetCurrentSchemaUpdate(-1))
 	}
-	// What the declaration leaves open may be somebody's choice: only what it names is changed.
+	// A partitioning or order that the declaration leaves open may be a user's choice, so only a
+	// declared one is applied.
 	now, sorted := meta.PartitionSpec(), meta.SortOrder()
 	spec, err := t.Spec(step.Schema, meta.PartitionSpecs())
 	if err != nil {
@@ -248,7 +259,8 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	return true, nil
 }
 
-// openToOthers brings properties of tables that were made before to what is said above. What somebody has chosen stays.
+// openToOthers brings the properties of tables made by earlier versions to tableProperties. Values
+// that a user has set are kept.
 func openToOthers(have iceberg.Properties) (updates []table.Update) {
 	missing := iceberg.Properties{}
 	for key, value := range tableProperties {

@@ -22,17 +22,20 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// Relocated tells what became of a table whose files were moved.
+// Relocated describes a relocated table.
 type Relocated struct {
 	Table     string
-	From, To  string // its folder
-	Manifests int    // that were rewritten
+	From, To  string // folder of the table
+	Manifests int    // number of manifests rewritten
 }
 
-// Relocate makes tables readable whose files were moved with their warehouse, from the folder or s3:// location that it
-// had to where it is now. An Iceberg table names its files by whole locations, in three layers of metadata: all three
-// are rewritten beside the old ones, data files stay as they are, and then the catalog is brought to the new ones, all
-// tables or none. Until then nothing has changed, so a run that was interrupted is just repeated. Nothing may land
+// Relocate repairs tables whose files were moved together with their warehouse. from is the folder
+// or s3:// location that the warehouse had before.
+//
+// Iceberg metadata contains absolute locations in three layers: table metadata, manifest lists, and
+// manifests. Relocate writes new copies of all three beside the old ones and leaves data files
+// unchanged. Then it switches the catalog to the new metadata, for all tables in one transaction.
+// Until then nothing has changed, so an interrupted run can be repeated. Nothing may land
 // meanwhile.
 func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	from, err := warehouseURL(from)
@@ -79,7 +82,7 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	return all, nil
 }
 
-// warehouseURL is how the locations in a warehouse begin.
+// warehouseURL returns the prefix of all locations in a warehouse.
 func warehouseURL(at string) (string, error) {
 	if strings.Contains(at, "://") {
 		return strings.TrimRight(at, "/"), nil
@@ -88,7 +91,7 @@ func warehouseURL(at string) (string, error) {
 	return "file://" + filepath.ToSlash(dir), err
 }
 
-// files is the warehouse's file system.
+// files returns the warehouse's file system.
 func (w *warehouse) files(ctx context.Context) (io.WriteFileIO, error) {
 	files, err := io.LoadFS(placed{aws: w.aws}.way(ctx), w.props, w.url+"/")
 	if err != nil {
@@ -103,9 +106,10 @@ func (w *warehouse) files(ctx context.Context) (io.WriteFileIO, error) {
 
 // relocation rewrites the metadata of one table.
 type relocation struct {
-	files     io.WriteFileIO
-	from, to  string
-	folder    string // of the table's metadata, now
+	files    io.WriteFileIO
+	from, to string
+	folder   string // current metadata folder
+	// manifests are those already rewritten: several snapshots share a manifest.
 	manifests map[string]rewritten
 }
 
@@ -114,7 +118,8 @@ type rewritten struct {
 	bytes    int64
 }
 
-// moved is where a file is now. Beside the warehouse nothing has moved.
+// moved returns the new location of a file. Locations outside of the old warehouse are returned
+// unchanged.
 func (r *relocation) moved(at string) string {
 	for _, spelling := range []string{r.from, strings.Replace(r.from, "file://", "file:", 1), strings.TrimPrefix(r.from, "file://")} {
 		if rest, ok := strings.CutPrefix(at, spelling+"/"); ok {
@@ -124,7 +129,7 @@ func (r *relocation) moved(at string) string {
 	return at
 }
 
-// table rewrites a table's metadata, and says where it is.
+// table rewrites the metadata of a table and returns the new metadata file.
 func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Relocated, file string, err error) {
 	now := r.moved(t.Metadata)
 	old, err := table.NewFromLocation(ctx, t.Table, now, func(context.Context) (io.IO, error) { return r.files, nil }, nil)
@@ -136,12 +141,13 @@ func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Reloc
 	}
 	r.folder = now[:strings.LastIndex(now, "/")]
 	b, err := json.Marshal(old.Metadata())
+	// The metadata is edited as generic JSON, because iceberg-go's own type is immutable.
 	if err != nil {
 		return did, "", fmt.Errorf("encode metadata: %w", err)
 	}
 	var meta map[string]any
 	decoder := json.NewDecoder(bytes.NewReader(b))
-	decoder.UseNumber() // ids are 64 bits wide
+	decoder.UseNumber() // float64 would lose digits of 64-bit ids
 	if err := decoder.Decode(&meta); err != nil {
 		return did, "", fmt.Errorf("decode metadata: %w", err)
 	}
@@ -168,7 +174,7 @@ func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Reloc
 	if b, err = json.Marshal(meta); err != nil {
 		return did, "", fmt.Errorf("encode metadata: %w", err)
 	}
-	version, _, _ := strings.Cut(strings.TrimPrefix(now[strings.LastIndex(now, "/")+1:], "v"), "-") // the next commit counts on
+	version, _, _ := strings.Cut(strings.TrimPrefix(now[strings.LastIndex(now, "/")+1:], "v"), "-") // keep the version number, from which the next commit continues
 	file = fmt.Sprintf("%s/%s-%s.metadata.json", r.folder, version, uuid.New())
 	if !isNumber(version) {
 		file = fmt.Sprintf("%s/00000-%s.metadata.json", r.folder, uuid.New())
@@ -183,7 +189,7 @@ func isNumber(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return c < '0' || c > '9' })
 }
 
-// field brings a location in an object to where it is now.
+// field updates a location in a JSON or Avro object.
 func (r *relocation) field(of map[string]any, key string) {
 	if at, ok := of[key].(string); ok {
 		if at == r.from {
@@ -204,7 +210,7 @@ func entriesIn(list any) (all []map[string]any) {
 	return all
 }
 
-// list rewrites a manifest list and the manifests that it names.
+// list rewrites a manifest list and the manifests that it refers to, and returns its new location.
 func (r *relocation) list(at string) (string, error) {
 	out, err := r.rewrite(at, "snap", func(entry map[string]any) error {
 		path, ok := entry["manifest_path"].(string)
@@ -221,10 +227,12 @@ func (r *relocation) list(at string) (string, error) {
 	return out.location, err
 }
 
-// errPositions says that a table has deletes by position, whose files name others inside.
+// errPositions reports position deletes. Their files contain the paths of data files, and Relocate
+// does not rewrite those.
 var errPositions = errors.New("it has deletes by position, which name data files inside their own: " +
 	"move the warehouse back, run millrace lake maintain --delete-share 0, and move it then")
 
+// manifest rewrites one manifest, unless another manifest list has already caused it.
 func (r *relocation) manifest(at string) (rewritten, error) {
 	if m, ok := r.manifests[at]; ok {
 		return m, nil
@@ -234,6 +242,8 @@ func (r *relocation) manifest(at string) (rewritten, error) {
 		if !ok {
 			return errors.New("an entry has no data_file")
 		}
+		// Numeric codes of the manifest format: status 2 is a deleted entry, content 1 is a
+		// position delete file. Deleted entries are harmless.
 		const gone, byPosition = 2, 1
 		if fmt.Sprint(file["content"]) == fmt.Sprint(byPosition) && fmt.Sprint(entry["status"]) != fmt.Sprint(gone) {
 			return errPositions
@@ -248,7 +258,8 @@ func (r *relocation) manifest(at string) (rewritten, error) {
 	return m, err
 }
 
-// rewrite writes an Avro file again with the same header, each entry as change leaves it.
+// rewrite copies an Avro file with the same schema and header, after change has modified each
+// entry.
 func (r *relocation) rewrite(at, kind string, change func(entry map[string]any) error) (out rewritten, err error) {
 	f, err := r.files.Open(at)
 	if err != nil {

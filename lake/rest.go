@@ -9,8 +9,9 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// REST serves the lake's catalog by Iceberg's REST protocol, so that engines find the tables, and may write them beside the
-// landers. The keys that the landers use stay here: clients are given those in access.
+// REST returns a handler that serves the catalog by Iceberg's REST protocol. Engines can find the
+// tables and write them beside the landers. Clients get the credentials in access; those of the
+// landers are never handed out.
 func (l *Lake) REST(ctx context.Context, access restcatalog.Access) (http.Handler, error) {
 	swapper, err := restcatalog.NewSQL(ctx, l.db, l.dialect, CatalogName)
 	if err != nil {

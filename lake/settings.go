@@ -15,12 +15,14 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// Settings says which settings of the warehouse's bucket take files away that tables need. A folder has none, and a bucket whose
-// rules may not be read, or that knows no rules, is not judged.
+// Settings checks the lifecycle rules of the warehouse's bucket and reports those that remove files
+// which tables need. A folder has no such rules. A bucket is not judged if it has none or does not
+// permit reading them.
 func (l *Lake) Settings(ctx context.Context) ([]settings.Fault, error) {
 	return l.warehouse.settings(ctx)
 }
 
+// settings implements Lake.Settings.
 func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
 	if w.aws == nil {
 		return nil, nil
@@ -37,7 +39,7 @@ func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
 	answer, err := client.GetBucketLifecycleConfiguration(ctx, &s3.GetBucketLifecycleConfigurationInput{Bucket: aws.String(u.Host)})
 	var refused smithy.APIError
 	if errors.As(err, &refused) {
-		return nil, nil // no rules, no right to read them, or no such thing
+		return nil, nil // no rules, no permission, or not supported
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask bucket %s for its lifecycle rules: %w", u.Host, err)
@@ -49,8 +51,8 @@ func (w *warehouse) settings(ctx context.Context) ([]settings.Fault, error) {
 	return faults, nil
 }
 
-// ruleFaults judges a lifecycle rule by what it does to objects below a prefix. A rule may end unfinished uploads and old versions
-// of objects: no table needs them.
+// ruleFaults checks a lifecycle rule against a table folder. Rules for incomplete uploads and old
+// object versions are harmless: no table needs them.
 func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Fault {
 	if rule.Status != types.ExpirationStatusEnabled {
 		return nil
@@ -66,6 +68,7 @@ func ruleFaults(bucket, folder string, rule types.LifecycleRule) []settings.Faul
 		}
 	}
 	below := folder
+	// Neither prefix contains the other, so the rule does not apply to tables.
 	if below != "" {
 		below += "/"
 	}

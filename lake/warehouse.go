@@ -28,17 +28,17 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// S3 says how to reach an object store.
+// S3 has the settings of an object store.
 type S3 struct {
-	Endpoint             string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Endpoint             string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
 	Region               string
-	AccessKey, SecretKey string // empty: what the environment or the machine's role gives
+	AccessKey, SecretKey string // empty: credentials of the environment or the machine's role
 }
 
-// warehouse is where the tables' files are.
+// warehouse is the root location of all tables and the way to access it.
 type warehouse struct {
 	url    string
-	props  iceberg.Properties // beyond its place
+	props  iceberg.Properties // for iceberg-go's file system; no credentials
 	s3     S3
 	aws    *aws.Config  // nil for a folder
 	client *http.Client // of the object store
@@ -68,8 +68,8 @@ func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 	return &warehouse{url: "file://" + filepath.ToSlash(dir)}, nil
 }
 
-// plainFolder fails where a new warehouse would have locations that readers do not agree on. One that has tables
-// already is left alone.
+// plainFolder fails if a new warehouse would have locations that readers interpret differently. An
+// existing warehouse is accepted as it is.
 func plainFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -78,11 +78,12 @@ func plainFolder(dir string) error {
 	return location.Plain(filepath.ToSlash(dir))
 }
 
-// A connection that brings no answer for so long is given up, and the call tried again.
+// Timeouts of connections to the object store. A connection that exceeds one is closed and the call
+// is retried.
 const (
 	s3ConnectTimeout = 5 * time.Second
 	s3AnswerTimeout  = 20 * time.Second
-	s3StallTimeout   = 30 * time.Second // between two bytes, of a request or of an answer
+	s3StallTimeout   = 30 * time.Second // between two bytes of a request or an answer
 )
 
 func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
@@ -113,12 +114,12 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("S3: %w", err)
 	}
-	// iceberg-go makes a client per load of a table. They share these connections.
-	transport := loaded.HTTPClient.(*awshttp.BuildableClient).GetTransport() // it trusts what AWS_CA_BUNDLE names
+	// iceberg-go creates a client per table load. They share the connections of this transport.
+	transport := loaded.HTTPClient.(*awshttp.BuildableClient).GetTransport() // trusts the certificates in AWS_CA_BUNDLE
 	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: s3ConnectTimeout}, s3StallTimeout)
 	transport.ResponseHeaderTimeout = s3AnswerTimeout
 	transport.MaxIdleConnsPerHost = 64
-	transport.IdleConnTimeout = s3AnswerTimeout // before it counts as stalled
+	transport.IdleConnTimeout = s3AnswerTimeout // close idle connections before they count as stalled
 	client := &http.Client{Transport: transport}
 	loaded.HTTPClient = client
 	w := &warehouse{url: strings.TrimSuffix(at, "/"), s3: c, aws: &loaded, client: client, props: iceberg.Properties{}}
@@ -135,26 +136,29 @@ func (w *warehouse) close() {
 	}
 }
 
-// owns reports whether a location is of the warehouse's kind.
+// owns reports whether a location has the same kind of storage as the warehouse.
 func (w *warehouse) owns(at string) bool {
 	return strings.HasPrefix(at, s3Scheme) == (w.aws != nil)
 }
 
-// tableLocation is where a new table's files are to be.
+// tableLocation returns the location of a new table.
 func (w *warehouse) tableLocation(name table.Identifier) string { return location.Table(w.url, name) }
 
-// reach makes a catalog's tables find their files, and nothing beside them. iceberg-go looks for the way to an object
-// store, keys included, in the context. So no key is ever among the properties, which are written down.
+// reach wraps a catalog so that its tables can access their own files and nothing else. iceberg-go
+// takes object store settings, including keys, from the context. This keeps keys out of table
+// properties, which are stored.
 func (w *warehouse) reach(c catalog.Catalog) catalog.Catalog { return placed{c, w.url, w.aws} }
 
+// placed is a catalog whose tables can access their files.
 type placed struct {
 	catalog.Catalog
 	warehouse string
 	aws       *aws.Config // nil for a folder
 }
 
-// beside are the folders, apart from its own, that a table's properties place files in. Nobody can set such properties
-// any more; a table that had them before goes on, as long as it stays in the warehouse.
+// beside returns the other folders in which a table's properties place files. Such properties can
+// no longer be set. A table that already had them keeps working as long as the folders are in the
+// warehouse.
 func (p placed) beside(t *table.Table) (folders []string) {
 	for _, key := range datafile.Placing {
 		if folder, ok := t.Properties()[key]; ok && location.Inside(p.warehouse, strings.TrimRight(folder, "/")+"/x") {
@@ -164,6 +168,7 @@ func (p placed) beside(t *table.Table) (folders []string) {
 	return folders
 }
 
+// way adds the object store's settings to a context.
 func (p placed) way(ctx context.Context) context.Context {
 	if p.aws == nil {
 		return ctx

@@ -12,10 +12,10 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// row appends rows, one value after the other in the order of the table's columns.
+// row appends rows to columns, value by value in column order.
 type row struct {
 	to *columnar.Columns
-	at int
+	at int // index of the next column
 	n  int // rows since begin
 }
 
@@ -27,10 +27,11 @@ func (r *row) next() columnar.Column {
 
 func (r *row) begin() { r.at, r.n = 0, 0 }
 
-// filled passes over columns that somebody else has filled.
+// filled skips n columns that another writer has filled.
 func (r *row) filled(n int) { r.at += n }
 
-// end closes a row; where it comes from is not ours to say.
+// end completes a row. The origin columns are left to the caller of Rows. A row with missing values
+// is a bug and would corrupt the table, so it panics.
 func (r *row) end() {
 	if r.at != len(r.to.Fields())-len(originColumns) {
 		panic("a row does not fill its table's columns")
@@ -49,7 +50,7 @@ func (r *row) time(v time.Time) {
 }
 func (r *row) decimal(v decimal128.Num) { r.next().(*columnar.Decimals).Append(v) }
 
-// optional appends v, or null where it is empty.
+// optional appends v, or null if it is empty.
 func (r *row) optional(v string) {
 	if v == "" {
 		r.null()
@@ -58,18 +59,19 @@ func (r *row) optional(v string) {
 	r.string(v)
 }
 
-// decoder appends the rows of one event.
+// decoder appends the rows of one event to a row writer.
 type decoder interface {
 	append(to *row, e event.Event) error
 }
 
-// of is the record as the decoder of events takes it.
+// of converts the record to the event decoder's type.
 func (r Record) of(a event.Aggregate) registry.Record {
 	return registry.Record{Topic: a.Topic, Partition: r.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: r.Headers}
 }
 
-// event reads an event of an aggregate from the record. It fails if the event is a copy of one that the partition had
-// before: tables have no index of their events that could tell.
+// event decodes the event in a record of an aggregate's topic. It fails if the event is a copy of
+// one that the partition already had. The partition's sequence shows this; a table has no index of
+// its events.
 func (r Record) event(
 	ctx context.Context, values *registry.Decoder, a event.Aggregate,
 ) (event.Event, Appended, error) {
@@ -84,7 +86,7 @@ func (r Record) event(
 	return e, appended, err
 }
 
-// eventRows is the Rows of a table that an aggregate's topic feeds.
+// eventRows is the Rows of a table that is fed by an aggregate's topic.
 type eventRows struct {
 	of      event.Aggregate
 	values  *registry.Decoder
@@ -92,7 +94,7 @@ type eventRows struct {
 	row     row
 }
 
-// rowsOf makes the Rows of an aggregate's table.
+// rowsOf returns the Rows constructor of an aggregate's table. begin creates the decoder.
 func rowsOf(agg event.Aggregate, begin func(to *columnar.Columns) (decoder, error)) func(*columnar.Columns, *registry.Decoder) (Rows, error) {
 	return func(to *columnar.Columns, values *registry.Decoder) (Rows, error) {
 		d, err := begin(to)

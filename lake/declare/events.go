@@ -19,12 +19,13 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// Events declares the table that keeps every event of an aggregate: the envelope in columns, the message as its
-// exact bytes, and each type of event as a struct, null in the rows of others. What is new in the contract is a new
-// column.
+// Events declares the table that keeps every event of an aggregate: the envelope in columns, the
+// message as its exact bytes, and a struct for each event type, null in the rows of other types. A
+// field that is added to the contract becomes a new column.
 func Events(name string, agg event.Aggregate, message proto.Message) Table {
 	reserved := make([]string, len(eventColumns))
 	for i, c := range eventColumns {
+		// A field of the contract must not take the name of an envelope column.
 		reserved[i] = c.Name
 	}
 	plan, err := wire.Compile(message.ProtoReflect().Descriptor(), wire.Options{Unknown: wire.UnknownColumn, Reserved: reserved})
@@ -45,6 +46,7 @@ func Events(name string, agg event.Aggregate, message proto.Message) Table {
 	}
 }
 
+// eventColumns are the envelope, in the order in which eventDecoder writes them.
 var eventColumns = []columnar.Field{
 	{Name: "event_id", Type: iceberg.PrimitiveTypes.String, Doc: "UUIDv7", Required: true},
 	{Name: "aggregate_id", Type: iceberg.PrimitiveTypes.String, Doc: "the stream, and the key of the record", Required: true},
@@ -59,7 +61,7 @@ var eventColumns = []columnar.Field{
 	{Name: "payload", Type: iceberg.PrimitiveTypes.Binary, Doc: "the message in protobuf wire format, byte for byte", Required: true},
 }
 
-// eventDecoder makes an event's row.
+// eventDecoder converts an event into its row.
 type eventDecoder struct {
 	message *wire.Decoder
 }
@@ -79,12 +81,13 @@ func (d *eventDecoder) append(to *row, e event.Event) error {
 	if err := d.message.Append(e.Data); err != nil {
 		return fmt.Errorf("payload: %w", err)
 	}
+	// The message decoder has filled these columns.
 	to.filled(len(to.to.Fields()) - len(eventColumns) - len(originColumns))
 	to.end()
 	return nil
 }
 
-// batchReader takes columns out of a batch and keeps the first error.
+// batchReader looks up columns of a batch and keeps the first error.
 type batchReader struct {
 	rec arrow.RecordBatch
 	err error
@@ -123,8 +126,8 @@ func (r *batchReader) int64s(name string) func(i int) int64 {
 	return c.Value
 }
 
-// ReadEvents gives back the events that the rows of an events table were made of. All but the stream's name aliases
-// rec.
+// ReadEvents returns the events from which the rows of an events table were made. Everything but
+// the stream's name aliases rec.
 func ReadEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Event, error], error) {
 	r := batchReader{rec: rec}
 	id, stream, version, kind := r.strings("event_id"), r.strings("aggregate_id"), r.int64s("version"), r.strings("type")
@@ -153,6 +156,7 @@ func ReadEvents(agg event.Aggregate, rec arrow.RecordBatch) (iter.Seq2[event.Eve
 	}, r.err
 }
 
+// addEvents adds the events of a batch to a digest.
 func addEvents(to *digest.Digest, agg event.Aggregate, rec arrow.RecordBatch) error {
 	rows, err := ReadEvents(agg, rec)
 	if err != nil {
@@ -167,6 +171,7 @@ func addEvents(to *digest.Digest, agg event.Aggregate, rec arrow.RecordBatch) er
 	return nil
 }
 
+// expectEvents returns the digest of the events themselves.
 func expectEvents(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	to := digest.New()
 	for e, err := range events {

@@ -11,18 +11,20 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Facts declares a table that has rows for each event that brings any, as they were then: later events add rows, and change none.
+// Facts declares a table with the rows that each event contributes. Later events add rows and
+// change none.
 type Facts[T any] struct {
 	Name, Doc string
 	Of        event.Aggregate
-	Sort      string
+	Sort      string // column to sort by
 	Columns   Schema[T]
-	Stream    func(*T) string
-	// Rows makes what appends an event's rows to into. Each lander has its own, so that it may keep buffers.
+	Stream    func(*T) string // the stream that a row belongs to, for digests
+	// Rows returns a function that appends an event's rows to into. Each lander calls Rows once, so
+	// the function may keep buffers.
 	Rows func() func(e event.Event, into []T) ([]T, error)
 }
 
-// Table is the whole declaration.
+// Table returns the complete declaration.
 func (d Facts[T]) Table() Table {
 	return Table{
 		Name: d.Name, Topic: d.Of.Topic, Doc: d.Doc, Columns: d.Columns.fields(), Sort: []Sort{{Column: d.Sort}}, Derived: d.Of,
@@ -34,6 +36,8 @@ func (d Facts[T]) Table() Table {
 	}
 }
 
+// expect returns the digest of the rows that events should produce. It uses the same decoder as
+// landing.
 func (d Facts[T]) expect(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	to, decode := digest.New(), d.Rows()
 	var rows []T
@@ -56,7 +60,7 @@ func (d Facts[T]) expect(events iter.Seq2[event.Event, error]) (*digest.Digest, 
 	return to, nil
 }
 
-// factDecoder makes an event's rows.
+// factDecoder converts an event into its rows.
 type factDecoder[T any] struct {
 	declared Facts[T]
 	make     func(e event.Event, into []T) ([]T, error)

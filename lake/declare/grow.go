@@ -12,21 +12,27 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// ErrGrow is what Append of a Grower wraps where the record needs columns that the Grower was not made with.
+// ErrGrow is wrapped by errors of Grower.Append if the record needs columns that the Grower was not
+// created with.
 var ErrGrow = errors.New("the record needs columns that its table does not have")
 
-// Grower is a Rows of a table whose columns follow from its records. Where a record needs more of them, what came
-// before it lands, then the table gets its columns in a commit of its own, and then a new Grower goes on with the
-// record. So a lander that dies in between leaves a table with columns that nothing uses yet, and others at work, which
-// write files with the columns that they know, are not in its way: they learn of the new ones when they need any.
+// Grower is the Rows of a table whose columns follow from its records. If a record needs more
+// columns, the landing takes three steps. The records before it land. A separate commit adds the
+// columns. A new Grower continues with the record.
+//
+// A lander that fails in between leaves columns that nothing uses yet, which is harmless. Other
+// landers keep writing files with the columns that they know, and learn of the new ones when they
+// need any.
 type Grower interface {
 	Rows
-	// Grow gives the columns that a table is to have so that records fit, from those that it has; without those of
-	// their origin. A record that cannot fit whatever the columns asks for none: Append says why, and it is parked.
+	// Grow returns the columns that the table needs to hold the records, given those that it has.
+	// Origin columns are not included. A record that cannot fit in any columns asks for none:
+	// Append then returns the reason, and the record becomes a dead letter.
 	Grow(ctx context.Context, have []columnar.Field, records iter.Seq[Record]) ([]columnar.Field, error)
 }
 
-// grown are the columns of a table that grows: those that it has, those declared, those its records ask for.
+// grown returns the columns of a growing table: existing ones, then declared ones, then those that
+// its records need.
 func (t Table) grown(have table.Metadata, keys evolution.Keys) ([]columnar.Field, error) {
 	there, err := evolution.Columns(have.CurrentSchema(), keys)
 	if err != nil {
@@ -37,9 +43,10 @@ func (t Table) grown(have table.Metadata, keys evolution.Keys) ([]columnar.Field
 		return slices.ContainsFunc(origin, func(o columnar.Field) bool { return o.Name == f.Name })
 	})
 	there = optional(there)
+	// If declared columns conflict with existing ones, keep the existing ones.
 	want, err := evolution.Union(there, t.Columns)
 	if refused := (*evolution.RefusedError)(nil); errors.As(err, &refused) {
-		want, err = there, nil // records that need what is declared are parked, now as later
+		want, err = there, nil // records that need the declared columns become dead letters
 	}
 	if err == nil && t.grow != nil {
 		want, err = t.grow(want)
@@ -47,7 +54,7 @@ func (t Table) grown(have table.Metadata, keys evolution.Keys) ([]columnar.Field
 	return slices.Concat(columnar.Storable(want), origin), err
 }
 
-// optional are columns whose structs may lack any of their fields, as records may.
+// optional returns the columns with all fields of structs nullable, because records may omit any.
 func optional(fields []columnar.Field) []columnar.Field {
 	out := slices.Clone(fields)
 	for i, f := range out {
@@ -61,7 +68,7 @@ func optional(fields []columnar.Field) []columnar.Field {
 		case columnar.List:
 			t.Element = optional([]columnar.Field{t.Element})[0]
 			out[i].Type = t
-		case columnar.Map: // the key of a map cannot be changed
+		case columnar.Map: // the key of a map cannot change
 			t.Value = optional([]columnar.Field{t.Value})[0]
 			out[i].Type = t
 		}
@@ -69,13 +76,14 @@ func optional(fields []columnar.Field) []columnar.Field {
 	return out
 }
 
-// Growing is the table with what adds to the columns that it has.
+// Growing returns the table with a function that extends its columns in the next Step.
 func (t Table) Growing(grow func(have []columnar.Field) ([]columnar.Field, error)) Table {
 	t.grow = grow
 	return t
 }
 
-// CheckColumns reports, as nil, that a table which grows can have the columns declared beside those that it has.
+// CheckColumns returns an error if a growing table cannot have the declared columns beside those
+// that it already has.
 func (t Table) CheckColumns(have []columnar.Field) error {
 	_, err := evolution.Union(optional(have), t.Columns)
 	return err

@@ -17,33 +17,33 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Schema binds the columns of a table to the fields of a Go value, in both directions: rows are written from values, read back into
-// them, and summed up for digests. So to declare a table is to name its columns once.
+// Schema binds the columns of a table to the fields of a Go value. The same list writes values as
+// rows, reads rows back, and computes their content for digests.
 type Schema[T any] []Column[T]
 
-// Column is a column and the field that it keeps. The type of the column follows from that of the field:
+// Column binds one column to a field. The field's type determines the column's type:
 //
 //	*string            string       null for "", unless required
 //	*int32             int          required
 //	*int64             long         required
 //	*time.Time         timestamptz  null for the zero time, unless required
-//	*amount            decimal      null where it is not known
+//	*Amount            decimal      null if unknown
 //	*decimal128.Num    decimal      required
 //	*[]string          list         required
-//	*map[string]amount map          required
+//	*map[string]Amount map          required
 type Column[T any] struct {
 	Name, Doc string
 	Of        func(*T) any // a pointer to the field
 	Required  bool
 }
 
-// Amount is money without its currency, where it is known.
+// Amount is a monetary value without its currency. Known is false if there is none.
 type Amount struct {
 	Value decimal128.Num
 	Known bool
 }
 
-// fields are the columns.
+// fields returns the columns to declare.
 func (s Schema[T]) fields() []columnar.Field {
 	var zero T
 	out := make([]columnar.Field, len(s))
@@ -79,7 +79,7 @@ func (s Schema[T]) fields() []columnar.Field {
 
 func moneyType() iceberg.Type { return iceberg.DecimalTypeOf(pricePrecision, priceScale) }
 
-// names are those of the columns.
+// names returns the column names.
 func (s Schema[T]) names() []string {
 	out := make([]string, len(s))
 	for i, a := range s {
@@ -88,7 +88,7 @@ func (s Schema[T]) names() []string {
 	return out
 }
 
-// append writes a value as the columns of a row.
+// append writes a value as consecutive columns of a row.
 func (s Schema[T]) append(to *row, v *T) {
 	for _, a := range s {
 		switch p := a.Of(v).(type) {
@@ -133,7 +133,8 @@ func (s Schema[T]) append(to *row, v *T) {
 	}
 }
 
-// Content appends the canonical form of a value for digests: all that it says, each part such that no two values share one.
+// Content appends the canonical form of a value for digests. The encoding is unambiguous: strings
+// carry their lengths and optional values a marker, so different values have different content.
 func (s Schema[T]) Content(b []byte, v *T) []byte {
 	number := func(n uint64) { b = binary.BigEndian.AppendUint64(b, n) }
 	decimal := func(n decimal128.Num) { number(uint64(n.HighBits())); number(n.LowBits()) }
@@ -169,6 +170,7 @@ func (s Schema[T]) Content(b []byte, v *T) []byte {
 	return b
 }
 
+// marker distinguishes an optional value that is set from a zero value.
 func marker(set bool) byte {
 	if set {
 		return 1
@@ -176,8 +178,8 @@ func marker(set bool) byte {
 	return 0
 }
 
-// bind finds the columns in a batch, by the names that they have there, and returns what reads row i. Nothing that is read
-// aliases the batch.
+// bind looks up the columns in a batch by the given names, and returns a function that reads row i
+// into v. The values read do not alias the batch. v must be new: see reads.
 func (s Schema[T]) bind(rec arrow.RecordBatch, names []string) (func(i int, v *T), error) {
 	var zero T
 	readers := make([]func(i int, p any), len(s))
@@ -212,7 +214,8 @@ func (s Schema[T]) bind(rec arrow.RecordBatch, names []string) (func(i int, v *T
 	}, nil
 }
 
-// reads is a reader of one column into a field. What is null leaves the field as it is in a new value.
+// reads returns a reader of one column into a field. A null leaves the field unchanged, so a new
+// value has the zero value there.
 func reads[A arrow.Array, P any](rec arrow.RecordBatch, name string, read func(c A, i int, p *P)) (func(i int, p any), error) {
 	c, err := ColumnOf[A](rec, name)
 	if err != nil {
@@ -225,6 +228,7 @@ func reads[A arrow.Array, P any](rec arrow.RecordBatch, name string, read func(c
 	}, nil
 }
 
+// readList and readMap copy the strings, since the batch is released after it has been read.
 func readList(c *array.List, i int, p *[]string) {
 	elements := c.ListValues().(*array.String)
 	begin, end := c.ValueOffsets(i)
@@ -245,7 +249,7 @@ func readMap(c *array.Map, i int, p *map[string]Amount) {
 	}
 }
 
-// within makes the columns of a part those of the whole.
+// within lifts the columns of a part of T to columns of T.
 func within[T, Part any](s Schema[Part], of func(*T) *Part) Schema[T] {
 	out := make(Schema[T], len(s))
 	for i, a := range s {
@@ -254,13 +258,13 @@ func within[T, Part any](s Schema[Part], of func(*T) *Part) Schema[T] {
 	return out
 }
 
-// Money has nine decimal places.
+// Precision and scale of money columns: nine decimal places.
 const (
 	pricePrecision = 38
 	priceScale     = 9
 )
 
-// addRows adds rows of a table of some shape.
+// addRows adds the rows of a batch to a digest, under the name that stream returns.
 func addRows[T any](to *digest.Digest, rec arrow.RecordBatch, s Schema[T], stream func(*T) string) error {
 	read, err := s.bind(rec, s.names())
 	if err != nil {
@@ -276,7 +280,8 @@ func addRows[T any](to *digest.Digest, rec arrow.RecordBatch, s Schema[T], strea
 	return nil
 }
 
-// ColumnOf finds a column of a batch by its name.
+// ColumnOf returns the column of a batch with the given name. It fails if the column is missing or
+// of another type.
 func ColumnOf[A arrow.Array](rec arrow.RecordBatch, name string) (A, error) {
 	var none A
 	at := rec.Schema().FieldIndices(name)

@@ -19,28 +19,34 @@ import (
 	"github.com/millrace/millrace/lake/keyset"
 )
 
-// State declares a table that has one row for each stream of an aggregate: what its events have made of it so far. An
-// event that comes changes the row: the old one is deleted by its key in the commit that brings the new one, and
-// maintenance takes both the deletes and what they hit out of the files.
+// State declares a table with one row per stream of an aggregate: the state that its events have
+// produced so far. An event that changes a row replaces it: the commit that adds the new row also
+// deletes the old one by its key. Maintenance removes the deletes and the deleted rows from the
+// files.
 //
-// All that a fold needs to know is in the row, so that any lander can go on from the table. So a column that is added
-// later is not known of the streams before; to have it of all, drop the table, and it is landed anew.
+// A row holds everything that the next fold needs, so any lander can continue from the table. As a
+// consequence, a column that is added later has no values from earlier events. To fill it for all
+// streams, drop the table: it is then landed from the beginning.
 //
-// An event that was parked leaves a gap: the stream goes on without what it said, and its row has the version of the
-// last event that is in it. An event whose version the row has passed changes nothing; so does a second one with
-// version 1. A stream's events stand in one partition; where a topic is given partitions, its producers must wait until
-// all that stood in it has landed, as for every other reader that wants events in order.
+// A dead letter leaves a gap: the stream continues without that event, and the row's version is
+// that of the last event folded into it. An event whose version is not above the row's changes
+// nothing, and neither does a second event with version 1.
+//
+// The events of a stream must be in one partition. If partitions are added to a topic, producers
+// must wait until everything before has landed, as for any other reader that relies on order.
 type State[S any] struct {
 	Name, Doc   string
 	Of          event.Aggregate
-	Key, KeyDoc string
+	Key, KeyDoc string // name and doc of the key column
 	Columns     Schema[S]
-	// Change tells what an event does to the state of its stream. It fails where the event cannot be understood,
-	// whatever the state. It must not change what the state before refers to.
+	// Change returns the effect of an event on the state of its stream. It fails if the event
+	// cannot be decoded, independent of the state. The effect must not modify memory that the
+	// previous state refers to, because a failed landing may fold again.
 	Change func(e event.Event) (func(*S), error)
 }
 
-// stateRow is a row of such a table, but for where it comes from: that is the last event in it.
+// stateRow is a row of such a table without its origin, which is that of the last event folded into
+// it.
 type stateRow[S any] struct {
 	key                  string
 	state                S
@@ -48,6 +54,7 @@ type stateRow[S any] struct {
 	createdAt, updatedAt time.Time
 }
 
+// shape returns the schema of the whole row: key, declared columns, version and times.
 func (d State[S]) shape() Schema[stateRow[S]] {
 	return slices.Concat(
 		Schema[stateRow[S]]{{Name: d.Key, Doc: d.KeyDoc, Required: true, Of: func(r *stateRow[S]) any { return &r.key }}},
@@ -60,7 +67,7 @@ func (d State[S]) shape() Schema[stateRow[S]] {
 	)
 }
 
-// Table is the whole declaration.
+// Table returns the complete declaration.
 func (d State[S]) Table() Table {
 	shape := d.shape()
 	return Table{
@@ -81,7 +88,7 @@ func (d State[S]) Table() Table {
 	}
 }
 
-// expect folds events; it holds a state for each stream, as long as it runs.
+// expect folds all events in memory, with one state per stream, and returns the digest of the rows.
 func (d State[S]) expect(shape Schema[stateRow[S]], events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	rows := map[string]*stateRow[S]{}
 	for e, err := range events {
@@ -107,6 +114,7 @@ func (d State[S]) expect(shape Schema[stateRow[S]], events iter.Seq2[event.Event
 	return to, nil
 }
 
+// decode returns the change that an event makes, without its coordinates.
 func (d State[S]) decode(e event.Event) (change[S], error) {
 	apply, err := d.Change(e)
 	if err != nil {
@@ -115,7 +123,7 @@ func (d State[S]) decode(e event.Event) (change[S], error) {
 	return change[S]{apply: apply, version: int64(e.Version), recordedAt: e.RecordedAt}, nil
 }
 
-// change is what one event does to a row.
+// change is the effect of one event on a row.
 type change[S any] struct {
 	apply      func(*S)
 	version    int64
@@ -124,7 +132,8 @@ type change[S any] struct {
 	offset     int64
 }
 
-// take makes a change, and reports whether it was one.
+// take applies a change and reports whether it changed the row. Versions make this idempotent: the
+// row already includes every event up to its version.
 func (r *stateRow[S]) take(c change[S]) bool {
 	if c.version <= r.version {
 		return false
@@ -137,21 +146,24 @@ func (r *stateRow[S]) take(c change[S]) bool {
 	return true
 }
 
-// states are the upserts of a table of state. It holds what a batch changes until that is to land, for only then the rows
-// before are asked for: those that are not known from the batches before are read from the table, all at once.
+// states are the Upserts of a State table. They collect a batch's changes until it lands. Only then
+// are the previous rows needed. Rows that earlier batches left in memory are reused; the others are
+// read from the table in one scan.
 //
-// What it knows of the table holds as long as nobody else lands the partition: its rows are as they were left where the
-// table stands where they were left.
+// A remembered row is valid as long as no other lander has landed its partition. That is the case
+// if the table's offset of the partition is the one at which this lander left it.
 type states[S any] struct {
 	declared State[S]
 	shape    Schema[stateRow[S]]
 	values   *registry.Decoder
 	row      row
 
-	changes map[string][]change[S] // of the batch, by key
-	before  map[string]stateRow[S] // the rows that they are of
-	after   []knownRow[S]          // and what becomes of them
+	changes map[string][]change[S] // of the batch, by key, in offset order
+	before  map[string]stateRow[S] // previous rows of those keys
+	after   []knownRow[S]          // resulting rows, remembered after the commit
 
+	// known are the rows that earlier batches wrote. stands has the last landed offset of each
+	// partition.
 	known  *simplelru.LRU[string, knownRow[S]]
 	stands map[int32]stand
 
@@ -166,24 +178,27 @@ type newcomer struct {
 	from      int64 // first offset of the batch in the partition
 }
 
-// How many rows a lander remembers: a stream's events mostly come soon after one another.
+// knownRows is the number of rows that a lander remembers. The events of a stream tend to arrive
+// close together, so a cache of recent streams saves most lookups.
 const knownRows = 50_000
 
-// knownRow is a row as the last batch that changed it left it.
+// knownRow is a row as the last batch that changed it left it. It is valid only while turn is its
+// partition's current one.
 type knownRow[S any] struct {
 	stateRow[S]
 	partition int32
 	turn      int
 }
 
-// stand is how far a partition was landed here, and in which turn: each time others have landed it meanwhile begins
-// another.
+// stand is the offset up to which this lander has landed a partition. turn counts how often the
+// partition came back after another lander had landed it. Rows remembered in an earlier turn may be
+// outdated.
 type stand struct {
 	next int64
 	turn int
 }
 
-// Take implements upserts.
+// Take implements Upserts.
 func (x *states[S]) Take(ctx context.Context, r Record) (Appended, error) {
 	e, appended, err := r.event(ctx, x.values, x.declared.Of)
 	if err != nil {
@@ -198,14 +213,16 @@ func (x *states[S]) Take(ctx context.Context, r Record) (Appended, error) {
 	return appended, nil
 }
 
-// Held implements upserts.
+// Held implements Upserts.
 func (x *states[S]) Held() bool { return len(x.changes) > 0 }
 
-// Columns implements upserts.
+// Columns implements Upserts.
 func (x *states[S]) Columns() []columnar.Field { return x.row.to.Fields()[:len(x.shape)] }
 
-// Missing implements upserts.
+// Missing implements Upserts.
 func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
+	// If the table is not where this lander left it, another one has landed the partition
+	// meanwhile. A new turn invalidates the rows remembered of it.
 	for partition, at := range from {
 		if s, ours := x.stands[partition]; !ours || s.next != at {
 			x.stands[partition] = stand{next: at, turn: s.turn + 1}
@@ -219,23 +236,25 @@ func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
 		case ok && known.partition == first.partition && known.turn == x.stands[first.partition].turn:
 			x.before[key] = known.stateRow
 		case first.version > 1:
+			// A stream does not begin with this batch, so it should have a row.
 			keys = append(keys, key)
 		default:
+			// Most likely a new stream, unless the event is a duplicate. The key filter decides.
 			x.first = append(x.first, newcomer{key, first.partition, from[first.partition]})
 		}
 	}
 	return keys
 }
 
-// WantsKeys implements upserts.
+// WantsKeys implements Upserts.
 func (x *states[S]) WantsKeys() bool {
 	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.Knows(n.partition, n.from) })
 }
 
-// Keys implements upserts.
+// Keys implements Upserts.
 func (x *states[S]) Keys(f *keyset.Filter) { x.filter = f }
 
-// Doubtful implements upserts.
+// Doubtful implements Upserts.
 func (x *states[S]) Doubtful() (keys []string) {
 	for _, n := range x.first {
 		if x.filter.May(n.key) {
@@ -245,7 +264,7 @@ func (x *states[S]) Doubtful() (keys []string) {
 	return keys
 }
 
-// Found implements upserts.
+// Found implements Upserts.
 func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 	read, err := x.shape.bind(rec, names)
 	if err != nil {
@@ -256,6 +275,7 @@ func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 		return err
 	}
 	for i := range int(rec.NumRows()) {
+		// The scan's filter may be a range of keys, so other keys are expected.
 		if x.changes[keys.Value(i)] == nil {
 			continue
 		}
@@ -267,7 +287,7 @@ func (x *states[S]) Found(rec arrow.RecordBatch, names []string) error {
 	return nil
 }
 
-// Fold implements upserts.
+// Fold implements Upserts.
 func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Record) error) error {
 	for _, key := range slices.Sorted(maps.Keys(x.changes)) {
 		r, existed := x.before[key]
@@ -278,6 +298,7 @@ func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Re
 				last = c
 			}
 		}
+		// Every event of the batch was a duplicate: keep the row.
 		if last.apply == nil {
 			continue
 		}
@@ -294,7 +315,7 @@ func (x *states[S]) Fold(each func(key string, existed bool, row func(), from Re
 	return nil
 }
 
-// Landed implements upserts.
+// Landed implements Upserts.
 func (x *states[S]) Landed(next map[int32]int64) {
 	for _, r := range x.after {
 		x.known.Add(r.key, r)
@@ -303,6 +324,8 @@ func (x *states[S]) Landed(next map[int32]int64) {
 		}
 	}
 	for partition, at := range next {
+		// The filter knew all keys up to the old offset and now has those of the batch, so it is
+		// complete up to the new one.
 		if s := x.stands[partition]; x.filter.Knows(partition, s.next) {
 			x.filter.Reaches(partition, at)
 		}
@@ -313,5 +336,5 @@ func (x *states[S]) Landed(next map[int32]int64) {
 	x.after = x.after[:0]
 }
 
-// Forget forgets the rows that are remembered, as if those of others had taken their place.
+// Forget drops the remembered rows, as a larger working set would.
 func (x *states[S]) Forget() { x.known.Purge() }

@@ -1,21 +1,22 @@
-// Package declare says what a table is, before any table exists: its name, its topic, its columns,
-// how its rows are spread and sorted, and how a record becomes rows.
+// Package declare describes tables before they exist: name, topic, columns, partitioning, sort
+// order, and how a record becomes rows.
 //
-// A Table is the whole declaration. Anyone may fill one in: see Rows. Three kinds of tables fill it
-// in from less, for topics of an aggregate's events:
+// A Table is a complete declaration. Callers can fill one in by hand and supply their own Rows. For
+// topics of an aggregate's events, three types produce a Table from less:
 //
-//   - Events has a row for every event: the envelope, the exact bytes, and a struct for each type
-//     of event.
-//   - Facts has the rows that events bring, as they were then. Later events add rows and change
-//     none.
-//   - State has one row for each stream: what its events have made of it so far.
+// - Events has one row per event: the envelope, the exact bytes, and a struct for each event type.
+//   - Facts has the rows that each event contributes. Later events add rows and change none.
+//   - State has one row per stream: the state that the stream's events have produced so far.
 //
-// Facts and State name their columns once, in a Schema, which writes rows, reads them back and sums
-// them up. A table that is made of events also says how its rows are summed up, so that a
-// verification can compare table and events.
+// Facts and State list their columns once, in a Schema. The schema writes rows, reads them back,
+// and feeds them to digests. A table made of events also declares its Sums, so that verification
+// can compare the table with the events.
 //
-// The package opens nothing. Package lake creates tables and brings them to their declarations;
-// package landing lands their topics.
+// Invariants: a topic is a table's only source, every table ends in the columns of a row's origin
+// (topic, partition, offset), and no two records share an origin.
+//
+// The package has no side effects: it opens nothing. Package lake creates tables and brings them to
+// their declarations. Package landing lands their topics.
 package declare
 
 import (
@@ -38,96 +39,98 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// Namespace is where our tables stand in the catalog.
+// Namespace is the catalog namespace of Millrace's own tables.
 const Namespace = "millrace"
 
 // Table declares one table: its name, the topic that feeds it, how a record becomes rows, and how
-// they are laid out. lake.Open creates the table, and brings an existing one to its declaration.
+// the rows are laid out. lake.Open creates the table, or brings an existing one to its declaration.
 type Table struct {
 	Namespace string // empty: Namespace
 	Name      string
 	Doc       string
 	Topic     string // the only source
-	// Columns come before those that say where a row comes from, which every table has. To add,
-	// rename or widen columns, see package evolution.
+	// Columns precede the origin columns, which every table has. Package evolution explains how to
+	// add, rename or widen columns.
 	Columns   []columnar.Field
-	Partition []Partition // none: one partition
-	Sort      []Sort      // how maintenance orders the rows of a file; none: as they came
-	// Origin is what the names of the columns that say where a row comes from begin with: topic, partition, offset.
+	Partition []Partition // empty: unpartitioned
+	Sort      []Sort      // order of the rows of a file after maintenance; empty: order of arrival
+	// Origin is the prefix of the names of the origin columns: topic, partition, offset.
 	Origin string
-	// Rows makes what turns records into rows. Each lander has its own, so that it may keep buffers.
-	// values decodes values with a schema registry; it may be nil.
+	// Rows returns the converter of records to rows. Each lander calls it once, so the converter
+	// may keep buffers. values decodes values with a schema registry; it may be nil.
 	Rows func(to *columnar.Columns, values *registry.Decoder) (Rows, error)
-	// Upserts takes the place of Rows in a table that has one row for each key.
+	// Upserts replaces Rows in a table that has one row per key.
 	Upserts func(to *columnar.Columns, values *registry.Decoder) (Upserts, error)
-	// Grows says that the table's columns follow from its records. It keeps those that it has beside
-	// Columns, and its Rows are a Grower.
+	// Grows is set if the table's columns follow from its records. Such a table keeps columns that
+	// are not in Columns, and its Rows implement Grower.
 	Grows bool
-	// Unready says why the table cannot be created. An existing one is landed all the same; records
-	// that do not fit become dead letters.
+	// Unready is the reason why the table cannot be created yet, or nil. An existing table is
+	// landed anyway; records that do not fit become dead letters.
 	Unready error
 
-	// Events names the aggregate of which each row is one whole event. Derived names the aggregate
-	// from whose events the rows are made. At most one of the two is set.
+	// Events is the aggregate if each row is one whole event. Derived is the aggregate if the rows
+	// are computed from its events. At most one of the two is set.
 	Events, Derived event.Aggregate
-	// Sums says how the rows of a table that is made of events are summed up.
+	// Sums feeds the rows of a table made of events to a digest.
 	Sums Sums
 
-	// grow adds to the columns that a table which grows has.
+	// grow returns the columns of a growing table plus those that its records need. See Growing.
 	grow func(have []columnar.Field) ([]columnar.Field, error)
 }
 
-// Partition is a part of how rows are spread over files: a column and what is made of it.
+// Partition is one field of a partition spec: a column and its transform.
 type Partition struct {
 	Column    string
 	Transform iceberg.Transform // such as iceberg.DayTransform{}
 }
 
-// Sort is a part of an order of rows.
+// Sort is one field of a sort order.
 type Sort struct {
 	Column     string
 	Descending bool
 }
 
-// Record is a record, and where it stands.
+// Record is a Kafka record with its coordinates.
 type Record struct {
 	Topic      string
 	Partition  int32
 	Offset     int64
-	Time       time.Time // the record's own; zero where its timestamp is none of the years 1 to 9999
-	Millis     int64     // the timestamp as Kafka has it, which any number can be
+	Time       time.Time // the record's timestamp; zero if its year is outside 1 to 9999
+	Millis     int64     // the raw Kafka timestamp, which may be any number
 	Key, Value []byte
 	Headers    []event.Header
 
-	Before event.Sequence // of the partition: what a relay had published when this came; set by landers
+	Before event.Sequence // the partition's sequence before this record, set by landers
 }
 
-// Rows appends the rows of records to the columns that it was made with, except those of their
-// origin. Append appends all rows of a record or fails; what it appended before it failed is removed.
-// Its error makes the record a dead letter, unless it wraps registry.ErrUnavailable: then the record
-// is read again.
+// Rows appends the rows of records to the columns that it was created with, except the origin
+// columns.
+//
+// Append appends all rows of a record or fails. After a failure, the caller removes the rows that
+// Append added. An error makes the record a dead letter, unless it wraps registry.ErrUnavailable:
+// then the record is read again later.
 type Rows interface {
 	Append(ctx context.Context, r Record) (Appended, error)
 }
 
-// Appended describes the rows of a record.
+// Appended describes the rows that a record added.
 type Appended struct {
 	Rows int
-	AsOf time.Time // when the fact was recorded
+	AsOf time.Time // when the event was recorded
 
-	// Sealed says that the record is an event with the relay's seal, and After is the partition's
-	// sequence with it. They are for topics of events.
+	// Sealed reports whether the record is an event with the relay's seal. After is then the
+	// partition's sequence including it. Both are used for topics of events only.
 	Sealed bool
 	After  event.Sequence
 }
 
-// Keyed reports whether each key has one row.
+// Keyed reports whether the table has one row per key.
 func (t Table) Keyed() bool { return t.Upserts != nil }
 
-// OfEvents reports whether the table is made of an aggregate's events.
+// OfEvents reports whether the table's rows are made of an aggregate's events.
 func (t Table) OfEvents() bool { return t.Events.Name != "" || t.Derived.Name != "" }
 
-// Identifier is the full name of the table in the catalog.
+// Identifier returns the table's full name in the catalog.
 func (t Table) Identifier() table.Identifier {
 	if t.Namespace == "" {
 		return table.Identifier{Namespace, t.Name}
@@ -135,10 +138,10 @@ func (t Table) Identifier() table.Identifier {
 	return append(strings.Split(t.Namespace, "."), t.Name)
 }
 
-// DisplayName is the name by which the table is known: with its namespace where that is not ours.
+// DisplayName returns the name shown to users: the namespace is included unless it is Namespace.
 func (t Table) DisplayName() string { return DisplayName(t.Identifier()) }
 
-// NamespaceOf is what Table has as the namespace of a name.
+// NamespaceOf returns the value of Table.Namespace for a full name: empty if it is Namespace.
 func NamespaceOf(name table.Identifier) string {
 	if ns := strings.Join(name[:len(name)-1], "."); ns != Namespace {
 		return ns
@@ -146,7 +149,8 @@ func NamespaceOf(name table.Identifier) string {
 	return ""
 }
 
-// DisplayName is the name by which a table is known: with its namespace where that is not ours.
+// DisplayName returns a table's name as shown to users: the namespace is included unless it is
+// Namespace.
 func DisplayName(name table.Identifier) string {
 	if len(name) == 2 && name[0] == Namespace {
 		return name[1]
@@ -154,10 +158,11 @@ func DisplayName(name table.Identifier) string {
 	return strings.Join(name, ".")
 }
 
-// AllColumns are all of the table's.
+// AllColumns returns Columns followed by the origin columns.
 func (t Table) AllColumns() []columnar.Field { return slices.Concat(t.Columns, t.OriginColumns()) }
 
-// OriginColumns are the last columns of the table, which say where a row comes from.
+// OriginColumns returns the last columns of the table, which identify the record that a row comes
+// from.
 func (t Table) OriginColumns() []columnar.Field {
 	named := slices.Clone(originColumns)
 	for i := range named {
@@ -166,7 +171,8 @@ func (t Table) OriginColumns() []columnar.Field {
 	return named
 }
 
-// Step tells what a table as it exists needs to be brought to its declaration, and with which ids files are written.
+// Step compares an existing table with its declaration. The result has the changes that are needed,
+// and the field ids to write files with.
 func (t Table) Step(have table.Metadata) (evolution.Step, error) {
 	keys, err := evolution.ParseKeys(have.Properties()[evolution.Property])
 	if err != nil {
@@ -185,7 +191,8 @@ func (t Table) Step(have table.Metadata) (evolution.Step, error) {
 	return step, nil
 }
 
-// Spec is how the declaration spreads rows, over a schema. What a spec before it did too keeps its id.
+// Spec returns the declared partition spec over a schema. A field that an earlier spec already has
+// keeps its field id, as Iceberg requires.
 func (t Table) Spec(s *iceberg.Schema, before []iceberg.PartitionSpec) (iceberg.PartitionSpec, error) {
 	id, last, known := 0, iceberg.PartitionDataIDStart-1, map[string]int{}
 	for _, b := range before {
@@ -210,11 +217,12 @@ func (t Table) Spec(s *iceberg.Schema, before []iceberg.PartitionSpec) (iceberg.
 	return iceberg.NewPartitionSpecID(id, fields...), nil
 }
 
+// partitionDoes returns a key of what a partition field does: its source column and transform.
 func partitionDoes(f iceberg.PartitionField) string {
 	return strconv.Itoa(f.SourceID()) + " " + f.Transform.String()
 }
 
-// partitionName names partitions as Spark does.
+// partitionName returns the name that Spark would give to the field.
 func partitionName(p Partition) string {
 	switch t := p.Transform.(type) {
 	case iceberg.IdentityTransform:
@@ -228,7 +236,7 @@ func partitionName(p Partition) string {
 	}
 }
 
-// Order is how the declaration sorts rows, over a schema.
+// Order returns the declared sort order over a schema, with the given order id.
 func (t Table) Order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 	if len(t.Sort) == 0 {
 		return table.UnsortedSortOrder, nil
@@ -247,25 +255,27 @@ func (t Table) Order(s *iceberg.Schema, id int) (table.SortOrder, error) {
 	return table.NewSortOrder(id, fields)
 }
 
-// Where a row comes from: the last columns of every table. In one table no two records share one origin.
+// originColumns identify the record that a row comes from. They are the last columns of every
+// table. Within a table, no two records have the same origin.
 var originColumns = []columnar.Field{
 	{Name: "topic", Type: iceberg.PrimitiveTypes.String, Required: true, Doc: "Kafka topic the row comes from"},
 	{Name: "partition", Type: iceberg.PrimitiveTypes.Int32, Required: true, Doc: "its partition"},
 	{Name: "offset", Type: iceberg.PrimitiveTypes.Int64, Required: true, Doc: "its offset"},
 }
 
-// Sums is how the rows of a table are summed up, by stream.
+// Sums computes the digest of a table, by stream, from both sides that a verification compares.
 type Sums struct {
-	// Add adds rows of the table.
+	// Add adds a batch of the table's rows.
 	Add func(to *digest.Digest, rec arrow.RecordBatch) error
-	// Expect adds the rows that events make, which come in order for each stream.
+	// Expect returns the digest of the rows that events should produce. The events of each stream
+	// arrive in order.
 	Expect func(events iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
-// Identifier is the full name of a table of ours.
+// Identifier returns the full name of a table in Namespace.
 func Identifier(name string) table.Identifier { return table.Identifier{Namespace, name} }
 
-// SameSpec compares what two specs do, whatever their ids.
+// SameSpec reports whether two specs partition alike, regardless of ids. Void fields are ignored.
 func SameSpec(a, b iceberg.PartitionSpec) bool {
 	does := func(s iceberg.PartitionSpec) (all []string) {
 		for _, f := range s.Fields() {
@@ -278,7 +288,7 @@ func SameSpec(a, b iceberg.PartitionSpec) bool {
 	return slices.Equal(does(a), does(b))
 }
 
-// SameOrder reports whether two orders sort alike, whatever their ids.
+// SameOrder reports whether two orders sort alike, regardless of ids.
 func SameOrder(a, b table.SortOrder) bool {
 	if a.Len() != b.Len() {
 		return false

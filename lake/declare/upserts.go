@@ -9,32 +9,34 @@ import (
 	"github.com/millrace/millrace/lake/keyset"
 )
 
-// Upserts is what a table with one row for each key has in place of Rows. It holds the records of a
-// batch back until the batch lands. Then each key that the batch changes gets one row in the place of
-// the one before.
+// Upserts replaces Rows in a table that has one row per key. It collects the records of a batch
+// until the batch lands. Then each key that the batch changes gets one new row, which replaces the
+// previous one.
+//
+// A landing calls the methods in this order: Take for each record; Missing; Keys if WantsKeys;
+// Doubtful; Found for the rows looked up; Fold; and Landed after the commit. If a step fails, the
+// Upserts are discarded with their session.
 type Upserts interface {
-	// Take holds a record back. It appends nothing. Its error has the same meaning as that of
-	// Rows.Append.
+	// Take collects a record and appends no row. Its error means the same as that of Rows.Append.
 	Take(ctx context.Context, r Record) (Appended, error)
-	// Held reports whether it holds anything back.
+	// Held reports whether any records are collected.
 	Held() bool
-	// Columns are the table's columns that a row is known by, the key first.
+	// Columns returns the columns needed to restore a row's state, the key first.
 	Columns() []columnar.Field
-	// Missing begins a landing, with the table at the offsets from. It returns the keys whose row
-	// before must be looked up in the table, if there is one.
+	// Missing begins a landing of a batch whose first offsets are from, by partition. It returns
+	// the keys whose previous rows must be looked up in the table. A key may have no row.
 	Missing(from map[int32]int64) []string
-	// WantsKeys reports whether the batch has first events of streams that cannot be told from
-	// duplicates without the table's keys. If so, Keys must be called with them. Doubtful then returns
-	// the keys of first events that may have a row: they must be looked up, too.
+	// WantsKeys reports whether the batch has first events of streams that only the table's keys
+	// can tell from duplicates. If so, the caller must pass the keys to Keys. Doubtful then returns
+	// the keys of first events that may have a row. Their rows must be looked up, too.
 	WantsKeys() bool
 	Keys(*keyset.Filter)
 	Doubtful() []string
-	// Found takes the rows of such keys from a batch of the table's rows; names are the columns' names.
+	// Found takes the looked-up rows from a batch. names are the names of Columns in that batch.
 	Found(rec arrow.RecordBatch, names []string) error
-	// Fold calls each for every key whose row the batch changes, in the order of the keys. existed
-	// reports whether the table has a row of the key, row appends the new one, and from is its
-	// origin.
+	// Fold calls each for every key whose row changes, in key order. existed reports whether the
+	// table has a row for the key. row appends the new row, and from is its origin.
 	Fold(each func(key string, existed bool, row func(), from Record) error) error
-	// Landed ends a landing, with the table at the offsets next.
+	// Landed ends a landing after the commit. next has the table's new offsets.
 	Landed(next map[int32]int64)
 }
