@@ -8,21 +8,24 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Of records that are parked one after the other, it is told so often.
+// deadLetterLogEvery is how often dead letters are logged while they keep coming.
 const deadLetterLogEvery = 10 * time.Second
 
-// deadLetterLog logs dead letters once per burst, so that thousands of bad records do not fill the log.
+// deadLetterLog logs dead letters once per burst, so that thousands of bad records do not flood the
+// log of the process.
 type deadLetterLog struct {
 	sink   string
 	logger *slog.Logger
 
+	// mu protects the fields below. All workers add dead letters.
 	mu    sync.Mutex
-	count int
-	first string // key in DeadLetterTopic, which names partition and offset
-	why   string
-	told  time.Time
+	count int       // dead letters since the last line
+	first string    // key of the first of them in DeadLetterTopic, which names partition and offset
+	why   string    // reason of the first
+	told  time.Time // when the last line was logged
 }
 
+// add counts dead letters that are on the topic.
 func (l *deadLetterLog) add(letters []kafka.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -32,7 +35,8 @@ func (l *deadLetterLog) add(letters []kafka.Record) {
 	l.count += len(letters)
 }
 
-// flush logs what was added since the last time, if that is long enough ago or has to be now.
+// flush logs the dead letters since the last line, but not more often than deadLetterLogEvery
+// unless now is set.
 func (l *deadLetterLog) flush(now bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -43,6 +47,7 @@ func (l *deadLetterLog) flush(now bool) {
 	l.count, l.told = 0, time.Now()
 }
 
+// reasonOf returns the reason in a dead letter's headers.
 func reasonOf(r kafka.Record) string {
 	for _, h := range r.Headers {
 		if h.Key == HeaderDeadLetterReason {

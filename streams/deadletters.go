@@ -13,40 +13,41 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// DeadLetterTopic keeps the records that a sink could not read, so that people can look at them and
-// send them again. It is compacted: a record is parked under sink|topic|partition|offset, so
-// parking it again leaves it there once. A record that is too large for it is parked shortened,
-// because a sink would otherwise retry it forever.
+// DeadLetterTopic keeps the dead letters: records that a sink could not read. Operators can look at
+// them and send them again. The topic is compacted, and the key is sink|topic|partition|offset. So
+// a record that becomes a dead letter twice is kept once. A record that is too large for the topic
+// is shortened, because the sink would otherwise retry it forever.
 const DeadLetterTopic = "millrace.parked"
 
-// Headers that a parked record has beside its own.
+// Headers that a dead letter has in addition to the record's own.
 const (
-	HeaderDeadLetterReason = "millrace-park-reason"
-	HeaderDeadLetterKey    = "millrace-park-key" // key of the record as it was
+	HeaderDeadLetterReason = "millrace-park-reason" // the record's key
+	HeaderDeadLetterKey    = "millrace-park-key"    // key of the record as it was
 
-	// Of a record that is parked shortened: what its value was. The whole record is where the key
-	// of the parked record says, for as long as that topic keeps it.
+	// These describe the value of a record that was shortened. The whole record is at the place
+	// that the dead letter's key names, as long as that topic retains it.
 	HeaderDeadLetterSize   = "millrace-park-value-size"   // bytes
 	HeaderDeadLetterSHA256 = "millrace-park-value-sha256" // in hexadecimal digits
 )
 
-// What is kept of a record that is parked shortened, in bytes.
+// What a shortened dead letter keeps, in bytes.
 const (
 	keptValue   = 4 << 10
 	keptKey     = 4 << 10
 	keptHeaders = 64 << 10
-	maxReason   = 4 << 10 // of any record: a reason may quote what it is about
+	maxReason   = 4 << 10 // applies to every dead letter: a reason may quote the record
 )
 
-// deadLetterWriter writes to DeadLetterTopic. The topic and the producer are made when first wanted, which
-// is hardly ever.
+// deadLetterWriter writes to DeadLetterTopic. It creates the topic and the producer for the first
+// dead letter, because most processes never have one.
 type deadLetterWriter struct {
-	cfg      kafka.Config
+	cfg kafka.Config
+	// mu protects producer while it is opened.
 	mu       sync.Mutex
 	producer *kafka.Producer
 }
 
-// put returns once all records are safe on the topic.
+// put returns nil once all records are durable on the topic.
 func (p *deadLetterWriter) put(ctx context.Context, records []kafka.Record) error {
 	producer, err := p.open(ctx)
 	if err != nil {
@@ -62,6 +63,7 @@ func (p *deadLetterWriter) put(ctx context.Context, records []kafka.Record) erro
 	return nil
 }
 
+// open returns the producer, and creates it and the topic if necessary.
 func (p *deadLetterWriter) open(ctx context.Context) (*kafka.Producer, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,11 +81,13 @@ func (p *deadLetterWriter) open(ctx context.Context) (*kafka.Producer, error) {
 	return producer, nil
 }
 
-// putEach puts records one by one, and those shortened that are too large as they are.
+// putEach writes records one by one, and shortens those that are too large. ProduceAll cannot tell
+// which record of a batch is too large.
 func putEach(ctx context.Context, producer *kafka.Producer, records []kafka.Record) error {
 	for _, r := range records {
 		err := producer.Produce(ctx, r)
-		for _, headers := range []int{keptHeaders, 0} { // a topic may take less than others do
+		// First with headers, then without: a topic may have a lower limit than others.
+		for _, headers := range []int{keptHeaders, 0} {
 			if errors.Is(err, kafka.ErrTooLarge) {
 				err = producer.Produce(ctx, shortened(r, headers))
 			}
@@ -95,8 +99,8 @@ func putEach(ctx context.Context, producer *kafka.Producer, records []kafka.Reco
 	return nil
 }
 
-// shortened returns a parked record with the beginning of its value and, of its own headers, those
-// that fit, which tells what the value was.
+// shortened returns a dead letter with the first bytes of its value, and with those of the record's
+// own headers that fit in the given number of bytes. Two headers describe the whole value.
 func shortened(r kafka.Record, headers int) kafka.Record {
 	sum := sha256.Sum256(r.Value)
 	whole := len(r.Value)
@@ -122,16 +126,17 @@ func shortened(r kafka.Record, headers int) kafka.Record {
 	return r
 }
 
+// close closes the producer if it was opened.
 func (p *deadLetterWriter) close() {
 	if p.producer != nil {
 		p.producer.Close()
 	}
 }
 
-// newDeadLetter returns a record for DeadLetterTopic.
+// newDeadLetter returns the dead letter of a record. headers are the record's own.
 func newDeadLetter(sink string, rec Record, key string, headers []event.Header, reason error) *kafka.Record {
 	value := rec.Event.Data
-	if value == nil { // a tombstone would be compacted away, and with it what tells of the record
+	if value == nil { // a nil value is a tombstone, which compaction would delete
 		value = []byte{}
 	}
 	why := reason.Error()
@@ -140,27 +145,28 @@ func newDeadLetter(sink string, rec Record, key string, headers []event.Header, 
 		Partition: kafka.AnyPartition,
 		Key:       fmt.Appendf(nil, "%s|%s|%d|%d", sink, rec.Topic, rec.Partition, rec.Offset),
 		Value:     value,
+		// The capacity is limited so that append copies: headers belong to the caller.
 		Headers: append(headers[:len(headers):len(headers)],
 			event.Header{Key: HeaderDeadLetterReason, Value: []byte(why[:min(len(why), maxReason)])},
 			event.Header{Key: HeaderDeadLetterKey, Value: []byte(key)}),
 	}
 }
 
-// deadLetterOf is newDeadLetter for a record whose envelope could be read.
+// deadLetterOf returns the dead letter of a record whose envelope is readable.
 func deadLetterOf(sink string, rec Record, reason error) *kafka.Record {
 	return newDeadLetter(sink, rec, rec.Event.Stream, rec.Event.Headers(), reason)
 }
 
-// DeadLetters writes to DeadLetterTopic for sinks that read the log without a Runtime. It is safe for
-// concurrent use.
+// DeadLetters writes to DeadLetterTopic for sinks that read the log without a Runtime. It is safe
+// for concurrent use.
 type DeadLetters struct{ writer deadLetterWriter }
 
-// NewDeadLetters opens nothing yet.
+// NewDeadLetters returns a writer. It connects when the first record is written.
 func NewDeadLetters(cfg kafka.Config) *DeadLetters { return &DeadLetters{deadLetterWriter{cfg: cfg}} }
 
-// DeadLetter is a record that a sink could not read. Sink, topic, partition and offset name it.
+// DeadLetter is a record that a sink could not read. Sink, Topic, Partition and Offset identify it.
 type DeadLetter struct {
-	Sink       string // and its version
+	Sink       string // name and version of the sink
 	Topic      string
 	Partition  int32
 	Offset     int64
@@ -169,7 +175,7 @@ type DeadLetter struct {
 	Reason     error
 }
 
-// Write returns once all records are safe on the topic.
+// Write returns nil once all records are durable on the topic.
 func (p *DeadLetters) Write(ctx context.Context, records ...DeadLetter) error {
 	if len(records) == 0 {
 		return nil

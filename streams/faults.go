@@ -10,15 +10,16 @@ import (
 	"time"
 )
 
-// Fault is a damaged piece of what a sink holds. The sink is being rebuilt from the log.
+// Fault is a damaged piece of a sink's data. While it is listed, the sink is being rebuilt from the
+// log.
 type Fault struct {
-	Piece  string // "documents", "positions", "journal"
+	Piece  string // for example "documents", "positions", "journal"
 	Reason string
 	Since  time.Time
 }
 
-// Faults holds the faults of one sink from their discovery until the log has been read again. It is
-// safe for concurrent use.
+// Faults holds the faults of one sink, from their discovery until the log has been read again. It
+// is safe for concurrent use.
 type Faults struct {
 	mu  sync.Mutex
 	all map[string]*fault // by piece
@@ -26,11 +27,11 @@ type Faults struct {
 
 type fault struct {
 	Fault
-	last time.Time // when it was reported last
+	last time.Time // when it was last reported
 }
 
-// Report adds a fault. Only the first report of a piece is logged and kept until the piece is
-// rebuilt.
+// Report adds a fault. Only the first report of a piece is logged and kept. Later ones delay the
+// moment when the piece counts as rebuilt.
 func (f *Faults) Report(log *slog.Logger, sink, piece, reason string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -77,9 +78,9 @@ func (f *Faults) rebuilt(log *slog.Logger, sink string, before time.Time) {
 	}
 }
 
-// clearFaults removes faults after a look that began at a time and found nothing lost, if everything on
-// the topics has been applied. A sink removes what is damaged before it reports it, so such a look
-// comes after the log has been read again.
+// clearFaults removes faults after an inspection of positions that began at begun and found nothing
+// lost, if everything on the topics has been applied. A sink deletes damaged data before it reports
+// it. So without a loss and without lag, the log has been read again since the report.
 func (w *Watermarks) clearFaults(log *slog.Logger, sink string, topics []string, begun time.Time) {
 	if w.faults.Any() {
 		if lag, known := w.Lag(topics...); known && lag == 0 {
@@ -91,14 +92,15 @@ func (w *Watermarks) clearFaults(log *slog.Logger, sink string, topics []string,
 // Faults returns the faults of the sink.
 func (w *Watermarks) Faults() *Faults { return &w.faults }
 
-// Inspector is a Sink that can look for damage in what it holds.
+// Inspector is a Sink that can check its data for damage.
 type Inspector interface {
-	// Inspect reads everything that the sink holds. It reports damage in Faults, and removes what
-	// is damaged so that the Runtime notices the loss.
+	// Inspect reads all data of the sink. It reports damage to Faults, and deletes what is damaged
+	// so that the Runtime notices the loss.
 	Inspect(ctx context.Context) error
 }
 
-// inspect runs the sink's inspections until ctx ends.
+// inspect inspects the sink at start and then every InspectEvery, until ctx ends. It returns at
+// once if the sink is not an Inspector.
 func (r *Runtime) inspect(ctx context.Context) {
 	sink, ok := r.cfg.Sink.(Inspector)
 	if !ok {
@@ -121,7 +123,8 @@ func (r *Runtime) inspect(ctx context.Context) {
 	}
 }
 
+// Defaults of an inspection, which reads the whole sink.
 const (
-	inspectEvery   = 5 * time.Minute
+	inspectEvery   = 5 * time.Minute // see Config.InspectEvery
 	inspectTimeout = 10 * time.Minute
 )

@@ -9,40 +9,40 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// FollowConfig describes what to follow.
+// FollowConfig configures a Follower.
 type FollowConfig struct {
-	Name       string   // of the sink and its version: "orderstatus/v1"
-	Topics     []string // that the sink is fed from
-	Sink       Sink     // only its Positions are read
+	Name       string   // name and version of the sink: "orderstatus/v1"
+	Topics     []string // topics that the sink reads
+	Sink       Sink     // only its Positions method is called
 	Watermarks *Watermarks
 	Kafka      kafka.Config
-	Every      time.Duration // how often to look; 0 means 100 ms
-	Logger     *slog.Logger  // slog.Default() where nil
+	Every      time.Duration // polling interval; 0 means 100 ms
+	Logger     *slog.Logger  // nil means slog.Default()
 }
 
-// Follower keeps the watermarks of a sink that other processes feed, for callers that answer
-// queries from it.
+// Follower keeps the Watermarks of a sink current in a process that answers queries from the sink
+// but does not feed it.
 type Follower struct {
 	cfg       FollowConfig
-	refreshed chan struct{} // closed after the first look
+	refreshed chan struct{} // closed after the first successful refresh
 
-	identified map[string]identified // by topic; of Run alone
+	identified map[string]identified // by topic; used by Run only
 }
 
-// identified is which topic has a name, and when that was asked.
+// identified is the id of a topic, and when it was read.
 type identified struct {
 	id string
 	at time.Time
 }
 
-// NewFollower returns a Follower; Run runs it.
+// NewFollower returns a Follower. Run starts it.
 func NewFollower(cfg FollowConfig) *Follower {
 	setDefault(&cfg.Every, 100*time.Millisecond)
 	setDefault(&cfg.Logger, slog.Default())
 	return &Follower{cfg: cfg, refreshed: make(chan struct{}), identified: map[string]identified{}}
 }
 
-// Run looks until ctx ends, which is not an error. What cannot be read now is read later. It can be
+// Run polls positions until ctx ends, and then returns nil. It logs errors and retries. It may be
 // called once.
 func (f *Follower) Run(ctx context.Context) error {
 	admin, err := kafka.NewAdmin(f.cfg.Kafka)
@@ -65,7 +65,7 @@ func (f *Follower) Run(ctx context.Context) error {
 				close(f.refreshed)
 				first = false
 			}
-		case err.Error() != failed: // once, not at every look
+		case err.Error() != failed: // log an error once, not at every poll
 			failed = err.Error()
 			f.cfg.Logger.Warn("streams: the positions of a sink cannot be followed now", "sink", f.cfg.Name, "error", err)
 		}
@@ -77,10 +77,12 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
+// refresh reads the sink's positions and the ends of the topics into the watermarks.
 func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	for _, topic := range f.cfg.Topics {
+		// The id is read again now and then, because the client would continue in a recreated topic.
 		if time.Since(f.identified[topic].at) >= identifyEvery {
 			info, err := admin.Topic(ctx, topic)
 			if err != nil {
@@ -98,7 +100,8 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 		}
 		for id := range ends {
 			at := stored[id]
-			if another(at.Topic, f.identified[topic].id) { // the topic was recreated, and the sink has not started on it
+			// The topic was recreated, and the sink has not started on the new one.
+			if another(at.Topic, f.identified[topic].id) {
 				at = Applied{}
 			}
 			if before, known := f.cfg.Watermarks.Applied(topic, id); known && at.Next < before.Next {
@@ -112,8 +115,7 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 	return nil
 }
 
-// CatchUp returns nil once the sink has applied everything that was on the topics when it was
-// called.
+// CatchUp blocks until the sink has applied everything that was on the topics when it was called.
 func (f *Follower) CatchUp(ctx context.Context) error {
 	select {
 	case <-f.refreshed:

@@ -8,38 +8,44 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// partition follows one assigned partition from the offset where this assignment began. Workers
-// finish its records in any order; its position is the end of the finished run at the front.
+// partition tracks one assigned partition, from the offset where this assignment began. Workers
+// finish its records in any order. The position is the end of the consecutive finished records at
+// the front of slots.
 type partition struct {
 	topic      string
 	id         int32
 	watermarks *Watermarks
 
-	// provenTo and broken belong to the poll loop. Below provenTo this assignment has read the log
-	// from its beginning, to see whether a gap is the log's own; broken are the streams of which
-	// that is known.
+	// provenTo and broken are used by the poll loop only; see Runtime.repair. Below provenTo, this
+	// assignment has read the log from its beginning, to find out whether the log lacks an event.
+	// broken are the streams for which it does.
 	provenTo int64
 	broken   map[string]bool
 
-	mu       sync.Mutex
-	slots    []slot // read and not yet part of the finished run, in offset order
-	base     uint64 // number of slots[0] since the assignment began
+	// mu protects the fields below.
+	mu    sync.Mutex
+	slots []slot // records that were read and are not part of the position yet, in offset order
+	base  uint64 // number of slots[0], counted from the start of the assignment
+	// applied is the position that the sink has reached.
 	applied  Applied
-	saved    Applied // what the sink holds
-	read     int64   // highest offset read, plus one
-	revoked  bool
-	inFlight int // records inside the sink now
-	quiet    *sync.Cond
+	saved    Applied    // position that the sink has stored
+	read     int64      // highest offset read, plus one
+	revoked  bool       // the partition is no longer assigned; its records are dropped
+	inFlight int        // records that are inside the sink
+	quiet    *sync.Cond // signalled when inFlight becomes 0
 }
 
+// slot is a record, or a range of offsets without records.
 type slot struct {
-	next       int64
-	pos        event.Position
-	asOf       time.Time
-	partitions int32
+	next       int64          // offset after it
+	pos        event.Position // store position of the event; zero if it is not an event
+	asOf       time.Time      // when the event was recorded
+	partitions int32          // number of partitions that keys are spread over; 0 if unknown
 	done       bool
 }
 
+// newPartition returns a partition that is read from from.at. It publishes that position in
+// watermarks.
 func newPartition(topic string, id int32, from start, watermarks *Watermarks) *partition {
 	p := &partition{topic: topic, id: id, watermarks: watermarks, applied: from.at, saved: from.saved, read: from.at.Next, broken: map[string]bool{}}
 	p.quiet = sync.NewCond(&p.mu)
@@ -47,7 +53,7 @@ func newPartition(topic string, id int32, from start, watermarks *Watermarks) *p
 	return p
 }
 
-// add records a record and returns its number, by which done knows it.
+// add registers a record that was read and returns its number, which identifies it in leave.
 func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -57,9 +63,8 @@ func (p *partition) add(offset int64, e event.Event, partitions int32) uint64 {
 	return p.base + uint64(len(p.slots)) - 1
 }
 
-// end records that nothing is between the records read so far and an offset: the markers that
-// transactions leave on the log are not records, and without this the sink would seem to lag
-// forever.
+// end registers that there are no records between the last one read and an offset. The markers of
+// transactions are not records. Without this, the sink would seem to lag forever.
 func (p *partition) end(offset int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,8 +76,8 @@ func (p *partition) end(offset int64) {
 	p.advance()
 }
 
-// enter lets a record into the sink, unless the partition was taken away meanwhile. Every enter
-// that returns true is followed by one leave.
+// enter registers that a record is passed to the sink. It returns false if the partition was
+// revoked. Each call that returns true is followed by one of leave.
 func (p *partition) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,8 +88,9 @@ func (p *partition) enter() bool {
 	return true
 }
 
-// leave says that the sink has let go of a record. One that turned out to be no event, whatever its
-// envelope claims, is passed, but its position is nobody's.
+// leave registers that the sink has returned. applied reports whether it took the record. If
+// isEvent is false, the record is passed, but its store position does not count: the sink has no
+// such event.
 func (p *partition) leave(number uint64, applied, isEvent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -101,6 +107,7 @@ func (p *partition) leave(number uint64, applied, isEvent bool) {
 	}
 }
 
+// advance moves the position over the finished records at the front.
 func (p *partition) advance() {
 	n := 0
 	for n < len(p.slots) && p.slots[n].done {
@@ -117,15 +124,16 @@ func (p *partition) advance() {
 	}
 	p.slots, p.base = p.slots[n:], p.base+uint64(n)
 	if len(p.slots) == 0 {
-		p.slots = nil // lets the finished run's memory go
+		p.slots = nil // releases the memory of the finished records
 	}
+	// After a revocation, another process may be further.
 	if !p.revoked {
 		p.watermarks.set(p.topic, p.id, p.applied)
 	}
 }
 
-// drain stops the partition: records that wait are dropped, for whoever owns it next will read
-// them, and those inside the sink are waited for.
+// drain revokes the partition. Waiting records are dropped, because the next owner reads them.
+// drain blocks until no record is inside the sink.
 func (p *partition) drain() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,32 +143,35 @@ func (p *partition) drain() {
 	}
 }
 
-// unsaved returns the move that the sink has not been told of; ok is false if there is none.
+// unsaved returns the move that the sink has not stored yet. ok is false if there is none.
 func (p *partition) unsaved() (m Move, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return Move{Partition: p.id, From: p.saved, To: p.applied}, p.applied.Next != p.saved.Next || p.applied.Topic != p.saved.Topic
 }
 
+// setSaved records the position that the sink has stored.
 func (p *partition) setSaved(a Applied) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.saved = a
 }
 
+// savedAt returns the position that the sink has stored.
 func (p *partition) savedAt() Applied {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.saved
 }
 
+// readTo returns the offset after the last record read.
 func (p *partition) readTo() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.read
 }
 
-// of returns the id of the topic that the partition is read from.
+// of returns the id of the topic that the partition belongs to.
 func (p *partition) of() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

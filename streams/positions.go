@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// trackPositions saves positions and looks how far the log is, now and then, until ctx ends.
+// trackPositions saves positions and refreshes the watermarks every SaveEvery, until ctx ends. It
+// requests a repair if the sink has lost data.
 func (r *Runtime) trackPositions(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.SaveEvery)
 	defer tick.Stop()
@@ -33,7 +34,7 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 		case err == nil:
 			failed = ""
 			r.cfg.Watermarks.clearFaults(r.cfg.Logger, r.cfg.Name, r.cfg.Topics, begun)
-		case err.Error() != failed: // once, not at every tick
+		case err.Error() != failed: // log an error once, not at every tick
 			failed = err.Error()
 			r.cfg.Logger.Warn("streams: positions or lag are not current", "sink", r.cfg.Name, "error", err)
 		}
@@ -45,15 +46,16 @@ func (r *Runtime) trackPositions(ctx context.Context) {
 	}
 }
 
-// refresh brings the watermarks up to date with the ends of the topics and with what other members
-// have saved, and sees whether the sink still is where we saved it.
+// refresh updates the watermarks with the ends of the topics and with the positions that other
+// members have saved. It returns ErrLost if the sink's position in an owned partition is not the
+// one that this process saved.
 func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	identify := time.Since(r.identified) >= identifyEvery
 	for _, topic := range r.cfg.Topics {
 		var now kafka.TopicInfo
-		if identify { // the client reconnects silently, and continues in a recreated topic
+		if identify { // the client reconnects silently, and would continue in a recreated topic
 			var err error
 			if now, err = r.topic(ctx, topic); err != nil {
 				return err
@@ -71,6 +73,7 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 		r.mu.Lock()
 		for id := range ends {
 			p, at := r.parts[kafka.TopicPartition{Topic: topic, Partition: id}], stored[id]
+			// Another member reads the partition if p is nil.
 			if _, there := stored[id]; p == nil {
 				if another(at.Topic, now.ID) {
 					at = Applied{}
@@ -88,16 +91,17 @@ func (r *Runtime) refresh(ctx context.Context) (lost error) {
 	return lost
 }
 
-// start is where a partition's reading begins.
+// start is where the reading of a partition begins.
 type start struct {
-	saved Applied // what the sink holds
-	at    Applied // the same, unless that is a position in another topic
-	fresh bool    // the sink held nothing
+	saved Applied // position that the sink has stored
+	at    Applied // position to read from: the same, unless it is void
+	fresh bool    // the sink had no position
 }
 
-// begin reads the sink's positions in partitions. It saves a first position where there is none, so
-// that a missing position later means a loss. A position in a topic that was recreated since is
-// void: the new topic is read from its beginning, which is a no-op for everything that the sink has.
+// begin reads the sink's positions in partitions. If there is none, it saves a first one, so that a
+// missing position later means a loss. A position in a topic that was recreated is void. So is an
+// offset that the log does not have. Then the topic is read from its beginning, which is a no-op
+// for everything that the sink has.
 func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kafka.TopicPartition]start, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
@@ -139,7 +143,7 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 				s.at = Applied{Topic: info.ID}
 				r.cfg.Watermarks.faults.Report(r.cfg.Logger, r.cfg.Name, "positions", fmt.Sprintf(
 					"offset %d of partition %d of %s is not on the log, which ends at %d", at.Next, tp.Partition, topic, ends[tp.Partition]))
-			default: // or saved by an earlier version
+			default: // the usual case, also for positions of earlier versions, which have no id
 				s.at.Topic = info.ID
 			}
 			starts[tp] = s
@@ -153,10 +157,10 @@ func (r *Runtime) begin(ctx context.Context, ps []kafka.TopicPartition) (map[kaf
 	return starts, nil
 }
 
-// another reports whether two ids are of different topics, as far as they are known.
+// another reports whether two ids are of different topics. Unknown ids are never different.
 func another(a, b string) bool { return a != "" && b != "" && a != b }
 
-// save tells the sink how far partitions are.
+// save stores the positions of partitions in the sink, and commits them to the consumer group.
 func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -185,15 +189,16 @@ func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 		}
 	}
 	if len(offsets) > 0 {
-		if err := r.consumer.Store(offsets); err != nil { // for outside tools only
+		// The sink's positions count; the group's are for external tools.
+		if err := r.consumer.Store(offsets); err != nil {
 			r.cfg.Logger.Debug("streams: the group's offsets were not stored", "sink", r.cfg.Name, "error", err)
 		}
 	}
 	return nil
 }
 
-// CatchUp returns nil once the sink has applied everything that was on the topics when it was
-// called. It waits for Run to begin.
+// CatchUp blocks until the sink has applied everything that was on the topics when it was called.
+// It blocks until Run has started.
 func (r *Runtime) CatchUp(ctx context.Context) error {
 	select {
 	case <-r.running:
@@ -212,6 +217,7 @@ func (r *Runtime) CatchUp(ctx context.Context) error {
 	return nil
 }
 
+// ends returns the end offsets of a topic's partitions.
 func (r *Runtime) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	r.closing.RLock()
 	defer r.closing.RUnlock()
@@ -221,7 +227,7 @@ func (r *Runtime) ends(ctx context.Context, topic string) (map[int32]int64, erro
 	return r.consumer.Ends(ctx, topic)
 }
 
-// topic asks which topic has a name. A rebalance may ask while the consumer is being closed.
+// topic returns the id of a topic. A rebalance may call it while the consumer is being closed.
 func (r *Runtime) topic(ctx context.Context, name string) (kafka.TopicInfo, error) {
 	r.closing.RLock()
 	defer r.closing.RUnlock()

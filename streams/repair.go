@@ -11,14 +11,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// repair asks the poll loop to bring the reading back to where the sink stands.
+// repair asks the poll loop to continue reading from the sink's position.
 type repair struct {
 	cause error
-	gap   *item // the record that cannot be applied; nil if the positions were lost
-	done  chan struct{}
+	gap   *item         // the record that cannot be applied; nil if the positions were lost
+	done  chan struct{} // closed when the repair has ended
 }
 
-// requestRepair has the poll loop repair, and waits for it, unless ctx ends first.
+// requestRepair passes a repair to the poll loop and blocks until it is done, or until ctx ends.
 func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 	ask := repair{cause, gap, make(chan struct{})}
 	select {
@@ -28,26 +28,27 @@ func (r *Runtime) requestRepair(ctx context.Context, cause error, gap *item) {
 	}
 }
 
-// repair determines what a sink that reported a loss still holds, and reads the rest again. It runs
-// on the poll loop.
+// repair finds out what a sink that reported a loss still has, and reads the rest again. It runs on
+// the poll loop.
 //
-// Partitions whose stored position is not the saved one go back to the stored one. Where a gap came
-// up though the position is as it was saved, either the sink lost single documents or the log never
-// had the missing event: the partition is read from its beginning, which is a no-op for all that is
-// there. If the gap comes up again on that way, the log lacks the event, nothing will ever complete
-// the stream, and its events are parked so that all others continue.
+// Partitions whose stored position is not the saved one restart at the stored one. A gap can come
+// up although the position is as it was saved. Then either the sink lost single documents, or the
+// log never had the missing event. So the partition is read from its beginning, which is a no-op
+// for everything that the sink has. If the gap comes up again in that part of the log, the log
+// lacks the event. Nothing will ever complete the stream, so its events become dead letters and all
+// other streams continue.
 //
-// An error means that reading continues elsewhere than it should, and must end.
+// An error means that the consumer reads from a wrong offset, so Run must end.
 func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	defer close(ask.done)
 	var gapAt kafka.TopicPartition
 	if ask.gap != nil {
 		gapAt = kafka.TopicPartition{Topic: ask.gap.record.Topic, Partition: ask.gap.record.Partition}
 		if r.parts[gapAt] != ask.gap.partition {
-			return nil // another repair has sent that partition back already
+			return nil // another repair has restarted that partition already
 		}
 	}
-	gap := false // nothing is lost, and all is read again
+	gap := false // the partition is read again although its position is not lost
 	restart, err := r.lostPartitions(ctx)
 	if err != nil {
 		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
@@ -70,14 +71,17 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	for tp, from := range restart {
 		r.cfg.Logger.Warn("streams: the sink lost what it held; reading again", "sink", r.cfg.Name,
 			"topic", tp.Topic, "partition", tp.Partition, "from", from.at.Next, "cause", ask.cause)
+		// Drop records of the old assignment before the consumer seeks.
 		old, p := r.restart(tp, from)
 		if tp == gapAt && gap {
+			// The gap came up before this offset. If it comes up again there, the log lacks the
+			// event.
 			p.provenTo = old.readTo()
 		}
 		seek[tp] = from.at.Next
 	}
 	waits := backoff.Server.Start()
-	for tries := 1; len(seek) > 0; tries++ { // a partition that was assigned this moment cannot seek yet
+	for tries := 1; len(seek) > 0; tries++ { // a partition that was just assigned cannot seek yet
 		err := r.consumer.Seek(seek)
 		if err == nil {
 			break
@@ -92,15 +96,16 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	return nil
 }
 
-// seekTries takes several seconds; see backoff.Server.
+// seekTries allows for several seconds; see backoff.Server.
 const seekTries = 8
 
-// restart replaces a partition by one that starts elsewhere. It waits for the records that are
-// inside the sink.
+// restart replaces a partition with one that starts at another position. It blocks until no record
+// of the old one is inside the sink.
 func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partition) {
 	old = r.parts[tp]
 	old.drain()
 	p = newPartition(tp.Topic, tp.Partition, from, r.cfg.Watermarks)
+	// In a recreated topic, streams may be complete again.
 	if !another(old.of(), from.at.Topic) {
 		p.broken = old.broken
 	}
@@ -111,7 +116,8 @@ func (r *Runtime) restart(tp kafka.TopicPartition, from start) (old, p *partitio
 }
 
 // lostPartitions returns the owned partitions whose position in the sink is not the saved one, or
-// whose topic was recreated, and where to restart them.
+// whose topic was recreated, with the position to restart at. It holds saving, because a save in
+// progress would look like a loss.
 func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]start, error) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -123,7 +129,7 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 	for tp, p := range r.parts {
 		s, ours := starts[tp], p.savedAt()
 		if !s.fresh && s.at.Next == s.saved.Next && s.saved.Next > ours.Next {
-			s.at = ours // another process moved the position past records that this one has not applied
+			s.at = ours // another process saved a position after records that this one has not applied
 		}
 		if s.fresh || s.saved.Next != ours.Next || another(p.of(), s.at.Topic) {
 			lost[tp] = s
@@ -132,8 +138,9 @@ func (r *Runtime) lostPartitions(ctx context.Context) (map[kafka.TopicPartition]
 	return lost, nil
 }
 
-// gone is called on the poll loop when the log does not have the offset to read. It restarts the
-// partition and returns true if the topic was recreated.
+// gone runs on the poll loop when the log does not have the offset to read. If the topic was
+// recreated, it restarts the partition and returns true. Otherwise the log lost records, and the
+// consumer reports an error.
 func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool) {
 	r.saving.Lock()
 	defer r.saving.Unlock()
@@ -149,7 +156,7 @@ func (r *Runtime) gone(ctx context.Context, tp kafka.TopicPartition) (again bool
 	return true
 }
 
-// remedy reports how to repair a sink that its topics cannot complete.
+// remedy returns what an operator can do about topics that cannot complete a sink.
 func remedy(topics []string) string {
 	for _, a := range event.Aggregates() {
 		if slices.Contains(topics, a.Topic) {

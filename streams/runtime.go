@@ -17,55 +17,68 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// Config describes what is read, into what, and how hard.
+// Config configures a Runtime.
 type Config struct {
-	Name       string   // of the sink and its version: "orderstatus/v1"
+	Name       string   // name and version of the sink: "orderstatus/v1"
 	Topics     []string // must exist
 	Sink       Sink
 	Watermarks *Watermarks // kept current while Run runs
 	Kafka      kafka.Config
-	Decoder    *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
-	Workers    int               // that call Sink.Apply at the same time; 0 means 4
-	Batch      int               // most records of one Apply; 0 means 500
-	Queue      int               // most records that wait for all workers; 0 means 4096
-	SaveEvery  time.Duration     // how often positions are saved and lag is measured; 0 means 250 ms
-	// InspectEvery is how often a Sink that is an Inspector is inspected, beside once at the start;
-	// 0 means 5 minutes.
+	// Decoder reads values that were written with a schema registry. If it is nil, only plain
+	// values are readable.
+	Decoder *registry.Decoder
+	Workers int // concurrent calls of Sink.Apply; 0 means 4
+	Batch   int // maximum number of records per Apply; 0 means 500
+	Queue   int // maximum number of records that wait for the workers together; 0 means 4096
+	// SaveEvery is how often positions are saved and lag is measured. 0 means 250 ms.
+	SaveEvery time.Duration
+	// InspectEvery is how often a Sink that is an Inspector is inspected, after once at start. 0
+	// means 5 minutes.
 	InspectEvery time.Duration
-	Logger       *slog.Logger // slog.Default() where nil
+	Logger       *slog.Logger // nil means slog.Default()
 }
 
 const (
-	attemptTimeout = 30 * time.Second       // of one Sink.Apply or Sink.SavePositions
-	stopGrace      = 5 * time.Second        // that Apply has left when Run is told to stop
-	pauseAfter     = time.Second            // with a full queue, before fetching is paused
-	identifyEvery  = time.Second            // topics are looked at, whether they are still the same
-	pollFor        = 100 * time.Millisecond // the longest that a repair or a stop waits for the poll loop
+	attemptTimeout = 30 * time.Second // limit of one call of Sink.Apply or Sink.SavePositions
+	stopGrace      = 5 * time.Second  // how long Apply may continue after Run is told to stop
+	pauseAfter     = time.Second      // how long a full queue is tolerated before fetching is paused
+	identifyEvery  = time.Second      // how often the ids of the topics are checked
+	// Maximum time that a repair or a stop waits for the poll loop.
+	pollFor = 100 * time.Millisecond
 )
 
 // Runtime feeds one sink.
+//
+// One goroutine, the poll loop, reads messages and changes parts. It puts each record on the lane
+// of its key. Each lane has a worker, so the events of a stream are applied in order, and streams
+// in parallel. Another goroutine saves positions and measures lag.
 type Runtime struct {
 	cfg           Config
-	seed          maphash.Seed
-	lanes         []chan *item
-	repairs       chan repair
-	attempts      context.Context // ends stopGrace after Run's
+	seed          maphash.Seed    // of the hash that assigns keys to lanes
+	lanes         []chan *item    // one per worker
+	repairs       chan repair     // repairs that the poll loop has to do
+	attempts      context.Context // ends stopGrace after Run's context, so that Apply can finish
 	deadLetters   deadLetterWriter
 	deadLetterLog deadLetterLog
-	running       chan struct{} // closed once consumer is set
+	running       chan struct{} // closed when consumer is set
 
-	closing  sync.RWMutex // of consumer, for CatchUp: all else ends before it is closed
+	// closing protects consumer against calls of CatchUp while Run closes it. All goroutines of Run
+	// end before that.
+	closing  sync.RWMutex
 	consumer *kafka.Consumer
 
-	mu    sync.Mutex // of parts, which the poll loop alone changes
+	// mu protects parts. Only the poll loop changes it, so the poll loop reads it without the lock.
+	mu    sync.Mutex
 	parts map[kafka.TopicPartition]*partition
 
-	identified time.Time // when topics were last looked at; used by trackPositions alone
+	identified time.Time // when the ids of the topics were last checked; used by trackPositions only
 
-	saving sync.Mutex // held while the sink's positions are read or written for owned partitions
+	// saving is held while the sink's positions of owned partitions are read or written, so that a
+	// save in progress does not look like a loss.
+	saving sync.Mutex
 }
 
-// New returns a Runtime; Run runs it.
+// New returns a Runtime. Run starts it.
 func New(cfg Config) *Runtime {
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.Batch, 500)
@@ -83,6 +96,7 @@ func New(cfg Config) *Runtime {
 	return r
 }
 
+// setDefault sets a field that is zero.
 func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {
@@ -90,9 +104,10 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Run reads until ctx ends, which is not an error. It returns once no call of the sink is active, its
-// positions are saved and the group is left. It can be called once.
+// Run reads until ctx ends, and then returns nil. When it returns, no call of the sink is active,
+// positions are saved and the group is left. It may be called once.
 func (r *Runtime) Run(ctx context.Context) error {
+	// Calls of the sink have stopGrace to finish after ctx ends.
 	attempts, cancelAttempts := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelAttempts()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, cancelAttempts) })()
@@ -124,6 +139,8 @@ func (r *Runtime) Run(ctx context.Context) error {
 	running.Go(func() { r.inspect(ctx) })
 	err = r.poll(ctx)
 
+	// From here on the goroutines end. Give up the partitions first: this waits for the workers'
+	// records and saves the positions.
 	stop()
 	r.revoked(slices.Collect(maps.Keys(r.parts)), false)
 	running.Wait()
@@ -141,7 +158,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	return nil
 }
 
-// poll reads messages and puts each on the lane of its key.
+// poll reads messages, puts each on the lane of its key, and runs repairs in between.
 func (r *Runtime) poll(ctx context.Context) error {
 	for ctx.Err() == nil {
 		select {
@@ -169,7 +186,7 @@ func (r *Runtime) poll(ctx context.Context) error {
 	return nil
 }
 
-// next polls once; nil if there was no record.
+// next polls once. It returns nil if there was no record.
 func (r *Runtime) next() (*item, error) {
 	m, err := r.consumer.Poll(pollFor)
 	if err != nil || m == nil {
@@ -177,7 +194,7 @@ func (r *Runtime) next() (*item, error) {
 	}
 	p := r.parts[m.TopicPartition]
 	switch {
-	case p == nil: // assigned while the runtime stops
+	case p == nil: // the partition was assigned while the runtime stops
 		return nil, nil
 	case m.End:
 		p.end(m.Offset)
@@ -186,12 +203,15 @@ func (r *Runtime) next() (*item, error) {
 	return r.newItem(p, m), nil
 }
 
+// lane returns the lane of an item's key. The seed is random per Runtime, so keys cannot be chosen
+// to share a lane.
 func (r *Runtime) lane(it *item) chan *item {
 	return r.lanes[maphash.String(r.seed, it.record.Event.Stream)%uint64(len(r.lanes))]
 }
 
-// pushBack waits until a full lane takes the item. If that is not soon, the sink is away: fetching
-// is paused, and polling continues so that the group can move partitions.
+// pushBack blocks until the full lane takes the item. If this takes longer than pauseAfter, the
+// sink is probably unavailable. Then fetching is paused, and polling continues: a consumer that
+// does not poll is removed from its group.
 func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	enough := time.NewTimer(pauseAfter)
 	defer enough.Stop()
@@ -212,7 +232,7 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	r.cfg.Logger.Warn("streams: the sink is slow or away; fetching is paused", "sink", r.cfg.Name)
 	paused := map[kafka.TopicPartition]*partition{}
 	for held := []*item{it}; len(held) > 0 && ctx.Err() == nil; {
-		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance
+		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance, which resumes partitions
 			paused = maps.Clone(r.parts)
 			if err := r.consumer.Pause(slices.Collect(maps.Keys(paused))); err != nil {
 				return fmt.Errorf("pause: %w", err)
@@ -233,7 +253,7 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 		if err != nil {
 			return err
 		}
-		if it != nil { // fetched before the pause
+		if it != nil { // it was fetched before the pause
 			held = append(held, it)
 		}
 	}
@@ -244,7 +264,8 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	return nil
 }
 
-// assigned starts partitions where the sink stands.
+// assigned returns where to start the assigned partitions: at the sink's positions. It retries
+// until ctx ends.
 func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {
 	for waits := backoff.Server.Start(); ; {
 		starts, err := r.begin(ctx, ps)
@@ -266,8 +287,8 @@ func (r *Runtime) assigned(ctx context.Context, ps []kafka.TopicPartition) map[k
 	}
 }
 
-// revoked lets partitions go: nothing of them is inside the sink when it returns, and what was
-// applied is saved.
+// revoked gives up partitions. When it returns, none of their records is inside the sink, and their
+// positions are saved. lost reports that the group has already given them to another member.
 func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	gone := map[kafka.TopicPartition]*partition{}
 	r.mu.Lock()
@@ -281,7 +302,7 @@ func (r *Runtime) revoked(ps []kafka.TopicPartition, lost bool) {
 	for _, p := range gone {
 		p.drain()
 	}
-	if lost { // somebody else may have saved more by now
+	if lost { // the new owner may have saved a later position
 		return
 	}
 	if err := r.save(gone); err != nil {

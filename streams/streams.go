@@ -30,7 +30,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is an event and where it was on the log.
+// Record is an event and its place on the log.
 type Record struct {
 	Event     event.Event
 	Topic     string
@@ -38,23 +38,23 @@ type Record struct {
 	Offset    int64
 }
 
-// Applied is a sink's position in one partition: every record before Next has been applied.
+// Applied is a sink's position in one partition. Every record before Next has been applied.
 type Applied struct {
 	Next      int64          // offset to read next
 	Watermark event.Position // store position of the last event before Next
-	AsOf      time.Time      // when that event was recorded; zero before the first
+	AsOf      time.Time      // when that event was recorded; zero before the first event
 
-	// Topic is the id of the topic. A topic that is recreated under the same name has other
-	// offsets. It is empty if the brokers have no ids, and in positions that earlier versions
-	// saved.
+	// Topic is the id of the topic. A topic that is recreated under the same name has another id
+	// and other offsets. Topic is empty if the brokers have no ids, and in positions that earlier
+	// versions saved.
 	Topic string
-	// Partitions is the number that the topic's keys were spread over at that event; 0 if the event
-	// did not carry it. A widened topic has more.
+	// Partitions is the number of partitions that keys were spread over at that event. It is 0 if
+	// the event does not say. A widened topic has more.
 	Partitions int32
 }
 
-// String returns how a sink may keep it: "next transaction.sequence microseconds partitions topic",
-// of which earlier versions have the first three. ParseApplied reads it.
+// String returns a form that sinks can store: "next transaction.sequence microseconds partitions
+// topic". Positions of earlier versions have the first three words only. ParseApplied reads both.
 func (a Applied) String() string {
 	var micros int64
 	if !a.AsOf.IsZero() {
@@ -67,9 +67,10 @@ func (a Applied) String() string {
 	return s
 }
 
+// noTopic stands for an empty id, which would not be a word.
 const noTopic = "-"
 
-// ParseApplied reads what String wrote.
+// ParseApplied reads what String returned.
 func ParseApplied(s string) (Applied, error) {
 	words := strings.Fields(s)
 	if len(words) != 3 && len(words) != 5 {
@@ -97,26 +98,26 @@ func ParseApplied(s string) (Applied, error) {
 	return a, nil
 }
 
-// Move is one partition's step in a sink's positions.
+// Move is a change of a sink's position in one partition.
 type Move struct {
 	Partition int32
-	First     bool // the partition is not there yet, and From says nothing
+	First     bool // there is no position yet, and From is meaningless
 	From, To  Applied
 }
 
-// Sink is what a Runtime feeds. Its methods are called concurrently.
+// Sink is what a Runtime feeds. Its methods must be safe for concurrent use.
 type Sink interface {
-	// Positions reads where the sink is in a topic, by partition. A partition that is not there was
-	// never begun, or lost.
+	// Positions returns the sink's positions in a topic, by partition. A missing partition has no
+	// position yet, or its position was lost.
 	Positions(ctx context.Context, topic string) (map[int32]Applied, error)
 
-	// Apply takes events, in order per key. An event that was applied before is a no-op. Any error
-	// means that the batch will be handed over again, but two tell the runtime more: a *GapError,
-	// and an *UnreadableError.
+	// Apply applies events, which are in order per key. An event that was applied before must be a
+	// no-op. After any error the batch is delivered again. Two errors say more: *GapError and
+	// *UnreadableError.
 	Apply(ctx context.Context, records []Record) error
 
-	// SavePositions makes all moves or none. Where the sink does not stand where a move starts it
-	// fails with ErrLost: its data was lost or restored from a copy, and the runtime will read
+	// SavePositions makes all moves or none. If the sink's position is not the one that a move
+	// starts from, it returns ErrLost: data was lost or restored from a copy, and the runtime reads
 	// again what is missing.
 	SavePositions(ctx context.Context, topic string, moves []Move) error
 }
@@ -124,12 +125,12 @@ type Sink interface {
 // ErrLost means that a sink has lost data.
 var ErrLost = errors.New("the sink does not hold what it held")
 
-// GapError says that an event cannot be applied because the one before it in its stream was not:
-// the sink lost it, or the log never had it. The runtime finds out which: it reads again what the
-// sink lost, and parks what the log cannot complete.
+// GapError means that an event cannot be applied because the previous event of its stream was not:
+// the sink lost it, or the log never had it. The runtime finds out which. It reads again what the
+// sink lost, and turns what the log cannot complete into dead letters.
 type GapError struct {
 	Record Record
-	Have   uint64 // version of the stream that the sink has
+	Have   uint64 // version of the stream in the sink
 }
 
 func (e *GapError) Error() string {
@@ -137,15 +138,15 @@ func (e *GapError) Error() string {
 		e.Record.Event.Stream, e.Have, e.Record.Event.Version, e.Record.Topic, e.Record.Partition, e.Record.Offset)
 }
 
-// Is returns a gap a kind of ErrLost.
+// Is makes a gap match ErrLost.
 func (e *GapError) Is(target error) bool { return target == ErrLost }
 
-// UnreadableError says that a batch was applied except for some events that the sink could not
-// read, and that left nothing behind: the runtime parks these. A sink must say so again when they
-// are delivered again.
+// UnreadableError means that a batch was applied, except for some events that the sink could not
+// read and of which it kept nothing. They become dead letters. A sink must return the same error
+// when they are delivered again.
 type UnreadableError struct {
 	Records []Record
-	Reasons []error // beside Records
+	Reasons []error // parallel to Records
 }
 
 func (e *UnreadableError) Error() string {

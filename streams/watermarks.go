@@ -12,30 +12,33 @@ import (
 )
 
 // Watermarks is how far a sink is, in memory, for callers that answer queries from it. A Runtime
-// keeps it current: at once for the partitions that it reads itself, within its save interval for
-// those that other processes read. All methods are safe for concurrent use.
+// keeps it current: immediately for its own partitions, and within its save interval for partitions
+// of other processes. It is safe for concurrent use.
 type Watermarks struct {
+	// mu protects all fields but faults.
 	mu      sync.Mutex
 	topics  map[string]*topicWatermarks
-	changed chan struct{} // closed at the next change; nil while nobody waits
+	changed chan struct{} // closed at the next change; nil while there is no waiter
 	faults  Faults
 }
 
+// topicWatermarks is how far a sink is in a topic.
 type topicWatermarks struct {
 	partitions map[int32]*watermark
-	complete   bool // all partitions of the topic are there
+	complete   bool // every partition of the topic is in partitions
 }
 
+// watermark is how far a sink is in a partition.
 type watermark struct {
 	applied Applied
-	end     int64 // offset behind the last record that is known to be on the log
+	end     int64 // offset after the last known record on the log
 }
 
 // NewWatermarks returns empty watermarks.
 func NewWatermarks() *Watermarks { return &Watermarks{topics: map[string]*topicWatermarks{}} }
 
-// Wait returns nil once the partition of an event's key has been applied up to the event's
-// position. The error wraps the cause of ctx's end.
+// Wait blocks until the partition of an event's key has been applied up to the event's position. If
+// ctx ends first, the error wraps its cause.
 func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event.Position) error {
 	return w.await(ctx, fmt.Sprintf("position %s of %s", position, topic), func() bool {
 		t := w.topics[topic]
@@ -43,12 +46,12 @@ func (w *Watermarks) Wait(ctx context.Context, topic, key string, position event
 	})
 }
 
-// reached reports whether the key's partition has been applied up to a position. The topic's
-// partition count does not identify that partition, because keys stay where they are when a topic
-// is widened. The applied events do: each carries the number of partitions that keys were spread
-// over. If none does, an earlier version published them, which used all partitions.
+// reached reports whether the key's partition has been applied up to a position. The topic's number
+// of partitions does not determine that partition, because keys stay in their partitions when a
+// topic is widened. Applied events do: each has the number of partitions that keys were spread
+// over. If none has it, an earlier version published them, and it used all partitions.
 func (t *topicWatermarks) reached(key []byte, position event.Position) bool {
-	var otherwise watermark // the newest one that carries the number
+	var otherwise watermark // the newest one that has the number
 	for _, m := range t.partitions {
 		if m.applied.Partitions > 0 && m.applied.Watermark.Compare(otherwise.applied.Watermark) >= 0 {
 			otherwise = *m
@@ -63,7 +66,7 @@ func (t *topicWatermarks) reached(key []byte, position event.Position) bool {
 	return false
 }
 
-// WaitFor returns nil once the partitions of a topic have been applied up to the given offsets.
+// WaitFor blocks until the partitions of a topic have been applied up to the given offsets.
 func (w *Watermarks) WaitFor(ctx context.Context, topic string, ends map[int32]int64) error {
 	return w.await(ctx, "the end of "+topic, func() bool {
 		t := w.topics[topic]
@@ -76,6 +79,7 @@ func (w *Watermarks) WaitFor(ctx context.Context, topic string, ends map[int32]i
 	})
 }
 
+// await blocks until satisfied returns true. satisfied is called with mu held, after each change.
 func (w *Watermarks) await(ctx context.Context, what string, satisfied func() bool) error {
 	for {
 		w.mu.Lock()
@@ -96,9 +100,9 @@ func (w *Watermarks) await(ctx context.Context, what string, satisfied func() bo
 	}
 }
 
-// Lag returns how many records stand on the topics and are not applied. What was written within the
-// last save interval may be missing, and a transaction's marker counts until it is passed. ok is
-// false until all is known.
+// Lag returns how many records on the topics are not applied. Records written within the last save
+// interval may be missing, and a transaction's marker counts until it is passed. ok is false until
+// all partitions are known.
 func (w *Watermarks) Lag(topics ...string) (events uint64, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -114,7 +118,7 @@ func (w *Watermarks) Lag(topics ...string) (events uint64, ok bool) {
 	return events, true
 }
 
-// AsOf returns when the newest applied event of the topics was recorded; zero if nothing was
+// AsOf returns when the newest applied event of the topics was recorded. It is zero if nothing was
 // applied.
 func (w *Watermarks) AsOf(topics ...string) time.Time {
 	w.mu.Lock()
@@ -132,7 +136,7 @@ func (w *Watermarks) AsOf(topics ...string) time.Time {
 	return newest
 }
 
-// Applied returns how far one partition is; ok is false if that is not known.
+// Applied returns the position in one partition. ok is false if it is not known.
 func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -142,7 +146,7 @@ func (w *Watermarks) Applied(topic string, partition int32) (a Applied, ok bool)
 	return Applied{}, false
 }
 
-// set takes a partition's position. It may go back: a sink can lose what it held.
+// set sets a partition's position. It may decrease, because a sink can lose data.
 func (w *Watermarks) set(topic string, partition int32, a Applied) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -151,7 +155,7 @@ func (w *Watermarks) set(topic string, partition int32, a Applied) {
 	w.wake()
 }
 
-// reached records that the log has records up to an offset.
+// reached raises the known end of a partition.
 func (w *Watermarks) reached(topic string, partition int32, end int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -159,7 +163,7 @@ func (w *Watermarks) reached(topic string, partition int32, end int64) {
 	m.end = max(m.end, end)
 }
 
-// setEnds records the ends of all partitions of a topic.
+// setEnds sets the ends of all partitions of a topic.
 func (w *Watermarks) setEnds(topic string, ends map[int32]int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -170,6 +174,7 @@ func (w *Watermarks) setEnds(topic string, ends map[int32]int64) {
 	w.wake()
 }
 
+// partition returns a partition's watermark, and adds it if necessary.
 func (w *Watermarks) partition(topic string, partition int32) *watermark {
 	t := w.topics[topic]
 	if t == nil {
@@ -184,6 +189,7 @@ func (w *Watermarks) partition(topic string, partition int32) *watermark {
 	return m
 }
 
+// wake wakes up all waiters.
 func (w *Watermarks) wake() {
 	if w.changed != nil {
 		close(w.changed)

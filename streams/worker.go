@@ -14,23 +14,24 @@ import (
 
 // item is a record on its way through a worker.
 type item struct {
-	record     Record
-	partition  *partition
-	number     uint64        // in its partition
-	deadLetter *kafka.Record // goes to DeadLetterTopic instead of the sink, where not nil
+	record    Record
+	partition *partition
+	number    uint64 // number in its partition; see partition.add
+	// If not nil, it is written to DeadLetterTopic and the sink does not get the record.
+	deadLetter *kafka.Record
 
-	// unread is the message as it came, where only its envelope has been read so far. The rest is
-	// left to the worker, for it may have to wait for a schema, and the poll loop must not.
+	// unread is the message if only its envelope has been read. The worker reads the rest, because
+	// it may have to wait for a schema, and the poll loop must not block.
 	unread *kafka.Message
 
-	refused bool // by the sink, which could not read it
+	refused bool // the sink could not read it
 }
 
-// isEvent reports whether the item is one that the sink takes. What is parked moves no watermark:
-// the sink does not hold it.
+// isEvent reports whether the sink has taken the item as an event. A dead letter moves no
+// watermark, because the sink does not have its event.
 func (it *item) isEvent() bool { return it.deadLetter == nil && !it.refused }
 
-// newItem reads a message. One that is not an event of ours becomes an item to be parked.
+// newItem reads the envelope of a message. A message that is not an event becomes a dead letter.
 func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	e, err := event.FromRecord(m.Key, m.Value, m.Headers)
 	it := &item{record: Record{Event: e, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset}, partition: p}
@@ -44,7 +45,8 @@ func (r *Runtime) newItem(p *partition, m *kafka.Message) *item {
 	return it
 }
 
-// work takes what waits on one lane, as much as a batch holds, and delivers it, until ctx ends.
+// work delivers the items of one lane in batches until ctx ends. It does not wait for a batch to
+// fill up.
 func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 	batch := make([]*item, 0, r.cfg.Batch)
 	for {
@@ -66,8 +68,8 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 	}
 }
 
-// deliver hands a batch to the sink until the sink has taken it, or ctx ends. Records of partitions
-// that were taken away meanwhile fall out: whoever has them now reads them again.
+// deliver passes a batch to the sink until the sink takes it, or until ctx ends. Records of revoked
+// partitions are dropped, because the new owner reads them.
 func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	for waits := backoff.Server.Start(); ; {
 		batch = slices.DeleteFunc(batch, func(it *item) bool { return !it.partition.enter() })
@@ -88,7 +90,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 			gap := gapIn(batch, err)
 			r.requestRepair(ctx, err, gap)
 			if gap != nil && gap.deadLetter != nil {
-				continue // the rest can continue at once
+				continue // the gap is a dead letter now, so the rest can be applied at once
 			}
 		}
 		if !backoff.Sleep(ctx, wait) {
@@ -97,7 +99,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 	}
 }
 
-// gapIn finds the record that err says cannot be applied; nil if it names none.
+// gapIn returns the item that a GapError in err names, or nil.
 func gapIn(batch []*item, err error) *item {
 	var gap *GapError
 	if !errors.As(err, &gap) {
@@ -106,7 +108,7 @@ func gapIn(batch []*item, err error) *item {
 	return find(batch, gap.Record)
 }
 
-// find returns the item of a record; nil if the batch has none.
+// find returns the item of a record, or nil if the batch does not have it.
 func find(batch []*item, rec Record) *item {
 	at := slices.IndexFunc(batch, func(it *item) bool {
 		return it.record.Topic == rec.Topic && it.record.Partition == rec.Partition && it.record.Offset == rec.Offset
@@ -117,7 +119,7 @@ func find(batch []*item, rec Record) *item {
 	return batch[at]
 }
 
-// apply returns the sink's Apply with a failpoint on each side.
+// apply calls the sink's Apply between two failpoints.
 func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	if err := failpoint.Hit("view." + r.cfg.Name + ".apply.before"); err != nil {
 		return err
@@ -128,8 +130,8 @@ func (r *Runtime) apply(ctx context.Context, records []Record) error {
 	return failpoint.Hit("view." + r.cfg.Name + ".apply.after")
 }
 
-// read completes an item of which only the envelope has been read, once. Its error means that this
-// can be tried again.
+// read completes an item of which only the envelope has been read. It returns an error only if the
+// caller should retry; other errors make the item a dead letter.
 func (r *Runtime) read(ctx context.Context, it *item) error {
 	if it.unread == nil {
 		return nil
@@ -141,7 +143,7 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 	switch {
 	case errors.Is(err, registry.ErrUnavailable):
 		return err
-	case err != nil: // parked as it came
+	case err != nil: // becomes a dead letter with the original value
 		it.deadLetter = newDeadLetter(r.cfg.Name, it.record, string(m.Key), m.Headers, err)
 	default:
 		it.record.Event = e
@@ -150,7 +152,7 @@ func (r *Runtime) read(ctx context.Context, it *item) error {
 	return nil
 }
 
-// attempt hands a batch to the sink once, and parks what cannot be read.
+// attempt passes a batch to the sink once, and writes its dead letters.
 func (r *Runtime) attempt(batch []*item) error {
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()

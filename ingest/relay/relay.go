@@ -55,7 +55,7 @@ func Topics(aggregates []event.Aggregate, partitions int32) []kafka.Topic {
 // Config describes what to publish and where.
 type Config struct {
 	Store     eventstore.Store
-	Aggregate event.Aggregate // aggregate of the store's events; it names the topic, and its service is the key of the checkpoint
+	Aggregate event.Aggregate // of the store's events; it names the topic and the service
 	Kafka     kafka.Config
 
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
@@ -101,7 +101,7 @@ var (
 
 // Progress is how far the log is.
 type Progress struct {
-	Position   event.Position // of the last event on the log; zero if there is none, or if it is not known yet
+	Position   event.Position // of the last event on the log; zero if none is known
 	RecordedAt time.Time      // when the store recorded that event
 	Published  uint64         // events that this relay has published
 	Strays     uint64         // records found that no relay has written

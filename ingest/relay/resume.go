@@ -119,7 +119,7 @@ type lookout struct {
 	begin, end map[int32]int64
 
 	strays strays // found on PositionsTopic
-	hidden bool   // the last record under the service's key is a stray, which compaction would keep instead of the mark
+	hidden bool   // the service's last record is a stray, and compaction would keep it
 	// pending is a mark that may not be committed: it is behind the open transaction of another
 	// relay. It names an event that the store lacks. It is nil if there is no such mark.
 	pending *mark

@@ -32,7 +32,7 @@ import (
 // announced holds the announcements that were read for one service.
 type announced struct {
 	own    map[string]announcement // by name
-	hidden map[string]bool         // names whose announcement was overwritten by another record before it was read
+	hidden map[string]bool         // names whose announcement was overwritten before it was read
 	over   bool                    // there are more names than a real topic can have
 }
 
@@ -116,7 +116,8 @@ type Seals struct {
 	// known maps topics to what is trusted. The map is replaced, never changed.
 	known atomic.Pointer[map[string]*trust]
 
-	mu        sync.Mutex            // of a look
+	// mu is held by look and protects the fields below.
+	mu        sync.Mutex
 	keys      map[string]string     // public keys of the stores, by service
 	announced map[string]*announced // by service
 	next      map[int32]int64       // offsets of PositionsTopic to read from

@@ -1,5 +1,8 @@
-// Package streamstest gives tests of sinks a log to read from: an embedded broker, and events
-// written to it as the relay writes them, in transactions.
+// Package streamstest provides a log for tests of sinks: an embedded broker, and a Log, which
+// writes events to a topic in transactions, as the relay does.
+//
+// Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and Nothing
+// is a runtime without a sink's cost, for comparison in benchmarks.
 package streamstest
 
 import (
@@ -27,7 +30,7 @@ import (
 // Quiet logs nothing.
 var Quiet = slog.New(slog.DiscardHandler)
 
-// StartBroker runs a broker until stop is called.
+// StartBroker starts a broker. stop ends it and deletes its data.
 func StartBroker() (cfg kafka.Config, stop func() error, err error) {
 	dir, err := os.MkdirTemp("", "millrace-log-")
 	if err != nil {
@@ -41,7 +44,7 @@ func StartBroker() (cfg kafka.Config, stop func() error, err error) {
 	return kafka.Config{Brokers: b.Addr(), ClientID: "test", Logger: Quiet}, stop, nil
 }
 
-// NewBroker runs a broker until the test ends.
+// NewBroker starts a broker that ends with the test.
 func NewBroker(t testing.TB) kafka.Config {
 	t.Helper()
 	cfg, stop, err := StartBroker()
@@ -56,19 +59,19 @@ func NewBroker(t testing.TB) kafka.Config {
 	return cfg
 }
 
-// Partitions of the topic of a Log.
+// Partitions is the number of partitions of a Log's topic.
 const Partitions = 4
 
-// Log is a topic, and what was written to it. It is for one goroutine at a time.
+// Log is a topic and the events that were written to it. It is not safe for concurrent use.
 type Log struct {
 	Topic    string
-	Events   []event.Event     // in the order in which they were made
-	Versions map[string]uint64 // of each stream
+	Events   []event.Event     // in the order in which Next returned them
+	Versions map[string]uint64 // last version, by stream
 	on       kafka.Config
 	producer *kafka.TransactionalProducer
 }
 
-// NewLog returns a topic.
+// NewLog creates a topic and returns its Log.
 func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	t.Helper()
 	if err := kafka.EnsureTopics(t.Context(), cfg, kafka.Topic{Name: topic, Partitions: Partitions}); err != nil {
@@ -85,8 +88,8 @@ func NewLog(t testing.TB, cfg kafka.Config, topic string) *Log {
 	return &Log{Topic: topic, on: cfg, Versions: map[string]uint64{}, producer: p}
 }
 
-// Next returns the next event of a stream. Where data is the message of an aggregate of ours, it is
-// made to be about the stream.
+// Next returns the next event of a stream. If data is a message of a known aggregate, Next sets the
+// field that names the stream.
 func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	l.Versions[stream]++
 	kind, data := about(aggregate, stream, data)
@@ -99,8 +102,8 @@ func (l *Log) Next(aggregate, stream string, data []byte) event.Event {
 	return e
 }
 
-// about names the kind of event that an events message holds, and sets its first field, which names
-// the stream.
+// about returns the type of the event in data, and data with the event's first field, which names
+// the stream, set to stream. For an unknown aggregate it returns data unchanged.
 func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 	for _, a := range event.Aggregates() {
 		if a.Name != aggregate {
@@ -115,6 +118,7 @@ func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 			break
 		}
 		member := m.WhichOneof(m.Descriptor().Oneofs().ByName("event"))
+		// A field of a later version: the member is unknown here.
 		if member == nil {
 			return string(m.Descriptor().ParentFile().Package()) + ".Newer", data
 		}
@@ -128,12 +132,12 @@ func about(aggregate, stream string, data []byte) (kind string, _ []byte) {
 	return "test." + aggregate, data
 }
 
-// Record returns an event as the relay writes it.
+// Record returns an event as the relay publishes it.
 func (l *Log) Record(e event.Event) kafka.Record {
 	return kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
 
-// Write puts events on the topic.
+// Write publishes events.
 func (l *Log) Write(t testing.TB, events ...event.Event) {
 	t.Helper()
 	records := make([]kafka.Record, len(events))
@@ -143,8 +147,8 @@ func (l *Log) Write(t testing.TB, events ...event.Event) {
 	l.WriteRecords(t, records...)
 }
 
-// WriteRecords puts records on the topic, in transactions of at most 100. Once it returns they can
-// be read.
+// WriteRecords publishes records in transactions of at most 100. The records are readable when it
+// returns.
 func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 	t.Helper()
 	defer l.stable(t)
@@ -162,8 +166,8 @@ func (l *Log) WriteRecords(t testing.TB, records ...kafka.Record) {
 	}
 }
 
-// stable waits until everything committed can be read: Apache Kafka answers a commit before it
-// writes the markers.
+// stable blocks until everything committed is readable. Apache Kafka acknowledges a commit before
+// it writes the markers.
 func (l *Log) stable(t testing.TB) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(l.on)
@@ -191,7 +195,7 @@ func (l *Log) stable(t testing.TB) {
 	}
 }
 
-// All reads the events that were made, as an event store does.
+// All iterates over the events, as an event store does.
 func (l *Log) All() iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		for _, e := range l.Events {
@@ -218,7 +222,7 @@ func Start(t testing.TB, r *streams.Runtime) (stop func()) {
 	return stop
 }
 
-// CatchUp waits until a runtime's sink has applied all that is on the log now.
+// CatchUp blocks until a runtime's sink has applied everything that is on the log now.
 func CatchUp(t testing.TB, r *streams.Runtime) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -228,8 +232,8 @@ func CatchUp(t testing.TB, r *streams.Runtime) {
 	}
 }
 
-// FromBeginning runs a runtime of an empty sink until it has caught up. The leaving of the group is
-// not on the benchmark's clock.
+// FromBeginning runs a runtime with an empty sink until it has caught up. Leaving the consumer
+// group is not timed.
 func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.Helper()
 	stop := Start(b, r)
@@ -239,14 +243,15 @@ func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.StartTimer()
 }
 
-// Nothing returns a runtime whose sink does nothing: the ceiling of what any sink can do.
+// Nothing returns a runtime whose sink does nothing. Its throughput is the upper bound for any
+// sink.
 func Nothing(cfg kafka.Config, topic string) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: "nothing", Topics: []string{topic}, Sink: &nothing{}, Watermarks: streams.NewWatermarks(), Kafka: cfg, Logger: Quiet,
 	})
 }
 
-// nothing keeps its positions and no data.
+// nothing is a sink that keeps its positions and no data.
 type nothing struct {
 	mu        sync.Mutex
 	positions map[int32]streams.Applied
@@ -272,7 +277,7 @@ func (n *nothing) SavePositions(_ context.Context, _ string, moves []streams.Mov
 	return nil
 }
 
-// Eventually waits for what no event tells.
+// Eventually polls until holds returns true. It fails the test after a minute.
 func Eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(time.Minute)
