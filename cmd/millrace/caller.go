@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// caller is how the subcommands reach a running system: by TLS where it has a certificate, with a
-// token where it asks for one.
+// caller makes requests of subcommands to a running system: by TLS if the configuration has a
+// certificate, with a token if it has one.
 type caller struct {
 	c     config.Config
 	tls   *tls.Config
@@ -38,7 +38,8 @@ func newCaller(c config.Config) (caller, error) {
 	return caller{c, trust, token}, nil
 }
 
-// url is that of one of the system's doors. One that listens everywhere is met on loopback.
+// url returns the URL of one of the system's listeners. One that listens on all addresses is
+// reached on loopback.
 func (c caller) url(addr string) string {
 	if host, port, err := net.SplitHostPort(addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
 		addr = net.JoinHostPort("127.0.0.1", port)
@@ -51,7 +52,7 @@ func (c caller) url(addr string) string {
 
 func (c caller) api() string { return c.url(c.c.Addr) }
 
-// options are for clients of the command API.
+// options returns the options of clients of the command API.
 func (c caller) options() []client.Option {
 	return []client.Option{client.WithToken(c.token), client.WithTLS(c.tls)}
 }
@@ -63,9 +64,12 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true // one call, one connection: a subcommand makes one call
-	// A call may take long without a word. HTTP/2 tells by pings whether the other side is there.
+	// One connection per request: a subcommand makes one request.
+	t.TLSClientConfig, t.DisableKeepAlives = c.tls, true
+	// A response may take long without a byte. HTTP/2 pings detect whether the server is still
+	// there.
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence}
+	// Pings need HTTP/2, which without TLS must be asked for.
 	if r.URL.Scheme == "http" {
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetUnencryptedHTTP2(true)
@@ -73,8 +77,8 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.RoundTrip(r)
 }
 
-// silence is how long a system may say nothing until it is asked whether it is there, and how long
-// it may take to say so. Tests shorten it.
+// silence is how long a connection may be idle until it is pinged, and how long the answer to a
+// ping may take. Tests shorten it.
 var silence = 10 * time.Second
 
 func (c caller) http() *http.Client { return &http.Client{Transport: c} }
@@ -83,7 +87,7 @@ func (c caller) admin() adminv1connect.AdminServiceClient {
 	return adminv1connect.NewAdminServiceClient(c.http(), c.url(c.c.Admin.Addr))
 }
 
-// door is one of a system's two addresses.
+// door is one of a system's two listeners.
 type door int
 
 const (
@@ -91,9 +95,9 @@ const (
 	adminDoor             // health, metrics, status, verify
 )
 
-// caller is that of the configuration in force, for a command that talks to one door. Flags that
-// name a system by its other door alone are an error: the default of this one belongs to another
-// system, as a rule.
+// caller returns a caller for a command that talks to one listener, by the configuration in force.
+// It is an error if flags name only the other listener: the default address of this one probably
+// belongs to another system.
 func (a *cli) caller(d door) (caller, error) {
 	switch {
 	case d == adminDoor && a.addr != "" && a.adminAddr == "":
@@ -105,7 +109,8 @@ func (a *cli) caller(d door) (caller, error) {
 	}
 	c, err := a.loadConfig()
 	if err == nil {
-		err = c.CheckClient() // the addresses are another machine's, maybe
+		// Not Check, because the servers may be on another machine.
+		err = c.CheckClient()
 	}
 	if err != nil {
 		return caller{}, err
@@ -113,7 +118,8 @@ func (a *cli) caller(d door) (caller, error) {
 	return newCaller(c)
 }
 
-// explain reports what to do about an error that means nobody is there, or nobody lets us in.
+// explain adds a remedy to the errors that mean that no system answers, or that it refuses the
+// request.
 func explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):

@@ -10,8 +10,8 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// newEngine returns the SQL engine's own process, which the others start. It is not a command for
-// people.
+// newEngine returns the hidden command that runs the SQL engine. Other processes of Millrace start
+// it; users do not.
 func newEngine() *cobra.Command {
 	return &cobra.Command{
 		Use:    app.EngineCommand,

@@ -31,7 +31,8 @@ configuration or --data, so they work with and without a running system.`,
 	return cmd
 }
 
-// onLake returns a command that works on an open lake.
+// onLake completes a command with --data, and with a run function that receives an open lake. The
+// lake is read-only, unless the command has the annotation "writes".
 func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.Lake, args []string) error) *cobra.Command {
 	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -43,10 +44,13 @@ func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 		if err != nil {
 			return err
 		}
-		where.Tables = []declare.Table{} // whatever is there
+		// Every table in the lake, rather than the declared ones.
+		where.Tables = []declare.Table{}
 		where.ReadOnly = true
 		l, err := lake.Open(cmd.Context(), where)
-		if err == nil && cmd.Annotations["writes"] != "" { // the lake is there: a folder named in error does not become one
+		// Opening for writing creates a missing lake. Opening read-only first makes sure that a
+		// mistyped folder does not become one.
+		if err == nil && cmd.Annotations["writes"] != "" {
 			where.ReadOnly = false
 			if err = l.Close(); err == nil {
 				l, err = lake.Open(cmd.Context(), where)
@@ -114,7 +118,7 @@ func newLakeFiles(a *cli) *cobra.Command {
 	})
 }
 
-// showTable prints what there is of a table, one by one.
+// showTable prints what list returns about a table: a row for each element.
 func showTable[T any](
 	ctx context.Context, cmd *cobra.Command, table, output string, list func(context.Context, lake.Name) ([]T, error), header []string, row func(T) []any,
 ) error {
@@ -156,7 +160,8 @@ first offsets that are not in the table.`,
 }
 
 func newLakeMaintain(a *cli) *cobra.Command {
-	c := maintenance.Config{Share: 1} // nobody waits beside it
+	// No landing competes with it, so it may use all of the time.
+	c := maintenance.Config{Share: 1}
 	var dry bool
 	var deletes float64
 	cmd := &cobra.Command{
@@ -184,6 +189,7 @@ the same periodically.`,
 		if deletes < 0 {
 			return fmt.Errorf("--delete-share %g: it must be 0 or more", deletes)
 		}
+		// Zero means the default in maintenance.Config, but "any delete" here.
 		c.DeleteShare = max(deletes, math.SmallestNonzeroFloat64)
 		names, err := tablesNamed(ctx, l, args)
 		if err != nil {
@@ -193,7 +199,8 @@ the same periodically.`,
 			return planMaintenance(ctx, cmd, l, names, c, *output)
 		}
 		reports := make([]maintenance.Report, len(names))
-		var failed error // of tables; the others are maintained all the same
+		// Of all tables: one failure does not prevent the maintenance of the others.
+		var failed error
 		for i, name := range names {
 			b := newBar("maintain " + strings.Join(name, "."))
 			reports[i], err = l.Maintain(ctx, name, c, func(p maintenance.Progress) { b.set(p.Done, p.Of, p.Table+": "+p.Step) })
@@ -218,6 +225,7 @@ the same periodically.`,
 	})
 }
 
+// tablesNamed returns the tables named by the arguments, or all tables if there are none.
 func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name, error) {
 	if len(args) == 0 {
 		return l.All(ctx)
@@ -238,6 +246,7 @@ func tablesNamed(ctx context.Context, l *lake.Lake, args []string) ([]lake.Name,
 	return names, nil
 }
 
+// planMaintenance prints what maintenance would do to each table.
 func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, names []lake.Name, c maintenance.Config, output string) error {
 	plans := make([]maintenance.Planned, len(names))
 	rows := make([][]any, len(names))
@@ -256,6 +265,7 @@ func planMaintenance(ctx context.Context, cmd *cobra.Command, l *lake.Lake, name
 	return nil
 }
 
+// orNone returns a dash for an empty cell of a table.
 func orNone(s string) string {
 	if s == "" {
 		return "–"

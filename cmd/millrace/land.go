@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/foreign"
 )
 
-// landing is what the flags of "lake land" say.
+// landing holds the flags of "lake land".
 type landing struct {
 	topic, table string
 	proto        string
@@ -99,7 +99,7 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 	flags.BoolVar(&l.until, "until-end", false, "end when all records now on the topic are in the table")
 	a.dataFlag(cmd, "data folder of the lake, if the configuration names no other")
 	if err := cmd.MarkFlagRequired("topic"); err != nil {
-		panic(err) // the flag stands above
+		panic(err) // unreachable: the flag is defined above
 	}
 	cmd.MarkFlagsOneRequired("proto", "registry", "json")
 	cmd.MarkFlagsMutuallyExclusive("proto", "registry", "json")
@@ -137,7 +137,8 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 	return err
 }
 
-// source returns what makes the table.
+// source returns a function that returns the table's declaration. Only a table from the registry
+// needs the function, because the registry may be unavailable for a while.
 func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (declare.Table, error), error) {
 	var options []foreign.Option
 	if l.headers {
@@ -151,6 +152,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
 			return nil, errors.New("--registry: want http(s)://host:port; who logs in is said by registry.user and registry.password, not here, where others can read it")
 		}
+		// The flag overrides the configuration, which app.Land reads.
 		c.Registry.URL = l.registry
 		l.subject.Times = l.times
 		return func(ctx context.Context, schemas *registry.Client) (declare.Table, error) {
@@ -169,7 +171,7 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 	return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, err
 }
 
-// cutLast cuts a text around the last separator.
+// cutLast is strings.Cut around the last separator, because paths can contain colons.
 func cutLast(s, sep string) (before, after string, found bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

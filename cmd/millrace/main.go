@@ -1,5 +1,10 @@
-// Command millrace is the whole system in one binary: `up` starts it, every other subcommand talks
-// to a running one or works on its files.
+// Command millrace is the whole system in one binary. "millrace up" starts all of it, and "millrace
+// serve" some roles. The other subcommands talk to a running system, or work directly on its files
+// and servers.
+//
+// Each subcommand is one file with a function newX that returns a cobra command. Subcommands
+// contain flags, help and output only; internal/app does the work. Errors say what to do about
+// them, and go to standard error with exit code 1.
 package main
 
 import (
@@ -27,10 +32,11 @@ func main() {
 	}
 }
 
-// errSilent ends the process with code 1 where the command has said everything already.
+// errSilent ends the process with code 1 without a message, because the command has already printed
+// its result.
 var errSilent = errors.New("")
 
-// cli is what the subcommands share.
+// cli holds the persistent flags, and --data for the commands that have it.
 type cli struct {
 	configPath      string
 	addr, adminAddr string
@@ -70,8 +76,8 @@ Settings come from millrace.yaml, then the environment, then flags. "millrace co
 	return root
 }
 
-// suggest makes a group of commands refuse a word that is not one of them, as the root does, and
-// name those that are close.
+// suggest makes a group of commands reject unknown subcommands, as the root command does, and
+// suggest similar ones.
 func suggest(group *cobra.Command) {
 	group.Args = cobra.ArbitraryArgs
 	group.RunE = func(cmd *cobra.Command, args []string) error {
@@ -89,12 +95,12 @@ func suggest(group *cobra.Command) {
 	}
 }
 
-// dataFlag is for the commands that work on a data folder.
+// dataFlag adds --data to a command.
 func (a *cli) dataFlag(cmd *cobra.Command, usage string) {
 	cmd.Flags().StringVar(&a.data, "data", "", usage)
 }
 
-// config returns the configuration with the flags over it.
+// config returns the configuration with the flags applied to it.
 func (a *cli) config() (config.Config, error) {
 	c, err := a.loadConfig()
 	if err != nil {
@@ -103,7 +109,7 @@ func (a *cli) config() (config.Config, error) {
 	return c, c.Check()
 }
 
-// loadConfig is config without a check.
+// loadConfig is config without the check.
 func (a *cli) loadConfig() (config.Config, error) {
 	c, err := config.Load(a.configPath, os.LookupEnv)
 	if err != nil {

@@ -18,14 +18,14 @@ import (
 	"golang.org/x/term"
 )
 
-// outputFlag adds --output with the formats that a command knows, the first being the default.
+// outputFlag adds the flag --output. The first format is the default.
 func outputFlag(cmd *cobra.Command, formats ...string) *string {
 	o := &choice{value: formats[0], of: formats}
 	cmd.Flags().VarP(o, "output", "o", "how to print the answer: "+strings.Join(formats, ", "))
 	return &o.value
 }
 
-// choice is a flag value out of a few words.
+// choice is a flag whose value is one of a few words.
 type choice struct {
 	value string
 	of    []string
@@ -41,7 +41,7 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
-// printTable prints rows under a header; numbers to the right.
+// printTable prints rows under a header. Numbers are aligned to the right.
 func printTable(w io.Writer, header []string, rows [][]any) {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -64,11 +64,11 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// bar is one progress bar on standard error: drawn on a terminal, else one line at the start and
-// one at the end.
+// bar is a progress bar on standard error. On a terminal it is drawn. Otherwise it is one line at
+// the start and one at the end.
 type bar struct {
 	out     io.Writer
-	writer  progress.Writer // nil without a terminal
+	writer  progress.Writer // nil if standard error is not a terminal
 	tracker *progress.Tracker
 	label   string
 	begun   time.Time
@@ -95,7 +95,7 @@ func newBar(label string) *bar {
 	return b
 }
 
-// set moves the bar; the message replaces the label where it is not empty.
+// set moves the bar. A message replaces the label, unless it is empty.
 func (b *bar) set(done, total int64, message string) {
 	b.tracker.UpdateTotal(total)
 	b.tracker.SetValue(done)
@@ -104,7 +104,7 @@ func (b *bar) set(done, total int64, message string) {
 	}
 }
 
-// end stops drawing. A bar whose work failed is marked so.
+// end stops drawing. If the work failed, the bar is marked as failed.
 func (b *bar) end(err error) {
 	if b.writer == nil {
 		how := "done"
@@ -123,11 +123,13 @@ func (b *bar) end(err error) {
 	b.wait.Wait()
 }
 
-// ago reports how long before now a time was; a zero time is never.
+// ago formats how long before now a time was. The zero time is a dash.
 func ago(now, t time.Time) string {
+	// A missing protobuf timestamp becomes Unix time 0.
 	if t.IsZero() || t.Unix() == 0 {
 		return "–"
 	}
+	// Clocks of different machines can differ, so t may be in the future.
 	d := max(now.Sub(t), 0)
 	switch {
 	case d < time.Second:

@@ -39,7 +39,7 @@ store.postgres, kafka.brokers, redis.addr, search.elasticsearch, lake.catalog an
 	a.dataFlag(cmd, "data folder of the embedded servers (default from the configuration: data)")
 	cmd.Flags().StringVar(&names, "role", "", "the roles, separated by commas, or all")
 	if err := cmd.MarkFlagRequired("role"); err != nil {
-		panic(err) // the flag stands one line above
+		panic(err) // unreachable: the flag is defined above
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.config()

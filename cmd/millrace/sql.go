@@ -92,7 +92,7 @@ no running system.`,
 	return cmd
 }
 
-// sqlOnFiles runs the query with an engine of its own on the lake of a data folder.
+// sqlOnFiles runs the query on the lake of a data folder, with an engine of its own.
 func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment string) (err error) {
 	ctx := cmd.Context()
 	where, err := app.LakeConfig(c, c.Log.Logger(os.Stderr))
@@ -130,7 +130,7 @@ func sqlOnFiles(cmd *cobra.Command, c config.Config, query, output, moment strin
 	return errors.Join(err, rows.Close())
 }
 
-// tellRead reports which states of tables were read.
+// tellRead prints which snapshots of the tables were read.
 func tellRead(out io.Writer, read []lakesql.ReadAt, output string) error {
 	if output == "json" {
 		return printJSON(out, map[string]any{"read_at": read})

@@ -42,7 +42,8 @@ The next start continues from the data on disk. The demo's commands are not dupl
 		if err != nil {
 			return fmt.Errorf("start: %w", err)
 		}
-		c.Addr, c.Admin.Addr = p.Addr(), p.AdminAddr() // port 0 took a free one
+		// If a port was 0, this is the one that was chosen.
+		c.Addr, c.Admin.Addr = p.Addr(), p.AdminAddr()
 		caller, err := newCaller(c)
 		if err != nil {
 			return errors.Join(err, p.Close())
@@ -55,7 +56,8 @@ The next start continues from the data on disk. The demo's commands are not dupl
 			case <-p.Failed():
 			}
 		}
-		if ctx.Err() != nil { // Ctrl-C is how it is meant to end
+		// Ctrl-C is the normal end.
+		if ctx.Err() != nil {
 			err = nil
 		}
 		fmt.Fprintln(out, "stopping…")
@@ -68,7 +70,7 @@ The next start continues from the data on disk. The demo's commands are not dupl
 	return cmd
 }
 
-// present shows the system at work.
+// present runs the demo unless noDemo is set, and prints the status of the system.
 func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDemo bool) error {
 	var sample demo.Result
 	if !noDemo {
@@ -87,7 +89,8 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 		}
 	}
 	s, err := p.Status(ctx, connect.NewRequest(&adminv1.StatusRequest{}))
-	if err != nil { // on a busy machine; the system works all the same
+	// A busy machine can be too slow to answer. The system still works.
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "millrace: no status yet:", err)
 	} else {
 		printSinks(out, s.Msg)
@@ -100,7 +103,8 @@ func present(ctx context.Context, out io.Writer, p *app.App, caller caller, noDe
 	return nil
 }
 
-// printTryNext prints three things to try, which work as they stand.
+// printTryNext prints three commands that can be copied. They contain addresses only if those are
+// not the defaults.
 func printTryNext(out io.Writer, caller caller, sample demo.Result) {
 	usual := config.Default()
 	addr, adminAddr, token := "", "", ""

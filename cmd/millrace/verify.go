@@ -55,7 +55,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 	return cmd
 }
 
-// follow shows the progress and returns the result.
+// follow shows the progress of a verification and returns its result.
 func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adminv1.VerifyResult, error) {
 	b := newBar("verify")
 	var result *adminv1.VerifyResult
@@ -100,7 +100,8 @@ func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	}
 }
 
-// verifyJSON returns the result with stable names and plain numbers.
+// verifyJSON returns the result with stable names and plain numbers, for scripts. Protobuf's JSON
+// would print 64-bit counts as strings.
 func verifyJSON(r *adminv1.VerifyResult) any {
 	type side struct {
 		Side  string `json:"side"`

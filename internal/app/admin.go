@@ -1,3 +1,6 @@
+// This file is the admin API: Status reports how far every sink is, and Verify compares the sinks
+// by content. Both iterate over the modules, so a new service or view needs no code here.
+
 package app
 
 import (
@@ -24,9 +27,10 @@ import (
 
 const (
 	defaultWait = time.Minute
-	look        = 20 * time.Millisecond // between two looks at a sink that has no way to tell
-	readBatch   = 2000                  // events
-	attempts    = 3                     // of a comparison, while commands keep coming
+	// The interval between polls of a sink that cannot notify.
+	look      = 20 * time.Millisecond
+	readBatch = 2000 // events per read of a store
+	attempts  = 3    // at a comparison, while commands keep coming
 )
 
 // Status implements AdminService.
@@ -63,10 +67,11 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 	return connect.NewResponse(res), nil
 }
 
-// remedyEngine is what helps a table that the SQL engine cannot read.
+// remedyEngine is the remedy for a table that the SQL engine cannot read.
 const remedyEngine = "take what the SQL engine does not read out of the table and its old schemas, or read it with another engine"
 
-// brokenTables are those that cannot be read, by the lake or by the SQL engine, or not be landed by this process.
+// brokenTables returns the tables that the lake or the SQL engine cannot read, or that this process
+// cannot land.
 func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 	if p.lake == nil {
 		return nil, nil
@@ -81,7 +86,8 @@ func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 	return broken, nil
 }
 
-// sinks tells how far everything is that this process can ask. Where something fails, the others are told all the same.
+// sinks returns the progress of every sink that this process can ask. If some fail, it returns the
+// others together with the errors.
 func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	var all []telemetry.Sink
 	var errs []error
@@ -100,6 +106,8 @@ func (p *App) sinks(ctx context.Context) ([]telemetry.Sink, error) {
 	return all, errors.Join(errs...)
 }
 
+// storeSinks returns, for each service, how many events its store has and how many of them are on
+// its topic.
 func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error) {
 	stored := map[string]uint64{} // by topic
 	for _, a := range p.modules.aggregates() {
@@ -130,9 +138,11 @@ func (p *App) storeSinks(ctx context.Context) (sinks []telemetry.Sink, err error
 	return sinks, nil
 }
 
-// progress tells how far the log is, by service.
+// progress returns how far each store has been published, by service. A process that runs the
+// relays asks them. Others read the relays' checkpoints from Kafka.
 func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	if len(p.relays) == 0 {
+		// The caller's ctx may have no deadline, and a frozen broker does not answer.
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 		return p.published.Look(ctx)
@@ -152,6 +162,8 @@ func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
 	return []telemetry.Sink{{Name: "view " + v.Name, Unit: "documents", Count: s.Documents, Lag: s.Lag, AsOf: s.AsOf}}, nil
 }
 
+// tableSinks returns the rows and the lag of each table. The lag is counted in records of the
+// topic, by the offsets that the table has committed.
 func (p *App) tableSinks(ctx context.Context) ([]telemetry.Sink, error) {
 	tables, err := p.lake.Tables(ctx)
 	if err != nil {
@@ -178,11 +190,14 @@ func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyReq
 	if req.Msg.Wait != nil {
 		wait = req.Msg.Wait.AsDuration()
 	}
+	// A send fails only if the caller has gone. Then ctx is done, and the comparison ends by that.
 	progress := func(doing string, done, total int) {
 		_ = stream.Send(&adminv1.VerifyResponse{Step: &adminv1.VerifyResponse_Progress{Progress: &adminv1.VerifyProgress{
 			Doing: doing, Done: uint64(done), Total: uint64(total),
 		}}})
 	}
+	// Commands that arrive during a comparison can make equal sides look different. A difference
+	// counts only if no store changed meanwhile.
 	for attempt := 1; ; attempt++ {
 		r, moved, err := p.compare(ctx, wait, progress)
 		if err != nil {
@@ -198,8 +213,10 @@ func (p *App) Verify(ctx context.Context, req *connect.Request[adminv1.VerifyReq
 	}
 }
 
-// compare lets the sinks catch up and compares. moved tells whether a store took events meanwhile.
+// compare waits until the sinks have caught up, and compares them. moved reports whether a store
+// took events meanwhile.
 func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.Progress) (r verify.Result, moved bool, err error) {
+	// wait bounds the catching up only. The comparison may take as long as the caller allows.
 	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	before, err := p.heads(ctx)
@@ -225,7 +242,7 @@ func (p *App) compare(ctx context.Context, wait time.Duration, progress verify.P
 	return r, moved, nil
 }
 
-// heads are the positions of the stores, by aggregate.
+// heads returns the position of each store, by aggregate.
 func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 	heads := map[string]event.Position{}
 	for name, store := range p.stores {
@@ -238,7 +255,9 @@ func (p *App) heads(ctx context.Context) (map[string]event.Position, error) {
 	return heads, nil
 }
 
-// CatchUp returns once everything that the stores hold now has arrived in every sink.
+// CatchUp returns once every sink contains what the stores contain now. The order matters: the ends
+// of the topics are read after the stores are published, so views and tables that have reached
+// these ends contain all of it.
 func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	total := 2*len(p.modules.aggregates()) + len(p.views)
 	done := 0
@@ -273,7 +292,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 		err := p.until(ctx, "tables of "+topic, func() (bool, error) {
 			applied, err := p.lake.Applied(ctx, topic)
 			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
-				return true, nil // there is nothing to wait for, and the comparison names it
+				return true, nil // waiting would not help, and the comparison reports the table
 			}
 			if err != nil {
 				return false, err
@@ -293,6 +312,7 @@ func (p *App) CatchUp(ctx context.Context, progress verify.Progress) error {
 	return nil
 }
 
+// until polls reached until it returns true, ctx is done or the process has failed.
 func (p *App) until(ctx context.Context, what string, reached func() (bool, error)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
@@ -311,7 +331,8 @@ func (p *App) until(ctx context.Context, what string, reached func() (bool, erro
 	}
 }
 
-// ends are the offsets behind the last committed record, by topic and partition.
+// ends returns the end offset of each partition, by topic: that of the next record. Only committed
+// transactions count.
 func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -325,8 +346,8 @@ func (p *App) ends(ctx context.Context) (map[string]map[int32]int64, error) {
 	return ends, nil
 }
 
-// subjects are all comparisons: for each service its events in store, topic and table; and what
-// views and derived tables hold, against what the store's events make of them.
+// subjects returns all comparisons: for each service, its events in store, topic and table, and
+// each view and derived table against a digest of what the store's events should produce.
 func (p *App) subjects() []verify.Subject {
 	var subjects []verify.Subject
 	for _, s := range p.modules.Services {
@@ -335,6 +356,9 @@ func (p *App) subjects() []verify.Subject {
 	return subjects
 }
 
+// comparisons returns those of one service. The first compares the events themselves: store, topic
+// and events table. Each of the others compares one derived sink with its expectation, which is
+// computed from the store, not from the topic.
 func (p *App) comparisons(s Service) []verify.Comparison {
 	a, store := s.Aggregate, p.stores[s.Aggregate.Name]
 	type digester = func(context.Context) (*digest.Digest, error)
@@ -356,6 +380,7 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 	}
 	for _, t := range s.Tables {
 		actual := tableDigest(func(ctx context.Context) (*digest.Digest, error) { return p.lake.Digest(ctx, t.Name) })
+		// The table of events holds the events themselves. Every other table is derived from them.
 		if t.Events == a {
 			same.Sides = append(same.Sides, verify.Side{Name: "table " + t.Name, Digest: actual})
 			continue
@@ -367,7 +392,8 @@ func (p *App) comparisons(s Service) []verify.Comparison {
 	return append([]verify.Comparison{same}, derived...)
 }
 
-// tableDigest makes what is the matter with one table a result, beside those of the others.
+// tableDigest turns an error of one table into a result for that table, so that the other
+// comparisons still run.
 func tableDigest(of func(context.Context) (*digest.Digest, error)) func(context.Context) (*digest.Digest, error) {
 	return func(ctx context.Context) (*digest.Digest, error) {
 		d, err := of(ctx)
@@ -378,7 +404,7 @@ func tableDigest(of func(context.Context) (*digest.Digest, error)) func(context.
 	}
 }
 
-// events reads a store from its beginning.
+// events reads a store from its beginning, in batches.
 func events(ctx context.Context, store eventstore.Store) iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		var after event.Position
@@ -401,8 +427,8 @@ func events(ctx context.Context, store eventstore.Store) iter.Seq2[event.Event, 
 	}
 }
 
-// readable leaves out what no reader takes for an event, as tables do. That the store has it and the topic does not,
-// the comparison of events says.
+// readable leaves out events that readers reject, as tables do. If the store has such an event, the
+// comparison of the events themselves reports it.
 func readable(a event.Aggregate, events iter.Seq2[event.Event, error]) iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		for e, err := range events {
@@ -424,8 +450,8 @@ func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) 
 	return d, nil
 }
 
-// topicDigest reads a topic as every consumer does. A record that is not an event is not content: the sinks park it,
-// and here it is counted apart.
+// topicDigest reads a topic as every consumer does. A record that is not an event does not count as
+// content, because sinks turn it into a dead letter. Such records are counted as strays.
 func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, error) {
 	end, err := p.admin.EndOffsets(ctx, topic)
 	if err != nil {
@@ -436,9 +462,12 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 		e, sealed, err := p.decoder.Sealed(ctx, registry.Record{
 			Topic: topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers,
 		})
+		// A copy of a sealed record is not an event either. It is recognised by its store position,
+		// which must grow within a partition.
 		if err == nil && sealed {
 			sequences[m.Partition], err = sequences[m.Partition].Next(e.Position, m.Headers)
 		}
+		// An unavailable registry says nothing about the record, so the comparison fails.
 		if errors.Is(err, registry.ErrUnavailable) {
 			return err
 		}

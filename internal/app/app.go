@@ -1,13 +1,17 @@
-// Package app is the wiring: it starts what the roles of a process need, and stops it again.
+// Package app wires Millrace together: it starts the parts that a process's roles need, and stops
+// them.
 //
-// modules.go is the list of services and views; the rest of the package iterates over it and names
-// none of them. roles.go says which role needs which part. Start opens the parts in a fixed order:
-// embedded servers where the configuration names no real ones, stores, views, the lake, landers,
-// the SQL engine, relays, and last the listeners. Close stops them in reverse order. A part that
-// ends by itself fails the process: Failed is closed, and Close returns the reason.
+// Modules, in modules.go, is the list of services and views. The rest of the package iterates over
+// it and names none of them, so a new service or view is one more line there. roles.go maps each
+// role to the parts that it needs.
 //
-// App also implements what needs all parts: status, verify, readiness and rebuild. Only the command
-// line and tests import this package.
+// Start opens the parts in a fixed order: embedded servers where the configuration names no real
+// ones, stores, views, the lake, landers, the SQL engine, relays, and last the listeners. Each step
+// registers how to undo it, and Close runs these in reverse order. A part that ends by itself fails
+// the process: Failed is closed, and Close returns the reason.
+//
+// App also implements what needs all parts: status, verify, readiness, authorization and rebuild.
+// Only the command line and tests import this package.
 package app
 
 import (
@@ -38,47 +42,52 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// App is a running process with some roles, or all.
+// App is a running process with some of the roles, or all of them.
 type App struct {
 	modules   Modules
 	cfg       config.Config
 	log       *slog.Logger
 	roles     []Role
-	wanted    map[part]bool
-	listeners map[string]net.Listener // api, admin
-	tokens    *auth.Tokens            // nil: no token is asked for
-	gate      *server.Gate            // of commands, queries and SQL
-	slots     *server.Slots           // of SQL
+	wanted    map[part]bool           // from roles; what start starts
+	listeners map[string]net.Listener // by name: api, admin
+	tokens    *auth.Tokens            // nil if no token is required
+	gate      *server.Gate            // admits commands, queries and SQL under load
+	slots     *server.Slots           // bounds each caller's share of SQL
 	metrics   *telemetry.Metrics
 
-	kafka     kafka.Config
-	registry  *registry.Client  // nil: none is named
-	decoder   *registry.Decoder // nil: knows plain values only
-	admin     *kafka.Admin
-	boot      string                      // ends the transactional ids; see embedded kafka
+	kafka    kafka.Config
+	registry *registry.Client  // nil if none is configured
+	decoder  *registry.Decoder // if nil, only plain values are known
+	admin    *kafka.Admin
+	// A suffix of the relays' transactional ids. It is new at each start of the embedded broker,
+	// and empty with real brokers.
+	boot      string
 	stores    map[string]eventstore.Store // by aggregate
-	seals     *relay.Seals                // nil without the log
-	relays    map[string]*relay.Relay     // by aggregate, where they run here
-	published *relay.Follower             // where they run elsewhere
+	seals     *relay.Seals                // nil without Kafka
+	relays    map[string]*relay.Relay     // by aggregate, if this process runs them
+	published *relay.Follower             // follows relays of other processes
 	viewSinks *Sinks
 	views     []*view
 	lake      *lake.Lake
 	sql       *lakesql.SQL
 
 	settingsMu sync.Mutex
-	settings   map[string][]settings.Fault // by server, as last looked at
+	settings   map[string][]settings.Fault // by server, as of the last check
 
-	addresses map[string]string // of the servers, for people
-	stops     []func() error    // undo what was started, last first
-	caughtUp  atomic.Bool       // the views have applied what stood on the log at the start
-	draining  atomic.Bool
-	failOnce  sync.Once
-	failed    chan struct{}
-	failure   error
+	addresses map[string]string // of the servers, as shown to operators
+	stops     []func() error    // undo the steps of the start; called last first
+	caughtUp  atomic.Bool       // views have applied what was on the log at the start
+	// draining withdraws readiness while calls are still accepted.
+	draining atomic.Bool
+	// failOnce guards failure, which is written before failed is closed.
+	failOnce sync.Once
+	failed   chan struct{}
+	failure  error
 }
 
-// Start starts what the roles need. When it returns without an error commands are taken; /readyz tells when everything
-// of this process does its work. ctx bounds the start only: end the process's work with Close.
+// Start starts what the roles need. Once it returns without an error, commands are accepted.
+// /readyz reports when all parts of this process work. ctx bounds the start only; Close ends the
+// process's work.
 func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
 	if err := checkRoles(cfg, roles); err != nil {
 		return nil, err
@@ -86,7 +95,7 @@ func Start(ctx context.Context, cfg config.Config, roles []Role, log *slog.Logge
 	return start(ctx, Shop(), cfg, roles, log)
 }
 
-// newApp returns a process in which nothing has been started.
+// newApp returns an App with nothing started.
 func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 	p := &App{
 		modules: m, cfg: cfg, log: log, roles: roles, wanted: wanted(roles),
@@ -101,6 +110,7 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 
 func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
 	p := newApp(m, cfg, roles, log)
+	// Embedded servers keep their files in the data folder, so this process must own it.
 	if len(embedded(cfg, p.wanted)) > 0 {
 		p.wanted[folder] = true
 	}
@@ -110,12 +120,14 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 		start func(context.Context) error
 	}{
 		{folder, "data folder", p.startFolder},
-		{serving, "addresses", p.startListeners}, // early: a taken port should not cost the start of all the rest
+		// Early, so that a taken port fails the start before the slow steps.
+		{serving, "addresses", p.startListeners},
 		{stores, "event stores", p.startStores},
 		{logPart, "kafka", p.startKafka},
 		{viewSinks, "views", p.openViews},
 		{tables, "lake", p.startLake},
-		{serving, "settings of servers", p.startSettings}, // before anything is written
+		// Before anything is written, because a wrong setting can lose data.
+		{serving, "settings of servers", p.startSettings},
 		{landing, "landing", p.startLanding},
 		{engine, "sql engine", p.startEngine},
 		{runners, "views", p.startRunners},
@@ -135,7 +147,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 
 func (p *App) has(r Role) bool { return slices.Contains(p.roles, r) }
 
-// Addr is the HOST:PORT of commands, queries and SQL; empty where no role has them.
+// Addr is the HOST:PORT of commands, queries and SQL. It is empty if no role serves them.
 func (p *App) Addr() string { return p.addr("api") }
 
 // AdminAddr is the HOST:PORT of health, metrics and admin.
@@ -148,15 +160,17 @@ func (p *App) addr(listener string) string {
 	return ""
 }
 
-// Failed is closed when a part that the system cannot do without has ended; Close then says why.
+// Failed is closed when a part has failed that the system cannot work without. Close then returns
+// the reason.
 func (p *App) Failed() <-chan struct{} { return p.failed }
 
-// Close stops everything in the reverse order of the start: the listeners first, the stores last. It returns what made the
-// system fail, if anything did, and what went wrong in stopping.
+// Close stops everything in the reverse order of the start: the listeners first, the stores last.
+// It returns the reason if the system has failed, joined with the errors of stopping.
 func (p *App) Close() error {
 	p.draining.Store(true)
 	if p.cfg.Drain > 0 && len(p.stops) > 0 && p.failure == nil {
-		time.Sleep(p.cfg.Drain) // whoever sends calls here looks at readiness now and then, and must see it go first
+		// Load balancers poll readiness. They must see it withdrawn before connections are refused.
+		time.Sleep(p.cfg.Drain)
 	}
 	var errs []error
 	for i := len(p.stops) - 1; i >= 0; i-- {
@@ -166,10 +180,11 @@ func (p *App) Close() error {
 	return errors.Join(append([]error{p.failure}, errs...)...)
 }
 
-// onStop adds what undoes a step of the start.
+// onStop registers a function that undoes a step of the start.
 func (p *App) onStop(stop func() error) { p.stops = append(p.stops, stop) }
 
-// background runs a part until the system stops. A part that ends before, with or without an error, fails the system.
+// background runs a part until the system stops. A part that ends before that, with or without an
+// error, fails the system.
 func (p *App) background(name string, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -190,6 +205,8 @@ func (p *App) background(name string, run func(context.Context) error) {
 	})
 }
 
+// fail records the first failure and announces it. Later failures are usually consequences of the
+// first.
 func (p *App) fail(err error) {
 	p.failOnce.Do(func() {
 		p.log.Error("a part of the system failed; stopping", "error", err)
@@ -198,7 +215,8 @@ func (p *App) fail(err error) {
 	})
 }
 
-// startFolder takes the data folder for this process. The kernel lets go of the lock however the process ends.
+// startFolder locks the data folder for this process. The kernel releases the lock however the
+// process ends.
 func (p *App) startFolder(context.Context) error {
 	if err := os.MkdirAll(p.cfg.Data, 0o750); err != nil {
 		return err
@@ -215,6 +233,8 @@ func (p *App) startFolder(context.Context) error {
 	return nil
 }
 
+// startListeners opens the listeners, and loads tokens and rights. Nothing is served yet:
+// connections wait in the kernel's queue until startServers.
 func (p *App) startListeners(ctx context.Context) error {
 	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
 	if p.has(Commands) || p.has(Query) || p.has(Iceberg) {
@@ -250,7 +270,7 @@ func (p *App) startListeners(ctx context.Context) error {
 	return nil
 }
 
-// taken adds to an error of a listener what to change where its port is in use.
+// taken adds to a listener's error which setting to change, if the port is in use.
 func taken(err error, addr, setting string) error {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return err

@@ -18,16 +18,16 @@ import (
 // EngineCommand is the hidden subcommand of this binary that runs the SQL engine.
 const EngineCommand = "clickhouse-engine"
 
-// startEngine connects to the ClickHouse that the configuration names, and starts one where none is named.
+// startEngine connects to the configured ClickHouse, or starts an engine if none is configured.
 func (p *App) startEngine(ctx context.Context) error {
 	c := p.cfg.ClickHouse
 	var client *clickhouse.Client
 	if c.URL == "" {
-		scratch := "" // a temporary one
+		scratch := "" // a temporary folder
 		if p.wanted[folder] {
 			scratch = p.cfg.Path("engine")
-			// Nothing in it outlives the process that wrote it, and what a crash left incomplete can stop the engine
-			// from starting.
+			// The scratch files are useless to another process, and incomplete ones left by a crash
+			// can prevent the engine from starting.
 			if err := os.RemoveAll(scratch); err != nil {
 				return fmt.Errorf("remove the SQL engine's scratch files: %w", err)
 			}
@@ -62,19 +62,20 @@ func (p *App) startEngine(ctx context.Context) error {
 	return nil
 }
 
-// sqlStore is how the engine reaches the lake's object store.
+// sqlStore returns how the engine reaches the lake's object store.
 func sqlStore(c config.Config) (lakesql.S3, error) {
 	l, err := LakeConfig(c, nil)
 	return lakesql.S3{Endpoint: l.S3.Endpoint, Region: l.S3.Region, AccessKey: l.S3.AccessKey, SecretKey: l.S3.SecretKey}, err
 }
 
-// SQL runs queries on an engine that StartEngine started.
+// SQL returns a runner of queries on an engine that StartEngine started.
 func SQL(c config.Config, l *lake.Lake, engine *clickhouse.Engine) (*lakesql.SQL, error) {
 	store, err := sqlStore(c)
 	return lakesql.New(SQLTables(l), engine.Client(), store), err
 }
 
-// StartEngine starts the SQL engine as a process of this binary. An empty folder means a temporary one.
+// StartEngine starts the SQL engine as a child process of this binary: it is a C++ library, and a
+// crash in it must not take this process with it. An empty folder means a temporary one.
 func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.Logger) (*clickhouse.Engine, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -86,7 +87,8 @@ func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.
 	})
 }
 
-// SQLTables tells SQL which tables there are at the moment of a query.
+// SQLTables returns a function that lists the lake's tables at the moment of a query. It fails only
+// if a table is broken that the query wants.
 func SQLTables(l *lake.Lake) lakesql.Tables {
 	return func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
 		states, broken, err := l.Look(ctx)
@@ -96,7 +98,7 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 		for _, fault := range broken {
 			readable := slices.ContainsFunc(states, func(s lake.TableState) bool { return s.Name == fault.Table })
 			if !readable && wanted(fault.Table) {
-				return nil, fault // a query of other tables is not concerned
+				return nil, fault // queries of other tables still work
 			}
 		}
 		others, err := l.Others(ctx, wanted)
@@ -104,8 +106,8 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 	}
 }
 
-// SQLAsOf runs a query over tables as they were at a moment, which is given as text, and returns what it read of each
-// table that it names.
+// SQLAsOf runs a query over tables as they were at a moment, which is given as text. It returns the
+// rows, and which snapshot of each table was read.
 func SQLAsOf(ctx context.Context, q *lakesql.SQL, l *lake.Lake, query, format, moment string) (io.ReadCloser, []lakesql.ReadAt, error) {
 	at, err := lake.ParseAsOf(moment, time.Now())
 	if err != nil {

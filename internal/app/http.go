@@ -24,11 +24,13 @@ import (
 )
 
 const (
-	askTimeout   = 15 * time.Second // of a question to a store or to Kafka that people wait for
-	probeTimeout = 2 * time.Second  // of one that a readiness probe waits for
+	// Bounds a request to a store or to Kafka on behalf of an operator.
+	askTimeout = 15 * time.Second
+	// Bounds one on behalf of a readiness probe.
+	probeTimeout = 2 * time.Second
 )
 
-// startServers serves both listeners: one for all callers, one for operators.
+// startServers serves both listeners: api for all callers, admin for operators.
 func (p *App) startServers(ctx context.Context) error {
 	p.gate = server.NewGate(p.cfg.Limits.Calls)
 	p.slots = server.NewSlots(p.cfg.Limits.SQL, waitingQueries, p.cfg.Limits.SQLWait)
@@ -42,6 +44,8 @@ func (p *App) startServers(ctx context.Context) error {
 		})
 	}
 	if p.listeners["api"] != nil {
+		// The order of the layers: authentication, then the checks of the request's form, then each
+		// handler's own right and admission.
 		api := p.tokens.Guard(rpc.Intake(p.api()))
 		if p.has(Iceberg) {
 			var err error
@@ -62,7 +66,8 @@ func (p *App) startServers(ctx context.Context) error {
 	return nil
 }
 
-// api is every service of this process by Connect, gRPC and gRPC-Web, with health and reflection, and SQL.
+// api returns the handler of every service of this process by Connect, gRPC and gRPC-Web, with
+// health, reflection and SQL.
 func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
 	measured := p.metrics.Interceptor()
@@ -93,17 +98,18 @@ func (p *App) api() http.Handler {
 	return mux
 }
 
-// smallMessages bounds what is asked of reflection and of health.
+// smallMessages bounds requests to reflection and health.
 var smallMessages = connect.WithReadMaxBytes(64 << 10)
 
-// reflect serves gRPC's reflection.
+// reflect serves gRPC reflection, in both of its versions.
 func reflect(mux *http.ServeMux, services ...string) {
 	reflector, bounded := grpcreflect.NewStaticReflector(services...), reflections()
 	mux.Handle(bounded(grpcreflect.NewHandlerV1(reflector, smallMessages)))
 	mux.Handle(bounded(grpcreflect.NewHandlerV1Alpha(reflector, smallMessages)))
 }
 
-// called lets those to a service who have the right to the method that they call, in their turn.
+// called wraps a service: callers need the right to the method that they call, and requests are
+// admitted by class. Queries and commands are different classes.
 func (p *App) called(path string, h http.Handler) (string, http.Handler) {
 	right := rightTo(path)
 	class := func(r *http.Request) server.Class {
@@ -115,9 +121,12 @@ func (p *App) called(path string, h http.Handler) (string, http.Handler) {
 	return path, auth.Need(right, inTurn(p.gate, class, h))
 }
 
-// tablesPath is where engines find Iceberg's REST catalog, which asks for tokens in its own protocol's way.
+// tablesPath is the prefix of Iceberg's REST catalog, which authenticates callers by its own
+// protocol.
 const tablesPath = "/iceberg"
 
+// withTables adds the REST catalog to the api listener. It is outside the guard of tokens, because
+// Access checks them.
 func (p *App) withTables(ctx context.Context, rest http.Handler) (http.Handler, error) {
 	access, err := p.tablesAccess()
 	if err != nil {
@@ -133,6 +142,8 @@ func (p *App) withTables(ctx context.Context, rest http.Handler) (http.Handler, 
 	return mux, nil
 }
 
+// tablesAccess translates the configured rights into those of the REST catalog, and reads the keys
+// to the object store that the catalog hands out.
 func (p *App) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
 	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, OfTables: map[string]restcatalog.TableRights{}, TokenLifetime: c.TokenLifetime,
@@ -160,12 +171,13 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 	return access, nil
 }
 
-// operationsAtATime is how much is asked at a time by those who run the system. It is apart from what others ask, and
-// readiness comes first in it; liveness waits for nothing.
+// operationsAtATime bounds concurrent requests on the admin listener. It is separate from the gate
+// of the api listener, so load there does not hide the system's state. Readiness has priority over
+// the rest, and liveness is not limited.
 const operationsAtATime = 32
 
-// operations is what those who run the system ask. Liveness, readiness and metrics are open to everyone who can
-// connect, the rest wants a token where tokens are asked for.
+// operations returns the handler of the admin listener. Liveness, readiness and metrics are open to
+// every client that can connect. The rest requires a token if tokens are configured.
 func (p *App) operations() http.Handler {
 	mux := http.NewServeMux()
 	gate := server.NewGate(operationsAtATime)
@@ -189,17 +201,19 @@ func (p *App) operations() http.Handler {
 	return mux
 }
 
-// askEvery is how long to wait before brokers are asked again that did not answer.
+// askEvery is the pause before brokers that did not answer are asked again.
 const askEvery = 2 * time.Second
 
-// awaitViews waits until the views have applied what stood on the log at the start.
+// awaitViews waits until the views have applied what was on the log at the start. Queries are
+// refused until then.
 func (p *App) awaitViews(ctx context.Context) error {
 	for _, v := range p.views {
 		for err := v.runner.CatchUp(ctx); err != nil; err = v.runner.CatchUp(ctx) {
 			if ctx.Err() != nil {
 				return fmt.Errorf("catch up with the log: %w", err)
 			}
-			// What ends a view for good stops the system itself.
+			// Permanent errors of a view stop the system by other means. So this error is
+			// temporary.
 			p.log.Warn("it cannot be told how far a view is behind the log; asking again", "view", v.Name, "error", err)
 			select {
 			case <-time.After(askEvery):
@@ -209,11 +223,12 @@ func (p *App) awaitViews(ctx context.Context) error {
 	}
 	p.caughtUp.Store(true)
 	p.log.Info("the views hold what stood on the log at the start")
+	// A background part must not end before the system stops.
 	<-ctx.Done()
 	return nil
 }
 
-// unready says why this process does not do all of its work now; nil where it does.
+// unready returns the reason why this process does not do all of its work now, or nil.
 func (p *App) unready(ctx context.Context) error {
 	if p.draining.Load() {
 		return errors.New("stopping")
@@ -233,18 +248,20 @@ func (p *App) unready(ctx context.Context) error {
 	if len(p.views) > 0 && !p.caughtUp.Load() {
 		return errors.New("the views are catching up with the log")
 	}
+	// Only the catalog's own errors make the process unready. serveReady reports broken tables.
 	if _, err := p.brokenTables(ctx); err != nil {
 		return fmt.Errorf("lake: %w", err)
 	}
 	return nil
 }
 
+// serveReady answers "ready", "degraded" with the broken parts, or 503.
 func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 	if err := p.unready(r.Context()); err != nil {
 		http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	// A table that is broken takes nothing from the others, nor this process from its callers.
+	// A broken table makes the process degraded, not unready: everything else still works.
 	ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
 	defer cancel()
 	broken, err := p.brokenTables(ctx)
@@ -266,7 +283,7 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// damagedViews describes what is damaged in views and being rebuilt.
+// damagedViews describes the parts of views that are damaged and being rebuilt.
 func (p *App) damagedViews() (lines []string) {
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
@@ -276,7 +293,8 @@ func (p *App) damagedViews() (lines []string) {
 	return lines
 }
 
-// whenCaughtUp turns queries away until the views have caught up: before that "not found" would not be true.
+// whenCaughtUp refuses queries until the views have caught up. Before that, "not found" might be
+// wrong.
 func (p *App) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
 	unready := connect.NewErrorWriter()
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -289,7 +307,7 @@ func (p *App) whenCaughtUp(path string, h http.Handler) (string, http.Handler) {
 	})
 }
 
-// grpcHealth answers gRPC's health protocol: the whole server serves once it is ready.
+// grpcHealth implements gRPC's health protocol. Every service is serving once the process is ready.
 type grpcHealth struct {
 	p        *App
 	services *grpchealth.StaticChecker

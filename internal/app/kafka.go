@@ -13,7 +13,9 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// startKafka connects to the log, and starts one where none is named.
+// startKafka connects to the configured brokers, or starts an embedded broker if none are
+// configured. It then opens what every part needs of Kafka: admin client, registry, seals and
+// topics.
 func (p *App) startKafka(ctx context.Context) error {
 	brokers := p.cfg.Kafka.Brokers
 	if brokers == "" {
@@ -47,6 +49,7 @@ func (p *App) startKafka(ctx context.Context) error {
 	if err := p.startSeals(); err != nil {
 		return err
 	}
+	// The position of relays in other processes is known from their checkpoints only.
 	if p.wanted[stores] && !p.has(Relay) {
 		if p.published, err = relay.NewFollower(p.kafka, p.storesByService()); err != nil {
 			return err
@@ -57,12 +60,14 @@ func (p *App) startKafka(ctx context.Context) error {
 		})
 	}
 	if !p.has(Relay) && !p.has(Views) && !p.has(Lake) {
-		return admin.Reach(ctx) // who only looks needs no right to create
+		// Roles that only read need no right to create topics.
+		return admin.Reach(ctx)
 	}
 	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
 
-// startRegistry makes the client of the schema registry, where one is named. Nothing is asked yet.
+// startRegistry creates the client of the configured schema registry, if any. It makes no request
+// yet.
 func (p *App) startRegistry() error {
 	c := p.cfg.Registry
 	if c.URL == "" {
@@ -95,7 +100,8 @@ func (p *App) startRegistry() error {
 	return nil
 }
 
-// startSeals has the readers of this process tell the relays' records from others.
+// startSeals gives this process's decoder the seals by which it distinguishes the relays' records
+// from others.
 func (p *App) startSeals() error {
 	seals, err := relay.NewSeals(p.kafka, p.modules.aggregates(), p.storesByService())
 	if err != nil {
@@ -113,7 +119,7 @@ func (p *App) startSeals() error {
 	return nil
 }
 
-// encoder is what a topic's producer writes with; nil for plain values.
+// encoder returns the encoder of a topic's values, or nil for plain values.
 func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
 	if err != nil || codec == registry.Plain {

@@ -17,7 +17,7 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// LakeConfig says where the lake is: on the servers that the configuration names, else in the data folder.
+// LakeConfig returns the location of the lake: the configured servers, or else the data folder.
 func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	out := lake.Config{
 		Warehouse: cmp.Or(c.Lake.Warehouse, c.Path("lake", "warehouse")), Catalog: cmp.Or(c.Lake.Catalog, c.Path("lake", "catalog.db")),
@@ -42,6 +42,8 @@ func (p *App) startLake(ctx context.Context) error {
 		return err
 	}
 	c.Tables = p.modules.tables()
+	// Processes that neither land nor serve the catalog open the lake read-only, and never create
+	// it.
 	c.ReadOnly = !p.wanted[landing] && !p.has(Iceberg)
 	l, err := openLake(ctx, c)
 	if err != nil {
@@ -52,11 +54,13 @@ func (p *App) startLake(ctx context.Context) error {
 	return nil
 }
 
-// openLake waits for a lake that another process is about to make.
+// openLake opens the lake. If it may only read, it waits up to a minute for another process to
+// create the lake.
 func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 	const patience, step = time.Minute, 500 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	// told limits the warning to one.
 	for told := false; ; told = true {
 		l, err := lake.Open(ctx, c)
 		if err == nil || !c.ReadOnly || !errors.Is(err, lake.ErrNoLake) {
@@ -73,6 +77,7 @@ func openLake(ctx context.Context, c lake.Config) (*lake.Lake, error) {
 	}
 }
 
+// startLanding runs the landers, and turns records that cannot be rows into dead letters.
 func (p *App) startLanding(context.Context) error {
 	parking := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
@@ -81,7 +86,7 @@ func (p *App) startLanding(context.Context) error {
 	})
 	instance := ""
 	if p.cfg.Kafka.Brokers == "" {
-		instance = "embedded" // there is one process at an embedded broker
+		instance = "embedded" // an embedded broker has exactly one process
 	}
 	run := lakelanding.Config{
 		Instance: instance,
@@ -97,11 +102,11 @@ func (p *App) startLanding(context.Context) error {
 	return nil
 }
 
-// How often the tables are looked at where none can be landed.
+// landAgain is the pause before landing is tried again when no table can be landed.
 const landAgain = 30 * time.Second
 
-// land lands the tables until ctx is done. Where none of them can be landed, the process serves on: status, readiness
-// and a metric say so.
+// land lands the tables until ctx is done. If no table can be landed, the process keeps serving,
+// and status, readiness and a metric report the fault.
 func (p *App) land(ctx context.Context, run lakelanding.Config) error {
 	for {
 		err := lakelanding.Run(ctx, p.lake, run)
@@ -116,7 +121,7 @@ func (p *App) land(ctx context.Context, run lakelanding.Config) error {
 	}
 }
 
-// upkeep is how the process that lands keeps the tables small; nil where it does not.
+// upkeep returns the configuration of table maintenance, or nil if it is off.
 func (p *App) upkeep() *maintenance.Config {
 	m := p.cfg.Lake.Maintenance
 	if m.Every == 0 {
@@ -127,6 +132,7 @@ func (p *App) upkeep() *maintenance.Config {
 	}
 }
 
+// park returns a function that writes records which cannot be rows to the dead letter topic.
 func park(to *streams.DeadLetters) lakelanding.Parker {
 	return func(ctx context.Context, records []lakelanding.Parked) error {
 		parked := make([]streams.DeadLetter, 0, len(records))

@@ -19,19 +19,21 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Landing is one table that a process of its own lands.
+// Landing is one table that is landed by a process of its own.
 type Landing struct {
-	// Table gives the table. The client is of the configuration's schema registry; nil where there is none.
+	// Table returns the declaration of the table. The client is that of the configured schema
+	// registry, or nil.
 	Table   func(ctx context.Context, schemas *registry.Client) (declare.Table, error)
-	Landers int // at a time
-	// Until ends the landing once the table holds what stood on the topic when it began; otherwise it goes on until ctx
-	// is done.
+	Landers int // number of concurrent landers
+	// Until ends the landing once the table contains what was on the topic when it began. Otherwise
+	// landing continues until ctx is done.
 	Until bool
-	// Progress is told how much of that the table holds. May be nil.
+	// Progress is called with the number of those records that are in the table, and of all of
+	// them. It may be nil.
 	Progress func(have, of int64)
 }
 
-// Land lands one topic in one table, whatever it is, by the configuration's Kafka and lake.
+// Land lands any one topic in one table, with the configured Kafka and lake.
 func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (err error) {
 	if cfg.Kafka.Brokers == "" {
 		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
@@ -54,7 +56,8 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	if err := p.hasTopic(ctx, table.Topic); err != nil { // a mistyped name must not become a table
+	// A mistyped name must not become a table.
+	if err := p.hasTopic(ctx, table.Topic); err != nil {
 		return err
 	}
 	where.Tables = []declare.Table{table}
@@ -77,6 +80,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.upkeep(), Landers: l.Landers,
 		})
 	})
+	// watch cancels ctx when it returns, which ends the landers.
 	g.Go(func() error {
 		defer stop()
 		return p.watch(ctx, l, table.Topic)
@@ -84,10 +88,10 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	return g.Wait()
 }
 
-// How often a schema registry is asked that does not answer.
+// askAgain is the pause before a schema registry that does not answer is asked again.
 const askAgain = 2 * time.Second
 
-// describe waits for a schema registry that is out of reach.
+// describe returns the table's declaration. It retries while the schema registry is unavailable.
 func (p *App) describe(ctx context.Context, l Landing) (declare.Table, error) {
 	for {
 		t, err := l.Table(ctx, p.registry)
@@ -103,7 +107,7 @@ func (p *App) describe(ctx context.Context, l Landing) (declare.Table, error) {
 	}
 }
 
-// How often a landing's progress is looked at.
+// watchEvery is the interval between polls of a landing's progress.
 const watchEvery = 200 * time.Millisecond
 
 // hasTopic returns an error if the brokers do not have a topic, or do not answer.
@@ -122,7 +126,8 @@ func (p *App) hasTopic(ctx context.Context, topic string) error {
 	return err
 }
 
-// watch returns when the landing is to end.
+// watch reports progress, and returns when the landing is to end. It fixes the ends of the topic
+// once: records that arrive later do not extend a landing with Until.
 func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 	var ends map[int32]int64
 	tick := time.NewTicker(watchEvery)

@@ -16,10 +16,11 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// drainTimeout is how long calls in progress may take when the process stops.
+// drainTimeout bounds calls in progress when the process stops.
 const drainTimeout = 15 * time.Second
 
-// serve serves a listener until the process stops. Then calls in progress get some time to end.
+// serve serves a listener until the process stops. Calls in progress then have drainTimeout to
+// finish.
 func (p *App) serve(name string, h http.Handler) error {
 	bodies := &server.Bodies{Timeout: p.cfg.Limits.BodyTimeout, MaxBytes: p.cfg.Limits.BodyBytes, Stream: isStream, Silence: p.cfg.Limits.IdleTimeout}
 	c := server.Config{Limits: connections(p.cfg.Limits, name), IdleTimeout: p.cfg.Limits.IdleTimeout, Logger: p.log}
@@ -42,13 +43,15 @@ func (p *App) serve(name string, h http.Handler) error {
 	return nil
 }
 
-// The share of the open-file limit that the connections of each listener get, and their most. The
-// rest is for files, and for connections to servers.
+// Each listener may use one in apiShare or adminShare of the process's open files for connections,
+// up to a maximum. The rest is for files and for connections to servers.
 const (
 	apiShare, apiMost     = 2, 8192
 	adminShare, adminMost = 8, 256
 )
 
+// connections returns a listener's limits, with defaults from the limit of open files. One address
+// gets at most three quarters, so that no single client can use up a listener.
 func connections(c config.Limits, listener string) server.Limits {
 	limits := server.Limits{Connections: c.Connections, PerAddress: c.PerAddress}
 	share, most := apiShare, apiMost
@@ -64,8 +67,9 @@ func connections(c config.Limits, listener string) server.Limits {
 	return limits
 }
 
-// hosts are the names by which a listener may be called. Beyond loopback it requires tokens, which
-// no page in a browser has.
+// hosts returns the host names that requests to a listener may use, which guards against DNS
+// rebinding. A listener beyond loopback accepts any name by default, because it requires tokens,
+// which a page in a browser does not have.
 func (p *App) hosts(listener string) server.Hosts {
 	var names []string
 	for name := range strings.SplitSeq(p.cfg.Hosts, ",") {
@@ -82,7 +86,7 @@ func (p *App) hosts(listener string) server.Hosts {
 	return server.Hosts{Names: names, Any: beyond && p.cfg.Hosts == ""}
 }
 
-// refuse answers in the manner of the request's protocol.
+// refuse returns a function that rejects a request in the format of its protocol.
 func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.Request, why string) {
 	errs := connect.NewErrorWriter()
 	return func(w http.ResponseWriter, r *http.Request, why string) {
@@ -94,7 +98,7 @@ func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.R
 	}
 }
 
-// inTurn lets requests through the gate, and turns them away in the manner of their protocol.
+// inTurn admits requests through the gate. It rejects others in the format of their protocol.
 func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http.Handler) http.Handler {
 	errs := connect.NewErrorWriter()
 	return gate.Admit(class, func(w http.ResponseWriter, r *http.Request, err error) {
@@ -110,7 +114,7 @@ func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http
 		switch {
 		case errs.IsSupported(r):
 			_ = errs.Write(w, r, answer) // a client that is gone needs no answer
-		case strings.HasPrefix(r.URL.Path, "/v1/") && r.URL.Path != sqlPath: // the catalog's, below its own path
+		case strings.HasPrefix(r.URL.Path, "/v1/") && r.URL.Path != sqlPath: // the REST catalog, whose prefix is stripped
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
 			_, _ = fmt.Fprintf(w, `{"error":{"message":%q,"type":"TooManyRequestsException","code":%d}}`, "resource_exhausted: "+err.Error(), status)
@@ -120,7 +124,7 @@ func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http
 	}, next)
 }
 
-// byMethod is the class of the catalog's requests.
+// byMethod returns the class of a request to the REST catalog.
 func byMethod(r *http.Request) server.Class {
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		return server.Query
@@ -128,15 +132,17 @@ func byMethod(r *http.Request) server.Class {
 	return server.Command
 }
 
-// Reflection is asked over streams that last as long as a client likes.
+// Clients of reflection hold streams open for as long as they like. So these have a limit of their
+// own, and do not occupy the gate.
 const (
 	reflectionPath = "/grpc.reflection."
 	maxReflections = 256
 )
 
+// isStream reports whether a request may send its body over an unlimited time.
 func isStream(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, reflectionPath) }
 
-// reflections bounds the streams of reflection, which wait for no turn.
+// reflections limits the number of open reflection streams. They bypass the gate.
 func reflections() func(path string, h http.Handler) (string, http.Handler) {
 	open := make(chan struct{}, maxReflections)
 	errs := connect.NewErrorWriter()
@@ -153,7 +159,7 @@ func reflections() func(path string, h http.Handler) (string, http.Handler) {
 	}
 }
 
-// countConnections exports a listener's connections, and how many were refused.
+// countConnections exports how many connections a listener has open, refused and evicted.
 func (p *App) countConnections(listener string, s *server.Server) {
 	for state, read := range map[string]func() int{
 		"open":    func() int { open, _, _ := s.Connections(); return open },

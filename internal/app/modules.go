@@ -29,10 +29,10 @@ import (
 )
 
 // Shop returns the modules of Millrace: the one list of what a process can run. A new service or
-// view is one more line; docs/adding-a-service.md says what the line names.
+// view is one more line; docs/adding-a-service.md explains it.
 func Shop() Modules {
 	return Modules{
-		Services: []Service{ // in the order in which people are shown them
+		Services: []Service{ // in the order of status and verify
 			{event.Customer, customer.NewHandler, laketables.Of(event.Customer)},
 			{event.Product, catalogcommands.NewHandler, laketables.Of(event.Product)},
 			{event.Stock, inventory.NewHandler, laketables.Of(event.Stock)},
@@ -45,8 +45,8 @@ func Shop() Modules {
 	}
 }
 
-// Modules are what a process is made of. Everything else in this package iterates over them and
-// knows none of them by name.
+// Modules are the services and views that a process consists of. The rest of this package iterates
+// over them and names none.
 type Modules struct {
 	Services []Service
 	Views    []View
@@ -63,19 +63,19 @@ type Service struct {
 	Tables []declare.Table
 }
 
-// View is a module that answers queries from its own copy of what one aggregate's events say.
+// View is a module that answers queries from a projection of one aggregate's events.
 type View struct {
-	Name      string // and its version: "orderstatus/v2"
+	Name      string // with its version: "orderstatus/v2"
 	Aggregate event.Aggregate
-	// Open opens the view in its sink. The process closes the sink.
+	// Open opens the view in its sink. The process owns the sink and closes it.
 	Open func(context.Context, *Sinks) (OpenView, error)
-	// Drop empties the sink. Nothing may feed the view meanwhile.
+	// Drop empties the sink. Nothing may feed the view at the same time.
 	Drop func(context.Context, *Sinks) error
-	// Expected is the digest of a view that has applied exactly these events.
+	// Expected computes the digest of a view that has applied exactly these events.
 	Expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error)
 }
 
-// OpenView is a view in its sink.
+// OpenView is a view that is open in its sink.
 type OpenView interface {
 	// Handler serves the view's queries.
 	Handler(...connect.HandlerOption) (string, http.Handler)
@@ -87,7 +87,7 @@ type OpenView interface {
 	Faults() *streams.Faults
 }
 
-// aggregates returns those of the services, in their order.
+// aggregates returns the services' aggregates, in the order of the services.
 func (m Modules) aggregates() []event.Aggregate {
 	all := make([]event.Aggregate, len(m.Services))
 	for i, s := range m.Services {
@@ -96,7 +96,7 @@ func (m Modules) aggregates() []event.Aggregate {
 	return all
 }
 
-// topics returns those of the services, in their order.
+// topics returns the services' topics, in the order of the services.
 func (m Modules) topics() []string {
 	all := make([]string, len(m.Services))
 	for i, s := range m.Services {
@@ -105,7 +105,7 @@ func (m Modules) topics() []string {
 	return all
 }
 
-// tables returns those of all services: events first, then facts, then states.
+// tables returns the tables of all services: first events, then facts, then states.
 func (m Modules) tables() []declare.Table {
 	var all []declare.Table
 	for _, s := range m.Services {

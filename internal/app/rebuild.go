@@ -14,9 +14,10 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
-// Rebuild deletes and recreates a service's topic, and drops the views and tables that are read from it: the next start
-// publishes the store again, and fills them from there. Nothing else of the system may run. The positions of all relays
-// go too; without one, a relay compares its whole topic with its store. It tells of each thing that it did.
+// Rebuild deletes and recreates a service's topic, and drops the views and tables that are derived
+// from it. The next start publishes the store again and fills them. No other process of the system
+// may run. The checkpoints of this service's topic are deleted as well; without one, a relay
+// compares its whole topic with its store. tell is called with each completed step.
 func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, tell func(what string)) (err error) {
 	var services []string
 	var a event.Aggregate
@@ -39,7 +40,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 	if err := p.startKafka(ctx); err != nil {
 		return err
 	}
-	if cfg.Kafka.Brokers != "" { // else the folder is ours alone
+	if cfg.Kafka.Brokers != "" { // an embedded broker is protected by the lock on the folder
 		active, err := p.admin.ActiveGroups(ctx, "millrace.")
 		if err != nil {
 			return err
@@ -48,12 +49,14 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 			return fmt.Errorf("views or landers are running (consumer groups %s): stop every process of Millrace; one that was killed leaves its group within a minute",
 				strings.Join(active, ", "))
 		}
+		// A relay is not in a consumer group. Fencing ends one that still runs.
 		if err := p.fenceRelays(ctx); err != nil {
 			return err
 		}
 	}
 
-	// What is read goes first: should this end in between, it is filled again from what is there, and can be run again.
+	// Readers are dropped before the topic. If this is interrupted in between, they fill again from
+	// the old topic, and the command can be repeated.
 	if err := p.dropReaders(ctx, a, tell); err != nil {
 		return err
 	}
@@ -64,7 +67,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 	return nil
 }
 
-// fenceRelays ends relays that run elsewhere: each has its transactional id taken away.
+// fenceRelays ends relays in other processes by taking over their transactional ids.
 func (p *App) fenceRelays(ctx context.Context) error {
 	for _, a := range p.modules.aggregates() {
 		producer, err := kafka.NewTransactionalProducer(p.kafka, "millrace-relay-"+a.Service)
@@ -80,6 +83,7 @@ func (p *App) fenceRelays(ctx context.Context) error {
 	return nil
 }
 
+// dropReaders drops the views and tables that are derived from an aggregate's topic.
 func (p *App) dropReaders(ctx context.Context, a event.Aggregate, tell func(string)) error {
 	for _, v := range p.modules.viewsOf(a) {
 		if err := v.Drop(ctx, p.viewSinks); err != nil {

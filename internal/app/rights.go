@@ -19,25 +19,26 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// Which right each call takes. Behind what is here, nobody asks again.
+// This file maps each call to the right that it requires. Handlers behind it do not check again.
 
-// onlyWith lets those to a handler who have the right to a whole surface.
+// onlyWith requires the right to a whole surface, such as operations or profiles.
 func onlyWith(surface string, h http.Handler) http.Handler {
 	return auth.Need(func(*http.Request) auth.Right { return auth.Right(surface) }, h)
 }
 
-// rightTo tells the right to each method of a service.
+// rightTo returns a function that returns the right for a request to a service mounted at path.
 func rightTo(path string) func(*http.Request) auth.Right {
 	name := strings.Trim(path, "/") // millrace.order.v1.OrderService
 	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
 	service, is := found.(protoreflect.ServiceDescriptor)
 	if err != nil || !is {
-		panic("no contract of " + name) // it is linked in with the handler
+		panic("no contract of " + name) // unreachable: the descriptor is linked in with the handler
 	}
 	return func(r *http.Request) auth.Right { return methodRight(service, strings.TrimPrefix(r.URL.Path, path)) }
 }
 
-// methodRight is the right to a method: to the commands of its service, or to its queries where it has no side effects.
+// methodRight returns the right to a method: queries of its service if the method has no side
+// effects, else commands.
 func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Right {
 	part := strings.Split(string(service.FullName()), ".")[1] // of millrace.order.v1
 	if m := service.Methods().ByName(protoreflect.Name(method)); m != nil {
@@ -48,7 +49,8 @@ func methodRight(service protoreflect.ServiceDescriptor, method string) auth.Rig
 	return auth.On(auth.Commands, part)
 }
 
-// sqlOf is the SQL that a caller may ask: over every table, over some, or none.
+// sqlOf returns the SQL that a caller may use: over every table or over some. It fails if there is
+// none.
 func (p *App) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 	rights := auth.RightsIn(r.Context())
 	switch {
@@ -60,7 +62,8 @@ func (p *App) sqlOf(r *http.Request) (*lakesql.SQL, error) {
 	return nil, errors.New(auth.Denied(auth.CallerOf(r.Context()), auth.SQL))
 }
 
-// knownParameters refuses what would be passed over: as_off would read the present instead of the past.
+// knownParameters rejects unknown and repeated parameters. Ignoring as_off would silently read the
+// present instead of the past.
 func knownParameters(given url.Values, known ...string) error {
 	for name, values := range given {
 		if !slices.Contains(known, name) {
@@ -73,7 +76,8 @@ func knownParameters(given url.Values, known ...string) error {
 	return nil
 }
 
-// catalogRight is what a caller may do in the REST catalog, which asks for tokens in its protocol's own way.
+// catalogRight returns the highest right of a caller in the REST catalog, whose protocol
+// authenticates callers itself.
 func catalogRight(rights auth.Rights) restcatalog.Right {
 	for _, right := range []restcatalog.Right{restcatalog.Admin, restcatalog.Write, restcatalog.Read} {
 		if rights.Allow(auth.On(auth.Catalog, right.String())) {
@@ -83,7 +87,8 @@ func catalogRight(rights auth.Rights) restcatalog.Right {
 	return restcatalog.None
 }
 
-// catalogTables are rights to single tables of the REST catalog, which have the names there that they have in SQL.
+// catalogTables returns the rights to single tables of the REST catalog. Tables have the same names
+// there as in SQL.
 func catalogTables(rights auth.Rights) restcatalog.TableRights {
 	return restcatalog.TableRights{
 		On: func(name lake.Name) restcatalog.Right {
@@ -94,6 +99,8 @@ func catalogTables(rights auth.Rights) restcatalog.TableRights {
 			}
 			return restcatalog.None
 		},
+		// Within reports whether a caller may see a namespace: some right names a table in it, or a
+		// pattern that can match one. Tables of the default namespace are named without it.
 		Within: func(namespace lake.Name) bool {
 			within := strings.Join(namespace, ".") + "."
 			return slices.ContainsFunc(rights.Tables(), func(given string) bool {
@@ -107,7 +114,7 @@ func catalogTables(rights auth.Rights) restcatalog.TableRights {
 	}
 }
 
-// sqlName is a table's name as queries address it.
+// sqlName returns the name by which queries refer to a table: the default namespace is omitted.
 func sqlName(name lake.Name) string {
 	if len(name) == 2 && name[0] == declare.Namespace && !strings.Contains(name[1], ".") {
 		return name[1]

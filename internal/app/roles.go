@@ -9,41 +9,42 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// Role is a part of the system's work that may have processes of its own, as many as wanted.
+// Role is a part of the system's work that can run in processes of its own.
 type Role string
 
 // The roles.
 const (
-	Commands Role = "commands" // takes commands
-	Relay    Role = "relay"    // carries events from the stores to the log; one at a time, a second one fences the first
-	Views    Role = "views"    // feeds the views; the processes share the partitions
-	Lake     Role = "lake"     // lands the tables; the processes share the partitions
-	Query    Role = "query"    // answers queries and SQL
-	Admin    Role = "admin"    // tells status, verifies
-	Iceberg  Role = "iceberg"  // shows the lake's tables to other engines, by Iceberg's REST catalog
+	Commands Role = "commands" // accepts commands
+	// Publishes events from the stores to Kafka. A second process fences the first.
+	Relay   Role = "relay"
+	Views   Role = "views"   // feeds the views; the processes share the partitions
+	Lake    Role = "lake"    // lands the tables; the processes share the partitions
+	Query   Role = "query"   // answers queries and SQL
+	Admin   Role = "admin"   // answers status and verify
+	Iceberg Role = "iceberg" // serves Iceberg's REST catalog to other engines
 )
 
-// Roles are all roles.
+// Roles returns all roles.
 func Roles() []Role { return []Role{Commands, Relay, Views, Lake, Query, Admin, Iceberg} }
 
-// part is something that a process starts, in this order.
+// part is something that a process starts. start in app.go defines the order.
 type part int
 
 const (
-	folder    part = iota // of the embedded parts
+	folder    part = iota // the data folder, for embedded servers
 	stores                // event stores
 	logPart               // Kafka
-	viewSinks             // what the views keep their documents in
+	viewSinks             // the servers that store the views' documents
 	tables                // the lake
-	landing               // and what lands in it
-	engine                // SQL
+	landing               // landers
+	engine                // of SQL
 	runners               // feed the views
 	followers             // observe how far other processes have fed the views
 	relays
 	serving // both listeners
 )
 
-// needs is the whole of which role needs what.
+// needs maps each role to the parts that it needs.
 var needs = map[Role][]part{
 	Commands: {stores},
 	Relay:    {stores, logPart, relays},
@@ -54,7 +55,7 @@ var needs = map[Role][]part{
 	Iceberg:  {tables},
 }
 
-// ParseRoles reads "commands,relay" or "all".
+// ParseRoles parses "all", or a list such as "commands,relay".
 func ParseRoles(s string) ([]Role, error) {
 	if s == "all" {
 		return Roles(), nil
@@ -76,7 +77,7 @@ func ParseRoles(s string) ([]Role, error) {
 	return roles, nil
 }
 
-// wanted are the parts that a process with these roles starts.
+// wanted returns the parts that a process with these roles starts.
 func wanted(roles []Role) map[part]bool {
 	w := map[part]bool{serving: true}
 	for _, r := range roles {
@@ -84,13 +85,15 @@ func wanted(roles []Role) map[part]bool {
 			w[n] = true
 		}
 	}
-	if w[runners] { // a process that feeds the views knows how far they are
+	// The process that feeds the views knows how far they are, so it need not follow them.
+	if w[runners] {
 		delete(w, followers)
 	}
 	return w
 }
 
-// embedded tells which parts would have to run inside this process, by the key that names a real server instead.
+// embedded returns the parts that would have to run inside this process. Each is named by the key
+// that configures a real server instead.
 func embedded(c config.Config, w map[part]bool) []string {
 	var keys []string
 	for _, p := range []struct {
@@ -112,8 +115,8 @@ func embedded(c config.Config, w map[part]bool) []string {
 	return keys
 }
 
-// checkRoles finds out whether these roles can run in a process of their own: what is embedded lives in one process, which
-// then must have every role.
+// checkRoles returns an error if these roles cannot run in a process of their own. Other processes
+// cannot reach embedded servers, so a process with embedded servers must have every role.
 func checkRoles(c config.Config, roles []Role) error {
 	if len(roles) == 0 {
 		return errors.New("no role is named")

@@ -12,15 +12,15 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-const settingsWithin = 20 * time.Second // for a look at all servers
+const settingsWithin = 20 * time.Second // for all servers together
 
-// checker is a client that can say what is wrong with its server's settings.
+// checker is a client that can check the settings of its server.
 type checker interface {
 	Settings(ctx context.Context) ([]settings.Fault, error)
 }
 
-// checkers are those of the real servers that this process uses, by name. What is embedded has the settings that we give
-// it.
+// checkers returns the checks of the real servers that this process uses, by name. Embedded servers
+// have the settings that Millrace gives them.
 func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, error) {
 	all := map[string]func(context.Context) ([]settings.Fault, error){}
 	add := func(name string, client any) {
@@ -51,7 +51,7 @@ func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, err
 	return all
 }
 
-// startSettings refuses to start where a setting would lose or falsify data, and goes on looking.
+// startSettings fails if a setting would lose or falsify data, and then checks again periodically.
 func (p *App) startSettings(ctx context.Context) error {
 	faults := p.checkSettings(ctx)
 	if err := settings.Refuse(faults); err != nil {
@@ -78,7 +78,8 @@ func (p *App) startSettings(ctx context.Context) error {
 	return nil
 }
 
-// checkSettings asks all servers. A server that cannot be asked is told, and its last faults stand.
+// checkSettings checks the settings of all servers. If a server does not answer, that is logged,
+// and its previous faults remain.
 func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 	ctx, cancel := context.WithTimeout(ctx, settingsWithin)
 	defer cancel()
@@ -96,6 +97,7 @@ func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 	p.settingsMu.Lock()
 	defer p.settingsMu.Unlock()
 	for name, faults := range now {
+		// Log each fault once, when it appears.
 		for _, f := range faults {
 			if !slices.Contains(p.settings[name], f) {
 				p.log.Warn("a setting is not as it must be", "server", name, "fault", f.String(), "fatal", f.Fatal)
@@ -112,6 +114,7 @@ func (p *App) settingFaults() []settings.Fault {
 	return p.sortedFaults()
 }
 
+// sortedFaults returns all known faults. The caller holds settingsMu.
 func (p *App) sortedFaults() []settings.Fault {
 	var all []settings.Fault
 	for _, faults := range p.settings {

@@ -18,8 +18,9 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/elasticsearch"
 )
 
-// Sinks are the servers in which views keep their documents. Each is connected, or started in this
-// process, when the first view asks for it.
+// Sinks are the servers that store the views' documents. Each is connected, or started in this
+// process, when the first view needs it. It is not safe for concurrent use: views are opened one by
+// one.
 type Sinks struct {
 	app    *App
 	redis  *redis.Client
@@ -27,7 +28,7 @@ type Sinks struct {
 	index  catalog.Index // of products
 }
 
-// inRedis is a view that keeps its documents in Redis.
+// inRedis declares a view that keeps its documents in Redis.
 func inRedis[V OpenView](
 	name string, of event.Aggregate, open func(*redis.Client, *slog.Logger) V,
 	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
@@ -40,6 +41,8 @@ func inRedis[V OpenView](
 				return nil, err
 			}
 			v := open(client, s.app.log)
+			// The embedded Redis keeps what it could read of damaged files. The view reports that
+			// until it is rebuilt.
 			if s.damage != nil {
 				v.Faults().Report(s.app.log, name, "files", s.damage.Error())
 			}
@@ -55,7 +58,7 @@ func inRedis[V OpenView](
 	}
 }
 
-// inSearch is a view that keeps its documents in the search engine.
+// inSearch declares a view that keeps its documents in the search engine.
 func inSearch[V OpenView](
 	name string, of event.Aggregate, open func(catalog.Index, *slog.Logger) V,
 	expected func(iter.Seq2[event.Event, error]) (*digest.Digest, error),
@@ -73,7 +76,7 @@ func inSearch[V OpenView](
 	}
 }
 
-// Redis returns the client of the Redis that the configuration names, or of an embedded one.
+// Redis returns the client of the configured Redis, or of an embedded one.
 func (s *Sinks) Redis(ctx context.Context) (*redis.Client, error) {
 	if s.redis != nil {
 		return s.redis, nil
@@ -116,7 +119,7 @@ func (s *Sinks) startRedis(ctx context.Context) error {
 	return nil
 }
 
-// Search returns the index in the Elasticsearch that the configuration names, or an embedded one.
+// Search returns the index in the configured Elasticsearch, or an embedded one.
 func (s *Sinks) Search(ctx context.Context) (catalog.Index, error) {
 	if s.index != nil {
 		return s.index, nil
@@ -158,7 +161,7 @@ func (s *Sinks) dropIndex(ctx context.Context) error {
 	return elasticsearch.Drop(ctx, e)
 }
 
-// elasticsearchConfig says where the index is, and how to log in.
+// elasticsearchConfig returns the addresses and credentials of Elasticsearch.
 func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Config, error) {
 	password, err := c.Password.Reveal("")
 	if err != nil {
@@ -172,14 +175,14 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust, Logger: log}, nil
 }
 
-// view is a view of this process, which feeds or follows it.
+// view is a view that this process feeds or follows.
 type view struct {
 	View
 	OpenView
 	runner runner
 }
 
-// runner feeds a view, or follows how far another process has fed it.
+// runner is a streams.Runtime, which feeds a view, or a streams.Follower.
 type runner interface {
 	Run(context.Context) error
 	CatchUp(context.Context) error
@@ -205,7 +208,7 @@ func (p *App) openViews(ctx context.Context) error {
 	return nil
 }
 
-// startRunners feeds the views.
+// startRunners starts feeding the views.
 func (p *App) startRunners(context.Context) error {
 	for _, v := range p.views {
 		p.run(v, v.Runtime(p.kafka, p.decoder, p.log))
@@ -213,7 +216,7 @@ func (p *App) startRunners(context.Context) error {
 	return nil
 }
 
-// startFollowers follows the views that other processes feed.
+// startFollowers starts following the views, which other processes feed.
 func (p *App) startFollowers(context.Context) error {
 	for _, v := range p.views {
 		p.run(v, v.Follower(p.kafka, p.log))

@@ -26,11 +26,13 @@ const (
 	waitingQueries = 64 // of one caller
 )
 
-// ReadAtHeader says, in JSON, what a query as of a moment read: a list of lakesql.ReadAt.
+// ReadAtHeader is the response header that reports, as a JSON list of lakesql.ReadAt, which
+// snapshots an as-of query read.
 const ReadAtHeader = "Millrace-Read-At"
 
-// serveSQL runs the query in the body, over the tables as of a moment where as_of names one. An error before the first
-// row is a status and a text; after that the connection is cut, so that a part is never taken for the whole.
+// serveSQL runs the query in the body, over the tables as of a moment if as_of names one. An error
+// before the first row is a status and a text. After the first row, an error aborts the connection,
+// so that a partial result is never taken for a complete one.
 func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	asks, err := p.sqlOf(r)
 	if err != nil {
@@ -41,7 +43,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if !p.gate.Admits(server.SQL) || p.slots.Full(slotsOf(r)) { // before the query is read
+	if !p.gate.Admits(server.SQL) || p.slots.Full(slotsOf(r)) { // refuse before the body is read
 		tooMany(w, server.ErrOverloaded)
 		return
 	}
@@ -76,6 +78,8 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	var history *lake.HistoryError
 	var unreadable *lakesql.UnreadableError
 	var broken *faults.TableError
+	// The client's faults come first, then faults of a table, then load, and last faults of the
+	// system. The order matters: an error can match several of these.
 	switch {
 	case errors.As(err, &beyond):
 		http.Error(w, beyond.Error(), http.StatusForbidden)
@@ -97,6 +101,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the query was cancelled", statusClientGone)
 		return
 	case errors.Is(err, lakesql.ErrLost):
+		// Lost means that a file was missing. Name the table if it can be found.
 		if lost := p.findLost(r.Context(), query); lost != nil {
 			err = lost
 		}
@@ -124,8 +129,8 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// findLost has the tables checked that a query names, and tells of the first that lacks files. Status has it from then
-// on.
+// findLost checks the tables that a query names, and returns the fault of the first one that lacks
+// files. Status reports that table from then on. It works on after the caller has gone.
 func (p *App) findLost(ctx context.Context, query string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
@@ -142,10 +147,12 @@ func (p *App) findLost(ctx context.Context, query string) error {
 	return nil
 }
 
-const statusClientGone = 499 // as proxies log it; nobody reads it
+// The code that proxies log for this. The client does not read it.
+const statusClientGone = 499
 
-// readQuery reads the text of a query, or answers why it cannot. Browsers send text/plain and forms of several parts to
-// any site without asking; a form of one part is what curl -d calls its text.
+// readQuery reads the text of a query, or answers why it cannot. Browsers can send text/plain and
+// multipart forms to other sites without a preflight, so both are refused. "curl -d" sends the type
+// of a simple form.
 func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if r.Header.Get("Content-Type") != "" && err != nil || kind == "text/plain" || kind == "multipart/form-data" {
@@ -176,16 +183,17 @@ func tooMany(w http.ResponseWriter, err error) {
 	http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)
 }
 
-// slotsOf names whose share of the slots a request takes.
+// slotsOf returns the name of the caller for whom a request occupies a slot.
 func slotsOf(r *http.Request) string {
 	name := auth.CallerOf(r.Context())
 	if name == "" {
-		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such are one caller
+		name, _, _ = net.SplitHostPort(r.RemoteAddr) // empty: all such requests are one caller
 	}
 	return name
 }
 
-// sqlTurn waits until a query may run: for one of the caller's places first, so that who waits for one holds up nobody.
+// sqlTurn blocks until a query may run. It takes one of the caller's own slots first, so that a
+// caller that waits for its own queries holds up nobody else.
 func (p *App) sqlTurn(r *http.Request) (done func(), err error) {
 	give, err := p.slots.Take(r.Context(), slotsOf(r))
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
+// startStores opens the event store of each service.
 func (p *App) startStores(ctx context.Context) error {
 	for _, a := range p.modules.aggregates() {
 		store, err := p.openStore(ctx, a)
@@ -29,7 +30,7 @@ func (p *App) startStores(ctx context.Context) error {
 	return nil
 }
 
-// storesByService returns the stores of this process, if its roles have any.
+// storesByService returns the stores that this process has opened.
 func (p *App) storesByService() map[string]eventstore.Store {
 	stores := map[string]eventstore.Store{}
 	for _, a := range p.modules.aggregates() {
@@ -54,7 +55,7 @@ func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Stor
 	return postgres.Open(ctx, conn, a, postgres.WithPassword(password), postgres.WithLogger(p.log))
 }
 
-// storeAccess is how the store of an aggregate's service is reached.
+// storeAccess returns the connection string and the password of a service's store.
 func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err error) {
 	if password, err = c.Password.Reveal(a.Service); err != nil {
 		return "", "", fmt.Errorf("store.password: %w", err)
@@ -62,7 +63,8 @@ func storeAccess(c config.Store, a event.Aggregate) (conn, password string, err 
 	return strings.ReplaceAll(c.Postgres, "{service}", a.Service), password, nil
 }
 
-// Migrate brings the schemas of all event stores to this version, as whom the configuration names, and tells of each.
+// Migrate migrates the schemas of all event stores to this version, as the configured user. It
+// calls tell for each.
 func Migrate(ctx context.Context, c config.Config, tell func(service string)) error {
 	if c.Store.Postgres == "" {
 		return errors.New("store.postgres names no server: the embedded stores migrate themselves")
@@ -80,6 +82,8 @@ func Migrate(ctx context.Context, c config.Config, tell func(service string)) er
 	return nil
 }
 
+// startRelays starts a relay for each service. Records on the topics that no relay wrote become
+// dead letters.
 func (p *App) startRelays(context.Context) error {
 	parking := streams.NewDeadLetters(p.kafka)
 	p.onStop(func() error {
@@ -116,8 +120,9 @@ func (p *App) startRelays(context.Context) error {
 	return nil
 }
 
-// runRelay runs a relay for good. With the embedded broker nobody else can hold its transactional id, for the data
-// folder is ours; then "fenced" only means that this machine slept through a transaction.
+// runRelay runs a relay until ctx is done. With an embedded broker, no other process can have its
+// transactional id, because this process has locked the data folder. "Fenced" then only means that
+// the transaction timed out, for example while the machine slept. So the relay starts again.
 func (p *App) runRelay(ctx context.Context, r *relay.Relay) error {
 	for {
 		err := r.Run(ctx)
