@@ -13,21 +13,21 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Limits of what a store takes, in bytes. They are the same in every adapter, and low enough that
-// the log takes whatever the store took: an event that does not fit into a Kafka message (1 MiB by
-// default) would stop the relay for good.
+// Limits of a store, in bytes. They are the same in every adapter, and low enough that Kafka
+// accepts every stored event: an event larger than a Kafka message (1 MiB by default) would block
+// the relay.
 const (
-	MaxText  = 200       // of a stream id, an idempotency key, an event's type, correlation, causation and trace
-	MaxData  = 512 << 10 // of an event's data, and of an answer's response
-	MaxState = 16 << 20  // of a snapshot's state
+	MaxText  = 200       // stream id, idempotency key, and an event's type, correlation, causation and trace
+	MaxData  = 512 << 10 // an event's data, and an answer's response
+	MaxState = 16 << 20  // a snapshot's state
 )
 
-// ErrInvalid is what the errors of Batch.Validate wrap. Nothing was stored, and nothing would be on
-// another try.
+// ErrInvalid is wrapped by the errors of Batch.Validate. Nothing was stored, and a retry would
+// fail, too.
 var ErrInvalid = errors.New("batch cannot be stored")
 
-// Validate reports whether a store can take the batch and every hop after the store can carry it.
-// Append calls it.
+// Validate returns an error that wraps ErrInvalid unless a store can store the batch and every
+// later stage can transport it. Append calls it.
 func (b Batch) Validate() error {
 	seen := make(map[string]struct{}, len(b.Streams))
 	for _, s := range b.Streams {
@@ -62,6 +62,7 @@ func (s StreamAppend) validate() error {
 	if len(s.Events) == 0 {
 		return errors.New("it has no events")
 	}
+	// Versions are signed 64-bit integers in the databases.
 	if s.ExpectedVersion > math.MaxInt64-uint64(len(s.Events)) {
 		return fmt.Errorf("version %d is out of range", s.ExpectedVersion)
 	}
@@ -96,7 +97,8 @@ func validateEvent(e event.Event) error {
 	return nil
 }
 
-// validateTime keeps to the years that RFC 3339 can write: the event's headers carry its times so.
+// validateTime accepts the years that RFC 3339 can represent, because the event's headers contain
+// its times in that format.
 func validateTime(t time.Time) error {
 	if y := t.UTC().Year(); t.IsZero() || y < 1 || y > 9999 {
 		return fmt.Errorf("%v is missing or out of range", t)
@@ -130,7 +132,7 @@ func (s Snapshot) validate() error {
 	return nil
 }
 
-// ValidateStream reports whether a store can take id as the id of a stream.
+// ValidateStream returns an error unless id is valid as a stream id.
 func ValidateStream(id string) error {
 	if id == "" {
 		return errors.New("the stream's id is empty")
@@ -138,8 +140,8 @@ func ValidateStream(id string) error {
 	return validateText(id)
 }
 
-// validateText refuses what PostgreSQL's text cannot hold, in every adapter, so that services can
-// move between them.
+// validateText rejects strings that PostgreSQL's text type cannot store. It does so in every
+// adapter, so that services can switch adapters.
 func validateText(s string) error {
 	switch {
 	case len(s) > MaxText:

@@ -1,6 +1,8 @@
-// Package demo opens a small shop in a running Millrace and lets it trade for a day: a few hundred
-// commands that look like real ones, so that a new user has something to look at. They are the same
-// each time, under the same idempotency keys, so a system that has seen them does not change.
+// Package demo sets up a small shop in a running Millrace and lets it trade for a day, so that a
+// new user has data to look at. Run sends a few hundred commands that look like real ones.
+//
+// The commands depend on Config.Seed only, and so do their ids and idempotency keys. So a second
+// run changes nothing. script.go writes the commands, shop.go has the products and names.
 package demo
 
 import (
@@ -19,35 +21,37 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// Config says where the shop opens and how much it trades.
+// Config configures a run.
 type Config struct {
-	BaseURL  string                // of the server: "http://127.0.0.1:7400"
-	Client   []client.Option       // token and TLS, where the server asks for them
-	Seed     uint64                // another seed, other customers and orders; 0 means 1
-	Orders   int                   // 0 means 30
-	Progress func(done, total int) // called after each command, by one goroutine at a time; may be nil
+	BaseURL  string                // of the server, for example "http://127.0.0.1:7400"
+	Client   []client.Option       // token and TLS, if the server requires them
+	Seed     uint64                // determines customers and orders; 0 means 1
+	Orders   int                   // number of orders; 0 means 30
+	Progress func(done, total int) // called after each command, never concurrently; may be nil
 }
 
-// Result describes what happened, and names an order to look at.
+// Result is the outcome of a run, with an order to look at.
 type Result struct {
-	Commands map[string]int // that the server took, by name: "PlaceOrder"
-	Replayed int            // of Commands: the server had taken them in an earlier run
-	Refused  int            // commands that the server did not take
+	Commands map[string]int // accepted commands, by name: "PlaceOrder"
+	Replayed int            // of Commands: accepted in an earlier run
+	Refused  int            // commands that the server refused
 
 	OrderID   string // of the last order
 	Reference string // of the last order
-	Token     string // of the receipt of the last order's last command: a query that carries it sees the order as it is now
-	SKU       string // of the first line of that order
+	// Token is the token of the last order's last command. A query with this token sees all of the
+	// order's changes.
+	Token string
+	SKU   string // of the first line of that order
 }
 
 const (
 	defaultSeed   = 1
 	defaultOrders = 30
-	atOnce        = 8
-	patience      = 30 * time.Second
+	atOnce        = 8                // stories that are played concurrently
+	patience      = 30 * time.Second // how long an unavailable server is tolerated
 )
 
-// Run plays the demo. A refused command is counted, and the shop continues.
+// Run sends the demo's commands. It counts a refused command and continues.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	server := client.New(cfg.BaseURL, patience, cfg.Client...)
 	defer server.Close()
@@ -65,20 +69,21 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	return p.result, nil
 }
 
-// story is commands that follow from one another, and so are sent one after the other.
+// story is a list of commands that depend on each other, so they are sent in order.
 type story []proto.Message
 
+// player sends the commands of the stories and counts their results.
 type player struct {
 	server   *client.Client
 	progress func(done, total int)
 	total    int
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // protects the fields below
 	done   int
 	result Result
 }
 
-// playAll plays several stories at a time; the result's order is that of the last.
+// playAll plays stories concurrently. The order in Result is the last story's.
 func (p *player) playAll(ctx context.Context, stories []story) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
@@ -88,6 +93,7 @@ func (p *player) playAll(ctx context.Context, stories []story) error {
 	return group.Wait()
 }
 
+// play sends the commands of a story in order.
 func (p *player) play(ctx context.Context, s story, last bool) error {
 	for _, command := range s {
 		receipt, err := p.server.Send(ctx, command)
@@ -99,7 +105,7 @@ func (p *player) play(ctx context.Context, s story, last bool) error {
 	return nil
 }
 
-// account books the outcome of a command; the receipt is nil if it was refused.
+// account counts the result of a command. receipt is nil if it was refused.
 func (p *player) account(command proto.Message, receipt *eventv1.Receipt, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -15,25 +15,26 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// opening is the time in the demo's ids. Its commands carry no time: they happen when they are
-// sent.
+// opening is the time in the demo's ids. Its commands have no time, so the server uses the current
+// one.
 var opening = time.Date(2026, 1, 5, 9, 0, 0, 0, time.UTC)
 
 const (
 	currency  = "GBP"
 	customers = 24
-	holdGoods = 24 * time.Hour
+	holdGoods = 24 * time.Hour // lifetime of a reservation
 )
 
-// writer writes the stories. What it draws depends on the seed alone, and more orders do not change
-// the first ones.
+// writer writes the stories. All random numbers come from the seed, and a higher number of orders
+// does not change the first ones.
 type writer struct {
 	seed uint64
 	rand *rand.Rand
-	ids  int // made so far
+	ids  int // number of ids so far
 }
 
-// script returns the whole demo: how the shop is set up, and then what it sells.
+// script returns all stories: goods set up the shop, and trade are its orders. goods must be played
+// first.
 func script(seed uint64, orders int) (goods, trade []story) {
 	w := &writer{seed: seed, rand: rand.New(rand.NewPCG(seed, 0))}
 	for _, p := range products {
@@ -54,11 +55,13 @@ func script(seed uint64, orders int) (goods, trade []story) {
 // key returns an idempotency key.
 func (w *writer) key(what, of string) string { return fmt.Sprintf("demo:%d:%s:%s", w.seed, what, of) }
 
+// id returns an id that depends on the seed and the name.
 func (w *writer) id(name string) string {
 	w.ids++
 	return event.NamedID(opening.Add(time.Duration(w.ids)*time.Minute), fmt.Sprintf("demo/%d/%s", w.seed, name)).String()
 }
 
+// list returns the story that lists a product, sets its price and receives its stock.
 func (w *writer) list(p product) story {
 	s := story{
 		&catalogv1.ListProductRequest{
@@ -76,11 +79,13 @@ func (w *writer) list(p product) story {
 	return s
 }
 
+// person is a registered customer.
 type person struct {
 	id, reference, name, email string
 	address                    *customerv1.Address
 }
 
+// person makes up the nth customer.
 func (w *writer) person(n int) person {
 	first, last := firstNames[n%len(firstNames)], lastNames[w.rand.IntN(len(lastNames))]
 	town := towns[w.rand.IntN(len(towns))]
@@ -97,6 +102,7 @@ func (w *writer) person(n int) person {
 	}
 }
 
+// register returns the story that registers a customer, with address and consents.
 func (w *writer) register(p person) story {
 	s := story{
 		&customerv1.RegisterCustomerRequest{
@@ -115,9 +121,9 @@ func (w *writer) register(p person) story {
 	return s
 }
 
-// order returns the story of an order: placed, its goods set aside, and then, as a rule, confirmed
-// and taken from the shelf. Some customers change their mind, and some orders still wait when the
-// day is over. The last one is confirmed.
+// order returns the story of an order. It is placed and its goods are reserved. Then most orders
+// are confirmed and their reservations committed, some are cancelled, and some remain open. The
+// last one is confirmed.
 func (w *writer) order(n int, people []person, last bool) story {
 	reference := fmt.Sprintf("S-%d", 10_001+n)
 	id := w.id("order/" + reference)
@@ -129,7 +135,7 @@ func (w *writer) order(n int, people []person, last bool) story {
 		place.CustomerId, place.Country = &p.id, p.address.GetCountry()
 	}
 	lines := 1 + min(w.rand.IntN(5), w.rand.IntN(6))
-	var held, taken, freed story
+	var held, taken, freed story // reservations, and their commits and releases
 	for line, at := range w.rand.Perm(len(products) - 1)[:lines] {
 		p, quantity := products[at+1], 1+min(w.rand.Int64N(6), w.rand.Int64N(6))
 		place.Lines = append(place.Lines, p.line(quantity))
@@ -140,7 +146,7 @@ func (w *writer) order(n int, people []person, last bool) story {
 		taken = append(taken, &inventoryv1.CommitReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("commit", name)})
 		freed = append(freed, &inventoryv1.ReleaseReservationRequest{Sku: p.sku, ReservationId: name, IdempotencyKey: w.key("release", name)})
 	}
-	if lines < 4 { // small parcels pay for their delivery
+	if lines < 4 { // small orders pay for delivery
 		place.Lines = append(place.Lines, delivery.line(1))
 	}
 	s := append(story{place}, held...)

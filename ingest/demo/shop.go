@@ -7,11 +7,13 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
+// product is an article of the shop, with its price in pence.
 type product struct {
 	sku, category, title, description string
 	pence                             int64
 }
 
+// kind returns the kind of a product: only deliveries are services.
 func (p product) kind() catalogv1.ProductKind {
 	if p.category == deliveries {
 		return catalogv1.ProductKind_PRODUCT_KIND_SERVICE
@@ -23,15 +25,17 @@ func (p product) price() *money.Money {
 	return &money.Money{CurrencyCode: currency, Units: p.pence / 100, Nanos: int32(p.pence%100) * 10_000_000}
 }
 
+// line returns an order line for the product.
 func (p product) line(quantity int64) *orderv1.NewLine {
 	return &orderv1.NewLine{Sku: p.sku, Description: p.title, Quantity: quantity, UnitPrice: p.price()}
 }
 
-const deliveries = "Delivery"
+const deliveries = "Delivery" // the category of services
 
 var delivery = product{"DEL-STD", deliveries, "Standard delivery", "Two to four working days.", 395}
 
-// products of the shop; delivery, which is not goods, comes first.
+// products of the shop. delivery, which is a service, must be first, because orders draw from the
+// others only.
 var products = []product{
 	delivery,
 	{"KIT-0101", "Kitchen", "Enamel mug, midnight blue", "Holds 350 ml; dishwasher safe; chips with dignity.", 950},

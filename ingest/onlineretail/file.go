@@ -17,10 +17,10 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// ErrFile is wrapped by the errors that say the file is not an Online Retail file.
+// ErrFile means that the file is not an Online Retail file.
 var ErrFile = errors.New("not an Online Retail file")
 
-// columns of the file and the types that we can read them from.
+// columns are the columns that are read, and the types that they may have.
 var columns = []struct {
 	name  string
 	types []arrow.Type
@@ -39,7 +39,7 @@ var columns = []struct {
 type source struct {
 	parquet *file.Reader
 	records pqarrow.RecordReader
-	rows    int64
+	rows    int64 // number of rows
 }
 
 // open opens a file and checks its columns.
@@ -78,6 +78,8 @@ func open(ctx context.Context, path string) (_ *source, err error) {
 	return &source{reader, records, reader.NumRows()}, nil
 }
 
+// checkColumn returns an error unless there is one column of this name, and its type is one of
+// types.
 func checkColumn(schema *arrow.Schema, name string, types []arrow.Type) error {
 	fields, _ := schema.FieldsByName(name)
 	if len(fields) != 1 {
@@ -91,7 +93,7 @@ func checkColumn(schema *arrow.Schema, name string, types []arrow.Type) error {
 	return fmt.Errorf("%w: column %s is of type %s, not %s", ErrFile, name, fields[0].Type, strings.ToLower(types[0].String()))
 }
 
-// all yields the rows in the order of the file, or an error as the last pair.
+// all yields the rows in file order. If reading fails, the last pair is an error.
 func (s *source) all() iter.Seq2[row, error] {
 	return func(yield func(row, error) bool) {
 		number := int64(0)
@@ -112,12 +114,14 @@ func (s *source) all() iter.Seq2[row, error] {
 	}
 }
 
+// close releases the batch and closes the file.
 func (s *source) close() error {
 	s.records.Release()
 	return s.parquet.Close()
 }
 
-// rowReader reads the rows of one batch, whose columns have been checked.
+// rowReader returns a function that returns the ith row of a batch. The columns must have been
+// checked.
 func rowReader(batch arrow.RecordBatch) func(i int) row {
 	column := func(name string) arrow.Array { return batch.Column(batch.Schema().FieldIndices(name)[0]) }
 	text := func(name string) func(int) string {
@@ -126,7 +130,8 @@ func rowReader(batch arrow.RecordBatch) func(i int) row {
 			if values.IsNull(i) {
 				return ""
 			}
-			return strings.Clone(strings.TrimSpace(values.Value(i))) // a value lives in the batch's memory
+			// Copied, because the value is in the batch's memory.
+			return strings.Clone(strings.TrimSpace(values.Value(i)))
 		}
 	}
 	number := func(name string) func(int) float64 {
@@ -149,14 +154,15 @@ func rowReader(batch arrow.RecordBatch) func(i int) row {
 			invoice: invoice(i), code: code(i), description: description(i), country: country(i),
 			price: price(i), customer: customer(i),
 		}
-		if r.description == "nan" { // how the file writes a missing text
+		if r.description == "nan" { // how the file represents a missing description
 			r.description = ""
 		}
 		if quantity.IsValid(i) {
 			r.quantity = quantity.Value(i)
 		}
 		if at.IsValid(i) {
-			r.at = event.Time(at.Value(i).ToTime(unit)) // the shop's clock, taken for UTC
+			// The file has local time without a zone, which is taken as UTC.
+			r.at = event.Time(at.Value(i).ToTime(unit))
 		}
 		return r
 	}

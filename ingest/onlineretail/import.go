@@ -1,10 +1,15 @@
-// Package onlineretail turns the lines of the UCI data set "Online Retail", the books of a real
-// shop's year, into the commands that the shop would have issued, and sends them to a running
-// Millrace.
+// Package onlineretail imports the UCI data set "Online Retail", the sales of a real shop in one
+// year. It turns the lines of the file into the commands that the shop would have issued, and sends
+// them to a running Millrace.
 //
-// What is planned depends on the file alone, and so do the ids and idempotency keys of what is
-// sent: an import that was killed is resumed by running it again, and running it once more changes
-// nothing.
+// Import reads rows (file.go), classifies them (rules.go), plans commands for a window of rows at a
+// time (plan.go) and sends them (issue.go). Summary says what became of each line.
+//
+// Invariants:
+//
+//   - The plan depends on the file only, and so do the ids and idempotency keys of the commands. So
+//     an import that was killed is resumed by running it again, and a second run changes nothing.
+//   - Each line is either accepted, as part of a command, or rejected with a reason.
 package onlineretail
 
 import (
@@ -20,29 +25,32 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// Config describes what to import, and where to.
+// Config configures an import.
 type Config struct {
-	Path        string          // of the Parquet file
-	BaseURL     string          // of the server: "http://127.0.0.1:7400"
-	Client      []client.Option // token and TLS, where the server asks for them
-	Limit       int             // lines of the file to import; 0 means all. A later import with a higher limit continues.
-	RejectsPath string          // of the CSV file of lines that were not imported, one line each; none if empty
-	Concurrency int             // commands under way at most; 0 means 64
-	Patience    time.Duration   // with a server that is away; 0 means a minute
-	Progress    func(Progress)  // called as lines get done, by one goroutine at a time; may be nil
+	Path    string          // of the Parquet file
+	BaseURL string          // of the server, for example "http://127.0.0.1:7400"
+	Client  []client.Option // token and TLS, if the server requires them
+	// Limit is the number of lines to import. 0 means all. A later import with a higher limit
+	// continues.
+	Limit int
+	// RejectsPath is where to write a CSV file of the rejected lines. If it is empty, none is
+	// written.
+	RejectsPath string
+	Concurrency int            // maximum number of commands in flight; 0 means 64
+	Patience    time.Duration  // how long an unavailable server is tolerated; 0 means 1 minute
+	Progress    func(Progress) // called as lines are done, never concurrently; may be nil
 }
 
-// Progress says how far an import is.
+// Progress is how far an import is.
 type Progress struct {
-	RowsRead  int64 // and done with: accepted or rejected
-	RowsTotal int64 // to be read
+	RowsRead  int64 // lines that are accepted or rejected
+	RowsTotal int64 // lines to be read
 	Rejected  int64 // of RowsRead
-	Commands  int64 // answered
-	Replayed  int64 // of Commands: had been answered by an earlier import
+	Commands  int64 // commands that the server answered
+	Replayed  int64 // of Commands: answered in an earlier import
 }
 
-// The window is how much of the file is planned and sent at a time, and bounds the memory that an
-// import takes.
+// windowRows is how many rows are planned and sent at a time. It bounds the memory of an import.
 const windowRows = 16_384
 
 const (
@@ -50,9 +58,9 @@ const (
 	defaultPatience    = time.Minute
 )
 
-// Import imports a file and says what became of its lines. An error wraps ErrFile where the file is
-// at fault and client.ErrUnreachable where the server was away for too long; the summary then tells
-// how far the import came, and the same call continues from there.
+// Import imports a file. The error wraps ErrFile if the file is not usable, and
+// client.ErrUnreachable if the server was unavailable for too long. Then the summary says how far
+// the import came, and another call continues from there.
 func Import(ctx context.Context, cfg Config) (Summary, error) {
 	start := time.Now()
 	cfg.Concurrency = cmp.Or(cfg.Concurrency, defaultConcurrency)
@@ -70,18 +78,20 @@ func Import(ctx context.Context, cfg Config) (Summary, error) {
 	return im.summary, im.summary.check()
 }
 
+// importer is the state of one import.
 type importer struct {
 	Config
 	server  *client.Client
 	planner *planner
 	rejects *rejectsFile
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // protects the fields below while commands are in flight
 	progress Progress
 	summary  Summary
-	refused  []reject // by the server, in this window
+	refused  []reject // lines of this window that the server refused
 }
 
+// run reads the file in windows and sends each.
 func (im *importer) run(ctx context.Context) (err error) {
 	src, err := open(ctx, im.Path)
 	if err != nil {
@@ -116,7 +126,8 @@ func (im *importer) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// send sends a window's commands and writes its rejects.
+// send sends the commands of a window and writes its rejects. Orders are sent after the groundwork,
+// because they refer to it.
 func (im *importer) send(ctx context.Context, w window) error {
 	for _, r := range w.rejects {
 		im.summary.reject(r)
@@ -128,7 +139,7 @@ func (im *importer) send(ctx context.Context, w window) error {
 			return err
 		}
 	}
-	if im.Progress != nil { // its last lines may have been rejects
+	if im.Progress != nil { // the last lines of the window may be rejects, which no command reports
 		im.Progress(im.progress)
 	}
 	rejects := append(w.rejects, im.refused...)
@@ -136,7 +147,7 @@ func (im *importer) send(ctx context.Context, w window) error {
 	return im.rejects.write(rejects)
 }
 
-// sendAll sends commands of many streams at once, and those of one stream in order.
+// sendAll sends the commands of different streams concurrently, and those of one stream in order.
 func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	streams := map[string]int{}
 	var queues [][]command
@@ -166,7 +177,7 @@ func (im *importer) sendAll(ctx context.Context, commands []command) error {
 	return group.Wait()
 }
 
-// account books the outcome of a command.
+// account counts the result of a command.
 func (im *importer) account(c command, o outcome) {
 	im.mu.Lock()
 	defer im.mu.Unlock()

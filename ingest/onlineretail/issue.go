@@ -9,20 +9,20 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// outcome is what the server made of a command.
+// outcome is the server's answer to a command.
 type outcome struct {
-	accepted int    // how many of the command's lines it took
-	refused  string // why it did not take the others; empty if it took the command
-	replayed bool   // it had taken all before
+	accepted int    // number of the command's lines that it accepted
+	refused  string // why it refused the others; empty if it accepted all
+	replayed bool   // it had accepted all of them before
 }
 
-// Rules and facts of the services' refusals.
+// Rules and facts in the services' refusals.
 const (
 	ruleKeyReused = "idempotency_key_reused"
 	factLines     = "lines"
 )
 
-// issue sends a command. The error is of a server that gave no answer; a refusal is an outcome.
+// issue sends a command. A refusal is an outcome. An error means that the server did not answer.
 func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	receipt, err := im.server.Send(ctx, c.request)
 	if err == nil {
@@ -43,9 +43,9 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	return outcome{refused: refusal.GetReason()}, nil
 }
 
-// complete deals with an invoice that the limit of an earlier import had cut: under the same key
-// the order got fewer lines. (Or more of them, where this import has the lower limit.) The refusal
-// says how many it has; the others are added.
+// complete handles an invoice that an earlier import sent under the same key with fewer lines,
+// because its limit was lower, or with more. The refusal says how many lines the order has, and
+// complete adds the others. all is the request that would add every line of the command.
 func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Rejection, all *orderv1.AddLinesRequest) (outcome, error) {
 	have, ok := linesOf(refusal)
 	known := have - int(all.GetAfterLine())
@@ -66,7 +66,7 @@ func (im *importer) complete(ctx context.Context, c command, refusal *eventv1.Re
 	return outcome{}, err
 }
 
-// linesOf returns how many lines the order of a refused command has.
+// linesOf returns how many lines the order in a refusal has.
 func linesOf(refusal *eventv1.Rejection) (int, bool) {
 	n, err := strconv.Atoi(refusal.GetFacts()[factLines])
 	return n, err == nil

@@ -17,58 +17,61 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// command is a request to one of the services, and the lines of the file that it stands for: they
-// are accepted if it is.
+// command is a request to a service, and the lines of the file that it represents. The lines are
+// accepted if the request is.
 type command struct {
-	stream  string // the commands of one stream are sent one after the other
+	stream  string // commands of one stream are sent in order
 	request proto.Message
 	lines   []line
 }
 
-// line says where in the file something stood.
+// line identifies a row of the file.
 type line struct {
 	row           int64
 	invoice, code string
 }
 
-// reject is a line that did not become part of a command.
+// reject is a line that is not part of an accepted command.
 type reject struct {
 	line
 	reason string
 }
 
-// window is what a stretch of the file leads to. The orders name customers and products of the
-// groundwork, so that is sent first.
+// window is the plan for a range of rows. orders refer to customers and products in groundwork, so
+// groundwork is sent first.
 type window struct {
 	groundwork []command
 	orders     []command
 	rejects    []reject
 }
 
-// planner turns rows into commands. It looks at nothing but the rows so far: what it plans for the
-// beginning of a file does not depend on the rest. Only an invoice that the end of the rows cuts
-// off is planned with the lines that it has.
+// planner turns rows into commands. It depends on the rows so far only, so a higher limit does not
+// change the plan for the first rows. The only exception is an invoice that the limit cuts off: it
+// has only the lines up to there.
 type planner struct {
-	completeAfter int64 // rows
+	completeAfter int64 // see the constant; tests use other values
 
-	customers map[int64]string // id by number
+	customers map[int64]string // ids, by customer number
 	products  map[string]*product
 	invoices  map[string]*invoice
-	open      []*invoice // with lines that are not planned yet, in the order of their first such line
-	window    window
+	// Invoices with lines that are not planned yet, in the order of their first such line.
+	open   []*invoice
+	window window
 }
 
+// product is what the planner knows of a product.
 type product struct {
 	service bool
-	titled  bool // the title is a real one, not the code
-	price   float64
-	// A price other than the product's, and how many sales in a row charged it.
+	titled  bool    // the title is from a sale; otherwise it is the code
+	price   float64 // last price that was set; 0 before the first
+	// A price other than the product's, and the number of consecutive sales at it.
 	otherPrice float64
 	otherSales int
-	// What would lie on the shelf if each sale took its goods at once.
+	// Stock if each sale took its goods at once.
 	onHand int64
 }
 
+// invoice is an order that is being planned.
 type invoice struct {
 	number   string
 	orderID  string
@@ -76,9 +79,9 @@ type invoice struct {
 	country  string
 	ordered  time.Time
 
-	planned int // lines in commands already
+	planned int // number of lines that are in commands
 
-	// Lines not planned yet; added is when the first of them was written.
+	// Lines that are not planned yet. added is the time of the first of them.
 	added   time.Time
 	pending []*orderv1.NewLine
 	lines   []line
@@ -89,16 +92,16 @@ func newPlanner() *planner {
 }
 
 const (
-	// An invoice is complete when this many rows in a row were not of it. In the real file one is
-	// interleaved with another, by two rows. Lines that come later still are added to the order.
+	// An invoice is complete after this many rows without one of its lines. In the real file,
+	// invoices interleave by two rows at most. Lines that come even later are added to the order.
 	completeAfter = 1000
-	// A product's price changes when this many sales in a row charged the new one: one-off
-	// discounts are not its price.
+	// A product's price changes after this many consecutive sales at the new one, because a single
+	// discount is not a price change.
 	priceAfter = 3
-	// A delivery brings at least smallestLot, and else lotFactor times what is missing.
+	// A delivery brings lotFactor times what is missing, and at least smallestLot.
 	smallestLot = 96
 	lotFactor   = 8
-	// The most lines of one command: whatever they say, they fit an event.
+	// Maximum number of lines in a command. With it, an event always fits its size limit.
 	mostLines = 2500
 )
 
@@ -119,7 +122,8 @@ func (p *planner) add(r row) {
 	}
 }
 
-// end closes the window: orders come out when their invoice is complete, or when the file is.
+// end closes the window and returns it. It plans the orders whose invoice is complete, or all at
+// the end of the file.
 func (p *planner) end(last int64, eof bool) window {
 	p.open = slices.DeleteFunc(p.open, func(i *invoice) bool {
 		if !eof && last-i.lines[len(i.lines)-1].row < p.completeAfter {
@@ -133,16 +137,18 @@ func (p *planner) end(last int64, eof bool) window {
 	return w
 }
 
+// reject adds a row to the window's rejects.
 func (p *planner) reject(r row, reason string) {
 	p.window.rejects = append(p.window.rejects, reject{r.line(), reason})
 }
 
+// first adds a command to the window's groundwork.
 func (p *planner) first(stream string, request proto.Message, lines ...line) {
 	p.window.groundwork = append(p.window.groundwork, command{stream, request, lines})
 }
 
-// customer returns the id of the row's customer, who is registered when first seen; empty for a
-// guest.
+// customer returns the id of the row's customer, or "" for a guest. It plans the registration of a
+// new customer.
 func (p *planner) customer(r row) string {
 	if math.IsNaN(r.customer) {
 		return ""
@@ -164,8 +170,9 @@ func (p *planner) customer(r row) string {
 	return id
 }
 
-// product returns the row's product, which is listed when first seen. A sale tells its title; on a
-// correction the description is the reason, so until the first sale the code has to do.
+// product returns the row's product and plans its listing if it is new. Only sales have a title: on
+// a correction the description is a reason. So a product that is first seen in a correction has its
+// code as title until the first sale.
 func (p *planner) product(r row, title string) *product {
 	item, ok := p.products[r.code]
 	switch {
@@ -198,8 +205,9 @@ func (p *planner) product(r row, title string) *product {
 	return item
 }
 
+// sell adds a sale to its invoice, and plans the product, its price and its stock.
 func (p *planner) sell(r row, customer string) {
-	// The shortest decimal that reads as this float is what the shop wrote.
+	// The shortest decimal that parses to this float is the price that the shop wrote.
 	price, err := event.ParseMoney(currency, strconv.FormatFloat(r.price, 'f', -1, 64))
 	if err != nil {
 		p.reject(r, reasonPrice)
@@ -235,7 +243,8 @@ func (p *planner) sell(r row, customer string) {
 	}
 }
 
-// charge sets the product's price when it is first sold, and when a new price has proved to be one.
+// charge plans a new price at the first sale of a product, and when priceAfter consecutive sales
+// had the same other price.
 func (p *planner) charge(r row, item *product, price *money.Money) {
 	switch {
 	case item.price == r.price:
@@ -258,8 +267,8 @@ func (p *planner) charge(r row, item *product, price *money.Money) {
 	})
 }
 
-// receive has goods delivered where fewer than need lie on the shelf. The file knows nothing of
-// deliveries, so they are made up: a lot arrives the minute before it is needed.
+// receive plans a delivery if the stock is lower than need. The file has no deliveries, so they are
+// made up: one arrives a minute before it is needed.
 func (p *planner) receive(r row, item *product, need int64) {
 	missing := need - item.onHand
 	if missing <= 0 {
@@ -275,7 +284,7 @@ func (p *planner) receive(r row, item *product, need int64) {
 	})
 }
 
-// correct adjusts the stock: goods found, counted, broken or thrown away.
+// correct plans an adjustment of the stock: goods found, counted, broken or thrown away.
 func (p *planner) correct(r row) {
 	item := p.product(r, "")
 	p.receive(r, item, -r.quantity)
@@ -293,8 +302,8 @@ func (p *planner) correct(r row) {
 	}, r.line())
 }
 
-// order plans the pending lines of an invoice: the first place the order, what comes later is added
-// to it.
+// order plans commands for the pending lines of an invoice. The first command places the order, and
+// later ones add lines to it.
 func (p *planner) order(i *invoice) {
 	for len(i.pending) > 0 {
 		n := min(len(i.pending), mostLines)
@@ -305,6 +314,7 @@ func (p *planner) order(i *invoice) {
 	i.pending, i.lines = nil, nil
 }
 
+// request returns the command for lines of the invoice.
 func (i *invoice) request(lines []*orderv1.NewLine) proto.Message {
 	if i.planned > 0 {
 		return addLines(i.orderID, i.number, i.planned, lines, timestamppb.New(i.added))
@@ -324,7 +334,7 @@ func (i *invoice) request(lines []*orderv1.NewLine) proto.Message {
 	return place
 }
 
-// addLines asks to append to an order that has so many lines already.
+// addLines returns the command that adds lines to an order that has have lines.
 func addLines(orderID, number string, have int, lines []*orderv1.NewLine, at *timestamppb.Timestamp) *orderv1.AddLinesRequest {
 	return &orderv1.AddLinesRequest{
 		OrderId:        orderID,

@@ -11,28 +11,28 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// row is one line of the file. A missing text is empty, a missing time is zero, a missing price or
-// customer is NaN and a missing quantity is 0.
+// row is one line of the file. If a value is missing, a string is empty, a time is zero, a price or
+// customer is NaN, and a quantity is 0.
 type row struct {
-	number      int64 // in the file, from 1
+	number      int64 // row number in the file, starting at 1
 	invoice     string
 	code        string
 	description string
 	quantity    int64
 	at          time.Time
-	price       float64 // of one, in GBP
+	price       float64 // unit price, in GBP
 	customer    float64
 	country     string
 }
 
+// line and key identify the row, in errors and in idempotency keys.
 func (r row) line() line  { return line{r.number, r.invoice, r.code} }
 func (r row) key() string { return strconv.FormatInt(r.number, 10) }
 
-// The shop keeps its books in pounds.
+// currency of all prices in the file.
 const currency = "GBP"
 
-// services are the codes that are not goods: they are sold like goods, but no stock is kept of
-// them.
+// services are the codes that are not goods. They are sold like goods, but have no stock.
 var services = map[string]bool{
 	"POST":         true, // postage
 	"DOT":          true, // postage of orders from the other site
@@ -49,7 +49,7 @@ var services = map[string]bool{
 
 func isService(code string) bool { return services[code] || strings.HasPrefix(code, "gift_") }
 
-// Why a line does not become a command, where the line can be read at all.
+// Reasons why a readable line does not become a command.
 const (
 	reasonCancelled = "cancellation: returns come later"
 	reasonNegative  = "price is below 0: an entry of the books, not a sale"
@@ -60,6 +60,7 @@ const (
 	reasonPrice     = "price is missing or no amount of money"
 )
 
+// meaning is what a row stands for.
 type meaning int
 
 const (
@@ -68,7 +69,8 @@ const (
 	correction // of the stock
 )
 
-// classify reports what a usable row means, or why it means nothing to us.
+// classify returns what a usable row stands for. If it is neither a sale nor a correction, classify
+// returns the reason.
 func classify(r row) (meaning, string) {
 	guest := math.IsNaN(r.customer)
 	switch {
@@ -88,8 +90,8 @@ func classify(r row) (meaning, string) {
 	return correction, ""
 }
 
-// What the services take: an order with one bad line is refused whole, so bad lines are kept out of
-// it.
+// Limits of the services. An order with one bad line is refused as a whole, so bad lines are
+// rejected before.
 var sku = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$`)
 
 const (
@@ -100,7 +102,7 @@ const (
 
 var earliest, latest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// unusable reports why a row cannot be part of any command; empty if it can.
+// unusable returns why a row cannot be part of any command, or "" if it can.
 func unusable(r row) string {
 	switch {
 	case !fits(r.invoice, 1, longestName):
@@ -125,7 +127,7 @@ func unusable(r row) string {
 	return ""
 }
 
-// fits takes at least so many characters, and at most so many bytes.
+// fits reports whether s is UTF-8 and has at least least characters and at most most bytes.
 func fits(s string, least, most int) bool {
 	return len(s) <= most && utf8.RuneCountInString(s) >= least && utf8.ValidString(s)
 }

@@ -12,16 +12,17 @@ import (
 	"time"
 )
 
-// Summary describes what became of the lines of a file. Accepted + Rejected = Read.
+// Summary says what became of the lines of a file. Read is the sum of Accepted and Rejected.
 type Summary struct {
-	Read     int64            `json:"read"`
-	Accepted int64            `json:"accepted"` // became part of a command that the server took, now or in an earlier import
+	Read int64 `json:"read"`
+	// Accepted lines are part of a command that the server accepted, now or in an earlier import.
+	Accepted int64            `json:"accepted"`
 	Rejected int64            `json:"rejected"`
-	Reasons  map[string]int64 `json:"reasons"` // Rejected by reason
+	Reasons  map[string]int64 `json:"reasons"` // rejected lines, by reason
 
-	Commands map[string]int64 `json:"commands"` // that the server took, by name: "PlaceOrder"
-	Replayed int64            `json:"replayed"` // of Commands: the server had taken them in an earlier import
-	Refused  map[string]int64 `json:"refused"`  // commands that the server did not take, by name and reason
+	Commands map[string]int64 `json:"commands"` // accepted commands, by name: "PlaceOrder"
+	Replayed int64            `json:"replayed"` // of Commands: accepted in an earlier import
+	Refused  map[string]int64 `json:"refused"`  // refused commands, by name and reason
 
 	Elapsed time.Duration `json:"elapsed_nanoseconds"`
 }
@@ -30,12 +31,13 @@ func newSummary() Summary {
 	return Summary{Reasons: map[string]int64{}, Commands: map[string]int64{}, Refused: map[string]int64{}}
 }
 
+// reject counts a rejected line.
 func (s *Summary) reject(r reject) {
 	s.Rejected++
 	s.Reasons[r.reason]++
 }
 
-// check holds the import to its promise that no line is lost.
+// check returns an error if a line is neither accepted nor rejected.
 func (s *Summary) check() error {
 	if s.Accepted+s.Rejected != s.Read {
 		return fmt.Errorf("%d lines accepted and %d rejected are not the %d read: this is a bug of the import", s.Accepted, s.Rejected, s.Read)
@@ -43,7 +45,7 @@ func (s *Summary) check() error {
 	return nil
 }
 
-// String returns a report of a few lines.
+// String returns a report for the terminal.
 func (s Summary) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d lines read = %d accepted + %d rejected, in %v\n", s.Read, s.Accepted, s.Rejected, s.Elapsed.Round(time.Millisecond))
@@ -65,12 +67,13 @@ func (s Summary) String() string {
 	return b.String()
 }
 
-// rejectsFile is a CSV file of row, invoice, stock code and reason.
+// rejectsFile is a CSV file with the columns row, invoice, stock code and reason.
 type rejectsFile struct {
-	file *os.File // nil if nobody wants it
+	file *os.File // nil if no file is wanted
 	csv  *csv.Writer
 }
 
+// createRejects creates the file, unless path is empty.
 func createRejects(path string) (*rejectsFile, error) {
 	if path == "" {
 		return &rejectsFile{}, nil
@@ -82,7 +85,7 @@ func createRejects(path string) (*rejectsFile, error) {
 	return &rejectsFile{f, csv.NewWriter(f)}, nil
 }
 
-// write writes the rejects of one window.
+// write writes the rejects of one window, ordered by row.
 func (f *rejectsFile) write(rejects []reject) error {
 	if f.file == nil {
 		return nil

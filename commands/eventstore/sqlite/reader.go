@@ -16,12 +16,12 @@ import (
 	"github.com/millrace/millrace/internal/sqlite"
 )
 
-// reader reads on connections of its own, beside the writer.
+// reader reads on its own connections. In WAL mode, readers and the writer do not block each other.
 type reader struct {
 	aggregate event.Aggregate
 	db        *sql.DB
-	epoch     string
-	secret    []byte
+	epoch     string // read once, since it does not change while the file is open
+	secret    []byte // like epoch
 
 	at, stream, all, head, stats, snapshot, answer *sql.Stmt
 }
@@ -36,6 +36,7 @@ FROM events `
 	selectSnapshot = "SELECT version, schema, state FROM snapshots WHERE stream = ?"
 )
 
+// newReader opens the connections and prepares the statements.
 func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*reader, error) {
 	db, err := sqlite.OpenReadOnly(path)
 	if err != nil {
@@ -61,9 +62,10 @@ func newReader(ctx context.Context, path string, aggregate event.Aggregate) (*re
 	return r, nil
 }
 
-// close ends the connections, and with them their statements.
+// close closes the connections and with them their statements.
 func (r *reader) close() error { return r.db.Close() }
 
+// load returns a stream's events after a version.
 func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
 	if after >= math.MaxInt64 {
 		return nil, nil
@@ -76,16 +78,19 @@ func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event
 }
 
 func (r *reader) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	if after.Compare(position(math.MaxInt64)) >= 0 { // no position of this store: its transactions are all 0
+	// Not a position of this store: its transactions are all 0.
+	if after.Compare(position(math.MaxInt64)) >= 0 {
 		return nil, nil
 	}
-	events, err := r.query(ctx, r.all, after.Sequence, max(limit, 0)) // to SQLite a negative limit is none
+	// SQLite takes a negative limit as none.
+	events, err := r.query(ctx, r.all, after.Sequence, max(limit, 0))
 	if err != nil {
 		return nil, fmt.Errorf("read the events of %s after %v: %w", r.aggregate.Name, after, err)
 	}
 	return events, nil
 }
 
+// query runs a statement that selects events.
 func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events []event.Event, err error) {
 	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
@@ -109,6 +114,7 @@ func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events
 	return events, rows.Err()
 }
 
+// known reports for each event whether the store has it, with the same id, version and position.
 func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error) {
 	known := make([]bool, len(events))
 	for i, e := range events {
@@ -129,6 +135,7 @@ func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error
 	return known, nil
 }
 
+// readHead returns the position of the last event, or 0.
 func (r *reader) readHead(ctx context.Context) (head int64, err error) {
 	if err := r.head.QueryRowContext(ctx).Scan(&head); err != nil {
 		return 0, fmt.Errorf("read the head of the store of %s: %w", r.aggregate.Name, err)
@@ -136,8 +143,9 @@ func (r *reader) readHead(ctx context.Context) (head int64, err error) {
 	return head, nil
 }
 
+// readStats counts the events after a position.
 func (r *reader) readStats(ctx context.Context, after event.Position) (s eventstore.Stats, err error) {
-	if after.Compare(position(math.MaxInt64)) >= 0 { // no position of this store
+	if after.Compare(position(math.MaxInt64)) >= 0 { // not a position of this store
 		return s, nil
 	}
 	var newest int64
@@ -162,7 +170,7 @@ func (r *reader) loadSnapshot(ctx context.Context, stream string) (eventstore.Sn
 	return s, true, nil
 }
 
-// loadAnswer reads through the reader's statement, or through the writer's within its transaction.
+// loadAnswer uses the reader's statement, or the writer's within its transaction.
 func loadAnswer(ctx context.Context, stmt *sql.Stmt, key string) (eventstore.Answer, bool, error) {
 	a := eventstore.Answer{Key: key}
 	err := stmt.QueryRowContext(ctx, key).Scan(&a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Sequence)
@@ -175,6 +183,7 @@ func loadAnswer(ctx context.Context, stmt *sql.Stmt, key string) (eventstore.Ans
 	return a, true, nil
 }
 
+// position returns the position of a row. Transactions are always 0 in this store.
 func position(sequence int64) event.Position {
 	return event.Position{Sequence: uint64(sequence)} // rowids start at 1
 }

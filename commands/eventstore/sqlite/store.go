@@ -1,18 +1,20 @@
-// Package sqlite keeps one service's events in one SQLite file: the store of the embedded default.
+// Package sqlite is the event store in one SQLite file, the embedded default. internal/sqlite
+// explains the choice of the driver: no C compiler, no server, one file.
 //
-// Why SQLite through modernc.org/sqlite, see internal/sqlite: no C compiler, no server, one file.
+// Store combines a writer, which has one connection, and a reader, which has several.
 //
-// Durability: an append that was acknowledged is on the disk. The database runs in WAL mode with
-// synchronous=FULL, so each commit waits until the log is synced, and a kill -9 or a power cut at
-// any moment loses nothing that Append answered. A sync costs the better part of a millisecond,
-// therefore appends are committed in groups: one goroutine takes whatever calls wait, stores them
-// in one transaction and answers them all. A batch that conflicts is refused alone.
+// Invariants:
 //
-// Order: SQLite lets one transaction write at a time, so events are committed in the order of their
-// positions and a reader that asks for what is after the last position it saw misses nothing.
+//   - Durability: an acknowledged append is on disk. The database runs in WAL mode with
+//     synchronous=FULL, so each commit syncs the log, and a kill -9 or a power cut loses nothing
+//     that was acknowledged. A sync takes most of a millisecond, so appends are committed in
+//     groups: one goroutine stores all waiting calls in one transaction. A batch that conflicts is
+//     refused without affecting the others.
+//   - Order: SQLite has one write transaction at a time, so events are committed in the order of
+//     their positions. A reader that continues after the last position that it saw misses nothing.
 //
-// Several processes may open one file, an operator's tool beside the service. Wait hears of its own
-// process's appends at once and of another's a moment later.
+// Several processes may open one file, for example the service and an operator's tool. Wait notices
+// appends of its own process at once, and those of others within the polling interval.
 package sqlite
 
 import (
@@ -41,19 +43,19 @@ type Store struct {
 	gate      *adapter.InFlight
 	appends   *adapter.Writer
 	committed adapter.Broadcaster
-	head      atomic.Int64 // last position that this process saw committed
-	elsewhere time.Duration
+	head      atomic.Int64  // last position that this process has committed
+	elsewhere time.Duration // polling interval for other processes' appends
 
-	db     *sql.DB // for writing
+	db     *sql.DB // for writing; the reader has its own
 	writer *writer
 	reader *reader
 }
 
 var _ eventstore.Store = (*Store)(nil)
 
-// Open opens the event store of aggregate in the file at path, and makes it where there is none. It
-// fails if the file holds the events of another aggregate or was written by a newer version of
-// Millrace.
+// Open opens the event store of aggregate in the file at path, and creates the file if it does not
+// exist. It fails if the file has the events of another aggregate, or if a newer version of
+// Millrace wrote it.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
 	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), elsewhere: elsewhere}
 	defer func() {
@@ -91,15 +93,15 @@ var schema string
 
 const schemaNumber = 3
 
-// Steps bring schema 1 to schema 2, and that to schema 3.
+// steps migrate the schema: steps[0] from 1 to 2, and steps[1] from 2 to 3.
 var steps = [...]string{
 	"ALTER TABLE store ADD COLUMN epoch TEXT NOT NULL DEFAULT ''",
 	"ALTER TABLE store ADD COLUMN secret BLOB NOT NULL DEFAULT x''",
 }
 
-// migrate brings the file to the schema of this version, and checks that it is the aggregate's.
+// migrate migrates the file to this version's schema and checks that it belongs to the aggregate.
 func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
-	tx, err := db.BeginTx(ctx, nil) // takes the write lock: two processes may start at once
+	tx, err := db.BeginTx(ctx, nil) // takes the write lock, because two processes may start at once
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
@@ -143,7 +145,7 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 	return nil
 }
 
-// identify gives the store the epoch and the secret that it does not have yet.
+// identify sets the store's epoch and secret if they are missing, and records the schema's version.
 func identify(ctx context.Context, tx *sql.Tx) error {
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
@@ -168,7 +170,7 @@ func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appe
 	return s.appends.Append(ctx, b)
 }
 
-// store commits a group of calls and settles them.
+// store commits a group and settles its calls. It never returns calls to be retried.
 func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 	outcomes, head, err := s.writer.store(group)
 	if sqlite.Full(err) {
@@ -179,7 +181,9 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 		s.committed.Broadcast()
 	}
 	for i, c := range group {
-		if err != nil { // nobody's outcome counts, not even a conflict: it may be one with the group itself
+		// Nothing was stored, so no single result counts. Not even a conflict does: it may be with
+		// another batch of the group.
+		if err != nil {
 			c.Settle(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		} else {
 			c.Settle(outcomes[i].appended, outcomes[i].refused)
@@ -274,7 +278,7 @@ func (s *Store) Secret(context.Context) ([]byte, error) {
 	return s.reader.secret, nil
 }
 
-// elsewhere is how often Wait looks whether another process has appended.
+// elsewhere is how often Wait checks for appends of other processes.
 const elsewhere = 250 * time.Millisecond
 
 // Wait implements eventstore.Store.
@@ -286,6 +290,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	look := time.NewTicker(s.elsewhere)
 	defer look.Stop()
 	for {
+		// Take the channel before reading the head, so that no commit is missed.
 		commit := s.committed.Next()
 		if position(s.head.Load()).Compare(after) > 0 {
 			return nil
@@ -320,8 +325,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// closeFiles moves the write-ahead log into the file, so that the file is the store, whole. SQLite
-// does that by itself only where it sees a connection that can write close as the last one.
+// closeFiles checkpoints the write-ahead log into the file, so that the file alone is the complete
+// store. SQLite does this by itself only if the last connection to close is one that can write.
 func (s *Store) closeFiles() error {
 	var errs []error
 	if s.reader != nil {
@@ -336,5 +341,5 @@ func (s *Store) closeFiles() error {
 	return errors.Join(errs...)
 }
 
-// readers returns how many reads run at once.
+// readers returns the maximum number of concurrent reads.
 func readers() int { return max(4, runtime.GOMAXPROCS(0)) }

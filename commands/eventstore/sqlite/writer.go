@@ -11,7 +11,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// writer stores groups of batches on one connection. Only the goroutine of adapter.Writer uses it.
+// writer stores groups of batches on one connection. Only the goroutine of adapter.Writer uses it,
+// so it needs no lock.
 type writer struct {
 	conn                    *sql.Conn
 	begin, commit, rollback *sql.Stmt
@@ -34,6 +35,7 @@ ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded
 WHERE excluded.version >= snapshots.version`
 )
 
+// newWriter opens the connection and prepares the statements.
 func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -55,25 +57,26 @@ func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
 	return w, nil
 }
 
-// close ends the connection, and with it its statements.
+// close closes the connection and with it its statements.
 func (w *writer) close() error { return w.conn.Close() }
 
-// outcome is what became of one batch: it is where appended says, or it was refused by itself.
+// outcome is the result of one batch: it was stored, or it was refused and the rest of the group
+// was stored.
 type outcome struct {
 	appended eventstore.Appended
 	refused  error
 }
 
-// store stores a group in one transaction and returns the outcome of each call and the position of
-// the last event. On an error nothing of the group was stored. It does not end with any caller's
-// context: the group is everybody's.
+// store stores a group in one transaction. It returns the outcome of each call, and the position of
+// the last event. After an error nothing of the group is stored. It ignores the callers' contexts,
+// because the group belongs to all of them.
 func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, err error) {
 	ctx := context.Background()
 	if _, err := w.begin.ExecContext(ctx); err != nil {
 		return nil, 0, fmt.Errorf("begin: %w", err)
 	}
 	defer func() {
-		if err != nil { // SQLite may have rolled back by itself, so this one's error says nothing
+		if err != nil { // SQLite may have rolled back by itself, so this error means nothing
 			_, _ = w.rollback.ExecContext(ctx)
 		}
 	}()
@@ -90,7 +93,8 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 	return outcomes, head, nil
 }
 
-// append checks a batch and then writes it, so that a refused batch has written nothing.
+// append checks a batch before it writes anything, so a refused batch leaves nothing in the
+// transaction.
 func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, error) {
 	if b.Answer.Key != "" {
 		first, answered, err := loadAnswer(ctx, w.answer, b.Answer.Key)
@@ -115,7 +119,7 @@ func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, erro
 	return outcome{appended: eventstore.Appended{Position: position(last)}}, err
 }
 
-// write writes a batch and returns the position of its last event, or the head where it has none.
+// write writes a batch and returns the position of its last event, or the head if it has none.
 func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, err error) {
 	for i := range b.Streams {
 		s := &b.Streams[i]
@@ -144,6 +148,7 @@ func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, er
 	return last, nil
 }
 
+// writeEvent inserts an event and returns its position.
 func (w *writer) writeEvent(ctx context.Context, stream string, version uint64, e *event.Event) (int64, error) {
 	done, err := w.insertEvent.ExecContext(ctx, e.ID[:], stream, version, e.Type, blob(e.Data),
 		e.OccurredAt.UnixMicro(), e.RecordedAt.UnixMicro(), e.CorrelationID, e.CausationID, e.TraceParent)
@@ -153,7 +158,7 @@ func (w *writer) writeEvent(ctx context.Context, stream string, version uint64, 
 	return done.LastInsertId()
 }
 
-// blob keeps an empty slice from being stored as NULL.
+// blob returns an empty slice for nil, which would be stored as NULL.
 func blob(b []byte) []byte {
 	if b == nil {
 		return []byte{}

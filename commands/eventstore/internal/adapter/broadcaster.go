@@ -3,13 +3,15 @@ package adapter
 import "sync"
 
 // Broadcaster wakes all waiting goroutines. The zero value is ready to use.
+//
+// A waiter takes a channel with Next, then checks its condition, and then waits on the channel. In
+// this order it cannot miss a Broadcast.
 type Broadcaster struct {
 	mu   sync.Mutex
-	next chan struct{} // nil while nobody listens
+	next chan struct{} // nil while there is no waiter
 }
 
-// Next returns a channel that the next Broadcast closes. Take it before you look whether there is
-// something to wait for.
+// Next returns a channel that the next Broadcast closes. Call it before checking the condition.
 func (b *Broadcaster) Next() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -19,7 +21,7 @@ func (b *Broadcaster) Next() <-chan struct{} {
 	return b.next
 }
 
-// Broadcast wakes all goroutines that wait on a channel of Next.
+// Broadcast wakes all goroutines that wait on a channel from Next.
 func (b *Broadcaster) Broadcast() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -8,36 +8,40 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 )
 
-// The queue holds a second group while one is being stored; beyond that callers wait in Append.
+// The queue has room for two groups, so one can fill up while the other is stored. When it is full,
+// callers block in Append.
 const (
 	queued   = 1024
-	maxGroup = 512      // batches in one transaction
-	maxBytes = 16 << 20 // of data in one transaction, and one batch more
+	maxGroup = 512      // maximum number of batches in one transaction
+	maxBytes = 16 << 20 // data in one transaction, in bytes; the last batch may exceed it
 )
 
-// Call is an Append on its way through the writer.
+// Call is an Append that waits for its result.
 type Call struct {
 	Batch eventstore.Batch
 
+	// owner is inQueue, takenUp or givenUp.
 	owner    atomic.Int32
-	settled  chan struct{} // closed when the two below are set
+	settled  chan struct{} // closed when appended and err are set
 	appended eventstore.Appended
 	err      error
 }
 
-// A call belongs to the queue until either the writer takes it up or its caller gives up.
+// A queued call is either taken up by the writer or given up by its caller. owner changes once,
+// with a compare-and-swap, so exactly one of the two happens.
 const (
 	inQueue int32 = iota
 	takenUp
 	givenUp
 )
 
-// Settle tells the caller how it ended.
+// Settle sets the result of the call and wakes its caller. It must be called exactly once.
 func (c *Call) Settle(a eventstore.Appended, err error) {
 	c.appended, c.err = a, err
 	close(c.settled)
 }
 
+// size returns the bytes of events and snapshots in the batch.
 func (c *Call) size() (n int) {
 	for _, s := range c.Batch.Streams {
 		for i := range s.Events {
@@ -50,23 +54,24 @@ func (c *Call) size() (n int) {
 	return n
 }
 
-// Writer gathers concurrent appends into groups, so that one transaction, hence one sync of the
-// disk, carries many.
+// Writer is the group commit. It collects concurrent appends into groups, so that one transaction,
+// and one sync of the disk, stores many.
 type Writer struct {
+	// Closing queue stops the goroutine.
 	queue   chan *Call
-	stopped chan struct{}
+	stopped chan struct{} // closed when the goroutine has ended
 }
 
-// StartWriter starts the one goroutine that stores. It hands each group to store, which settles
-// every call or returns it to be the head of the next group.
+// StartWriter starts the goroutine that stores groups. store must settle every call of a group, or
+// return it. Returned calls are the head of the next group.
 func StartWriter(store func(group []*Call) (again []*Call)) *Writer {
 	w := &Writer{queue: make(chan *Call, queued), stopped: make(chan struct{})}
 	go w.run(store)
 	return w
 }
 
-// Append queues a batch and waits for its end. If ctx ends first, Append returns its error at once:
-// a batch that still was in the queue is not stored; one that was taken up may yet be.
+// Append queues a batch and blocks until it is stored or refused. If ctx ends first, Append returns
+// at once. Then a batch that was still queued is not stored, and a batch that was taken up may be.
 func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appended, error) {
 	if err := b.Validate(); err != nil {
 		return eventstore.Appended{}, err
@@ -91,15 +96,16 @@ func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.App
 	}
 }
 
-// Queued returns how many calls wait to be taken up.
+// Queued returns the number of queued calls.
 func (w *Writer) Queued() int { return len(w.queue) }
 
-// Stop ends the goroutine after what is queued. No Append may be under way or follow.
+// Stop stores what is queued and ends the goroutine. No Append may be in progress or follow.
 func (w *Writer) Stop() {
 	close(w.queue)
 	<-w.stopped
 }
 
+// run stores groups until the queue is closed and empty.
 func (w *Writer) run(store func([]*Call) []*Call) {
 	defer close(w.stopped)
 	var group []*Call
@@ -110,8 +116,8 @@ func (w *Writer) run(store func([]*Call) []*Call) {
 	}
 }
 
-// gather adds to the group what waits in the queue, and waits for a first call where it would be
-// empty.
+// gather adds queued calls to the group, up to its limits. It blocks only if the group is empty. It
+// returns false when the queue is closed.
 func (w *Writer) gather(group []*Call, open bool) ([]*Call, bool) {
 	size := 0
 	for _, c := range group {
@@ -128,6 +134,7 @@ func (w *Writer) gather(group []*Call, open bool) ([]*Call, bool) {
 				return group, true
 			}
 		}
+		// Skip calls that their caller has given up.
 		if c != nil && c.owner.CompareAndSwap(inQueue, takenUp) {
 			group = append(group, c)
 			size += c.size()

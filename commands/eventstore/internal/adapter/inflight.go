@@ -15,12 +15,13 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 )
 
-// InFlight tracks the calls in progress. Close rejects new calls and waits for these.
+// InFlight tracks the calls in progress. Close rejects new calls and waits for those in progress.
 type InFlight struct {
+	// mu orders Enter and Close: no call starts after closed is set.
 	mu      sync.Mutex
 	closed  bool
 	calls   sync.WaitGroup
-	closing chan struct{}
+	closing chan struct{} // closed when Close begins
 }
 
 // NewInFlight returns a tracker that accepts calls.
@@ -40,10 +41,12 @@ func (g *InFlight) Enter() error {
 // Leave ends a call.
 func (g *InFlight) Leave() { g.calls.Done() }
 
-// Closing is closed when Close begins: calls that only wait end then.
+// Closing returns a channel that is closed when Close begins. Calls that only wait for something
+// must then return.
 func (g *InFlight) Closing() <-chan struct{} { return g.closing }
 
-// Close rejects new calls and blocks until all have ended. Only the first Close returns true.
+// Close rejects new calls and blocks until those in progress have ended. Only the first Close
+// returns true.
 func (g *InFlight) Close() bool {
 	g.mu.Lock()
 	first := !g.closed
