@@ -1,6 +1,13 @@
-// Package readmodels holds what every view does alike: folding events into documents by version, summing documents for
-// verification, and keeping a query's promises about tokens, deadlines and freshness. Each view has its own package
-// below.
+// Package readmodels is the part that all views share.
+//
+// A view is a projection: Project computes a stream's next document from the previous one and an
+// event. It is pure. Fold applies a batch of records with it, and Expected computes from the events
+// alone what a view should contain, for verification. Freshness implements the promises of queries:
+// read your own writes by token, deadlines, and how fresh an answer is. Each view is a package
+// below this one, and implements streams.Sink on its own storage.
+//
+// The invariant is that a document's version is that of the last event it shows, and versions of a
+// stream have no gaps. So a redelivered record changes nothing, and a missing one is noticed.
 package readmodels
 
 import (
@@ -16,23 +23,27 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Document is what a view keeps of one stream.
+// Document is what a view stores of one stream.
 type Document interface {
 	comparable
 	proto.Message
-	GetVersion() uint64 // of the stream's last event that it shows
+	GetVersion() uint64 // of the stream's last event that the document shows
 }
 
-// Project is a view's pure heart: the document that an event makes of a document, which is nil before the first event.
-// The result has the event's version. Where the event's data cannot be read there is an error and no result. The
-// document that was passed in is not changed.
+// Project returns the document that results from applying an event to a document, which is nil
+// before the first event. The result has the event's version. If the event's data cannot be read,
+// it returns an error and no result. It does not change the document that it receives.
 type Project[D Document] func(document D, e event.Event) (D, error)
 
-// Fold applies records to the documents of their streams, which it looks up and puts back in docs, and returns the
-// streams whose document changed. A record that a document shows already is passed over, and so is one that cannot be
-// read: its version is not taken, for the event that the store has acknowledged under it may come later. Errors are
-// those of streams.Sink: a *streams.GapError, after which docs must not be used, or a *streams.UnreadableError, after
-// which all else has been folded.
+// Fold applies records to the documents of their streams, and returns the streams whose document
+// has changed. It reads documents from docs and stores the new ones there.
+//
+// A record that a document already shows is skipped. A record that cannot be read is skipped as
+// well, without taking its version: the event that the store acknowledged under this version may
+// still follow.
+//
+// Errors are those of streams.Sink: after a *streams.GapError, docs must not be used; after a
+// *streams.UnreadableError, all other records have been folded.
 func Fold[D Document](docs map[string]D, records []streams.Record, project Project[D]) (changed map[string]bool, err error) {
 	var none D
 	var unreadable streams.UnreadableError
@@ -43,7 +54,9 @@ func Fold[D Document](docs map[string]D, records []streams.Record, project Proje
 		if doc != none {
 			have = doc.GetVersion()
 		}
-		next, bad := project(doc, r.Event) // first, so that what was unreadable is so again, and is not a gap
+		// Project first: a record that was unreadable before must be reported as unreadable again,
+		// and not as a gap.
+		next, bad := project(doc, r.Event)
 		switch {
 		case bad != nil:
 			unreadable.Records = append(unreadable.Records, r)
@@ -60,7 +73,7 @@ func Fold[D Document](docs map[string]D, records []streams.Record, project Proje
 	return changed, nil
 }
 
-// Streams lists the streams of records, each once.
+// Streams returns the streams of the records, each once, in order of appearance.
 func Streams(records []streams.Record) []string {
 	seen := make(map[string]bool, len(records))
 	var ids []string
@@ -73,9 +86,9 @@ func Streams(records []streams.Record) []string {
 	return ids
 }
 
-// Expected is the digest that a view has once it has applied the events, which come in order per stream. What the view
-// would park is passed over here, too: an event that cannot be read, and those behind it in its stream. Any other gap
-// is the reader's fault.
+// Expected returns the digest of a view that has applied the events, which come in order per
+// stream. It skips what the view would turn into dead letters: an event that cannot be read, and
+// those after it in its stream. Any other gap is an error of the reader.
 func Expected[D Document](events iter.Seq2[event.Event, error], project Project[D]) (*digest.Digest, error) {
 	docs, broken := map[string]D{}, map[string]bool{}
 	for e, err := range events {
@@ -101,7 +114,8 @@ func Expected[D Document](events iter.Seq2[event.Event, error], project Project[
 	return d, nil
 }
 
-// AddDocument adds a document to a digest.
+// AddDocument adds a document to a digest. The encoding is deterministic, so equal documents have
+// equal digests.
 func AddDocument(d *digest.Digest, stream string, doc proto.Message) error {
 	content, err := proto.MarshalOptions{Deterministic: true}.Marshal(doc)
 	if err != nil {

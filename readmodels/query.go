@@ -19,36 +19,37 @@ import (
 )
 
 const (
-	// DefaultWait bounds the wait for a token where the caller sets no deadline.
+	// DefaultWait bounds the wait for a token if the caller sets no deadline.
 	DefaultWait = 5 * time.Second
-	// The share of a deadline that is kept for the answer to travel, so that the caller sees it and not its own
-	// timeout.
-	answerShare = 5 // a fifth, but
+	// A share of the deadline is reserved for the answer to travel. Otherwise the caller would see
+	// its own timeout instead of the answer.
+	answerShare = 5 // a fifth of the deadline, but at most
 	answerMax   = 250 * time.Millisecond
 )
 
-// Watermarks is what queries ask of *streams.Watermarks.
+// Watermarks is the part of *streams.Watermarks that queries use.
 type Watermarks interface {
 	Wait(ctx context.Context, topic, key string, position event.Position) error
 	Lag(topics ...string) (events uint64, ok bool)
 	AsOf(topics ...string) time.Time
 }
 
-// Freshness keeps the promises that the queries of one view make.
+// Freshness implements the promises of one view's queries.
 type Freshness struct {
-	View       string // and its version: "orderstatus/v2"
+	View       string // with its version: "orderstatus/v2"
 	Aggregate  event.Aggregate
 	Watermarks Watermarks
 }
 
-// Of says how fresh an answer is. Where it shows one stream, version is that stream's; asOf is the time of the newest
-// event in the answer.
+// Of returns the freshness of an answer. If the answer shows one stream, version is that stream's
+// version. asOf is the time of the newest event in the answer.
 func (f Freshness) Of(version uint64, asOf *timestamppb.Timestamp) *eventv1.Freshness {
 	lag, _ := f.Watermarks.Lag(f.Aggregate.Topic)
 	return &eventv1.Freshness{View: f.View, Version: version, AsOf: asOf, LagEvents: lag}
 }
 
-// AsOf is when the newest event that the view has applied was recorded; nil before the first.
+// AsOf returns when the newest event that the view has applied was recorded, or nil before the
+// first.
 func (f Freshness) AsOf() *timestamppb.Timestamp {
 	if t := f.Watermarks.AsOf(f.Aggregate.Topic); !t.IsZero() {
 		return timestamppb.New(t)
@@ -56,29 +57,31 @@ func (f Freshness) AsOf() *timestamppb.Timestamp {
 	return nil
 }
 
-// Status is what there is to say of a view in one line.
+// Status summarises a view.
 type Status struct {
 	Documents uint64
 	AsOf      time.Time // when the newest applied event was recorded; zero before the first
-	Lag       uint64    // events that stand on the log and are not applied
-	Known     bool      // false until the view has looked at the log for the first time; Lag is 0 then
+	Lag       uint64    // events on the log that are not applied yet
+	Known     bool      // false until the view has read the ends of the log; Lag is 0 until then
 }
 
-// Status says how fresh a view of so many documents is.
+// Status returns the status of a view with this many documents.
 func (f Freshness) Status(documents uint64) Status {
 	lag, known := f.Watermarks.Lag(f.Aggregate.Topic)
 	return Status{documents, f.Watermarks.AsOf(f.Aggregate.Topic), lag, known}
 }
 
-// AwaitVersion returns nil once the view shows the stream that the token names at the token's version or a later one,
-// whichever stream the query asks for: a token names a state of the view's service, and any answer may depend on it.
-// shown reads the version that the view shows of a stream, 0 where it has none. An empty token names nothing.
+// AwaitVersion returns nil once the view shows the token's stream at the token's version or a later
+// one. It waits for that stream whichever one the query asks for: a token names a state of the
+// service, and any answer may depend on it. shown returns the version that the view shows of a
+// stream, 0 if none. An empty token requires nothing.
 //
-// The errors are InvalidArgument where the token is not one of this view's service, and DeadlineExceeded with a detail
-// eventv1.Stale where the view did not get there in the caller's time, or DefaultWait. It is no Unavailable, for the
-// view is well and a load balancer must not think otherwise; and no FailedPrecondition, for the caller need change
-// nothing but its patience. The detail tells it from a deadline that passed for another reason. Kubernetes answers a
-// read at a resourceVersion that it has not seen in the same way.
+// It returns InvalidArgument if the token is not one of this view's service. If the view does not
+// get there within the caller's deadline, or DefaultWait, it returns DeadlineExceeded with an
+// eventv1.Stale as its detail, which distinguishes this from other timeouts. The code is not
+// Unavailable, because a load balancer must not take the view out of service; and not
+// FailedPrecondition, because the caller can simply retry. Kubernetes answers a read at an unseen
+// resourceVersion in the same way.
 func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, token string, shown func(ctx context.Context, stream string) (uint64, error)) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
@@ -87,7 +90,8 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 	ctx, cancel := inTime(ctx)
 	defer cancel()
 	var have uint64
-	passed := false // the watermark has: it will not wake us again
+	// The watermark has reached the position, so it no longer blocks.
+	passed := false
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		version, err := shown(ctx, t.Stream)
 		if err == nil {
@@ -101,8 +105,8 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 		case err != nil:
 			return err
 		}
-		// The watermark tells at once where this process feeds the view; where another does, it takes a look now and
-		// then.
+		// If this process feeds the view, the watermark wakes the query at once. If another process
+		// does, the watermark may lag, so the view is polled with growing pauses.
 		pause, stop := context.WithTimeout(ctx, wait)
 		if !passed {
 			passed = f.Watermarks.Wait(pause, f.Aggregate.Topic, t.Stream, t.Position) == nil
@@ -113,8 +117,8 @@ func (f Freshness) AwaitVersion(ctx context.Context, request proto.Message, toke
 	}
 }
 
-// AwaitPosition is AwaitVersion for an answer that shows many streams: it returns nil once the watermark of the
-// partition that the token's stream lies in has reached the token's position.
+// AwaitPosition is AwaitVersion for an answer that shows many streams. It returns nil once the
+// watermark of the partition with the token's stream has reached the token's position.
 func (f Freshness) AwaitPosition(ctx context.Context, request proto.Message, token string) error {
 	t, given, err := f.parse(request, token)
 	if err != nil || !given {
@@ -128,6 +132,7 @@ func (f Freshness) AwaitPosition(ctx context.Context, request proto.Message, tok
 	return nil
 }
 
+// parse returns the token, and whether there is one.
 func (f Freshness) parse(request proto.Message, token string) (t event.Token, given bool, err error) {
 	if token == "" {
 		return event.Token{}, false, nil
@@ -142,14 +147,15 @@ func (f Freshness) parse(request proto.Message, token string) (t event.Token, gi
 	return t, true, nil
 }
 
+// stale returns the error of a view that has not reached a token in time. have is 0 if unknown.
 func (f Freshness) stale(t event.Token, have uint64) error {
 	return rpc.WithDetail(
 		connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("view %s has not applied version %d of %q yet", f.View, t.Version, t.Stream)),
 		&eventv1.Stale{View: f.View, Stream: t.Stream, WantVersion: t.Version, HaveVersion: have})
 }
 
-// Rebuilding turns the error of a view that has lost data into Unavailable: the view is being rebuilt from the log, and
-// the caller should retry. Other errors are returned as they are.
+// Rebuilding turns the error of a view that has lost data into Unavailable: the view is being
+// rebuilt from the log, and the caller should retry. It returns other errors unchanged.
 func (f Freshness) Rebuilding(err error) error {
 	if !errors.Is(err, streams.ErrLost) {
 		return err
@@ -157,7 +163,7 @@ func (f Freshness) Rebuilding(err error) error {
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("a part of view %s is damaged and being rebuilt from the log; try again", f.View))
 }
 
-// inTime ends somewhat before the caller's deadline.
+// inTime returns a context that ends a little before the caller's deadline.
 func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -166,8 +172,8 @@ func inTime(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/answerShare, answerMax)))
 }
 
-// InvalidField is the error that names a field of the request whose value is wrong, in the form in which the rules of
-// buf.validate are reported.
+// InvalidField returns an error that names a field of the request with a wrong value, in the same
+// form as the errors of buf.validate.
 func InvalidField(request proto.Message, field, message string) error {
 	element := &validate.FieldPathElement{FieldName: proto.String(field)}
 	if fd := request.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(field)); fd != nil {

@@ -17,59 +17,62 @@ import (
 	"github.com/millrace/millrace/internal/digest"
 )
 
-// Side is one holder of content.
+// Side is something with content to compare.
 type Side struct {
 	Name   string // "store", "topic millrace.orders", "view orderstatus/v1"
 	Digest func(ctx context.Context) (*digest.Digest, error)
 }
 
-// Comparison is a set of sides that must hold the same. The first is the truth that the others are
-// held against.
+// Comparison is a set of sides that must have equal content. The others are compared with the
+// first, which is the truth.
 type Comparison struct {
 	Unit  string // what is counted: "events", "documents", "rows"
 	Sides []Side
 }
 
-// Subject is everything that is compared of one aggregate type.
+// Subject is all comparisons of one aggregate type.
 type Subject struct {
 	Aggregate   string
 	Comparisons []Comparison
 }
 
-// Result is what was found.
+// Result is the outcome of a verification.
 type Result struct {
 	Equal      bool
 	Aggregates []AggregateResult
 }
 
-// AggregateResult is what was found of one aggregate type.
+// AggregateResult is the outcome for one aggregate type.
 type AggregateResult struct {
 	Aggregate  string
 	Equal      bool
 	Sides      []SideResult
-	Difference string // the first difference in words; empty if equal
+	Difference string // the first difference, for people; empty if equal
 }
 
-// SideResult is one side's digest.
+// SideResult is the digest of one side.
 type SideResult struct {
 	Side, Unit string
 	Sum        digest.Sum
-	Strays     uint64 // records that are not events; they are not in a sum
+	// Records that are not events. No sum includes them.
+	Strays     uint64
 	FirstStray string
 }
 
-// Progress is told before each side is read: how many of how many are done.
+// Progress is called before each comparison, with the numbers of sides that are done and of all
+// sides.
 type Progress func(doing string, done, total int)
 
-// UnreadableError says that what a side holds is lost or damaged. It is a difference, not the end
-// of the comparison.
+// UnreadableError reports that the content of a side is lost or damaged. It counts as a difference,
+// and the comparison continues.
 type UnreadableError struct{ Err error }
 
 func (e *UnreadableError) Error() string { return e.Err.Error() }
 
 func (e *UnreadableError) Unwrap() error { return e.Err }
 
-// parallel bounds how many sides are read at once: each holds a core and a map of its streams.
+// parallel bounds how many sides are read at the same time. Each needs a core, and memory for each
+// stream.
 const parallel = 2
 
 // Run reads every side once and compares them.
@@ -97,7 +100,7 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 					}
 					continue
 				}
-				if digests[0] == nil { // and so nothing to compare with
+				if digests[0] == nil { // the first side is unreadable, so there is nothing to compare with
 					continue
 				}
 				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Strays: d.Strays, FirstStray: d.FirstStray})
@@ -114,7 +117,7 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 	return result, nil
 }
 
-// read returns the digest of each side, or else what makes it unreadable.
+// read returns the digest of each side, or the error that makes the side unreadable.
 func read(ctx context.Context, aggregate string, c Comparison) (digests []*digest.Digest, broken []error, err error) {
 	digests, broken = make([]*digest.Digest, len(c.Sides)), make([]error, len(c.Sides))
 	g, ctx := errgroup.WithContext(ctx)
@@ -136,7 +139,8 @@ func read(ctx context.Context, aggregate string, c Comparison) (digests []*diges
 	return digests, broken, g.Wait()
 }
 
-// difference names the first stream, by id, that two sides do not hold alike.
+// difference describes the first stream, by id, in which two sides differ. It is empty if they are
+// equal.
 func difference(unit, aName string, a *digest.Digest, bName string, b *digest.Digest) string {
 	if maps.Equal(a.Streams, b.Streams) {
 		return ""

@@ -160,7 +160,7 @@ first offsets that are not in the table.`,
 }
 
 func newLakeMaintain(a *cli) *cobra.Command {
-	// No landing competes with it, so it may use all of the time.
+	// Nothing else in this process needs the time, so there is no pause between steps.
 	c := maintenance.Config{Share: 1}
 	var dry bool
 	var deletes float64

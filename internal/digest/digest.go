@@ -1,6 +1,9 @@
 // Package digest reduces the content of a side (a store, a topic, a table, a view) to a count and a
 // hash. Neither depends on the order of reading, so sides can be compared without moving their
-// data.
+// data. Digest has one Sum per stream, so a difference can be attributed to a stream.
+//
+// AppendEvent defines the canonical bytes of an event. Every side must add the same bytes for the
+// same content.
 package digest
 
 import (
@@ -13,8 +16,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Sum is the count of items and the sum of their hashes modulo 2^128. Unlike XOR, the sum sees an
-// item that is there twice.
+// Sum is a count of items and the sum of their hashes modulo 2^128. Unlike XOR, a sum notices an
+// item that occurs twice.
 type Sum struct {
 	Count  uint64
 	Hi, Lo uint64
@@ -46,9 +49,9 @@ func (s Sum) Hash() string {
 type Digest struct {
 	Streams map[string]Sum // by aggregate id
 
-	// Records that are not content, and so are not in a sum.
+	// Strays counts records that are not content. No sum includes them.
 	Strays     uint64
-	FirstStray string // where the first is, and what is wrong with it
+	FirstStray string // its location, and what is wrong with it
 }
 
 // AddStray counts a record that is not content. It calls say for the first one only.
@@ -68,10 +71,10 @@ func (d *Digest) Add(stream string, content []byte) {
 	d.Streams[stream] = s
 }
 
-// AddEvent adds an event: everything of it but its position, which is the store's own affair.
+// AddEvent adds an event. Its position is not included, because only the store knows it.
 func (d *Digest) AddEvent(e event.Event) { d.Add(e.Stream, AppendEvent(nil, e)) }
 
-// Total sums over all streams.
+// Total returns the sum over all streams.
 func (d *Digest) Total() Sum {
 	var t Sum
 	for _, s := range d.Streams {
@@ -80,8 +83,8 @@ func (d *Digest) Total() Sum {
 	return t
 }
 
-// AppendEvent appends the canonical form of an event: each field behind its length, so that no two
-// events share one.
+// AppendEvent appends the canonical form of an event. Variable fields are preceded by their length,
+// so no two different events have the same form.
 func AppendEvent(b []byte, e event.Event) []byte {
 	b = append(b, e.ID[:]...)
 	b = binary.BigEndian.AppendUint64(b, e.Version)
@@ -93,11 +96,12 @@ func AppendEvent(b []byte, e event.Event) []byte {
 	return b
 }
 
-// AppendString appends s behind its length.
+// AppendString appends the length of s and s.
 func AppendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
+// Times are in microseconds, the finest unit of every side.
 func appendTime(b []byte, t time.Time) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(t.UnixMicro()))
 }

@@ -1,12 +1,14 @@
-// Package failpoint injects faults for the kill matrix (test/kill). At a failpoint the process dies
-// or freezes, the step fails, or its answer is lost.
+// Package failpoint injects faults for the kill matrix (test/kill). At a failpoint, the process is
+// killed or frozen, the step returns an error, or its answer is lost.
 //
-// Without the build tag failpoints, a call is inlined to nothing.
+// Hit marks a step, and On reads a switch. Both exist only with the build tag failpoints. Without
+// it, calls are inlined to nothing. Points are armed by the environment variable
+// MILLRACE_FAILPOINTS at the start, or by HTTP later.
 package failpoint
 
-// The steps of the roles, as their packages name them. A step that has an effect outside the
-// process has a point on each side: an error before it means that it was not done, an error after
-// it that it was done and the answer lost.
+// The steps of the roles, as their packages name them. A step with an external effect has a point
+// on each side. An error before it means that the step was not done. An error after it means that
+// it was done, but its answer was lost.
 //
 //	commands.append.before     commands.append.after       the event store's transaction
 //	relay.SERVICE.…                                        the steps of ingest/relay

@@ -14,18 +14,18 @@ import (
 	"syscall"
 )
 
-// Env arms points at the start: "relay.order.before commit=kill@3,lake.nofence=on".
+// Env arms points at start: "relay.order.before commit=kill@3,lake.nofence=on".
 const Env = "MILLRACE_FAILPOINTS"
 
-// ErrInjected is what an armed point answers.
+// ErrInjected is the error of a failed step.
 var ErrInjected = errors.New("failpoint: made to fail")
 
-// action is what happens at the hit number n of a point, once.
+// action is what an armed point does, once.
 type action struct {
 	Do    string `json:"do"`    // kill, stop, error, or on
-	At    int    `json:"at"`    // which hit after arming, from 1
+	At    int    `json:"at"`    // on which hit after arming, from 1
 	Hits  int    `json:"hits"`  // since arming
-	Fired bool   `json:"fired"` // it happened
+	Fired bool   `json:"fired"` // whether it has happened
 }
 
 var (
@@ -44,7 +44,7 @@ func init() {
 	}
 }
 
-// arm reads "POINT=ACTION" or "POINT=ACTION@N".
+// arm parses and arms "POINT=ACTION" or "POINT=ACTION@N".
 func arm(word string) error {
 	point, do, ok := strings.Cut(word, "=")
 	at := 1
@@ -69,8 +69,8 @@ func arm(word string) error {
 	return nil
 }
 
-// Hit is called at a step. It is nil unless the step is to fail; where the process is to die or to
-// freeze, it does so here.
+// Hit marks a step. It returns nil unless the step is to fail. If the process is to be killed or
+// frozen, that happens here.
 func Hit(point string) error {
 	mu.Lock()
 	a := armed[point]
@@ -89,7 +89,7 @@ func Hit(point string) error {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the signal is on its way
 	case "stop":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // whoever watches lets it continue
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // the observer sends SIGCONT
 		return nil
 	default:
 		return fmt.Errorf("%w: %s", ErrInjected, point)
@@ -104,8 +104,8 @@ func On(point string) bool {
 	return a != nil && a.Do == "on"
 }
 
-// Handler serves arming by HTTP: POST has "POINT=ACTION@N" as its body, GET answers with all
-// points, DELETE disarms them.
+// Handler arms points by HTTP: POST with "POINT=ACTION@N" as its body arms one, GET returns all,
+// DELETE disarms all.
 func Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.Method {

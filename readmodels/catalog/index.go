@@ -9,56 +9,60 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Index is what the view needs of a search engine. What Save and SavePositions have written survives the death of the
-// process, positions never without the products that were saved before them. All methods are safe for concurrent use.
+// Index is the search engine as the view needs it. What Save and SavePositions have written
+// survives a crash of the process, and positions never without the products that were saved before
+// them. All methods are safe for concurrent use.
 type Index interface {
-	// Load reads products by SKU; one that is not there is left out. Load, Search and Each return a *DamagedError if
-	// stored products cannot be read; Load and Each have read the others.
+	// Load returns products by SKU, without those that do not exist. Load, Search and Each return a
+	// *DamagedError if stored products cannot be read. Load and Each then still return the other
+	// products.
 	Load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error)
 
-	// Save writes products, each only where its version is higher than the stored one. When it returns, Load and Search
-	// find them.
+	// Save writes products, each only if its version is higher than the stored one. When it
+	// returns, Load and Search find them.
 	Save(ctx context.Context, products []*catalogv1.Product) error
 
-	// Search finds products that are not delisted, best match first, those that match alike by SKU.
+	// Search returns products that are not delisted: the best match first, and equal matches in
+	// order of SKU.
 	Search(ctx context.Context, q Query) (Page, error)
 
-	// Each calls fn once with every product, in no order.
+	// Each calls fn once for every product, in no particular order.
 	Each(ctx context.Context, fn func(*catalogv1.Product) error) error
 
-	// Discard removes damaged products, and all positions with them, so that the log is read again. Its
-	// error is ErrReadOnly if the user may not.
+	// Discard removes damaged products, and all positions with them, so that the log is read again.
+	// It returns ErrReadOnly if the user may not do that.
 	Discard(ctx context.Context, damaged *DamagedError) error
 
-	// Damage says what was damaged when the index was opened; empty if nothing was.
+	// Damage describes what was damaged when the index was opened. It is empty if nothing was.
 	Damage() string
 
-	// Count counts the products.
+	// Count returns the number of products.
 	Count(ctx context.Context) (uint64, error)
 
-	// Positions and SavePositions are those of streams.Sink. If stored positions cannot be read, Positions returns a
-	// *DamagedError.
+	// Positions and SavePositions implement streams.Sink. If stored positions cannot be read,
+	// Positions returns a *DamagedError.
 	Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error)
 	SavePositions(ctx context.Context, topic string, moves []streams.Move) error
 
-	// Close ends the use of the index.
+	// Close releases the index.
 	Close() error
 }
 
-// ErrReadOnly is the error of an Index whose user may not write.
+// ErrReadOnly is the error of an Index whose user may only read.
 var ErrReadOnly = errors.New("the user may only read the index")
 
-// Query says what to find. A product matches where every word of Text is in its title or description, in any
-// inflection; the last word may also be the beginning of a word, or misspelt. Every implementation finds the same
-// products: package analysis decides what a word is and which words are the same, and not the engine.
+// Query is a search. A product matches if every word of Text is in its title or description, in any
+// inflection. The last word may also be the beginning of a word, or misspelt. Every implementation
+// finds the same products, because package analysis, not the engine, decides what a word is and
+// which words are equal.
 type Query struct {
-	Text     string // empty matches everything
-	Category string // exactly; empty matches everything
-	Limit    int    // most products of the page; at least 1
-	After    *Mark  // continue behind; nil for the first page
+	Text     string // matches everything if empty
+	Category string // compared exactly; matches everything if empty
+	Limit    int    // maximum number of products on the page; at least 1
+	After    *Mark  // the last product of the previous page; nil for the first page
 }
 
-// Mark is a place in the result of a query.
+// Mark is a position in the result of a query: the last product that was returned.
 type Mark struct {
 	Score float64
 	SKU   string
@@ -67,12 +71,12 @@ type Mark struct {
 // Page is a part of a query's result.
 type Page struct {
 	Products []*catalogv1.Product
-	Total    uint64 // of matches, on all pages
+	Total    uint64 // number of matches on all pages
 	Next     *Mark  // nil on the last page
 }
 
-// Advance makes all moves in positions, or returns an error for one that does not start where the
-// sink is. It is for implementations of Index.
+// Advance applies moves to positions. It returns an error that wraps streams.ErrLost if a move does
+// not start where the position is. Implementations of Index use it.
 func Advance(positions map[int32]streams.Applied, topic string, moves []streams.Move) error {
 	for _, m := range moves {
 		if at, there := positions[m.Partition]; there == m.First || there && at.Next != m.From.Next {
@@ -83,10 +87,10 @@ func Advance(positions map[int32]streams.Applied, topic string, moves []streams.
 	return nil
 }
 
-// DamagedError says that products, or positions, cannot be read from an index.
+// DamagedError reports that products, or the positions, cannot be read from an index.
 type DamagedError struct {
 	SKUs []string // empty if the positions are damaged
-	Err  error    // what is wrong with the first
+	Err  error    // the error of the first
 }
 
 func (e *DamagedError) Error() string {
@@ -98,10 +102,10 @@ func (e *DamagedError) Error() string {
 
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// Is makes damage a kind of streams.ErrLost.
+// Is makes damage match streams.ErrLost, so that the runtime rebuilds the view.
 func (e *DamagedError) Is(target error) bool { return target == streams.ErrLost }
 
-// mostDamaged bounds the SKUs of one error; the next look finds the rest.
+// mostDamaged bounds the SKUs in one error. The next read finds the rest.
 const mostDamaged = 1000
 
 // Add adds a damaged product.

@@ -1,4 +1,10 @@
-// Package catalog is the view of products: found by SKU or by words, delisted ones shown but not found.
+// Package catalog is the view of products: a product by SKU, and full-text search. Delisted
+// products are shown by SKU, but search does not find them.
+//
+// Project folds an event into a product's document. View stores the documents in an Index and is a
+// streams.Sink. Queries answers CatalogQueryService from it. Index hides the search engine: package
+// bleve embeds one, package elasticsearch uses a cluster, and both pass the suite in indextest.
+// Package analysis decides for both which texts match.
 package catalog
 
 import (
@@ -17,8 +23,8 @@ import (
 	"github.com/millrace/millrace/readmodels"
 )
 
-// Project is the document that an event makes of a product's document, as readmodels.Project says. An event that this
-// version of the view does not know leaves the document as it was, but for version and time.
+// Project implements readmodels.Project for products. An event of an unknown type changes only the
+// document's version and time, so that older processes can read newer events.
 func Project(doc *catalogv1.Product, e event.Event) (*catalogv1.Product, error) {
 	next := &catalogv1.Product{Sku: e.Stream}
 	if doc != nil {
@@ -36,6 +42,7 @@ func Project(doc *catalogv1.Product, e event.Event) (*catalogv1.Product, error) 
 		next.Description = m.Listed.Description
 		next.Kind = m.Listed.Kind
 		next.Categories = m.Listed.Categories
+		// A product can be listed again after it was delisted.
 		next.Delisted = false
 	case *catalogv1.ProductEvent_Revised:
 		next.Title = m.Revised.Title
@@ -49,7 +56,7 @@ func Project(doc *catalogv1.Product, e event.Event) (*catalogv1.Product, error) 
 	return next, nil
 }
 
-// withPrice puts a price in its place: one per currency, ordered by currency.
+// withPrice inserts or replaces a price: one per currency, ordered by currency.
 func withPrice(prices []*money.Money, price *money.Money) []*money.Money {
 	i, found := slices.BinarySearchFunc(prices, price, func(a, b *money.Money) int {
 		return strings.Compare(a.GetCurrencyCode(), b.GetCurrencyCode())
@@ -61,7 +68,8 @@ func withPrice(prices []*money.Money, price *money.Money) []*money.Money {
 	return slices.Insert(prices, i, price)
 }
 
-// ExpectedDigest is what View.Digest gives once the view has applied the events, which come in order per stream.
+// ExpectedDigest returns the digest of a view that has applied the events, which come in order per
+// stream.
 func ExpectedDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	return readmodels.Expected(events, Project)
 }

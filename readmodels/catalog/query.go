@@ -22,20 +22,22 @@ const (
 	maxPageSize     = 100
 )
 
-// Queries answers from a view.
+// Queries implements CatalogQueryService on a view.
 type Queries struct{ view *View }
 
-// NewQueries makes the handler of CatalogQueryService. It relies on requests having been validated.
+// NewQueries returns the handler of CatalogQueryService. It relies on requests having been
+// validated.
 func NewQueries(view *View) *Queries { return &Queries{view} }
 
 var _ catalogv1connect.CatalogQueryServiceHandler = (*Queries)(nil)
 
-// Handler serves CatalogQueryService from the view: the path to mount it on, and the handler.
+// Handler returns the path to mount CatalogQueryService on, and the handler that serves it from the
+// view.
 func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
 	return catalogv1connect.NewCatalogQueryServiceHandler(NewQueries(v), opts...)
 }
 
-// GetProduct shows one product, also a delisted one.
+// GetProduct returns one product, even if it is delisted.
 func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1.GetProductRequest]) (*connect.Response[catalogv1.GetProductResponse], error) {
 	version := func(ctx context.Context, sku string) (uint64, error) {
 		products, err := q.view.load(ctx, sku)
@@ -49,7 +51,8 @@ func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1
 		return nil, q.view.fresh.Rebuilding(err)
 	}
 	p := products[req.Msg.Sku]
-	if p == nil && q.view.Faults().Any() { // it may be among what was lost
+	// The product may be among those that were lost.
+	if p == nil && q.view.Faults().Any() {
 		return nil, q.view.fresh.Rebuilding(streams.ErrLost)
 	}
 	if p == nil {
@@ -58,7 +61,7 @@ func (q *Queries) GetProduct(ctx context.Context, req *connect.Request[catalogv1
 	return connect.NewResponse(&catalogv1.GetProductResponse{Product: p, Freshness: q.view.fresh.Of(p.Version, p.RecordedAt)}), nil
 }
 
-// SearchProducts shows one page of what matches.
+// SearchProducts returns one page of the products that match.
 func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catalogv1.SearchProductsRequest]) (*connect.Response[catalogv1.SearchProductsResponse], error) {
 	m := req.Msg
 	after, ok := parsePageToken(m)
@@ -85,7 +88,8 @@ func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catal
 	return connect.NewResponse(answer), nil
 }
 
-// A page token is a mark behind the hash of the search that it belongs to: with another search it would lead anywhere.
+// A page token consists of a hash of the search and a Mark. The hash rejects a token of another
+// search, in which the mark would point anywhere.
 
 func pageToken(m *catalogv1.SearchProductsRequest, mark *Mark) string {
 	b := binary.BigEndian.AppendUint64(nil, searchHash(m))

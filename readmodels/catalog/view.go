@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Name is the view and its version. A view whose documents look different has another version, and is built beside this
-// one.
+// Name is the view's name and version. A change in the form of the documents gets a new version,
+// which is built beside the old one.
 const Name = "catalog/v2"
 
 // View keeps one document per product in an index. It is a streams.Sink and a streams.Inspector.
@@ -27,7 +27,7 @@ type View struct {
 	log   *slog.Logger
 }
 
-// New makes the view over an index, which stays the caller's to close.
+// New returns the view on an index. The caller closes the index.
 func New(index Index, logger *slog.Logger) *View {
 	marks := streams.NewWatermarks()
 	v := &View{index, marks, readmodels.Freshness{View: Name, Aggregate: event.Product, Watermarks: marks}, logger}
@@ -40,7 +40,8 @@ func New(index Index, logger *slog.Logger) *View {
 // Faults returns what is damaged in the view and not rebuilt yet.
 func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
 
-// lost discards what is damaged, so that the runtime reads it again from the log.
+// lost discards what is damaged, so that the runtime reads it from the log again. It returns err,
+// joined with an error of discarding.
 func (v *View) lost(ctx context.Context, err error) error {
 	var damaged *DamagedError
 	if !errors.As(err, &damaged) {
@@ -53,13 +54,14 @@ func (v *View) lost(ctx context.Context, err error) error {
 	switch discarded := v.index.Discard(ctx, damaged); {
 	case discarded == nil:
 		v.Faults().Report(v.log, Name, piece, err.Error())
-	case !errors.Is(discarded, ErrReadOnly): // the process that feeds the view inspects it
+	// A reader may not discard. The process that feeds the view inspects it and does.
+	case !errors.Is(discarded, ErrReadOnly):
 		err = errors.Join(err, discarded)
 	}
 	return err
 }
 
-// load reads products. Damaged ones are discarded.
+// load reads products, and discards damaged ones.
 func (v *View) load(ctx context.Context, skus ...string) (map[string]*catalogv1.Product, error) {
 	products, err := v.index.Load(ctx, skus...)
 	return products, v.lost(ctx, err)
@@ -70,8 +72,8 @@ func (v *View) Inspect(ctx context.Context) error {
 	return v.lost(ctx, v.index.Each(ctx, func(*catalogv1.Product) error { return nil }))
 }
 
-// Runtime makes what feeds the view. An index commits a batch to disk at a time, so that few workers with large batches
-// do most.
+// Runtime returns what feeds the view. An index commits one batch to disk at a time, so a few
+// workers with large batches are fastest.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
@@ -79,14 +81,14 @@ func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog
 	})
 }
 
-// Follower makes what tells a process that does not feed the view how far it is.
+// Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
 		Name: Name, Topics: []string{event.Product.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
 	})
 }
 
-// Apply brings the documents of the records' products up to date.
+// Apply implements streams.Sink: it folds the records into the documents of their products.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	docs, err := v.load(ctx, readmodels.Streams(records)...)
 	if err != nil {
@@ -107,13 +109,14 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	if err := v.index.Save(ctx, save); err != nil {
 		return err
 	}
-	return err // nil, or what could not be read
+	return err // nil, or the records that could not be read
 }
 
 // Positions implements streams.Sink.
 func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	positions, err := v.index.Positions(ctx, topic)
-	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) { // as good as none
+	// The log is read from its beginning, as without positions.
+	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) {
 		if err := v.lost(ctx, err); err != nil && !errors.As(err, &damaged) {
 			return nil, err
 		}
@@ -127,7 +130,7 @@ func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.
 	return v.index.SavePositions(ctx, topic, moves)
 }
 
-// Status counts the documents and says how fresh they are.
+// Status returns the number of documents and how fresh they are.
 func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	count, err := v.index.Count(ctx)
 	if err != nil {
@@ -136,7 +139,7 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	return v.fresh.Status(count), nil
 }
 
-// Digest sums what the view holds, one item per product.
+// Digest returns the digest of the view's content, one item per product.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
 	err := v.index.Each(ctx, func(p *catalogv1.Product) error { return readmodels.AddDocument(d, p.Sku, p) })

@@ -1,4 +1,10 @@
-// Package orderstatus is the view of single orders: where an order stands, found by its id or by the shop's own number.
+// Package orderstatus is the view of single orders: the status of an order, by its id or by the
+// shop's own reference number.
+//
+// Project folds an event into an order's document. View stores the documents in Redis and is a
+// streams.Sink. Queries answers OrderQueryService from it. A reference is an entry of its own in
+// Redis that points to orders. It can be lost separately, so Apply writes it with every save, and
+// Inspect restores missing ones.
 package orderstatus
 
 import (
@@ -15,8 +21,8 @@ import (
 	"github.com/millrace/millrace/readmodels"
 )
 
-// Project is the document that an event makes of an order's document, as readmodels.Project says. An event that this
-// version of the view does not know leaves the document as it was, but for version and time.
+// Project implements readmodels.Project for orders. An event of an unknown type changes only the
+// document's version and time, so that older processes can read newer events.
 func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, error) {
 	next := &orderv1.OrderStatus{OrderId: e.Stream}
 	if doc != nil {
@@ -51,7 +57,8 @@ func Project(doc *orderv1.OrderStatus, e event.Event) (*orderv1.OrderStatus, err
 	return next, nil
 }
 
-// ExpectedDigest is what View.Digest gives once the view has applied the events, which come in order per stream.
+// ExpectedDigest returns the digest of a view that has applied the events, which come in order per
+// stream.
 func ExpectedDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	return readmodels.Expected(events, Project)
 }

@@ -12,21 +12,22 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Queries answers from a view.
+// Queries implements OrderQueryService on a view.
 type Queries struct{ view *View }
 
-// NewQueries makes the handler of OrderQueryService. It relies on requests having been validated.
+// NewQueries returns the handler of OrderQueryService. It relies on requests having been validated.
 func NewQueries(view *View) *Queries { return &Queries{view} }
 
 var _ orderv1connect.OrderQueryServiceHandler = (*Queries)(nil)
 
-// Handler serves OrderQueryService from the view: the path to mount it on, and the handler.
+// Handler returns the path to mount OrderQueryService on, and the handler that serves it from the
+// view.
 func (v *View) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
 	return orderv1connect.NewOrderQueryServiceHandler(NewQueries(v), opts...)
 }
 
-// GetOrder shows one order. A token makes the answer wait until the view shows the order that the token names as the
-// token names it, which may be another order than the one that is asked for.
+// GetOrder returns one order. With a token, it first waits until the view shows the token's order
+// at the token's version. That may be another order than the requested one.
 func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.GetOrderRequest]) (*connect.Response[orderv1.GetOrderResponse], error) {
 	if err := q.view.fresh.AwaitVersion(ctx, req.Msg, req.Msg.Token, q.view.version); err != nil {
 		return nil, q.view.fresh.Rebuilding(err)
@@ -35,7 +36,8 @@ func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.Get
 	if err != nil {
 		return nil, q.view.fresh.Rebuilding(err)
 	}
-	if doc == nil && q.view.Faults().Any() { // it may be among what was lost
+	// The order may be among those that were lost.
+	if doc == nil && q.view.Faults().Any() {
 		return nil, q.view.fresh.Rebuilding(streams.ErrLost)
 	}
 	if doc == nil {
@@ -44,14 +46,14 @@ func (q *Queries) GetOrder(ctx context.Context, req *connect.Request[orderv1.Get
 	return connect.NewResponse(&orderv1.GetOrderResponse{Order: doc, Freshness: q.view.fresh.Of(doc.Version, doc.RecordedAt)}), nil
 }
 
-// version is what the view shows of an order, 0 where it shows nothing.
+// version returns the version of an order in the view, or 0 if it is not there.
 func (v *View) version(ctx context.Context, order string) (uint64, error) {
 	docs, err := v.docs.Load(ctx, order)
 	return docs[order].Version, v.lost(ctx, err)
 }
 
-// find loads the order that is asked for; nil where there is none. Nothing keeps a shop from giving two orders one
-// number: then it is the order placed last.
+// find returns the requested order, or nil if it does not exist. A shop may give two orders the
+// same reference. Then find returns the one that was placed last.
 func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1.OrderStatus, error) {
 	ids := []string{req.GetOrderId()}
 	reference, byReference := req.Key.(*orderv1.GetOrderRequest_Reference)
@@ -68,7 +70,7 @@ func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1
 	var found *orderv1.OrderStatus
 	for _, doc := range docs {
 		if byReference && doc.Reference != reference.Reference {
-			continue // what leads here is not the view's
+			continue // the reference is stale or damaged
 		}
 		if found == nil || later(doc, found) {
 			found = doc
@@ -77,6 +79,8 @@ func (v *View) find(ctx context.Context, req *orderv1.GetOrderRequest) (*orderv1
 	return found, nil
 }
 
+// later reports whether order a was placed after b. The id decides between equal times, so the
+// answer is stable.
 func later(a, b *orderv1.OrderStatus) bool {
 	if x, y := a.OrderedAt.AsTime(), b.OrderedAt.AsTime(); !x.Equal(y) {
 		return x.After(y)

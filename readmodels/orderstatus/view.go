@@ -22,8 +22,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Name is the view and its version. A view whose documents look different has another version, and is built beside this
-// one.
+// Name is the view's name and version. A change in the form of the documents gets a new version,
+// which is built beside the old one.
 const Name = "orderstatus/v2"
 
 // View keeps one document per order in Redis. It is a streams.Sink and a streams.Inspector.
@@ -34,7 +34,7 @@ type View struct {
 	log   *slog.Logger
 }
 
-// New makes the view over a Redis, which stays the caller's to close.
+// New returns the view on a Redis. The caller closes the client.
 func New(client *redis.Client, logger *slog.Logger) *View {
 	marks := streams.NewWatermarks()
 	return &View{client.Documents(Name), marks, readmodels.Freshness{View: Name, Aggregate: event.Order, Watermarks: marks}, logger}
@@ -43,21 +43,21 @@ func New(client *redis.Client, logger *slog.Logger) *View {
 // Faults returns what is damaged in the view and not rebuilt yet.
 func (v *View) Faults() *streams.Faults { return v.marks.Faults() }
 
-// Runtime makes what feeds the view.
+// Runtime returns what feeds the view.
 func (v *View) Runtime(cfg kafka.Config, decoder *registry.Decoder, logger *slog.Logger) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Decoder: decoder, Logger: logger,
 	})
 }
 
-// Follower makes what tells a process that does not feed the view how far it is.
+// Follower returns what tracks the view's progress in a process that does not feed it.
 func (v *View) Follower(cfg kafka.Config, logger *slog.Logger) *streams.Follower {
 	return streams.NewFollower(streams.FollowConfig{
 		Name: Name, Topics: []string{event.Order.Topic}, Sink: v, Watermarks: v.marks, Kafka: cfg, Logger: logger,
 	})
 }
 
-// Apply brings the documents of the records' orders up to date.
+// Apply implements streams.Sink: it folds the records into the documents of their orders.
 func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	docs, err := v.load(ctx, readmodels.Streams(records)...)
 	if err != nil {
@@ -68,7 +68,8 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	if err != nil && !errors.As(err, &unreadable) {
 		return err
 	}
-	// All of them, changed or not: a document may still be there whose reference, which lies elsewhere, was lost.
+	// Save all documents, even unchanged ones: the reference of a document is stored separately and
+	// may be lost.
 	save := make([]redis.Document, 0, len(docs))
 	for stream, doc := range docs {
 		data, err := proto.Marshal(doc)
@@ -83,11 +84,11 @@ func (v *View) Apply(ctx context.Context, records []streams.Record) error {
 	if err := v.docs.Save(ctx, save); err != nil {
 		return v.lost(ctx, err)
 	}
-	return err // nil, or what could not be read
+	return err // nil, or the records that could not be read
 }
 
-// lost translates Redis' loss into the runtime's. Damaged documents are set aside, so that the runtime reads them again
-// from the log.
+// lost translates redis.ErrLost into streams.ErrLost. It discards damaged documents, so that the
+// runtime reads them from the log again.
 func (v *View) lost(ctx context.Context, err error) error {
 	if !errors.Is(err, redis.ErrLost) {
 		return err
@@ -97,14 +98,15 @@ func (v *View) lost(ctx context.Context, err error) error {
 		switch discarded := v.docs.Discard(ctx, damaged); {
 		case discarded == nil:
 			v.Faults().Report(v.log, Name, "documents", err.Error())
-		case !redis.ReadOnly(discarded): // the process that feeds the view inspects it
+		// A reader may not discard. The process that feeds the view inspects it and does.
+		case !redis.ReadOnly(discarded):
 			err = errors.Join(err, discarded)
 		}
 	}
 	return fmt.Errorf("view %s: %w: %w", Name, streams.ErrLost, err)
 }
 
-// Inspect implements streams.Inspector. References that are missing are written again.
+// Inspect implements streams.Inspector. It restores missing references from the documents.
 func (v *View) Inspect(ctx context.Context) error {
 	some := make([]redis.Document, 0, digestAtOnce)
 	complete := func() error {
@@ -115,7 +117,7 @@ func (v *View) Inspect(ctx context.Context) error {
 		some = slices.DeleteFunc(some, func(d redis.Document) bool { return !missing[d.ID] })
 		if len(some) > 0 {
 			err = v.docs.Save(ctx, some)
-			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way
+			if errors.Is(err, redis.ErrLost) { // a key of another type was in the way; the first attempt has removed it
 				err = v.docs.Save(ctx, some)
 			}
 			v.log.Warn("view: references of documents were lost and are written again", "view", Name, "documents", len(some), "first", some[0].ID)
@@ -159,7 +161,8 @@ func unmarshal(stored redis.Document) (*orderv1.OrderStatus, error) {
 	return doc, nil
 }
 
-// Positions implements streams.Sink. Damaged positions are as good as none.
+// Positions implements streams.Sink. Damaged positions are deleted, and the log is read from its
+// beginning.
 func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	stored, err := v.docs.Positions(ctx)
 	if err != nil {
@@ -188,7 +191,8 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 	return positions, nil
 }
 
-// SavePositions implements streams.Sink. The first positions begin the view, or begin it anew where it lost something.
+// SavePositions implements streams.Sink. The first positions begin the view, or begin it again
+// after a loss.
 func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	ms := make([]redis.Move, len(moves))
 	begin := false
@@ -208,7 +212,7 @@ func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.
 	return v.lost(ctx, v.docs.MovePositions(ctx, ms))
 }
 
-// Status counts the documents and says how fresh they are.
+// Status returns the number of documents and how fresh they are.
 func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	count, err := v.docs.Count(ctx)
 	if err != nil {
@@ -217,8 +221,8 @@ func (v *View) Status(ctx context.Context) (readmodels.Status, error) {
 	return v.fresh.Status(count), nil
 }
 
-// Digest sums what queries can read of the view, one item per order. An order that its reference does not find is
-// summed as one that has none.
+// Digest returns the digest of what queries can read, one item per order. An order whose reference
+// is lost counts as one without a reference.
 func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	d := digest.New()
 	some := make([]redis.Document, 0, digestAtOnce)
@@ -262,4 +266,4 @@ func (v *View) Digest(ctx context.Context) (*digest.Digest, error) {
 	return d, nil
 }
 
-const digestAtOnce = 500 // orders
+const digestAtOnce = 500 // orders per request

@@ -29,20 +29,22 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// word is a word of a text.
+// word is one word of a text.
 type word struct {
-	plain string // as it was typed, folded
-	stem  string // what its inflections have in common; empty for a word that means nothing by itself ("the")
+	plain string // as typed, folded
+	// What its inflections have in common. It is empty for a stop word ("the").
+	stem string
 
-	hyphenated bool // it belongs to the word before it: the "fi" of "wi-fi"
-	adjacent   bool // nothing but space stands between it and the word before it
-	unspaced   bool // it is a piece of a script that does not separate words
-	first      bool // of the pieces of such a run
+	hyphenated bool // to the word before it, like the "fi" of "wi-fi"
+	adjacent   bool // separated from the word before it by space only
+	unspaced   bool // part of a script that does not separate words
+	first      bool // the first part of such a run
 }
 
-const maxTerm = 64 // runes of a term; engines bound a term's length too, each elsewhere
+// In runes. Engines limit the length of terms too, each differently.
+const maxTerm = 64
 
-// analyse cuts a text into its words.
+// analyse splits a text into its words.
 func analyse(text string) []word {
 	var all []word
 	separator := "" // between the last word and this one
@@ -59,7 +61,8 @@ func analyse(text string) []word {
 			for g := graphemes.FromString(token); g.Next(); {
 				run = append(run, g.Value())
 			}
-			separator = "\x00" // nothing is joined to a run
+			// No word is joined to a run.
+			separator = "\x00"
 			continue
 		case !unicode.IsLetter(r) && !unicode.IsNumber(r) && !isSymbol(r):
 			flush()
@@ -83,7 +86,7 @@ func analyse(text string) []word {
 	return all
 }
 
-// pieces are the characters of a run, each with the one behind it.
+// pieces returns the characters of a run, each together with the next one.
 func pieces(run []string) []word {
 	var all []word
 	for i := range run {
@@ -91,7 +94,7 @@ func pieces(run []string) []word {
 		if i < len(run)-1 {
 			p.plain = bounded(run[i] + run[i+1])
 		} else if i > 0 {
-			break // the pair before holds it
+			break // the previous pair contains it
 		}
 		p.stem = p.plain
 		all = append(all, p)
@@ -99,19 +102,22 @@ func pieces(run []string) []word {
 	return all
 }
 
-// fold makes texts that people take for the same the same.
+// fold maps texts that people consider the same to one form.
 func fold(text string) string {
 	text = cases.Fold().String(norm.NFKC.String(marks.Replace(text)))
 	var b strings.Builder
 	base := rune(0)
 	for _, r := range norm.NFD.String(text) {
 		switch {
-		case r == '_' || unicode.Is(unicode.Pd, r): // all dashes are one; annex 29 takes an underscore for a letter
+		// All dashes are one. Annex 29 counts an underscore as a letter, so it becomes a dash as
+		// well.
+		case r == '_' || unicode.Is(unicode.Pd, r):
 			b.WriteByte('-')
 		case unicode.Is(unicode.Mn, r) && accented(base):
 			continue
 		case r == '\u00ad' || r == '\ufe0f' || r == '\ufe0e' || '\U0001f3fb' <= r && r <= '\U0001f3ff':
-			continue // a soft hyphen, and how an emoji is to look
+			// A soft hyphen, and the modifiers of how an emoji is displayed.
+			continue
 		default:
 			b.WriteRune(r)
 		}
@@ -123,21 +129,26 @@ func fold(text string) string {
 	return string(folded)
 }
 
-// marks of a brand are no part of its name. Compatibility normalisation would make letters of them.
+// marks removes trademark signs, which are not part of a name. Compatibility normalisation would
+// turn them into letters.
 var marks = strings.NewReplacer("™", "", "℠", "", "®", "", "©", "")
 
-// accented reports whether marks on a letter are accents, which people leave out. In other scripts they are vowels.
+// accented reports whether marks on a letter are accents, which people often omit. In other
+// scripts, marks are vowels.
 func accented(r rune) bool {
 	return unicode.In(r, unicode.Latin, unicode.Greek, unicode.Cyrillic, unicode.Hebrew, unicode.Arabic)
 }
 
+// unspaced reports whether a rune belongs to a script that does not separate words.
 func unspaced(r rune) bool {
 	return unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar) || r == 'ー'
 }
 
-// isSymbol reports whether a rune that is neither letter nor digit can be looked for: emoji can.
+// isSymbol reports whether a rune that is neither a letter nor a digit can be searched for. Emoji
+// can.
 func isSymbol(r rune) bool { return unicode.Is(unicode.So, r) }
 
+// bounded cuts a term to maxTerm runes.
 func bounded(term string) string {
 	n := 0
 	for i := range term {
@@ -149,10 +160,11 @@ func bounded(term string) string {
 	return term
 }
 
+// stopWords are English words without a meaning of their own.
 var stopWords = sync.OnceValue(func() map[string]bool {
 	m := analysis.NewTokenMap()
 	if err := m.LoadBytes(en.EnglishStopWords); err != nil {
-		panic(err) // the list is part of the program
+		panic(err) // unreachable: the list is compiled in
 	}
 	folded := make(map[string]bool, len(m))
 	for w := range m {
@@ -161,7 +173,8 @@ var stopWords = sync.OnceValue(func() map[string]bool {
 	return folded
 })
 
-// stem is Porter's for English words; others are their own.
+// stem returns the stem of an English word by Porter's algorithm. Other words are returned
+// unchanged.
 func stem(w string) string {
 	for _, r := range w {
 		if (r < 'a' || r > 'z') && r != '\'' {
@@ -171,13 +184,14 @@ func stem(w string) string {
 	return string(porterstemmer.StemWithoutLowerCasing([]rune(w)))
 }
 
-// terms is what an engine indexes of a text, each field a list of terms.
-type terms struct {
-	stems  []string // finds every inflection
-	plain  []string // finds a word by its beginning, and with a letter wrong
+// terms is what an engine indexes of a text: a field for each list of terms.
+type terms struct { // match every inflection
+	stems  []string // match a word by its beginning, and with one wrong letter
+	plain  []string // match "wi-fi" and "wi fi" as "wifi"
 	joined []string // finds "wi-fi" and "wi fi" as "wifi"
 }
 
+// termsOf returns the terms of a text.
 func termsOf(text string) terms {
 	var t terms
 	ws := analyse(text)
@@ -188,7 +202,8 @@ func termsOf(text string) terms {
 		if !w.unspaced {
 			t.plain = append(t.plain, w.plain)
 		} else {
-			for g := graphemes.FromString(w.plain); g.Next(); { // a single character is looked for as well
+			// Index single characters as well, so that they can be searched for.
+			for g := graphemes.FromString(w.plain); g.Next(); {
 				if g.Value() != w.plain {
 					t.stems = append(t.stems, g.Value())
 				}
@@ -201,8 +216,9 @@ func termsOf(text string) terms {
 	return t
 }
 
-// joins are the words that end with word i when it is written together with those before it: the one before it, and all of a
-// hyphenated chain ("4-in-1"). Words that mean nothing are joined by a hyphen alone ("in-ear").
+// joins returns the words that end with word i if it is written together with those before it: with
+// the previous word, and with a whole hyphenated chain ("4-in-1"). Stop words are joined only by a
+// hyphen ("in-ear").
 func joins(ws []word, i int) []string {
 	if i == 0 || ws[i].unspaced || ws[i-1].unspaced {
 		return nil
@@ -226,4 +242,4 @@ func joins(ws []word, i int) []string {
 	return all
 }
 
-const maxChain = 4 // hyphens of a word
+const maxChain = 4 // hyphens in one chain

@@ -10,7 +10,7 @@ import (
 )
 
 // The fields of an indexed product. A text becomes three fields of finished terms, separated by
-// spaces, which TextFields names.
+// spaces. TextFields returns their names.
 const (
 	FieldListed      = "listed"
 	FieldCategory    = "category"
@@ -48,29 +48,30 @@ func Document(p *catalogv1.Product) map[string]any {
 // Category returns a category as it is indexed.
 func Category(c string) string { return norm.NFC.String(c) }
 
-// Match finds the products that have one term in one field.
+// Match finds products by one term in one field.
 type Match struct {
 	Kind  Kind
 	Field string
 	Term  string
-	Boost float64 // the weight of the match in the score
+	Boost float64 // weight of the match in the score
 }
 
-// Kind says how the term of a Match is compared with those of a product.
+// Kind is how the term of a Match is compared with the terms of a product.
 type Kind int
 
 // The kinds of matches.
 const (
 	Exact  Kind = iota
 	Prefix      // terms that begin with it
-	Fuzzy       // terms that differ in one letter, but not in the first, which people seldom mistype
+	// Terms that differ in one letter, but not in the first, which is rarely mistyped.
+	Fuzzy
 )
 
-// Clauses returns what a text asks for. A product is found if, for every clause, at least one match
-// holds. A text without a word has no clauses and finds nothing.
+// Clauses returns the conditions that a text stands for. A product matches if at least one Match of
+// every clause holds. A text without words has no clauses and matches nothing.
 //
-// A stop word ("the") is not asked for unless it is the last word, which may be unfinished. Two
-// adjacent words may be one word in the product, and the reverse.
+// A stop word ("the") is not required unless it is the last word, which may be unfinished. Two
+// adjacent words also match one compound word in the product, and the reverse.
 func Clauses(text string) [][]Match {
 	var all [][]Match
 	ws := analyse(text)
@@ -82,7 +83,8 @@ func Clauses(text string) [][]Match {
 				anyOf = append(anyOf, both(Exact, joinedSuffix, w.stem, 3, 0.75)...)
 			}
 		}
-		for _, k := range []int{i, i + 1} { // written together with the word before it, or with the one behind it
+		// Written together with the word before it, or with the one after it.
+		for _, k := range []int{i, i + 1} {
 			if k >= len(ws) || len(anyOf) == 0 && !ws[k].hyphenated {
 				continue
 			}
@@ -104,8 +106,8 @@ func Clauses(text string) [][]Match {
 	return all
 }
 
-// unfinished finds a word by its beginning and, if it is long enough to distinguish a mistake from
-// another word, with one letter wrong.
+// unfinished matches a word by its beginning. If the word is long enough for a mistake to be
+// distinguished from another word, it also matches with one wrong letter.
 func unfinished(word string) []Match {
 	all := both(Prefix, plainSuffix, word, 0.4, 0.1)
 	if utf8.RuneCountInString(word) >= 4 {
@@ -115,7 +117,7 @@ func unfinished(word string) []Match {
 	return all
 }
 
-// both looks in title and description.
+// both returns a match in the title and one in the description.
 func both(kind Kind, suffix, term string, inTitle, inDescription float64) []Match {
 	return []Match{{kind, FieldTitle + suffix, term, inTitle}, {kind, FieldDescription + suffix, term, inDescription}}
 }

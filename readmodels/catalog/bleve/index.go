@@ -1,13 +1,13 @@
-// Package bleve is the catalogue's index of the embedded default: bleve, in the memory of this
-// process.
+// Package bleve is the embedded implementation of catalog.Index. It runs bleve in the memory of
+// this process.
 //
-// A journal on local disk holds what was saved. The index is built from it when it is opened, and the
-// journal is not read again while the process runs. bleve's own files are not used. It maps them into
-// memory, and a file that is damaged while it is mapped ends the process in a goroutine of bleve's
-// that cannot be guarded.
+// A journal on local disk contains what was saved. Open builds the index from it, and does not read
+// the journal again. bleve's own files are not used: it maps them into memory, and a file that is
+// damaged while it is mapped crashes the process in one of bleve's goroutines, which cannot be
+// guarded.
 //
-// Entries of the journal carry checksums, and positions are never ahead of products. So after damage
-// the index is as it was at some earlier moment, and the log supplies the rest.
+// Entries of the journal have checksums, and positions are never ahead of products. So after
+// damage, the index is in some earlier state, and the log supplies the rest.
 package bleve
 
 import (
@@ -37,27 +37,28 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Index implements catalog.Index. One process at a time can have it open.
+// Index implements catalog.Index. Only one process at a time can open it.
 type Index struct {
 	bleve   bleve.Index
 	lock    *flock.Flock
 	journal *journal
-	damage  string // of the journal, when it was opened
+	damage  string // of the journal when it was opened
 
-	writing sync.Mutex   // a write reads first what it replaces
-	reading sync.RWMutex // of stored
+	writing sync.Mutex   // serialises writes, which compare with what they replace
+	reading sync.RWMutex // guards stored
 	stored  content
 
-	// segments are the SKUs of bleve's segments by their size: bleve makes one of each batch, and merges none in
-	// memory.
+	// segments are the SKUs in each of bleve's segments, by size class. bleve creates one segment
+	// per batch, and in memory it never merges them.
 	segments [][][]string
 }
 
-// journalName is named after the view, since an index is of one version of it.
+// journalName contains the view's version, because a journal has the documents of one version.
 var journalName = strings.ReplaceAll(catalog.Name, "/", "-") + ".journal"
 
-// Open opens the index whose journal is in a folder, which belongs to this process until Close. What
-// the journal has lost is read again from the log, since its positions are lost with its products.
+// Open opens the index whose journal is in a folder. The folder belongs to this process until
+// Close. Products that a damaged journal has lost are read from the log again, because the
+// positions after them are lost too.
 func Open(dir string, logger *slog.Logger) (*Index, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("catalog index: %w", err)
@@ -80,7 +81,7 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 	return x, nil
 }
 
-// removeOlder removes what older versions have left.
+// removeOlder removes the files of older versions.
 func removeOlder(dir string) error {
 	older, err := filepath.Glob(filepath.Join(dir, "bleve*"))
 	for _, path := range older {
@@ -89,10 +90,10 @@ func removeOlder(dir string) error {
 	return err
 }
 
-// fillAtOnce is how many products are indexed in one batch when the index is made.
+// fillAtOnce is the number of products per batch when the index is built.
 const fillAtOnce = 2000
 
-// fill makes the index of what the journal says.
+// fill builds the index from the content of the journal.
 func (x *Index) fill() error {
 	m, err := indexMapping()
 	if err != nil {
@@ -109,10 +110,11 @@ func (x *Index) fill() error {
 	return nil
 }
 
-// fanIn segments of about one size are made one.
+// fanIn is the number of segments of one size class that are merged into one.
 const fanIn = 16
 
-// index brings products into bleve, and keeps its segments few.
+// index adds products to bleve, and keeps the number of segments small: logarithmic in the number
+// of products, instead of one for each batch.
 func (x *Index) index(skus []string, products map[string]*catalogv1.Product) error {
 	for {
 		batch := x.bleve.NewBatch()
@@ -135,7 +137,8 @@ func (x *Index) index(skus []string, products map[string]*catalogv1.Product) err
 		if len(x.segments[size]) < fanIn {
 			return nil
 		}
-		// Indexed once more, in one batch, they leave their segments empty, and bleve drops these.
+		// Merge by indexing the products of all these segments again, in one batch. That leaves the
+		// old segments empty, and bleve drops them.
 		once := map[string]bool{}
 		for _, skus := range x.segments[size] {
 			for _, sku := range skus {
@@ -167,7 +170,8 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	for _, p := range products {
 		have := newer[p.Sku]
 		if have == nil {
-			have = x.stored.products[p.Sku] // nobody else writes now
+			// No lock for reading: only writers change it, and this is the only one.
+			have = x.stored.products[p.Sku]
 		}
 		if p.Version > have.GetVersion() || failpoint.On("view.noguard") {
 			newer[p.Sku] = proto.CloneOf(p)
@@ -176,6 +180,7 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	if len(newer) == 0 {
 		return nil
 	}
+	// The journal first: a failed write must not leave a product in memory that is not on disk.
 	var entries []byte
 	var err error
 	for _, p := range newer {
@@ -195,7 +200,8 @@ func (x *Index) Save(_ context.Context, products []*catalogv1.Product) error {
 	return x.shorten()
 }
 
-// shorten rewrites a journal of which most is out of date. Without room for a second one it goes on with the first.
+// shorten rewrites a journal of which most is out of date. If that fails, the old journal remains
+// in use.
 func (x *Index) shorten() error {
 	if !x.journal.long() {
 		return nil
@@ -208,6 +214,7 @@ func (x *Index) shorten() error {
 
 // Search implements catalog.Index.
 func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
+	// One more than the page, to know whether there is a next page.
 	request := bleve.NewSearchRequestOptions(queryOf(q), q.Limit+1, 0, false)
 	order, after := search.SortOrder{&search.SortDocID{}}, []string(nil)
 	if q.After != nil {
@@ -254,7 +261,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) err
 	return ctx.Err()
 }
 
-// Discard implements catalog.Index. What is in memory is not damaged.
+// Discard implements catalog.Index. It does nothing, because what is in memory is not damaged.
 func (x *Index) Discard(context.Context, *catalog.DamagedError) error { return nil }
 
 // Damage implements catalog.Index.
@@ -311,7 +318,7 @@ func (x *Index) Close() error {
 	return nil
 }
 
-// Drop deletes the index in a folder that no process has open. The next Open starts with an empty one.
+// Drop deletes the index in a folder that no process has open. The next Open starts empty.
 func Drop(dir string) error {
 	if err := os.RemoveAll(filepath.Join(dir, journalName)); err != nil {
 		return fmt.Errorf("catalog index: %w", err)

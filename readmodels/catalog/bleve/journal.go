@@ -21,39 +21,40 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// journal is the embedded index on disk: each product that was saved and each position, in the order in which they
-// were. It is read once, at the start, and never while the process runs. Every entry carries its checksum, and what is
-// behind the first one that does not hold counts for nothing: the entries before it are the index as it was at some
-// moment, positions never ahead of products, and the log has the rest. So whatever happens to the file, nothing wrong
-// is ever read from it.
+// journal is the embedded index on disk: an entry for each saved product and each saved set of
+// positions, in the order of saving. It is read once, at the start.
+//
+// Every entry has a checksum. The first entry with a wrong checksum ends the journal. So the
+// entries before it are a state that the index really had, with positions never ahead of products,
+// and the log supplies the rest. Whatever happens to the file, nothing wrong is read from it.
 type journal struct {
 	path string
 	file *os.File
-	end  int64 // of what was written
-	live int64 // of what had to be written when the journal was last rewritten
+	end  int64 // where the next entry is written
+	live int64 // the size when it was last rewritten
 }
 
-// content is what a journal says.
+// content is the content of a journal.
 type content struct {
 	products  map[string]*catalogv1.Product
 	positions map[string]map[int32]streams.Applied // by topic
 }
 
-// What an entry is: its length and its checksum stand before it.
+// An entry is a header (length and checksum, four bytes each), one of these kinds, and a body.
 const (
 	entryHeader   = 8
 	entryProduct  = 'p'
 	entryPosition = 'o'
 	maxEntry      = 64 << 20
 
-	// A journal that is longer than that, and several times what it has to be, is rewritten.
+	// A journal that is longer than this, and several times its necessary length, is rewritten.
 	journalSlack = 64 << 20
 )
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
-// openJournal reads a journal, and rewrites it without what is out of date. One that is damaged is set aside; said is
-// what was wrong.
+// openJournal reads a journal, and rewrites it without outdated entries. A damaged journal is
+// renamed, and said describes the damage.
 func openJournal(path string, logger *slog.Logger) (j *journal, c content, said string, err error) {
 	c, damage, err := readJournal(path)
 	if err != nil {
@@ -61,7 +62,7 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, said 
 	}
 	if damage != nil {
 		said = damage.Error()
-		aside := path + ".damaged" // the last one alone is kept
+		aside := path + ".damaged" // only the last one is kept
 		logger.Warn("catalog index: its file is damaged and set aside; what it lacks is read again from the log",
 			"file", path, "set_aside", aside, "damage", damage, "products_kept", len(c.products))
 		if err := errors.Join(os.RemoveAll(aside), os.Rename(path, aside)); err != nil {
@@ -75,7 +76,7 @@ func openJournal(path string, logger *slog.Logger) (j *journal, c content, said 
 	return j, c, said, nil
 }
 
-// readJournal reads the entries before the first that does not hold; damage says what is wrong there.
+// readJournal reads the entries before the first damaged one. damage describes that one.
 func readJournal(path string) (c content, damage, err error) {
 	c = content{map[string]*catalogv1.Product{}, map[string]map[int32]streams.Applied{}}
 	f, err := os.Open(path) //nolint:gosec // the folder is the operator's choice
@@ -83,7 +84,7 @@ func readJournal(path string) (c content, damage, err error) {
 		return c, nil, nil
 	}
 	if err != nil {
-		return c, err, nil // what cannot be opened can still be moved away
+		return c, err, nil // a file that cannot be opened can still be renamed
 	}
 	defer f.Close() //nolint:errcheck // it was only read
 	r := bufio.NewReaderSize(f, 1<<20)
@@ -102,11 +103,11 @@ func readJournal(path string) (c content, damage, err error) {
 	}
 }
 
-// readEntry reads one entry; io.EOF where there is none.
+// readEntry reads one entry. It returns io.EOF at the end.
 func readEntry(r io.Reader) ([]byte, error) {
 	var header [entryHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
-		return nil, err // io.ErrUnexpectedEOF where it is cut off
+		return nil, err // io.ErrUnexpectedEOF if it is truncated
 	}
 	n := binary.BigEndian.Uint32(header[:])
 	if n == 0 || n > maxEntry {
@@ -181,7 +182,8 @@ func appendPositions(b []byte, topic string, positions map[int32]streams.Applied
 	return appendEntry(b, entryPosition, body)
 }
 
-// rewrite puts a new file in the place of the old one. Its products come before its positions.
+// rewrite replaces the file by a new one with the current content. Products come before positions.
+// Until the rename, a crash leaves the old file.
 func (j *journal) rewrite(c content) error {
 	fail := func(err error) error { return fmt.Errorf("write %s: %w", j.path, err) }
 	temporary := j.path + ".new"
@@ -226,7 +228,8 @@ func (j *journal) rewrite(c content) error {
 	return nil
 }
 
-// append writes entries behind the last ones. What a failed write has left is written over by the next.
+// append writes entries after the last ones. The remains of a failed write are overwritten by the
+// next.
 func (j *journal) append(entries []byte) error {
 	if _, err := j.file.WriteAt(entries, j.end); err != nil {
 		return fmt.Errorf("write %s: %w", j.path, err)
@@ -235,7 +238,7 @@ func (j *journal) append(entries []byte) error {
 	return nil
 }
 
-// long reports whether most of the journal is out of date.
+// long reports whether most of the journal is outdated.
 func (j *journal) long() bool { return j.end > journalSlack && j.end > 4*j.live }
 
 func (j *journal) close() error { return j.file.Close() }

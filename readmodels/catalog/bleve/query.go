@@ -14,6 +14,8 @@ import (
 
 const termsAnalyzer = "millrace_terms"
 
+// indexMapping describes the fields to bleve. Texts are finished terms, so the analyzer only splits
+// at spaces.
 func indexMapping() (mapping.IndexMapping, error) {
 	m := bleve.NewIndexMapping()
 	err := m.AddCustomAnalyzer(termsAnalyzer, map[string]any{"type": custom.Name, "tokenizer": whitespace.Name})
@@ -24,7 +26,8 @@ func indexMapping() (mapping.IndexMapping, error) {
 		return &mapping.FieldMapping{Name: name, Type: "text", Analyzer: analyzer, Index: true}
 	}
 	product := bleve.NewDocumentStaticMapping()
-	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping()) // else every text is indexed once more
+	// Otherwise bleve indexes every text a second time.
+	product.AddSubDocumentMapping("_all", bleve.NewDocumentDisabledMapping())
 	product.AddFieldMappingsAt(analysis.FieldListed, &mapping.FieldMapping{Name: analysis.FieldListed, Type: "boolean", Index: true})
 	product.AddFieldMappingsAt(analysis.FieldCategory, text(analysis.FieldCategory, keyword.Name))
 	for _, field := range analysis.TextFields() {
@@ -34,6 +37,7 @@ func indexMapping() (mapping.IndexMapping, error) {
 	return m, nil
 }
 
+// queryOf translates a query. Filters do not influence the score.
 func queryOf(q catalog.Query) query.Query {
 	listed := bleve.NewBoolFieldQuery(true)
 	listed.SetField(analysis.FieldListed)
@@ -74,6 +78,7 @@ func matchOf(m analysis.Match) query.Query {
 	case analysis.Fuzzy:
 		fuzzy := bleve.NewFuzzyQuery(m.Term)
 		fuzzy.SetFuzziness(1)
+		// The first letter must be right; see analysis.Fuzzy.
 		fuzzy.SetPrefix(1)
 		q = fuzzy
 	default:

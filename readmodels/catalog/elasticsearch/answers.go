@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// refusedError is an answer of Elasticsearch that is no success, to a request or to a part of one.
+// refusedError is an error response of Elasticsearch, to a request or to one item of a bulk
+// request.
 type refusedError struct {
 	Type   string `json:"type"`
 	Reason string `json:"reason"`
@@ -28,7 +29,7 @@ func (e *refusedError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%sElasticsearch answers %d %s %s", e.hint, e.status, e.Type, e.Reason))
 }
 
-// Is makes a missing index a kind of streams.ErrLost, and a missing privilege a kind of
+// Is makes a missing index match streams.ErrLost, and a missing privilege match
 // catalog.ErrReadOnly.
 func (e *refusedError) Is(target error) bool {
 	switch target {
@@ -40,6 +41,7 @@ func (e *refusedError) Is(target error) bool {
 	return false
 }
 
+// gone reports whether the index does not exist.
 func (e *refusedError) gone() bool { return e.Type == "index_not_found_exception" }
 
 func gone(err error) bool {
@@ -47,7 +49,7 @@ func gone(err error) bool {
 	return errors.As(err, &refused) && refused.gone()
 }
 
-// ask sends a request and reads its answer into a variable, or nowhere.
+// ask sends a request and decodes the response into a variable, unless into is nil.
 func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	answer, err := r.Do(ctx, x.client)
 	if err != nil {
@@ -60,6 +62,7 @@ func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	if answer.IsError() {
 		return x.refused(answer.StatusCode, said)
 	}
+	// Every Elasticsearch sends this header. Without it, a proxy or another product has answered.
 	if product := answer.Header.Get("X-Elastic-Product"); product != "Elasticsearch" {
 		return fmt.Errorf("what answers at %v is not Elasticsearch: %s", x.client.URLs(), answer.Status())
 	}
@@ -72,10 +75,12 @@ func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	return nil
 }
 
+// refused returns the error for a response, with a hint if the cause is the user or its privileges.
 func (x *Index) refused(status int, said []byte) error {
 	refused := &refusedError{status: status}
 	body := struct{ Error any }{refused}
-	if json.Unmarshal(said, &body) != nil || refused.Type == "" { // not all errors are objects, and not all answers Elasticsearch's
+	// Not all errors are objects, and not all responses come from Elasticsearch.
+	if json.Unmarshal(said, &body) != nil || refused.Type == "" {
 		const most = 200
 		refused.Reason = string(said[:min(len(said), most)])
 	}
@@ -91,12 +96,12 @@ func (x *Index) refused(status int, said []byte) error {
 func asJSON(v any) io.Reader {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // maps and strings of ours
+		panic(err) // unreachable: maps and strings only
 	}
 	return bytes.NewReader(b)
 }
 
-// found is a document, or why it could not be read.
+// found is a document, or the reason why it could not be read.
 type found[D any] struct {
 	ID      string          `json:"_id"`
 	Found   bool            `json:"found"`
@@ -109,7 +114,7 @@ type found[D any] struct {
 	Bad    error // why Stored is not a D
 }
 
-// read reads documents, whether they have been refreshed or not.
+// read returns documents by id. It sees writes before they are refreshed, unlike a search.
 func read[D any](ctx context.Context, x *Index, field string, ids ...string) ([]found[D], error) {
 	var answer struct{ Docs []found[D] }
 	err := x.ask(ctx, esapi.MgetRequest{Index: x.alias, Body: asJSON(map[string]any{"ids": ids}), SourceIncludes: []string{field}}, &answer)

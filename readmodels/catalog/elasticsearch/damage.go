@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog"
 )
 
-// Discard implements catalog.Index. The positions go last, so that a reader that finds them gone finds the products gone, too.
+// Discard implements catalog.Index. The positions are deleted last, so a reader that finds them
+// missing also finds the products missing.
 func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
@@ -30,7 +31,7 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 		}
 	}
 	yes := true
-	// The refresh makes Elasticsearch forget that they were deleted; see mappingOf.
+	// The refresh makes Elasticsearch forget the deleted versions; see mappingOf.
 	err := x.ask(ctx, esapi.BulkRequest{Index: x.alias, Body: &body, RequireAlias: &yes, Refresh: "true"}, &answer)
 	for _, item := range answer.Items {
 		if e := item.Delete.Error; e != nil && err == nil {
@@ -44,5 +45,5 @@ func (x *Index) Discard(ctx context.Context, damaged *catalog.DamagedError) erro
 	return nil
 }
 
-// Damage implements catalog.Index. Nothing is read when the index is opened.
+// Damage implements catalog.Index. Opening the index reads nothing.
 func (x *Index) Damage() string { return "" }

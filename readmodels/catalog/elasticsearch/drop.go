@@ -8,7 +8,8 @@ import (
 	"github.com/elastic/go-elasticsearch/v9/esapi"
 )
 
-// Drop deletes the index, which the next Open creates again. No process may write to it meanwhile.
+// Drop deletes the index. The next Open creates it again. No process may write to it at the same
+// time.
 func Drop(ctx context.Context, cfg Config) (err error) {
 	x, err := Open(ctx, cfg)
 	if err != nil {

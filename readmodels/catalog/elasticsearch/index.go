@@ -1,13 +1,14 @@
-// Package elasticsearch is the catalogue's index of production.
+// Package elasticsearch is the implementation of catalog.Index for production, on a cluster of
+// Elasticsearch 9.
 //
-// All requests go through an alias that is named after the view and its version, so the index behind
-// it can be exchanged. Each product is a document under its SKU, written with its version as
+// All requests use an alias that is named after the view and its version, so the index behind it
+// can be exchanged. Each product is a document with its SKU as the id, and its version as
 // Elasticsearch's external version. So the older of two writes changes nothing, whichever process
 // sends it.
 //
-// Positions are a document of the same index: what deletes or restores the products does the same to
-// the positions. Elasticsearch syncs its log to disk before it answers a write, so positions are
-// never ahead of products.
+// Positions are a document in the same index: whatever deletes or restores the products does the
+// same to the positions. Elasticsearch syncs its log to disk before it answers a write, so
+// positions are never ahead of products. Settings reports an index that was configured differently.
 package elasticsearch
 
 import (
@@ -39,21 +40,24 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Config says where the index is, and how to log in. Its user needs, on Prefix* alone, the privileges read and
-// view_index_metadata to answer queries, and also write, create_index, manage (of aliases) and maintenance (to refresh)
-// to feed the view.
+// Config is the location of the index and the credentials. To answer queries, the user needs the
+// privileges read and view_index_metadata on Prefix*. To feed the view, it also needs write,
+// create_index, manage (for aliases) and maintenance (to refresh).
 type Config struct {
-	Addresses []string // of nodes, https://HOST:PORT or http://HOST:PORT; they are asked in turn
-	Username  string   // no login where empty
+	// URLs of nodes, https://HOST:PORT or http://HOST:PORT. Requests use them in turn.
+	Addresses []string
+	Username  string // no login if empty
 	Password  string
-	TLS       *tls.Config  // for https; the system's authorities where nil
-	Prefix    string       // of the names of index and alias, so that several systems can share a cluster; "millrace-" where empty
-	Logger    *slog.Logger // slog.Default() where nil
-	// Stall is how long a node may be silent until it counts as away; 0 means 30 seconds.
+	TLS       *tls.Config // for https; nil means the system's authorities
+	// Prefixes the names of index and alias, so that several systems can share a cluster. Empty
+	// means "millrace-".
+	Prefix string
+	Logger *slog.Logger // nil means slog.Default()
+	// Stall is how long a node may be silent until it counts as unavailable; 0 means 30 seconds.
 	Stall time.Duration
 }
 
-// Index implements catalog.Index. Any number of processes can have it open.
+// Index implements catalog.Index. Any number of processes can open it.
 type Index struct {
 	client *elastictransport.Client
 	idle   interface{ CloseIdleConnections() }
@@ -62,7 +66,7 @@ type Index struct {
 	log    *slog.Logger
 }
 
-// Open opens the index, and creates it if it does not exist and the user may do that.
+// Open opens the index. It creates the index if it does not exist and the user may create it.
 func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("catalog index: Addresses is empty: name a node of Elasticsearch, such as https://search:9200")
@@ -71,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	for i, address := range cfg.Addresses {
 		u, err := url.Parse(address)
 		if err != nil {
-			u = &url.URL{} // what cannot be read may have a password in it
+			u = &url.URL{} // an unparsable URL may contain a password, so do not print it
 		}
 		if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 			return nil, fmt.Errorf("catalog index: Addresses: number %d, %q, is no http://HOST:PORT or https://HOST:PORT", i+1, u.Redacted())
@@ -106,7 +110,8 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	if err == nil && !there {
 		err = x.make(ctx)
 		var refused *refusedError
-		if errors.As(err, &refused) && refused.status == http.StatusForbidden { // it may read, and be early
+		// This user may only read. The process that feeds the view creates the index later.
+		if errors.As(err, &refused) && refused.status == http.StatusForbidden {
 			x.log.Warn("catalog index: it is not there, and this user may not make it; whoever feeds the view will", "alias", x.alias, "error", err)
 			err = nil
 		}
@@ -119,25 +124,27 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 
 const (
 	idleConnections = 16
-	retryAfter      = 50 * time.Millisecond // and twice as long the next time
+	retryAfter      = 50 * time.Millisecond // the delay grows by this with each attempt
 	connectWithin   = 5 * time.Second
 	stallsAfter     = 30 * time.Second
 )
 
-// The fields that only this engine has; the others are those of package analysis.
+// Fields of this engine only. The others are those of package analysis.
 const (
 	fieldSKU       = "sku"
-	fieldProduct   = "product" // the whole document, stored and not indexed
+	fieldProduct   = "product" // the whole document, stored but not indexed
 	fieldPositions = "positions"
 )
 
-// mappingOf is what every Elasticsearch 9 can do without plugins: texts come as finished terms (see package analysis).
+// mappingOf returns the settings and the mapping of the index. It needs no plugins, because texts
+// are finished terms (see package analysis).
 func mappingOf(alias string) map[string]any {
 	type m = map[string]any
 	properties := m{
-		fieldSKU:               m{"type": "keyword"},
-		analysis.FieldListed:   m{"type": "boolean"},
-		analysis.FieldCategory: m{"type": "keyword", "ignore_above": 8191}, // Lucene refuses terms of more than 32766 bytes
+		fieldSKU:             m{"type": "keyword"},
+		analysis.FieldListed: m{"type": "boolean"},
+		// Lucene rejects terms of more than 32766 bytes, and a character has up to 4.
+		analysis.FieldCategory: m{"type": "keyword", "ignore_above": 8191},
 		fieldProduct:           m{"type": "binary"},
 		fieldPositions:         m{"type": "object", "enabled": false},
 	}
@@ -146,18 +153,21 @@ func mappingOf(alias string) map[string]any {
 	}
 	return m{
 		"aliases": m{alias: m{"is_write_index": true}},
-		// One shard holds any catalogue, and scores are comparable within a shard alone. A damaged product that was
-		// deleted must be indexed again under the same version, so deletes are forgotten at once.
+		// One shard holds any catalogue, and scores are comparable only within a shard. A damaged
+		// product that was deleted must be indexed again under the same version, so deletes are
+		// forgotten at once.
 		"settings": m{"number_of_shards": 1, "auto_expand_replicas": "0-1", "translog.durability": "request", "gc_deletes": "0s"},
 		"mappings": m{"dynamic": "strict", "_meta": m{"view": catalog.Name}, "properties": properties},
 	}
 }
 
-// storedProduct is what is read of the document of a product.
+// storedProduct is the part of a product's document that is read.
 type storedProduct struct {
-	Product []byte `json:"product"` // the whole of it, as protobuf
+	Product []byte `json:"product"` // the whole product, as protobuf
 }
 
+// read decodes the product. It also checks that it is the right one, because the document may be
+// damaged.
 func (d storedProduct) read(id string) (*catalogv1.Product, error) {
 	p := &catalogv1.Product{}
 	if err := proto.Unmarshal(d.Product, p); err != nil {
@@ -178,7 +188,7 @@ func readProduct(id string, stored json.RawMessage) (*catalogv1.Product, error) 
 	return d.read(id)
 }
 
-// make makes the index behind its alias. Who loses the race finds the winner's.
+// make creates the index and its alias. If another process has created it first, that one is used.
 func (x *Index) make(ctx context.Context) error {
 	index := x.alias + "-000001"
 	err := x.ask(ctx, esapi.IndicesCreateRequest{Index: index, Body: asJSON(mappingOf(x.alias))}, nil)
@@ -197,6 +207,7 @@ func (x *Index) make(ctx context.Context) error {
 	return nil
 }
 
+// there reports whether the alias exists.
 func (x *Index) there(ctx context.Context) (bool, error) {
 	err := x.ask(ctx, esapi.IndicesExistsAliasRequest{Name: []string{x.alias}}, nil)
 	var refused *refusedError
@@ -232,12 +243,13 @@ func (x *Index) Load(ctx context.Context, skus ...string) (map[string]*catalogv1
 
 const (
 	loadAtOnce = 2000
-	sendAtOnce = 4 << 20 // bytes
+	sendAtOnce = 4 << 20 // bytes per bulk request
 	eachAtOnce = 500
 )
 
-// Save implements catalog.Index. One refresh for all of a batch makes it findable; it is made also where nothing had to be
-// written, since another writer may have written the same a moment ago, and not yet refreshed.
+// Save implements catalog.Index. One refresh per call makes the products findable. It happens even
+// if nothing was written: another writer may just have written the same without having refreshed it
+// yet.
 func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	var body bytes.Buffer
 	lines := json.NewEncoder(&body)
@@ -276,8 +288,8 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 	return nil
 }
 
-// send writes a batch, which must go to the alias: an index that is gone is not to come back by itself, without its
-// mapping.
+// send writes a batch. RequireAlias prevents Elasticsearch from creating a deleted index
+// automatically, without its mapping.
 func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Product) error {
 	var answer struct {
 		Errors bool
@@ -301,6 +313,7 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 		e := item.Index.Error
 		switch {
 		case e == nil:
+		// A conflict means that a newer version is stored, as a rule; see present.
 		case item.Index.Status == http.StatusConflict:
 			newer = append(newer, products[i].Sku) //nolint:gosec // an item answers each product
 		default:
@@ -311,9 +324,9 @@ func (x *Index) send(ctx context.Context, body []byte, products []*catalogv1.Pro
 	return x.present(ctx, newer)
 }
 
-// present returns an error if a product is absent. A write that conflicts has met a newer version, as a rule. But it
-// also conflicts with the version of a product that was discarded, which Elasticsearch remembers for a moment. That
-// write has to be sent again.
+// present returns an error if a product does not exist. Usually a write conflicts because a newer
+// version is stored. But it also conflicts with the version of a discarded product, which
+// Elasticsearch remembers for a moment. Such a write must be sent again.
 func (x *Index) present(ctx context.Context, skus []string) error {
 	found, err := x.Load(ctx, skus...)
 	var damaged *catalog.DamagedError
@@ -328,6 +341,7 @@ func (x *Index) present(ctx context.Context, skus []string) error {
 	return nil
 }
 
+// hits is a response to a search.
 type hits struct {
 	PIT  string `json:"pit_id"`
 	Hits struct {
@@ -340,13 +354,14 @@ type hits struct {
 	}
 }
 
-// Search implements catalog.Index. Copies of the index score a little differently; the same search goes to the same copy, so
-// that its pages fit together.
+// Search implements catalog.Index. The copies of a shard score slightly differently. So the same
+// search always goes to the same copy, to make its pages consistent.
 func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, error) {
 	sort := []any{map[string]string{fieldSKU: "asc"}}
 	if q.Text != "" {
 		sort = slices.Insert(sort, 0, any(map[string]string{"_score": "desc"}))
 	}
+	// One more than the page, to know whether there is a next page.
 	search := map[string]any{
 		"query": queryOf(q), "size": q.Limit + 1, "sort": sort, "track_total_hits": true, "_source": []string{fieldProduct},
 	}
@@ -391,10 +406,10 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	return page, nil
 }
 
-// isProduct tells products from positions.
+// isProduct matches products, but not the document of positions.
 var isProduct = map[string]any{"exists": map[string]string{"field": fieldSKU}}
 
-// Each implements catalog.Index: of one state of the index.
+// Each implements catalog.Index. It reads from a point in time, so it sees one state of the index.
 func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (err error) {
 	var state struct{ ID string }
 	if err := x.ask(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepState}, &state); err != nil {
@@ -438,7 +453,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 }
 
 const (
-	keepState   = time.Minute // between two pages of a listing
+	keepState   = time.Minute // how long the point in time lives between two pages
 	closeWithin = 5 * time.Second
 )
 
@@ -458,15 +473,15 @@ func (x *Index) Count(ctx context.Context) (uint64, error) {
 	return answer.Count, nil
 }
 
-// storedPositions is the document of a topic's positions, by partition.
+// storedPositions is the document with the positions of a topic, by partition.
 type storedPositions struct {
 	Positions map[int32]string `json:"positions"`
 }
 
-// No SKU begins like this.
+// positionsID returns the id of a topic's positions. No SKU begins with @.
 func positionsID(topic string) string { return "@positions." + topic }
 
-// Positions implements catalog.Index. Where the index is gone so are they.
+// Positions implements catalog.Index. If the index does not exist, there are none.
 func (x *Index) Positions(ctx context.Context, topic string) (map[int32]streams.Applied, error) {
 	positions, _, err := x.positions(ctx, topic)
 	if err != nil {
@@ -475,7 +490,7 @@ func (x *Index) Positions(ctx context.Context, topic string) (map[int32]streams.
 	return positions, nil
 }
 
-// positions also gives their document, which is nil where there is no index.
+// positions also returns the document, which is nil if the index does not exist.
 func (x *Index) positions(ctx context.Context, topic string) (map[int32]streams.Applied, *found[storedPositions], error) {
 	positions := map[int32]streams.Applied{}
 	docs, err := read[storedPositions](ctx, x, fieldPositions, positionsID(topic))
@@ -499,8 +514,8 @@ func (x *Index) positions(ctx context.Context, topic string) (map[int32]streams.
 	return positions, &docs[0], nil
 }
 
-// SavePositions implements catalog.Index. What was read must still be there when it is replaced; else it is read again. The
-// first positions of an index that is gone make it anew.
+// SavePositions implements catalog.Index. It replaces the document only if it is still the one that
+// was read, and else starts again. The first positions create a missing index.
 func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	yes := true
 	for tried := false; ; tried = true {
@@ -508,7 +523,8 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 		if err != nil {
 			return fmt.Errorf("catalog index: read positions: %w", err)
 		}
-		// Where an answer was lost on its way, the client has sent the request again, and the second one met the first.
+		// A lost response makes the client repeat the request, and the repetition conflicts with
+		// the first one. If the positions are already what they should be, that has happened.
 		if tried && !slices.ContainsFunc(moves, func(m streams.Move) bool { return positions[m.Partition].String() != m.To.String() }) {
 			return nil
 		}
@@ -525,6 +541,7 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 		for id, at := range positions {
 			kept.Positions[id] = at.String()
 		}
+		// The condition is the document's sequence number, or that it does not exist.
 		write := esapi.IndexRequest{Index: x.alias, DocumentID: positionsID(topic), Body: asJSON(kept), RequireAlias: &yes}
 		if doc.Found {
 			write.IfSeqNo, write.IfPrimaryTerm = doc.SeqNo, doc.Primary

@@ -5,6 +5,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/analysis"
 )
 
+// queryOf translates a query. Filters do not influence the score.
 func queryOf(q catalog.Query) map[string]any {
 	type m = map[string]any
 	filter := []any{m{"term": m{analysis.FieldListed: true}}}
@@ -34,11 +35,12 @@ func matchOf(m analysis.Match) map[string]any {
 	switch m.Kind {
 	case analysis.Prefix:
 		kind = "prefix"
-	case analysis.Fuzzy: // as in bleve, two letters that changed places are one mistake
+	// As in bleve, a transposition of two letters counts as one mistake.
+	case analysis.Fuzzy:
 		kind = "fuzzy"
 		how["fuzziness"], how["prefix_length"], how["transpositions"], how["max_expansions"] = 1, 1, true, maxExpansions
 	}
 	return map[string]any{kind: map[string]any{m.Field: how}}
 }
 
-const maxExpansions = 1000 // terms that are one letter away
+const maxExpansions = 1000 // maximum number of terms that one fuzzy match expands to

@@ -12,8 +12,9 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// Settings says where the index behind the alias is not as this program makes it: by hand, by a template of indexes, or by another
-// program. An index that is not there has no faults.
+// Settings reports differences between the index and the one that this package creates. They may
+// come from an operator, from an index template, or from another program. A missing index has no
+// faults.
 func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mappings map[string]struct{ Mappings json.RawMessage }
 	err := x.ask(ctx, esapi.IndicesGetMappingRequest{Index: []string{x.alias}}, &mappings)
@@ -59,7 +60,7 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 	return faults, nil
 }
 
-// fieldsOf is two mappings as fields by name, with "dynamic" as one of them.
+// fieldsOf returns the fields of two mappings by name. "dynamic" is included as if it were a field.
 func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, err error) {
 	asked, err := json.Marshal(ours)
 	if err != nil {
@@ -87,6 +88,7 @@ func fieldsOf(ours any, theirs json.RawMessage) (wanted, there map[string]any, e
 	return wanted, there, nil
 }
 
+// differences returns the names of the fields that differ.
 func differences(a, b map[string]any) []string {
 	var all []string
 	for field := range a {

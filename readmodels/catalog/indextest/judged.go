@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog"
 )
 
-// JudgedProducts returns products that contain what search engines often get wrong.
+// JudgedProducts returns products with texts that search engines often handle wrongly.
 func JudgedProducts() []*catalogv1.Product {
 	return []*catalogv1.Product{
 		Product("nfc", norm.NFC.String("Café crème mug"), "", norm.NFD.String("Küche")),
@@ -48,13 +48,14 @@ func JudgedProducts() []*catalogv1.Product {
 	}
 }
 
-// Judged says which products of JudgedProducts each text must find, on every engine.
+// Judged is the list of texts with the JudgedProducts that each must find, on every engine. SKUs
+// are separated by spaces.
 var Judged = []struct{ Text, Want string }{
 	{norm.NFC.String("café"), "nfc nfd"},
 	{norm.NFD.String("café"), "nfc nfd"},
 	{"CAFE CREME", "nfc nfd"},
 	{"about mug", "about nfc"},
-	{"mug about", "about"}, // the last word may become another one, so it is asked for
+	{"mug about", "about"}, // the last word may be unfinished, so even a stop word is required
 	{"the mug", "about nfc"},
 	{"wifi", "wifi wi-fi wi fi"},
 	{"wi-fi", "wifi wi-fi wi fi"},
@@ -81,7 +82,7 @@ var Judged = []struct{ Text, Want string }{
 	{"茶壶", "han"},
 	{"茶", "han"},
 	{"瓷茶", "han"},
-	{"茶花", ""}, // both characters are there, but not side by side
+	{"茶花", ""}, // the product has both characters, but not next to each other
 	{"コーヒー", "kana halfwidth"},
 	{"カップ", "kana"},
 	{"陶器", "kana"},
@@ -104,7 +105,7 @@ var Judged = []struct{ Text, Want string }{
 	{"usb_cable", "snake"},
 	{"children's", "possessive"},
 	{"childrens", "possessive"},  // without its apostrophe
-	{"chilrden's", "possessive"}, // two letters changed places: one mistake
+	{"chilrden's", "possessive"}, // a transposition is one mistake
 	{"chilrdem's", ""},           // two mistakes
 	{"\u200b\u0000", ""},
 	{"™", ""},
@@ -128,7 +129,7 @@ func judgedQueries(t *testing.T, open func() catalog.Index) {
 	}
 }
 
-// sku reads a list of SKUs, of which some have a space.
+// sku splits a list of SKUs, some of which contain a space.
 func sku(list string) []string {
 	all := strings.Fields(strings.NewReplacer("wi fi", "wi\x00fi", "t shirt", "t\x00shirt", "tea light", "tea\x00light").Replace(list))
 	for i := range all {

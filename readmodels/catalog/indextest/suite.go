@@ -1,5 +1,8 @@
-// Package indextest is the conformance suite of catalog.Index. It checks what the view relies on, so
-// an adapter that passes it can replace another. It also contains what tests of the view share.
+// Package indextest is the conformance suite of catalog.Index. An adapter that passes Run can
+// replace another one, because the view relies on nothing else.
+//
+// The package also contains what the adapters' tests of the view share: products and events, a
+// feed, and checks of what a view contains.
 package indextest
 
 import (
@@ -21,10 +24,10 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Place opens an index in the same place each time it is called. The caller closes it.
+// Place opens an index at the same location each time it is called. The caller closes it.
 type Place func(t testing.TB) catalog.Index
 
-// Run checks an index. Each call of newPlace returns an empty place.
+// Run tests an implementation. Each call of newPlace returns an empty place.
 func Run(t *testing.T, newPlace func(t testing.TB) Place) {
 	for _, check := range []struct {
 		name string
@@ -70,7 +73,8 @@ func Save(t testing.TB, x catalog.Index, products ...*catalogv1.Product) {
 	}
 }
 
-// Find returns the SKUs that a query finds, in order, from all its pages.
+// Find returns the SKUs that a query finds, in order, on all pages. It also checks the sizes of the
+// pages and the total.
 func Find(t testing.TB, x catalog.Index, q catalog.Query) []string {
 	t.Helper()
 	if q.Limit == 0 {
@@ -114,29 +118,29 @@ func findsByWords(t *testing.T, open func() catalog.Index) {
 	)
 	for _, c := range []struct {
 		text, category string
-		want           string // SKUs in order; in braces where their order is not told
+		want           string // SKUs in order; in braces those whose order is undefined
 	}{
 		{"", "", "1 2 3 4 5 6"},
 		{"", "home", "1 3 6"},
 		{"", "hom", ""},
 		{"heart", "", "1 4"},               // title before description
-		{"HEART white", "", "1 4"},         // every word, whatever the case and the order
+		{"HEART white", "", "1 4"},         // every word, in any case and order
 		{"white heart holder", "", "1"},    //
 		{"candle", "", "{2 3} 6"},          // inflections
 		{"candles", "home", "3 6"},         // in a category
-		{"candl", "", "{2 3} 6"},           // the beginning of the last word
-		{"hold gla", "", ""},               // but not of one before it
+		{"candl", "", "{2 3} 6"},           // a prefix of the last word
+		{"hold gla", "", ""},               // but not of an earlier one
 		{"holder gla", "", "3"},            //
 		{"candlez", "", "{2 3} 6"},         // one letter wrong in the last word
-		{"the", "", "2"},                   // alone it may be the beginning of something
-		{"a bag of the doctor", "", "5"},   // words that mean nothing are not wanted
+		{"the", "", "2"},                   // alone, it may be the beginning of a word
+		{"a bag of the doctor", "", "5"},   // stop words are not required
 		{"doctor's", "", "5"},              //
 		{"cafe", "", "4"},                  // without the accent
 		{"t-light", "", "1"},               //
 		{"t-li", "", "1"},                  //
 		{"hanging rubbish", "", ""},        //
 		{"!!! --", "", ""},                 // no word at all
-		{"title:heart", "", ""},            // no query language
+		{"title:heart", "", ""},            // there is no query language
 		{"heart*", "", "1 4"},              //
 		{strings.Repeat("x", 200), "", ""}, //
 	} {
@@ -167,7 +171,8 @@ func equalMatches(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer Close(t, x)
 	var want []string
-	for i := range 57 { // in several writes, so that they lie in several segments
+	// In several writes, so that they are in several segments.
+	for i := range 57 {
 		sku := fmt.Sprintf("sku-%03d", (i*31)%57)
 		Save(t, x, Product(sku, "the same title", "the same text"))
 		want = append(want, sku)
@@ -234,7 +239,8 @@ func higherVersion(t *testing.T, open func() catalog.Index) {
 	}
 }
 
-// The index is a map from SKU to the highest version, and stays it over a restart.
+// isMap checks that the index is a map from SKU to the product of the highest version, also after a
+// restart.
 func isMap(t *testing.T, open func() catalog.Index) {
 	x := open()
 	defer func() { Close(t, x) }()

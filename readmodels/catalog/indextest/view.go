@@ -24,31 +24,31 @@ func Price(currency string, units int64) *money.Money {
 	return &money.Money{CurrencyCode: currency, Units: units}
 }
 
-// Listed returns the event of a product that is listed.
+// Listed returns an event that lists a product.
 func Listed(title string, categories ...string) *catalogv1.ProductEvent {
 	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Listed{Listed: &catalogv1.ProductListed{
 		Title: title, Description: "of glass", Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, Categories: categories,
 	}}}
 }
 
-// Revised returns the event of a product with another title.
+// Revised returns an event that changes a product's title.
 func Revised(title string, categories ...string) *catalogv1.ProductEvent {
 	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Revised{Revised: &catalogv1.ProductRevised{
 		Title: title, Description: "of brass", Categories: categories,
 	}}}
 }
 
-// PriceSet returns the event of a product that has a price.
+// PriceSet returns an event that sets a price.
 func PriceSet(currency string, units int64) *catalogv1.ProductEvent {
 	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_PriceSet{PriceSet: &catalogv1.PriceSet{Price: Price(currency, units)}}}
 }
 
-// Delisted returns the event of a product that is delisted.
+// Delisted returns an event that delists a product.
 func Delisted() *catalogv1.ProductEvent {
 	return &catalogv1.ProductEvent{Event: &catalogv1.ProductEvent_Delisted{Delisted: &catalogv1.ProductDelisted{}}}
 }
 
-// Marshal returns the bytes of an event.
+// Marshal encodes the data of an event.
 func Marshal(t testing.TB, m *catalogv1.ProductEvent) []byte {
 	t.Helper()
 	b, err := proto.Marshal(m)
@@ -63,7 +63,7 @@ var (
 	things  = []string{"lamp", "candle holder", "mug", "doormat", "lunch bag", "cake stand", "T-light", "drawer knob"}
 )
 
-// happening makes the data of an event that may follow a version of a product.
+// happening returns random event data that may follow a version of a product.
 func happening(t testing.TB, version uint64) []byte {
 	title := fmt.Sprintf("%s %s %d", colours[rand.IntN(len(colours))], things[rand.IntN(len(things))], rand.IntN(50))
 	if version == 0 {
@@ -81,7 +81,7 @@ func happening(t testing.TB, version uint64) []byte {
 	}
 }
 
-// Events returns n random events of a number of products.
+// Events returns n random events of the given number of products.
 func Events(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
@@ -91,7 +91,7 @@ func Events(t testing.TB, l *streamstest.Log, products, n int) []event.Event {
 	return events
 }
 
-// Records returns events as the records that a view applies.
+// Records wraps events as the records that a view applies.
 func Records(events []event.Event) []streams.Record {
 	rs := make([]streams.Record, len(events))
 	for i, e := range events {
@@ -100,7 +100,7 @@ func Records(events []event.Event) []streams.Record {
 	return rs
 }
 
-// Holds fails unless the view holds what its events make.
+// Holds fails the test unless the view's content is that of the events.
 func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
 	got, err := v.Digest(t.Context())
@@ -122,7 +122,7 @@ func Holds(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	}
 }
 
-// Repaired waits until the view holds what the events make, and reports no fault.
+// Repaired waits until the view's content is that of the events and no fault is reported.
 func Repaired(t *testing.T, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
 	want, err := catalog.ExpectedDigest(l.All())
@@ -135,7 +135,7 @@ func Repaired(t *testing.T, v *catalog.View, l *streamstest.Log) {
 	})
 }
 
-// Completed waits until the view holds what its events make.
+// Completed waits until the view's content is that of the events.
 func Completed(t testing.TB, v *catalog.View, l *streamstest.Log) {
 	t.Helper()
 	want, err := catalog.ExpectedDigest(l.All())
