@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
+// answers checks that a key is answered once, whatever its second batch contains.
 func answers(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
@@ -28,8 +29,8 @@ func answers(t *testing.T, place Place) {
 		t.Errorf("an unknown key has an answer (%v)", err)
 	}
 
-	// The answer comes before the conflict: a command that is sent again has found its own events
-	// in its way.
+	// The answer takes precedence over the conflict: a command that is sent again conflicts with
+	// its own events.
 	for name, streams := range map[string][]eventstore.StreamAppend{
 		"the same version":       b.Streams,
 		"a version that fits":    one("a", 4, 1).Streams,
@@ -49,6 +50,8 @@ func answers(t *testing.T, place Place) {
 	}
 }
 
+// racedKey checks that of concurrent batches with one key exactly one is stored, and that all get
+// its answer.
 func racedKey(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	const racers, rounds = 16, 8
@@ -91,6 +94,7 @@ func racedKey(t *testing.T, place Place) {
 	}
 }
 
+// answerAlone checks batches without events: the answer has the store's head as its position.
 func answerAlone(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	alone := func(key string) eventstore.Batch {
@@ -117,6 +121,7 @@ func answerAlone(t *testing.T, place Place) {
 	}
 }
 
+// snapshots checks that a snapshot replaces an older one of its stream only.
 func snapshots(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	if _, ok, err := s.LoadSnapshot(ctx, "a"); ok || err != nil {

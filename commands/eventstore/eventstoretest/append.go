@@ -17,6 +17,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
+// everyField checks that Load and Read return every field of an event unchanged, including extreme
+// values.
 func everyField(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	const stream = "Öl № 1/ä'\"\\"
@@ -61,6 +63,7 @@ func everyField(t *testing.T, place Place) {
 	}
 }
 
+// oneWinner checks that of concurrent appends at one version exactly one succeeds.
 func oneWinner(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	const racers, rounds = 32, 10
@@ -70,7 +73,7 @@ func oneWinner(t *testing.T, place Place) {
 		var g errgroup.Group
 		for range racers {
 			g.Go(func() error {
-				b := one("contended", round*2, 2) // two events: a racer must not win by half
+				b := one("contended", round*2, 2) // two events: a batch must not be stored in part
 				_, err := s.Append(ctx, b)
 				if conflict := (*eventstore.ConflictError)(nil); errors.As(err, &conflict) {
 					if conflict.Stream != "contended" || conflict.Expected != round*2 || conflict.Actual != round*2+2 {
@@ -96,6 +99,7 @@ func oneWinner(t *testing.T, place Place) {
 	}
 }
 
+// conflicts checks the details of a ConflictError, and that a refused batch leaves nothing.
 func conflicts(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 3))
@@ -114,6 +118,7 @@ func conflicts(t *testing.T, place Place) {
 	}
 }
 
+// severalStreams checks that a batch with several streams is stored completely or not at all.
 func severalStreams(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	mustAppend(ctx, t, s, one("z", 0, 1))
@@ -161,6 +166,8 @@ func severalStreams(t *testing.T, place Place) {
 	}
 }
 
+// crossing checks that two stores that append to the same streams in opposite order do not
+// deadlock.
 func crossing(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}
@@ -190,8 +197,8 @@ func crossing(t *testing.T, place Place) {
 	}
 }
 
-// appendOnTop appends one event to each stream in one batch, as a service does: load, append, and
-// again after a conflict.
+// appendOnTop appends one event to each stream in one batch, as a service does: it loads, appends,
+// and retries after a conflict.
 func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) error {
 	for {
 		var b eventstore.Batch
@@ -211,6 +218,7 @@ func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) err
 	}
 }
 
+// limits checks that each limit of a batch is enforced, and that the longest stream id is accepted.
 func limits(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	with := func(change func(e *event.Event)) eventstore.Batch {
@@ -257,6 +265,7 @@ func limits(t *testing.T, place Place) {
 	mustAppend(ctx, t, s, one(strings.Repeat("ü", eventstore.MaxText/2), 0, 1))
 }
 
+// endedContext checks that calls with an ended context fail and store nothing.
 func endedContext(t *testing.T, place Place) {
 	s := place.open(t)
 	ctx, cancel := context.WithCancel(context.Background())

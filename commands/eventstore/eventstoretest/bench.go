@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Benchmark measures appends as services make them — one event for a new stream, and its answer —
-// by one caller after the other and by 64 at once, and reading them back.
+// Benchmark measures appends as services make them (one event for a new stream, and its answer),
+// with one caller and with 64 concurrent ones. It also measures reading.
 func Benchmark(b *testing.B, open func(b *testing.B) eventstore.Store) {
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("append/callers=%d", callers), func(b *testing.B) {

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// known asks for what the store has, and for the same with one thing changed.
+// known checks Known with events of the store, and with events that differ from them in one field.
 func known(t *testing.T, place Place) {
 	ctx := patient(t)
 	s := place.open(t)
@@ -48,6 +48,7 @@ func known(t *testing.T, place Place) {
 	}
 }
 
+// epoch checks that all stores of a place have the same epoch.
 func epoch(t *testing.T, place Place) {
 	ctx := patient(t)
 	first, second := place.open(t), place.open(t)
@@ -61,6 +62,8 @@ func epoch(t *testing.T, place Place) {
 	}
 }
 
+// secret checks that all stores of a place have the same secret, and that it is not derived from
+// the epoch, which is public.
 func secret(t *testing.T, place Place) {
 	ctx := patient(t)
 	first, second := place.open(t), place.open(t)

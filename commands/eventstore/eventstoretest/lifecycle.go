@@ -13,6 +13,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
+// closed checks that every method of a closed store returns ErrClosed, and that Close may be called
+// twice.
 func closed(t *testing.T, place Place) {
 	ctx, s := patient(t), place(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
@@ -40,6 +42,7 @@ func closed(t *testing.T, place Place) {
 	}
 }
 
+// closeDrains checks that every append that was acknowledged before Close is there after reopening.
 func closeDrains(t *testing.T, place Place) {
 	ctx, s := patient(t), place(t)
 	const writers = 16
@@ -83,6 +86,7 @@ func closeDrains(t *testing.T, place Place) {
 	}
 }
 
+// reopen checks that everything is there after reopening, and that positions continue to increase.
 func reopen(t *testing.T, place Place) {
 	ctx := patient(t)
 	var events []event.Event
@@ -120,8 +124,8 @@ func reopen(t *testing.T, place Place) {
 	}
 }
 
-// twoStores opens a place twice at once, as two instances of a service do, or an operator's tool
-// beside a service.
+// twoStores opens a place twice at the same time, like two instances of a service, or a service and
+// an operator's tool.
 func twoStores(t *testing.T, place Place) {
 	ctx := patient(t)
 	a, b := place.open(t), place.open(t)

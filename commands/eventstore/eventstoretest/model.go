@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// model checks random calls against a store of maps and slices. All runs share one real store; a
-// run uses names of its own and looks at what is after the head it began with.
+// model compares random calls with a model of maps and slices. All runs share one store. Each run
+// uses its own names, and reads only events after the head at its start.
 func model(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	run := 0
@@ -33,12 +33,13 @@ func model(t *testing.T, place Place) {
 	})
 }
 
+// machine is the model, and the store that it is compared with.
 type machine struct {
 	ctx   context.Context // a run of the model is one call
 	store eventstore.Store
-	name  string
+	name  string // prefix of this run's streams and keys
 
-	begin, head event.Position
+	begin, head event.Position // head at the start of the run, and now
 	events      []event.Event
 	versions    map[string]uint64
 	answers     map[string]eventstore.Answer
@@ -81,7 +82,7 @@ func (m *machine) append(t *rapid.T) {
 	}
 }
 
-// refuses reports whether the model refuses the batch, and fails unless the store did the same.
+// refuses reports whether the model refuses the batch. It fails unless the store did the same.
 func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
 	if first, ok := m.answers[b.Answer.Key]; ok {
 		answered := (*eventstore.AnsweredError)(nil)
@@ -106,6 +107,7 @@ func (m *machine) refuses(t *rapid.T, b eventstore.Batch, err error) bool {
 	return false
 }
 
+// apply adds a stored batch to the model.
 func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 	for _, s := range b.Streams {
 		for _, e := range s.Events {
@@ -186,7 +188,8 @@ func (m *machine) read(t *rapid.T) {
 	}
 }
 
-// checkHead waits until the store no longer holds back what was appended, then looks at its head.
+// checkHead waits until the store has released what was appended, then compares its head. A store
+// may hold events back while older transactions are open.
 func (m *machine) checkHead(t *rapid.T) {
 	for {
 		head, err := m.store.Head(m.ctx)
@@ -205,7 +208,7 @@ func (m *machine) checkHead(t *rapid.T) {
 	}
 }
 
-// compare compares all but the positions.
+// compare compares all fields but the positions, which the model does not predict.
 func compare(t *rapid.T, got, want []event.Event) {
 	if len(got) != len(want) {
 		t.Fatalf("got %d events, want %d", len(got), len(want))

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// gapSafe reads from start to end while writers on two stores race, and again with another step
-// when all is done.
+// gapSafe reads from the beginning while writers on two stores race, and again when they have
+// ended. Both reads must return the same events.
 func gapSafe(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}
@@ -91,8 +91,8 @@ func gapSafe(t *testing.T, place Place) {
 	}
 }
 
-// guessedVersions appends to versions that the writer has not seen yet, so that an append may
-// overtake the one before it.
+// guessedVersions appends at versions that are not stored yet and retries on conflicts, so appends
+// may overtake each other. The order of Read must be the order of versions all the same.
 func guessedVersions(t *testing.T, place Place) {
 	ctx := patient(t)
 	stores := []eventstore.Store{place.open(t), place.open(t)}
@@ -121,6 +121,7 @@ func guessedVersions(t *testing.T, place Place) {
 	}
 }
 
+// readLimit checks limits, and reads after the last position.
 func readLimit(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	if got, err := s.Read(ctx, event.Position{}, 10); err != nil || len(got) != 0 {
@@ -154,6 +155,7 @@ func readLimit(t *testing.T, place Place) {
 	}
 }
 
+// waitWakes checks that Wait returns for all waiters after an append.
 func waitWakes(t *testing.T, place Place) {
 	ctx, s := patient(t), place.open(t)
 	var head event.Position
@@ -179,6 +181,7 @@ func waitWakes(t *testing.T, place Place) {
 	}
 }
 
+// waitEnds checks that Wait returns when its context ends, and when the store is closed.
 func waitEnds(t *testing.T, place Place) {
 	s := place(t)
 	last := mustAppend(patient(t), t, s, one("a", 0, 1))
@@ -199,6 +202,7 @@ func waitEnds(t *testing.T, place Place) {
 	}
 }
 
+// stats checks counts and times after each position.
 func stats(t *testing.T, place Place) {
 	ctx := patient(t)
 	s := place.open(t)

@@ -1,5 +1,9 @@
-// Package eventstoretest is the conformance suite of eventstore.Store. Services may rely on what it
-// checks, so adapters that pass it are interchangeable.
+// Package eventstoretest is the conformance suite of eventstore.Store. Run checks an adapter, and
+// Benchmark measures it. Services may rely on what the suite checks, so adapters that pass it are
+// interchangeable.
+//
+// The checks are grouped by file: append.go, read.go, answers.go, identity.go and lifecycle.go.
+// model.go compares random sequences of calls with a model.
 package eventstoretest
 
 import (
@@ -14,14 +18,14 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Place opens a store of Aggregate in one and the same place each time it is called: what one store
-// has appended another finds there, at the same time or later. Who opens closes.
+// Place opens a store of Aggregate. All calls open the same place: what one store has appended,
+// another one finds, at the same time or later. The caller closes the store.
 type Place func(t *testing.T) eventstore.Store
 
-// Aggregate is the one whose store a Place must open.
+// Aggregate is the aggregate whose store a Place must open.
 var Aggregate = event.Order
 
-// Run checks a store. Each call of newPlace names an empty place.
+// Run checks an adapter. Each call of newPlace must return a new, empty place.
 func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 	for _, check := range []struct {
 		name string
@@ -60,7 +64,7 @@ func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 	}
 }
 
-// open opens a store that is closed with the test.
+// open opens a store and closes it at the end of the test.
 func (p Place) open(t *testing.T) eventstore.Store {
 	t.Helper()
 	s := p(t)
@@ -72,7 +76,7 @@ func (p Place) open(t *testing.T) eventstore.Store {
 	return s
 }
 
-// patience bounds every wait of the suite; a sound store needs a fraction of it.
+// patience bounds every wait of the suite. A correct store needs a fraction of it.
 const patience = 5 * time.Minute
 
 func patient(t *testing.T) context.Context {
@@ -82,7 +86,7 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-// newEvents makes n events as a decider's caller would.
+// newEvents returns n events as a command handler would create them.
 func newEvents(n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
@@ -118,8 +122,8 @@ func mustLoad(ctx context.Context, t *testing.T, s eventstore.Store, stream stri
 	return events
 }
 
-// mustRead reads until it has n events after a position. A store may hold events back for as long
-// as an older transaction is open, so it waits for them.
+// mustRead reads until it has n events after a position. It waits for them, because a store may
+// hold events back while an older transaction is open.
 func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event.Position, n int) []event.Event {
 	t.Helper()
 	var all []event.Event
@@ -145,7 +149,7 @@ func mustRead(ctx context.Context, t *testing.T, s eventstore.Store, after event
 	return all
 }
 
-// difference says in what two events differ; empty if they do not.
+// difference returns how two events differ, or "" if they are equal.
 func difference(got, want event.Event) string {
 	switch {
 	case !got.OccurredAt.Equal(want.OccurredAt) || !got.RecordedAt.Equal(want.RecordedAt):

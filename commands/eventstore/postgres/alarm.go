@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// alarm logs who holds events back, once they have been held back for too long and again each time
+// alarm logs which transaction holds events back. It logs after alarmAfter, and again each time
 // that span has passed.
 type alarm struct {
 	store *Store
-	since time.Time // zero while nothing is held back
+	since time.Time // when events were first held back, or when it last logged; zero while none are
 }
 
-// The transaction to blame is the one with the oldest id. A prepared transaction has no session any
-// more; its name tells.
+// selectCulprit returns the open transaction with the oldest id. A prepared transaction has no
+// session, so its name has to identify it.
 const selectCulprit = `
 SELECT coalesce(pid, 0), who, since FROM (
     SELECT pid, concat_ws(' ', datname, usename, application_name, state) AS who, xact_start AS since, age(backend_xid) AS age
@@ -24,6 +24,7 @@ SELECT coalesce(pid, 0), who, since FROM (
     SELECT NULL, 'prepared transaction ' || gid, prepared, age(transaction) FROM pg_prepared_xacts
 ) AS open ORDER BY age DESC LIMIT 1`
 
+// saw records whether events are held back now, and logs if that has lasted too long.
 func (a *alarm) saw(ctx context.Context, held bool) {
 	switch {
 	case !held:
@@ -36,11 +37,12 @@ func (a *alarm) saw(ctx context.Context, held bool) {
 	}
 }
 
+// ring logs the transaction that holds events back.
 func (a *alarm) ring(ctx context.Context) {
 	log := a.store.options.logger.With("aggregate", a.store.aggregate.Name)
 	var pid int32
 	var who string
-	var since *time.Time // hidden from roles without pg_read_all_stats
+	var since *time.Time // null for roles without pg_read_all_stats
 	err := a.store.reads.QueryRow(ctx, selectCulprit).Scan(&pid, &who, &since)
 	if missing(err) {
 		err = errors.New("whose, this role may not see: GRANT pg_read_all_stats lets it")

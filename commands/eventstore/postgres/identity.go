@@ -11,19 +11,20 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// identity is what a Store remembers of its history, so that a new connection to a server that lost
-// some of it is refused. A restored backup, a replica that was behind when it took over, and
-// another database at the same address all answer like the server that failed. Appending there
-// would begin a second history beside the one that Kafka has.
+// identity is what a Store remembers of its history, so that it can refuse connections to a server
+// that lost part of it. A restored backup, a replica that was behind when it took over, and another
+// database at the same address all answer like the server that failed. Appending there would start
+// a second history beside the one in Kafka.
 type identity struct {
 	schema    string
 	aggregate event.Aggregate
 
+	// mu protects the fields below.
 	mu      sync.Mutex
-	epoch   string // the part that belongs to the tables; a failover does not change it
-	newest  event.Position
-	id      [16]byte // of the event at newest
-	refused string   // the reason that was last logged
+	epoch   string         // the part of Epoch that is stored in the tables; a failover does not change it
+	newest  event.Position // position of the last event that this process knows to be committed
+	id      [16]byte       // id of that event
+	refused string         // reason that was last logged; empty if the last connection was accepted
 }
 
 const (
@@ -32,7 +33,7 @@ const (
 	selectHas      = `SELECT EXISTS (SELECT FROM events WHERE transaction = $1 AND position = $2 AND id = $3)`
 )
 
-// learn reads the history that the store has when it is opened.
+// learn reads the history at the time when the store is opened.
 func (i *identity) learn(ctx context.Context, conn querier) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -46,8 +47,8 @@ func (i *identity) learn(ctx context.Context, conn querier) error {
 	return nil
 }
 
-// stored records an event that the server has committed. A server that has it has every earlier one
-// of this process.
+// stored records an event that the server has committed. A server that has this event has every
+// earlier one of this process, too.
 func (i *identity) stored(at event.Position, id [16]byte) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -56,8 +57,8 @@ func (i *identity) stored(at event.Position, id [16]byte) {
 	}
 }
 
-// check returns an error that wraps eventstore.ErrReplaced if the server behind a connection lacks
-// the remembered history.
+// check returns an error that wraps eventstore.ErrReplaced if the server of a connection lacks the
+// remembered history.
 func (i *identity) check(ctx context.Context, conn querier) error {
 	i.mu.Lock()
 	epoch, newest, id := i.epoch, i.newest, i.id
@@ -92,10 +93,11 @@ func (i *identity) remedy() string {
 		"newest store is back. To continue with what this one has, stop Millrace and run `millrace rebuild --service " + i.aggregate.Service + "`"
 }
 
-// connected checks a new connection before it is used. It logs a refusal once, not for every
+// connected checks a new connection before the pool uses it. It logs a refusal once, not for every
 // attempt.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin) // the pool continues connecting when its caller has given up
+	// The pool continues to connect after its caller has given up.
+	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin)
 	defer cancel()
 	err := s.identity.check(ctx, conn)
 	s.identity.mu.Lock()

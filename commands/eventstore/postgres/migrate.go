@@ -13,19 +13,19 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Files are applied in the order of their names; one that was released never changes.
+// migrations are applied in the order of their names. A released file never changes.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// grants is run after the migrations, each time.
+// grants is executed after the migrations, each time.
 //
 //go:embed grants.sql
 var grants string
 
-// Migrate brings the schema of aggregate's store to this version, as Open does where its role may,
-// and grants the roles of deploy/postgres/roles.sql what they need of its tables. Run it as the
-// schema's owner where the service's own role may not change the schema.
+// Migrate migrates the schema of aggregate's store to this version, and grants the roles of
+// deploy/postgres/roles.sql the rights that they need. Open does the same if its role may.
+// Otherwise run Migrate as the schema's owner.
 func Migrate(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) error {
 	o := newOptions(aggregate, opts)
 	config, err := o.parse(conn, aggregate)
@@ -41,8 +41,8 @@ func Migrate(ctx context.Context, conn string, aggregate event.Aggregate, opts .
 	return nil
 }
 
-// ensure checks that the schema is the aggregate's, at this version and on its server. It migrates
-// one that is missing or older, where the role may.
+// ensure checks that the schema belongs to the aggregate, has this version and is on its own
+// server. If the schema is missing or older, it migrates it, provided that the role may.
 func ensure(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
 	files, err := migrationFiles()
 	if err != nil {
@@ -63,7 +63,7 @@ func ensure(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.
 	return err
 }
 
-// denied reports whether the server refused something for lack of a privilege.
+// denied reports whether the server refused a statement for lack of a privilege.
 func denied(err error) bool {
 	refused := (*pgconn.PgError)(nil)
 	return errors.As(err, &refused) && refused.Code == "42501"
@@ -76,10 +76,11 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// countApplied reports how many migrations the schema has; 0 if it, or its table of them, is not
-// there. It fails if the schema has more than are known.
+// countApplied returns how many migrations the schema has. It returns 0 if the schema or its table
+// of migrations does not exist, and an error if the schema has more than are known.
 func countApplied(ctx context.Context, conn querier, known int) (applied int, err error) {
-	// A schema that the role may not look into is not in its search path, and so has no such table.
+	// A schema that the role may not use is not in its search path, so the table seems not to
+	// exist.
 	var there bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('migrations') IS NOT NULL").Scan(&there); err != nil || !there {
 		return 0, err
@@ -93,8 +94,8 @@ func countApplied(ctx context.Context, conn querier, known int) (applied int, er
 	return applied, nil
 }
 
-// migrate brings the schema to this version, and checks that it is the aggregate's. Instances of a
-// service may start at once: the first holds the lock.
+// migrate migrates the schema to this version and checks that it belongs to the aggregate. An
+// advisory lock serialises instances of a service that start at the same time.
 func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event.Aggregate) error {
 	files, err := migrationFiles()
 	if err != nil {
@@ -133,14 +134,14 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 	})
 }
 
-// prepareSchema returns the schema where it is missing (an operator may have made it for a role
-// that must not).
+// prepareSchema creates the schema if it does not exist. An operator may have created it for a role
+// that may not.
 func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 	var encoding string
 	if err := tx.QueryRow(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding); err != nil {
 		return fmt.Errorf("read the database's encoding: %w", err)
 	}
-	if encoding != "UTF8" { // it would refuse some batches, and with them their whole group
+	if encoding != "UTF8" { // it would refuse some texts, and with them their whole group
 		return fmt.Errorf("the database is encoded in %s: create it with ENCODING 'UTF8'", encoding)
 	}
 	var exists bool
@@ -159,17 +160,19 @@ func prepareSchema(ctx context.Context, tx pgx.Tx, schema string) error {
 	return nil
 }
 
-// The last event there is was written by a transaction that this server has counted, or its
-// positions are not this server's.
+// selectStore also returns whether the last event was written by a transaction that this server has
+// not reached yet. Then the positions are another server's.
 const selectStore = `SELECT aggregate, server, (pg_control_system()).system_identifier, relation = 'events'::regclass::oid,
        coalesce((SELECT transaction >= pg_snapshot_xmax(pg_current_snapshot()) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)
 FROM store`
 
-// belongs checks that the store is the aggregate's, and that it is on the server whose transactions
-// its positions count. A dump that is restored elsewhere keeps the old positions, but new events
-// would get lower ones, which a relay that is past them never reads. One that is restored on the
-// same server may lack what was written after the dump. A physical backup, and a replica that takes
-// over, are the same server still; what they may lack, the relay notices itself, as the log has it.
+// belongs checks that the store is the aggregate's, and that it is on the server whose transaction
+// ids its positions contain.
+//
+// A dump that is restored elsewhere keeps the old positions, but new events would get lower ones,
+// and a relay that has passed them would never read those. A dump that is restored on the same
+// server may lack what was written after it. A physical backup, and a replica that takes over,
+// count as the same server. If they lack events, the relay notices it, because the log has them.
 func belongs(ctx context.Context, conn querier, schema string, aggregate event.Aggregate) error {
 	var owner string
 	var made, here int64

@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// settled is the condition on events that nothing can precede any more: every transaction up to
+// settled is the condition for events that no later commit can precede: every transaction up to
 // theirs has ended.
 const settled = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
 
@@ -59,6 +59,7 @@ func (s *Store) Read(ctx context.Context, after event.Position, limit int) ([]ev
 	return events, nil
 }
 
+// query runs a statement that selects events.
 func (s *Store) query(ctx context.Context, sql string, args ...any) ([]event.Event, error) {
 	rows, err := s.reads.Query(ctx, sql, args...)
 	if err != nil {
@@ -123,7 +124,8 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 	versions, sequences := make([]int64, len(events)), make([]int64, len(events))
 	transactions := make([]uint64, len(events))
 	for i, e := range events {
-		if utf8.ValidString(e.Stream) && !strings.ContainsRune(e.Stream, 0) { // else no store has it, and the server would refuse the query
+		// No store has other stream ids, and the server would refuse the whole query.
+		if utf8.ValidString(e.Stream) && !strings.ContainsRune(e.Stream, 0) {
 			streams[i] = e.Stream
 		}
 		versions[i], ids[i] = bigint(e.Version), e.ID
@@ -139,12 +141,12 @@ func (s *Store) Known(ctx context.Context, events []event.Event) ([]bool, error)
 	return nil, fmt.Errorf("look for events of %s: %w", s.aggregate.Name, err)
 }
 
-// A server that was promoted, or restored to a point in time, continues with its log on a timeline
-// of its own.
+// selectEpoch adds the server's timeline to the epoch in the tables. A server that was promoted, or
+// restored to a point in time, continues on a new timeline.
 const selectEpoch = `SELECT epoch || '/' || CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END
 FROM store`
 
-// Epoch implements eventstore.Store. It asks the server each time, as a connection may have come to
+// Epoch implements eventstore.Store. It asks the server each time, because a connection may be to
 // another one.
 func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
@@ -216,12 +218,12 @@ func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
 	return a, err
 }
 
-// bigint is n, or the greatest bigint: no version and no position is greater.
+// bigint returns n, or the greatest bigint if n is greater. No version and no position exceeds it.
 func bigint(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
-// Wait implements eventstore.Store. It looks when this process has appended, and at an interval for
-// what others have and for what open transactions hold back: a notification in every writing
-// transaction would make them queue at commit.
+// Wait implements eventstore.Store. It checks after each append of this process. It also polls, for
+// appends of other processes and for events that open transactions held back. LISTEN and NOTIFY
+// would be worse: a notification in every writing transaction makes them queue at commit.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	if err := s.gate.Enter(); err != nil {
 		return err
@@ -253,12 +255,14 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	}
 }
 
-// Both look at the last event alone, which needs no statistics to be found by the index.
+// selectWaiting looks at the last event only, readable or not. The index finds it without
+// statistics.
 const selectWaiting = `
 SELECT coalesce((SELECT (transaction, position) > ($1, $2) FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1), false),
        coalesce((SELECT (transaction, position) > ($1, $2) FROM events ORDER BY transaction DESC, position DESC LIMIT 1), false)`
 
-// look reports whether events after a position can be read, or are there and held back.
+// look reports whether events after a position are readable, and whether there are any, readable or
+// held back.
 func (s *Store) look(ctx context.Context, after event.Position) (ready, held bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.options.answerWithin)
 	defer cancel()

@@ -7,23 +7,24 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// rows is a group as columns, which is how it goes to the server.
+// rows is a group of calls as columns, the form in which the statements take it.
 type rows struct {
 	events    eventColumns
 	answers   answerColumns
 	snapshots snapshotColumns
 
-	callOfEvent   []int          // by position in the transaction, less one
-	callOfKey     map[string]int // by idempotency key
-	withoutEvents bool           // some call has none
+	callOfEvent   []int          // index of the call, by position in the transaction minus one
+	callOfKey     map[string]int // index of the call, by idempotency key
+	withoutEvents bool           // some call has no events
 }
 
+// eventColumns are the parameters of insertEvents, one element per event.
 type eventColumns struct {
-	position                      []int64
+	position                      []int64 // place in the transaction, starting at 1
 	id                            [][16]byte
 	stream                        []string
 	version                       []int64
-	first                         []bool
+	first                         []bool // first event of its stream in this batch
 	kind                          []string
 	data                          [][]byte
 	occurred, recorded            []time.Time
@@ -37,17 +38,20 @@ func (c *eventColumns) args() []any {
 	}
 }
 
+// answerColumns are the parameters of insertAnswers.
 type answerColumns struct {
 	key                   []string
 	fingerprint, response [][]byte
 	stream                []string
-	version, place        []int64
+	// Place is the place of the batch's last event in the transaction, 0 if it has none.
+	version, place []int64
 }
 
 func (c *answerColumns) args() []any {
 	return []any{c.key, c.fingerprint, c.response, c.stream, c.version, c.place}
 }
 
+// snapshotColumns are the parameters of putSnapshots.
 type snapshotColumns struct {
 	stream  []string
 	version []int64
@@ -57,6 +61,7 @@ type snapshotColumns struct {
 
 func (c *snapshotColumns) args() []any { return []any{c.stream, c.version, c.schema, c.state} }
 
+// newRows converts calls to columns. The calls must not share streams or keys.
 func newRows(calls []*adapter.Call) *rows {
 	r := &rows{callOfKey: map[string]int{}}
 	for i, c := range calls {
@@ -109,6 +114,7 @@ func (r *rows) addEvent(stream string, version int64, first bool, e *event.Event
 	c.trace = append(c.trace, e.TraceParent)
 }
 
+// countEvents returns the number of events in a call.
 func countEvents(c *adapter.Call) (n int) {
 	for _, s := range c.Batch.Streams {
 		n += len(s.Events)
@@ -116,7 +122,7 @@ func countEvents(c *adapter.Call) (n int) {
 	return n
 }
 
-// bytea keeps an empty slice from being stored as NULL.
+// bytea returns an empty slice for nil, which would be stored as NULL.
 func bytea(b []byte) []byte {
 	if b == nil {
 		return []byte{}

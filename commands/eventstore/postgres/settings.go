@@ -12,7 +12,8 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// A setting that the store counts on. wrong says what comes of a value; empty if it is right.
+// setting is a server setting that the store relies on. wrong returns the effect of a value, or ""
+// if the value is right.
 type setting struct {
 	want   string
 	remedy string
@@ -20,6 +21,7 @@ type setting struct {
 	wrong  func(value string) (effect string)
 }
 
+// only returns a check that accepts the given values.
 func only(effect string, values ...string) func(string) string {
 	return func(value string) string {
 		if slices.Contains(values, value) {
@@ -29,7 +31,8 @@ func only(effect string, values ...string) func(string) string {
 	}
 }
 
-// outlives judges a timeout in milliseconds, where 0 is none.
+// outlives returns a check for a timeout in milliseconds. It accepts 0, which means none, and
+// values of at least least.
 func outlives(least time.Duration, effect string) func(string) string {
 	return func(value string) string {
 		ms, err := strconv.ParseInt(value, 10, 64)
@@ -40,8 +43,8 @@ func outlives(least time.Duration, effect string) func(string) string {
 	}
 }
 
-// What the server does on its own may lose what was acknowledged; what a role or database sets may
-// cut off the store's work.
+// counted are the settings that are checked. The server's own settings can lose acknowledged
+// events. Settings of a role or a database can interrupt the store's work.
 var counted = map[string]setting{
 	"fsync":            {"on", "ALTER SYSTEM SET fsync = on", true, only("a power cut loses acknowledged events, or damages the database", "on")},
 	"full_page_writes": {"on", "ALTER SYSTEM SET full_page_writes = on", true, only("a power cut may damage the database", "on")},
@@ -56,8 +59,8 @@ var counted = map[string]setting{
 		outlives(time.Minute, "connections break while nothing happens")},
 }
 
-// Settings reports which settings of the server, as the store's role meets them, are not what the
-// store counts on.
+// Settings returns a fault for each setting, as seen by the store's role, that is not what the
+// store relies on.
 func (s *Store) Settings(ctx context.Context) ([]settings.Fault, error) {
 	ctx, leave, err := s.enter(ctx, s.options.answerWithin)
 	if err != nil {

@@ -1,28 +1,30 @@
-// Package postgres keeps one service's events in a schema of a PostgreSQL database: the store of
-// production. It is the one package that knows pgx.
+// Package postgres is the event store in a schema of a PostgreSQL database, the store for
+// production. Among the event stores it is the only package that imports pgx.
 //
-// Order: transactions do not commit in the order in which they took their numbers, so a reader that
-// remembers the last position it saw would lose what commits later in front of it. An event's
-// position is therefore the id of the transaction that wrote it and its place therein, and Read
-// returns only events of transactions older than every one still open, which nothing can precede
-// any more. A transaction that is left open anywhere in the database server, in any of its
-// databases, holds Read back; Wait logs who it is.
+// Store combines a writer, which has one connection, and a pool for reads. Open migrates the schema
+// if its role may, and Migrate does it for an operator. identity.go refuses servers that lost
+// events, and settings.go checks the server's settings.
 //
-// A stream's events stand in the order of their versions, too: the event before was committed when
-// the insert began, and the insert is the first statement of its transaction that needs an id, so
-// that its id is the higher one.
+// Order: transactions do not commit in the order of their ids. A reader that remembers the last
+// position would miss events that commit later at lower positions. So an event's position is the id
+// of its transaction and its place in it, and Read returns only events of transactions older than
+// every open one. No later event can precede them. A transaction that is left open anywhere on the
+// database server, in any of its databases, holds Read back. Wait logs which one it is.
 //
-// Appends: as with SQLite, one goroutine takes whatever calls wait and stores them in one
-// transaction, with one statement for all events, one for all answers and one for all snapshots, in
-// two round trips. The tables' keys decide who loses a race; if somebody did, the transaction is
-// rolled back, the losers are told, and the others are stored without them. So conflicts cost,
-// which in optimistic concurrency they always do, and every batch is whole or not at all. Rows are
-// inserted in the order of their keys, so instances of a service cannot lock each other up.
+// A stream's events are in the order of their versions, too. The previous event was committed when
+// the insert began, and the insert is the first statement of its transaction that needs an id. So
+// its id is higher.
 //
-// Durability is the server's: an append that was answered is as safe as its synchronous_commit and
-// its replicas make it. Transaction ids are part of the positions: restore a database from a
-// physical backup, never from a dump into a new server, which would count transactions from the
-// beginning. Open refuses such a store.
+// Appends: as with SQLite, one goroutine stores all waiting calls in one transaction. It uses one
+// statement for all events, one for all answers and one for all snapshots, in two round trips. The
+// tables' keys decide races. If a call loses one, the transaction is rolled back and the others are
+// stored without it. So conflicts are expensive, but every batch is stored completely or not at
+// all. Rows are inserted in the order of their keys, so instances of a service cannot deadlock.
+//
+// Durability is the server's: an acknowledged append is as safe as synchronous_commit and the
+// replicas make it. Transaction ids are part of positions, so restore a database from a physical
+// backup, never from a dump into a new server, which would count transactions from the beginning.
+// Open refuses such a store.
 package postgres
 
 import (
@@ -63,35 +65,36 @@ type options struct {
 	alarmAfter time.Duration
 	logger     *slog.Logger
 
-	answerWithin time.Duration // of one question
-	countWithin  time.Duration // of one that looks at many events
+	answerWithin time.Duration // limit of one query
+	countWithin  time.Duration // limit of a query that reads many events
 }
 
-// Option changes how a store is opened.
+// Option configures a store.
 type Option func(*options)
 
-// WithSchema names the schema; without it, it is "millrace_" and the aggregate's service.
+// WithSchema sets the schema. The default is "millrace_" and the aggregate's service.
 func WithSchema(name string) Option { return func(o *options) { o.schema = name } }
 
-// WithPassword is the password of the connection string's user, so that it need not stand
-// there. Empty changes nothing.
+// WithPassword sets the password of the connection string's user, so that the string need not
+// contain it. An empty password changes nothing.
 func WithPassword(password string) Option { return func(o *options) { o.password = password } }
 
-// WithPoll sets how often Wait looks for what other processes have appended, or open transactions
-// have held back; 25 ms without it.
+// WithPoll sets how often Wait polls for appends of other processes and for events that were held
+// back. The default is 25 ms.
 func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
 
-// WithAlarm sets how long events may be held back by an open transaction until Wait logs who does
-// it; 10 s without it.
+// WithAlarm sets how long an open transaction may hold events back before Wait logs it. The default
+// is 10 s.
 func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
 
-// WithAnswerWithin sets how long a question to the server may take, for callers who set no limit
-// themselves; 30 s without it. A server that hangs keeps its connections and answers nothing.
+// WithAnswerWithin sets how long a query may take, for callers that set no limit themselves. The
+// default is 30 s, and 5 minutes for Stats and Open. A server that hangs keeps its connections and
+// does not answer.
 func WithAnswerWithin(limit time.Duration) Option {
 	return func(o *options) { o.answerWithin, o.countWithin = limit, limit }
 }
 
-// WithLogger sets where the store logs; slog.Default() without it.
+// WithLogger sets the logger. The default is slog.Default().
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 func newOptions(aggregate event.Aggregate, opts []Option) options {
@@ -105,7 +108,7 @@ func newOptions(aggregate event.Aggregate, opts []Option) options {
 	return o
 }
 
-// parse reads a connection string. No error of it tells a password.
+// parse parses a connection string. Its errors do not contain the password.
 func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(conn)
 	if err != nil {
@@ -125,18 +128,18 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 }
 
 // Open opens the event store of aggregate in the database that conn, a PostgreSQL URL or keyword
-// string, names. Where there are no tables, or older ones, it makes them if its role may; else
-// Migrate must have been run, and the role needs no more than roles.sql in deploy/postgres gives
-// it. Open fails if the schema holds the events of another aggregate, was migrated by a newer
-// version of Millrace, or comes from another server.
+// string, names. If the tables are missing or older, it migrates them, provided that its role may.
+// Otherwise Migrate must have been run, and the role needs only the rights that
+// deploy/postgres/roles.sql grants. Open fails if the schema has the events of another aggregate,
+// was migrated by a newer version of Millrace, or comes from another server.
 //
-// One connection is for appends; beside it reads use up to pool_max_conns of conn.
+// One connection is for appends. In addition, reads use up to pool_max_conns of conn.
 func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...Option) (*Store, error) {
 	o := newOptions(aggregate, opts)
 	s := &Store{
 		aggregate: aggregate, options: o, gate: adapter.NewInFlight(), identity: identity{schema: o.schema, aggregate: aggregate},
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.countWithin) // a migration may have much to do
+	ctx, cancel := context.WithTimeout(ctx, o.countWithin) // a migration may take long
 	defer cancel()
 	if err := s.connect(ctx, conn); err != nil {
 		return nil, fmt.Errorf("open event store of %s in PostgreSQL schema %s: %w", aggregate.Name, o.schema, err)
@@ -145,6 +148,7 @@ func Open(ctx context.Context, conn string, aggregate event.Aggregate, opts ...O
 	return s, nil
 }
 
+// connect opens the pools and checks the schema.
 func (s *Store) connect(ctx context.Context, conn string) error {
 	config, err := s.options.parse(conn, s.aggregate)
 	if err != nil {
@@ -175,7 +179,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 	return nil
 }
 
-// enter lets a call in, and bounds it.
+// enter begins a call and bounds its time. The returned function ends it.
 func (s *Store) enter(ctx context.Context, within time.Duration) (context.Context, func(), error) {
 	if err := s.gate.Enter(); err != nil {
 		return ctx, nil, err
@@ -193,7 +197,7 @@ func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appe
 	return s.appends.Append(ctx, b)
 }
 
-// store settles the calls of a group, except for those that must be tried again.
+// store settles the calls of a group. It returns calls that lost a race and can succeed on a retry.
 func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	fail := func(calls []*adapter.Call, err error) {
 		for _, c := range calls {
@@ -203,6 +207,8 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.options.answerWithin)
 	defer cancel()
 
+	// In each round, store what can be stored together. A call that loses leaves the round, and the
+	// others are tried again without it.
 	chosen, undecided := choose(group)
 	for len(chosen) > 0 {
 		positions, lost, err := s.writer.store(ctx, chosen)
@@ -220,6 +226,8 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 		chosen, undecided = part(chosen, undecided, lost)
 	}
 
+	// Calls that lost or clashed get their reason. Without one, the cause of the conflict is gone
+	// or was in this group: retry.
 	refusals, err := s.writer.refusals(ctx, undecided)
 	if err != nil {
 		fail(undecided, err)
@@ -235,7 +243,8 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	return again
 }
 
-// choose takes calls that do not touch the same streams or keys; of those that do, the first.
+// choose returns calls that share no stream and no key. Of calls that share one, it chooses the
+// first. The others are clashing.
 func choose(group []*adapter.Call) (chosen, clashing []*adapter.Call) {
 	streams, keys := map[string]struct{}{}, map[string]struct{}{}
 next:
@@ -268,7 +277,7 @@ next:
 	return chosen, clashing
 }
 
-// part moves those who lost from chosen to undecided.
+// part moves the calls that lost from chosen to undecided.
 func part(chosen, undecided []*adapter.Call, lost map[int]bool) (left, both []*adapter.Call) {
 	for i, c := range chosen {
 		if lost[i] {
@@ -291,5 +300,5 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// missing reports whether err says that there is no such row.
+// missing reports whether err means that there is no row.
 func missing(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

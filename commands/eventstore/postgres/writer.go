@@ -15,21 +15,23 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// writer stores groups of batches. Only the goroutine of adapter.Writer uses it.
+// writer stores groups of batches. Only the goroutine of adapter.Writer uses it, so it needs no
+// lock.
 type writer struct {
-	pool   *pgxpool.Pool // of one connection, which comes back after it broke
-	stored func(newest event.Position, id [16]byte)
+	pool   *pgxpool.Pool                            // has one connection, and replaces it if it breaks
+	stored func(newest event.Position, id [16]byte) // called after each commit with the last event
 }
 
 const (
-	storeWithin    = 30 * time.Second // for a group, so that a server that hangs does not hang its callers for good
-	connectTimeout = 5 * time.Second  // where the connection string says nothing
-	attempts       = 3                // of a transaction that the server gave up for reasons that pass
+	// Limit for a group, so that a server that hangs does not block callers forever.
+	storeWithin    = 30 * time.Second
+	connectTimeout = 5 * time.Second // if the connection string has no timeout
+	attempts       = 3               // of a transaction that the server aborted for a temporary reason
 )
 
-// A stream's first new event must follow its last present one; the others follow the first. That
-// the check and the insert are one statement puts the check before the transaction has its id, see
-// the package's comment.
+// insertEvents checks that a stream's first new event follows its last present one. The other new
+// events follow the first. Check and insert are one statement, so the check happens before the
+// transaction has its id; see the package comment.
 const insertEvents = `
 INSERT INTO events (position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 SELECT new.position, new.id, new.stream, new.version, new.type, new.data, new.occurred_at, new.recorded_at,
@@ -42,12 +44,12 @@ ORDER BY new.stream COLLATE "C", new.version
 ON CONFLICT (stream, version) DO NOTHING
 RETURNING transaction, position`
 
-// newest is the last event there is, be it readable yet or not: who must have seen it waits until
-// it is.
+// newest selects the last event, readable or not. A reader that must have seen it waits until it is
+// readable.
 const newest = `SELECT transaction, position FROM events ORDER BY transaction DESC, position DESC LIMIT 1`
 
-// An answer to a batch with events (place > 0) has the place of the last of them; any other the
-// newest event's.
+// insertAnswers sets an answer's position: that of the batch's last event (place > 0), or that of
+// the store's newest event if the batch has none.
 const insertAnswers = `
 INSERT INTO answers (key, fingerprint, response, stream, version, transaction, position)
 SELECT new.key, new.fingerprint, new.response, new.stream, new.version,
@@ -68,8 +70,8 @@ ORDER BY new.stream COLLATE "C"
 ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
 WHERE excluded.version >= old.version`
 
-// store stores calls that do not touch each other, in one transaction. Where some of them lost to
-// other transactions it returns which, and nothing is stored.
+// store stores calls that share no stream and no key in one transaction. If some of them lost to
+// other transactions, it returns their indexes as lost, and nothing is stored.
 func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []event.Position, lost map[int]bool, err error) {
 	r := newRows(calls)
 	for range attempts {
@@ -83,23 +85,24 @@ func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []
 	return positions, lost, err
 }
 
-// passing reports whether the server gave a transaction up because of another one: a deadlock, or a
-// failed serialization.
+// passing reports whether the server aborted a transaction because of another one: a deadlock, or a
+// serialization failure.
 func passing(err error) bool {
 	refused := (*pgconn.PgError)(nil)
 	return errors.As(err, &refused) && (refused.Code == "40P01" || refused.Code == "40001")
 }
 
+// try makes one attempt of store.
 func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (positions []event.Position, lost map[int]bool, err error) {
 	conn, err := w.pool.Acquire(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect: %w", err)
 	}
-	defer conn.Release() // closes a connection whose transaction was left open by an error
+	defer conn.Release() // this closes a connection whose transaction an error left open
 
 	var b pgx.Batch
 	positions, stored, answered := make([]event.Position, len(calls)), make([]int, len(calls)), make([]bool, len(calls))
-	var last event.Position // of the batch
+	var last event.Position // last event of the transaction
 	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	if len(r.events.position) > 0 {
 		b.Queue(insertEvents, r.events.args()...).Query(func(got pgx.Rows) error {
@@ -144,6 +147,8 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 		return nil, nil, fmt.Errorf("insert: %w", err)
 	}
 
+	// ON CONFLICT DO NOTHING makes a lost race a missing row. So a call lost if fewer rows came
+	// back than it has.
 	lost = map[int]bool{}
 	for i, c := range calls {
 		if stored[i] < countEvents(c) || (c.Batch.Answer.Key != "" && !answered[i]) {
@@ -168,8 +173,7 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	return positions, nil, nil
 }
 
-// refusals reports why each of the calls cannot be stored; nil if nothing speaks against it any
-// more.
+// refusals returns for each call why it cannot be stored, or nil if nothing prevents it any more.
 func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, error) {
 	if len(calls) == 0 {
 		return nil, nil
@@ -185,8 +189,8 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 	}
 	answers, versions := map[string]eventstore.Answer{}, map[string]uint64{}
 	var b pgx.Batch
-	// The versions first: each statement sees what was committed before it, so a key that is not
-	// answered now was not answered when its batch's conflict was seen.
+	// Read the versions first. Each statement sees what was committed before it, so a key without
+	// an answer now had none when its batch's conflict was seen.
 	b.Queue("SELECT stream, max(version) FROM events WHERE stream = ANY($1) GROUP BY stream", streams).Query(func(rows pgx.Rows) error {
 		var stream string
 		var version uint64
@@ -213,6 +217,8 @@ func (w *writer) refusals(ctx context.Context, calls []*adapter.Call) ([]error, 
 	return refusals, nil
 }
 
+// refusal returns the error for a batch, given the answers and versions in the store. The answer
+// takes precedence over a conflict.
 func refusal(b *eventstore.Batch, answers map[string]eventstore.Answer, versions map[string]uint64) error {
 	if a, answered := answers[b.Answer.Key]; answered {
 		return &eventstore.AnsweredError{Answer: a}
