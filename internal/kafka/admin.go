@@ -12,22 +12,22 @@ import (
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
 
-// Admin makes topics and asks about them. It is safe for concurrent use.
+// Admin creates and describes topics. It is safe for concurrent use.
 type Admin struct {
 	*connection
 	refused  *refusal
 	admin    *kafka.AdminClient
-	replicas int // of new topics; -1 is what the brokers do by default
+	replicas int // of new topics; -1 means the brokers' default
 
 	log     *slog.Logger
 	brokers string
-	stall   time.Duration // how long one question may take
+	stall   time.Duration // limit of one request
 }
 
-// askWithin bounds a question to the brokers, for callers who set no limit themselves.
+// askWithin bounds a request to the brokers, for callers that set no limit themselves.
 const askWithin = 30 * time.Second
 
-// NewAdmin opens a client. No broker is asked before the first call.
+// NewAdmin returns a client. It sends nothing before the first call.
 func NewAdmin(cfg Config) (*Admin, error) {
 	c, err := connect(cfg, nil, goChannels(kafka.ConfigMap{}))
 	if err != nil {
@@ -44,8 +44,9 @@ func NewAdmin(cfg Config) (*Admin, error) {
 	}, nil
 }
 
-// await returns a call that waits for something at the start of a process, until ctx ends, and
-// tells now and then what it waits for.
+// await repeats a call that waits for something at the start of a process, until it succeeds or ctx
+// ends. It logs after each stall what it waits for. It repeats after ErrStalled only, and returns
+// all other errors.
 func (a *Admin) await(ctx context.Context, what string, call func(context.Context) error) error {
 	for begun := time.Now(); ; {
 		short, cancel := context.WithTimeoutCause(ctx, a.stall, ErrStalled)
@@ -58,9 +59,9 @@ func (a *Admin) await(ctx context.Context, what string, call func(context.Contex
 	}
 }
 
-// Reach returns nil once a broker has answered. While nobody answers it waits, until ctx ends;
-// where the brokers do not let us in, or we do not trust them, it returns ErrRefused at once. Ask
-// it when a process starts: the clients themselves continue trying.
+// Reach blocks until a broker has answered. It retries until ctx ends, but returns ErrRefused at
+// once, because another attempt would not help. Call it when a process starts: the clients retry
+// refused connections forever, too.
 func (a *Admin) Reach(ctx context.Context) error {
 	err := a.await(ctx, "a broker that answers", func(ctx context.Context) error {
 		return resumed(ctx, a.refused, func(context.Context) error {
@@ -74,27 +75,28 @@ func (a *Admin) Reach(ctx context.Context) error {
 	return nil
 }
 
-// Topic is what EnsureTopics makes, in Config.Replicas copies.
+// Topic describes a topic for EnsureTopics. The number of replicas is Config.Replicas.
 type Topic struct {
 	Name       string
 	Partitions int32
-	// Compacted keeps the last record of each key, and all keys. Otherwise everything is kept for
-	// good: the log is what views and tables are rebuilt from.
+	// Compacted keeps the last record of each key forever. Otherwise every record is kept forever,
+	// because views and tables are rebuilt from the log.
 	Compacted bool
 }
 
+// config returns the topic's settings.
 func (t Topic) config() map[string]string {
 	if t.Compacted {
-		// Kafka never compacts the segment it writes to: with its default of 1 GiB a reader would
-		// have that much to skip.
+		// Kafka never compacts the segment that it is writing to. With the default size of 1 GiB,
+		// readers would have to skip that much.
 		return map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)}
 	}
 	return map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
 }
 
-// EnsureTopics returns the topics that do not exist and returns once every broker asked knows them
-// all. A topic that exists stays as it is; one that has fewer partitions than wanted is an error,
-// as keys would move if it were widened.
+// EnsureTopics creates the topics that do not exist, and returns when the brokers know all of them.
+// It does not change existing topics. It returns an error for one with fewer partitions than
+// wanted, because keys would move if it were widened.
 func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 	a, err := NewAdmin(cfg)
 	if err != nil {
@@ -104,7 +106,7 @@ func EnsureTopics(ctx context.Context, cfg Config, topics ...Topic) error {
 	return a.EnsureTopics(ctx, topics...)
 }
 
-// EnsureTopics returns the function of that name on an open client.
+// EnsureTopics is like the function EnsureTopics, with an open client.
 func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 	if err := a.Reach(ctx); err != nil {
 		return err
@@ -138,6 +140,8 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 	return nil
 }
 
+// awaitTopic blocks until the topic exists and each partition has a leader. It returns the number
+// of partitions.
 func (a *Admin) awaitTopic(ctx context.Context, topic string) (int32, error) {
 	for {
 		n, err := a.Partitions(ctx, topic)
@@ -152,7 +156,8 @@ func (a *Admin) awaitTopic(ctx context.Context, topic string) (int32, error) {
 
 var errNoLeader = errors.New("a partition has no leader yet")
 
-// Partitions counts a topic's partitions. A topic that is not there is ErrUnknownTopic.
+// Partitions returns the number of a topic's partitions. It returns ErrUnknownTopic if the topic
+// does not exist.
 func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	var meta *kafka.Metadata
 	err := resumed(ctx, a.refused, func(context.Context) (err error) {
@@ -177,13 +182,13 @@ func (a *Admin) Partitions(ctx context.Context, topic string) (int32, error) {
 	return int32(len(t.Partitions)), nil
 }
 
-// TopicInfo is what tells a topic from another, and from itself before it was widened.
+// TopicInfo identifies a topic, and its state before and after it was widened.
 type TopicInfo struct {
-	ID         string // changes when a topic is deleted and made again; empty if the brokers have no ids
+	ID         string // changes when a topic is deleted and recreated; empty if the brokers have no ids
 	Partitions int32
 }
 
-// Topic asks which topic has a name. One that is not there is ErrUnknownTopic.
+// Topic returns the info of a topic. It returns ErrUnknownTopic if the topic does not exist.
 func (a *Admin) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	answer, err := a.admin.DescribeTopics(ctx, kafka.NewTopicCollectionOfTopicNames([]string{name}), kafka.SetAdminRequestTimeout(describeWithin))
 	if err == nil && len(answer.TopicDescriptions) != 1 {
@@ -206,24 +211,24 @@ func (a *Admin) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	return info, nil
 }
 
-// StartOffsets tells by partition the offset of the first record there is.
+// StartOffsets returns the offset of the first record, by partition.
 func (a *Admin) StartOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.EarliestOffsetSpec, kafka.IsolationLevelReadUncommitted)
 }
 
-// EndOffsets tells by partition the offset up to which read_committed readers can read: the last
-// stable offset.
+// EndOffsets returns the last stable offset, by partition: read_committed readers can read up to
+// it.
 func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadCommitted)
 }
 
-// HighWatermarks tells by partition the offset after the last record, committed or not.
+// HighWatermarks returns the offset after the last record, committed or not, by partition.
 func (a *Admin) HighWatermarks(ctx context.Context, topic string) (map[int32]int64, error) {
 	return a.offsets(ctx, topic, kafka.LatestOffsetSpec, kafka.IsolationLevelReadUncommitted)
 }
 
-// offsets asks again for a while where a partition's leader has just moved, as it does when a topic
-// is made.
+// offsets retries for about two seconds while a partition has no known leader, as after the
+// creation of a topic.
 func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.stall, fmt.Errorf("%w for %v: no broker answers", ErrStalled, a.stall))
 	defer cancel()
@@ -236,14 +241,16 @@ func (a *Admin) offsets(ctx context.Context, topic string, spec kafka.OffsetSpec
 	}
 }
 
-// leaderChanges reports whether an error passes once a partition has a leader and all brokers know
-// it: after an election, and in a topic that was just made or widened.
+// leaderChanges reports whether an error is temporary because a partition's leader has changed, or
+// is not known to all brokers yet: after an election, and in a topic that was just created or
+// widened.
 func leaderChanges(err error) bool {
 	return errors.Is(err, errNoLeader) || isCode(err,
 		kafka.ErrNotLeaderForPartition, kafka.ErrLeaderNotAvailable, kafka.ErrFencedLeaderEpoch, kafka.ErrUnknownLeaderEpoch,
 		kafka.ErrOffsetNotAvailable, kafka.ErrUnknownTopicOrPart)
 }
 
+// askOffsets sends one request for the offsets of all partitions.
 func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetSpec, isolation kafka.IsolationLevel) (map[int32]int64, error) {
 	n, err := a.Partitions(ctx, topic)
 	if err != nil {

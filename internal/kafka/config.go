@@ -1,10 +1,14 @@
-// Package kafka is the one place that knows confluent-kafka-go, the client for everything that is
-// done event by event or inside a transaction: the relay's transactional producer, the sinks'
-// consumer, and the administration of topics. Reading whole batches into columns has its own
-// client, in fetch.
+// Package kafka is the client for all work that is done per event or in a transaction.
+// TransactionalProducer is the relay's, Producer writes single records, Consumer is the views',
+// ReadAll reads a range of a topic, and Admin creates and describes topics. It is the only package
+// that imports confluent-kafka-go. Package fetch has another client, which reads whole batches into
+// columns.
 //
-// It turns librdkafka's errors into the few that a caller decides by, its logs into slog, and its
-// blocking calls into ones that end with their context.
+// The package hides three properties of librdkafka. It maps its errors to the few that callers
+// distinguish (errors.go). It logs to slog. And its blocking calls end with their context, which
+// librdkafka does not observe.
+//
+// Settings checks what the system relies on in the topics' configuration.
 package kafka
 
 import (
@@ -21,25 +25,23 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
-// Config says where Kafka is and how to talk to it.
+// Config contains the addresses of the brokers and the properties of a client.
 type Config struct {
 	// Brokers is "host:port,host:port".
 	Brokers string
 	// ClientID names this client in the brokers' logs and metrics.
 	ClientID string
-	// Security is how to reach the brokers, and as whom. What is given by half is an error when a
-	// client is opened.
+	// Security is how to connect and to authenticate. Opening a client fails if it is incomplete.
 	Security security.Config
-	// Replicas is how many copies of each partition EnsureTopics makes; what the brokers do by
-	// default where 0.
+	// Replicas is the number of replicas of topics that EnsureTopics creates. 0 means the brokers'
+	// default.
 	Replicas int
-	// Stall is how long ReadAll waits for its next step before it fails with ErrStalled; 20 s where
-	// 0.
+	// Stall is how long ReadAll waits for progress before it fails with ErrStalled. 0 means 20 s.
 	Stall time.Duration
-	// Extra are further librdkafka properties, for tuning. What correctness rests on, such as the
-	// isolation level, cannot be changed by them.
+	// Extra are further librdkafka properties, for tuning. Properties that correctness depends on,
+	// such as the isolation level, are rejected.
 	Extra map[string]string
-	// Logger is slog.Default() where nil.
+	// Logger is the logger. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -50,8 +52,7 @@ func (c Config) logger() *slog.Logger {
 	return c.Logger
 }
 
-// configMap merges the properties of a client: tuning, which Extra may change, and must, which it
-// may not.
+// configMap returns the properties of a client. Extra may override tuning, but not must.
 func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigMap, error) {
 	if c.Brokers == "" {
 		return nil, errors.New("kafka: no brokers given")
@@ -82,13 +83,13 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 	return &m, nil
 }
 
-// secure says in librdkafka's words what the description says.
+// secure sets the librdkafka properties for a security configuration.
 func secure(m kafka.ConfigMap, s security.Config) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	// Read here for the sake of the error alone: librdkafka's names neither the setting nor what is
-	// wrong with the file.
+	// Read the files only to return a good error: librdkafka's names neither the setting nor the
+	// problem.
 	if _, err := s.ClientTLS(); err != nil {
 		return err
 	}
@@ -113,7 +114,8 @@ func secure(m kafka.ConfigMap, s security.Config) error {
 	return nil
 }
 
-// logs carries a client's log to slog. Close it after the client.
+// logs forwards a client's log to slog. Close it after the client, which must not send on a closed
+// channel.
 type logs struct {
 	events chan kafka.LogEvent
 	done   sync.WaitGroup
@@ -134,9 +136,8 @@ func (l *logs) close() {
 	l.done.Wait()
 }
 
-// severity maps a syslog level. A connection that fails is "error" to librdkafka, which continues
-// trying; what it means for the work at hand comes back as an error of a call, so it is a warning
-// here.
+// severity maps a syslog level. To librdkafka, a failed connection is an error, but it retries. If
+// that affects a call, the call returns an error. So here it is a warning.
 func severity(syslog int) slog.Level {
 	switch {
 	case syslog <= 2:

@@ -15,44 +15,46 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// TopicPartition names one partition of one topic.
+// TopicPartition identifies a partition of a topic.
 type TopicPartition struct {
 	Topic     string
 	Partition int32
 }
 
-// ConsumerConfig describes what a Consumer reads and with whom it shares it.
+// ConsumerConfig configures a Consumer. All callbacks run in the goroutine that calls Poll or
+// Close.
 type ConsumerConfig struct {
 	Config
-	// Group is the consumer group. Its committed offsets are for outside lag tools alone: reading
-	// starts where Assigned says.
+	// Group is the consumer group. Its committed offsets are only for external tools that show lag.
+	// Reading starts at the offsets that Assigned returns.
 	Group  string
 	Topics []string
-	// Assigned is told which partitions came, and answers from which offset each is read; one that
-	// it leaves out, or has at 0, is read from the beginning, wherever that is. Any other offset
-	// must be in the log, or Poll fails with ErrOutOfRange. It is called within Poll.
+	// Assigned is called within Poll when partitions are assigned. It returns the offset to read
+	// each of them from. A partition that is missing, or has offset 0, is read from its beginning,
+	// even if that is a later offset. Any other offset must be on the log, or Poll fails with
+	// ErrOutOfRange.
 	Assigned func([]TopicPartition) map[TopicPartition]int64
 	// Gone is called within Poll for a partition that does not have the offset to read. It reports
 	// whether to read the partition from its beginning instead of failing with ErrOutOfRange. It
 	// may be nil.
 	Gone func(TopicPartition) bool
-	// Revoked is told which partitions go, before another member can get them; of those lost,
-	// another may have them already. It is called within Poll and Close.
+	// Revoked is called within Poll and Close when partitions are revoked, before another member
+	// can get them. If they are lost, another member may have them already.
 	Revoked func(partitions []TopicPartition, lost bool)
 }
 
-// Message is a record, or the news that there is none.
+// Message is a record, or the notice that a partition has no more records.
 type Message struct {
 	TopicPartition
 	Offset  int64
 	Key     []byte
 	Value   []byte
 	Headers []event.Header
-	End     bool // no record: the partition ended before Offset when this was read
+	End     bool // there is no record: the partition ended before Offset at that time
 }
 
-// Consumer is a member of a consumer group that reads what transactions have committed. One
-// goroutine polls it and seeks; the other methods may be called from any, but none after Close.
+// Consumer is a member of a consumer group. It reads committed records. Poll, Seek and Close must
+// be called by one goroutine. The other methods are safe for concurrent use, but not after Close.
 type Consumer struct {
 	cfg    ConsumerConfig
 	log    *slog.Logger
@@ -60,29 +62,34 @@ type Consumer struct {
 	admin  Admin
 	logs   *logs
 
-	// Of the polling goroutine:
-	owned map[TopicPartition]*int64 // what Assigned was told of and Revoked was not, and the offset that Poll is at
-	last  struct {                  // of owned: the partition of the last message, as the next is of the same mostly
+	// The fields below are used by the polling goroutine only.
+	// owned has the assigned partitions that Revoked was not called for yet, with the offset that
+	// Poll has reached.
+	owned map[TopicPartition]*int64
+	// last caches the owned partition of the last message, since consecutive messages are mostly of
+	// the same one.
+	last struct {
 		partition TopicPartition
 		at        *int64
 	}
-	let     bool // the group has let us in
+	let     bool // the group has accepted this member
 	refused refusal
 }
 
-// NewConsumer joins the group. The group is left by Close, or when the process ends, after the
-// session's timeout.
+// NewConsumer joins the group. The member leaves with Close, or with the session timeout after the
+// process has ended.
 func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 	c := &Consumer{cfg: cfg, log: cfg.logger().With("group", cfg.Group), logs: newLogs(cfg.logger()), owned: map[TopicPartition]*int64{}}
 	conf, err := cfg.configMap(c.logs,
 		kafka.ConfigMap{
-			// A killed member keeps its partitions this long. It is the shortest that brokers allow
-			// by default; twelve heartbeats, which the client sends from a thread of its own, fit
-			// into it. To be taken for dead costs a living member little: it joins again, and what
-			// it read is told apart by the sink.
-			"session.timeout.ms":         6000,
-			"heartbeat.interval.ms":      500, // a member learns of a rebalance with its heartbeat
-			"fetch.queue.backoff.ms":     2,   // the default, 1000, halves the throughput of a busy consumer
+			// A killed member keeps its partitions for the session timeout. This is the shortest
+			// that brokers allow by default. It is twelve heartbeats, which the client sends from
+			// its own thread. A live member that misses it rejoins, and the sink recognises records
+			// that were delivered twice.
+			"session.timeout.ms":    6000,
+			"heartbeat.interval.ms": 500, // a heartbeat's response announces a rebalance
+			// The default, 1000, halves the throughput of a busy consumer.
+			"fetch.queue.backoff.ms":     2,
 			"fetch.error.backoff.ms":     50,
 			"queued.max.messages.kbytes": 16 << 10,
 		},
@@ -90,9 +97,11 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 			"group.id":                      cfg.Group,
 			"partition.assignment.strategy": "cooperative-sticky",
 			"isolation.level":               "read_committed",
-			"auto.offset.reset":             "error", // a jump would be loss, or a second delivery of everything
-			"enable.auto.offset.store":      false,   // else Close commits past what was polled and not worked on
-			"enable.partition.eof":          true,
+			// A jump would lose records, or deliver all of them again.
+			"auto.offset.reset": "error",
+			// Otherwise Close would commit records that were polled and not processed.
+			"enable.auto.offset.store": false,
+			"enable.partition.eof":     true,
 		})
 	if err == nil {
 		c.client, err = kafka.NewConsumer(conf)
@@ -111,6 +120,7 @@ func NewConsumer(cfg ConsumerConfig) (*Consumer, error) {
 	return c, nil
 }
 
+// rebalance is the client's callback, which runs within Poll and Close.
 func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	switch e := e.(type) {
 	case kafka.AssignedPartitions:
@@ -119,8 +129,8 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 		starts := c.cfg.Assigned(assigned)
 		for i, p := range assigned {
 			c.owned[p] = new(starts[p])
-			// 0 and not "the beginning", which the client would ask the brokers for first, and half
-			// a second later.
+			// Use 0, not OffsetBeginning: for the latter the client asks the brokers first, which
+			// takes half a second.
 			e.Partitions[i].Offset = kafka.Offset(starts[p])
 		}
 		if err := client.IncrementalAssign(e.Partitions); err != nil {
@@ -135,6 +145,7 @@ func (c *Consumer) rebalance(client *kafka.Consumer, e kafka.Event) error {
 	return nil // the client ignores it
 }
 
+// revoke forgets partitions and calls Revoked.
 func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	for _, p := range partitions {
 		delete(c.owned, p)
@@ -151,10 +162,10 @@ func names(partitions []kafka.TopicPartition) []TopicPartition {
 	return out
 }
 
-// Poll waits for the next message, at most so long, and returns nil if none came. It must be called
-// again within max.poll.interval.ms (5 minutes), or the group gives the partitions away. An error
-// is fatal to the Consumer: ErrOutOfRange, or ErrRefused before the group has let us in. What the
-// client gets over by itself is logged.
+// Poll waits for the next message for at most timeout, and returns nil if there is none. It must be
+// called again within max.poll.interval.ms (5 minutes), or the group reassigns the partitions.
+// After an error the Consumer is unusable: the error is ErrOutOfRange, ErrRefused before the group
+// has accepted this member, or a fatal one. Errors that the client retries are logged.
 func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	switch e := c.client.Poll(int(timeout.Milliseconds())).(type) {
 	case *kafka.Message:
@@ -175,6 +186,8 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 		if isCode(e, kafka.ErrAutoOffsetReset) {
 			return nil, c.outOfRange()
 		}
+		// A member that the group has accepted before keeps trying: its credentials may be in
+		// rotation.
 		c.refused.note(e)
 		if err := c.refused.err(); err != nil && !c.let {
 			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, err)
@@ -184,7 +197,7 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 	return nil, nil
 }
 
-// stands notes the offset that Poll has come to in a partition.
+// stands records the offset that Poll has reached in a partition.
 func (c *Consumer) stands(p TopicPartition, at int64) {
 	if c.last.at == nil || c.last.partition != p {
 		c.last.partition, c.last.at = p, c.owned[p]
@@ -194,9 +207,9 @@ func (c *Consumer) stands(p TopicPartition, at int64) {
 	}
 }
 
-// outOfRange is called where some log does not hold the offset to read, and finds out which: the
-// client does not say. Where we stand at 0, nothing has been read yet, and the log begins later.
-// All else is an error.
+// outOfRange handles a log that does not have the offset to read. The client does not say which one
+// it is, so outOfRange checks all. At offset 0 nothing has been read yet, and the log begins later:
+// read from there. Otherwise Gone decides.
 func (c *Consumer) outOfRange() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -219,9 +232,9 @@ func (c *Consumer) outOfRange() error {
 		}
 		*at = start
 	}
-	// Some partition stands still now, and what stands still cannot seek. So all are taken anew,
-	// each where it stands: those that begin later too, whose own news of it may be on the way
-	// already.
+	// The client has stopped some partition, and a stopped partition cannot seek. So reassign all
+	// partitions, each at its offset. That includes partitions that begin later and whose own error
+	// may still be in the queue.
 	again := make([]kafka.TopicPartition, 0, len(c.owned))
 	for p, at := range c.owned {
 		again = append(again, kafka.TopicPartition{Topic: &p.Topic, Partition: p.Partition, Offset: kafka.Offset(*at)})
@@ -232,8 +245,8 @@ func (c *Consumer) outOfRange() error {
 	return nil
 }
 
-// Seek makes assigned partitions continue at other offsets; 0 is the beginning. Nothing that was
-// fetched before is polled after.
+// Seek makes assigned partitions continue at other offsets. 0 is the beginning. After it, Poll
+// returns no record that was fetched before.
 func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	ps := make([]kafka.TopicPartition, 0, len(offsets))
 	for p, offset := range offsets {
@@ -254,13 +267,13 @@ func (c *Consumer) Seek(offsets map[TopicPartition]int64) error {
 	return nil
 }
 
-// Pause stops the fetching of assigned partitions, so that Poll can continue for the group's sake
-// while there is no room for messages.
+// Pause stops fetching assigned partitions. Poll can continue without returning messages, so that
+// the member remains in the group.
 func (c *Consumer) Pause(partitions []TopicPartition) error {
 	return c.client.Pause(clientNames(partitions))
 }
 
-// Resume undoes Pause.
+// Resume reverses Pause.
 func (c *Consumer) Resume(partitions []TopicPartition) error {
 	return c.client.Resume(clientNames(partitions))
 }
@@ -273,8 +286,8 @@ func clientNames(partitions []TopicPartition) []kafka.TopicPartition {
 	return ps
 }
 
-// Store notes the offsets to read next, which the client commits to the group now and then and when
-// a partition goes.
+// Store records the offsets to read next. The client commits them to the group periodically, and
+// when a partition is revoked.
 func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
 	ps := make([]kafka.TopicPartition, 0, len(offsets))
 	for p, offset := range offsets {
@@ -286,24 +299,24 @@ func (c *Consumer) Store(offsets map[TopicPartition]int64) error {
 	return nil
 }
 
-// Ends asks the brokers where the partitions of a topic end: the offset behind the last record that
+// Ends returns the end offsets of a topic's partitions: the offsets after the last records that
 // Poll can return now.
 func (c *Consumer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	return c.admin.EndOffsets(ctx, topic)
 }
 
-// Topic asks which topic has a name.
+// Topic returns the info of a topic.
 func (c *Consumer) Topic(ctx context.Context, name string) (TopicInfo, error) {
 	return c.admin.Topic(ctx, name)
 }
 
-// closeTimeout is longer than a close takes that goes well, or that gives up because no broker
-// answers.
+// closeTimeout is longer than a close that works, or one that gives up because no broker answers.
 const closeTimeout = 15 * time.Second
 
-// Close tells Revoked of all partitions, commits what was stored and leaves the group. Where no
-// broker answers it gives up after the session's timeout, 6 seconds. Should the client hang, it is
-// abandoned after 15: the group then waits for its session to end, and the process can.
+// Close calls Revoked for all partitions, commits the stored offsets and leaves the group. If no
+// broker answers, it gives up after the session timeout, 6 seconds. If the client hangs, Close
+// abandons it after closeTimeout, so that the process can end. The group then waits for the session
+// timeout.
 func (c *Consumer) Close() error {
 	closed := make(chan error, 1)
 	go func() { closed <- c.client.Close() }()
@@ -312,7 +325,7 @@ func (c *Consumer) Close() error {
 	select {
 	case err := <-closed:
 		c.logs.close()
-		if len(c.owned) > 0 { // the client left in the middle of a rebalance, and told of a part only
+		if len(c.owned) > 0 { // the client left during a rebalance, and did not report all of them
 			c.revoke(slices.Collect(maps.Keys(c.owned)), true)
 		}
 		if err != nil {

@@ -13,44 +13,44 @@ import (
 )
 
 var (
-	// ErrFenced says that a newer producer has this one's transactional id, or that the broker gave
-	// up on a transaction that was open too long. Nothing this producer does will ever be
-	// committed; only a new one can continue.
+	// ErrFenced means that a newer producer has this one's transactional id, or that the broker
+	// aborted a transaction that was open too long. This producer cannot commit anything any more.
+	// Only a new one can continue.
 	ErrFenced = errors.New("fenced by a newer producer with the same transactional id")
 
-	// ErrMustAbort says that the transaction cannot be committed. After Abort the producer is good
-	// for the next one.
+	// ErrMustAbort means that the transaction cannot be committed. After Abort, the producer can
+	// begin another one.
 	ErrMustAbort = errors.New("the transaction must be aborted")
 
-	// ErrFatal says that the producer is of no more use: close it, and make a new one.
+	// ErrFatal means that the producer is unusable: close it, and open a new one.
 	ErrFatal = errors.New("the producer cannot go on")
 
-	// ErrUnknownTopic says that the topic does not exist.
+	// ErrUnknownTopic means that the topic does not exist.
 	ErrUnknownTopic = errors.New("unknown topic")
 
-	// ErrOutOfRange says that the log does not hold the offset to read from: what was there was
-	// deleted, or the topic was truncated or made anew.
+	// ErrOutOfRange means that the log does not have the offset to read from: records were deleted,
+	// or the topic was truncated or recreated.
 	ErrOutOfRange = errors.New("the offset is not in the log")
 
-	// ErrStalled says that a reading came no further: no broker answers, or a transaction stays
-	// open that hides what is behind it.
+	// ErrStalled means that a read made no progress: no broker answers, or an open transaction
+	// hides the records behind it.
 	ErrStalled = errors.New("no progress")
 
-	// ErrTooLarge says that a record has more bytes than the producer or the topic takes. It never
-	// gets there as it is.
+	// ErrTooLarge means that a record has more bytes than the producer or the topic accepts. A
+	// retry cannot succeed.
 	ErrTooLarge = errors.New("the record is too large for the topic")
 
-	// ErrRefused says that the brokers do not let us in, or that we do not trust them. A call that
-	// cannot get through returns it at once, while one that nobody answers waits.
+	// ErrRefused means that the brokers refuse this client, or that it does not trust them. Calls
+	// return it at once, whereas they wait for brokers that do not answer.
 	ErrRefused = security.ErrRefused
 )
 
-// classify wraps a transactional call's error in the sentinel that the caller decides by.
+// classify wraps the error of a transactional call in the sentinel that callers distinguish.
 func classify(p *kafka.Producer, doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if isCode(err, kafka.ErrFatal) { // says only that an earlier error was fatal
+	if isCode(err, kafka.ErrFatal) { // it says only that an earlier error was fatal
 		if cause := p.GetFatalError(); cause != nil {
 			err = cause
 		}
@@ -62,9 +62,9 @@ func classify(p *kafka.Producer, doing string, err error) error {
 	switch {
 	case isCode(e, kafka.ErrAuthentication, kafka.ErrSsl):
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrRefused, e)
-	// Somebody else ended the transaction. librdkafka offers to recover from the last two by asking
-	// for a new epoch. That is right where the broker did it by itself, but would let a fenced
-	// producer take the id back from its successor, so we leave it to the caller.
+	// Another process ended the transaction. For the last two codes, librdkafka can recover by
+	// requesting a new epoch. That is right if the broker aborted the transaction. But a fenced
+	// producer would take the id back from its successor, so the caller decides.
 	case isCode(e, kafka.ErrFenced, kafka.ErrProducerFenced, kafka.ErrInvalidProducerEpoch, kafka.ErrInvalidTxnState):
 		return fmt.Errorf("kafka: %s: %w: %w", doing, ErrFenced, e)
 	case e.IsFatal():
@@ -77,6 +77,7 @@ func classify(p *kafka.Producer, doing string, err error) error {
 	return fmt.Errorf("kafka: %s: %w", doing, e)
 }
 
+// isCode reports whether err is a Kafka error with one of the codes.
 func isCode(err error, codes ...kafka.ErrorCode) bool {
 	var e kafka.Error
 	if errors.As(err, &e) {
@@ -89,20 +90,22 @@ func isCode(err error, codes ...kafka.ErrorCode) bool {
 	return false
 }
 
-// slice bounds one blocking call into librdkafka, which sees a context's deadline but not its
+// slice bounds one blocking call of librdkafka, which observes a context's deadline but not its
 // cancellation.
 const slice = 200 * time.Millisecond
 
-// refusal remembers that brokers refused us. librdkafka tells it beside the calls that suffer from
-// it, tries again for ever, and lets them time out.
+// refusal remembers that brokers refused this client. librdkafka reports it outside of the calls
+// that are affected, retries forever, and lets the calls time out.
 type refusal struct{ last atomic.Pointer[kafka.Error] }
 
+// note records an error if it is a refusal.
 func (r *refusal) note(e kafka.Error) {
 	if isCode(e, kafka.ErrAuthentication, kafka.ErrSsl) {
 		r.last.Store(&e)
 	}
 }
 
+// err returns ErrRefused if the last attempt to connect was refused.
 func (r *refusal) err() error {
 	if e := r.last.Load(); e != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, *e)
@@ -110,8 +113,8 @@ func (r *refusal) err() error {
 	return nil
 }
 
-// resumed repeats a call that may be resumed after a timeout, until it ends, ctx does, or the
-// brokers refuse us.
+// resumed repeats a call that can be resumed after a timeout. It returns when the call ends, when
+// ctx ends, or when the brokers refuse this client.
 func resumed(ctx context.Context, refused *refusal, call func(context.Context) error) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -121,14 +124,14 @@ func resumed(ctx context.Context, refused *refusal, call func(context.Context) e
 		err := call(short)
 		cancel()
 		if err == nil {
-			refused.last.Store(nil) // what was refused before is over
+			refused.last.Store(nil) // a refusal before is obsolete
 			return nil
 		}
 		var e kafka.Error
 		if !errors.As(err, &e) || e.IsFatal() || e.TxnRequiresAbort() {
 			return err
 		}
-		// "Transport" also means that a client that has just been opened is not connected yet.
+		// ErrTransport also means that a new client is not connected yet.
 		if !e.IsRetriable() && !e.IsTimeout() && !isCode(e, kafka.ErrTransport) {
 			return err
 		}
@@ -141,7 +144,7 @@ func resumed(ctx context.Context, refused *refusal, call func(context.Context) e
 	}
 }
 
-// sleep waits for d and reports whether ctx still lives.
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

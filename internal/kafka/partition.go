@@ -6,18 +6,18 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// AnyPartition leaves the choice of a record's partition to its key, as Partition computes it.
+// AnyPartition lets the producer choose the partition by the record's key, as Partition does.
 const AnyPartition int32 = -1
 
-// Partition reports which of a topic's partitions a key goes to: murmur2, as the Java client, Kafka
-// Connect and Kafka Streams have it and as our producers are set to, so that whoever writes to or
-// looks for a key finds the same one. The key must not be nil: records without a key go anywhere.
+// Partition returns the partition of a key. It uses murmur2, like the Java client, Kafka Connect
+// and Kafka Streams, and like the producers here. So everything that writes or looks up a key finds
+// the same partition. The key must not be nil: records without a key go to any partition.
 func Partition(key []byte, partitions int32) int32 {
 	return int32(murmur2(key)&0x7fffffff) % partitions
 }
 
-// headerPartitions carries, on each event, the number of partitions that its topic's keys are
-// spread over. A widened topic has more, but its keys stay where they are.
+// headerPartitions is the key of the header with the number of partitions that the topic's keys are
+// spread over. A widened topic has more, but its keys remain in their partitions.
 const headerPartitions = "millrace-partitions"
 
 // PartitionsHeader returns the header with the number of partitions that keys are spread over.
@@ -40,7 +40,7 @@ func PartitionsOf(headers []event.Header) int32 {
 	return 0
 }
 
-// murmur2 is Austin Appleby's 32-bit MurmurHash2 with the seed that Kafka took.
+// murmur2 is Austin Appleby's 32-bit MurmurHash2 with Kafka's seed.
 func murmur2(b []byte) uint32 {
 	const (
 		seed = 0x9747b28c

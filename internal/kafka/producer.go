@@ -13,16 +13,17 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is what is produced.
+// Record is a record to produce.
 type Record struct {
 	Topic     string
-	Partition int32 // AnyPartition leaves it to the key
+	Partition int32 // AnyPartition lets the key decide
 	Key       []byte
 	Value     []byte // nil is a tombstone
 	Headers   []event.Header
 }
 
-// connection is what every producer is made of.
+// connection is the common part of producers and Admin: a librdkafka producer with its logs and
+// events.
 type connection struct {
 	client  *kafka.Producer
 	refused *refusal
@@ -31,6 +32,7 @@ type connection struct {
 	closed  sync.Once
 }
 
+// connect opens a client. The caller must close it.
 func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 	log := cfg.logger()
 	c := &connection{refused: &refusal{}, logs: newLogs(log)}
@@ -46,7 +48,7 @@ func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 	return c, nil
 }
 
-// watch drains what librdkafka reports outside of calls, until the client is closed.
+// watch receives what librdkafka reports outside of calls, until the client is closed.
 func (c *connection) watch(log *slog.Logger) {
 	for e := range c.client.Events() {
 		if err, ok := e.(kafka.Error); ok {
@@ -56,7 +58,7 @@ func (c *connection) watch(log *slog.Logger) {
 	}
 }
 
-// Close drops what was not sent. It may be called again.
+// Close drops records that were not sent. It may be called more than once.
 func (c *connection) Close() {
 	c.closed.Do(func() {
 		c.client.Close()
@@ -72,25 +74,29 @@ func goChannels(m kafka.ConfigMap) kafka.ConfigMap {
 	return m
 }
 
-// TransactionalProducer writes records that become visible together. It is for one goroutine.
+// TransactionalProducer writes records that become visible together. It is not safe for concurrent
+// use.
+//
+// The order of calls is Init, and then for each transaction Begin, Produce any number of times, and
+// Commit or Abort.
 type TransactionalProducer struct{ *connection }
 
-// NewTransactionalProducer opens a producer under a transactional id, of which at most one producer
-// can commit. No broker is asked before Init.
+// NewTransactionalProducer returns a producer with a transactional id. At most one producer with
+// this id can commit. It sends nothing before Init.
 func NewTransactionalProducer(cfg Config, transactionalID string) (*TransactionalProducer, error) {
 	c, err := connect(cfg,
 		kafka.ConfigMap{
 			"compression.type": "lz4",
-			"linger.ms":        5, // Commit sends at once what waits
-			// How long a dead producer can hold up read_committed readers where no successor takes
-			// over its id. Messages time out with it by default.
+			"linger.ms":        5, // Commit flushes at once
+			// How long a dead producer can block read_committed readers if no successor takes over
+			// its id. By default, it is also the timeout of messages.
 			"transaction.timeout.ms": 30000,
 		},
 		goChannels(kafka.ConfigMap{
 			"transactional.id":   transactionalID,
 			"enable.idempotence": true,
 			"partitioner":        "murmur2_random",
-			// The outcome of the transaction is the delivery report.
+			// The result of the transaction tells whether its records were delivered.
 			"go.delivery.reports": false,
 		}))
 	if err != nil {
@@ -99,8 +105,8 @@ func NewTransactionalProducer(cfg Config, transactionalID string) (*Transactiona
 	return &TransactionalProducer{c}, nil
 }
 
-// Init takes over the transactional id: it waits for or aborts what the last producer left behind
-// and fences it. Call it once, first.
+// Init takes over the transactional id. It ends the open transaction of the previous producer and
+// fences that producer. Call it once, before all other methods.
 func (p *TransactionalProducer) Init(ctx context.Context) error {
 	return classify(p.client, "take over the transactional id", resumed(ctx, p.refused, p.client.InitTransactions))
 }
@@ -111,20 +117,21 @@ func (p *TransactionalProducer) Begin() error {
 }
 
 // Produce adds a record to the transaction. It copies the record and does not wait for the broker,
-// except for room where too much is on the way. Records of one partition keep their order.
+// unless the queue is full. Records of a partition keep their order.
 func (p *TransactionalProducer) Produce(ctx context.Context, r Record) error {
 	err := enqueue(ctx, p.client, r, nil)
-	if isCode(err, kafka.ErrState) { // the transaction failed under way; Commit would tell why
+	if isCode(err, kafka.ErrState) { // the transaction failed; Commit would return the reason
 		return fmt.Errorf("kafka: produce to %s: %w: %w", r.Topic, ErrMustAbort, err)
 	}
 	return classify(p.client, "produce to "+r.Topic, err)
 }
 
-// Commit returns the transaction's records visible. An error that is none of our sentinels leaves
-// the outcome open. Close the producer then: the Init of the next one settles it.
+// Commit makes the transaction's records visible. If the error is none of the package's sentinels,
+// the transaction may be committed or not. Then close the producer: the Init of the next one
+// settles it.
 func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	const doing = "commit the transaction"
-	// The wait for the records may be long, and ends with ctx.
+	// Flushing may take long, so it ends with ctx.
 	err := resumed(ctx, p.refused, func(short context.Context) error {
 		deadline, _ := short.Deadline()
 		if p.client.Flush(max(int(time.Until(deadline).Milliseconds()), 0)) > 0 {
@@ -135,8 +142,8 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 	if err != nil {
 		return classify(p.client, doing, err)
 	}
-	// One long call. On a machine so busy that short calls timed out, an assertion in librdkafka's
-	// state machine killed the process.
+	// Use one long call that ignores ctx. On a machine so busy that short calls timed out, an
+	// assertion in librdkafka's state machine killed the process.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	return classify(p.client, doing, p.client.CommitTransaction(end))
@@ -146,16 +153,16 @@ func (p *TransactionalProducer) Commit(ctx context.Context) error {
 // delivered.
 const endTimeout = 10 * time.Second
 
-// Abort returns the transaction's records invisible for good.
+// Abort discards the transaction's records.
 func (p *TransactionalProducer) Abort(ctx context.Context) error {
 	return classify(p.client, "abort the transaction", resumed(ctx, p.refused, p.client.AbortTransaction))
 }
 
-// Producer writes single records, each at least once and, while the producer lives, exactly once
-// and in order. It is safe for concurrent use.
+// Producer writes single records at least once. While the producer lives, it writes them exactly
+// once and in order. It is safe for concurrent use.
 type Producer struct{ *connection }
 
-// NewProducer opens a producer.
+// NewProducer returns a producer.
 func NewProducer(cfg Config) (*Producer, error) {
 	c, err := connect(cfg,
 		kafka.ConfigMap{"compression.type": "lz4", "linger.ms": 0, "message.timeout.ms": 30000},
@@ -166,19 +173,19 @@ func NewProducer(cfg Config) (*Producer, error) {
 	return &Producer{c}, nil
 }
 
-// Produce writes a record and returns when the brokers have it. Where ctx ends first, they may have
-// it nonetheless. Without an answer for half a minute it fails, with ErrRefused too where that is
-// why.
+// Produce writes a record and returns when the brokers have it. If ctx ends first, they may have
+// it, too. It fails after half a minute without a response, also with ErrRefused if that is the
+// reason.
 func (p *Producer) Produce(ctx context.Context, r Record) error {
 	err := p.produce(ctx, r)
 	if err == nil {
-		p.refused.last.Store(nil) // what was refused before is over
+		p.refused.last.Store(nil) // a refusal before is obsolete
 		return nil
 	}
 	return errors.Join(err, p.refused.err())
 }
 
-// ProduceAll is Produce for many records, which are on their way together. After an error the
+// ProduceAll is like Produce for many records, which are in flight together. After an error the
 // brokers may have any of them.
 func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 	if err := p.produce(ctx, records...); err != nil {
@@ -189,7 +196,8 @@ func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 }
 
 func (p *Producer) produce(ctx context.Context, records ...Record) error {
-	delivered := make(chan kafka.Event, len(records)) // room for all, for librdkafka must not wait for who has given up
+	// There is room for all reports, because librdkafka must not block when this call has given up.
+	delivered := make(chan kafka.Event, len(records))
 	for _, r := range records {
 		if err := enqueue(ctx, p.client, r, delivered); err != nil {
 			return classify(p.client, "produce to "+r.Topic, err)
@@ -212,7 +220,7 @@ func (p *Producer) produce(ctx context.Context, records ...Record) error {
 	return nil
 }
 
-// enqueue hands a record to librdkafka, waiting while its queue is full.
+// enqueue passes a record to librdkafka. It waits while its queue is full.
 func enqueue(ctx context.Context, client *kafka.Producer, r Record, delivered chan kafka.Event) error {
 	m := kafka.Message{
 		TopicPartition: kafka.TopicPartition{Topic: &r.Topic, Partition: r.Partition},

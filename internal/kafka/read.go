@@ -14,26 +14,28 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// ReadAll calls fn with every committed record of a topic from the offsets in from (a partition
-// that is not there: its first record) up to, and without, the offsets in to; partitions that are
-// not in to are not read. Records of a partition come in order. If a transaction below to is open,
-// it waits for its end. If nothing comes for Config.Stall, it fails with ErrStalled. An error of fn
-// ends the reading and is returned.
+// ReadAll calls fn with each committed record of a topic, from the offsets in from up to and
+// excluding the offsets in to. A partition that is missing in from is read from its beginning, and
+// one that is missing in to is not read. Records of a partition are in order. ReadAll waits for the
+// end of open transactions below to. If there is no progress for Config.Stall, it fails with
+// ErrStalled. An error of fn ends the read and is returned.
 func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	return readAll(ctx, cfg, "read_committed", topic, from, to, fn)
 }
 
-// ReadUncommitted is ReadAll without the wait: it passes records of open and of aborted
-// transactions, too.
+// ReadUncommitted is like ReadAll, but it does not wait for open transactions. It also passes
+// records of open and of aborted ones.
 func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
 }
 
 func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error) error {
-	left := make(map[int32]int64, len(to)) // partition to the offset at which it is done
+	left := make(map[int32]int64, len(to)) // offset at which the partition is done
 	var assigned []kafka.TopicPartition
 	for p, end := range to {
-		start := from[p] // where the log begins later, the reader is reset; asking for the beginning by name takes 500 ms
+		// If the log begins later, the reader is reset to its beginning. OffsetBeginning would do
+		// the same, but takes 500 ms.
+		start := from[p]
 		if start >= end {
 			continue
 		}
@@ -49,7 +51,8 @@ func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to 
 	conf, err := cfg.configMap(l,
 		kafka.ConfigMap{"fetch.wait.max.ms": 20, "fetch.queue.backoff.ms": 2, "fetch.error.backoff.ms": 50},
 		kafka.ConfigMap{
-			"group.id":             "millrace-read", // asked for, but never joined: partitions are assigned by hand
+			// Required, but never joined: partitions are assigned explicitly.
+			"group.id":             "millrace-read",
 			"isolation.level":      isolation,
 			"enable.auto.commit":   false,
 			"enable.partition.eof": true,
@@ -72,11 +75,12 @@ func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to 
 	return nil
 }
 
+// read polls until every partition in left is done.
 func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartition, left map[int32]int64, stall time.Duration, fn func(Message) error) error {
 	if err := c.Assign(assigned); err != nil {
 		return err
 	}
-	var last error // that the client told of
+	var last error // last error that the client reported; it retries by itself
 	for moved, furthest := time.Now(), map[int32]int64{}; len(left) > 0; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -101,8 +105,8 @@ func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartitio
 			if wanted && offset+1 >= end {
 				delete(left, p)
 			}
-		case kafka.PartitionEOF: // says how far it is past aborted records and markers, too
-			if int64(e.Offset) > furthest[e.Partition] { // it comes again while a transaction is open
+		case kafka.PartitionEOF: // it is also past aborted records and markers
+			if int64(e.Offset) > furthest[e.Partition] { // it is repeated while a transaction is open
 				moved, furthest[e.Partition] = time.Now(), int64(e.Offset)
 			}
 			if end, ok := left[e.Partition]; ok && int64(e.Offset) >= end {
@@ -121,7 +125,7 @@ func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartitio
 	return nil
 }
 
-// stalled names one of the partitions that are behind.
+// stalled returns an error that names one of the partitions that are behind.
 func stalled(waited time.Duration, furthest, left map[int32]int64, last error) error {
 	p := slices.Min(slices.Collect(maps.Keys(left)))
 	err := fmt.Errorf("%w for %v: partition %d and %d others; it is at offset %d and has to come to %d, which an open transaction may hide",

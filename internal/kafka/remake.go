@@ -11,7 +11,7 @@ import (
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 )
 
-// ActiveGroups names the consumer groups that have members and whose names begin with a prefix.
+// ActiveGroups returns the consumer groups that have members and whose names start with a prefix.
 func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, error) {
 	answer, err := a.admin.ListConsumerGroups(ctx, kafka.SetAdminRequestTimeout(describeWithin))
 	if err != nil {
@@ -27,7 +27,8 @@ func (a *Admin) ActiveGroups(ctx context.Context, prefix string) ([]string, erro
 	return active, nil
 }
 
-// RemakeTopics deletes topics with everything in them, and creates them again.
+// RemakeTopics deletes topics with all their records, and creates them again. It returns when the
+// brokers know the new topics.
 func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 	before := map[string]string{}
 	var names []string
@@ -54,7 +55,7 @@ func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 			return fmt.Errorf("kafka: delete topic %s: %w", answer.Topic, answer.Error)
 		}
 	}
-	// A broker may know the old topic for a while, and then says that it exists.
+	// For a while, a broker may still know the old topic and report that it exists.
 	for {
 		err := a.EnsureTopics(ctx, topics...)
 		for _, t := range topics {

@@ -12,12 +12,12 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// maxRecord is librdkafka's message.max.bytes, which no producer here raises: a topic must take
-// records of that size.
+// maxRecord is librdkafka's message.max.bytes, in bytes. No producer here raises it, so a topic
+// must accept records of that size.
 const maxRecord = 1_000_000
 
-// Settings reports which settings of topics are not what the system counts on. An error means that
-// a topic could not be asked about.
+// Settings returns a fault for each setting of a topic that is not what the system relies on. An
+// error means that a topic could not be checked.
 func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault, error) {
 	resources := make([]kafka.ConfigResource, len(topics))
 	byName := make(map[string]Topic, len(topics))
@@ -49,7 +49,7 @@ func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault
 
 const describeWithin = 10 * time.Second
 
-// copies counts the replicas of a topic's first partition.
+// copies returns the number of replicas of one of the topic's partitions.
 func (a *Admin) copies(topic string) (int, error) {
 	meta, err := a.admin.GetMetadata(&topic, false, int(slice.Milliseconds()))
 	if err != nil {
@@ -61,8 +61,8 @@ func (a *Admin) copies(topic string) (int, error) {
 	return 0, fmt.Errorf("kafka: topic %s: %w", topic, ErrUnknownTopic)
 }
 
-// topicFaults judges a topic's settings, as DescribeConfigs gives them. A setting that the server
-// does not tell is not judged.
+// topicFaults checks a topic's settings, as DescribeConfigs returns them. It skips settings that
+// the server does not return.
 func topicFaults(t Topic, config map[string]string, replicas int) []settings.Fault {
 	var faults []settings.Fault
 	add := func(fatal bool, setting, want, set, effect string) {

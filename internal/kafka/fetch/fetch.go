@@ -1,11 +1,21 @@
-// Package fetch reads partitions in whole batches: the caller names the partitions and the offsets,
-// and keeps them itself.
+// Package fetch reads partitions in whole batches. Its caller stores the offsets.
 //
-// It is the reason why there are two Kafka clients here. Whatever is produced, and whatever is
-// consumed with work to do per event, goes through internal/kafka (confluent-kafka-go). Where
-// batches only flow on into columns, the cost of getting a record out of the client is what counts:
-// 0.28 µs of CPU with franz-go's fetches, 1.65 µs with librdkafka's poll. This package is the one
-// place that imports franz-go's client.
+// Reader reads one topic with read_committed: Open returns one for partitions that Assign names,
+// and Join one for partitions that a consumer group assigns. Poll returns batches, and Batch
+// iterates over their records.
+//
+// It exists because of its cost. All producing, and all consuming with work per event, uses
+// internal/kafka (confluent-kafka-go). Here records only become columns, so the cost of getting a
+// record out of the client matters: 0.28 µs of CPU with franz-go's fetches, and 1.65 µs with
+// librdkafka's poll. For reading and writing records it is the only package that imports franz-go's
+// client.
+//
+// Invariants:
+//
+//   - Poll returns batches of a partition in order and without gaps, or fails with an
+//     OutOfRangeError.
+//   - Records are valid until the next Poll, which reuses their memory.
+//   - In a group, no partition is revoked between a Poll and the next Yield.
 package fetch
 
 import (
@@ -30,15 +40,15 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
-// Config describes what to read.
+// Config configures a Reader.
 type Config struct {
 	Brokers  []string // host:port
 	Topic    string
 	ClientID string       // shown in the broker's logs
-	MaxBytes int32        // of each partition in one fetch; one fetch is read ahead; 0 means 1 MiB
+	MaxBytes int32        // per partition and fetch; one fetch is read ahead; 0 means 1 MiB
 	Logger   *slog.Logger // required
 	Security security.Config
-	Stall    time.Duration // how long Describe may take; 30 s where 0
+	Stall    time.Duration // limit of Describe; 0 means 30 s
 }
 
 // Reader reads one topic with read_committed. It is not safe for concurrent use.
@@ -46,26 +56,26 @@ type Reader struct {
 	topic  string
 	client *kgo.Client
 	admin  *kadm.Client
-	next   map[int32]int64 // where each assigned partition stands; what is read ahead does not count
-	member *member         // of a group, which then keeps next; nil if partitions are assigned
-	stall  time.Duration   // of Describe
-	polled [][]*kgo.Record // by the last Poll, whose memory the next one gives back
+	next   map[int32]int64 // offset after the last record that Poll returned, by assigned partition
+	member *member         // place in a group, which then has next; nil if partitions are assigned by Assign
+	stall  time.Duration   // limit of Describe
+	polled [][]*kgo.Record // records that the last Poll returned; the next one recycles them
 }
 
-// Topic is what the brokers say of a topic.
-type Topic struct {
+// Topic describes a topic.
+type Topic struct { // changes when a topic is deleted and recreated; empty if the brokers have no ids
 	ID         string          // changes when a topic is deleted and made again; empty if the brokers have no ids
 	Partitions map[int32]Range // by partition
 }
 
-// Range is what a partition holds: the first offset and the one behind the last.
+// Range is the offsets of a partition: Start is the first one, and End is after the last one.
 type Range struct{ Start, End int64 }
 
-// ErrNoTopic says that the topic does not exist (yet).
+// ErrNoTopic means that the topic does not exist.
 var ErrNoTopic = errors.New("no such topic")
 
-// OutOfRangeError says that the log does not hold the offset to read from: what was there was
-// deleted, or the topic was truncated or made anew.
+// OutOfRangeError means that the log does not have the offset to read from: records were deleted,
+// or the topic was truncated or recreated.
 type OutOfRangeError struct {
 	Topic     string
 	Partition int32
@@ -77,7 +87,7 @@ func (e *OutOfRangeError) Error() string {
 	return fmt.Sprintf("offset %d of %s/%d is not in the log, which holds %d to %d", e.Offset, e.Topic, e.Partition, e.Log.Start, e.Log.End)
 }
 
-// Open returns a reader of partitions that Assign names. It connects when it is first used.
+// Open returns a reader of the partitions that Assign adds. It connects when it is first used.
 func Open(c Config) (*Reader, error) { return open(c) }
 
 func open(c Config, more ...kgo.Opt) (*Reader, error) {
@@ -94,14 +104,14 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 		kgo.ClientID(c.ClientID),
 		kgo.WithLogger(logger{c.Logger}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		// Markers of transactions move a partition on like any record: who never sees them never
-		// reaches the end.
+		// Markers of transactions have offsets, too. Without them, a reader would never reach the
+		// end of a partition that ends with one.
 		kgo.KeepControlRecords(),
-		// An offset that is not there must be an error, not a jump.
+		// A missing offset must be an error, not a jump.
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// Only the bytes per partition may limit a fetch. Where it is the bytes of the whole
-		// answer, the embedded broker (kfake) forgets to name the aborted transactions of the
-		// partition that it cuts, and their records come through.
+		// Only the bytes per partition may limit a fetch. If the bytes of the whole response limit
+		// it, the embedded broker (kfake) omits the aborted transactions of the partition that it
+		// truncates, and their records become visible.
 		kgo.FetchMaxPartitionBytes(maxBytes),
 		kgo.FetchMaxBytes(wholeFetch),
 		kgo.BrokerMaxReadBytes(2*wholeFetch),
@@ -117,7 +127,7 @@ func open(c Config, more ...kgo.Opt) (*Reader, error) {
 	}, nil
 }
 
-// secured says in franz-go's words what the description says.
+// secured returns the client options for a security configuration.
 func secured(s security.Config) ([]kgo.Opt, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -144,15 +154,15 @@ func secured(s security.Config) ([]kgo.Opt, error) {
 
 const describeWithin = 30 * time.Second
 
-// No fetch gets as large as this with up to 256 partitions of 1 MiB.
+// wholeFetch exceeds every fetch of up to 256 partitions with 1 MiB each.
 const wholeFetch = 256 << 20
 
-// Close stops the reader, and leaves its group; a Poll under way returns.
+// Close stops the reader and leaves its group. A Poll in progress returns.
 func (r *Reader) Close() { r.client.CloseAllowingRebalance() }
 
-// Describe asks the brokers for the topic. It fails with ErrNoTopic where there is none, and with
-// security.ErrRefused where the brokers do not let us in, or we do not trust them. Ask it before
-// Poll, which then would only find nothing.
+// Describe returns the topic's id and the ranges of its partitions. It returns ErrNoTopic if the
+// topic does not exist, and security.ErrRefused if the brokers refuse this client or it does not
+// trust them. Call it before Poll, which would only return nothing in these cases.
 func (r *Reader) Describe(ctx context.Context) (Topic, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.stall)
 	defer cancel()
@@ -166,6 +176,7 @@ func (r *Reader) Describe(ctx context.Context) (Topic, error) {
 	return t, err
 }
 
+// refused reports whether err means that client and broker do not accept each other.
 func refused(err error) bool {
 	var alert tls.AlertError
 	var certificate *tls.CertificateVerificationError
@@ -210,8 +221,8 @@ func (r *Reader) describe(ctx context.Context) (Topic, error) {
 	return t, nil
 }
 
-// Assign adds partitions to read, each from its offset. Those that are assigned already stay as
-// they are.
+// Assign adds partitions to read, each from its offset. It does not change partitions that are
+// assigned already.
 func (r *Reader) Assign(from map[int32]int64) {
 	add := map[int32]kgo.Offset{}
 	for p, offset := range from {
@@ -223,7 +234,7 @@ func (r *Reader) Assign(from map[int32]int64) {
 	r.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{r.topic: add})
 }
 
-// Assigned lists the partitions that are read, in order.
+// Assigned returns the partitions that are read, in order.
 func (r *Reader) Assigned() []int32 {
 	if m := r.member; m != nil {
 		m.mu.Lock()
@@ -233,6 +244,7 @@ func (r *Reader) Assigned() []int32 {
 	return slices.Sorted(maps.Keys(r.next))
 }
 
+// at returns the next offset of a partition.
 func (r *Reader) at(partition int32) int64 {
 	if m := r.member; m != nil {
 		m.mu.Lock()
@@ -242,6 +254,7 @@ func (r *Reader) at(partition int32) int64 {
 	return r.next[partition]
 }
 
+// moveTo sets the next offset of a partition. In a group, the partition may have been revoked.
 func (r *Reader) moveTo(partition int32, next int64) {
 	if m := r.member; m != nil {
 		m.mu.Lock()
@@ -254,10 +267,9 @@ func (r *Reader) moveTo(partition int32, next int64) {
 	r.next[partition] = next
 }
 
-// Poll waits for records, for as long as wait at most; it returns none when the time is over, or
-// when the group wants Yield. An *OutOfRangeError, and any other error, means that the reader is of
-// no more use. What it returns, to the last byte of a record, is valid until the next Poll, which
-// fetches into the same memory.
+// Poll waits for records for at most wait. It returns none after that time, or when the group waits
+// for Yield. After an error, such as *OutOfRangeError, the reader is unusable. The batches,
+// including the bytes of their records, are valid until the next Poll, which reuses their memory.
 func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) {
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -298,7 +310,7 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 	return batches, failed
 }
 
-// recycle gives back the memory of what the last Poll returned.
+// recycle releases the memory of the records that the last Poll returned.
 func (r *Reader) recycle() {
 	for i, records := range r.polled {
 		for _, record := range records {
@@ -309,10 +321,11 @@ func (r *Reader) recycle() {
 	r.polled = r.polled[:0]
 }
 
-// A poll hands over this many records at most, so that the caller gets to its other work.
+// maxPollRecords is the maximum number of records per Poll, so that the caller can do its other
+// work in between.
 const maxPollRecords = 10_000
 
-// outOfRange completes the brokers' error with what the log holds.
+// outOfRange adds the range of the log to the brokers' error.
 func (r *Reader) outOfRange(ctx context.Context, partition int32, cause error) error {
 	t, err := r.Describe(ctx)
 	if err != nil {
@@ -321,20 +334,20 @@ func (r *Reader) outOfRange(ctx context.Context, partition int32, cause error) e
 	return &OutOfRangeError{r.topic, partition, r.at(partition), t.Partitions[partition]}
 }
 
-// Batch is a run of records of one partition, in the order of their offsets.
+// Batch is consecutive records of one partition, in offset order.
 type Batch struct {
 	Partition int32
-	Next      int64 // the offset to read on from after this batch; markers of transactions are passed too
+	Next      int64 // offset to continue from after this batch, and after the markers in it
 	records   []*kgo.Record
-	millis    map[int64]int64 // by offset: timestamps that the client may have wrong
+	millis    map[int64]int64 // timestamps that the client may have wrong, by offset
 }
 
-// Record is one record. It aliases the fetched bytes, so that it holds until the next Poll, and its
-// Headers until the next record.
+// Record is one record. Its slices refer to the fetched bytes and are valid until the next Poll,
+// and Headers until the next record.
 type Record struct {
 	Offset int64
-	// Millis is the record's timestamp as Kafka has it, which any number can be; milliseconds since
-	// 1970, -1 where there is none.
+	// Millis is the record's timestamp as Kafka has it, in milliseconds since 1970. Producers may
+	// set any number. It is -1 if there is none.
 	Millis     int64
 	Key, Value []byte
 	Headers    []event.Header
@@ -347,7 +360,7 @@ func (b Batch) From(offset int64) Batch {
 	return b
 }
 
-// Halves splits the batch; it does not where there is but one record.
+// Halves splits the batch. ok is false if it has fewer than two records.
 func (b Batch) Halves() (first, rest Batch, ok bool) {
 	if len(b.records) < 2 {
 		return b, Batch{}, false
@@ -359,7 +372,7 @@ func (b Batch) Halves() (first, rest Batch, ok bool) {
 	return first, rest, true
 }
 
-// Records yields the records; markers of transactions are left out.
+// Records iterates over the records. Markers of transactions are skipped.
 func (b Batch) Records() iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		var headers []event.Header
@@ -378,10 +391,10 @@ func (b Batch) Records() iter.Seq[Record] {
 	}
 }
 
-// logger hands the client's log on.
+// logger forwards the client's log to slog.
 type logger struct{ log *slog.Logger }
 
-// Level implements kgo.Logger: the client's own chatter is of interest from warnings on.
+// Level implements kgo.Logger. Messages below warnings are about the client's internals.
 func (logger) Level() kgo.LogLevel { return kgo.LogLevelWarn }
 
 // Log implements kgo.Logger.

@@ -14,46 +14,49 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Group says how a Reader shares the topic with others. The group only tells who reads what: where
-// to read on is the caller's to know, and offsets that somebody commits or resets for the group
+// Group configures the consumer group of a Reader. The group only decides which member reads which
+// partition. The caller stores the offsets, so offsets that are committed or reset for the group
 // change nothing.
 type Group struct {
 	Name string
-	// Instance names a member for good, so that the group gives it its partitions back as soon as
-	// it comes again after a crash, instead of missing it first. No other may have the name at the
-	// same time. May be empty.
+	// Instance is a static member id. With it, a member that comes back after a crash gets its
+	// partitions back at once, instead of after the session timeout. No other member may have the
+	// same one at the same time. It may be empty.
 	Instance string
-	Patience time.Duration // how long the group waits for a member that does not yield, and then continues without it; 0 means a minute
-	Refresh  time.Duration // how often to look for partitions that the topic was given; 0 means 30 seconds
-	// Position is asked for the offsets to read from when partitions come to this member, in a
-	// goroutine of its own. Its error is what Poll returns next.
+	// Patience is the rebalance timeout: how long the group waits for a member that does not yield
+	// before it continues without it. 0 means 1 minute.
+	Patience time.Duration
+	// Refresh is how often to look for partitions that were added to the topic. 0 means 30 seconds.
+	Refresh time.Duration
+	// Position returns the offsets to read from when partitions are assigned. It is called in
+	// another goroutine than Poll's. Poll returns its error.
 	Position func(ctx context.Context, partitions []int32) (map[int32]int64, error)
 }
 
-// member is a Reader's place in a group.
+// member is a Reader's membership in a group. The client's goroutine calls its methods, too.
 type member struct {
-	group  Group
+	group Group
+	// mu protects the fields below.
 	mu     sync.Mutex
-	next   map[int32]int64 // where each partition of ours stands
-	failed error           // why we can no longer be a member
+	next   map[int32]int64 // next offset of each assigned partition
+	failed error           // why this reader cannot remain a member
 	wanted bool            // a rebalance waits for Yield
-	wake   func()          // ends the Poll under way; nil if there is none
+	wake   func()          // ends the Poll in progress; nil if there is none
 }
 
-// How often a member tells the brokers that it lives. One that falls silent loses its partitions
-// after the session's timeout.
+// Defaults of a member. One that sends no heartbeat loses its partitions after the session timeout.
 const (
 	groupRefresh      = 30 * time.Second
-	groupRefreshLeast = time.Second // between two looks, whatever there is to find
+	groupRefreshLeast = time.Second // minimum time between two refreshes
 	groupHeartbeat    = 500 * time.Millisecond
 	groupSession      = 6 * time.Second
-	groupPatience     = time.Minute
+	groupPatience     = time.Minute // default of Group.Patience
 )
 
-// Join returns a Reader that reads the partitions which the group gives it. Between a Poll and the
-// next Yield none of them goes, so the caller can finish what it does with the records. It must not
-// let more than the group's patience pass, or the group continues without it; then another member
-// may read the same records, and only the sink can tell who was first.
+// Join returns a Reader of the partitions that the group assigns to it. None of them is revoked
+// between a Poll and the next Yield, so the caller can finish its work on the records. If it takes
+// longer than the group's patience, the group continues without it. Then another member may read
+// the same records, and only the sink can tell which one was first.
 func Join(c Config, g Group) (*Reader, error) {
 	refresh := cmp.Or(g.Refresh, groupRefresh)
 	m := &member{group: g, next: map[int32]int64{}}
@@ -84,7 +87,7 @@ func Join(c Config, g Group) (*Reader, error) {
 	return r, nil
 }
 
-// assigned replaces the group's offsets of new partitions by those that the caller knows.
+// assigned replaces the group's offsets of new partitions with those of Group.Position.
 func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	for topic, partitions := range offsets {
 		if len(partitions) == 0 {
@@ -114,6 +117,7 @@ func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 	return offsets, nil
 }
 
+// gone forgets partitions that were revoked or lost.
 func (m *member) gone(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,6 +128,7 @@ func (m *member) gone(_ context.Context, _ *kgo.Client, topics map[string][]int3
 	}
 }
 
+// blocked is called when a rebalance waits for Yield. It ends the Poll in progress.
 func (m *member) blocked(context.Context, *kgo.Client) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -133,7 +138,7 @@ func (m *member) blocked(context.Context, *kgo.Client) {
 	}
 }
 
-// wake lets a rebalance that waits end a Poll, until the function that it returns is called.
+// wake lets a waiting rebalance call end, until the returned function is called.
 func (r *Reader) wake(end func()) (done func()) {
 	m := r.member
 	if m == nil {
@@ -152,7 +157,7 @@ func (r *Reader) wake(end func()) (done func()) {
 	}
 }
 
-// expelled returns why the reader can no longer be a member.
+// expelled returns why the reader cannot remain a member, or nil.
 func (r *Reader) expelled() error {
 	if r.member == nil {
 		return nil
@@ -162,8 +167,8 @@ func (r *Reader) expelled() error {
 	return r.member.failed
 }
 
-// Yield says that nothing which Poll returned is still in work: partitions may come and go until
-// the next Poll. A Reader of no group has nothing to yield.
+// Yield says that the work on all returned batches is finished. Partitions may be assigned and
+// revoked until the next Poll. It does nothing for a Reader without a group.
 func (r *Reader) Yield() {
 	if r.member == nil {
 		return
@@ -174,7 +179,7 @@ func (r *Reader) Yield() {
 	r.client.AllowRebalance()
 }
 
-// Wanted reports whether the group waits for Yield. It is no more than a hint: finish soon.
+// Wanted reports whether the group waits for Yield. It is a hint to finish soon.
 func (r *Reader) Wanted() bool {
 	if r.member == nil {
 		return false
@@ -184,8 +189,7 @@ func (r *Reader) Wanted() bool {
 	return r.member.wanted
 }
 
-// Commit tells the group how far the caller is, for tools that show consumers' lag. Nothing depends
-// on it.
+// Commit commits offsets to the group, for tools that show lag. Nothing depends on them.
 func (r *Reader) Commit(ctx context.Context, next map[int32]int64) error {
 	offsets := map[int32]kgo.EpochOffset{}
 	for p, offset := range next {

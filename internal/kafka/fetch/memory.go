@@ -7,19 +7,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// memory is where fetched records stand. What the caller is done with takes the next ones: a record
-// costs some 250 bytes, which else the garbage collector would run after.
+// memory is a pool for fetched records. A record takes about 250 bytes, which the garbage collector
+// would otherwise have to reclaim.
 type memory struct {
 	mu      sync.Mutex
 	records stack[kgo.Record]
 	bytes   stack[byte]
 }
 
-// What is kept for the next fetches.
+// Limits of what is kept for the next fetches.
 const (
-	keptSlices  = 64
-	keptRecords = 128 << 10
-	keptBytes   = 16 << 20
+	keptSlices  = 64        // number of slices
+	keptRecords = 128 << 10 // number of records in all slices
+	keptBytes   = 16 << 20  // bytes in all slices
 )
 
 // GetRecords implements kgo.PoolRecords.
@@ -36,7 +36,8 @@ func (m *memory) PutRecords(s []kgo.Record) {
 	m.records.put(s, keptRecords)
 }
 
-// Most batches have grown to no more than so much when they are decompressed; others grow beyond.
+// growth is the factor by which most batches grow at most when they are decompressed. Others are
+// reallocated.
 const growth = 4
 
 // GetDecompressBytes implements kgo.PoolDecompressBytes.
@@ -53,13 +54,14 @@ func (m *memory) PutDecompressBytes(s []byte) {
 	m.bytes.put(s, keptBytes)
 }
 
-// stack is slices that nobody uses.
+// stack holds unused slices, the most recently used last.
 type stack[T any] struct {
-	free [][]T
-	size int // of all of them
+	free [][]T // unused slices
+	size int   // sum of their capacities
 }
 
-// take takes an empty slice with room for n, the last one that has it and is not much too large.
+// take returns an empty slice with room for n: the most recently used one that is not much too
+// large, or a new one.
 func (s *stack[T]) take(n int) []T {
 	for i := len(s.free) - 1; i >= 0; i-- {
 		if have := s.free[i]; cap(have) >= n && cap(have) <= max(4*n, 64) {
@@ -73,7 +75,7 @@ func (s *stack[T]) take(n int) []T {
 	return make([]T, 0, n)
 }
 
-// put keeps a slice, and for that gives up those that nobody has wanted for longest.
+// put adds a slice. To stay within the limits, it drops the least recently used ones.
 func (s *stack[T]) put(free []T, most int) {
 	if cap(free) == 0 || cap(free) > most {
 		return

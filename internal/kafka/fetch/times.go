@@ -13,23 +13,23 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// The client gives a record's timestamp as a time.Time, which it makes by a multiplication that
-// wraps around beyond the year 2262: a producer that wrote microseconds seems to have written a
-// date in 2047, and 2^63-1 the last millisecond of 1969. What has wrapped cannot be told from the
-// result alone, so wherever a timestamp may have, the batch is read again as the broker has it.
+// The client returns a record's timestamp as a time.Time. It computes it with a multiplication that
+// overflows beyond the year 2262. A producer that wrote microseconds seems to have written a date
+// in 2047, and 2^63-1 becomes the last millisecond of 1969. The result does not show whether it
+// overflowed. So if a timestamp may have, its batch is read again in the broker's format.
 
-// trusted are the milliseconds that are taken as they are: from 1970 to the year 2100. Of what
-// wraps around, one number in seventy thousand comes out as one of them.
+// trusted bounds the milliseconds that are accepted as they are: from 1970 to the year 2100. One in
+// seventy thousand overflowed numbers falls into that range.
 const trusted = 4_102_444_800_000
 
-// unwrapped reports whether the client's time is what the record says.
+// unwrapped reports whether the client's time is the record's timestamp.
 func unwrapped(r *kgo.Record) bool {
 	nanos := r.Timestamp.UnixNano()
 	return nanos > 0 && nanos < trusted*1_000_000 && nanos%1_000_000 == 0
 }
 
-// timestamps reads again what the broker has as the timestamps of records; nil if the client's are
-// right.
+// timestamps returns the timestamps of records as the broker has them, by offset. It returns nil if
+// the client's are right, which is nearly always the case and costs no request.
 func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo.Record) (map[int64]int64, error) {
 	i := slices.IndexFunc(records, func(r *kgo.Record) bool { return !unwrapped(r) && !r.Attrs.IsControl() })
 	if i < 0 {
@@ -62,7 +62,7 @@ func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo
 	return millis, nil
 }
 
-// raw fetches batches as the broker has them, the first of which holds the offset.
+// raw fetches batches in the broker's format. The first one contains the offset.
 func (r *Reader) raw(ctx context.Context, topicID [16]byte, partition, leader int32, offset int64) ([]byte, error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, 1<<20, 1
@@ -84,21 +84,20 @@ func (r *Reader) raw(ctx context.Context, topicID [16]byte, partition, leader in
 	return got.RecordBatches, errors.Join(kerr.ErrorForCode(fetched.ErrorCode), kerr.ErrorForCode(got.ErrorCode))
 }
 
-// Where the parts of a batch stand in its header, whatever its version, and how long the header of
-// version 2 is.
+// Offsets in a batch's header, in all versions, and the size of version 2's header.
 const (
 	batchLength = 8
 	batchMagic  = 16
 	batchHeader = 61
 )
 
-// batchTimes reads the timestamps of raw batches, in milliseconds by offset, and tells the offset
-// after the last batch that is whole. Batches of the formats before version 2 have none here: the
-// client's times stand.
+// batchTimes adds the timestamps of raw batches to millis, by offset. It returns the offset after
+// the last complete batch. It skips batches of formats before version 2, for which the client's
+// times are used.
 func batchTimes(raw []byte, millis map[int64]int64) (after int64, err error) {
 	for len(raw) > batchMagic {
 		size := int64(batchLength) + 4 + int64(int32(binary.BigEndian.Uint32(raw[batchLength:])))
-		if size < batchMagic || size > int64(len(raw)) { // the broker has cut it
+		if size < batchMagic || size > int64(len(raw)) { // the broker has truncated it
 			break
 		}
 		whole := raw[:size]
@@ -122,6 +121,7 @@ func batchTimes(raw []byte, millis map[int64]int64) (after int64, err error) {
 	return after, nil
 }
 
+// recordTimes adds the timestamps of one batch's records.
 func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
 	in := b.Records
 	if codec := kgo.CompressionCodecType(b.Attributes & 7); codec != kgo.CodecNone {
@@ -130,7 +130,7 @@ func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
 			return fmt.Errorf("a batch cannot be decompressed: %w", err)
 		}
 	}
-	const byBroker = 1 << 3 // the timestamps are the broker's own, one for the whole batch
+	const byBroker = 1 << 3 // the timestamp is the broker's, one for the whole batch
 	for range b.NumRecords {
 		size, used := kbin.Varint(in)
 		if used <= 0 || size < 0 || int64(used)+int64(size) > int64(len(in)) {
@@ -152,12 +152,12 @@ func recordTimes(b kmsg.RecordBatch, millis map[int64]int64) error {
 	return nil
 }
 
-// millisAt returns the timestamp of a record, in milliseconds.
+// millisAt returns the timestamp of a record in milliseconds.
 func (b Batch) millisAt(r *kgo.Record) int64 {
 	if at, ok := b.millis[r.Offset]; ok {
 		return at
 	}
-	if r.Timestamp.IsZero() { // Kafka's first format has none
+	if r.Timestamp.IsZero() { // Kafka's first format has no timestamps
 		return -1
 	}
 	return r.Timestamp.UnixMilli()

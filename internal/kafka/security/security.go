@@ -1,5 +1,6 @@
-// Package security says how to reach Kafka where it is not on loopback. It stands apart from the
-// two clients so that each reads the same description in its own way.
+// Package security describes how to connect and to authenticate to Kafka. It is a package of its
+// own because both clients use it. Validate reports incomplete settings, and ClientTLS reads the
+// certificates. The password is never printed.
 package security
 
 import (
@@ -11,30 +12,32 @@ import (
 	"os"
 )
 
-// ErrRefused says that a broker and we do not agree on who we are: it refuses the login, or we its
-// certificate, or it ours. Trying again does not help; another configuration does.
+// ErrRefused means that a broker and this client do not accept each other: the broker refuses the
+// login or the client's certificate, or the client does not trust the broker's. A retry does not
+// help, only another configuration.
 var ErrRefused = errors.New("the brokers and this client do not accept each other: check the TLS and SASL settings")
 
-// Config is empty for a broker that speaks plain text and asks for no name.
+// Config is the configuration of a connection. The zero value means plain text without
+// authentication.
 type Config struct {
 	TLS      bool
-	CAFile   string // PEM; the system's authorities where empty
-	CertFile string // PEM; this client's certificate, where the brokers ask for one
+	CAFile   string // PEM; empty means the system's certificate authorities
+	CertFile string // PEM; this client's certificate, if the brokers require one
 	KeyFile  string // PEM
 
 	Mechanism string // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty means no SASL
 	Username  string
-	Password  string `json:"-"` // printed nowhere
+	Password  string `json:"-"` // never printed
 }
 
-// The mechanisms.
+// SASL mechanisms.
 const (
 	Plain       = "PLAIN"
 	ScramSHA256 = "SCRAM-SHA-256"
 	ScramSHA512 = "SCRAM-SHA-512"
 )
 
-// Validate finds what is given by half.
+// Validate returns an error if settings are incomplete or contradict each other.
 func (c Config) Validate() error {
 	switch {
 	case !c.TLS && c.CAFile != "":
@@ -59,7 +62,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// ClientTLS reads the files. It is nil if TLS is off.
+// ClientTLS reads the files and returns the TLS configuration. It returns nil if TLS is off.
 func (c Config) ClientTLS() (*tls.Config, error) {
 	if !c.TLS {
 		return nil, nil
@@ -85,7 +88,7 @@ func (c Config) ClientTLS() (*tls.Config, error) {
 	return out, nil
 }
 
-// String leaves the password out.
+// String describes the configuration without the password.
 func (c Config) String() string {
 	out := "plain text"
 	if c.TLS {
@@ -97,8 +100,8 @@ func (c Config) String() string {
 	return out
 }
 
-// GoString is String.
+// GoString is like String.
 func (c Config) GoString() string { return c.String() }
 
-// LogValue is String.
+// LogValue is like String.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }

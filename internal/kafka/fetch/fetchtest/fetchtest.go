@@ -1,5 +1,5 @@
-// Package fetchtest puts records into topics for tests of what reads through package fetch: in
-// transactions that commit or abort, or as they come.
+// Package fetchtest writes records to topics for tests of package fetch and its users: in
+// transactions that commit or abort, or as raw batches with any timestamps.
 package fetchtest
 
 import (
@@ -15,14 +15,14 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Record is what to produce.
+// Record is a record to produce.
 type Record struct {
 	Partition  int32
 	Key, Value []byte
 	Headers    []event.Header
 }
 
-// Event returns an event as the record that carries it, on the partition given.
+// Event returns the record of an event, on the given partition.
 func Event(partition int32, e event.Event) Record {
 	return Record{Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
@@ -33,7 +33,7 @@ type Producer struct {
 	admin  *kadm.Client
 }
 
-// New returns a transactional producer that is closed when the test ends.
+// New returns a transactional producer that is closed at the end of the test.
 func New(t testing.TB, brokers []string, transactionalID string) *Producer {
 	t.Helper()
 	client, err := kgo.NewClient(
@@ -49,28 +49,28 @@ func New(t testing.TB, brokers []string, transactionalID string) *Producer {
 	return &Producer{client, kadm.NewClient(client)}
 }
 
-// CreateTopic returns a topic.
+// CreateTopic creates a topic.
 func (p *Producer) CreateTopic(ctx context.Context, topic string, partitions int32) error {
 	_, err := p.admin.CreateTopic(ctx, partitions, 1, nil, topic)
 	return err
 }
 
-// AddPartitions gives a topic that many more.
+// AddPartitions adds partitions to a topic.
 func (p *Producer) AddPartitions(ctx context.Context, topic string, add int) error {
 	r, err := p.admin.CreatePartitions(ctx, add, topic)
-	p.client.PurgeTopicsFromClient(topic) // so that it asks anew
+	p.client.PurgeTopicsFromClient(topic) // so that the client asks for the new partitions
 	return errors.Join(err, r.Error())
 }
 
-// DeleteTopic removes a topic.
+// DeleteTopic deletes a topic.
 func (p *Producer) DeleteTopic(ctx context.Context, topic string) error {
 	_, err := p.admin.DeleteTopic(ctx, topic)
-	// What the client knows of the topic, its id above all, is of the one that is gone.
+	// The client has cached the deleted topic, including its id.
 	p.client.PurgeTopicsFromClient(topic)
 	return err
 }
 
-// DeleteRecords removes what is before an offset.
+// DeleteRecords deletes the records before an offset.
 func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition int32, before int64) error {
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: before})
@@ -78,7 +78,7 @@ func (p *Producer) DeleteRecords(ctx context.Context, topic string, partition in
 	return errors.Join(err, r.Error())
 }
 
-// Ends tells the offset behind the last record or marker of each partition.
+// Ends returns the offset after the last record or marker, by partition.
 func (p *Producer) Ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	listed, err := p.admin.ListEndOffsets(ctx, topic)
 	if err = errors.Join(err, listed.Error()); err != nil {
@@ -94,7 +94,7 @@ func (p *Producer) Commit(ctx context.Context, topic string, records ...Record) 
 	return p.transact(ctx, topic, kgo.TryCommit, records)
 }
 
-// Abort produces the records in a transaction that does not happen.
+// Abort produces the records in a transaction that is aborted.
 func (p *Producer) Abort(ctx context.Context, topic string, records ...Record) error {
 	return p.transact(ctx, topic, kgo.TryAbort, records)
 }
@@ -117,8 +117,8 @@ func (p *Producer) transact(ctx context.Context, topic string, end kgo.Transacti
 	return p.ended(ctx, topic, out)
 }
 
-// ended waits until the transaction's markers are on the log: Apache Kafka answers before it writes
-// them.
+// ended blocks until the transaction's markers are on the log. Apache Kafka acknowledges the end of
+// a transaction before it writes them.
 func (p *Producer) ended(ctx context.Context, topic string, records []*kgo.Record) error {
 	for {
 		stable, err := p.admin.ListCommittedOffsets(ctx, topic)

@@ -15,14 +15,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Stamped is a value with the timestamp that its record has, which may be no time at all.
+// Stamped is a value with its record's timestamp, which need not be a valid time.
 type Stamped struct {
 	Millis int64
 	Value  []byte
 }
 
-// Stamp produces values in one batch with timestamps as they are given, which clients do not do:
-// they compute them. A batch of several is compressed.
+// Stamp produces values in one batch with the given timestamps. Clients cannot do this, because
+// they set timestamps themselves. A batch of several records is compressed.
 func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, values ...Stamped) error {
 	topics, err := p.admin.ListTopics(ctx, topic)
 	if err = errors.Join(err, topics.Error()); err != nil {
@@ -47,7 +47,7 @@ func (p *Producer) Stamp(ctx context.Context, topic string, partition int32, val
 	return kerr.ErrorForCode(produced.Topics[0].Partitions[0].ErrorCode)
 }
 
-// batch returns a batch in Kafka's format, version 2.
+// batch encodes a batch in Kafka's format, version 2.
 func batch(values []Stamped) []byte {
 	first, highest := values[0].Millis, values[0].Millis
 	var records []byte
@@ -81,7 +81,7 @@ func zipped(b []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
 	if _, err := w.Write(b); err != nil {
-		panic(err) // it writes into memory
+		panic(err) // a buffer does not fail
 	}
 	if err := w.Close(); err != nil {
 		panic(err)
