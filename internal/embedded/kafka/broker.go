@@ -1,11 +1,18 @@
-// Package kafka is the log of the embedded default: a broker in this process that speaks Kafka's
-// wire protocol on loopback and keeps its log on disk, so that Millrace needs no Kafka to be tried,
-// and the code that runs is the one that runs against a cluster.
+// Package kafka is the embedded broker: it runs in this process, speaks Kafka's wire protocol on
+// loopback and keeps its log on disk. With it, Millrace can be tried without a Kafka cluster, and
+// the code is the same as with one.
 //
-// The broker is franz-go's kfake, which serves transactions, read_committed, fencing, consumer
-// groups and compaction, but was written for tests. This package adds what a log that people keep
-// needs: one owner of the directory, no retention unless asked for, and a repair of what a kill
-// leaves behind.
+// Start checks and repairs the log, and then serves it. Broker is the running broker. The broker
+// itself is franz-go's kfake, which supports transactions, read_committed, fencing, consumer groups
+// and compaction, but was written for tests. This package adds what a permanent log needs:
+//
+//   - One owner per directory, and no retention unless a topic requests it.
+//   - Damage is found before kfake reads the log: segments.go checks records, settings.go and
+//     topics.go the JSON files, stop.go what changed while no broker ran. What cannot be replaced
+//     is a DamageError, which stops the start.
+//   - repair.go removes what a kill leaves behind, compact.go makes compaction safe against kills,
+//     and stamp.go notices a folder that was restored from a backup.
+//   - frames.go bounds the size of requests.
 package kafka
 
 import (
@@ -24,29 +31,29 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// Config says where the broker keeps its log and where it listens.
+// Config configures a Broker.
 type Config struct {
-	// DataDir is created if it is not there. One broker at a time.
+	// DataDir is created if it does not exist. One broker at a time can use it.
 	DataDir string
-	// Addr to listen on, a loopback address. Empty or port 0 takes a free port.
+	// Addr is the loopback address to listen on. Empty or port 0 takes a free port.
 	Addr string
 	// SyncWrites makes every write durable against a power cut before it is acknowledged. Without
-	// it a write survives the end of the process, however violent, but a power cut can take the
-	// log's last seconds, which sinks may have read already. It costs some 20 syncs per
-	// transaction, one after the other: 10 ms on a good disk, 200 ms on a laptop that means it. The
-	// stores of events sync theirs, so the log and all that is made of it can be made again.
+	// it, a write survives any end of the process. But a power cut may lose the last seconds of the
+	// log, which sinks may have read already. It costs about 20 consecutive syncs per transaction:
+	// 10 ms on a good disk, and 200 ms on a laptop whose disk really syncs. The event stores sync
+	// their writes, so the log and everything derived from it can be rebuilt.
 	SyncWrites bool
-	// Logger is slog.Default() where nil.
+	// Logger is the logger. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
-// ErrInUse says that another process, or another Broker of this one, has the data directory.
+// ErrInUse means that another process, or another Broker of this process, uses the data directory.
 var ErrInUse = errors.New("is in use by another process")
 
 // Broker is a running broker.
 type Broker struct {
 	addr    string
-	boot    string
+	boot    string // see Boot
 	cluster *kfake.Cluster
 	lock    *flock.Flock
 	dir     string
@@ -56,18 +63,18 @@ type Broker struct {
 	err     error
 }
 
-// brokerConfigs are the settings that differ from kfake's defaults. A log that forgets is not a
-// source for a rebuild.
+// brokerConfigs are the settings that differ from kfake's defaults. Retention is off, because views
+// and tables are rebuilt from the log.
 var brokerConfigs = map[string]string{
 	"log.retention.ms":               "-1",
 	"log.retention.bytes":            "-1",
-	"offsets.retention.minutes":      "5256000",      // 10 years: a sink that was off for a while continues where it stood
-	"transactional.id.expiration.ms": "2147483647",   // the longest there is, 24 days
-	"log.cleaner.backoff.ms":         "315360000000", // 10 years: compaction runs at the start, see compact
+	"offsets.retention.minutes":      "5256000",      // 10 years: a sink that was off for a while resumes
+	"transactional.id.expiration.ms": "2147483647",   // 24 days, the maximum
+	"log.cleaner.backoff.ms":         "315360000000", // 10 years: compaction runs at start, see compact
 }
 
 // Start opens the log in cfg.DataDir, repairs it if the last owner was killed, and serves it until
-// Close. ctx bounds only the start.
+// Close. ctx bounds the start only.
 func Start(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -90,6 +97,7 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 	return b, nil
 }
 
+// start does the work of Start. The caller holds the lock of the directory.
 func start(ctx context.Context, cfg Config) (*Broker, error) {
 	if err := awaitRoom(ctx, cfg.DataDir, cfg.Logger); err != nil {
 		return nil, err
@@ -126,14 +134,15 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 		return nil, fmt.Errorf("prepare the log in %s: %w", cfg.DataDir, err)
 	}
 	topics.keep()
-	debug.FreeOSMemory() // kfake reads the log through memory once, as much as it is large
+	debug.FreeOSMemory() // loading the log needed as much memory as the log is large
+	// Only now may clients connect.
 	close(ln.open)
 	return &Broker{addr: ln.Addr().String(), boot: uuid.NewString(), cluster: cluster, dir: cfg.DataDir, log: cfg.Logger, topics: topics}, nil
 }
 
-// check finds what is damaged in a log that no broker has open, and mends what can be mended. It
-// returns a *DamageError for what cannot: the start fails then, since kfake would continue without
-// the records concerned.
+// check looks for damage in a log that no broker has open, and repairs what can be repaired. It
+// returns a *DamageError for the rest. Then the start fails, because kfake would continue without
+// the damaged records.
 func check(dir string, log *slog.Logger) error {
 	last, err := readStop(dir, log)
 	if err != nil {
@@ -152,7 +161,7 @@ func check(dir string, log *slog.Logger) error {
 		return err
 	}
 	return errors.Join(
-		remove(filepath.Join(dir, stopFile)), // it says nothing about what is written from now on
+		remove(filepath.Join(dir, stopFile)), // it does not describe what is written from now on
 		renewStamp(dir),
 	)
 }
@@ -160,13 +169,13 @@ func check(dir string, log *slog.Logger) error {
 // Addr returns the host:port that clients connect to.
 func (b *Broker) Addr() string { return b.addr }
 
-// Boot names this run of the broker; no other run has the same. A transactional id has to end in
-// it. What was open when the broker was killed counts as aborted from then on, but no marker on the
-// log says so, and readers would take a later transaction under the same id for its continuation.
+// Boot returns an id of this run of the broker. Transactional ids must end with it. Transactions
+// that were open when the broker was killed count as aborted, but they have no marker on the log.
+// Readers would take a later transaction with the same id for their continuation.
 func (b *Broker) Boot() string { return b.boot }
 
-// Close ends all connections, brings the log to disk and releases the directory. Clients should be
-// closed before.
+// Close ends all connections, writes the log to disk and releases the directory. Close clients
+// before.
 func (b *Broker) Close() error {
 	b.close.Do(func() {
 		b.cluster.Close()
@@ -179,8 +188,8 @@ func (b *Broker) Close() error {
 	return b.err
 }
 
-// lockDir takes the lock that makes this process the one owner of dir. The kernel releases it
-// however the process ends.
+// lockDir locks dir for this process. The kernel releases the lock when the process ends, even if
+// it is killed.
 func lockDir(dir string) (*flock.Flock, error) {
 	lock := flock.New(filepath.Join(dir, "lock"))
 	ok, err := lock.TryLock()
@@ -193,7 +202,7 @@ func lockDir(dir string) (*flock.Flock, error) {
 	return lock, nil
 }
 
-// listen refuses anything but loopback: the broker asks nobody who they are.
+// listen accepts loopback addresses only, because the broker has no authentication.
 func listen(ctx context.Context, addr string) (net.Listener, error) {
 	if addr == "" {
 		addr = "127.0.0.1:0"
@@ -208,7 +217,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return ln, nil
 }
 
-// gate lets clients wait until it is opened, and looks at what they send.
+// gate blocks clients until it is opened, and inspects their requests.
 type gate struct {
 	net.Listener
 	log          *slog.Logger

@@ -13,17 +13,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// kfake compacts a partition by removing its segments and writing new ones, and heeds no
-// transaction that is open. So we compact at the start only, before there are clients, and keep
-// links to the old segments until the new ones are whole.
+// kfake compacts a partition by removing its segments and writing new ones, and ignores open
+// transactions. So compaction runs at start only, before there are clients. Links to the old
+// segments are kept until the new ones are complete.
 
 const (
-	compacting = "compacting" // whole: the segments as they were before a compaction that has not ended
-	collecting = "compacting.new"
-	discarding = "compacting.old"
+	// Complete: links to the segments as they were before a compaction that has not ended.
+	compacting = "compacting"
+	collecting = "compacting.new" // links that are being created
+	discarding = "compacting.old" // links that are being removed
 )
 
-// undoCompaction brings back the segments of a compaction that a kill interrupted. No broker may be
+// undoCompaction restores the segments if a kill interrupted a compaction. No broker may be
 // running.
 func undoCompaction(dir string) error {
 	for _, leftover := range []string{collecting, discarding} {
@@ -56,7 +57,7 @@ func undoCompaction(dir string) error {
 	return discard(dir)
 }
 
-// compact drops from the compacted topics all but the last record of each key.
+// compact removes all records of compacted topics but the last one of each key.
 func compact(dir string, cluster *kfake.Cluster) error {
 	partitions, err := compactedPartitions(dir)
 	if err != nil || len(partitions) == 0 {
@@ -78,6 +79,8 @@ func compact(dir string, cluster *kfake.Cluster) error {
 	return discard(dir)
 }
 
+// discard removes the links. The rename is atomic, so a kill leaves either all links or a folder
+// that the next start removes.
 func discard(dir string) error {
 	if err := os.Rename(filepath.Join(dir, compacting), filepath.Join(dir, discarding)); err != nil {
 		return err
@@ -85,7 +88,7 @@ func discard(dir string) error {
 	return os.RemoveAll(filepath.Join(dir, discarding))
 }
 
-// compactedPartitions lists the directories of the partitions of compacted topics.
+// compactedPartitions returns the directories of the partitions of compacted topics.
 func compactedPartitions(dir string) ([]string, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, "topics.json")) //nolint:gosec // our own directory
 	if errors.Is(err, fs.ErrNotExist) {
@@ -119,6 +122,7 @@ func compactedPartitions(dir string) ([]string, error) {
 	return found, nil
 }
 
+// segmentFiles returns the segments of a partition and their indexes.
 func segmentFiles(partition string) ([]string, error) {
 	var found []string
 	for _, kind := range []string{"*.dat", "*.idx"} {
@@ -131,6 +135,7 @@ func segmentFiles(partition string) ([]string, error) {
 	return found, nil
 }
 
+// linkSegments creates hard links to the files of a partition. Links cost no space.
 func linkSegments(from, to string) error {
 	names, err := segmentFiles(from)
 	if err != nil {

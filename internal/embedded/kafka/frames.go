@@ -12,33 +12,36 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// largestFrame is the longest request taken. Kafka's own limit is 100 MiB; no client of ours sends
-// a hundredth of it.
+// largestFrame is the size of the largest accepted request, in bytes. Kafka's own limit is 100 MiB.
+// Clients here send less than a hundredth of that.
 const largestFrame = 32 << 20
 
-// largeFrame is a length that kfake hears of only once the whole request is there. A connection
-// that announces much and sends nothing takes no memory, however many there are.
+// largeFrame is the size from which a request is buffered here. kfake sees its length only after
+// the whole request has arrived. So a connection that announces a large request and sends nothing
+// takes no memory.
 const largeFrame = 1 << 20
 
-// frames looks at the length that each request begins with. kfake allocates what it says before it
-// reads on, up to 4 GiB, and bytes that are not a Kafka request can say anything. A connection that
-// announces more than largestFrame is closed.
+// frames inspects the length at the beginning of each request. kfake allocates that much before it
+// reads on, up to 4 GiB, and bytes that are not Kafka requests can have any value there. A
+// connection that announces more than largestFrame is closed.
 type frames struct {
 	net.Conn
 	log *slog.Logger
 
-	head [4]byte // of the next request, the first have bytes
+	// State of Read.
+	head [4]byte // length of the next request; the first have bytes are read
 	have int
-	left int64  // of the present one
-	body []byte // of a large one, which has arrived, what is not read yet
+	left int64  // bytes of the current request that are still to be read
+	body []byte // rest of a large request that has arrived
 
-	key     [2]byte // of the present request's kind, the first keyed bytes
+	// key is the kind of the current request; the first keyed bytes are known.
+	key     [2]byte
 	keyed   int
-	changes atomic.Bool // one of the requests may have changed the list of topics
-	changed func()      // is called then, before an answer goes out
+	changes atomic.Bool // a request may have changed the list of topics
+	changed func()      // called then, before a response is sent
 }
 
-// Write keeps a change of the list of topics before its client learns of it.
+// Write saves a change of the list of topics before the client gets the response.
 func (f *frames) Write(p []byte) (int, error) {
 	if f.changes.Load() {
 		f.changed()
@@ -46,7 +49,7 @@ func (f *frames) Write(p []byte) (int, error) {
 	return f.Conn.Write(p)
 }
 
-// kind notes the beginning of a request.
+// kind notes the kind of a request from its first bytes, and whether it can change topics.
 func (f *frames) kind(p []byte) {
 	if f.keyed == len(f.key) {
 		return
@@ -61,6 +64,8 @@ func (f *frames) kind(p []byte) {
 	}
 }
 
+// Read returns the bytes of requests unchanged. It has three states: in a buffered large request,
+// in a request, and in the length before one.
 func (f *frames) Read(p []byte) (int, error) {
 	if len(f.body) > 0 {
 		n := copy(p, f.body)
@@ -88,7 +93,7 @@ func (f *frames) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("a request of %d bytes: the most is %d", f.left, largestFrame)
 	}
 	if f.left > largeFrame && err == nil {
-		var body bytes.Buffer // grows with what arrives
+		var body bytes.Buffer // grows as bytes arrive
 		if _, err := io.CopyN(&body, f.Conn, f.left); err != nil {
 			return 0, err
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// logger hands kfake's messages to slog, a level lower: it warns of a transaction that took five
-// milliseconds, and informs of every request.
+// logger forwards kfake's messages to slog, one level lower. kfake warns of transactions that take
+// five milliseconds, and logs every request as information.
 type logger struct{ to *slog.Logger }
 
 func (l *logger) Logf(level kfake.LogLevel, format string, args ...any) {

@@ -16,16 +16,16 @@ import (
 	"strings"
 )
 
-// kfake writes a batch to a segment (.dat) and then a line about it to the segment's index (.idx).
-// On load it takes each batch's transaction from the index alone, by position. A kill between the
-// two writes would therefore show a batch of an open transaction as committed, and shift all later
-// ones. It also keeps two logs of small entries (groups and producers), to which it would append
-// behind a torn entry and then never read past it.
+// kfake writes a batch to a segment (.dat), and then a line about it to the segment's index (.idx).
+// When it loads a partition, it takes the transaction of each batch from the index only, by
+// position. So after a kill between the two writes, a batch of an open transaction would be visible
+// as committed, and all later lines would be shifted. kfake also has two logs of small entries
+// (groups and producers). It would append to an incomplete entry and never read past it.
 
-// repair returns the directory what kfake takes it for. No broker may be running on it.
+// repair makes the directory consistent, as kfake expects it. No broker may be running.
 func repair(dir string, log *slog.Logger) error {
-	// Clients that are gone, with their open transactions and group memberships, which kfake would
-	// bring back after a clean stop, for others to wait until they time out.
+	// These files contain clients with their open transactions and group memberships. After a clean
+	// stop, kfake would restore them, and others would wait until they time out.
 	for _, name := range []string{"session_state.json", "seq_windows.json"} {
 		if err := remove(filepath.Join(dir, name)); err != nil {
 			return err
@@ -61,10 +61,10 @@ func repair(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// settled reports whether kfake left a partition in a clean stop, and with no transaction open. It
-// spares the replay of the whole partition then, and a start as much memory as the log is large. A
-// snapshot that an open transaction is in is of no use: the transaction's client is gone, and only
-// the replay counts it as aborted.
+// settled reports whether kfake left a snapshot of the partition in a clean stop, with no open
+// transaction. Then a start does not replay the whole partition, which takes as much memory as the
+// partition is large. settled removes a snapshot with an open transaction: its client is gone, and
+// only a replay counts it as aborted.
 func settled(partition string) (bool, error) {
 	name := filepath.Join(partition, snapshotFile)
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
@@ -86,8 +86,9 @@ func settled(partition string) (bool, error) {
 
 const snapshotFile = "snapshot.json"
 
-// dropSnapshots removes the snapshots once they are loaded. kfake believes one that fits the
-// segments in size, which those that were written since may do by chance.
+// dropSnapshots removes the snapshots after they have been loaded. kfake trusts a snapshot if the
+// segments have the size that it states, and segments that were written later may have that size by
+// chance.
 func dropSnapshots(dir string) error {
 	snapshots, err := find(dir, "partitions/*/"+snapshotFile)
 	if err != nil {
@@ -101,8 +102,8 @@ func dropSnapshots(dir string) error {
 	return nil
 }
 
-// find lists the files below dir that fit a pattern. dir itself is not a pattern, whatever is in
-// its name.
+// find returns the files below dir that match a pattern. Special characters in dir itself have no
+// meaning.
 func find(dir, pattern string) ([]string, error) {
 	names, err := fs.Glob(os.DirFS(dir), pattern)
 	for i, name := range names {
@@ -111,6 +112,7 @@ func find(dir, pattern string) ([]string, error) {
 	return names, err
 }
 
+// remove removes a file that may not exist.
 func remove(name string) error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -120,15 +122,17 @@ func remove(name string) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A line of the index: its version, the low byte of the checksum of what follows, the leader epoch,
-// a timestamp that is not read, and whether the batch belongs to a transaction that a marker has to
-// end.
+// indexLine is the length of a line of the index: version, low byte of the checksum of the rest,
+// leader epoch, a timestamp that is not read, and whether the batch is in a transaction that a
+// marker has to end.
 const indexLine = 15
 
+// validLine reports whether a line is complete and has the right checksum.
 func validLine(line []byte) bool {
 	return line[0] == 1 && line[1] == byte(crc32.Checksum(line[2:], castagnoli))
 }
 
+// appendLine appends the line of a batch.
 func appendLine(b []byte, epoch uint32, inTransaction bool) []byte {
 	line := make([]byte, indexLine)
 	line[0] = 1
@@ -140,7 +144,7 @@ func appendLine(b []byte, epoch uint32, inTransaction bool) []byte {
 	return append(b, line...)
 }
 
-// repairIndex gives every batch of a segment its line, and the index no line without a batch.
+// repairIndex makes the index of a segment match its batches: one line each.
 func repairIndex(segment string, log *slog.Logger) error {
 	f, err := os.Open(segment) //nolint:gosec // our own directory
 	if err != nil {
@@ -157,6 +161,7 @@ func repairIndex(segment string, log *slog.Logger) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	// Valid lines at the front are kept as they are. The rest is written again.
 	good := 0
 	for good+indexLine <= min(len(have), len(want)) && validLine(have[good:good+indexLine]) {
 		good += indexLine
@@ -173,11 +178,11 @@ func repairIndex(segment string, log *slog.Logger) error {
 	return errors.Join(err, x.Truncate(int64(len(want))), x.Sync(), x.Close())
 }
 
-// indexOf computes the index of a segment from its batches. A batch that the segment ends within
-// has no line: kfake will cut it off.
+// indexOf computes the index of a segment from its batches. An incomplete batch at the end has no
+// line, because kfake will truncate it.
 func indexOf(segment io.Reader) ([]byte, error) {
-	// The start of a record batch: base offset (8 bytes), length of what follows (4), leader epoch
-	// (4), magic (1), checksum (4), attributes (2).
+	// The start of a record batch: base offset (8 bytes), length of the rest (4), leader epoch (4),
+	// magic (1), checksum (4), attributes (2).
 	const start, beforeLength = 23, 12
 	var index []byte
 	r := bufio.NewReaderSize(segment, 1<<20)
@@ -204,12 +209,12 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// entryLogs are the offsets of consumer groups, and the transactional ids.
+// entryLogs contain the offsets of consumer groups and the transactional ids.
 var entryLogs = []string{"groups.log", "pids.log"}
 
-// repairEntries removes from a log of entries what is not a whole entry: kfake reads no entry
-// behind one that is damaged. An entry is its length, the checksum of what follows, and so many
-// bytes, of which two are a version.
+// repairEntries removes everything that is not a complete entry, because kfake does not read past a
+// damaged one. An entry is its length, the checksum of the rest, and length bytes, of which two are
+// a version.
 func repairEntries(name string, log *slog.Logger) error {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if errors.Is(err, fs.ErrNotExist) {
@@ -219,7 +224,7 @@ func repairEntries(name string, log *slog.Logger) error {
 		return err
 	}
 	var good []byte
-	tail := 0 // bytes at the end that are not entry
+	tail := 0 // bytes at the end that are not an entry
 	for at := 0; at < len(raw); {
 		if n := entryAt(raw[at:]); n > 0 {
 			good, tail = append(good, raw[at:at+n]...), 0
@@ -241,7 +246,7 @@ func repairEntries(name string, log *slog.Logger) error {
 	return errors.Join(writeFile(name+asideSuffix, raw), writeFile(name, good))
 }
 
-// entryAt returns the size of the entry that bytes begin with; 0 if there is none.
+// entryAt returns the size of the entry at the start of raw, or 0 if there is none.
 func entryAt(raw []byte) int {
 	const head = 8
 	if len(raw) < head {

@@ -12,16 +12,17 @@ import (
 	"time"
 )
 
+// Limits and intervals of awaitRoom.
 const (
 	roomFile  = "room.probe"
-	leastRoom = 1 << 20
-	roomEvery = time.Second      // between two looks
-	roomLog   = 10 * time.Second // between two log lines
+	leastRoom = 1 << 20          // bytes that a start needs in addition to the indexes
+	roomEvery = time.Second      // interval of checks
+	roomLog   = 10 * time.Second // interval of log lines
 )
 
-// awaitRoom blocks until the disk has room for what a start writes. kfake takes a partition whose
-// index it cannot write for an empty one, and never looks at it again: readers would wait for its
-// records until the next start, even after room was made.
+// awaitRoom blocks until the disk has room for what a start writes. kfake treats a partition whose
+// index it cannot write as empty and does not check again. Readers would not get its records until
+// the next start, even after room was made.
 func awaitRoom(ctx context.Context, dir string, log *slog.Logger) error {
 	need, err := roomFor(dir)
 	if err != nil {
@@ -52,7 +53,7 @@ func awaitRoom(ctx context.Context, dir string, log *slog.Logger) error {
 	}
 }
 
-// roomFor returns how much a start may write: the index of every segment, and some more.
+// roomFor returns how many bytes a start may write: the indexes of all segments, and leastRoom.
 func roomFor(dir string) (int64, error) {
 	need := int64(leastRoom)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -71,7 +72,7 @@ func roomFor(dir string) (int64, error) {
 	return need, nil
 }
 
-// probe writes a file of so many bytes, and removes it.
+// probe writes a file of the given size and removes it.
 func probe(path string, bytes int64) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // the folder is the operator's choice
 	if err != nil {
@@ -84,5 +85,5 @@ func probe(path string, bytes int64) (err error) {
 			return err
 		}
 	}
-	return f.Sync() // a file system may find out only now
+	return f.Sync() // some file systems report a full disk only now
 }

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-// DamageError names a file of the log that is damaged and that nothing else on disk can replace.
+// DamageError means that a file of the log is damaged and nothing else on disk can replace it.
 type DamageError struct {
 	File   string
 	Damage string
@@ -23,17 +23,18 @@ func (e *DamageError) Error() string {
 	return fmt.Sprintf("%s is damaged: %s; %s", e.File, e.Damage, e.Remedy)
 }
 
-// A sealed file begins with a line that holds the checksum of the rest.
+// The first line of a sealed file is the checksum of the rest.
 
 var errSeal = errors.New("the checksum does not match")
 
-// writeSealed replaces a file atomically and durably.
+// writeSealed replaces a sealed file atomically and durably.
 func writeSealed(name string, content []byte) error {
 	sum := sha256.Sum256(content)
 	return writeFile(name, append(append([]byte(hex.EncodeToString(sum[:])), '\n'), content...))
 }
 
-// readSealed returns the content of a sealed file, or errSeal.
+// readSealed returns the content of a sealed file. It returns errSeal if the checksum does not
+// match.
 func readSealed(name string) ([]byte, error) {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if err != nil {
@@ -61,7 +62,7 @@ func writeFile(name string, content []byte) error {
 	if err := os.Rename(temporary, name); err != nil {
 		return err
 	}
-	folder, err := os.Open(filepath.Dir(name)) // which has the name
+	folder, err := os.Open(filepath.Dir(name)) // it contains the name, so it must be synced, too
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func writeFile(name string, content []byte) error {
 
 const asideSuffix = ".damaged"
 
-// setAside renames a damaged file, and says so. Only the last one is kept.
+// setAside renames a damaged file and logs that. Only the most recent one is kept.
 func setAside(name string, log *slog.Logger, damage error, instead string) error {
 	aside := name + asideSuffix
 	log.Warn("kafka: a damaged file of the log was set aside", "file", name, "set_aside", aside,

@@ -20,22 +20,21 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// kfake cuts a segment off at the first batch that it cannot read, and continues. That is right
-// where a kill interrupted the last write, but would lose every record behind a damaged one. So all
+// kfake truncates a segment at the first batch that it cannot read, and continues. That is right if
+// a kill interrupted the last write. But it would lose every record behind a damaged one. So all
 // segments are checked before kfake reads them.
 
-// The layout of a record batch: base offset (8 bytes), length of what follows (4), leader epoch
-// (4), magic (1), checksum of all that comes after it (4), attributes (2), last offset delta (4),
-// and more.
+// Layout of a record batch: base offset (8 bytes), length of the rest (4), leader epoch (4), magic
+// (1), checksum of everything after it (4), attributes (2), last offset delta (4), and more.
 const (
 	batchHeader   = 61
 	beforeLength  = 12
 	beforeChecked = 21
-	largestBatch  = 1 << 30 // as for kfake
-	largestGap    = 1 << 40 // that compaction may leave
+	largestBatch  = 1 << 30 // as in kfake
+	largestGap    = 1 << 40 // maximum gap in offsets that compaction may leave
 )
 
-// batchAt parses a header, and reports whether it can be one.
+// batchAt parses a header. ok reports whether it is plausible.
 func batchAt(header []byte) (base int64, size int, last int64, ok bool) {
 	base = int64(binary.BigEndian.Uint64(header))
 	length := int64(int32(binary.BigEndian.Uint32(header[8:])))
@@ -44,8 +43,8 @@ func batchAt(header []byte) (base int64, size int, last int64, ok bool) {
 	return base, beforeLength + int(length), base + delta, ok
 }
 
-// checkSegments checks the segments of all partitions. After a clean stop, all of a segment must be
-// readable.
+// checkSegments checks the segments of all partitions. After a clean stop, every batch must be
+// readable. After a kill, the last segment of a partition may end with an incomplete one.
 func checkSegments(dir string, clean bool, log *slog.Logger) error {
 	partitions, err := find(dir, "partitions/*")
 	if err != nil {
@@ -63,6 +62,8 @@ func checkSegments(dir string, clean bool, log *slog.Logger) error {
 	return all.Wait()
 }
 
+// checkPartition checks that the segments are readable, in order and without gaps. Compaction may
+// leave gaps.
 func checkPartition(partition string, compacted, clean bool, log *slog.Logger) error {
 	names, err := find(partition, "*.dat")
 	if err != nil {
@@ -75,7 +76,7 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 	var segments []segment
 	for _, name := range names {
 		base, err := strconv.ParseInt(strings.TrimSuffix(filepath.Base(name), ".dat"), 10, 64)
-		if err == nil { // else it is not of kfake
+		if err == nil { // otherwise the file is not kfake's
 			segments = append(segments, segment{base, name})
 		}
 	}
@@ -109,16 +110,15 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 	return nil
 }
 
-// rest is what cannot be read at the end of a segment.
+// rest is the unreadable end of a segment.
 type rest struct {
 	at, size int64
-	torn     bool  // it is the beginning of a batch, as a kill leaves it
-	more     bool  // a batch in it can be read
-	moreAt   int64 // where
+	torn     bool  // it is an incomplete batch, as a kill leaves it
+	more     bool  // it contains a readable batch, so it is damage and not an interrupted write
+	moreAt   int64 // position of that batch
 }
 
-// save copies what kfake is about to cut off. A power cut may leave such a thing, and so may
-// damage.
+// save copies what kfake is about to truncate. A power cut may cause it, and so may damage.
 func (r *rest) save(segment string, log *slog.Logger) (err error) {
 	from, err := os.Open(segment) //nolint:gosec // our own directory
 	if err != nil {
@@ -135,9 +135,10 @@ func (r *rest) save(segment string, log *slog.Logger) (err error) {
 	return errors.Join(err, to.Close())
 }
 
-// scanSegment reads the batches of a segment, the first of which has the offset next. It returns
-// the offset after the last one, and what cannot be read. Each batch begins where the one before
-// ends, unless compaction took some out: the checksum of a batch does not cover its offset.
+// scanSegment reads the batches of a segment whose first offset is next. It returns the offset
+// after the last one, and the unreadable rest. Each batch must begin where the previous one ends,
+// unless compaction removed some. This matters because a batch's checksum does not cover its
+// offset.
 func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) {
 	f, err := os.Open(name) //nolint:gosec // our own directory
 	if err != nil {
@@ -171,7 +172,7 @@ func scanSegment(name string, next int64, compacted bool) (int64, *rest, error) 
 	return next, nil, nil
 }
 
-// torn reports whether the end of a segment is the beginning of a longer batch.
+// torn reports whether the end of a segment is an incomplete batch.
 func torn(f io.ReaderAt, at, size, least int64) (bool, error) {
 	if size < batchHeader {
 		return true, nil
@@ -184,8 +185,8 @@ func torn(f io.ReaderAt, at, size, least int64) (bool, error) {
 	return ok && base >= least && int64(length) > size, nil
 }
 
-// readBatch reads one batch of at most left bytes whose offset is between two. size is 0 if it
-// cannot be read.
+// readBatch reads one batch of at most left bytes with a base offset from least to most. size is 0
+// if it is not readable.
 func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err error) {
 	header, err := r.Peek(batchHeader)
 	if err != nil {
@@ -217,7 +218,7 @@ func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err 
 	return int64(length), last + 1, nil
 }
 
-// findBatch looks for a batch that can be read, from a place on.
+// findBatch looks for a readable batch, beginning at from.
 func findBatch(f io.ReaderAt, from, least, size int64) (at int64, found bool, err error) {
 	const window = 1 << 20
 	r := bufio.NewReaderSize(nil, window)

@@ -10,21 +10,20 @@ import (
 	"path/filepath"
 )
 
-// kfake keeps its settings in JSON files without a checksum. It refuses to start where one cannot
-// be parsed, and takes one that is missing for empty: without meta.json or topics.json, for an
-// empty log. So each file is checked before kfake reads it. Those that can be made again are set
-// aside and made again; topics.json has a copy, see topics.go.
+// kfake keeps its settings in JSON files without checksums. It does not start if one cannot be
+// parsed. It takes a missing one as empty, and without meta.json or topics.json, it takes the log
+// as empty. So each file is checked before kfake reads it. Files that can be recreated are set
+// aside and recreated. topics.json has a copy; see topics.go.
 
 const (
 	metaFile  = "meta.json"
 	clusterID = "millrace"
-	// formatVersion is that of kfake's files.
+	// formatVersion is the version of kfake's files.
 	formatVersion = 1
 )
 
 // settingsFiles are the files that the broker can do without. It has no access control and no
-// quotas, whatever clients have told it to keep of them, and brokerConfigs come before what
-// broker_configs.json says.
+// quotas, even if clients have configured some, and brokerConfigs override broker_configs.json.
 var settingsFiles = map[string]func([]byte) error{
 	"broker_configs.json": fits[struct {
 		Configs map[string]string `json:"configs"`
@@ -63,7 +62,7 @@ type scram struct {
 	Iterations int    `json:"iterations"`
 }
 
-// fits reports whether JSON can be read as kfake reads it.
+// fits returns an error if kfake could not parse the JSON.
 func fits[T any](raw []byte) error {
 	var file struct {
 		Version int `json:"version"`
@@ -71,7 +70,7 @@ func fits[T any](raw []byte) error {
 	return errors.Join(json.Unmarshal(raw, &file), json.Unmarshal(raw, new(T)))
 }
 
-// checkSettings checks all settings files. No broker may be running.
+// checkSettings checks all settings files and sets damaged ones aside. No broker may be running.
 func checkSettings(dir string, last *stop, log *slog.Logger) error {
 	for name, fits := range settingsFiles {
 		raw, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // our own directory
@@ -93,8 +92,8 @@ func checkSettings(dir string, last *stop, log *slog.Logger) error {
 	return checkMeta(dir, log)
 }
 
-// checkMeta makes meta.json again where it is damaged, or missing from a log that is not empty. All
-// it holds is known.
+// checkMeta recreates meta.json if it is damaged, or missing in a log that is not empty. All of its
+// content is known.
 func checkMeta(dir string, log *slog.Logger) error {
 	name := filepath.Join(dir, metaFile)
 	var meta struct {

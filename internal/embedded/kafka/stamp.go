@@ -10,33 +10,34 @@ import (
 	"path/filepath"
 )
 
-// A folder that was brought back from an older backup, or is another system's, has the names and
-// ids of the topics that readers know, but other records at their offsets: readers would skip some,
-// and nothing would tell. So the log has a stamp that changes with each start and each clean stop,
-// in its folder and beside it. Where the two differ, the folder is not the one that was here last,
-// and its topics get new ids. To readers and relays it is another log then, which each of them
-// handles already: a view reads it from its beginning, a relay compares all of it with its store,
-// and a table stops and says what to do.
+// A folder that was restored from an older backup, or is another system's, has the names and ids of
+// topics that readers know, but other records at their offsets. Readers would skip records without
+// noticing. So the log has a stamp that changes with each start and each clean stop, in its folder
+// and beside it. If the two differ, the folder is not the one that was used last, and its topics
+// get new ids. To readers and relays it is then another log, which they handle already: a view
+// reads it from its beginning, a relay compares all of it with its store, and a table stops and
+// names the remedy.
 
 const (
 	stampFile   = "stamp"
 	stampSuffix = ".stamp" // of the file beside the folder
 )
 
-// stamp is what stampFile holds. Previous is that of the file beside the folder if a kill comes
-// before it is replaced.
+// stamp is the content of stampFile. Previous is the stamp that the file beside the folder still
+// has if a kill comes before it is replaced.
 type stamp struct {
 	Current  string `json:"current"`
 	Previous string `json:"previous"`
 }
 
+// besideFolder returns the name of the file beside the folder.
 func besideFolder(dir string) string { return filepath.Clean(dir) + stampSuffix }
 
-// checkStamp gives the topics new ids if the folder is not the one that was here last.
+// checkStamp gives the topics new ids if the folder is not the one that was used last.
 func checkStamp(dir string, log *slog.Logger) error {
 	beside, err := readSealed(besideFolder(dir))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errSeal) {
-		return nil // of an earlier version, or lost: nothing is known
+		return nil // from an earlier version, or lost: nothing is known
 	}
 	if err != nil {
 		return err
@@ -70,11 +71,12 @@ func checkStamp(dir string, log *slog.Logger) error {
 	if raw, err = json.Marshal(list); err != nil {
 		return err
 	}
-	// The copy first: a list that differs from it is taken for damaged. A kill in between leaves
-	// the stamps different.
+	// Write the copy first: a list that differs from its copy counts as damaged. A kill in between
+	// leaves the stamps different, so the next start does it again.
 	return errors.Join(writeSealed(filepath.Join(dir, topicsCopy), raw), writeFile(filepath.Join(dir, topicsFile), raw))
 }
 
+// readStamp returns the stamp in the folder. It returns errSeal if the file is damaged.
 func readStamp(dir string) (s stamp, err error) {
 	raw, err := readSealed(filepath.Join(dir, stampFile))
 	if err != nil {
@@ -86,7 +88,7 @@ func readStamp(dir string) (s stamp, err error) {
 	return s, nil
 }
 
-// renewStamp changes the stamp.
+// renewStamp changes both stamps, first the one in the folder.
 func renewStamp(dir string) error {
 	was, err := readStamp(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errSeal) {

@@ -14,18 +14,19 @@ import (
 	"strings"
 )
 
-// stopFile says which files a clean stop left, so that the next start finds what was lost or
-// changed while no broker ran. After a kill there is none: batches and entries have checksums of
-// their own, and topics.json has a copy.
+// stopFile describes the files that a clean stop left. With it, the next start notices what was
+// lost or changed while no broker ran. After a kill it does not exist. Batches and entries have
+// their own checksums, and topics.json has a copy.
 const stopFile = "stopped.json"
 
-// stop is what stopFile holds.
+// stop is the content of stopFile. A nil stop means that the last owner was killed.
 type stop struct {
-	Segments map[string]int64  `json:"segments"` // size of each, by path below the folder; its batches have checksums
-	Files    map[string]string `json:"files"`    // SHA-256 of each
+	// Sizes, by path below the folder; batches have checksums.
+	Segments map[string]int64  `json:"segments"`
+	Files    map[string]string `json:"files"` // SHA-256 checksums, by path below the folder
 }
 
-// writeStop describes the files of a broker that has stopped.
+// writeStop writes stopFile. The broker must have stopped.
 func writeStop(dir string) error {
 	s := stop{Segments: map[string]int64{}, Files: map[string]string{}}
 	segments, err := find(dir, "partitions/*/*.dat")
@@ -59,6 +60,7 @@ func writeStop(dir string) error {
 	return writeSealed(filepath.Join(dir, stopFile), raw)
 }
 
+// below returns the path of a file below dir, with slashes.
 func below(dir, name string) string {
 	return filepath.ToSlash(strings.TrimPrefix(name, dir+string(filepath.Separator)))
 }
@@ -68,7 +70,7 @@ func hash(raw []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readStop returns what the last clean stop left, or nil after a kill.
+// readStop returns the description of the last clean stop, or nil after a kill.
 func readStop(dir string, log *slog.Logger) (*stop, error) {
 	name := filepath.Join(dir, stopFile)
 	raw, err := readSealed(name)
@@ -85,7 +87,7 @@ func readStop(dir string, log *slog.Logger) (*stop, error) {
 	return s, nil
 }
 
-// changed returns an error if a file is not as it was left.
+// changed returns an error if a file is not as the last clean stop left it.
 func (s *stop) changed(name string, raw []byte) error {
 	if s != nil && s.Files[name] != hash(raw) {
 		return errors.New("it has changed since the log was closed")
@@ -93,8 +95,8 @@ func (s *stop) changed(name string, raw []byte) error {
 	return nil
 }
 
-// checkLeft looks for segments that are gone or have another size, and removes snapshots that are
-// not as they were left: the segments are read instead.
+// checkLeft returns an error if a segment is missing or has another size. It removes snapshots that
+// have changed, so that the segments are replayed instead.
 func (s *stop) checkLeft(dir string) error {
 	snapshots, err := find(dir, "partitions/*/"+snapshotFile)
 	if err != nil {
@@ -129,7 +131,7 @@ func (s *stop) checkLeft(dir string) error {
 	return nil
 }
 
-// checkLogs reports logs of entries that are gone or have changed, before what is left of them is
+// checkLogs logs which logs of entries are missing or have changed. Their remaining entries are
 // used.
 func (s *stop) checkLogs(dir string, log *slog.Logger) error {
 	if s == nil {
@@ -149,7 +151,7 @@ func (s *stop) checkLogs(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// lostRecords says that records are damaged or gone.
+// lostRecords returns the error for records that are damaged or missing.
 func lostRecords(segment, damage string) error {
 	partition := filepath.Dir(segment)
 	return &DamageError{

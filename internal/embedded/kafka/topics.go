@@ -20,10 +20,10 @@ import (
 
 const (
 	topicsFile = "topics.json"
-	topicsCopy = "topics.copy" // of topicsFile, sealed
+	topicsCopy = "topics.copy" // sealed copy of topicsFile
 )
 
-// topics is what topics.json holds.
+// topics is the content of topics.json.
 type topics struct {
 	Version int     `json:"version"`
 	Topics  []topic `json:"topics"`
@@ -41,10 +41,11 @@ func encodeID(id []byte) string { return base64.StdEncoding.EncodeToString(id) }
 
 const mostPartitions = 100_000
 
+// parseTopics parses topics.json strictly, because damage may leave valid JSON.
 func parseTopics(raw []byte) (topics, error) {
 	var t topics
 	strict := json.NewDecoder(bytes.NewReader(raw))
-	strict.DisallowUnknownFields() // a field that is not known is a damaged name of one that is
+	strict.DisallowUnknownFields() // an unknown field is the damaged name of a known one
 	if err := strict.Decode(&t); err != nil {
 		return topics{}, err
 	}
@@ -68,7 +69,8 @@ func parseTopics(raw []byte) (topics, error) {
 	return t, nil
 }
 
-// checkTopics makes topics.json what kfake last acknowledged, from the file and its copy.
+// checkTopics restores topics.json to what kfake last acknowledged. It uses the file, its copy, and
+// the folders of partitions with records.
 func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	name := filepath.Join(dir, topicsFile)
 	data, err := partitionFolders(dir)
@@ -102,7 +104,8 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 			break
 		}
 		return lostTopics(name, damage)
-	case damage == nil && data.missingFrom(have) == nil: // of an earlier version, or the copy alone is damaged
+	// There was no copy before this version, or only the copy is damaged.
+	case damage == nil && data.missingFrom(have) == nil:
 		return nil
 	case missing && len(data) == 0: // an empty log
 		return nil
@@ -118,6 +121,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	return writeFile(name, raw)
 }
 
+// lostTopics returns the error for a list that cannot be restored.
 func lostTopics(name string, damage error) error {
 	return &DamageError{
 		File: name, Damage: damage.Error(),
@@ -127,6 +131,7 @@ func lostTopics(name string, damage error) error {
 	}
 }
 
+// readCopy returns the list in the sealed copy.
 func readCopy(dir string) (topics, error) {
 	raw, err := readSealed(filepath.Join(dir, topicsCopy))
 	if err != nil {
@@ -135,9 +140,9 @@ func readCopy(dir string) (topics, error) {
 	return parseTopics(raw)
 }
 
-// merge returns the topics of an intact copy and of a file that may be damaged, or newer by one
-// change. The change was not acknowledged, so that it may be undone, unless records were already
-// written to a new topic or deleted with an old one.
+// merge combines an intact copy with a file that may be damaged, or newer by one change. That
+// change was not acknowledged, so it may be undone, unless records were already written to a new
+// topic or deleted with an old one.
 func merge(kept, have topics, data folders) topics {
 	byName, ids := map[string]topic{}, map[string]bool{}
 	for _, t := range have.Topics {
@@ -165,7 +170,7 @@ func merge(kept, have topics, data folders) topics {
 	return out
 }
 
-// same reports whether two lists differ at most in their order.
+// same reports whether two lists are equal, ignoring order.
 func same(a, b topics) bool {
 	text := func(t topics) []byte {
 		sorted := slices.SortedFunc(slices.Values(t.Topics), func(a, b topic) int { return cmp.Compare(a.Name, b.Name) })
@@ -175,9 +180,10 @@ func same(a, b topics) bool {
 	return bytes.Equal(text(a), text(b))
 }
 
-// folders says of each topic that has records on disk how many partitions it has at least.
+// folders maps each topic that has records on disk to the lowest possible number of its partitions.
 type folders map[string]int
 
+// partitionFolders returns the folders of dir.
 func partitionFolders(dir string) (folders, error) {
 	segments, err := find(dir, "partitions/*/*.dat")
 	if err != nil {
@@ -189,7 +195,7 @@ func partitionFolders(dir string) (folders, error) {
 		name, err1 := url.PathUnescape(escaped)
 		p, err2 := strconv.Atoi(number)
 		if info, err := os.Stat(segment); !ok || errors.Join(err, err1, err2) != nil || info.Size() == 0 {
-			continue // not of kfake, or without a record
+			continue // not kfake's, or without a record
 		}
 		found[name] = max(found[name], p+1)
 	}
@@ -204,7 +210,7 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// missingFrom names records on disk that no topic of a list has.
+// missingFrom returns an error if there are records on disk whose partition is not in the list.
 func (f folders) missingFrom(t topics) error {
 	listed := map[string]int{}
 	for _, one := range t.Topics {
@@ -218,17 +224,17 @@ func (f folders) missingFrom(t topics) error {
 	return nil
 }
 
-// topicsKeeper keeps the copy of topics.json.
+// topicsKeeper maintains the copy of topics.json.
 type topicsKeeper struct {
 	dir string
 	log *slog.Logger
 
 	mu   sync.Mutex
-	seen fs.FileInfo // of the file that was copied
+	seen fs.FileInfo // the file that was copied last
 }
 
-// keep copies topics.json if kfake has replaced it. A file that somebody else has changed in its
-// place is not copied.
+// keep copies topics.json if kfake has replaced it. kfake replaces the file, so a file that was
+// changed in place was changed by something else, and is not copied.
 func (k *topicsKeeper) keep() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -248,6 +254,7 @@ func (k *topicsKeeper) keep() {
 	k.seen = info
 }
 
+// copy copies topics.json if it is intact.
 func (k *topicsKeeper) copy(name string) error {
 	raw, err := os.ReadFile(name) //nolint:gosec // our own directory
 	if err == nil {

@@ -13,8 +13,8 @@ import (
 // command implements a Redis command. It returns nil, a string (a bulk reply), an int64, a status,
 // or a []any of these.
 type command struct {
-	writes bool
-	least  int // minimum number of arguments; -n means exactly n
+	writes bool // it runs in a write transaction
+	least  int  // minimum number of arguments; -n means exactly n
 	run    func(t *tx, args []string) (any, error)
 }
 
@@ -68,6 +68,7 @@ var commands = map[string]command{
 	"FLUSHDB":  {writes: true, run: flushAll},
 }
 
+// info is the reply to INFO. Clients read from it whether keys can be evicted.
 const info = "# Server\r\nredis_version:7.2.0\r\nredis_mode:standalone\r\nexecutable:millrace\r\n" +
 	"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n# Persistence\r\nloading:0\r\n# Cluster\r\ncluster_enabled:0\r\n"
 
@@ -83,6 +84,7 @@ func (t *tx) call(name string, args []string) (any, error) {
 	return c.run(t, args)
 }
 
+// truth returns a boolean as Redis does.
 func truth(b bool) int64 {
 	if b {
 		return 1
@@ -97,6 +99,7 @@ func selectDB(_ *tx, args []string) (any, error) {
 	return status("OK"), nil
 }
 
+// dbSize counts the sets by iterating over their members.
 func dbSize(t *tx, _ []string) (any, error) {
 	n := int64(len(t.store.hashes))
 	err := t.setKeys("", func(string, string) bool {
@@ -106,6 +109,7 @@ func dbSize(t *tx, _ []string) (any, error) {
 	return n, err
 }
 
+// A set exists if it has a member.
 // isSet reports whether key is a set.
 func (t *tx) isSet(key string) (is bool, err error) {
 	err = t.each(t.sets, setKey(key), "", func(string, string) bool {
@@ -158,6 +162,7 @@ func hexists(t *tx, args []string) (any, error) {
 	return truth(there), err
 }
 
+// hset sets fields and returns the number of new ones.
 func hset(t *tx, args []string) (any, error) {
 	if len(args)%2 == 0 {
 		return nil, &replyError{"ERR wrong number of arguments for 'hset' command"}
@@ -190,6 +195,7 @@ func hdel(t *tx, args []string) (any, error) {
 	return n, nil
 }
 
+// sadd adds members and returns the number of new ones.
 func sadd(t *tx, args []string) (any, error) {
 	if _, ok := t.hash(args[0]); ok {
 		return nil, errWrongType
@@ -261,11 +267,11 @@ func flushAll(t *tx, _ []string) (any, error) {
 // scanned holds the arguments of SCAN and HSCAN.
 type scanned struct {
 	from  place
-	match *regexp.Regexp // nil: all
+	match *regexp.Regexp // nil matches everything
 	count int
 }
 
-const (
+const ( // default COUNT
 	scanCount = 10
 	scanMost  = 10_000
 )
@@ -335,8 +341,10 @@ func pattern(glob string) string {
 	return b.String() + `\z`
 }
 
+// takes reports whether a name matches.
 func (s scanned) takes(name string) bool { return s.match == nil || s.match.MatchString(name) }
 
+// hscan returns fields from a cursor on. Like Redis, it counts fields before MATCH filters them.
 func hscan(t *tx, args []string) (any, error) {
 	s, err := t.scanArgs(args[0], args[1:])
 	if err != nil {
@@ -369,7 +377,7 @@ func scan(t *tx, args []string) (any, error) {
 	}
 	found, next, seen := []any{}, "0", 0
 	if s.from.field == "" {
-		for key := range t.store.hashes { // few
+		for key := range t.store.hashes { // hashes are few, so all are in the first page
 			if s.takes(key) {
 				found = append(found, key)
 			}

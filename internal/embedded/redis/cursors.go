@@ -18,6 +18,7 @@ type cursors struct {
 // place is where a scan resumes: at a field of the hash key, or of the sets if key is empty.
 type place struct{ key, field string }
 
+// mostCursors bounds the number of scans that can be continued.
 const mostCursors = 1024
 
 func newCursors() cursors {
@@ -28,6 +29,7 @@ func newCursors() cursors {
 	return cursors{&sync.Mutex{}, places, new(uint64)}
 }
 
+// add returns a cursor for a place.
 func (c cursors) add(at place) string {
 	c.Lock()
 	defer c.Unlock()
@@ -36,6 +38,7 @@ func (c cursors) add(at place) string {
 	return strconv.FormatUint(*c.last, 10)
 }
 
+// get returns the place of a cursor. It is false if the cursor was evicted.
 func (c cursors) get(cursor uint64) (place, bool) {
 	c.Lock()
 	defer c.Unlock()

@@ -122,6 +122,7 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	return fromLua(l.Get(-1)), nil
 }
 
+// toLua converts a reply to a Lua value, as Redis does: nil becomes false.
 func toLua(l *lua.LState, answer any) lua.LValue {
 	switch a := answer.(type) {
 	case string:
@@ -142,6 +143,8 @@ func toLua(l *lua.LState, answer any) lua.LValue {
 	return lua.LFalse
 }
 
+// fromLua converts the result of a script to a reply, as Redis does: numbers are truncated, and a
+// table ends at its first nil.
 func fromLua(v lua.LValue) any {
 	switch v := v.(type) {
 	case lua.LString:

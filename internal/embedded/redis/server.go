@@ -1,11 +1,17 @@
-// Package redis is the embedded Redis: an in-process server on loopback that speaks the Redis
-// protocol, implements the commands that views need and stores its data in LevelDB files.
+// Package redis is the embedded Redis: a server on loopback in this process. It speaks the Redis
+// protocol, implements the commands that views need, and stores its data in LevelDB files.
 //
-// Start loads no data, so startup time and memory do not depend on the number of documents.
-// Acknowledged writes survive a killed process. After a power cut the data may be older but is
-// consistent: positions never run ahead of documents. Damaged files are set aside and the server
-// continues empty. Clients must expect that of any Redis; a view that has lost its documents is
-// rebuilt from the log.
+// Server accepts commands. Each one runs in a tx on the store (store.go, tx.go): commands.go
+// implements the commands, and script.go runs Lua scripts. trim.go repairs the files after a kill.
+//
+// Invariants:
+//
+//   - Start loads no data, so its time and memory do not depend on the number of documents.
+//   - A command or script is atomic, and acknowledged writes survive a killed process.
+//   - After a power cut the data may be older, but it is consistent: positions are never ahead of
+//     documents.
+//   - Damaged files are set aside, and the server continues empty. Clients must expect that of any
+//     Redis. A view that has lost its documents is rebuilt from the log.
 package redis
 
 import (
@@ -24,7 +30,7 @@ type Config struct {
 	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on
 	// Close.
 	Dir    string
-	Logger *slog.Logger // slog.Default() where nil
+	Logger *slog.Logger // nil means slog.Default()
 }
 
 // Server is a running server.
@@ -67,6 +73,7 @@ func (s *Server) Damage() error {
 }
 
 // serve handles one command.
+// EVAL is not in commands, because a script is a transaction of its own.
 func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	switch name {
 	case "QUIT":

@@ -21,9 +21,9 @@ import (
 	lua "github.com/yuin/gopher-lua"
 )
 
-// Keys in LevelDB. Each hash, and all sets together, have a number that prefixes their entries.
-// Dropping a hash therefore is one small write, however large it is: the number is released and its
-// entries are deleted in the background.
+// Keys in LevelDB. Each hash has a number that prefixes its entries, and all sets together have
+// one. So dropping a hash is one small write, regardless of its size: its number is released, and
+// its entries are deleted in the background.
 //
 //	v                                 layout version
 //	k KEY                             number and length of a hash
@@ -47,16 +47,17 @@ const (
 // Every block of the files has a checksum that is verified on each read. When damage is found, the
 // files are set aside and the store continues empty, like a Redis that has lost its data.
 type store struct {
-	dir string // empty: in memory
+	dir string // empty means in memory
 	log *slog.Logger
 
+	// mu is held for reading by read-only commands, and for writing by all others.
 	mu     sync.RWMutex
-	db     *leveldb.DB // nil while the files cannot be opened
-	memory storage.Storage
-	broken error // why db is nil
-	damage error // why files were last set aside; nil if they never were
+	db     *leveldb.DB     // nil while the files cannot be opened
+	memory storage.Storage // of a store in memory; nil otherwise
+	broken error           // why db is nil
+	damage error           // why files were last set aside; nil if they never were
 	hashes map[string]hash
-	sets   uint64
+	sets   uint64 // number of the sets
 	last   uint64 // highest number in use
 	closed bool
 
@@ -64,7 +65,7 @@ type store struct {
 	scripts *lru.Cache[string, *lua.FunctionProto]
 
 	sweeping chan struct{} // signals that a number was released
-	stop     chan struct{}
+	stop     chan struct{} // closed by close
 	swept    sync.WaitGroup
 }
 
@@ -74,9 +75,10 @@ type hash struct {
 	count  int64
 }
 
-// errClosed is returned after Close.
+// errClosed is returned by commands after Close.
 var errClosed = errors.New("the embedded Redis is stopped")
 
+// openStore opens the store in dir and starts the sweeper.
 func openStore(dir string, log *slog.Logger) (*store, error) {
 	scripts, err := lru.New[string, *lua.FunctionProto](mostScripts)
 	if err != nil {
@@ -108,7 +110,7 @@ func (s *store) openOrSetAside() error {
 	return s.open()
 }
 
-var errForeign = errors.New("not of this version")
+var errForeign = errors.New("not of this version") // the files are not LevelDB's or have another layout
 
 // damaged reports whether err means that the files are unusable. A full disk or a missing
 // permission is temporary instead.
@@ -135,7 +137,7 @@ func (s *store) setAside(cause error) error {
 	return nil
 }
 
-// These bound LevelDB's memory: one block cache and up to three write buffers.
+// Limits of LevelDB's memory, in bytes: one block cache and up to three write buffers.
 const (
 	cacheBytes  = 16 << 20
 	bufferBytes = 8 << 20
@@ -144,6 +146,7 @@ const (
 	filterBits  = 10
 )
 
+// open opens the files and reads the metadata. db remains nil after an error.
 func (s *store) open() error {
 	options := &opt.Options{
 		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes, CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
@@ -281,7 +284,7 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	if s.closed {
 		return false
 	}
-	if s.db != was { // another command has reopened them already
+	if s.db != was { // another command has reopened them
 		return s.db != nil
 	}
 	if s.db != nil {
@@ -304,6 +307,7 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	return hurt
 }
 
+// close stops the sweeper and closes the files.
 func (s *store) close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -322,6 +326,7 @@ func (s *store) close() error {
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
+// entry returns the LevelDB key of a field.
 func entry(number uint64, field string) string {
 	b := make([]byte, 0, len(entryLead)+8+len(field))
 	b = append(b, entryLead...)
@@ -329,7 +334,7 @@ func entry(number uint64, field string) string {
 	return string(append(b, field...))
 }
 
-// setKey returns the prefix of a set's members.
+// setKey returns the prefix of a set's members. The length makes it unambiguous.
 func setKey(key string) string {
 	return string(binary.AppendUvarint(nil, uint64(len(key)))) + key
 }
@@ -343,7 +348,7 @@ func readSetKey(field string) (key string, ok bool) {
 	return field[n : n+int(length)], true
 }
 
-// wakeSweeper starts a sweep.
+// wakeSweeper wakes the sweeper. It does not block if the sweeper is already woken.
 func (s *store) wakeSweeper() {
 	select {
 	case s.sweeping <- struct{}{}:
@@ -351,7 +356,7 @@ func (s *store) wakeSweeper() {
 	}
 }
 
-// A sweep deletes entries in small batches, with pauses, so that commands are not delayed.
+// The sweeper deletes entries in small batches with pauses, so that commands are not delayed.
 const (
 	sweepAtOnce = 5000
 	sweepRest   = 5 * time.Millisecond
@@ -383,7 +388,7 @@ func (s *store) sweep() {
 	}
 }
 
-// sweepSome deletes one batch. The caller holds mu.
+// sweepSome deletes one batch, and the mark of a number after its last entry. The caller holds mu.
 func (s *store) sweepSome() (more bool, err error) {
 	junk := s.db.NewIterator(util.BytesPrefix([]byte(junkPrefix)), nil)
 	defer junk.Release()

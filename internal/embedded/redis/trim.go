@@ -21,9 +21,9 @@ import (
 
 const (
 	journalBlock = 32 << 10
-	chunkHead    = 7 // checksum, length, kind
-	chunkFull    = 1
-	chunkLast    = 4
+	chunkHead    = 7 // checksum, length and kind
+	chunkFull    = 1 // chunk that is a whole record
+	chunkLast    = 4 // last chunk of a record
 )
 
 var manifestName = regexp.MustCompile(`\AMANIFEST-[0-9]+\z`)

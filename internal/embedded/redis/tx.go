@@ -17,15 +17,17 @@ type write struct {
 	deleted bool
 }
 
-// tx is one command or script. A nil writes map means that it is read-only.
+// tx is one command or script. Its changes are collected in memory and written by commit. writes is
+// nil in a read-only transaction.
 type tx struct {
 	*store
 	writes map[string]write
 	hashes map[string]*hash // changed hashes; nil means dropped
-	flush  bool
-	junk   bool
+	flush  bool             // everything before this transaction is dropped
+	junk   bool             // a number was released
 }
 
+// get returns the value of a LevelDB key, with pending writes.
 func (t *tx) get(key string) (value string, ok bool, err error) {
 	if w, mine := t.writes[key]; mine {
 		return w.value, !w.deleted, nil
@@ -37,6 +39,7 @@ func (t *tx) get(key string) (value string, ok bool, err error) {
 	return string(b), err == nil, err
 }
 
+// hash returns the metadata of a hash, with pending changes.
 func (t *tx) hash(key string) (hash, bool) {
 	if h, mine := t.hashes[key]; mine {
 		if h == nil {
@@ -48,6 +51,7 @@ func (t *tx) hash(key string) (hash, bool) {
 	return h, ok
 }
 
+// newNumber returns a number that was never used. It may be lost if the transaction fails.
 func (t *tx) newNumber() uint64 {
 	t.last++
 	return t.last
@@ -170,7 +174,7 @@ func (t *tx) flushAll() {
 	t.writes[junkPrefix+string(number(t.sets))] = write{}
 }
 
-// commit applies the transaction in one batch.
+// commit writes the transaction in one batch, and then updates the metadata in memory.
 func (t *tx) commit() error {
 	batch := &leveldb.Batch{}
 	sets := t.sets
