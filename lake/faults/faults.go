@@ -1,13 +1,12 @@
-// Package faults tells the errors of a landing apart by what is to be done about them. There are
-// three kinds:
+// Package faults classifies the errors of a landing by their remedy. There are three kinds:
 //
-//   - It passes by itself: a server is away, a disk is full, another lander was faster. It is tried
-//     again. So is an error of an unknown kind. See Passes.
-//   - It is of a record: the record becomes a dead letter, and the others land. Rows.Append names
-//     the record. If rows cannot be written or staged, nobody does: see RowsError. The lander then
-//     finds the record by halving the batch.
-//   - It is of a table: see TableError and Of. Only that table's landing stops. The error says what
-//     a person can do.
+// - Temporary errors: a server is unreachable, a disk is full, another lander was faster. They are
+// retried, and so are unclassified errors for a while. See Passes.
+//   - Errors of a record: it becomes a dead letter and the others land. Rows.Append identifies the
+//     record. If writing or staging rows fails, the record is unknown (see RowsError), and the
+//     lander finds it by halving the batch.
+//   - Faults of a table: see TableError and Of. Only that table stops, and the error says what an
+//     operator can do.
 package faults
 
 import (
@@ -32,10 +31,10 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// TableError says why a table cannot be read or landed as it is, and what a person can do about it. Other tables are
-// not concerned.
+// TableError is the reason why a table cannot be read or landed, with a remedy for an operator.
+// Other tables are not affected.
 type TableError struct {
-	Table  string // as TableState names it
+	Table  string // the table's display name
 	Remedy string
 	Err    error // the reason
 }
@@ -50,7 +49,7 @@ func (e *TableError) Error() string {
 
 func (e *TableError) Unwrap() error { return e.Err }
 
-// What a person can do about faults.
+// Remedies for an operator.
 const (
 	RemedyLost    = "restore the file, or drop the table: started again, landers land it anew"
 	RemedyCycle   = "set the branch to a snapshot outside the cycle, or drop the table: started again, landers land it anew"
@@ -62,7 +61,7 @@ const (
 	RemedyFit     = "take back the change of the table's columns, partitions or properties, or land in another table"
 )
 
-// Of gives an error of a table as a *TableError; nil where it is none.
+// Of returns an error as a *TableError, or nil if it is not a fault of a table.
 func Of(name string, err error) *TableError {
 	var already *TableError
 	var position *PositionError
@@ -91,13 +90,13 @@ func Of(name string, err error) *TableError {
 	return nil
 }
 
-// Unreadable reports whether what a table is made of is lost or damaged.
+// Unreadable reports whether a file or the metadata of a table is missing or damaged.
 func Unreadable(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, table.ErrInvalidMetadata) ||
 		errors.Is(err, table.ErrInvalidMetadataFormatVersion) || errors.Is(err, iceberg.ErrInvalidSchema)
 }
 
-// denied reports whether the lander may not write or read a table.
+// denied reports whether access to a table was denied.
 func denied(err error) bool {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || postgres.Denied(err) {
 		return true
@@ -106,10 +105,11 @@ func denied(err error) bool {
 	return errors.As(err, &service) && slices.Contains(denials, service.ErrorCode())
 }
 
-// denials are S3's codes for what stays as it is until somebody changes a right, a key, or the bucket.
+// denials are S3 error codes that persist until permissions, keys or the bucket are changed.
 var denials = []string{"AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 
-// Passes reports whether an error is of what a landing needs, rather than of what it lands.
+// Passes reports whether an error is temporary: caused by the environment of a landing, not by its
+// data or table.
 func Passes(err error) bool {
 	var path *fs.PathError
 	var network net.Error
@@ -117,22 +117,23 @@ func Passes(err error) bool {
 	var service *smithy.OperationError
 	switch {
 	case errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EILSEQ):
-		return false // of a name that was made of a record
+		return false // file names are made of values of records
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, table.ErrCommitFailed),
-		errors.Is(err, io.ErrClosedPipe), errors.Is(err, io.ErrShortWrite): // of an upload that broke off
+		errors.Is(err, io.ErrClosedPipe), errors.Is(err, io.ErrShortWrite): // an aborted upload
 		return true
 	}
 	return errors.As(err, &path) || errors.As(err, &network) || errors.As(err, &number) || errors.As(err, &service)
 }
 
-// RowsError says that rows cannot be written, or not be staged for a commit, and not which of them.
+// RowsError reports that writing or staging rows failed without identifying the row.
 type RowsError struct{ Err error }
 
 func (e *RowsError) Error() string { return e.Err.Error() }
 
 func (e *RowsError) Unwrap() error { return e.Err }
 
-// OfRows marks an error of writing rows, unless it can pass or is the table's.
+// OfRows wraps an error of writing rows as a *RowsError, unless it is temporary or a fault of the
+// table.
 func OfRows(err error) error {
 	if err == nil || Passes(err) || Unreadable(err) {
 		return err
@@ -146,22 +147,24 @@ func IsOfRows(err error) bool {
 	return errors.As(err, &of)
 }
 
-// OwnedError says that a table is landed from another topic. Two of them in one would be told apart by no reader.
+// OwnedError reports that a table is already landed from another topic. Readers could not tell the
+// rows of two topics apart.
 type OwnedError struct {
-	Table string // with its namespace
-	Topic string // that it belongs to
+	Table string // including the namespace
+	Topic string // topic that feeds it
 }
 
 func (e *OwnedError) Error() string {
 	return fmt.Sprintf("table %s belongs to topic %s; choose another with --table", e.Table, e.Topic)
 }
 
-// PositionError says that a table and its topic do not belong together: the topic was truncated or made anew, or lost
-// what the table still needs. Landing on would lose or repeat rows, so a person must decide.
+// PositionError reports that a table and its topic do not match: the topic was truncated,
+// recreated, or has lost records that the table still needs. Continuing would lose or repeat rows,
+// so an operator must decide.
 type PositionError struct {
 	Table string
 	Topic string
-	Err   error // names both offsets, or both topics
+	Err   error // has both offsets or both topics
 }
 
 func (e *PositionError) Error() string {
@@ -171,7 +174,7 @@ func (e *PositionError) Error() string {
 	return fmt.Sprintf("table %s does not fit topic %s: %v", e.Table, e.Topic, e.Err)
 }
 
-// Remedy is what a person can do.
+// Remedy returns what an operator can do.
 func (e *PositionError) Remedy() string {
 	if owned := (*OwnedError)(nil); errors.As(e.Err, &owned) {
 		return "land this topic in another table"
@@ -187,8 +190,8 @@ func (e *PositionError) Remedy() string {
 
 func (e *PositionError) Unwrap() error { return e.Err }
 
-// UnwritableError says that landers cannot write a table as it is. Trying again does not help: somebody must change the
-// table.
+// UnwritableError reports that landers cannot write a table in its current form. Retrying does not
+// help: the table must be changed.
 type UnwritableError struct {
 	Table string
 	Err   error // the reason

@@ -1,5 +1,6 @@
-// Package keyset has a set of keys that answers "certainly not" or "perhaps", in ten bits for each
-// key: a Bloom filter. With it, landers look up only those rows of a table that may exist.
+// Package keyset has a Bloom filter of a table's keys, with about ten bits per key. Landers use it
+// to skip lookups of rows that certainly do not exist. A false positive only costs a lookup; there
+// are no false negatives.
 package keyset
 
 import (
@@ -11,10 +12,10 @@ import (
 // persisted, so a kill cannot make it wrong.
 type Filter struct {
 	bits     []uint64
-	keys     int // added
-	capacity int // keys that it is sized for
-	// upTo is the offset up to which the filter has the keys of each partition. Rows that others land later are
-	// missing.
+	keys     int // number of keys added
+	capacity int // number of keys that it is sized for
+	// upTo has the offset of each partition up to which the filter has all keys. Keys that other
+	// landers add later are missing.
 	upTo map[int32]int64
 }
 
@@ -25,7 +26,7 @@ const (
 	mostFilter   = 50 << 20 // keys: 64 MiB; larger tables get more false positives
 )
 
-// New returns an empty filter for a table with this many rows, with room for as many again.
+// New returns an empty filter, sized for twice this number of rows.
 func New(rows int, upTo map[int32]int64) *Filter {
 	capacity := min(max(leastFilter, 2*rows), mostFilter)
 	if upTo == nil {
@@ -36,6 +37,7 @@ func New(rows int, upTo map[int32]int64) *Filter {
 
 // each calls fn for the bits of a key until fn returns false. It reports whether all calls returned true.
 func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
+	// Double hashing: two halves of one hash stand in for filterHashes independent ones.
 	h := xxhash.Sum64String(key)
 	step := h>>33 | 1
 	for i := range uint64(filterHashes) {
@@ -64,7 +66,8 @@ func (f *Filter) May(key string) bool {
 	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
 }
 
-// Knows reports whether the filter has all keys of a partition up to an offset and is not too full.
+// Knows reports whether the filter has all keys of a partition up to an offset and is not overfull.
+// If not, the caller must build a new filter.
 func (f *Filter) Knows(partition int32, upTo int64) bool {
 	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
 		return false
@@ -73,5 +76,5 @@ func (f *Filter) Knows(partition int32, upTo int64) bool {
 	return ok && at == upTo || !ok && upTo == 0
 }
 
-// Reaches notes that the filter has all keys of a partition up to an offset.
+// Reaches records that the filter has all keys of a partition up to an offset.
 func (f *Filter) Reaches(partition int32, upTo int64) { f.upTo[partition] = upTo }

@@ -10,20 +10,20 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// batch is what the next commit will carry, and when it is due.
+// batch collects what the next commit adds, and knows when that commit is due.
 type batch struct {
-	id         string // of the commit; its data file is named after it
+	id         string // of the commit, and part of its files' names
 	positions  *positions
-	from       map[int32]int64    // the table's offsets of the partitions that this batch moves
-	progress   progress.State     // what the commit will record
-	rows       bool               // whether there are any: most events bring no row to a table of facts
-	deletes    []iceberg.DataFile // of rows that others take the place of
-	born       int64              // rows that take no other's place, of a table of state
-	bytes      int64              // of the records
-	first      time.Time          // when the first of it came,
-	last       time.Time          // and the last
-	unwritable []unwritable       // records that its commit passes over
-	after      time.Time          // when the commit before was done
+	from       map[int32]int64    // the table's offsets at which the batch begins, by partition
+	progress   progress.State     // offsets and other properties that the commit records
+	rows       bool               // false if there are none: most events contribute no facts
+	deletes    []iceberg.DataFile // delete files for replaced rows
+	born       int64              // new rows of a keyed table that replace none
+	bytes      int64              // size of the records' values
+	first      time.Time          // when the first record was added
+	last       time.Time          // when the last record was added
+	unwritable []unwritable       // dead letters that the commit skips
+	after      time.Time          // when the previous commit finished
 }
 
 func newBatch(at *positions, after time.Time) *batch {
@@ -32,7 +32,7 @@ func newBatch(at *positions, after time.Time) *batch {
 		progress: progress.State{Next: map[int32]int64{}, Seen: map[int32]event.Sequence{}, Commit: id}}
 }
 
-// add counts a record whose rows are in.
+// add accounts for a record whose rows were added.
 func (b *batch) add(bytes int, asOf time.Time) {
 	b.bytes += int64(bytes)
 	if asOf.After(b.progress.AsOf) {
@@ -40,7 +40,7 @@ func (b *batch) add(bytes int, asOf time.Time) {
 	}
 }
 
-// seen returns the sequence of the events that the table and the batch have of a partition.
+// seen returns a partition's sequence after the records of the table and the batch.
 func (b *batch) seen(partition int32) event.Sequence {
 	if s, ok := b.progress.Seen[partition]; ok {
 		return s
@@ -49,14 +49,14 @@ func (b *batch) seen(partition int32) event.Sequence {
 	return s
 }
 
-// saw says that the events of a partition up to a sequence are in. Call it after move.
+// saw sets a partition's sequence. It must be called after move.
 func (b *batch) saw(partition int32, s event.Sequence) {
 	if _, kept := b.progress.Seen[partition]; kept {
 		b.progress.Seen[partition] = s
 	}
 }
 
-// move says that everything of a partition before next is in.
+// move records that everything before offset next of a partition is in the batch.
 func (b *batch) move(partition int32, next int64) {
 	b.last = time.Now()
 	if !b.moved() {
@@ -77,10 +77,10 @@ func (b *batch) move(partition int32, next int64) {
 // moved reports whether there is anything to commit.
 func (b *batch) moved() bool { return len(b.from) > 0 }
 
-// A topic that has been silent for so long is committed.
+// silence is how long a topic must be idle before its rows are committed early.
 const silence = 250 * time.Millisecond
 
-// wait is how long more records may be waited for; not above 0 where the commit is due.
+// wait returns how long to wait for more records. It is zero or negative if the commit is due.
 func (b *batch) wait(c Config) time.Duration {
 	if !b.moved() {
 		return time.Second
@@ -89,7 +89,7 @@ func (b *batch) wait(c Config) time.Duration {
 		return 0
 	}
 	due := b.first.Add(c.CommitInterval)
-	// Markers of transactions alone, or events without rows, only move offsets: no hurry.
+	// Transaction markers and events without rows only move offsets, which is not urgent.
 	if b.rows {
 		soon := b.last.Add(min(silence, c.CommitInterval/2))
 		if earliest := b.after.Add(c.CommitInterval / 2); soon.Before(earliest) {

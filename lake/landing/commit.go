@@ -20,25 +20,29 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// errFenced says that the table moved under a batch: another lander is at work, or was.
+// errFenced reports that another lander has moved the table's offsets of a partition in the batch.
 var errFenced = errors.New("another commit moved the table's offsets")
 
-// Files that are not committed after so long are given up, and their records read again: maintenance takes what is
-// older than ten minutes or more, and nothing refers to, for what a killed lander has left.
+// uncommittedAge is the age at which uncommitted files are discarded and their records read again.
+// It must stay well below the minimum age of orphans in maintenance, which is ten minutes: a commit
+// must never refer to files that maintenance may have removed.
 const uncommittedAge = 5 * time.Minute
 
-// A commit that fails for so long, and at least so often, for a reason that nobody knows to pass, stops its table: it
-// is said, and tried again at every look at the table.
+// A commit that keeps failing for an unclassified reason stops its table after unknownHolds and at
+// least fewestTries attempts. The fault is recorded, and landing is tried again at intervals.
 const (
 	unknownHolds = time.Minute
 	fewestTries  = 5
 )
 
-// A commit that was begun is brought to its end even while the program stops, for so long at most.
+// commitTimeout limits one attempt. An attempt that has begun is completed even if the program is
+// stopping.
 const commitTimeout = 30 * time.Second
 
-// land finishes the batch's data files and commits them. However a try fails, the table is asked before the next one:
-// is the commit there, or could it still be made? The files are written once and committed until one of both is clear.
+// land finishes the batch's data files and commits them. The files are written once. Before each
+// further attempt, the table is read again to find out whether an earlier attempt has landed, since
+// a lost answer looks like a failure. Attempts end when the commit has landed, can no longer land,
+// or its files are too old.
 func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	files, err := w.Finish(ctx, b.id)
 	if err != nil {
@@ -48,9 +52,9 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	if err := l.config.at(ctx, l.table.Name, stepClosed); err != nil {
 		return errors.Join(err, w.Remove(slices.Concat(files, b.deletes)...))
 	}
-	var bases []int64 // the snapshots on which it was tried
+	var bases []int64 // snapshots on which a commit was attempted
 	written := time.Now()
-	var since time.Time // it fails for reasons that nobody knows
+	var since time.Time // when unclassified errors began
 	waits := backoff.Server.Start()
 	for failures := 0; ; failures++ {
 		base, err := l.try(ctx, b, w, files, len(bases) > 0)
@@ -78,14 +82,14 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	}
 }
 
-// Snapshot ids are above 0.
+// Special values of a snapshot id. Real ones are positive.
 const (
-	noBase      int64 = 0  // the table has no snapshot yet
-	unknownBase int64 = -1 // the catalog was not asked
+	noBase      int64 = 0  // the table has no snapshot
+	unknownBase int64 = -1 // no commit was sent to the catalog
 )
 
-// try makes one attempt to commit and tells on which snapshot; again says that an earlier one may have landed. It
-// returns nil where the commit is in the table.
+// try makes one attempt and returns the snapshot on which it was based. again is set if an earlier
+// attempt may have landed. A nil error means that the commit is in the table.
 func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []iceberg.DataFile, again bool) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
@@ -106,7 +110,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	if !at.At(b.from) && !failpoint.On("lake.nofence") {
 		return unknownBase, fmt.Errorf("%w: it is at %v, and the batch begins at %v", errFenced, at.Next, b.from)
 	}
-	if !datafile.AsWritten(w.Table.Metadata(), t.Metadata()) { // since the writer was made
+	if !datafile.AsWritten(w.Table.Metadata(), t.Metadata()) { // something relevant changed since the writer was created
 		step, err := l.table.Step(t.Metadata())
 		if err == nil {
 			err = datafile.Writable(ctx, t.Metadata(), step.Columns)
@@ -126,12 +130,13 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	} else if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
 		return unknownBase, err
 	}
+	// The newest time wins: another lander may have committed a newer event.
 	reaches := b.progress
-	if at.AsOf.After(reaches.AsOf) { // by another lander of the table
+	if at.AsOf.After(reaches.AsOf) {
 		reaches.AsOf = at.AsOf
 	}
-	// A batch without rows makes no snapshot. It may only move offsets over records that have no rows either, so even a
-	// stale one, which nothing but rows would stop, does no harm.
+	// A batch without rows creates no snapshot, so the snapshot assertion cannot stop a stale one.
+	// That is harmless: it can only move offsets across records that have no rows.
 	props := reaches.Properties(l.table.Topic)
 	props[progress.KeyTopic] = l.table.Topic
 	if len(files) > 0 {
@@ -161,8 +166,8 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	return base, l.config.at(ctx, l.table.Name, stepCommitted)
 }
 
-// discardUnlanded removes the data files of a commit that certainly did not land and never will. Where that is not
-// certain they stay: a file that nobody reads costs some space, a missing one costs the table.
+// discardUnlanded removes the files of a commit that has not landed and never can. If that is
+// uncertain the files stay: an orphan costs some space, but a missing file would damage the table.
 func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files []iceberg.DataFile, commit string, bases []int64) error {
 	if len(files) > 0 && len(bases) > 0 {
 		t, err := l.load(context.WithoutCancel(ctx))
@@ -179,17 +184,17 @@ func (l *lander) discardUnlanded(ctx context.Context, w *datafile.Writer, files 
 	return w.Remove(files...)
 }
 
-// landing is the answer to "did my commit land?".
+// landing is the result of findCommit.
 type landing int
 
 const (
-	notLanded   landing = iota // and it never will: another commit took its place
-	landed                     // it is in the table's history
-	landUnknown                // it may still land, or the history does not reach back far enough
+	notLanded   landing = iota // and never will: another commit took its place
+	landed                     // in the table's history
+	landUnknown                // may still land, or the history is too short to tell
 )
 
-// findCommit looks for a commit in the table's history: the commit was to follow directly on the snapshot base (0: on
-// none), which it asserted. So if that place is taken by another, it can never land.
+// findCommit looks for a commit in the table's history. The commit asserted base as its parent
+// (noBase: no parent). If another snapshot has that parent, the commit can never land.
 func findCommit(meta table.Metadata, id string, base int64) landing {
 	for _, s := range maintenance.History(meta) {
 		if s.Summary != nil && s.Summary.Properties[progress.KeyCommit] == id {

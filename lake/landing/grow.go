@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
-// held is a record that a partition stands at for now: it needs columns, or something that can pass is in its way.
+// held is the record before which a partition has to wait: it needs new columns, or a temporary
+// condition prevents decoding it.
 type held struct {
 	at  int64
 	err error
@@ -21,12 +22,14 @@ type held struct {
 
 func (h *held) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
 
-// holds reports whether an error says nothing against the record itself.
+// holds reports whether an error is not the record's fault, so that the record must wait instead of
+// becoming a dead letter.
 func holds(err error) bool {
 	return errors.Is(err, declare.ErrGrow) || errors.Is(err, registry.ErrUnavailable) || errors.Is(err, columnar.ErrFull)
 }
 
-// grow brings the table's columns to what records need, and gives what writes with them in place of old.
+// grow adds the columns that the records need to the table, and returns a writer and sink that use
+// them. It closes old.
 func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetch.Batch) (*datafile.Writer, sink, error) {
 	grower, ok := to.rows.(declare.Grower)
 	if !ok {
@@ -53,7 +56,7 @@ func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetc
 	return w, to, old.Close()
 }
 
-// records are those of a fetched batch.
+// records converts a fetched batch to declare.Record values. They alias the batch.
 func (l *lander) records(f fetch.Batch) iter.Seq[declare.Record] {
 	return func(yield func(declare.Record) bool) {
 		for r := range f.Records() {

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/lake/keyset"
 )
 
-// readKeys builds the filter of a table that has landed its topic up to these offsets.
+// readKeys scans the key column and returns the filter of a table that has landed its topic up to
+// these offsets.
 func readKeys(ctx context.Context, have *table.Table, key string, upTo map[int32]int64) (*keyset.Filter, error) {
 	f := keyset.New(rowsSaid(have), upTo)
 	if have.CurrentSnapshot() == nil {
@@ -38,6 +39,7 @@ func readKeys(ctx context.Context, have *table.Table, key string, upTo map[int32
 	return f, nil
 }
 
+// addColumn adds the keys of a batch to the filter.
 func addColumn(f *keyset.Filter, rec arrow.RecordBatch, key string) error {
 	keys, err := declare.ColumnOf[*array.String](rec, key)
 	if err != nil {
@@ -49,7 +51,8 @@ func addColumn(f *keyset.Filter, rec arrow.RecordBatch, key string) error {
 	return nil
 }
 
-// rowsSaid returns the row count in the table's summary, or 0 if there is none.
+// rowsSaid returns the row count in the table's summary, or 0 if there is none. It only sizes the
+// filter, so it may be inaccurate.
 func rowsSaid(have *table.Table) int {
 	s := have.CurrentSnapshot()
 	if s == nil || s.Summary == nil {

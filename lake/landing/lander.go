@@ -1,15 +1,19 @@
-// Package landing brings topics into tables: each record once, whatever fails when. Run lands all
-// tables of an open lake until its context is done.
+// Package landing lands Kafka topics in Iceberg tables: exactly once, despite crashes and
+// rebalances. Run lands all tables of an open lake until its context is done.
 //
-// The word lander is ours: a lander brings partitions of one topic into one table. The landers of a
-// table, in any number of processes, share the partitions as a consumer group. A lander reads
-// records, lets the table's declaration make rows of them, and writes these to data files. A commit
-// brings the files and the offsets up to which they reach, both at once.
+// A lander moves records from partitions of one topic into one table. The landers of a table, in
+// any number of processes, share the partitions as a consumer group. A lander fetches records,
+// converts them to rows as the table's declaration says (see package declare), and writes the rows
+// to data files. One commit then adds the files and advances the offsets up to which they reach.
 //
-// So a table holds the rows of exactly the records before its offsets. There is nothing else to
-// remember: after any failure a lander continues from what the table says. Records that do not fit
-// become dead letters; they go to Config.Park with the reason. What stops a single table is a
-// faults.TableError, and the others land on.
+// Invariant: a table has the rows of exactly the records before its offsets. No other state exists,
+// so after any failure a lander resumes from the table's offsets.
+//
+// Records that do not fit become dead letters, which are passed to Config.Park with the reason. A
+// fault that stops a single table is a faults.TableError; the other tables continue to land.
+//
+// lander.go has the main loop, commit.go the commit protocol, upsert.go tables with a row per key,
+// grow.go new columns, and sift.go the search for records that cannot be written.
 package landing
 
 import (
@@ -38,40 +42,47 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// lander brings partitions of one table's topic into the table: those that a consumer group gives it, whose members are
-// all landers of the table, in this process and in others.
+// lander lands partitions of one table's topic: those that the table's consumer group assigns to
+// it. The members of the group are the landers of the table in all processes.
 //
-// What must hold: the table's rows are those of the records before the offsets in its properties, each once. Only
-// commits change either, a commit changes both at once, and it is accepted only on the snapshot that it was computed
-// from, and only where its partitions stand where it begins. So there is nothing else to remember: a lander that knows
-// no more, because it starts, because anything failed, or because the group has gone on without it, goes on from what
-// the table says. Landers of different partitions wait for each other's commits at most; of two at one partition, the
-// slower one's work is thrown away.
+// Invariant: the table has the rows of the records before the offsets in its properties, each once.
+// Only commits change rows or offsets, and a commit changes both. The catalog accepts a commit only
+// on the snapshot from which it was computed, and a lander commits only if the table's offsets are
+// those at which its batch begins. So a lander that starts, fails, or has lost its partitions
+// simply continues from the table's offsets.
+//
+// Landers of different partitions compete for commits, and the loser tries again on the new
+// snapshot. If two landers have the same partition, the slower one's work is discarded.
 type lander struct {
 	lake   *lake.Lake
 	table  declare.Table
 	config Config
-	number int // among those of the table in this process
+	number int // index among this table's landers in this process
 	log    *slog.Logger
-	// first counts those landers of the table in this process that read its topic's first partition: the process that
-	// has one maintains the table. Two may think so for a moment, which costs work, not rows.
+	// first counts this process's landers of the table that are assigned the topic's first
+	// partition. The process that has that partition maintains the table. During a rebalance two
+	// processes may believe so, which is safe but duplicates work.
 	first *atomic.Int32
 
-	commits int // so far
+	commits int // number of commits so far
 
-	// sifts is where the search for records that cannot be written ends, by partition; empty where there is none.
+	// sifts has the offset at which a search for unwritable records ends, by partition. See
+	// sift.go.
 	sifts map[int32]int64
-	alone int // records in a row that could not be written, and had none beside them that could
+	alone int // consecutive unwritable records that had no writable record beside them
 
+	// parked counts dead letters that have not been logged yet.
 	parked parkings
-	toPark []Parked // by the end of add
+	toPark []Parked // dead letters collected by add, written before it returns
 }
 
-// A lost file may be one that was replaced between two looks, and brokers that start know no topics. It is lost where
-// it is missing so often.
+// lostLooks is the number of consecutive failures after which a missing file or topic counts as
+// lost. A single failure proves nothing: maintenance may have replaced the file between two reads,
+// and brokers that are starting know no topics.
 const lostLooks = 3
 
-// run lands until ctx is done, or the table cannot be landed as it is: then the error is a *TableError.
+// run lands until ctx is done or the table cannot be landed. In the latter case the error is a
+// *TableError.
 func (l *lander) run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for failures := 0; ; failures++ {
@@ -94,14 +105,16 @@ func (l *lander) run(ctx context.Context) error {
 	}
 }
 
-// load reads the table as it is now.
+// load loads the table's current state.
 func (l *lander) load(ctx context.Context) (*table.Table, error) {
 	return l.lake.Load(ctx, l.table.Identifier())
 }
 
-// positions are where a session's partitions stand in the table. Partitions come while others are read.
+// positions are the table's offsets of the partitions assigned to a session. A rebalance can add
+// partitions at any time, hence the mutex.
 type positions struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	// seen has the sequences of the relay's events by partition, which identify copied records.
 	next    map[int32]int64
 	seen    map[int32]event.Sequence // nil for a table that is not made of events
 	topicID string
@@ -134,7 +147,7 @@ func (p *positions) putSeen(seen map[int32]event.Sequence) {
 	}
 }
 
-// session is a lander at work, from joining the group to the first failure.
+// session is one membership in the group, from joining it to the first failure.
 type session struct {
 	*lander
 	at     *positions
@@ -142,14 +155,15 @@ type session struct {
 	writer *datafile.Writer
 	to     sink
 	batch  *batch
-	landed bool      // anything
-	asked  time.Time // whether the table is told to be at fault; see works
+	landed bool      // anything was committed
+	asked  time.Time // when faults were last read; see works
 
-	unwritable []unwritable // records that the next commit is to park; see sift.go
-	proven     bool         // rows of records beside them were written
+	unwritable []unwritable // dead letters for the next commit; see sift.go
+	proven     bool         // other rows of the same fetch were written
 }
 
-// session joins the group and lands until something fails. It reports whether anything landed.
+// session joins the group and lands until something fails. It reports whether anything was
+// committed.
 func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	have, err := l.load(ctx)
 	if err != nil {
@@ -169,12 +183,12 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 		return false, err
 	}
 	defer topics.Close()
-	// Whom the brokers do not let in, and who asks for a topic that is not there, would wait for the group for ever.
+	// Fail fast: without access, or with a missing topic, joining the group blocks forever.
 	if _, err := topics.Describe(ctx); err != nil {
 		return false, l.topicError(err, have)
 	}
 	reader, err := fetch.Join(l.source(), fetch.Group{
-		// The table's own: one that is made anew has another.
+		// The group's name includes the table's UUID, so a recreated table has a new group.
 		Refresh: l.config.refresh, Patience: l.config.patience, Instance: l.instance(),
 		Name: "millrace.lake." + l.table.Name + "." + have.Metadata().TableUUID().String()[:8],
 		Position: func(ctx context.Context, partitions []int32) (map[int32]int64, error) {
@@ -194,6 +208,8 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	return s.landed, l.positionError(err)
 }
 
+// run fetches records and commits batches until an error ends the session. A rebalance is only
+// allowed while the batch is empty: a batch that outlives its partitions could not be committed.
 func (s *session) run(ctx context.Context) error {
 	var hasFirst bool
 	defer func() { s.noteFirst(&hasFirst, false) }()
@@ -206,7 +222,7 @@ func (s *session) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var waits error // what a partition waits for; the others land
+		var waits error // partitions held back; the others land
 		for _, f := range fetched {
 			take := s.take
 			if _, sifts := s.sifts[f.Partition]; sifts {
@@ -233,12 +249,13 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-// take puts a partition's records into the batch, and lands what comes before one that wants more columns. What is held
-// back waits for something else.
+// take adds the records of a partition to the batch. If a record needs new columns, the batch
+// before it is landed and the columns are added. The record returned, if any, is held back for
+// another reason.
 func (s *session) take(ctx context.Context, f fetch.Batch) (*held, error) {
 	held, err := s.add(ctx, s.batch, s.to, s.writer, f)
 	for grown := int64(-1); err == nil && held.grows() && held.at > grown; {
-		if err = s.land(ctx); err != nil { // with the columns that there are
+		if err = s.land(ctx); err != nil { // with the existing columns
 			break
 		}
 		f, grown = f.From(held.at), held.at
@@ -249,7 +266,7 @@ func (s *session) take(ctx context.Context, f fetch.Batch) (*held, error) {
 	return held, err
 }
 
-// land commits the batch and begins the next.
+// land commits the batch and starts the next one.
 func (s *session) land(ctx context.Context) error {
 	b := s.batch
 	if !b.moved() {
@@ -279,10 +296,10 @@ func (s *session) land(ctx context.Context) error {
 	return nil
 }
 
-// works notes that the table is landed.
+// works clears recorded faults after a successful landing.
 func (s *session) works(ctx context.Context) {
 	written := false
-	if time.Since(s.asked) >= askFaults { // it may be another process's, or one's that was here before
+	if time.Since(s.asked) >= askFaults { // by another process, or by this one before a restart
 		s.asked, written = time.Now(), s.lake.HasFault(ctx, s.table)
 	}
 	if written || s.lake.Fault(s.table) != nil {
@@ -290,9 +307,10 @@ func (s *session) works(ctx context.Context) {
 	}
 }
 
-// How often a lander that lands asks whether others are told that its table is not landed.
+// askFaults is the interval at which a working lander checks for recorded faults of its table.
 const askFaults = 10 * time.Second
 
+// instance returns the static group membership id, or "" for dynamic membership.
 func (l *lander) instance() string {
 	if l.config.Instance == "" {
 		return ""
@@ -300,6 +318,7 @@ func (l *lander) instance() string {
 	return fmt.Sprintf("%s-%d", l.config.Instance, l.number)
 }
 
+// noteFirst updates first when the assignment of the first partition changes.
 func (l *lander) noteFirst(had *bool, has bool) {
 	switch {
 	case l.first == nil || has == *had:
@@ -311,7 +330,7 @@ func (l *lander) noteFirst(had *bool, has bool) {
 	*had = has
 }
 
-// writer makes what turns records into rows, and rows into files.
+// writer returns a file writer for the table's current schema, and the sink that fills its columns.
 func (l *lander) writer(ctx context.Context, have *table.Table) (*datafile.Writer, sink, error) {
 	misfit := func(err error) (*datafile.Writer, sink, error) {
 		return nil, sink{}, &faults.TableError{Table: l.table.DisplayName(), Remedy: faults.RemedyFit, Err: err}
@@ -334,7 +353,7 @@ func (l *lander) writer(ctx context.Context, have *table.Table) (*datafile.Write
 	return w, to, nil
 }
 
-// sink is what records go to: one of both.
+// sink takes records: rows, or upserts for a keyed table. Exactly one is set.
 type sink struct {
 	rows    declare.Rows
 	upserts declare.Upserts
@@ -349,7 +368,7 @@ func newSink(t declare.Table, columns *columnar.Columns, values *registry.Decode
 	return to, err
 }
 
-// put appends the rows of a record, or holds it back.
+// put appends the rows of a record, or collects it if the table is keyed.
 func (s sink) put(ctx context.Context, w *datafile.Writer, r declare.Record) (declare.Appended, error) {
 	if s.upserts != nil {
 		return s.upserts.Take(ctx, r)
@@ -357,6 +376,7 @@ func (s sink) put(ctx context.Context, w *datafile.Writer, r declare.Record) (de
 	return w.Append(ctx, s.rows, r)
 }
 
+// source returns the settings of the topic's consumers.
 func (l *lander) source() fetch.Config {
 	return fetch.Config{
 		Brokers: l.config.Brokers, Security: l.config.Security, Logger: l.log,
@@ -364,8 +384,9 @@ func (l *lander) source() fetch.Config {
 	}
 }
 
-// position tells the group where to read partitions from: where the table stands. Nothing that anybody does to the
-// group's own offsets changes that.
+// position returns the offsets from which the group reads newly assigned partitions: those of the
+// table. The group's own committed offsets are ignored, so resetting them has no effect. It fails
+// if table and topic do not belong together.
 func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positions, partitions []int32) (map[int32]int64, error) {
 	have, err := l.load(ctx)
 	if err != nil {
@@ -384,6 +405,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	}
 	if stands.TopicID != "" && topic.ID != "" && stands.TopicID != topic.ID {
 		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic,
+			// Check all partitions of the table, not only the assigned ones, so that a truncated
+			// topic is noticed by every lander.
 			Err: fmt.Errorf("the table's offsets are of a topic with id %s, and the topic has id %s", stands.TopicID, topic.ID)}
 	}
 	for partition, next := range stands.Next {
@@ -408,8 +431,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	return from, nil
 }
 
-// topicError is of a topic that is not there: where the table has rows of it, it has been deleted, and else it may
-// come.
+// topicError classifies the error of a missing topic. If the table has landed it before, it was
+// deleted, which is a fault. Otherwise it may still be created.
 func (l *lander) topicError(err error, have *table.Table) error {
 	if stands, readErr := progress.Read(l.table.Topic, have.Properties()); errors.Is(err, fetch.ErrNoTopic) && readErr == nil && len(stands.Next) > 0 {
 		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
@@ -417,6 +440,7 @@ func (l *lander) topicError(err error, have *table.Table) error {
 	return err
 }
 
+// positionError marks out-of-range offsets as a fault of the table.
 func (l *lander) positionError(err error) error {
 	if already := (*faults.PositionError)(nil); errors.As(err, &already) {
 		return err
@@ -427,8 +451,9 @@ func (l *lander) positionError(err error) error {
 	return err
 }
 
-// add puts a partition's records into the batch, and into the data file as they become many. It may go only as far as a
-// record that has to wait. Records that are no events are parked by the time it returns.
+// add adds the records of a partition to the batch, and writes them to the data file when there are
+// many. It stops before a record that must wait, and returns it. Dead letters are durable when add
+// returns.
 func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*held, error) {
 	l.toPark = l.toPark[:0]
 	held, err := l.addRecords(ctx, b, to, w, f)
@@ -438,6 +463,7 @@ func (l *lander) add(ctx context.Context, b *batch, to sink, w *datafile.Writer,
 	return held, l.parkAll(ctx)
 }
 
+// addRecords is add without the last write of dead letters.
 func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.Writer, f fetch.Batch) (*held, error) {
 	seen := b.seen(f.Partition)
 	for record := range l.records(f) {
@@ -445,7 +471,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 		r := &record
 		appended, err := to.put(ctx, w, record)
 		if err != nil {
-			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) { // which no more room would help
+			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) { // except if it does not fit into empty columns either
 				b.rows = b.rows || w.HasRows()
 				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
 					b.move(f.Partition, r.Offset)
@@ -467,7 +493,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 		}
 		b.add(len(r.Value), appended.AsOf)
 		if err := w.Flush(b.id, datafile.ChunkRows); err != nil {
-			b.move(f.Partition, f.Next) // the error may be of any of them
+			b.move(f.Partition, f.Next) // any of the records may have caused the error
 			return nil, err
 		}
 	}
@@ -477,10 +503,11 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
 }
 
-// mostToPark is how many records are parked at once: as many as hide the brokers' round trip.
+// mostToPark is the number of dead letters written at once. It is large enough to hide the latency
+// of the brokers.
 const mostToPark = 1000
 
-// park parks a record once there are many, or parkAll is called.
+// park collects a dead letter and writes the collected ones when there are mostToPark.
 func (l *lander) park(ctx context.Context, r declare.Record, reason error) error {
 	l.toPark = append(l.toPark, Parked{
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
@@ -492,6 +519,8 @@ func (l *lander) park(ctx context.Context, r declare.Record, reason error) error
 	return l.parkAll(ctx)
 }
 
+// parkAll writes the collected dead letters. They must be durable before a commit moves the offsets
+// past them.
 func (l *lander) parkAll(ctx context.Context) error {
 	if len(l.toPark) == 0 {
 		return nil
@@ -511,24 +540,24 @@ func (l *lander) parkAll(ctx context.Context) error {
 		l.parked.partition, l.parked.offset, l.parked.reason = first.Partition, first.Offset, first.Reason
 	}
 	l.parked.count += len(l.toPark)
-	clear(l.toPark) // lets go of the records
+	clear(l.toPark) // release the records' memory
 	l.toPark = l.toPark[:0]
 	return nil
 }
 
-// parkings are the records that were parked since that was last told, and the first of them.
+// parkings summarises the dead letters since the last log line.
 type parkings struct {
 	count     int
 	partition int32
 	offset    int64
 	reason    error
-	told      time.Time
+	told      time.Time // time of the last log line
 }
 
-// Of records that are parked one after the other, it is told so often.
+// tellEvery is the minimum interval between log lines about dead letters.
 const tellEvery = 10 * time.Second
 
-// tellParked logs what was parked, once for many.
+// tellParked logs the dead letters since the last log line. now skips the interval.
 func (l *lander) tellParked(now bool) {
 	if l.parked.count == 0 || !now && time.Since(l.parked.told) < tellEvery {
 		return
@@ -538,10 +567,11 @@ func (l *lander) tellParked(now bool) {
 	l.parked = parkings{told: time.Now()}
 }
 
-// How long the group may take to hear how far we are.
+// reportTimeout limits the report to the group.
 const reportTimeout = 2 * time.Second
 
-// report tells the group how far the table is, for tools that show lag.
+// report commits the table's offsets to the group, so that tools can show the lag. Nothing reads
+// them back, so a failure is harmless.
 func (l *lander) report(ctx context.Context, reader *fetch.Reader, next map[int32]int64) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()

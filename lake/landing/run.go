@@ -19,56 +19,60 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// Config says how to land.
+// Config has the settings of a landing.
 type Config struct {
 	Brokers  []string          // host:port
-	Security security.Config   // how to reach them
-	Decoder  *registry.Decoder // reads values that were written with a schema registry; nil knows plain ones only
-	// Park takes the records that are no events. It must have made them durable when it returns; it is called again for
-	// the same records after a crash.
+	Security security.Config   // TLS and SASL
+	Decoder  *registry.Decoder // decodes values with a schema registry; nil: plain values only
+	// Park stores dead letters: records that do not fit their table. They must be durable when it
+	// returns. After a crash it may be called again for the same records.
 	Park Parker
-	// CommitInterval is how long a row waits at most until it is in its table. A topic that falls silent is committed
-	// at once, but there are never more than two commits per interval. 0 means a second.
+	// CommitInterval is the maximum time until a row is in its table. If a topic falls silent, its
+	// rows are committed early, but there are at most two commits per interval. 0 means one second.
 	CommitInterval time.Duration
-	// CommitBytes of events are committed without waiting. 0 means 64 MiB.
+	// CommitBytes is the size of pending values that triggers a commit. 0 means 64 MiB.
 	CommitBytes int64
 
-	// Maintenance keeps the tables small meanwhile; nil leaves that to others.
+	// Maintenance maintains the tables meanwhile. nil leaves that to other processes.
 	Maintenance *maintenance.Config
-	// Instance names this process for good among those that land, where that is certain: after a crash it then goes on
-	// at once, where the others would first miss it for six seconds. May be empty.
+	// Instance is a stable name of this process, unique among the landing processes, or empty. With
+	// it, a restarted process resumes immediately after a crash. Without it, the group first has to
+	// notice the failure, which takes six seconds.
 	Instance string
-	// Landers is how many work at each table at a time in this process, each on partitions of its own; 0 means 1.
+	// Landers is the number of landers per table in this process. Each has its own partitions. 0
+	// means 1.
 	Landers int
 
-	unknown  time.Duration // how long commits may fail for reasons that nobody knows; 0 means unknownHolds
-	again    time.Duration // until a table is looked at again that could not be landed; 0 means lake.LookAgain
+	unknown  time.Duration // how long unclassified commit errors may last; 0 means unknownHolds
+	again    time.Duration // interval of attempts to land a stopped table; 0 means lake.LookAgain
 	hook     hook
-	refresh  time.Duration // how often to look for partitions that a topic was given
-	patience time.Duration // how long the others wait for a lander that is in the middle of a landing
+	refresh  time.Duration // interval of checks for new partitions
+	patience time.Duration // rebalance timeout: how long the group waits for a lander that is committing
 }
 
-// Parker keeps records that are no events where people can look at them, so that the rest of the topic can land.
+// Parker stores dead letters where they can be inspected, so that the rest of the topic can land.
 type Parker func(ctx context.Context, records []Parked) error
 
-// Parked is a record that is no event. Sink, topic, partition and offset name it. Its bytes hold until the Parker
-// returns.
+// Parked is a dead letter. Sink, topic, partition and offset identify it. Its byte slices are valid
+// until the Parker returns.
 type Parked struct {
-	Sink       string // "lake/orders_events"
+	Sink       string // such as "lake/orders_events"
 	Topic      string
 	Partition  int32
 	Offset     int64
-	Time       time.Time // the record's own
+	Time       time.Time // timestamp of the record
 	Key, Value []byte
 	Headers    []event.Header
 	Reason     error
 }
 
-// Run lands every table of a lake until ctx is done, and then returns nil. Several processes may do so at once and share the
-// topics' partitions. What can pass by itself (brokers or catalog out of reach, another lander at the same partition)
-// is logged and tried again. A table that cannot be landed as it is stops alone: Stopped says why, and from time to
-// time it is looked at again, for as long as others are landed. Where none is left, Run ends with a *TableError. It may
-// be called again.
+// Run lands every table of a lake until ctx is done, and then returns nil. Several processes can
+// run it at once and share the partitions.
+//
+// Temporary errors, such as an unreachable broker or catalog or a lost partition, are logged and
+// retried. A table that cannot be landed stops alone: Stopped returns its fault, and landing is
+// retried at intervals while other tables land. If no table is left, Run returns a *TableError. It
+// may then be called again.
 func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	if c.Park == nil {
 		return errors.New("lake: RunConfig.Park is missing")
@@ -88,7 +92,7 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range l.Declared() {
-		first := new(atomic.Int32) // landers in this process that have the first partition
+		first := new(atomic.Int32) // landers of this process that have the first partition
 		g.Go(func() error { return landTable(ctx, l, t, c, first) })
 		if c.Maintenance != nil {
 			g.Go(func() error { return l.Keep(ctx, t, *c.Maintenance, func() bool { return first.Load() > 0 }) })
@@ -97,16 +101,16 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	return g.Wait()
 }
 
-// landTable lands a table until ctx is done, or until no table can be landed.
+// landTable lands a table until ctx is done or no table can be landed.
 func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, first *atomic.Int32) error {
 	again := func() error {
 		if err := l.Prepare(ctx, t); faults.Of(t.DisplayName(), err) != nil {
 			return err
 		}
-		return nil // or it passes: the landers wait for that
+		return nil // or the error is temporary: the landers retry
 	}
 	err := error(nil)
-	if fault := l.Fault(t); fault != nil { // found by Open
+	if fault := l.Fault(t); fault != nil { // by Open
 		err = again()
 	}
 	for {
@@ -130,7 +134,7 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 	}
 }
 
-// landPartitions runs a table's landers of this process.
+// landPartitions runs this process's landers of a table.
 func landPartitions(ctx context.Context, l *lake.Lake, t declare.Table, c Config, first *atomic.Int32) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range c.Landers {
@@ -148,14 +152,15 @@ func joined(all []*faults.TableError) error {
 	return errors.Join(errs...)
 }
 
-// hook is called at each step of a landing, so that tests can break it there. An error makes the step fail.
+// hook is called at each step of a landing. Tests use it to inject failures: a returned error fails
+// the step.
 type hook func(ctx context.Context, table string, s step) error
 
 type step string
 
 const (
 	stepFetched   step = "records fetched"
-	stepLookedUp  step = "rows before looked up" // of a table of state
+	stepLookedUp  step = "rows before looked up" // keyed tables only
 	stepGrow      step = "about to add columns"
 	stepGrown     step = "columns added, rows not yet"
 	stepPark      step = "about to park"
@@ -165,6 +170,7 @@ const (
 	stepCommitted step = "committed, answer not used yet"
 )
 
+// at calls the hook for a step, or without one the failpoint of that name.
 func (c Config) at(ctx context.Context, table string, s step) error {
 	if c.hook == nil {
 		return failpoint.Hit("lake." + table + "." + string(s))

@@ -12,26 +12,29 @@ import (
 	"github.com/millrace/millrace/lake/internal/datafile"
 )
 
-// Rows that can be written one by one as columns may still not be writable as a file, or not be staged for a commit,
-// and the error does not tell which of them is at fault. Then the session ends, and the next one lands what was in that
-// batch by halves, until the records that cannot be written stand alone. They are parked where the table takes a
-// sample, and something beside them could be written: else it may as well be the table that cannot be written. They are
-// parked just before the commit that moves the offsets over them, so a lander that dies in between parks them again,
-// under the same key.
+// Some rows fit their columns but cannot be written to a file or staged for a commit, and the error
+// does not say which row is to blame. Then the session ends. The next session lands the records of
+// that batch by halves until the unwritable ones are isolated.
+//
+// Isolated records become dead letters under two conditions: the table accepts sample rows, and
+// some neighbouring record could be written. Otherwise the table is to blame.
+//
+// They are written as dead letters just before the commit that moves the offsets past them. A
+// lander that crashes in between writes them again under the same key.
 
-// unwritable is a record that could not be written alone.
+// unwritable is a record that could not be written even alone.
 type unwritable struct {
 	record declare.Record
 	reason error
 }
 
-// mostAlone is how many records in a row are parked that had no other beside them to report whether the table is at
-// fault.
+// mostAlone is the maximum number of consecutive dead letters without a neighbour to show that the
+// table is not to blame.
 const mostAlone = 3
 
-// sift lands a fetched batch by halves.
+// sift lands the records of a fetch by halves.
 func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
-	if err := s.land(ctx); err != nil { // what came before
+	if err := s.land(ctx); err != nil { // commit the records before first
 		return nil, err
 	}
 	s.unwritable, s.proven = nil, false
@@ -50,6 +53,8 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	}
 	if found := s.unwritable; len(found) > 0 && !s.proven {
 		first := found[0]
+		// Without a written neighbour, a few single records may be bad. More than that points to
+		// the table.
 		if s.alone += len(found); len(found) > 1 || s.alone > mostAlone {
 			return nil, &faults.TableError{Table: s.table.DisplayName(), Remedy: faults.RemedyFit,
 				Err: fmt.Errorf("no record can be written, such as %d of %s/%d: %w", first.record.Offset, s.table.Topic, f.Partition, first.reason)}
@@ -67,7 +72,8 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	return held, nil
 }
 
-// takesSample fails where the table takes no rows at all: then none of the records is at fault, and none is parked.
+// takesSample returns an error if the table accepts no rows at all. Then no record is to blame, and
+// none becomes a dead letter.
 func (s *session) takesSample(ctx context.Context) error {
 	have, err := s.load(ctx)
 	if err != nil {
@@ -80,7 +86,7 @@ func (s *session) takesSample(ctx context.Context) error {
 	return &faults.UnwritableError{Table: s.table.DisplayName(), Err: err}
 }
 
-// halve lands records together, or else each half of them.
+// halve lands records together. If they cannot be written, it lands each half separately.
 func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
 	held, err := s.take(ctx, f)
 	if err == nil && s.batch.rows {
@@ -108,7 +114,7 @@ func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
 	return s.halve(ctx, rest)
 }
 
-// renew gives up what the batch has, and begins it again.
+// renew discards the batch and its files, and starts again at the same offsets.
 func (s *session) renew(ctx context.Context) error {
 	have, err := s.load(ctx)
 	if err != nil {
@@ -123,7 +129,7 @@ func (s *session) renew(ctx context.Context) error {
 	return old.Close()
 }
 
-// parkUnwritable parks the records that a commit is about to move the offsets over.
+// parkUnwritable writes the dead letters that the following commit skips.
 func (l *lander) parkUnwritable(ctx context.Context, records []unwritable) error {
 	l.toPark = l.toPark[:0]
 	for _, u := range records {

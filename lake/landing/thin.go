@@ -6,7 +6,7 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// thin takes surplus states away where there are enough of them.
+// thin removes snapshots that the retention rules no longer need, once every historyLook commits.
 func (l *lander) thin(ctx context.Context) {
 	if l.commits++; l.commits%historyLook != 0 {
 		return
@@ -18,5 +18,5 @@ func (l *lander) thin(ctx context.Context) {
 	}
 }
 
-// How many commits there are between two looks at the history.
+// historyLook is the number of commits between two checks of the history.
 const historyLook = 8

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// settle makes rows of what the batch holds back, and a file of deletes for those that they take the place of.
+// settle turns the records collected by a keyed table into rows, and writes a delete file for the
+// rows that they replace. It does nothing for other tables.
 func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writer) error {
 	held := to.upserts
 	if held == nil {
@@ -30,8 +31,8 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if err != nil {
 		return err
 	}
-	// The rows before are those of the state that the batch begins at. Others may commit before it lands, but not to
-	// its keys.
+	// The previous rows are read from a table whose offsets are those at which the batch begins.
+	// Other landers may commit before this batch lands, but their partitions have other keys.
 	at, err := progress.Read(l.table.Topic, have.Properties())
 	if err != nil {
 		return &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic, Err: err}
@@ -45,6 +46,8 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	}
 	if held.WantsKeys() {
 		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
+		// Find the previous rows: some by key, and with the key filter those of streams that seem
+		// to begin in this batch.
 		if err != nil {
 			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
 		}
@@ -80,7 +83,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	return err
 }
 
-// namesIn gives columns the names that they have in a schema, where they may be called otherwise by now.
+// namesIn returns the current names of columns in a schema, which may have been renamed.
 func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 	names := make([]string, len(columns))
 	for i, c := range columns {
@@ -92,13 +95,15 @@ func namesIn(s *iceberg.Schema, columns []columnar.Field) ([]string, error) {
 	return names, nil
 }
 
-// Up to so many keys are looked for by name. iceberg-go does not prune files by longer lists.
+// namedKeys is the maximum number of keys in an IN filter. iceberg-go does not use longer lists to
+// prune files, so above it a range is used.
 const namedKeys = 200
 
-// So many files are looked into at a time: they are small, and an object store makes one wait for each.
+// lookUpFiles is the number of files read concurrently. The files are small, so latency of the
+// object store dominates.
 const lookUpFiles = 8
 
-// lookUp finds the rows of keys, in one scan.
+// lookUp passes the rows of keys to held, using one scan.
 func lookUp(ctx context.Context, have *table.Table, held declare.Upserts, names, keys []string) error {
 	if len(keys) == 0 || have.CurrentSnapshot() == nil {
 		return nil

@@ -6,14 +6,13 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Ancestors returns a snapshot and those before it that are still there, the newest first. Metadata
-// is what a client wrote, so the parents may form a cycle: the walk then ends where it would begin
-// again.
+// Ancestors returns a snapshot and its retained ancestors, newest first. Metadata is written by
+// clients, so the parents may form a cycle: the result ends before the first repetition.
 func Ancestors(meta table.Metadata, id int64) []table.Snapshot {
 	return table.AncestorsOf(id, meta.SnapshotByID)
 }
 
-// History returns the current snapshot and its ancestors, the newest first.
+// History returns the current snapshot and its ancestors, newest first.
 func History(meta table.Metadata) []table.Snapshot {
 	head := meta.CurrentSnapshot()
 	if head == nil {
@@ -22,15 +21,14 @@ func History(meta table.Metadata) []table.Snapshot {
 	return Ancestors(meta, head.SnapshotID)
 }
 
-// CycleError says that a snapshot is among its own ancestors.
+// CycleError reports that a snapshot is among its own ancestors.
 type CycleError struct{ Snapshot int64 }
 
 func (e *CycleError) Error() string {
 	return fmt.Sprintf("snapshot %d is its own ancestor", e.Snapshot)
 }
 
-// checkHistory returns a *CycleError where the history of the table, or of a branch or tag of it,
-// does not end.
+// checkHistory returns a *CycleError if the history of a branch or tag has a cycle.
 func checkHistory(t *table.Table) error {
 	for _, ref := range t.Metadata().Refs() {
 		past := Ancestors(t.Metadata(), ref.SnapshotID)
@@ -41,6 +39,7 @@ func checkHistory(t *table.Table) error {
 		if oldest.ParentSnapshotID == nil {
 			continue
 		}
+		// The walk ended although the parent exists, so the parent was visited before.
 		if again := t.Metadata().SnapshotByID(*oldest.ParentSnapshotID); again != nil {
 			return &CycleError{again.SnapshotID}
 		}

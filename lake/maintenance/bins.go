@@ -12,37 +12,40 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// bin is files of one partition that are rewritten together: read in one order, written in another.
+// bin is a set of files of one partition that are rewritten together.
 type bin struct {
 	spec      int32
 	partition map[int]any
 	tasks     []table.FileScanTask
 	bytes     int64
-	fileBytes int64 // where a file is full
+	fileBytes int64 // size at which an output file is complete
 }
 
 // plan is what a compaction would do to one state of a table.
 type plan struct {
-	table *table.Table // as it was; its head is the base
+	table *table.Table // the state that the plan is based on
 	bins  []bin
-	files int // in the table
+	files int // data files in the table
 	bytes int64
 }
 
-// planCompaction chooses the files to rewrite. The rules, for each partition:
+// planCompaction chooses the files to rewrite. The rules, per partition:
 //
-//   - Small files are rewritten where there are SmallFiles of them, or enough bytes for a file that is not small any more.
-//     The largest of them are left out as long as they outweigh all the others together. So a row that is rewritten ends in
-//     a file at least twice as large as the one it was in: it is rewritten log2(target / first size) times, not once per run.
-//   - Files with deletes by position are rewritten where those are 30 % of the rows, or 8 files.
-//   - Files with deletes by equality are all rewritten where the deletes are DeleteShare of the rows, or DeleteFiles files:
-//     only when the last file older than such a delete is rewritten the delete is dead.
+// - Small files are rewritten if there are SmallFiles of them, or if together they make a file that
+// is not small. The largest ones are left out while they outweigh all the others together. So a
+// rewritten row moves to a file at least twice as large, and is rewritten log2(target / first size)
+// times instead of in every run.
+//   - Files with position deletes are rewritten if the deletes cover 30 % of the rows, or if there
+//     are 8 delete files.
+//   - Files with equality deletes are rewritten all together if the deletes are DeleteShare of the
+//     rows, or if there are DeleteFiles delete files. An equality delete is only dead once the last
+//     older file has been rewritten.
 //
-// iceberg-go's PlanCompaction has no rule that leaves out the largest of the small files, so a
-// growing file is rewritten in every run. It also decides on equality deletes for each file by
-// itself.
+// iceberg-go's PlanCompaction does not leave out the largest of the small files, so it would
+// rewrite a growing file in every run. It also decides on equality deletes for each file
+// separately.
 //
-// Young files are not left alone: appends never conflict with a rewrite, only deletes by position
+// Young files are not exempt: appends never conflict with a rewrite, only position deletes do.
 // do.
 func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) {
 	p := plan{table: t}
@@ -58,7 +61,7 @@ func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) 
 	for _, task := range tasks {
 		p.bytes += task.File.FileSizeBytes()
 		if task.File.FileFormat() != iceberg.ParquetFile {
-			continue // can be read by nobody here
+			continue // only Parquet is supported here
 		}
 		key := partitionKey(task.File)
 		partitions[key] = append(partitions[key], task)
@@ -69,7 +72,7 @@ func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) 
 	return p, nil
 }
 
-// partitionKey names a partition, of one spec.
+// partitionKey returns a map key for a partition of a spec.
 func partitionKey(f iceberg.DataFile) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d", f.SpecID())
@@ -80,15 +83,16 @@ func partitionKey(f iceberg.DataFile) string {
 	return b.String()
 }
 
+// Thresholds for position deletes: share of a file's rows, and number of delete files.
 const (
 	positionShare = 0.3
 	positionFiles = 8
 )
 
-// choose picks the files of one partition that are worth a rewrite.
+// choose selects the files of one partition that are worth a rewrite.
 func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
-	equality := map[string]int64{} // rows by delete file
-	var rows int64                 // that they may delete
+	equality := map[string]int64{} // number of keys by delete file
+	var rows int64                 // rows in files that the deletes apply to
 	for _, task := range tasks {
 		for _, d := range task.EqualityDeleteFiles {
 			equality[d.FilePath()] = d.Count()
@@ -113,7 +117,7 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 		}
 	}
 	if len(chosen) > 0 {
-		return append(chosen, small...) // they are cheap to take along, and one commit serves both
+		return append(chosen, small...) // small files add little cost, and one commit serves all
 	}
 	slices.SortFunc(small, func(a, b table.FileScanTask) int { return cmp.Compare(a.File.FileSizeBytes(), b.File.FileSizeBytes()) })
 	var total int64
@@ -133,6 +137,7 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	return nil
 }
 
+// manyPositions reports whether a file has enough position deletes for a rewrite.
 func manyPositions(task table.FileScanTask) bool {
 	var rows int64
 	for _, d := range slices.Concat(task.DeleteFiles, task.DeletionVectorFiles) {
@@ -141,8 +146,8 @@ func manyPositions(task table.FileScanTask) bool {
 	return len(task.DeleteFiles) >= positionFiles || rows > 0 && float64(rows) >= positionShare*float64(task.File.Count())
 }
 
-// pack divides the files of a partition into bins of about the same size, in the order in which the
-// rows were added.
+// pack divides the files of a partition into bins of similar size, in the order in which their rows
+// were added.
 func (r *run) pack(tasks []table.FileScanTask) []bin {
 	if len(tasks) == 0 {
 		return nil
@@ -163,7 +168,8 @@ func (r *run) pack(tasks []table.FileScanTask) []bin {
 		b.bytes += task.File.FileSizeBytes()
 		if i == len(tasks)-1 || b.bytes >= total/count {
 			b.spec, b.partition = tasks[0].File.SpecID(), tasks[0].File.Partition()
-			// The bytes are divided evenly: no file shall be full and the next one nearly empty.
+			// Divide the bytes evenly, so that no full file is followed by a nearly empty one. The
+			// extra 5 % allow for inaccurate estimates.
 			files := max(1, (b.bytes+r.TargetBytes/2)/r.TargetBytes)
 			b.fileBytes = max(r.TargetBytes, b.bytes/files+b.bytes/files/20)
 			bins = append(bins, b)
@@ -180,11 +186,12 @@ func sequence(task table.FileScanTask) int64 {
 	return *task.DataSequenceNumber
 }
 
-// Data files are read in pieces of about this size, where their writer noted where row groups
-// begin.
+// pieceBytes is the approximate size of the pieces in which a data file is read. Pieces end at row
+// groups, whose offsets writers may record.
 const pieceBytes = 16 << 20
 
-// pieces divides a task so that reading holds a few row groups at a time, not a file.
+// pieces splits a task, so that the reader holds a few row groups in memory instead of a whole
+// file.
 func pieces(task table.FileScanTask) []table.FileScanTask {
 	size := task.File.FileSizeBytes()
 	if size <= pieceBytes || task.Start != 0 || task.Length != 0 && task.Length != size {

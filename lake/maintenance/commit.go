@@ -13,48 +13,48 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 )
 
-// The summary of a snapshot that maintenance makes says so, and carries an id by which its commit
-// is found again. Nothing of landers is in it: their offsets are properties of the table, which
-// these commits do not touch.
+// Keys in the summary of maintenance snapshots. The id identifies the commit after a lost answer.
+// Landers' offsets are table properties, which these commits do not change.
 const (
 	summaryWhat = "millrace.maintenance"
 	summaryID   = "millrace.maintenance-id"
 )
 
-// errStale says that the table has changed so that what was prepared does not fit any more.
+// errStale reports that the table has changed in a way that invalidates the prepared commit.
 var errStale = errors.New("another commit changed what was to be replaced")
 
-// A commit that was begun is brought to its end even while the program stops, for so long at most.
+// commitTimeout limits one attempt. An attempt that has begun is completed even if the program is
+// stopping.
 const commitTimeout = 2 * time.Minute
 
-// commit is one commit, tried until it lands, cannot land any more, or has been tried often enough.
+// commit is one logical commit. It is attempted until it lands, cannot land any more, or has failed
+// too often.
 type commit struct {
 	run           *run
 	what          string // for the summary and for errors
 	before, after step
-	// stage prepares the commit on a table as it is now; errStale where it does not fit, errNothing
-	// where there is nothing left to do.
+	// stage adds the changes to a transaction on the table's current state. It returns errStale if
+	// they no longer apply, and errNothing if nothing is left to do.
 	stage func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error
 
 	id    string
-	bases []int64 // the snapshots on which it was tried
+	bases []int64 // snapshots on which it was attempted
 	tries int
 }
 
-// SummaryOffsets is the key, in a snapshot's summary, of the Kafka offsets that it holds; a rewrite
-// of the same rows keeps it.
+// SummaryOffsets is the summary key of the Kafka offsets that a snapshot holds. Rewrites of the
+// same rows copy it.
 const SummaryOffsets = "millrace.next-offsets"
 
-// errNothing says that there is nothing to commit.
+// errNothing reports that there is nothing to commit.
 var errNothing = errors.New("nothing to commit")
 
-// land commits. Where it returns an error, certain reports whether the commit is known not to be in
-// the table, now or ever.
+// land commits. If it fails, certain reports whether the commit is definitely not in the table and
+// never will be.
 //
-// Landers move the head all the time, so every attempt starts from the table as it is, asserts that
-// head, and is refused where another commit came between. After any error the table is asked before
-// the next attempt whether the commit is there. An attempt whose answer was lost can never land
-// beside a later one: both assert the head they were made on.
+// Landers move the head all the time, so every attempt loads the table, asserts its head, and is
+// refused if another commit came first. Before another attempt, the table is searched for the
+// commit. Two attempts cannot both land, because each asserts the head on which it was based.
 func (c *commit) land(ctx context.Context) (certain bool, err error) {
 	c.id = uuid.Must(uuid.NewV7()).String()
 	waits := backoff.Commit.Start()
@@ -74,12 +74,13 @@ func (c *commit) land(ctx context.Context) (certain bool, err error) {
 	}
 }
 
-// Snapshot ids are above 0.
+// Special values of a snapshot id. Real ones are positive.
 const (
-	noBase      int64 = 0  // the table has no snapshot yet
-	unknownBase int64 = -1 // the catalog was not asked
+	noBase      int64 = 0  // the table has no snapshot
+	unknownBase int64 = -1 // no commit was sent to the catalog
 )
 
+// try makes one attempt and returns the snapshot on which it was based.
 func (c *commit) try(ctx context.Context) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
@@ -100,7 +101,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	}
 	summary := iceberg.Properties{summaryWhat: c.what, summaryID: c.id}
 	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil && head.Summary.Properties[SummaryOffsets] != "" {
-		summary[SummaryOffsets] = head.Summary.Properties[SummaryOffsets] // the rows stay the same
+		summary[SummaryOffsets] = head.Summary.Properties[SummaryOffsets] // a rewrite keeps the rows
 	}
 	if err := c.stage(ctx, t, tx, summary); err != nil {
 		return unknownBase, err
@@ -110,14 +111,14 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	}
 	if committed, err := tx.Commit(ctx); err != nil && committed == nil {
 		return base, err
-	} else if err != nil { // the commit is in, what was to be done after it is not done
+	} else if err != nil { // committed; only cleaning up afterwards failed
 		c.run.Logger.Warn("files that are not needed any more are left for later", "table", c.run.table, "error", err)
 	}
 	return base, c.run.at(ctx, c.after)
 }
 
-// gone reports whether the commit is known never to land: no attempt reached the catalog, or each
-// one's place in the history is taken by another.
+// gone reports whether the commit is known never to land: no attempt reached the catalog, or
+// another snapshot took the place of each.
 func (c *commit) gone(ctx context.Context) bool {
 	if len(c.bases) == 0 {
 		return true
@@ -136,7 +137,7 @@ func (c *commit) gone(ctx context.Context) bool {
 	return true
 }
 
-// landed looks for a commit among the snapshots.
+// landed reports whether a commit is among the snapshots.
 func landed(meta table.Metadata, id string) bool {
 	for _, s := range meta.Snapshots() {
 		if s.Summary != nil && s.Summary.Properties[summaryID] == id {
@@ -146,11 +147,11 @@ func landed(meta table.Metadata, id string) bool {
 	return false
 }
 
-// passed reports whether the head has moved on from base for certain.
+// passed reports whether another snapshot has certainly replaced base as the head.
 func passed(meta table.Metadata, base int64) bool {
 	for _, s := range History(meta) {
 		if s.SnapshotID == base {
-			return false // it is the head; else the loop ends before it
+			return false // it is still the head, otherwise its child would have been found first
 		}
 		var parent int64
 		if s.ParentSnapshotID != nil {
@@ -160,5 +161,5 @@ func passed(meta table.Metadata, base int64) bool {
 			return true
 		}
 	}
-	return false // the history does not reach back so far
+	return false // the retained history is too short
 }

@@ -13,17 +13,17 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Compacted is what a compaction did.
+// Compacted is the result of a compaction.
 type Compacted struct {
 	Commits     int
-	FilesBefore int // data files that were replaced,
-	FilesAfter  int // and by how many
-	DeleteFiles int // files of deletes that are dead now and gone
+	FilesBefore int // data files replaced
+	FilesAfter  int // data files written
+	DeleteFiles int // dead delete files removed
 	Rows        int64
 	BytesBefore int64
 	BytesAfter  int64
-	GivenUp     int // rewrites that another commit made useless
-	Retries     int // commits that had to be tried again
+	GivenUp     int // rewrites that another commit invalidated
+	Retries     int // repeated attempts to commit
 	Took        time.Duration
 }
 
@@ -32,9 +32,9 @@ func (c Compacted) String() string {
 		c.FilesBefore, c.BytesBefore, c.FilesAfter, c.BytesAfter, c.DeleteFiles, c.Commits, c.Retries, c.GivenUp, c.Rows, c.Took.Round(time.Millisecond))
 }
 
-// Compact makes few large files, sorted by the table's sort order, out of many small ones and of
-// those with deletes. A table without a sort order, or with one that cannot be sorted by here,
-// keeps the order in which its rows were added.
+// Compact rewrites many small files, and files with deletes, as few large files sorted by the
+// table's sort order. If the table has no sort order, or an unsupported one, rows keep the order in
+// which they were added.
 func Compact(ctx context.Context, load Load, c Config, progress func(Progress)) (Compacted, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
@@ -65,8 +65,8 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	if err := r.at(ctx, stepPlanned); err != nil {
 		return did, fmt.Errorf("compact: %w", err)
 	}
-	// Bins are committed together up to the size of a large one: a commit costs the same for little
-	// as for much.
+	// Small bins share a commit, up to the size of a large bin: the cost of a commit does not
+	// depend on its size.
 	for first := 0; first < len(p.bins); {
 		end, bytes := first, int64(0)
 		for end < len(p.bins) && (end == first || bytes+p.bins[end].bytes <= binTargets*r.TargetBytes) {
@@ -86,9 +86,11 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	return did, nil
 }
 
-// rewrite replaces the files of some bins in one commit.
+// rewrite replaces the files of several bins in one commit. A rewrite that became stale is not an
+// error: the next run plans again.
 func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *Compacted) error {
 	began := time.Now()
+	// made has all files that were begun, for removal after an error. added has the finished ones.
 	var made []string
 	var added []iceberg.DataFile
 	for _, b := range bins {
@@ -107,7 +109,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	rep := newReplacement(base, bins, added)
 	c := &commit{run: r, what: "compaction", before: stepCompactCommit, after: stepCompactCommitted}
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
-		// Others may remove our files as orphans once they are old.
+		// Once our files are older than OrphanAge, another process may remove them as orphans.
 		if age := time.Since(began); age > r.OrphanAge/2 {
 			return fmt.Errorf("%w: the rewrite took %v, and files that are not committed after %v are orphans", errStale, age, r.OrphanAge)
 		}
@@ -142,10 +144,10 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	return nil
 }
 
-// rewriteBin reads a bin's rows, deletes applied, and writes them anew. Where it fails the writer
-// tells which files it began.
+// rewriteBin reads the rows of a bin without deleted ones, and writes them to new files. After an
+// error, the writer still returns the files that it began.
 func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, error) {
-	ctx, cancel := context.WithCancel(ctx) // ends the reading goroutines
+	ctx, cancel := context.WithCancel(ctx) // stops the readers
 	defer cancel()
 	order := t.SortOrder()
 	keys, err := sortKeys(order, t.Schema())
@@ -169,8 +171,8 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 			largest = max(largest, pieceSize(piece))
 		}
 	}
-	// A piece is held decoded, about 8 times as large. Small files are read at several places at
-	// once, as an object store makes one wait for each.
+	// The reader holds pieces decoded, about 8 times as large as in Parquet. Small files are read
+	// concurrently to hide the latency of an object store.
 	workers := int(min(8, max(1, r.Memory/4/(8*largest+1))))
 	schema, records, err := t.Scan(table.WithMaxConcurrency(workers), table.WithArrowBatchSize(8<<10)).ReadTasks(ctx, tasks)
 	if err != nil {
@@ -192,7 +194,8 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 	return w, err
 }
 
-// check compares how many rows were read and written.
+// check compares the numbers of rows read and written, as a last defence against losing rows.
+// Without deletes they must be equal.
 func (b bin) check(written []iceberg.DataFile) error {
 	var before, after int64
 	deletes := false
@@ -209,6 +212,7 @@ func (b bin) check(written []iceberg.DataFile) error {
 	return nil
 }
 
+// sortInto sorts the rows on disk and passes them to write.
 func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error, p *pace, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
 	dir, err := os.MkdirTemp(r.Scratch, "millrace-sort-")
 	if err != nil {
@@ -223,6 +227,7 @@ func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error,
 	return s.sorted(write)
 }
 
+// takeAll passes all batches to take and releases them.
 func takeAll(ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], take func(arrow.RecordBatch) error) error {
 	for rec, err := range records {
 		if err != nil {

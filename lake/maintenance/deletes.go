@@ -9,10 +9,11 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// idleEqualityDeletes returns the files of deletes by equality that hit no data file but, at most,
-// those left out: every other is younger, or its bounds are beside theirs. iceberg-go's own search
-// for dead deletes does not look at the bounds, so that one large file of old rows, which no delete
-// has hit for months, would keep all deletes since alive; and there are readers that refuse a table
+// idleEqualityDeletes returns the equality delete files that apply to no data file other than those
+// in leftOut: every other file is younger, or has no key in their range.
+//
+// iceberg-go's own search for dead deletes ignores the bounds. So one large file of old rows, which
+// no delete has hit for months, would keep all later deletes alive, and some readers refuse tables
 // with any.
 func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string]bool) (idle []iceberg.DataFile, err error) {
 	tasks, err := t.Scan().PlanFiles(ctx)
@@ -52,8 +53,9 @@ func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string
 	return idle, nil
 }
 
-// dropIdle takes files of deletes out that hit nothing any more, where before had any at all: those
-// that came while the files that they hit were rewritten, or whose rows others have rewritten.
+// dropIdle removes delete files that no longer apply to any data file, provided the table had any
+// before. They were added while the files that they apply to were being rewritten, or another
+// engine has rewritten those rows.
 func (r *run) dropIdle(ctx context.Context, before *table.Table, did *Compacted) error {
 	head := before.CurrentSnapshot()
 	if head == nil || head.Summary == nil || head.Summary.Properties.GetInt("total-delete-files", 1) == 0 {

@@ -10,16 +10,16 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Expired is what an expiry did.
+// Expired is the result of an expiry.
 type Expired struct {
-	Snapshots int // that are gone
-	Left      int
+	Snapshots int // snapshots removed
+	Left      int // snapshots retained
 	Retries   int
 }
 
-// Expire cuts the history by age and number, and deletes the files that no snapshot left refers to.
-// What branches and tags hold stays; so does every snapshot that was the newest one less than
-// KeepAge ago, however old it is itself: somebody may still read it.
+// Expire shortens the history by age and number, and deletes the files that only expired snapshots
+// refer to. Snapshots of branches and tags are retained. So is every snapshot that was still
+// current less than KeepAge ago, regardless of its own age, since a reader may be using it.
 func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {
@@ -39,13 +39,14 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 		return did, nil
 	}
 	c := &commit{run: r, what: "expiry", before: stepExpireCommit, after: stepExpireCommitted}
-	release := func() {} // of the claim of the last attempt, which lasts until the files are deleted
+	release := func() {} // ends the claim of the last attempt; the claim must last until the files are deleted
 	defer func() { release() }()
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
 		release()
 		release = func() {}
 		age := r.KeepAge
 		gone := r.expirable(t.Metadata(), age)
+		// Removing snapshots requires a claim, and readers may hold some of them. See lease.go.
 		if gone > 0 {
 			held, done, err := Claim(ctx, t, time.Now().Add(-r.KeepAge))
 			if err != nil {
@@ -56,7 +57,7 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 			gone = r.expirable(t.Metadata(), age)
 		}
 		left := len(t.Metadata().Snapshots()) - gone
-		if gone == 0 { // also where the attempt before landed and its answer was lost
+		if gone == 0 { // also if the previous attempt landed and its answer was lost
 			did.Left = left
 			return errNothing
 		}
@@ -76,29 +77,30 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 
 const gcOff = "the table's property gc.enabled says that its files are shared, so none may be deleted"
 
+// collects reports whether the table allows deleting its files.
 func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabledKey, true) }
 
-// expiry returns how iceberg-go is to be asked. It goes by a snapshot's own age, so the snapshots
-// that others took the place of only lately are kept by their number.
+// expiry returns the options for iceberg-go. It goes by a snapshot's own age, so snapshots that
+// were current until recently are retained by number instead.
 func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnapshotsOpt {
 	keep := max(r.KeepSnapshots, headsSince(meta, time.Now().Add(-age)))
 	return []table.ExpireSnapshotsOpt{table.WithOlderThan(age), table.WithRetainLast(keep)}
 }
 
-// ageOfHeld returns an age that keeps every held snapshot, and so all that are younger; 0 if none
-// is held.
+// ageOfHeld returns an age that retains all held snapshots, and thus all younger ones. It returns 0
+// if none is held.
 func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
 	for _, s := range meta.Snapshots() {
 		if held[s.SnapshotID] {
-			// The minute allows for the time until the commit is staged.
+			// The minute allows for the time until the commit is staged. // a minute for the time until the commit is staged
 			age = max(age, time.Since(time.UnixMilli(s.TimestampMs))+time.Minute)
 		}
 	}
 	return age
 }
 
-// headsSince counts, on the branch where they are most, the snapshots that are the head or were
-// until after a time.
+// headsSince returns how many snapshots of a branch are, or were after a time, its head: the
+// maximum over all branches.
 func headsSince(meta table.Metadata, since time.Time) (most int) {
 	for _, ref := range meta.Refs() {
 		if ref.SnapshotRefType != table.BranchRef {
@@ -108,7 +110,7 @@ func headsSince(meta table.Metadata, since time.Time) (most int) {
 		for _, s := range Ancestors(meta, ref.SnapshotID) {
 			n++
 			if s.TimestampMs < since.UnixMilli() {
-				break // its parent had made way for it by then
+				break // its parent had been replaced by then
 			}
 		}
 		most = max(most, n)
@@ -116,7 +118,8 @@ func headsSince(meta table.Metadata, since time.Time) (most int) {
 	return most
 }
 
-// expirable counts the snapshots that would go.
+// expirable returns the number of snapshots that an expiry would remove. It stages the expiry
+// without committing it.
 func (r *run) expirable(meta table.Metadata, age time.Duration) int {
 	t := table.New(nil, meta, "", nil, nil)
 	tx := t.NewTransaction()

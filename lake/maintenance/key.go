@@ -12,16 +12,17 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// keyField is one field of a sort order, found in batches of the table's schema.
+// keyField is one field of a sort order, located in the columns of a batch. Sort keys are byte
+// strings whose bytewise order is the sort order, so sorting and merging only compare bytes.
 type keyField struct {
-	path       []int // from the top-level column down through structs
+	path       []int // column index, then field indices of nested structs
 	transform  iceberg.Transform
 	identity   bool
 	descending bool
 	nullsLast  bool
 }
 
-// sortKeys finds the fields of the sort order. It is an error where one cannot be sorted by.
+// sortKeys locates the fields of a sort order. It fails if sorting by one of them is not supported.
 func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error) {
 	var keys []keyField
 	for _, f := range order.Fields() {
@@ -44,6 +45,7 @@ func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error)
 	return keys, nil
 }
 
+// findField returns the path to a field, which may be nested in structs.
 func findField(fields []iceberg.NestedField, id int) (path []int, typ iceberg.Type, ok bool) {
 	for i, f := range fields {
 		if f.ID == id {
@@ -58,10 +60,11 @@ func findField(fields []iceberg.NestedField, id int) (path []int, typ iceberg.Ty
 	return nil, nil, false
 }
 
-// rowKeys are the keys of a batch's rows. Bytewise order of keys is the sort order of rows.
+// rowKeys are the sort keys of a batch's rows, in one buffer.
 type rowKeys struct {
 	bytes []byte
-	ends  []int
+	// ends has the end of each row's key in bytes.
+	ends []int
 }
 
 func (k rowKeys) at(i int) []byte {
@@ -74,6 +77,7 @@ func (k rowKeys) at(i int) []byte {
 
 func (k rowKeys) len() int { return len(k.ends) }
 
+// keysOf computes the sort keys of a batch.
 func keysOf(fields []keyField, rec arrow.RecordBatch) (rowKeys, error) {
 	rows := int(rec.NumRows())
 	k := rowKeys{ends: make([]int, rows)}
@@ -96,10 +100,11 @@ func keysOf(fields []keyField, rec arrow.RecordBatch) (rowKeys, error) {
 	return k, nil
 }
 
-// appender returns the function that appends a row's part of the key.
+// appender returns a function that appends a row's value to its key. Each value has a first byte
+// for null: 0 sorts before a value (1), and 2 after it.
 func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, error), error) {
 	column := rec.Column(f.path[0])
-	above := []arrow.Array{} // null there is null below
+	above := []arrow.Array{} // parents; if one is null, so is the value
 	for _, i := range f.path[1:] {
 		s, ok := column.(*array.Struct)
 		if !ok {
@@ -135,6 +140,7 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 		if err != nil {
 			return nil, err
 		}
+		// The transform returned null: replace the first byte.
 		if !some {
 			dst[begin-1] = null
 			return dst[:begin], nil
@@ -148,8 +154,8 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 	}, nil
 }
 
-// value returns the function that appends a value that is not null, transformed; some is false if
-// the transform makes it null.
+// value returns a function that appends a transformed value. some is false if the transform yields
+// null.
 func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte, some bool, err error), error) {
 	if !f.identity {
 		literal, err := literals(column)
@@ -201,7 +207,7 @@ func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte
 	return nil, fmt.Errorf("%s has no order here", column.DataType())
 }
 
-// literals returns the function that gives a value as a transform takes it.
+// literals returns a function that converts a value to the form that transforms need.
 func literals(column arrow.Array) (func(row int) iceberg.Literal, error) {
 	switch a := column.(type) {
 	case *array.Int32:
@@ -229,6 +235,7 @@ func literals(column arrow.Array) (func(row int) iceberg.Literal, error) {
 	return nil, fmt.Errorf("%s cannot be transformed here", column.DataType())
 }
 
+// appendLiteral appends the result of a transform.
 func appendLiteral(dst []byte, v iceberg.Literal) ([]byte, error) {
 	switch v := v.(type) {
 	case iceberg.BoolLiteral:
@@ -262,11 +269,12 @@ func appendBool(dst []byte, v bool) []byte {
 	return append(dst, 0)
 }
 
+// appendInt flips the sign bit, so that negative numbers sort first.
 func appendInt(dst []byte, v int64) []byte {
 	return binary.BigEndian.AppendUint64(dst, uint64(v)^1<<63)
 }
 
-// appendFloat orders as Iceberg does: -0 before +0, and what is not a number last.
+// appendFloat uses Iceberg's order: -0 before +0, and NaN last.
 func appendFloat(dst []byte, v float64) []byte {
 	bits := math.Float64bits(v)
 	switch {
@@ -280,13 +288,14 @@ func appendFloat(dst []byte, v float64) []byte {
 	return binary.BigEndian.AppendUint64(dst, bits)
 }
 
+// appendDecimal appends the signed high half and the unsigned low half.
 func appendDecimal(dst []byte, v decimal128.Num) []byte {
 	dst = appendInt(dst, v.HighBits())
 	return binary.BigEndian.AppendUint64(dst, v.LowBits())
 }
 
-// appendText ends a text with two zeros, and writes a zero within as 0x00ff, so that no key is the
-// beginning of another.
+// appendText terminates a text with two zeros and escapes a zero within it as 0x00ff. So no key is
+// a prefix of another, and shorter texts sort first.
 func appendText[T string | []byte](dst []byte, v T) []byte {
 	for i := range len(v) {
 		dst = append(dst, v[i])

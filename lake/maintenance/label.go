@@ -5,9 +5,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/array"
 )
 
-// labelled returns a batch of columns whose types are the schema's to the letter. What is read from
-// Parquet has the types' forms, but may say otherwise what can be null inside a map, and a batch
-// does not take that.
+// labelled returns a batch whose column types are exactly those of the schema. Columns read from
+// Parquet have the same layout, but may differ in the nullability of nested map fields, which a
+// record batch refuses.
 func labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.RecordBatch {
 	out := make([]arrow.Array, len(columns))
 	for i, c := range columns {
@@ -22,10 +22,11 @@ func labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.Rec
 	return rec
 }
 
+// relabel returns the data with type to, sharing its buffers. It must be released.
 func relabel(to arrow.DataType, d arrow.ArrayData) arrow.ArrayData {
 	nested, ok := to.(arrow.NestedType)
 	if !ok || arrow.TypeEqual(to, d.DataType()) || to.ID() != d.DataType().ID() || len(nested.Fields()) != len(d.Children()) {
-		d.Retain() // what does not fit at all is for the batch to refuse
+		d.Retain() // leave other differences to be refused
 		return d
 	}
 	children := make([]arrow.ArrayData, len(d.Children()))

@@ -23,24 +23,25 @@ import (
 // the others' files afterwards, so at least one of the two sees the other: expiry keeps a held
 // snapshot, and a reader waits for a claim to end and then checks that its snapshot is still there.
 //
-// A lease ends at the time in its name. The lease of a crashed process therefore blocks nobody for
-// long, and a reader that runs for longer renews its lease.
+// A lease ends at the time in its name. So the lease of a crashed process does not block others for
+// long. Readers renew theirs while they run.
 const (
 	leaseFolder = "/metadata/as-of/leases/"
 	leaseSuffix = ".lease"
 
 	holdFor   = 2 * time.Minute
 	renewHold = 30 * time.Second
-	claimFor  = commitTimeout + time.Minute // longer than one attempt to commit
+	claimFor  = commitTimeout + time.Minute // longer than one commit attempt
 
-	claimWait = 30 * time.Second // for other processes' claims
+	claimWait = 30 * time.Second // maximum wait for other processes' claims
 	claimPoll = 50 * time.Millisecond
-	leaseKeep = time.Hour // expired leases are removed after this
+	leaseKeep = time.Hour // expired leases are removed after this time
 )
 
 // ErrSnapshotGone reports that a snapshot to be held has already been removed.
 var ErrSnapshotGone = errors.New("the snapshot has been removed")
 
+// leaseKind distinguishes leases of readers from those of expiry.
 type leaseKind string
 
 const (
@@ -48,8 +49,8 @@ const (
 	claim leaseKind = "claim" // of is a time in milliseconds: snapshots before it may be removed
 )
 
-// lease is one lease file. Everything is in its name, so listing the folder is enough and no file
-// is read half-written.
+// lease is one lease file. All data is in its name, so listing the folder is enough, and partial
+// writes are harmless.
 type lease struct {
 	kind  leaseKind
 	of    int64
@@ -88,7 +89,7 @@ func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(conte
 		return nil, fmt.Errorf("write lease %s: %w", location, err)
 	}
 	return func(ctx context.Context) error {
-		files, err := writable(ctx, t) // an object store is reached as long as ctx holds, and the first may be over
+		files, err := writable(ctx, t) // the file system is bound to its context, and the first one may have ended
 		if err != nil {
 			return err
 		}
@@ -99,8 +100,7 @@ func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(conte
 	}, nil
 }
 
-// leases lists the leases of a table that have not expired, and removes those that expired long
-// ago.
+// leases returns the unexpired leases of a table. It removes those that expired long ago.
 func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 	files, err := writable(ctx, t)
 	if err != nil {
@@ -124,8 +124,8 @@ func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 	return live, nil
 }
 
-// Hold keeps a snapshot of a table, with all its files, until release is called. It returns
-// ErrSnapshotGone where the snapshot has been removed.
+// Hold keeps a snapshot of a table and all its files until release is called. It returns
+// ErrSnapshotGone if the snapshot has been removed.
 func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (release func(), err error) {
 	t, err := load(ctx)
 	if err != nil {
@@ -183,7 +183,7 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 	}), nil
 }
 
-// awaitClaims waits until no process is removing snapshots as old as this one.
+// awaitClaims blocks until no process is removing snapshots as old as this one.
 func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, claimWait, errors.New("old snapshots are being removed; try again later"))
 	defer cancel()
@@ -207,14 +207,14 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 	}
 }
 
-// Claim announces that snapshots before a time are about to be removed, and returns the ones that
-// readers hold. These must stay. The claim lasts until done is called.
+// Claim announces that snapshots before a time are about to be removed, and returns those that
+// readers hold, which must be retained. The claim lasts until done is called.
 func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int64]bool, done func(), err error) {
 	remove, err := placeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
 	if err != nil {
 		return nil, nil, err
 	}
-	done = func() { _ = remove(context.WithoutCancel(ctx)) } // otherwise it expires
+	done = func() { _ = remove(context.WithoutCancel(ctx)) } // after an error, it expires
 	live, err := leases(ctx, t)
 	if err != nil {
 		done()

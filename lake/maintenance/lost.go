@@ -14,10 +14,10 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// LostError says that files are gone that a table's current state needs: somebody has removed them,
-// or a disk has. A table whose landers only add rows does not notice, and its rows are fewer.
+// LostError reports missing files that a table's current state needs. Landers that only append
+// would not notice, but readers would miss rows.
 type LostError struct {
-	Files []string // their locations
+	Files []string // locations
 }
 
 func (e *LostError) Error() string {
@@ -27,15 +27,15 @@ func (e *LostError) Error() string {
 	return fmt.Sprintf("%d files are lost, such as %s", len(e.Files), e.Files[0])
 }
 
-// Unwrap reports what LostError is.
+// Unwrap makes LostError a kind of fs.ErrNotExist.
 func (e *LostError) Unwrap() error { return stdfs.ErrNotExist }
 
-// CheckFiles returns a *LostError where files are gone that the table needs as it is now, and a
-// *CycleError where its history has a cycle. It lists the table's folder, and does not read what it
-// finds.
+// CheckFiles returns a *LostError if files of the table's current state are missing, and a
+// *CycleError if its history has a cycle. It lists the table's folder and reads manifests, but no
+// data files.
 func CheckFiles(ctx context.Context, load Load) error {
 	var lost []string
-	for range 2 { // what was replaced between two looks is not lost
+	for range 2 { // twice, because a file may be replaced between the reads
 		t, err := load(ctx)
 		if err != nil {
 			return fmt.Errorf("load table: %w", err)
@@ -57,9 +57,10 @@ func CheckFiles(ctx context.Context, load Load) error {
 	return &LostError{Files: lost}
 }
 
-// mostLost bounds what is looked for one by one.
+// mostLost limits the number of missing files that are checked and reported one by one.
 const mostLost = 1000
 
+// lostOf returns the missing files of one state of a table.
 func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {
@@ -77,6 +78,7 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 	for _, f := range listed {
 		there[path.Base(f.location)] = true
 	}
+	// A file outside of the listing may still exist: it is checked directly.
 	gone := func(file string) (bool, error) {
 		if there[path.Base(file)] && location.Inside(t.Location(), file) {
 			return false, nil

@@ -1,18 +1,24 @@
-// Package maintenance keeps Iceberg tables small: in files, in metadata and in history. A lander
-// that commits every second leaves tens of thousands of small files and manifests a day, and every
-// read pays for each of them.
+// Package maintenance keeps Iceberg tables small in files, metadata and history. A lander that
+// commits every second adds tens of thousands of small files and manifests a day, and every read
+// pays for them.
 //
-// It works on any table of a catalog, whoever writes it, beside writers in this process and in
-// others. What must hold: no row is lost, doubled or brought back from the dead, the offsets that
-// landers keep in the table's properties are not touched, and no file is deleted that a reader or a
-// commit may still need. It keeps no state: each run starts from what the table says. Killed at any
-// moment it loses nothing; what it leaves behind are files that nothing refers to, and a later run
-// removes them once they are old.
+// It works on any table of a catalog, whoever writes it, concurrently with writers and readers in
+// any process.
 //
-// A run has four steps, and each stands alone too: Compact makes few large sorted files out of many
-// small ones and of files with deletes, RewriteManifests merges manifests, Expire cuts the history
-// and deletes what only the history needed, RemoveOrphans deletes files that nothing refers to.
-// Plan tells what a run would do.
+// Invariants: no row is lost, duplicated or undeleted; the offsets in the table's properties are
+// not changed; and no file is deleted that a reader or a pending commit may need. Maintenance has
+// no state of its own: each run starts from the table. If it is killed, it only leaves unreferenced
+// files, which a later run removes.
+//
+// A run has these steps, most of which can also be called separately:
+//
+// - Compact merges small files, sorts them, and applies deletes.
+//   - RewriteManifests merges manifests.
+//   - Expire shortens the history and deletes the files that only it needed.
+//   - RemoveOrphans deletes unreferenced files.
+//
+// Plan reports what a run would do, and Keep repeats runs. Landers call Thin to bound the history
+// between runs. Hold protects a snapshot that is being read.
 package maintenance
 
 import (
@@ -31,64 +37,61 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
-// Load reads the table as it is now. It is called for every look and every attempt to commit.
+// Load loads the table's current state. It is called for every check and every attempt to commit.
 type Load func(context.Context) (*table.Table, error)
 
-// Config says how a table is kept. The zero value takes the defaults.
+// Config has the settings for maintaining a table. Zero values select the defaults given below.
 type Config struct {
-	// TargetBytes is how large data files are to be; 128 MiB. A file below three quarters of it is
-	// small.
+	// TargetBytes is the target size of data files; 128 MiB. Files below three quarters of it count
+	// as small.
 	TargetBytes int64
-	// SmallFiles is how many small files of a partition are worth a rewrite; 8.
+	// SmallFiles is the number of small files in a partition that trigger a rewrite; 8.
 	SmallFiles int
-	// DeleteShare is the share of a partition's rows, in deletes by equality, from which on its
-	// files are rewritten to be rid of them; 0.1. So an update costs at most ten times its size in
-	// rewriting.
+	// DeleteShare is the ratio of equality deletes to a partition's rows that triggers a rewrite of
+	// its files; 0.1. It limits the cost of an update to about ten times its size.
 	DeleteShare float64
-	// DeleteFiles is how many files of such deletes a partition may have before the same happens;
+	// DeleteFiles is the number of equality delete files in a partition that triggers the same;
 	// 256.
 	DeleteFiles int
 
-	// KeepAge is how long a state of the table stays readable after another has taken its place; 1
-	// h.
+	// KeepAge is how long a state of the table stays readable after it has been replaced; 1 h.
 	KeepAge time.Duration
-	// KeepSnapshots is how many snapshots stay whatever their age; 10.
+	// KeepSnapshots is the number of snapshots that are retained regardless of age; 10.
 	KeepSnapshots int
-	// Manifests is how many small manifests are worth merging; 20.
+	// Manifests is the number of small manifests that triggers merging; 20.
 	Manifests int
-	// OrphanAge is how old a file that nothing refers to must be to be removed; 24 h. It must be
-	// longer than any writer takes from creating a file to committing it. Less than 10 min is
-	// refused.
+	// OrphanAge is the age at which unreferenced files are deleted; 24 h. It must be longer than
+	// any writer needs from creating a file to committing it. The minimum is 10 min.
 	OrphanAge time.Duration
 
-	// Memory is about what a compaction holds, in bytes, whatever the table's size; 256 MiB, at
-	// least 64 MiB. Buffers of Parquet's add up to half as much. Beyond it come the keys of deletes
-	// by equality, and one row group of an input file where that is large.
+	// Memory is the approximate memory of a compaction in bytes, independent of the table's size;
+	// 256 MiB, at least 64 MiB. Parquet buffers add up to half as much. The keys of equality
+	// deletes and large row groups of input files come on top.
 	Memory int64
-	// Share is for which share of the time a compaction works, above 0; 0.5. In between it rests,
-	// so that whoever shares the machine does not wait for it.
+	// Share is the duty cycle of compaction: the fraction of time during which it works, above 0;
+	// 0.5. The pauses leave the machine to other processes.
 	Share float64
-	// Scratch is a folder for sorting; the system's folder for temporary files. It must have room
-	// for the rows of one bin, 8 × TargetBytes of Parquet, as Arrow with LZ4: about three times as
-	// much.
+	// Scratch is the folder for sorting; the system's temporary folder. It needs room for the rows
+	// of one bin (8 × TargetBytes of Parquet) as LZ4-compressed Arrow, which is about three times
+	// as much.
 	Scratch string
-	// Every is how long Keep waits between runs; 10 min.
+	// Every is the interval between the runs of Keep; 10 min.
 	Every time.Duration
-	// CompactEvery is how long it waits between compactions, which it does alone until a run is
-	// due; as long as Every. A table whose rows are replaced is read the slower the more files of
-	// deletes it has.
+	// CompactEvery is the interval between compactions, which Keep also does between runs; the
+	// value of Every. Tables whose rows are replaced need frequent ones, because each delete file
+	// slows reads down.
 	CompactEvery time.Duration
 
-	Logger *slog.Logger // nil: none
+	Logger *slog.Logger // nil: no logging
 
-	hook        func(ctx context.Context, s step) error // tests fail steps with it
-	orphanLeast time.Duration                           // tests are in a hurry
-	now         func() time.Time                        // for the age of orphans
-	tries       int                                     // of a commit
-	sortBytes   int64                                   // sorted at once, with their keys; a sixth of Memory
+	hook        func(ctx context.Context, s step) error // for tests: an error fails the step
+	orphanLeast time.Duration                           // minimum of OrphanAge, shorter in tests
+	now         func() time.Time                        // clock for the age of orphans
+	tries       int                                     // maximum attempts of a commit
+	sortBytes   int64                                   // bytes of rows and keys sorted in memory; a sixth of Memory
 }
 
-// A bin is what is sorted and rewritten at once: so many times the target.
+// binTargets is the maximum size of a bin as a multiple of TargetBytes.
 const binTargets = 8
 
 const (
@@ -96,7 +99,7 @@ const (
 	leastOrphanAge = 10 * time.Minute
 )
 
-// fill puts the defaults in and checks the rest.
+// fill sets defaults and validates the result.
 func (c *Config) fill() error {
 	setDefault(&c.TargetBytes, defaults.TargetBytes)
 	setDefault(&c.SmallFiles, 8)
@@ -151,29 +154,29 @@ func setDefault[T comparable](v *T, to T) {
 	}
 }
 
-// small returns the size below which a data file is small.
+// small returns the size below which a data file counts as small.
 func (c *Config) small() int64 { return c.TargetBytes * 3 / 4 }
 
-// Progress is how far a step is.
+// Progress is the progress of a step.
 type Progress struct {
 	Table string
 	Step  string // compact, manifests, expire, orphans
-	Done  int64  // bytes of data files read, or files removed
+	Done  int64  // bytes of data files read, or number of files removed
 	Of    int64
 }
 
-// Report tells what a run did.
+// Report is the result of a run.
 type Report struct {
 	Table     string
 	Compacted Compacted
 	Manifests ManifestsMerged
 	Expired   Expired
 	Orphans   Orphans
-	Skipped   []string // what the table does not allow, and why
+	Skipped   []string // steps that the table does not allow, with reasons
 	Took      time.Duration
 }
 
-// run is one run at one table.
+// run is one run on one table.
 type run struct {
 	Config
 	load     Load
@@ -192,13 +195,13 @@ func newRun(c Config, load Load, progress func(Progress)) (*run, error) {
 	return &run{Config: c, load: load, progress: progress}, nil
 }
 
-// Run does all steps for one table. A step that fails does not keep the next from being done; the
-// error tells of each.
+// Run performs all steps on one table. A failed step does not prevent the next ones; the error
+// joins all failures.
 func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Report, error) {
 	return perform(ctx, load, c, progress, true)
 }
 
-// perform does all steps, or those alone that keep reads short.
+// perform performs all steps, or only those that keep reads fast if whole is false.
 func perform(ctx context.Context, load Load, c Config, progress func(Progress), whole bool) (Report, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
@@ -234,7 +237,7 @@ func perform(ctx context.Context, load Load, c Config, progress func(Progress), 
 	return report, nil
 }
 
-// Keep runs every so often until ctx is done, and compacts in between; it tells of each run.
+// Keep repeats runs until ctx is done, with compactions in between. It calls done after each.
 func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) error {
 	if err := c.fill(); err != nil {
 		return err
@@ -250,7 +253,7 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 			last = time.Now()
 		}
 		wait := min(c.Every, c.CompactEvery)
-		t := time.NewTimer(wait - wait/10 + rand.N(wait/5)) // several tables shall not stay in step
+		t := time.NewTimer(wait - wait/10 + rand.N(wait/5)) // jitter, so that tables are not maintained in lockstep
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -260,7 +263,7 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 	}
 }
 
-// look loads the table.
+// look loads the table's current state.
 func (r *run) look(ctx context.Context) (*table.Table, error) {
 	t, err := r.load(ctx)
 	if err != nil {
@@ -270,11 +273,12 @@ func (r *run) look(ctx context.Context) (*table.Table, error) {
 	return t, nil
 }
 
+// skip records a step that the table does not allow.
 func (r *run) skip(what, why string) {
 	r.skipped = append(r.skipped, what+": "+why)
 }
 
-// step is a moment at which tests, or the kill matrix, make a run fail.
+// step is a point at which tests and the kill matrix inject failures.
 type step string
 
 const (

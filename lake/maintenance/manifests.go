@@ -11,13 +11,13 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// ManifestsMerged is what a rewrite of manifests did.
+// ManifestsMerged is the result of merging manifests.
 type ManifestsMerged struct {
-	Before, After int // manifests of the head that were replaced, and by how many
+	Before, After int // manifests of the current snapshot that were replaced, and their replacements
 	Retries       int
 }
 
-// RewriteManifests merges small manifests, where there are many. Readers and commits open each of
+// RewriteManifests merges small manifests if there are many. Every read and commit opens each of
 // them.
 func RewriteManifests(ctx context.Context, load Load, c Config) (ManifestsMerged, error) {
 	r, err := newRun(c, load, nil)
@@ -40,7 +40,7 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 		return did, nil
 	}
 	var how []table.RewriteManifestsOpt
-	if wrong { // then all are rewritten, however few there are
+	if wrong { // cluster by a constant, so that even few manifests are rewritten
 		how = append(how, table.WithRewriteManifestClusterBy(func(iceberg.DataFile) any { return 0 }))
 	}
 	c := &commit{run: r, what: "manifests", before: stepManifestsCommit, after: stepManifestsCommitted}
@@ -50,7 +50,7 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 			return err
 		}
 		if result.IsNoOp() {
-			return errNothing // also where the attempt before landed and its answer was lost: this commit carries no id
+			return errNothing // also if the previous attempt landed and its answer was lost, since this commit has no id
 		}
 		did.Before, did.After = len(result.RewrittenManifests), len(result.AddedManifests)
 		return nil
@@ -66,9 +66,9 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 	return did, nil
 }
 
-// manifestsToRewrite counts the manifests of data files of the head that are below half the size
-// that the table wants, and reports whether the summary of any lacks bounds, so that readers skip
-// it.
+// manifestsToRewrite returns the number of data manifests of the current snapshot that are smaller
+// than half the table's target size. wrong reports whether a summary lacks bounds, which would make
+// readers skip its manifest.
 func (r *run) manifestsToRewrite(ctx context.Context, t *table.Table) (small int, wrong bool, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {

@@ -15,20 +15,19 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Orphans is what a removal of orphans did.
+// Orphans is the result of removing orphans.
 type Orphans struct {
 	Files int
 	Bytes int64
 }
 
-// RemoveOrphans deletes files below the table's folder that nothing refers to and that are older
-// than OrphanAge: what killed writers and failed commits left. It deletes only what looks like a
-// file of an Iceberg table, and nothing in the folder of another table within.
+// RemoveOrphans deletes unreferenced files in the table's folder that are older than OrphanAge.
+// Killed writers and failed commits leave such files. Only files that look like those of an Iceberg
+// table are deleted, and none in the folder of a nested table.
 //
-// iceberg-go's DeleteOrphanFiles is not used. It lists the folder beside metadata that it read
-// before, so it deletes a file that is committed meanwhile. It also deletes files of tables within
-// the folder, and files that are not Iceberg's. TestOrphanCommittedMeanwhile and TestRemoveOrphans
-// find both.
+// iceberg-go's DeleteOrphanFiles is not used. It lists the folder after reading the metadata, so it
+// deletes files that are committed in between. It also deletes files of nested tables and unrelated
+// files. TestOrphanCommittedMeanwhile and TestRemoveOrphans demonstrate both.
 func RemoveOrphans(ctx context.Context, load Load, c Config, progress func(Progress)) (Orphans, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
@@ -56,7 +55,7 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 	if err := r.at(ctx, stepOrphansFound); err != nil {
 		return did, fmt.Errorf("remove orphans: %w", err)
 	}
-	// A commit that waited for long may have brought in an old file meanwhile.
+	// A commit that was delayed may have added an old file meanwhile.
 	if t, err = r.look(ctx); err != nil {
 		return did, err
 	}
@@ -82,7 +81,7 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 	return did, r.at(ctx, stepOrphansRemoved)
 }
 
-// removeAll removes files; those that are gone already are not error.
+// removeAll removes files. Files that no longer exist are not an error.
 func removeAll(ctx context.Context, files io.WriteFileIO, some []file) error {
 	if bulk, ok := files.(io.BulkRemovableIO); ok {
 		locations := make([]string, len(some))
@@ -103,16 +102,17 @@ func removeAll(ctx context.Context, files io.WriteFileIO, some []file) error {
 	return nil
 }
 
-// file is a file below the table's folder.
+// file is a file in the table's folder.
 type file struct {
 	location string
 	bytes    int64
 	changed  time.Time
 }
 
+// findOrphans returns the files that may be deleted.
 func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
-	// The folder is listed first: a file that is listed and committed meanwhile is then among those
-	// referred to, or young.
+	// List the folder before loading the table. A file that is listed and committed in between is
+	// then either referenced or young.
 	files, err := t.FS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("file system of %s: %w", t.Location(), err)
@@ -131,10 +131,10 @@ func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
 	return orphansAmong(listed, t.Location(), referred, r.now().Add(-r.OrphanAge)), nil
 }
 
-// orphansAmong picks the files that may go.
+// orphansAmong selects the files that may be deleted.
 func orphansAmong(listed []file, location string, referred map[string]bool, before time.Time) []file {
 	root := plain(location)
-	var others []string // roots of tables within the folder
+	var others []string // folders of nested tables
 	for _, f := range listed {
 		p := plain(f.location)
 		if at := strings.LastIndex(p, "/metadata/"); at >= 0 && strings.HasSuffix(p, ".metadata.json") && p[:at] != root {
@@ -154,8 +154,7 @@ func orphansAmong(listed []file, location string, referred map[string]bool, befo
 	return found
 }
 
-// ofTable reports whether a file, by its place in the table's folder and its name, is of the kinds
-// that a table has.
+// ofTable reports whether a path in the table's folder looks like a file of an Iceberg table.
 func ofTable(place string) bool {
 	switch {
 	case strings.HasPrefix(place, "/data/"):
@@ -170,7 +169,7 @@ func hasSuffix(s string, suffixes ...string) bool {
 	return slices.ContainsFunc(suffixes, func(suffix string) bool { return strings.HasSuffix(s, suffix) })
 }
 
-// plain returns the ways in which writers spell the same place alike.
+// plain normalises a location, since writers spell the same one differently.
 func plain(location string) string {
 	scheme, rest, ok := strings.Cut(location, ":/")
 	if !ok {
@@ -185,7 +184,7 @@ func plain(location string) string {
 	return strings.TrimSuffix(scheme+":/"+rest, "/")
 }
 
-// list lists all files of a folder. Files may come and go meanwhile.
+// list returns all files in a folder. Files may appear and disappear meanwhile.
 func list(ctx context.Context, files io.IO, location string) ([]file, error) {
 	listable, ok := files.(io.ListableIO)
 	if !ok {
@@ -218,9 +217,9 @@ func list(ctx context.Context, files io.IO, location string) ([]file, error) {
 	return listed, nil
 }
 
-// referredFiles returns the names of all files that the table's metadata refers to: names without
-// folders, as those are spelt in several ways and names are not given twice. A name that is in use
-// keeps its namesakes.
+// referredFiles returns the names of all files that the table's metadata refers to. Folders are
+// omitted, because locations are spelled in several ways and file names are unique. A file with the
+// same name as a referenced one is retained.
 func referredFiles(ctx context.Context, t *table.Table, files io.IO) (map[string]bool, error) {
 	referred := map[string]bool{}
 	refer := func(location string) { referred[path.Base(location)] = true }

@@ -7,19 +7,19 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 )
 
-// pace has a compaction rest between pieces of work, so that what else the machine does gets its
-// turn in time. Time is the clock's: on a busy machine work takes longer, and so do the rests.
+// pace throttles a compaction by resting between pieces of work, so that other processes get the
+// machine. It measures wall-clock time: on a busy machine, both work and rests take longer.
 type pace struct {
-	share float64 // of the time, for work
+	share float64 // fraction of time spent working
 	since time.Time
 }
 
-// Work is done in pieces of this length or longer.
+// pieceOfWork is the minimum length of a piece of work.
 const pieceOfWork = 20 * time.Millisecond
 
 func newPace(share float64) *pace { return &pace{share, time.Now()} }
 
-// after is take, and a rest where one is due.
+// after wraps take with a rest whenever one is due.
 func (p *pace) after(ctx context.Context, take func(arrow.RecordBatch) error) func(arrow.RecordBatch) error {
 	return func(rec arrow.RecordBatch) error {
 		if err := take(rec); err != nil {
@@ -29,7 +29,7 @@ func (p *pace) after(ctx context.Context, take func(arrow.RecordBatch) error) fu
 	}
 }
 
-// rest returns after as much time as is due.
+// rest sleeps for as long as the last piece of work requires.
 func (p *pace) rest(ctx context.Context) error {
 	worked := time.Since(p.since)
 	if p.share == 1 || worked < pieceOfWork {

@@ -10,9 +10,9 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// placeAsWritten sees to it that the table's files stand where their locations say. Those of tables
-// that were partitioned by texts stood, for a while, where a location is decoded, and there no
-// other engine finds them. What it has placed it does not look at again.
+// placeAsWritten makes the files of a table accessible at the exact locations that its metadata
+// names. An earlier version decoded percent escapes when it wrote files of tables partitioned by
+// strings, so other engines cannot find those files. Files that are already in place are skipped.
 func (r *run) placeAsWritten(ctx context.Context) error {
 	t, err := r.look(ctx)
 	if err != nil {
@@ -20,7 +20,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 	}
 	head := t.CurrentSnapshot()
 	if head == nil || strings.HasPrefix(t.Location(), "s3") {
-		return nil // objects have one name each
+		return nil // in an object store, the key is the location
 	}
 	files, err := t.FS(ctx)
 	if err != nil {
@@ -30,7 +30,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read manifests of snapshot %d: %w", head.SnapshotID, err)
 	}
-	flat := map[int32]bool{} // specs whose files are named after no value
+	flat := map[int32]bool{} // unpartitioned specs: their file names have no values
 	for _, spec := range t.Metadata().PartitionSpecs() {
 		flat[int32(spec.ID())] = spec.IsUnpartitioned()
 	}
@@ -48,7 +48,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 			}
 			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
 				made, err := location.AsWritten(files, file)
-				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report one that is lost
+				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report missing files
 					return fmt.Errorf("place %s as its location is written: %w", file, err)
 				}
 				if made {

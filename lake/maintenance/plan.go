@@ -5,20 +5,20 @@ import (
 	"fmt"
 )
 
-// Planned is what a run would do to a table as it is now.
+// Planned is what a run would do to the table's current state.
 type Planned struct {
 	Table         string
 	DataFiles     int // in the table
 	DataBytes     int64
-	RewriteFiles  int // data files that a compaction would replace,
+	RewriteFiles  int // data files that compaction would replace
 	RewriteBytes  int64
-	ResultFiles   int // by about so many
-	Manifests     int // small ones that would be merged; 0: too few
+	ResultFiles   int // approximate number of replacements
+	Manifests     int // small manifests to be merged; 0 if too few
 	Snapshots     int
 	ExpiredNow    int
-	OrphanFiles   []string // that would be removed
+	OrphanFiles   []string // to be removed
 	OrphanBytes   int64
-	KeepsAllFiles bool // gc.enabled is off: nothing would be deleted
+	KeepsAllFiles bool // gc.enabled is false: nothing would be deleted
 }
 
 func (p Planned) String() string {

@@ -10,21 +10,21 @@ import (
 	"github.com/apache/iceberg-go/table/compaction"
 )
 
-// replacement is files that take the place of others.
+// replacement replaces data files with others.
 //
-// What must hold for deletes: the new files have the rows of the old ones as the base snapshot
-// showed them. So every delete of the base is in them already, and every later one must still hit
-// them. Deletes by equality do, because the new files get the base's sequence number: a delete hits
-// what has a lower number than its own. Deletes by position name a file, so a later one that names
-// a replaced file would be lost: then the replacement does not fit any more.
+// Invariant for deletes: the new files have the rows of the old ones as of the base snapshot. So
+// they already reflect every delete of the base, and every later delete must still apply to them.
+// Equality deletes do, because the new files get the base's sequence number, and a delete applies
+// to files with a lower number than its own. Position deletes refer to a file by path. A later one
+// for a replaced file would be lost, so the replacement is then stale.
 type replacement struct {
 	sequence int64              // of the base snapshot
-	old      map[string]bool    // paths
+	old      map[string]bool    // paths of the replaced files
 	parts    map[string]bool    // their partitions
-	files    []iceberg.DataFile // the same
+	files    []iceberg.DataFile // the replaced files
 	added    []iceberg.DataFile
 
-	deadDeletes int // files removed by the last stage
+	deadDeletes int // delete files removed by the last attempt
 }
 
 func newReplacement(base *table.Table, bins []bin, added []iceberg.DataFile) *replacement {
@@ -39,6 +39,7 @@ func newReplacement(base *table.Table, bins []bin, added []iceberg.DataFile) *re
 	return r
 }
 
+// stage adds the replacement to a transaction if it is not stale.
 func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
 	dead, err := r.check(ctx, t)
 	if err != nil {
@@ -61,8 +62,8 @@ func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Trans
 	return withoutNames(t, tx)
 }
 
-// withoutNames takes back that iceberg-go names the columns in a property where the table has none,
-// which is none of our business.
+// withoutNames removes the name mapping that iceberg-go adds to tables without one. Compaction
+// should not change properties.
 func withoutNames(t *table.Table, tx *table.Transaction) error {
 	if _, had := t.Properties()[table.DefaultNameMappingKey]; !had {
 		return tx.RemoveProperties([]string{table.DefaultNameMappingKey})
@@ -70,8 +71,8 @@ func withoutNames(t *table.Table, tx *table.Transaction) error {
 	return nil
 }
 
-// check finds whether the replacement still fits the table, and which files of deletes are dead
-// after it.
+// check returns errStale if the replacement no longer applies, or else the delete files that are
+// dead after it.
 func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg.DataFile, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {
@@ -86,7 +87,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
 	live := 0
-	sequences := map[string]int64{} // of the files of deletes
+	sequences := map[string]int64{} // of delete files
 	for _, m := range manifests {
 		for e, err := range m.Entries(files, true) {
 			if err != nil {
@@ -116,7 +117,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 		return nil, err
 	}
 	for _, f := range equality {
-		// The new files are as old as the base.
+		// The new files have the base's sequence number, so younger deletes still apply.
 		if sequences[f.FilePath()] <= r.sequence {
 			dead = append(dead, f)
 		}
@@ -132,10 +133,10 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 	return append(dead, position...), nil
 }
 
-// The path of the data file, in files of deletes by position.
+// positionPathID is the reserved field id of the data file's path in position delete files.
 const positionPathID = 2147483546
 
-// mayHit reports whether deletes by position may be of a file that is replaced.
+// mayHit reports whether a position delete file may apply to a replaced file.
 func (r *replacement) mayHit(f iceberg.DataFile) bool {
 	if path := f.ReferencedDataFile(); path != nil {
 		return r.old[*path]
@@ -143,7 +144,7 @@ func (r *replacement) mayHit(f iceberg.DataFile) bool {
 	low, high := string(f.LowerBoundValues()[positionPathID]), string(f.UpperBoundValues()[positionPathID])
 	if low != "" && low == high {
 		for path := range r.old {
-			if strings.HasPrefix(path, low) { // bounds may be cut short
+			if strings.HasPrefix(path, low) { // bounds may be truncated
 				return true
 			}
 		}

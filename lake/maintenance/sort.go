@@ -18,32 +18,32 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// sorter sorts more rows than memory holds: it gathers batches up to a budget, writes them sorted
-// to a file, and merges the files as a stream. It holds about twice the budget at most: the
-// batches, and their sorted copy.
+// sorter is an external merge sort. It collects batches up to a memory budget, writes them sorted
+// to a file (a run), and merges the runs as a stream. It holds at most about twice the budget: the
+// batches and their sorted copy.
 type sorter struct {
 	ctx    context.Context
 	keys   []keyField
 	schema *arrow.Schema
-	dir    string // of its files
+	dir    string // folder of the runs
 	budget int64
-	spilt  func() error // called after each file
+	spilt  func() error // called after each run
 
 	pending      []arrow.RecordBatch
-	pendingKeys  []rowKeys // of each
-	pendingBytes int64     // of both
+	pendingKeys  []rowKeys // keys of each batch
+	pendingBytes int64     // batches and keys
 	runs         []string  // files of sorted rows
-	files        int       // made so far
+	files        int       // number of files written
 }
 
-// Batches in the files are about so large: a merge holds one of each file.
+// spillBatch is the approximate size of a batch in a run. Merging holds one batch per run.
 const spillBatch = 256 << 10
 
 func newSorter(ctx context.Context, keys []keyField, schema *arrow.Schema, dir string, budget int64, spilt func() error) *sorter {
 	return &sorter{ctx: ctx, keys: keys, schema: schema, dir: dir, budget: budget, spilt: spilt}
 }
 
-// add takes a batch and keeps it.
+// add adds a batch and retains it.
 func (s *sorter) add(rec arrow.RecordBatch) error {
 	keys, err := keysOf(s.keys, rec)
 	if err != nil {
@@ -59,7 +59,7 @@ func (s *sorter) add(rec arrow.RecordBatch) error {
 	return s.spill()
 }
 
-// sorted hands all rows on in order. The batches are valid during the call only.
+// sorted passes all rows to each in order. A batch is valid only during the call.
 func (s *sorter) sorted(each func(arrow.RecordBatch) error) error {
 	if len(s.runs) == 0 {
 		return s.drain(each)
@@ -67,6 +67,7 @@ func (s *sorter) sorted(each func(arrow.RecordBatch) error) error {
 	if err := s.spill(); err != nil {
 		return err
 	}
+	// Merging holds a batch per run, so too many runs are first merged into larger ones.
 	fanIn := int(max(2, s.budget/spillBatch))
 	for len(s.runs) > fanIn {
 		some := s.runs[:fanIn]
@@ -91,6 +92,7 @@ func (s *sorter) close() {
 	s.pending, s.pendingKeys = nil, nil
 }
 
+// spill writes the pending rows to a run.
 func (s *sorter) spill() error {
 	if len(s.pending) == 0 {
 		return nil
@@ -103,7 +105,7 @@ func (s *sorter) spill() error {
 	return s.spilt()
 }
 
-// drain hands on the pending rows, sorted, in small batches.
+// drain passes the pending rows to each, sorted, in small batches.
 func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 	if len(s.pending) == 0 {
 		return nil
@@ -132,13 +134,13 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 	return nil
 }
 
+// keyedRow is a row's key and its index before sorting.
 type keyedRow struct {
 	key []byte
 	at  int64
 }
 
-// inOrder reports where the rows are, in the order of their keys; those with the same key as they
-// come.
+// inOrder returns the indices of the rows in key order. Rows with equal keys keep their order.
 func inOrder(rows []keyedRow) []int64 {
 	slices.SortStableFunc(rows, func(a, b keyedRow) int { return bytes.Compare(a.key, b.key) })
 	order := make([]int64, len(rows))
@@ -148,7 +150,7 @@ func inOrder(rows []keyedRow) []int64 {
 	return order
 }
 
-// take hands on the rows that are named, in that order.
+// take passes the given rows to each, in the given order.
 func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.RecordBatch) error) error {
 	if err := s.ctx.Err(); err != nil {
 		return err
@@ -177,7 +179,7 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 	return each(rec)
 }
 
-// write returns a file of sorted rows.
+// write writes a run and returns its path.
 func (s *sorter) write(rows func(each func(arrow.RecordBatch) error) error) (_ string, err error) {
 	s.files++
 	name := filepath.Join(s.dir, fmt.Sprintf("run-%d", s.files))
@@ -200,18 +202,17 @@ func (s *sorter) write(rows func(each func(arrow.RecordBatch) error) error) (_ s
 	return name, nil
 }
 
-// source is a file of sorted rows being merged.
+// source is a run that is being merged.
 type source struct {
 	file *os.File
 	rows *ipc.Reader
-	rec  arrow.RecordBatch // under way; nil at the end
+	rec  arrow.RecordBatch // current batch; nil at the end
 	keys rowKeys
-	next int // row of rec
+	next int // next row of rec
 }
 
-// merge hands on the rows of several sorted files in order. In each round it takes, of the batch
-// under way of each file, the rows up to the least of the batches' last keys: behind them nothing
-// smaller can come.
+// merge passes the rows of several runs to each, in order. Each round takes rows from the current
+// batches up to the least of their last keys. No later row of any run can sort before those.
 func (s *sorter) merge(runs []string, each func(arrow.RecordBatch) error) (err error) {
 	var sources []*source
 	defer func() {
@@ -242,6 +243,7 @@ func (s *sorter) merge(runs []string, each func(arrow.RecordBatch) error) (err e
 	}
 }
 
+// round performs one round of a merge.
 func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) error {
 	bound := sources[0].last()
 	for _, src := range sources[1:] {
@@ -308,9 +310,10 @@ func (s *sorter) open(run string) (*source, error) {
 	return src, nil
 }
 
+// last returns the last key of the current batch.
 func (src *source) last() []byte { return src.keys.at(src.keys.len() - 1) }
 
-// load takes the next batch that has rows.
+// load reads the next batch that has rows.
 func (src *source) load(keys []keyField) error {
 	for {
 		rec, err := src.rows.Read()
@@ -324,7 +327,7 @@ func (src *source) load(keys []keyField) error {
 		if rec.NumRows() == 0 {
 			continue
 		}
-		src.rec = rec // of the reader, until its next
+		src.rec = rec // owned by the reader, valid until the next Read
 		if src.keys, err = keysOf(keys, rec); err != nil {
 			return err
 		}
@@ -342,6 +345,7 @@ func (src *source) close() error {
 	return err
 }
 
+// concatenate returns one batch with the rows of all, which must be released.
 func concatenate(schema *arrow.Schema, recs []arrow.RecordBatch) (arrow.RecordBatch, error) {
 	if len(recs) == 1 {
 		recs[0].Retain()
@@ -372,7 +376,7 @@ func concatenate(schema *arrow.Schema, recs []arrow.RecordBatch) (arrow.RecordBa
 	return labelled(schema, columns, rows), nil
 }
 
-// batchBytes is about what a batch's rows take; a slice counts by its share.
+// batchBytes returns the approximate memory of a batch. Slices count by their share.
 func batchBytes(rec arrow.RecordBatch) (total int64) {
 	for _, c := range rec.Columns() {
 		total += int64(c.Data().SizeInBytes())

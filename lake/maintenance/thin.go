@@ -14,10 +14,11 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
-// Every commit reads and writes all of the table's history, so a lander thins it out: all of the
-// newest states stay, of older ones the last of each minute, then of each hour. So as-of queries
-// reach back a day, and commits cost the same forever. To look for what may go costs little, to
-// take it away is a commit, made where it is worth it.
+// Every commit reads and writes all snapshots in a table's metadata, so landers thin the history
+// out. The newest states are all retained, of older ones the last of each minute, then of each
+// hour. So as-of queries reach back a day, and the cost of commits stays constant. Checking is
+// cheap, but removing takes a commit, so snapshots are only removed when historyCut of them have
+// accumulated.
 const (
 	historyNewest  = 64
 	historyMinutes = time.Hour
@@ -25,11 +26,11 @@ const (
 	historyCut     = 16
 )
 
-// surplus returns the snapshots that may go, whatever their order.
+// surplus returns the ids of snapshots that may be removed.
 func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (ids []int64) {
 	all := slices.Clone(snapshots)
 	slices.SortStableFunc(all, func(a, b table.Snapshot) int { return int(b.SequenceNumber - a.SequenceNumber) })
-	seen := map[string]bool{} // spans of time that have their last state
+	seen := map[string]bool{} // minutes and hours whose last state is retained
 	for i, s := range all {
 		at := timeunit.Time(s.TimestampMs)
 		age, span := now.Sub(at), ""
@@ -49,10 +50,10 @@ func surplus(snapshots []table.Snapshot, keep map[int64]bool, now time.Time) (id
 	return ids
 }
 
-// Thin takes surplus states of a table away where there are enough of them, in a commit through
-// into. It deletes the lists of the states that go, and the manifests that no other state has. It
-// deletes no data file: one that a compaction has replaced may still be in a reader's plan, and
-// maintenance removes it when it is old.
+// Thin removes surplus snapshots of a table if there are enough of them, with a commit through
+// into. It deletes their manifest lists, and the manifests that no other snapshot uses. It deletes
+// no data files: a reader may have planned a scan of a file that compaction replaced. Maintenance
+// removes those files later.
 func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	t, err := load(ctx)
 	if err != nil {
@@ -66,7 +67,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
 		return nil
 	}
-	held, done, err := Claim(ctx, t, now) // running as-of queries keep what they read
+	held, done, err := Claim(ctx, t, now) // snapshots of running as-of queries are retained
 	if err != nil {
 		return err
 	}

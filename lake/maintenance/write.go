@@ -18,22 +18,22 @@ import (
 	"github.com/google/uuid"
 )
 
-// writer writes a stream of rows of one partition into data files, and begins another one whenever
-// one is large enough.
+// writer writes a stream of rows of one partition to data files. It starts a new file when the
+// current one is large enough.
 type writer struct {
-	ctx        context.Context // an object store writes a file as long as this holds
+	ctx        context.Context // cancelling it aborts uploads to an object store
 	table      *table.Table
 	spec       iceberg.PartitionSpec
 	partition  map[int]any
-	sortID     int // 0: the rows come in no order
+	sortID     int // 0: the rows are unsorted
 	fileBytes  int64
-	groupBytes int64 // of a row group as written, which is held until it is whole
+	groupBytes int64 // encoded size of a row group, which is held in memory
 
 	locations  table.LocationProvider
-	schema     *arrow.Schema // with the columns' ids
+	schema     *arrow.Schema // with field ids
 	properties *parquet.WriterProperties
 
-	// The file under way; parquet is nil until it has rows.
+	// The current file. parquet is nil while there is none.
 	location string
 	abort    context.CancelFunc
 	out      *counting
@@ -44,6 +44,7 @@ type writer struct {
 	made []string // locations of all files that were begun
 }
 
+// counting is a file writer that counts the bytes written.
 type counting struct {
 	io.FileWriter
 	bytes int64
@@ -55,7 +56,7 @@ func (c *counting) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom hides the one within, whose bytes would not be counted.
+// ReadFrom hides FileWriter's own ReadFrom, whose bytes would not be counted.
 func (c *counting) ReadFrom(r stdio.Reader) (int64, error) {
 	return stdio.Copy(struct{ stdio.Writer }{c}, r)
 }
@@ -84,8 +85,8 @@ func newWriter(ctx context.Context, t *table.Table, b bin, sortID int, memory in
 	}, nil
 }
 
-// parquetProperties are those of the table as far as it has any, else as the lander's: zstd above
-// level 1 costs time for 2 % of size. A dictionary is kept only where it pays.
+// parquetProperties returns the table's settings, with the landers' defaults. Levels above 1 of
+// zstd cost time and save only about 2 %. A dictionary is dropped where it does not pay.
 func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet.WriterProperties, error) {
 	codecs := map[string]compress.Compression{
 		"zstd": compress.Codecs.Zstd, "snappy": compress.Codecs.Snappy, "gzip": compress.Codecs.Gzip,
@@ -111,6 +112,7 @@ func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet
 	return parquet.NewWriterProperties(p...), nil
 }
 
+// write writes a batch. It completes the file when the size is reached.
 func (w *writer) write(rec arrow.RecordBatch) error {
 	if rec.NumRows() == 0 {
 		return nil
@@ -157,13 +159,14 @@ func (w *writer) open() error {
 	w.out = &counting{FileWriter: out}
 	if w.parquet, err = pqarrow.NewFileWriter(w.schema, w.out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema())); err != nil {
 		abort()
-		_ = out.Close() // what there is of it is given up
+		_ = out.Close() // the content is discarded anyway
 		return w.failed(err)
 	}
 	w.abort, w.rows = abort, 0
 	return nil
 }
 
+// writable returns the table's file system for writing.
 func writable(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	files, err := t.FS(ctx)
 	if err != nil {
@@ -176,13 +179,14 @@ func writable(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	return w, nil
 }
 
-// finish completes the file under way.
+// finish completes the current file and describes it for the commit. The row count is checked
+// against the footer.
 func (w *writer) finish() error {
 	if w.parquet == nil {
 		return nil
 	}
 	if err := w.parquet.Close(); err != nil {
-		return w.failed(err) // and close gives it up
+		return w.failed(err) // close discards it
 	}
 	defer w.abort()
 	meta, err := w.parquet.FileMetadata()
@@ -205,18 +209,18 @@ func (w *writer) finish() error {
 	return nil
 }
 
-// close gives up a file that was not finished.
+// close discards an unfinished file.
 func (w *writer) close() {
 	if w.parquet == nil {
 		return
 	}
-	w.abort() // an object store sees nothing of an upload that does not end
+	w.abort() // an object store discards an upload that is not completed
 	_ = w.parquet.Close()
-	_ = w.out.Close() // where the above failed before
+	_ = w.out.Close() // a second close is harmless
 	w.parquet = nil
 }
 
-// remove removes files that no commit refers to, even while the program stops.
+// remove removes files that no commit refers to. It works even while the program stops.
 func remove(ctx context.Context, t *table.Table, locations []string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()

@@ -14,7 +14,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// priceOf is money as the number that the decimal column keeps.
+// priceOf returns an amount as the unscaled value of a money column: nine decimal places. It
+// refuses another currency and amounts whose parts have different signs.
 func priceOf(m *money.Money, currency string) (decimal128.Num, error) {
 	units, nanos := m.GetUnits(), int64(m.GetNanos())
 	switch {
@@ -25,16 +26,18 @@ func priceOf(m *money.Money, currency string) (decimal128.Num, error) {
 	case nanos <= -nanosPerUnit, nanos >= nanosPerUnit, units > 0 && nanos < 0, units < 0 && nanos > 0:
 		return decimal128.Num{}, fmt.Errorf("%d units and %d nanos are no amount", units, nanos)
 	}
-	if units > math.MinInt64/nanosPerUnit && units < math.MaxInt64/nanosPerUnit { // nearly always
+	if units > math.MinInt64/nanosPerUnit && units < math.MaxInt64/nanosPerUnit { // fits into 64 bits, nearly always
 		return decimal128.FromI64(units*nanosPerUnit + nanos), nil
 	}
 	sum := new(big.Int).Mul(big.NewInt(units), big.NewInt(nanosPerUnit))
 	return decimal128.FromBigInt(sum.Add(sum, big.NewInt(nanos))), nil
 }
 
+// nanosPerUnit matches the scale of money columns, so an amount in nanos is the unscaled value.
 const nanosPerUnit = 1_000_000_000
 
-// optionalTime is a time as columns keep it; zero where there is none.
+// optionalTime returns a time with the precision of columns, or the zero time for nil. field is its
+// name in errors.
 func optionalTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
 	if t == nil {
 		return time.Time{}, nil
@@ -45,6 +48,7 @@ func optionalTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
 	return event.Time(t.AsTime()), nil
 }
 
+// requiredTime is optionalTime for a field that must be set.
 func requiredTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
 	if t == nil {
 		return time.Time{}, fmt.Errorf("%s: missing", field)

@@ -12,11 +12,11 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// customersEvents keeps every event of a customer's life; personal data is inside the payload.
+// customersEvents has every event of a customer. Personal data is in the payload.
 var customersEvents = declare.Events("customers_events", event.Customer, (*customerv1.CustomerEvent)(nil))
 
-// customersCurrent has every customer as they are now. Personal data is in it as in customers_events: whoever may read the one may
-// read the other, and what erasure will make unreadable in the events, it will make unreadable here.
+// customersCurrent has the current state of every customer. Like customers_events, it has personal
+// data, so it requires the same access rights.
 var customersCurrent = declare.State[customerState]{
 	Name: "customers_current", Doc: "Every customer as they are now; with personal data.", Of: event.Customer, Key: "customer_id", KeyDoc: "UUID",
 	Columns: declare.Schema[customerState]{
@@ -35,6 +35,7 @@ var customersCurrent = declare.State[customerState]{
 	Change: changeCustomer,
 }.Table()
 
+// customerState is the row of a customer without key, version and times.
 type customerState struct {
 	reference, name, email, country             string
 	recipient, postalCode, city, addressCountry string
@@ -43,6 +44,7 @@ type customerState struct {
 	registeredAt                                time.Time
 }
 
+// changeCustomer implements State.Change for customers.
 func changeCustomer(e event.Event) (func(*customerState), error) {
 	var message customerv1.CustomerEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
@@ -63,6 +65,7 @@ func changeCustomer(e event.Event) (func(*customerState), error) {
 	case *customerv1.CustomerEvent_ConsentChanged:
 		purpose, granted := m.ConsentChanged.GetPurpose().String(), m.ConsentChanged.GetGranted()
 		return func(s *customerState) {
+			// Clone first: the previous state may be folded again after a failed commit.
 			s.consents = slices.DeleteFunc(slices.Clone(s.consents), func(p string) bool { return p == purpose })
 			if granted {
 				s.consents = append(s.consents, purpose)
@@ -70,5 +73,5 @@ func changeCustomer(e event.Event) (func(*customerState), error) {
 			}
 		}, nil
 	}
-	return func(*customerState) {}, nil // newer than this program
+	return func(*customerState) {}, nil // a newer event type
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// OrderLines has a row for every line of every order that was placed, as it was when the line was ordered. What became of
-// the order is not in it.
+// OrderLines has a row for every line of every order as it was ordered. Later changes to the order
+// are not reflected.
 var OrderLines = declare.Facts[line]{
 	Name: "order_lines", Doc: "Every line of every order that was placed, as it was ordered.", Of: event.Order, Sort: "ordered_at",
 	Columns: lineColumns,
@@ -53,17 +53,17 @@ type line struct {
 	recordedAt  time.Time
 }
 
-// lineDecoder makes a row of each line that an event brings.
+// lineDecoder converts the lines of an event into rows.
 type lineDecoder struct {
 	message orderv1.OrderEvent // reused
 }
 
-// lines appends the lines that e brings; most events bring none.
+// lines appends a row for each line that e has. Most events have none.
 func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 	if err := proto.Unmarshal(e.Data, &d.message); err != nil {
 		return into, fmt.Errorf("payload is no %s: %w", event.Order.Message, err)
 	}
-	// OrderPlaced and LinesAdded name alike what their lines share.
+	// OrderPlaced and LinesAdded share these fields.
 	var from interface {
 		GetOrderId() string
 		GetCustomerId() string
@@ -78,7 +78,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 	case *orderv1.OrderEvent_LinesAdded:
 		from = m.LinesAdded
 	default:
-		return into, nil // newer than this program, or without lines
+		return into, nil // without lines, or a newer event type
 	}
 	if from.GetOrderedAt() == nil {
 		return into, errors.New("the order has no ordered_at")

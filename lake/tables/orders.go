@@ -11,10 +11,10 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// OrdersEvents keeps every event of an order's life.
+// OrdersEvents has every event of an order.
 var OrdersEvents = declare.Events("orders_events", event.Order, (*orderv1.OrderEvent)(nil))
 
-// OrdersCurrent has every order as it is now. What an order consists of is in order_lines.
+// OrdersCurrent has the current state of every order. Its lines are in order_lines.
 var OrdersCurrent = declare.State[orderState]{
 	Name: "orders_current", Doc: "Every order as it is now.", Of: event.Order, Key: "order_id", KeyDoc: "UUID",
 	Columns: declare.Schema[orderState]{
@@ -34,6 +34,7 @@ var OrdersCurrent = declare.State[orderState]{
 	Change: changeOrder,
 }.Table()
 
+// orderState is the row of an order without key, version and times.
 type orderState struct {
 	customerID, reference, currency, country, status string
 	lines, items                                     int64
@@ -42,6 +43,7 @@ type orderState struct {
 	cancelReason                                     string
 }
 
+// changeOrder implements State.Change for orders.
 func changeOrder(e event.Event) (func(*orderState), error) {
 	var message orderv1.OrderEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
@@ -80,9 +82,10 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 		reason := m.Cancelled.GetReason()
 		return func(s *orderState) { s.status, s.cancelledAt, s.cancelReason = "cancelled", at, reason }, err
 	}
-	return func(*orderState) {}, nil // newer than this program
+	return func(*orderState) {}, nil // a newer event type
 }
 
+// count returns the number of lines and the sum of their quantities.
 func count(of []*orderv1.OrderLine) (lines, items int64) {
 	for _, l := range of {
 		items += l.GetQuantity()

@@ -12,10 +12,10 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// productsEvents keeps every event of a product's life.
+// productsEvents has every event of a product.
 var productsEvents = declare.Events("products_events", event.Product, (*catalogv1.ProductEvent)(nil))
 
-// productsCurrent has every product as it is now, also those that are off sale.
+// productsCurrent has the current state of every product, including delisted ones.
 var productsCurrent = declare.State[productState]{
 	Name: "products_current", Doc: "Every product as it is now, also those off sale.", Of: event.Product, Key: "sku", KeyDoc: "names the product",
 	Columns: declare.Schema[productState]{
@@ -32,6 +32,7 @@ var productsCurrent = declare.State[productState]{
 	Change: changeProduct,
 }.Table()
 
+// productState is the row of a product without key, version and times.
 type productState struct {
 	title, description, kind, status string
 	categories                       []string
@@ -39,6 +40,7 @@ type productState struct {
 	listedAt, revisedAt, delistedAt  time.Time
 }
 
+// changeProduct implements State.Change for products.
 func changeProduct(e event.Event) (func(*productState), error) {
 	var message catalogv1.ProductEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
@@ -65,6 +67,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 			return nil, fmt.Errorf("price: %w", err)
 		}
 		return func(s *productState) {
+			// Clone first: the previous state may be folded again after a failed commit.
 			prices := maps.Clone(s.prices)
 			if prices == nil {
 				prices = map[string]declare.Amount{}
@@ -76,5 +79,5 @@ func changeProduct(e event.Event) (func(*productState), error) {
 		at, err := optionalTime("delisted_at", m.Delisted.GetDelistedAt())
 		return func(s *productState) { s.status, s.delistedAt = "delisted", at }, err
 	}
-	return func(*productState) {}, nil // newer than this program
+	return func(*productState) {}, nil // a newer event type
 }

@@ -12,11 +12,11 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// stockEvents keeps every movement of stock.
+// stockEvents has every event of a product's stock.
 var stockEvents = declare.Events("stock_events", event.Stock, (*inventoryv1.StockEvent)(nil))
 
-// stockMovements has a row for whatever changed the stock of a product. The changes of a product up to a version add up to what
-// was on hand and reserved then.
+// stockMovements has a row for every change to a product's stock. The sums of the changes up to a
+// version are the quantities on hand and reserved at that version.
 var stockMovements = declare.Facts[stockMovement]{
 	Name: "stock_movements", Doc: "Every change of a product's stock.", Of: event.Stock, Sort: "moved_at",
 	Columns: declare.Schema[stockMovement]{
@@ -43,6 +43,8 @@ type stockMovement struct {
 	expiresAt, movedAt, recordedAt time.Time
 }
 
+// stockMoves appends the movement that an event describes. Each known event is exactly one
+// movement.
 func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 	var message inventoryv1.StockEvent
 	if err := proto.Unmarshal(e.Data, &message); err != nil {
@@ -77,7 +79,7 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 		field, at = "released_at", r.GetReleasedAt()
 		m.movement, m.reserved, m.reservation, m.reason = "released", -r.GetQuantity(), r.GetReservationId(), r.GetCause().String()
 	default:
-		return into, nil // newer than this program
+		return into, nil // a newer event type
 	}
 	var err error
 	m.movedAt, err = requiredTime(field, at)

@@ -1,6 +1,11 @@
-// Package tables declares the shop's own tables, with a file for each service: the events of each
-// aggregate, the facts that they bring, and the current state of its streams. Nothing in the
-// packages beside it knows them; All goes into the configuration of a lake.
+// Package tables declares the shop's own tables, in one file per service.
+//
+// There are three kinds, see package declare: the events of each aggregate (orders_events), facts
+// derived from events (order_lines, stock_movements), and the current state of streams
+// (orders_current). All returns the complete list, which goes into the configuration of a lake. No
+// other package below lake depends on them.
+//
+// Decoders ignore types of events that they do not know: a newer program may already write them.
 package tables
 
 import (
@@ -10,9 +15,9 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// All are Millrace's own. They are not partitioned: at a commit every second or so a partition by time would only
-// cut small files smaller, a year's import would write a file per month and commit, and the bounds in the manifests
-// already prune by time.
+// All returns Millrace's own tables. They are not partitioned. With a commit about every second,
+// partitions by time would only make small files smaller, and an import of a year would write a
+// file per month and commit. The column bounds in manifests already prune by time.
 func All() []declare.Table {
 	return []declare.Table{
 		customersEvents, productsEvents, stockEvents, OrdersEvents,
@@ -21,7 +26,7 @@ func All() []declare.Table {
 	}
 }
 
-// Of returns the tables that an aggregate's topic feeds: its events, and those derived from them.
+// Of returns the tables of an aggregate's topic: its events, and the tables derived from them.
 func Of(a event.Aggregate) []declare.Table {
 	return slices.DeleteFunc(All(), func(t declare.Table) bool { return t.Topic != a.Topic })
 }

@@ -11,21 +11,24 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// WithAvroNames is the table with its partition fields called as they may be called in manifests, which are Avro: as
-// Iceberg's Java library calls them there. Readers go by the ids of these fields, and the catalog keeps the names that
-// they have, as a commit does not send them. A table without such names is returned as it is. So are fields that would
-// share a name, which Java cannot write either.
+// WithAvroNames returns the table with partition field names that are valid in Avro, and thus in
+// manifests. It uses the same names as Iceberg's Java library. Readers identify these fields by id,
+// and the catalog keeps the original names, because commits do not send them.
+//
+// A table whose names are valid is returned unchanged. So is one in which two fields would get the
+// same name, which Java cannot write either.
 func WithAvroNames(t *table.Table, cat table.CatalogIO) *table.Table {
 	if specs := t.Metadata().PartitionSpecs(); !hasOtherAvroNames(specs) {
 		return t
 	}
 	m, err := renamePartitions(t.Metadata())
 	if err != nil {
-		return t // writing it returns the reason
+		return t // writing the table will report the reason
 	}
 	return table.New(t.Identifier(), m, t.MetadataLocation(), t.FS, cat)
 }
 
+// hasOtherAvroNames reports whether any partition field has a different name in Avro.
 func hasOtherAvroNames(specs []iceberg.PartitionSpec) bool {
 	for _, s := range specs {
 		var names []string
@@ -41,7 +44,7 @@ func hasOtherAvroNames(specs []iceberg.PartitionSpec) bool {
 	return false
 }
 
-// avroNames are names as Avro has them, or the same where two would become one.
+// avroNames returns valid Avro names, or the names unchanged if two would become equal.
 func avroNames(names []string) []string {
 	fields := make([]iceberg.NestedField, len(names))
 	for i, name := range names {
@@ -58,8 +61,8 @@ func avroNames(names []string) []string {
 	return out
 }
 
-// ascii writes letters that Java takes for a name, and our library for Avro does not, as Java writes those that it does
-// not take.
+// ascii escapes non-ASCII letters in the way in which Java escapes other characters. Java accepts
+// these letters in names, but the Avro library used here does not.
 func ascii(name string) string {
 	var b strings.Builder
 	for _, unit := range utf16.Encode([]rune(name)) {
@@ -72,6 +75,8 @@ func ascii(name string) string {
 	return b.String()
 }
 
+// renamePartitions rewrites the partition specs in the JSON form of the metadata, because
+// iceberg-go's type is immutable.
 func renamePartitions(m table.Metadata) (table.Metadata, error) {
 	fields, err := fieldsOfMetadata(m)
 	if err != nil {

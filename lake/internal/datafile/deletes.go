@@ -13,8 +13,9 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// WriteDeletes writes a file that deletes rows by their keys, which are sorted: all rows of commits before the one that
-// brings it.
+// WriteDeletes writes an equality delete file for the given keys, which must be sorted. It deletes
+// rows with these keys from all earlier commits, but not from the commit that adds it. called is
+// the key column's current name.
 func WriteDeletes(
 	ctx context.Context, have *table.Table, spec iceberg.PartitionSpec, w *Writer,
 	name string, key columnar.Field, called string, keys []string,
@@ -67,9 +68,9 @@ func WriteDeletes(
 	return []iceberg.DataFile{f}, nil
 }
 
-// Unpartitioned returns the spec that deletes by equality are written under. Iceberg applies such deletes to the data
-// files of every spec and partition. Deletes of one partition would miss a row that has left it, and all data files of
-// other specs.
+// Unpartitioned returns the spec under which equality deletes are written. Under an unpartitioned
+// spec, Iceberg applies them to the data files of every spec and partition. Deletes in a partition
+// would miss rows whose partition has changed, and files of other specs.
 func Unpartitioned(m table.Metadata) (iceberg.PartitionSpec, error) {
 	for _, spec := range m.PartitionSpecs() {
 		if spec.NumFields() == 0 {

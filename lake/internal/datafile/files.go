@@ -8,7 +8,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Files is where a table's files are, to be written.
+// Files returns the table's file system, for writing.
 func Files(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	fs, err := t.FS(ctx)
 	if err != nil {

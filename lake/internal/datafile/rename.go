@@ -9,14 +9,16 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// renaming gives the files of a batch their names.
+// renaming assigns new names to the files of a batch. It is safe for concurrent use, because
+// iceberg-go writes files concurrently.
 type renaming struct {
 	rename func(n int) string
 
 	mu    sync.Mutex
-	given map[string]string // the names that the writer knows: those that the files have
+	given map[string]string // new names by the name that iceberg-go chose
 }
 
+// of returns the new name of a file, and assigns one at the first call.
 func (r *renaming) of(name string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -26,6 +28,7 @@ func (r *renaming) of(name string) string {
 	return r.given[name]
 }
 
+// all returns all assigned names, sorted.
 func (r *renaming) all() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -37,7 +40,7 @@ func (r *renaming) all() []string {
 	return names
 }
 
-// renamed is a file system in which the files that are made have other names.
+// renamed is a file system that creates files under their new names.
 type renamed struct {
 	io.WriteFileIO
 	names *renaming
@@ -53,7 +56,7 @@ func (r renamed) WriteFile(name string, content []byte) error {
 
 func (r renamed) Remove(name string) error { return r.WriteFileIO.Remove(r.names.of(name)) }
 
-// relocated is a manifest's entry of a data file that has another name.
+// relocated returns a copy of a manifest entry with another file location.
 func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.DataFile, error) {
 	spec := t.Spec()
 	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), location, f.FileFormat(), f.Partition(), logicalTypes(spec, t.Schema()), nil,
@@ -69,7 +72,7 @@ func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.Dat
 	return b.Build(), nil
 }
 
-// logicalTypes are those of Avro for the values of partitions, by field.
+// logicalTypes returns the Avro logical types of partition values, by field id.
 func logicalTypes(spec iceberg.PartitionSpec, schema *iceberg.Schema) map[int]string {
 	types := map[int]string{}
 	for _, field := range spec.Fields() {

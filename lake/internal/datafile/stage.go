@@ -7,12 +7,12 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// rowIDs is the first format version in which rows have ids. iceberg-go gives them to what a row delta adds, not to
-// what is added as files.
+// rowIDs is the first format version with row ids. iceberg-go assigns them to files of a row delta,
+// but not to files added by AddDataFiles.
 const rowIDs = 3
 
-// Stage adds the rows, and the deletes of those whose place they take: these hit what commits before this one have
-// brought.
+// Stage adds data files and delete files to a transaction. The deletes apply to rows of earlier
+// commits only.
 func Stage(ctx context.Context, tx *table.Transaction, format int, files, deletes []iceberg.DataFile, summary iceberg.Properties) error {
 	if len(deletes) > 0 || format >= rowIDs {
 		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)

@@ -16,13 +16,15 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// Writable reports, as nil, that landers can write the table: columns of its schema, given with their ids, in files
-// spread by its partitions, added by a commit under its properties. It does not judge by a list of what is supported,
-// which could differ from what the code does: it writes two rows, and a commit of them, by the same code into memory.
-// That takes milliseconds, so it is asked only where any of it has changed.
+// Writable returns an error if landers cannot write the table: the given columns, which have ids of
+// its schema, in files of its partition spec, added by a commit under its properties.
+//
+// It does not consult a list of supported features, which could differ from what the code does.
+// Instead it writes and commits two sample rows in memory, using the same code as a landing. That
+// takes milliseconds, so callers ask only when something relevant has changed.
 func Writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (err error) {
 	defer func() {
-		if cause := recover(); cause != nil { // of a library, on metadata that nobody foresaw
+		if cause := recover(); cause != nil { // libraries may panic on unusual metadata
 			err = fmt.Errorf("%v", cause)
 		}
 	}()
@@ -33,9 +35,9 @@ func Writable(ctx context.Context, m table.Metadata, columns []columnar.Field) (
 	return writeSample(ctx, t, columns)
 }
 
-// WritableNow reports, as nil, that a commit of sample rows could be added to the table as it is, with its history. It
-// reads the table's files, and writes to memory alone. A table that takes the sample and not a record's rows is not at
-// fault.
+// WritableNow returns an error if a commit of sample rows could not be added to the table including
+// its history. It reads the table's files but writes to memory only. If the table accepts the
+// sample but not the rows of a record, the record is to blame.
 func WritableNow(ctx context.Context, have *table.Table, columns []columnar.Field) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -53,7 +55,7 @@ func WritableNow(ctx context.Context, have *table.Table, columns []columnar.Fiel
 	return writeSample(ctx, at.table, columns)
 }
 
-// overlay is a file system that reads files, and writes to memory.
+// overlay is a file system that reads existing files and writes to memory.
 type overlay struct {
 	*io.MemFS
 	files io.IO
@@ -68,14 +70,14 @@ func (o overlay) Open(name string) (io.File, error) {
 
 func (o overlay) Remove(string) error { return nil }
 
-// writeSample writes two rows into a table, and commits them.
+// writeSample writes and commits two rows.
 func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) error {
 	m := t.Metadata()
 	w, err := openFileWriter(ctx, columns, t)
 	if err != nil {
 		return err
 	}
-	for i := range columns { // a row as empty as can be, and one that lacks nothing
+	for i := range columns { // one row with as many nulls as possible, and one without any
 		appendSample(w.Columns.Column(i), columns[i], !columns[i].Required)
 		appendSample(w.Columns.Column(i), columns[i], false)
 	}
@@ -97,7 +99,7 @@ func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) 
 	return nil
 }
 
-// rehearsal is a table of the same schema, partitions and properties in memory, which is empty.
+// rehearsal returns an empty table in memory with the same schema, partitions and properties.
 func rehearsal(m table.Metadata) (*table.Table, error) {
 	fields, err := fieldsOfMetadata(m)
 	if err != nil {
@@ -130,14 +132,14 @@ func rehearsal(m table.Metadata) (*table.Table, error) {
 	return at.table, nil
 }
 
-// rehearsed is the catalog of a rehearsal.
+// rehearsed is the catalog of a rehearsal. It validates commits and stores nothing.
 type rehearsed struct{ table *table.Table }
 
 func (r *rehearsed) LoadTable(context.Context, table.Identifier) (*table.Table, error) {
 	return r.table, nil
 }
 
-// CommitTable does what a catalog does before it stores metadata.
+// CommitTable performs the checks that a catalog performs before it stores metadata.
 func (r *rehearsed) CommitTable(_ context.Context, _ table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
 	for _, req := range reqs {
 		if err := req.Validate(r.table.Metadata()); err != nil {
@@ -160,7 +162,7 @@ func (r *rehearsed) CommitTable(_ context.Context, _ table.Identifier, reqs []ta
 	return m, at, err
 }
 
-// appendSample appends a value to a column: null, or the simplest of its type that has every part.
+// appendSample appends null, or a simple value in which every nested part is present.
 func appendSample(to columnar.Column, f columnar.Field, null bool) {
 	if null {
 		to.AppendNull()
@@ -199,7 +201,8 @@ func appendSample(to columnar.Column, f columnar.Field, null bool) {
 	}
 }
 
-// AsWritten reports whether two states of a table are the same in all that decides whether landers can write it.
+// AsWritten reports whether two states of a table agree in everything that affects whether landers
+// can write it.
 func AsWritten(a, b table.Metadata) bool {
 	others := func(p iceberg.Properties) iceberg.Properties {
 		p = maps.Clone(p)
@@ -211,8 +214,8 @@ func AsWritten(a, b table.Metadata) bool {
 		maps.Equal(others(a.Properties()), others(b.Properties()))
 }
 
-// Landable reports, as nil, that landers of a table that this process does not know can write it: all columns may be
-// theirs.
+// Landable is Writable for a table whose declaration this process does not know. Any of its columns
+// may be declared.
 func Landable(ctx context.Context, m table.Metadata) error {
 	keys, err := evolution.ParseKeys(m.Properties()[evolution.Property])
 	if err != nil {
@@ -229,7 +232,7 @@ func Landable(ctx context.Context, m table.Metadata) error {
 	return Writable(ctx, m, written)
 }
 
-// demanded names a column that may not be null and is not written.
+// demanded returns the path of a column that is required but not written, if there is one.
 func demanded(all, written []columnar.Field) (path string, ok bool) {
 	byID := map[int]columnar.Field{}
 	for _, f := range written {
@@ -250,9 +253,10 @@ func demanded(all, written []columnar.Field) (path string, ok bool) {
 	return "", false
 }
 
-// OwnProperties is the prefix of properties that are the landers' own: where the table stands, and what its columns are.
+// OwnProperties is the prefix of the properties that belong to landers, such as offsets and
+// declared columns.
 const OwnProperties = "millrace."
 
-// Placing properties put files beside the table's location, where another table's maintenance would take them for
-// orphans.
+// Placing are the properties that place files outside of the table's location. There, the
+// maintenance of another table would take them for orphans.
 var Placing = []string{table.WriteDataPathKey, table.WriteMetadataPathKey, "write.object-storage.path", "write.folder-storage.path"}

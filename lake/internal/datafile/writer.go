@@ -1,9 +1,10 @@
-// Package datafile writes files of one table: data files in Parquet, and files of deletes by key. A
-// Writer turns the rows of batches into files, one batch after the other, and describes them for a
-// commit, which Stage prepares.
+// Package datafile writes the files of a table: Parquet data files and equality delete files.
 //
-// Writable answers whether a table takes such files, by writing some into memory with the same
-// code.
+// A Writer turns the rows of one batch after another into data files and returns their manifest
+// entries. Stage adds these to a commit. WriteDeletes writes the delete file of a keyed table.
+//
+// Writable and WritableNow check that a table accepts such files by writing samples into memory
+// with the same code.
 package datafile
 
 import (
@@ -28,34 +29,36 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// Writer writes rows into data files of one table, those of one batch after those of the other.
+// Writer writes the rows of batches into data files of one table. It is not safe for concurrent
+// use.
 //
-// Rows of a table without partitions go into one file as they come. Those of a partitioned one wait in memory for the
-// end of their batch, and are then written one partition after the other, so that one file is open at a time.
+// In an unpartitioned table, the rows of a batch are streamed to one file. In a partitioned table,
+// they are buffered until the end of the batch and then written partition by partition, so that
+// only one file is open at a time.
 type Writer struct {
 	Columns     *columnar.Columns
 	origin      origin
-	bytes       int             // of the records whose rows are in the columns
-	ctx         context.Context // an object store writes a file as long as this holds
+	bytes       int             // size of the values whose rows are buffered
+	ctx         context.Context // cancelling it aborts uploads to an object store
 	Table       *table.Table
 	partitioned bool
 	locations   table.LocationProvider
 	pages       *pages.Writer
 
-	// The file under way; out is nil until it has rows.
+	// The current file. out is nil while there is none.
 	location string
 	out      io.FileWriter
 	abort    context.CancelFunc
 }
 
-// The columns become a page of the file when they have so many rows, or came of so many bytes: as many rows as a
-// dictionary wants to see before it is given up, and no more than is good for memory.
+// Buffered columns become a page of the file at ChunkRows rows or chunkBytes bytes. That many rows
+// are enough for a dictionary to prove useful, and the bytes bound the memory.
 const (
 	ChunkRows  = 16 << 10
 	chunkBytes = 16 << 20
 )
 
-// New makes a writer of a table's rows, whose last columns are those of their origin.
+// New returns a writer for a table. The last three fields must be the origin columns.
 func New(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer, error) {
 	w, err := openFileWriter(ctx, fields, t)
 	if err != nil {
@@ -65,6 +68,7 @@ func New(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer,
 	return w, nil
 }
 
+// openFileWriter is New without origin columns, which sample rows do not need.
 func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table) (*Writer, error) {
 	columns, err := columnar.New(fields)
 	if err != nil {
@@ -83,10 +87,10 @@ func openFileWriter(ctx context.Context, fields []columnar.Field, t *table.Table
 	}, nil
 }
 
-// HasRows reports whether the batch has any.
+// HasRows reports whether the current batch has any rows.
 func (w *Writer) HasRows() bool { return w.out != nil || w.Columns.Rows() > 0 }
 
-// Append appends all rows of a record, or none.
+// Append appends all rows of a record, or none if it fails.
 func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record) (declare.Appended, error) {
 	mark := w.Columns.Mark()
 	appended, err := rows.Append(ctx, r)
@@ -104,7 +108,7 @@ func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record
 	return appended, nil
 }
 
-// AppendRow appends a row, or nothing.
+// AppendRow appends one row, or none if it fails.
 func (w *Writer) AppendRow(row func(), from declare.Record) error {
 	mark := w.Columns.Mark()
 	row()
@@ -116,7 +120,8 @@ func (w *Writer) AppendRow(row func(), from declare.Record) error {
 	return nil
 }
 
-// Flush hands the rows in the columns to the file, once there are enough of them, and opens the file if need be.
+// Flush writes the buffered rows to the file, opening it if necessary, if there are at least
+// atLeast rows or enough bytes. It does nothing for a partitioned table.
 func (w *Writer) Flush(name string, atLeast int) error {
 	rows := w.Columns.Rows()
 	if w.partitioned || rows == 0 || rows < atLeast && w.bytes < chunkBytes {
@@ -139,6 +144,7 @@ func (w *Writer) reset() {
 	w.bytes = 0
 }
 
+// open creates the batch's data file.
 func (w *Writer) open(name string) error {
 	ctx, abort := context.WithCancel(w.ctx)
 	files, err := w.files(ctx)
@@ -157,10 +163,11 @@ func (w *Writer) open(name string) error {
 	return nil
 }
 
-// files is where the table's files are.
+// files returns the table's file system.
 func (w *Writer) files(ctx context.Context) (io.WriteFileIO, error) { return Files(ctx, w.Table) }
 
-// Finish completes the batch's files and describes them for a commit; none where there were no rows.
+// Finish completes the batch's files and returns their manifest entries. It returns none if there
+// were no rows.
 func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.partitioned {
 		return w.spread(ctx, name)
@@ -176,7 +183,7 @@ func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, e
 		err = w.out.Close()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("close data file %s: %w", w.location, err) // and close gives it up
+		return nil, fmt.Errorf("close data file %s: %w", w.location, err) // Close discards it
 	}
 	defer w.abort()
 	w.out = nil
@@ -187,7 +194,8 @@ func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, e
 	return []iceberg.DataFile{f}, nil
 }
 
-// describe makes a manifest's entry of a file. It is not read back: what its footer says is known.
+// describe returns the manifest entry of a file. Its metadata is known, so the file is not read
+// back.
 func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 	spec := w.Table.Spec()
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
@@ -198,11 +206,11 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 	if err != nil || len(written.NaNs) == 0 && spec.NumFields() == 0 {
 		return f, err
 	}
-	partition := map[int]any{} // of a table whose partition fields were all dropped: nothing, for each of them
+	partition := map[int]any{} // nulls: a table with fields here has only dropped (void) ones
 	for _, field := range spec.Fields() {
 		partition[field.FieldID] = nil
 	}
-	// Parquet's footer does not count what is not a number, so iceberg-go does not either.
+	// Parquet footers do not count NaNs, so iceberg-go does not know them.
 	nans := maps.Clone(written.NaNs)
 	maps.DeleteFunc(nans, func(id int, _ int64) bool { _, counted := f.ValueCounts()[id]; return !counted })
 	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), f.FilePath(), f.FileFormat(), partition, nil, nil, f.Count(), f.FileSizeBytes())
@@ -213,9 +221,8 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 		LowerBoundValues(f.LowerBoundValues()).UpperBoundValues(f.UpperBoundValues()).SplitOffsets(f.SplitOffsets()).Build(), nil
 }
 
-// spread writes the rows of a partitioned table. iceberg-go puts the values of a partition into its files' names;
-// readers do not need them there, and do not agree on how they are to be read, so the files get names as all others
-// have.
+// spread writes the rows of a partitioned table. iceberg-go puts partition values into file names.
+// Readers do not need them and interpret their escapes differently, so the files get plain names.
 func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, error) {
 	if w.Columns.Rows() == 0 {
 		return nil, nil
@@ -251,7 +258,7 @@ func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, e
 	return files, nil
 }
 
-// Remove removes data files that nothing refers to, even while the program stops.
+// Remove removes data files that nothing refers to. It works even while the program stops.
 func (w *Writer) Remove(files ...iceberg.DataFile) error {
 	var errs []error
 	for _, f := range files {
@@ -260,8 +267,7 @@ func (w *Writer) Remove(files ...iceberg.DataFile) error {
 	return errors.Join(errs...)
 }
 
-// withSources adds to rows the columns that the table is partitioned by and that are not among those written: they are
-// null.
+// withSources adds the columns that the table is partitioned by but that are not written, as nulls.
 func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	schema, spec := w.Table.Schema(), w.Table.Spec()
 	written := map[int]bool{}
@@ -269,7 +275,7 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 		written[f.ID] = true
 	}
 	var missing []iceberg.NestedField
-	for _, f := range schema.Fields() { // the source may be inside of one
+	for _, f := range schema.Fields() { // the source may be a nested field
 		inside := iceberg.NewSchema(0, f)
 		isSource := false
 		for _, p := range spec.Fields() {
@@ -298,18 +304,18 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	return array.NewRecordBatch(all, arrays, rec.NumRows()), nil
 }
 
-// Close ends the writer; a file that was not finished is given up.
+// Close closes the writer and discards an unfinished file.
 func (w *Writer) Close() error {
 	if w.out == nil {
 		return nil
 	}
-	w.abort()         // an object store sees nothing of an upload that does not end
-	_ = w.out.Close() // what there is of it is given up
+	w.abort()         // an object store discards an upload that is not completed
+	_ = w.out.Close() // the content is discarded anyway
 	w.out = nil
 	return w.removeAt(w.location)
 }
 
-// How long it may take to remove a file.
+// removeTimeout limits the removal of a file.
 const removeTimeout = 30 * time.Second
 
 func (w *Writer) removeAt(location string) error {
@@ -325,7 +331,7 @@ func (w *Writer) removeAt(location string) error {
 	return nil
 }
 
-// origin fills the last columns.
+// origin fills the last three columns: topic, partition, offset.
 type origin struct {
 	topic     *columnar.Bytes
 	partition *columnar.Int32s

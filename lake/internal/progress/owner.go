@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/lake/faults"
 )
 
-// CheckOwner fails with an *OwnedError where a table is landed from another topic than t is.
+// CheckOwner returns an *OwnedError if the table is landed from a topic other than t's.
 func CheckOwner(t declare.Table, props iceberg.Properties) error {
 	topics := topicsOf(props)
 	if len(topics) == 0 || slices.Contains(topics, t.Topic) {
@@ -19,7 +19,8 @@ func CheckOwner(t declare.Table, props iceberg.Properties) error {
 	return &faults.OwnedError{Table: strings.Join(t.Identifier(), "."), Topic: topics[0]}
 }
 
-// topicsOf are the topics that a table says it is fed by, in order: one, unless an earlier version has let more in.
+// topicsOf returns the topics that feed a table by its properties, sorted. There is one, unless an
+// earlier version has allowed more.
 func topicsOf(props iceberg.Properties) []string {
 	if topic := props[KeyTopic]; topic != "" {
 		return []string{topic}
@@ -34,7 +35,7 @@ func topicsOf(props iceberg.Properties) []string {
 	return slices.Compact(topics)
 }
 
-// TopicOf is the first of them; empty where it says none.
+// TopicOf returns the first topic that feeds a table, or "" if its properties name none.
 func TopicOf(props iceberg.Properties) string {
 	if topics := topicsOf(props); len(topics) > 0 {
 		return topics[0]

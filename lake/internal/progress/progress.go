@@ -1,6 +1,6 @@
-// Package progress reads and writes how far a table is: the first offset of each partition that it
-// lacks, and what belongs to that. It is kept in the table's properties, in the commit that adds
-// the rows, so that both are one truth.
+// Package progress reads and writes how far a table has landed its topic: by partition, the first
+// offset that the table lacks, and related values. They are table properties. The commit that adds
+// rows also sets them, so rows and offsets cannot disagree.
 package progress
 
 import (
@@ -17,31 +17,30 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// Table properties. They are written in the commit that adds the rows, so they and the rows are one truth; compaction
-// and the expiry of snapshots keep them. The summary of each snapshot repeats the offsets as they are with it, for
-// readers of history.
+// Table properties. Compaction and the expiry of snapshots preserve them. The summary of each
+// snapshot repeats its offsets for readers of the history.
 const (
-	KeyCommit     = "millrace.commit-id"    // of the newest landing
-	KeyAsOf       = "millrace.as-of"        // when the newest event in the table was recorded
-	KeyTopicID    = "millrace.topic-id"     // the topic that the offsets are of
-	KeyRows       = "millrace.rows"         // of a table of state: how many it has, without those that deletes take away
+	KeyCommit     = "millrace.commit-id"    // id of the newest landing commit
+	KeyAsOf       = "millrace.as-of"        // recording time of the newest event in the table
+	KeyTopicID    = "millrace.topic-id"     // Kafka's id of the topic
+	KeyRows       = "millrace.rows"         // of a keyed table: number of rows without deleted ones
 	KeyNextPrefix = "millrace.next-offset." // + topic + "." + partition: the first offset that is not in the table
 	KeySeenPrefix = "millrace.seen."        // + topic + "." + partition: the event.Sequence up to that offset
 
-	KeySummaryNext = maintenance.SummaryOffsets // "partition=offset,…", of all partitions that the table has anything of
+	KeySummaryNext = maintenance.SummaryOffsets // "partition=offset,…" for all partitions with a recorded offset
 )
 
-// State is how far a table is, as its properties tell.
+// State is the progress of a table.
 type State struct {
-	Next    map[int32]int64 // by partition; a partition without a record of it starts at 0
+	Next    map[int32]int64 // by partition; a missing partition starts at 0
 	Seen    map[int32]event.Sequence
 	Commit  string
 	AsOf    time.Time
 	TopicID string
-	Rows    int64 // of a table of state
+	Rows    int64 // of a keyed table
 }
 
-// Read reads how far a table of a topic is from its properties.
+// Read reads the progress of a table from its properties, for one topic.
 func Read(topic string, props iceberg.Properties) (State, error) {
 	p := State{Next: map[int32]int64{}, Seen: map[int32]event.Sequence{}, Commit: props[KeyCommit], TopicID: props[KeyTopicID]}
 	for k, v := range props {
@@ -77,7 +76,7 @@ func Read(topic string, props iceberg.Properties) (State, error) {
 	return p, nil
 }
 
-// ReadRows is how many rows landers count; 0 where they do not.
+// ReadRows returns the row count that landers maintain, or 0 if they do not.
 func ReadRows(props iceberg.Properties) (int64, error) {
 	v := props[KeyRows]
 	if v == "" {
@@ -90,7 +89,8 @@ func ReadRows(props iceberg.Properties) (int64, error) {
 	return rows, nil
 }
 
-// Properties is what Read reads.
+// Properties returns the properties from which Read restores the state. Rows is not included, since
+// it depends on the snapshot that a commit is based on.
 func (p State) Properties(topic string) iceberg.Properties {
 	props := iceberg.Properties{KeyCommit: p.Commit}
 	for partition, next := range p.Next {
@@ -108,7 +108,8 @@ func (p State) Properties(topic string) iceberg.Properties {
 	return props
 }
 
-// Summary is the same for a snapshot's summary, of which the metadata keeps many.
+// Summary returns the part that snapshot summaries repeat. It is short, because metadata has many
+// summaries.
 func (p State) Summary() iceberg.Properties {
 	var next []string
 	for _, partition := range slices.Sorted(maps.Keys(p.Next)) {
@@ -117,7 +118,7 @@ func (p State) Summary() iceberg.Properties {
 	return iceberg.Properties{KeyCommit: p.Commit, KeySummaryNext: strings.Join(next, ",")}
 }
 
-// At reports whether all of the partitions stand where from says.
+// At reports whether the offsets of all partitions in from are equal to those in from.
 func (p State) At(from map[int32]int64) bool {
 	for partition, next := range from {
 		if p.Next[partition] != next {
@@ -127,5 +128,5 @@ func (p State) At(from map[int32]int64) bool {
 	return true
 }
 
-// KeyTopic is the topic whose records a table holds, from the commit on that makes it a table of landers.
+// KeyTopic is the property with the topic of a table. Landers set it with their first commit.
 const KeyTopic = "millrace.topic"
