@@ -18,6 +18,7 @@ func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) 
 	events := make([]event.Event, len(decided))
 	recorded := t.now()
 	for i, message := range decided {
+		// UUIDv7 ids of one command ascend, so they sort in the order of the events.
 		e, err := t.encode(message)
 		if err != nil {
 			return nil, err
@@ -27,6 +28,8 @@ func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) 
 		e.CorrelationID, e.CausationID, e.TraceParent = call.correlation, call.key, call.trace
 		events[i] = e
 	}
+	// A command without a correlation id starts a conversation, which is named after its first
+	// event.
 	if call.correlation == "" {
 		for i := range events {
 			events[i].CorrelationID = events[0].ID.String()
@@ -37,6 +40,8 @@ func (t Task[S, C, E]) envelopes(call call, decided []E) ([]event.Event, error) 
 
 // batch returns what the command stores. The store commits all of it or nothing.
 func (t Task[S, C, E]) batch(call call, expected uint64, events []event.Event, after loaded[S], response Response) (eventstore.Batch, error) {
+	// The stored answer does not contain the position of its events: only the store knows it, at
+	// the commit. replay adds it.
 	var b eventstore.Batch
 	var err error
 	if len(events) > 0 {
@@ -71,6 +76,8 @@ func (t Task[S, C, E]) replayOr(ctx context.Context, call call, refused *Rejecte
 // replay returns the first answer again. refused is the domain's current verdict, nil if it would
 // accept the command.
 func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *RejectedError) (Response, error) {
+	// The same key with another request is a bug of the client. Returning the first answer would
+	// hide it.
 	if !call.asks(first) {
 		reused := &RejectedError{Code: Invalid, Rule: "idempotency_key_reused", Field: fieldKey,
 			Reason: "the key was used before, with another request",
@@ -85,13 +92,15 @@ func (t Task[S, C, E]) replay(call call, first eventstore.Answer, refused *Rejec
 		return nil, fmt.Errorf("the stored answer of an idempotency key: %w", err)
 	}
 	receipt := response.GetReceipt()
-	if receipt.Token == "" { // when the answer was made, the position of its events was not known
+	// The answer was stored together with its events, before their position was known.
+	if receipt.Token == "" {
 		receipt.Token = t.token(first.Stream, first.Version, first.Position)
 	}
 	receipt.Replayed = true
 	return response, nil
 }
 
+// token returns the token of a version of a stream, for the receipt.
 func (r *Runner[S, C, E]) token(stream string, version uint64, p event.Position) string {
 	return event.Token{Service: r.agg.Service, Stream: stream, Version: version, Position: p}.String()
 }

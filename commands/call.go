@@ -40,6 +40,8 @@ type call struct {
 	blank       Response // a stored answer is decoded into it
 }
 
+// newCall reads the metadata of a request. It rejects a key that the store could not keep
+// unchanged.
 func newCall(ctx context.Context, procedure string, header http.Header, request Request) (call, error) {
 	inHeader, inField := header.Get(HeaderIdempotencyKey), request.GetIdempotencyKey()
 	if inHeader != "" && inField != "" && inHeader != inField {
@@ -47,11 +49,11 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 			Reason: "the field and the header " + HeaderIdempotencyKey + " differ"}
 	}
 	c := call{key: cmp.Or(inField, inHeader), correlation: header.Get(HeaderCorrelationID)}
-	// a key is private to its caller, so that no caller gets another's answer
+	// A key is private to its caller, so that no caller gets the answer to another one's command.
 	if caller := auth.CallerOf(ctx); caller != "" && c.key != "" {
 		c.key = caller + ":" + c.key // names of callers contain no colon
 	}
-	// headers lose outer spaces, fields keep them
+	// Headers lose spaces at their ends, and fields keep them.
 	if !isName(c.key) || strings.TrimSpace(c.key) != c.key {
 		return call{}, badName("idempotency_key_malformed", fieldKey)
 	}
@@ -90,6 +92,7 @@ func isName(s string) bool {
 	return true
 }
 
+// badName returns the rejection of a key or correlation id that isName rejects.
 func badName(rule, field string) error {
 	return &RejectedError{Code: Invalid, Rule: rule, Field: field,
 		Reason: fmt.Sprintf("want at most %d bytes of UTF-8, without control characters and without spaces at the ends", eventstore.MaxText)}
@@ -98,6 +101,7 @@ func badName(rule, field string) error {
 // fingerprint returns the hash of the procedure and of the request without its key.
 func fingerprint(procedure string, request Request) ([]byte, error) {
 	m := request.ProtoReflect()
+	// The key is not part of the request's content: it may be in the header or in the field.
 	field := m.Descriptor().Fields().ByName(fieldKey)
 	key := m.Get(field)
 	m.Clear(field)

@@ -35,7 +35,6 @@ import (
 // E is the aggregate's events message. It has a oneof named "event", and the first
 // google.protobuf.Timestamp of each member is the business time of the event. Snapshots store S as
 // JSON.
-// their first google.protobuf.Timestamp. S is kept in snapshots as JSON.
 type Decider[S, C any, E proto.Message] struct {
 	// Decide returns the events of a command, none if it changes nothing, or a *RejectedError. It
 	// must not change s.
@@ -62,6 +61,7 @@ const (
 	Refused                   // FailedPrecondition: the state does not allow it
 )
 
+// connect returns the Connect code of a rejection.
 func (c Code) connect() connect.Code {
 	switch c {
 	case Invalid:

@@ -11,20 +11,22 @@ const maxWaiting = 1000
 
 var errTooManyWaiting = errors.New("too many commands wait for it")
 
-// turns serialises the commands on each stream within this process, so that only other processes
-// cause conflicts. Commands on different streams do not wait for each other. An entry exists only
-// while it is in use.
+// streamLocks serialises the commands on each stream within this process, so that only other
+// processes cause conflicts. Commands on different streams do not wait for each other. An entry
+// exists only while it is in use.
 type streamLocks struct {
 	mu      sync.Mutex
 	streams map[string]*streamLock
 }
 
+// streamLock is the lock of one stream. It is a channel, not a mutex, so that waiting ends with
+// ctx.
 type streamLock struct {
 	held  chan struct{} // contains a value while the lock is held
 	users int           // holders and waiters
 }
 
-// take blocks until the lock of a stream is free. The caller holds it until it calls done. It
+// lock blocks until the lock of a stream is free. The caller holds it until it calls done. It
 // returns errTooManyWaiting, or the error of ctx.
 func (t *streamLocks) lock(ctx context.Context, stream string) (done func(), err error) {
 	t.mu.Lock()
@@ -36,6 +38,7 @@ func (t *streamLocks) lock(ctx context.Context, stream string) (done func(), err
 		s = &streamLock{held: make(chan struct{}, 1)}
 		t.streams[stream] = s
 	}
+	// users counts the holder too, so maxWaiting of them wait.
 	full := s.users > maxWaiting
 	if !full {
 		s.users++
@@ -53,6 +56,7 @@ func (t *streamLocks) lock(ctx context.Context, stream string) (done func(), err
 	}
 }
 
+// release forgets a user of a lock, and the lock after its last user.
 func (t *streamLocks) release(stream string, s *streamLock) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -17,6 +17,7 @@ import (
 // Option changes how a service runs its commands.
 type Option func(*options)
 
+// options are common to the runner and the handler of a service.
 type options struct {
 	clock         func() time.Time
 	logger        *slog.Logger
@@ -34,6 +35,7 @@ func newOptions(opts []Option) options {
 	return o
 }
 
+// now returns the current time in the precision of events.
 func (o options) now() time.Time { return event.Time(o.clock()) }
 
 // WithClock replaces time.Now.
@@ -68,6 +70,7 @@ func HandlerOptions(opts ...Option) []connect.HandlerOption {
 		[]connect.HandlerOption{connect.WithInterceptors(connect.UnaryInterceptorFunc(showRejected))})
 }
 
+// showRejected is the interceptor that turns a *RejectedError into a Connect error.
 func showRejected(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		res, err := next(ctx, req)

@@ -41,7 +41,7 @@ type Runner[S, C any, E proto.Message] struct {
 	agg     event.Aggregate
 	decider Decider[S, C, E]
 	oneof   protoreflect.OneofDescriptor
-	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // of business times, by member of the oneof
+	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // the field of the business time, by member of the oneof
 	locks   streamLocks
 }
 
@@ -123,6 +123,8 @@ func Do[S, C any, E proto.Message, Q, A any, PQ interface {
 
 // run retries until the command is stored, was answered before, or is rejected.
 func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *eventv1.Receipt) Response) (Response, error) {
+	// A new stream needs neither the lock nor a read. If the assumption is wrong, nothing is
+	// stored, and the command runs as any other.
 	if t.decider.Opens != nil && t.decider.Opens(t.command) {
 		response, err := t.try(ctx, call, true, answer)
 		var answered *eventstore.AnsweredError
@@ -149,6 +151,8 @@ func (t Task[S, C, E]) run(ctx context.Context, call call, answer func(S, *event
 			return t.replay(call, answered.Answer, nil)
 		case errors.As(err, &rejected) && call.key != "":
 			return t.replayOr(ctx, call, rejected)
+		// The rest returns, except for a conflict: another process has appended first, so decide
+		// again on the new state.
 		case !errors.As(err, &conflict):
 			return response, err
 		case attempt == maxAttempts:
@@ -201,9 +205,12 @@ func (t Task[S, C, E]) try(ctx context.Context, call call, unread bool, answer f
 		after.state, after.version = t.decider.Evolve(after.state, e), after.version+1
 	}
 
+	// The receipt is a pointer in the response. The token is set below, once the position is known.
 	receipt := &eventv1.Receipt{Version: after.version}
 	response := answer(after.state, receipt)
-	if len(events) == 0 { // the stored answer has the position of the newest existing event
+	// Nothing happens, so the position is known now: that of the newest event, which the answer
+	// refers to.
+	if len(events) == 0 {
 		receipt.Token = t.token(t.stream, after.version, before.position)
 		if call.key == "" {
 			return response, nil
@@ -235,7 +242,8 @@ func (r *Runner[S, C, E]) append(ctx context.Context, b eventstore.Batch) (event
 	return appended, err
 }
 
-// storeError passes on errors that callers act on, and our own bugs. It logs and hides all others.
+// storeError returns errors that callers handle, and internal errors, unchanged. It logs all others
+// and hides their details.
 func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, err error) error {
 	if isRefusal(err) || errors.Is(err, eventstore.ErrInvalid) {
 		return err
@@ -248,7 +256,8 @@ func (r *Runner[S, C, E]) storeError(ctx context.Context, doing, stream string, 
 		return connect.NewError(connect.CodeResourceExhausted,
 			errors.New("nothing was stored: the event store's disk is full; when there is room again, send the command again, under the same idempotency key"))
 	}
-	if errors.Is(err, eventstore.ErrReplaced) { // the store has logged it
+	// The store has logged it.
+	if errors.Is(err, eventstore.ErrReplaced) {
 		return connect.NewError(connect.CodeUnavailable,
 			errors.New("nothing was stored: the event store lacks events that it had; send the command again later, under the same idempotency key"))
 	}

@@ -32,7 +32,8 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	if err != nil {
 		return l, r.storeError(ctx, "load snapshot", stream, err)
 	}
-	// the events contain everything, and the next append replaces the snapshot
+	// Not an error of the command: the events contain everything, and the next snapshot replaces
+	// this one.
 	damaged := func(err error) {
 		r.logger.ErrorContext(ctx, "snapshot is damaged; reading all events of the stream", "aggregate", r.agg.Name, "stream", stream,
 			"version", snap.Version, "error", err)
@@ -45,12 +46,14 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 		}
 		if err == nil {
 			l.state, l.version, l.snapshot = state, snap.Version, snap.Version
-			after = snap.Version - 1 // read the snapshot's own event again for its position
+			// Read the snapshot's own event as well, for its position.
+			after = snap.Version - 1
 		} else {
 			damaged(err)
 		}
 	}
 	events, err := r.store.Load(ctx, stream, after)
+	// The snapshot's own event is missing, so the snapshot is not of this stream's history.
 	if err == nil && len(events) == 0 && l.version > 0 {
 		damaged(errors.New("its version is higher than the stream's"))
 		l, after = loaded[S]{}, 0
@@ -59,6 +62,7 @@ func (r *Runner[S, C, E]) load(ctx context.Context, stream string) (loaded[S], e
 	if err != nil {
 		return l, r.storeError(ctx, "load events", stream, err)
 	}
+	// Gaps would lead to wrong decisions.
 	for i, e := range events {
 		if want := after + uint64(i) + 1; e.Version != want {
 			return l, fmt.Errorf("%s %q: found event %d, want event %d", r.agg.Name, stream, e.Version, want)

@@ -38,6 +38,7 @@ func CheckOn(topic string, e Event) error {
 	return nil
 }
 
+// check is Check without the wrapping error. The cheap checks of the envelope come first.
 func (a Aggregate) check(e Event) error {
 	if e.Aggregate != a.Name {
 		return fmt.Errorf("its aggregate is %q, want %q", e.Aggregate, a.Name)

@@ -48,7 +48,7 @@ type field struct {
 const (
 	timestampName = "google.protobuf.Timestamp"
 	moneyName     = "google.type.Money"
-	maxDepth      = 100 // nesting of messages
+	maxDepth      = 100 // levels of nested messages
 )
 
 // required lists the fields without which an event is useless. Every service has always set them.
@@ -65,7 +65,7 @@ var required = map[protoreflect.FullName][]protoreflect.Name{
 	"millrace.inventory.v1.ReservationReleased":  {"released_at"},
 }
 
-var contracts sync.Map // *contract by full name of the events message
+var contracts sync.Map // of *contract, by full name of the events message
 
 // contractOf compiles the contract of an events message once. The message must be linked in.
 func contractOf(name string) (*contract, error) {
@@ -239,7 +239,7 @@ func (w *walker) message(m *message, b []byte, depth int) error {
 		}
 		f := &m.fields[n]
 		if f.message != nil && !f.list && there&(1<<n) != 0 {
-			// readers would have to agree on how to merge the halves
+			// Readers could differ in how they merge the two.
 			return fmt.Errorf("%s occurs twice", f.name)
 		}
 		there |= 1 << n
@@ -301,6 +301,7 @@ const (
 	lastSecond  = 253402300799
 )
 
+// bytes checks a field of wire type bytes: a message recursively, a string for UTF-8.
 func (w *walker) bytes(f *field, content []byte, depth int) error {
 	switch {
 	case f.message != nil:
@@ -323,6 +324,7 @@ func packed(typ protowire.Type, b []byte) bool {
 	return true
 }
 
+// wireType returns the wire type of an unpacked field of a kind.
 func wireType(k protoreflect.Kind) protowire.Type {
 	switch k {
 	case protoreflect.Fixed32Kind, protoreflect.Sfixed32Kind, protoreflect.FloatKind:

@@ -20,6 +20,7 @@ var iso4217 = map[int]string{
 	4: "CLF UYW",
 }
 
+// decimalsOf maps each currency of ISO 4217 to its number of decimals.
 var decimalsOf = func() map[string]int {
 	known := map[string]int{}
 	for decimals, codes := range iso4217 {
@@ -48,6 +49,7 @@ func (c Currencies) Decimals(code string) (decimals int, known bool) {
 // known.
 func (c Currencies) Fits(m *money.Money) bool {
 	decimals, known := c.Decimals(m.GetCurrencyCode())
+	// unit is the smallest amount of the currency, in nanos.
 	unit := int32(1)
 	for range nanosDigits - min(decimals, nanosDigits) {
 		unit *= 10

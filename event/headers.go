@@ -17,8 +17,8 @@ type Header struct {
 	Value []byte
 }
 
-// Header keys: CloudEvents 1.0 in binary mode for Kafka, our attributes as extensions, and W3C
-// trace context.
+// The header keys: CloudEvents 1.0 in binary mode for Kafka, Millrace's own attributes as
+// extensions, and the W3C trace context.
 const (
 	headerSpec        = "ce_specversion"
 	headerID          = "ce_id"
@@ -157,7 +157,7 @@ func parseTime(b []byte) (t time.Time, err error) {
 	if t.UnmarshalText(b) != nil { // stricter than Parse, but does not allocate
 		t, err = time.Parse(time.RFC3339Nano, string(b))
 	}
-	// an offset can lead out of the years of RFC 3339
+	// An offset can lead to a year outside the range of RFC 3339.
 	if y := t.UTC().Year(); err == nil && (y < 1 || y > 9999) {
 		err = fmt.Errorf("year %d is out of range", y)
 	}

@@ -42,6 +42,7 @@ func ValidateMoney(m *money.Money) error {
 	return nil
 }
 
+// isCurrency reports whether s has the form of a currency code.
 func isCurrency(s string) bool {
 	if len(s) != 3 {
 		return false
@@ -168,6 +169,7 @@ func ParseMoney(currency, decimal string) (*money.Money, error) {
 	return m, nil
 }
 
+// isDigits reports whether s is a number of ASCII digits. strconv accepts signs and more.
 func isDigits(s string) bool {
 	for i := range len(s) {
 		if s[i] < '0' || s[i] > '9' {

@@ -28,6 +28,7 @@ func (e Event) Seal(name string) Header {
 	return Header{headerSeal, appendSum(b, e.sum(name))}
 }
 
+// appendSum appends a sum in hexadecimal.
 func appendSum(b []byte, sum uint64) []byte {
 	var bits [8]byte
 	binary.BigEndian.PutUint64(bits[:], sum)
@@ -41,6 +42,7 @@ func Sealed(headers []Header) (name []byte, ok bool) {
 	return name, ok
 }
 
+// seal returns the two parts of the record's seal.
 func seal(headers []Header) (name, sum []byte, ok bool) {
 	for i := len(headers) - 1; i >= 0; i-- { // the seal is the last header
 		if headers[i].Key == headerSeal {

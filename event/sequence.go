@@ -39,7 +39,8 @@ func (s Sequence) Next(p Position, headers []Header) (Sequence, error) {
 		return next, nil
 	}
 	// A late event is accepted once: its copy follows it, or follows an event published in order
-	// since.
+	// since. In the first case p equals late; in the second, the header's position is lower than
+	// last.
 	if passed, ok := passed(headers); ok && passed.Compare(s.last) >= 0 && p.Compare(s.late) > 0 {
 		s.late = p
 		return s, nil

@@ -1,8 +1,10 @@
-// Package verify compares the sides of the system: store, topic, tables and views.
+// Package verify compares the sides of the system by content: store, topic, tables and views.
 //
 // Each Side returns a digest of its content: a count and a hash that does not depend on order. A
-// Subject has all comparisons of an aggregate. Run reads every side once and reports the first
-// difference. The package does not know what a side is.
+// Comparison is a set of sides that must be equal, and a Subject is all comparisons of one
+// aggregate. Run reads every side once and reports the first difference, by its stream.
+//
+// The package does not know what a side is. internal/app makes the subjects.
 package verify
 
 import (

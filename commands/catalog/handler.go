@@ -20,6 +20,7 @@ func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.H
 	return catalogv1connect.NewCatalogServiceHandler(h, commands.HandlerOptions(opts...)...)
 }
 
+// handler implements CatalogService: it maps requests to commands and states to responses.
 type handler struct {
 	products *commands.Runner[State, Command, *catalogv1.ProductEvent]
 }

@@ -113,6 +113,7 @@ func Decide(s State, c Command) ([]*catalogv1.ProductEvent, error) {
 	return nil, fmt.Errorf("unknown command %T for a product", c)
 }
 
+// list also puts a delisted product on sale again. It keeps its prices.
 func (s State) list(c List) ([]*catalogv1.ProductEvent, error) {
 	if s.Status == Listed {
 		return nil, &commands.RejectedError{Code: commands.AlreadyExists, Rule: "product_already_listed", Field: "sku",
@@ -171,6 +172,7 @@ func Evolve(s State, e *catalogv1.ProductEvent) State {
 	case *catalogv1.ProductEvent_Revised:
 		s.Title, s.Description, s.Categories = e.Revised.GetTitle(), e.Revised.GetDescription(), e.Revised.GetCategories()
 	case *catalogv1.ProductEvent_PriceSet:
+		// Clone, because Evolve must not change a map that an earlier state shares.
 		prices := maps.Clone(s.Prices)
 		if prices == nil {
 			prices = map[string]string{}
@@ -183,6 +185,7 @@ func Evolve(s State, e *catalogv1.ProductEvent) State {
 	return s
 }
 
+// mustBeListed returns the rejection of a command for a product that is not on sale.
 func (s State) mustBeListed() error {
 	switch s.Status {
 	case Listed:

@@ -58,6 +58,7 @@ func Serve(
 	return Server{URL: server.URL, HTTP1: &http.Client{Transport: http1}, HTTP2: &http.Client{Transport: http2}}
 }
 
+// protocols returns the protocols of a client or server: HTTP/1, and HTTP/2 without TLS.
 func protocols(one, two bool) *http.Protocols {
 	var p http.Protocols
 	p.SetHTTP1(one)

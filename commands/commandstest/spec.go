@@ -36,6 +36,7 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 			state := Fold(d, spec.Given)
 			before := marshal(t, state)
 			events, err := d.Decide(state, spec.When)
+			// A decider that changes its input would make retries wrong.
 			if after := marshal(t, state); after != before {
 				t.Errorf("Decide changed the state\nfrom %s\nto   %s", before, after)
 			}
@@ -53,6 +54,7 @@ func Check[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C, E],
 	}
 }
 
+// checkRefusal compares a rejection with the expected one, without its reason.
 func checkRefusal[E proto.Message](t *testing.T, events []E, err error, want *commands.RejectedError) {
 	t.Helper()
 	var got *commands.RejectedError
@@ -92,6 +94,7 @@ func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C,
 		}
 		at := rapid.IntRange(0, len(history)).Draw(t, "snapshot at")
 		var s S
+		// Through JSON, as a snapshot in the store.
 		if err := json.Unmarshal([]byte(marshal(t, Fold(d, history[:at]))), &s); err != nil {
 			t.Fatal(err)
 		}
@@ -104,6 +107,7 @@ func Snapshots[S, C any, E proto.Message](t *testing.T, d commands.Decider[S, C,
 	})
 }
 
+// fataler is the part of testing.T and rapid.T that marshal uses.
 type fataler interface {
 	Helper()
 	Fatal(args ...any)

@@ -142,6 +142,7 @@ func Evolve(s State, e *customerv1.CustomerEvent) State {
 		s.Address = e.AddressChanged.GetAddress()
 	case *customerv1.CustomerEvent_ConsentChanged:
 		purpose := e.ConsentChanged.GetPurpose()
+		// Clone, because DeleteFunc would change an earlier state's slice.
 		s.Consents = slices.DeleteFunc(slices.Clone(s.Consents), func(p customerv1.ConsentPurpose) bool { return p == purpose })
 		if e.ConsentChanged.GetGranted() {
 			s.Consents = append(s.Consents, purpose)
@@ -151,6 +152,7 @@ func Evolve(s State, e *customerv1.CustomerEvent) State {
 	return s
 }
 
+// mustBeRegistered returns the rejection of a command for an unknown customer.
 func (s State) mustBeRegistered() error {
 	if !s.Registered {
 		return errUnknown()

@@ -20,6 +20,7 @@ func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.H
 	return customerv1connect.NewCustomerServiceHandler(h, commands.HandlerOptions(opts...)...)
 }
 
+// handler implements CustomerService: it maps requests to commands and states to responses.
 type handler struct {
 	customers *commands.Runner[State, Command, *customerv1.CustomerEvent]
 }

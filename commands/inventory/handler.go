@@ -25,6 +25,7 @@ func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.H
 	return inventoryv1connect.NewInventoryServiceHandler(h, commands.HandlerOptions(opts...)...)
 }
 
+// handler implements InventoryService: it maps requests to commands and states to responses.
 type handler struct {
 	stock *commands.Runner[State, Command, *inventoryv1.StockEvent]
 }
@@ -85,6 +86,7 @@ func (h handler) GetStock(ctx context.Context, req *connect.Request[inventoryv1.
 	if version == 0 {
 		return nil, &commands.RejectedError{Code: commands.NotFound, Rule: "stock_unknown", Field: "sku", Reason: "this SKU has never had stock"}
 	}
+	// Count expired reservations as available, as the next command will.
 	s = s.after(s.lapses(on))
 	return connect.NewResponse(&inventoryv1.GetStockResponse{
 		OnHand: s.OnHand, Reserved: s.Reserved, Available: s.Available(), Version: version,

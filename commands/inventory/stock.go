@@ -53,7 +53,7 @@ func (s State) Available() int64 { return s.OnHand - s.Reserved }
 // Command is one of Receive, Adjust, Reserve, Commit and Release.
 type Command interface{ on() On }
 
-// On is the stock of a command and the time by which reservations expire.
+// On is the stock that a command addresses, and the time by which reservations expire.
 type On struct {
 	SKU string
 	Now time.Time
@@ -104,6 +104,8 @@ func Decider() commands.Decider[State, Command, *inventoryv1.StockEvent] {
 // Decide returns the events of a command, or the reason to reject it. Expired reservations are
 // released first.
 func Decide(s State, c Command) ([]*inventoryv1.StockEvent, error) {
+	// lapses are stored together with the command's own event. now is the state after them, on
+	// which the command is decided. s still contains expired reservations, for a better error.
 	lapses := s.lapses(c.on())
 	now := s.after(lapses)
 	var e *inventoryv1.StockEvent
@@ -155,6 +157,7 @@ func (s State) receive(c Receive) *inventoryv1.StockEvent {
 	}}}
 }
 
+// adjust corrects the quantity on hand. It cannot take goods that are reserved.
 func (s State) adjust(c Adjust) (*inventoryv1.StockEvent, error) {
 	if s.OnHand+c.Delta < 0 {
 		return nil, s.refuse("stock_negative", "delta", fmt.Sprintf("only %d are on hand", s.OnHand))
@@ -168,6 +171,8 @@ func (s State) adjust(c Adjust) (*inventoryv1.StockEvent, error) {
 }
 
 func (s State) reserve(c Reserve) (*inventoryv1.StockEvent, error) {
+	// The same reservation again changes nothing, so that a client can repeat it without an
+	// idempotency key.
 	if held, ok := s.Reservations[c.ReservationID]; ok {
 		if held.Quantity != c.Quantity {
 			return nil, s.refuse("reservation_differs", "quantity", fmt.Sprintf("the reservation is held already, for %d", held.Quantity))
@@ -183,6 +188,8 @@ func (s State) reserve(c Reserve) (*inventoryv1.StockEvent, error) {
 	}}}, nil
 }
 
+// commit takes reserved goods out of stock. before is the state with the reservations that have
+// just expired.
 func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
 	held, ok := s.Reservations[c.ReservationID]
 	if !ok {
@@ -196,6 +203,7 @@ func (s State) commit(c Commit, before State) (*inventoryv1.StockEvent, error) {
 	}}}, nil
 }
 
+// release ends a reservation. before is the state with the reservations that have just expired.
 func (s State) release(c Release, before State) (*inventoryv1.StockEvent, error) {
 	if _, ok := s.Reservations[c.ReservationID]; ok {
 		return s.released(c.SKU, c.ReservationID, inventoryv1.ReleaseCause_RELEASE_CAUSE_REQUESTED, c.Now), nil
@@ -232,6 +240,7 @@ func Evolve(s State, e *inventoryv1.StockEvent) State {
 
 // after returns the stock after some events, without changing s.
 func (s State) after(events []*inventoryv1.StockEvent) State {
+	// Evolve changes the map in place, and s must remain as it is.
 	if len(events) > 0 {
 		s.Reservations = maps.Clone(s.Reservations)
 	}
@@ -241,6 +250,7 @@ func (s State) after(events []*inventoryv1.StockEvent) State {
 	return s
 }
 
+// released returns the event that ends a reservation without a sale.
 func (s State) released(sku, id string, cause inventoryv1.ReleaseCause, at time.Time) *inventoryv1.StockEvent {
 	return &inventoryv1.StockEvent{Event: &inventoryv1.StockEvent_ReservationReleased{ReservationReleased: &inventoryv1.ReservationReleased{
 		Sku: sku, ReservationId: id, Quantity: s.Reservations[id].Quantity, Cause: cause, ReleasedAt: timestamppb.New(at),

@@ -20,6 +20,7 @@ func NewHandler(store eventstore.Store, opts ...commands.Option) (string, http.H
 	return orderv1connect.NewOrderServiceHandler(h, commands.HandlerOptions(opts...)...)
 }
 
+// handler implements OrderService: it maps requests to commands and states to responses.
 type handler struct {
 	orders *commands.Runner[State, Command, *orderv1.OrderEvent]
 }

@@ -143,6 +143,8 @@ func (s State) place(c Place) ([]*orderv1.OrderEvent, error) {
 	}}}}, nil
 }
 
+// addLines appends lines. AfterLine guards against lines of another client that this one has not
+// seen, and against adding the same lines twice.
 func (s State) addLines(c AddLines) ([]*orderv1.OrderEvent, error) {
 	if err := s.mustBe(Placed); err != nil {
 		return nil, err
@@ -155,6 +157,8 @@ func (s State) addLines(c AddLines) ([]*orderv1.OrderEvent, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The event repeats the order's customer, currency, country and time, so that consumers need no
+	// state to process it.
 	return []*orderv1.OrderEvent{{Event: &orderv1.OrderEvent_LinesAdded{LinesAdded: &orderv1.LinesAdded{
 		OrderId: c.OrderID, Lines: lines, Total: total, AddedAt: timestamppb.New(c.At),
 		CustomerId: s.CustomerID, Currency: s.Currency, Country: s.Country, OrderedAt: timestamppb.New(s.OrderedAt),

@@ -71,7 +71,7 @@ func (d *Digest) Add(stream string, content []byte) {
 	d.Streams[stream] = s
 }
 
-// AddEvent adds an event. Its position is not included, because only the store knows it.
+// AddEvent adds an event. Its position is not content, because it belongs to the store.
 func (d *Digest) AddEvent(e event.Event) { d.Add(e.Stream, AppendEvent(nil, e)) }
 
 // Total returns the sum over all streams.
