@@ -1,9 +1,9 @@
 // Package abuse attacks every surface of a running system with inputs that no honest client sends.
-// No answer may blame the server for them, and afterwards the system must be healthy and equal
-// everywhere.
+// No answer may blame the server for them, and afterwards the system must be healthy and equal on
+// every side.
 //
-// A surface is a name and a function that makes a request out of random numbers; another one is
-// another entry of surfaces.
+// A surface is a name and a function that makes a request from random numbers. To attack another
+// surface, add an entry to surfaces.
 package abuse
 
 import (
@@ -37,13 +37,13 @@ const (
 	root     = "../.."
 	patience = 2 * time.Minute
 
-	// mostGrown is how much more memory, in MB, the process may hold after the attacks than before.
-	// What it takes for its work, such as the log that it serves, is in it; whatever an input could
-	// pin for good would pass it soon.
+	// mostGrown is how much more memory, in MB, the process may have after the attacks than before.
+	// It includes memory for regular work, such as the log. Memory that an input could pin
+	// permanently would soon exceed it.
 	mostGrown = 384
 )
 
-// A surface makes one attack on a door, "api" or "admin".
+// surface makes one attack on a listener, "api" or "admin".
 type surface struct {
 	name, door string
 	attack     func(r *rand.Rand, base string) (*http.Request, error)
@@ -134,7 +134,7 @@ func profileAttack(r *rand.Rand, base string) (*http.Request, error) {
 
 func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
 
-// text returns a small text of the kinds that break readers.
+// text returns a short text of a kind that often breaks parsers.
 func text(r *rand.Rand) string {
 	switch r.IntN(5) {
 	case 0:
@@ -153,7 +153,7 @@ func text(r *rand.Rand) string {
 	return pick(r, []string{"", "null", "{}", "-0", "1e400", "\x00", "\ufeff{}", "NaN"})
 }
 
-// The server's own fault is never the answer to a client's.
+// TestAbuse checks that no input of a client is answered by a server error.
 func TestAbuse(t *testing.T) {
 	s := up(t)
 	before := s.memory(t)
@@ -175,7 +175,7 @@ func TestAbuse(t *testing.T) {
 				codes["cut off"]++
 				continue
 			}
-			body, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10)) // what was cut off says enough
+			body, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10)) // the beginning of a long body is enough
 			_ = res.Body.Close()
 			code := fmt.Sprint(res.StatusCode)
 			if m := grpcStatus.FindSubmatch(body); m != nil {
@@ -210,7 +210,7 @@ func TestAbuse(t *testing.T) {
 	}
 }
 
-// blamed are the statuses that say the server is at fault.
+// blamed are the statuses that blame the server.
 var blamed = map[int]bool{http.StatusInternalServerError: true, http.StatusBadGateway: true, http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true}
 
 var (
@@ -222,11 +222,11 @@ var (
 
 type system struct {
 	binary, data string
-	doors        map[string]string // and where the log is: "kafka"
+	doors        map[string]string // addresses of the listeners, and of the log as "kafka"
 	stop         func()
 }
 
-// up starts the system on the embedded default, with the demo's orders in it.
+// up starts the system on the embedded default, with the demo's orders.
 func up(t *testing.T) *system {
 	t.Helper()
 	dir := t.TempDir()
@@ -240,12 +240,12 @@ func up(t *testing.T) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+	t.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 	s.start(t)
 	return s
 }
 
-// start starts the system on its data folder, until stop or the test's end.
+// start starts the system on its data folder, until stop or the end of the test.
 func (s *system) start(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), s.binary, "up", "--data", s.data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
@@ -273,7 +273,7 @@ func (s *system) start(t *testing.T) {
 				found <- append(m, broker)
 			}
 		}
-		_ = cmd.Wait() // ended by the test
+		_ = cmd.Wait() // the test has ended it
 	}()
 	s.stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
@@ -307,7 +307,7 @@ func (s *system) command(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// memory returns what the process holds, in MB, as its own metrics tell it.
+// memory returns the memory of the process in MB, as its metrics report it.
 func (s *system) memory(t *testing.T) float64 {
 	t.Helper()
 	client := &http.Client{Timeout: time.Minute}

@@ -20,10 +20,10 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// records attacks the topics: it writes what no relay writes between the versions of orders that
-// are being placed and confirmed. The orders are seen as their commands left them, by the commands'
-// own tokens, also after a start on such a log, and the system says that records are there that are
-// not events.
+// records attacks the topics. It writes records that no relay wrote between the versions of orders
+// that are being placed and confirmed. Queries with the commands' own tokens must show the orders
+// as the commands left them, even after a restart on this log. The system must report that there
+// are records which are not events.
 func (s *system) records(t *testing.T, report *strings.Builder) {
 	t.Helper()
 	const orders = 20
@@ -74,7 +74,7 @@ func (s *system) records(t *testing.T, report *strings.Builder) {
 		out, err := s.command(t, "verify", "--addr", s.doors["api"], "--admin-addr", s.doors["admin"], "--output", "json")
 		reported := 0
 		for _, m := range notEvents.FindAllStringSubmatch(out, -1) {
-			n, _ := strconv.Atoi(m[1]) // digits
+			n, _ := strconv.Atoi(m[1]) // the pattern matches digits only
 			reported += n
 		}
 		if err != nil || reported != onTopics {
@@ -90,7 +90,7 @@ func (s *system) records(t *testing.T, report *strings.Builder) {
 
 var notEvents = regexp.MustCompile(`"not_events": (\d+)`)
 
-// stray returns a record that no relay has written.
+// stray returns a record that no relay wrote.
 func stray(r *rand.Rand, order string) kafka.Record {
 	topics := []string{relay.PositionsTopic}
 	for _, a := range event.Aggregates() {
@@ -100,20 +100,20 @@ func stray(r *rand.Rand, order string) kafka.Record {
 	for i := range garbage {
 		garbage[i] = byte(r.UintN(256))
 	}
-	garbage[0] = 0xff // of no field's tag
+	garbage[0] = 0xff // not a tag of any field
 	e := event.Event{
 		ID: uuid.Must(uuid.NewV7()), Aggregate: "order", Stream: order, Version: 2 + r.Uint64N(3), Type: pick(r, []string{"millrace.order.v1.OrderPlaced", "millrace.order.v1.OrderConfirmed"}),
 		Data: garbage, OccurredAt: time.Now(), RecordedAt: time.Now(), Position: event.Position{Sequence: 1 + r.Uint64N(99999999)},
 	}
 	record := kafka.Record{Topic: "millrace.orders", Partition: kafka.AnyPartition, Key: []byte(order), Value: garbage, Headers: e.Headers()}
 	switch r.IntN(9) {
-	case 0: // nothing that is known
+	case 0: // nothing known
 		record.Topic, record.Key, record.Headers = pick(r, topics), garbage, nil
-	case 1: // of a stream that there is not
+	case 1: // of a stream that does not exist
 		record.Key = []byte(uuid.NewString())
 	case 2: // a position far ahead
 		set(record.Headers, "ce_storeposition", pick(r, []string{"99999999.0", "0.99999999", "18446744073709551615.18446744073709551615", "-1.0"}))
-	case 3: // a header that is damaged
+	case 3: // a damaged header
 		set(record.Headers, record.Headers[r.IntN(len(record.Headers))].Key, pick(r, []string{"", "x", "\xff\xfe", strings.Repeat("9", 400)}))
 	case 4: // a tombstone
 		record.Value = nil
@@ -123,9 +123,9 @@ func stray(r *rand.Rand, order string) kafka.Record {
 		for range 100 {
 			record.Headers = append(record.Headers, event.Header{Key: "x", Value: garbage})
 		}
-	case 7: // another topic's
+	case 7: // another topic's type
 		record.Topic = pick(r, topics)
-	case 8: // a type that there is not yet, unreadable
+	case 8: // an unknown type, undecodable
 		set(record.Headers, "ce_type", "millrace.order.v1.OrderTeleported")
 	}
 	return record
@@ -139,7 +139,7 @@ func set(headers []event.Header, key, value string) {
 	}
 }
 
-// call calls a method of orders, and expects an answer.
+// call calls a method of the order services, and expects an answer.
 func (s *system) call(t *testing.T, method string, message map[string]any) []byte {
 	t.Helper()
 	body, err := json.Marshal(message)
@@ -161,7 +161,7 @@ func (s *system) call(t *testing.T, method string, message map[string]any) []byt
 		if err == nil && res.StatusCode == http.StatusOK {
 			return answer
 		}
-		if res.StatusCode != http.StatusServiceUnavailable { // views that catch up after a start
+		if res.StatusCode != http.StatusServiceUnavailable { // views catch up after a start
 			t.Fatalf("%s: %s %s %v", method, res.Status, answer, err)
 		}
 		select {

@@ -12,9 +12,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// TestFullDisk fills the disk under a running system, kills it, and starts it while the disk is
-// still full. Commands are refused with the reason. After room was made everything continues by
-// itself, and nothing is lost or doubled.
+// TestFullDisk fills the disk under a running system, kills the system, and starts it while the
+// disk is still full. Commands are rejected with the reason. After room is made, everything
+// continues by itself, and nothing is lost or duplicated.
 func TestFullDisk(t *testing.T) {
 	disk := t.TempDir()
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=160m"); err != nil {
@@ -47,7 +47,7 @@ func TestFullDisk(t *testing.T) {
 	fill()
 	s.kill()
 
-	// It cannot be filled up once and for all: what the process had open is free again.
+	// Once is not enough: the files that the killed process had open are free again.
 	fill()
 	again := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
 	again.cmd = exec.Command(binary, "up", "--data", data, "--addr", s.addr, "--admin-addr", s.admin, "--no-demo")
@@ -77,7 +77,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("verify says nothing of orders: %v", before)
 	}
 
-	// The same while the system runs.
+	// Now the same on a running system.
 	fill()
 	if err := exec.CommandContext(t.Context(), binary, "status", "--addr", s.addr, "--admin-addr", s.admin).Run(); err != nil {
 		t.Errorf("status on a full disk: %v", err)

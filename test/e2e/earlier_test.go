@@ -13,7 +13,7 @@ import (
 // earlierHome is the folder in which the data folders of testdata/earlier were written.
 const earlierHome = "/tmp/millrace-fixture/data"
 
-// earlierCounts are what `millrace verify` counted in them.
+// earlierCounts are the counts of `millrace verify` on these data folders.
 var earlierCounts = map[string]string{
 	"store customer events": "73", "topic millrace.customers events": "73", "table customers_events events": "73", "table customers_current rows": "24",
 	"store catalog events": "72", "topic millrace.products events": "72", "table products_events events": "72", "table products_current rows": "36",
@@ -23,9 +23,10 @@ var earlierCounts = map[string]string{
 	"table order_lines rows": "96", "view orderstatus/v2 documents": "30",
 }
 
-// TestDataOfAnEarlierVersion opens data folders that commit 6d2e864 wrote, one stopped with Ctrl-C and one killed with
-// SIGKILL. Every event is still in every sink, once. Commands that were sent before are not taken again, and new ones
-// reach every sink. A restart keeps all of it.
+// TestDataOfAnEarlierVersion opens data folders that commit 6d2e864 wrote. One system was stopped
+// with Ctrl-C, and one was killed with SIGKILL. Every event must still be in every sink, once.
+// Repeated commands are not accepted again, and new ones reach every sink. A restart preserves all
+// of it.
 func TestDataOfAnEarlierVersion(t *testing.T) {
 	for _, end := range []string{"stopped", "killed"} {
 		t.Run(end, func(t *testing.T) {
@@ -33,7 +34,7 @@ func TestDataOfAnEarlierVersion(t *testing.T) {
 			unpack(t, filepath.Join("testdata", "earlier", end+".tar.gz"), filepath.Dir(data))
 			run(t, "lake", "relocate", filepath.Join(earlierHome, "lake", "warehouse"), "--data", data)
 
-			s := up(t, data, "127.0.0.1:0") // which sends the demo's commands again
+			s := up(t, data, "127.0.0.1:0") // sends the demo's commands again
 			s.ready()
 			counts := s.verified()
 			for side, want := range earlierCounts {

@@ -16,8 +16,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestForeignTopics is what the README says of topics that are not ours: `lake land` brings them
-// into tables, and SQL reads these, as they are and as they were.
+// TestForeignTopics checks what the README says of external topics: `lake land` lands them in
+// tables, and SQL reads these, now and as of a moment.
 func TestForeignTopics(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) {
 		ports, err := process.FreePorts(1)
@@ -29,7 +29,7 @@ func TestForeignTopics(t *testing.T) {
 	})
 	t.Run("real", func(t *testing.T) {
 		env := servers.env(t)
-		brokers, err := servers.all.Kafka.Start() // it has
+		brokers, err := servers.all.Kafka.Start() // already started
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +38,7 @@ func TestForeignTopics(t *testing.T) {
 	})
 }
 
-// logs is a topic of JSON.
+// logs is a topic of JSON values.
 const logs = "e2e-logs"
 
 func foreignTopics(t *testing.T, env []string, brokers string, landing ...string) {
@@ -58,8 +58,8 @@ func foreignTopics(t *testing.T, env []string, brokers string, landing ...string
 		t.Errorf("the first rows: %s", got)
 	}
 	produce(`{"level":"error","took":2.5,"code":"E7"}`)
-	land() // continues, with a column more
-	land() // and has nothing left to do
+	land() // continues, with one more column
+	land() // has nothing left to do
 	rows = s.rows("SELECT level, took_double, code FROM `foreign.e2e_logs` ORDER BY _offset")
 	if got := fmt.Sprint(rows); got != "[map[code:<nil> level:info took_double:<nil>] map[code:<nil> level:warn took_double:<nil>] map[code:E7 level:error took_double:2.5]]" {
 		t.Errorf("the rows: %s", got)
@@ -86,11 +86,11 @@ func foreignTopics(t *testing.T, env []string, brokers string, landing ...string
 	if rows, told := asOf("0s", "SELECT count() AS n FROM orders_current"); len(rows) != 1 || number(rows[0]["n"]) == 0 || !strings.Contains(told, "orders_current") {
 		t.Errorf("a table of state, as of now: %v, %s", rows, told)
 	}
-	s.verified() // nobody else's tables are different for it
+	s.verified() // the external tables make no side differ
 	s.stop()
 }
 
-// registered lands a topic of Avro by a schema registry.
+// registered lands a topic of Avro values with a schema registry.
 func registered(t *testing.T, env []string, brokers string) {
 	var url string
 	for _, setting := range env {
@@ -111,7 +111,7 @@ func registered(t *testing.T, env []string, brokers string) {
 	if err := json.NewDecoder(resp.Body).Decode(&made); err != nil || made.ID == 0 {
 		t.Fatalf("the registry: %s, %v", resp.Status, err)
 	}
-	value := string([]byte{0, byte(made.ID >> 24), byte(made.ID >> 16), byte(made.ID >> 8), byte(made.ID)}) + "\x04o1" + "\xc8\x01" // a text of two bytes, and 100
+	value := string([]byte{0, byte(made.ID >> 24), byte(made.ID >> 16), byte(made.ID >> 8), byte(made.ID)}) + "\x04o1" + "\xc8\x01" // a string of two bytes, and 100
 	producer(t, brokers, "e2e-paid")(value, "no frame")
 	data := filepath.Join(t.TempDir(), "data")
 	landed(t, env, data, "--topic", "e2e-paid", "--registry", url, "--table", "e2e.paid", "--until-end")
@@ -127,7 +127,7 @@ func registered(t *testing.T, env []string, brokers string) {
 	}
 }
 
-// landed runs `lake land` to its end.
+// landed runs `lake land` until it ends.
 func landed(t *testing.T, env []string, data string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), binary, append([]string{"lake", "land", "--data", data}, args...)...)
@@ -137,7 +137,7 @@ func landed(t *testing.T, env []string, data string, args ...string) {
 	}
 }
 
-// producer returns a topic of one partition, and gives what writes values to it.
+// producer creates a topic of one partition, and returns a function that writes values to it.
 func producer(t *testing.T, brokers, topic string) func(values ...string) {
 	t.Helper()
 	config := kafka.Config{Brokers: brokers, ClientID: "e2e", Replicas: 1}

@@ -18,14 +18,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// TestGarbage is what whoever can write to the topics may do: records that are not events of the
-// store, whatever they look like, show nowhere, take no version from an event that was
-// acknowledged, and are counted.
+// TestGarbage writes records to the topics that are not events of the store. Whatever they look
+// like, they must not be visible anywhere, must not take the version of an acknowledged event, and
+// must be counted.
 func TestGarbage(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) { garbage(t, nil, "") })
 	t.Run("real", func(t *testing.T) {
 		env := servers.env(t)
-		brokers, err := servers.all.Kafka.Start() // it has
+		brokers, err := servers.all.Kafka.Start() // already started
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -33,7 +33,8 @@ func TestGarbage(t *testing.T) {
 	})
 }
 
-// garbage uses the brokers without a login, or those of the embedded system if it names none.
+// garbage runs on the given brokers without a login, or on those of the embedded system if brokers
+// is empty.
 func garbage(t *testing.T, env []string, brokers string) {
 	s := upOn(t, env, t.TempDir(), "127.0.0.1:0")
 	s.ready()
@@ -48,7 +49,7 @@ func garbage(t *testing.T, env []string, brokers string) {
 		s.place(id)
 		for same := range kindsOfGarbage(id, log.event(id, 1)) {
 			if same.name == k.name {
-				log.produce(same.Record) // it claims to be version 2
+				log.produce(same.Record) // claims to be version 2
 			}
 		}
 		token := s.confirm(id)
@@ -58,7 +59,7 @@ func garbage(t *testing.T, env []string, brokers string) {
 		kinds++
 	}
 
-	// Ten thousand, of streams that there are and that there are not.
+	// Ten thousand records, of existing and other streams.
 	id := uuid.NewString()
 	s.place(id)
 	placed := log.event(id, 1)
@@ -77,14 +78,14 @@ func garbage(t *testing.T, env []string, brokers string) {
 	s.confirm(id)
 
 	want := kinds + flood
-	if got := s.notEvents(event.Order.Topic); got != want { // and all else is equal
+	if got := s.notEvents(event.Order.Topic); got != want { // everything else is equal
 		t.Errorf("verify reports %d records that are no events, want %d", got, want)
 	}
 	if order := s.order(id, ""); order.Stage != "ORDER_STAGE_CONFIRMED" {
 		t.Errorf("after the flood the order is %s", order.Stage)
 	}
 
-	// Rebuilt from the same log, a view shows the same.
+	// A view that is rebuilt from the same log must show the same.
 	s.stop()
 	s = upOn(t, env, s.data, "127.0.0.1:0")
 	s.ready()
@@ -94,14 +95,14 @@ func garbage(t *testing.T, env []string, brokers string) {
 	s.stop()
 }
 
-// kind is a record that is not an event of the store.
+// kind is one kind of record that is not an event of the store.
 type kind struct {
 	kafka.Record
 	name string
 }
 
-// kindsOfGarbage returns a record of each kind. Where it looks like an event, it is one of version
-// 2 of the stream. placed is a real event of the topic.
+// kindsOfGarbage returns a record of each kind. Those that look like events claim to be version 2
+// of the stream. placed is a real event of the topic.
 func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 	now := event.Time(time.Now())
 	confirmed, err := proto.Marshal(&orderv1.OrderEvent{Event: &orderv1.OrderEvent_Confirmed{Confirmed: &orderv1.OrderConfirmed{OrderId: stream}}})
@@ -152,7 +153,7 @@ func kindsOfGarbage(stream string, placed recorded) func(func(kind) bool) {
 	}
 }
 
-// eventLog is the system's Kafka, for callers that write what they should not.
+// eventLog is the system's Kafka, for writing records directly.
 type eventLog struct {
 	t        *testing.T
 	config   kafka.Config
@@ -177,14 +178,14 @@ func (l *eventLog) produce(records ...kafka.Record) {
 	}
 }
 
-// recorded is an event as it came over the log.
+// recorded is an event as it was read from the log.
 type recorded struct {
 	event.Event
 	Headers []event.Header
 }
 
-// copy returns the event's record, as a tool that replays the topic produces it, so many partitions
-// further on.
+// copy returns the event's record as a tool that replays the topic would produce it, in a partition
+// that is further by this number.
 func (r recorded) copy(further int32) kafka.Record {
 	partitions := max(1, kafka.PartitionsOf(r.Headers))
 	return kafka.Record{
@@ -195,7 +196,7 @@ func (r recorded) copy(further int32) kafka.Record {
 
 var errFound = errors.New("found")
 
-// event waits until the log has a version of an order.
+// event waits until the log contains a version of an order.
 func (l *eventLog) event(stream string, version uint64) (found recorded) {
 	l.t.Helper()
 	admin, err := kafka.NewAdmin(l.config)
@@ -221,7 +222,7 @@ func (l *eventLog) event(stream string, version uint64) (found recorded) {
 	return found
 }
 
-// address returns where one of the system's servers listens.
+// address returns the address of one of the system's servers.
 func (s *system) address(name string) string {
 	s.t.Helper()
 	var status struct {
@@ -268,7 +269,7 @@ func (s *system) place(id string) {
 	}, new(receipt))
 }
 
-// confirm returns the token of its receipt.
+// confirm confirms an order and returns the token of the receipt.
 func (s *system) confirm(id string) string {
 	s.t.Helper()
 	var r receipt
@@ -290,8 +291,8 @@ func (s *system) order(id, token string) order {
 	return answer.Order
 }
 
-// notEvents returns how many records of a topic verify counts that are not events. All else must be
-// equal everywhere.
+// notEvents returns how many records of a topic verify counts as not being events. Everything else
+// must be equal.
 func (s *system) notEvents(topic string) int {
 	s.t.Helper()
 	var result struct {

@@ -14,12 +14,12 @@ import (
 
 const realData = root + "/../shared/data/online-retail.parquet"
 
-// TestRealYear imports a real shop's year while the system is killed at random moments, and then
-// expects the figures that were published of the data, from our SQL and from readers that share no
-// code with us.
+// TestRealYear imports a real shop's year while the system is killed at random moments. It then
+// expects the published figures of the data, from Millrace's SQL and from readers that share no
+// code with Millrace.
 //
-// MILLRACE_E2E_KILLS is how often it is killed (default 5); MILLRACE_E2E_LIMIT reads only so many
-// lines, and then only the sides are compared with each other.
+// MILLRACE_E2E_KILLS is the number of kills (default 5). MILLRACE_E2E_LIMIT limits the number of
+// lines; then the sides are only compared with each other.
 func TestRealYear(t *testing.T) {
 	if _, err := os.Stat(realData); err != nil {
 		t.Skipf("the real data is not here: %v", err)
@@ -29,7 +29,7 @@ func TestRealYear(t *testing.T) {
 	dir := t.TempDir()
 	data, rejects := filepath.Join(dir, "data"), filepath.Join(dir, "rejects.csv")
 	s := up(t, data, "127.0.0.1:0", "--no-demo")
-	addr := s.addr // kept over restarts, so that the import finds the system again
+	addr := s.addr // the same after every restart, so that the import finds the system again
 
 	begun := time.Now()
 	var out, progress bytes.Buffer
@@ -86,7 +86,7 @@ func TestRealYear(t *testing.T) {
 		readByOthers(t, data)
 	}
 
-	// Once more: nothing changes.
+	// The same import again must change nothing.
 	run(t, "import", "online-retail", realData, "--addr", addr, "--rejects", rejects, "--limit", strconv.Itoa(limit))
 	if after := s.verified(); !equalCounts(before, after) {
 		t.Errorf("the second import changed what is there:\n%v\n%v", before, after)

@@ -20,7 +20,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// A caller asks one kind of thing, again and again.
+// caller makes one kind of request repeatedly.
 type caller struct {
 	path, contentType string
 	body              func() string
@@ -34,7 +34,7 @@ var (
 	counts   = caller{"/v1/sql", "application/sql", func() string { return "SELECT count() FROM orders_events" }}
 )
 
-// told is what callers of one kind were told.
+// told counts the answers to one kind of caller.
 type told struct{ accepted, shed atomic.Int64 }
 
 func (o *told) share() float64 {
@@ -42,7 +42,7 @@ func (o *told) share() float64 {
 	return shed / max(shed+accepted, 1)
 }
 
-// ask calls once. Whatever is not an answer in full must be what an overloaded server says.
+// ask makes one request. Any answer that is not complete must be that of an overloaded server.
 func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr string, o *told) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+c.path, strings.NewReader(c.body()))
 	if err != nil {
@@ -67,7 +67,7 @@ func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr
 		o.accepted.Add(1)
 	case res.StatusCode == http.StatusTooManyRequests && res.Header.Get("Retry-After") == "1" && strings.Contains(string(body), "resource_exhausted"):
 		o.shed.Add(1)
-		select { // sooner than it was told
+		select { // earlier than it was told
 		case <-ctx.Done():
 		case <-time.After(20 * time.Millisecond):
 		}
@@ -76,7 +76,7 @@ func (c caller) ask(ctx context.Context, t *testing.T, client *http.Client, addr
 	}
 }
 
-// crowd lets so many callers ask until ctx ends.
+// crowd runs n callers until ctx ends.
 func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.Client, addr string, n int, c caller, o *told) {
 	for range n {
 		all.Go(func() {
@@ -87,9 +87,9 @@ func crowd(ctx context.Context, t *testing.T, all *sync.WaitGroup, client *http.
 	}
 }
 
-// TestOverload asks a running system for much more than it takes at a time. It turns away SQL first
-// and commands last, says when to try again, keeps its operations answering and its memory within
-// bounds, and is as before once it is over.
+// TestOverload sends a running system far more requests than it handles at a time. It must shed SQL
+// first and commands last, say when to retry, keep its operations answering and its memory within
+// bounds, and recover afterwards.
 func TestOverload(t *testing.T) {
 	s := upOn(t, []string{"MILLRACE_LIMITS_CALLS=4", "MILLRACE_LIMITS_PER_ADDRESS=2000", "MILLRACE_LIMITS_CONNECTIONS=2000"},
 		filepath.Join(t.TempDir(), "data"), "127.0.0.1:0", "--no-demo")
@@ -97,14 +97,14 @@ func TestOverload(t *testing.T) {
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 2000, MaxConnsPerHost: 2000}}
 	defer client.CloseIdleConnections()
 	var warm told
-	for range 20 { // the engine has its tables, the views their documents
+	for range 20 { // wait until the engine has its tables and the views have their documents
 		for _, c := range []caller{places, searches, counts} {
 			c.ask(t.Context(), t, client, s.addr, &warm)
 		}
 	}
 	before := s.resident()
 
-	// While queries fill what they may, commands have their reserve.
+	// Queries fill their limit, but commands have a reserve.
 	burst := func(n int, crowded caller, beside map[*told]caller, until func() bool) *told {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
@@ -145,7 +145,7 @@ func TestOverload(t *testing.T) {
 		t.Errorf("turned away: %.2f of SQL, %.2f of queries", sql.share(), queries.share())
 	}
 
-	// While commands come in a crowd, SQL is turned away first, and queries before commands.
+	// A crowd of commands sheds SQL first, then queries.
 	var sql2, queries2 told
 	many := burst(400, places, map[*told]caller{&sql2: counts, &queries2: searches}, func() bool {
 		return queries2.accepted.Load()+queries2.shed.Load() > 20 && sql2.accepted.Load()+sql2.shed.Load() > 50
@@ -161,7 +161,8 @@ func TestOverload(t *testing.T) {
 	if grown := s.resident() - before; grown > most {
 		t.Errorf("it holds %d MB more than before", grown>>20)
 	}
-	// Afterwards everything is taken again, and what was taken is everywhere.
+	// Afterwards every request is accepted again, and everything that was accepted is on every
+	// side.
 	for _, c := range []caller{counts, searches, places} {
 		var after told
 		eventually(t, c.path+" is taken again", func() bool {
@@ -175,7 +176,7 @@ func TestOverload(t *testing.T) {
 
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
-// resident returns the memory of the process, by its own metrics.
+// resident returns the memory of the process, as its metrics report it.
 func (s *system) resident() int64 {
 	s.t.Helper()
 	res, err := http.Get("http://" + s.admin + "/metrics")
@@ -198,8 +199,9 @@ func (s *system) resident() int64 {
 	return int64(n)
 }
 
-// SQL is shared by callers: one who asks forty times keeps another waiting no longer than for a
-// place of his own, and neither sees what the other asks, though both may read everything.
+// TestSQLIsShared checks that callers share SQL. A caller with forty queries delays another one no
+// longer than until a slot of its own is free. Neither sees the other's queries, even though both
+// may read everything.
 func TestSQLIsShared(t *testing.T) {
 	const greedy, modest = "greedy-0123456789-0123456789", "modest-0123456789-0123456789"
 	dir := t.TempDir()
@@ -259,7 +261,8 @@ func TestSQLIsShared(t *testing.T) {
 	s.stop()
 }
 
-// Connections that do nothing keep nobody out, though the process may open no more than 1024 files.
+// TestIdleConnections checks that idle connections keep nobody out, even though the process may
+// open only 1024 files.
 func TestIdleConnections(t *testing.T) {
 	for _, idle := range []int{804, 1000} {
 		t.Run(fmt.Sprint(idle), func(t *testing.T) {
@@ -309,7 +312,8 @@ func answered(t *testing.T, client *http.Client, req *http.Request) {
 	}
 }
 
-// idleAfterRefusal opens a connection, is told that it lacks a token, and stays.
+// idleAfterRefusal opens a connection, is rejected for lack of a token, and keeps the connection
+// open.
 func idleAfterRefusal(t *testing.T, door string) {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", door, time.Minute)
@@ -333,7 +337,7 @@ func idleAfterRefusal(t *testing.T, door string) {
 	}
 }
 
-// tokensFile writes a file of callers, each NAME:TOKEN.
+// tokensFile writes a file of callers, each as NAME:TOKEN.
 func tokensFile(t *testing.T, dir string, callers ...string) string {
 	t.Helper()
 	file := filepath.Join(dir, "tokens")

@@ -17,9 +17,9 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// The log and the event store may change behind the system's back. Whatever happens, the system
-// either recovers with nothing lost and nothing doubled, or stops and names a command that repairs
-// it.
+// TestLogAndStorePart changes the log and the event store behind the system's back. In every case,
+// the system must either recover with nothing lost or duplicated, or stop and name a command that
+// repairs it.
 func TestLogAndStorePart(t *testing.T) {
 	env := servers.env(t)
 	brokers := servers.all.Kafka.Brokers(t)
@@ -120,7 +120,7 @@ func TestLogAndStorePart(t *testing.T) {
 var remedyCommand = regexp.MustCompile("`(millrace rebuild --service [a-z]+)`")
 
 // stopsWithRemedy waits until the system has stopped by itself, and returns the command that it
-// advises.
+// recommends.
 func (s *system) stopsWithRemedy() string {
 	s.t.Helper()
 	select {
@@ -138,8 +138,8 @@ func (s *system) stopsWithRemedy() string {
 	return advised[1]
 }
 
-// failsToStart starts a system that ends by itself, before or after it serves, and returns the
-// command that it advises.
+// failsToStart starts a system that ends by itself, before or after it serves. It returns the
+// command that the system recommends.
 func failsToStart(t *testing.T, env []string, data string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)

@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// TestQuickStart is what the README promises of `make run`: the table, the things to try next as
-// they are printed, a clean stop, and a second start that continues from what is on disk. It holds
-// on the embedded default and on real servers alike.
+// TestQuickStart checks what the README promises of `make run`: the table, the printed commands, a
+// clean stop, and a second start that continues from the data on disk. It applies to the embedded
+// default and to real servers.
 func TestQuickStart(t *testing.T) {
 	for _, on := range []struct {
 		name string
@@ -63,7 +63,7 @@ func quickStart(t *testing.T, env []string) {
 	s.tables(env, before["table order_lines rows"])
 	s.stop()
 
-	if env == nil { // on files alone, with nothing running
+	if env == nil { // on the files, with nothing running
 		for _, table := range []string{"order_lines", "orders_current"} {
 			rows := decodeRows(t, run(t, "sql", "--data", data, "--output", "json", "SELECT count() AS n FROM "+table))
 			if len(rows) != 1 || rows[0]["n"] != before["table "+table+" rows"] {
@@ -80,8 +80,8 @@ func quickStart(t *testing.T, env []string) {
 	s.stop()
 }
 
-// tables is what the README says of the tables: other engines find them by Iceberg's REST catalog,
-// each type of event is a struct, and the command line shows what they are made of.
+// tables checks what the README says of the tables: other engines find them through Iceberg's REST
+// catalog, each type of event is a struct, and the command line shows their files.
 func (s *system) tables(env []string, lines json.Number) {
 	s.t.Helper()
 	var listed struct {
@@ -147,7 +147,7 @@ func (s *system) tables(env []string, lines json.Number) {
 		s.t.Errorf("millrace lake snapshots: %+v", history)
 	}
 	var reports []struct{ Table string }
-	lake(&reports, "maintain") // beside the landers
+	lake(&reports, "maintain") // while landers run
 	if len(reports) != len(summaries) {
 		s.t.Errorf("millrace lake maintain: %+v", reports)
 	}
@@ -158,7 +158,7 @@ func number(v any) int64 {
 	return n
 }
 
-// get asks the door of commands, queries and tables.
+// get requests a path of the api listener.
 func (s *system) get(path string, into any) {
 	s.t.Helper()
 	resp, err := http.Get("http://" + s.addr + path)
@@ -171,8 +171,8 @@ func (s *system) get(path string, into any) {
 	}
 }
 
-// printedCommands finds the commands below "Try next": indented, comments left out, continued lines
-// joined.
+// printedCommands returns the commands below "Try next": the indented lines, without comments and
+// with continued lines joined.
 func printedCommands(shown string) []string {
 	_, shown, _ = strings.Cut(shown, "Try next")
 	var commands []string

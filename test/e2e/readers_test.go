@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// readByOthers expects of readers that share no code with us what was published of the data, and
-// what the source file itself holds.
+// readByOthers reads the tables with readers that share no code with Millrace. It expects the
+// published figures, and what the source file itself contains.
 func readByOthers(t *testing.T, data string) {
 	t.Helper()
 	python, err := filepath.Abs(root + "/.tools/python/bin/python")

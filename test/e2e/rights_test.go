@@ -12,11 +12,11 @@ import (
 	"testing"
 )
 
-// TestRights calls every surface of a running system as callers of each right, and expects that
-// each may do what it was given, and is told what is missing for the rest.
+// TestRights calls every surface of a running system as callers with each right. Each must be
+// allowed what it was granted, and be told which right is missing for the rest.
 func TestRights(t *testing.T) {
 	callers := map[string]string{
-		"nobody":   "", // has a token, and is not named
+		"nobody":   "", // has a token, but no rights
 		"shop":     "commands, queries",
 		"orders":   "commands.order",
 		"support":  "queries.order, queries.customer",
@@ -118,7 +118,7 @@ func TestRights(t *testing.T) {
 		for caller := range callers {
 			status, body := send(c.call, caller)
 			may := caller == "owner" || slices.Contains(strings.Fields(c.may), caller)
-			// A stream's error comes behind a status that says that a stream comes.
+			// The error of a stream follows a status of success.
 			if refused := status == http.StatusForbidden || strings.Contains(body, `"permission_denied"`); refused == may {
 				t.Errorf("%s by %s: %d %s", name, caller, status, body)
 			} else if refused && !strings.Contains(body, "auth.rights") {

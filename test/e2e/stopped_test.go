@@ -19,9 +19,9 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestOneTableStops is what the README says of a table that cannot be landed: everything else
-// continues, every way to ask names the table and what to do, and once it is dropped it is landed
-// anew.
+// TestOneTableStops checks what the README says of a table that cannot be landed. Everything else
+// continues, every way to ask names the table and the remedy, and once it is dropped it is landed
+// again.
 func TestOneTableStops(t *testing.T) {
 	ports, err := process.FreePorts(1)
 	if err != nil {
@@ -92,7 +92,8 @@ func TestOneTableStops(t *testing.T) {
 	s.verified()
 	eventually(t, "ready without a reservation", func() bool { return s.page("/readyz") == "ready\n" })
 
-	// A table that lacks a file is landed on. Whoever reads it is told, and from then on everybody.
+	// A table with a missing file is still landed. The first query that reads it gets an error, and
+	// from then on status reports the table.
 	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", "millrace.db", "stock_movements", "data", "*.parquet"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("data files: %v, %v", files, err)
@@ -124,7 +125,7 @@ func TestOneTableStops(t *testing.T) {
 		t.Errorf("readiness: %q", body)
 	}
 
-	// The same of a lander of its own, whose only table is stopped: it ends, and says why.
+	// A lander whose only table is stopped ends and reports the reason.
 	landing := append(env, "MILLRACE_KAFKA_BROKERS="+brokers)
 	produce := producer(t, brokers, logs)
 	produce(`{"level":"info"}`)
@@ -132,7 +133,7 @@ func TestOneTableStops(t *testing.T) {
 	landed(t, landing, data, args...)
 	lose(t, data, "foreign.db/e2e_logs")
 	produce(`{"level":"warn"}`)
-	for _, args := range [][]string{args, args[:3]} { // with --until-end, and without
+	for _, args := range [][]string{args, args[:3]} { // with and without --until-end
 		cmd := exec.CommandContext(t.Context(), binary, append([]string{"lake", "land", "--data", data}, args...)...)
 		cmd.Env = append(os.Environ(), landing...)
 		out, err := cmd.CombinedOutput()
@@ -140,11 +141,11 @@ func TestOneTableStops(t *testing.T) {
 			t.Errorf("lake land %v: %v\n%s", args, err, out)
 		}
 	}
-	s.verified() // nobody else's tables are different for it
+	s.verified() // the external table makes no side differ
 	s.stop()
 }
 
-// lose takes the metadata of a table away.
+// lose deletes the metadata of a table.
 func lose(t *testing.T, data, table string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(data, "lake", "warehouse", table, "metadata", "*.metadata.json"))
@@ -167,7 +168,7 @@ func try(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	return out.String(), told.String(), err
 }
 
-// page returns what the operations' door answers.
+// page returns a page of the admin listener.
 func (s *system) page(path string) string {
 	s.t.Helper()
 	resp, err := http.Get("http://" + s.admin + path)
@@ -203,7 +204,7 @@ func (s *system) placeAny() {
 	}
 }
 
-// differs runs verify, which finds one side that cannot be read and everything else equal.
+// differs runs verify, which must find one unreadable side and everything else equal.
 func (s *system) differs(side string) {
 	s.t.Helper()
 	var result struct {

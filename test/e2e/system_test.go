@@ -1,5 +1,9 @@
-// Package e2e runs the binary as a person does: the README's quick start, the import of a real
-// shop's year, kill -9 at random moments, and readers of the tables that know nothing of Millrace.
+// Package e2e runs the binary as a user does: the README's quick start, the import of a real shop's
+// year with kill -9 at random moments, overload, full disks, damage, and readers of the tables that
+// know nothing of Millrace.
+//
+// Each test starts a system, a running `millrace up`, on a data folder of its own. Many run twice:
+// on the embedded default, and on real servers if they are installed.
 package e2e
 
 import (
@@ -25,7 +29,7 @@ import (
 	"github.com/millrace/millrace/test/servers/stack"
 )
 
-// root of the repository, as seen from this package.
+// root is the root of the repository, relative to this package.
 const root = "../.."
 
 var binary string
@@ -45,7 +49,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
-			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 		}
 		code := m.Run()
 		if err := servers.stop(); err != nil {
@@ -56,7 +60,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// servers is every server that a company runs, started with the first test that asks.
+// servers are the real servers. They start with the first test that needs them.
 var servers realServers
 
 type realServers struct {
@@ -65,8 +69,8 @@ type realServers struct {
 	err  error
 }
 
-// env returns how the system reaches them. Where one is not installed the test is skipped, or
-// fails: see process.SkipOrFail.
+// env returns the settings of a system on the real servers. If one is not installed, the test is
+// skipped or fails: see process.SkipOrFail.
 func (r *realServers) env(t *testing.T) []string {
 	t.Helper()
 	r.once.Do(func() { r.err = r.all.Start() })
@@ -89,8 +93,8 @@ var servingLine = regexp.MustCompile(`^serving on http://(\S+), operations on ht
 type system struct {
 	t      *testing.T
 	data   string
-	addr   string // of commands, queries and SQL
-	admin  string // of health, status and verify
+	addr   string // of the api listener
+	admin  string // of the admin listener
 	cmd    *exec.Cmd
 	ended  chan error
 	output *lockedBuffer
@@ -102,13 +106,13 @@ func up(t *testing.T, data, addr string, args ...string) *system {
 	return upOn(t, nil, data, addr, args...)
 }
 
-// upOn starts a system with settings in its environment: those of real servers, or none.
+// upOn is up with settings in the environment: those of real servers, or none.
 func upOn(t *testing.T, env []string, data, addr string, args ...string) *system {
 	t.Helper()
 	return upBy(t, []string{binary}, env, data, addr, args...)
 }
 
-// upBy is upOn by another command than the binary alone: one that runs the rest of its arguments.
+// upBy is upOn through another command, which runs the rest of its arguments.
 func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *system {
 	t.Helper()
 	s := &system{t: t, data: data, ended: make(chan error, 1), output: &lockedBuffer{}}
@@ -151,7 +155,7 @@ func upBy(t *testing.T, by, env []string, data, addr string, args ...string) *sy
 	return s
 }
 
-// ready waits until queries answer in full.
+// ready waits until queries are answered completely.
 func (s *system) ready() {
 	s.t.Helper()
 	eventually(s.t, "ready", func() bool {
@@ -164,7 +168,7 @@ func (s *system) ready() {
 	})
 }
 
-// stop asks the system to stop and expects that it does, in good order.
+// stop stops the system, which must end without an error.
 func (s *system) stop() {
 	s.t.Helper()
 	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
@@ -180,7 +184,7 @@ func (s *system) stop() {
 	}
 }
 
-// kill is kill -9.
+// kill ends the system with SIGKILL.
 func (s *system) kill() {
 	s.t.Helper()
 	if err := s.cmd.Process.Signal(syscall.SIGKILL); err != nil {
@@ -229,7 +233,8 @@ func decodeRows(t *testing.T, out string) []map[string]any {
 	}
 }
 
-// verified runs verify, which fails on any difference, and returns the count of each side's items.
+// verified runs verify, which must find no difference, and returns the number of items on each
+// side.
 func (s *system) verified() map[string]json.Number {
 	s.t.Helper()
 	var result struct {
@@ -272,7 +277,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// lockedBuffer is written by the process's two outputs at once.
+// lockedBuffer is a buffer for both outputs of a process.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

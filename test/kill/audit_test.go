@@ -20,12 +20,12 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// findings is what became of the commands that clients sent.
+// findings counts what the audit found about the clients' commands.
 type findings struct {
-	acknowledged int // of this row
-	unknown      int // of this row: the client gave up, either outcome is right
-	lost         int // acknowledged, and missing somewhere
-	doubled      int // more than once somewhere
+	acknowledged int // in this row
+	unknown      int // in this row: the client gave up, so either outcome is right
+	lost         int // acknowledged, but missing on some side
+	doubled      int // more than once on some side
 	disordered   int // not in the order of their stream
 	examples     []string
 }
@@ -44,17 +44,17 @@ func (f *findings) wrong() error {
 	return fmt.Errorf("%d lost, %d doubled, %d out of order: %s", f.lost, f.doubled, f.disordered, strings.Join(f.examples, "; "))
 }
 
-// place is where an event should be in a stream.
+// place is the expected place of an event in its stream.
 type place struct {
 	stream  string
 	version uint64
 }
 
-// holder is a side that keeps events: what it has, in the order in which it has it, per key.
+// holder is a side that stores events: what it contains, and in which order per key.
 type holder struct {
 	name   string
 	count  map[string]int    // by event id
-	last   map[string]uint64 // version, by stream
+	last   map[string]uint64 // version of the last event, by stream
 	f      *findings
 	places map[place]event.Event
 }
@@ -63,7 +63,7 @@ func (f *findings) holder(name string) *holder {
 	return &holder{name: name, f: f, count: map[string]int{}, last: map[string]uint64{}, places: map[place]event.Event{}}
 }
 
-// add takes the next event of the holder's order. Of a stream the versions come as 1, 2, 3 ….
+// add adds the next event in the holder's order. The versions of a stream must be 1, 2, 3 …
 func (h *holder) add(e event.Event) {
 	id := e.ID.String()
 	if h.count[id]++; h.count[id] > 1 {
@@ -79,8 +79,8 @@ func (h *holder) add(e event.Event) {
 	h.last[e.Stream] = max(h.last[e.Stream], e.Version)
 }
 
-// audit looks for every acknowledged command, of this row and of all before it, in the store, the
-// topic, the tables and the views. It asks each side itself and trusts no digest.
+// audit looks for every acknowledged command, of this row and all before it, in the store, the
+// topic, the tables and the views. It reads each side itself, so it does not depend on digests.
 func (s *system) audit(ctx context.Context) (*findings, error) {
 	f := &findings{}
 	entries := map[string][]entry{} // acknowledged, by service
@@ -121,14 +121,16 @@ func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate
 	return nil
 }
 
-// follow looks for each acknowledged command: in the store as the version that its receipt names,
-// and from there on the other sides.
+// follow looks for each acknowledged command: in the store at the version in its receipt, and from
+// there on the other sides.
 func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder) {
 	byCommand := map[string]int{}
 	for _, e := range store.places {
 		byCommand[e.CausationID]++
 	}
-	for key, n := range byCommand { // also of commands whose outcome is unknown; none of the load has more than one event
+	// This includes commands with an unknown outcome. No command of the load has more than one
+	// event.
+	for key, n := range byCommand {
 		if n > 1 {
 			f.add(&f.doubled, "%s has %d events of %s", store.name, n, key)
 		}
@@ -150,7 +152,7 @@ func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder
 
 func tableOf(a event.Aggregate) string { return strings.TrimPrefix(a.Topic, "millrace.") + "_events" }
 
-// readStore reads a store by an adapter of its own.
+// readStore reads a store through its own connection, not through the system.
 func (s *system) readStore(ctx context.Context, a event.Aggregate, each func(event.Event)) (err error) {
 	store, err := s.openStore(ctx, a)
 	if err != nil {
@@ -169,7 +171,7 @@ func (s *system) readStore(ctx context.Context, a event.Aggregate, each func(eve
 	}
 }
 
-// readTopic reads what transactions have committed.
+// readTopic reads the committed records of a topic.
 func (s *system) readTopic(ctx context.Context, a event.Aggregate, each func(event.Event)) error {
 	admin, err := kafka.NewAdmin(s.kafka())
 	if err != nil {
@@ -224,8 +226,7 @@ func (s *system) readTable(ctx context.Context, a event.Aggregate, each func(eve
 	return lines.Err()
 }
 
-// auditViews asks the query API, with the token of each stream's last acknowledged command of this
-// row.
+// auditViews queries the API with the token of each stream's last acknowledged command in this row.
 func (s *system) auditViews(ctx context.Context, f *findings, acknowledged map[string][]entry) error {
 	query, _, err := s.role("query").now()
 	if err != nil {

@@ -10,15 +10,15 @@ import (
 	"sync"
 )
 
-// door is the address that clients know: it passes every command on to whoever takes commands now,
-// and books it. It stands for the load balancer of a deployment, and it makes any client, the
-// importer too, a recorded one.
+// door is the address that clients know. It forwards each command to the process that takes
+// commands at the moment, and records it in the ledger. It is the load balancer of the deployment,
+// and it makes every client, including the importer, a recorded one.
 type door struct {
 	addr   string
 	ledger *ledger
 	server *http.Server
 	client *http.Transport
-	faults chan error // what the ledger found wrong
+	faults chan error // violations that the ledger found
 
 	mu     sync.Mutex
 	target string // host:port
@@ -49,8 +49,8 @@ func (d *door) close() error {
 	return d.server.Close()
 }
 
-// point sends all calls to another process from now on. Calls that wait for an answer of the one
-// before break off: their clients send them again.
+// point sends all later calls to another process. Calls in flight to the previous one are cut off,
+// and their clients send them again.
 func (d *door) point(target string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -81,7 +81,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status, header, answer, err := d.pass(r, body)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway) // to a Connect client: unavailable
+		http.Error(w, err.Error(), http.StatusBadGateway) // a Connect client treats it as unavailable
 		return
 	}
 	if err := d.ledger.answered(key, r.URL.Path, status == http.StatusOK, answer); err != nil {
@@ -91,10 +91,10 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header()[name] = values
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(answer) // a client that has gone asks again
+	_, _ = w.Write(answer) // a client that has gone sends the command again
 }
 
-// pass returns the call and reads its whole answer.
+// pass forwards the call and reads its whole answer.
 func (d *door) pass(r *http.Request, body []byte) (status int, header http.Header, answer []byte, err error) {
 	way, target := d.way()
 	if target == "" {
@@ -124,7 +124,7 @@ func (d *door) fault(err error) {
 	}
 }
 
-// wrong returns what the ledger found wrong so far, if anything.
+// wrong returns the first violation that the ledger has found, or nil.
 func (d *door) wrong() error {
 	select {
 	case err := <-d.faults:

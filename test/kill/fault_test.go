@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// fault breaks one thing of a system under load and mends it, or waits until the system has.
+// fault breaks one thing of a system under load, and then repairs it or waits until the system has.
 type fault func(ctx context.Context, s *system) error
 
 // step is a point in a role's work at which it can break.
 type step struct {
 	role  string
-	point string // as internal/failpoint knows it
+	point string // its name in internal/failpoint
 	name  string // in the row's name
-	at    int    // which passing of the point, so that it lies within the load
-	after bool   // the effect outside has happened: an error here is a lost answer
+	at    int    // on which pass, so that it happens during the load
+	after bool   // the external effect has happened, so an error here is a lost answer
 
-	// restart is a point where an error makes the role start over; empty if the role passes the
-	// step in its normal work. A step of a start needs it, as the role has already started when the
-	// step is armed.
+	// restart is a point at which an error makes the role start over. It is empty if the role
+	// passes the step in its normal work. A step of a start needs it, because the role has already
+	// started when the step is armed.
 	restart string
 }
 
@@ -31,7 +31,7 @@ func (st step) failure() string {
 	return "error"
 }
 
-// How long a point may take until it is passed under load, and a broken thing until it is back.
+// The time limits for passing an armed point under load, and for a broken part to be back.
 const (
 	firesWithin = 2 * time.Minute
 	backWithin  = 2 * time.Minute
@@ -49,7 +49,7 @@ func (st step) arm(ctx context.Context, s *system, action string) (*role, *insta
 	return r, i, starts, err
 }
 
-// kill lets the process kill itself with SIGKILL at the step; the scheduler starts it again.
+// kill makes the process kill itself with SIGKILL at the step. The scheduler starts it again.
 func (st step) kill(ctx context.Context, s *system) error {
 	r, i, starts, err := st.arm(ctx, s, "kill")
 	if err != nil {
@@ -61,7 +61,7 @@ func (st step) kill(ctx context.Context, s *system) error {
 	return r.backSince(ctx, starts)
 }
 
-// backSince waits until the role was started again.
+// backSince waits until the role has been started again.
 func (r *role) backSince(ctx context.Context, starts int) error {
 	return await(ctx, "role "+r.name+" started again", backWithin, func() (bool, error) {
 		_, now, err := r.now()
@@ -69,7 +69,7 @@ func (r *role) backSince(ctx context.Context, starts int) error {
 	})
 }
 
-// fail lets the step return an error, once.
+// fail makes the step return an error, once.
 func (st step) fail(ctx context.Context, s *system) error {
 	_, i, _, err := st.arm(ctx, s, "error")
 	if err != nil {
@@ -78,8 +78,8 @@ func (st step) fail(ctx context.Context, s *system) error {
 	return await(ctx, "failed at "+st.point, firesWithin, func() (bool, error) { return i.fired(ctx, st.point) })
 }
 
-// freeze stops the process at the step with SIGSTOP, for as long as a machine may sleep, and nobody
-// takes its place.
+// freeze stops the process at the step with SIGSTOP, for as long as a machine may sleep. Nothing
+// replaces it.
 func (st step) freeze(ctx context.Context, s *system) error {
 	_, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
@@ -94,9 +94,9 @@ func (st step) freeze(ctx context.Context, s *system) error {
 	return i.thaw()
 }
 
-// zombie freezes the process at the step; the scheduler, which thinks that it is dead, starts
-// another, and then the first wakes up in the middle of its work and continues. It is let be until
-// much has happened beside it, and then asked to end.
+// zombie freezes the process at the step. The scheduler considers it dead and starts another. Then
+// the first process wakes up in the middle of its work and continues. After much has happened
+// beside it, it is asked to end.
 func (st step) zombie(ctx context.Context, s *system) error {
 	r, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
@@ -122,10 +122,10 @@ func (st step) zombie(ctx context.Context, s *system) error {
 	return zombie.Stop(time.Minute) // one that was fenced has ended by itself
 }
 
-// freezeFor returns how long a process sleeps: in the whole matrix longer than every timeout of a
-// session, a transaction or a request (10 to 30 s). The quick part is about what the zombie does
-// when it wakes up; there, a role's successor is given what it needs of that by its start, which
-// takes the transactional id or the table over, so a shorter sleep will do.
+// freezeFor returns how long a process sleeps. In the full matrix that is longer than every timeout
+// of a session, a transaction or a request (10 to 30 s). The quick part tests what a zombie does
+// when it wakes up. There, the successor's start takes over the transactional id or the table, so a
+// shorter sleep is enough.
 func freezeFor() time.Duration {
 	if whole() {
 		return 31 * time.Second
@@ -133,7 +133,7 @@ func freezeFor() time.Duration {
 	return 12 * time.Second
 }
 
-// lasting lets a fault last.
+// lasting waits while a fault lasts.
 func lasting(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -143,7 +143,7 @@ func lasting(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// flows waits until so many more commands were acknowledged.
+// flows waits until n more commands have been acknowledged.
 func (s *system) flows(ctx context.Context, n int) error {
 	goal := s.ledger.acknowledged() + n
 	return await(ctx, fmt.Sprintf("%d more commands acknowledged", n), backWithin, func() (bool, error) {

@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// What the audit finds, on sides made by hand.
+// TestFindings runs the audit's checks on sides made by hand.
 func TestFindings(t *testing.T) {
 	t.Parallel()
 	written := func(key string, version uint64) event.Event {

@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// journal keeps the outcomes of a whole run on disk, so that it may be stopped and run again: it
-// continues with the rows that are not green yet. It belongs to one binary, as another one may
-// behave in another way.
+// journal keeps the outcomes of a run on disk, so that a stopped run can continue with the rows
+// that are not green yet. It belongs to one binary, because another one may behave differently.
 type journal struct{ path string }
 
 // played is an outcome as a line of the journal.
@@ -24,7 +23,7 @@ type played struct {
 	Settled, Took                                    time.Duration
 }
 
-// openJournal finds the journal of the binary under test.
+// openJournal opens the journal of the binary under test.
 func openJournal() (journal, error) {
 	f, err := os.Open(binary)
 	if err != nil {
@@ -39,7 +38,7 @@ func openJournal() (journal, error) {
 	return journal{filepath.Join(dir, fmt.Sprintf("%x.jsonl", sum.Sum(nil)[:8]))}, os.MkdirAll(dir, 0o750)
 }
 
-// green reads the rows that were green.
+// green returns the rows that were green.
 func (j journal) green() (map[string]outcome, error) {
 	b, err := os.ReadFile(j.path)
 	if os.IsNotExist(err) {
@@ -57,7 +56,7 @@ func (j journal) green() (map[string]outcome, error) {
 	for lines.Scan() {
 		var e played
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			continue // the last line of a run that was killed
+			continue // the last line of a killed run
 		}
 		if r, there := known[e.Row]; there && e.Verdict == "green" {
 			outcomes[e.Row] = outcome{row: r, verdict: e.Verdict, reason: e.Reason, note: e.Note, settled: e.Settled, took: e.Took,
@@ -67,7 +66,7 @@ func (j journal) green() (map[string]outcome, error) {
 	return outcomes, lines.Err()
 }
 
-// add writes an outcome.
+// add appends an outcome.
 func (j journal) add(o outcome) error {
 	line, err := json.Marshal(played{
 		Row: o.row.name, Verdict: o.verdict, Reason: o.reason, Note: o.note, Settled: o.settled, Took: o.took,

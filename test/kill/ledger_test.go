@@ -15,13 +15,13 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// ledger is what was sent to a system and what the system promised. It is kept beside the system,
-// in the test's memory, so nothing that dies takes it along.
+// ledger records what was sent to a system and what the system promised. It is in the test's
+// memory, so it survives whatever fails.
 type ledger struct {
 	mu       sync.Mutex
 	commands map[string]*entry // by idempotency key
 	acks     int
-	row      int // counts the rows that used the system
+	row      int // number of rows that have used the system
 }
 
 // entry is one command, however often it was sent.
@@ -31,27 +31,28 @@ type entry struct {
 
 	acknowledged bool
 	token        event.Token // of the receipt
-	opaque       string      // the same, as the client got it
-	refused      bool        // a rule of the domain or of the contract said no: nothing may be stored under the key
+	opaque       string      // the same, as the client received it
+	// A rule of the domain or the contract rejected it, so nothing may be stored under the key.
+	refused bool
 }
 
 func newLedger() *ledger { return &ledger{commands: map[string]*entry{}} }
 
-// begin starts the account of a row.
+// begin begins the account of a row.
 func (l *ledger) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.row++
 }
 
-// acknowledged counts the acknowledgements so far.
+// acknowledged returns the number of acknowledgements so far.
 func (l *ledger) acknowledged() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.acks
 }
 
-// entries lists all commands, in no order.
+// entries returns all commands, in no particular order.
 func (l *ledger) entries() []entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -62,7 +63,7 @@ func (l *ledger) entries() []entry {
 	return all
 }
 
-// sent books a command before it is passed on. Its outcome is unknown until an answer says more.
+// sent records a command before it is forwarded. Its outcome is unknown until it is answered.
 func (l *ledger) sent(procedure string, body []byte) (key string, err error) {
 	request, err := message(procedure, body, protoreflect.MethodDescriptor.Input)
 	if err != nil {
@@ -81,7 +82,7 @@ func (l *ledger) sent(procedure string, body []byte) (key string, err error) {
 	return key, nil
 }
 
-// answered books the answer to a command.
+// answered records the answer to a command.
 func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
 	if !ok {
 		l.mu.Lock()
@@ -133,7 +134,7 @@ func message(procedure string, body []byte, side func(protoreflect.MethodDescrip
 	return decoded, proto.Unmarshal(body, decoded)
 }
 
-// refusal reports whether an error, in Connect's JSON, is a definite no.
+// refusal reports whether an error, in Connect's JSON, is a definite rejection.
 func refusal(body []byte) bool {
 	var e struct{ Code string }
 	if json.Unmarshal(body, &e) != nil {

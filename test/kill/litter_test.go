@@ -15,11 +15,11 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// unnamed makes landers look for a record that is not an event by halves, as they do where an error
-// does not name it. It is in the environment, so that it outlives a process.
+// unnamed makes landers bisect to find a record that is not an event, as they do if an error does
+// not name it. It is an environment variable, so that it applies to restarted processes, too.
 const unnamed = "MILLRACE_FAILPOINTS=lake.unnamed=on"
 
-// litterRows are those in which a lander breaks as it puts a dead letter aside, or right after
+// litterRows returns the rows in which a lander breaks while it writes a dead letter, or just after
 // that.
 func litterRows(at string) []row {
 	var rows []row
@@ -38,13 +38,13 @@ func litterRows(at string) []row {
 	return rows
 }
 
-// litter begins the value of each record that is not an event.
+// litter is the prefix of the value of each record that is not an event.
 const litter = "litter:"
 
 func isLitter(m kafka.Message) bool { return bytes.HasPrefix(m.Value, []byte(litter)) }
 
-// littered lets a fault happen while records that are not events come in beside the load: some with
-// nothing of one, some with an envelope that is whole.
+// littered runs a fault while records that are not events arrive beside the load. Some have no form
+// of an event at all, and some have a complete envelope.
 func littered(f fault) fault {
 	return func(ctx context.Context, s *system) error {
 		ctx, end := context.WithCancel(ctx)
@@ -58,15 +58,15 @@ func littered(f fault) fault {
 	}
 }
 
-// How many records come at a time, how often, and how many in all: each costs several commits until
-// it is found.
+// How many such records arrive at a time, how often, and how many in all. Each one costs several
+// commits until it is found.
 const (
 	litterAtOnce = 5
 	litterEvery  = 200 * time.Millisecond
 	litterRounds = 6
 )
 
-// litter writes records that are not events, until ctx is done at the latest.
+// litter writes records that are not events, until all are written or ctx is done.
 func (s *system) litter(ctx context.Context) error {
 	producer, err := kafka.NewProducer(s.kafka())
 	if err != nil {
@@ -100,10 +100,10 @@ func (s *system) litter(ctx context.Context) error {
 	return nil
 }
 
-// checkLitter expects that each record that is not an event was put aside by each table that its
-// topic feeds, as it was, and that nothing else was.
+// checkLitter expects an unchanged dead letter of each such record from each table that its topic
+// feeds, and no other dead letters.
 func checkLitter(ctx context.Context, s *system) error {
-	want := map[string]string{} // values, by the keys under which they are parked
+	want := map[string]string{} // values, by the keys of their dead letters
 	tables := []string{"orders_events", "order_lines", "orders_current"}
 	err := s.readAll(ctx, event.Order.Topic, func(m kafka.Message) error {
 		if isLitter(m) {
@@ -142,7 +142,7 @@ func checkLitter(ctx context.Context, s *system) error {
 	return errors.Join(wrong[:min(len(wrong), 5)]...)
 }
 
-// readAll reads what a topic holds now.
+// readAll reads the current content of a topic.
 func (s *system) readAll(ctx context.Context, topic string, each func(kafka.Message) error) error {
 	admin, err := kafka.NewAdmin(s.kafka())
 	if err != nil {

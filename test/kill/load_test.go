@@ -24,13 +24,13 @@ import (
 
 const (
 	clients   = 8
-	impatient = 2 // of them: they give a command up at the first trouble, and its outcome stays unknown
+	impatient = 2 // of them: they give up a command at the first error, and its outcome remains unknown
 	patience  = 90 * time.Second
-	pace      = 6 * time.Millisecond // between two commands of all clients: a steady load, not as much as can be
-	goods     = 24                   // products that all clients trade in, so that they meet
+	pace      = 6 * time.Millisecond // between two commands, over all clients: a steady load, not the maximum
+	goods     = 24                   // products that all clients trade in, so that they conflict
 )
 
-// load is traffic of all services that continues until it is stopped.
+// load is traffic to all services that continues until it is stopped.
 type load struct {
 	stop   chan struct{}
 	once   sync.Once
@@ -39,7 +39,7 @@ type load struct {
 	addr   string
 }
 
-var sequence atomic.Int64 // of everything that must be new: keys, prices, references
+var sequence atomic.Int64 // for everything that must be unique: keys, prices, references
 
 func key(what string) string { return fmt.Sprintf("kill:%s:%d", what, sequence.Add(1)) }
 
@@ -62,7 +62,7 @@ func openShop(ctx context.Context, addr string) error {
 	return nil
 }
 
-// startLoad sends traffic to addr until end.
+// startLoad sends traffic to addr until end is called.
 func startLoad(addr string) *load {
 	l := &load{stop: make(chan struct{}), pacing: time.NewTicker(pace), addr: addr}
 	for n := range clients {
@@ -71,8 +71,8 @@ func startLoad(addr string) *load {
 	return l
 }
 
-// end stops the load and returns once no command is on its way. It is an error where a patient
-// client was refused, or did not get its answer in time.
+// end stops the load and returns once no command is in flight. It returns an error if a patient
+// client was rejected, or did not receive its answer in time.
 func (l *load) end() error {
 	l.once.Do(func() { close(l.stop) })
 	defer l.pacing.Stop()
@@ -95,11 +95,12 @@ func (l *load) trade(hasty bool) error {
 				return nil
 			case <-l.pacing.C:
 			}
-			_, err := c.Send(context.Background(), command) // not cut off: what was sent is asked for until it is answered
+			// Not cancelled: a command that was sent is repeated until it is answered.
+			_, err := c.Send(context.Background(), command)
 			switch {
 			case err == nil:
 			case hasty && errors.Is(err, client.ErrUnreachable):
-				break story // and begin another
+				break story // and begin another one
 			default:
 				return fmt.Errorf("%s: %w", client.Name(command), err)
 			}
@@ -107,7 +108,7 @@ func (l *load) trade(hasty bool) error {
 	}
 }
 
-// story is commands that follow from one another.
+// story returns commands that follow from one another.
 func story() []proto.Message {
 	switch n := rand.IntN(20); {
 	case n < 12:
@@ -146,7 +147,7 @@ func newLine(sku string) *orderv1.NewLine {
 	return &orderv1.NewLine{Sku: sku, Description: "a thing", Quantity: 1 + rand.Int64N(5), UnitPrice: price()}
 }
 
-// price is another one each time, so that setting it always changes something.
+// price returns a different price each time, so that setting it always changes something.
 func price() *money.Money {
 	pence := sequence.Add(1)
 	return &money.Money{CurrencyCode: "GBP", Units: pence / 100, Nanos: int32(pence%100) * 10_000_000}

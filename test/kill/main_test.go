@@ -1,14 +1,18 @@
-// Package kill is the kill matrix: it puts the running system under load, breaks one thing at one
-// moment, mends it, lets the system settle, and then looks whether every command that was
-// acknowledged is there exactly once, in order, everywhere.
+// Package kill is the kill matrix. It puts a running system under load, breaks one thing at one
+// moment, repairs it, and waits for the system to settle. Then every acknowledged command must be
+// on every side exactly once and in order.
 //
 //	go test ./test/kill                                        the quick part
-//	go test ./test/kill -kill.full -timeout 120m               the whole; writes docs/kill-matrix.md; stopped, it goes on where it was
-//	go test ./test/kill -kill.role lake                        the rows of one role; writes docs/kill-matrix-lake.md, and goes on likewise
+//	go test ./test/kill -kill.full -timeout 120m               the whole matrix; writes docs/kill-matrix.md and resumes a stopped run
+//	go test ./test/kill -kill.role lake                        the rows of one role; writes docs/kill-matrix-lake.md and resumes likewise
 //	go test ./test/kill -run 'TestMatrix/^relay$/before_commit' some rows of it: role/step/fault
 //
-// The processes under test are the real binary, built with the tag failpoints; a point is armed
-// over HTTP at the moment it is needed, so that nothing depends on timing.
+// A row is a step or a server, and a fault. A stage is a system that several rows use one after the
+// other. The ledger records every command at the door, in front of the roles, and the audit
+// compares it with every side.
+//
+// The processes under test are the real binary, built with the tag failpoints. Points are armed
+// over HTTP when they are needed, so nothing depends on timing.
 package kill
 
 import (
@@ -22,7 +26,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// root of the repository, as seen from this package.
+// root is the root of the repository, relative to this package.
 const root = "../.."
 
 var (
@@ -33,7 +37,7 @@ var (
 
 	built   = flag.String("kill.binary", "", "millrace, built with -tags failpoints; empty: it is built here")
 	binary  string // the same
-	scratch string // folder of everything
+	scratch string // folder for all files of the run
 )
 
 func TestMain(m *testing.M) {
@@ -59,7 +63,7 @@ func TestMain(m *testing.M) {
 			}
 		}
 		if library, err := filepath.Abs(root + "/.tools/npm/node_modules/@chdb/lib-linux-x64-gnu/libchdb.so"); err == nil {
-			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // the binary lies elsewhere
+			_ = os.Setenv("MILLRACE_CLICKHOUSE_LIBRARY", library) // it is not beside the binary
 		}
 		code := m.Run()
 		for _, g := range stages {
@@ -72,7 +76,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// runPattern returns what -run names.
+// runPattern returns the value of -run.
 func runPattern() string { return flag.Lookup("test.run").Value.String() }
 
 func freePort() (int, error) {

@@ -19,29 +19,29 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// outcome is what a row gave.
+// outcome is the result of a row.
 type outcome struct {
 	row     row
 	verdict string // green, red or skipped
 	reason  string // why it is not green
-	note    string // what else there is to say
+	note    string // additional remarks
 	findings
-	different bool          // millrace verify has found the sides unequal
-	settled   time.Duration // from the mending to the moment at which every side was equal
+	different bool          // millrace verify has found a difference
+	settled   time.Duration // time from the repair until every side was equal
 	took      time.Duration
 }
 
-// stage is where rows play: a system that is started with the first row that needs it, and anew
-// after a red one.
+// stage is a system on which rows run one after the other. It starts with the first row that needs
+// it, and again after a red row.
 type stage struct {
 	start  func(context.Context, string) (*system, error)
 	now    *system
-	played int   // rows, on the system of now
-	err    error // there is none, and will be none
+	played int   // rows on the current system
+	err    error // it could not be started, and will not be tried again
 }
 
-// A system is started anew after so many rows: each row looks at all that it and those before it
-// have written, and on two processors that took a minute after twenty.
+// rowsPerSystem limits the rows on one system. Each row checks everything that it and the rows
+// before it have written. On two processors, that took a minute after twenty rows.
 const rowsPerSystem = 8
 
 var (
@@ -51,7 +51,7 @@ var (
 	stages    = []*stage{embedded, smallDisk, realOnes}
 )
 
-// system starts one if need be. The processes outlive the row.
+// system returns the system, and starts one if necessary. The processes outlive the row.
 func (g *stage) system(t *testing.T) (*system, error) {
 	t.Helper()
 	if g.played == rowsPerSystem {
@@ -84,12 +84,12 @@ func (g *stage) strike() error {
 	return s.end()
 }
 
-// whole reports whether every row is wanted: by the flag, or because rows were named.
+// whole reports whether every row is wanted: by the flag, or because rows are named.
 func whole() bool { return *full || strings.Contains(runPattern(), "/") }
 
-// TestMatrix runs the rows of a system one after the other; the embedded default and the real
-// servers, which have nothing in common, side by side. A red row is told, and does not hide those
-// after it: they continue with a system that is new.
+// TestMatrix runs the rows of each system one after the other. The embedded default and the real
+// servers have nothing in common, so their rows run in parallel. A red row is reported, and the
+// rows after it continue on a new system.
 func TestMatrix(t *testing.T) {
 	type act struct {
 		stage *stage
@@ -160,14 +160,14 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// rows returns all that are wanted, in the order in which people read them.
+// rows returns all wanted rows, in the order of the report.
 func rows() []row { return wanted(slices.Concat(realRows(), embeddedRows(), diskRows())) }
 
 func wanted(rows []row) []row {
 	return slices.DeleteFunc(rows, func(r row) bool { return !r.quick && !whole() || *only != "" && r.step.role != *only })
 }
 
-// play plays one row. After a red one the system is struck: what it holds is wrong for good.
+// play runs one row. After a red row the system is ended, because its data is wrong for good.
 func (g *stage) play(t *testing.T, r row) (o outcome) {
 	t.Helper()
 	begun := time.Now()
@@ -192,7 +192,7 @@ func (g *stage) play(t *testing.T, r row) (o outcome) {
 	return o
 }
 
-// try puts the system under load, breaks it as the row says, lets it settle and looks at
+// try puts the system under load, breaks it as the row says, waits until it has settled, and checks
 // everything.
 func (s *system) try(ctx context.Context, r row) outcome {
 	o := outcome{row: r, verdict: "green"}
@@ -230,11 +230,11 @@ func (s *system) try(ctx context.Context, r row) outcome {
 	return o
 }
 
-// yearStep is how many more lines of the real year a row imports.
+// yearStep is the number of further lines of the real year that a row imports.
 const yearStep = 2000
 
-// importYear lets the importer send the real year up to a line; what rows before it have sent is
-// answered as before.
+// importYear runs the importer on the real year up to a line. Commands of earlier rows are answered
+// as before.
 func (s *system) importYear(ctx context.Context) error {
 	if _, err := os.Stat(*year); errors.Is(err, fs.ErrNotExist) {
 		s.note = "without the real year, which is not on this machine"

@@ -20,11 +20,11 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// How long a server stays away, or a network stays bad.
+// outage is how long a server is unavailable, or a network bad.
 const outage = 10 * time.Second
 
-// killKafkaNode kills a node of the cluster. The others elect new leaders meanwhile, so the
-// commands that are counted while it is away need a cluster that has got over it.
+// killKafkaNode kills a node of the cluster. The others elect new leaders, so the commands that are
+// counted during the outage need a cluster that has recovered.
 func killKafkaNode(ctx context.Context, s *system, node int) error {
 	if err := s.servers.kafka.KillNode(node); err != nil {
 		return err
@@ -53,7 +53,7 @@ func crashSearch(ctx context.Context, s *system) error {
 	return errors.Join(s.servers.search.Kill(), s.servers.search.Restart(ctx))
 }
 
-// deleteIndex deletes what the view catalog holds, as somebody who tidies up would.
+// deleteIndex deletes the index of the view catalog, as an operator might.
 func deleteIndex(ctx context.Context, s *system) error {
 	base, err := s.servers.search.Start()
 	if err != nil {
@@ -81,7 +81,7 @@ func deleteIndex(ctx context.Context, s *system) error {
 	return nil
 }
 
-// breakS3 breaks every third call for a time.
+// breakS3 breaks every third call for a while.
 func breakS3(f s3.Fault) fault {
 	return func(ctx context.Context, s *system) error {
 		var calls, broken atomic.Int64
@@ -103,7 +103,7 @@ func breakS3(f s3.Fault) fault {
 	}
 }
 
-// poisoned returns the network to a server bad for a time.
+// poisoned makes the network to a server bad for a while.
 func poisoned(server string, t toxic) fault {
 	return func(ctx context.Context, s *system) error {
 		if err := s.poison(server, t); err != nil {
@@ -114,20 +114,20 @@ func poisoned(server string, t toxic) fault {
 	}
 }
 
-// fillDisk fills the disk under the embedded default: commands must be refused, in words that tell
-// why; once there is room again and the system was started anew, it continues.
+// fillDisk fills the disk under the embedded default. Commands must be rejected with this reason.
+// After room is made and the system is restarted, it must continue.
 func fillDisk(ctx context.Context, s *system) error {
 	return s.full(ctx, func(i *instance) error { return i.Stop(time.Minute) })
 }
 
-// fillDiskAndKill returns the same for a system that dies while the disk is full.
+// fillDiskAndKill is fillDisk with a system that is killed while the disk is full.
 func fillDiskAndKill(ctx context.Context, s *system) error {
 	return s.full(ctx, func(i *instance) error { return i.Kill() })
 }
 
 func (s *system) full(ctx context.Context, end func(*instance) error) error {
 	filler := filepath.Join(s.dir, "filler")
-	// dd ends with an error when the disk is full, which is its task.
+	// dd ends with an error when the disk is full, as intended.
 	_ = exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+filler, "bs=64k").Run()
 	refused, err := s.refusedForSpace(ctx)
 	if err != nil {
@@ -153,7 +153,7 @@ func (s *system) full(ctx context.Context, end func(*instance) error) error {
 	return nil
 }
 
-// refusedForSpace sends commands, each under a new key, until one is refused because the disk is
+// refusedForSpace sends commands, each under a new key, until one is rejected because the disk is
 // full.
 func (s *system) refusedForSpace(ctx context.Context) (reason string, err error) {
 	c := client.New(s.door.addr, 0)
@@ -174,7 +174,7 @@ func (s *system) refusedForSpace(ctx context.Context) (reason string, err error)
 	return reason, nil
 }
 
-// call returns a request and reads its answer.
+// call sends a request and reads its answer.
 func call(r *http.Request) (string, error) {
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {

@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// purging is the removal of a file of a table that is purged.
+// purging is the deletion of one file of a purged table.
 var purging = step{role: "iceberg", point: "restcatalog.purge.file", at: 4}
 
-// killPurge lets the process that serves the catalog die while it removes the files of a table that
-// a client drops, with another client's table of the same kind beside it. The dropped table is
-// gone, its name can be taken again, and the other has everything that it had.
+// killPurge kills the process that serves the catalog while it deletes the files of a table that a
+// client has dropped. Another client has a table of the same kind beside it. The dropped table must
+// be gone and its name available, and the other table unchanged.
 func killPurge(ctx context.Context, s *system) error {
 	s.purges++
 	ns := fmt.Sprintf("purge_%d", s.purges)
@@ -26,7 +26,7 @@ func killPurge(ctx context.Context, s *system) error {
 		if _, err := c.ask(ctx, http.MethodPost, "/namespaces/"+ns+"/tables", map[string]any{"name": name, "schema": schema}); err != nil {
 			return err
 		}
-		for n := range 8 { // each commit is a file of metadata
+		for n := range 8 { // each commit writes a metadata file
 			update := map[string]any{"action": "set-properties", "updates": map[string]string{"n": fmt.Sprint(n)}}
 			commit := map[string]any{"requirements": []any{}, "updates": []any{update}}
 			if _, err := c.ask(ctx, http.MethodPost, "/namespaces/"+ns+"/tables/"+name, commit); err != nil {
@@ -70,7 +70,7 @@ func killPurge(ctx context.Context, s *system) error {
 	if !bytes.Equal(kept, now) {
 		return fmt.Errorf("the other table was\n%s\nand is\n%s", kept, now)
 	}
-	if err := create("dropped"); err != nil { // again
+	if err := create("dropped"); err != nil { // the name is available
 		return err
 	}
 	for _, name := range []string{"dropped", "kept"} {
@@ -82,10 +82,10 @@ func killPurge(ctx context.Context, s *system) error {
 	return err
 }
 
-// icebergClient asks the catalog as an engine does.
+// icebergClient calls the catalog as an engine does.
 type icebergClient struct{ s *system }
 
-// ask wants an answer that says yes.
+// ask sends a request that must succeed.
 func (c icebergClient) ask(ctx context.Context, method, path string, body any) ([]byte, error) {
 	status, answer, err := c.try(ctx, method, path, body)
 	if err == nil && status >= http.StatusMultipleChoices {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// report writes docs/kill-matrix.md, or that of a role.
+// report writes docs/kill-matrix.md, or the report of a role.
 func report(outcomes []outcome, total int) error {
 	var b strings.Builder
 	title, command, name := "Kill matrix", "make kill", "kill-matrix"

@@ -17,20 +17,20 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// role keeps one role of the system running, as a scheduler of containers would: what ends is
-// started again.
+// role keeps one role of the system running, as a scheduler of containers would. It restarts a
+// process that ends.
 type role struct {
 	name string
 	args []string
 	env  []string
 	dir  string
-	door *door // points to the role's process, where the role takes commands
+	door *door // points to the role's process if the role takes commands
 
 	mu      sync.Mutex
 	current *instance
 	starts  int
 	stopped bool
-	err     error // why it could not be started again
+	err     error // why it could not be restarted
 	keepers sync.WaitGroup
 }
 
@@ -38,11 +38,11 @@ type role struct {
 type instance struct {
 	*process.Process
 	name        string
-	addr, admin string // its two doors
+	addr, admin string // its two listeners
 }
 
-// How long a process may take until it is ready, at the worst: it starts while the machine is busy
-// with a recovery.
+// startWithin bounds the time until a process is ready. It may start while the machine is busy with
+// a recovery.
 const startWithin = 90 * time.Second
 
 // start starts the role and keeps it running until stop.
@@ -55,8 +55,8 @@ func (r *role) start(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes a process the role's own: commands go to it, and when it ends another takes its
-// place.
+// adopt makes a process the role's own. Commands go to it, and when it ends another one replaces
+// it.
 func (r *role) adopt(i *instance) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -68,7 +68,8 @@ func (r *role) adopt(i *instance) {
 	r.keepers.Go(func() { r.keep(i) })
 }
 
-// keep waits for the end of a process and starts the next, if the process still is the role's.
+// keep waits for the end of a process, and starts the next one if the process is still the role's
+// own.
 func (r *role) keep(i *instance) {
 	<-i.Ended()
 	r.mu.Lock()
@@ -99,7 +100,7 @@ func (r *role) keep(i *instance) {
 	}
 }
 
-// launch starts a process of the role on ports of its own.
+// launch starts a process of the role on its own ports.
 func (r *role) launch(ctx context.Context) (*instance, error) {
 	ports, err := process.FreePorts(2)
 	if err != nil {
@@ -122,7 +123,7 @@ func (r *role) launch(ctx context.Context) (*instance, error) {
 
 func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
-// stop asks the role's process to end, and no other takes its place.
+// stop ends the role's process without a replacement.
 func (r *role) stop() error {
 	r.mu.Lock()
 	r.stopped = true
@@ -143,8 +144,8 @@ func (r *role) now() (*instance, int, error) {
 	return r.current, r.starts, r.err
 }
 
-// replace starts a second process beside the role's own, which is still there and belongs to nobody
-// from now on.
+// replace starts a second process beside the role's own one. The old process keeps running, but is
+// not the role's own any more.
 func (r *role) replace(ctx context.Context) (old *instance, err error) {
 	old, _, _ = r.now()
 	next, err := r.launch(ctx)
@@ -155,7 +156,7 @@ func (r *role) replace(ctx context.Context) (old *instance, err error) {
 	return old, nil
 }
 
-// get asks the process's admin door.
+// get requests a path of the process's admin listener.
 func (i *instance) get(ctx context.Context, path string) error {
 	_, err := i.ask(ctx, http.MethodGet, path, "")
 	return err
@@ -180,7 +181,7 @@ func (i *instance) ask(ctx context.Context, method, path, body string) ([]byte, 
 	return answer, err
 }
 
-// arm returns a point of the process fail: "POINT=ACTION@N".
+// arm arms a point of the process: "POINT=ACTION@N".
 func (i *instance) arm(ctx context.Context, word string) error {
 	_, err := i.ask(ctx, http.MethodPost, "/debug/failpoints", word)
 	return err
@@ -220,14 +221,15 @@ func (i *instance) ended() bool {
 	}
 }
 
-// logTail returns the end of a role's log, for a row that is red.
+// logTail returns the end of a role's log, to explain a red row.
 func (r *role) logTail() string {
 	const most = 3 << 10
-	log, _ := os.ReadFile(filepath.Join(r.dir, "log")) // the best explanation there is
+	log, _ := os.ReadFile(filepath.Join(r.dir, "log")) // best effort
 	return string(log[max(0, len(log)-most):])
 }
 
-// await returns once the condition holds, and an error where it does not in time or cannot be told.
+// await returns nil once the condition holds. It returns an error if that does not happen in time,
+// or if the condition fails.
 func await(ctx context.Context, what string, within time.Duration, holds func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

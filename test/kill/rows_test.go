@@ -9,17 +9,18 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// row is one line of the matrix.
+// row is one row of the matrix.
 type row struct {
 	name  string // role/step/fault, or server/fault
 	fault fault
-	step  step                                       // at which it happens; empty if a server breaks
-	quick bool                                       // belongs to the quick part
-	year  bool                                       // the real year is imported meanwhile
-	check func(ctx context.Context, s *system) error // what must hold beside all else, once everything has settled; may be nil
+	step  step // the step at which the fault happens; empty if a server breaks
+	quick bool // whether it belongs to the quick part
+	year  bool // whether the real year is imported at the same time
+	// An additional condition once everything has settled. It may be nil.
+	check func(ctx context.Context, s *system) error
 }
 
-// steps of the roles at which processes are killed, frozen, and made to fail.
+// steps returns the steps of the roles at which processes are killed, frozen, or made to fail.
 func steps() []step {
 	all := []step{
 		{role: "commands", point: "commands.append.before", name: "before append", at: 10},
@@ -58,7 +59,7 @@ func steps() []step {
 	return all
 }
 
-// realRows are those on real servers: every role a process of its own.
+// realRows returns the rows on real servers, with a process for each role.
 func realRows() []row {
 	quick := map[string]bool{
 		"relay/before commit/zombie": true, "kafka/node 1 killed": true, "redis/flushed": true,
@@ -79,10 +80,11 @@ func realRows() []row {
 	return rows
 }
 
-// serverRows are those in which a server or the way to it breaks, and the roles do not.
+// serverRows returns the rows in which a server or the network to it breaks, and not a role.
 func serverRows() []row {
 	var rows []row
-	for node := range kafkaNodes { // each leads a third of the partitions and coordinates a third of the transactions
+	// Each node leads a third of the partitions and coordinates a third of the transactions.
+	for node := range kafkaNodes {
 		rows = append(rows, row{name: fmt.Sprintf("kafka/node %d killed", node+1), year: true, fault: func(ctx context.Context, s *system) error {
 			return killKafkaNode(ctx, s, node)
 		}})
@@ -109,7 +111,7 @@ func serverRows() []row {
 	return rows
 }
 
-// diskRows are those on the embedded default with a disk that fills up.
+// diskRows returns the rows on the embedded default with a disk that fills up.
 func diskRows() []row {
 	return []row{
 		{name: "embedded/disk/full", fault: fillDisk, quick: true},
@@ -117,8 +119,8 @@ func diskRows() []row {
 	}
 }
 
-// embeddedRows are those on the embedded default: all roles in one process, which dies, sleeps and
-// fails as one.
+// embeddedRows returns the rows on the embedded default, in which one process has all roles and
+// breaks as a whole.
 func embeddedRows() []row {
 	quick := map[string]bool{
 		"after append": true, "after commit": true, "catalog before positions": true, "orders_events committed": true,
@@ -135,8 +137,8 @@ func embeddedRows() []row {
 	}
 	rows = append(rows, litterRows("embedded/")...)
 	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purging, fault: killPurge, quick: true})
-	// Freezing the one process is the same at any step, except for what is open at that moment: an
-	// append, a Kafka transaction, a commit of the lake.
+	// Freezing the only process is the same at every step, except for what is open at that moment:
+	// an append, a Kafka transaction, or a commit of the lake.
 	for _, st := range steps() {
 		switch st.name {
 		case "before append", "before commit", "orders_events about to commit":

@@ -6,21 +6,21 @@ import (
 	"testing"
 )
 
-// Whether a redelivery has a line to add twice is up to what the clients did in the moment before
-// the kill: about every second has one.
+// tries is needed because only every second redelivery contains a line that is added twice. It
+// depends on the commands just before the kill.
 const tries = 6
 
-// TestMatrixGoesRed is the matrix's own test: with a guard of the system switched off, the row that
-// rests on it must go red. The same row with the guard on goes before.
+// TestMatrixGoesRed tests the matrix itself: with a guard switched off, the row that depends on it
+// must become red. The same row runs with the guard first.
 func TestMatrixGoesRed(t *testing.T) {
 	for _, c := range []struct {
-		off   string // the switch
+		off   string // the switch that disables the guard
 		stage *stage
 		row   string
 		rows  []row
 	}{
-		// What was applied since the positions were saved is delivered again, and order lines that
-		// are added twice stay.
+		// Records since the last saved positions are redelivered, and order lines that are added
+		// twice remain.
 		{"view.noguard", realOnes, "views/orderstatus before positions/kill", realRows()},
 		{"lake.nofence", realOnes, "lake/orders_events about to commit/zombie", realRows()},
 	} {
@@ -48,10 +48,10 @@ func TestMatrixGoesRed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			role.env = append(role.env, "MILLRACE_FAILPOINTS="+c.off+"=on") // of those that are started later
+			role.env = append(role.env, "MILLRACE_FAILPOINTS="+c.off+"=on") // for processes that are started later
 			var red outcome
 			for range tries {
-				c.stage.played = 0 // on this system, which has the switch
+				c.stage.played = 0 // stay on this system, which has the switch
 				red = c.stage.play(t, r)
 				fmt.Printf("%s on:  %s\n", c.off, red.line())
 				if red.verdict == "red" {

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// servers are the real ones that a system is on.
+// servers are the real servers of a system.
 type servers struct {
 	postgres postgres.Cluster
 	kafka    kafka.Cluster
@@ -32,7 +32,7 @@ type servers struct {
 	s3faults *s3.Proxy
 }
 
-// startReal starts every server, a wire to each, and every role as a process of its own.
+// startReal starts every server, a wire to each, and a process for each role.
 func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	s := &system{dir: dir, ledger: newLedger(), servers: &servers{}, wires: map[string][]*wire{}, roles: map[string]*role{}}
 	defer func() {
@@ -62,7 +62,7 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	return s, nil
 }
 
-// stretch puts a wire before a server.
+// stretch puts a wire in front of a server.
 func (s *system) stretch(server string, port int) (*wire, error) {
 	w, err := newWire(port)
 	if err != nil {
@@ -179,7 +179,7 @@ func (s *system) startS3() error {
 	return err
 }
 
-// stretchTo puts a wire before a server at host:port.
+// stretchTo puts a wire in front of a server at host:port.
 func (s *system) stretchTo(server, addr string) (*wire, error) {
 	_, text, _ := strings.Cut(addr, ":")
 	port, err := strconv.Atoi(text)
@@ -189,7 +189,8 @@ func (s *system) stretchTo(server, addr string) (*wire, error) {
 	return s.stretch(server, port)
 }
 
-// startSmallDisk starts the embedded default on a file system of its own that can be filled.
+// startSmallDisk starts the embedded default on a small file system of its own, which can be
+// filled.
 func startSmallDisk(ctx context.Context, dir string) (*system, error) {
 	disk := filepath.Join(dir, "disk")
 	if err := os.Mkdir(disk, 0o750); err != nil {
@@ -214,5 +215,5 @@ func startSmallDisk(ctx context.Context, dir string) (*system, error) {
 
 const diskSize = "256m"
 
-// errUnavailable says that this machine cannot show what a row wants to see.
+// errUnavailable is the error of a row that needs something this machine does not have.
 var errUnavailable = errors.New("not possible here")

@@ -20,29 +20,29 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// system is what a row works on: the roles, what they stand on, and the ledger beside them. Rows
-// follow each other on one growing system, so that each verifies what all before it left behind.
+// system is what a row works on: the roles, their servers, and the ledger. Rows run one after the
+// other on the same growing system, so each row also verifies what the rows before it left behind.
 type system struct {
 	dir    string
-	env    []string // how every process of ours, the command line too, reaches the servers
+	env    []string // how every process of Millrace, including the command line, reaches the servers
 	roles  map[string]*role
 	door   *door
 	ledger *ledger
 
 	brokers   string
 	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
-	close     []func() error // undoes what it is on, last first
-	yearLines int            // of the real year that were imported
+	close     []func() error // releases the resources, last first
+	yearLines int            // lines of the real year that were imported
 
-	purges int // of tables that clients made
+	purges int // number of tables that clients have created
 
-	note string // what a fault has to tell
+	note string // a remark of the fault for the report
 
-	servers *servers           // the real ones, where there are any
+	servers *servers           // the real servers, if any
 	wires   map[string][]*wire // to them
 }
 
-// role that holds a part: all of them in one process, or each in its own.
+// role returns the role that has a part. One process has all of them, or each has its own.
 func (s *system) role(name string) *role {
 	if up := s.roles["up"]; up != nil {
 		return up
@@ -50,7 +50,7 @@ func (s *system) role(name string) *role {
 	return s.roles[name]
 }
 
-// upkeep lets the lake's maintenance come by all the time, with a history that is short.
+// upkeep lets the lake's maintenance run continuously, with a short history.
 var upkeep = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=5s", "MILLRACE_LAKE_MAINTENANCE_KEEP=20s"}
 
 // startEmbedded starts `millrace up` with everything in one data folder.
@@ -106,7 +106,7 @@ func (s *system) end() error {
 	return errors.Join(errs...)
 }
 
-// failed tells of a role that cannot be kept running, and of a wrong answer.
+// failed returns an error if a role cannot be kept running, or if an answer was wrong.
 func (s *system) failed() error {
 	errs := []error{s.door.wrong()}
 	for _, r := range s.roles {
@@ -121,7 +121,7 @@ func (s *system) run(ctx context.Context, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir, cmd.Env = s.dir, append(os.Environ(), s.env...)
-	// Each part is asked where it is: all in one process, or queries and administration in theirs.
+	// The roles may be in one process, or queries and administration in processes of their own.
 	if i, _, _ := s.role("query").now(); i != nil {
 		cmd.Env = append(cmd.Env, "MILLRACE_ADDR="+i.addr)
 	}
@@ -140,7 +140,7 @@ func last(s string) string { return s[max(0, len(s)-2000):] }
 
 var errDifferent = errors.New("millrace verify found a difference")
 
-// verify is `millrace verify`, and returns what was found different.
+// verify runs `millrace verify`, and returns an error that describes the first difference.
 func (s *system) verify(ctx context.Context) error {
 	out, err := s.run(ctx, "verify", "--output", "json", "--wait", settleWithin.String())
 	var result struct {
@@ -150,7 +150,7 @@ func (s *system) verify(ctx context.Context) error {
 	if json.Unmarshal([]byte(out), &result) != nil {
 		return errors.Join(fmt.Errorf("verify said %q", out), err)
 	}
-	if !result.Equal { // it has ended with an error, too
+	if !result.Equal { // the command has also returned an error
 		err = errDifferent
 		for _, a := range result.Aggregates {
 			if a.Difference != "" {
@@ -161,7 +161,7 @@ func (s *system) verify(ctx context.Context) error {
 	return err
 }
 
-// How long all sinks may take to have everything, once nothing goes wrong any more.
+// settleWithin bounds the time until all sinks are complete, once nothing fails any more.
 const settleWithin = 2 * time.Minute
 
 func (s *system) kafka() kafka.Config {

@@ -12,17 +12,17 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// wire is the connection between the roles and one server: a proxy that can be made slow, be cut,
-// or swallow what goes in one direction.
+// wire is the connection between the roles and one server: a proxy that can be made slow, cut, or
+// made to swallow one direction.
 type wire struct{ proxy *toxiproxy.Proxy }
 
-// newWire stretches a wire to a server on loopback.
+// newWire puts a wire in front of a server on loopback.
 func newWire(port int) (*wire, error) {
 	w := &wire{toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "", "127.0.0.1:0", local(port))}
 	return w, w.proxy.Start()
 }
 
-// addr returns where clients reach the server through the wire.
+// addr returns the address at which clients reach the server through the wire.
 func (w *wire) addr() string { return w.proxy.Listen }
 
 func (w *wire) port() int {
@@ -31,7 +31,7 @@ func (w *wire) port() int {
 	return n
 }
 
-// toxic is what is wrong with a wire. Upstream is from the roles to the server.
+// toxic is a defect of a wire. Upstream is the direction from the roles to the server.
 type toxic struct {
 	Type       string           `json:"type"`
 	Stream     string           `json:"stream"`
@@ -49,7 +49,7 @@ func (w *wire) poison(t toxic) error {
 
 func (w *wire) heal(ctx context.Context) { w.proxy.Toxics.ResetToxics(ctx) }
 
-// wires are those of the system by the name of the server.
+// poison adds a toxic to the wires of a server.
 func (s *system) poison(server string, t toxic) error {
 	if len(s.wires[server]) == 0 {
 		return fmt.Errorf("there is no wire to %q", server)
