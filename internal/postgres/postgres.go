@@ -1,5 +1,8 @@
-// Package postgres opens PostgreSQL for database/sql, which iceberg-go's catalog needs. The event
-// store uses pgx directly.
+// Package postgres opens PostgreSQL for database/sql, which iceberg-go's SQL catalog requires. The
+// event store uses pgx directly.
+//
+// Open returns a pool, Alone runs a function under a lock of the database, and Denied and NoTable
+// classify errors.
 package postgres
 
 import (
@@ -17,19 +20,19 @@ import (
 )
 
 const (
-	keepAlive      = 5 * time.Minute // pgx's own
-	connectTimeout = 5 * time.Second // where the connection string says nothing
-	connections    = 8               // at most; the rest wait
-	idle           = time.Minute
+	keepAlive      = 5 * time.Minute // TCP keep-alive, as in pgx
+	connectTimeout = 5 * time.Second // if the connection string has no timeout
+	connections    = 8               // maximum number of connections; further callers wait
+	idle           = time.Minute     // idle connections are closed after this
 
-	// silent is how long a statement may bring nothing. They are short here; one waits for another
-	// process that has something to set up.
+	// silent is how long a statement may run without any bytes moving. Statements here are short;
+	// only one waits for another process that sets up the catalog.
 	silent = 2 * time.Minute
 )
 
-// Open returns a pool of connections by a connection string, a URL (postgres://user@host/database)
-// or keywords (host=… dbname=…). A password that is not empty takes the place of the string's.
-// Nothing is connected yet. No error shows a password.
+// Open returns a pool for a connection string, which is a URL (postgres://user@host/database) or
+// keywords (host=… dbname=…). A password that is not empty replaces the string's. Open does not
+// connect. Its errors do not contain the password.
 func Open(conn, password, application string) (*sql.DB, error) {
 	return open(conn, password, application, silent)
 }
@@ -49,8 +52,8 @@ func open(conn, password, application string, silent time.Duration) (*sql.DB, er
 		c.RuntimeParams["application_name"] = application
 	}
 	c.DialFunc = stall.Dialer(&net.Dialer{Timeout: c.ConnectTimeout, KeepAlive: keepAlive}, silent)
-	// The statements come with their values inside, each another text: preparing them would only
-	// fill caches.
+	// Statements arrive with their values inlined, so each text is different. Preparing them would
+	// only fill caches.
 	c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 	db := stdlib.OpenDB(*c)
 	db.SetMaxOpenConns(connections)
@@ -59,11 +62,11 @@ func open(conn, password, application string, silent time.Duration) (*sql.DB, er
 	return db, nil
 }
 
-// Alone runs f while no other process that uses Alone with this name in this database does. It
-// costs a connection of db beside those that f uses.
+// Alone runs f while no other process runs Alone with this name in this database. It uses one
+// connection of db in addition to those that f uses.
 func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context) error) (err error) {
-	// The lock is the transaction's, not the session's, so that it works through a connection
-	// pooler too.
+	// The lock belongs to the transaction and not to the session, so that it also works through a
+	// connection pooler.
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("wait for other processes: %w", err)
@@ -79,13 +82,13 @@ func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context)
 	return f(ctx)
 }
 
-// Denied reports whether a statement failed because a right is missing.
+// Denied reports whether a statement failed because a privilege is missing.
 func Denied(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42501"
 }
 
-// NoTable reports whether a statement failed for a table that is not there.
+// NoTable reports whether a statement failed because a table does not exist.
 func NoTable(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42P01"

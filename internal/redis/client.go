@@ -1,7 +1,17 @@
-// Package redis keeps the documents of views in Redis, and is the one place that knows its client.
-// A write is guarded by the document's version, so that any redelivery is a no-op and no writer can
-// undo a later one; and a view that has lost data says so, for Redis may be flushed, restarted
-// empty, or fail over to a copy that lacks the last writes.
+// Package redis stores the documents of views in Redis. It is the only package that imports Redis'
+// client.
+//
+// Client is a pool of connections. Documents is one version of a view: documents, references and
+// positions. documents.go reads and writes documents, positions.go moves positions, whole.go
+// notices lost data, and damage.go handles damaged data.
+//
+// Invariants:
+//
+//   - A write is guarded by the document's version. So a redelivery is a no-op, and no writer can
+//     undo a later write.
+//   - A view that has lost data reports ErrLost or has no positions. Redis may be flushed,
+//     restarted empty, or fail over to a replica that lacks the last writes. The view is then
+//     rebuilt from the log.
 package redis
 
 import (
@@ -18,37 +28,37 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// The client logs to standard error what it returns as an error, too.
+// The client would log to standard error what it also returns as an error.
 func init() { logging.Disable() }
 
-// Config says where Redis is, and who we are.
+// Config contains the address of Redis and the credentials.
 type Config struct {
-	// Addr is "host:port"; or "host:port,host:port", seeds of a cluster.
+	// Addr is "host:port", or "host:port,host:port" with seeds of a cluster.
 	Addr string
-	// Username and Password log in. Without a password nobody logs in; without a name it is the
-	// default user.
+	// Username and Password authenticate. An empty password means no authentication, and an empty
+	// name the default user.
 	Username, Password string
-	// TLS is how the server is trusted; nil means no TLS.
+	// TLS is the TLS configuration. Nil means no TLS.
 	TLS *tls.Config
 }
 
 // Client is a pool of connections. It is safe for concurrent use.
 type Client struct{ rdb redis.UniversalClient }
 
-// Open connects and logs in. It fails if nobody answers before ctx ends, and where one side does
-// not trust the other. No error names the password.
+// Open connects and authenticates. It fails if the server does not answer before ctx ends, or if
+// one side does not trust the other. Its errors do not contain the password.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	addrs := strings.Split(cfg.Addr, ",")
 	for i, addr := range addrs {
 		addrs[i] = strings.TrimSpace(addr)
 		if _, _, err := net.SplitHostPort(addrs[i]); err != nil || strings.ContainsAny(addr, "/@") {
-			// It is not repeated, for it may be a URL with a password.
+			// The address is not part of the error, because it may be a URL with a password.
 			return nil, errors.New("redis: the address is not of the form host:port, or host:port,host:port for a cluster; user and password stand apart")
 		}
 	}
 	c := &Client{redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs: addrs, Username: cfg.Username, Password: cfg.Password, TLSConfig: cfg.TLS,
-		ContextTimeoutEnabled:    true, // else a call outlives its context by the socket's timeout
+		ContextTimeoutEnabled:    true, // otherwise a call outlives its context by the socket's timeout
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
 	if err := c.check(ctx, cfg); err != nil {
@@ -58,6 +68,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
+// check connects and returns an error that says what to change.
 func (c *Client) check(ctx context.Context, cfg Config) error {
 	var untrusted *tls.CertificateVerificationError
 	var dial *net.OpError
@@ -71,7 +82,7 @@ func (c *Client) check(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("its certificate is not trusted; name the authority that signed it in the TLS settings: %w", err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return err
-	case cfg.TLS != nil: // a plain server takes the greeting for half a line, and waits for the rest
+	case cfg.TLS != nil: // a server without TLS takes the handshake for an incomplete line and waits for the rest
 		return fmt.Errorf("no answer over TLS; is this its port for TLS? %w", err)
 	default:
 		return fmt.Errorf("no answer; does it want TLS? %w", err)
@@ -79,8 +90,8 @@ func (c *Client) check(ctx context.Context, cfg Config) error {
 	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
 		return nil
 	}
-	// Every command of one node's client would be answered with "MOVED" sooner or later. A server
-	// that does not tell is none.
+	// A node of a cluster would answer commands of a single-node client with MOVED sooner or later.
+	// A server that does not support the question is not one.
 	if info, err := c.rdb.Info(ctx, "cluster").Result(); err == nil && strings.Contains(info, "cluster_enabled:1") {
 		return errors.New("it is a node of a cluster: give the addresses of several nodes, with commas between")
 	}

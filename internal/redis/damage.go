@@ -12,14 +12,15 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// How damage is handled.
+// How damage is handled:
 //
 // Every document is stored with a checksum, so a value that Save did not write is never read as a
-// document. Load and Each return the others beside a *DamagedError. Discard sets the damaged values
-// aside and breaks the mark of their shard. So the view is not whole any more, and its feeder reads
-// the log again, which restores what is missing. A key of a wrong type is set aside by Begin.
+// document. Load and Each return the other documents and a *DamagedError. Discard sets the damaged
+// values aside and removes the mark of their shard. Then the view is not whole any more, and its
+// feeder reads the log again, which restores what is missing. Begin sets keys of a wrong type
+// aside.
 
-// DamagedError names documents whose stored value was not written by Save.
+// DamagedError means that the stored values of some documents were not written by Save.
 type DamagedError struct {
 	view   string
 	values map[string]string // by id
@@ -32,16 +33,17 @@ func (e *DamagedError) Error() string {
 // IDs returns the ids of the damaged documents, in order.
 func (e *DamagedError) IDs() []string { return slices.Sorted(maps.Keys(e.values)) }
 
-// Is makes damage a kind of ErrLost.
+// Is makes damage match ErrLost.
 func (e *DamagedError) Is(target error) bool { return target == ErrLost }
 
-// damaged collects what is damaged.
+// damaged collects damaged values.
 type damaged struct {
 	view   string
 	values map[string]string
 }
 
-// add keeps at most so many that one call of Discard can handle them; the next look finds the rest.
+// add adds a value, up to the number that one call of Discard can handle. The next read finds the
+// rest.
 func (d *damaged) add(id, value string) {
 	const most = 1000
 	if d.values == nil {
@@ -63,20 +65,20 @@ var checksums = crc32.MakeTable(crc32.Castagnoli)
 
 const checksumDigits = 8
 
-// checksum is over everything of a document that must not change.
+// checksum covers everything in a document that must not change.
 func checksum(id string, version uint64, data []byte) uint32 {
 	sum := crc32.Checksum([]byte(id), checksums)
 	sum = crc32.Update(sum, checksums, strconv.AppendUint([]byte{0}, version, 16))
 	return crc32.Update(sum, checksums, data)
 }
 
-// asideKey returns where a shard keeps the damaged values that Discard removed last.
+// asideKey returns the key of a shard's damaged values, which the last Discard has removed.
 func (d *Documents) asideKey(shard uint32) string { return d.key("damaged", shard) }
 
-// discardScript moves fields that still have the damaged value to another hash, and removes the
+// discardScript moves damaged values to another hash, if they are still stored, and removes the
 // shard's mark.
 //
-//	ARGV  an id and the damaged value by turns
+//	ARGV  id and damaged value, alternating
 const discardScript = `
 local found = 0
 for i = 1, #ARGV, 2 do
@@ -94,7 +96,8 @@ if found > 0 then
 end
 return found`
 
-// Discard sets damaged documents aside. The view is not whole afterwards.
+// Discard sets damaged documents aside. The view is not whole afterwards, so its feeder rebuilds
+// it.
 func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 	args := map[uint32][]any{}
 	for id, value := range e.values {
@@ -109,7 +112,8 @@ func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 	return nil
 }
 
-// ForgetPositions returns the view start over, because its positions are damaged. Documents stay.
+// ForgetPositions deletes damaged positions, so that the view is read again from the beginning.
+// Documents remain.
 func (d *Documents) ForgetPositions(ctx context.Context) error {
 	if err := d.rdb.Del(ctx, d.positionsKey()).Err(); err != nil {
 		return fmt.Errorf("redis: forget the positions of %s: %w", d.name, err)
@@ -117,7 +121,7 @@ func (d *Documents) ForgetPositions(ctx context.Context) error {
 	return nil
 }
 
-// setAsideWrongTypes renames keys of the view that are not hashes.
+// setAsideWrongTypes renames keys of the view that should be hashes and are not.
 func (d *Documents) setAsideWrongTypes(ctx context.Context) error {
 	rename := func(key, aside string) error {
 		kind, err := d.rdb.Type(ctx, key).Result()
@@ -127,7 +131,7 @@ func (d *Documents) setAsideWrongTypes(ctx context.Context) error {
 		if d.rdb.Rename(ctx, key, aside).Err() == nil {
 			return nil
 		}
-		return d.rdb.Unlink(ctx, key).Err() // a server that cannot rename
+		return d.rdb.Unlink(ctx, key).Err() // the server cannot rename
 	}
 	errs := []error{rename(d.positionsKey(), d.key("positions-damaged", 0))}
 	for shard := range d.shards {
@@ -136,7 +140,7 @@ func (d *Documents) setAsideWrongTypes(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// dropWrongReferences removes reference keys that are not sets. Save writes them again.
+// dropWrongReferences deletes reference keys that are not sets. Save writes them again.
 func (d *Documents) dropWrongReferences(ctx context.Context, docs []Document) error {
 	for _, doc := range docs {
 		if doc.Reference == "" {
@@ -154,10 +158,10 @@ func (d *Documents) dropWrongReferences(ctx context.Context, docs []Document) er
 	return nil
 }
 
-// wrongType reports whether a command met a key of another type than ours.
+// wrongType reports whether a command found a key of another type.
 func wrongType(err error) bool { return redis.HasErrorPrefix(err, "WRONGTYPE") }
 
-// ReadOnly reports whether an error says that this user may not write.
+// ReadOnly reports whether an error means that this user or server cannot write.
 func ReadOnly(err error) bool {
 	return redis.HasErrorPrefix(err, "NOPERM") || redis.HasErrorPrefix(err, "READONLY")
 }

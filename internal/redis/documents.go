@@ -15,38 +15,39 @@ import (
 	"github.com/millrace/millrace/internal/failpoint"
 )
 
-// Documents is one version of one view: versioned documents by id, an index from a reference to
-// ids, and positions:
+// Documents is one version of a view: versioned documents by id, an index from references to ids,
+// and positions:
 //
 //	millrace:orderstatus:v2:docs:{orderstatus:v2:00}         hash: id → version and checksum in 16 and 8 hexadecimal digits, then the data
 //	millrace:orderstatus:v2:ref:{orderstatus:v2:00}:536365   set: ids of the documents with that reference
 //	millrace:orderstatus:v2:positions:{orderstatus:v2:00}    hash: field → position
 //
-// The documents lie in few hashes, the shards, so that they can be counted, listed and dropped
-// without looking at the keys of others, and so that one call of the script that guards the
-// versions takes a whole batch. One server has one shard; a cluster has more, whose braces spread
-// them over its nodes and keep all keys of one script in one slot. Every key of the view belongs to
-// a shard, so who visits all shards has visited all nodes that hold any of it, and a node that lost
-// its data has lost a shard's mark: whole.go says what that is for.
+// The documents are in few hashes, the shards. So they can be counted, listed and dropped without a
+// scan of other keys, and one call of the script that guards versions writes a whole batch. A
+// single server has one shard. A cluster has more. The braces in their keys distribute them over
+// the nodes, and keep all keys of one script in one slot. Every key of the view belongs to a shard.
+// So visiting all shards visits all nodes with data of the view, and a node that lost its data has
+// lost the mark of a shard; see whole.go.
 //
-// The scripts are sent whole: a server knows them by their hash anyway, and one that was restarted
-// needs no special care.
+// Scripts are sent with each call. A server caches them by their hash anyway, and one that was
+// restarted needs no special handling.
 type Documents struct {
 	rdb    redis.UniversalClient
 	name   string // "orderstatus:v2"
 	shards uint32
 
-	mu    sync.Mutex // of known
+	// mu protects known.
+	mu    sync.Mutex
 	known known
 }
 
-// Document is a version of a document.
+// Document is one version of a document.
 type Document struct {
 	ID      string // not empty
 	Version uint64
 	Data    []byte
-	// Reference is another name to find it by; may be empty. It is stored beside the document, and
-	// cannot be changed by a later version.
+	// Reference is another name to find the document by. It may be empty. It is stored beside the
+	// document, and later versions cannot change it.
 	Reference string
 }
 
@@ -56,7 +57,8 @@ const (
 	versionDigits = 16
 )
 
-// Documents names a view and its version: "orderstatus/v2". Nothing is asked of the server.
+// Documents returns the documents of a view and its version: "orderstatus/v2". It does not contact
+// the server.
 func (c *Client) Documents(view string) *Documents {
 	d := &Documents{rdb: c.rdb, name: strings.ReplaceAll(view, "/", ":"), shards: 1}
 	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
@@ -65,7 +67,7 @@ func (c *Client) Documents(view string) *Documents {
 	return d
 }
 
-// key returns a key that is in a shard's slot.
+// key returns a key in a shard's slot.
 func (d *Documents) key(kind string, shard uint32) string {
 	return fmt.Sprintf("%s%s:%s:{%s:%02x}", prefix, d.name, kind, d.name, shard)
 }
@@ -76,19 +78,19 @@ func (d *Documents) referenceKey(reference string) string {
 	return d.key("ref", d.shardOf(reference)) + ":" + reference
 }
 
-// shardOf spreads ids and references.
+// shardOf returns the shard of an id or a reference.
 func (d *Documents) shardOf(name string) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name))
 	return h.Sum32() % d.shards
 }
 
-// saveScript writes those documents into a shard whose version is higher than the stored one.
-// Versions of equal length compare as strings; Lua's numbers would lose digits. Where the shard's
-// mark is not what the writer knows it writes nothing and answers -1; else it counts the write in
-// the mark, and answers with the count.
+// saveScript writes the documents into a shard whose version is higher than the stored one.
+// Versions of equal length are compared as strings, because Lua's numbers would lose digits. If the
+// shard's mark is not what the writer knows, the script writes nothing and returns -1. Otherwise it
+// counts the write in the mark and returns the count.
 //
-//	ARGV  epoch or empty, count of writes, then an id and a document by turns
+//	ARGV  epoch or empty, count of writes, then id and document, alternating
 const saveScript = `
 local epoch, writes
 if ARGV[1] ~= '' then
@@ -110,7 +112,7 @@ writes = string.format('%d', tonumber(writes) + 1)
 redis.call('HSET', KEYS[1], '', epoch .. ' ' .. writes)
 return tonumber(writes)`
 
-// script is saveScript, or, for the kill matrix, what it would be without its guard.
+// script returns saveScript. For the kill matrix it can return it without its guard.
 func script() string {
 	if failpoint.On("view.noguard") {
 		return strings.Replace(saveScript, "if not old or", "if true or", 1)
@@ -118,10 +120,10 @@ func script() string {
 	return saveScript
 }
 
-// Save writes documents, each only where its version is higher than the stored one, and their
-// references in any case. It fails with ErrLost where a shard is not what this process knows of it,
-// and may have written to other shards then. Before the first call of Begin or Positions nothing is
-// known, and nothing is checked.
+// Save writes each document whose version is higher than the stored one, and all references. It
+// returns ErrLost if a shard's mark is not what this process knows. It may then have written to
+// other shards. Before the first call of Begin or Positions, nothing is known and nothing is
+// checked.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
 	if len(docs) == 0 {
 		return nil
@@ -137,15 +139,15 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		}
 	}
 	answers := map[uint32]*redis.Cmd{}
-	// One round trip for all. A document may be lost in a crash and its reference not, or the other
-	// way round: then neither was answered for, and both come again.
+	// Everything is sent in one round trip. A crash may lose a document and keep its reference, or
+	// the reverse. Then neither was acknowledged, and both are delivered again.
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, doc := range docs {
 			shard := d.shardOf(doc.ID)
 			begin(shard)
 			args[shard] = append(args[shard], doc.ID, appendVersioned(nil, doc))
 			if doc.Reference != "" {
-				begin(d.shardOf(doc.Reference)) // its write counts, too
+				begin(d.shardOf(doc.Reference)) // a reference counts as a write to its shard, too
 				p.SAdd(ctx, d.referenceKey(doc.Reference), doc.ID)
 			}
 		}
@@ -173,12 +175,13 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 	return nil
 }
 
+// appendVersioned appends the stored form of a document.
 func appendVersioned(b []byte, doc Document) []byte {
 	b = fmt.Appendf(b, "%0*x%0*x", versionDigits, doc.Version, checksumDigits, checksum(doc.ID, doc.Version, doc.Data))
 	return append(b, doc.Data...)
 }
 
-// parseVersioned reads what appendVersioned wrote; ok is false if the value is anything else.
+// parseVersioned parses what appendVersioned wrote. ok is false for any other value.
 func parseVersioned(id, value string) (doc Document, ok bool) {
 	if len(value) < versionDigits+checksumDigits {
 		return Document{}, false
@@ -189,12 +192,12 @@ func parseVersioned(id, value string) (doc Document, ok bool) {
 	return doc, err1 == nil && err2 == nil && uint32(sum) == checksum(id, version, doc.Data)
 }
 
-// Load reads documents by id; one that does not exist is left out. References are not read back. If
-// some are damaged, the error is a *DamagedError and the others are returned.
+// Load returns documents by id, without their references. Documents that do not exist are missing.
+// If some are damaged, the error is a *DamagedError, and the others are returned.
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[uint32][]string{}
 	for _, id := range ids {
-		if id != "" { // the mark's
+		if id != "" { // the empty id is the mark's
 			shard := d.shardOf(id)
 			byShard[shard] = append(byShard[shard], id)
 		}
@@ -230,7 +233,7 @@ func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Documen
 	return docs, bad.err()
 }
 
-// Lookup finds the ids of documents by their reference, sorted.
+// Lookup returns the ids of the documents with a reference, sorted.
 func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, error) {
 	ids, err := d.rdb.SMembers(ctx, d.referenceKey(reference)).Result()
 	if wrongType(err) {
@@ -243,7 +246,7 @@ func (d *Documents) Lookup(ctx context.Context, reference string) ([]string, err
 	return ids, nil
 }
 
-// Unreferenced returns those of the documents that their references do not find.
+// Unreferenced returns the ids of those documents that their reference does not lead to.
 func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[string]bool, err error) {
 	answers := map[string]*redis.BoolCmd{}
 	_, err = d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -266,7 +269,7 @@ func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[
 	return ids, nil
 }
 
-// Count counts the documents.
+// Count returns the number of documents.
 func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	counts, marks := make([]*redis.IntCmd, d.shards), make([]*redis.BoolCmd, d.shards)
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
@@ -275,26 +278,29 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 		}
 		return nil
 	})
-	if err != nil && !wrongType(err) { // what is damaged holds no documents
+	if err != nil && !wrongType(err) { // a damaged shard has no documents
 		return 0, fmt.Errorf("redis: count documents of %s: %w", d.name, err)
 	}
 	var sum uint64
 	for n := range d.shards {
 		sum += uint64(counts[n].Val())
-		if marks[n].Val() && counts[n].Val() > 0 { // the shard may come or go between the two
+		// The shard may appear or disappear between the two commands.
+		if marks[n].Val() && counts[n].Val() > 0 {
 			sum--
 		}
 	}
 	return sum, nil
 }
 
-// Each calls fn once with every document, in no order. One that is written meanwhile may come in
-// either version. If some are damaged, fn is called with the others and the error is a
-// *DamagedError.
+// Each calls fn once with every document, in any order. For a document that is written
+// concurrently, it may be either version. If some are damaged, fn is called with the others, and
+// the error is a *DamagedError.
 func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 	bad := damaged{view: d.name}
 	for n := range d.shards {
-		seen := map[string]bool{"": true} // a scan may repeat what it meets while the server resizes the hash; and the mark is not a document
+		// A scan may return a field more than once while the server resizes the hash. The empty
+		// field is the mark, which is not a document.
+		seen := map[string]bool{"": true}
 		scan := d.rdb.HScan(ctx, d.docsKey(n), 0, "", 256).Iterator()
 		for scan.Next(ctx) {
 			id := scan.Val()

@@ -7,7 +7,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Drop deletes all that the view has, its positions too.
+// Drop deletes everything of the view, including its positions.
 func (d *Documents) Drop(ctx context.Context) error {
 	drop := func(ctx context.Context, node redis.UniversalClient) error {
 		keys := node.Scan(ctx, 0, prefix+d.name+":*", 1000).Iterator()

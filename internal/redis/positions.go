@@ -7,22 +7,22 @@ import (
 	"strings"
 )
 
-// Move takes a position from one value to another; empty is not there. A field does not begin with
-// "~".
+// Move changes a position from one value to another. An empty From means that it does not exist. A
+// field must not begin with "~".
 type Move struct{ Field, From, To string }
 
-// Fields of the hash of positions that are none: the epoch, and a count of writes per shard.
+// Fields of the positions' hash that are not positions: the epoch, and a count of writes per shard.
 const (
 	ownField    = "~"
 	epochField  = "~epoch"
 	writesField = "~writes:"
 )
 
-// moveScript makes all moves where every position is where its move starts, or at its end already:
-// the client repeats a call whose answer was lost. Otherwise it answers with the first field that
-// is not, which may be the epoch's.
+// moveScript makes all moves if every position is where its move starts, or already at its end,
+// because the client repeats a call whose answer was lost. Otherwise it returns the first field
+// that is not, which may be the epoch's.
 //
-//	ARGV  epoch, how many counts, a field and a count by turns, then field, from and to by turns
+//	ARGV  epoch, number of counts, field and count alternating, then field, from and to alternating
 const moveScript = `
 if redis.call('HGET', KEYS[1], '~epoch') ~= ARGV[1] then
   return '~epoch'
@@ -46,14 +46,15 @@ return ''`
 
 func (d *Documents) positionsKey() string { return d.key("positions", 0) }
 
-// positions is what their hash holds.
+// positions is the content of the positions' hash.
 type positions struct {
 	fields map[string]string
-	epoch  string           // empty if the view was never begun, or has lost it
-	writes map[uint32]int64 // by shard
-	broken bool             // something of it cannot be read
+	epoch  string           // empty if the view was never begun, or has lost its epoch
+	writes map[uint32]int64 // counts of writes, by shard
+	broken bool             // some of it is unreadable
 }
 
+// known returns the epoch and the counts.
 func (p positions) known() known { return known{p.epoch, p.writes} }
 
 func (d *Documents) readPositions(ctx context.Context) (positions, error) {
@@ -85,8 +86,8 @@ func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 	return p, nil
 }
 
-// Positions reads all positions. There are none if the view is not whole: it was never begun, or
-// has lost something.
+// Positions returns all positions. It returns none if the view is not whole, that is, if it was
+// never begun or has lost data.
 func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
 	p, whole, err := d.look(ctx)
 	if err != nil || !whole {
@@ -96,9 +97,9 @@ func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
 	return p.fields, nil
 }
 
-// MovePositions makes all moves or none. Where a position is not where its move starts, or the view
-// was begun anew since this process has last looked, it fails with ErrLost. Begin comes before the
-// first call.
+// MovePositions makes all moves or none. It returns ErrLost if a position is not where its move
+// starts, or if the view was begun again since this process last read it. Begin must have been
+// called before.
 func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
 	known := d.snapshot()
 	args := make([]any, 0, 2+2*len(known.writes)+3*len(moves))

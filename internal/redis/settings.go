@@ -11,8 +11,8 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// Settings reports which settings of the servers are not what views count on. A server that tells
-// nothing of itself is not judged.
+// Settings returns a fault for each setting of the servers that is not what views rely on. A server
+// that does not report its settings is not checked.
 func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mu sync.Mutex
 	var faults []settings.Fault
@@ -44,10 +44,10 @@ func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
 	}
 }
 
-// serverFaults judges what INFO says of memory.
+// serverFaults checks the memory section of INFO.
 func serverFaults(addr string, info map[string]string) []settings.Fault {
 	policy := info["maxmemory_policy"]
-	// Keys of views do not expire, so a policy for keys that do never takes one.
+	// Keys of views do not expire, so a policy that evicts expiring keys never evicts one.
 	if policy == "" || policy == "noeviction" || strings.HasPrefix(policy, "volatile-") {
 		return nil
 	}

@@ -13,59 +13,61 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// How a loss is noticed.
+// How a loss is noticed:
 //
-// Positions say how far a view is, and where all of Redis is lost they are lost with it, so the
-// view is built again. But in a cluster the positions lie on one node and most documents on others:
-// a node that was flushed, restarted empty or from an old copy would leave positions that promise
-// what is gone. So the view has an epoch, a random number that is drawn when it is begun, and every
-// shard has a mark: the epoch, and a count of the writes to the shard. The mark is a field of the
-// hash that holds the shard's documents, the one whose name is empty, so that neither goes without
-// the other. The positions carry the epoch, too, and of each shard the count that had been reached
-// when they were saved.
+// Positions say how far a view is. If all of Redis is lost, they are lost, too, and the view is
+// rebuilt. But in a cluster the positions are on one node and most documents on others. A node that
+// was flushed, restarted empty or restored from an old copy would leave positions that promise
+// documents that are gone.
 //
-// The view is whole while every shard's mark has the epoch of the positions, and no smaller count
-// than theirs, nor than this process has seen itself. Positions of a view that is not whole are as
-// good as none, and Positions says so: its caller begins anew, under another epoch, and reads the
-// log from the beginning. Documents that are still there stay and are served, for their versions
-// make the replay pass them over. A save is refused where the mark is not what the writer knows, so
-// a loss is noticed at the next write to the shard, or the next look at the positions, whichever
-// comes first; at the start of a process, too.
+// So the view has an epoch, a random number that is chosen when it is begun. Every shard has a
+// mark: the epoch, and a count of the writes to the shard. The mark is the field with the empty
+// name in the hash of the shard's documents, so one cannot be lost without the other. The positions
+// contain the epoch, too, and the count of each shard at the time when they were saved.
 //
-// Nobody but who draws an epoch writes it into marks, and does so before there are positions under
-// it. So whatever crashes or is overtaken in between, a mark that is lost under an epoch never
-// comes back under it, and no loss can be papered over; the worst is that the view is begun once
-// more.
+// The view is whole if every shard's mark has the epoch of the positions, and a count that is not
+// lower than theirs or than one that this process has seen. If the view is not whole, its positions
+// are worthless, and Positions returns none. The caller then begins again under a new epoch and
+// reads the log from the beginning. Remaining documents are served meanwhile, and their versions
+// make the replay skip them. A save is refused if the mark is not what the writer knows. So a loss
+// is noticed at the next write to the shard or at the next read of the positions.
 //
-// What this covers: FLUSHALL, a restart without data, a hash that was deleted or evicted, and a
-// node that came back with an older copy (its own snapshot, or as a replica that was promoted
-// before the last writes had reached it; Redis acknowledges before it replicates): the count has
-// gone back. What it does not: that replica, where several processes feed the view, and the others'
-// writes bring the count back to where it was before this one has written or looked, which it does
-// four times a second. Then a stream that continues shows a gap, and streams reads the partition
-// again; for one that does not there is `millrace verify`, which compares view and store. Who wants
-// the window closed has the servers wait for a replica (min-replicas-to-write bounds it; WAIT at
-// every save would close it, at the price of a round trip between servers). Nor does it cover a set
-// of references that was evicted alone: a Redis that holds views must not evict (maxmemory-policy
-// noeviction).
+// Only the process that chose an epoch writes it into marks, and it does so before there are
+// positions under it. So a mark that was lost under an epoch never comes back under it, regardless
+// of crashes. In the worst case the view is begun once more.
+//
+// This covers FLUSHALL, a restart without data, a hash that was deleted or evicted, and a node that
+// came back with an older copy, whose count has decreased. The copy may be the node's own snapshot,
+// or a replica that was promoted before the last writes reached it, since Redis acknowledges before
+// it replicates.
+//
+// It does not cover such a replica if several processes feed the view, and the writes of the others
+// bring the count back before this process writes or reads, which it does four times a second. A
+// stream that continues then has a gap, and package streams reads the partition again. For a stream
+// that does not continue, `millrace verify` compares view and store. min-replicas-to-write reduces
+// this window. WAIT after every save would close it, at the cost of a round trip between servers.
+//
+// It also does not cover a set of references that was evicted alone. A Redis with views must not
+// evict keys (maxmemory-policy noeviction).
 
-// ErrLost says that Redis does not hold what it held before. Where Begin has been called and
-// succeeded, and the log is read from the positions that are there then, all comes back.
+// ErrLost means that Redis has lost data. After Begin has succeeded, and the log has been read from
+// the positions that then exist, everything is restored.
 var ErrLost = errors.New("redis does not hold what it held")
 
 // known is what this process knows of the shards' marks.
 type known struct {
-	epoch  string           // empty until it was read or drawn
-	writes map[uint32]int64 // the highest count of each shard that was seen under the epoch
+	epoch  string           // empty until it is read or chosen
+	writes map[uint32]int64 // highest count seen under the epoch, by shard
 }
 
+// snapshot returns a copy of what is known.
 func (d *Documents) snapshot() known {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return known{d.known.epoch, maps.Clone(d.known.writes)}
 }
 
-// wrote records a shard's count.
+// wrote records a shard's count after a write.
 func (d *Documents) wrote(epoch string, shard uint32, count int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -74,7 +76,7 @@ func (d *Documents) wrote(epoch string, shard uint32, count int64) {
 	}
 }
 
-// learn records an epoch. What is known of the same one already stays.
+// learn records an epoch. It keeps what is known if the epoch is the same.
 func (d *Documents) learn(k known) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -83,9 +85,10 @@ func (d *Documents) learn(k known) {
 	}
 }
 
-// look reads the positions, and whether the view is whole.
+// look reads the positions and reports whether the view is whole.
 func (d *Documents) look(ctx context.Context) (p positions, whole bool, err error) {
-	// In this order: counts rise, and what was known before a mark was read cannot be above it.
+	// Take the snapshot first: counts increase, so what was known before a mark was read cannot be
+	// higher than the mark.
 	known := d.snapshot()
 	if p, err = d.readPositions(ctx); err != nil || p.epoch == "" || p.broken {
 		return p, false, err
@@ -116,7 +119,7 @@ func (d *Documents) look(ctx context.Context) (p positions, whole bool, err erro
 	return p, true, nil
 }
 
-// parseMark reads a mark. One that is not there, or not ours, has no epoch.
+// parseMark parses a mark. A missing or invalid one has no epoch.
 func parseMark(mark string) (epoch string, writes int64) {
 	epoch, count, _ := strings.Cut(mark, " ")
 	writes, err := strconv.ParseInt(count, 10, 64)
@@ -126,8 +129,8 @@ func parseMark(mark string) (epoch string, writes int64) {
 	return epoch, writes
 }
 
-// beginScript forgets all positions and puts another epoch in the place of the one that it names,
-// or of none. The client may repeat it.
+// beginScript deletes all positions and replaces the epoch ARGV[1], which may be empty, with
+// ARGV[2]. It can be repeated, because the client does so.
 const beginScript = `
 local now = redis.call('HGET', KEYS[1], '~epoch') or ''
 if now == ARGV[2] then
@@ -140,9 +143,9 @@ redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], '~epoch', ARGV[2])
 return 1`
 
-// Begin returns a view whole that is not, be it new or have it lost something: there are no
-// positions then, but whatever documents there are stay. A view that is whole it leaves alone. It
-// fails with ErrLost where another process begins the view at the same time: look again.
+// Begin makes a view whole that is new or has lost data. Then there are no positions, and the
+// remaining documents are kept. It does nothing if the view is whole. It returns ErrLost if another
+// process begins the view at the same time: then read the positions again.
 func (d *Documents) Begin(ctx context.Context) error {
 	p, whole, err := d.look(ctx)
 	if err != nil {

@@ -7,14 +7,13 @@ import (
 	"net/http"
 )
 
-// maxHeld is how much of a body is read before the request's turn. What is larger is read during
-// it.
+// maxHeld is how many bytes of a body are read before the request is admitted. The rest of a larger
+// body is read afterwards.
 const maxHeld = 4<<20 + 1<<10
 
-// Admit lets requests through the gate. Whose turn would come too late is turned away before its
-// body is read; who is let in has sent its body, so that slow clients hold no place in the gate.
-// refuse answers with ErrOverloaded, or with the error of a request's context that ended while it
-// waited.
+// Admit passes requests through the gate. A request that would wait too long is refused before its
+// body is read. An admitted request has sent its body, so slow clients do not occupy places. refuse
+// responds with ErrOverloaded, or with the error of a request's context that ended while it waited.
 func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseWriter, *http.Request, error), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := class(r)
@@ -35,10 +34,10 @@ func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseW
 	})
 }
 
-// As returns a class for all requests.
+// As returns a function that assigns one class to all requests.
 func As(c Class) func(*http.Request) Class { return func(*http.Request) Class { return c } }
 
-// readAhead reads a body, and gives one that tells the same, its error included.
+// readAhead reads the start of a body. It returns a body with the same content and the same error.
 func readAhead(body io.ReadCloser) io.ReadCloser {
 	var held bytes.Buffer
 	_, err := io.CopyN(&held, body, maxHeld)
@@ -51,11 +50,13 @@ func readAhead(body io.ReadCloser) io.ReadCloser {
 	return &ahead{io.MultiReader(&held, failing{err}), body}
 }
 
+// ahead is a body whose start was read ahead.
 type ahead struct {
 	io.Reader
 	io.Closer
 }
 
+// failing returns an error for each read.
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }

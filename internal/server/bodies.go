@@ -9,30 +9,31 @@ import (
 	"time"
 )
 
-// What reading a request's body gives where it does not come as it must.
+// Errors of reading a request's body.
 var (
 	ErrBodyLate = errors.New("the request's body did not come in time")
 	ErrBusy     = errors.New("too many large requests at a time; try again later")
 	ErrBody     = errors.New("the request's body cannot be read")
 )
 
-const writeTimeout = time.Minute // in which a client must take one piece of an answer
+const writeTimeout = time.Minute // in which a client must take one piece of a response
 
-// Bodies bounds what requests bring: the time that a body takes, and the bytes of all bodies
-// together.
+// Bodies bounds the bodies of requests: the time in which one must arrive, and the bytes of all in
+// progress.
 type Bodies struct {
-	Timeout  time.Duration
-	MaxBytes int64 // of the bodies of all requests under way
+	Timeout  time.Duration // for a whole body
+	MaxBytes int64         // of the bodies of all requests in progress
 	// Stream reports whether a request's body is a stream of messages, which lasts as long as the
-	// client continues: then it is the silence between two of them that is bounded. Its handler
-	// bounds the messages. Nil: none is.
+	// client continues. For a stream, the silence between two messages is bounded, and its handler
+	// bounds the messages. Nil means that there are no streams.
 	Stream  func(*http.Request) bool
 	Silence time.Duration
 
+	// held is the number of bytes in progress.
 	held atomic.Int64
 }
 
-// Guard reads bodies within the bounds. A client that does not take its answer is cut off.
+// Guard reads bodies within the bounds, and disconnects clients that do not read their response.
 func (b *Bodies) Guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		out := &writer{ResponseWriter: w, control: http.NewResponseController(w)}
@@ -43,19 +44,21 @@ func (b *Bodies) Guard(next http.Handler) http.Handler {
 			r.Body = in
 		}
 		next.ServeHTTP(out, r)
-		out.bound() // what is left of the answer is sent behind the handler
+		out.bound() // the rest of the response is sent after the handler
 	})
 }
 
+// body is a request's body within the bounds.
 type body struct {
 	io.ReadCloser
 	all     *Bodies
 	control *http.ResponseController
 	stream  bool
-	bounded bool // by a deadline that is still set
+	bounded bool // a read deadline is set
 	read    atomic.Int64
 }
 
+// bound sets the read deadline.
 func (b *body) bound() {
 	within := b.all.Timeout
 	if b.stream {
@@ -80,7 +83,8 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if b.bounded {
 		b.bounded = false
-		_ = b.control.SetReadDeadline(time.Time{}) // or the request would end while it is worked on
+		// Otherwise the request would end while its handler works.
+		_ = b.control.SetReadDeadline(time.Time{})
 	}
 	var timeout net.Error
 	switch tooLarge := (*http.MaxBytesError)(nil); {
@@ -92,14 +96,14 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, errors.Join(ErrBody, err)
 }
 
-// writer gives each piece of an answer a deadline of its own, so that long answers may take long,
-// and be silent in between.
+// writer sets a deadline for each piece of a response, so that long responses may take long, with
+// pauses between pieces.
 type writer struct {
 	http.ResponseWriter
 	control *http.ResponseController
 }
 
-// Without deadlines, which a writer may not know, an answer is sent all the same.
+// Errors are ignored: without support for deadlines, the response is sent all the same.
 func (w *writer) bound()   { _ = w.control.SetWriteDeadline(time.Now().Add(writeTimeout)) }
 func (w *writer) release() { _ = w.control.SetWriteDeadline(time.Time{}) }
 
@@ -109,12 +113,12 @@ func (w *writer) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// Flush is asked for by connect's streams.
+// Flush is used by connect's streams.
 func (w *writer) Flush() {
 	w.bound()
 	defer w.release()
-	_ = w.control.Flush() // as http.Flusher, which tells no error
+	_ = w.control.Flush() // http.Flusher returns no error
 }
 
-// Unwrap is asked for by http.ResponseController.
+// Unwrap is used by http.ResponseController.
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -7,19 +7,19 @@ import (
 	"strings"
 )
 
-// Hosts says by which names a listener may be called.
+// Hosts are the host names that requests to a listener may have.
 type Hosts struct {
-	// Names that are allowed, without a port.
+	// Names that are allowed in addition to localhost, without a port.
 	Names []string
-	// Any allows every name. Browsers are kept out by tokens then, which a page of another site
-	// does not have.
+	// Any allows every name. Then tokens keep out browsers, because a page of another site does not
+	// have one.
 	Any bool
 }
 
-// Guard refuses what a browser sends because another site's page told it to. A name that the page's
-// owner has pointed at this machine (DNS rebinding) is none of the hosts' names; and a page of
-// another origin is named by the browser itself. Programs other than browsers send neither. refuse
-// answers.
+// Guard refuses requests that a browser sends on behalf of another site's page. With DNS rebinding,
+// a page's owner points its name at this machine, but that name is not one of hosts. For a page of
+// another origin, the browser states the origin. Programs other than browsers send neither. refuse
+// responds.
 func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why string), next http.Handler) http.Handler {
 	allowed := map[string]bool{"localhost": true, "127.0.0.1": true, "::1": true}
 	for _, name := range hosts.Names {
@@ -33,7 +33,8 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 		}
 		if r.Header.Get("Sec-Fetch-Site") != "" || r.Header.Get("Origin") != "" {
 			asked := *r
-			asked.Method = http.MethodPost // reading is refused, too: answers hold customers' data
+			// Reads are refused, too, because responses contain customers' data.
+			asked.Method = http.MethodPost
 			if err := cross.Check(&asked); err != nil {
 				refuse(w, r, "requests from another site's page are not taken")
 				return
@@ -43,7 +44,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 	})
 }
 
-// hostname returns a host without its port, as names are compared.
+// hostname returns a host without its port, in a canonical form for comparison.
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -55,6 +56,7 @@ func hostname(host string) string {
 	return strings.ToLower(host)
 }
 
+// short truncates a name for an error.
 func short(name string) string {
 	const most = 64
 	if len(name) > most {

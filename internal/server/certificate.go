@@ -8,7 +8,8 @@ import (
 )
 
 // Certificate returns a TLS configuration with the certificate and the key in two PEM files. They
-// are read again when the certificate's file changes, so it can be renewed without a restart.
+// are read again when the certificate file changes, so the certificate can be renewed without a
+// restart.
 func Certificate(cert, key string) (*tls.Config, error) {
 	c := &certificate{cert: cert, key: key}
 	if _, err := c.get(nil); err != nil {
@@ -17,14 +18,16 @@ func Certificate(cert, key string) (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}, nil
 }
 
+// certificate is a key pair that is reloaded.
 type certificate struct {
 	cert, key string // PEM files
 
 	mu      sync.Mutex
 	pair    *tls.Certificate
-	changed time.Time
+	changed time.Time // modification time of the file that was read
 }
 
+// get returns the current pair. It checks the file at each handshake, which costs one stat.
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -38,5 +41,5 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c.pair == nil {
 		return nil, err
 	}
-	return c.pair, nil // the last good one, while a new one is being written
+	return c.pair, nil // the last valid pair, while a new one is being written
 }

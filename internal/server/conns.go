@@ -7,32 +7,32 @@ import (
 	"sync"
 )
 
-// Limits bound the connections of a listener. Each listener has limits of its own, so that one that
-// is full leaves room in the others.
+// Limits bound the connections of a listener. Each listener has its own limits, so a full one
+// leaves room in the others.
 type Limits struct {
-	Connections int // in all
+	Connections int // in total
 	PerAddress  int // from one address
 }
 
-// conns knows the open connections of a listener. Where there are as many as may be, the one that
-// has been without a request for longest makes room. Only where all of them are at work is a new
-// one turned away.
+// conns tracks the open connections of a listener. At the limit, the connection that has been idle
+// for longest is closed for a new one. A new connection is refused only if all are busy.
 type conns struct {
 	limits Limits
 
 	mu      sync.Mutex
 	open    map[net.Conn]*conn
-	from    map[string]int // open ones by address
-	idle    *list.List     // of *conn, longest first
+	from    map[string]int // number of open connections, by address
+	idle    *list.List     // of *conn, the longest idle first
 	refused int
 	evicted int
 }
 
+// conn is a connection of the listener.
 type conn struct {
 	net.Conn
 	all     *conns
 	address string
-	idle    *list.Element // nil: at work
+	idle    *list.Element // nil while it is busy
 	once    sync.Once
 	err     error
 }
@@ -41,7 +41,7 @@ func newConns(l Limits) *conns {
 	return &conns{limits: l, open: map[net.Conn]*conn{}, from: map[string]int{}, idle: list.New()}
 }
 
-// A listener gives connections that are within the limits.
+// listener accepts connections within the limits.
 type listener struct {
 	net.Listener
 	conns *conns
@@ -56,10 +56,11 @@ func (l *listener) Accept() (net.Conn, error) {
 		if admitted := l.conns.admit(c); admitted != nil {
 			return admitted, nil
 		}
-		_ = c.Close() // turned away: nobody is told how that went
+		_ = c.Close() // refused, so its error has no receiver
 	}
 }
 
+// admit registers a connection. It returns nil if there is no room.
 func (s *conns) admit(c net.Conn) net.Conn {
 	address, _, err := net.SplitHostPort(c.RemoteAddr().String())
 	if err != nil {
@@ -67,7 +68,7 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	}
 	victims, ok := s.makeRoom(address)
 	for _, v := range victims {
-		_ = v.Close() // idle: nobody waits for it
+		_ = v.Close() // it is idle, so its error has no receiver
 	}
 	if !ok {
 		return nil
@@ -81,8 +82,8 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	return admitted
 }
 
-// makeRoom chooses connections to close, so that one more from the address may be opened. Accept is
-// called by one goroutine.
+// makeRoom returns the connections to close so that one more from the address can be opened. Only
+// one goroutine calls Accept, so there is no race for the room.
 func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,6 +108,7 @@ func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
 	return nil, true
 }
 
+// longestIdle returns the connection that has been idle for longest, or nil.
 func (s *conns) longestIdle(fits func(*conn) bool) *conn {
 	for e := s.idle.Front(); e != nil; e = e.Next() {
 		if c, ok := e.Value.(*conn); ok && fits(c) {
@@ -116,8 +118,8 @@ func (s *conns) longestIdle(fits func(*conn) bool) *conn {
 	return nil
 }
 
-// changed is told of every connection's state. One whose request has not come whole is as good as
-// idle: net/http calls a connection active once the request's header has been read.
+// changed is called when a connection's state changes. A connection with an incomplete request
+// header counts as idle: net/http makes it active when it has read the header.
 func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	if over, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		nc = over.NetConn()
@@ -148,7 +150,7 @@ func (s *conns) counts() (open, refused, evicted int) {
 	return len(s.open), s.refused, s.evicted
 }
 
-// Close closes the connection and takes it off the books.
+// Close closes the connection and unregisters it.
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		c.err = c.Conn.Close()

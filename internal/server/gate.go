@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// ErrOverloaded is what Gate and Slots give whom they turn away. The work has not begun: it can be
-// tried again.
+// ErrOverloaded means that Gate or Slots refused a request. Its work has not begun, so the client
+// may retry.
 var ErrOverloaded = errors.New("more is asked than can be done; try again later")
 
-// RetryAfter is how many seconds those who are turned away are told to wait.
+// RetryAfter is the value of the Retry-After header of refused requests, in seconds.
 const RetryAfter = "1"
 
-// Class says how much a request matters. Under load the lower ones are turned away first.
+// Class is the priority of a request. Under load, lower classes are refused first.
 type Class int
 
-// The classes, those that matter least first.
+// Classes in ascending order of priority.
 const (
 	SQL Class = iota
 	Query
@@ -28,9 +28,9 @@ const (
 
 func (c Class) String() string { return [...]string{"sql", "query", "command"}[c] }
 
-// How long a request may stand in the queue: patience while the queue has been empty a moment ago,
-// so that a burst is worked off; and no more than the target once there is a standing queue, for
-// that is more than can be done, and waiting would only make everybody's answer late.
+// How long a request may queue. It is patience if the queue was empty a moment ago, so that a burst
+// is served. It is target once there is a standing queue: then there is more load than capacity,
+// and waiting would only make every response late.
 var (
 	patience = [classes]time.Duration{SQL: 200 * time.Millisecond, Query: 500 * time.Millisecond, Command: time.Second}
 	target   = [classes]time.Duration{SQL: 0, Query: 50 * time.Millisecond, Command: 100 * time.Millisecond}
@@ -38,31 +38,33 @@ var (
 
 const (
 	standing = 100 * time.Millisecond // a queue that was not empty for this long is standing
-	depth    = 8                      // waiting requests of a class, for each that may be under way
-	behind   = time.Second            // for which nothing is let in that matters less than what was turned away
+	depth    = 8                      // queued requests of a class, per request that may be in progress
+	behind   = time.Second            // how long lower classes are refused after a higher one was refused
 )
 
-// Gate lets so many requests be worked on at a time, and chooses who waits and who is turned away.
+// Gate bounds the requests in progress, and decides which ones queue and which are refused.
 type Gate struct {
-	most int
+	most int // maximum number of requests in progress
 
+	// mu protects the fields below.
 	mu      sync.Mutex
 	running int
 	queues  [classes]*list.List // of *waiter, oldest first
-	waiting int
-	empty   time.Time     // when nobody waited last
-	pace    time.Duration // between two places that come free, while somebody waits for one
-	freed   time.Time     // when one came free last; zero: nobody has waited since
-	shed    [classes]int
-	turned  [classes]time.Time // when one was turned away last
+	waiting int                 // number of queued requests
+	empty   time.Time           // when the queue was last empty
+	pace    time.Duration       // average time between two places that become free while requests queue
+	freed   time.Time           // when a place last became free; zero if no request has queued since
+	shed    [classes]int        // refused requests
+	turned  [classes]time.Time  // when a request was last refused
 }
 
+// waiter is a queued request.
 type waiter struct {
-	ready chan struct{}
-	place *list.Element // nil: let in
+	ready chan struct{} // closed when it is admitted
+	place *list.Element // nil after it has left the queue
 }
 
-// NewGate returns a gate for so many requests at a time.
+// NewGate returns a gate for most requests in progress.
 func NewGate(most int) *Gate {
 	g := &Gate{most: max(most, 1)}
 	for i := range g.queues {
@@ -71,8 +73,8 @@ func NewGate(most int) *Gate {
 	return g
 }
 
-// Enter waits for the turn of a request. It gives ErrOverloaded where its turn would come too late,
-// or ctx's error. Leave must be called once the work is done.
+// Enter admits a request, or blocks until it is its turn. It returns ErrOverloaded if the turn
+// would come too late, or ctx's error. The caller must call leave when the work is done.
 func (g *Gate) Enter(ctx context.Context, c Class) (leave func(), err error) {
 	w, wait, err := g.queue(c)
 	if err != nil {
@@ -95,10 +97,10 @@ func (g *Gate) Enter(ctx context.Context, c Class) (leave func(), err error) {
 	if g.abandon(w, c, err) {
 		return nil, err
 	}
-	return leave, nil // its turn came at the same moment
+	return leave, nil // it was admitted at the same moment
 }
 
-// queue lets the request in, or gives its place in the queue and how long it may wait there.
+// queue admits the request and returns nil, or queues it and returns how long it may wait.
 func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,8 +124,9 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	return w, wait, nil
 }
 
-// bears returns how long another request of the class may wait; 0: its turn would come too late.
-// How long that takes is known by how many stand before it, and how fast places come free.
+// bears returns how long another request of the class may wait, or 0 if its turn would come too
+// late. It estimates that from the number of requests before it and the rate at which places become
+// free.
 func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	wait := patience[c]
 	if now.Sub(g.empty) > standing {
@@ -139,9 +142,9 @@ func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	return wait
 }
 
-// outranked reports whether something that matters more was just turned away. Then the class is
-// turned away too, even in a moment in which nobody waits: under load such moments come often, and
-// would go to what matters least.
+// outranked reports whether a request of a higher class was refused a moment ago. Then the class is
+// refused even when the queue is empty. Under load the queue is often empty for a moment, and the
+// lowest class would use these moments.
 func (g *Gate) outranked(c Class, now time.Time) bool {
 	for higher := c + 1; int(higher) < classes; higher++ {
 		if now.Sub(g.turned[higher]) < behind {
@@ -151,8 +154,8 @@ func (g *Gate) outranked(c Class, now time.Time) bool {
 	return false
 }
 
-// Admits reports whether a request of the class may come in or wait. One that may not is counted as
-// turned away.
+// Admits reports whether a request of the class may enter or queue. If not, it counts the request
+// as refused.
 func (g *Gate) Admits(c Class) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -164,13 +167,14 @@ func (g *Gate) Admits(c Class) bool {
 	return false
 }
 
+// turnAway counts a refused request.
 func (g *Gate) turnAway(c Class, now time.Time) {
 	g.shed[c]++
 	g.turned[c] = now
 }
 
-// room returns how many may be under way for another of the class to be let in: what matters less
-// leaves room for what matters more.
+// room returns the maximum number of requests in progress for the class to be admitted. Lower
+// classes leave a quarter of the places to commands.
 func (g *Gate) room(c Class) int {
 	if c == Command {
 		return g.most
@@ -178,6 +182,7 @@ func (g *Gate) room(c Class) int {
 	return max(g.most-g.most/4, 1)
 }
 
+// abandon removes a request from the queue. It returns false if the request was admitted meanwhile.
 func (g *Gate) abandon(w *waiter, c Class, why error) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -193,6 +198,7 @@ func (g *Gate) abandon(w *waiter, c Class, why error) bool {
 	return true
 }
 
+// leave frees a place.
 func (g *Gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -201,8 +207,8 @@ func (g *Gate) leave() {
 	g.admit()
 }
 
-// keepPace learns from a place that comes free. The pace is a moving average, and means nothing
-// while nobody waits.
+// keepPace updates the pace when a place becomes free. The pace is a moving average. It has no
+// meaning while the queue is empty.
 func (g *Gate) keepPace(now time.Time) {
 	const weight = 16
 	if g.waiting == 0 {
@@ -215,7 +221,8 @@ func (g *Gate) keepPace(now time.Time) {
 	g.freed = now
 }
 
-// admit lets in who may be: those that matter most first, and of those who waits for longest.
+// admit admits queued requests while there is room: the highest class first, and the oldest request
+// of a class first.
 func (g *Gate) admit() {
 	for c := Class(classes - 1); c >= 0; c-- {
 		for g.running < g.room(c) {
@@ -232,7 +239,7 @@ func (g *Gate) admit() {
 	}
 }
 
-// Shed returns how many requests of a class were turned away.
+// Shed returns the number of refused requests of a class.
 func (g *Gate) Shed(c Class) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()

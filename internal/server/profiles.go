@@ -10,9 +10,9 @@ import (
 
 const longestProfile = 300 // seconds
 
-// Profiles serves Go's profiles below /debug/pprof/. Unlike pprof itself, it checks the parameters,
-// bounds how long a profile takes, and answers a second profile beside a first one with a conflict,
-// which is not an error of the server.
+// Profiles serves Go's profiles below /debug/pprof/. Unlike pprof itself, it checks the parameters
+// and bounds the duration of a profile. It answers a second concurrent profile with a conflict,
+// which is not a server error.
 func Profiles() http.Handler {
 	one := make(chan struct{}, 1)
 	alone := func(h http.HandlerFunc) http.HandlerFunc {

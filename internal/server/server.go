@@ -1,6 +1,9 @@
-// Package server holds what every listener does before a request reaches its handler: it bounds
-// connections and bodies, refuses what a browser was talked into sending, and sheds load while more
-// comes than can be done.
+// Package server contains what every listener does before a request reaches its handler.
+//
+// Server serves HTTP on a listener and limits its connections (conns.go). Bodies bounds request
+// bodies (bodies.go). Guard refuses requests that a web page made a browser send (browsers.go).
+// Under load, Gate refuses requests by class (gate.go, admit.go), and Slots shares long work fairly
+// among callers (slots.go). Certificate reloads a renewed certificate.
 package server
 
 import (
@@ -15,16 +18,16 @@ import (
 )
 
 const (
-	headerTimeout = 10 * time.Second // for a request's header, and for a TLS handshake
-	maxHeader     = 64 << 10
-	maxStreams    = 128 // calls at a time on one HTTP/2 connection
+	headerTimeout = 10 * time.Second // for a request's header and for a TLS handshake
+	maxHeader     = 64 << 10         // bytes
+	maxStreams    = 128              // concurrent calls on one HTTP/2 connection
 )
 
-// Config says how a listener serves.
+// Config configures a Server.
 type Config struct {
 	Limits      Limits
-	IdleTimeout time.Duration // of a connection without a request
-	TLS         *tls.Config   // nil: plain text
+	IdleTimeout time.Duration // after which a connection without a request is closed
+	TLS         *tls.Config   // nil means plain text
 	Logger      *slog.Logger
 }
 
@@ -35,7 +38,7 @@ type Server struct {
 	log   *slog.Logger
 }
 
-// New returns a server of h. Nothing is served yet.
+// New returns a server for h. It does not listen yet.
 func New(c Config, h http.Handler) *Server {
 	s := &Server{conns: newConns(c.Limits), log: c.Logger}
 	s.http = &http.Server{
@@ -54,7 +57,7 @@ func New(c Config, h http.Handler) *Server {
 	return s
 }
 
-// Serve takes connections from l until Shutdown.
+// Serve accepts connections from l until Shutdown.
 func (s *Server) Serve(l net.Listener) error {
 	bounded := &listener{Listener: l, conns: s.conns}
 	if s.http.TLSConfig != nil {
@@ -63,8 +66,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.http.Serve(bounded)
 }
 
-// Shutdown takes no more requests and waits for those under way. Where ctx ends first they are cut
-// off, and the error is context.DeadlineExceeded or what went wrong in closing.
+// Shutdown accepts no more requests and waits for those in progress. If ctx ends first, they are
+// aborted, and the error is context.DeadlineExceeded, joined with errors of closing.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -73,8 +76,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// Start serves a listener in the background. stop takes no more requests and gives those in
-// progress the time of drain. It reports whether any were cut off after that.
+// Start serves a listener in the background. stop accepts no more requests and waits for those in
+// progress for at most drain. cut reports whether any were aborted after that.
 func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bool, err error)) {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -91,11 +94,11 @@ func (s *Server) Start(l net.Listener, drain time.Duration) (stop func() (cut bo
 	}
 }
 
-// Connections reports how many there are, and how many were turned away or, being idle, closed to
-// make room.
+// Connections returns how many connections are open, how many were refused, and how many were
+// closed while idle to make room.
 func (s *Server) Connections() (open, refused, evicted int) { return s.conns.counts() }
 
-// FileLimit returns how many files and connections this process may have open.
+// FileLimit returns how many files and connections this process may open.
 func FileLimit() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<20 {

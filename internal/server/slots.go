@@ -7,39 +7,43 @@ import (
 	"time"
 )
 
-// Slots shares a few places for long work fairly: the next free one goes to the caller who holds
-// the fewest, and no caller holds more than half, so that one who asks for much does not keep the
-// others waiting.
+// Slots shares a few slots for long work fairly. The next free slot goes to the caller that holds
+// the fewest. No caller holds more than half of them, so a caller with many requests does not block
+// the others.
 type Slots struct {
-	most    int
-	waiting int // of one caller
-	wait    time.Duration
+	most    int           // number of slots
+	waiting int           // maximum number of queued requests per caller
+	wait    time.Duration // how long a request may queue
 
+	// mu protects the fields below.
 	mu      sync.Mutex
 	running int
 	callers map[string]*caller
-	turn    uint64
+	turn    uint64 // number of slots that were given so far; it orders the callers
 	refused int
 }
 
+// caller is a caller that holds or waits for a slot.
 type caller struct {
 	running int
 	queue   []*turn
-	last    uint64 // when it got a place last
+	last    uint64 // turn at which it last got a slot
 }
 
+// turn is a queued request.
 type turn struct {
 	ready chan struct{}
 	let   bool
 }
 
-// NewSlots makes so many slots. So many of a caller's requests may wait for one, and for so long.
+// NewSlots returns most slots. waiting requests of each caller may queue, for at most wait.
 func NewSlots(most, waiting int, wait time.Duration) *Slots {
 	return &Slots{most: max(most, 1), waiting: waiting, wait: wait, callers: map[string]*caller{}}
 }
 
-// Take waits for a slot. It gives ErrOverloaded where there are too many that wait, or ctx's error.
-// Give must be called once the work is done.
+// Take blocks until a slot is free for the caller. It returns ErrOverloaded if too many of its
+// requests queue or if the wait was too long, or ctx's error. The caller must call give when the
+// work is done.
 func (s *Slots) Take(ctx context.Context, name string) (give func(), err error) {
 	t, err := s.queue(name)
 	if err != nil {
@@ -60,6 +64,7 @@ func (s *Slots) Take(ctx context.Context, name string) (give func(), err error) 
 	return sync.OnceFunc(func() { s.give(name) }), nil
 }
 
+// queue adds a request to its caller's queue.
 func (s *Slots) queue(name string) (*turn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,8 +83,7 @@ func (s *Slots) queue(name string) (*turn, error) {
 	return t, nil
 }
 
-// Full reports whether as many of a caller's requests wait as may. One more is counted as refused
-// then.
+// Full reports whether the caller's queue is full. If so, it counts a refused request.
 func (s *Slots) Full(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,6 +95,7 @@ func (s *Slots) Full(name string) bool {
 	return full
 }
 
+// abandon removes a request from the queue. It returns false if the request got a slot meanwhile.
 func (s *Slots) abandon(name string, t *turn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,6 +109,7 @@ func (s *Slots) abandon(name string, t *turn) bool {
 	return true
 }
 
+// give frees a slot.
 func (s *Slots) give(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,13 +119,14 @@ func (s *Slots) give(name string) {
 	s.forget(name)
 }
 
+// forget removes a caller without requests.
 func (s *Slots) forget(name string) {
 	if c := s.callers[name]; c.running == 0 && len(c.queue) == 0 {
 		delete(s.callers, name)
 	}
 }
 
-// next gives free slots away.
+// next assigns free slots.
 func (s *Slots) next() {
 	share := (s.most + 1) / 2
 	for s.running < s.most {
@@ -146,7 +153,7 @@ func (s *Slots) next() {
 	}
 }
 
-// Refused returns how many waited in vain, or might not.
+// Refused returns how many requests were refused, before or after they queued.
 func (s *Slots) Refused() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

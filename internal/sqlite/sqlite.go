@@ -1,10 +1,13 @@
-// Package sqlite opens SQLite databases the one way Millrace uses them, so that what is committed
-// survives a kill and a power cut, and so that one package alone knows the driver.
+// Package sqlite opens SQLite databases in the one way that Millrace uses them: a commit survives a
+// kill and a power cut. It is the only package that imports the driver.
 //
-// The driver is modernc.org/sqlite, SQLite translated to Go: whatever is on it builds and tests
-// without a C compiler, on every platform, in seconds. The C library itself (by mattn/go-sqlite3)
-// runs about twice as fast on the processor, but a durable append waits for the disk, and the event
-// store gathers many into one wait.
+// The driver is modernc.org/sqlite, SQLite translated to Go. Packages that use it build and test
+// without a C compiler, on every platform, in seconds. The C library (through mattn/go-sqlite3)
+// needs about half the CPU time, but a durable append waits for the disk, and the event store
+// combines many appends in one wait.
+//
+// Open and OpenReadOnly return a database. Full and Damaged classify errors. Checkpoint moves the
+// write-ahead log into the file.
 package sqlite
 
 import (
@@ -21,23 +24,24 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// How long to wait for another process's lock, and how often to look where SQLite does not do it.
+// How long to wait for another process's lock, and how often to retry where SQLite does not wait.
 const (
 	patience = 10 * time.Second
 	retry    = 5 * time.Millisecond
 )
 
-// How every connection is set up. In WAL mode readers and the writer do not wait for each other;
-// with synchronous=FULL a commit returns after the log is on the disk.
+// settings of every connection. In WAL mode, readers and the writer do not block each other. With
+// synchronous=FULL, a commit returns after the log is on disk.
 var settings = url.Values{
 	"_busy_timeout": {strconv.FormatInt(patience.Milliseconds(), 10)},
 	"_foreign_keys": {"on"},
-	"_dqs":          {"0"}, // "x" is a name, never a string
+	"_dqs":          {"0"}, // "x" is an identifier, never a string
 	"_pragma":       {"cache_size(-16384)", "journal_size_limit(67108864)"},
 }
 
-// Open opens the database file at path for reading and writing, and makes it where there is none. A
-// transaction takes the write lock when it begins, unless it is read-only.
+// Open opens the database file at path for reading and writing, and creates it if it does not
+// exist. A transaction takes the write lock when it begins, unless it is read-only. A lock that is
+// taken later could fail, because SQLite cannot wait for it without a deadlock.
 func Open(path string) (*sql.DB, error) {
 	return open(path, url.Values{
 		"_txlock":       {"immediate"},
@@ -64,29 +68,28 @@ func open(path string, more url.Values) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open SQLite database %s: %w", path, err)
 	}
-	db.SetMaxIdleConns(4) // setting a connection up costs more than keeping it
+	db.SetMaxIdleConns(4) // opening a connection costs more than keeping it
 	if err := connect(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("open SQLite database %s: %w", path, err), db.Close())
 	}
 	return db, nil
 }
 
-// Full reports whether an error says that there is no room on the disk. Of the memory that
-// processes share beside the log, which is a file too, SQLite says no more than that it did not get
-// it.
+// Full reports whether an error means that the disk is full. The memory that processes share beside
+// the log is also a file. If it cannot grow, SQLite only reports that it could not get the memory.
 func Full(err error) bool {
 	var failed *sqlite.Error
 	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_FULL || failed.Code() == sqlite3.SQLITE_IOERR_SHMSIZE)
 }
 
-// Damaged reports whether an error says that the file is not a database, or not a whole one.
+// Damaged reports whether an error means that the file is not a database, or is damaged.
 func Damaged(err error) bool {
 	var failed *sqlite.Error
 	return errors.As(err, &failed) && (failed.Code()&0xff == sqlite3.SQLITE_CORRUPT || failed.Code()&0xff == sqlite3.SQLITE_NOTADB)
 }
 
 // Checkpoint moves the write-ahead log of a database that was opened for writing into its file. It
-// does nothing where the file is damaged, or while another process uses it.
+// does nothing if the file is damaged, or while another process uses it.
 func Checkpoint(db *sql.DB) error {
 	_, err := db.ExecContext(context.Background(), "PRAGMA wal_checkpoint(TRUNCATE)")
 	if busy := (*sqlite.Error)(nil); Damaged(err) || errors.As(err, &busy) && busy.Code()&0xff == sqlite3.SQLITE_BUSY {
@@ -95,9 +98,9 @@ func Checkpoint(db *sql.DB) error {
 	return err
 }
 
-// connect returns the first connection, which switches a new file to WAL. If another process is
-// doing that, or is just removing the log as the last to close, SQLite says at once that the file
-// is busy, whatever its timeout.
+// connect opens the first connection, which switches a new file to WAL. If another process is doing
+// that, or is removing the log because it closes last, SQLite reports at once that the file is
+// busy, regardless of its timeout. So connect retries.
 func connect(db *sql.DB) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(retry) {
 		err := db.PingContext(context.Background())

@@ -2,6 +2,8 @@
 // disappeared without closing, keeps its connections open. A deadline for a whole call would have
 // to be as long as the longest transfer. So a connection here may take any time as long as bytes
 // move.
+//
+// Dialer returns a dial function for such connections.
 package stall
 
 import (
@@ -15,12 +17,12 @@ import (
 	"time"
 )
 
-// ErrSilent says that a connection has moved no byte for too long.
+// ErrSilent means that no byte has moved on a connection for too long.
 var ErrSilent = errors.New("the server is silent")
 
-// Dialer makes connections that fail with ErrSilent once no byte was moved in either direction for
-// so long while something waits for it. That something may be a pool which keeps an idle
-// connection: let it close them sooner.
+// Dialer returns a dial function. A read or a write on its connections fails with ErrSilent if no
+// byte has moved in either direction for stall. A pool that reads from an idle connection waits,
+// too, so it must close idle connections sooner.
 func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := d.DialContext(ctx, network, addr)
@@ -31,17 +33,19 @@ func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, networ
 	}
 }
 
+// conn adds deadlines of its own to those of its user.
 type conn struct {
 	net.Conn
 	stall time.Duration
-	moved atomic.Pointer[time.Time] // when a byte was moved last
-	quiet atomic.Bool               // one side has failed for it, and whoever has the connection closes it
+	moved atomic.Pointer[time.Time] // when a byte last moved
+	quiet atomic.Bool               // one direction has failed for silence, and the user is closing the connection
 
-	mu          sync.Mutex // held while a deadline is set, so that the earlier one holds
-	read, write time.Time  // deadlines of whoever uses the connection; zero: none
+	// mu is held while a deadline is set, so that the earlier one applies.
+	mu          sync.Mutex
+	read, write time.Time // deadlines of the user; zero means none
 }
 
-// SetDeadline implements net.Conn: silence may end a call sooner.
+// SetDeadline implements net.Conn. Silence may end a call sooner.
 func (c *conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
@@ -62,7 +66,7 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// bound sets a deadline, unless the one of whoever uses the connection is sooner.
+// bound sets a deadline of from plus stall, unless the user's is earlier.
 func (c *conn) bound(set func(time.Time) error, theirs *time.Time, from time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,22 +77,24 @@ func (c *conn) bound(set func(time.Time) error, theirs *time.Time, from time.Tim
 	return set(until)
 }
 
-// passed reports whether the deadline of whoever uses the connection has.
+// passed reports whether the user's deadline has passed.
 func (c *conn) passed(theirs *time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !theirs.IsZero() && !time.Now().Before(*theirs)
 }
 
+// newConn starts the clock of a connection.
 func newConn(c net.Conn, stall time.Duration) *conn {
 	moving := &conn{Conn: c, stall: stall}
 	moving.move()
 	return moving
 }
 
+// move records that a byte has moved.
 func (c *conn) move() { c.moved.Store(new(time.Now())) }
 
-// Read waits on while bytes are written: an answer may come after a long request.
+// Read continues to wait while bytes are written, because the answer may come after a long request.
 func (c *conn) Read(p []byte) (int, error) {
 	for from := time.Now(); ; from = *c.moved.Load() {
 		if err := c.bound(c.Conn.SetReadDeadline, &c.read, from); err != nil {
@@ -102,15 +108,17 @@ func (c *conn) Read(p []byte) (int, error) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) || c.passed(&c.read) {
 			return n, err
 		}
+		// Nothing was written while this read waited: the connection is silent.
 		if !c.moved.Load().After(from) {
 			return n, c.stalled(err)
 		}
 	}
 }
 
-// piece is written under one deadline.
+// piece is how many bytes are written under one deadline.
 const piece = 64 << 10
 
+// Write writes in pieces, so that a long write is not taken for silence.
 func (c *conn) Write(p []byte) (written int, err error) {
 	for more := true; more; more = len(p) > written {
 		if err := c.bound(c.Conn.SetWriteDeadline, &c.write, time.Now()); err != nil {
@@ -130,6 +138,7 @@ func (c *conn) Write(p []byte) (written int, err error) {
 	return written, nil
 }
 
+// stalled returns ErrSilent, and marks the connection for the other direction.
 func (c *conn) stalled(err error) error {
 	c.quiet.Store(true)
 	return fmt.Errorf("%w: no byte to or from %s for %v: %w", ErrSilent, c.RemoteAddr(), c.stall, err)
