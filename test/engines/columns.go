@@ -7,23 +7,24 @@ import (
 	"strings"
 )
 
-// Column is something of a row that every engine can write as text: a column, a field in structs,
-// or a list's elements.
+// Column is a part of a row that every engine can write as text: a column, a field of a struct, or
+// the elements of a list.
 type Column struct {
 	Path []string `json:"path"`
 	Kind string   `json:"kind"` // text, number, time, decimal, binary, bool, size and elements (of a list), entries (of a map: how many)
-	// Elements says of a list what is taken of each: a field's name, empty for the element itself.
+	// Element is the field of a list's elements that is read. It is empty for the elements
+	// themselves.
 	Element string `json:"element"`
 	Scale   int    `json:"scale"` // of a decimal
 }
 
-// nested reports whether it is in a struct: where that is null some engines give zero values, so
-// zero and null are one there.
+// nested reports whether the column is in a struct. If the struct is null, some engines return zero
+// values, so zero and null are equal there.
 func (c Column) nested() bool {
 	return len(c.Path) > 1 || c.Kind == "size" || c.Kind == "entries" || c.Kind == "elements"
 }
 
-// zero returns what stands for null.
+// zero returns the text that stands for null.
 func (c Column) zero() string {
 	if !c.nested() {
 		return "~"
@@ -39,7 +40,7 @@ func (c Column) zero() string {
 	return ""
 }
 
-// ColumnsOf takes a schema apart, as the REST catalog tells it in JSON.
+// ColumnsOf returns the columns of a schema, as the REST catalog describes it in JSON.
 func ColumnsOf(schema json.RawMessage) ([]Column, error) {
 	var s struct{ Fields []field }
 	if err := json.Unmarshal(schema, &s); err != nil {
@@ -92,7 +93,7 @@ func columnsOf(at []string, fields []field) (all []Column, err error) {
 	return all, nil
 }
 
-// elementsOf returns the texts among a list's elements, or in the structs that they are.
+// elementsOf returns the text columns of a list: its elements, or fields of its structs.
 func elementsOf(path []string, element json.RawMessage) (all []Column) {
 	var name string
 	if json.Unmarshal(element, &name) == nil {
@@ -102,7 +103,7 @@ func elementsOf(path []string, element json.RawMessage) (all []Column) {
 		return all
 	}
 	var t nestedType
-	_ = json.Unmarshal(element, &t) // its parts are looked at below
+	_ = json.Unmarshal(element, &t) // the parts are examined below
 	for _, f := range t.Fields {
 		if json.Unmarshal(f.Type, &name) == nil && name == "string" {
 			all = append(all, Column{Path: path, Kind: "elements", Element: f.Name})

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Spark does by our REST catalog what its users do with namespaces and tables, and is refused what
-// landers keep.
+// TestSparkUsesTheCatalog has Spark use the REST catalog as its users do, with namespaces and
+// tables. Changes to the landers' tables must be refused.
 func TestSparkUsesTheCatalog(t *testing.T) {
 	everyEngine(t)
 	ask := func(statement string) string {
@@ -53,7 +53,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	refused("CREATE TABLE lake.own.a (id bigint) USING iceberg", "already exists")
 	ask("INSERT INTO lake.own.a SELECT id, concat('n', id), timestamp_micros(id * 86400000000), id / 8 FROM range(1, 101)")
 	is("SELECT count(*), sum(id), sum(price) FROM lake.own.a", "[[100 5050 631.250000000]]")
-	ask("CREATE TABLE lake.own.b USING iceberg AS SELECT id, name FROM lake.own.a WHERE id <= 10") // staged
+	ask("CREATE TABLE lake.own.b USING iceberg AS SELECT id, name FROM lake.own.a WHERE id <= 10") // a staged create
 	is("SELECT count(*) FROM lake.own.b", "[[10]]")
 	refused("CREATE TABLE lake.own.failed USING iceberg AS SELECT CAST(raise_error('on the way') AS int) AS x FROM lake.own.a", "on the way")
 	refused("SELECT * FROM lake.own.failed", "cannot be found")
@@ -88,7 +88,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	is("SHOW VIEWS IN lake.own", "[]")
 	is("SELECT count(*) FROM (SELECT DISTINCT 1 FROM lake.own.d.files)", "[[1]]")
 
-	// Two commits for two tables: Spark has no transaction over both, and each is one of its own.
+	// Two commits for two tables: Spark has no transaction over both, so each is one of its own.
 	before := strings.Count(ask("SHOW TABLES IN lake.own"), "own")
 	ask("DROP TABLE lake.own.d PURGE")
 	ask("DROP TABLE lake.own.b")
@@ -99,7 +99,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 	ask("DROP NAMESPACE lake.own")
 	refused("DESCRIBE NAMESPACE lake.own", "cannot be found")
 
-	// What landers keep.
+	// The landers' tables are protected.
 	const kept = "lake.millrace.order_lines"
 	lines := ask("SELECT count(*) > 0 FROM " + kept)
 	refused("DROP TABLE "+kept+" PURGE", "landers keep this table")
@@ -116,7 +116,7 @@ func TestSparkUsesTheCatalog(t *testing.T) {
 		t.Errorf("rows: %s, and before %s", is, lines)
 	}
 
-	// Trino may write, and no more.
+	// Trino has the right to write, and no other.
 	for _, statement := range []string{"CREATE SCHEMA lake.trinos", "DROP TABLE " + kept, "ALTER TABLE " + kept + " RENAME TO millrace.other"} {
 		if _, err := server.Query(t.Context(), statement); err == nil {
 			t.Errorf("Trino: %s: it may", statement)

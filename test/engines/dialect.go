@@ -5,17 +5,17 @@ import (
 	"strings"
 )
 
-// Dialect is SQL as an engine speaks it.
+// Dialect is the SQL of an engine.
 type Dialect struct {
-	quote string // around names
+	quote string // quotes names
 	as    map[string]string
-	size  string // of a list
-	join  string // of the elements of a list, %[1]s, of which %[2]s is taken; e is an element
-	row   string // the texts, %s, as one
-	hash  string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number that can be summed up beyond 64 bits
+	size  string // size of a list
+	join  string // joins the elements of a list, %[1]s, taking %[2]s of each element e
+	row   string // joins the texts of a row, %s
+	hash  string // the first 15 hexadecimal digits of the MD5 of a text, %s, as a number whose sum may exceed 64 bits
 }
 
-// The dialects there are.
+// The dialects of the engines.
 var (
 	TrinoSQL = Dialect{
 		quote: `"`,
@@ -55,10 +55,10 @@ var (
 	}
 )
 
-// Name returns a name in it.
+// Name returns a quoted name.
 func (d Dialect) Name(name string) string { return d.quote + name + d.quote }
 
-// text writes a column as text.
+// text returns an expression for a column as text.
 func (d Dialect) text(c Column) string {
 	parts := make([]string, len(c.Path))
 	for i, p := range c.Path {
@@ -80,7 +80,7 @@ func (d Dialect) text(c Column) string {
 	return "coalesce(" + value + ", '" + c.zero() + "')"
 }
 
-// Sum returns the query for a table's count and hash: what Summed holds.
+// Sum returns the query for the count and the hash of a table, as in Summed.
 func (d Dialect) Sum(from string, columns []Column) string {
 	texts := make([]string, len(columns))
 	for i, c := range columns {

@@ -1,6 +1,9 @@
-// Package engines has every engine that our users read Iceberg tables with read the same tables,
-// and compares what they see: Trino, Spark, PyIceberg and DuckDB, none of which shares code with
-// the others' readers or with ours.
+// Package engines reads the same Iceberg tables with every engine that users of Millrace have, and
+// compares the results: Trino, Spark, PyIceberg and DuckDB. None of them shares code with the
+// readers of the others, or with Millrace.
+//
+// A View is all rows of a small table. Summed is the count and hash of a large one. Dialect is the
+// SQL of an engine, from which the queries for both are built.
 package engines
 
 import (
@@ -24,15 +27,14 @@ import (
 	"github.com/millrace/millrace/test/servers/trino"
 )
 
-// View is a table as an engine sees it: its rows, each as one line of text that does not depend on
-// the engine, sorted.
+// View is a table as an engine reads it: a sorted list of rows, each as a line of text that does
+// not depend on the engine.
 type View struct {
 	Engine string
 	Rows   []string
 }
 
-// Engines are all of them. Trino and Spark are the caller's, started with the catalogs that are
-// read.
+// Engines are all engines. The caller starts Trino and Spark with the catalogs to read.
 type Engines struct {
 	Trino  *trino.Server
 	Spark  *spark.Session
@@ -40,7 +42,7 @@ type Engines struct {
 	Script string // testdata/read.py
 }
 
-// Read has every engine read a table, namespace.name.
+// Read reads a table, namespace.name, with every engine.
 func (e Engines) Read(ctx context.Context, c catalog.Catalog, table string) ([]View, error) {
 	var views []View
 	add := func(engine string, rows [][]any, err error) error {
@@ -110,7 +112,7 @@ func (e Engines) python(ctx context.Context, c catalog.Catalog, table string) ([
 	return views, lines.Err()
 }
 
-// pyiceberg returns a catalog in PyIceberg's words.
+// pyiceberg returns the settings of a catalog in PyIceberg's terms.
 func pyiceberg(c catalog.Catalog) map[string]string {
 	p := map[string]string{"name": c.Name, "warehouse": c.Warehouse}
 	switch {
@@ -135,7 +137,7 @@ func pyiceberg(c catalog.Catalog) map[string]string {
 	return p
 }
 
-// Differ reports how engines differ in what they see, naming the first row; nil if they agree.
+// Differ describes the first row in which the engines differ. It is nil if they agree.
 func Differ(views []View) error {
 	var errs []error
 	for _, v := range views[1:] {
@@ -153,8 +155,8 @@ func Differ(views []View) error {
 	return errors.Join(errs...)
 }
 
-// text writes a value in the one way for all engines: times as microseconds, bytes in hexadecimal,
-// numbers as short as they are exact.
+// text formats a value in the same way for all engines: times as microseconds, bytes in
+// hexadecimal, numbers in the shortest exact form.
 func text(v any) string {
 	switch v := v.(type) {
 	case nil:

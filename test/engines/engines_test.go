@@ -27,8 +27,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, server.Stop, session.Stop, world.stop))
 }
 
-// everyEngine starts the engines, on the system's REST catalog and on one that they share, called
-// shared.
+// everyEngine starts the engines on two catalogs: the system's REST catalog, and a shared one.
 func everyEngine(t *testing.T) engines.Engines {
 	t.Helper()
 	s := world.running(t)
@@ -51,7 +50,8 @@ func everyEngine(t *testing.T) engines.Engines {
 
 var shared catalog.Catalog
 
-// Every engine sees the same rows in a table, whoever has written it.
+// TestEnginesAgree checks that every engine reads the same rows from a table, whichever engine
+// wrote it.
 func TestEnginesAgree(t *testing.T) {
 	all, c := everyEngine(t), shared
 

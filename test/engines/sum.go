@@ -15,24 +15,24 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// Summed is what an engine counts in a table, and the sum of its rows' hashes, which does not
-// depend on their order. A row's hash is the number in the first 15 hexadecimal digits of the MD5
-// of its columns' texts, with | between them.
+// Summed is the number of rows that an engine reads in a table, and the sum of their hashes, which
+// does not depend on the order. The hash of a row is the first 15 hexadecimal digits of the MD5 of
+// its columns' texts, separated by |, as a number.
 type Summed struct {
 	Engine string
 	Count  string
 	Hash   string
-	// Refused is what an engine said that cannot read the table.
+	// Refused is the error of an engine that cannot read the table.
 	Refused string
 }
 
-// Hash sums up rows by hand, as the engines do.
+// Hash computes the same sum in Go.
 type Hash struct {
 	Count int64
 	sum   big.Int
 }
 
-// Add adds a row's text.
+// Add adds the text of a row.
 func (h *Hash) Add(row []byte) {
 	sum := md5.Sum(row) //nolint:gosec // no secret
 	n, _ := strconv.ParseInt(hex.EncodeToString(sum[:8])[:15], 16, 64)
@@ -40,24 +40,24 @@ func (h *Hash) Add(row []byte) {
 	h.sum.Add(&h.sum, big.NewInt(n))
 }
 
-// Summed returns what an engine would say.
+// Summed returns the sum as the result of an engine with this name.
 func (h *Hash) Summed(who string) Summed {
 	return Summed{Engine: who, Count: strconv.FormatInt(h.Count, 10), Hash: h.sum.String()}
 }
 
-// Equal reports whether two saw the same.
+// Equal reports whether two results are the same.
 func (s Summed) Equal(other Summed) bool {
 	return s.Count == other.Count && s.Hash == other.Hash && s.Refused == other.Refused
 }
 
-// Table is one table in a catalog.
+// Table is one table of a catalog.
 type Table struct {
 	Namespace, Name string
 	Columns         []Column
 }
 
-// Sum has Trino, Spark, PyIceberg and DuckDB each sum up a table, which they find by the REST
-// catalog.
+// Sum computes the sum of a table with Trino, Spark, PyIceberg and DuckDB. They find the table
+// through the REST catalog.
 func (e Engines) Sum(ctx context.Context, c catalog.Catalog, t Table) ([]Summed, error) {
 	var all []Summed
 	for _, engine := range []struct {

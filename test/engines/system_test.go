@@ -28,17 +28,17 @@ import (
 
 const realData = "../../../shared/data/online-retail.parquet"
 
-// namespace is where the system's tables are.
+// namespace is the namespace of the system's tables.
 const namespace = "millrace"
 
-// Callers of the system: each engine is one, with a right of its own.
+// callers are the callers of the system. Each engine is one, with a right of its own.
 var callers = map[string]string{"trino": "catalog.write", "spark": "catalog.admin", "python": "catalog.read", "owner": "all"}
 
 func tokenOf(caller string) string { return caller + "-of-the-engines-tests" }
 
-// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3, it
-// asks for tokens, and gives keys that are not its own. Its other parts are embedded, as no engine
-// sees them.
+// system is the binary with all roles. Its catalog is in PostgreSQL and its tables are on S3. It
+// requires tokens, and hands out keys to S3 that are not its own. The other parts are embedded,
+// because no engine sees them.
 type system struct {
 	catalogs pgserver.Cluster
 	store    s3.Server
@@ -53,7 +53,7 @@ type system struct {
 	process           *process.Process
 }
 
-// running starts the system if need be.
+// running starts the system if necessary.
 func (s *system) running(t *testing.T) *system {
 	t.Helper()
 	process.Heavy(t, "Trino and Spark on the system's tables")
@@ -70,7 +70,7 @@ func (s *system) stop() error {
 		err = s.process.Stop(time.Minute)
 	}
 	if s.dir != "" {
-		_ = os.RemoveAll(s.dir) // the system's temporary folder
+		_ = os.RemoveAll(s.dir) // a temporary folder
 	}
 	return errors.Join(err, s.catalogs.Stop(), s.store.Stop())
 }
@@ -138,7 +138,7 @@ func (s *system) start(ctx context.Context) error {
 	return err
 }
 
-// makeCatalog returns a database's schema for the catalog, and says how to connect.
+// makeCatalog creates a schema for the catalog in a database, and returns the connection string.
 func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	db, err := postgres.Open(conn, "", "engines tests")
 	if err != nil {
@@ -156,10 +156,10 @@ func (s *system) makeCatalog(ctx context.Context, conn string) (string, error) {
 	return "postgres:///?" + params.Encode(), nil
 }
 
-// catalog returns the system's REST catalog as a caller reaches it. It knows nothing else, except
-// for Trino, which takes no keys from a catalog but temporary ones, and so has some of its own.
+// catalog returns the system's REST catalog for a caller, with nothing but the address and the
+// token. Only Trino also gets keys to S3, because it accepts temporary keys alone from a catalog.
 func (s *system) catalog(caller string) catalog.Catalog {
-	store, _ := s.store.Start() // it has
+	store, _ := s.store.Start() // already started
 	c := catalog.Catalog{
 		Name: "lake", REST: "http://" + s.addr + "/iceberg", Credential: caller + ":" + tokenOf(caller), Vended: caller != "trino",
 		Warehouse: "s3://" + store.Bucket + "/warehouse", S3: s3.Config{Endpoint: store.Endpoint, Region: store.Region},
@@ -183,7 +183,7 @@ func (s *system) run(t *testing.T, args ...string) []byte {
 	return out
 }
 
-// verified runs verify, which fails on any difference, once everything has arrived everywhere.
+// verified runs verify, which must find no difference, once everything has arrived everywhere.
 func (s *system) verified(t *testing.T) {
 	t.Helper()
 	out := s.run(t, "verify", "--output", "json", "--wait", "10m")
@@ -192,7 +192,7 @@ func (s *system) verified(t *testing.T) {
 	}
 }
 
-// asked is what the REST catalog answers.
+// asked requests a path of the REST catalog.
 func (s *system) asked(t *testing.T, path string, into any) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.addr+"/iceberg"+path, nil)
@@ -214,20 +214,20 @@ func (s *system) asked(t *testing.T, path string, into any) {
 	}
 }
 
-// loaded is a table as the REST catalog tells of it.
+// loaded is a table as the REST catalog describes it.
 type loaded struct {
 	engines.Table
 	Properties map[string]string
 	Summary    map[string]string // of the current snapshot
 }
 
-// equalityDeletes reports whether some rows are taken away by their keys.
+// equalityDeletes reports whether rows are deleted by their keys.
 func (l loaded) equalityDeletes() bool {
 	n := l.Summary["total-equality-deletes"]
 	return n != "" && n != "0"
 }
 
-// tables returns all that the catalog has.
+// tables returns all tables of the catalog.
 func (s *system) tables(t *testing.T) (all []loaded) {
 	t.Helper()
 	var listed struct {
@@ -279,7 +279,7 @@ func (s *system) table(t *testing.T, name string) loaded {
 	return l
 }
 
-// column returns one of the table's by its name.
+// column returns the column of this name.
 func (l loaded) column(t *testing.T, name string) engines.Column {
 	t.Helper()
 	i := slices.IndexFunc(l.Columns, func(c engines.Column) bool { return len(c.Path) == 1 && c.Path[0] == name })
@@ -289,7 +289,7 @@ func (l loaded) column(t *testing.T, name string) engines.Column {
 	return l.Columns[i]
 }
 
-// log returns what the system has logged so far.
+// log returns the system's log so far.
 func (s *system) log(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile(s.logs)

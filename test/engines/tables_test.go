@@ -13,8 +13,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// lines returns how much of the real year is imported where MILLRACE_ENGINES_LINES does not say; 0
-// is all of it.
+// lines returns how many lines of the real year to import by default. 0 means all.
 func lines(t *testing.T) int {
 	t.Helper()
 	text, ok := os.LookupEnv("MILLRACE_ENGINES_LINES")
@@ -28,7 +27,7 @@ func lines(t *testing.T) int {
 	return n
 }
 
-// imported has a part of the real year in the system, and waits until it is everywhere.
+// imported imports a part of the real year, and waits until it is everywhere.
 func (s *system) imported(t *testing.T, lines int) {
 	t.Helper()
 	if _, err := os.Stat(realData); err != nil {
@@ -38,11 +37,12 @@ func (s *system) imported(t *testing.T, lines int) {
 	s.verified(t)
 }
 
-// origins are the columns by which a table of events can be held against its topic.
+// origins are the columns by which a table of events is compared with its topic.
 var origins = []string{"partition", "offset", "aggregate_id", "payload"}
 
-// Every engine finds every table of the system by its REST catalog, and sees in each the same rows
-// as the others, as ClickHouse in our own SQL, and, of a table of events, as the topic has.
+// TestEveryEngineReadsEveryTable checks that every engine finds every table of the system through
+// the REST catalog, and reads the same rows as the others and as Millrace's own SQL. A table of
+// events must also have the rows of its topic.
 func TestEveryEngineReadsEveryTable(t *testing.T) {
 	s := world.running(t)
 	all := everyEngine(t)
@@ -60,7 +60,7 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 			if mine.Count == "0" {
 				t.Error("there is nothing in it to compare")
 			}
-			// Maintenance may have compacted them away meanwhile.
+			// Maintenance may have compacted the deletes away in the meantime.
 			had, has := table.equalityDeletes(), s.table(t, table.Name).equalityDeletes()
 			for _, other := range sums[1:] {
 				switch {
@@ -81,7 +81,7 @@ func TestEveryEngineReadsEveryTable(t *testing.T) {
 	}
 }
 
-// sums returns what our own SQL and every engine see in a table.
+// sums returns the results of Millrace's own SQL and of every engine for a table.
 func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []engines.Summed {
 	t.Helper()
 	sums, err := all.Sum(t.Context(), s.catalog("python"), table)
@@ -91,7 +91,7 @@ func (s *system) sums(t *testing.T, all engines.Engines, table engines.Table) []
 	return append([]engines.Summed{s.sql(t, table)}, sums...)
 }
 
-// sql returns what our own SQL sees.
+// sql returns the result of Millrace's own SQL.
 func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
 	t.Helper()
 	var row struct{ N, H json.Number }
@@ -101,7 +101,7 @@ func (s *system) sql(t *testing.T, table engines.Table) engines.Summed {
 	return engines.Summed{Engine: "ClickHouse (millrace sql)", Count: row.N.String(), Hash: row.H.String()}
 }
 
-// clickHouseSum returns the query with its sum as text, as JSON has no numbers so long.
+// clickHouseSum returns the query with the sum as text, because it exceeds JSON's numbers.
 func clickHouseSum(from string, columns []engines.Column) string {
 	query := engines.ClickHouseSQL.Sum(from, columns)
 	query = strings.Replace(query, "coalesce(sum(", "toString(sum(", 1)
@@ -131,7 +131,7 @@ func (r record) text() []byte {
 	return fmt.Appendf(nil, "%d|%d|%s|%s", r.partition, r.offset, r.key, hex.EncodeToString(r.value))
 }
 
-// topicOf returns the topic that a table is landed from, as the table itself says where it stands.
+// topicOf returns the topic of a table, from the table's own properties.
 func topicOf(t *testing.T, table loaded) string {
 	t.Helper()
 	for key := range table.Properties {
@@ -143,8 +143,8 @@ func topicOf(t *testing.T, table loaded) string {
 	return ""
 }
 
-// compareFigures holds every engine against what was published of the real year, from the demo's
-// own orders apart.
+// compareFigures compares every engine with the published figures of the real year. The demo's own
+// orders are excluded.
 func (s *system) compareFigures(t *testing.T, all engines.Engines) {
 	t.Helper()
 	const figures = "SELECT count(*), count(DISTINCT order_id), sum(quantity), sum(quantity * unit_price) FROM %s WHERE customer_id IS NOT NULL AND ordered_at < %s"

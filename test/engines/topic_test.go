@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch"
 )
 
-// record is one of a topic's, as the tables keep it.
+// record is a record of a topic, with the fields that the tables store.
 type record struct {
 	partition int32
 	offset    int64
@@ -16,7 +16,7 @@ type record struct {
 	value     []byte
 }
 
-// topic reads all of a topic, as it is now, and where each partition ends.
+// topic reads the current content of a topic, and the end of each partition.
 func (s *system) topic(t *testing.T, name string) (records []record, ends map[int32]int64) {
 	t.Helper()
 	reader, err := fetch.Open(fetch.Config{Brokers: []string{s.brokers}, Topic: name, ClientID: "engines", Logger: slog.New(slog.DiscardHandler)})

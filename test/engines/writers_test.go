@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/test/engines"
 )
 
-// trading has shops trade in the system until the test stops it.
+// trading runs the demo's shops in the system until the test stops it.
 func (s *system) trading(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -40,8 +40,7 @@ func (s *system) trading(t *testing.T) (stop func()) {
 	return stop
 }
 
-// positions returns the offsets by partition of which a table says that it holds what is before
-// them.
+// positions returns the next offset of each partition that the table has recorded.
 func (l loaded) positions(t *testing.T) map[int32]int64 {
 	t.Helper()
 	at := map[int32]int64{}
@@ -58,15 +57,15 @@ func (l loaded) positions(t *testing.T) map[int32]int64 {
 	return at
 }
 
-// some is a part of the rows that a table has by now: those whose offset leaves a rest.
+// some is a part of a table's current rows: those whose offset has a certain remainder.
 type some struct {
 	below map[int32]int64
 	rest  int64
 }
 
-const parts = 11 // that offsets are spread over
+const parts = 11 // number of parts
 
-// where returns the same as SQL.
+// where returns the condition in SQL.
 func (s some) where(d engines.Dialect) string {
 	var each []string
 	for partition, next := range s.below {
@@ -78,17 +77,17 @@ func (s some) where(d engines.Dialect) string {
 
 func (s some) has(r record) bool { return r.offset%parts == s.rest && r.offset < s.below[r.partition] }
 
-// A change is what an engine does to a table while landers land in it.
+// change is a change by an engine while landers land in the same table.
 type change struct {
 	name      string
 	statement func(is some) string
-	deletes   bool // some
-	marks     bool // some, by their correlation_id
+	deletes   bool // of some rows
+	marks     bool // of some rows, by their correlation_id
 }
 
 const mark = "marked by others"
 
-// written is a table, and who changes it how.
+// written is a table, with the engine that changes it and the changes.
 type written struct {
 	table   string
 	ask     func(context.Context, string) ([][]any, error)
@@ -134,9 +133,9 @@ func (s *system) writes(all engines.Engines) []written {
 	}
 }
 
-// Spark and Trino write tables while the landers land in them and maintenance works on them. In the
-// end each table has what the topic has, each record once, except for what was deleted; and what
-// was changed is changed.
+// TestOthersWriteBesideTheLanders has Spark and Trino write to tables while landers land in them
+// and maintenance works on them. In the end, each table must have every record of its topic once,
+// except for the deleted ones, and every change must be there.
 func TestOthersWriteBesideTheLanders(t *testing.T) {
 	s := world.running(t)
 	all := everyEngine(t)
@@ -172,7 +171,8 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 		})
 	}
 	stop()
-	for _, w := range s.writes(all) { // what Spark and Trino left, and maintenance after them, is a table for all
+	// What Spark, Trino and maintenance left behind is a table that every engine can read.
+	for _, w := range s.writes(all) {
 		t.Run("read "+w.table, func(t *testing.T) {
 			s.settled(t, w.table)
 			sums := s.sums(t, all, s.table(t, w.table).Table)
@@ -201,10 +201,10 @@ func TestOthersWriteBesideTheLanders(t *testing.T) {
 	}
 }
 
-// An engine may have to be asked again beside writers, so often at most.
+// mostTries limits how often an engine may retry because of other writers.
 const mostTries = 10
 
-// until has a change tried until it lands.
+// until retries a change until it is committed.
 func (s *system) until(t *testing.T, w written, c change, is some) (tries int) {
 	t.Helper()
 	for tries = 1; ; tries++ {
@@ -223,7 +223,7 @@ func (s *system) until(t *testing.T, w written, c change, is some) (tries int) {
 	}
 }
 
-// settled waits until a table holds what the topic does.
+// settled waits until a table has all records of its topic.
 func (s *system) settled(t *testing.T, name string) (records []record) {
 	t.Helper()
 	table := s.table(t, name)
@@ -248,7 +248,7 @@ func (s *system) onceEach(t *testing.T, all engines.Engines, name string, delete
 		partition int32
 		offset    int64
 	}
-	want, byUs := map[place]bool{}, map[place]bool{} // whether it is marked
+	want, byUs := map[place]bool{}, map[place]bool{} // by place; the value is whether it is marked
 	last := map[int32]int64{}
 	for _, r := range records {
 		if slices.ContainsFunc(deleted, func(d some) bool { return d.has(r) }) {
@@ -274,7 +274,7 @@ func (s *system) onceEach(t *testing.T, all engines.Engines, name string, delete
 		}
 		at := place{int32(numbers[0]), numbers[1]}
 		if at.offset > last[at.partition] {
-			continue // landed since the topic was read
+			continue // landed after the topic was read
 		}
 		isMarked, known := want[at]
 		switch {

@@ -33,8 +33,8 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// Confluent's clients read with their own deserializers what our relay wrote, and find what was
-// meant.
+// TestConfluentClientsReadOurTopics reads the relay's records with Confluent's clients and their
+// own deserializers, and compares the content.
 func TestConfluentClientsReadOurTopics(t *testing.T) {
 	t.Parallel()
 	for codec, contentType := range map[registry.Codec]string{registry.Avro: "application/avro", registry.Protobuf: "application/protobuf"} {
@@ -55,12 +55,12 @@ func TestConfluentClientsReadOurTopics(t *testing.T) {
 	}
 }
 
-// outsideValue is a value as a client that is not ours sees it.
+// outsideValue is a value as an external client reads it.
 type outsideValue struct {
 	Partition   int32  `json:"partition"`
 	Offset      int64  `json:"offset"`
 	ContentType string `json:"content_type"`
-	Value       any    `json:"value"` // a message's bytes in hexadecimal, or what Avro has, in the form of expected
+	Value       any    `json:"value"` // the bytes of a message in hexadecimal, or the content of an Avro value in the form of expected
 }
 
 // compare checks that the values are those of all events.
@@ -102,9 +102,9 @@ func text(t *testing.T, v any) string {
 	return string(b)
 }
 
-// expected returns what a reader of Avro is to find of a message, written down anew: fields by
-// name, null for what is absent, times as microseconds, amounts with nine decimals, numbers as
-// text.
+// expected returns what a reader of Avro must find for a message: fields by name, null for absent
+// ones, times as microseconds, amounts with nine decimals, and numbers as text. It is written
+// independently of the encoder.
 func expected(m protoreflect.Message) any {
 	switch m := m.Interface().(type) {
 	case *timestamppb.Timestamp:
@@ -228,7 +228,7 @@ func (s *shop) readWithGo(t *testing.T, codec registry.Codec) []outsideValue {
 	return values
 }
 
-// plain brings what Avro's Go library gives into the form of expected.
+// plain converts the values of Avro's Go library to the form of expected.
 func plain(v any) any {
 	switch v := v.(type) {
 	case nil:
@@ -246,7 +246,7 @@ func plain(v any) any {
 		for name, item := range v {
 			out[name] = plain(item)
 		}
-		if len(out) == 1 { // a part of a union is under its type's name
+		if len(out) == 1 { // a branch of a union is keyed by the name of its type
 			for name, item := range out {
 				if bytes.ContainsRune([]byte(name), '.') || name == "string" || name == "long" {
 					return item
@@ -312,7 +312,7 @@ func (s *shop) readWithPython(t *testing.T, codec registry.Codec) []outsideValue
 	return values
 }
 
-// descriptorSet returns a file and all it imports, each after what it needs.
+// descriptorSet returns a file and everything that it imports, with dependencies first.
 func descriptorSet(t *testing.T, file protoreflect.FileDescriptor) []byte {
 	t.Helper()
 	var set descriptorpb.FileDescriptorSet

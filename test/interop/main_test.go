@@ -1,5 +1,6 @@
-// Package interop_test reads topics as others do, with Confluent's own clients and with no code of
-// ours in between, and follows events through the whole system in every codec.
+// Package interop_test reads topics as other systems do: with Confluent's own clients and no code
+// of Millrace. It also follows events through the whole system in every codec, with the schema
+// registry unavailable, with undecodable values, and with events that a codec cannot represent.
 package interop_test
 
 import (
@@ -30,7 +31,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/registry"
 )
 
-// shared serves all tests.
+// shared is the registry of all tests.
 var shared server.Server
 
 func TestMain(m *testing.M) {
@@ -75,7 +76,7 @@ func newShop(t *testing.T) *shop {
 	return s
 }
 
-// trade puts the events of so many orders into the store.
+// trade appends the events of this many orders to the store.
 func (s *shop) trade(t *testing.T, orders int) {
 	t.Helper()
 	for range orders {
@@ -121,7 +122,7 @@ func (s *shop) trade(t *testing.T, orders int) {
 	s.events = events
 }
 
-// encoder has a subject of the test's own.
+// encoder returns an encoder with a subject of the test's own.
 func (s *shop) encoder(t *testing.T, codec registry.Codec) *registry.Encoder {
 	t.Helper()
 	m, err := registry.Message(event.Order)
@@ -145,7 +146,7 @@ func (s *shop) relay(t *testing.T, e *registry.Encoder) *running {
 	return &running{relay: r, process: start(t, r.Run)}
 }
 
-// publish brings what is in the store onto the topic, in a codec.
+// publish publishes the content of the store in a codec.
 func (s *shop) publish(t *testing.T, codec registry.Codec) {
 	t.Helper()
 	r := s.relay(t, s.encoder(t, codec))
@@ -158,7 +159,7 @@ type running struct {
 	*process
 }
 
-// published waits until the log has all that the store has.
+// published waits until the log has everything that the store has.
 func (r *running) published(t *testing.T, s *shop) {
 	t.Helper()
 	last := s.events[len(s.events)-1].Position

@@ -24,8 +24,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Whatever the codec, and though it changes in the middle of the topic: store, topic, table and a
-// view's sink hold the same events.
+// TestEveryHopHoldsTheSame checks that store, topic, table and the sink of a view contain the same
+// events, even if the codec changes in the middle of the topic.
 func TestEveryHopHoldsTheSame(t *testing.T) {
 	t.Parallel()
 	for _, codec := range []registry.Codec{registry.Avro, registry.Protobuf} {
@@ -46,9 +46,9 @@ func TestEveryHopHoldsTheSame(t *testing.T) {
 	}
 }
 
-// A consumer that meets a schema while the registry is away waits and parks nothing; one that has
-// it continues, and so does the producer. It is not parallel, for it freezes the registry that all
-// share.
+// TestOutageOnTheWay freezes the registry. A consumer that meets an unknown schema must wait,
+// without dead letters. One that knows the schema must continue, and so must the producer. The test
+// is not parallel, because all tests share the registry.
 func TestOutageOnTheWay(t *testing.T) {
 	s := newShop(t)
 	s.trade(t, 20)
@@ -80,13 +80,15 @@ func TestOutageOnTheWay(t *testing.T) {
 	after.parkedNothing(t)
 }
 
-// A value that nobody can decode is parked as it came, with the reason, by the view and by the
-// lake, and the rest goes on.
+// TestUnreadableIsParked checks that an undecodable value becomes a dead letter, unchanged and with
+// the reason, in the view and in the lake. Everything else must continue.
 func TestUnreadableIsParked(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
 	s.trade(t, 10)
-	publishing := s.relay(t, s.encoder(t, registry.Avro)) // one, that does not look at the end of the topic again: the bad record has an old position
+	// One relay for the whole test, because a restarted one would read the end of the topic again
+	// and find the bad record, which has an old position.
+	publishing := s.relay(t, s.encoder(t, registry.Avro))
 	publishing.published(t, s)
 	bad := s.events[0]
 	bad.ID, bad.Data = uuid.Must(uuid.NewV7()), []byte("\x00\x7f\xff\xff\xffof a schema that nobody registered")
@@ -113,7 +115,7 @@ func TestUnreadableIsParked(t *testing.T) {
 			}
 			select {
 			case landed <- p:
-			default: // it is parked again after a restart
+			default: // a restart writes it again
 			}
 		}
 		return nil
@@ -150,8 +152,8 @@ func TestUnreadableIsParked(t *testing.T) {
 	}
 }
 
-// An event that the codec cannot carry stops the relay, which names it, and nothing of it is on the
-// log.
+// TestLossStopsTheRelay checks that an event which the codec cannot represent stops the relay,
+// which names the event. Nothing of it may be on the log.
 func TestLossStopsTheRelay(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -172,7 +174,7 @@ func TestLossStopsTheRelay(t *testing.T) {
 	}
 }
 
-// reaches waits until a side holds what the store holds.
+// reaches waits until a side has what the store has.
 func (s *shop) reaches(t *testing.T, side string, read func() (*digest.Digest, error)) {
 	t.Helper()
 	want := digest.New()
@@ -210,7 +212,7 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	return d, err
 }
 
-// parksNothing returns a lake.Parker of a test without damaged records.
+// parksNothing returns a landing.Parker that fails the test on any dead letter.
 func parksNothing(t *testing.T) landing.Parker {
 	return func(_ context.Context, records []landing.Parked) error {
 		for _, p := range records {
@@ -220,7 +222,7 @@ func parksNothing(t *testing.T) landing.Parker {
 	}
 }
 
-// land runs the lake until the test ends, and reads its table.
+// land runs the lake until the test ends. It returns a function that reads the table.
 func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.Parker) func() (*digest.Digest, error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -241,7 +243,7 @@ func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.Parker
 	return func() (*digest.Digest, error) { return l.EventsDigest(t.Context(), event.Order) }
 }
 
-// view runs a sink that keeps everything.
+// view runs a sink that keeps everything in memory.
 func (s *shop) view(t *testing.T, decoder *registry.Decoder) *memory {
 	t.Helper()
 	m := &memory{kafka: s.kafka, positions: map[int32]streams.Applied{}, name: "memory/" + uuid.NewString()}
@@ -307,7 +309,7 @@ func (m *memory) digest() (*digest.Digest, error) {
 	return d, nil
 }
 
-// parkedNothing checks that the topic of parked records was not even needed.
+// parkedNothing checks that no topic of dead letters was created.
 func (m *memory) parkedNothing(t *testing.T) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(m.kafka)

@@ -1,5 +1,5 @@
-// Package catalog says where Iceberg tables are, once for every engine under test: each has settings
-// of its own for the same things.
+// Package catalog describes where Iceberg tables are, once for every engine under test. Each engine
+// has its own settings for the same things, which its package derives from a Catalog.
 package catalog
 
 import (
@@ -12,27 +12,28 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// Catalog is where tables are. It is a REST catalog or a SQL database, and its files are in a
-// folder or on S3.
+// Catalog is a REST catalog or a SQL database, with its files in a folder or on S3.
 type Catalog struct {
-	Name string // under which queries name it; of a SQL database, also what its rows say: iceberg-go's is "millrace"
+	// The name in queries. In a SQL database it is also in the rows; iceberg-go uses "millrace".
+	Name string
 
 	REST       string // http://host:port, the catalog's address; empty for SQL
-	Token      string // that it asks for; empty if it asks for none
-	Credential string // name:secret, for which it gives a token by OAuth2; empty for none
-	Vended     bool   // it gives those who ask keys for S3, and S3 names none
+	Token      string // empty if the catalog requires none
+	Credential string // name:secret, exchanged for a token by OAuth2; empty for none
+	// The catalog hands out keys for S3, and S3 has none.
+	Vended bool
 
 	JDBC           string // jdbc:sqlite:/path or jdbc:postgresql://host:port/database; empty for REST
 	User, Password string // of the database
 
-	Warehouse string    // file:///folder or s3://bucket/folder: where new tables go
+	Warehouse string    // file:///folder or s3://bucket/folder, for new tables
 	S3        s3.Config // for a warehouse there
 }
 
-// OnS3 reports whether the files are there.
+// OnS3 reports whether the files are on S3.
 func (c Catalog) OnS3() bool { return strings.HasPrefix(c.Warehouse, "s3://") }
 
-// Driver returns the class of the database's driver for Java, which every engine is installed with.
+// Driver returns the Java class of the database's driver. Every engine is installed with it.
 func (c Catalog) Driver() string {
 	if strings.HasPrefix(c.JDBC, "jdbc:sqlite:") {
 		return "org.sqlite.JDBC"
@@ -40,7 +41,7 @@ func (c Catalog) Driver() string {
 	return "org.postgresql.Driver"
 }
 
-// Check names what is missing.
+// Check returns an error that names missing fields.
 func (c Catalog) Check() error {
 	switch {
 	case c.Name == "":
@@ -55,8 +56,8 @@ func (c Catalog) Check() error {
 	return nil
 }
 
-// Create returns the tables of a SQL catalog in a database, which iceberg-go and Spark do by
-// themselves, and Trino does not.
+// Create creates the tables of a SQL catalog in a database. iceberg-go and Spark create them on
+// their own, but Trino does not.
 func Create(ctx context.Context, db *sql.DB) error {
 	for _, table := range []string{
 		`CREATE TABLE iceberg_tables (catalog_name VARCHAR(255) NOT NULL, table_namespace VARCHAR(255) NOT NULL, table_name VARCHAR(255) NOT NULL,

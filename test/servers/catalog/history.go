@@ -14,14 +14,14 @@ import (
 
 // Commit is a snapshot of a table.
 type Commit struct {
-	At    time.Time // by the clock of who committed, in milliseconds
+	At    time.Time // by the committer's clock, in milliseconds
 	Added int64     // rows
-	Total int64     // rows in the table since
+	Total int64     // rows in the table after the commit
 }
 
-// History returns what was committed to a table in a folder, oldest first, as its metadata has it:
-// read with no client, so that it costs next to nothing while something is measured. It is empty if
-// there is no table yet. The database is in SQLite.
+// History returns the commits to a table in a folder, oldest first. It reads the metadata without a
+// client, so that it costs almost nothing during a measurement. It is empty if the table does not
+// exist. The database is in SQLite.
 func History(ctx context.Context, db *sql.DB, catalog, table string) ([]Commit, error) {
 	namespace, name, _ := strings.Cut(table, ".")
 	var at string
@@ -49,7 +49,7 @@ func History(ctx context.Context, db *sql.DB, catalog, table string) ([]Commit, 
 	var commits []Commit
 	for _, s := range metadata.Snapshots {
 		c := Commit{At: time.UnixMilli(s.At)}
-		c.Added, _ = strconv.ParseInt(s.Summary["added-records"], 10, 64) // absent where none was
+		c.Added, _ = strconv.ParseInt(s.Summary["added-records"], 10, 64) // absent if none were added
 		if c.Total, err = strconv.ParseInt(s.Summary["total-records"], 10, 64); err != nil {
 			return nil, fmt.Errorf("history of %s: total-records: %w", table, err)
 		}

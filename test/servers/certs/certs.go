@@ -1,5 +1,5 @@
-// Package certs makes certificates for servers under test: each call an authority of its own, which
-// nobody else trusts, and a certificate for this machine's loopback.
+// Package certs creates certificates for servers under test. Each call creates an authority of its
+// own, which nothing else trusts, and a certificate for loopback.
 package certs
 
 import (
@@ -21,8 +21,8 @@ import (
 // Files are PEM files.
 type Files struct{ CA, Cert, Key string }
 
-// Write writes a certificate of a server on loopback, its key and its authority's certificate into
-// dir. It is good for a day.
+// Write writes a server certificate for loopback, its key and its authority's certificate into dir.
+// They are valid for a day.
 func Write(dir string) (Files, error) {
 	authority := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "millrace tests"},
@@ -33,7 +33,7 @@ func Write(dir string) (Files, error) {
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"},
 		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter,
 		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		// Servers of a cluster are each other's clients.
+		// The servers of a cluster are clients of each other.
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	authorityKey, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -58,7 +58,7 @@ func write(file, kind string, der []byte) error {
 	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// Trust returns what a client needs that trusts the authority and nobody else.
+// Trust returns a client configuration that trusts only this authority.
 func (f Files) Trust() (*tls.Config, error) {
 	pemData, err := os.ReadFile(f.CA)
 	if err != nil {

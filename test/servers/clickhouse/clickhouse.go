@@ -1,7 +1,7 @@
-// Package clickhouse starts a stand-alone ClickHouse for tests, reached by URL, user and password
-// as a company's server is. It is the engine that Millrace embeds, ClickHouse 26 as a library
-// behind its HTTP interface: no server of that age comes as a package. What it cannot show is
-// ClickHouse's own management of users.
+// Package clickhouse starts a stand-alone ClickHouse for tests, with a URL, a user and a password
+// like a company's server. It is the engine that Millrace embeds, ClickHouse 26 as a library,
+// behind its HTTP interface, because no package of a server of this version exists. So tests cannot
+// cover ClickHouse's own user management.
 package clickhouse
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one ClickHouse for a test binary. The zero Server starts with the first test that asks
-// for it; TestMain stops it.
+// Server is one ClickHouse for a test binary. The zero Server starts with the first test that needs
+// it, and TestMain stops it.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -30,8 +30,8 @@ type Server struct {
 	process.Server
 }
 
-// Config starts the server if need be, and tells how to reach it. Where it is not installed the
-// test is skipped, or fails: see process.SkipOrFail.
+// Config starts the server if necessary, and returns how to reach it. If it is not installed, the
+// test is skipped or fails: see process.SkipOrFail.
 func (s *Server) Config(tb testing.TB) clickhouse.Server {
 	tb.Helper()
 	c, err := s.Start()
@@ -41,7 +41,7 @@ func (s *Server) Config(tb testing.TB) clickhouse.Server {
 	return c
 }
 
-// Start starts the server, once, and tells how to reach it.
+// Start starts the server once, and returns how to reach it.
 func (s *Server) Start() (clickhouse.Server, error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -69,7 +69,7 @@ func (s *Server) start() error {
 
 func (s *Server) program() string { return filepath.Join(s.dir, "engine") }
 
-// run starts the program on what is there.
+// run starts the program on the existing data.
 func (s *Server) run() error {
 	library, err := clickhousetest.Config()
 	if errors.Is(err, clickhouse.ErrNoLibrary) {

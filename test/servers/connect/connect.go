@@ -1,6 +1,5 @@
-// Package connect starts a private worker of Kafka Connect with Iceberg's sink for it, on loopback
-// and in a temporary folder. It is who else brings a topic into an Iceberg table, to be measured
-// beside.
+// Package connect starts a private Kafka Connect worker with Iceberg's sink, on loopback and in a
+// temporary folder. It is the other way to land a topic in an Iceberg table, for comparison.
 package connect
 
 import (
@@ -22,11 +21,11 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Worker is one worker, in a mode in which it keeps what it was told to do in memory. Say what
-// brokers it works for, and start it.
+// Worker is one Kafka Connect worker, which keeps its connectors in memory. Set its brokers and
+// start it.
 type Worker struct {
 	Brokers string // "host:port,host:port"
-	HeapMB  int    // of Java, taken at once; 1024 where 0
+	HeapMB  int    // of Java, allocated at the start; 0 means 1024
 
 	once  sync.Once
 	err   error
@@ -39,8 +38,8 @@ type Worker struct {
 	process.Server
 }
 
-// URL starts the worker if need be, and is the address of its API. Where it is not installed the
-// test is skipped, or fails, as process.SkipOrFail has it.
+// URL starts the worker if necessary, and returns the address of its API. If it is not installed,
+// the test is skipped or fails: see process.SkipOrFail.
 func (w *Worker) URL(tb testing.TB) string {
 	tb.Helper()
 	process.Heavy(tb, "Kafka Connect")
@@ -51,7 +50,7 @@ func (w *Worker) URL(tb testing.TB) string {
 	return url
 }
 
-// Start starts the worker, once, and is the address of its API.
+// Start starts the worker once, and returns the address of its API.
 func (w *Worker) Start() (url string, err error) {
 	w.once.Do(func() {
 		if w.err = w.start(); w.err != nil {
@@ -90,14 +89,15 @@ func (w *Worker) start() error {
 		Name: "Kafka Connect",
 		Path: w.java,
 		Args: []string{
-			// With G1, Java's own choice on a server: it is to be measured as it is run.
+			// With G1, Java's default on a server, because it is to be measured as it is usually
+			// run.
 			fmt.Sprintf("-Xms%dm", w.HeapMB), fmt.Sprintf("-Xmx%dm", w.HeapMB), "-XX:+UseG1GC", "-Djava.io.tmpdir=" + w.dir,
 			"-Dlog4j2.level=WARN", "-cp", filepath.Join(w.home, "worker", "*"),
 			"org.apache.kafka.connect.cli.ConnectStandalone", config,
 		},
 		Dir:   w.dir,
 		Ready: process.Answers(w.url()+"/connectors", http.StatusOK),
-		// Some 10 seconds of work, most of it a look through the sink's jars.
+		// Some 10 seconds of work, most of it scanning the sink's jars.
 		ReadyWithin: 10 * time.Minute,
 	})
 }
@@ -108,7 +108,7 @@ func (w *Worker) properties() []byte {
 		"listeners":                               w.url(),
 		"rest.advertised.host.name":               "127.0.0.1",
 		"plugin.path":                             filepath.Join(w.home, "plugins"),
-		"plugin.discovery":                        "service_load", // a scan of 100 MB of jars is the most part of a start
+		"plugin.discovery":                        "service_load", // scanning 100 MB of jars takes most of a start
 		"key.converter":                           "org.apache.kafka.connect.storage.StringConverter",
 		"value.converter":                         "org.apache.kafka.connect.json.JsonConverter",
 		"value.converter.schemas.enable":          "false",
@@ -126,7 +126,7 @@ func lines(properties map[string]string) []byte {
 	return b.Bytes()
 }
 
-// Create returns the worker a sink and returns once all its tasks run.
+// Create creates a sink and returns once all its tasks run.
 func (w *Worker) Create(ctx context.Context, s Sink) error {
 	body, err := json.Marshal(map[string]any{"name": s.Name, "config": s.config()})
 	if err != nil {
@@ -142,7 +142,7 @@ func (w *Worker) Create(ctx context.Context, s Sink) error {
 	return nil
 }
 
-// Delete ends a sink.
+// Delete deletes a sink.
 func (w *Worker) Delete(ctx context.Context, name string) error {
 	for i, s := range w.sinks {
 		if s.Name == name {
@@ -154,8 +154,7 @@ func (w *Worker) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// Restart starts the worker again, killing it first where it runs, with the sinks it had. They
-// continue where they were.
+// Restart starts the worker again with its sinks, and kills it first if it runs. The sinks resume.
 func (w *Worker) Restart(ctx context.Context) error {
 	if err := w.Server.Restart(ctx); err != nil {
 		return err
@@ -170,7 +169,7 @@ func (w *Worker) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Failed returns why a task of a sink gave up; nil if none has.
+// Failed returns the error of a failed task of a sink, or nil.
 func (w *Worker) Failed(ctx context.Context, name string) error {
 	states, err := w.states(ctx, name)
 	if err != nil {
@@ -186,7 +185,7 @@ func (w *Worker) Failed(ctx context.Context, name string) error {
 
 type state struct{ State, Trace string }
 
-// states are those of a sink's tasks.
+// states returns the states of a sink's tasks.
 func (w *Worker) states(ctx context.Context, name string) ([]state, error) {
 	said, err := w.ask(ctx, http.MethodGet, "/connectors/"+name+"/status", nil)
 	if err != nil {
@@ -203,7 +202,7 @@ func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		states, err := w.states(ctx, s.Name) // an error where it is not known yet
+		states, err := w.states(ctx, s.Name) // an error if they are not known yet
 		running := 0
 		for _, state := range states {
 			if state.State == "RUNNING" {
@@ -228,7 +227,7 @@ func (w *Worker) awaitRunning(ctx context.Context, s Sink) error {
 	}
 }
 
-// asker keeps no connections, whose goroutines would outlive the tests.
+// asker keeps no idle connections, because their goroutines would outlive the tests.
 var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func (w *Worker) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {

@@ -25,8 +25,8 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(process.RunTests(m, worker.Stop, cluster.Stop)) }
 
-// The sink lands a topic; killed while more comes in, and started again, it has landed each record
-// once.
+// TestKilledAndStartedAgain kills the sink while records arrive. After a restart, it must have
+// landed each record once.
 func TestKilledAndStartedAgain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
@@ -110,7 +110,7 @@ func produce(ctx context.Context, t *testing.T, cfg kafka.Config, from, to int) 
 	}
 }
 
-// awaitRows returns once the table has so many rows, and fails if it has more.
+// awaitRows returns once the table has this many rows, and fails if it has more.
 func awaitRows(ctx context.Context, t *testing.T, db *sql.DB, want int64) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)

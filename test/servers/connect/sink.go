@@ -7,15 +7,15 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// Sink is a connector that brings one topic of JSON objects into one Iceberg table.
+// Sink is a connector that lands one topic of JSON objects in one Iceberg table.
 type Sink struct {
-	Name         string // its own for each run: its consumers' groups are named after it
+	Name         string // new for each run, because its consumer groups are named after it
 	Topic        string
-	ControlTopic string // with one partition, and its own for each run; it must be there
+	ControlTopic string // with one partition, new for each run; it must exist
 	Tasks        int
-	Catalog      catalog.Catalog // in SQL; its tables must be there before tasks race to make them
-	Table        string          // namespace.table; made where it is not there, at which two tasks stumble over each other
-	Commit       time.Duration   // how often it commits
+	Catalog      catalog.Catalog // a SQL catalog; its tables must exist, because tasks race to create them
+	Table        string          // namespace.table; if it is missing it is created, which fails for one of two tasks
+	Commit       time.Duration   // commit interval
 }
 
 func (s Sink) config() map[string]string {
@@ -23,7 +23,7 @@ func (s Sink) config() map[string]string {
 		"connector.class": "org.apache.iceberg.connect.IcebergSinkConnector",
 		"tasks.max":       strconv.Itoa(s.Tasks),
 		"topics":          s.Topic,
-		// A table that is there is taken as it is.
+		// An existing table is used as it is.
 		"iceberg.tables":                                             s.Table,
 		"iceberg.tables.auto-create-enabled":                         "true",
 		"iceberg.tables.evolve-schema-enabled":                       "true",
@@ -39,8 +39,8 @@ func (s Sink) config() map[string]string {
 		"iceberg.catalog.warehouse":                                  s.Catalog.Warehouse,
 		"errors.tolerance":                                           "none",
 	}
-	// Fetches as large as those that a lander of its own would ask for: with Kafka's defaults,
-	// which are for many small messages at once, it is slower.
+	// Fetch as much at a time as a lander does. Kafka's defaults are for many small messages, and
+	// slower.
 	for name, value := range map[string]string{
 		"auto.offset.reset":         "earliest",
 		"fetch.min.bytes":           "1048576",

@@ -1,6 +1,6 @@
-// Package elasticsearch starts a private Elasticsearch of one node for tests, on loopback and in a
-// temporary folder. What was written stays through Kill and Restart. It has no security: a test of
-// TLS or of passwords puts a proxy before it.
+// Package elasticsearch starts a private Elasticsearch node for tests, on loopback and in a
+// temporary folder. Data survives Kill and Restart. It has no security: tests of TLS or passwords
+// put a proxy in front of it.
 package elasticsearch
 
 import (
@@ -19,21 +19,21 @@ import (
 )
 
 // Server is one Elasticsearch for a test binary. The zero Server starts with the first test that
-// asks for it; TestMain stops it.
+// needs it, and TestMain stops it.
 type Server struct {
 	once sync.Once
 	err  error
 
-	home string // where it is installed
+	home string // installation folder
 	java string
-	dir  string // its own
+	dir  string // folder of this server
 	port int
 
 	process.Server
 }
 
-// URL starts the server if need be, and is its address. Where it is not installed the test is
-// skipped, or fails, as process.SkipOrFail has it.
+// URL starts the server if necessary, and returns its address. If it is not installed, the test is
+// skipped or fails: see process.SkipOrFail.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	url, err := s.Start()
@@ -43,7 +43,7 @@ func (s *Server) URL(tb testing.TB) string {
 	return url
 }
 
-// Start starts the server, once, and is its address.
+// Start starts the server once, and returns its address.
 func (s *Server) Start() (url string, err error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -74,11 +74,11 @@ func (s *Server) start() error {
 	return s.run(context.Background())
 }
 
-// A start is some 8 seconds of work, which a busy machine has to share out.
+// readyWithin bounds a start, which is some 8 seconds of work, on a busy machine.
 const readyWithin = 3 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
-	config := filepath.Join(s.dir, "config") // the log goes beside it
+	config := filepath.Join(s.dir, "config") // the log is beside it
 	if err := os.MkdirAll(config, 0o700); err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *Server) run(ctx context.Context) error {
 			"cluster.routing.allocation.disk.threshold_enabled=false", "logger.level=warn",
 		},
 		Dir: s.dir,
-		// That it is yellow means that it has all that it held before.
+		// Status yellow means that all previous data is available.
 		Ready:       process.Answers(s.url()+"/_cluster/health?wait_for_status=yellow&timeout=1s", http.StatusOK),
 		ReadyWithin: readyWithin,
 	})

@@ -35,8 +35,8 @@ func ask(t *testing.T, method, url, body string) string {
 	return string(bytes.TrimSpace(said))
 }
 
-// What was acknowledged is there after kill -9, and words are found by their stems as a real
-// distribution finds them.
+// TestKilledAndStartedAgain checks that acknowledged writes survive kill -9, and that words are
+// found by their stems, as with a real distribution.
 func TestKilledAndStartedAgain(t *testing.T) {
 	t.Parallel()
 	var s elasticsearch.Server

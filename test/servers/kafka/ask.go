@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Leader reports which node leads a partition.
+// Leader returns the node that leads a partition.
 func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (node int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		topics, err := admin.ListTopics(ctx, topic)
@@ -25,7 +25,7 @@ func (c *Cluster) Leader(ctx context.Context, topic string, partition int32) (no
 	return node, err
 }
 
-// Coordinator reports which node coordinates the transactions of a transactional id.
+// Coordinator returns the node that coordinates the transactions of a transactional id.
 func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		found := admin.FindTxnCoordinators(ctx, transactionalID)
@@ -35,7 +35,7 @@ func (c *Cluster) Coordinator(ctx context.Context, transactionalID string) (node
 	return node, err
 }
 
-// AwaitInSync returns once every partition there is, of Kafka's own topics too, has all its
+// AwaitInSync returns once every partition, including those of Kafka's own topics, has all its
 // replicas in sync, so that the next node may fail.
 func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	return c.ask(func(admin *kadm.Client) error {
@@ -53,7 +53,7 @@ func (c *Cluster) AwaitInSync(ctx context.Context) error {
 	})
 }
 
-// behind names a partition that has not all its replicas; empty if there is none.
+// behind returns a partition without all its replicas, or "".
 func behind(ctx context.Context, admin *kadm.Client) (string, error) {
 	topics, err := admin.ListTopicsWithInternal(ctx)
 	if err != nil {
@@ -85,8 +85,8 @@ func (c *Cluster) ask(question func(*kadm.Client) error) error {
 	return question(kadm.NewClient(client))
 }
 
-// Assigned reports how many of a topic's partitions the members of a consumer group have, once all
-// have agreed who has which; 0 before.
+// Assigned returns how many of a topic's partitions are assigned to the members of a consumer
+// group. It is 0 during a rebalance.
 func (c *Cluster) Assigned(ctx context.Context, group, topic string) (partitions int, err error) {
 	err = c.ask(func(admin *kadm.Client) error {
 		groups, err := admin.DescribeGroups(ctx, group)

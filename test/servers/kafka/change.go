@@ -9,9 +9,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// What an operator, or a mishap, does to a topic. Brokers are those that Each gives.
+// These functions change topics as an operator or an accident does. brokers are those that Each
+// passes.
 
-// Widen gives a topic more partitions.
+// Widen adds partitions to a topic.
 func Widen(ctx context.Context, brokers, topic string, partitions int) error {
 	return change(brokers, func(admin *kadm.Client) error {
 		answers, err := admin.UpdatePartitions(ctx, partitions, topic)
@@ -27,7 +28,7 @@ func Delete(ctx context.Context, brokers, topic string) error {
 	})
 }
 
-// CutBeginning deletes all records of a topic that are older than its end.
+// CutBeginning deletes all current records of a topic.
 func CutBeginning(ctx context.Context, brokers, topic string) error {
 	return change(brokers, func(admin *kadm.Client) error {
 		ends, err := admin.ListEndOffsets(ctx, topic)

@@ -7,9 +7,8 @@ import (
 	embedded "github.com/millrace/millrace/internal/embedded/kafka"
 )
 
-// Each runs a test twice, side by side: on an embedded broker of its own, and on the cluster, which
-// the other tests of the binary have too. So topics, groups and transactional ids need names that
-// are the test's own.
+// Each runs a test twice, in parallel: on an embedded broker of its own, and on the cluster, which
+// the binary's other tests share. So topics, groups and transactional ids need unique names.
 func (c *Cluster) Each(t *testing.T, test func(t *testing.T, brokers string)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) {
@@ -22,8 +21,7 @@ func (c *Cluster) Each(t *testing.T, test func(t *testing.T, brokers string)) {
 	})
 }
 
-// Embedded starts an embedded broker that stops when the test ends, and tells where clients reach
-// it.
+// Embedded starts an embedded broker that stops when the test ends, and returns its address.
 func Embedded(tb testing.TB) (brokers string) {
 	tb.Helper()
 	b, err := embedded.Start(tb.Context(), embedded.Config{DataDir: tb.TempDir(), Logger: slog.New(slog.DiscardHandler)})

@@ -1,6 +1,6 @@
-// Package kafka starts a private Apache Kafka for tests, of one node or three, on loopback and in a
-// temporary folder. Its nodes can be killed, frozen and started again, a proxy can stand before
-// them, and beside the plain listener there can be one that asks for TLS and a password.
+// Package kafka starts a private Apache Kafka for tests, with one node or three, on loopback and in
+// a temporary folder. Nodes can be killed, frozen and restarted. A proxy can be put in front of
+// them. A second listener can require TLS and a password.
 package kafka
 
 import (
@@ -25,20 +25,20 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Cluster is one Kafka for a test binary. The zero Cluster is a single node with a plain listener,
-// and starts with the first test that asks for it; TestMain stops it. Nodes are counted from 0. Its
-// methods are safe for concurrent use.
+// Cluster is one Kafka for a test binary. The zero Cluster is a single node with a plain listener.
+// It starts with the first test that needs it, and TestMain stops it. Nodes are counted from 0.
+// Methods are safe for concurrent use.
 type Cluster struct {
-	// Nodes is 1 where 0. Of three, each is a broker and a voter; topics have three replicas unless
-	// they say otherwise, two of which must have a record, so that the cluster works on without any
-	// one of them.
+	// Nodes is the number of nodes, 1 or 3; 0 means 1. Each of three is a broker and a voter.
+	// Topics have three replicas by default, and two of them must have a record, so the cluster
+	// works without any one node.
 	Nodes int
-	// Secure adds to each node a listener with TLS that asks for a password: PLAIN, SCRAM-SHA-256
-	// or SCRAM-SHA-512.
+	// Secure adds to each node a listener with TLS and a password: PLAIN, SCRAM-SHA-256 or
+	// SCRAM-SHA-512.
 	Secure bool
-	// Advertise is told the port of a node's plain listener, before the node starts, and answers
-	// with the port on loopback at which clients are to reach it: that of a proxy. Brokers among
-	// themselves do not go through it.
+	// Advertise is called with the port of a node's plain listener before the node starts. It
+	// returns the loopback port at which clients reach the node, which is that of a proxy.
+	// Connections between brokers do not use it.
 	Advertise func(node, port int) (int, error)
 
 	once  sync.Once
@@ -48,14 +48,14 @@ type Cluster struct {
 	ca    *authority
 }
 
-// What the secure listener asks for. The installer gave them to the folder of data.
+// The credentials of the secure listener. The installer wrote them to the data folder.
 const (
 	Username = "millrace"
 	Password = "secret-of-the-tests"
 )
 
-// Brokers starts the cluster if need be, and tells where clients reach it: "host:port,host:port".
-// Where Kafka is not installed the test is skipped, or fails, as process.SkipOrFail has it.
+// Brokers starts the cluster if necessary, and returns its address, "host:port,host:port". If Kafka
+// is not installed, the test is skipped or fails: see process.SkipOrFail.
 func (c *Cluster) Brokers(tb testing.TB) string {
 	tb.Helper()
 	brokers, err := c.Start()
@@ -65,7 +65,7 @@ func (c *Cluster) Brokers(tb testing.TB) string {
 	return brokers
 }
 
-// Secured is Brokers for the secure listener, with what it asks for under a mechanism.
+// Secured is Brokers for the secure listener. It also returns the credentials for a mechanism.
 func (c *Cluster) Secured(tb testing.TB, mechanism string) (brokers string, with security.Config) {
 	tb.Helper()
 	c.Brokers(tb)
@@ -75,7 +75,7 @@ func (c *Cluster) Secured(tb testing.TB, mechanism string) (brokers string, with
 	return c.SecureAccess(mechanism)
 }
 
-// SecureAccess is Secured of a cluster that was started.
+// SecureAccess is Secured for a cluster that has been started.
 func (c *Cluster) SecureAccess(mechanism string) (brokers string, with security.Config) {
 	addrs := make([]string, len(c.nodes))
 	for i, n := range c.nodes {
@@ -84,7 +84,7 @@ func (c *Cluster) SecureAccess(mechanism string) (brokers string, with security.
 	return strings.Join(addrs, ","), security.Config{TLS: true, CAFile: c.ca.file, Mechanism: mechanism, Username: Username, Password: Password}
 }
 
-// Start starts the cluster, once, and tells where clients reach it.
+// Start starts the cluster once, and returns its address.
 func (c *Cluster) Start() (brokers string, err error) {
 	c.once.Do(func() {
 		if c.err = c.start(); c.err != nil {
@@ -110,17 +110,17 @@ func (c *Cluster) Stop() error {
 	return errors.Join(errs...)
 }
 
-// KillNode is kill -9.
+// KillNode kills a node with SIGKILL.
 func (c *Cluster) KillNode(i int) error { return c.nodes[i].kill() }
 
-// PauseNode freezes a node: its connections stay open, and nothing answers.
+// PauseNode freezes a node: its connections remain open, but nothing answers.
 func (c *Cluster) PauseNode(i int) error { return c.nodes[i].signal(syscall.SIGSTOP) }
 
-// ResumeNode lets a frozen node continue.
+// ResumeNode resumes a frozen node.
 func (c *Cluster) ResumeNode(i int) error { return c.nodes[i].signal(syscall.SIGCONT) }
 
-// RestartNode starts a node again on its data and ports, killing it first where it runs. It returns
-// once the cluster has taken it in.
+// RestartNode starts a node again on its data and ports, and kills it first if it runs. It returns
+// once the cluster has accepted the node.
 func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	if err := c.nodes[i].kill(); err != nil {
 		return err
@@ -128,7 +128,7 @@ func (c *Cluster) RestartNode(ctx context.Context, i int) error {
 	return c.nodes[i].start(ctx)
 }
 
-// ResidentMB returns the memory that a node holds now, in MB.
+// ResidentMB returns the current memory of a node, in MB.
 func (c *Cluster) ResidentMB(i int) (int, error) { return c.nodes[i].residentMB() }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -187,7 +187,7 @@ func (c *Cluster) start() error {
 
 const wholeWithin = 3 * time.Minute
 
-// awaitWhole returns once each node knows all others.
+// awaitWhole returns once every node knows all the others.
 func (c *Cluster) awaitWhole() error {
 	ctx, cancel := context.WithTimeout(context.Background(), wholeWithin)
 	defer cancel()

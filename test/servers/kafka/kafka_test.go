@@ -62,7 +62,8 @@ func createTopic(t *testing.T, c *kgo.Client) kadm.TopicDetail {
 	return detail
 }
 
-// A node that was killed comes back with what it had, behind the same proxy.
+// TestOneNodeIsKilledAndComesBack checks that a killed node returns with its data, behind the same
+// proxy.
 func TestOneNodeIsKilledAndComesBack(t *testing.T) {
 	t.Parallel()
 	var through atomic.Int64
@@ -95,7 +96,7 @@ func TestOneNodeIsKilledAndComesBack(t *testing.T) {
 	}
 }
 
-// Three nodes work on without any one of them.
+// TestThreeNodesOutliveOne checks that three nodes work without any one of them.
 func TestThreeNodesOutliveOne(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -149,7 +150,7 @@ func end(t *testing.T, k *kgo.Client) int64 {
 	return o.Offset
 }
 
-// proxy hands connections on to a port, and counts them.
+// proxy forwards connections to a port, and counts them.
 func proxy(t *testing.T, to int, through *atomic.Int64) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -20,24 +20,24 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// node is one server: broker and controller.
+// node is one server, both broker and controller.
 type node struct {
-	id        int // Kafka's, from 1
+	id        int // Kafka's id, from 1
 	dir       string
-	java      string // the program
+	java      string // the java program
 	installed string // folder with the jars
 
 	client, advertised, internal, controller, secure int // ports
 
 	mu      sync.Mutex
-	process *process.Process // nil while it does not run
+	process *process.Process // nil unless it runs
 }
 
-// clusterID is a UUID in Kafka's way of writing, that of the installed folder of data.
+// clusterID is a UUID in Kafka's notation, that of the installed data folder.
 const clusterID = "wN5EzFFoRB-eNLVEQS0m0Q"
 
-// format writes the node's configuration and its folder of data. The installer had Kafka format
-// one, which takes Java a second.
+// format writes the node's configuration and its data folder. The installer has formatted one in
+// advance, because that takes Java a second.
 func (n *node) format(c *Cluster) error {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (n *node) format(c *Cluster) error {
 	if err := os.CopyFS(n.data(), os.DirFS(filepath.Join(n.installed, "formatted"))); err != nil {
 		return err
 	}
-	// A folder of data says whose it is.
+	// Each data folder needs an id of its own.
 	id := uuid.New()
 	meta := fmt.Sprintf("version=1\ncluster.id=%s\nnode.id=%d\ndirectory.id=0%s\n", clusterID, n.id, base64.RawURLEncoding.EncodeToString(id[:])[1:])
 	return os.WriteFile(filepath.Join(n.data(), "meta.properties"), []byte(meta), 0o600)
@@ -62,11 +62,10 @@ func (n *node) data() string { return filepath.Join(n.dir, "data") }
 
 func (n *node) config() string { return filepath.Join(n.dir, "server.properties") }
 
-// jvm returns the options for Java. The archive of loaded classes was made by the installer and
-// halves the time to start; without it, or where the class path is not as it was then, Java starts
-// all the same.
+// jvm returns the options for Java. The installer's archive of loaded classes halves the time of a
+// start. Java also starts without it, or if the class path has changed.
 func (n *node) jvm() []string {
-	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer has it; the pattern is well formed
+	jars, _ := filepath.Glob(filepath.Join(n.installed, "lib", "*.jar")) // sorted, as the installer's; the pattern is well formed
 	return []string{
 		"-Xmx320m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:MaxDirectMemorySize=256m",
 		"-XX:SharedArchiveFile=" + filepath.Join(n.installed, "kafka.jsa"), "-Xlog:cds=off", "-Xlog:cds+dynamic=off",
@@ -74,15 +73,15 @@ func (n *node) jvm() []string {
 	}
 }
 
-// start runs the node and returns once it serves.
+// start runs the node and returns once it is ready.
 func (n *node) start(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p, err := process.Start(ctx, process.Command{
 		Name: fmt.Sprintf("Kafka node %d", n.id-1), Path: n.java, Args: append(n.jvm(), "kafka.Kafka", n.config()), Dir: n.dir,
-		ReadyWithin: 3 * time.Minute, // two seconds, but on a machine that has much else to do
+		ReadyWithin: 3 * time.Minute, // two seconds on an idle machine
 		Ready: func(ctx context.Context) error {
-			// A broker answers from when the controller has let it in.
+			// A broker answers once the controller has accepted it.
 			_, err := n.brokers(ctx)
 			return err
 		},
@@ -179,14 +178,14 @@ func (n *node) properties(c *Cluster) (string, error) {
 	set("auto.create.topics.enable", "false")
 	for _, topic := range []string{"offsets.topic", "transaction.state.log", "share.coordinator.state.topic"} {
 		set(topic+".replication.factor", replicas)
-		set(topic+".num.partitions", "4") // the default, 50, takes seconds to make
+		set(topic+".num.partitions", "4") // creating the default, 50, takes seconds
 	}
 	set("default.replication.factor", replicas)
 	set("min.insync.replicas", insync)
 	set("transaction.state.log.min.isr", insync)
 	set("share.coordinator.state.topic.min.isr", insync)
 	set("group.initial.rebalance.delay.ms", "0")
-	// How long a killed broker is waited for; the default, 9 s, makes tests of it long.
+	// The time until a killed broker is considered dead. The default, 9 s, would slow the tests.
 	set("broker.session.timeout.ms", "3000")
 	set("broker.heartbeat.interval.ms", "500")
 	set("log.cleaner.dedupe.buffer.size", "2097152")

@@ -43,7 +43,7 @@ func newAuthority(dir string) (*authority, error) {
 	return a, os.WriteFile(a.file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
 }
 
-// issue writes a key and a certificate for loopback into one PEM file, as Kafka wants them.
+// issue writes a key and a certificate for loopback into one PEM file, which is the form for Kafka.
 func (a *authority) issue(dir string) (file string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -1,8 +1,8 @@
 // Package postgres starts a private PostgreSQL for tests, from Debian's package, in a temporary
 // directory. It ends with the test binary, even if that is killed.
 //
-// On its Unix socket everybody is who they say. On TCP it wants TLS and a password (SCRAM-SHA-256),
-// as a company's server does.
+// Its Unix socket trusts every user. TCP requires TLS and a password (SCRAM-SHA-256), like a
+// company's server.
 package postgres
 
 import (
@@ -26,7 +26,7 @@ import (
 )
 
 // Cluster is one PostgreSQL for a test binary. The zero Cluster starts with the first test that
-// asks for it; TestMain stops it.
+// needs it, and TestMain stops it.
 type Cluster struct {
 	once    sync.Once
 	err     error
@@ -38,9 +38,8 @@ type Cluster struct {
 	process *process.Process
 }
 
-// ConnString starts the cluster if need be, and tells how the superuser connects to it. Where
-// PostgreSQL is not installed the test is skipped, unless the environment variable
-// MILLRACE_REQUIRE_SERVERS is set: then it fails.
+// ConnString starts the cluster if necessary, and returns the superuser's connection string. If
+// PostgreSQL is not installed, the test is skipped or fails: see process.SkipOrFail.
 func (c *Cluster) ConnString(tb testing.TB) string {
 	tb.Helper()
 	conn, err := c.Start()
@@ -50,13 +49,13 @@ func (c *Cluster) ConnString(tb testing.TB) string {
 	return conn
 }
 
-// Start starts the cluster, once, and tells how the superuser connects to it.
+// Start starts the cluster once, and returns the superuser's connection string.
 func (c *Cluster) Start() (conn string, err error) {
 	c.once.Do(func() { c.err = c.prepare() })
 	return fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", c.dir, c.port), c.err
 }
 
-// TLS reports how a role connects over TLS. The password it needs is not in it.
+// TLS returns the connection string of a role over TLS, without its password.
 func (c *Cluster) TLS(role, database string) (conn string) {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=verify-full&sslrootcert=%s", role, c.port, database, c.certs.CA)
 }
@@ -73,9 +72,9 @@ func (c *Cluster) Stop() error {
 	return nil
 }
 
-// quit is PostgreSQL's immediate shutdown. Unlike kill -9 it leaves no shared memory behind.
+// quit is PostgreSQL's immediate shutdown. Unlike kill -9, it leaves no shared memory behind.
 func (c *Cluster) quit() error {
-	_ = c.Resume() // a paused one does not hear
+	_ = c.Resume() // a paused process would not handle the signal
 	if err := c.process.Signal(syscall.SIGQUIT); err == nil {
 		select {
 		case <-c.process.Ended():
@@ -85,17 +84,17 @@ func (c *Cluster) quit() error {
 	return c.Kill()
 }
 
-// Kill is kill -9 of the server and of all its processes at once, as when the machine fails.
-// Restart starts it again, with its data.
+// Kill kills the server and all its processes at once, as if the machine had failed. Restart starts
+// it again with its data.
 func (c *Cluster) Kill() error {
-	// The parent is frozen first, so that it makes no more children.
+	// Freeze the parent first, so that it creates no more children.
 	_ = c.process.Signal(syscall.SIGSTOP)
 	children, err := c.children()
 	for _, pid := range children {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
 	}
 	err = errors.Join(err, c.process.Kill())
-	// A new server refuses to start beside what is left of the old one.
+	// A new server refuses to start while processes of the old one remain.
 	for _, pid := range children {
 		for words := stat(pid); words != nil && words[0] != "Z"; words = stat(pid) {
 			time.Sleep(time.Millisecond)
@@ -104,14 +103,14 @@ func (c *Cluster) Kill() error {
 	return err
 }
 
-// Restart starts a killed server again. It comes back once it has recovered.
+// Restart starts a killed server again, and returns once it has recovered.
 func (c *Cluster) Restart() error {
 	return c.serve()
 }
 
 // Backup stops the server, copies its data, and starts it again. restore replaces the data by the
-// copy and starts the server on the same port: a physical backup that lacks whatever was written
-// after it.
+// copy and starts the server on the same port. So it is a physical backup without anything that was
+// written later.
 func (c *Cluster) Backup() (restore func() error, err error) {
 	dir, err := os.MkdirTemp(c.dir, "backup-")
 	if err != nil {
@@ -130,10 +129,10 @@ func (c *Cluster) Backup() (restore func() error, err error) {
 	}, nil
 }
 
-// Pause freezes the server and all its processes: connections stay open, and nothing answers.
+// Pause freezes the server and all its processes: connections remain open, but nothing answers.
 func (c *Cluster) Pause() error { return c.signalAll(syscall.SIGSTOP) }
 
-// Resume lets a paused server continue.
+// Resume resumes a paused server.
 func (c *Cluster) Resume() error { return c.signalAll(syscall.SIGCONT) }
 
 func (c *Cluster) signalAll(s syscall.Signal) error {
@@ -145,10 +144,10 @@ func (c *Cluster) signalAll(s syscall.Signal) error {
 	return errors.Join(err, err2)
 }
 
-// ResidentMB returns the memory that the server's first process holds, in MB.
+// ResidentMB returns the memory of the server's first process, in MB.
 func (c *Cluster) ResidentMB() (int, error) { return c.process.ResidentMB() }
 
-// children returns the processes that the server has made.
+// children returns the child processes of the server.
 func (c *Cluster) children() (pids []int, err error) {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -166,14 +165,14 @@ func (c *Cluster) children() (pids []int, err error) {
 	return pids, nil
 }
 
-// stat returns what Linux says of a process: its state, its parent's id, and more; nil if it has
-// ended.
+// stat returns the fields that Linux reports of a process: state, parent id, and more. It is nil if
+// the process has ended.
 func stat(pid int) []string {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return nil
 	}
-	// "pid (name) state parent …", and a name may hold anything.
+	// The format is "pid (name) state parent …", and the name may contain anything.
 	return strings.Fields(string(line[strings.LastIndexByte(string(line), ')')+1:]))
 }
 
@@ -182,7 +181,7 @@ const (
 	stopWithin  = 20 * time.Second
 )
 
-// access is who may come in, and how.
+// access is the content of pg_hba.conf.
 const access = `local   all all                trust
 hostssl all all 127.0.0.1/32 scram-sha-256
 `
@@ -191,7 +190,7 @@ func (c *Cluster) prepare() (err error) {
 	if c.bin, err = programs(); err != nil {
 		return err
 	}
-	// Not a test's directory: the path of a Unix socket must be short.
+	// Not a test's directory, because the path of a Unix socket must be short.
 	if c.dir, err = os.MkdirTemp("", "millrace-pg-"); err != nil {
 		return err
 	}
@@ -245,7 +244,7 @@ func (c *Cluster) serve() (err error) {
 	return err
 }
 
-// programs finds the directory of the newest installed server.
+// programs returns the directory of the newest installed server.
 func programs() (string, error) {
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil {
@@ -253,7 +252,7 @@ func programs() (string, error) {
 	}
 	if len(found) > 0 {
 		version := func(path string) int {
-			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path)))) // 0 for a name that is not a number
+			n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(path)))) // 0 if the name is not a number
 			return n
 		}
 		return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
@@ -264,9 +263,9 @@ func programs() (string, error) {
 	return "", process.ErrMissing
 }
 
-// giveAway gives the directory to the account that the server runs under: PostgreSQL refuses
-// root, so root lends it to the account postgres. The directory may be passed through by all, for
-// the authority's certificate that is in it.
+// giveAway gives the directory to the account that the server runs as. PostgreSQL refuses to run as
+// root, so root uses the account postgres. Others may traverse the directory, because the
+// authority's certificate is in it.
 func (c *Cluster) giveAway() error {
 	if err := errors.Join(os.Chmod(c.dir, 0o711), os.Chmod(c.certs.CA, 0o644)); err != nil { //nolint:gosec // see above
 		return err

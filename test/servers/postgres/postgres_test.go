@@ -17,8 +17,8 @@ import (
 	"github.com/millrace/millrace/test/servers/postgres"
 )
 
-// asVictim, in the environment, makes the test binary a process that is killed while its cluster
-// runs.
+// asVictim is an environment variable that turns the test binary into a process that is killed
+// while its cluster runs.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	select {} // until killed
 }
 
-// TestKillAndPause looks at the server from outside: what answers, what is there after kill -9.
+// TestKillAndPause observes the server from outside: what answers, and what survives kill -9.
 func TestKillAndPause(t *testing.T) {
 	t.Parallel()
 	var c postgres.Cluster
@@ -54,7 +54,7 @@ func TestKillAndPause(t *testing.T) {
 		return out
 	}
 	must("CREATE TABLE kept (n int); INSERT INTO kept VALUES (1); CREATE ROLE guest LOGIN PASSWORD 'open sesame'")
-	// A session that is busy when the server is killed must end with it.
+	// A busy session must end with a killed server.
 	busy := exec.CommandContext(t.Context(), "psql", "--no-psqlrc", "-d", conn, "-c", "SELECT pg_sleep(1000)")
 	if err := busy.Start(); err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func TestKillAndPause(t *testing.T) {
 	}
 	must("SELECT 1")
 
-	// Over TCP: TLS and a password, or nothing.
+	// TCP requires TLS and a password.
 	t.Run("over TCP", func(t *testing.T) {
 		good := c.TLS("guest", "postgres")
 		for _, try := range []struct{ conn, refusal string }{
@@ -104,10 +104,12 @@ func TestKillAndPause(t *testing.T) {
 	})
 }
 
-// TestEndsWithItsProcess kills a test binary: its server must end and its directory go.
+// TestEndsWithItsProcess kills a test binary. Its server must end, and its directory must be
+// removed.
 func TestEndsWithItsProcess(t *testing.T) {
 	t.Parallel()
-	var own postgres.Cluster // skips or fails as it must where PostgreSQL is missing
+	// It skips or fails the test if PostgreSQL is missing.
+	var own postgres.Cluster
 	own.ConnString(t)
 	if err := own.Stop(); err != nil {
 		t.Error(err)

@@ -9,8 +9,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// RunTests runs a package's tests, stops its servers, sees that no goroutine is left, and tells the
-// code to exit with. The servers go first: while one runs, a goroutine waits for its end.
+// RunTests runs a package's tests, stops its servers, checks that no goroutine is left, and returns
+// the exit code. The servers stop first, because a goroutine waits for the end of each.
 func RunTests(m *testing.M, stops ...func() error) (code int) {
 	code = m.Run()
 	var errs []error
@@ -28,6 +28,6 @@ func RunTests(m *testing.M, stops ...func() error) (code int) {
 	return code
 }
 
-// A goroutine of LevelDB, in the embedded Redis, releases its buffers and ends a second after it
-// was closed.
+// bufferPools is a goroutine of LevelDB in the embedded Redis, which ends a second after the
+// database is closed.
 var bufferPools = goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain")

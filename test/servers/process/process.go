@@ -1,6 +1,9 @@
-// Package process runs a server program under a test: with a folder of its own, a log, readiness
-// asked by protocol, signals that reach the program itself, and an end that comes with the test
-// process, however that ends.
+// Package process runs a server program for tests, with its own folder and log. Readiness is
+// checked by the server's protocol, and signals reach the program itself. The server ends with the
+// test process, however that ends.
+//
+// Process is one run of a program. Server is the life of a server with several runs on the same
+// data; the packages of single servers embed it.
 package process
 
 import (
@@ -22,10 +25,10 @@ import (
 	"time"
 )
 
-// ErrMissing says that a server's program is not installed.
+// ErrMissing is the error of a server whose program is not installed.
 var ErrMissing = errors.New("not installed: run `make servers`, or `make engines` for Trino, Spark and Kafka Connect")
 
-// SkipOrFail ends a test whose server did not start: where the program is missing the test is
+// SkipOrFail ends a test whose server did not start. If the program is missing, the test is
 // skipped, unless MILLRACE_REQUIRE_SERVERS is set.
 func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Helper()
@@ -35,8 +38,8 @@ func SkipOrFail(tb testing.TB, server string, err error) {
 	tb.Fatalf("start %s: %v", server, err)
 }
 
-// Heavy skips a test of an engine that takes minutes and gigabytes, unless MILLRACE_ENGINES is set,
-// as `make test-engines` does.
+// Heavy skips a test of an engine that needs minutes and gigabytes, unless MILLRACE_ENGINES is set.
+// `make test-engines` sets it.
 func Heavy(tb testing.TB, engine string) {
 	tb.Helper()
 	if os.Getenv("MILLRACE_ENGINES") == "" {
@@ -45,8 +48,8 @@ func Heavy(tb testing.TB, engine string) {
 }
 
 // Cache returns the folder, outside the repository, into which `make servers` installs a server:
-// MILLRACE_SERVERS, or millrace/servers in the user's cache folder. It wraps ErrMissing where the
-// folder or its stamp is not there.
+// MILLRACE_SERVERS, or millrace/servers in the user's cache folder. The error wraps ErrMissing if
+// the folder or its stamp does not exist.
 func Cache(server string) (string, error) {
 	root := os.Getenv("MILLRACE_SERVERS")
 	if root == "" {
@@ -63,12 +66,12 @@ func Cache(server string) (string, error) {
 	return dir, nil
 }
 
-// Ports below firstEphemeral are nobody's unless somebody asks for one by its number. One above may
-// be taken by any outgoing connection in the seconds that a server needs to start.
+// Ports below firstEphemeral are used only by processes that ask for them by number. Higher ones
+// may be taken by any outgoing connection during the seconds that a server needs to start.
 const firstPort, firstEphemeral = 10_000, 32_768
 
-// FreePorts are ports on loopback that nobody listens on now, and that no outgoing connection will
-// take.
+// FreePorts returns ports on loopback on which nothing listens, and which no outgoing connection
+// will take.
 func FreePorts(n int) ([]int, error) {
 	ports := make([]int, 0, n)
 	var failed error
@@ -89,41 +92,41 @@ func FreePorts(n int) ([]int, error) {
 
 // Command describes what to run.
 type Command struct {
-	Name string   // for people
+	Name string   // for messages
 	Path string   // of the program
 	Args []string // its arguments
-	Env  []string // beyond the test's own environment
-	Dir  string   // working directory; the log goes beside it, into Dir/log, and is appended to
+	Env  []string // in addition to the test's own environment
+	Dir  string   // working directory; the log is appended to Dir/log
 
-	// Scratch is a folder that goes where the test process ends without having stopped the server:
-	// killed, say.
+	// Scratch is a folder that is removed if the test process ends without having stopped the
+	// server.
 	Scratch string
 
-	// Ready asks by the server's protocol whether it serves. It is called until it answers nil.
+	// Ready checks by the server's protocol whether it is ready. It is called until it returns nil.
 	Ready       func(context.Context) error
-	ReadyWithin time.Duration // three minutes where 0: a loaded machine is slow to start a JVM
+	ReadyWithin time.Duration // 0 means three minutes: a loaded machine starts a JVM slowly
 
-	Credential *syscall.Credential // whom to run as; nil means as the test
+	Credential *syscall.Credential // the account to run as; nil means that of the test
 }
 
 // Process is a running server.
 type Process struct {
 	command Command
 	keeper  *exec.Cmd
-	alive   io.Closer // the server lives until this is closed
-	pid     int       // of the server itself
+	alive   io.Closer // closing it ends the server
+	pid     int       // of the server, not of keeper
 
 	ended chan struct{} // closed when the server has ended
 	once  sync.Once
 }
 
-// keeper runs the server until its standard input ends, which it does when the test process ends,
-// however it does; then it kills the server and removes what it left. It first tells the server's
-// process id.
+// keeper is a shell script that runs the server until its own standard input ends. That happens
+// when the test process ends, however it ends. It then kills the server and removes the scratch
+// folder. It first prints the server's process id.
 //
-// dash gives a background command no standard input, so the one that waits for its end reads
-// descriptor 3. It ends with success where the end came, and by a signal where the server ended
-// first. The children of a killed server may take a moment to go, and write until then.
+// dash gives a background command no standard input, so the part that waits for the end reads
+// descriptor 3. It succeeds if the input has ended, and is ended by a signal if the server has
+// ended first. The children of a killed server may still write for a moment.
 const keeper = `exec 3<&0; scratch=$1; shift
 "$@" </dev/null >>log 2>&1 & pid=$!; echo $pid
 (read -r _ <&3; trap "" TERM; kill -CONT $pid; kill -KILL $pid; exit 0) 2>/dev/null & waiting=$!
@@ -143,8 +146,8 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	p := &Process{command: c, ended: make(chan struct{})}
 	p.keeper = exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", keeper, "keeper", c.Scratch, c.Path}, c.Args...)...) //nolint:gosec // a test's own servers
 	p.keeper.Dir, p.keeper.Env = c.Dir, append(os.Environ(), c.Env...)
-	// A group of its own keeps an interrupt at the terminal from stopping the server under its
-	// tests.
+	// A process group of its own, so that an interrupt at the terminal does not stop the server
+	// during the tests.
 	p.keeper.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential}
 	stdin, err := p.keeper.StdinPipe()
 	if err != nil {
@@ -166,7 +169,7 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("%s: its keeper said %q: %w", c.Name, line, err), p.Kill())
 	}
 	go func() {
-		_ = p.keeper.Wait() // how it ended is in the log
+		_ = p.keeper.Wait() // the log has the reason
 		close(p.ended)
 	}()
 	if err := p.awaitReady(ctx); err != nil {
@@ -198,7 +201,7 @@ func (p *Process) awaitReady(ctx context.Context) error {
 // LogTail returns the end of the server's log.
 func (p *Process) LogTail() string {
 	const most = 4 << 10
-	log, _ := os.ReadFile(filepath.Join(p.command.Dir, "log")) // the best explanation there is
+	log, _ := os.ReadFile(filepath.Join(p.command.Dir, "log")) // best effort
 	return string(log[max(0, len(log)-most):])
 }
 
@@ -218,8 +221,8 @@ func (p *Process) Signal(s syscall.Signal) error {
 	}
 }
 
-// Pause freezes the server: its connections stay open, and nothing answers. It returns once no
-// thread of it runs any more, which on a busy machine is some time after the signal.
+// Pause freezes the server: its connections remain open, but nothing answers. It returns once no
+// thread of it runs any more, which on a busy machine can be some time after the signal.
 func (p *Process) Pause() error {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -239,7 +242,7 @@ func (p *Process) Pause() error {
 	}
 }
 
-// Resume lets a frozen server continue.
+// Resume resumes a frozen server.
 func (p *Process) Resume() error { return p.Signal(syscall.SIGCONT) }
 
 // frozen reports whether every thread of the server is stopped.
@@ -251,12 +254,12 @@ func (p *Process) frozen() (bool, error) {
 	for _, thread := range threads {
 		stat, err := os.ReadFile(thread) //nolint:gosec // of the server's own
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue // it has ended since
+			continue // it has ended
 		}
 		if err != nil {
 			return false, err
 		}
-		// "id (name) state …", where the name may have anything in it.
+		// The format is "id (name) state …", and the name may contain anything.
 		if state := stat[strings.LastIndexByte(string(stat), ')')+1:]; !strings.HasPrefix(string(state), " T") {
 			return false, nil
 		}
@@ -264,10 +267,10 @@ func (p *Process) frozen() (bool, error) {
 	return true, nil
 }
 
-// Kill is kill -9, and waits for the end. It may be called again.
+// Kill kills the server with SIGKILL and waits for its end. It may be called more than once.
 func (p *Process) Kill() error {
 	if p.pid != 0 {
-		_ = p.Signal(syscall.SIGKILL) // fails if it has ended already
+		_ = p.Signal(syscall.SIGKILL) // fails if it has ended
 		<-p.ended
 	}
 	var err error
@@ -279,7 +282,7 @@ func (p *Process) Kill() error {
 	return err
 }
 
-// Stop asks the server to end with SIGTERM, and kills it where it has not within the time.
+// Stop sends SIGTERM, and kills the server if it has not ended within the given time.
 func (p *Process) Stop(within time.Duration) error {
 	select {
 	case <-p.ended:

@@ -19,8 +19,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// asVictim, in the environment, makes the test binary a process that is killed while its server
-// runs.
+// asVictim is an environment variable that turns the test binary into a process that is killed
+// while its server runs.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,7 @@ func sleeper(dir string) process.Command {
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// TestEndsWithItsTest kills a test process: its server must end.
+// TestEndsWithItsTest kills a test process. Its server must end.
 func TestEndsWithItsTest(t *testing.T) {
 	t.Parallel()
 	scratch := t.TempDir()
@@ -116,7 +116,7 @@ func TestSaysWhyItIsNotReady(t *testing.T) {
 	}
 }
 
-// A frozen server is frozen when Pause returns, and continues after Resume.
+// TestPause checks that a server is frozen when Pause returns, and continues after Resume.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	command := sleeper(t.TempDir())
@@ -149,7 +149,7 @@ func TestPause(t *testing.T) {
 	polltest.Until(t, "it runs", func() bool { return state() == "R" })
 }
 
-// A process that computes uses time, and a sleeping one does not.
+// TestUsage checks that a process that computes uses CPU time, and a sleeping one does not.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	usage := func(command string) *process.Process {

@@ -7,16 +7,16 @@ import (
 	"testing"
 )
 
-// Python returns the interpreter that scripts/python-tools sets up in the repository, with the
-// outside clients of our tables and topics. Where it is not there the test is skipped, or fails, as
-// SkipOrFail has it.
+// Python returns the interpreter that scripts/python-tools installs in the repository, with
+// external clients of topics and tables. If it is missing, the test is skipped or fails: see
+// SkipOrFail.
 func Python(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.Getwd()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	for { // tests run in their package's folder
+	for { // tests run in the folder of their package
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
 			break
 		}

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// Server is the life of a server that is one process: a folder, a start, kills, freezes and further
-// starts on the same data. The type of such a server embeds it. The zero Server has not been
-// started. It is safe for concurrent use.
+// Server is the life of a server with one process: a folder, a start, kills, freezes, and restarts
+// on the same data. Packages of such servers embed it. The zero Server has not been started. It is
+// safe for concurrent use.
 type Server struct {
 	mu      sync.Mutex
 	dir     string
@@ -21,7 +21,7 @@ type Server struct {
 	process *Process
 }
 
-// Folder returns the server's folder, which goes with Stop.
+// Folder creates the server's folder. Stop removes it.
 func (s *Server) Folder(pattern string) (dir string, err error) {
 	dir, err = os.MkdirTemp("", pattern)
 	s.mu.Lock()
@@ -30,7 +30,7 @@ func (s *Server) Folder(pattern string) (dir string, err error) {
 	return dir, err
 }
 
-// Launch starts the server and returns once it is ready. Its folder goes even where the test
+// Launch starts the server and returns once it is ready. Its folder is removed even if the test
 // process is killed.
 func (s *Server) Launch(ctx context.Context, c Command) error {
 	s.mu.Lock()
@@ -60,7 +60,7 @@ func (s *Server) Stop() error {
 	return err
 }
 
-// Kill is kill -9. It may be called again.
+// Kill kills the server with SIGKILL. It may be called more than once.
 func (s *Server) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,8 +70,8 @@ func (s *Server) Kill() error {
 	return s.process.Kill()
 }
 
-// Restart starts the server again, at the same address and with what it held, killing it first
-// where it runs.
+// Restart starts the server again at the same address and with its data. It kills the server first
+// if it runs.
 func (s *Server) Restart(ctx context.Context) error {
 	if err := s.Kill(); err != nil {
 		return err
@@ -79,23 +79,22 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.launch(ctx)
 }
 
-// Pause freezes the server: connections are taken, and nothing answers.
+// Pause freezes the server: connections are accepted, but nothing answers.
 func (s *Server) Pause() error { return s.with((*Process).Pause) }
 
-// Resume lets a frozen server continue.
+// Resume resumes a frozen server.
 func (s *Server) Resume() error { return s.with((*Process).Resume) }
 
-// ResidentMB returns the memory that the server holds now, in MB.
+// ResidentMB returns the current memory of the server, in MB.
 func (s *Server) ResidentMB() (int, error) { return of(s, (*Process).ResidentMB) }
 
-// PeakMB returns the most memory that the server has held since it was last started, in MB.
+// PeakMB returns the highest memory of the server since its last start, in MB.
 func (s *Server) PeakMB() (int, error) { return of(s, (*Process).PeakMB) }
 
-// CPU returns the time that the server has computed since it was last started, on all processors
-// together.
+// CPU returns the CPU time of the server since its last start.
 func (s *Server) CPU() (time.Duration, error) { return of(s, (*Process).CPU) }
 
-// Ended is closed when the server, as it was last started, has ended. It is nil if it was not.
+// Ended is closed when the last started process has ended. It is nil before the first start.
 func (s *Server) Ended() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,7 +106,7 @@ func (s *Server) Ended() <-chan struct{} {
 
 // LogTail returns the end of the server's log.
 func (s *Server) LogTail() (tail string) {
-	_ = s.with(func(p *Process) error { // nothing where it was not started
+	_ = s.with(func(p *Process) error { // nothing before the first start
 		tail = p.LogTail()
 		return nil
 	})
@@ -131,7 +130,8 @@ func (s *Server) with(do func(*Process) error) error {
 	return do(s.process)
 }
 
-// Java25 returns the program of a JDK 25 as Debian has it. It wraps ErrMissing where there is none.
+// Java25 returns the java program of Debian's JDK 25. The error wraps ErrMissing if it is not
+// installed.
 func Java25() (string, error) {
 	javas, err := filepath.Glob("/usr/lib/jvm/*25*/bin/java")
 	if err == nil && len(javas) == 0 {
@@ -143,7 +143,7 @@ func Java25() (string, error) {
 	return javas[0], nil
 }
 
-// Answers returns a Command's Ready: a GET of the URL has this status.
+// Answers returns a Command's Ready: a GET of the URL must have this status.
 func Answers(url string, status int) func(context.Context) error {
 	return func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -164,6 +164,6 @@ func Answers(url string, status int) func(context.Context) error {
 	}
 }
 
-// asker keeps no connections, whose goroutines would outlive the tests; and it asks again where a
-// starting server took the connection and says nothing.
+// asker keeps no idle connections, because their goroutines would outlive the tests. Its timeout
+// covers a starting server that accepts a connection but does not answer.
 var asker = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: askFor}

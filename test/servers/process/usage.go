@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// ResidentMB returns the memory that the server holds now, in MB.
+// ResidentMB returns the current memory of the server, in MB.
 func (p *Process) ResidentMB() (int, error) { return ResidentMB(p.pid) }
 
-// PeakMB returns the most memory that the server has held, in MB.
+// PeakMB returns the highest memory of the server, in MB.
 func (p *Process) PeakMB() (int, error) { return status(p.pid, "VmHWM:") }
 
-// ResidentMB returns the memory that a process holds now, in MB.
+// ResidentMB returns the current memory of a process, in MB.
 func ResidentMB(pid int) (int, error) { return status(pid, "VmRSS:") }
 
-// status returns a line of what Linux says of a process, which is in kB, in MB.
+// status returns a value of /proc/PID/status in MB. Linux reports it in kB.
 func status(pid int, name string) (mb int, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -32,18 +32,17 @@ func status(pid int, name string) (mb int, err error) {
 	return 0, fmt.Errorf("no %s in /proc: process %d has ended", name, pid)
 }
 
-// Linux counts time in these for programs, whatever its own clock.
+// tick is the unit in which Linux reports CPU time to programs.
 const tick = 10 * time.Millisecond
 
-// CPU returns the time that the server has computed, for itself and in the kernel, on all
-// processors together.
+// CPU returns the server's CPU time, in user and kernel mode.
 func (p *Process) CPU() (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return 0, err
 	}
-	// "id (name) state …", where the name may have anything in it. Own time is the 14th word, the
-	// kernel's the 15th.
+	// The format is "id (name) state …", and the name may contain anything. User time is the 14th
+	// field, and kernel time the 15th.
 	words := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	var ticks int
 	for _, word := range words[11:13] {

@@ -6,7 +6,7 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 )
 
-// Config starts the servers if need be, and is how our client reaches them.
+// Config starts the servers if necessary, and returns the configuration of a client.
 func (s *Servers) Config(tb testing.TB) redis.Config {
 	tb.Helper()
 	cfg := redis.Config{Addr: s.Addr(tb)}

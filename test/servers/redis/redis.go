@@ -1,5 +1,5 @@
 // Package redis starts Redis for tests, from Debian's package: one server, or a cluster of masters
-// without replicas, with or without TLS and a password. All of it ends with the test process, even
+// without replicas, with or without TLS and passwords. Everything ends with the test process, even
 // if that is killed.
 package redis
 
@@ -20,11 +20,11 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Servers are one Redis or a cluster. The zero value is one server without access control. It
-// starts with the first test that asks for it; TestMain stops it.
+// Servers is one Redis or a cluster. The zero value is one server without access control. It starts
+// with the first test that needs it, and TestMain stops it.
 type Servers struct {
-	Nodes  int  // of a cluster, at least 3; 0 or 1 is one server and no cluster
-	Secure bool // TLS alone, and everybody has to log in; the default user is off
+	Nodes  int  // number of masters of a cluster, at least 3; 0 or 1 means a single server
+	Secure bool // TLS only, with a login for every user; the default user is off
 
 	once  sync.Once
 	err   error
@@ -33,8 +33,7 @@ type Servers struct {
 	nodes []*node
 }
 
-// User may do what a view needs and no more, where the servers are Secure, as in deploy/redis.
-// Reader may only read.
+// With Secure, User has exactly the rights of a view, as in deploy/redis. Reader may only read.
 const (
 	User     = "views"
 	Reader   = "query"
@@ -43,7 +42,7 @@ const (
 	viewRules   = "resetchannels ~millrace:* -@all +@read +@write +@scripting +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
 	readerRules = "resetchannels %R~millrace:* -@all +@read +@connection -@dangerous +cluster|slots +cluster|shards +cluster|nodes +info"
 
-	operator = "operator" // Do's
+	operator = "operator" // the user of Do
 )
 
 // node is one server.
@@ -55,9 +54,9 @@ type node struct {
 	process *process.Process
 }
 
-// Addr starts the servers if need be, and tells how a client reaches them: "host:port", or that of
-// all nodes with commas between. Where Redis is not installed the test is skipped, or fails, as
-// process.SkipOrFail has it.
+// Addr starts the servers if necessary, and returns their address: "host:port", or that of all
+// nodes separated by commas. If Redis is not installed, the test is skipped or fails: see
+// process.SkipOrFail.
 func (s *Servers) Addr(tb testing.TB) string {
 	tb.Helper()
 	addr, err := s.Start()
@@ -67,7 +66,7 @@ func (s *Servers) Addr(tb testing.TB) string {
 	return addr
 }
 
-// Start starts the servers, once, and tells how a client reaches them.
+// Start starts the servers once, and returns their address.
 func (s *Servers) Start() (addr string, err error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -86,7 +85,7 @@ func (s *Servers) Stop() error {
 	var err error
 	for i, n := range s.nodes {
 		if n.process != nil {
-			err = errors.Join(err, s.Kill(i)) // there is nothing worth a slower end
+			err = errors.Join(err, s.Kill(i)) // there is no data worth a slower end
 		}
 	}
 	if s.dir == "" {
@@ -95,11 +94,11 @@ func (s *Servers) Stop() error {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
-// Kill is kill -9 of one node. Restart starts it again.
+// Kill kills one node with SIGKILL. Restart starts it again.
 func (s *Servers) Kill(node int) error { return s.nodes[node].process.Kill() }
 
-// Restart starts a killed node again, with the data of its last Save or with none. A node of a
-// cluster knows its cluster and its slots either way.
+// Restart starts a killed node again, with the data of its last Save or with none. A cluster's node
+// keeps its slots in either case.
 func (s *Servers) Restart(node int, withData bool) error {
 	n := s.nodes[node]
 	if !withData {
@@ -110,20 +109,19 @@ func (s *Servers) Restart(node int, withData bool) error {
 	return errors.Join(n.start(), s.awaitCluster())
 }
 
-// Save has a node write its data to disk now, as it does by itself every few minutes with Redis'
-// own settings.
+// Save makes a node write its data to disk. With Redis' defaults, that happens every few minutes.
 func (s *Servers) Save(node int) error { return s.must(node, "SAVE") }
 
-// FlushAll returns a node forget everything.
+// FlushAll deletes all data of a node.
 func (s *Servers) FlushAll(node int) error { return s.must(node, "FLUSHALL") }
 
-// Pause freezes a node: connections stay open, and nothing answers.
+// Pause freezes a node: connections remain open, but nothing answers.
 func (s *Servers) Pause(node int) error { return s.nodes[node].process.Pause() }
 
-// Resume lets a paused node continue.
+// Resume resumes a paused node.
 func (s *Servers) Resume(node int) error { return s.nodes[node].process.Resume() }
 
-// ResidentMB returns the memory that a node holds, in MB.
+// ResidentMB returns the memory of a node, in MB.
 func (s *Servers) ResidentMB(node int) (int, error) { return s.nodes[node].process.ResidentMB() }
 
 // CA returns the file of the authority that signed the servers' certificates.
@@ -172,7 +170,7 @@ func (s *Servers) start() (err error) {
 		return err
 	}
 	size := max(1, s.Nodes)
-	ports, err := process.FreePorts(2 * size) // the second is the cluster's own
+	ports, err := process.FreePorts(2 * size) // the second half is for the cluster's own protocol
 	if err != nil {
 		return err
 	}
@@ -206,7 +204,7 @@ func (s *Servers) start() (err error) {
 	return s.awaitCluster()
 }
 
-// awaitCluster waits until every node knows every slot's place.
+// awaitCluster waits until every node knows the location of every slot.
 func (s *Servers) awaitCluster() error {
 	if len(s.nodes) == 1 {
 		return nil
@@ -232,8 +230,8 @@ func (s *Servers) awaitCluster() error {
 
 func (n *node) addr() string { return fmt.Sprint("127.0.0.1:", n.port) }
 
-// configure writes the node's settings. Passwords stand in a file: arguments are for everybody to
-// read.
+// configure writes the node's settings. Passwords are in a file, because every user can read the
+// arguments of a process.
 func (n *node) configure(bus int) error {
 	s := n.servers
 	if err := os.Mkdir(n.dir, 0o700); err != nil {
@@ -269,7 +267,7 @@ func (n *node) start() (err error) {
 		Name: "Redis", Path: program, Args: []string{n.file()}, Dir: n.dir, Scratch: n.servers.dir,
 		Ready: func(ctx context.Context) error {
 			answer, err := n.servers.Do(ctx, n.number, "PING")
-			if err == nil && answer != "PONG" { // it reads its data
+			if err == nil && answer != "PONG" { // it is loading its data
 				err = errors.New(answer)
 			}
 			return err

@@ -14,7 +14,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Every kind serves, forgets when it is told to, and after kill -9 has what was saved, or nothing.
+// TestServers checks that every variant works, can be flushed, and has the saved data or none after
+// kill -9.
 func TestServers(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]*redis.Servers{
@@ -83,7 +84,7 @@ func TestServers(t *testing.T) {
 	}
 }
 
-// keyOn finds a key that a node keeps.
+// keyOn returns a key that is stored on a node.
 func keyOn(t *testing.T, s *redis.Servers, node int) string {
 	t.Helper()
 	for i := range 1000 {

@@ -1,5 +1,5 @@
-// Package registry starts a private schema registry for tests: Apicurio, which speaks Confluent's
-// API, on loopback and in a temporary folder. What was registered stays through Kill and Restart.
+// Package registry starts a private schema registry for tests: Apicurio, with Confluent's API, on
+// loopback and in a temporary folder. Schemas survive Kill and Restart.
 package registry
 
 import (
@@ -17,23 +17,23 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one registry for a test binary. The zero Server starts with the first test that asks
-// for it; TestMain stops it.
+// Server is one registry for a test binary. The zero Server starts with the first test that needs
+// it, and TestMain stops it.
 type Server struct {
 	once sync.Once
 	err  error
 
-	app  string // where it is installed
+	app  string // installation folder
 	java string
-	dir  string // its own
+	dir  string // folder of this server
 	port int    // of the API
-	side int    // of its management, which nobody asks
+	side int    // of its management interface, which is not used
 
 	process.Server
 }
 
-// URL starts the registry if need be, and is the base of its Confluent API. Where it is not
-// installed the test is skipped, or fails, as process.SkipOrFail has it.
+// URL starts the registry if necessary, and returns the base of its Confluent API. If it is not
+// installed, the test is skipped or fails: see process.SkipOrFail.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	url, err := s.Start()
@@ -43,7 +43,7 @@ func (s *Server) URL(tb testing.TB) string {
 	return url
 }
 
-// Start starts the registry, once, and is the base of its Confluent API.
+// Start starts the registry once, and returns the base of its Confluent API.
 func (s *Server) Start() (url string, err error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -75,7 +75,7 @@ func (s *Server) start() error {
 }
 
 func (s *Server) run(ctx context.Context) error {
-	run := filepath.Join(s.dir, "run") // the log goes there
+	run := filepath.Join(s.dir, "run") // for the log
 	if err := os.MkdirAll(run, 0o700); err != nil {
 		return err
 	}
@@ -87,12 +87,12 @@ func (s *Server) run(ctx context.Context) error {
 			"-Dquarkus.http.host=127.0.0.1", "-Dquarkus.http.port=" + strconv.Itoa(s.port),
 			"-Dquarkus.management.host=127.0.0.1", "-Dquarkus.management.port=" + strconv.Itoa(s.side),
 			"-Dquarkus.otel.sdk.disabled=true", "-Dquarkus.log.level=WARN",
-			// On disk, and there at once: kill -9 must not lose what was answered.
+			// Write to disk at once: kill -9 must not lose what was acknowledged.
 			"-Dapicurio.datasource.url=jdbc:h2:file:" + filepath.Join(s.dir, "db") + ";WRITE_DELAY=0",
 			"-Dapicurio.datasource.jdbc.initial-size=2", "-Dapicurio.datasource.jdbc.min-size=2",
 			"-jar", filepath.Join(s.app, "app", "quarkus-run.jar"),
 		},
 		Dir:   run,
-		Ready: process.Answers(s.url()+"/subjects", http.StatusOK), ReadyWithin: 3 * time.Minute, // 4 s on an idle machine, and ten times that on a busy one
+		Ready: process.Answers(s.url()+"/subjects", http.StatusOK), ReadyWithin: 3 * time.Minute, // 4 s on an idle machine, ten times as long on a busy one
 	})
 }

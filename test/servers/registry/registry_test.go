@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What was registered is there after kill -9; a frozen registry answers nobody, and everybody once
-// it continues.
+// TestKillAndPause checks that schemas survive kill -9, and that a frozen registry answers all
+// requests after it is resumed.
 func TestKillAndPause(t *testing.T) {
 	t.Parallel()
 	var s registry.Server

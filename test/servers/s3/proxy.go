@@ -12,15 +12,14 @@ import (
 	"time"
 )
 
-// Fault is what becomes of a call. The zero Fault is none.
+// Fault is what happens to a call. The zero Fault is none.
 type Fault struct {
-	Delay  time.Duration // before the call continues
-	Status int           // the answer, 500 or 503, from which the server never hears of the call
-	Lost   bool          // the server does the work, and the connection breaks instead of bringing the answer
+	Delay  time.Duration // before the call is forwarded
+	Status int           // 500 or 503, answered without forwarding the call
+	Lost   bool          // the server handles the call, but the connection breaks before the answer
 }
 
-// Proxy is between a server and its clients, at an address of its own, and breaks the calls that a
-// test chooses.
+// Proxy is between a server and its clients, and breaks the calls that a test chooses.
 type Proxy struct {
 	Endpoint string // http://host:port
 
@@ -32,10 +31,10 @@ type Proxy struct {
 	choose func(*http.Request) Fault
 }
 
-// lost is the context's key that tells to drop the answer.
+// lost is the key of a context value that drops the answer.
 type lost struct{}
 
-// NewProxy returns a proxy to an endpoint that breaks nothing yet.
+// NewProxy returns a proxy for an endpoint. It breaks nothing yet.
 func NewProxy(endpoint string) (*Proxy, error) {
 	target, err := url.Parse(endpoint)
 	if err != nil {
@@ -59,7 +58,7 @@ func NewProxy(endpoint string) (*Proxy, error) {
 			if r.Request.Context().Value(lost{}) == nil {
 				return nil
 			}
-			_, err := io.Copy(io.Discard, r.Body) // the work is done
+			_, err := io.Copy(io.Discard, r.Body) // the server has done the work
 			return errors.Join(errors.New("the answer is lost"), err)
 		},
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
@@ -76,7 +75,7 @@ func NewProxy(endpoint string) (*Proxy, error) {
 		if f.Status != 0 {
 			w.Header().Set("Content-Type", "application/xml")
 			w.WriteHeader(f.Status)
-			_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>") // or the client is gone
+			_, _ = io.WriteString(w, "<Error><Code>InternalError</Code><Message>broken on purpose</Message></Error>") // unless the client has gone
 			return
 		}
 		if f.Lost {
@@ -91,8 +90,8 @@ func NewProxy(endpoint string) (*Proxy, error) {
 	return p, nil
 }
 
-// Break has a function choose each call's fault, from its method and path: /bucket/key. It is
-// called by one call at a time. nil breaks nothing more.
+// Break sets the function that chooses each call's fault by its method and path, /bucket/key. It is
+// not called concurrently. nil breaks no further calls.
 func (p *Proxy) Break(choose func(*http.Request) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,7 +107,7 @@ func (p *Proxy) fault(r *http.Request) Fault {
 	return p.choose(r)
 }
 
-// Close ends the proxy and the calls under way.
+// Close stops the proxy and the calls in flight.
 func (p *Proxy) Close() error {
 	err := p.server.Close()
 	<-p.served

@@ -1,5 +1,5 @@
-// Package s3 starts a private S3 server for tests, versitygw over a temporary folder, and can stand
-// between it and its clients to break their calls.
+// Package s3 starts a private S3 server for tests, versitygw on a temporary folder. A Proxy can
+// break calls to it.
 package s3
 
 import (
@@ -16,21 +16,21 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Config is how to reach a server. It takes requests that name the bucket in the path.
+// Config is how to reach a server. Requests must have the bucket in the path.
 type Config struct {
 	Endpoint             string // http://host:port
 	Region               string
 	AccessKey, SecretKey string
 	Bucket               string // exists, and is empty at first
-	// Other is another account that may do as much.
+	// Other is another account with the same rights.
 	Other Keys
 }
 
-// Keys are an account's.
+// Keys are the credentials of an account.
 type Keys struct{ AccessKey, SecretKey string }
 
-// Server is one S3 server for a test binary. The zero Server starts with the first test that asks
-// for it; TestMain stops it. What was written outlives Kill and Restart, and goes with Stop.
+// Server is one S3 server for a test binary. The zero Server starts with the first test that needs
+// it, and TestMain stops it. Data survives Kill and Restart, and Stop removes it.
 type Server struct {
 	once   sync.Once
 	err    error
@@ -40,8 +40,8 @@ type Server struct {
 	process.Server
 }
 
-// Config starts the server if need be, and tells how to reach it. Where it is not installed the
-// test is skipped, or fails: see process.SkipOrFail.
+// Config starts the server if necessary, and returns how to reach it. If it is not installed, the
+// test is skipped or fails: see process.SkipOrFail.
 func (s *Server) Config(tb testing.TB) Config {
 	tb.Helper()
 	c, err := s.Start()
@@ -51,7 +51,7 @@ func (s *Server) Config(tb testing.TB) Config {
 	return c
 }
 
-// Start starts the server, once, and tells how to reach it.
+// Start starts the server once, and returns how to reach it.
 func (s *Server) Start() (Config, error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -74,7 +74,7 @@ func (s *Server) start() error {
 	if s.dir, err = s.Folder("millrace-s3-"); err != nil {
 		return err
 	}
-	// A folder at the top is a bucket.
+	// Top-level folders are buckets.
 	for _, d := range []string{filepath.Join("data", bucket), "attributes"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
 			return err
@@ -96,7 +96,7 @@ func (s *Server) start() error {
 
 func (s *Server) accounts() string { return filepath.Join(s.dir, "accounts") }
 
-// run starts the program on what is there.
+// run starts the program on the existing data.
 func (s *Server) run() error {
 	bin, err := process.Cache("s3")
 	if err != nil {
@@ -105,12 +105,12 @@ func (s *Server) run() error {
 	data := filepath.Join(s.dir, "data")
 	// No --keep-alive: with it, multipart uploads fail.
 	args := []string{"--port", s.config.Endpoint[len("http://"):], "--region", s.config.Region, "--iam-dir", s.accounts(), "--quiet", "posix"}
-	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it keeps what objects have beside their bytes there
+	if syscall.Setxattr(data, "user.millrace", []byte("1"), 0) != nil { // it stores metadata of objects in extended attributes
 		args = append(args, "--sidecar", filepath.Join(s.dir, "attributes"))
 	}
 	return s.Launch(context.Background(), process.Command{
 		Name: "versitygw", Path: filepath.Join(bin, "versitygw"), Args: append(args, data), Dir: s.dir,
-		// The refusal of one who shows no key is an answer.
+		// A refusal for lack of keys shows that it is ready.
 		Ready: process.Answers(s.config.Endpoint+"/", http.StatusForbidden),
 		Env:   []string{"ROOT_ACCESS_KEY=" + s.config.AccessKey, "ROOT_SECRET_KEY=" + s.config.SecretKey},
 	})

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, shared.Stop))
 }
 
-// client is Amazon's own, which tries each call once.
+// client returns Amazon's own client, without retries.
 func client(c s3.Config, endpoint string) *awss3.Client {
 	return awss3.New(awss3.Options{
 		Region: c.Region, BaseEndpoint: &endpoint, UsePathStyle: true, RetryMaxAttempts: 1,
@@ -48,7 +48,8 @@ func get(ctx context.Context, c *awss3.Client, bucket, key string) (string, erro
 	return string(b), errors.Join(err, out.Body.Close())
 }
 
-// What was written outlives a kill; a wrong secret is refused; who hears no answer waits.
+// TestServer checks that data survives a kill, that a wrong secret is rejected, and that a client
+// of a frozen server waits.
 func TestServer(t *testing.T) {
 	t.Parallel()
 	var own s3.Server

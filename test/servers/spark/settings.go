@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// settings are Spark's, as JSON.
+// settings returns Spark's settings as JSON.
 func (s *Session) settings() (string, error) {
 	jars, err := filepath.Glob(filepath.Join(s.home, "jars", "*.jar"))
 	if err != nil {
@@ -22,7 +22,7 @@ func (s *Session) settings() (string, error) {
 		"spark.driver.memory":           "700m",
 		"spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir=" + s.dir,
 		"spark.jars":                    strings.Join(jars, ","),
-		"spark.driver.extraClassPath":   strings.Join(jars, ":"), // SQLite's and PostgreSQL's drivers are looked for there alone
+		"spark.driver.extraClassPath":   strings.Join(jars, ":"), // the only place where the drivers of SQLite and PostgreSQL are found
 		"spark.sql.warehouse.dir":       filepath.Join(s.dir, "warehouse"),
 		"spark.sql.session.timeZone":    "UTC",
 		"spark.sql.shuffle.partitions":  "2",
@@ -40,19 +40,19 @@ func (s *Session) settings() (string, error) {
 	return string(settings), err
 }
 
-// iceberg returns a catalog in the words of Iceberg's Java.
+// iceberg returns the settings of a catalog in the terms of Iceberg's Java library.
 func iceberg(c catalog.Catalog) map[string]string {
 	p := map[string]string{
 		"":           "org.apache.iceberg.spark.SparkCatalog",
 		".warehouse": c.Warehouse,
-		// Tests ask for what others have just committed.
+		// Tests read what others have just committed.
 		".cache-enabled": "false",
 	}
 	if c.REST != "" {
 		p[".type"], p[".uri"] = "rest", c.REST
 		if c.Token != "" {
 			p[".token"] = c.Token
-			p[".token-refresh-enabled"] = "false" // there is nobody to refresh it
+			p[".token-refresh-enabled"] = "false" // the token cannot be refreshed
 		}
 		if c.Credential != "" {
 			p[".credential"], p[".oauth2-server-uri"] = c.Credential, c.REST+"/v1/oauth/tokens"

@@ -1,6 +1,5 @@
 // Package spark runs a Spark session with Iceberg catalogs for tests, in a process of its own and a
-// temporary folder, and asks it. It is a heavy one: some 1 GB in two processes, and 15 to 60
-// seconds to start.
+// temporary folder. It is heavy: some 1 GB in two processes, and 15 to 60 seconds to start.
 package spark
 
 import (
@@ -25,8 +24,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Session is one Spark for a test binary. Give it its catalogs; it starts with the first test that
-// asks for it; TestMain stops it. It answers one at a time.
+// Session is one Spark for a test binary, with the given catalogs. It starts with the first test
+// that needs it, and TestMain stops it. It runs one query at a time.
 type Session struct {
 	Catalogs []catalog.Catalog
 
@@ -36,14 +35,14 @@ type Session struct {
 	dir  string
 
 	mu  sync.Mutex
-	run *run // nil while none runs
+	run *run // nil unless one runs
 }
 
-// run is a session's process, and what is said to it and by it.
+// run is a session's process with its input and output.
 type run struct {
 	cmd     *exec.Cmd
 	ask     io.WriteCloser
-	answers *os.File // what it says; a deadline may be set
+	answers *os.File // the process's output; supports deadlines
 	lines   *bufio.Reader
 	log     *os.File
 }
@@ -51,8 +50,8 @@ type run struct {
 //go:embed session.py
 var program []byte
 
-// Ask is Query that starts the session if need be. Where Spark is not installed the test is
-// skipped, or fails, as process.SkipOrFail has it; and it fails if the query does.
+// Ask is Query, and starts the session if necessary. It fails the test if the query fails. If Spark
+// is not installed, the test is skipped or fails: see process.SkipOrFail.
 func (s *Session) Ask(tb testing.TB, statement string) [][]any {
 	tb.Helper()
 	process.Heavy(tb, "Spark")
@@ -66,7 +65,7 @@ func (s *Session) Ask(tb testing.TB, statement string) [][]any {
 	return rows
 }
 
-// Start starts the session, once, and returns when it answers.
+// Start starts the session once, and returns when it answers.
 func (s *Session) Start() error {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -90,7 +89,7 @@ func (s *Session) start() error {
 	return s.launch(context.Background())
 }
 
-// A start is some 20 seconds of work, which a busy machine has to share out.
+// readyWithin bounds a start, which is some 20 seconds of work, on a busy machine.
 const readyWithin = 10 * time.Minute
 
 func (s *Session) launch(ctx context.Context) error {
@@ -135,8 +134,8 @@ func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
 	r.cmd.Env = append(os.Environ(), "TZ=UTC", "JAVA_HOME="+strings.TrimSuffix(java, "/bin/java"), "SPARK_LOCAL_IP=127.0.0.1",
 		"SPARK_LOCAL_DIRS="+s.dir, "PYTHONUNBUFFERED=1")
 	if r.ask, err = r.cmd.StdinPipe(); err == nil {
-		// It ends with its input, and so with the test process, however that ends; its JVM ends
-		// with it.
+		// The process ends with its input, and so with the test process, however that ends. Its JVM
+		// ends with it.
 		err = r.cmd.Start()
 	}
 	if err = errors.Join(err, says.Close()); err != nil {
@@ -145,9 +144,9 @@ func (s *Session) begin(ctx context.Context, settings string) (*run, error) {
 	return r, nil
 }
 
-// Query returns what Spark answers to a statement: its rows. Values are json.Number, string
-// (decimals and bytes in hexadecimal, too), bool; nil for null; times are microseconds since 1970.
-// A query that its context ends leaves the session without an answer in time, and so kills it.
+// Query runs a statement and returns its rows. Values are json.Number, string (also decimals, and
+// bytes in hexadecimal), bool, or nil for null. Times are microseconds since 1970. If ctx ends
+// first, the session is killed, because its late answer would be taken for that of the next query.
 func (s *Session) Query(ctx context.Context, statement string) ([][]any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -191,7 +190,7 @@ func (r *run) query(ctx context.Context, statement string) ([]byte, error) {
 	return line, err
 }
 
-// Kill is kill -9 of the session and its JVM. It may be called again.
+// Kill kills the session and its JVM with SIGKILL. It may be called more than once.
 func (s *Session) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -210,11 +209,11 @@ func (s *Session) kill() error {
 			killed = append(killed, ended(p.Kill()))
 		}
 	}
-	_ = r.cmd.Wait() // by the signal
+	_ = r.cmd.Wait() // ended by the signal
 	return errors.Join(append(killed, r.answers.Close(), r.log.Close())...)
 }
 
-// ended takes that a process has ended already for what was wanted.
+// ended ignores the error of a process that has already ended.
 func ended(err error) error {
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
@@ -222,7 +221,7 @@ func ended(err error) error {
 	return err
 }
 
-// Restart starts the session again, killing it first where it runs.
+// Restart starts the session again, and kills it first if it runs.
 func (s *Session) Restart(ctx context.Context) error {
 	if err := s.Kill(); err != nil {
 		return err
@@ -239,7 +238,7 @@ func (s *Session) Stop() error {
 	return err
 }
 
-// ResidentMB returns the memory that the session and its JVM hold now, in MB.
+// ResidentMB returns the current memory of the session and its JVM, in MB.
 func (s *Session) ResidentMB() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,7 +256,7 @@ func (s *Session) ResidentMB() (int, error) {
 	return sum, nil
 }
 
-// children returns the processes that a process has made.
+// children returns the child processes of a process.
 func children(pid int) (pids []int) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
 	for _, task := range tasks {
@@ -273,6 +272,6 @@ func children(pid int) (pids []int) {
 
 func (s *Session) logTail() string {
 	const most = 4 << 10
-	log, _ := os.ReadFile(filepath.Join(s.dir, "log")) // the best explanation there is
+	log, _ := os.ReadFile(filepath.Join(s.dir, "log")) // best effort
 	return string(log[max(0, len(log)-most):])
 }

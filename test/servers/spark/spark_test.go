@@ -21,7 +21,7 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(process.RunTests(m, session.Stop, bucket.Stop)) }
 
-// What was committed to a folder and to S3 is there after kill -9.
+// TestKilledAndStartedAgain checks that commits to a folder and to S3 survive kill -9.
 func TestKilledAndStartedAgain(t *testing.T) {
 	store := bucket.Config(t)
 	dir := t.TempDir()

@@ -1,6 +1,6 @@
-// Package stack starts every real server that Millrace runs on, with TLS and passwords where the
-// server has them, and says how to reach them in Millrace's own settings. The end-to-end tests and
-// `make up-real` stand on it.
+// Package stack starts every real server that Millrace uses, with TLS and passwords if the server
+// supports them, and returns the settings for Millrace. The end-to-end tests and `make up-real` use
+// it.
 package stack
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// Stack is all servers. The zero Stack is one Kafka node and one Redis.
+// Stack is all servers. The zero Stack has one Kafka node and one Redis.
 type Stack struct {
 	Kafka         kafka.Cluster
 	Postgres      postgres.Cluster
@@ -35,27 +35,27 @@ type Stack struct {
 
 	secrets string // folder
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	env   []string
 	costs []Cost
 }
 
-// Cost is what a server took.
+// Cost is what a server needs.
 type Cost struct {
 	Server string
-	Start  time.Duration // until it answered
-	MB     int           // of memory, once all were up; 0 if not known
+	Start  time.Duration // until it was ready
+	MB     int           // memory once all servers were up; 0 if unknown
 	stop   func() error
 	mb     func() (int, error)
 }
 
-// Passwords of the tests' own servers.
+// Passwords of the servers under test.
 const (
 	database = "millrace"
 	password = "a password of the tests"
 )
 
-// Start starts all servers at the same time. Where it fails, what had started is stopped.
+// Start starts all servers concurrently. If one fails, it stops the others.
 func (s *Stack) Start() (err error) {
 	defer func() {
 		if err != nil {
@@ -104,13 +104,14 @@ func (s *Stack) Stop() error {
 	return errors.Join(append(errs, os.RemoveAll(s.secrets))...)
 }
 
-// Env returns how Millrace reaches the servers: its environment variables. Secrets are in files.
+// Env returns the environment variables with which Millrace reaches the servers. Secrets are in
+// files.
 func (s *Stack) Env() []string { return s.env }
 
-// Costs returns what the servers took to start, and the memory that they hold now.
+// Costs returns how long the servers took to start, and their current memory.
 func (s *Stack) Costs() []Cost {
 	for i := range s.costs {
-		s.costs[i].MB, _ = s.costs[i].mb() // 0 if it is not known
+		s.costs[i].MB, _ = s.costs[i].mb() // 0 if unknown
 	}
 	return s.costs
 }
@@ -123,7 +124,7 @@ func (s *Stack) set(settings ...string) {
 	}
 }
 
-// secret puts a text into a file.
+// secret writes a text into a file.
 func (s *Stack) secret(name, text string) (path string, err error) {
 	path = filepath.Join(s.secrets, name)
 	return path, os.WriteFile(path, []byte(text+"\n"), 0o600)

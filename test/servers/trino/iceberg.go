@@ -6,7 +6,7 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// properties are what a file of them has, in order.
+// properties are the content of a properties file, in order.
 type properties [][2]string
 
 func (p *properties) add(name, value string) { *p = append(*p, [2]string{name, value}) }
@@ -19,7 +19,7 @@ func (p properties) bytes() []byte {
 	return b.Bytes()
 }
 
-// iceberg returns a catalog in Trino's words.
+// iceberg returns the settings of a catalog in Trino's terms.
 func iceberg(c catalog.Catalog) properties {
 	p := properties{{"connector.name", "iceberg"}}
 	if c.REST != "" {
@@ -29,7 +29,7 @@ func iceberg(c catalog.Catalog) properties {
 		if c.Token != "" {
 			p.add("iceberg.rest-catalog.security", "OAUTH2")
 			p.add("iceberg.rest-catalog.oauth2.token", c.Token)
-			// The token is what it is: there is nobody to have it exchanged or refreshed.
+			// The token can neither be exchanged nor refreshed.
 			p.add("iceberg.rest-catalog.oauth2.token-exchange-enabled", "false")
 			p.add("iceberg.rest-catalog.oauth2.token-refresh-enabled", "false")
 		}
@@ -64,6 +64,6 @@ func iceberg(c catalog.Catalog) properties {
 		return p
 	}
 	p.add("fs.local.enabled", "true")
-	p.add("local.location", "/") // file:///folder is then that folder
+	p.add("local.location", "/") // so that file:///folder is that folder
 	return p
 }

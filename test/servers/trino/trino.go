@@ -1,6 +1,5 @@
-// Package trino starts a private Trino of one node for tests, on loopback and in a temporary
-// folder, with Iceberg catalogs, and asks it. It is a heavy one: some 0.9 GB, and 10 to 60 seconds
-// to start.
+// Package trino starts a private Trino node with Iceberg catalogs for tests, on loopback and in a
+// temporary folder. It is heavy: some 0.9 GB, and 10 to 60 seconds to start.
 package trino
 
 import (
@@ -21,17 +20,17 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Server is one Trino for a test binary. Give it its catalogs; it starts with the first test that
-// asks for it; TestMain stops it.
+// Server is one Trino for a test binary, with the given catalogs. It starts with the first test
+// that needs it, and TestMain stops it.
 type Server struct {
 	Catalogs []catalog.Catalog
 
 	once sync.Once
 	err  error
 
-	home string // where it is installed
+	home string // installation folder
 	java string
-	dir  string // its own
+	dir  string // folder of this server
 	port int
 
 	connections *http.Transport
@@ -40,8 +39,8 @@ type Server struct {
 	process.Server
 }
 
-// URL starts the server if need be, and is its address. Where it is not installed the test is
-// skipped, or fails, as process.SkipOrFail has it.
+// URL starts the server if necessary, and returns its address. If it is not installed, the test is
+// skipped or fails: see process.SkipOrFail.
 func (s *Server) URL(tb testing.TB) string {
 	tb.Helper()
 	process.Heavy(tb, "Trino")
@@ -52,7 +51,7 @@ func (s *Server) URL(tb testing.TB) string {
 	return url
 }
 
-// Start starts the server, once, and is its address.
+// Start starts the server once, and returns its address.
 func (s *Server) Start() (url string, err error) {
 	s.once.Do(func() {
 		if s.err = s.start(); s.err != nil {
@@ -72,8 +71,8 @@ func (s *Server) Stop() error {
 	return errors.Join(err, s.Server.Stop())
 }
 
-// Query returns what the server answers to a statement: its rows. Values are as trino-go-client
-// gives them: int64, float64, string (decimals, too), bool, []byte, time.Time; nil for null.
+// Query runs a statement and returns its rows. Values are those of trino-go-client: int64, float64,
+// string (also decimals), bool, []byte, time.Time, or nil for null.
 func (s *Server) Query(ctx context.Context, statement string) ([][]any, error) {
 	rows, err := s.db.QueryContext(ctx, statement)
 	if err != nil {
@@ -128,8 +127,7 @@ func (s *Server) start() error {
 	return s.run(context.Background())
 }
 
-// connect returns the client, whose connections end with it, so that no goroutine outlives the
-// tests.
+// connect creates the client. Its connections end with it, so no goroutine outlives the tests.
 func (s *Server) connect() error {
 	s.connections = &http.Transport{MaxIdleConnsPerHost: 4}
 	name := "millrace-" + filepath.Base(s.dir)
@@ -144,7 +142,7 @@ func (s *Server) connect() error {
 	return err
 }
 
-// A start is some 20 seconds of work, which a busy machine has to share out.
+// readyWithin bounds a start, which is some 20 seconds of work, on a busy machine.
 const readyWithin = 10 * time.Minute
 
 func (s *Server) run(ctx context.Context) error {
@@ -159,7 +157,7 @@ func (s *Server) run(ctx context.Context) error {
 			"-cp", filepath.Join(s.home, "lib", "*"), "Launcher",
 		},
 		Dir: s.dir,
-		// It takes queries some time before it has a node to run them on.
+		// It accepts queries some time before it has a node to run them on.
 		Ready: func(ctx context.Context) error {
 			if err := process.Answers(s.url()+"/v1/info", http.StatusOK)(ctx); err != nil {
 				return err
@@ -178,7 +176,7 @@ func (s *Server) run(ctx context.Context) error {
 
 func (s *Server) file(name string) string { return filepath.Join(s.dir, name) }
 
-// configure writes the server's files and one for each catalog.
+// configure writes the server's files, and one for each catalog.
 func (s *Server) configure() error {
 	catalogs := s.file("catalogs")
 	if err := os.Mkdir(catalogs, 0o700); err != nil {

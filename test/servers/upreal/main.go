@@ -1,6 +1,6 @@
-// Command upreal is `make up-real`: every real server on loopback, every role of Millrace in a
-// process of its own, a demo through all of it, and a shell's settings to talk to it, until Ctrl-C.
-// With -costs it only says what the servers cost.
+// Command upreal implements `make up-real`: every real server on loopback, every role of Millrace
+// in a process of its own, a demo through all of it, and settings for a shell, until Ctrl-C. With
+// -costs it only reports the costs of the servers.
 package main
 
 import (
@@ -58,7 +58,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	defer os.RemoveAll(dir) //nolint:errcheck // the system's temporary folder
 	api, admin := "", ""
 	var env []string
-	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} { // who makes things before who looks at them
+	for _, role := range []string{"commands", "relay", "lake", "views", "admin", "query"} { // roles that create things start before roles that read them
 		r, err := start(ctx, binary, filepath.Join(dir, role), role, servers.Env())
 		if err != nil {
 			return err
@@ -101,7 +101,7 @@ func run(ctx context.Context, binary string, costsOnly bool) (err error) {
 	return nil
 }
 
-// running is a role's process.
+// running is the process of a role.
 type running struct {
 	*process.Process
 	api, admin string

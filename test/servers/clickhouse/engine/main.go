@@ -1,5 +1,5 @@
-// Command engine is the embedded ClickHouse engine as a server of its own. Its settings come in the
-// environment: see clickhouse.EnvListen.
+// Command engine is the embedded ClickHouse engine as a server of its own. Its settings are
+// environment variables: see clickhouse.EnvListen.
 package main
 
 import (
