@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// Errors of Access.
+// Errors of Access. ErrUnknown is also the error for a damaged or forged access token.
 var (
 	ErrUnknown = errors.New("no caller has this token")
 	ErrExpired = errors.New("this access token has expired")
 )
 
-const accessPrefix = "mra1." // no token in the file begins so
+const accessPrefix = "mra1." // no token in the file starts with it
 
-// Issue returns an access token of a caller: text that Access knows until then, to the second, in
-// every process that reads the same file, and no longer than the caller's own token stays in it.
-// Nothing is kept of it: it is signed with that token.
+// Issue returns an access token of a caller, which expires at until, to the second. Every process
+// that reads the same file of tokens accepts it. It is not stored: it is signed with the caller's
+// own token, so it ends when that token is removed from the file.
 func (t *Tokens) Issue(name string, until time.Time) (access string, known bool) {
 	for _, c := range t.current() {
 		if c.name == name {
@@ -31,8 +31,8 @@ func (t *Tokens) Issue(name string, until time.Time) (access string, known bool)
 	return "", false
 }
 
-// Access returns the name of whom an access token was issued to, or a token belongs to, and when it
-// expires: never is the zero time.
+// Access returns the caller of a token or an access token, and when it expires. The time is zero
+// for a token, which does not expire.
 func (t *Tokens) Access(token string) (name string, until time.Time, err error) {
 	rest, issued := strings.CutPrefix(token, accessPrefix)
 	if !issued {
@@ -55,7 +55,7 @@ func (t *Tokens) Access(token string) (name string, until time.Time, err error) 
 	return "", time.Time{}, ErrUnknown
 }
 
-// expiry looks at what an access token says, once it is known for ours.
+// expiry returns when an access token expires. Its signature must have been checked.
 func expiry(said string) (time.Time, error) {
 	_, text, _ := strings.Cut(said, ".")
 	seconds, err := strconv.ParseInt(text, 36, 64)
@@ -69,6 +69,7 @@ func expiry(said string) (time.Time, error) {
 	return until, nil
 }
 
+// sign returns the signature of an access token. Its key is the hash of the caller's token.
 func (c caller) sign(said string) string {
 	mac := hmac.New(sha256.New, c.sum[:])
 	mac.Write([]byte("millrace access token\x00" + c.name + "\x00" + said))

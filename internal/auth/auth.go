@@ -1,8 +1,13 @@
 // Package auth authenticates callers by token and checks their rights. It guards every listener
-// outside loopback.
+// that is not on loopback.
 //
-// A token is a long random text, one for each caller. Tokens are in a file that is read again when
-// it changes, so they can be issued and revoked without a restart.
+// A token is a long random string, one per caller. Tokens are in a file that is read again when it
+// changes, so they can be issued and revoked without a restart. access.go issues access tokens,
+// which expire, and rights.go defines rights.
+//
+// Tokens.Guard authenticates a request and puts the caller's rights into its context. Behind it,
+// Need checks one right for a request, and handlers check others with RightsIn. A request that no
+// Guard has seen has no rights.
 package auth
 
 import (
@@ -23,30 +28,33 @@ import (
 	"connectrpc.com/connect"
 )
 
-// MinLength is the length, in bytes, below which a token is refused as guessable.
+// MinLength is the minimum length of a token in bytes. Shorter ones could be guessed.
 const MinLength = 20
 
-const reread = time.Second // between two looks at the file
+const reread = time.Second // interval of checks for a changed file
 
-// Tokens knows the callers. It is safe for concurrent use.
+// Tokens contains the callers' tokens and rights. It is safe for concurrent use.
 type Tokens struct {
 	path   string
 	logger *slog.Logger
 	rights map[string]Rights // by caller
 
+	// mu protects the fields below.
 	mu      sync.Mutex
 	callers []caller
-	looked  time.Time
-	changed time.Time // the file's time when it was read
+	looked  time.Time // when the file was last checked
+	changed time.Time // modification time of the file that was read
 }
 
+// caller is a caller and its token.
 type caller struct {
 	name string
-	sum  [sha256.Size]byte // of the token: comparing sums takes the same time whatever the token is
+	// sum is the hash of the token. Comparing hashes takes the same time for all tokens.
+	sum [sha256.Size]byte
 }
 
-// Open reads a file with a line NAME:TOKEN for each caller. Empty lines and lines that begin with #
-// are passed over.
+// Open reads a file with one line NAME:TOKEN per caller. Empty lines and lines that start with #
+// are ignored.
 func Open(path string, logger *slog.Logger) (*Tokens, error) {
 	t := &Tokens{path: path, logger: logger}
 	if err := t.read(); err != nil {
@@ -55,6 +63,7 @@ func Open(path string, logger *slog.Logger) (*Tokens, error) {
 	return t, nil
 }
 
+// read reads the file. After an error, the callers remain as they were.
 func (t *Tokens) read() error {
 	info, err := os.Stat(t.path)
 	if err != nil {
@@ -90,7 +99,7 @@ func (t *Tokens) read() error {
 	return nil
 }
 
-// Caller returns the name of whom a token belongs to.
+// Caller returns the caller with a token.
 func (t *Tokens) Caller(token string) (name string, known bool) {
 	sum := sha256.Sum256([]byte(token))
 	for _, c := range t.current() {
@@ -101,7 +110,9 @@ func (t *Tokens) Caller(token string) (name string, known bool) {
 	return "", false
 }
 
-// current returns the list as the file has it.
+// current returns the callers in the file. It reads the file again at most once per reread
+// interval, and only if it has changed. A file that cannot be read does not lock out the known
+// callers.
 func (t *Tokens) current() []caller {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,8 +128,10 @@ func (t *Tokens) current() []caller {
 	return t.callers
 }
 
+// key is the key of admitted in a request's context.
 type key struct{}
 
+// admitted is the caller of a request that Guard let pass.
 type admitted struct {
 	name   string
 	rights Rights
@@ -129,12 +142,13 @@ func callerIn(ctx context.Context) admitted {
 	return c
 }
 
-// CallerOf returns the caller of a request that Guard let in; empty if nobody was asked.
+// CallerOf returns the caller of a request that Guard let pass. It is empty if no authentication is
+// required.
 func CallerOf(ctx context.Context) string { return callerIn(ctx).name }
 
-// Guard lets requests through that carry "Authorization: Bearer TOKEN", and those to open paths.
-// Others are answered in the manner of their protocol, as unauthenticated. A nil Tokens lets
-// everything through, with every right. What a caller may do is asked behind it: see Need.
+// Guard lets requests pass that have "Authorization: Bearer TOKEN" with a known token, and requests
+// to open paths. It refuses others as unauthenticated, in the format of their protocol. A nil
+// Tokens lets everything pass, with all rights. Guard does not check rights; see Need.
 func (t *Tokens) Guard(next http.Handler, open ...string) http.Handler {
 	if t == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

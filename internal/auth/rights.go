@@ -13,23 +13,26 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Right is what one call takes: a surface, and behind a dot the part of it that is meant.
+// Right is what a call requires: a surface, or a part of one after a dot.
 type Right string
 
-// Surfaces are what rights are given on, each whole or in parts. This is the one definition; every
-// door asks by it.
+// Surfaces, on which rights are granted, as a whole or in parts. All listeners use these
+// definitions.
 const (
-	Commands   = "commands"   // parts: services
-	Queries    = "queries"    // parts: services
-	SQL        = "sql"        // parts: tables, as queries address them
-	Catalog    = "catalog"    // parts: read, write, admin, each with those before it; and of one table: read.web.clicks
-	Operations = "operations" // status, verify, failpoints
-	Profiles   = "profiles"   // of the process: they hold what is in its memory
+	Commands = "commands" // parts: services
+	Queries  = "queries"  // parts: services
+	SQL      = "sql"      // parts: tables, as queries address them
+	// Parts of Catalog are read, write and admin. Each includes the previous ones. A table may
+	// follow: read.web.clicks.
+	Catalog    = "catalog"
+	Operations = "operations" // parts: status, verify, failpoints
+	Profiles   = "profiles"   // of the process; they show its memory
 )
 
-// everything is the right to everything.
+// everything is the right to all surfaces.
 const everything = "all"
 
+// parts are the valid parts of each surface. Nil means any.
 var parts = map[string][]string{
 	Commands:   services(),
 	Queries:    services(),
@@ -49,15 +52,15 @@ func services() (names []string) {
 // On returns the right to a part of a surface.
 func On(surface, part string) Right { return Right(surface + "." + part) }
 
-// Rights are those of one caller. The zero Rights are none.
+// Rights are the rights of one caller. The zero value has none.
 type Rights struct{ granted []Right }
 
-// Everything returns what everybody may do where nobody is asked for a token.
+// Everything returns all rights. Every caller has them if no tokens are configured.
 func Everything() Rights { return Rights{[]Right{everything}} }
 
-// ParseRights reads a list of rights: "commands" is the whole surface, "commands.order" a part,
-// "sql.web.*" each table whose name begins so, "catalog.read.web.*" these in the catalog, "all"
-// everything.
+// ParseRights parses a list of rights: "commands" is a whole surface, "commands.order" a part,
+// "sql.web.*" all tables with this prefix, "catalog.read.web.*" the same in the catalog, and "all"
+// is everything.
 func ParseRights(list []string) (Rights, error) {
 	var r Rights
 	for _, text := range list {
@@ -78,7 +81,7 @@ func ParseRights(list []string) (Rights, error) {
 	return r, nil
 }
 
-// Allow reports whether a right is among those that were given.
+// Allow reports whether the rights include a right.
 func (r Rights) Allow(wanted Right) bool {
 	surface, part, _ := strings.Cut(string(wanted), ".")
 	for _, g := range r.granted {
@@ -102,23 +105,23 @@ func (r Rights) Allow(wanted Right) bool {
 	return false
 }
 
-// covers reports whether a table's name is the one that was given, or begins as that does before
-// its *.
+// covers reports whether a table is the granted one, or has the granted prefix before a *.
 func covers(given, table string) bool {
 	start, some := strings.CutSuffix(given, "*")
 	return given == table || some && strings.HasPrefix(table, start)
 }
 
-// kindOf returns what may be done in the catalog, without the table with which.
+// kindOf returns read, write or admin of a part of the catalog, without the table.
 func kindOf(part string) string {
 	kind, _, _ := strings.Cut(part, ".")
 	return kind
 }
 
+// rank orders the kinds: a higher one includes the lower ones.
 func rank(part string) int { return slices.Index(parts[Catalog], kindOf(part)) }
 
-// Tables returns the names of the tables, and the beginnings of names with a * behind them, that a
-// right to the catalog was given of.
+// Tables returns the tables, and prefixes of tables followed by *, that rights to the catalog are
+// limited to.
 func (r Rights) Tables() []string {
 	var names []string
 	for _, g := range r.granted {
@@ -131,7 +134,7 @@ func (r Rights) Tables() []string {
 	return names
 }
 
-// Any reports whether there is a right to a surface or a part of it.
+// Any reports whether there is a right to a surface or to a part of it.
 func (r Rights) Any(surface string) bool {
 	return slices.ContainsFunc(r.granted, func(g Right) bool {
 		has, _, _ := strings.Cut(string(g), ".")
@@ -139,19 +142,19 @@ func (r Rights) Any(surface string) bool {
 	})
 }
 
-// Grant says what callers may do, by their names; those that are not in it, nothing. Call it before
-// the doors open.
+// Grant sets the rights of callers, by name. A caller without an entry has none. Call it before the
+// listeners start.
 func (t *Tokens) Grant(rights map[string]Rights) { t.rights = rights }
 
-// RightsOf are those of a caller.
+// RightsOf returns the rights of a caller.
 func (t *Tokens) RightsOf(name string) Rights { return t.rights[name] }
 
-// RightsIn are those of the caller of a request that Guard let in. A request that no guard saw has
-// none.
+// RightsIn returns the rights of the caller of a request that Guard let pass. A request that no
+// Guard has seen has none.
 func RightsIn(ctx context.Context) Rights { return callerIn(ctx).rights }
 
-// Need lets requests through whose caller has the right that they take. Others are answered in the
-// manner of their protocol, as denied. It is behind Guard.
+// Need lets requests pass whose caller has the right that they require. It refuses others as
+// denied, in the format of their protocol. It must be behind Guard.
 func Need(right func(*http.Request) Right, next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -169,7 +172,7 @@ func Need(right func(*http.Request) Right, next http.Handler) http.Handler {
 	})
 }
 
-// Denied tells a caller what is missing, and where it is given.
+// Denied returns the message for a missing right, which says where rights are configured.
 func Denied(name string, needed Right) string {
 	if name == "" {
 		name = "this caller"

@@ -2,34 +2,34 @@ package clickhouse
 
 import "fmt"
 
-// The engine knows these users. On a server that others run, Admin is whom its settings name, and
-// the readers are made once, with the same password and the rights that ReaderSetup tells.
+// Users of the engine. On an external server, Admin is the user in the settings. The readers must
+// be created once, with the same password and the rights in ReaderSetup.
 const (
-	// Admin may do anything, reading and writing files and fetching from the network included.
+	// Admin may do everything, including reading and writing files and fetching from the network.
 	Admin = "default"
-	// Reader may run one statement that reads, over databases whose names start with ReaderPrefix.
-	// Table functions that reach beyond them, the function file and changes of settings are
-	// refused, and so are system tables that show other callers' queries
-	// (select_from_system_db_requires_grant, which a server has by default). Queries that people
-	// write run as Reader.
+	// Reader may run one read-only statement on databases whose names start with ReaderPrefix. It
+	// may not use table functions that reach beyond them, the function file, changes of settings,
+	// or system tables that show other callers' queries. (A server refuses these with
+	// select_from_system_db_requires_grant, which is on by default.) Queries written by users run
+	// as Reader.
 	Reader = "reader"
-	// ReaderPrefix starts the names of the databases that Reader may read.
+	// ReaderPrefix is the prefix of the databases that Reader may read.
 	ReaderPrefix = "lake_"
 )
 
-// ScopedReaders are how many users there are who may read less than Reader.
+// ScopedReaders is the number of users with fewer rights than Reader.
 const ScopedReaders = 16
 
-// ScopedReader returns one of them. It may read the databases alone whose names start with
-// ScopedPrefix of its number, so that who may read some tables finds no others, however a query
+// ScopedReader returns the nth scoped reader. It may read only databases whose names start with
+// ScopedPrefix(n). So a caller with rights to some tables cannot reach others, however a query
 // names them.
 func ScopedReader(n int) string { return fmt.Sprintf("reader_%02d", n) }
 
-// ScopedPrefix starts the names of the databases that ScopedReader may read.
+// ScopedPrefix returns the prefix of the databases that ScopedReader(n) may read.
 func ScopedPrefix(n int) string { return fmt.Sprintf("%ss%02d_", ReaderPrefix, n) }
 
-// ReaderSetup makes one of the readers on a server that others run; deploy/clickhouse/users.xml has
-// them all. Settings of queries may change, the rights do not.
+// ReaderSetup returns the statements that create a reader on an external server.
+// deploy/clickhouse/users.xml creates all of them. A query may change settings, but not rights.
 func ReaderSetup(user string) string {
 	databases := ReaderPrefix
 	for n := range ScopedReaders {
@@ -53,13 +53,13 @@ func IsReader(user string) bool {
 	return false
 }
 
-// What StartEngine tells its child, in the child's environment.
+// Environment variables that StartEngine sets for its child.
 const (
 	EnvLibrary  = "MILLRACE_ENGINE_LIBRARY"  // path of libchdb.so
 	EnvData     = "MILLRACE_ENGINE_DATA"     // folder of the engine's files
-	EnvPassword = "MILLRACE_ENGINE_PASSWORD" // what both users must show
-	EnvListener = "MILLRACE_ENGINE_LISTENER" // number of the inherited file descriptor that listens
-	// EnvListen is, in the place of EnvListener, the loopback address of an engine that nobody
-	// watches: the one that stands for a server in tests.
+	EnvPassword = "MILLRACE_ENGINE_PASSWORD" // password of all users
+	EnvListener = "MILLRACE_ENGINE_LISTENER" // number of the inherited file descriptor of the listener
+	// EnvListen replaces EnvListener for an engine without a supervisor, which represents a server
+	// in tests. It is the loopback address to listen on.
 	EnvListen = "MILLRACE_ENGINE_LISTEN"
 )

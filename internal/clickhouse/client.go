@@ -17,30 +17,31 @@ import (
 // Client sends queries over ClickHouse's HTTP interface. It is safe for concurrent use.
 type Client struct {
 	url, user, password string
-	outside             bool // a server that others run
+	outside             bool // an external server
 	http                *http.Client
 	silence             time.Duration // see watch
 }
 
-// NewClient returns a client of the engine at addr, host:port.
+// NewClient returns a client of the embedded engine at addr, host:port.
 func NewClient(addr, user, password string) *Client {
 	return &Client{url: "http://" + addr + "/", user: user, password: password, http: newHTTP(nil), silence: silence}
 }
 
-// Server is a ClickHouse server that others run.
+// Server describes an external ClickHouse server.
 type Server struct {
 	URL      string // http(s)://host:port
-	User     string // empty: default
+	User     string // empty means default
 	Password string
-	TLS      *tls.Config // where the URL says https; nil: the system's authorities
+	TLS      *tls.Config // for an https URL; nil means the system's certificate authorities
 }
 
-// NewServerClient returns a client of a server. Nothing is connected yet.
+// NewServerClient returns a client of an external server. It does not connect yet.
 func NewServerClient(s Server) (*Client, error) {
 	u, err := url.Parse(s.URL)
 	switch {
 	case err != nil:
-		return nil, errors.New("ClickHouse: the address is not http(s)://host:port") // the parser's error shows all of it
+		// The parser's error would contain the whole address.
+		return nil, errors.New("ClickHouse: the address is not http(s)://host:port")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
 		return nil, fmt.Errorf("ClickHouse: the address (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
 	case u.User != nil:
@@ -52,6 +53,7 @@ func NewServerClient(s Server) (*Client, error) {
 	return &Client{url: u.Scheme + "://" + u.Host + "/", user: s.User, password: s.Password, outside: true, http: newHTTP(s.TLS), silence: silence}, nil
 }
 
+// newHTTP returns an HTTP client without a total timeout, because queries may take long; see watch.
 func newHTTP(config *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: config, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, DisableCompression: true,
@@ -59,31 +61,30 @@ func newHTTP(config *tls.Config) *http.Client {
 	}}
 }
 
-// Outside reports whether the client is of a server that others run, which does not see this
-// machine's files.
+// Outside reports whether the server is external. It then does not see this machine's files.
 func (c *Client) Outside() bool { return c.outside }
 
-// URL returns where the server or engine answers.
+// URL returns the address of the server or engine.
 func (c *Client) URL() string { return c.url }
 
-// Close releases the connections that are not in use.
+// Close closes the idle connections.
 func (c *Client) Close() error {
 	c.http.CloseIdleConnections()
 	return nil
 }
 
-// As returns the same client as another user with the same password.
+// As returns a client for another user with the same password.
 func (c *Client) As(user string) *Client {
 	other := *c
 	other.user = user
 	return &other
 }
 
-// Password returns what the client shows, for clients of other make.
+// Password returns the client's password, for clients of other kinds.
 func (c *Client) Password() string { return c.password }
 
-// Ping returns nil once the server answers. It waits for one that listens and is still starting,
-// until ctx ends.
+// Ping returns nil when the server answers. It waits for a server that accepts connections and is
+// still starting, until ctx ends.
 func (c *Client) Ping(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodGet, "ping", nil, "")
 	if err != nil {
@@ -92,18 +93,18 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query
-// that reads may be sent again.
+// ErrAway means that the server cannot be reached, or does not even answer a ping. A query that
+// reads may be retried.
 var ErrAway = errors.New("ClickHouse does not answer")
 
-// silence is how long a query may bring nothing until the server is asked whether it is there, and
-// how long it may take to say so.
+// silence is how long a query may return nothing before the server is pinged, and how long the ping
+// may take.
 const silence = 15 * time.Second
 
-// watch ends a query whose server has fallen silent: it hangs, or was cut off without a word. A
-// query may take long without a byte of an answer, so the server is asked beside it. The query's
-// own time is bounded by the server. stop must be called; told is called for each piece of the
-// answer.
+// watch ends a query whose server has become silent, because it hangs or the connection is lost. A
+// query may take long before the first byte of its answer, so watch pings the server in parallel.
+// The server itself bounds the duration of a query. The caller must call stop, and told for each
+// piece of the answer.
 func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	pieces := make(chan struct{}, 1)
@@ -127,7 +128,8 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 				done()
 				if err != nil {
 					cancel(fmt.Errorf("%w at %s for %v: it hangs, or the network loses its answers (%s)",
-						ErrAway, c.url, 2*c.silence, err.Error())) // not wrapped: the ping's deadline is not the caller's
+						// Not wrapped: the ping's deadline is not the caller's.
+						ErrAway, c.url, 2*c.silence, err.Error()))
 					return
 				}
 			}
@@ -137,10 +139,10 @@ func (c *Client) watch(ctx context.Context) (watched context.Context, told, stop
 	return watched, told, func() { cancel(nil) }
 }
 
-// Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"), which the
-// caller must close. Settings may hold request parameters too, such as "database". A query that
-// fails gives an *Error: from Query, or from Read if it failed after the first part of the answer.
-// Ending ctx, or closing early, ends the query.
+// Query runs one statement and returns its answer in a ClickHouse format ("JSONEachRow"). The
+// caller must close it. Settings may contain request parameters, too, such as "database". If a
+// query fails, the error is an *Error: from Query, or from Read if it failed after the first part
+// of the answer. The query ends when ctx ends or the answer is closed.
 func (c *Client) Query(ctx context.Context, sql, format string, settings map[string]string) (io.ReadCloser, error) {
 	params := url.Values{}
 	for name, value := range settings {
@@ -169,7 +171,7 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 	return &answer{body: resp.Body, tag: resp.Header.Get("X-ClickHouse-Exception-Tag"), ctx: ctx, told: told, stop: stop}, nil
 }
 
-// Exec runs one statement whose answer does not matter.
+// Exec runs one statement and discards its answer.
 func (c *Client) Exec(ctx context.Context, sql string, settings map[string]string) error {
 	body, err := c.Query(ctx, sql, "Null", settings)
 	if err != nil {
@@ -179,6 +181,7 @@ func (c *Client) Exec(ctx context.Context, sql string, settings map[string]strin
 	return errors.Join(err, body.Close())
 }
 
+// do sends a request. Without a user it sends no credentials.
 func (c *Client) do(ctx context.Context, method, target string, body io.Reader, user string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.url+target, body)
 	if err != nil {
@@ -195,8 +198,8 @@ func (c *Client) do(ctx context.Context, method, target string, body io.Reader, 
 	return resp, nil
 }
 
-// away returns the error of a call whose answer did not come, or broke off: ErrAway, unless its
-// caller has given up.
+// away returns the error of a call without a complete answer: ErrAway, unless the caller has given
+// up.
 func away(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
@@ -207,6 +210,7 @@ func away(ctx context.Context, err error) error {
 	return err
 }
 
+// statusError returns an error unless the status is OK.
 func statusError(code int, status string) error {
 	if code == http.StatusOK {
 		return nil
@@ -216,22 +220,23 @@ func statusError(code int, status string) error {
 
 const (
 	maxErrorText = 64 << 10
-	// ClickHouse writes the error of a query that fails midway into the last 16 KiB of the body, so
-	// that much is held back until the body has ended well.
+	// If a query fails after the start of its answer, ClickHouse writes the error into the last 16
+	// KiB of the body. So Read keeps that much back until it knows how the body ended.
 	heldBack = 16 << 10
 )
 
-// answer reads a body whose end may be an error.
+// answer is a body that may end with an error.
 type answer struct {
 	body io.ReadCloser
 	tag  string
-	buf  []byte // read and not handed out
+	buf  []byte // read from the body and not returned yet
 	err  error  // how the body ended
 
-	ctx        context.Context // of the watch
+	ctx        context.Context // the watch's
 	told, stop func()
 }
 
+// Read returns bytes only when more than heldBack follow them, or at the end.
 func (a *answer) Read(p []byte) (int, error) {
 	for a.err == nil && len(a.buf) <= heldBack {
 		a.fill()
@@ -248,7 +253,7 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill reads more of the body, and at its end finds out how it ended.
+// fill reads more of the body. At its end, it determines whether the body ended with an error.
 func (a *answer) fill() {
 	const chunk = 64 << 10
 	if cap(a.buf)-len(a.buf) < chunk {
@@ -279,11 +284,12 @@ func (a *answer) fill() {
 	}
 	text := rest
 	if i := bytes.LastIndexByte(bytes.TrimSuffix(rest, []byte("\r\n__exception__\r\n")), '\n'); i >= 0 {
-		text = rest[:i] // the last line is the length and the tag
+		text = rest[:i] // the last line has the length and the tag
 	}
 	a.buf, a.err = rows, ParseError(string(text))
 }
 
+// Close ends the query if it still runs.
 func (a *answer) Close() error {
 	defer a.stop()
 	return a.body.Close()

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Error is what ClickHouse answers when a query fails.
+// Error is ClickHouse's error for a failed query.
 type Error struct {
-	Code    int    // ClickHouse's own: 60
-	Name    string // of the code: "UNKNOWN_TABLE"; may be empty
-	Message string // without code and name
+	Code    int    // ClickHouse's code, for example 60
+	Name    string // name of the code, for example "UNKNOWN_TABLE"; may be empty
+	Message string // text without code and name
 }
 
 func (e *Error) Error() string {
@@ -21,7 +21,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s (%s)", e.Message, e.Name)
 }
 
-// Codes that callers decide by, and those that the engine answers itself.
+// Codes that callers distinguish, and those that the engine itself returns.
 const (
 	CodeUnknownTable     = 60
 	CodeSyntax           = 62
@@ -36,15 +36,15 @@ const (
 	CodeNoSpace          = 243
 	CodeReadOnly         = 164
 	CodeNotImplemented   = 48
-	CodeTooMany          = 202 // queries at a time
+	CodeTooMany          = 202 // too many concurrent queries
 	CodeOverloaded       = 745
 	CodeNoThread         = 439
-	CodeMemoryLimit      = 241 // of the query, or of all of them: see Error.Busy
+	CodeMemoryLimit      = 241 // of the query, or of all queries; see Error.Busy
 	CodeTooManyRows      = 158
-	CodeTooManyBytes     = 307 // read, or of the query itself
+	CodeTooManyBytes     = 307 // read by the query, or of the query text
 	CodeTooManyResults   = 396
 	CodeTooSlow          = 160
-	CodeAborted          = 236 // the server is being stopped
+	CodeAborted          = 236 // the server is shutting down
 	CodeSystem           = 425
 	CodeNoMemory         = 173
 	CodeDNS              = 198
@@ -54,14 +54,15 @@ const (
 	CodeS3               = 499
 	CodeAuthentication   = 516
 	CodeBadArguments     = 36
-	CodeStd              = 1001 // an error of C++'s library, of the file system for one
+	CodeStd              = 1001 // an error of C++'s standard library, for example of the file system
 	CodeUnknownException = 1002
 )
 
-// ofAllQueries are signs that what all queries of the server together may take is used up.
+// ofAllQueries matches messages about limits that apply to all queries of the server, or of the
+// user, together.
 var ofAllQueries = regexp.MustCompile(`(?i)\(total\)|total memory limit|\bfor user\b`)
 
-// Busy reports whether the server has too much to do for this query now: later it may run.
+// Busy reports whether the server is too busy for this query now. A retry later may succeed.
 func (e *Error) Busy() bool {
 	switch e.Code {
 	case CodeTooMany, CodeOverloaded, CodeNoThread:
@@ -78,14 +79,14 @@ var (
 	errorName = regexp.MustCompile(`\s*\(([A-Z][A-Z0-9_]+)\)\s*$`)
 )
 
-// ParseError reads ClickHouse's text of an error: "Code: 60. DB::Exception: … (UNKNOWN_TABLE)".
-// Text of another form becomes the message of an Error with code 1002, ClickHouse's own for what
-// has no code.
+// ParseError parses ClickHouse's text of an error: "Code: 60. DB::Exception: … (UNKNOWN_TABLE)".
+// Other text becomes the message of an Error with code 1002, which ClickHouse uses for errors
+// without a code.
 func ParseError(text string) *Error {
 	e := &Error{Code: CodeUnknownException}
 	text, _, _ = strings.Cut(text, ", Stack trace (when copying this message")
 	text = strings.TrimSpace(text)
-	for first := true; ; first = false { // an error that passed through several hands repeats the frame
+	for first := true; ; first = false { // each component that passes an error on repeats the frame
 		m := errorHead.FindStringSubmatch(text)
 		if m == nil {
 			break

@@ -9,15 +9,16 @@ import (
 	"strings"
 )
 
-// EnvLibraryPath names libchdb.so where the configuration does not.
+// EnvLibraryPath is the environment variable with the path of libchdb.so, if the configuration has
+// none.
 const EnvLibraryPath = "MILLRACE_CHDB_LIBRARY"
 
-// ErrNoLibrary is what FindLibrary's errors wrap. Their text says what to run.
+// ErrNoLibrary is wrapped by FindLibrary's errors. Their text says what to run.
 var ErrNoLibrary = errors.New("libchdb.so, the embedded ClickHouse engine, is not there")
 
-// FindLibrary finds libchdb.so: at configured, if that is not empty; else where EnvLibraryPath
-// says; else beside the running binary, or where `make tools` puts it in the binary's folder, the
-// folder above that, or the working directory.
+// FindLibrary returns the path of libchdb.so. It is configured, if that is not empty, or the value
+// of EnvLibraryPath. Otherwise FindLibrary looks beside the running binary, and where `make tools`
+// installs it in the binary's folder, in the parent of that, or in the working directory.
 func FindLibrary(configured string) (string, error) {
 	for _, said := range []struct{ by, path string }{{"clickhouse.library", configured}, {EnvLibraryPath, os.Getenv(EnvLibraryPath)}} {
 		if said.path == "" {
@@ -46,7 +47,7 @@ func FindLibrary(configured string) (string, error) {
 		ErrNoLibrary, packageName(), EnvLibraryPath, strings.Join(looked, ", "))
 }
 
-// packageName returns the npm package that ships the library for this machine.
+// packageName returns the npm package with the library for this machine.
 func packageName() string {
 	arch := map[string]string{"amd64": "x64"}[runtime.GOARCH]
 	if arch == "" {

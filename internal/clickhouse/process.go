@@ -1,5 +1,9 @@
-// Package clickhouse is the client of ClickHouse's HTTP interface, the same for a real server and
-// for the embedded engine. It also starts and supervises the process of the embedded engine.
+// Package clickhouse is the client of ClickHouse's HTTP interface, for a real server and for the
+// embedded engine. It also starts and supervises the process of the embedded engine.
+//
+// Client sends queries. StartEngine returns an Engine, whose process is restarted when it ends or
+// hangs. access.go defines the users with limited rights, errors.go parses ClickHouse's errors, and
+// library.go finds libchdb.so. Package engine is the code of the engine's process.
 package clickhouse
 
 import (
@@ -23,41 +27,45 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 )
 
-// Config says how StartEngine starts an engine.
+// Config configures the process that StartEngine starts.
 type Config struct {
-	// Command is what to run: a program, and arguments after which it calls engine.Main with
-	// engine.FromEnv.
+	// Command is the program and its arguments. It must call engine.Main with engine.FromEnv.
 	Command []string
-	Library string // path of libchdb.so; empty: where FindLibrary finds it
-	Listen  string // loopback address; empty: 127.0.0.1 and a free port
-	DataDir string // the engine's files, one engine per folder; empty: a temporary folder that Close removes
+	Library string // path of libchdb.so; empty means that FindLibrary searches it
+	Listen  string // loopback address; empty means 127.0.0.1 and a free port
+	// DataDir is the folder of the engine's files. One engine per folder. Empty means a temporary
+	// folder that Close removes.
+	DataDir string
 	Logger  *slog.Logger
-	// HungAfter is how long the process may take to say that it is there. One that misses it twice
-	// in a row hangs: it is ended and started again. 0 means 30 seconds.
+	// HungAfter is how long the process may take to answer a ping. A process that misses two in a
+	// row hangs, and is killed and started again. 0 means 30 seconds.
 	HungAfter time.Duration
 }
 
-// Engine is a ClickHouse engine in a process of its own. If that process dies, it is started again;
-// its queries fail, and those that come meanwhile wait.
+// Engine is a ClickHouse engine in its own process. If the process ends, it is restarted. Its
+// queries fail, and new ones wait for the new process.
 type Engine struct {
-	config   Config
-	listener *net.TCPListener // never accepts here: the child does, and what knocks between two children waits
+	config Config
+	// listener is passed to the child, which accepts. Connections between two children wait in its
+	// backlog.
+	listener *net.TCPListener
 	client   *Client
 	stop     context.CancelFunc
 	done     chan struct{}
 
+	// mu protects process.
 	mu      sync.Mutex
 	process *os.Process
 }
 
 const (
-	startTimeout = 60 * time.Second // until a cold half gigabyte is loaded and answers
-	stopTimeout  = 8 * time.Second  // from asking the child to end to killing it
-	healthyAfter = 30 * time.Second // a child that lived this long starts the backoff anew
+	startTimeout = 60 * time.Second // until half a gigabyte is loaded from disk and answers
+	stopTimeout  = 8 * time.Second  // from the request to end until the child is killed
+	healthyAfter = 30 * time.Second // a child that lived this long resets the backoff
 	hungAfter    = 30 * time.Second
 )
 
-// StartEngine starts an engine and returns once it answers. ctx bounds the start only.
+// StartEngine starts an engine and returns when it answers. ctx bounds the start only.
 func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	var err error
 	if c.Library, err = FindLibrary(c.Library); err != nil {
@@ -108,14 +116,14 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	return e, nil
 }
 
-// Addr returns where the engine listens, host:port. It stays the same when the process is started
-// again.
+// Addr returns the address of the engine, host:port. It does not change when the process is
+// restarted.
 func (e *Engine) Addr() string { return e.listener.Addr().String() }
 
 // Client returns a client of the engine as Admin.
 func (e *Engine) Client() *Client { return e.client }
 
-// PID returns the present process, or 0 between two.
+// PID returns the id of the current process, or 0 while there is none.
 func (e *Engine) PID() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -125,7 +133,7 @@ func (e *Engine) PID() int {
 	return e.process.Pid
 }
 
-// Close stops the engine: queries under way fail. It may be called again.
+// Close stops the engine. Queries in progress fail. It may be called more than once.
 func (e *Engine) Close() error {
 	e.stop()
 	<-e.done
@@ -133,10 +141,11 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// supervise keeps a child running until ctx ends. ready gets the first child's fate: an engine that
-// cannot start at all is not tried again.
+// supervise keeps a child running until ctx ends. It sends the result of the first start on ready.
+// An engine that cannot start at all is not retried.
 func (e *Engine) supervise(ctx context.Context, password string, ready chan<- error) {
-	// Linux ties the child to the thread that started it.
+	// Linux sends Pdeathsig when the thread that started the child ends, so this goroutine keeps
+	// its thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	waits := backoff.Child.Start()
@@ -166,21 +175,22 @@ func (e *Engine) supervise(ctx context.Context, password string, ready chan<- er
 	}
 }
 
-// runChild runs one child to its end, or to the end of ctx. It calls ready once the child answers.
+// runChild runs one child until it ends or ctx ends. It calls ready when the child answers.
 func (e *Engine) runChild(ctx context.Context, password string, ready func()) error {
 	socket, err := e.listener.File()
 	if err != nil {
 		return fmt.Errorf("hand over the listener: %w", err)
 	}
 	defer socket.Close() //nolint:errcheck // a duplicate; the child has its own
-	// The command's own context would kill; this one asks first.
+	// By default, the command's context would kill the child. Interrupt it first.
 	cmd := exec.CommandContext(ctx, e.config.Command[0], e.config.Command[1:]...) //nolint:gosec // our own binary
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopTimeout
 	cmd.Env = append(os.Environ(), EnvLibrary+"="+e.config.Library, EnvData+"="+e.config.DataDir, EnvPassword+"="+password, EnvListener+"=3")
 	cmd.ExtraFiles = []*os.File{socket}
 	dieWithParent(cmd)
-	if _, err := cmd.StdinPipe(); err != nil { // never written to: its end tells the child that we are gone
+	// It is never written to: its end tells the child that this process has ended.
+	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
 	log := &logWriter{log: e.config.Logger}
@@ -195,7 +205,7 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 		defer close(pinged)
 		if e.alive(pinging, startTimeout) {
 			ready()
-			for misses := 0; misses < 2; { // one may be a machine that slept
+			for misses := 0; misses < 2; { // a single miss may be due to a machine that slept
 				select {
 				case <-pinging.Done():
 					return
@@ -221,7 +231,7 @@ func (e *Engine) runChild(ctx context.Context, password string, ready func()) er
 	return err
 }
 
-// alive reports whether the child answers within a limit.
+// alive reports whether the child answers within limit.
 func (e *Engine) alive(ctx context.Context, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -234,12 +244,12 @@ func (e *Engine) setProcess(p *os.Process) {
 	e.process = p
 }
 
-// logWriter passes on what a child prints, line by line, and keeps the last lines.
+// logWriter logs the output of a child line by line, and keeps the last lines for an error.
 type logWriter struct {
 	log  *slog.Logger
 	mu   sync.Mutex
-	rest []byte
-	tail []string
+	rest []byte   // incomplete line
+	tail []string // last lines
 }
 
 const (
@@ -247,6 +257,7 @@ const (
 	tailLines   = 5
 )
 
+// Write logs the complete lines in p.
 func (w *logWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -265,6 +276,7 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	}
 }
 
+// last returns the last lines of output.
 func (w *logWriter) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -4,5 +4,6 @@ package clickhouse
 
 import "os/exec"
 
-// dieWithParent does nothing here: the end of the child's standard input is what tells it.
+// dieWithParent does nothing on this platform. The end of standard input tells the child that its
+// parent has ended.
 func dieWithParent(*exec.Cmd) {}

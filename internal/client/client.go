@@ -1,5 +1,10 @@
-// Package client sends commands to a running Millrace as an outside program would: by Connect over
-// one HTTP/2 connection. It retries, which is safe because commands carry an idempotency key.
+// Package client sends commands to a running Millrace, as an external program would: with Connect
+// over one HTTP/2 connection.
+//
+// Client.Send accepts the request message of any command, finds its method by reflection and
+// returns the receipt. It retries while the server is unavailable, which is safe because commands
+// have an idempotency key. Refusal distinguishes commands that the server refused from those that
+// it did not answer.
 package client
 
 import (
@@ -24,13 +29,13 @@ type Client struct {
 	url       string
 	http      connect.HTTPClient
 	options   []connect.ClientOption
-	methods   sync.Map // *connect.Client[message, message] by the method's full name
+	methods   sync.Map // *connect.Client[message, message], by full name of the method
 	transport *http.Transport
 }
 
-// New returns a client of the server at addr, "host:port" or a URL. Where the server is away or
-// busy, each call is sent again for as long as patience before it gives up with ErrUnreachable.
-// Call Close when done.
+// New returns a client of the server at addr, "host:port" or a URL. If the server is unavailable or
+// busy, a call is retried for at most patience. Then it fails with ErrUnreachable. Call Close when
+// done.
 func New(addr string, patience time.Duration, opts ...Option) *Client {
 	var o options
 	for _, opt := range opts {
@@ -41,7 +46,7 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 	}
 	transport := &http.Transport{
 		Protocols: new(http.Protocols),
-		// A server that vanished without closing the connection is noticed by its silence.
+		// Pings detect a server that disappeared without closing the connection.
 		TLSClientConfig: o.tls,
 		HTTP2:           &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
@@ -50,12 +55,12 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 	doer := &http.Client{Transport: transport}
 	with := connect.WithClientOptions(
 		connect.WithInterceptors(retry(patience), bearer(o.token)),
-		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to gain by it
+		connect.WithAcceptCompression("gzip", nil, nil), // receipts are too small to benefit
 	)
 	return &Client{url: strings.TrimRight(addr, "/"), http: doer, options: []connect.ClientOption{with}, transport: transport}
 }
 
-// Option changes how a client connects.
+// Option configures a client.
 type Option func(*options)
 
 type options struct {
@@ -66,9 +71,10 @@ type options struct {
 // WithToken sends a token with each call.
 func WithToken(token string) Option { return func(o *options) { o.token = token } }
 
-// WithTLS says whom to trust where the address is an https URL.
+// WithTLS sets the TLS configuration for an https URL.
 func WithTLS(c *tls.Config) Option { return func(o *options) { o.tls = c } }
 
+// bearer adds the token to each call.
 func bearer(token string) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
@@ -80,11 +86,11 @@ func bearer(token string) connect.UnaryInterceptorFunc {
 	}
 }
 
-// Close closes the connections. Calls under way should have ended.
+// Close closes the connections. No call should be in progress.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Send sends a command and returns its receipt. A command is the request of a method that changes
-// something, in any service: the file that declares the request declares the method, too.
+// something, in any service. The method must be declared in the same file as the request.
 func (c *Client) Send(ctx context.Context, command proto.Message) (*eventv1.Receipt, error) {
 	method := methodOf(command.ProtoReflect().Descriptor())
 	if method == nil {
@@ -101,14 +107,13 @@ func (c *Client) Send(ctx context.Context, command proto.Message) (*eventv1.Rece
 	return res.Msg.Message.(answer).GetReceipt(), nil
 }
 
-// Name returns what a command is called: "PlaceOrder".
+// Name returns the name of a command: "PlaceOrder".
 func Name(command proto.Message) string {
 	return strings.TrimSuffix(string(command.ProtoReflect().Descriptor().Name()), "Request")
 }
 
-// Refusal reports whether the server understood a command and will never accept it as it stands,
-// and why: the detail that a business rule gives, or one made from the error where the request was
-// not valid in the first place.
+// Refusal reports whether the server refused a command for good, and why. The reason is the detail
+// of a business rule, or is made from the error if the request was not valid.
 func Refusal(err error) (*eventv1.Rejection, bool) {
 	var refused *connect.Error
 	if !errors.As(err, &refused) || !connect.IsWireError(refused) {

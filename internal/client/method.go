@@ -12,14 +12,14 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// message is a request or an answer of any method. The type parameters of Connect's clients are
-// structs, so one type that holds a message stands for all of them.
+// message is a request or a response of any method. The type parameters of Connect's clients must
+// be structs, so this one type is used for all.
 type message struct{ proto.Message }
 
-// answer is what every command is answered with.
+// answer is implemented by the response of every command.
 type answer interface{ GetReceipt() *eventv1.Receipt }
 
-// methodOf returns the method that takes a request and changes something, or nil.
+// methodOf returns the method with this request if it changes something, or nil.
 func methodOf(request protoreflect.MessageDescriptor) protoreflect.MethodDescriptor {
 	services := request.ParentFile().Services()
 	for i := range services.Len() {
@@ -35,7 +35,7 @@ func methodOf(request protoreflect.MessageDescriptor) protoreflect.MethodDescrip
 	return nil
 }
 
-// method returns the client of a method, which is made at its first call.
+// method returns the client of a method. It is created at the method's first call.
 func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[message, message], error) {
 	if call, ok := c.methods.Load(m.FullName()); ok {
 		return call.(*connect.Client[message, message]), nil
@@ -61,7 +61,7 @@ func (c *Client) method(m protoreflect.MethodDescriptor) (*connect.Client[messag
 	return call.(*connect.Client[message, message]), nil
 }
 
-// codec is Connect's binary codec for what a message holds.
+// codec is Connect's binary codec for message.
 type codec struct{}
 
 func (codec) Name() string { return "proto" }

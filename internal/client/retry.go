@@ -11,13 +11,14 @@ import (
 	"github.com/millrace/millrace/internal/backoff"
 )
 
-// ErrUnreachable is wrapped by the error of a call whose patience ended before the server answered.
+// ErrUnreachable is wrapped by the error of a call that was not answered within the client's
+// patience.
 var ErrUnreachable = errors.New("server cannot be reached")
 
-const longestAttempt = 30 * time.Second
+const longestAttempt = 30 * time.Second // limit of one attempt
 
-// retry sends a call again, at growing intervals, until it is answered, ctx ends, or it has failed
-// for as long as patience.
+// retry is an interceptor that retries a call, with backoff, until it is answered, ctx ends, or it
+// has failed for patience.
 func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
@@ -38,21 +39,21 @@ func retry(patience time.Duration) connect.UnaryInterceptorFunc {
 	}
 }
 
+// attempt makes one call within longestAttempt.
 func attempt(ctx context.Context, next connect.UnaryFunc, request connect.AnyRequest) (connect.AnyResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, longestAttempt)
 	defer cancel()
 	return next(ctx, request)
 }
 
-// transient reports whether the same call may succeed later. The caller's own context is known to
-// be alive, so a call that was cancelled or ran out of time was so by the server or by the limit of
-// one attempt.
+// transient reports whether a retry may succeed. The caller's context has not ended. So a cancelled
+// call was cancelled by the server, and one that ran out of time exceeded the limit of an attempt.
 func transient(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeUnavailable, connect.CodeAborted, connect.CodeResourceExhausted, connect.CodeCanceled, connect.CodeDeadlineExceeded:
 		return true
 	case connect.CodeUnknown, connect.CodeInternal:
-		return !connect.IsWireError(err) // the connection broke in the middle of an answer
+		return !connect.IsWireError(err) // the connection broke during the response
 	default:
 		return false
 	}

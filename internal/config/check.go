@@ -14,22 +14,24 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// The embedded broker shows aborted records in an answer that is cut by its whole size, which
-// readers ask to be 50 MiB at the most, with 1 MiB of each partition.
+// embeddedPartitions is the maximum number of partitions of a topic on the embedded broker. That
+// broker shows aborted records if a response is truncated by its total size. Readers request at
+// most 50 MiB in total and 1 MiB per partition.
 const embeddedPartitions = 32
 
-// Check finds what cannot work, before anything is started.
+// Check returns an error for settings that cannot work, before anything starts.
 func (c Config) Check() error {
 	return errors.Join(c.checkListeners(), c.CheckClient())
 }
 
-// checkListeners checks the addresses as those that this process listens on.
+// checkListeners checks the addresses that this process listens on: without authentication, only
+// loopback is allowed.
 func (c Config) checkListeners() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, a := range []struct {
 		key, addr string
-		guarded   bool // by tokens, where there are some
+		guarded   bool // by tokens, if they are configured
 	}{
 		{"addr", c.Addr, true}, {"admin.addr", c.Admin.Addr, true},
 		{"kafka.listen", c.Kafka.Listen, false}, {"redis.listen", c.Redis.Listen, false}, {"clickhouse.listen", c.ClickHouse.Listen, false},
@@ -49,8 +51,8 @@ func (c Config) checkListeners() error {
 	return errors.Join(errs...)
 }
 
-// CheckClient checks the configuration of a program that calls a running system: addresses may be
-// anywhere.
+// CheckClient checks the configuration of a program that calls a running system. Its addresses may
+// be on any host.
 func (c Config) CheckClient() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -133,6 +135,7 @@ func (c Config) CheckClient() error {
 	return nil
 }
 
+// checkREST checks the settings of the REST catalog.
 func (l Lake) checkREST(bad func(string, ...any)) {
 	if len(l.REST.Rights) > 0 {
 		bad("lake.rest.rights: rights have one place now, auth.rights: give there catalog.read, catalog.write or catalog.admin (callers that are not named may do nothing)")
@@ -153,7 +156,8 @@ func (l Lake) checkREST(bad func(string, ...any)) {
 	}
 }
 
-// hasPassword finds one in a URL, in a list of them, and in words as PostgreSQL's.
+// hasPassword reports whether a URL, a list of URLs or a PostgreSQL keyword string contains a
+// password.
 func hasPassword(s string) bool {
 	for one := range strings.SplitSeq(s, ",") {
 		u, err := url.Parse(one)
@@ -167,7 +171,8 @@ func hasPassword(s string) bool {
 	return passwordWord.MatchString(s)
 }
 
-// passwordWord is PostgreSQL's, which allows spaces around the sign; sslpassword too.
+// passwordWord matches PostgreSQL's keywords password and sslpassword. Spaces may precede the
+// equals sign.
 var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
 
 func (k Kafka) check(bad func(string, ...any)) {

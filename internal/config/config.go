@@ -1,5 +1,10 @@
-// Package config defines every setting of Millrace. The struct Config contains the default, the key
-// in the configuration file, the environment variable and the description of each.
+// Package config defines every setting of Millrace. The struct Config contains the key in the
+// configuration file, the environment variable and the description of each setting, and Default its
+// default.
+//
+// Load reads the file and the environment. Check finds settings that cannot work. WriteTo writes a
+// documented configuration file from the same struct, so file, documentation and code agree. Secret
+// is a setting that is never printed.
 package config
 
 import (
@@ -25,10 +30,11 @@ import (
 	"github.com/millrace/millrace/internal/defaults"
 )
 
-// EnvPrefix starts the name of every environment variable: kafka.brokers is MILLRACE_KAFKA_BROKERS.
+// EnvPrefix is the prefix of every environment variable: kafka.brokers is MILLRACE_KAFKA_BROKERS.
 const EnvPrefix = "MILLRACE_"
 
-// Config is the whole configuration. A `doc` tag becomes the comment above the key.
+// Config is the whole configuration. The `doc` tag of a field becomes the comment above its key in
+// the file.
 type Config struct {
 	Addr          string        `yaml:"addr" doc:"Address of the listener for commands, queries and SQL. A non-loopback address requires auth.tokens."`
 	TLS           ServerTLS     `yaml:"tls" doc:"Certificate of both listeners, addr and admin.addr. Empty: plain text."`
@@ -51,13 +57,13 @@ type Config struct {
 	ClickHouse    ClickHouse    `yaml:"clickhouse" doc:"Engine for SQL over the lake."`
 }
 
-// ServerTLS is the certificate of a door.
+// ServerTLS is the certificate of a listener.
 type ServerTLS struct {
 	Cert string `yaml:"cert" doc:"PEM file with the certificate and its intermediates."`
 	Key  string `yaml:"key" doc:"PEM file with the private key."`
 }
 
-// ClientTLS says how to trust a server.
+// ClientTLS configures TLS to a server.
 type ClientTLS struct {
 	Enabled bool   `yaml:"enabled" doc:"Use TLS."`
 	CA      string `yaml:"ca" doc:"PEM file with the trusted authorities. Empty: the system's."`
@@ -65,7 +71,7 @@ type ClientTLS struct {
 	Key     string `yaml:"key" doc:"PEM file with its private key."`
 }
 
-// Auth says who may call.
+// Auth configures callers and their rights.
 type Auth struct {
 	Tokens string              `yaml:"tokens" doc:"File with one line NAME:TOKEN per caller. Callers send Authorization: Bearer TOKEN. Empty: loopback only, without authentication."`
 	Rights map[string][]string `yaml:"rights" doc:"Rights of each caller, as {name: [right, …]}. Rights: commands, queries, sql, catalog.read, catalog.write (also creates tables and commits to them), catalog.admin (also drops, renames and registers tables, and changes namespaces), operations (status, verify), profiles, all. A suffix limits a right: commands.order and queries.customer to one service, sql.order_lines and catalog.read.order_lines to one table, sql.web.* and catalog.write.web.* to tables with this prefix. A caller with catalog rights to some tables gets no object store keys. A caller without an entry has no rights. Without auth.tokens every caller has all rights."`
@@ -73,7 +79,7 @@ type Auth struct {
 	CA     string              `yaml:"ca" doc:"PEM file with the authorities that these commands trust. Empty: the system's."`
 }
 
-// Granted returns the rights by caller.
+// Granted returns the rights, by caller.
 func (a Auth) Granted() (map[string]auth.Rights, error) {
 	granted := map[string]auth.Rights{}
 	for name, list := range a.Rights {
@@ -86,18 +92,18 @@ func (a Auth) Granted() (map[string]auth.Rights, error) {
 	return granted, nil
 }
 
-// Admin is the operators' door.
+// Admin configures the operators' listener.
 type Admin struct {
 	Addr string `yaml:"addr" doc:"Address of this listener. A non-loopback address requires auth.tokens. Health, readiness and metrics need no token."`
 }
 
-// Commands describes what commands are taken.
+// Commands limits the content of commands.
 type Commands struct {
 	ClockLeeway time.Duration  `yaml:"clock_leeway" doc:"How far the business time of a command may be ahead of the server's clock. It is stored as sent. A later time is rejected, and the error states the server's time."`
 	Currencies  map[string]int `yaml:"currencies" doc:"Currencies that ISO 4217 lacks, or with a different number of decimals, as {code: decimals}. Example: {GBP: 3} accepts prices of a tenth of a penny, which the file of millrace import contains."`
 }
 
-// Limits say how much is taken at a time.
+// Limits bounds concurrent work.
 type Limits struct {
 	Connections      int           `yaml:"connections" doc:"Connections to addr. At the limit, idle connections are closed for new ones. 0: half of the process's open-file limit (ulimit -n), at most 8192."`
 	AdminConnections int           `yaml:"admin_connections" doc:"Connections to admin.addr. 0: an eighth of the open-file limit, at most 256."`
@@ -110,19 +116,19 @@ type Limits struct {
 	SQLWait          time.Duration `yaml:"sql_wait" doc:"Time that a SQL query queues before it is refused."`
 }
 
-// Log describes what is logged and how.
+// Log configures logging.
 type Log struct {
 	Level  slog.Level `yaml:"level" doc:"debug, info, warn or error."`
 	Format string     `yaml:"format" doc:"text or json."`
 }
 
-// Store selects the event store.
+// Store configures the event stores.
 type Store struct {
 	Postgres string `yaml:"postgres" doc:"Connection string (postgres://user@host/database?sslmode=verify-full&sslrootcert=FILE). {service} is replaced by the service's name, so that each service can have its own role. Empty: SQLite files in the data folder."`
 	Password Secret `yaml:"password" doc:"Password of this user. {service} in a file name is replaced by the service's name."`
 }
 
-// Kafka selects and shapes the log.
+// Kafka configures the log.
 type Kafka struct {
 	Brokers    string            `yaml:"brokers" doc:"host:port,host:port. Empty: an embedded broker on loopback, with its data in the data folder."`
 	TLS        ClientTLS         `yaml:"tls" doc:"TLS to the brokers."`
@@ -134,14 +140,14 @@ type Kafka struct {
 	Codecs     map[string]string `yaml:"codecs" doc:"Codecs of single topics, as {topic: codec}."`
 }
 
-// SASL is a login at Kafka.
+// SASL configures authentication at the brokers.
 type SASL struct {
 	Mechanism string `yaml:"mechanism" doc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Empty: no authentication."`
 	User      string `yaml:"user" doc:"User name."`
 	Password  Secret `yaml:"password" doc:"Password of this user."`
 }
 
-// Registry is the schema registry.
+// Registry configures the schema registry.
 type Registry struct {
 	URL           string    `yaml:"url" doc:"http(s)://host:port of the Confluent API. Empty: no registry."`
 	User          string    `yaml:"user" doc:"User for basic authentication."`
@@ -150,7 +156,7 @@ type Registry struct {
 	Compatibility string    `yaml:"compatibility" doc:"Compatibility level of the subjects, set when a producer starts."`
 }
 
-// Redis selects the server of the hot views.
+// Redis configures the server of the view orderstatus.
 type Redis struct {
 	Addr     string    `yaml:"addr" doc:"host:port. Several addresses, separated by commas, are seeds of a cluster. Empty: an embedded server on loopback, with its data in the data folder."`
 	User     string    `yaml:"user" doc:"User of Redis' access control list. Empty: the default user."`
@@ -159,7 +165,7 @@ type Redis struct {
 	Listen   string    `yaml:"listen" doc:"Address of the embedded server. Port 0 selects a free port."`
 }
 
-// Search selects the search engine.
+// Search configures the search engine of the view catalog.
 type Search struct {
 	Elasticsearch string    `yaml:"elasticsearch" doc:"http(s)://host:port, several separated by commas. Empty: an embedded index in the data folder."`
 	User          string    `yaml:"user" doc:"User for basic authentication."`
@@ -167,7 +173,7 @@ type Search struct {
 	TLS           ClientTLS `yaml:"tls" doc:"TLS settings for an https URL."`
 }
 
-// Lake says where the tables are and shapes the landing.
+// Lake configures the Iceberg tables and their landing.
 type Lake struct {
 	Warehouse      string        `yaml:"warehouse" doc:"Location of the tables: s3://bucket/folder. Empty: lake/warehouse in the data folder."`
 	S3             S3            `yaml:"s3" doc:"Object store of an s3:// warehouse."`
@@ -179,7 +185,7 @@ type Lake struct {
 	Maintenance    Maintenance   `yaml:"maintenance" doc:"Compaction, snapshot expiry and removal of orphan files."`
 }
 
-// REST describes what callers of the REST catalog may do, and what they are given.
+// REST configures Iceberg's REST catalog.
 type REST struct {
 	Rights        map[string]string `yaml:"rights" doc:"Removed. Use catalog.read, catalog.write or catalog.admin in auth.rights."`
 	TokenLifetime time.Duration     `yaml:"token_lifetime" doc:"Lifetime of a token that an engine gets by OAuth2. The client id is the caller's name, the client secret is the caller's token."`
@@ -187,13 +193,13 @@ type REST struct {
 	WriteKeys     Keys              `yaml:"write_keys" doc:"Object store keys for callers with the right catalog.write. Empty: they get read_keys."`
 }
 
-// Keys are a pair of an object store's.
+// Keys is a pair of keys of an object store.
 type Keys struct {
 	AccessKey string `yaml:"access_key" doc:"Access key."`
 	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
-// Maintenance says how the tables are kept small.
+// Maintenance configures compaction, snapshot expiry and removal of orphan files.
 type Maintenance struct {
 	Every       time.Duration `yaml:"every" doc:"Interval between two runs. 0: never; run millrace lake maintain instead."`
 	TargetBytes int64         `yaml:"target_bytes" doc:"Target size of data files."`
@@ -203,7 +209,7 @@ type Maintenance struct {
 	Share       float64       `yaml:"share" doc:"Share of the time in which a compaction works, above 0 and at most 1. It pauses in between, so that landers stay fast. millrace lake maintain does not pause."`
 }
 
-// S3 is an object store.
+// S3 configures an object store.
 type S3 struct {
 	Endpoint  string `yaml:"endpoint" doc:"http(s)://host:port. Empty: Amazon's endpoint of the region."`
 	Region    string `yaml:"region" doc:"Region."`
@@ -211,7 +217,7 @@ type S3 struct {
 	SecretKey Secret `yaml:"secret_key" doc:"Its secret."`
 }
 
-// ClickHouse selects the SQL engine.
+// ClickHouse configures the SQL engine.
 type ClickHouse struct {
 	URL      string    `yaml:"url" doc:"http(s)://host:port of a server. Empty: an embedded engine on loopback, in a process of its own."`
 	User     string    `yaml:"user" doc:"User name. Empty: default."`
@@ -221,7 +227,7 @@ type ClickHouse struct {
 	Listen   string    `yaml:"listen" doc:"Address of the embedded engine. Port 0 selects a free port."`
 }
 
-// Default returns what holds where nothing is said.
+// Default returns the default of every setting.
 func Default() Config {
 	return Config{
 		Addr:          "127.0.0.1:7400",
@@ -244,8 +250,9 @@ func Default() Config {
 	}
 }
 
-// Load reads the file at path over the defaults, then the environment over both. An empty path
-// means `millrace.yaml` in the working directory, which may be absent. Unknown keys are errors.
+// Load returns the defaults, overridden by the file at path, overridden by the environment. An
+// empty path means `millrace.yaml` in the working directory, which may be missing. Unknown keys are
+// errors.
 func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	c := Default()
 	optional := path == ""
@@ -269,7 +276,7 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	return c, nil
 }
 
-// override sets every leaf whose variable is set.
+// override sets each setting whose environment variable is set.
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
@@ -292,8 +299,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 		if !ok {
 			continue
 		}
-		// YAML's own rules read the text, so that a variable means what the same text means in the
-		// file.
+		// YAML parses the value, so that a variable means the same as this text in the file.
 		if f.Kind() == reflect.String {
 			f.SetString(s)
 		} else if err := yaml.Unmarshal([]byte(s), f.Addr().Interface()); err != nil {
@@ -303,7 +309,7 @@ func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bo
 	return nil
 }
 
-// Codec returns how events are written to a topic.
+// Codec returns the codec of a topic.
 func (c Config) Codec(topic string) string {
 	if codec, ok := c.Kafka.Codecs[topic]; ok {
 		return codec
@@ -311,7 +317,7 @@ func (c Config) Codec(topic string) string {
 	return c.Kafka.Codec
 }
 
-// Client returns the TLS of a connection to a server; nil if TLS is not enabled.
+// Client returns the TLS configuration of a connection to a server, or nil if TLS is not enabled.
 func (t ClientTLS) Client() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
@@ -337,12 +343,12 @@ func (t ClientTLS) Client() (*tls.Config, error) {
 	return c, nil
 }
 
-// Path returns a path inside the data folder.
+// Path returns a path in the data folder.
 func (c Config) Path(elem ...string) string {
 	return filepath.Join(append([]string{c.Data}, elem...)...)
 }
 
-// Logger returns the logger that Log describes.
+// Logger returns a logger for these settings.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: l.Level}
 	if l.Format == "json" {
@@ -361,6 +367,7 @@ func (c Config) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
+// write writes the fields of a struct, with sections indented.
 func write(b *bytes.Buffer, v reflect.Value, indent, env string) {
 	for i := range v.NumField() {
 		f, t := v.Field(i), v.Type().Field(i)
@@ -378,10 +385,10 @@ func write(b *bytes.Buffer, v reflect.Value, indent, env string) {
 	}
 }
 
-// commentWidth is the longest line of a comment, in characters.
+// commentWidth is the maximum width of a comment line, in characters.
 const commentWidth = 100
 
-// comment writes text as comment lines. A word that is longer than a line has a line of its own.
+// comment writes text as comment lines. A word that is longer than a line gets its own line.
 func comment(b *bytes.Buffer, indent, text string) {
 	line := indent + "#"
 	for _, word := range strings.Fields(text) {
@@ -394,6 +401,7 @@ func comment(b *bytes.Buffer, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
+// scalar returns a value in YAML. Secrets are hidden.
 func scalar(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case string:
@@ -407,7 +415,7 @@ func scalar(v reflect.Value) string {
 		return strconv.Quote(x.String())
 	case map[string]string, map[string]int, map[string][]string:
 		var node yaml.Node
-		_ = node.Encode(x) // a map of texts, numbers or lists of texts
+		_ = node.Encode(x) // a map of strings, numbers or lists of strings
 		node.Style = yaml.FlowStyle
 		b, _ := yaml.Marshal(&node)
 		return strings.TrimSpace(string(b))

@@ -9,25 +9,26 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Secret is a text that is never printed. In the file it is the text, or {file: PATH} of a file
-// that holds it; the environment has the text in its variable, or the path in the variable with
-// _FILE behind its name.
+// Secret is a string that is never printed. In the file it is the string, or {file: PATH} with a
+// file that contains it. In the environment, a variable contains the string, or the path if its
+// name ends with _FILE.
 type Secret struct {
 	text string
 	file string
 }
 
-// SecretText returns a secret with a text.
+// SecretText returns a secret with a value.
 func SecretText(s string) Secret { return Secret{text: s} }
 
-// SecretFile returns a secret in a file, which is read when the secret is used.
+// SecretFile returns a secret in a file. The file is read when the secret is used, so it can be
+// renewed.
 func SecretFile(path string) Secret { return Secret{file: path} }
 
-// Empty tells that there is none.
+// Empty reports whether the secret is not set.
 func (s Secret) Empty() bool { return s.text == "" && s.file == "" }
 
-// Reveal reads the secret. A line end at the end of a file is not part of it. {service} in the name
-// of the file becomes service.
+// Reveal returns the value. Line breaks at the end of a file are not part of it. {service} in the
+// file's name is replaced by service.
 func (s Secret) Reveal(service string) (string, error) {
 	if s.file == "" {
 		return s.text, nil
@@ -44,7 +45,7 @@ func (s Secret) Reveal(service string) (string, error) {
 	return text, nil
 }
 
-// String hides the secret, and so do all that print by it.
+// String returns the file's name, or a placeholder for the value. Formatted output uses it.
 func (s Secret) String() string {
 	switch {
 	case s.file != "":
@@ -56,16 +57,16 @@ func (s Secret) String() string {
 	}
 }
 
-// GoString hides the secret from %#v.
+// GoString hides the value from %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// LogValue hides the secret from logs.
+// LogValue hides the value from logs.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
-// MarshalJSON hides the secret.
+// MarshalJSON hides the value.
 func (s Secret) MarshalJSON() ([]byte, error) { return fmt.Appendf(nil, "%q", s.String()), nil }
 
-// UnmarshalYAML reads a text or {file: PATH}.
+// UnmarshalYAML accepts a string or {file: PATH}.
 func (s *Secret) UnmarshalYAML(n *yaml.Node) error {
 	if n.Kind == yaml.ScalarNode {
 		*s = SecretText(n.Value)

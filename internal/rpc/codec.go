@@ -12,9 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Codecs are those of connect, except for what they say of a request that cannot be read: it names
-// the field, as the contract does, and no Go type. A strict one refuses fields and names of enums
-// that the contract does not have, which the others pass over.
+// Codecs returns connect's codecs with other errors for requests that cannot be decoded: they name
+// the field, as in the contract, and no Go type. With strict, fields and enum values that the
+// contract does not have are errors. Otherwise they are ignored.
 func Codecs(strict bool) []connect.HandlerOption {
 	return []connect.HandlerOption{
 		connect.WithCodec(binaryCodec{}),
@@ -23,6 +23,7 @@ func Codecs(strict bool) []connect.HandlerOption {
 	}
 }
 
+// binaryCodec is the codec of Protobuf's binary format.
 type binaryCodec struct{}
 
 func (binaryCodec) Name() string { return "proto" }
@@ -58,6 +59,7 @@ func (binaryCodec) Unmarshal(data []byte, message any) error {
 	return nil
 }
 
+// jsonCodec is the codec of Protobuf's JSON format.
 type jsonCodec struct {
 	name   string
 	strict bool
@@ -77,7 +79,7 @@ func (jsonCodec) MarshalAppend(dst []byte, message any) ([]byte, error) {
 	return protojson.MarshalOptions{}.MarshalAppend(dst, m)
 }
 
-// MarshalStable takes out the spaces that protojson puts in at random.
+// MarshalStable removes the spaces that protojson inserts at random.
 func (c jsonCodec) MarshalStable(message any) ([]byte, error) {
 	b, err := c.Marshal(message)
 	if err != nil {
@@ -109,8 +111,8 @@ func protoMessage(message any) (proto.Message, error) {
 	return m, nil
 }
 
-// reason returns what Protobuf's libraries say, without their prefix, whose space is now and then a
-// no-break one.
+// reason returns the message of an error of Protobuf's libraries without their prefix. The prefix
+// sometimes ends with a no-break space.
 func reason(err error) string {
 	text := strings.TrimPrefix(err.Error(), "proto:")
 	return strings.TrimLeft(text, " \u00a0")

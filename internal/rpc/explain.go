@@ -12,14 +12,14 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// A fieldError says which field of a request in JSON is at fault. Its path is written as in the
-// errors of validation.
+// A fieldError says which field of a JSON request is wrong. Its path has the same form as in
+// validation errors.
 type fieldError struct{ path, why string }
 
 func (e *fieldError) Error() string { return e.path + ": " + e.why }
 
-// explainJSON finds the field that is at fault in a body that protojson refused. It reads the body
-// a second time, which only a faulty request costs.
+// explainJSON finds the wrong field in a body that protojson rejected. It decodes the body a second
+// time, which costs nothing for valid requests.
 func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, refused error) error {
 	var syntax *json.SyntaxError
 	var whole json.RawMessage
@@ -38,11 +38,12 @@ func explainJSON(body []byte, md protoreflect.MessageDescriptor, strict bool, re
 	return errors.New(reason(refused))
 }
 
+// explainer walks through a JSON request and its message descriptor in parallel.
 type explainer struct{ strict bool }
 
-// message finds the first field of an object that is at fault; nil if none is.
+// message returns an error for the first wrong field of an object, or nil if there is none.
 func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.MessageDescriptor) error {
-	if md.FullName().Parent() == "google.protobuf" { // has a form of its own
+	if md.FullName().Parent() == "google.protobuf" { // these have their own JSON form
 		if protojson.Unmarshal(raw, dynamicpb.NewMessage(md)) != nil {
 			return &fieldError{path, wellKnown(md)}
 		}
@@ -62,7 +63,7 @@ func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.Me
 		if err != nil {
 			return err
 		}
-		key, _ := name.(string) // keys of objects are strings
+		key, _ := name.(string) // keys of objects are always strings
 		if err := x.member(path, key, value, md, given); err != nil {
 			return err
 		}
@@ -70,6 +71,7 @@ func (x *explainer) message(path string, raw json.RawMessage, md protoreflect.Me
 	return nil
 }
 
+// member checks one member of an object. given are the names of fields and oneofs so far.
 func (x *explainer) member(path, key string, value json.RawMessage, md protoreflect.MessageDescriptor, given map[protoreflect.Name]bool) error {
 	fd := md.Fields().ByJSONName(key)
 	if fd == nil {
@@ -113,6 +115,7 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 	return x.value(path, value, fd)
 }
 
+// value checks one value of a field, or one element of a list.
 func (x *explainer) value(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
 	if m := fd.Message(); m != nil {
 		return x.message(path, value, m)
@@ -120,7 +123,7 @@ func (x *explainer) value(path string, value json.RawMessage, fd protoreflect.Fi
 	return x.scalar(path, value, fd)
 }
 
-// scalar asks protojson about one field alone.
+// scalar asks protojson about this one field.
 func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
 	if fd.IsList() {
 		value = append(append([]byte{'['}, value...), ']')
@@ -133,6 +136,7 @@ func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.F
 	return &fieldError{path, wanted(fd, value)}
 }
 
+// wanted returns what a field's type expects.
 func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
 	switch fd.Kind() {
 	case protoreflect.EnumKind:
@@ -141,7 +145,8 @@ func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
 			names = append(names, string(fd.Enum().Values().Get(i).Name()))
 		}
 		var name string
-		_ = json.Unmarshal(bytes.Trim(value, "[]"), &name) // another type than a text is none of the names
+		// A value that is not a string is none of the names.
+		_ = json.Unmarshal(bytes.Trim(value, "[]"), &name)
 		return fmt.Sprintf("%q is none of %s", printable(name), strings.Join(names[1:], ", ")) + didYouMean(name, names)
 	case protoreflect.StringKind:
 		return "want a text in UTF-8"
@@ -164,6 +169,7 @@ func wanted(fd protoreflect.FieldDescriptor, value json.RawMessage) string {
 	return "its value does not fit"
 }
 
+// wellKnown returns what a message of google.protobuf expects.
 func wellKnown(md protoreflect.MessageDescriptor) string {
 	switch md.Name() {
 	case "Timestamp":
@@ -196,9 +202,9 @@ func orBody(path string) string {
 	return path
 }
 
-const longestShown = 64 // bytes of a name that a caller made up
+const longestShown = 64 // limit of a name from a request, in bytes
 
-// printable returns a name that a caller made up as an error can show it.
+// printable returns a name from a request in a form that is safe in an error.
 func printable(name string) string {
 	if len(name) > longestShown {
 		name = strings.ToValidUTF8(name[:longestShown], "") + "…"
@@ -207,9 +213,10 @@ func printable(name string) string {
 	return quoted[1 : len(quoted)-1]
 }
 
+// mostEdits is the maximum distance of a suggestion.
 const mostEdits = 2
 
-// didYouMean suggests the name that is nearest; empty if none is near.
+// didYouMean suggests the most similar name. It returns "" if none is similar.
 func didYouMean(given string, names []string) string {
 	best, nearest := mostEdits+1, ""
 	for _, name := range names {
@@ -226,7 +233,7 @@ func didYouMean(given string, names []string) string {
 	return fmt.Sprintf("; did you mean %s?", nearest)
 }
 
-// edits returns how many bytes must be put in, taken out or changed to make b of a.
+// edits returns the Levenshtein distance of two strings, in bytes.
 func edits(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

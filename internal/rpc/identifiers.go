@@ -15,25 +15,28 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// This is the one place where identifiers of requests become what the stores, views and tokens
-// have: behind it every service may compare them as they are. What is to be done with a field its
-// contract says.
+// This is the only place where identifiers in requests are converted to the form that stores, views
+// and tokens use. So services can compare identifiers directly. The contract of a field says how it
+// is converted.
 
 // step is what is done with one field.
 type step struct {
 	field protoreflect.FieldDescriptor
-	do    func(*edge, protoreflect.Value) (protoreflect.Value, string) // the value to continue with, and what is wrong with it
-	sub   []step                                                       // where the field is a message of ours
+	// do returns the value to continue with, and what is wrong with it. It is nil for a message
+	// with sub-steps.
+	do  func(*edge, protoreflect.Value) (protoreflect.Value, string)
+	sub []step // for a message of this contract
 }
 
-// edge is what a step needs to know of the settings.
+// edge has the settings that steps need, and collects violations.
 type edge struct {
 	currencies event.Currencies
 	violations []*validate.Violation
 }
 
-var plans sync.Map // of []step by protoreflect.FullName: as many as there are requests
+var plans sync.Map // []step, by protoreflect.FullName; bounded by the number of request types
 
+// planOf returns the steps of a message type. It caches them.
 func planOf(md protoreflect.MessageDescriptor) []step {
 	if plan, ok := plans.Load(md.FullName()); ok {
 		return plan.([]step)
@@ -48,7 +51,7 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 			s.do = checkMoney
 		case fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Timestamp":
 			s.do = checkTime
-		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // requests do not contain themselves
+		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // requests are not recursive
 			s.sub = planOf(fd.Message())
 		case fd.Kind() == protoreflect.StringKind:
 			s.do = doWithText(fd)
@@ -61,6 +64,7 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 	return plan
 }
 
+// doWithText returns the step of a string field, or nil.
 func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value) (protoreflect.Value, string) {
 	rules, _ := proto.GetExtension(fd.Options(), validate.E_Field).(*validate.FieldRules)
 	if rules.GetString().GetUuid() {
@@ -98,7 +102,7 @@ func (e *edge) unknownCurrency(code string) string {
 	return fmt.Sprintf("%q is no currency of ISO 4217 (others: commands.currencies)", code)
 }
 
-// checkMoney leaves amounts that are not well formed to the domain.
+// checkMoney checks currency and decimals. It leaves malformed amounts to the domain.
 func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	m, ok := v.Message().Interface().(*money.Money)
 	if !ok || event.ValidateMoney(m) != nil {
@@ -121,21 +125,21 @@ func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	return v, ""
 }
 
-// identify brings the identifiers of a request to the form that every service has, and tells which
-// are refused.
+// identify converts the identifiers of a request, in place, to their canonical form. It returns
+// those that are refused.
 func identify(m proto.Message, currencies event.Currencies) []*validate.Violation {
 	e := &edge{currencies: currencies}
 	e.message(m.ProtoReflect(), planOf(m.ProtoReflect().Descriptor()), nil)
 	return e.violations
 }
 
-// place is a field on the way from the request to a value, and the value's index where it is a
-// list.
+// place is a field on the path from the request to a value, with the index if the field is a list.
 type place struct {
 	field protoreflect.FieldDescriptor
 	index int
 }
 
+// message applies a plan to a message.
 func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 	for _, s := range plan {
 		if !m.Has(s.field) {
@@ -157,7 +161,7 @@ func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 	}
 }
 
-// value reports whether a value is another one now.
+// value applies a step to a value. It reports whether the value has changed.
 func (e *edge) value(s step, v protoreflect.Value, path []place) (protoreflect.Value, bool) {
 	if s.sub != nil {
 		e.message(v.Message(), s.sub, path)

@@ -14,9 +14,9 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// Intake runs before Connect's handlers and finds what is wrong with a request before they do: they
-// call broken frames, bodies that end early and bad base64 Internal or Unknown, as if the fault
-// were the server's.
+// Intake is a handler before Connect's handlers. It finds faulty requests first, because Connect
+// reports broken frames, truncated bodies and bad base64 as Internal or Unknown, as if the server
+// were at fault.
 func Intake(next http.Handler) http.Handler {
 	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -25,7 +25,8 @@ func Intake(next http.Handler) http.Handler {
 			_ = refuse.Write(w, r, invalid("message: want base64 in its URL-safe alphabet"))
 			return
 		}
-		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) { // Connect's text is its parser's
+		// Connect's message is its parser's.
+		if within := r.Header.Get("Connect-Timeout-Ms"); within != "" && !isMillis(within) {
 			_ = refuse.Write(w, r, invalid("Connect-Timeout-Ms: want a whole number of milliseconds, of ten digits at most"))
 			return
 		}
@@ -40,7 +41,7 @@ func invalid(format string, args ...any) *connect.Error {
 	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
 }
 
-// isBase64 is as Connect reads it: padded where its length is that of padded text.
+// isBase64 accepts what Connect accepts: padding if the length is a multiple of four.
 func isBase64(text string) bool {
 	encoding := base64.RawURLEncoding
 	if len(text)%4 == 0 {
@@ -57,7 +58,7 @@ func isMillis(text string) bool {
 // checked is a body whose errors say that the request is at fault.
 type checked struct {
 	io.ReadCloser
-	frames *frames // nil: the body is the message
+	frames *frames // nil if the body is the message
 }
 
 func (c *checked) Read(p []byte) (int, error) {
@@ -87,26 +88,26 @@ func (c *checked) Read(p []byte) (int, error) {
 	return n, invalid("the body ends early or is not framed as HTTP asks")
 }
 
-// Overloaded returns the error of a call that was turned away before it was begun. It says when to
-// try again.
+// Overloaded returns the error of a call that was refused before it started. It says when to retry.
 func Overloaded(why error) *connect.Error {
 	err := connect.NewError(connect.CodeResourceExhausted, why)
 	err.Meta().Set("Retry-After", server.RetryAfter)
 	return err
 }
 
-// frames follows the frames of gRPC, gRPC-Web and Connect's streams: a byte of flags, four of
-// length, the message.
+// frames checks the frames of gRPC, gRPC-Web and Connect's streams: one byte of flags, four bytes
+// of length, and the message.
 type frames struct {
-	compression bool // is named, so that messages may be compressed
-	last        byte // flag of Connect's end of a stream; 0: there is none
+	compression bool // a header names the compression, so messages may be compressed
+	last        byte // flag of the end of a stream in Connect; 0 if there is none
 
 	head [5]byte
-	have int    // bytes of head
-	left uint32 // bytes of the message that are to come
+	have int    // bytes of head that are known
+	left uint32 // bytes of the message that are still to come
 }
 
-// framesOf tells by the content type how a body is framed; nil if it is not.
+// framesOf returns a checker for the framing of a content type, or nil if bodies of this type have
+// no frames.
 func framesOf(h http.Header) *frames {
 	contentType := strings.ToLower(h.Get("Content-Type"))
 	encoding, f := "", &frames{}
@@ -122,6 +123,7 @@ func framesOf(h http.Header) *frames {
 	return f
 }
 
+// see checks the next bytes of the body.
 func (f *frames) see(p []byte) *connect.Error {
 	for len(p) > 0 {
 		if f.left > 0 {
@@ -150,6 +152,7 @@ func (f *frames) see(p []byte) *connect.Error {
 	return nil
 }
 
+// end checks that the body did not end in a frame.
 func (f *frames) end() *connect.Error {
 	switch {
 	case f.left > 0:

@@ -1,5 +1,13 @@
 // Package rpc contains what all Connect services have in common. It bounds and validates requests,
 // turns panics into errors, and hides internal errors from callers.
+//
+// HandlerOptions returns the options of a service for callers, and OperationOptions those of a
+// service for operators. Intake is the HTTP handler in front of both. identifiers.go converts
+// identifiers to one form, codec.go and explain.go produce errors that name the wrong field.
+//
+// Invariants: a handler receives valid requests only, with canonical identifiers. A faulty request
+// is never reported as a fault of the server. Errors without a Connect code are internal, and only
+// the log has their text.
 package rpc
 
 import (
@@ -21,23 +29,27 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// MaxRequestBytes is the size of the largest request message, decompressed.
+// MaxRequestBytes is the maximum size of a request message after decompression.
 const MaxRequestBytes = 4 << 20
 
-// minCompressedBytes is the size from which an answer is worth compressing. A receipt is not.
+// minCompressedBytes is the size from which responses are compressed. Receipts are smaller.
 const minCompressedBytes = 1024
 
-// maxViolations is how many broken rules an error names: error details travel in HTTP trailers,
-// which are small.
+// maxViolations is the maximum number of violations in an error. Error details are sent in HTTP
+// trailers, which must be small.
 const maxViolations = 10
 
-// HandlerOptions returns the options every handler is made with:
-//   - a request above MaxRequestBytes is ResourceExhausted;
-//   - one that cannot be read is InvalidArgument, and its message names the field where it is JSON;
-//   - identifiers in it are brought to one form, so that handlers may compare them as they are (see identifiers.go);
-//   - one that breaks a rule of buf.validate is InvalidArgument, its message names the fields, and a detail
-//     buf.validate.Violations carries the rules; "now" in a rule is what now returns, and the leeway later;
-//   - a panic, and an error that is not a *connect.Error, are logged and become Internal without saying why.
+// HandlerOptions returns the options of every handler:
+//
+//   - A request above MaxRequestBytes is ResourceExhausted.
+//   - A request that cannot be decoded is InvalidArgument. For JSON, the message names the field.
+//   - Identifiers are converted to one form, so that handlers can compare them directly; see
+//     identifiers.go.
+//   - A request that violates a rule of buf.validate is InvalidArgument. The message names the
+//     fields, and a detail buf.validate.Violations contains the rules. "now" in a rule is the time
+//     that now returns, plus the leeway.
+//   - A panic, and an error that is not a *connect.Error, is logged and becomes Internal without
+//     the reason.
 func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) []connect.HandlerOption {
 	d := door{logger: logger, clock: now}
 	for _, opt := range opts {
@@ -51,14 +63,15 @@ func HandlerOptions(logger *slog.Logger, now func() time.Time, opts ...Option) [
 	)
 }
 
-// OperationOptions returns the options of a service that those call who run the system. Requests
-// are read as by HandlerOptions; an error that is not a *connect.Error is a store, a broker or a
-// disk that did not answer, and whoever looks into that is told which and why.
+// OperationOptions returns the options of a service for operators. Requests are decoded and
+// validated as with HandlerOptions. An error that is not a *connect.Error means that a store, a
+// broker or a disk did not answer. Operators get its text.
 func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 	d := door{logger: logger, clock: time.Now, strict: true}
 	return append(Codecs(d.strict), connect.WithReadMaxBytes(MaxRequestBytes), connect.WithRecover(d.recovered), connect.WithInterceptors(operations{d}))
 }
 
+// operations is the interceptor of services for operators.
 type operations struct{ door }
 
 func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
@@ -88,6 +101,7 @@ func (operations) WrapStreamingClient(next connect.StreamingClientFunc) connect.
 	return next
 }
 
+// told returns the error that an operator gets.
 func (o operations) told(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
@@ -100,21 +114,21 @@ func (o operations) told(ctx context.Context, spec connect.Spec, err error) erro
 	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("something that this asks did not answer: %w", err))
 }
 
-// Option changes what a door takes.
+// Option configures a service's handlers.
 type Option func(*door)
 
-// Strict refuses fields and names of enums in JSON that the contract does not have. Whoever changes
-// something must not be misunderstood; a question may be asked with words that only a newer server
-// knows.
+// Strict rejects JSON fields and enum values that the contract does not have. A command must not be
+// misunderstood. A query may contain fields that only a newer server knows.
 func Strict() Option { return func(d *door) { d.strict = true } }
 
-// WithLeeway takes times that must not lie in the future also where they lie so far ahead of this
-// server's clock: clients have clocks of their own.
+// WithLeeway accepts times up to leeway ahead of this server's clock where a rule forbids the
+// future, because clients have their own clocks.
 func WithLeeway(leeway time.Duration) Option { return func(d *door) { d.leeway = leeway } }
 
-// WithCurrencies takes amounts in currencies that ISO 4217 does not have, or with other decimals.
+// WithCurrencies accepts currencies that ISO 4217 does not have, or that have other decimals.
 func WithCurrencies(c event.Currencies) Option { return func(d *door) { d.currencies = c } }
 
+// door is the configuration of a service's handlers.
 type door struct {
 	logger *slog.Logger
 	clock  func() time.Time
@@ -124,6 +138,7 @@ type door struct {
 	currencies event.Currencies
 }
 
+// guard validates a request before its handler, and hides internal errors after it.
 func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		err := d.validate(req.Any())
@@ -138,6 +153,7 @@ func (d door) guard(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
+// validate converts identifiers and checks the rules of a request.
 func (d door) validate(message any) error {
 	m, ok := message.(proto.Message)
 	if !ok {
@@ -166,7 +182,8 @@ func (d door) validate(message any) error {
 	return WithDetail(connect.NewError(connect.CodeInvalidArgument, errors.New(strings.Join(text, "; "))), detail)
 }
 
-// violations are those of the rules, and of identifiers whose field breaks no rule.
+// violations returns the violated rules, and the refused identifiers in fields that violate no
+// rule.
 func (d door) violations(invalid *protovalidate.ValidationError, refused []*validate.Violation, now time.Time) []*validate.Violation {
 	var all []*validate.Violation
 	named := map[string]bool{}
@@ -187,10 +204,10 @@ func (d door) violations(invalid *protovalidate.ValidationError, refused []*vali
 	return all
 }
 
-// ruleInTheFuture is the rule of times that must not lie in the future.
+// ruleInTheFuture is the rule for times that must not be in the future.
 const ruleInTheFuture = "timestamp.lt_now"
 
-// ahead tells a client whose clock runs ahead what the time is here.
+// ahead returns a message with this server's time, for a client whose clock is ahead.
 func (d door) ahead(now time.Time) string {
 	text := "must not lie in the future: this server's time is " + now.UTC().Format(time.RFC3339Nano)
 	if d.leeway > 0 {
@@ -199,7 +216,7 @@ func (d door) ahead(now time.Time) string {
 	return text
 }
 
-// public returns what a caller may see of an error.
+// public returns the part of an error that a caller may see. It logs the rest.
 func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
 	var typed *connect.Error
 	switch {
@@ -214,6 +231,7 @@ func (d door) public(ctx context.Context, spec connect.Spec, err error) error {
 	return errInternal()
 }
 
+// recovered turns a panic of a handler into an internal error.
 func (d door) recovered(ctx context.Context, spec connect.Spec, _ http.Header, reason any) error {
 	d.logger.ErrorContext(ctx, "call panicked", "procedure", spec.Procedure, "panic", reason, "stack", string(debug.Stack()))
 	return errInternal()
@@ -226,7 +244,7 @@ func errInternal() error {
 // WithDetail adds a typed detail to an error.
 func WithDetail(err *connect.Error, detail proto.Message) *connect.Error {
 	d, bad := connect.NewErrorDetail(detail)
-	if bad != nil { // detail cannot be marshalled: the error says enough without it
+	if bad != nil { // it cannot be marshalled; the error is useful without it
 		return err
 	}
 	err.AddDetail(d)

@@ -1,9 +1,10 @@
-// Package settings reports settings of servers that endanger data.
+// Package settings describes server settings that endanger data.
 //
 // Millrace creates topics, buckets and indexes with the right settings. If they existed before, or
-// were changed since, a setting may break a guarantee: a compacted topic loses events, and a Redis
-// that evicts keys loses documents. Each client checks the settings of its server and returns
-// Faults. Processes check at start and periodically.
+// were changed later, a setting may break a guarantee: a compacted topic loses events, and a Redis
+// server that evicts keys loses documents. Each client checks the settings of its server and
+// returns Faults. Processes check at start and periodically. Refuse decides whether a process may
+// start.
 package settings
 
 import (
@@ -11,24 +12,25 @@ import (
 	"fmt"
 )
 
-// Fault is a setting that is not as it must be.
+// Fault is a setting that endangers data.
 type Fault struct {
 	Resource string // "topic millrace.orders"
 	Setting  string // "cleanup.policy"
 	Value    string
 	Want     string
-	Effect   string // what comes of it
-	Remedy   string // a command, where there is one
-	// Fatal faults lose or falsify data: a process does not start with one. Others are told.
+	Effect   string // what the setting causes
+	Remedy   string // what to do, a command if there is one
+	// Fatal means that data is lost or falsified, so a process must not start. Other faults are
+	// only reported.
 	Fatal bool
 }
 
-// String returns the fault as one sentence.
+// String returns the fault as one line.
 func (f Fault) String() string {
 	return fmt.Sprintf("%s: %s is %q, not %s: %s; %s", f.Resource, f.Setting, f.Value, f.Want, f.Effect, f.Remedy)
 }
 
-// Refuse returns an error that names all fatal faults; nil if there is none.
+// Refuse returns an error with all fatal faults, or nil if there is none.
 func Refuse(faults []Fault) error {
 	var errs []error
 	for _, f := range faults {

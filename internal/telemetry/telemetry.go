@@ -1,5 +1,8 @@
 // Package telemetry contains the metrics of a process. It is the only package that imports
 // Prometheus' client.
+//
+// Metrics is a registry. Interceptor measures calls. Sinks, Gauge and Labelled add values that are
+// read at each scrape, so nothing is updated in between. Handler serves all of them.
 package telemetry
 
 import (
@@ -15,13 +18,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Metrics are those of one process.
+// Metrics are the metrics of one process.
 type Metrics struct {
 	registry *prometheus.Registry
 	calls    *prometheus.HistogramVec
 }
 
-// New begins with what there is to say of any Go process.
+// New returns the metrics of any Go process, and those of its calls.
 func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -34,7 +37,7 @@ func New() *Metrics {
 	return m
 }
 
-// Interceptor measures calls.
+// Interceptor returns an interceptor that measures the duration of calls.
 func (m *Metrics) Interceptor() connect.Interceptor {
 	return connect.UnaryInterceptorFunc(func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
@@ -50,17 +53,17 @@ func (m *Metrics) Interceptor() connect.Interceptor {
 	})
 }
 
-// Sink is how far a store, topic, view or table is at the moment of a question.
+// Sink is the state of a store, topic, view or table when it is asked.
 type Sink struct {
-	Name  string // "view orderstatus/v1"
-	Unit  string // of Count
-	Count uint64
-	Lag   uint64    // events that stand before it and are not applied
-	AsOf  time.Time // when the newest event in it was recorded
+	Name  string    // for example "view orderstatus/v1"
+	Unit  string    // unit of Count
+	Count uint64    // items in the sink
+	Lag   uint64    // events that the sink has not applied
+	AsOf  time.Time // when the newest event in the sink was recorded; zero if unknown
 }
 
-// Sinks adds what ask answers at each scrape. Where it fails, what it has answered is still given,
-// and millrace_sinks_up is 0.
+// Sinks adds the sinks that ask returns at each scrape. ask has patience to answer. If it fails,
+// the sinks that it returned are still reported, and millrace_sinks_up is 0.
 func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time.Duration, logger *slog.Logger) {
 	labels := []string{"sink"}
 	m.registry.MustRegister(&sinks{
@@ -72,6 +75,7 @@ func (m *Metrics) Sinks(ask func(context.Context) ([]Sink, error), patience time
 	})
 }
 
+// sinks is a Prometheus collector.
 type sinks struct {
 	ask                  func(context.Context) ([]Sink, error)
 	patience             time.Duration
@@ -107,20 +111,21 @@ func (s *sinks) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// Gauge adds a number that is read at each scrape.
+// Gauge adds a gauge whose value is read at each scrape. Adding it twice has no effect.
 func (m *Metrics) Gauge(name, help string, read func() float64) {
 	err := m.registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
 	if already := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &already) {
-		panic(err) // a name that Prometheus does not allow
+		panic(err) // Prometheus does not allow the name
 	}
 }
 
-// Labelled adds a gauge that is 1 for each set of labels that each names at a scrape, and has no
-// others.
+// Labelled adds a gauge that is 1 for each set of labels that each passes to is at a scrape, and
+// has no other values.
 func (m *Metrics) Labelled(name, help string, labels []string, each func(is func(labels ...string))) {
 	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, labels, nil), each})
 }
 
+// labelled is a Prometheus collector.
 type labelled struct {
 	desc *prometheus.Desc
 	each func(is func(labels ...string))

@@ -1,5 +1,8 @@
-// Package clickhousetest gives tests the embedded engine, in a process started from the test binary
-// itself.
+// Package clickhousetest provides the embedded engine for tests, in a process started from the test
+// binary itself.
+//
+// A package's TestMain calls Main. Its tests call Shared for an engine that they share, or Start
+// for their own.
 package clickhousetest
 
 import (
@@ -19,9 +22,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse/engine"
 )
 
-// Main returns a package's TestMain: it runs the tests, stops the engine they shared and what else
-// they started, and looks for leaked goroutines. In the process that Start or Shared has started,
-// it runs the engine.
+// Main is a package's TestMain. It runs the tests, stops the shared engine and calls stops, and
+// checks for leaked goroutines. In a process that Start or Shared has started, it runs the engine
+// instead.
 func Main(m *testing.M, stops ...func() error) {
 	if os.Getenv(clickhouse.EnvListener) != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -60,7 +63,7 @@ var shared struct {
 	err    error
 }
 
-// Shared returns an engine for all tests of the package.
+// Shared returns an engine that all tests of the package share.
 func Shared(t testing.TB) *clickhouse.Engine {
 	t.Helper()
 	shared.once.Do(func() {
@@ -75,7 +78,7 @@ func Shared(t testing.TB) *clickhouse.Engine {
 	return shared.engine
 }
 
-// Start starts an engine of the test's own, which ends with it.
+// Start starts an engine that ends with the test.
 func Start(t testing.TB) *clickhouse.Engine {
 	t.Helper()
 	c, err := Config()
@@ -94,8 +97,8 @@ func Start(t testing.TB) *clickhouse.Engine {
 	return e
 }
 
-// Config returns how tests start an engine: the library where the repository installs it, the log
-// discarded unless the tests are verbose.
+// Config returns the configuration of an engine for tests. The library is the one that the
+// repository installs. The log is discarded unless tests are verbose.
 func Config() (clickhouse.Config, error) {
 	library, err := clickhouse.FindLibrary("")
 	if errors.Is(err, clickhouse.ErrNoLibrary) {
@@ -115,7 +118,7 @@ func Config() (clickhouse.Config, error) {
 	return clickhouse.Config{Command: []string{os.Args[0]}, Library: library, Logger: log}, nil
 }
 
-// repository returns the nearest folder above the test's own that holds go.mod.
+// repository returns the nearest parent folder with a go.mod.
 func repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

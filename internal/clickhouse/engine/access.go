@@ -11,9 +11,9 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// chdb runs every session as the user "default" and cannot impersonate another. So that user owns
-// nothing itself: it has the role admin, and a role for each of the readers, and a session of one
-// of them keeps only its own.
+// chdb runs every session as the user "default" and cannot impersonate another one. So this user
+// has no rights of its own. It has the role admin and a role for each reader, and a reader's
+// session keeps only its role.
 const usersXML = `<clickhouse>
   <profiles><default>
     <max_query_size>8000000</max_query_size>
@@ -45,7 +45,7 @@ const configXML = `<clickhouse>
 </clickhouse>
 `
 
-// usersConfig is usersXML with the readers.
+// usersConfig returns usersXML with the readers.
 func usersConfig() string {
 	var roles, granted strings.Builder
 	add := func(role, databases string) {
@@ -59,7 +59,7 @@ func usersConfig() string {
 	return fmt.Sprintf(usersXML, roles.String(), granted.String())
 }
 
-// writeConfig puts the engine's configuration into dir and returns the path of its main file.
+// writeConfig writes the engine's configuration to dir and returns the path of its main file.
 func writeConfig(dir string) (string, error) {
 	users, config := filepath.Join(dir, "users.xml"), filepath.Join(dir, "config.xml")
 	if err := os.WriteFile(users, []byte(usersConfig()), 0o600); err != nil {
@@ -73,15 +73,15 @@ func writeConfig(dir string) (string, error) {
 
 var xmlText = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
-// How long a query of clickhouse.Reader may take, in seconds.
+// Time limits of a reader's query, in seconds: streamed, and buffered.
 const (
 	readerStreams = 300
 	readerBuffers = 30
 )
 
-// becomeReader gives up, for the rest of the session, all that a reader may not do. The role,
-// which is called as the user is, is what holds; readonly is a second wall, and keeps the limits
-// from being lifted.
+// becomeReader returns the statements that drop all rights a reader does not have, for the rest of
+// the session. The role, which has the user's name, is the main protection. readonly is a second
+// one, and keeps the limits from being raised.
 func becomeReader(user string, streamed bool) []string {
 	seconds := readerBuffers
 	if streamed {
@@ -93,9 +93,9 @@ func becomeReader(user string, streamed bool) []string {
 	}
 }
 
-// The system tables that Reader may read: what does not depend on who else is there. Others show
-// queries of other callers, or the machine. A server refuses those to who has no grant
-// (select_from_system_db_requires_grant); chdb does not read that.
+// systemTables are the system tables that readers may read. Their content does not depend on other
+// callers. Other tables show queries of other callers, or the machine. A server refuses them
+// without a grant (select_from_system_db_requires_grant), but chdb ignores that setting.
 var systemTables = map[string]bool{
 	"one": true, "numbers": true, "numbers_mt": true, "zeros": true, "zeros_mt": true, "tables": true, "columns": true, "databases": true,
 	"functions": true, "table_functions": true, "aggregate_function_combinators": true, "data_type_families": true, "formats": true,
@@ -109,11 +109,11 @@ var (
 
 var wordFile = regexp.MustCompile(`\bfile\b`)
 
-// guardReader refuses what roles and readonly do not: anything but one statement that reads, and the function file,
-// which reads any file of this machine and which no grant covers here. It can be called by name, through a quoted name,
-// inside APPLY and as the argument of a higher-order function, so the name itself is refused, as ClickHouse's own lexer
-// finds it: normalizeQuery leaves neither strings nor comments. A backslash in what is left is an escape inside a
-// quoted name.
+// guardReader refuses what roles and readonly do not: anything but one read-only statement, and the
+// function file. That function reads any file of this machine, and no grant covers it here. It can
+// be called by name, by a quoted name, inside APPLY and as the argument of a higher-order function.
+// So the name itself is refused. ClickHouse's own lexer finds it: normalizeQuery removes strings
+// and comments. A remaining backslash is an escape in a quoted name, which could hide the name.
 func guardReader(c *connection, sql string, class statementClass) error {
 	if class != classRead {
 		return &clickhouse.Error{Code: clickhouse.CodeReadOnly, Name: "READONLY", Message: "only statements that read are offered here: SELECT, SHOW, DESCRIBE, EXPLAIN, EXISTS"}
@@ -139,7 +139,7 @@ func guardReader(c *connection, sql string, class statementClass) error {
 	return nil
 }
 
-// explainUnparsable gives the parser's own reason. The text is not run.
+// explainUnparsable returns the parser's reason. It does not run the statement.
 func explainUnparsable(c *connection, sql string) error {
 	_, err := c.run("SELECT formatQuery("+quote(sql)+")", "Null")
 	if e := (*clickhouse.Error)(nil); errors.As(err, &e) {
@@ -150,14 +150,14 @@ func explainUnparsable(c *connection, sql string) error {
 	return err
 }
 
-// quote writes s as a string literal.
+// quote returns s as a string literal.
 func quote(s string) string {
 	return "'" + literal.Replace(s) + "'"
 }
 
 var literal = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 
-// quoteName writes s as a quoted identifier.
+// quoteName returns s as a quoted identifier.
 func quoteName(s string) string {
 	return "`" + name.Replace(s) + "`"
 }

@@ -1,7 +1,16 @@
-// Package engine is ClickHouse as a process of its own: libchdb.so behind ClickHouse's HTTP
-// interface on loopback, so that the embedded default and a real server are the same to every
-// client, and so that a crash in a few hundred megabytes of C++ takes no other part of Millrace
-// along. Only the process that clickhouse.StartEngine starts runs it.
+// Package engine is the embedded ClickHouse: libchdb.so behind ClickHouse's HTTP interface on
+// loopback. So clients use it like a real server. It runs in a process of its own, so that a crash
+// in a few hundred megabytes of C++ does not affect the rest of Millrace. clickhouse.StartEngine
+// starts that process.
+//
+// Main runs an engine. http.go is the HTTP interface, session.go runs one statement in a session,
+// access.go limits readers, formats.go decides which answers can be streamed, and library.go binds
+// the C functions.
+//
+// Invariants:
+//
+//   - Each statement has its own session, so nothing of one caller's session is visible to another.
+//   - A reader can read its databases only.
 package engine
 
 import (
@@ -24,18 +33,18 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// Config says how an engine runs.
+// Config configures an engine.
 type Config struct {
-	Library  string       // path of libchdb.so; empty: where clickhouse.FindLibrary finds it
-	Addr     string       // loopback address to listen on; unused where Listener is set
-	Listener net.Listener // taken over; nil: listen on Addr
-	DataDir  string       // the engine's files, made where missing; one engine at a time
-	Password string       // what requests must show; empty: none is asked for
-	Parent   io.Reader    // its end means that whoever started this process is gone; nil: nobody to watch
+	Library  string       // path of libchdb.so; empty means that clickhouse.FindLibrary searches it
+	Addr     string       // loopback address to listen on; unused with Listener
+	Listener net.Listener // the engine closes it; nil means to listen on Addr
+	DataDir  string       // the engine's files; created if missing, one engine at a time
+	Password string       // password of all users; empty means none
+	Parent   io.Reader    // its end means that the parent process has ended; nil means no parent
 	Logger   *slog.Logger
 }
 
-// FromEnv returns the Config that clickhouse.StartEngine tells its child.
+// FromEnv returns the Config that clickhouse.StartEngine sets in its child's environment.
 func FromEnv(log *slog.Logger) (Config, error) {
 	c := Config{
 		Library:  os.Getenv(clickhouse.EnvLibrary),
@@ -57,20 +66,20 @@ func FromEnv(log *slog.Logger) (Config, error) {
 }
 
 const (
-	// How long answers under way may take to end when the engine stops, after their queries were
-	// cancelled.
+	// stopTimeout is how long answers in progress may take to end when the engine stops, after
+	// their queries were cancelled.
 	stopTimeout = 3 * time.Second
-	// How long another engine's end is waited for.
+	// lockTimeout is how long to wait for another engine to end.
 	lockTimeout = 5 * time.Second
 )
 
-// Main runs an engine until ctx ends, SIGTERM or SIGINT comes, or its parent is gone. It changes
-// the working directory and must own its process.
+// Main runs an engine until ctx ends, SIGTERM or SIGINT arrives, or its parent ends. It changes the
+// working directory, so it must own its process.
 func Main(ctx context.Context, c Config) (err error) {
 	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer cancel()
 	if c.Parent != nil {
-		go func() { // ends with the process: nothing can interrupt a read of standard input
+		go func() { // ends with the process, because a read of standard input cannot be interrupted
 			_, _ = io.Copy(io.Discard, c.Parent)
 			c.Logger.Info("the process that started this engine is gone; stopping")
 			cancel()
@@ -95,7 +104,7 @@ func Main(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer control.close() // the last connection: chdb flushes and frees what it has
+	defer control.close() // the last connection: chdb flushes and frees everything
 
 	s := newServer(control, c)
 	hs := &http.Server{
@@ -122,8 +131,8 @@ func Main(ctx context.Context, c Config) (err error) {
 	return nil
 }
 
-// lock makes this process the only engine on dir. One that was just killed may take a moment to be
-// gone.
+// lock makes this process the only engine on dir. It waits, because an engine that was just killed
+// may take a moment to end.
 func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the engine's folder: %w", err)
@@ -137,8 +146,8 @@ func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	return l.Unlock, nil
 }
 
-// boot loads the library, starts ClickHouse inside this process and returns the connection that
-// keeps it there.
+// boot loads the library, starts ClickHouse in this process and returns the connection that keeps
+// it running.
 func boot(c Config) (*connection, error) {
 	path, err := clickhouse.FindLibrary(c.Library)
 	if err != nil {
@@ -148,8 +157,8 @@ func boot(c Config) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	// chdb takes configuration from the home folder, which is an empty one, and opens Iceberg
-	// tables only below its working directory, which is therefore the root.
+	// chdb reads configuration from the home folder, so that is an empty one. It opens Iceberg
+	// tables only below its working directory, so that is the root.
 	home, data := filepath.Join(dir, "home"), filepath.Join(dir, "data")
 	for _, d := range []string{home, data} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -179,14 +188,14 @@ func boot(c Config) (*connection, error) {
 	return control, nil
 }
 
-// prepare takes away what does not go together with Go in one process, and what the last run left
-// half.
+// prepare removes what is incompatible with Go in one process, and what the last run left behind.
 func prepare(control *connection) error {
-	// It interrupts every thread with a signal handler that knows nothing of goroutine stacks.
+	// Reading this table interrupts every thread with a signal handler that does not know goroutine
+	// stacks.
 	if _, err := control.run("DROP TABLE IF EXISTS system.stack_trace", "Null"); err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)
 	}
-	// Databases in memory come back without their tables.
+	// Databases in memory are restored without their tables.
 	left, err := control.run("SELECT name FROM system.databases WHERE engine = 'Memory' AND startsWith(name, "+quote(clickhouse.ReaderPrefix)+")", "JSONCompactEachRow")
 	if err != nil {
 		return fmt.Errorf("prepare the engine: %w", err)

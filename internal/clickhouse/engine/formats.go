@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// chdb streams an answer as a row of small documents, each complete in its format. Joined they are
-// one answer in formats that have neither head nor tail; in formats with a head, the head of every
-// document but the first is cut off. In all other formats the answer is not streamed.
+// chdb streams an answer as a sequence of small documents, each complete in its format. In formats
+// without head and tail, they can be concatenated. In formats with a head, it is removed from every
+// document but the first. In all other formats the answer is not streamed.
 
-// headless formats can be joined as they are.
+// headless formats can be concatenated.
 var headless = map[string]bool{
 	"tsv": true, "tabseparated": true, "tsvraw": true, "tabseparatedraw": true, "raw": true, "csv": true,
 	"jsoneachrow": true, "jsonlines": true, "ndjson": true, "jsonstringseachrow": true,
@@ -18,7 +18,7 @@ var headless = map[string]bool{
 	"native": true, "rowbinary": true, "tskv": true, "null": true,
 }
 
-// headLines says how many lines, or in CSV records, the head has.
+// headLines is the number of lines, or CSV records, of a format's head.
 var headLines = map[string]int{
 	"tsvwithnames": 1, "tabseparatedwithnames": 1,
 	"tsvwithnamesandtypes": 2, "tabseparatedwithnamesandtypes": 2,
@@ -27,8 +27,8 @@ var headLines = map[string]int{
 	"jsoncompactstringseachrowwithnames": 1, "jsoncompactstringseachrowwithnamesandtypes": 2,
 }
 
-// streamable reports whether an answer in format can be read piece by piece, and if so, how to cut
-// the head from a piece.
+// streamable reports whether an answer in format can be streamed, and returns a function that
+// removes the head of a piece.
 func streamable(format string) (cut func([]byte) []byte, ok bool) {
 	format = strings.ToLower(format)
 	if headless[format] {
@@ -44,6 +44,7 @@ func streamable(format string) (cut func([]byte) []byte, ok bool) {
 	return func(piece []byte) []byte { return cutLines(piece, lines) }, true
 }
 
+// cutLines removes the first n lines.
 func cutLines(b []byte, n int) []byte {
 	for range n {
 		_, b, _ = bytes.Cut(b, []byte{'\n'})
@@ -51,7 +52,7 @@ func cutLines(b []byte, n int) []byte {
 	return b
 }
 
-// cutRecords cuts n CSV records, whose quoted fields may hold line ends.
+// cutRecords removes the first n CSV records, whose quoted fields may contain line breaks.
 func cutRecords(b []byte, n int) []byte {
 	quoted := false
 	for i, c := range b {
@@ -67,7 +68,8 @@ func cutRecords(b []byte, n int) []byte {
 	return nil
 }
 
-// A statement that may name its own format is not streamed, for want of knowing which.
+// mayNameFormat matches statements that may set their own format. They are not streamed, because
+// the format is unknown.
 var mayNameFormat = regexp.MustCompile(`(?i)\bformat\b`)
 
 // contentType returns the media type of a format.

@@ -19,18 +19,18 @@ import (
 )
 
 const (
-	maxQuery   = 1 << 20         // bytes of one statement
-	maxRunning = 16              // statements at a time
-	maxWaiting = 256             // statements that wait for their turn; more are refused
-	writeLimit = 5 * time.Minute // time a client may take to read one piece of an answer
+	maxQuery   = 1 << 20         // size of a statement, in bytes
+	maxRunning = 16              // concurrent statements
+	maxWaiting = 256             // queued statements; more are refused
+	writeLimit = 5 * time.Minute // time in which a client must read one piece of an answer
 )
 
 // server is ClickHouse's HTTP interface: https://clickhouse.com/docs/interfaces/http.
 type server struct {
-	control   *connection // keeps the engine alive and ends queries
-	controlMu sync.Mutex  // a connection runs one statement at a time
-	running   chan struct{}
-	waiting   chan struct{}
+	control   *connection   // keeps the engine running and ends queries
+	controlMu sync.Mutex    // held for each statement, since a connection runs one at a time
+	running   chan struct{} // a place for each running statement
+	waiting   chan struct{} // a place for each queued statement
 	password  string
 	log       *slog.Logger
 }
@@ -45,10 +45,11 @@ func newServer(control *connection, c Config) *server {
 	}
 }
 
+// ServeHTTP runs the query in a request.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/ping", r.URL.Path == "/replicas_status":
-		_, _ = io.WriteString(w, "Ok.\n") // a client that is gone needs no answer
+		_, _ = io.WriteString(w, "Ok.\n") // an error means that the client is gone
 		return
 	case r.URL.Path != "/":
 		http.Error(w, "There is no handle "+r.URL.Path+"; queries go to /", http.StatusNotFound)
@@ -70,7 +71,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.end(err)
 }
 
-// run executes req once there is room.
+// run executes req when there is a place for it.
 func (s *server) run(ctx context.Context, req request, a *answer) error {
 	select {
 	case s.waiting <- struct{}{}:
@@ -88,7 +89,7 @@ func (s *server) run(ctx context.Context, req request, a *answer) error {
 	return s.execute(ctx, req, a.write)
 }
 
-// Parameters that are not settings.
+// notSettings are the parameters that are not settings of a query.
 var notSettings = map[string]bool{
 	"query": true, "database": true, "default_format": true, "user": true, "password": true, "query_id": true,
 	"wait_end_of_query": true, "enable_http_compression": true, "compress": true, "decompress": true, "stacktrace": true,
@@ -96,6 +97,7 @@ var notSettings = map[string]bool{
 	"quota_key": true, "role": true,
 }
 
+// parse authenticates a request and returns its statement. Headers take precedence over parameters.
 func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) {
 	params := r.URL.Query()
 	first := func(header, param string) string {
@@ -161,9 +163,10 @@ func notImplemented(message string) error {
 type answer struct {
 	w          http.ResponseWriter
 	id, format string
-	tag        string // empty until the header is sent
+	tag        string // marks an error in the body; empty until the header is sent
 }
 
+// head sets the headers of all answers.
 func (a *answer) head() {
 	h := a.w.Header()
 	h.Set("X-ClickHouse-Query-Id", a.id)
@@ -171,7 +174,7 @@ func (a *answer) head() {
 	h.Set("X-ClickHouse-Timezone", "UTC")
 }
 
-// write sends one piece.
+// write sends one piece of the answer, and the header before the first.
 func (a *answer) write(piece []byte) error {
 	if a.tag == "" {
 		a.begin()
@@ -186,6 +189,7 @@ func (a *answer) write(piece []byte) error {
 	return rc.Flush()
 }
 
+// begin sends the header of a successful answer.
 func (a *answer) begin() {
 	a.tag = strings.ToLower(rand.Text()[:16])
 	a.head()
@@ -196,8 +200,8 @@ func (a *answer) begin() {
 	a.w.WriteHeader(http.StatusOK)
 }
 
-// end completes the answer. An error after its beginning goes into the body, marked with the tag,
-// as ClickHouse does, and the connection breaks off, so that no client can take the part for the
+// end completes the answer. An error after its start is written into the body, marked with the tag,
+// as ClickHouse does. Then the connection is aborted, so that no client takes the part for the
 // whole.
 func (a *answer) end(err error) {
 	if err == nil {
@@ -217,18 +221,20 @@ func (a *answer) end(err error) {
 		h.Set("Content-Type", "text/plain; charset=UTF-8")
 		h.Set("X-ClickHouse-Exception-Code", fmt.Sprint(e.Code))
 		a.w.WriteHeader(statusOf(e.Code))
-		_, _ = io.WriteString(a.w, text+"\n") // a client that is gone needs no answer
+		_, _ = io.WriteString(a.w, text+"\n") // an error means that the client is gone
 		return
 	}
-	const longest = 15 << 10 // clients look for the whole of it in the last 16 KiB
+	const longest = 15 << 10 // clients expect all of it in the last 16 KiB
 	if len(text) > longest {
 		text = text[:longest]
 	}
-	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", a.tag, text, len(text)+1, a.tag) // as above
+	// An error means that the client is gone.
+	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", a.tag, text, len(text)+1, a.tag)
 	_ = http.NewResponseController(a.w).Flush()
 	panic(http.ErrAbortHandler)
 }
 
+// errorText returns an error as ClickHouse writes it.
 func errorText(e *clickhouse.Error) string {
 	text := fmt.Sprintf("Code: %d. DB::Exception: %s", e.Code, e.Message)
 	if e.Name != "" {
@@ -237,7 +243,7 @@ func errorText(e *clickhouse.Error) string {
 	return text
 }
 
-// statusOf returns the HTTP status of an error, as ClickHouse's server chooses it.
+// statusOf returns the HTTP status that ClickHouse uses for an error.
 func statusOf(code int) int {
 	switch code {
 	case clickhouse.CodeAuthentication, 194, 193, 192: // REQUIRED_PASSWORD, WRONG_PASSWORD, UNKNOWN_USER

@@ -12,11 +12,11 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// library is the C interface of libchdb.so (chdb.h). Results and streams are opaque pointers that
-// chdb owns until they are destroyed. A connection runs one statement at a time; several
-// connections run side by side.
+// library is the C interface of libchdb.so (chdb.h). Results and streams are opaque pointers, which
+// chdb owns until they are destroyed. A connection runs one statement at a time, and connections
+// run concurrently.
 type library struct {
-	args []string // of every connection
+	args []string // arguments of every connection
 
 	version           func() string
 	setSignalHandlers func(enabled int32)
@@ -33,7 +33,7 @@ type library struct {
 	resultError       func(result unsafe.Pointer) string
 }
 
-// loadLibrary loads libchdb.so into the process, for good: it cannot be unloaded.
+// loadLibrary loads libchdb.so into the process. It cannot be unloaded.
 func loadLibrary(path string) (*library, error) {
 	handle, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
 	if err != nil {
@@ -64,7 +64,7 @@ func loadLibrary(path string) (*library, error) {
 		}
 		purego.RegisterFunc(f.ptr, symbol)
 	}
-	// Go owns the signal handlers of this process: those of chdb know nothing of goroutine stacks.
+	// Go handles the signals of this process. chdb's handlers do not know goroutine stacks.
 	l.setSignalHandlers(0)
 	return l, nil
 }
@@ -75,7 +75,7 @@ type connection struct {
 	ptr *unsafe.Pointer
 }
 
-// open starts a session. The first one of the process starts the engine.
+// open starts a session. The first one in a process starts the engine.
 func (l *library) open() (*connection, error) {
 	argv := make([]*byte, 0, len(l.args)+1)
 	var pin runtime.Pinner
@@ -93,11 +93,12 @@ func (l *library) open() (*connection, error) {
 	return &connection{lib: l, ptr: p}, nil
 }
 
+// close ends the session. Closing the last one stops the engine.
 func (c *connection) close() {
 	c.lib.closeConnection(c.ptr)
 }
 
-// statementClass is what a statement does, in the order of chdb_query_class.
+// statementClass is the effect of a statement, in the order of chdb_query_class.
 type statementClass uint32
 
 const (
@@ -108,10 +109,10 @@ const (
 	classUnknown
 )
 
-// analyze parses sql without running it. Text that does not parse has no statements and an unknown
-// class.
+// analyze parses sql without running it. Text that does not parse has no statements and the class
+// unknown.
 func (c *connection) analyze(sql string) (statements int, class statementClass, err error) {
-	// chdb_query_analysis_v1
+	// out is a chdb_query_analysis_v1.
 	out := struct{ size, statements, flags, class uint32 }{size: 16}
 	rc := c.lib.classify(*c.ptr, bytesOf(sql), uintptr(len(sql)), nil, 0, unsafe.Pointer(&out)) //nolint:gosec // written before the call returns
 	runtime.KeepAlive(sql)
@@ -121,7 +122,7 @@ func (c *connection) analyze(sql string) (statements int, class statementClass, 
 	return int(out.statements), statementClass(out.class), nil
 }
 
-// run executes sql to its end and returns a copy of the whole answer.
+// run executes sql and returns a copy of the whole answer.
 func (c *connection) run(sql, format string) ([]byte, error) {
 	r := c.lib.query(*c.ptr, bytesOf(sql), uintptr(len(sql)), bytesOf(format), uintptr(len(format)))
 	runtime.KeepAlive(sql)
@@ -136,15 +137,15 @@ func (c *connection) run(sql, format string) ([]byte, error) {
 	return append([]byte(nil), c.lib.bytes(r)...), nil
 }
 
-// stream is an answer that is read piece by piece.
+// stream is an answer that is read in pieces.
 type stream struct {
 	conn  *connection
-	ptr   unsafe.Pointer
-	chunk unsafe.Pointer
+	ptr   unsafe.Pointer // chdb's stream
+	chunk unsafe.Pointer // piece that was returned last; chdb's until it is released
 	ended bool
 }
 
-// stream starts sql and returns once it is analyzed.
+// stream starts sql and returns when it has been analyzed.
 func (c *connection) stream(sql, format string) (*stream, error) {
 	p := c.lib.streamQuery(*c.ptr, bytesOf(sql), uintptr(len(sql)), bytesOf(format), uintptr(len(format)))
 	runtime.KeepAlive(sql)
@@ -159,7 +160,7 @@ func (c *connection) stream(sql, format string) (*stream, error) {
 	return &stream{conn: c, ptr: p}, nil
 }
 
-// next returns the next piece, which is valid until the call after it, or io.EOF.
+// next returns the next piece, or io.EOF. The piece is valid until the following call.
 func (s *stream) next() ([]byte, error) {
 	s.release()
 	if s.ended {
@@ -182,7 +183,7 @@ func (s *stream) next() ([]byte, error) {
 	return b, nil
 }
 
-// close ends the query if it still runs.
+// close ends the query if it is still running.
 func (s *stream) close() {
 	s.release()
 	if !s.ended {
@@ -191,6 +192,7 @@ func (s *stream) close() {
 	s.conn.lib.destroyResult(s.ptr)
 }
 
+// release frees the last piece.
 func (s *stream) release() {
 	if s.chunk != nil {
 		s.conn.lib.destroyResult(s.chunk)
@@ -198,12 +200,12 @@ func (s *stream) release() {
 	}
 }
 
-// bytes returns the memory of a result, chdb's own.
+// bytes returns the memory of a result, which belongs to chdb.
 func (l *library) bytes(result unsafe.Pointer) []byte {
 	return unsafe.Slice(l.resultBuffer(result), l.resultLength(result)) //nolint:gosec // as long as chdb says
 }
 
-// bytesOf returns the memory of s, for C code that reads no further than its length.
+// bytesOf returns the memory of s, for C functions that take its length and do not keep it.
 func bytesOf(s string) unsafe.Pointer {
 	return unsafe.Pointer(unsafe.StringData(s)) //nolint:gosec // callers keep s alive
 }

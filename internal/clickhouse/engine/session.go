@@ -14,33 +14,34 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// request is one statement with its surroundings.
+// request is one statement with its parameters.
 type request struct {
-	id       string // of the query, in logs and for cancelling
+	id       string // id of the query in logs; it is used to cancel the query
 	user     string
 	database string // may be empty
 	query    string
 	format   string
 	settings []setting
-	readOnly bool // came by GET
-	buffered bool // answer when it is complete
+	readOnly bool // it came by GET
+	buffered bool // answer only when it is complete
 }
 
 type setting struct{ name, value string }
 
-// How often a query that must end is told so: the first time it may not have begun.
+// killInterval is how often KILL QUERY is repeated: at the first time, the query may not have
+// begun.
 const killInterval = 20 * time.Millisecond
 
-// An answer that is not streamed is held whole, by chdb outside of ClickHouse's memory limits, so
-// its size is bounded. A column that is one value repeated counts as that value, so for
-// clickhouse.Reader time is bounded too.
+// bufferedLimits bound the size of an answer that is not streamed. chdb holds it completely,
+// outside of ClickHouse's memory limits. A column with one repeated value counts as that value
+// only, so for readers the time is bounded, too.
 var bufferedLimits = []setting{
 	{"max_result_rows", "1000000"}, {"max_result_bytes", "256000000"}, {"result_overflow_mode", "throw"},
 }
 
-// execute runs one statement in a session of its own and hands its answer to emit, whose argument
-// is valid until it returns. It ends early when ctx does. Every error that is the statement's own
-// is a *clickhouse.Error.
+// execute runs one statement in its own session and passes its answer to emit. The argument of emit
+// is valid until emit returns. execute ends early when ctx ends. Errors of the statement are a
+// *clickhouse.Error.
 func (s *server) execute(ctx context.Context, r request, emit func([]byte) error) error {
 	// ClickHouse keeps state per thread between the calls of one query.
 	runtime.LockOSThread()
@@ -74,8 +75,8 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 	return emit(answer)
 }
 
-// check reports what the statement does, and refuses what is not one statement or not the user's to
-// run.
+// check returns the class of the statement. It returns an error if the text is not exactly one
+// statement, or if the user may not run it.
 func check(c *connection, r request) (statementClass, error) {
 	statements, class, err := c.analyze(r.query)
 	switch {
@@ -91,7 +92,8 @@ func check(c *connection, r request) (statementClass, error) {
 	return class, nil
 }
 
-// prelude gives a session its database, its settings and, last, its rights.
+// prelude returns the statements that set a session's database, settings and, last, its rights.
+// After that, a reader cannot change settings.
 func prelude(r request, streamed bool) []string {
 	var sql []string
 	if r.database != "" {
@@ -101,7 +103,7 @@ func prelude(r request, streamed bool) []string {
 	if !streamed {
 		settings = append(settings, bufferedLimits...)
 	}
-	settings = append(settings, r.settings...) // Admin may lift the bounds
+	settings = append(settings, r.settings...) // Admin may raise the limits
 	settings = append(settings, setting{"log_comment", r.id})
 	if r.readOnly {
 		settings = append(settings, setting{"readonly", "2"})
@@ -115,6 +117,7 @@ func prelude(r request, streamed bool) []string {
 
 var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
+// set returns a statement that applies settings.
 func set(settings []setting) string {
 	assignments := make([]string, len(settings))
 	for i, s := range settings {
@@ -123,9 +126,11 @@ func set(settings []setting) string {
 	return "SET " + strings.Join(assignments, ", ")
 }
 
-// errNotStreamable says that chdb streams only SELECT, and that nothing has run.
+// errNotStreamable means that chdb cannot stream the statement, because it is not a SELECT, and
+// that nothing has run.
 var errNotStreamable = errors.New("the statement has no stream")
 
+// runStream passes the pieces of an answer to emit. It removes the head from all but the first.
 func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]byte) error) error {
 	st, err := c.stream(r.query, r.format)
 	if err != nil {
@@ -152,9 +157,9 @@ func runStream(c *connection, r request, cut func([]byte) []byte, emit func([]by
 	}
 }
 
-// killWhenDone ends the query with this id once ctx ends. chdb has no call for it: a connection
-// that computes answers to nothing else, so another one sends KILL QUERY, and finds it by its
-// comment, because chdb takes no query id.
+// killWhenDone cancels the query with this id when ctx ends. chdb has no function for that, and a
+// connection that runs a query accepts no other. So another connection sends KILL QUERY. It
+// identifies the query by its comment, because chdb does not accept query ids.
 func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -178,6 +183,7 @@ func (s *server) killWhenDone(ctx context.Context, id string) (stop func()) {
 	return func() { close(stopped); <-ended }
 }
 
+// kill sends one KILL QUERY. It does not wait for the query to end.
 func (s *server) kill(id string) {
 	s.controlMu.Lock()
 	defer s.controlMu.Unlock()
@@ -186,7 +192,7 @@ func (s *server) kill(id string) {
 	}
 }
 
-// rows reads the only column of a JSONCompactEachRow answer.
+// rows iterates over the only column of a JSONCompactEachRow answer.
 func rows(answer []byte) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for line := range strings.Lines(string(answer)) {
