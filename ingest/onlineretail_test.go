@@ -24,7 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// realFile returns the published data set, which is beside the repository.
+// realFile returns the published data set, which is not part of the repository.
 func realFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join("..", "..", "shared", "data", "online-retail.parquet")
@@ -46,7 +46,7 @@ func importRetail(t testing.TB, cfg onlineretail.Config) onlineretail.Summary {
 	return summary
 }
 
-// known is what the events of an order say of it.
+// known is what the events say about an order.
 type known struct {
 	head  string
 	lines []string
@@ -117,7 +117,7 @@ func TestTheLimitMayGrow(t *testing.T) {
 		t.Errorf("the last progress was %+v", last)
 	}
 
-	// Neither the whole nor a part of it once more changes anything.
+	// Importing all or a part of it again changes nothing.
 	events := grown.count(t)
 	for _, limit := range []int{600, 11} {
 		again := importRetail(t, onlineretail.Config{Path: path, BaseURL: grown.url, Limit: limit})
@@ -170,8 +170,8 @@ func TestImportIsStoppedAndResumed(t *testing.T) {
 	}
 }
 
-// TestServerFails has the server drop connections, be unavailable and lose answers, at regular
-// moments, while an import runs.
+// TestServerFails makes the server drop connections, be unavailable and lose responses, at regular
+// intervals, during an import.
 func TestServerFails(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
@@ -203,15 +203,15 @@ func TestServerFails(t *testing.T) {
 	}
 }
 
-// deaf is a ResponseWriter that nobody listens to.
+// deaf is a ResponseWriter whose output is lost.
 type deaf struct{ header http.Header }
 
 func (d *deaf) Header() http.Header         { return d.header }
 func (d *deaf) WriteHeader(int)             {}
 func (d *deaf) Write(b []byte) (int, error) { return len(b), nil }
 
-// TestOrdersAreRefused has the server refuse some orders: their lines are rejected, and the rest
-// continues.
+// TestOrdersAreRefused makes the server refuse some orders. Their lines are rejected, and the
+// import continues.
 func TestOrdersAreRefused(t *testing.T) {
 	t.Parallel()
 	path := realFile(t)
@@ -261,7 +261,7 @@ func TestNoServer(t *testing.T) {
 	}
 }
 
-// BenchmarkYear imports the whole file, and then once more.
+// BenchmarkYear imports the whole file twice.
 func BenchmarkYear(b *testing.B) {
 	path := realFile(b)
 	for b.Loop() {

@@ -1,5 +1,4 @@
-// Package ingest_test runs what is outside and sends commands, the demo and the imports, against
-// the real services.
+// Package ingest_test runs the demo and the import against the real services.
 package ingest_test
 
 import (

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// realFile returns the published data set, which is beside the repository.
+// realFile returns the published data set, which is not part of the repository.
 func realFile(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join("..", "..", "..", "shared", "data", "online-retail.parquet")
@@ -32,7 +32,7 @@ func realFile(t testing.TB) string {
 	return path
 }
 
-// planReal plans the real file and hands each window on.
+// planReal plans the real file and passes each window to each.
 func planReal(t testing.TB, each func(window)) (rows int64) {
 	t.Helper()
 	src, err := open(t.Context(), realFile(t))

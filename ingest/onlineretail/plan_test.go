@@ -22,7 +22,7 @@ import (
 
 var guest = math.NaN()
 
-// plan plans rows in windows of a few.
+// plan plans rows in windows of every rows.
 func plan(rows []row, every int) window {
 	p := newPlanner()
 	p.completeAfter = 7
@@ -229,8 +229,8 @@ func TestTitleComesWithTheFirstSale(t *testing.T) {
 	}
 }
 
-// anyRows draws files with all that can go wrong, of few invoices, codes and customers, so that
-// they meet.
+// anyRows generates files with all kinds of faults. They have few invoices, codes and customers, so
+// that these occur together.
 func anyRows() *rapid.Generator[[]row] {
 	one := rapid.Custom(func(t *rapid.T) row {
 		r := row{
@@ -294,7 +294,7 @@ func TestEveryCommandIsValid(t *testing.T) {
 	})
 }
 
-// What is planned for the beginning of a file stays, whatever follows; only the last command of an
+// The plan for the beginning of a file does not depend on the rest. Only the last command of an
 // invoice that the end cuts off has fewer lines.
 func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 	t.Parallel()
@@ -335,8 +335,8 @@ func TestThePlanOfAPrefixIsAPrefixOfThePlan(t *testing.T) {
 	})
 }
 
-// The inventory service knows receipts and adjustments alone, not sales: it holds at least what the
-// plan thinks it does, so it never refuses an adjustment for lack of goods.
+// The inventory service knows only receipts and adjustments, not sales. So it has at least the
+// stock that the plan assumes, and never refuses an adjustment.
 func TestStockNeverRunsOut(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

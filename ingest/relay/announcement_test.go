@@ -124,7 +124,8 @@ func (b broker) announcing(name, value string) kafka.Record {
 	return r
 }
 
-// forge returns an event of a stream that nobody knows. An empty name leaves it without a seal.
+// forge returns an event of a stream that the store does not have. If name is empty, it has no
+// seal.
 func (b broker) forge(name string) kafka.Record {
 	now := event.Time(time.Now())
 	e := event.Event{
@@ -138,7 +139,7 @@ func (b broker) forge(name string) kafka.Record {
 	return r
 }
 
-// everyReader runs a check with readers of all kinds that start now.
+// everyReader runs a check with new readers of all kinds.
 func (s sealed) everyReader(t *testing.T, check func(t *testing.T, readers *relay.Seals)) {
 	t.Helper()
 	t.Run("with the store", func(t *testing.T) { check(t, s.seals(t, s.store)) })
@@ -152,8 +153,8 @@ func (s sealed) judges(t *testing.T, readers *relay.Seals, taken, refused int) {
 	}
 }
 
-// Announcements that no relay has signed have no effect on readers: real events are taken, and
-// forged ones refused.
+// Announcements that no relay has signed have no effect on readers: they accept real events and
+// refuse forged ones.
 func TestStrayAnnouncements(t *testing.T) {
 	t.Parallel()
 	most := fmt.Sprint(math.MaxInt64)
@@ -222,8 +223,8 @@ func TestStrayAnnouncements(t *testing.T) {
 	}
 }
 
-// An announcement that was deleted or overwritten is written again by the next relay, which reports
-// the stray. A relay that finds its own is silent.
+// A relay that starts writes a deleted or overwritten announcement again, and reports the stray. A
+// relay that finds its own writes nothing.
 func TestARelayAnnouncesAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -247,7 +248,7 @@ func TestARelayAnnouncesAgain(t *testing.T) {
 	})
 }
 
-// A relay at work restores its announcement, too, even if there is nothing to publish.
+// A running relay restores its announcement, too, even without events to publish.
 func TestARunningRelayAnnouncesAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -265,8 +266,8 @@ func TestARunningRelayAnnouncesAgain(t *testing.T) {
 	})
 }
 
-// Where two systems announce, a reader with the store knows which one is its own. One without
-// cannot tell: it rejects nothing, and reports a fault.
+// If two systems announce, a reader with the store knows its own. A reader without it cannot know:
+// it rejects nothing and reports a fault.
 func TestTwoSystemsAnnounce(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -287,8 +288,8 @@ func TestTwoSystemsAnnounce(t *testing.T) {
 	})
 }
 
-// What another system sealed was not checked by our relay, so a reader in doubt does not take its
-// seal for a check.
+// Another system's seal says nothing about this relay's checks. So a reader in doubt does not count
+// it as a check.
 func TestASealInDoubtIsNoCheck(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -310,8 +311,8 @@ func TestASealInDoubtIsNoCheck(t *testing.T) {
 	})
 }
 
-// Compaction may leave nothing of an announcement but what a stranger has put in its place. Real
-// events are still taken.
+// After compaction, only a foreign record may be left in place of an announcement. Real events are
+// still accepted.
 func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -342,8 +343,8 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	})
 }
 
-// A mark carries the floors of the seal, too. So records without a seal are not accepted only
-// because the announcement is gone.
+// A mark contains the floors of the seal, too. So a lost announcement does not make records without
+// a seal acceptable.
 func TestTheMarkKnowsTheFloors(t *testing.T) {
 	t.Parallel()
 	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})

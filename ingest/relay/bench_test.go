@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// benchmarkEvents is what the throughput benchmarks move at a time.
+// benchmarkEvents is the number of events in each run of a throughput benchmark.
 const benchmarkEvents = 100_000
 
 func benchmarkStore(b *testing.B) (*sqlite.Store, []event.Event) {
@@ -51,7 +51,7 @@ func benchmarkBroker(b *testing.B, sync bool) broker {
 	return broker{cfg, event.Order}
 }
 
-// cpu returns what this process, broker and all, has spent so far.
+// cpu returns the CPU time of this process, including the broker.
 func cpu(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -60,8 +60,8 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkRelay moves events from SQLite to the embedded broker, BenchmarkCeiling the same records
-// from memory, in transactions of the same size.
+// BenchmarkRelay publishes events from SQLite to the embedded broker. BenchmarkCeiling publishes
+// the same records from memory, in transactions of the same size.
 func BenchmarkRelay(b *testing.B) {
 	for _, sync := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sync=%t", sync), func(b *testing.B) {
@@ -127,8 +127,8 @@ func BenchmarkCeiling(b *testing.B) {
 	}
 }
 
-// BenchmarkLatency is the time from an append that has returned until a read_committed end of the
-// topic includes it.
+// BenchmarkLatency measures the time from the return of an append until its event is readable with
+// read_committed.
 func BenchmarkLatency(b *testing.B) {
 	for _, sync := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sync=%t", sync), func(b *testing.B) {

@@ -14,7 +14,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// log returns the records of the topic as a tool reads them that produces them again.
+// log returns the records of the topic as a tool would read and produce them again.
 func (b broker) log(t *testing.T) (all []kafka.Record) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
@@ -33,8 +33,8 @@ func (b broker) log(t *testing.T) (all []kafka.Record) {
 	return all
 }
 
-// once fails unless a reader of the log takes each of the store's events once and refuses so many
-// records.
+// once fails unless a reader accepts each of the store's events once and refuses the given number
+// of records.
 func (b broker) once(t *testing.T, s eventstore.Store, refused int) {
 	t.Helper()
 	want := map[uuid.UUID]int{}
@@ -118,8 +118,8 @@ func TestCopiesAreNotEvents(t *testing.T) {
 }
 
 // A tool that reads uncommitted records may copy an event of a transaction that the relay does not
-// complete. The copy takes the event's place. The next relay publishes the events before it, and
-// readers accept them.
+// complete. The copy then takes the event's place. The next relay publishes the events before it,
+// and readers accept them.
 func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

@@ -7,20 +7,20 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Steps are those at which OnStep can make a relay fail.
+// Steps are the steps at which OnStep can make a relay fail.
 var Steps = map[string]step{
 	string(beforeBegin): beforeBegin, string(afterProduce): afterProduce, string(beforeCommit): beforeCommit, string(afterCommit): afterCommit,
 }
 
-// OnStep calls f at each step of each transaction; its error is the step's. Before Run.
+// OnStep calls f at each step. The step fails with f's error. Call it before Run.
 func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { return f(string(s)) } }
 
-// MarkRecord returns the position record of a transaction with the events after from, up to to.
+// MarkRecord returns the mark of a transaction that contains the events after from, up to to.
 func MarkRecord(from, to event.Position, service string) kafka.Record {
 	return mark{from: from, to: to}.record(service, nil)
 }
 
-// VerifyEvery makes a relay check its announcements so often. Before Run.
+// VerifyEvery sets how often a relay checks its announcements. Call it before Run.
 func (r *Relay) VerifyEvery(d time.Duration) { r.verifyEvery = d }
 
 // SealName returns the name under which the relay of a store seals the records of a topic.

@@ -19,7 +19,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// forged returns a copy of a relay's mark, with some of what it says changed.
+// forged returns a copy of a relay's mark with some headers changed.
 func forged(m kafka.Message, value string, headers map[string]string) kafka.Record {
 	r := kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers)}
 	if value != "" {
@@ -33,14 +33,13 @@ func forged(m kafka.Message, value string, headers map[string]string) kafka.Reco
 	return r
 }
 
-// names returns a mark name an event.
+// names returns the headers with which a mark names an event.
 func names(e event.Event) map[string]string {
 	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
 }
 
 // A forged mark may be consistent and name events that exist. It has no effect: the relay starts,
-// publishes what is missing, and sends the forgery to the dead letters. A follower does not show
-// it.
+// publishes what is missing, and puts the forgery aside. A Follower does not show it.
 func TestForgedMarks(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{
@@ -133,8 +132,8 @@ func TestForgedMarks(t *testing.T) {
 	}
 }
 
-// Compaction keeps the last record of a key, which a forged mark may be. A relay that has nothing
-// new to say says where it is once more, so that its own mark is the last one.
+// Compaction keeps the last record of a key, which may be a forged mark. A relay without new events
+// writes its own mark again, so that it is the last one.
 func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -156,7 +155,7 @@ func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
 	})
 }
 
-// Where no mark is left that the store signed, a forged one is all there is: the relay compares the
+// If no mark with the store's signature is left, the relay ignores a forged one and compares the
 // whole log with the store.
 func TestOnlyAForgedMarkIsLeft(t *testing.T) {
 	t.Parallel()
@@ -191,7 +190,7 @@ func TestOnlyAForgedMarkIsLeft(t *testing.T) {
 	})
 }
 
-// An old mark that somebody repeats is a relay's own, and true as far as it goes.
+// A copy of an old mark has a valid signature and states something true, so it does no harm.
 func TestAnOldMarkIsRepeated(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -214,7 +213,7 @@ func TestAnOldMarkIsRepeated(t *testing.T) {
 	})
 }
 
-// A topic that was brought back with all that it had, under another id, is as good as it was.
+// A topic that was restored completely, under another id, is as good as the old one.
 func TestTheTopicIsBroughtBack(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -292,7 +291,7 @@ func look(t *testing.T, f *relay.Follower) map[string]relay.Progress {
 	return progress
 }
 
-// asides counts what a relay puts aside.
+// asides counts the records that a relay puts aside.
 func (b broker) asides(t *testing.T) (count func() int, change func(*relay.Config)) {
 	t.Helper()
 	var mu sync.Mutex

@@ -21,7 +21,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// publish runs a relay until the log has what the store has, and stops it.
+// publish runs a relay until the log has all of the store's events, and stops it.
 func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.Config)) relay.Progress {
 	t.Helper()
 	x := run(t, b.newRelay(t, s, change...))
@@ -32,8 +32,8 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 	return x.relay.Progress()
 }
 
-// whole fails unless the topic has each of the store's events once, those of a stream on one
-// partition and in their order. It ignores records that are not events of the store.
+// whole fails unless the topic has each of the store's events once, and those of a stream on one
+// partition and in order. It ignores other records.
 func (b broker) whole(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
@@ -126,7 +126,7 @@ func (b broker) produce(t *testing.T, records []kafka.Record) {
 	}
 }
 
-// refuses fails unless a relay stops with an error, without having written anything.
+// refuses fails unless a relay stops with the given error without having written anything.
 func (b broker) refuses(t *testing.T, s eventstore.Store, want error, says string) {
 	t.Helper()
 	x := run(t, b.newRelay(t, s))
@@ -143,7 +143,7 @@ func (b broker) refuses(t *testing.T, s eventstore.Store, want error, says strin
 	}
 }
 
-// A topic may be widened while no relay runs, and while one does. Keys stay where they are.
+// A topic may be widened while a relay runs or not. Keys remain in their partitions.
 func TestTheTopicIsWidened(t *testing.T) {
 	t.Parallel()
 	t.Run("from 4 to 8 while stopped", func(t *testing.T) {
@@ -219,8 +219,8 @@ func TestTheTopicIsWidened(t *testing.T) {
 	})
 }
 
-// publishAsEarlier publishes what the store has as an earlier version did, whose marks did not say
-// who they were of.
+// publishAsEarlier publishes the store's events like an earlier version, whose marks have no
+// identity.
 func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100)
@@ -234,8 +234,8 @@ func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	b.produce(t, append(records, relay.MarkRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
 }
 
-// A mark of an earlier version, which says nothing of whom it is of, is believed where the log
-// bears it out, and replaced at once.
+// A mark of an earlier version, which has no identity, is accepted if the log confirms it, and
+// replaced at once.
 func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -264,7 +264,7 @@ func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 	})
 }
 
-// A topic that was made again, or has lost events, is no longer what its readers have read.
+// A topic that was recreated, or has lost events, is not what its readers have read.
 func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 	t.Parallel()
 	t.Run("made again while stopped", func(t *testing.T) {
@@ -280,8 +280,8 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			b.refuses(t, s, relay.ErrLogChanged, "made again")
 		})
 	})
-	// On Apache Kafka alone: the embedded broker, where nobody deletes topics, may keep the
-	// transaction open that it lost them in.
+	// This runs on Apache Kafka only. Deleting topics is unusual on the embedded broker, which may
+	// keep the open transaction of a deleted one.
 	t.Run("made again while publishing", func(t *testing.T) {
 		t.Parallel()
 		b := newBroker(t, apache.Brokers(t))
@@ -335,7 +335,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 	})
 }
 
-// Records deleted from the beginning of the topic are not reason to publish them again.
+// Records that were deleted from the beginning of the topic are not published again.
 func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -353,7 +353,7 @@ func TestTheTopicIsCutAtItsBeginning(t *testing.T) {
 	})
 }
 
-// A store that was restored from a backup, and has taken other events since, has another history
+// A store that was restored from a backup and has recorded other events since has another history
 // than the log.
 func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 	t.Parallel()
@@ -393,8 +393,8 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 	}
 }
 
-// An open transaction of another relay hides the newest marks of this one. The store is still
-// compared with them.
+// The open transaction of another relay hides the newest marks. The store must be compared with
+// them all the same.
 func TestAStoreThatLostEventsIsRefusedBesideAnOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for name, lost := range map[string]int{"a few": 10, "more than are remembered": 1500} {

@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// childRole makes this binary a victim of the kill tests instead of running tests.
+// childRole makes this binary a victim of the kill tests, instead of running tests.
 const (
 	childRole  = "MILLRACE_TEST_RELAY_ROLE" // "relay" or "everything"
 	childStore = "MILLRACE_TEST_RELAY_STORE"
@@ -27,7 +27,7 @@ const (
 	childTopic = "MILLRACE_TEST_RELAY_TOPIC" // and, after a blank, the service
 )
 
-// child runs a relay, and the broker where its role is everything, until it is killed.
+// child runs a relay, and the broker if its role is everything, until it is killed.
 func child(role string) error {
 	ctx := context.Background()
 	order := event.Order
@@ -57,7 +57,7 @@ func child(role string) error {
 	return errors.Join(r.Run(ctx), errors.New("the relay stopped"))
 }
 
-// start runs a child; it returns its broker's address and what kills it.
+// start starts a child. It returns its broker's address and a function that kills it.
 func (b broker) start(t *testing.T, role, store, kafkaAt string) (addr string, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
@@ -82,7 +82,7 @@ func (b broker) start(t *testing.T, role, store, kafkaAt string) (addr string, k
 	return strings.TrimSpace(line), kill
 }
 
-// load appends until stop is called, which waits for the end and gives the number of events.
+// load appends until stop is called. stop waits for the end and returns the number of events.
 func load(t *testing.T, w *writer) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -110,8 +110,8 @@ func kills(t *testing.T) int {
 	return 12
 }
 
-// grown waits until the log has grown by n records since the last call, so that every kill hits a
-// relay at work.
+// grown returns a function that blocks until the log has grown by n records since its last call, so
+// that every kill hits a relay that is publishing.
 func (b broker) grown(t *testing.T) func(n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -162,8 +162,8 @@ func TestKillRelayUnderLoad(t *testing.T) {
 	})
 }
 
-// On the embedded broker alone, which is killed with the relay because it lives in its process.
-// TestALeaderIsKilledUnderLoad kills real ones.
+// This runs on the embedded broker only, which is killed with the relay in the same process.
+// TestALeaderIsKilledUnderLoad kills real brokers.
 func TestKillEverythingUnderLoad(t *testing.T) {
 	t.Parallel()
 	n := kills(t)

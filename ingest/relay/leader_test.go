@@ -11,7 +11,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// reader is a consumer that keeps what it reads and where it stands, as a sink does.
+// reader is a consumer that stores its records and position, like a sink.
 type reader struct {
 	mu       sync.Mutex
 	next     map[kafka.TopicPartition]int64
@@ -74,14 +74,14 @@ func (r *reader) take(t *testing.T, m *kafka.Message) {
 	r.events[m.Partition] = append(r.events[m.Partition], e)
 }
 
-// reset begins a new measurement of the longest pause.
+// reset starts a new measurement of the longest pause.
 func (r *reader) reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.longest, r.consumed = 0, 0
 }
 
-// read reports how many events came in all.
+// read returns the number of events so far.
 func (r *reader) read() (n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,16 +91,15 @@ func (r *reader) read() (n int) {
 	return n
 }
 
-// since reports how many events came since reset, and the longest pause between two.
+// since returns the number of events since reset, and the longest pause between two.
 func (r *reader) since() (int, time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.consumed, r.longest
 }
 
-// Of three nodes the one that leads, or coordinates the transactions, is killed under load. Nothing
-// is lost, nothing doubled, the order holds, and the relay and a consumer get over it by
-// themselves.
+// Of three nodes, the leader, or the coordinator of the transactions, is killed under load. No
+// event is lost, duplicated or out of order, and the relay and a consumer recover by themselves.
 func TestALeaderIsKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	kills(t)
@@ -136,8 +135,8 @@ func TestALeaderIsKilledUnderLoad(t *testing.T) {
 		if err := c.KillNode(node); err != nil {
 			t.Fatal(err)
 		}
-		// What was on the way when the node died comes at once; the pause is over when the cluster
-		// works without it.
+		// Records that were in flight when the node died arrive at once. The pause ends when the
+		// cluster works without it.
 		eventually(t, func() bool {
 			now, err := victim.find()
 			return err == nil && now != node

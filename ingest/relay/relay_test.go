@@ -33,7 +33,7 @@ const partitions = 3
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-// apache is the Apache Kafka of all tests.
+// apache is the Apache Kafka that all tests share.
 var apache server.Cluster
 
 func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
@@ -167,8 +167,8 @@ func TestTroubleAtAnyStep(t *testing.T) {
 	}
 }
 
-// The embedded broker can be killed between the partitions of a commit, so some have the
-// transaction and others lost it.
+// The embedded broker can be killed between the partitions of a commit. Then only some of them have
+// the transaction.
 func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ mark, events bool }{

@@ -15,8 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// seals returns what a reader of the broker checks records with. Without a store, it is a process
-// that has none.
+// seals returns a reader's Seals. Without a store it represents a process that has none.
 func (b broker) seals(t *testing.T, store ...eventstore.Store) *relay.Seals {
 	t.Helper()
 	stores := map[string]eventstore.Store{}
@@ -35,8 +34,7 @@ func (b broker) record(m kafka.Message) registry.Record {
 	return registry.Record{Topic: b.order.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers}
 }
 
-// judged reads the topic, and counts the records that a reader takes for the relay's and those that
-// it does not.
+// judged reads the topic, and counts the records that a reader accepts and those that it refuses.
 func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
@@ -60,8 +58,8 @@ func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
 	return taken, refused
 }
 
-// A record that the relay has written is an event of its store. Any other record that looks like
-// one is not.
+// Only a record that the relay has written is an event of its store, even if other records look
+// like one.
 func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -118,7 +116,7 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 		if taken, refused := b.judged(t, readers); taken != 30 || refused != 0 {
 			t.Errorf("of the relay's 30 records %d are taken and %d refused", taken, refused)
 		}
-		// A reader that began before continues, and so does a relay that takes over.
+		// A reader that started before continues, and so does a relay that takes over.
 		w.append(t, 20)
 		b.publish(t, s)
 		if taken, refused := b.judged(t, readers); taken != 50 || refused != 0 {
@@ -130,8 +128,8 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 	})
 }
 
-// A topic that relays of earlier versions have written to stays what it is; what comes after a
-// relay that seals has to be sealed.
+// Records that relays of earlier versions have written remain valid. Records after the first relay
+// that seals must have a seal.
 func TestRecordsOfEarlierVersions(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -170,7 +168,7 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 	})
 }
 
-// On a topic to which no relay has written anything, nothing is an event.
+// On a topic without a relay's record, nothing is an event.
 func TestStraysBeforeTheFirstEvent(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -187,7 +185,7 @@ func TestStraysBeforeTheFirstEvent(t *testing.T) {
 	})
 }
 
-// A log that cannot be asked makes nothing a stray: the reader tries again.
+// If the log is unavailable, no record is a stray: the reader retries.
 func TestSealsWithoutTheLog(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// broker is where one test's relays publish, and the aggregate of which it has the log for itself.
+// broker is a broker, and an aggregate that only one test uses there.
 type broker struct {
 	kafka.Config
 	order event.Aggregate
@@ -138,7 +138,7 @@ func (b broker) newRelay(t testing.TB, s eventstore.Store, change ...func(*relay
 	return r
 }
 
-// running is a relay that runs; stop ends it and gives what Run returned.
+// running is a running relay. stop ends it and returns Run's error.
 type running struct {
 	relay  *relay.Relay
 	cancel context.CancelFunc
@@ -164,7 +164,7 @@ func (x *running) stop() error {
 	return x.err
 }
 
-// await waits until the relay has published all that the store has.
+// await blocks until the relay has published all of the store's events.
 func (x *running) await(t testing.TB, s eventstore.Store) {
 	t.Helper()
 	head, err := s.Head(t.Context())
@@ -192,7 +192,7 @@ func eventually(t testing.TB, ok func() bool, what string, args ...any) {
 	}
 }
 
-// readTopic reads all that is committed.
+// read reads all committed records of the topic.
 func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
 	a, err := kafka.NewAdmin(b.Config)
 	if err != nil {
@@ -206,8 +206,8 @@ func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
 	return kafka.ReadAll(ctx, b.Config, b.order.Topic, nil, end, fn)
 }
 
-// same fails unless the topic has exactly the store's events, on their keys' partitions, in the
-// store's order.
+// same fails unless the topic has exactly the store's events, in their keys' partitions and in
+// store order.
 func (b broker) same(t testing.TB, s eventstore.Store) {
 	t.Helper()
 	var got [partitions][]event.Event

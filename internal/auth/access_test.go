@@ -21,7 +21,7 @@ func open(t *testing.T, path string) *auth.Tokens {
 	return tokens
 }
 
-// What one process issues another knows that reads the same file; and nobody else's.
+// An access token is valid in every process with the same file of tokens, and in no other.
 func TestAccessTokens(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\nbert:"+bert+"\n")
@@ -66,8 +66,8 @@ func TestAccessTokens(t *testing.T) {
 	}
 }
 
-// Who is taken from the file is out, with all that was issued; a second token of one name is a way
-// to change tokens.
+// When a caller is removed from the file, its access tokens end, too. Two tokens with one name are
+// allowed, so that tokens can be changed.
 func TestAccessEndsWithTheToken(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")

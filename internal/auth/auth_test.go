@@ -95,7 +95,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestTokensAreReadAgain gives and takes a token while the door is open.
+// TestTokensAreReadAgain adds and removes a token while the listener is open.
 func TestTokensAreReadAgain(t *testing.T) {
 	t.Parallel()
 	path := file(t, "anna:"+anna+"\n")

@@ -90,8 +90,7 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// A right more never takes another away, and the right to a surface is the right to each of its
-// parts.
+// An additional right never removes another, and the right to a surface includes its parts.
 func TestRightsOnlyAdd(t *testing.T) {
 	t.Parallel()
 	surfaces := []string{auth.Commands, auth.Queries, auth.SQL, auth.Catalog, auth.Operations, auth.Profiles}
@@ -118,7 +117,7 @@ func TestRightsOnlyAdd(t *testing.T) {
 	})
 }
 
-// Who is not named may do nothing, and a handler that no guard is before lets nobody through.
+// A caller without an entry has no rights, and a handler without a Guard lets no request pass.
 func TestNeed(t *testing.T) {
 	t.Parallel()
 	tokens, err := auth.Open(file(t, "anna:"+anna+"\nbert:"+bert+"\n"), slog.New(slog.DiscardHandler))

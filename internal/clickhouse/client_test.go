@@ -133,7 +133,7 @@ func FuzzParseError(f *testing.F) {
 	})
 }
 
-// An answer whatever its bytes and however it is cut into reads comes out as it went in.
+// An answer comes out unchanged, whatever its bytes and however it is cut into reads.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte("a\r\n__exception__\r\nabc"), false)
 	f.Fuzz(func(t *testing.T, rows []byte, fail bool) {
@@ -188,8 +188,8 @@ func TestFindLibrary(t *testing.T) {
 	}
 }
 
-// A server is spoken to at its URL, over TLS, as its user; the address may hold no password, which
-// errors would show.
+// A server is used at its URL, over TLS, with its user. The URL must not contain a password,
+// because errors would show it.
 func TestServerClient(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 1)

@@ -2,7 +2,7 @@ package clickhouse
 
 import "time"
 
-// WithSilence returns a client that waits so long for a sign of life.
+// WithSilence returns a client with another limit for silence.
 func (c *Client) WithSilence(d time.Duration) *Client {
 	other := *c
 	other.silence = d

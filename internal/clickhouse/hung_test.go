@@ -20,7 +20,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// A server that takes connections and answers nothing does not hang its callers.
+// A server that accepts connections and does not answer must not block its callers.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -37,8 +37,8 @@ func TestSilentServer(t *testing.T) {
 	}
 }
 
-// An answer that stops coming ends as soon as the server says nothing else either. One that is only
-// slow does not.
+// An answer that stops arriving fails when the server does not answer a ping either. A slow one
+// does not fail.
 func TestSilentAnswer(t *testing.T) {
 	t.Parallel()
 	const silence = 50 * time.Millisecond
@@ -84,7 +84,7 @@ func TestSilentAnswer(t *testing.T) {
 	}
 }
 
-// lockedLog is a log that is read while it is written.
+// lockedLog is a log that can be read while it is written.
 type lockedLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -102,7 +102,7 @@ func (l *lockedLog) String() string {
 	return l.text.String()
 }
 
-// An engine that hangs is taken for dead: it is ended, and another comes in its place.
+// An engine that hangs is killed and replaced.
 func TestHungEngineIsReplaced(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()

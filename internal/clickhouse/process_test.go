@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	clickhousetest.Main(m)
 }
 
-// ask runs a query and returns its whole answer without the last line end.
+// ask runs a query and returns its answer without the last line break.
 func ask(t *testing.T, c *clickhouse.Client, sql string) string {
 	t.Helper()
 	answer, err := answerOf(t.Context(), c, sql)
@@ -63,7 +63,7 @@ func answerOf(ctx context.Context, c *clickhouse.Client, sql string) (string, er
 	return strings.TrimSuffix(string(b), "\n"), errors.Join(err, body.Close())
 }
 
-// endless computes for hours before its first row.
+// endless runs for hours before its first row.
 const endless = "SELECT count() FROM numbers_mt(1000000000000000) WHERE sipHash64(number) = 1"
 
 // running reports whether a query with this text runs.
@@ -94,7 +94,7 @@ func TestKilledEngineComesBack(t *testing.T) {
 	}
 }
 
-// A query that comes while there is no process waits for the next one.
+// A query that arrives while there is no process waits for the next one.
 func TestQueryWaitsForRestart(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
@@ -164,7 +164,7 @@ func TestDataStays(t *testing.T) {
 	}
 }
 
-// One engine per folder: a second waits for the first to go, but not long.
+// Only one engine can use a folder. A second one waits a short time for the first to end.
 func TestSecondEngineOnFolder(t *testing.T) {
 	t.Parallel()
 	c, err := clickhousetest.Config()
@@ -245,7 +245,7 @@ func TestStartGivesUpWithItsContext(t *testing.T) {
 	}
 }
 
-// Whoever kills the parent is rid of the engine too.
+// When the parent is killed, the engine ends, too.
 func TestEngineDiesWithParent(t *testing.T) {
 	t.Parallel()
 	parent := exec.CommandContext(t.Context(), os.Args[0])
@@ -272,7 +272,7 @@ func TestEngineDiesWithParent(t *testing.T) {
 	polltest.Until(t, "the engine is gone", func() bool { return !alive(pid) })
 }
 
-// An engine without the kernel's help: the end of its standard input, or SIGTERM, ends it well.
+// Without the kernel's help, an engine ends orderly with its standard input or SIGTERM.
 func TestEngineStops(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(*exec.Cmd, io.Closer) error{
@@ -325,7 +325,7 @@ func TestEngineStops(t *testing.T) {
 	}
 }
 
-// alive reports whether a process runs; a zombie does not.
+// alive reports whether a process is running. A zombie is not.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

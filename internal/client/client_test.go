@@ -29,7 +29,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// orders answers PlaceOrder as it is told, call by call; the last answer is repeated.
+// orders responds to each call of PlaceOrder with the next given response. It repeats the last one.
 type orders struct {
 	orderv1connect.UnimplementedOrderServiceHandler
 	calls   atomic.Int64
@@ -124,7 +124,7 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// Every method of the services that changes something is a command that Send knows.
+// Send accepts every method of the services that changes something.
 func TestSendKnowsAllCommands(t *testing.T) {
 	t.Parallel()
 	c := client.New("127.0.0.1:1", 0)

@@ -144,7 +144,7 @@ func TestCheckNamesTheKey(t *testing.T) {
 	}
 }
 
-// However PostgreSQL lets a password stand in an address, it is one.
+// A password is found in every form in which PostgreSQL accepts one.
 func TestPasswordsInAddresses(t *testing.T) {
 	t.Parallel()
 	for address, has := range map[string]bool{
@@ -164,7 +164,7 @@ func TestPasswordsInAddresses(t *testing.T) {
 	}
 }
 
-// TestSecretsAreNotPrinted gives a secret in each of the ways there are.
+// TestSecretsAreNotPrinted prints a secret in every possible way.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cr3t-that-nobody-sees"

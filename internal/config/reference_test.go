@@ -54,8 +54,8 @@ Millrace never prints a secret. A password inside a connection string is rejecte
 **Sizes and times.** Sizes are in bytes. Times have a unit: ` + "`250ms`, `10s`, `5m`, `1h`" + `.
 `
 
-// reference is docs/configuration.md: every key with its default, its environment variable and its
-// description.
+// reference returns docs/configuration.md: every key with its default, its environment variable and
+// its description.
 func reference() []byte {
 	var b bytes.Buffer
 	b.WriteString(referenceIntro + "\n## General\n")
@@ -137,7 +137,7 @@ func writeWrapped(b *bytes.Buffer, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
-// The committed page describes the configuration as it is.
+// The committed page describes the current configuration.
 func TestReferenceIsFresh(t *testing.T) {
 	t.Parallel()
 	want := reference()
@@ -173,7 +173,7 @@ func TestReferenceNamesEveryVariable(t *testing.T) {
 	}
 }
 
-// A comment of the configuration fits a terminal.
+// Comments of the configuration file fit in a terminal.
 func TestCommentsAreWrapped(t *testing.T) {
 	t.Parallel()
 	var file bytes.Buffer

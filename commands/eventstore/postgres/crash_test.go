@@ -16,9 +16,9 @@ import (
 	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
-// TestTheServerCrashes kills PostgreSQL, and freezes it, again and again while writers append and a
-// reader follows. The store is not told: it comes back by itself. What was acknowledged is there,
-// once, and the reader has seen it all, in order.
+// TestTheServerCrashes kills and freezes PostgreSQL repeatedly while writers append and a reader
+// follows. The store must recover by itself. Every acknowledged event is there exactly once, and
+// the reader has seen all of them, in order.
 func TestTheServerCrashes(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

@@ -14,8 +14,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
-// A server that hangs keeps its connections and answers nothing. Every question ends all the same,
-// whether its caller set a limit or not, and once the server continues, so does the store.
+// A server that hangs keeps its connections and does not answer. Every call must end, whether its
+// caller set a limit or not. When the server continues, the store does, too.
 func TestHungServer(t *testing.T) {
 	t.Parallel()
 	own := server.Cluster{}
@@ -69,7 +69,7 @@ func TestHungServer(t *testing.T) {
 	}
 }
 
-// What accepts connections and is not a PostgreSQL, or hangs, does not hang the start.
+// A server that accepts connections and does not answer must not block Open.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -16,7 +16,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
-// A server that lost committed events behind the back of a running process accepts nothing from it,
+// A server that lost committed events while a process was running must not get new ones from it
 // until they are back.
 func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
 	t.Parallel()
@@ -94,7 +94,7 @@ func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
 	must(settled(func() error { _, err := reads.Head(ctx); return err })) // has all that this one saw
 }
 
-// Another store in the same place has another epoch, whatever it holds.
+// Another store in the same place has another epoch, whatever its content.
 func TestTheTablesAreMadeAnewWhileTheStoreIsOpen(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
@@ -109,7 +109,7 @@ func TestTheTablesAreMadeAnewWhileTheStoreIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeStore(t, open(t, schema))
-	// Its connections break, as they do when a server is replaced.
+	// Connections break, as when a server is replaced.
 	if _, err := c.Exec(t.Context(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'replaced'"); err != nil {
 		t.Fatal(err)
 	}

@@ -22,9 +22,9 @@ import (
 
 const secret = "s3cret+of /millrace"
 
-// guarded is a server whose roles are those of deploy/postgres/roles.sql, with databases that hold
-// migrated and empty stores. Roles belong to a whole server, so it is not the one that the other
-// tests have to themselves.
+// guarded is a server with the roles of deploy/postgres/roles.sql, and with databases that have
+// migrated and empty stores. Roles belong to the whole server, so it is not shared with the other
+// tests.
 type guarded struct {
 	server.Cluster
 	databases atomic.Int64
@@ -56,7 +56,7 @@ func newGuarded(t *testing.T) *guarded {
 	if err := inside.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// The service cannot make its tables, and says who can.
+	// The service's role cannot create its tables, and the error says who can.
 	_, err = postgres.Open(t.Context(), g.TLS("millrace_order", template), event.Order, postgres.WithPassword(secret))
 	if err == nil || !strings.Contains(err.Error(), "millrace migrate") || !strings.Contains(err.Error(), "millrace_order") {
 		t.Fatalf("opened without tables: %v", err)
@@ -79,7 +79,7 @@ func services() []string {
 	return all
 }
 
-// connect opens a connection that closes with the test, if it has not been closed.
+// connect opens a connection that is closed at the end of the test.
 func (g *guarded) connect(t *testing.T, conn string) *pgx.Conn {
 	t.Helper()
 	config, err := pgx.ParseConfig(conn)
@@ -121,8 +121,8 @@ func (g *guarded) open(t *testing.T, role, database string) *postgres.Store {
 	return s
 }
 
-// TestLeastPrivilege runs everything that a store does as the service's own role, over TLS with a
-// password, and then tries what that role must not do.
+// TestLeastPrivilege runs everything that a store does with the service's own role, over TLS with a
+// password. Then it tries what that role must not do.
 func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	g := newGuarded(t)
@@ -202,7 +202,7 @@ func refused(err error) bool {
 	return errors.As(err, &answer) && answer.Code == "42501"
 }
 
-// login is about who gets in, and that no error tells the password.
+// login checks who can log in, and that no error contains the password.
 func login(t *testing.T, g *guarded) {
 	good := g.TLS("millrace_order", g.database(t))
 	for name, c := range map[string]struct{ conn, password, want string }{
@@ -231,8 +231,8 @@ func login(t *testing.T, g *guarded) {
 	}
 }
 
-// TestOpenRefusesADump: a dump may lack events that Kafka has, and positions are made of a server's
-// transaction ids.
+// TestOpenRefusesADump checks that Open refuses a restored dump. It may lack events that Kafka has,
+// and positions contain the server's transaction ids.
 func TestOpenRefusesADump(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ change, want string }{

@@ -9,8 +9,7 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// What a role's or a database's own settings would do to the store is found. The server's own
-// defaults have no fault.
+// Settings must find harmful settings of a role or a database. The server's defaults have no fault.
 func TestSettings(t *testing.T) {
 	schema := newSchema()
 	conn := cluster.ConnString(t)

@@ -24,7 +24,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// One server for all tests, a schema for each.
+// All tests share one server. Each has its own schema.
 var (
 	cluster server.Cluster
 	schemas atomic.Int64
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, cluster.Stop))
 }
 
-// newSchema names a schema that needs its quotes.
+// newSchema returns the name of a schema that must be quoted.
 func newSchema() string { return fmt.Sprintf(`Millrace "%d"`, schemas.Add(1)) }
 
 func open(tb testing.TB, schema string, opts ...postgres.Option) *postgres.Store {
@@ -47,7 +47,7 @@ func open(tb testing.TB, schema string, opts ...postgres.Option) *postgres.Store
 	return s
 }
 
-// connect opens a plain connection, which closes with the test.
+// connect opens a plain connection that is closed at the end of the test.
 func connect(t *testing.T, schema string) *pgx.Conn {
 	t.Helper()
 	config, err := pgx.ParseConfig(cluster.ConnString(t))
@@ -93,7 +93,7 @@ func batch(stream string, version uint64) eventstore.Batch {
 }
 
 // hold opens a transaction that has written an event and does not end. Its id, and so its event's
-// position, is lower than those of whatever is appended meanwhile.
+// position, is lower than those of all later appends.
 func hold(t *testing.T, schema, stream string) pgx.Tx {
 	t.Helper()
 	tx, err := connect(t, schema).Begin(t.Context())
@@ -107,9 +107,8 @@ func hold(t *testing.T, schema, stream string) pgx.Tx {
 	return tx
 }
 
-// TestOpenTransaction shows the trap: what is appended after a transaction that is still open must
-// not be read before that one has ended, or its event, which then is in front, is lost to the
-// reader.
+// TestOpenTransaction checks that events of later transactions are not readable while an earlier
+// one is open. Otherwise a reader would have passed the earlier one's position when it commits.
 func TestOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(pgx.Tx) error{
@@ -145,7 +144,8 @@ func TestOpenTransaction(t *testing.T) {
 			if head, err := s.Head(ctx); err != nil || head != before.Position {
 				t.Errorf("the head is %v (%v), want %v", head, err, before.Position)
 			}
-			// A command that changes nothing rests on what it loaded, so its token names that.
+			// A command that changes nothing depends on what it loaded, so its token has that
+			// position.
 			if p, err := s.Append(ctx, eventstore.Batch{Answer: eventstore.Answer{Key: "k"}}); err != nil || p.Position != later.Position {
 				t.Errorf("a batch without events stands at %v (%v), want %v", p.Position, err, later.Position)
 			}
@@ -177,8 +177,8 @@ func TestOpenTransaction(t *testing.T) {
 	}
 }
 
-// TestAppendWaitsForRival appends to a version that an open transaction has written already:
-// whether the append stands depends on how that one ends.
+// TestAppendWaitsForRival appends at a version that an open transaction has already written. The
+// result depends on how that transaction ends.
 func TestAppendWaitsForRival(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -225,8 +225,8 @@ func TestAppendWaitsForRival(t *testing.T) {
 	}
 }
 
-// TestBrokenConnections cuts all connections of a store: it connects again, and a key tells what
-// became of an append.
+// TestBrokenConnections closes all connections of a store. It must reconnect, and the idempotency
+// key shows whether an append was stored.
 func TestBrokenConnections(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -268,7 +268,7 @@ func TestBrokenConnections(t *testing.T) {
 	}
 }
 
-// awaitBlocked waits until a store's insert waits for another transaction's.
+// awaitBlocked blocks until an insert of the store waits for another transaction.
 func awaitBlocked(t *testing.T, schema string) {
 	t.Helper()
 	conn := connect(t, schema)
@@ -288,7 +288,7 @@ func awaitBlocked(t *testing.T, schema string) {
 	}
 }
 
-// logged keeps what was logged, and tells of the first line.
+// logged collects log lines, and signals the first one.
 type logged struct {
 	mu    sync.Mutex
 	text  bytes.Buffer

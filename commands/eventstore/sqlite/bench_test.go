@@ -14,8 +14,8 @@ func Benchmark(b *testing.B) {
 	eventstoretest.Benchmark(b, func(b *testing.B) eventstore.Store { return open(b, filepath.Join(b.TempDir(), "events.db")) })
 }
 
-// BenchmarkCeiling measures what appends cannot pass: a sync of the disk each, a bare transaction
-// of one row each, and all rows in one transaction.
+// BenchmarkCeiling measures upper bounds for appends: one sync of the disk each, one transaction
+// per row, and all rows in one transaction.
 func BenchmarkCeiling(b *testing.B) {
 	row := make([]byte, 155)
 	b.Run("sync", func(b *testing.B) {

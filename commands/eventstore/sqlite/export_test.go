@@ -2,6 +2,6 @@ package sqlite
 
 import "time"
 
-// Deafen keeps Wait from looking for what other processes append, so that only this one's commits
-// wake it.
+// Deafen stops Wait from polling for appends of other processes, so that only this process's
+// commits wake it.
 func (s *Store) Deafen() { s.elsewhere = time.Hour }

@@ -20,12 +20,12 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// victimPath names the environment variable that makes the test binary a victim of TestKill.
+// victimPath is the environment variable that makes the test binary a victim of TestKill.
 const victimPath = "MILLRACE_TEST_VICTIM"
 
 const victimWriters = 8
 
-// victim appends until it is killed, and prints each answer that it got.
+// victim appends until it is killed, and prints each acknowledged append.
 func victim(path string) error {
 	ctx := context.Background()
 	s, err := sqlite.Open(ctx, path, eventstoretest.Aggregate)
@@ -57,8 +57,8 @@ func victim(path string) error {
 	return g.Wait()
 }
 
-// TestKill kills a process that appends, at some moment, over and over: whatever was answered is
-// there, each batch whole.
+// TestKill kills a process that appends, repeatedly and at random moments. Every acknowledged
+// append must be there, and each batch complete.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "events.db")

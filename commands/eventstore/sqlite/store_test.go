@@ -50,7 +50,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestCommitWakesWait has Wait learn of an append by nothing else.
+// TestCommitWakesWait checks that a commit of this process wakes Wait without polling.
 func TestCommitWakesWait(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -138,7 +138,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A file of an earlier schema gets the epoch and the secret that it lacks, and keeps them.
+// A file of an earlier schema gets an epoch and a secret, and keeps them.
 func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 	t.Parallel()
 	for number, strip := range map[int]string{
@@ -175,9 +175,8 @@ func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 	}
 }
 
-// The file holds the only copy of the events. A closed store is in it whole, without a log beside
-// it. Where it is damaged the store does not open, or its events cannot be read; it never has fewer
-// of them.
+// The file is the only copy of the events. After Close it is complete without a write-ahead log. If
+// it is damaged, the store does not open or reads fail. It must never silently have fewer events.
 func TestDamagedStoreLosesNothingSilently(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "order.db")

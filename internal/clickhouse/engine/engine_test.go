@@ -40,7 +40,7 @@ func ask(t *testing.T, c *clickhouse.Client, sql string) string {
 	return strings.TrimSuffix(answer, "\n")
 }
 
-// How often a query with this text runs.
+// running returns how many queries with this text are running.
 func running(t *testing.T, c *clickhouse.Client, sql string) string {
 	t.Helper()
 	return ask(t, c, "SELECT count() FROM system.processes WHERE query = '"+sql+"'")
@@ -110,7 +110,7 @@ func TestErrors(t *testing.T) {
 	wantCode(t, err, clickhouse.CodeAuthentication)
 }
 
-// chdb gives a stream as many small documents; joined they must be what it gives in one piece.
+// chdb streams many small documents. Joined, they must equal its answer in one piece.
 func TestStreamIsOneDocument(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -142,7 +142,7 @@ func TestStreamIsOneDocument(t *testing.T) {
 	}
 }
 
-// An answer far larger than the engine may hold passes through it.
+// An answer that is much larger than the engine may hold passes through it.
 func TestLargeAnswer(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -154,12 +154,12 @@ func TestLargeAnswer(t *testing.T) {
 	if err := errors.Join(err, body.Close()); err != nil || n != 1024*300_000 {
 		t.Errorf("%d bytes, %v", n, err)
 	}
-	// Not so in a format that cannot be streamed.
+	// This does not hold for a format that cannot be streamed.
 	_, err = answerOf(t.Context(), c, "SELECT repeat(toString(number), 200) FROM numbers(300000)", "JSON", nil)
 	wantCode(t, err, 396)
 }
 
-// A query ends when its client ends it: before its first row, or by not reading on.
+// A query ends when its client ends it, before its first row or while its answer is not read.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -211,7 +211,7 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// Sessions side by side keep their own settings, and every answer is its query's.
+// Concurrent sessions keep their own settings, and every answer belongs to its query.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	c := clickhousetest.Shared(t).Client()
@@ -367,7 +367,7 @@ func TestReader(t *testing.T) {
 	mayNot := map[string][]int{
 		"SELECT * FROM private_reader.t": {clickhouse.CodeAccessDenied},
 		"DESCRIBE private_reader.t":      {clickhouse.CodeAccessDenied},
-		// Writing.
+		// Writes.
 		"INSERT INTO lake_reader.t SELECT 8":                                   {clickhouse.CodeReadOnly},
 		"INSERT INTO FUNCTION file('" + secret + "') SELECT 'x'":               {clickhouse.CodeReadOnly},
 		"SELECT 1 INTO OUTFILE '" + secret + "' TRUNCATE":                      {clickhouse.CodeReadOnly},
@@ -383,7 +383,7 @@ func TestReader(t *testing.T) {
 		"OPTIMIZE TABLE lake_reader.t":                                         {clickhouse.CodeReadOnly},
 		"BACKUP TABLE lake_reader.t TO File('" + secret + ".zip')":             {clickhouse.CodeReadOnly},
 		"DROP TABLE lake_reader.t PARALLEL WITH DROP TABLE lake_reader.secret": {clickhouse.CodeReadOnly, clickhouse.CodeSyntax},
-		// Changing what holds the reader.
+		// Changes of what limits the reader.
 		"SET readonly = 0":                         {clickhouse.CodeReadOnly},
 		"SET ROLE admin":                           {clickhouse.CodeReadOnly},
 		"SET ROLE DEFAULT":                         {clickhouse.CodeReadOnly},
@@ -396,7 +396,7 @@ func TestReader(t *testing.T) {
 		"SELECT 1 SETTINGS max_execution_time = 0": {clickhouse.CodeReadOnly},
 		"SELECT 1; SET ROLE admin":                 {clickhouse.CodeSyntax},
 		"EXPLAIN SELECT 1; SET ROLE admin":         {clickhouse.CodeSyntax},
-		// Reading files.
+		// Reads of files.
 		"SELECT file('" + secret + "')":                                  {clickhouse.CodeAccessDenied},
 		"SELECT `file`('" + secret + "')":                                {clickhouse.CodeAccessDenied},
 		"SELECT \"file\"('" + secret + "')":                              {clickhouse.CodeAccessDenied},
@@ -427,7 +427,7 @@ func TestReader(t *testing.T) {
 		"SELECT * FROM executable('cat', 'LineAsString', 'line String')": {clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly},
 		"SELECT * FROM merge('private_reader', 't')":                     {clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly, 636},
 		"SELECT * FROM dictionary('x')":                                  {clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly},
-		// The network.
+		// Network access.
 		"SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')":    {clickhouse.CodeAccessDenied},
 		"SELECT * FROM s3('http://127.0.0.1:1/bucket/key', 'CSV')":    {clickhouse.CodeAccessDenied},
 		"SELECT * FROM remote('127.0.0.1:1', 'system', 'one')":        {clickhouse.CodeAccessDenied, clickhouse.CodeReadOnly},

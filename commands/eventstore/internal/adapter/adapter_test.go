@@ -24,7 +24,7 @@ func batch(stream string) eventstore.Batch {
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, Events: []event.Event{e}}}}
 }
 
-// disk stores groups when the test says so, and tells what was in them.
+// disk stores groups when the test allows it, and reports what they contained.
 type disk struct {
 	groups chan string   // the streams of each group that came, joined
 	answer chan struct{} // lets one group pass
@@ -159,7 +159,7 @@ func TestWhatMustBeTriedAgainComesFirst(t *testing.T) {
 	w.Stop()
 }
 
-// awaitQueued waits until n calls stand in the queue.
+// awaitQueued blocks until n calls are queued.
 func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
 	t.Helper()
 	polltest.Until(t, fmt.Sprintf("%d calls are queued", n), func() bool { return w.Queued() == n })
