@@ -1,6 +1,6 @@
-// Package deploy_test holds the configuration of the deployments against the program: what compose
-// and Kubernetes give to each role is a configuration that the role accepts. How the manifests
-// themselves are held against their schemas is in validate.
+// Package deploy_test checks the configuration of the deployments against the program: each role
+// accepts the configuration that compose and Kubernetes give it. Package validate checks the
+// manifests against their schemas.
 package deploy_test
 
 import (
@@ -23,17 +23,17 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
-// process is one container of ours.
+// process is one container of Millrace.
 type process struct {
 	where   string
 	command []string
 	env     map[string]string
 	config  string          // the configuration file
 	secrets map[string]bool // names of the files in /run/secrets
-	ports   []string        // that are declared, published or probed
+	ports   []string        // declared, published or probed
 }
 
-// role returns what it serves; empty for migrate.
+// role returns the roles that it serves. It is empty for migrate.
 func (p process) role() string {
 	if i := slices.Index(p.command, "--role"); i >= 0 {
 		return p.command[i+1]
@@ -83,8 +83,8 @@ func TestConfigurationIsAccepted(t *testing.T) {
 	}
 }
 
-// A role is given the secrets that its configuration names, and no others; and where it may not
-// have a secret it names none.
+// TestEachRoleIsGivenItsSecretsAndNoOthers checks that each role has exactly the secrets that its
+// configuration names.
 func TestEachRoleIsGivenItsSecretsAndNoOthers(t *testing.T) {
 	t.Parallel()
 	for _, p := range all(t) {
@@ -100,7 +100,8 @@ func TestEachRoleIsGivenItsSecretsAndNoOthers(t *testing.T) {
 					named[filepath.Base(value)] = true
 				}
 			}
-			if p.role() == "commands" { // each service's own, by the configuration file
+			// By the configuration file, each service has a password of its own.
+			if p.role() == "commands" {
 				password := strings.TrimSuffix(filepath.Base(c.Store.Password.String()), "}") // of {file: PATH}
 				for _, a := range event.Aggregates() {
 					named[strings.ReplaceAll(password, "{service}", a.Service)] = true
@@ -133,8 +134,8 @@ func TestPortsAreThoseOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// What is deployed can be made: every file that a manifest takes from the folder of secrets is one
-// that the script makes.
+// TestSecretsAreMadeAndKept checks that the script creates every secret file that a manifest uses,
+// and that it keeps existing ones.
 func TestSecretsAreMadeAndKept(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -148,7 +149,7 @@ func TestSecretsAreMadeAndKept(t *testing.T) {
 	}
 	again := makeSecrets(t, dir)
 	for name, text := range made {
-		switch name { // salted, so made anew
+		switch name { // salted, so different each time
 		case "registry_readers", "registry_writers", "trino_users":
 			continue
 		}
@@ -191,8 +192,8 @@ func makeSecrets(t *testing.T, dir string) map[string][]byte {
 	return made
 }
 
-// The image is built from what .dockerignore lets through: every package of the program must be in
-// it.
+// TestImageIsBuiltFromEveryPackage checks that .dockerignore lets every package of the program
+// through.
 func TestImageIsBuiltFromEveryPackage(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{.ImportPath}}", "../cmd/millrace").Output()
@@ -231,7 +232,7 @@ func all(t *testing.T) []process {
 	return processes
 }
 
-// deployments are our containers in compose and in each overlay of Kubernetes.
+// deployments returns Millrace's containers in compose and in each overlay of Kubernetes.
 func deployments(t *testing.T) map[string][]process {
 	t.Helper()
 	return map[string][]process{"compose": fromCompose(t), "example": fromKubernetes(t, "base/millrace.yaml", ""),
@@ -297,7 +298,8 @@ type workload struct {
 	}
 }
 
-// fromKubernetes reads the roles' own files, and what an overlay changes in their environment.
+// fromKubernetes reads the manifests of the roles, and the changes of an overlay to their
+// environment.
 func fromKubernetes(t *testing.T, file, patch string) []process {
 	t.Helper()
 	var generated struct {

@@ -14,16 +14,16 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// ceiling is what the lander cannot pass: the same bytes, from memory, to one closed Parquet file,
-// by the same decoder and the same writer; no Kafka, no commit.
+// ceiling is the upper limit of the lander: the same bytes, from memory to one closed Parquet file,
+// through the same decoder and the same writer, without Kafka and without a commit.
 type ceiling struct{ *bench }
 
 func (ceiling) Name() string { return "ceiling/from_memory" }
 
 func (ceiling) Reads() encoding { return asProtobuf }
 
-// So many events are in memory; more rows are the same ones again. So many rows are a page, as the
-// lander's are.
+// The number of different events in memory, which repeat for more rows, and the number of rows on a
+// page, which is that of the lander.
 const (
 	inMemory    = 1_000_000
 	ceilingPage = 16 << 10
@@ -85,12 +85,12 @@ func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err err
 		return r, err
 	}
 	wall, cpu := time.Since(begun), ownCPU()-cpuBegun
-	r = measure(n, wall, cpu, 0) // its memory is this program's, which says nothing
+	r = measure(n, wall, cpu, 0) // its memory is that of this program, which means nothing
 	r.Files, r.BytesPerRow = 1, float64(written.Size)/float64(n)
 	return r, nil
 }
 
-// ownCPU returns what this process has used.
+// ownCPU returns the CPU time of this process.
 func ownCPU() time.Duration {
 	var use syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {

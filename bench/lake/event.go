@@ -31,8 +31,8 @@ var (
 	firstAt    = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
 )
 
-// eventAt returns the i-th event. Every value follows from i, so a table can be checked against
-// nothing but its own ids.
+// eventAt returns the i-th event. All values follow from i, so a table can be checked without a
+// copy of the input.
 func eventAt(i int64) event {
 	r := random(i)
 	draw := func(n uint64) uint64 {
@@ -50,7 +50,7 @@ func eventAt(i int64) event {
 	}
 }
 
-// random is SplitMix64's i-th number.
+// random returns the i-th number of SplitMix64.
 func random(i int64) uint64 {
 	z := uint64(i+1) * 0x9e3779b97f4a7c15
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
@@ -58,7 +58,7 @@ func random(i int64) uint64 {
 	return z ^ z>>31
 }
 
-// appendProtobuf writes the event as flat.proto has it; what is zero is left out.
+// appendProtobuf appends the event as a message of flat.proto. Zero values are omitted.
 func (e event) appendProtobuf(b []byte) []byte {
 	number := func(field protowire.Number, v uint64) {
 		if v != 0 {
@@ -93,8 +93,8 @@ func (e event) appendProtobuf(b []byte) []byte {
 	return b
 }
 
-// appendJSON writes the event as an object. The time is in milliseconds: a number is what the sink
-// reads with the least effort.
+// appendJSON appends the event as a JSON object. The time is a number of milliseconds, which is the
+// cheapest form for the sink.
 func (e event) appendJSON(b []byte) []byte {
 	number := func(name string, v int64) { b = strconv.AppendInt(append(b, name...), v, 10) }
 	text := func(name, v string) { b = append(append(append(b, name...), v...), '"') } // no value needs escaping

@@ -13,7 +13,8 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// Both forms of an event say what it says, and are as large as the benchmark claims.
+// TestEncodings checks that both encodings of an event have its values, and the sizes that the
+// benchmark claims.
 func TestEncodings(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("flat.proto")

@@ -17,13 +17,13 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// freshness measures how long events wait until they can be queried: from their producer's clock,
-// which stamps each as it is handed to Kafka's client, to the moment at which the catalog shows a
-// state of the table that has it. The lander commits as often as it does by default; the producer
-// commits a transaction ten times a second, and an event waits for that too.
+// freshness measures how long events wait until they can be queried: from the producer's time
+// stamp, when the event is passed to Kafka's client, to the first state of the table in the catalog
+// that contains it. The lander commits at its default interval. The producer commits ten
+// transactions a second, and events wait for that too.
 type freshness struct {
 	millrace
-	maintained bool // maintenance runs in the same process, every ten seconds
+	maintained bool // whether maintenance runs in the same process, every ten seconds
 }
 
 func (b *bench) freshness(maintained bool) freshness {
@@ -39,18 +39,19 @@ func (f freshness) what() string {
 	return "landing_alone"
 }
 
-// distribution of the waits, in milliseconds.
+// distribution is the distribution of the waits, in milliseconds.
 type distribution struct {
 	EventsPerSecond float64 `json:"events_per_second"`
 	Median          int     `json:"p50_ms"`
 	P90             int     `json:"p90_ms"`
 	P99             int     `json:"p99_ms"`
 	Most            int     `json:"max_ms"`
-	Commits         int     `json:"commits"` // seen
-	Files           int64   `json:"files"`   // at the end
+	Commits         int     `json:"commits"` // number of observed commits
+	Files           int64   `json:"files"`   // number at the end
 }
 
-// seen is where a partition was in the table at a moment: before it, everything could be queried.
+// seen is the next offset of a partition in the table at a moment: everything before it could be
+// queried.
 type seen struct {
 	at   time.Time
 	next int64
@@ -104,12 +105,12 @@ func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duratio
 	return d, d.fill(context.WithoutCancel(ctx), w, watched)
 }
 
-// A producer commits so many transactions a second.
+// transactions is the number of transactions per second of a producer.
 const transactions = 10
 
-// produce sends events at a rate, and tells at which it did.
+// produce sends events at a rate, and returns the rate that it achieved.
 func (f freshness) produce(ctx context.Context, topic string, rate int64, lasting time.Duration) (float64, error) {
-	var values [][]byte // making them takes long: the same come again
+	var values [][]byte // generated once and repeated, because that is slow
 	for i := range min(rate, inMemory) {
 		values = append(values, asProtobuf.append(nil, i))
 	}
@@ -131,7 +132,7 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, lastin
 		if err := p.Begin(); err != nil {
 			return 0, err
 		}
-		// What is due by now, so that a transaction that took long is made up for; but not forever.
+		// Send what is due by now, to catch up after a slow transaction, but not without limit.
 		due := min(int64(time.Since(begun).Seconds()*float64(rate)), n+2*rate/transactions)
 		for ; n < due; n++ {
 			r := kafka.Record{Topic: topic, Partition: int32(n % int64(f.partitions)), Value: values[n%int64(len(values))]}
@@ -161,7 +162,7 @@ func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, err
 	return admin.HighWatermarks(ctx, topic)
 }
 
-// watch notes when the table's offsets move, until they have reached the ends.
+// watch records when the table's offsets change, until they have reached the ends.
 func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, topic string, watched [][]seen, ends <-chan map[int32]int64) (commits int, err error) {
 	var end map[int32]int64
 	var location string
@@ -193,7 +194,7 @@ func (f freshness) watch(ctx context.Context, p *process.Process, w *warehouse, 
 	})
 }
 
-// fill compares each row's own time with when it was first seen.
+// fill compares each row's time stamp with the moment when it was first seen.
 func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, events})
 	if err != nil {
@@ -203,7 +204,7 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 	if err != nil {
 		return err
 	}
-	var waits []int64 // how many rows waited so many milliseconds
+	var waits []int64 // number of rows by wait in milliseconds
 	var rows int64
 	for batch, err := range batches {
 		if err != nil {
@@ -218,7 +219,7 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 			for int64(len(waits)) <= wait {
 				waits = append(waits, 0)
 			}
-			waits[max(wait, 0)]++ // the stamp has whole milliseconds
+			waits[max(wait, 0)]++ // the stamp is in whole milliseconds
 			rows++
 		}
 		batch.Release()
@@ -227,7 +228,7 @@ func (d *distribution) fill(ctx context.Context, w *warehouse, watched [][]seen)
 	return nil
 }
 
-// firstSeen returns when an offset was first below what could be queried.
+// firstSeen returns when an offset could first be queried.
 func firstSeen(all []seen, offset int64) time.Time {
 	low, high := 0, len(all)-1
 	for low < high {
@@ -240,7 +241,7 @@ func firstSeen(all []seen, offset int64) time.Time {
 	return all[low].at
 }
 
-// quantile returns how many milliseconds a share of the rows waited at most.
+// quantile returns the maximum wait, in milliseconds, of a share of the rows.
 func quantile(waits []int64, rows int64, share float64) int {
 	need := int64(math.Ceil(share * float64(rows)))
 	for ms, n := range waits {

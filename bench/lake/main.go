@@ -1,16 +1,16 @@
-// Command lake measures who brings a Kafka topic into an Iceberg table, and how fast: Iceberg's own
-// sink for Kafka Connect, and this repository's lander; and beside them the ceiling, which is the
-// same bytes from memory to a closed Parquet file. All read from one Apache Kafka, beside which
-// each runs alone; all write a table of the same 13 columns, which is then compared with what was
-// generated, row by row.
+// Command lake compares ways to land a Kafka topic in an Iceberg table: Iceberg's own sink for
+// Kafka Connect, and this repository's lander. The ceiling beside them is the same bytes from
+// memory to a closed Parquet file. All of them read from the same Apache Kafka, one after the
+// other. All of them write tables of the same 13 columns, which are then compared with the
+// generated events, row by row.
 //
-// Then events come in at half of what a lander was able to do, and it is measured how long each
-// waits until it can be queried, with maintenance and without.
+// Then events arrive at half of the rate that a lander achieved. The benchmark measures how long
+// each waits until it can be queried, with maintenance and without.
 //
-// It prints tables, and last one line of JSON:
+// It prints tables, and one line of JSON at the end:
 // {"millrace":{"rows_per_second":…,"rows_per_cpu_second":…,"peak_mb":…,"runs":{…}},
-// "iceberg_sink":{…},"ceiling":{…},"freshness":{…}}, of each kind the run that took the least of
-// the processor. Progress goes to stderr.
+// "iceberg_sink":{…},"ceiling":{…},"freshness":{…}}. Of each kind, it is the run with the least CPU
+// time. Progress goes to stderr.
 //
 //	go run ./bench/lake -rows 10000000
 //	go run ./bench/lake -rows 2000000 -contenders millrace,ceiling -live 0
@@ -44,8 +44,8 @@ func main() {
 	}
 }
 
-// The part of the rows that contenders get warm on, and its bounds: Java has compiled what is hot
-// after some hundred thousand.
+// The share of the rows for warming up, and its limits. Java has compiled hot code after some
+// hundred thousand rows.
 const (
 	warmPart = 5
 	warmMost = 1_000_000
@@ -122,7 +122,7 @@ func run(ctx context.Context) (err error) {
 	return show(contenders, results, fresh)
 }
 
-// chosen returns the contenders whose names begin as wanted.
+// chosen returns the contenders whose names start with one of the wanted prefixes.
 func chosen(b *bench, wanted string) ([]contender, error) {
 	all := []contender{millrace{bench: b, landers: 1}, millrace{bench: b, landers: 2}, icebergSink{b, 1}, icebergSink{b, 2}, ceiling{b}}
 	if wanted == "" {
@@ -151,14 +151,14 @@ func names(contenders []contender) string {
 	return strings.Join(all, ", ")
 }
 
-// kind is what all runs of one kind of contender gave, and first of all the one that took the least
-// of the processor.
+// kind is the result of all runs of one kind of contender, with the run of the least CPU time at
+// the top level.
 type kind struct {
 	result
 	Runs map[string]result `json:"runs"`
 }
 
-// show prints the tables, and the line for programs.
+// show prints the tables, and the line of JSON.
 func show(contenders []contender, results map[string]result, fresh map[string]distribution) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "contender\trows/s\tsteady\trows/CPU s\twall s\tCPU s\tpeak MB\tcommits\tfiles\tB/row\t")
@@ -191,15 +191,15 @@ func show(contenders []contender, results map[string]result, fresh map[string]di
 	return json.NewEncoder(os.Stdout).Encode(line)
 }
 
-// What was said last, when, and in what form; by one goroutine.
+// The last progress message, its time and its format. Only one goroutine reports progress.
 var (
 	begun                = time.Now()
 	lastSaid, lastFormat string
 	lastAt               time.Time
 )
 
-// progress tells on stderr what is going on: what has not been said, and of one thing that moves,
-// every two seconds a line.
+// progress reports progress on stderr. It omits repetitions, and prints at most one line in two
+// seconds while only numbers change.
 func progress(format string, args ...any) {
 	said := fmt.Sprintf(format, args...)
 	if said == lastSaid || format == lastFormat && time.Since(lastAt) < 2*time.Second {

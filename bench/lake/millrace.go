@@ -16,18 +16,17 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// millrace is the lander as people run it: `millrace lake land`, with so many landers in one
+// millrace is the lander as users run it: `millrace lake land`, with a number of landers in one
 // process.
 //
-//   - Its records are Protobuf, which it reads without a schema registry.
-//   - The clock, and the count of the processor's time, start when its landers have their partitions, as the sink's do; it needs no
-//     warming.
-//   - It commits as often as the sink. Its rows also say where they come from, in five columns that the sink does not write.
-//   - The same folder, the same kind of catalog, the same compression. Maintenance is off, as the sink has none.
+//   - Its records are Protobuf, read without a schema registry.
+//   - Time and CPU time start when its landers have their partitions, as for the sink. It needs no warming up.
+//   - It commits at the sink's interval. Its rows also contain their origin, in five columns that the sink does not write.
+//   - Folder, kind of catalog and compression are the same. Maintenance is off, because the sink has none.
 type millrace struct {
 	*bench
 	landers int
-	name    string // empty: by the number of landers
+	name    string // empty: derived from the number of landers
 }
 
 func (m millrace) Name() string { return cmp.Or(m.name, fmt.Sprintf("millrace/landers_%d", m.landers)) }
@@ -61,7 +60,7 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 		}
 		have := commits[len(commits)-1].Total
 		progress("%s: %d of %d rows committed", m.Name(), have, n)
-		return have >= n, nil // the check finds one too many
+		return have >= n, nil // the check detects extra rows
 	})
 	if err != nil {
 		return r, err
@@ -76,7 +75,7 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 	return r, w.describe(ctx, events, n, &r)
 }
 
-// events is what the table is called.
+// events is the name of the table.
 const events = "events"
 
 func (m millrace) dir() string {
@@ -110,7 +109,7 @@ func (m millrace) start(ctx context.Context, w *warehouse, topic string, env ...
 			"--data", filepath.Join(m.dir(), "data"),
 		},
 		Env:   append(env, "MILLRACE_KAFKA_BROKERS="+m.kafka.Brokers),
-		Ready: func(context.Context) error { return nil }, // it is once its group has its partitions
+		Ready: func(context.Context) error { return nil }, // ready once its group has its partitions
 	})
 	if err != nil {
 		return nil, err
@@ -145,7 +144,7 @@ func (m millrace) await(ctx context.Context, p *process.Process, holds func() (b
 	}
 }
 
-// build returns the binary of this tree.
+// build returns the path of this tree's binary.
 func (b *bench) build(ctx context.Context) (string, error) {
 	binary := filepath.Join(b.dir, "bin", "millrace")
 	if _, err := os.Stat(binary); err == nil {

@@ -13,16 +13,13 @@ import (
 	"github.com/millrace/millrace/test/servers/connect"
 )
 
-// icebergSink is Iceberg's own sink for Kafka Connect, as good as we know to run it:
+// icebergSink is Iceberg's own sink for Kafka Connect, in the best configuration that we know:
 //
-//   - Its own worker, with 2 GB of memory taken at once, so that Java neither grows the heap nor collects for want of it, and G1.
-//   - It gets warm first: a sink of as many tasks lands another topic in the same worker, so that its code is compiled and its
-//     clients' classes are loaded. Then a new sink, with a new name and a new control topic, lands the topic that counts.
-//   - The clock, and the count of the processor's time, start when its consumers have their partitions: neither the start of its
-//     tasks nor the join of their group is counted. They end when the table has all rows. (Its first file would be too late a
-//     sign: Iceberg makes a file when a first row group is full.)
-//   - JSON without schemas, which costs it less than JSON with; times as numbers; fetches of megabytes, 10,000 records a poll.
-//   - A table that is there, with Parquet's cheapest zstd, unpartitioned, in a folder and with a catalog in SQLite: no network.
+//   - It has its own worker with G1 and 2 GB of memory, allocated at the start, so Java neither grows the heap nor collects for lack of memory.
+//   - It is warmed up: a sink with the same number of tasks lands another topic in the same worker, so that code is compiled and classes are loaded. Then a new sink, with a new name and a new control topic, lands the measured topic.
+//   - Time and CPU time start when its consumers have their partitions, so neither the start of tasks nor the joining of the group is counted. They end when the table has all rows. (The first file would be too late a sign, because Iceberg creates a file when a first row group is full.)
+//   - JSON without schemas is cheaper for it than JSON with schemas. Times are numbers, fetches are megabytes, and a poll returns up to 10,000 records.
+//   - The table exists, unpartitioned, with Parquet's cheapest zstd, in a folder with a catalog in SQLite: no network is involved.
 type icebergSink struct {
 	*bench
 	tasks int
@@ -87,7 +84,7 @@ func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result,
 	return r, w.describe(ctx, "events", n, &r)
 }
 
-// sinking is a sink at work.
+// sinking is a running sink.
 type sinking struct {
 	worker *connect.Worker
 	into   *warehouse
@@ -96,7 +93,7 @@ type sinking struct {
 	name   string // of the contender
 }
 
-// begin creates a sink of a topic into a new table.
+// begin creates a sink that lands a topic in a new table.
 func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *warehouse, table, topic string) (*sinking, error) {
 	if err := into.create(ctx, table); err != nil {
 		return nil, err
@@ -113,10 +110,10 @@ func (s icebergSink) begin(ctx context.Context, worker *connect.Worker, into *wa
 	return &sinking{worker: worker, into: into, sink: sink, table: table, name: s.Name()}, worker.Create(ctx, sink)
 }
 
-// How often to look what has come of it: a few reads of small files, which cost next to nothing.
+// look is the interval of polls. Each reads a few small files, which costs almost nothing.
 const look = 20 * time.Millisecond
 
-// await returns once a condition holds, and fails if the sink does.
+// await returns once a condition holds, and fails if the sink has failed.
 func (s *sinking) await(ctx context.Context, holds func() (bool, error)) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
@@ -142,7 +139,7 @@ func (s *sinking) await(ctx context.Context, holds func() (bool, error)) error {
 	}
 }
 
-// awaitRows returns once so many rows are committed.
+// awaitRows returns once this many rows are committed.
 func (s *sinking) awaitRows(ctx context.Context, n int64) error {
 	return s.await(ctx, func() (bool, error) {
 		commits, err := s.into.history(ctx, s.table)

@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/test/servers/catalog"
 )
 
-// warehouse is a folder with a SQL catalog, of one contender's run.
+// warehouse is a folder with a SQL catalog, for one run of a contender.
 type warehouse struct {
 	at      place
 	db      *sql.DB
@@ -28,8 +28,8 @@ type warehouse struct {
 
 const namespace = "lake"
 
-// place is where a warehouse is: what its catalog is called, its file, and the folder of the
-// tables.
+// place is the location of a warehouse: the name of its catalog, the catalog's file, and the folder
+// of the tables.
 type place struct{ catalog, file, folder string }
 
 func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
@@ -41,7 +41,8 @@ func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
 	if w.db, err = sqlite.Open(at.file); err != nil {
 		return nil, err
 	}
-	// It makes its tables in the database, for which two tasks of the sink would race.
+	// This creates the catalog's tables in the database. Otherwise two tasks of the sink would race
+	// to do it.
 	w.catalog, err = sqlcatalog.NewCatalog(at.catalog, w.db, sqlcatalog.SQLite, iceberg.Properties{"warehouse": w.url()})
 	if err == nil {
 		err = w.catalog.CreateNamespace(ctx, table.Identifier{namespace}, nil)
@@ -56,7 +57,8 @@ func (w *warehouse) url() string { return "file://" + w.at.folder }
 
 func (w *warehouse) close() error { return w.db.Close() }
 
-// schema is the table's. Contenders find the table made, so that all bring the same types.
+// schema is the schema of the table. The table exists before a contender starts, so that all use
+// the same types.
 var schema = iceberg.NewSchema(0,
 	column(1, "id", iceberg.PrimitiveTypes.Int64),
 	column(2, "customer", iceberg.PrimitiveTypes.Int64),
@@ -77,31 +79,31 @@ func column(id int, name string, of iceberg.Type) iceberg.NestedField {
 	return iceberg.NestedField{ID: id, Name: name, Type: of}
 }
 
-// create returns a table of events.
+// create creates a table of events.
 func (w *warehouse) create(ctx context.Context, name string) error {
 	_, err := w.catalog.CreateTable(ctx, table.Identifier{namespace, name}, schema, icebergcatalog.WithProperties(iceberg.Properties{
 		"format-version": "2",
-		// What all contenders write: level 1 costs a third of the sink's own choice, level 3, for 2
-		// % more bytes.
+		// All contenders use this. Level 1 costs a third of the sink's default, level 3, for 2 %
+		// more bytes.
 		table.ParquetCompressionKey:      "zstd",
 		table.ParquetCompressionLevelKey: "1",
 	}))
 	return err
 }
 
-// history returns what was committed to a table.
+// history returns the commits to a table.
 func (w *warehouse) history(ctx context.Context, name string) ([]catalog.Commit, error) {
 	return catalog.History(ctx, w.db, w.at.catalog, namespace+"."+name)
 }
 
-// stored returns the table's live data files: how many, and their bytes.
+// stored returns the number of the table's live data files, and their size in bytes.
 func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64, err error) {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
 	if err != nil {
 		return 0, 0, err
 	}
 	tasks, err := t.Scan().PlanFiles(ctx)
-	seen := map[string]bool{} // a large file is read by several tasks
+	seen := map[string]bool{} // several tasks read a large file
 	for _, task := range tasks {
 		if path := task.File.FilePath(); !seen[path] {
 			seen[path] = true
@@ -112,14 +114,14 @@ func (w *warehouse) stored(ctx context.Context, name string) (files, bytes int64
 	return files, bytes, err
 }
 
-// check compares a table with what was generated: each of the first n events is in it once, every
-// value as it was.
+// check compares a table with the generated events: each of the first n must be in it once, with
+// all its values.
 func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	t, err := w.catalog.LoadTable(ctx, table.Identifier{namespace, name})
 	if err != nil {
 		return err
 	}
-	var columns []string // others are a contender's own affair
+	var columns []string // contenders may add others
 	for _, f := range schema.Fields() {
 		columns = append(columns, f.Name)
 	}
@@ -141,7 +143,7 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 		}
 		progress("%s: %d of %d rows checked", name, rows, n)
 	}
-	if rows != n { // none twice and none beyond n, so the others are missing
+	if rows != n { // there is none twice and none beyond n, so others are missing
 		return fmt.Errorf("table %s has %d rows, want %d", name, rows, n)
 	}
 	return nil
@@ -181,7 +183,7 @@ func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	return nil
 }
 
-// describe checks a table and adds to a result what is told by what is there.
+// describe checks a table, and adds to a result what can be derived from the table.
 func (w *warehouse) describe(ctx context.Context, name string, n int64, r *result) error {
 	if err := w.check(ctx, name, n); err != nil {
 		return err
@@ -197,8 +199,7 @@ func (w *warehouse) describe(ctx context.Context, name string, n int64, r *resul
 	return err
 }
 
-// steady returns the rows per second of all commits but the first and the last, from the first
-// commit's time to the last but one's.
+// steady returns the rate of the commits between the first and the last, in rows per second.
 func steady(commits []catalog.Commit) float64 {
 	if len(commits) < 4 {
 		return 0

@@ -46,8 +46,7 @@ func batchOf(t *testing.T, events ...event) arrow.RecordBatch {
 	return batch
 }
 
-// A row that was not produced, that is there twice, or that has another value in any column, is
-// found.
+// TestCheckBatch checks that the comparison finds extra, duplicate and changed rows, in any column.
 func TestCheckBatch(t *testing.T) {
 	t.Parallel()
 	const n = 10
@@ -86,7 +85,7 @@ func TestCheckBatch(t *testing.T) {
 	}
 }
 
-// The rate of a steady run leaves out the first commit and the last.
+// TestSteady checks that the steady rate excludes the first and the last commit.
 func TestSteady(t *testing.T) {
 	t.Parallel()
 	at := func(seconds int, added int64) catalog.Commit {

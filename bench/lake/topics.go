@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// encoding is how events stand in a topic.
+// encoding is the encoding of the events in a topic.
 type encoding string
 
 const (
@@ -23,15 +23,15 @@ func (e encoding) append(b []byte, i int64) []byte {
 	return eventAt(i).appendProtobuf(b)
 }
 
-// A transaction of the producer that fills a topic.
+// perTransaction is the number of events in a transaction of the producer that fills a topic.
 const perTransaction = 200_000
 
-// fill returns a topic of the first n events, which its partitions take in turns.
+// fill creates a topic with the first n events, distributed over its partitions in turn.
 func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, partitions int32, n int64) error {
 	if err := kafka.EnsureTopics(ctx, cfg, kafka.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return err
 	}
-	cfg.Extra = map[string]string{"batch.size": "1000000", "linger.ms": "50"} // as large as a busy producer's
+	cfg.Extra = map[string]string{"batch.size": "1000000", "linger.ms": "50"} // like those of a busy producer
 	p, err := kafka.NewTransactionalProducer(cfg, "fill-"+topic)
 	if err != nil {
 		return err

@@ -1,12 +1,12 @@
-// Command load asks a running system for more than it can do, and tells what became of it: how many
-// requests of each class were accepted and how fast, how many were turned away, and what the
-// process held before, meanwhile and afterwards.
+// Command load overloads a running system, and reports the result: how many requests of each class
+// were accepted and how fast, how many were shed, and the memory of the process before, during and
+// after.
 //
 //	bin/millrace up --no-demo &
 //	go run ./bench/load -clients 2000 -for 60s
 //
-// Half of the clients send commands, three eighths ask queries and an eighth SQL, each one request
-// after the other. Who is turned away comes again after what Retry-After says.
+// Half of the clients send commands, three eighths send queries, and one eighth SQL. Each client
+// sends one request at a time. After a rejection, it waits for Retry-After.
 package main
 
 import (
@@ -40,16 +40,16 @@ func main() {
 	}
 }
 
-// A class is what a share of the clients ask.
+// class is a kind of request, and the share of clients that send it.
 type class struct {
 	name, path, contentType string
-	share                   int // of eight
+	share                   int // in eighths
 	body                    func() string
 
 	mu       sync.Mutex
 	accepted []time.Duration
 	shed     int
-	failed   map[string]int // by what was answered
+	failed   map[string]int // by answer
 }
 
 func classes() []*class {
@@ -102,9 +102,10 @@ func run(ctx context.Context) error {
 	return w.Flush()
 }
 
-// crowd lets the clients ask, and gives the most memory that was seen meanwhile.
+// crowd runs the clients, and returns the highest memory during that time, in MB.
 func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Duration, all []*class) (peak float64) {
-	ctx, cancel := context.WithCancel(ctx) // without a deadline, which http.Client takes for one of its own
+	// It has no deadline, because http.Client would treat that as its own timeout.
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer time.AfterFunc(lasting, cancel).Stop()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxIdleConns: clients}}
@@ -128,7 +129,7 @@ func crowd(ctx context.Context, addr, admin string, clients int, lasting time.Du
 			case <-ctx.Done():
 				return
 			case <-look.C:
-				if held, err := resident(ctx, admin); err == nil { // a look that fails is made up for by the next
+				if held, err := resident(ctx, admin); err == nil { // the next sample makes up for a failed one
 					peak = max(peak, held)
 				}
 			}
@@ -160,7 +161,7 @@ func (c *class) ask(ctx context.Context, client *http.Client, addr string) {
 		c.tell(func() { c.accepted = append(c.accepted, took) })
 	case res.StatusCode == http.StatusTooManyRequests:
 		c.tell(func() { c.shed++ })
-		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // none: at once
+		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After")) // zero if absent
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Duration(seconds) * time.Second):
@@ -185,7 +186,7 @@ func milliseconds(sorted []time.Duration, percent int) float64 {
 
 var residentBytes = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)`)
 
-// resident returns the system's memory in MB, as its metrics tell it.
+// resident returns the system's memory in MB, as its metrics report it.
 func resident(ctx context.Context, admin string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/metrics", nil)
 	if err != nil {

@@ -76,8 +76,8 @@ func run(ctx context.Context) (err error) {
 		}
 		for _, c := range []struct {
 			name string
-			end  syscall.Signal // of the run before
-			drop bool           // the views' files
+			end  syscall.Signal // how the previous run ends
+			drop bool           // delete the views' files
 		}{{"a clean stop", syscall.SIGTERM, false}, {"kill -9", syscall.SIGKILL, false}, {"views lost", syscall.SIGTERM, true}} {
 			m, err := s.measure(ctx, c.end, c.drop)
 			if err != nil {
@@ -92,13 +92,13 @@ func run(ctx context.Context) (err error) {
 	return nil
 }
 
-// measured is one start.
+// measured is the result of one start.
 type measured struct {
 	ready         time.Duration
 	rssMB, peakMB int64
 }
 
-// measure ends a run as it says, and measures the start after it.
+// measure ends a run by a signal, and measures the next start.
 func (s system) measure(ctx context.Context, end syscall.Signal, dropViews bool) (m measured, err error) {
 	before, err := s.start(ctx)
 	if err != nil {

@@ -28,19 +28,19 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// system is a data folder with orders, and the binary that is run on it.
+// system is a data folder with orders, and the binary to run on it.
 type system struct {
 	binary, data string
 	orders       int
 }
 
 const (
-	atOnce   = 2000 // orders of one transaction of the event store
+	atOnce   = 2000 // orders per transaction of the event store
 	filled   = "filled"
-	patience = 30 * time.Minute // for the first run, which carries all orders everywhere
+	patience = 30 * time.Minute // for the first run, which brings all orders to every sink
 )
 
-// prepare returns the data folder, unless it is there.
+// prepare creates the data folder, unless it exists.
 func (s system) prepare(ctx context.Context) error {
 	marker := filepath.Join(s.data, filled)
 	if _, err := os.Stat(marker); err == nil {
@@ -121,7 +121,7 @@ func newOrder(n int) (eventstore.StreamAppend, error) {
 	return order, nil
 }
 
-// running is a run of a system.
+// running is one run of a system.
 type running struct {
 	system
 	process    *process.Process
@@ -200,7 +200,7 @@ func (r *running) settle(ctx context.Context) error {
 	}
 }
 
-// hasLast checks that the last order is served as it was confirmed.
+// hasLast checks that a query returns the last order as confirmed.
 func (r *running) hasLast(ctx context.Context) error {
 	token := event.Token{Service: event.Order.Service, Stream: orderID(r.orders - 1), Version: 2, Position: event.Position{}}
 	answer, err := orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+r.api).GetOrder(ctx, connect.NewRequest(

@@ -19,10 +19,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// cluster is what an overlay makes, to find what points at what is not there.
+// cluster is the result of an overlay, for finding references to something that does not exist.
 type cluster struct {
 	pods       []pod
-	configMaps map[string][]string // name to keys
+	configMaps map[string][]string // keys by name
 	secrets    map[string][]string
 	accounts   map[string]bool
 	services   []*corev1.Service
@@ -31,7 +31,7 @@ type cluster struct {
 	policies   []*networkingv1.NetworkPolicy
 }
 
-// pod is a workload's template.
+// pod is the template of a workload.
 type pod struct {
 	name, kind string
 	labels     map[string]string
@@ -102,7 +102,7 @@ func (c *cluster) check() []string {
 			add("NetworkPolicy %s: it selects no pod", p.Name)
 		}
 	}
-	for _, p := range c.pods { // what no policy selects anyone may reach
+	for _, p := range c.pods { // without a policy that selects it, a pod accepts connections from anywhere
 		if !slices.ContainsFunc(c.policies, func(n *networkingv1.NetworkPolicy) bool {
 			return slices.Contains(n.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) && matches(&n.Spec.PodSelector, p.labels)
 		}) {
@@ -145,8 +145,8 @@ func matches(s *metav1.LabelSelector, l map[string]string) bool {
 	return err == nil && selector.Matches(labels.Set(l))
 }
 
-// checkReferences finds what a pod names and nobody makes: configuration, secrets and files in
-// them, accounts, services.
+// checkReferences reports references of a pod to something that does not exist: configuration,
+// secrets and their files, accounts, services.
 func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	if p.spec.ServiceAccountName != "" && !c.accounts[p.spec.ServiceAccountName] {
 		add("there is no ServiceAccount %s", p.spec.ServiceAccountName)
@@ -154,7 +154,7 @@ func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	if p.service != "" && !slices.ContainsFunc(c.services, func(s *corev1.Service) bool { return s.Name == p.service && s.Spec.ClusterIP == corev1.ClusterIPNone }) {
 		add("there is no headless Service %s", p.service)
 	}
-	files := map[string][]string{} // volume to its files, where they are known
+	files := map[string][]string{} // files by volume, if known
 	for _, v := range p.spec.Volumes {
 		switch {
 		case v.ConfigMap != nil:
@@ -197,8 +197,8 @@ func (c *cluster) keys(have map[string][]string, kind, name string, items []core
 	return paths
 }
 
-// checkFiles finds secrets and scripts that a container's command or environment names, and that
-// are not mounted.
+// checkFiles reports secrets and scripts in a container's command or environment that are not
+// mounted.
 func (c *cluster) checkFiles(k corev1.Container, files map[string][]string, add func(string, ...any)) {
 	mounted := func(file string) bool {
 		for _, m := range k.VolumeMounts {

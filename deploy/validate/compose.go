@@ -1,8 +1,9 @@
-// Package validate checks deploy/ against the rules of the programs that read it, and against ours.
+// Package validate checks deploy/ against the rules of the programs that read it, and against rules
+// of this repository.
 //
 // Compose files are loaded as docker compose loads them. Every object that Kustomize builds is
-// decoded, given defaults and validated by the API server's own code. Our rules come on top:
-// limits, probes, no root, no reference to something that does not exist.
+// decoded, given defaults and validated by the API server's own code. The additional rules are:
+// limits, probes, no root, and no reference to something that does not exist.
 //
 // Validators that work from the published schemas cannot replace the API server's code. kubeconform
 // accepts a selector that differs from its template's labels, a limit below the request, a mount of
@@ -27,11 +28,11 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 )
 
-// Services that may run as root: one that only hands a volume over.
+// mayBeRoot are the services that may run as root: one that only changes the owner of a volume.
 var mayBeRoot = map[string]bool{"s3-volume": true}
 
-// checkCompose loads a file as docker compose does, schema and consistency included, and holds its
-// services against our rules. It counts the services.
+// checkCompose loads a file as docker compose does, with its checks of schema and consistency, and
+// applies the rules to its services. It returns the number of services and the faults.
 func checkCompose(path string) (int, []string, error) {
 	options, err := cli.NewProjectOptions([]string{path},
 		cli.WithEnv([]string{"SECRETS_GID=1000"}), cli.WithResolvedPaths(true), cli.WithConsistency(true))
@@ -115,8 +116,8 @@ func checkService(project *types.Project, s types.ServiceConfig, used map[string
 	}
 }
 
-// checkVariable finds secrets in the environment, and names of secret files that the service is not
-// given.
+// checkVariable reports secrets in the environment, and names of secret files that the service does
+// not have.
 func checkVariable(s types.ServiceConfig, key string, value *string, add func(string, ...any)) {
 	if value == nil {
 		return
@@ -130,7 +131,7 @@ func checkVariable(s types.ServiceConfig, key string, value *string, add func(st
 	}
 }
 
-// checkScript finds scripts of ours that are not mounted, or not executable.
+// checkScript reports scripts of this repository that are not mounted or not executable.
 func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
 	if !strings.HasPrefix(path, "/etc/millrace/") && path != "/etc/trino/start" {
 		return

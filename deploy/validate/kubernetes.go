@@ -38,8 +38,8 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// What the API server does with a new object of each kind. One that is not here is refused, so that
-// none goes unchecked.
+// strategies are the API server's handling of new objects, by kind. Any other kind is an error, so
+// that nothing remains unchecked.
 var strategies = map[schema.GroupVersionKind]rest.RESTCreateStrategy{
 	{Version: "v1", Kind: "ConfigMap"}:                                     configmap.Strategy,
 	{Version: "v1", Kind: "Namespace"}:                                     namespace.Strategy,
@@ -54,13 +54,13 @@ var strategies = map[schema.GroupVersionKind]rest.RESTCreateStrategy{
 	{Group: "policy", Version: "v1", Kind: "PodDisruptionBudget"}:          poddisruptionbudget.Strategy,
 }
 
-// Fields that are unknown, given twice or of the wrong type are errors, as with kubectl
-// --validate=strict.
+// decoder rejects unknown fields, duplicate fields and wrong types, as kubectl --validate=strict
+// does.
 var decoder = serializer.NewCodecFactory(legacyscheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 
-// checkKustomize builds a folder, and does with each object what the API server does before it
-// stores it: decode it strictly, set defaults, validate. Then it holds the objects together against
-// our rules. It counts the objects.
+// checkKustomize builds a folder, and processes each object as the API server does before it stores
+// it: strict decoding, defaults, validation. Then it applies the rules to all objects together. It
+// returns the number of objects and the faults.
 func checkKustomize(folder string) (int, []string, error) {
 	options := krusty.MakeDefaultOptions()
 	options.PluginConfig = types.DisabledPluginConfig()
@@ -87,7 +87,8 @@ func checkKustomize(folder string) (int, []string, error) {
 	return built.Size(), append(faults, c.check()...), nil
 }
 
-// admit decodes, defaults and validates one object, and returns it as its published version.
+// admit decodes and validates one object with its defaults, and returns it in its published
+// version.
 func admit(text []byte) (runtime.Object, []string) {
 	obj, kind, err := decoder.Decode(text, nil, nil)
 	if err != nil {
@@ -103,7 +104,7 @@ func admit(text []byte) (runtime.Object, []string) {
 		return nil, []string{err.Error()}
 	}
 	if s, ok := internal.(*core.Service); ok && s.Spec.ClusterIP == core.ClusterIPNone {
-		s.Spec.ClusterIPs = []string{core.ClusterIPNone} // the server sets it beside the storage, out of reach here
+		s.Spec.ClusterIPs = []string{core.ClusterIPNone} // the server does this beside the storage, which is not available here
 	}
 	ctx := request.WithNamespace(context.Background(), obj.(metav1.Object).GetNamespace())
 	ctx = request.WithRequestInfo(ctx, &request.RequestInfo{APIGroup: kind.Group, APIVersion: kind.Version})
@@ -122,7 +123,7 @@ func admit(text []byte) (runtime.Object, []string) {
 	return obj, nil
 }
 
-// checkPod holds a pod's template against our rules. Of pods that run once no probes are wanted.
+// checkPod applies the rules to a pod's template. Pods that run once need no probes.
 func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 	if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
 		add("it mounts a token of the API server: set automountServiceAccountToken to false")
@@ -204,7 +205,7 @@ func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func
 	}
 }
 
-// checkProbe finds probes of a port that the container does not declare.
+// checkProbe reports probes of ports that the container does not declare.
 func checkProbe(p *corev1.Probe, c corev1.Container, add func(string, ...any)) {
 	if p == nil {
 		return

@@ -8,11 +8,12 @@ import (
 	"testing"
 )
 
-// The deployments of this repository, with secrets made as for a real one, in a copy: none is in
-// the working tree.
+// TestDeployments checks the deployments of this repository. It uses a copy with generated secrets,
+// because the working tree has none.
 func TestDeployments(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "deploy") // beside it would stand the rest of the repository, from which the image is built
+	// In the repository, the sources for the image are beside this folder.
+	dir := filepath.Join(t.TempDir(), "deploy")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func run(t *testing.T, dir, name string, args ...string) {
 	}
 }
 
-// A deployment without a fault, and what is said once one thing in it is changed.
+// A deployment without faults, and the fault after one change to it.
 
 const goodCompose = `
 services:
@@ -190,7 +191,7 @@ func TestKustomize(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, old, new, want string }{
 		{name: "a good one has no fault"},
-		// What the API server refuses.
+		// Rules of the API server.
 		{"an unknown key", "readinessProbe:", "readynessProbe:", `unknown field "spec.template.spec.containers[0].readynessProbe"`},
 		{"a number that is a text", "replicas: 2", "replicas: two", "replicas"},
 		{"a text that is a number", "image: door:1.0", "image: 1", "image"},
@@ -204,7 +205,7 @@ func TestKustomize(t *testing.T) {
 		{"a probe of no port", "port: api}}\n          liveness", "port: 70000}}\n          liveness", "port"},
 		{"a name that is none", "metadata: {name: door}\nspec:\n  selector: {app", "metadata: {name: Door_1}\nspec:\n  selector: {app", "metadata.name"},
 		{"an enumeration's unknown value", "policyTypes: [Ingress]", "policyTypes: [Inward]", "policyTypes"},
-		// What we want besides.
+		// Additional rules.
 		{"no readiness probe", "          readinessProbe: {httpGet: {path: /, port: api}}\n", "", "wants readiness and liveness probes"},
 		{"a probe of a port that is not declared", "tcpSocket: {port: api}", "tcpSocket: {port: 81}", "a probe asks port 81"},
 		{"no limit of memory", ", limits: {memory: 64Mi}", "", "no limits of memory"},

@@ -16,8 +16,7 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// broken is a store that works, except for one fault now and then. Each fault leaves out or undoes
-// a single promise.
+// broken is a store that works, except for occasional faults. Each fault breaks a single promise.
 type broken struct {
 	eventstore.Store
 	append func(context.Context, eventstore.Store, eventstore.Batch) (eventstore.Appended, error)
@@ -38,10 +37,10 @@ func (b *broken) Load(ctx context.Context, stream string, after uint64) ([]event
 	return b.load(ctx, b.Store, stream, after)
 }
 
-// faulty reports whether it is time for a fault.
+// faulty reports whether to inject a fault now.
 func faulty() bool { return rand.IntN(20) == 0 }
 
-// refusesWhatItStored answers a conflict and has appended.
+// refusesWhatItStored appends, but answers with a conflict.
 func refusesWhatItStored(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
 	done, err := s.Append(ctx, b)
 	if err == nil && len(b.Streams) > 0 && faulty() {
@@ -51,7 +50,7 @@ func refusesWhatItStored(ctx context.Context, s eventstore.Store, b eventstore.B
 	return done, err
 }
 
-// dropsWhatItAcknowledged answers like a store that has appended, and has not.
+// dropsWhatItAcknowledged answers like a store that has appended, but does not append.
 func dropsWhatItAcknowledged(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
 	if faulty() {
 		head, err := s.Head(ctx)
@@ -60,7 +59,7 @@ func dropsWhatItAcknowledged(ctx context.Context, s eventstore.Store, b eventsto
 	return s.Append(ctx, b)
 }
 
-// checksThenAppends reads the versions, and then appends to whatever versions there are.
+// checksThenAppends reads the versions, and later appends to whatever the versions are by then.
 func checksThenAppends(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
 	for _, w := range b.Streams {
 		events, err := s.Load(ctx, w.Stream, 0)
@@ -85,7 +84,7 @@ func checksThenAppends(ctx context.Context, s eventstore.Store, b eventstore.Bat
 	}
 }
 
-// splitsBatches stores a batch's streams one by one.
+// splitsBatches stores the streams of a batch one by one.
 func splitsBatches(ctx context.Context, s eventstore.Store, b eventstore.Batch) (done eventstore.Appended, err error) {
 	if len(b.Streams) < 2 {
 		return s.Append(ctx, b)
@@ -99,7 +98,7 @@ func splitsBatches(ctx context.Context, s eventstore.Store, b eventstore.Batch) 
 	return s.Append(ctx, second)
 }
 
-// forgetsKeys does not keep some answers.
+// forgetsKeys loses some answers.
 func forgetsKeys(ctx context.Context, s eventstore.Store, b eventstore.Batch) (eventstore.Appended, error) {
 	if faulty() {
 		b.Answer = eventstore.Answer{}
@@ -107,7 +106,7 @@ func forgetsKeys(ctx context.Context, s eventstore.Store, b eventstore.Batch) (e
 	return s.Append(ctx, b)
 }
 
-// readsOldCopies answers loads from what it once read.
+// readsOldCopies answers loads from earlier results.
 func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([]event.Event, error) {
 	var mu sync.Mutex
 	copies := map[string][]event.Event{}
@@ -127,8 +126,8 @@ func readsOldCopies() func(context.Context, eventstore.Store, string, uint64) ([
 	}
 }
 
-// TestBrokenStores shows that the model catches each fault within a run, and finds none if there is
-// none.
+// TestBrokenStores checks that the model detects each fault within a run, and reports nothing
+// without a fault.
 func TestBrokenStores(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]*broken{
@@ -155,7 +154,7 @@ func TestBrokenStores(t *testing.T) {
 	}
 }
 
-// runInProcess lets clients work on a store in this process until there is a history that must show
+// runInProcess runs clients on a store in this process until the history is long enough to show
 // every fault.
 func runInProcess(t *testing.T, b *broken) storeHistory {
 	t.Helper()

@@ -14,19 +14,19 @@ import (
 	"testing"
 )
 
-// cutter is between PostgreSQL and its clients and now and then cuts a connection when an answer is
-// on its way, so that the server has done what the client will never hear of.
+// cutter is a proxy in front of PostgreSQL. Occasionally it cuts a connection when an answer is on
+// its way, so that the server has done something that the client never hears of.
 type cutter struct {
-	conn     string // connection string that leads through it
+	conn     string // connection string through the proxy
 	listener net.Listener
 	server   string
 	cuts     atomic.Int64
 	wg       sync.WaitGroup
 	mu       sync.Mutex
-	open     map[net.Conn]struct{} // nil once it was stopped
+	open     map[net.Conn]struct{} // nil after stop
 }
 
-const cutOneIn = 400 // answers
+const cutOneIn = 400 // answers per cut
 
 func startCutter(t *testing.T, conn string) *cutter {
 	t.Helper()
@@ -75,7 +75,7 @@ func (c *cutter) accept() {
 	}
 }
 
-// answers passes on what the server says, until it is time to cut.
+// answers forwards the server's answers, until it is time to cut.
 func (c *cutter) answers(client io.Writer, server io.Reader) {
 	b := make([]byte, 32<<10)
 	for {
@@ -115,7 +115,7 @@ func (c *cutter) cut(conns ...net.Conn) {
 	}
 }
 
-// stop cuts all connections and takes no more. It may be called again.
+// stop cuts all connections and accepts no more. It may be called more than once.
 func (c *cutter) stop() {
 	_ = c.listener.Close()
 	c.mu.Lock()

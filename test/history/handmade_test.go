@@ -12,15 +12,15 @@ import (
 	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 )
 
-// TestStoreModel shows the model histories that are small enough to be judged by eye.
+// TestStoreModel applies the model to histories that are small enough to judge by eye.
 func TestStoreModel(t *testing.T) {
 	t.Parallel()
 	ids := make([]uuid.UUID, 9)
 	for i := range ids {
 		ids[i] = uuid.New()
 	}
-	// at makes an operation of a client at some time; stages of the tables below read from left to
-	// right, then down.
+	// at makes an operation of a client at a time. The steps of the tables below are read from left
+	// to right, then down.
 	at := func(call, ret int64, c storeCall, a storeAnswer) storeOp {
 		c.Shelf = "s"
 		return storeOp{Call: call, Return: ret, Asked: c, Answer: a}
@@ -133,7 +133,7 @@ func TestStoreModel(t *testing.T) {
 	}
 }
 
-// TestStoreFindings breaks, one by one, what one shelf alone does not show.
+// TestStoreFindings breaks, one by one, the promises that one shelf alone does not show.
 func TestStoreFindings(t *testing.T) {
 	t.Parallel()
 	type history = storeHistory
@@ -180,7 +180,7 @@ func swapTimes(a, b storeOp) (storeOp, storeOp) {
 	return a, b
 }
 
-// TestStockModel does the same for the stock of one SKU.
+// TestStockModel is TestStoreModel for the stock of one SKU.
 func TestStockModel(t *testing.T) {
 	t.Parallel()
 	at := func(call, ret int64, kind stockKind, key string, quantity int64, reservation string, a stockAnswer) stockOp {
@@ -196,7 +196,7 @@ func TestStockModel(t *testing.T) {
 	}
 	log := func(keys ...string) stockAnswer { return stockAnswer{Outcome: looked, Log: keys} }
 	gone := stockAnswer{}
-	five := at(1, 2, receive, "a", 5, "", ok(1)) // how most begin
+	five := at(1, 2, receive, "a", 5, "", ok(1)) // the beginning of most histories
 
 	for _, c := range []struct {
 		name  string
@@ -260,7 +260,7 @@ func TestStockModel(t *testing.T) {
 	}
 }
 
-// TestStockFindings breaks, one by one, what the inventory's log shows by itself and what one SKU
+// TestStockFindings breaks, one by one, the promises that the log shows directly or that one SKU
 // alone does not show.
 func TestStockFindings(t *testing.T) {
 	t.Parallel()
@@ -314,7 +314,7 @@ func TestStockFindings(t *testing.T) {
 	}
 }
 
-// TestRefusedHistoryIsDrawn follows the path that the finding names.
+// TestRefusedHistoryIsDrawn opens the file at the path in the finding.
 func TestRefusedHistoryIsDrawn(t *testing.T) {
 	t.Parallel()
 	op := stockOp{Call: 1, Return: 2, Asked: stockCall{Kind: getNow, SKU: "s"}, Answer: stockAnswer{Outcome: looked, Version: 1}}

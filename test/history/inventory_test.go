@@ -25,9 +25,9 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// TestInventory lets clients command the inventory of the running binary while it is killed and
-// restarted, and checks the history of it all: the whole system on SQLite, and two command services
-// that share a PostgreSQL.
+// TestInventory runs clients on the inventory of the binary while it is killed and restarted, and
+// checks the history. It covers the whole system on SQLite, and two command services that share a
+// PostgreSQL.
 func TestInventory(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
@@ -49,8 +49,8 @@ func TestInventory(t *testing.T) {
 
 const (
 	shoppers      = 8
-	enoughAnswers = 300         // and two kills: below that a history proves little, so a slow machine continues
-	patience      = time.Minute // with it
+	enoughAnswers = 300         // and two kills; a shorter history proves little, so a slow machine continues
+	patience      = time.Minute // for up to this long
 )
 
 func checkInventory(t *testing.T, instances int, s service, open func(context.Context) (eventstore.Store, error)) {
@@ -70,7 +70,7 @@ func checkInventory(t *testing.T, instances int, s service, open func(context.Co
 		select {
 		case err := <-ended:
 			t.Fatalf("the clients ended by themselves: %v", err)
-		case <-time.After(time.Duration(200+rand.IntN(1200)) * time.Millisecond): // the moment of the next kill
+		case <-time.After(time.Duration(200+rand.IntN(1200)) * time.Millisecond): // time for the next kill
 		}
 		i := rand.IntN(instances)
 		fleet.serves(i, "")
@@ -141,10 +141,10 @@ func (h *stockHistory) tell(t *testing.T, kills int, took time.Duration) {
 	}
 }
 
-// service is how to run a process that takes commands.
+// service is the command line and environment of a process that takes commands.
 type service struct{ args, env []string }
 
-// served finds the address in what the binary prints once it takes commands.
+// served finds the address in the output of the binary once it takes commands.
 var served = regexp.MustCompile(`(?m)^serving (?:on http://|.*api on )([0-9.:]+)`)
 
 func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
@@ -152,7 +152,7 @@ func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 	dir := t.TempDir()
 	addr := ""
 	p, err := process.Start(t.Context(), process.Command{
-		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir, ReadyWithin: 3 * time.Minute, // two seconds on a machine that does nothing else
+		Name: "millrace", Path: binary(t), Args: s.args, Dir: dir, ReadyWithin: 3 * time.Minute, // two seconds on an idle machine
 		Env: append([]string{"MILLRACE_ADDR=127.0.0.1:0", "MILLRACE_ADMIN_ADDR=127.0.0.1:0", "MILLRACE_CLICKHOUSE_LIBRARY=" + library(t)}, s.env...),
 		Ready: func(context.Context) error {
 			log, err := os.ReadFile(filepath.Join(dir, "log"))
@@ -180,7 +180,7 @@ func (s service) start(t *testing.T, i int, f *fleet) *process.Process {
 	return p
 }
 
-// root of the repository, as seen from this package.
+// root is the root of the repository, relative to this package.
 const root = "../.."
 
 func library(t *testing.T) string {
@@ -211,8 +211,8 @@ func binary(t *testing.T) string {
 	return path
 }
 
-// TestBrokenInventory runs two command services on a store that checks versions and only then
-// appends: they oversell, and the model must catch it. On the whole store it must find nothing.
+// TestBrokenInventory runs two command services on a store that checks versions and appends later.
+// They oversell, and the model must detect it. With an intact store, it must find nothing.
 func TestBrokenInventory(t *testing.T) {
 	t.Parallel()
 	for name, b := range map[string]*broken{"whole": {}, "checks, then appends": {append: checksThenAppends}} {

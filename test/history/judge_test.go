@@ -12,8 +12,8 @@ import (
 // seconds.
 const checkWithin = 2 * time.Minute
 
-// judge looks for an order of the operations that the model allows, and returns what speaks against
-// there being one; empty where it was found. Where draw is set a refused history is drawn.
+// judge searches for an order of the operations that the model allows. It returns findings that
+// show there is none, or nothing if it found one. If draw is set, it draws a rejected history.
 func judge(model porcupine.Model, history []porcupine.Operation, draw bool) []string {
 	var findings []string
 	deadline := time.Now().Add(checkWithin)
@@ -35,13 +35,13 @@ func judge(model porcupine.Model, history []porcupine.Operation, draw bool) []st
 	return findings
 }
 
-// named is an operation's input that can say what the operation is about.
+// named is the input of an operation that knows its subject.
 type named interface{ name() string }
 
-// drawWithin bounds the second search, which remembers how far it came.
+// drawWithin bounds the second search, which records how far it came.
 const drawWithin = 30 * time.Second
 
-// drawing draws a refused history and says where.
+// drawing draws a rejected history and returns the path of the file.
 func drawing(model porcupine.Model, history []porcupine.Operation, draw bool) string {
 	if !draw {
 		return ""
@@ -61,7 +61,7 @@ func drawing(model porcupine.Model, history []porcupine.Operation, draw bool) st
 	return "; drawn in " + file.Name()
 }
 
-// partition groups operations by what they are about.
+// partition groups operations by subject.
 func partition(history []porcupine.Operation) [][]porcupine.Operation {
 	var parts [][]porcupine.Operation
 	place := map[string]int{}

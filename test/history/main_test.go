@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
-// built is the folder of the binary under test.
+// built is the folder with the binary under test.
 var built string
 
 func run(m *testing.M) (code int) {
@@ -49,10 +49,10 @@ func run(m *testing.M) (code int) {
 	return code
 }
 
-// secondsVar, in the environment, is how long each run continues.
+// secondsVar is the environment variable with the duration of each run.
 const secondsVar = "MILLRACE_HISTORY_SECONDS"
 
-// duration returns how long a run continues that takes quick where nobody asks for more.
+// duration returns the duration of a run. quick is the default.
 func duration(quick time.Duration) time.Duration {
 	text := os.Getenv(secondsVar)
 	if text == "" {

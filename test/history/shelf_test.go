@@ -12,26 +12,26 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// storeOp is a call of an event store and, once it returned, its answer.
+// storeOp is a call of an event store and, once it has returned, the answer.
 type storeOp struct {
-	ID           string // joins the two
+	ID           string // connects call and answer
 	Client       int
-	Call, Return int64 // moments; Return is 0 until there is an answer
+	Call, Return int64 // times; Return is 0 until there is an answer
 	Asked        storeCall
 	Answer       storeAnswer
 }
 
-// storeCall is what was asked of a shelf: two streams that batches may share, and the idempotency
-// keys used with them.
+// storeCall is a request to a shelf: two streams that batches may share, and the idempotency keys
+// used with them.
 type storeCall struct {
 	Kind  storeKind
 	Shelf string
-	// Of an append. Every sending has its own events and its own tag, also under a key that was
+	// For an append. Every sending has its own events and its own tag, even under a key that was
 	// sent before.
 	Writes []write
 	Key    string
-	Tag    string // kept as the answer's response
-	// Of a load.
+	Tag    string // stored as the answer's response
+	// For a load.
 	Stream int
 	After  uint64
 }
@@ -44,34 +44,34 @@ const (
 	lookUpKey   storeKind = "look up"
 )
 
-// write is a batch's part for one stream of its shelf.
+// write is the part of a batch for one stream of the shelf.
 type write struct {
 	Stream   int // 0 or 1
 	Expected uint64
 	IDs      []uuid.UUID
 }
 
-// storeAnswer is what the store said.
+// storeAnswer is the answer of the store.
 type storeAnswer struct {
 	Outcome  outcome
-	Position event.Position // of what was stored
-	Stream   int            // that conflicts
+	Position event.Position // of the stored batch
+	Stream   int            // the stream that conflicts
 	Actual   uint64         // its version
-	Kept     kept           // under the key; no tag where there is nothing
+	Kept     kept           // under the key; without a tag if there is nothing
 	Events   []versioned    // of a load
 }
 
 type outcome string
 
 const (
-	lost     outcome = "" // no answer: took effect at any time after the call, or never
+	lost     outcome = "" // no answer: it took effect at any time after the call, or never
 	stored   outcome = "stored"
 	conflict outcome = "conflict"
 	answered outcome = "answered already"
 	looked   outcome = "looked"
 )
 
-// kept is an answer under an idempotency key.
+// kept is a stored answer of an idempotency key.
 type kept struct {
 	Tag      string
 	Version  uint64
@@ -87,9 +87,9 @@ func (c storeCall) name() string { return c.Shelf }
 
 func streamName(shelf string, stream int) string { return fmt.Sprint(shelf, "/", stream) }
 
-// shelf is the sequential specification. A shelf never changes. It knows the order of batches
-// within each stream alone, so that two orders of batches that do not touch each other lead to
-// equal shelves, and the search tries one of them only.
+// shelf is the sequential specification. A shelf is immutable. It records the order of batches only
+// within each stream. So two orders of batches without a common stream lead to equal shelves, and
+// the search tries only one of them.
 type shelf struct {
 	streams [2]*part
 	alone   []storeCall // batches without events, by tag
@@ -100,7 +100,7 @@ type part struct {
 	before  *part
 	batch   *storeCall
 	ids     []uuid.UUID
-	version uint64 // of the last
+	version uint64 // of the last event
 }
 
 func (p *part) at() uint64 {
@@ -110,7 +110,7 @@ func (p *part) at() uint64 {
 	return p.version
 }
 
-// and returns the shelf with one batch more.
+// and returns the shelf with one more batch.
 func (s *shelf) and(c storeCall) *shelf {
 	next := *s
 	for _, w := range c.Writes {
@@ -124,7 +124,7 @@ func (s *shelf) and(c storeCall) *shelf {
 	return &next
 }
 
-// equal reports whether nothing that could be asked would tell the two apart.
+// equal reports whether no call can distinguish the two.
 func (s *shelf) equal(t *shelf) bool {
 	for i := range s.streams {
 		p, q := s.streams[i], t.streams[i]
@@ -137,7 +137,7 @@ func (s *shelf) equal(t *shelf) bool {
 	return slices.EqualFunc(s.alone, t.alone, func(a, b storeCall) bool { return a.Tag == b.Tag })
 }
 
-// step reports whether the shelf may give this answer, and what it is then.
+// step reports whether the shelf may give this answer, and returns the next shelf.
 func (s *shelf) step(c storeCall, a storeAnswer) (bool, *shelf) {
 	switch c.Kind {
 	case loadStream:
@@ -159,7 +159,7 @@ func (s *shelf) step(c storeCall, a storeAnswer) (bool, *shelf) {
 	case conflict:
 		there := slices.ContainsFunc(c.Writes, func(w write) bool { return w.Stream == a.Stream && w.Expected != a.Actual })
 		return first == nil && there && s.streams[a.Stream].at() == a.Actual, s
-	case lost: // "never" is the same as after everything else, where nobody looks any more
+	case lost: // "never" is the same as after everything else
 		if first == nil && fits {
 			return true, s.and(c)
 		}
@@ -169,7 +169,7 @@ func (s *shelf) step(c storeCall, a storeAnswer) (bool, *shelf) {
 	}
 }
 
-// answerTo finds the batch that was stored under a key.
+// answerTo returns the batch that was stored under a key.
 func (s *shelf) answerTo(key string) *storeCall {
 	if key == "" {
 		return nil
@@ -189,7 +189,7 @@ func (s *shelf) answerTo(key string) *storeCall {
 	return nil
 }
 
-// holds reports whether a load of what is after a version gives these events.
+// holds reports whether these are the events of a load after a version.
 func (s *shelf) holds(stream int, after uint64, events []versioned) bool {
 	p := s.streams[stream]
 	version := p.at()
@@ -207,8 +207,8 @@ func (s *shelf) holds(stream int, after uint64, events []versioned) bool {
 	return true
 }
 
-// shelves is the model of an event store. Nothing but positions ties shelves to each other, so each
-// is searched alone.
+// shelves is the model of an event store. Only positions connect shelves, so each is searched
+// alone.
 var shelves = porcupine.Model{
 	Partition: partition,
 	Init:      func() any { return &shelf{} },
@@ -259,5 +259,5 @@ func describeStoreOp(c storeCall, a storeAnswer) string {
 	return text.String()
 }
 
-// short returns the part of an id by which people tell it from others.
+// short returns the part of an id that differs visibly.
 func short(id uuid.UUID) string { return id.String()[28:] }

@@ -10,7 +10,7 @@ import (
 )
 
 // stockOp is a command on the stock of one SKU, or a look at it, and the answer. Each sending of a
-// command is one.
+// command is an operation.
 type stockOp struct {
 	Client       int
 	Call, Return int64
@@ -35,7 +35,7 @@ const (
 	commit  stockKind = "commit"
 	release stockKind = "release"
 	getNow  stockKind = "get"
-	readLog stockKind = "read the log of" // the last look, into the store itself
+	readLog stockKind = "read the log of" // the last look, directly in the store
 )
 
 func (c stockCall) name() string { return c.SKU }
@@ -43,30 +43,30 @@ func (c stockCall) name() string { return c.SKU }
 type stockAnswer struct {
 	Outcome  outcome
 	Version  uint64
-	Rule     string            // of a refusal
-	OnHand   int64             // of a refusal that tells, or of a look
+	Rule     string            // of a rejection
+	OnHand   int64             // of a look, or of a rejection with facts
 	Reserved int64             // likewise
 	Token    string            // of the receipt
 	Expires  string            // of a reservation
-	Log      []string          // keys of the commands that made the events, in the order of versions
-	Answered map[string]uint64 // by key, of commands that made none
+	Log      []string          // keys of the commands that made the events, in order of versions
+	Answered map[string]uint64 // versions by key, for commands without an event
 }
 
-// Outcomes of commands, beside stored, lost and looked.
+// Outcomes of commands, besides stored, lost and looked.
 const (
 	replayed outcome = "replayed"
 	refused  outcome = "refused"
 )
 
-// stock is the sequential specification. A stock never changes.
+// stock is the sequential specification. A stock is immutable.
 type stock struct {
-	log              *entry // the last
+	log              *entry // its last entry
 	onHand, reserved int64
 	held             map[string]int64  // quantity by reservation
-	unchanged        map[string]uint64 // version by key of the commands that were accepted and changed nothing
+	unchanged        map[string]uint64 // versions by key, for accepted commands that changed nothing
 }
 
-// entry is an event's place in the log.
+// entry is an event's position in the log.
 type entry struct {
 	before  *entry
 	key     string
@@ -80,7 +80,7 @@ func (s *stock) version() uint64 {
 	return s.log.version
 }
 
-// answerTo finds the version that was answered under a key.
+// answerTo returns the version that was answered under a key.
 func (s *stock) answerTo(key string) (version uint64, ok bool) {
 	for e := s.log; e != nil; e = e.before {
 		if e.key == key {
@@ -91,8 +91,8 @@ func (s *stock) answerTo(key string) (version uint64, ok bool) {
 	return version, ok
 }
 
-// decide reports what a command makes of the stock, or by which rule it is refused. It is written
-// anew here, from the contract: the domain's own rules would take their own mistakes for right.
+// decide returns the stock after a command, or the rule that rejects it. It is written
+// independently, from the contract: the domain's own code would accept its own mistakes.
 func (s *stock) decide(c stockCall) (next *stock, rule string) {
 	next = &stock{log: &entry{before: s.log, key: c.Key, version: s.version() + 1}, onHand: s.onHand, reserved: s.reserved, held: s.held, unchanged: s.unchanged}
 	quantity, held := s.held[c.Reservation]
@@ -141,7 +141,7 @@ func with[V any](m map[string]V, key string, value V) map[string]V {
 	return more
 }
 
-// step reports whether the stock may give this answer, and what it is then.
+// step reports whether the stock may give this answer, and returns the next stock.
 func (s *stock) step(c stockCall, a stockAnswer) (bool, *stock) {
 	switch c.Kind {
 	case getNow:
@@ -184,7 +184,8 @@ func (s *stock) isLog(keys []string) bool {
 	return e == nil
 }
 
-// equal: the log tells everything but what was answered without an event.
+// equal reports whether two stocks are the same. The log determines everything but the answers
+// without an event.
 func (s *stock) equal(t *stock) bool {
 	for a, b := s.log, t.log; a != b; a, b = a.before, b.before {
 		if a == nil || b == nil || a.key != b.key {
@@ -194,7 +195,7 @@ func (s *stock) equal(t *stock) bool {
 	return maps.Equal(s.unchanged, t.unchanged)
 }
 
-// stocks is the model of the inventory; each SKU is searched alone.
+// stocks is the model of the inventory. Each SKU is searched alone.
 var stocks = porcupine.Model{
 	Partition: partition,
 	Init:      func() any { return &stock{} },

@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/client"
 )
 
-// fleet is where the inventory is served right now: by several processes, some of them dead.
+// fleet is the set of processes that serve the inventory at the moment. Some may be dead.
 type fleet struct {
 	mu        sync.Mutex
 	addresses map[int]string
@@ -31,7 +31,7 @@ type fleet struct {
 
 func newFleet() *fleet { return &fleet{addresses: map[int]string{}, changed: make(chan struct{})} }
 
-// serves says where process i serves; nowhere if addr is empty.
+// serves sets the address of process i. It is empty if the process is dead.
 func (f *fleet) serves(i int, addr string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -42,7 +42,7 @@ func (f *fleet) serves(i int, addr string) {
 	f.changed = make(chan struct{})
 }
 
-// dial connects to some process, and waits while there is none.
+// dial connects to any process, and waits while there is none.
 func (f *fleet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	for {
 		f.mu.Lock()
@@ -63,24 +63,24 @@ func (f *fleet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
-// stockClients work on few SKUs at the same time.
+// stockClients work on a few SKUs concurrently.
 type stockClients struct {
 	number int
 
 	mu           sync.Mutex
 	operations   []stockOp
-	reservations []stockCall // of late, for all clients to commit and release
+	reservations []stockCall // recent ones, for all clients to commit and release
 }
 
 const (
 	skusAtOnce         = 3
-	fullSKU            = 250             // versions, then a new SKU
-	monthLong          = 720 * time.Hour // no reservation lapses while the test runs
+	fullSKU            = 250             // number of versions, then a new SKU
+	monthLong          = 720 * time.Hour // no reservation expires during the test
 	oneSending         = 5 * time.Second
 	reservationsOfLate = 24
 )
 
-// run works on a fleet until ctx ends. Sendings under way then are given the time to end.
+// run works on a fleet until ctx ends. Sendings in flight at that time may finish.
 func (w *stockClients) run(ctx context.Context, f *fleet) error {
 	var g errgroup.Group
 	for i := range w.number {
@@ -130,7 +130,7 @@ func (c *stockClient) run(ctx context.Context) error {
 	return nil
 }
 
-// next chooses by chance what to do.
+// next chooses a command at random.
 func (c *stockClient) next() stockCall {
 	at := rand.IntN(skusAtOnce)
 	sku := fmt.Sprintf("sku-%d-%d", at, c.rounds[at])
@@ -148,7 +148,7 @@ func (c *stockClient) next() stockCall {
 		}
 	case chance < 50:
 		ask.Kind, ask.Quantity, ask.Reservation = reserve, 1+rand.Int64N(4), uuid.NewString()
-	case chance < 56: // what is held, or was, is asked for again
+	case chance < 56: // repeat a reservation that exists or existed
 		ask = c.recent(ask)
 		ask.Kind, ask.Quantity = reserve, 1+rand.Int64N(4)
 	case chance < 72:
@@ -171,7 +171,7 @@ func (c *stockClient) next() stockCall {
 	return ask
 }
 
-// recent is about some reservation of late.
+// recent returns a command on a recent reservation.
 func (c *stockClient) recent(ask stockCall) stockCall {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -184,8 +184,8 @@ func (c *stockClient) recent(ask stockCall) stockCall {
 	return ask
 }
 
-// settle sends a command, and again under its key while there is no answer; some give up at once.
-// What was accepted is sometimes sent once more: it must be answered as it was.
+// settle sends a command, and repeats it under its key until it is answered. Some clients give up
+// at once. An accepted command is sometimes repeated, and must get the same answer.
 func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
 	for {
 		a, err := c.send(ask)
@@ -198,7 +198,7 @@ func (c *stockClient) settle(ctx context.Context, ask stockCall) error {
 	}
 }
 
-// send makes and records one sending. It fails only where the answer makes no sense.
+// send makes and records one sending. It fails only if the answer makes no sense.
 func (c *stockClient) send(ask stockCall) (stockAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), oneSending)
 	defer cancel()
@@ -223,7 +223,7 @@ func (c *stockClient) send(ask stockCall) (stockAnswer, error) {
 	return answer, nil
 }
 
-// refuse takes a refusal apart. "reservation_unknown" and "stock_unknown" carry no numbers.
+// refuse reads a rejection. "reservation_unknown" and "stock_unknown" have no numbers.
 func (a *stockAnswer) refuse(r *eventv1.Rejection) error {
 	*a = stockAnswer{Outcome: refused, Rule: r.GetRule()}
 	if r.GetRule() == "" {

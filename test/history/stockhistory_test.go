@@ -14,16 +14,16 @@ import (
 	inventoryv1 "github.com/millrace/millrace/gen/millrace/inventory/v1"
 )
 
-// stockHistory is what clients of the inventory asked and heard, and what its store holds at the
-// end.
+// stockHistory is the requests and answers of the inventory's clients, and the contents of its
+// store at the end.
 type stockHistory struct {
 	operations []stockOp
 	all        []event.Event          // Read, from the beginning
 	answers    map[string]event.Token // by key
-	last       int64                  // moment of that look
+	last       int64                  // time of the last look
 }
 
-// lookAtStock reads all that the inventory's store holds.
+// lookAtStock reads everything in the inventory's store.
 func (h *stockHistory) lookAtStock(ctx context.Context, s eventstore.Store) error {
 	h.last, h.answers = moment(), map[string]event.Token{}
 	for after := (event.Position{}); ; {
@@ -51,12 +51,12 @@ func (h *stockHistory) lookAtStock(ctx context.Context, s eventstore.Store) erro
 	return nil
 }
 
-// check returns all that speaks against the history.
+// check returns all findings against the history.
 func (h *stockHistory) check(draw bool) []string {
 	return append(judge(stocks, h.settled(), draw), h.beyondModel()...)
 }
 
-// beyondModel returns what the log shows by itself, and what one SKU alone cannot show.
+// beyondModel returns the findings that the log shows directly, or that one SKU alone cannot show.
 func (h *stockHistory) beyondModel() []string {
 	f := &stockFindings{stockHistory: h, made: map[string]event.Event{}}
 	f.fold()
@@ -65,11 +65,11 @@ func (h *stockHistory) beyondModel() []string {
 	return f.found
 }
 
-// settled returns the history for the model: with the last look, and with the outcome of lost
-// sendings that it tells. Of the lost sendings under a key the first may take effect at any time at
-// which any of them may, so it stands for all of them.
+// settled returns the history for the model: with the last look, and with the outcomes of lost
+// sendings that it shows. Of the lost sendings under a key, the first may take effect whenever any
+// of them may. So it represents all of them.
 func (h *stockHistory) settled() []porcupine.Operation {
-	accepted := map[string]bool{} // keys whose command was accepted by a sending that was answered
+	accepted := map[string]bool{} // keys of commands that an answered sending accepted
 	for _, op := range h.operations {
 		if op.Answer.Outcome == stored {
 			accepted[op.Asked.Key] = true
@@ -116,7 +116,7 @@ func stockOperations(ops []stockOp) []porcupine.Operation {
 	return all
 }
 
-// stockFindings gathers it.
+// stockFindings collects the findings of beyondModel.
 type stockFindings struct {
 	*stockHistory
 	made  map[string]event.Event // by key
@@ -127,8 +127,8 @@ func (f *stockFindings) say(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
-// fold: no version of any stream oversells; positions rise, versions have no gaps, a key has one
-// event.
+// fold checks that no version of any stream oversells, that positions rise, that versions have no
+// gaps, and that a key has one event.
 func (f *stockFindings) fold() {
 	type sums struct {
 		version          uint64
@@ -176,8 +176,8 @@ func (f *stockFindings) fold() {
 	}
 }
 
-// answered: all answers under a key are equal and are what the store kept, and their tokens name
-// the event's place.
+// answered checks that all answers under a key are equal, are what the store kept, and have tokens
+// with the position of the event.
 func (f *stockFindings) answered() {
 	type receipt struct{ token, expires string }
 	told := map[string]receipt{}
@@ -210,7 +210,7 @@ func (f *stockFindings) answered() {
 	}
 }
 
-// realTime: across SKUs, what was sent after an answer is behind what the answer told of.
+// realTime checks across SKUs that a command sent after an answer has a later position.
 func (f *stockFindings) realTime() {
 	told := slices.DeleteFunc(slices.Clone(f.operations), func(op stockOp) bool { return op.Answer.Outcome != stored && op.Answer.Outcome != replayed })
 	slices.SortFunc(told, func(a, b stockOp) int { return cmp.Compare(a.Return, b.Return) })

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestEventStore lets the clients of two processes work on one store while one process after the
-// other is killed, and checks the history of it all.
+// TestEventStore runs the clients of two processes on one store, kills one process after the other,
+// and checks the history.
 func TestEventStore(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
@@ -26,7 +26,7 @@ func TestEventStore(t *testing.T) {
 const (
 	processes        = 2
 	clientsOfProcess = 5
-	enoughStored     = 100 // appends, by processes that were killed
+	enoughStored     = 100 // appends by killed processes
 )
 
 func checkStore(t *testing.T, job victimJob, cutter *cutter) {
@@ -38,7 +38,7 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 	}
 	end, kills := time.Now().Add(duration(4*time.Second)), 0
 	for last := end.Add(patience); time.Now().Before(end) || ((kills < 2 || run.stored() < enoughStored) && time.Now().Before(last)); kills++ {
-		<-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond) // the moment of the next kill
+		<-time.After(time.Duration(200+rand.IntN(600)) * time.Millisecond) // time for the next kill
 		i := rand.IntN(len(victims))
 		select {
 		case <-victims[i].serves:
@@ -72,12 +72,12 @@ func checkStore(t *testing.T, job victimJob, cutter *cutter) {
 	run.tell(t, kills, cutter, time.Since(begun))
 }
 
-// storeRun gathers the history of a run.
+// storeRun collects the history of a run.
 type storeRun struct {
 	job     victimJob
 	started int
 	history storeHistory
-	unheard []storeCall // sent under keys, and not answered before their process ended
+	unheard []storeCall // sent under keys, but not answered before their process ended
 }
 
 func (r *storeRun) start(t *testing.T) *running {
@@ -93,7 +93,7 @@ func (r *storeRun) start(t *testing.T) *running {
 	return v
 }
 
-// take ends a victim and adds what it did to the history.
+// take ends a victim and adds its operations to the history.
 func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 	t.Helper()
 	if err := v.end(kill); err != nil {
@@ -111,12 +111,12 @@ func (r *storeRun) take(t *testing.T, v *running, kill bool) {
 		r.job.Rounds[at] = max(r.job.Rounds[at], round)
 	}
 	r.history.followers = append(r.history.followers, follower{v.job.Follow, v.saw})
-	if len(v.saw) > 0 { // the next one continues from here, as the relay would
+	if len(v.saw) > 0 { // the next one continues from here, like a relay
 		r.job.Follow = v.saw[len(v.saw)-1].Position
 	}
 }
 
-// stored returns how many appends were acknowledged, as far as they were taken.
+// stored returns how many acknowledged appends have been collected.
 func (r *storeRun) stored() (n int) {
 	for _, op := range r.history.operations {
 		if op.Answer.Outcome == stored {

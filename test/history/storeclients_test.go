@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// perform calls the store as op asks and fills in the answer. The error is nil unless there was no
-// answer.
+// perform calls the store as op says and records the answer. It returns an error only if there was
+// no answer.
 func perform(ctx context.Context, s eventstore.Store, op *storeOp) error {
 	c, a := op.Asked, &op.Answer
 	switch c.Kind {
@@ -85,23 +85,22 @@ func (c storeCall) batch() eventstore.Batch {
 	return b
 }
 
-// storeClients work on one store at the same time, on few streams, so that they get into each
-// other's way.
+// storeClients work on one store concurrently, on so few streams that they conflict.
 type storeClients struct {
 	store  eventstore.Store
-	first  int                 // number of the first client; every process has its own
+	first  int                 // number of the first client; each process has other numbers
 	number int                 // of clients
-	rounds [shelvesAtOnce]int  // how many shelves others have filled at each place
-	resend []storeCall         // keyed appends whose answers others lost
+	rounds [shelvesAtOnce]int  // number of shelves that others have filled at each place
+	resend []storeCall         // appends under keys whose answers were lost
 	record func(storeOp) error // called before a call, with Return 0, and after its answer
 
 	mu   sync.Mutex
-	used []storeCall // appends under keys, of late: for lookups and for sending again
+	used []storeCall // recent appends under keys, for lookups and repetitions
 }
 
 const (
 	shelvesAtOnce = 3
-	fullAt        = 40 // versions, then a new shelf: short streams keep loads and the search for an order cheap
+	fullAt        = 40 // versions, then a new shelf: short streams keep loads and the search cheap
 	resendings    = 3
 	keysOfLate    = 32
 
@@ -125,8 +124,8 @@ type storeClient struct {
 	*storeClients
 	number   int
 	calls    int
-	rounds   [shelvesAtOnce]int   // how many shelves were filled at each place
-	versions map[string][2]uint64 // of streams, as far as it knows
+	rounds   [shelvesAtOnce]int   // number of filled shelves at each place
+	versions map[string][2]uint64 // of streams, as far as the client knows
 	pending  []storeCall
 }
 
@@ -144,7 +143,7 @@ func (c *storeClient) run(ctx context.Context) error {
 	return nil
 }
 
-// next does one thing, chosen by chance.
+// next does one thing, chosen at random.
 func (c *storeClient) next(ctx context.Context) error {
 	at := rand.IntN(shelvesAtOnce)
 	shelf := fmt.Sprintf(shelfName, at, c.rounds[at])
@@ -167,12 +166,12 @@ func (c *storeClient) next(ctx context.Context) error {
 		}
 		_, err := c.call(ctx, storeCall{Kind: lookUpKey, Shelf: of.Shelf, Key: of.Key})
 		return err
-	case chance < 37: // what is answered, or about to be, is sent again
+	case chance < 37: // repeat a sending that is answered, or about to be
 		if again, ok := c.recent(); ok {
 			return c.settle(ctx, again)
 		}
 		return nil
-	case chance < 42: // a command that changed nothing keeps its answer alone
+	case chance < 42: // a command that changes nothing stores only its answer
 		ask.Key = uuid.NewString()
 	case chance < 54:
 		ask.Writes = []write{{Stream: 0, Expected: known[0]}, {Stream: 1, Expected: known[1]}}
@@ -180,7 +179,7 @@ func (c *storeClient) next(ctx context.Context) error {
 		ask.Writes = []write{{Stream: ask.Stream, Expected: known[ask.Stream]}}
 	}
 	ask.Kind = appendBatch
-	if rand.IntN(10) == 0 && len(ask.Writes) > 0 { // no good client, but its conflict must be told right, too
+	if rand.IntN(10) == 0 && len(ask.Writes) > 0 { // a wrong client, but its conflict must be reported correctly, too
 		ask.Writes[0].Expected = ask.Writes[0].Expected + 2 - min(ask.Writes[0].Expected+2, rand.Uint64N(4))
 	}
 	if rand.IntN(10) < 7 {
@@ -189,7 +188,7 @@ func (c *storeClient) next(ctx context.Context) error {
 	return c.settle(ctx, ask)
 }
 
-// settle sends an append, and again under its key while the answer is lost.
+// settle sends an append, and repeats it under its key while the answer is lost.
 func (c *storeClient) settle(ctx context.Context, ask storeCall) error {
 	for range 1 + resendings {
 		c.sending(&ask)
@@ -201,12 +200,12 @@ func (c *storeClient) settle(ctx context.Context, ask storeCall) error {
 	return nil
 }
 
-// sending gives the next sending of an append events and a tag of its own.
+// sending gives the next sending of an append its own events and tag.
 func (c *storeClient) sending(ask *storeCall) {
 	ask.Tag = fmt.Sprintf("%d.%d", c.number, c.calls)
 	writes := make([]write, len(ask.Writes))
 	for i, w := range ask.Writes {
-		n := len(w.IDs) // the same again
+		n := len(w.IDs) // as many as before
 		if n == 0 {
 			n = 1 + rand.IntN(3)
 		}
@@ -227,7 +226,7 @@ func (c *storeClient) sending(ask *storeCall) {
 	c.used = append(c.used, *ask)
 }
 
-// recent is some append of late under a key.
+// recent returns a recent append under a key.
 func (c *storeClient) recent() (storeCall, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -237,8 +236,8 @@ func (c *storeClient) recent() (storeCall, bool) {
 	return c.used[rand.IntN(len(c.used))], true
 }
 
-// call makes and records one call; some are cut short. It fails only where the store broke its
-// contract or the record failed.
+// call makes and records one call. Some are cancelled. It fails only if the store broke its
+// contract, or if recording failed.
 func (c *storeClient) call(ctx context.Context, ask storeCall) (storeAnswer, error) {
 	if rand.IntN(12) == 0 {
 		short, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(3000))*time.Microsecond)
@@ -265,7 +264,7 @@ func (c *storeClient) call(ctx context.Context, ask storeCall) (storeAnswer, err
 	return op.Answer, c.record(op)
 }
 
-// pause keeps clients of a store that is away from filling the history with lost calls.
+// pause prevents clients of an unavailable store from filling the history with lost calls.
 func pause(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -273,7 +272,7 @@ func pause(ctx context.Context) {
 	}
 }
 
-// learn takes what an answer tells of versions.
+// learn records the versions in an answer.
 func (c *storeClient) learn(op storeOp) {
 	known := c.versions[op.Asked.Shelf]
 	switch a := op.Answer; {
@@ -289,7 +288,7 @@ func (c *storeClient) learn(op storeOp) {
 	c.versions[op.Asked.Shelf] = known
 }
 
-// follow reads a store from a position on and continues as it grows, until ctx ends.
+// follow reads a store from a position on, and continues as it grows, until ctx ends.
 func follow(ctx context.Context, s eventstore.Store, after event.Position, saw func([]place) error) error {
 	for {
 		some, err := s.Read(ctx, after, 100)

@@ -13,34 +13,34 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// storeHistory is what clients of an event store asked and heard, what followers of it saw, and
-// what it said at the end.
+// storeHistory is the requests and answers of an event store's clients, what its followers saw, and
+// the contents at the end.
 type storeHistory struct {
 	operations []storeOp
 	followers  []follower
 	contents   contents
 }
 
-// follower is what one saw, in its order, from a position on.
+// follower is what one follower saw, in order, after a position.
 type follower struct {
 	after event.Position
 	saw   []place
 }
 
-// place is where an event stands.
+// place is the position of an event.
 type place struct {
 	ID       uuid.UUID
 	Position event.Position
 }
 
-// contents is what a store holds once its clients have ended.
+// contents is the contents of a store after its clients have ended.
 type contents struct {
 	all  []event.Event   // Read, from the beginning
-	kept map[string]kept // by key, of every key that was ever used
+	kept map[string]kept // by key, for every key that was ever used
 	last []storeOp       // loads of all streams and lookups of all keys
 }
 
-// lookLast reads all that a store holds of a history's streams and keys.
+// lookLast reads everything that a store has of a history's streams and keys.
 func lookLast(ctx context.Context, s eventstore.Store, operations []storeOp) (contents, error) {
 	c := contents{kept: map[string]kept{}}
 	for after := (event.Position{}); ; {
@@ -86,12 +86,12 @@ func lookLast(ctx context.Context, s eventstore.Store, operations []storeOp) (co
 	return c, nil
 }
 
-// check returns all that speaks against the history.
+// check returns all findings against the history.
 func (h storeHistory) check(draw bool) []string {
 	return append(judge(shelves, h.settled(), draw), h.beyondShelves()...)
 }
 
-// beyondShelves returns what one shelf alone cannot show.
+// beyondShelves returns the findings that one shelf alone cannot show.
 func (h storeHistory) beyondShelves() []string {
 	f := &storeFindings{storeHistory: h, at: map[uuid.UUID]event.Event{}}
 	f.readAll()
@@ -102,8 +102,8 @@ func (h storeHistory) beyondShelves() []string {
 	return f.found
 }
 
-// settled returns the history for the model, in which lost sendings have the outcome that the
-// store's contents tell; the package says why that changes no verdict.
+// settled returns the history for the model. Lost sendings have the outcome that the store's
+// contents show. The package documentation explains why this changes no verdict.
 func (h storeHistory) settled() []porcupine.Operation {
 	present := map[uuid.UUID]bool{}
 	for _, e := range h.contents.all {
@@ -140,7 +140,7 @@ func (h storeHistory) left(c storeCall, present map[uuid.UUID]bool) bool {
 	return c.Key != "" && h.contents.kept[c.Key].Tag == c.Tag
 }
 
-// storeFindings gathers them.
+// storeFindings collects the findings of beyondShelves.
 type storeFindings struct {
 	storeHistory
 	at    map[uuid.UUID]event.Event
@@ -151,8 +151,8 @@ func (f *storeFindings) say(format string, args ...any) {
 	f.found = append(f.found, fmt.Sprintf(format, args...))
 }
 
-// readAll: Read gives each event once, in rising positions, and each stream without gaps, as Load
-// gives it.
+// readAll checks that Read returns each event once, in rising positions, and each stream without
+// gaps and as Load returns it.
 func (f *storeFindings) readAll() {
 	var last event.Position
 	streams := map[string]uint64{}
@@ -176,8 +176,8 @@ func (f *storeFindings) readAll() {
 	}
 }
 
-// acknowledged: what was stored is where the answer said, whole; what was refused does not stand;
-// nothing else does.
+// acknowledged checks that stored batches are complete and where their answers said, and that the
+// store contains nothing else.
 func (f *storeFindings) acknowledged() {
 	known := 0
 	for _, op := range f.operations {
@@ -212,7 +212,7 @@ func (f *storeFindings) acknowledged() {
 	}
 }
 
-// events returns how many a batch has.
+// events returns the number of events of a batch.
 func (c storeCall) events() (n int) {
 	for _, w := range c.Writes {
 		n += len(w.IDs)
@@ -232,8 +232,8 @@ func (f *storeFindings) end(c storeCall) (last event.Position) {
 	return last
 }
 
-// keys: whoever was told what is under a key was told the same, and it is the place of the sending
-// that was stored.
+// keys checks that all answers under a key are equal, and have the position of the sending that was
+// stored.
 func (f *storeFindings) keys() {
 	for _, op := range f.operations {
 		told, now := op.Answer.Kept, f.contents.kept[op.Asked.Key]
@@ -251,12 +251,12 @@ func (f *storeFindings) keys() {
 	}
 }
 
-// realTime: what was called after an answer is behind what the answer told of.
+// realTime checks that a call after an answer has a later position than that answer.
 func (f *storeFindings) realTime() {
 	told := slices.DeleteFunc(slices.Clone(f.operations), func(op storeOp) bool { return op.Answer.Outcome != stored })
 	slices.SortFunc(told, func(a, b storeOp) int { return cmp.Compare(a.Return, b.Return) })
 	called := slices.SortedFunc(slices.Values(f.operations), func(a, b storeOp) int { return cmp.Compare(a.Call, b.Call) })
-	var before event.Position // the highest that was told before the call at hand
+	var before event.Position // the highest position in an answer before the current call
 	for _, op := range called {
 		for len(told) > 0 && told[0].Return < op.Call {
 			if p := told[0].Answer.Position; p.Compare(before) > 0 {
@@ -277,8 +277,8 @@ func (f *storeFindings) realTime() {
 	}
 }
 
-// followed: who followed the store from a position on saw what Read now gives from there on, as far
-// as it came.
+// followed checks that a follower from a position on has seen exactly what Read now returns from
+// there, as far as it came.
 func (f *storeFindings) followed() {
 	for _, follower := range f.followers {
 		rest := f.contents.all

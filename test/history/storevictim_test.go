@@ -19,11 +19,12 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// asVictim, in the environment, makes the test binary a process of clients that will be killed.
+// asVictim is an environment variable that turns the test binary into a process of clients that
+// will be killed.
 const asVictim = "MILLRACE_TEST_VICTIM"
 
-// victimJob is what such a process does: the first line of its standard input. It works until its
-// standard input ends.
+// victimJob is the task of such a process, and the first line of its standard input. It works until
+// its standard input ends.
 type victimJob struct {
 	SQLite   string // path, or
 	Postgres string // connection and
@@ -32,10 +33,10 @@ type victimJob struct {
 	Number   int
 	Rounds   [shelvesAtOnce]int
 	Resend   []storeCall
-	Follow   event.Position // from here on
+	Follow   event.Position // from this position on
 }
 
-// open opens the store, also where its first connection is cut.
+// open opens the store. It retries if its first connection is cut.
 func (j victimJob) open(ctx context.Context) (s eventstore.Store, err error) {
 	for range 20 {
 		if s, err = j.tryOpen(ctx); err == nil || ctx.Err() != nil {
@@ -53,14 +54,14 @@ func (j victimJob) tryOpen(ctx context.Context) (eventstore.Store, error) {
 	return postgres.Open(ctx, j.Postgres, event.Order, postgres.WithSchema(j.Schema))
 }
 
-// victimLine is what the process prints: a call before it is made, its answer, or what its follower
-// saw.
+// victimLine is a line of the process's output: a call before it is made, an answer, or what its
+// follower saw.
 type victimLine struct {
 	Op  *storeOp `json:",omitempty"`
 	Saw []place  `json:",omitempty"`
 }
 
-// victim returns the process.
+// victim runs such a process.
 func victim() (err error) {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
@@ -79,7 +80,7 @@ func victim() (err error) {
 	}()
 	store, err := job.open(ctx)
 	if ctx.Err() != nil {
-		return nil // asked to end before it began
+		return nil // asked to end before it started
 	}
 	if err != nil {
 		return err
@@ -108,16 +109,16 @@ func victim() (err error) {
 	return g.Wait()
 }
 
-// running is a victim under way, as the test sees it.
+// running is a victim from the test's point of view.
 type running struct {
 	job    victimJob
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
-	ended  chan struct{} // closed once all it said is read
+	ended  chan struct{} // closed once all its output is read
 	err    error         // of reading
 	ops    map[string]storeOp
 	saw    []place
-	serves chan struct{} // closed with the first answer
+	serves chan struct{} // closed at the first answer
 }
 
 func startVictim(job victimJob) (*running, error) {
@@ -145,13 +146,14 @@ func startVictim(job victimJob) (*running, error) {
 	return r, nil
 }
 
-// read takes in what the victim says until it ends.
+// read reads the victim's output until it ends.
 func (r *running) read(out io.Reader) error {
 	lines := bufio.NewReader(out)
 	serves := false
 	for {
 		b, err := lines.ReadBytes('\n')
-		if err != nil { // a line that was not finished: the call was not made, or the answer not noticed
+		// An unfinished line: the call was not made, or the answer was not noticed.
+		if err != nil {
 			return nil //nolint:nilerr // the end
 		}
 		var l victimLine
@@ -171,7 +173,7 @@ func (r *running) read(out io.Reader) error {
 	}
 }
 
-// end kills the victim, or lets it end in good order, and waits until all it said is read.
+// end kills the victim, or lets it end normally, and waits until all its output is read.
 func (r *running) end(kill bool) error {
 	if kill {
 		if err := r.cmd.Process.Kill(); err != nil {
