@@ -1,8 +1,10 @@
 // Package avro reads and writes the primitives of Avro's binary encoding, without a schema and
-// without an intermediate value.
+// without intermediate values.
 //
-// internal/protoavro turns Avro into Protobuf's wire format with it, and lake/avro turns Avro into
-// columns. Schemas are the matter of the Avro library, which both of them parse schemas with.
+// internal/protoavro uses it to convert between Avro and Protobuf's wire format, and lake/avro to
+// decode Avro into columns. Both parse schemas with the Avro library.
+//
+// A Reader keeps its first error, so callers can check for errors once after several reads.
 package avro
 
 import (
@@ -19,13 +21,13 @@ var (
 	ErrNotText = errors.New("a string that is not UTF-8")
 )
 
-// Reader reads from Rest. After the first error, which is Err, it returns zeros.
+// Reader reads from Rest. After the first error, which is in Err, all methods return zeros.
 type Reader struct {
 	Rest []byte
 	Err  error
 }
 
-// Fail sets Err unless it is set already, and ends the input.
+// Fail sets Err, unless it is already set, and discards the rest of the input.
 func (r *Reader) Fail(err error) {
 	if r.Err == nil {
 		r.Err = err
@@ -65,7 +67,7 @@ func (r *Reader) Bool() bool {
 	return b[0] == 1
 }
 
-// Take reads n bytes, which belong to the input.
+// Take reads n bytes. The result aliases the input.
 func (r *Reader) Take(n int64) []byte {
 	if n < 0 || n > int64(len(r.Rest)) {
 		r.Fail(ErrShort)
@@ -76,10 +78,10 @@ func (r *Reader) Take(n int64) []byte {
 	return taken
 }
 
-// Bytes reads bytes with their length.
+// Bytes reads a length and that many bytes.
 func (r *Reader) Bytes() []byte { return r.Take(r.Long()) }
 
-// Text reads a string, as bytes.
+// Text reads a string and checks that it is UTF-8.
 func (r *Reader) Text() []byte {
 	b := r.Bytes()
 	if !utf8.Valid(b) {
@@ -88,8 +90,8 @@ func (r *Reader) Text() []byte {
 	return b
 }
 
-// Present reads which part of a union of null and another type follows, and reports whether it is
-// not null, whose part is nullAt.
+// Present reads the branch index of a union of null and another type, and reports whether the other
+// type follows. nullAt is the index of null.
 func (r *Reader) Present(nullAt int64) bool {
 	switch part := r.Long(); {
 	case r.Err != nil, part == nullAt:
@@ -102,10 +104,10 @@ func (r *Reader) Present(nullAt int64) bool {
 	}
 }
 
-// Block reads how many items of an array or a map follow. Zero is the end.
+// Block reads the number of items in the next block of an array or a map. Zero ends it.
 func (r *Reader) Block() int64 {
 	n := r.Long()
-	if n < 0 { // then its length in bytes follows, for readers that skip it
+	if n < 0 { // followed by the block's size in bytes, for readers that skip it
 		r.Long()
 		n = -n
 	}

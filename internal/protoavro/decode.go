@@ -12,14 +12,15 @@ import (
 	"github.com/millrace/millrace/internal/avro"
 )
 
-const nullFirst = 0 // where null is in our unions
+const nullFirst = 0 // index of null in the unions of our schemas
 
-// Decode appends the message that a value is made of: a value that Encode wrote, or another program
-// with the same schema. The value may be anything.
+// Decode appends the message for an Avro value that Encode, or another program with the same
+// schema, has written. The value need not be trusted.
 func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	begin := len(dst)
 	s := source{avro.Reader{Rest: in}}
 	dst = p.root.decode(dst, &s, 0)
+	// If the message had anything unknown, the last field has all of it.
 	if p.root.whole && s.Present(nullFirst) {
 		if message := s.Bytes(); s.Err == nil {
 			dst = append(dst[:begin], message...)
@@ -34,25 +35,26 @@ func (p *Plan) Decode(dst, in []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// source is Avro's bytes.
+// source is the encoded value being read.
 type source struct{ avro.Reader }
 
-// block reads how many items follow, in an array or a map; 0 is its end.
+// block reads the number of items in the next block of an array or a map. 0 ends it.
 func (s *source) block() int64 {
 	n := s.Block()
-	if n > int64(len(s.Rest)) { // every item takes a byte or more
+	if n > int64(len(s.Rest)) { // every item takes at least one byte
 		s.Fail(avro.ErrShort)
 		return 0
 	}
 	return n
 }
 
+// decode appends the fields of a message. depth is the number of enclosing messages.
 func (r *record) decode(dst []byte, s *source, depth int) []byte {
 	if depth > maxDepth {
 		s.Fail(fmt.Errorf("records in records, more than %d deep", maxDepth))
 		return dst
 	}
-	var taken uint64 // oneofs, by number
+	var taken uint64 // bits of oneofs with a member so far
 	for i := range r.fields {
 		f := &r.fields[i]
 		begin := len(dst)
@@ -61,6 +63,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 			dst = protowire.AppendTag(dst, f.number, f.kind.wire())
 			var zero bool
 			if dst, zero = f.decode(dst, s, depth); zero {
+				// Protobuf omits zeros of fields without presence, so a zero is removed again.
 				dst = dst[:begin]
 			}
 		case optional:
@@ -91,6 +94,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 	return dst
 }
 
+// decodeItems appends a repeated field. A packed one is dropped if it is empty.
 func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 	begin, content := len(dst), 0
 	if f.packed {
@@ -114,6 +118,7 @@ func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
 	return insertLength(dst, content)
 }
 
+// decodeEntries appends the entries of a map field, each as a message of key and value.
 func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 	for n := s.block(); n > 0; n = s.block() {
 		for ; n > 0 && s.Err == nil; n-- {
@@ -129,7 +134,7 @@ func (f *field) decodeEntries(dst []byte, s *source, depth int) []byte {
 	return dst
 }
 
-// insertLength puts the length of what was appended from content on before it.
+// insertLength inserts the length of the content that begins at content before it.
 func insertLength(dst []byte, content int) []byte {
 	length := len(dst) - content
 	n := protowire.SizeVarint(uint64(length))
@@ -139,7 +144,8 @@ func insertLength(dst []byte, content int) []byte {
 	return dst
 }
 
-// decode appends one value in wire format, with its length where it has one, and tells whether it is zero.
+// decode appends one value in wire format, including the length if the type has one, and reports
+// whether it is zero.
 func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) {
 	switch e.kind {
 	case boolKind:
@@ -162,7 +168,7 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 	case sfixed64Kind, fixed64Kind:
 		v := s.number(e.kind)
 		return protowire.AppendFixed64(dst, uint64(v)), v == 0
-	case floatKind, doubleKind: // both worlds write them alike
+	case floatKind, doubleKind: // the same bytes in both formats
 		size := int64(8)
 		if e.kind == floatKind {
 			size = 4
@@ -195,7 +201,7 @@ func (e element) decode(dst []byte, s *source, depth int) (_ []byte, zero bool) 
 	return insertLength(dst, content), false
 }
 
-// number reads an int or a long, within what the kind can hold.
+// number reads an int or a long and checks that it fits the kind.
 func (s *source) number(k kind) int64 {
 	switch k {
 	case int32Kind, sint32Kind, sfixed32Kind:
@@ -215,15 +221,17 @@ func (s *source) number(k kind) int64 {
 	return v
 }
 
+// isZero reports whether all bytes are zero.
 func isZero(b []byte) bool {
 	for _, x := range b {
-		if x != 0 { // -0 is not what Protobuf leaves out
+		if x != 0 { // Protobuf does write -0
 			return false
 		}
 	}
 	return true
 }
 
+// decodeTime appends the fields of a Timestamp. Nanos are never negative.
 func decodeTime(dst []byte, s *source) []byte {
 	micros := s.Long()
 	seconds, rest := micros/microsPerSec, micros%microsPerSec
@@ -233,7 +241,7 @@ func decodeTime(dst []byte, s *source) []byte {
 	return appendNumber(appendNumber(dst, 1, seconds), 2, rest*1000)
 }
 
-// appendNumber appends a field unless it is zero.
+// appendNumber appends a varint field unless it is zero.
 func appendNumber(dst []byte, number protowire.Number, v int64) []byte {
 	if v == 0 {
 		return dst
@@ -241,6 +249,8 @@ func appendNumber(dst []byte, number protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(dst, number, protowire.VarintType), uint64(v))
 }
 
+// decodeMoney appends the fields of a Money. The amount is a two's complement big-endian number of
+// nanos of a unit, with up to 16 bytes.
 func decodeMoney(dst []byte, s *source) []byte {
 	if currency := s.Text(); len(currency) > 0 {
 		dst = protowire.AppendBytes(protowire.AppendTag(dst, moneyCurrency, protowire.BytesType), currency)
@@ -267,7 +277,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 	}
 	limit := uint64(math.MaxInt64)
 	if negative {
-		limit++ // -2^63 fits
+		limit++ // -2^63 is valid
 	}
 	var units, nanos uint64
 	if hi < nanosPerUnit {

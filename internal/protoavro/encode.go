@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/internal/avro"
 )
 
-// Encode appends a Protobuf message as Avro. It returns an error rather than a value that would not
-// read back byte for byte.
+// Encode appends a Protobuf message as an Avro value. It fails if decoding the value would not
+// return the same bytes.
 func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 	begin := len(dst)
 	out, whole, err := p.root.encode(dst, message, 0)
@@ -30,9 +30,9 @@ func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 	case p.root.whole:
 		out = append(out, isNull)
 	}
-	// Protobuf's wire format has many encodings of the same message, and only one of them reads back.
-	// Nothing else finds the others: an explicit zero, or two values of a oneof, such as a program in
-	// another language may append. TestLossIsRefused has these messages.
+	// Protobuf's wire format has several encodings of the same message, and Decode only produces
+	// one of them. Only this check detects the others, such as an explicit zero or two members of a
+	// oneof, which programs in other languages may write. TestLossIsRefused has such messages.
 	back, err := p.Decode(make([]byte, 0, len(message)), out[begin:])
 	if err != nil {
 		return nil, fmt.Errorf("%s does not read back: %w", p.root.name, err)
@@ -43,23 +43,25 @@ func (p *Plan) Encode(dst, message []byte) ([]byte, error) {
 	return out, nil
 }
 
-// The bytes that say which part of a union with null follows.
+// Bytes that select the branch of a union with null.
 const (
 	isNull  = 0
 	inUnion = 2
 )
 
-// slot is where the values of a field stand in a message.
+// slot is the position of a field's values in a message.
 type slot struct {
-	count    int // of values
-	from, to int // of one value; of several, from the tag of the first to the end of the last
+	count    int // number of values
+	from, to int // extent of a single value, or from the first tag to the end of the last value
 }
 
-// encode appends a message as a record; whole says that it has what the record does not know.
+// encode appends a message as a record. whole reports that it has something that the record cannot
+// represent.
 func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, err error) {
 	if depth > maxDepth {
 		return nil, false, fmt.Errorf("%s: messages in messages, more than %d deep", r.name, maxDepth)
 	}
+	// Avro records have their fields in schema order, so first find all fields in the message.
 	var few [16]slot
 	slots := few[:]
 	if len(r.fields) > len(few) {
@@ -110,12 +112,13 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, e
 		}
 		whole = whole || more
 	}
-	if r.whole && depth > 0 { // the root's own type within itself
+	if r.whole && depth > 0 { // only the root has a message in this field
 		dst = append(dst, isNull)
 	}
 	return dst, whole, nil
 }
 
+// wire returns the wire type of the whole field.
 func (f *field) wire() protowire.Type {
 	if f.packed || f.presence == mapped {
 		return protowire.BytesType
@@ -123,7 +126,7 @@ func (f *field) wire() protowire.Type {
 	return f.kind.wire()
 }
 
-// countPacked counts the numbers of a packed field, whose length stands before them.
+// countPacked returns the number of elements in a packed field, given with its length.
 func countPacked(k kind, value []byte) int {
 	_, n := protowire.ConsumeVarint(value)
 	value = value[max(n, 0):]
@@ -142,7 +145,8 @@ func countPacked(k kind, value []byte) int {
 	return count
 }
 
-// encode appends what stands in a field: the value itself, or from the first tag of several on.
+// encode appends a field's values. value is a single value, or the range from the first tag to the
+// last value.
 func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole bool, err error) {
 	switch f.presence {
 	case implicit:
@@ -169,7 +173,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 		}
 		one := value[:n]
 		value = value[n:]
-		if number != f.number { // another field's in between
+		if number != f.number { // other fields may be in between
 			continue
 		}
 		var more bool
@@ -189,6 +193,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 	return append(dst, 0), whole, nil
 }
 
+// encodePacked appends the elements of a packed field.
 func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
 	packed, _ := protowire.ConsumeBytes(value)
 	for len(packed) > 0 {
@@ -206,12 +211,13 @@ func (f *field) encodePacked(dst, value []byte, depth int) (_ []byte, whole bool
 	return dst, whole, nil
 }
 
-// An entry of a map is a message of a key, 1, and a value, 2.
+// Field numbers of a map entry.
 const (
 	keyNumber   = 1
 	valueNumber = 2
 )
 
+// encodeEntry appends an entry of a map.
 func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
 	entry, _ := protowire.ConsumeBytes(value)
 	var key, item []byte
@@ -244,7 +250,7 @@ func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, whole bool,
 	return dst, whole || more, err
 }
 
-// appendZero appends what Avro readers see where Protobuf wrote nothing.
+// appendZero appends the value of a field that is not in the message.
 func (e element) appendZero(dst []byte) []byte {
 	switch e.kind {
 	case floatKind:
@@ -256,7 +262,7 @@ func (e element) appendZero(dst []byte) []byte {
 	}
 }
 
-// encode appends one value from its wire format, which has been found whole.
+// encode appends one value. value is its wire format, which is known to be complete.
 func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err error) {
 	switch e.kind.wire() {
 	case protowire.VarintType:
@@ -310,7 +316,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err e
 		if i := slices.Index(e.symbols, int32(v)); i >= 0 {
 			return avro.AppendLong(dst, int64(i)), false, nil
 		}
-		return append(dst, 0), true, nil // its default, as for every old reader of Avro
+		return append(dst, 0), true, nil // the default, which old readers of Avro would also use
 	case int32Kind:
 		return avro.AppendLong(dst, int64(int32(v))), false, nil
 	case uint32Kind:
@@ -327,7 +333,7 @@ func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err e
 	return avro.AppendLong(dst, int64(v)), false, nil
 }
 
-// pair reads the two numbers, fields 1 and 2, that make a Timestamp.
+// pair reads fields 1 and 2 of a message, which are the numbers of a Timestamp.
 func pair(content []byte) (first, second uint64, whole bool, err error) {
 	for len(content) > 0 {
 		number, typ, n := protowire.ConsumeTag(content)
@@ -366,7 +372,7 @@ func encodeTime(dst, content []byte) (_ []byte, whole bool, err error) {
 	return avro.AppendLong(dst, s*microsPerSec+n/1000), whole, nil
 }
 
-// Money's fields.
+// Field numbers of Money.
 const (
 	moneyCurrency = 1
 	moneyUnits    = 2
@@ -374,6 +380,8 @@ const (
 	nanosPerUnit  = 1_000_000_000
 )
 
+// encodeMoney appends a Money: its currency, and its amount as a big-endian two's complement number
+// of nanos of a unit, as short as possible.
 func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	var currency []byte
 	var units, nanos int64
@@ -425,7 +433,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	return avro.AppendBytes(dst, shortest), whole, nil
 }
 
-// magnitude is |n|; that of -2^63 has no int64.
+// magnitude returns |n|, which for -2^63 does not fit an int64.
 func magnitude(n int64) uint64 {
 	if n < 0 {
 		return -uint64(n)

@@ -1,17 +1,18 @@
-// Package protoavro turns Protobuf messages into Avro and back, from one wire format to the other.
+// Package protoavro converts Protobuf messages to Avro and back, directly between the wire formats.
 //
-// [Schema] derives the Avro schema of a message. [Compile] makes a [Plan] of such a schema, and the
-// plan encodes and decodes. A plan is made from the Avro schema alone, whose attributes contain what
-// Protobuf knows beyond Avro: field numbers and kinds. So a reader needs the writer's schema and
-// nothing else, and gets back fields that its own program has never heard of.
+// [Schema] derives the Avro schema of a message. [Compile] makes a [Plan] from such a schema, and
+// the plan encodes and decodes. Compile needs only the Avro schema, whose attributes contain what
+// Protobuf has beyond Avro: field numbers and kinds. So a reader that has the writer's schema also
+// gets back fields that its own program does not know.
 //
-// What is decoded is byte for byte what was encoded, or encoding fails.
+// Invariant: decoding returns the encoded message byte for byte, or encoding fails. A message with
+// parts that the schema does not know is stored whole in an additional field.
 //
-// The Avro library would decode into generic values, and dynamicpb would turn those into a message.
-// Both were measured for an order of three lines, without the mapping between them: the two libraries
-// take 5 times as long as Encode (23 µs beside 4.8, which includes the check) and 15 times as long as
-// Decode (30 µs beside 2.0). Such a message also has to be rebuilt from a descriptor, and fields that
-// the descriptor lacks lose their exact bytes.
+// Alternatively, the Avro library could decode to generic values, and dynamicpb could convert these
+// to a message. For an order of three lines, and without the conversion between them, the two
+// libraries take 5 times as long as Encode (23 µs instead of 4.8, including the check) and 15 times
+// as long as Decode (30 µs instead of 2.0). They would also need a descriptor, and fields that it
+// lacks would not keep their exact bytes.
 package protoavro
 
 import (
@@ -23,33 +24,35 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Plan says how the values of one Avro schema and the wire format of one Protobuf message map onto
-// each other. It does not change, and is safe for concurrent use.
+// Plan is the mapping between an Avro schema and a Protobuf message. It is immutable and safe for
+// concurrent use.
 type Plan struct {
 	root *record
 }
 
 // record is a Protobuf message.
 type record struct {
-	name   string // in full, in both worlds
+	name   string // full name, the same in both formats
 	fields []field
-	index  []int8 // by field number, where small; -1 for none
-	whole  bool   // ends with the field _unknown
+	index  []int8 // index in fields by field number; -1 if none
+	whole  bool   // its last field is _unknown
 }
 
+// field is a field of a message.
 type field struct {
 	element
 	name     string
 	number   protowire.Number
 	presence presence
 	packed   bool
-	oneof    int // fields of one oneof share a number from 1; 0 is none
+	oneof    int // index of its oneof from 1; 0 if none
 }
 
+// presence is the cardinality of a field, and how its absence is represented.
 type presence int8
 
 const (
-	implicit presence = iota // a value that is zero is not written by Protobuf
+	implicit presence = iota // Protobuf omits it if it is zero
 	optional                 // a union with null
 	repeated                 // an array
 	mapped                   // a map with string keys
@@ -58,11 +61,11 @@ const (
 // element is a single value.
 type element struct {
 	kind    kind
-	record  *record // of message
-	symbols []int32 // of enum: number by position
+	record  *record // for messages
+	symbols []int32 // for enums: number by symbol index
 }
 
-// kind is a Protobuf type, named as Protobuf names it.
+// kind is a Protobuf type under its Protobuf name.
 type kind string
 
 const (
@@ -87,7 +90,7 @@ const (
 	moneyKind    kind = "google.type.Money"         // record of a currency and a decimal
 )
 
-// wire says how a kind stands on Protobuf's wire.
+// wire returns the Protobuf wire type of a single value.
 func (k kind) wire() protowire.Type {
 	switch k {
 	case boolKind, int32Kind, sint32Kind, uint32Kind, int64Kind, sint64Kind, uint64Kind, enumKind:
@@ -101,8 +104,8 @@ func (k kind) wire() protowire.Type {
 	}
 }
 
-// avroTypes has the Avro type that carries each scalar kind. Where several share one, the first is what a schema means that
-// says nothing.
+// avroTypes has the Avro type of each scalar kind. If several kinds share one, the first is the
+// default for schemas without an attribute.
 var avroTypes = []struct {
 	kind kind
 	avro string
@@ -110,20 +113,20 @@ var avroTypes = []struct {
 	{boolKind, "boolean"},
 	{int32Kind, "int"}, {sint32Kind, "int"}, {sfixed32Kind, "int"},
 	{int64Kind, "long"}, {sint64Kind, "long"}, {sfixed64Kind, "long"}, {uint64Kind, "long"}, {fixed64Kind, "long"},
-	{uint32Kind, "long"}, {fixed32Kind, "long"}, // the 32 bits of an int are not enough
+	{uint32Kind, "long"}, {fixed32Kind, "long"}, // an int is too small for unsigned 32 bits
 	{floatKind, "float"}, {doubleKind, "double"}, {stringKind, "string"}, {bytesKind, "bytes"},
 }
 
-// The attributes that our Avro schemas have beyond Avro's own.
+// Attributes that our Avro schemas have beyond the specification.
 const (
 	attrNumber  = "protobuf.number"  // of a field
-	attrType    = "protobuf.type"    // of a field or its items, where it is not what the Avro type suggests
+	attrType    = "protobuf.type"    // of a field or its items, if it is not the default for the Avro type
 	attrOneof   = "protobuf.oneof"   // name of the oneof that a field is in
-	attrNumbers = "protobuf.numbers" // of an enum: the number of each symbol
+	attrNumbers = "protobuf.numbers" // of an enum: number of each symbol
 )
 
-// unknownField is the last field of a schema's root. Where a message has what the schema does not know, fields or numbers of an enum
-// that a newer program wrote, it holds the message whole, in Protobuf's wire format.
+// unknownField is the last field of a schema's root. If a message has fields or enum numbers that
+// the schema does not know, the field has the whole message in Protobuf's wire format.
 const unknownField = "_unknown"
 
 const (
@@ -131,12 +134,12 @@ const (
 	moneyScale   = 9
 	moneyDigits  = 38
 	microsPerSec = 1_000_000
-	maxDepth     = 64 // of messages in messages
+	maxDepth     = 64 // of nested messages
 	maxNumber    = 1 << 12
 	maxFields    = 127
 )
 
-// Compile makes the plan of an Avro schema that Schema returned, or that was evolved from one.
+// Compile makes the plan for an Avro schema that Schema returned, or that evolved from one.
 func Compile(schema string) (*Plan, error) {
 	parsed, err := avro.Parse(schema)
 	if err != nil {
@@ -153,16 +156,17 @@ func Compile(schema string) (*Plan, error) {
 	return &Plan{root.record}, nil
 }
 
-// Message returns the full name of the message.
+// Message returns the full name of the Protobuf message.
 func (p *Plan) Message() string { return p.root.name }
 
+// compiler is the state of Compile.
 type compiler struct {
 	records map[string]*record // by full name
 	enums   map[string][]int32
-	within  string // namespace of the record that is compiled now
+	within  string // namespace of the current record
 }
 
-// resolve is the full name that a type's name stands for: registries shorten those within a namespace.
+// resolve returns the full name of a type. Registries may shorten names within a namespace.
 func (c *compiler) resolve(name string) string {
 	if c.within == "" || strings.Contains(name, ".") {
 		return name
@@ -177,7 +181,8 @@ func fullName(n *avro.SchemaNode) string {
 	return n.Namespace + "." + n.Name
 }
 
-// element compiles a type that stands for one value. declared is the Protobuf type that the field names, if any.
+// element compiles the type of a single value. declared is the Protobuf type in the field's
+// attribute, or empty.
 func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error) {
 	switch {
 	case n.Type == "record" && fullName(n) == moneyName:
@@ -211,7 +216,7 @@ func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error)
 
 func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	r := &record{name: fullName(n)}
-	c.records[r.name] = r // before its fields, which may be of its own type
+	c.records[r.name] = r // before its fields, which may refer to it
 	defer func(outer string) { c.within = outer }(c.within)
 	c.within = r.name[:max(0, strings.LastIndexByte(r.name, '.'))]
 	oneofs := map[string]int{}
@@ -239,6 +244,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	return r, nil
 }
 
+// add adds a field and its index.
 func (r *record) add(f field) {
 	for len(r.index) <= int(f.number) {
 		r.index = append(r.index, -1)
@@ -247,7 +253,7 @@ func (r *record) add(f field) {
 	r.fields = append(r.fields, f)
 }
 
-// at is the place of the field with a number; -1 where there is none.
+// at returns the index of the field with a number, or -1.
 func (r *record) at(n protowire.Number) int {
 	if int(n) >= len(r.index) {
 		return -1
@@ -255,6 +261,7 @@ func (r *record) at(n protowire.Number) int {
 	return int(r.index[n])
 }
 
+// isNullable reports whether a type is a union of null and another type: of, or any if of is empty.
 func isNullable(n *avro.SchemaNode, of string) bool {
 	return n.Type == "union" && len(n.Branches) == 2 && n.Branches[0].Type == "null" && (of == "" || n.Branches[1].Type == of)
 }
@@ -298,9 +305,10 @@ func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, err
 	return f, nil
 }
 
-// isMessage tells whether Protobuf has a message for the kind.
+// isMessage reports whether the kind is a message in Protobuf.
 func (k kind) isMessage() bool { return k == messageKind || k == timeKind || k == moneyKind }
 
+// enumNumbers returns the Protobuf number of each symbol.
 func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
 	listed, ok := n.Props[attrNumbers].([]any)
 	if !ok || len(listed) != len(n.Symbols) {

@@ -15,19 +15,22 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// Schema derives the Avro schema of a message. What a reader of Avro expects decides:
+// Schema derives the Avro schema of a message, according to what readers of Avro expect:
 //
-//   - A message is a record of the same full name. A field of a message's type, an `optional` one and each part of a oneof is a
-//     union of null and its type. So an event is a record with one field per type of event, of which one is not null: every
-//     tool shows that with the names, where a union of records has none for many, and a new type of event is one more field.
-//   - Every field has its zero as default: one that is added can be read from old data, and is ignored by old readers.
-//   - An enum is an enum whose default is its first symbol, to which old readers fall back for one that is new.
-//   - google.protobuf.Timestamp is a long with logical type timestamp-micros; google.type.Money is a record of a currency and a
-//     decimal(38, 9).
-//   - What Avro does not know, numbers and kinds, stands in attributes that begin with "protobuf."; personal data is tagged PII
-//     as Confluent's catalogue wants it.
-//   - The root's last field, _unknown, is null but where an event has what the schema does not know: then it holds the whole
-//     message as Protobuf.
+// - A message becomes a record with the same full name. Message fields, `optional` fields and
+// members of a oneof become a union of null and their type. So an event is a record with one field
+// per event type, of which one is not null. All tools display that with names, unlike a union of
+// many records, and a new event type only adds a field.
+//   - Every field has its zero value as default. So readers can read older data after a field has
+//     been added, and older readers ignore it.
+//   - An enum becomes an enum whose default is its first symbol, to which older readers map new
+//     symbols.
+//   - google.protobuf.Timestamp becomes a long with logical type timestamp-micros, and
+//     google.type.Money a record of a currency and a decimal(38, 9).
+//   - What Avro lacks, numbers and kinds, is in attributes that begin with "protobuf.". Personal
+//     data has the tag PII, which Confluent's catalogue uses.
+//   - The root's last field, _unknown, is null unless a message has something that the schema does
+//     not know. Then it has the whole message as Protobuf.
 func Schema(of protoreflect.MessageDescriptor) (string, error) {
 	d := deriver{named: map[protoreflect.FullName]bool{}}
 	root, err := d.record(of)
@@ -42,14 +45,14 @@ func Schema(of protoreflect.MessageDescriptor) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// What cannot be read back must not be published.
+	// A schema that Compile refuses must not be published.
 	if _, err := Compile(string(schema)); err != nil {
 		return "", fmt.Errorf("schema of %s for Avro: %w", of.FullName(), err)
 	}
 	return string(schema), nil
 }
 
-// Indented returns the schema of a message as people read it.
+// Indented returns the schema of a message, formatted for reading.
 func Indented(of protoreflect.MessageDescriptor) (string, error) {
 	compact, err := Schema(of)
 	if err != nil {
@@ -63,7 +66,7 @@ func Indented(of protoreflect.MessageDescriptor) (string, error) {
 	return indented.String(), nil
 }
 
-// The shapes of Avro's JSON, in the order in which people read them.
+// Avro's JSON objects, with members in the order in which people expect them.
 type (
 	avroRecord struct {
 		Type      string      `json:"type"`
@@ -108,7 +111,7 @@ type (
 func nullable(t any) []any { return []any{"null", t} }
 
 type deriver struct {
-	named map[protoreflect.FullName]bool // defined already; from then on their name is enough
+	named map[protoreflect.FullName]bool // already defined, so a reference by name suffices
 }
 
 func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
@@ -127,7 +130,8 @@ func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 	return r, nil
 }
 
-// inWireOrder lists fields as Go's Protobuf writes them: by number, and a oneof at the place of its first part.
+// inWireOrder returns the fields in the order in which Go's Protobuf writes them: by number, with
+// all members of a oneof at the position of the first.
 func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescriptor {
 	place := func(f protoreflect.FieldDescriptor) protoreflect.FieldNumber {
 		if o := f.ContainingOneof(); o != nil && !o.IsSynthetic() {
@@ -181,7 +185,8 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 	return field, nil
 }
 
-// value is the type of one value, its zero, and the Protobuf type where the Avro type does not tell.
+// value returns the type of a single value, its zero, and its Protobuf type unless that is the
+// default for the Avro type.
 func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared string, err error) {
 	switch k := kindOf(f); k {
 	case timeKind:
@@ -239,7 +244,7 @@ var zeros = map[string]string{
 	"boolean": "false", "int": "0", "long": "0", "float": "0", "double": "0", "string": `""`, "bytes": `""`,
 }
 
-// suggested is the kind that an Avro type means where the schema says nothing.
+// suggested returns the default kind for an Avro type.
 func suggested(avroType string) kind {
 	for _, t := range avroTypes {
 		if t.avro == avroType {
@@ -254,6 +259,6 @@ func kindOf(f protoreflect.FieldDescriptor) kind {
 	case f.Kind() == protoreflect.MessageKind && (f.Message().FullName() == moneyName || f.Message().FullName() == protoreflect.FullName(timeKind)):
 		return kind(f.Message().FullName())
 	default:
-		return kind(f.Kind().String()) // ours are named alike; "group" has no place
+		return kind(f.Kind().String()) // kinds are named like Protobuf's; groups are not supported
 	}
 }

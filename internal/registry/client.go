@@ -15,30 +15,33 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 )
 
-// Config says where the registry is and how to log in.
+// Config has the address of a registry and the credentials for it.
 type Config struct {
 	URL      string // base of its Confluent API: http(s)://host:port/path; several, separated by commas, are tried in turn
-	User     string // basic authentication, where not empty
+	User     string // for basic authentication; may be empty
 	Password string
-	TLS      *tls.Config   // for https; nil means the system's authorities
-	Timeout  time.Duration // of one request; 5 seconds where 0
-	Logger   *slog.Logger  // slog.Default() where nil
+	TLS      *tls.Config   // for https; nil: the system's authorities
+	Timeout  time.Duration // of one request; 0: 5 seconds
+	Logger   *slog.Logger  // nil: slog.Default()
 }
 
-// Client speaks to one registry. A process needs one, which its encoders and its decoder share. It is safe for concurrent use.
+// Client is a client of one registry. The encoders and the decoder of a process should share one.
+// It is safe for concurrent use.
 type Client struct {
 	api  *sr.Client
 	http *http.Client
 	log  *slog.Logger
 	url  string
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// degraded is set while the registry cannot be reached. mu guards it.
 	degraded bool
 }
 
+// watchEvery is the interval at which Watch checks the registry.
 const watchEvery = 10 * time.Second
 
-// NewClient checks the configuration; it does not connect.
+// NewClient validates the configuration. It does not connect.
 func NewClient(cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -67,23 +70,25 @@ func NewClient(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close lets go of idle connections.
+// Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Degraded tells whether the registry was out of reach when it was last asked. Who has its schemas goes on all the same; a producer that
-// starts, or a consumer that meets a new schema, waits.
+// Degraded reports whether the last request could not reach the registry. Encoders and decoders
+// that have their schemas keep working. A producer that starts, or a consumer that meets a new
+// schema, has to wait.
 func (c *Client) Degraded() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.degraded
 }
 
-// Watch asks the registry now and then, so that Degraded is true to what is, until ctx ends, and returns nil then.
+// Watch checks the registry regularly, to keep Degraded up to date, until ctx is done. Then it
+// returns nil.
 func (c *Client) Watch(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
-		_ = c.Ping(ctx) // its outcome is noted
+		_ = c.Ping(ctx) // it records the result
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -92,15 +97,16 @@ func (c *Client) Watch(ctx context.Context) error {
 	}
 }
 
-// Ping asks the registry whether it is there.
+// Ping checks whether the registry can be reached.
 func (c *Client) Ping(ctx context.Context) error {
 	var level struct{}
 	return c.outcome(ctx, c.api.Do(ctx, http.MethodGet, "/config", nil, &level))
 }
 
-// outcome takes note of how a request went, and marks errors that can pass by themselves.
+// outcome records the result of a request for Degraded, and wraps temporary errors with
+// ErrUnavailable.
 func (c *Client) outcome(ctx context.Context, err error) error {
-	if ctx.Err() != nil { // says nothing of the registry
+	if ctx.Err() != nil { // not the registry's fault
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
@@ -123,8 +129,9 @@ func (c *Client) outcome(ctx context.Context, err error) error {
 	return err
 }
 
-// isAnswer tells whether an error is the registry's answer to what was asked. A wrong password or path, an overload or a fault
-// of its own is none: it says nothing of the schema, and can be mended while we wait.
+// isAnswer reports whether an error is the registry's answer to the request. A wrong password or
+// path, an overload or an internal error is not: it says nothing about the schema and can be fixed
+// while we wait.
 func isAnswer(err error) bool {
 	var refused *sr.ResponseError
 	if !errors.As(err, &refused) {
@@ -133,13 +140,13 @@ func isAnswer(err error) bool {
 	switch refused.StatusCode {
 	case http.StatusConflict, http.StatusUnprocessableEntity:
 		return true
-	case http.StatusNotFound: // a proxy's 404 has no code of the registry
+	case http.StatusNotFound: // a proxy's 404 has no error code of the registry
 		return refused.ErrorCode/100 == http.StatusNotFound
 	}
 	return false
 }
 
-// isNotFound tells whether the registry has no such subject, version or schema.
+// isNotFound reports whether the registry has no such subject, version or schema.
 func isNotFound(err error) bool {
 	var refused *sr.ResponseError
 	return isAnswer(err) && errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound
@@ -153,7 +160,7 @@ func (c *Client) schema(ctx context.Context, id int) (sr.Schema, error) {
 	return s, nil
 }
 
-// ensureCompatibility sets what the subject asks of new versions, unless it is so already.
+// ensureCompatibility sets a subject's compatibility level, unless it is already set.
 func (c *Client) ensureCompatibility(ctx context.Context, subject string, want sr.CompatibilityLevel) error {
 	have := c.api.Compatibility(ctx, subject)[0]
 	switch err := c.outcome(ctx, have.Err); {
@@ -169,9 +176,9 @@ func (c *Client) ensureCompatibility(ctx context.Context, subject string, want s
 	return nil
 }
 
-// ensureSchema finds the schema among the subject's versions, or registers it as a new one.
+// ensureSchema returns the subject's version with this schema, and registers it if necessary.
 func (c *Client) ensureSchema(ctx context.Context, subject string, s sr.Schema) (sr.SubjectSchema, error) {
-	// A producer whose schema is there already needs no right to write.
+	// Look up first: then a producer of a registered schema needs no write permission.
 	found, err := c.api.LookupSchema(ctx, subject, s)
 	if err = c.outcome(ctx, err); err == nil {
 		return found, nil
@@ -190,7 +197,8 @@ func (c *Client) ensureSchema(ctx context.Context, subject string, s sr.Schema) 
 	case errors.As(err, &refused) && refused.StatusCode == http.StatusConflict:
 		return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s: %s", ErrIncompatible, subject, refused.Message)
 	case !errors.Is(err, ErrUnavailable):
-		// A registry that keeps a subject to its first type says no more than that it cannot parse another.
+		// Registries that bind a subject to its first type report another type only as a parse
+		// error.
 		if latest, e := c.api.SchemaByVersion(ctx, subject, -1); e == nil && latest.Type != s.Type {
 			return sr.SubjectSchema{}, fmt.Errorf("%w: subject %s has schemas of type %s, and this one is of type %s (%s): keep the topic's codec, or "+
 				"write plain, which every reader knows, too", ErrIncompatible, subject, latest.Type, s.Type, refused.Message)

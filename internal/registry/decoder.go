@@ -13,26 +13,27 @@ import (
 	"github.com/millrace/millrace/internal/protoavro"
 )
 
-// Decoder reads values of any topic and any codec. The nil Decoder, and one without a Client, knows plain values only.
-// It is safe for concurrent use.
+// Decoder decodes values of any topic and codec. A nil Decoder, or one without a Client, only
+// decodes plain values. It is safe for concurrent use.
 type Decoder struct {
 	client   *Client
 	seals    Seals             // may be nil
-	messages map[string]string // expected full name by topic, where known
+	messages map[string]string // expected full name by topic, for topics of aggregates
 
 	mu      sync.RWMutex
 	schemas map[int]*writerSchema
 }
 
-// writerSchema is a registered schema as far as reading needs it.
+// writerSchema is a registered schema, prepared for decoding.
 type writerSchema struct {
-	plan  *protoavro.Plan                   // of Avro
-	file  *descriptorpb.FileDescriptorProto // of Protobuf
-	first string                            // likewise: the first message's name, which nearly all values are of
-	bad   error                             // why its values cannot be read; it stays so
+	plan  *protoavro.Plan                   // for Avro
+	file  *descriptorpb.FileDescriptorProto // for Protobuf
+	first string                            // for Protobuf: name of the file's first message, the type of nearly all values
+	bad   error                             // permanent reason why its values cannot be decoded
 }
 
-// NewDecoder makes a Decoder. It fetches a schema when it first meets its id, and keeps it. client may be nil.
+// NewDecoder returns a Decoder. It fetches each schema once, when it first meets its id. client may
+// be nil.
 func NewDecoder(client *Client) *Decoder {
 	d := &Decoder{client: client, messages: map[string]string{}, schemas: map[int]*writerSchema{}}
 	for _, a := range event.Aggregates() {
@@ -41,7 +42,7 @@ func NewDecoder(client *Client) *Decoder {
 	return d
 }
 
-// Record is a Kafka record as it was read.
+// Record is a consumed Kafka record.
 type Record struct {
 	Topic      string
 	Partition  int32
@@ -50,20 +51,21 @@ type Record struct {
 	Headers    []event.Header
 }
 
-// Seals checks that records were published by the relay of their topic.
+// Seals verifies that records were published by the relay of their topic.
 type Seals interface {
-	// CheckSeal returns an error if the relay did not publish the record. It wraps event.ErrNotEvent, or ErrUnavailable
-	// if the caller should retry. sealed reports that the record has a valid seal. Relays seal only what passes
-	// event.CheckOn.
+	// CheckSeal returns an error if the relay did not publish the record. The error wraps
+	// event.ErrNotEvent, or ErrUnavailable if the caller should retry. sealed reports whether the
+	// record has a valid seal. Relays only seal events that pass event.CheckOn.
 	CheckSeal(ctx context.Context, r Record, e event.Event) (sealed bool, err error)
 }
 
-// CheckSeals makes Event reject records that the relay of their topic did not publish. Call it before the first use.
+// CheckSeals makes Event reject records that the relay of their topic did not publish. It must be
+// called before the first use.
 func (d *Decoder) CheckSeals(s Seals) { d.seals = s }
 
-// Decode gives back the message that the value of a record on the topic was made of, byte for byte. A plain value is
-// returned as it is. Its error wraps ErrUnavailable where to try again makes sense; any other error means that the
-// value cannot be read, now or later.
+// Decode returns the message from which the value of a record was made, byte for byte. A plain
+// value is returned unchanged. The error wraps ErrUnavailable if the caller should retry; any other
+// error is permanent.
 func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
 	if !IsFramed(value) {
 		return value, nil
@@ -75,16 +77,16 @@ func (d *Decoder) Decode(ctx context.Context, topic string, value []byte) ([]byt
 	return message, nil
 }
 
-// Event reads an event from a record. It is the one definition of an event for every reader of the log:
-// event.FromRecord, Decode, event.CheckOn and the relay's seal. Its errors wrap event.ErrNotEvent, or ErrUnavailable if
-// the caller should retry.
+// Event decodes an event from a record. It defines what an event is for every reader of the log:
+// event.FromRecord, Decode, event.CheckOn and the relay's seal must all succeed. Errors wrap
+// event.ErrNotEvent, or ErrUnavailable if the caller should retry.
 func (d *Decoder) Event(ctx context.Context, r Record) (event.Event, error) {
 	e, _, err := d.Sealed(ctx, r)
 	return e, err
 }
 
-// Sealed is Event. It also reports whether the record has a valid seal. Readers that would count a copy of an event twice
-// pass the sealed ones through an event.Sequence per partition.
+// Sealed is Event. It also reports whether the record has a valid seal. Readers for which a copy of
+// an event would be a duplicate must pass sealed events through an event.Sequence per partition.
 func (d *Decoder) Sealed(ctx context.Context, r Record) (e event.Event, sealed bool, err error) {
 	e, err = event.FromRecord(r.Key, r.Value, r.Headers)
 	if err != nil {
@@ -93,8 +95,8 @@ func (d *Decoder) Sealed(ctx context.Context, r Record) (e event.Event, sealed b
 	return d.Complete(ctx, r, e)
 }
 
-// Complete is Sealed for a record whose envelope event.FromRecord has read. A caller that needs the
-// envelope before it may wait for a schema reads it only once.
+// Complete is Sealed for a record whose envelope has already been read with event.FromRecord.
+// Callers that need the envelope before a schema may have to be fetched read it only once that way.
 func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) (e event.Event, sealed bool, err error) {
 	e = envelope
 	if IsFramed(r.Value) {
@@ -110,7 +112,7 @@ func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) 
 		if err != nil {
 			return event.Event{}, false, err
 		}
-		if sealed { // so the relay has checked it: once for all readers
+		if sealed { // the relay checked it before sealing it
 			return e, true, nil
 		}
 	}
@@ -148,6 +150,7 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 			}
 		}
 	}
+	// A topic of an aggregate has only that aggregate's messages.
 	if want := d.messages[topic]; err == nil && want != "" && of != want {
 		err = fmt.Errorf("it is of %s, want %s", of, want)
 	}
@@ -157,7 +160,7 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 	return message, nil
 }
 
-// schema is the registered schema with an id.
+// schema returns the schema with an id, from memory or the registry.
 func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
 	d.mu.RLock()
 	s := d.schemas[id]
@@ -166,7 +169,7 @@ func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
 		return s, nil
 	}
 	registered, err := d.client.schema(ctx, id)
-	if err != nil { // an id that nobody has given yet may be given later
+	if err != nil { // not cached: the id may be registered later
 		return nil, err
 	}
 	s = readSchema(registered)
@@ -179,6 +182,7 @@ func (d *Decoder) schema(ctx context.Context, id int) (*writerSchema, error) {
 	return s, nil
 }
 
+// readSchema prepares a schema. Failures are stored in bad, so they are cached as well.
 func readSchema(registered sr.Schema) *writerSchema {
 	s := &writerSchema{}
 	switch registered.Type {

@@ -14,42 +14,44 @@ import (
 	"github.com/millrace/millrace/internal/protoavro"
 )
 
-// EncoderConfig says what an Encoder writes.
+// EncoderConfig has the settings of an Encoder.
 type EncoderConfig struct {
 	Client  *Client
 	Topic   string
 	Message protoreflect.MessageDescriptor // of the topic's values; see Message
 	Codec   Codec                          // Protobuf or Avro
 
-	// Compatibility is what the subject is made to ask of new schemas, in the registry's words: BACKWARD_TRANSITIVE, FULL, NONE, …
-	// Empty leaves the subject as it is.
+	// Compatibility is the level to set for the subject, in the registry's terms:
+	// BACKWARD_TRANSITIVE, FULL, NONE, … Empty leaves the subject's level unchanged.
 	Compatibility string
 }
 
-// Encoder writes the values of one topic. The nil Encoder writes plain ones. It is safe for concurrent use.
+// Encoder encodes the values of one topic. A nil Encoder writes plain values. It is safe for
+// concurrent use.
 type Encoder struct {
 	client  *Client
 	subject string
 	level   sr.CompatibilityLevel
-	setting bool // whether to set the level
+	setting bool // level must be set
 
-	file protoreflect.FileDescriptor // of Protobuf
-	path []int                       // likewise: to the message
-	text string                      // of Avro: the schema
-	plan *protoavro.Plan             // likewise
+	file protoreflect.FileDescriptor // for Protobuf
+	path []int                       // for Protobuf: indices of the message within the file
+	text string                      // for Avro: the schema
+	plan *protoavro.Plan             // for Avro
 
 	starting sync.Mutex
-	frame    atomic.Pointer[[]byte] // what every value begins with; nil until the schema's id is known
+	frame    atomic.Pointer[[]byte] // prefix of every value; nil until the schema's id is known
 }
 
-// The content types that the header of an event says. The frame does not change them: to readers who use a registry it is a part
-// of how they read.
+// Content types in the headers of events. The frame does not change them, since readers that use a
+// registry handle it themselves.
 const (
 	contentProtobuf = event.ContentType
 	contentAvro     = "application/avro"
 )
 
-// NewEncoder derives the schema; it asks the registry for nothing. For Plain it gives the nil Encoder.
+// NewEncoder derives the schema, without contacting the registry. For Plain it returns a nil
+// Encoder.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	if cfg.Codec == Plain {
 		return nil, nil
@@ -84,9 +86,9 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	return e, nil
 }
 
-// Start sees to it that the subject asks for the compatibility and has the schema. Its error wraps ErrIncompatible where the
-// registry refuses the schema, and ErrUnavailable where to try again makes sense. Once it has succeeded it costs nothing, and the
-// registry is needed no more.
+// Start sets the subject's compatibility and registers the schema if necessary. The error wraps
+// ErrIncompatible if the registry refuses the schema, and ErrUnavailable if the caller should
+// retry. After it has succeeded, further calls are free and the registry is not needed any more.
 func (e *Encoder) Start(ctx context.Context) error {
 	if e == nil || e.frame.Load() != nil {
 		return nil
@@ -120,8 +122,8 @@ func (e *Encoder) Start(ctx context.Context) error {
 	return nil
 }
 
-// protoSchema is a file's schema. What the file imports is registered first, each file under its own path, as Confluent's
-// serializers do, so that several topics share it.
+// protoSchema returns the schema of a file. Imported files are registered first, each under its own
+// path, as Confluent's serializers do. So topics share them.
 func (c *Client) protoSchema(ctx context.Context, f protoreflect.FileDescriptor, done map[string]sr.SchemaReference) (sr.Schema, error) {
 	text, err := protoText(f)
 	if err != nil {
@@ -148,9 +150,10 @@ func (c *Client) protoSchema(ctx context.Context, f protoreflect.FileDescriptor,
 	return s, nil
 }
 
-// Encode turns an event's message into the value of a record, and says what to put into its header content-type. It starts the
-// Encoder where nobody has. Its error wraps ErrUnavailable where to try again makes sense, which cannot be once it has started; any
-// other error means that the message cannot be written so that it reads back byte for byte.
+// Encode converts an event's message to the value of a record, and returns the content type for its
+// header. It calls Start if necessary. The error wraps ErrUnavailable if the caller should retry,
+// which only happens before Start has succeeded. Any other error means that the message cannot be
+// encoded without loss.
 func (e *Encoder) Encode(ctx context.Context, message []byte) (value []byte, contentType string, err error) {
 	if e == nil {
 		return message, contentProtobuf, nil

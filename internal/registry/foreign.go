@@ -9,32 +9,33 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
-	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which registries do not hold
+	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which registries do not have
 )
 
-// Schema is a registered schema, whoever wrote it, for readers who know nothing else of its values.
+// Schema is a registered schema of any writer, for readers that know nothing else about its values.
 type Schema struct {
 	ID   int
 	Type string // "AVRO", "PROTOBUF", "JSON"
 	Text string
-	// References are what it refers to, each after those it refers to itself.
+	// References are the schemas that it refers to, each after its own references.
 	References []Reference
 }
 
-// Reference is a schema that others refer to by a name: for Protobuf, the path that they import.
+// Reference is a schema under the name by which others refer to it. For Protobuf, that is the
+// import path.
 type Reference struct{ Name, Text string }
 
-// The types of schemas.
+// Types of schemas.
 const (
 	TypeAvro     = "AVRO"
 	TypeProtobuf = "PROTOBUF"
 	TypeJSON     = "JSON"
 )
 
-// maxReferences bounds what one schema may refer to.
+// maxReferences limits the number of direct and indirect references of a schema.
 const maxReferences = 1000
 
-// Schema gets the schema with an id. Its error wraps ErrUnavailable where to try again makes sense.
+// Schema returns the schema with an id. The error wraps ErrUnavailable if the caller should retry.
 func (c *Client) Schema(ctx context.Context, id int) (Schema, error) {
 	s, err := c.schema(ctx, id)
 	if err != nil {
@@ -43,7 +44,7 @@ func (c *Client) Schema(ctx context.Context, id int) (Schema, error) {
 	return c.whole(ctx, id, s)
 }
 
-// Latest gets the newest schema of a subject, as Schema.
+// Latest returns the newest schema of a subject. Errors are as for Schema.
 func (c *Client) Latest(ctx context.Context, subject string) (Schema, error) {
 	s, err := c.api.SchemaByVersion(ctx, subject, -1)
 	if err = c.outcome(ctx, err); err != nil {
@@ -52,6 +53,7 @@ func (c *Client) Latest(ctx context.Context, subject string) (Schema, error) {
 	return c.whole(ctx, s.ID, s.Schema)
 }
 
+// whole returns a schema with all of its references.
 func (c *Client) whole(ctx context.Context, id int, s sr.Schema) (Schema, error) {
 	out := Schema{ID: id, Type: s.Type.String(), Text: s.Schema}
 	err := c.follow(ctx, &out, s.References, map[string]bool{})
@@ -61,7 +63,7 @@ func (c *Client) whole(ctx context.Context, id int, s sr.Schema) (Schema, error)
 	return out, nil
 }
 
-// follow gets what is referred to, however far.
+// follow fetches references recursively.
 func (c *Client) follow(ctx context.Context, into *Schema, refer []sr.SchemaReference, seen map[string]bool) error {
 	for _, r := range refer {
 		if seen[r.Name] {
@@ -82,10 +84,10 @@ func (c *Client) follow(ctx context.Context, into *Schema, refer []sr.SchemaRefe
 	return nil
 }
 
-// Subject is the subject of a topic's values, unless its producers name subjects otherwise.
+// Subject returns the default subject of a topic's values.
 func Subject(topic string) string { return subject(topic) }
 
-// CutFrame takes Confluent's frame off a value: the schema's id, and what follows.
+// CutFrame removes Confluent's frame from a value. It returns the schema's id and the rest.
 func CutFrame(value []byte) (id int, rest []byte, err error) {
 	if !IsFramed(value) {
 		return 0, nil, fmt.Errorf("it is not framed for a schema registry: it begins with %.1q in place of a byte 0", value)
@@ -93,7 +95,8 @@ func CutFrame(value []byte) (id int, rest []byte, err error) {
 	return cutFrame(value)
 }
 
-// CutMessage takes off what comes between the frame and a message of Protobuf: the path to its type within its file, such as [0].
+// CutMessage removes the message index between the frame and a Protobuf message. It returns the
+// index path of the message type in its file, such as [0].
 func CutMessage(rest []byte) (path []int, message []byte, err error) {
 	path, message, err = cutPath(rest)
 	if path == nil {
@@ -102,7 +105,7 @@ func CutMessage(rest []byte) (path []int, message []byte, err error) {
 	return path, message, err
 }
 
-// CompileProto compiles a schema of type Protobuf.
+// CompileProto compiles a Protobuf schema.
 func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, error) {
 	const name = "schema.proto"
 	texts := map[string]string{name: s.Text}
@@ -114,7 +117,7 @@ func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, e
 		return protocompile.SearchResult{Desc: f}, err
 	})
 	c := protocompile.Compiler{
-		SourceInfoMode: protocompile.SourceInfoStandard, // comments become the columns' descriptions
+		SourceInfoMode: protocompile.SourceInfoStandard, // keep comments, which become the columns' descriptions
 		Resolver: protocompile.CompositeResolver{
 			&protocompile.SourceResolver{Accessor: protocompile.SourceAccessorFromMap(texts)}, known,
 		},
@@ -126,7 +129,7 @@ func CompileProto(ctx context.Context, s Schema) (protoreflect.FileDescriptor, e
 	return files[0], nil
 }
 
-// MessageAt finds the message at a path within a file.
+// MessageAt returns the message at an index path within a file.
 func MessageAt(f protoreflect.FileDescriptor, path []int) (protoreflect.MessageDescriptor, error) {
 	var found protoreflect.MessageDescriptor
 	messages := f.Messages()

@@ -12,16 +12,17 @@ import (
 	"github.com/millrace/millrace/internal/avro"
 )
 
-// Confluent's frame: a byte 0, the schema's id in four bytes, and for Protobuf the path to the message within its file, as
-// signed varints: how many steps, then each. The path to the first message of a file, [0], is one byte 0.
+// Confluent's frame: a zero byte, the schema's id in four bytes, and for Protobuf the index path of
+// the message in its file, as signed varints: the number of indices, then each index. The path of
+// the first message, [0], is a single zero byte.
 const (
 	magic     = 0
 	frameSize = 5
-	maxSteps  = 64 // from a file to its message
+	maxSteps  = 64 // maximum length of an index path
 )
 
-// IsFramed tells whether a value was written with a schema registry. It needs no header and no setting for that: no Protobuf message begins
-// with 0, which would be a field of number 0, and that is not allowed.
+// IsFramed reports whether a value has the frame of a schema registry. No header or setting is
+// needed: a Protobuf message cannot begin with a zero byte, because field number 0 is not allowed.
 func IsFramed(value []byte) bool { return len(value) > 0 && value[0] == magic }
 
 func appendFrame(dst []byte, id int) []byte {
@@ -37,8 +38,8 @@ func cutFrame(value []byte) (id int, rest []byte, err error) {
 	return int(binary.BigEndian.Uint32(value[1:])), value[frameSize:], nil
 }
 
-// CutProtobufFrame takes the frame off a value that was written as Protobuf. Which message of its file it says it is, is not
-// looked at.
+// CutProtobufFrame removes the frame from a Protobuf value. It ignores which message of the file
+// the frame names.
 func CutProtobufFrame(value []byte) ([]byte, error) {
 	_, rest, err := cutFrame(value)
 	if err != nil {
@@ -48,7 +49,7 @@ func CutProtobufFrame(value []byte) ([]byte, error) {
 	return message, err
 }
 
-// pathTo is the message's path within its file.
+// pathTo returns the index path of a message in its file.
 func pathTo(m protoreflect.MessageDescriptor) []int {
 	var path []int
 	for d := protoreflect.Descriptor(m); ; d = d.Parent() {
@@ -71,7 +72,7 @@ func appendPath(dst []byte, path []int) []byte {
 	return dst
 }
 
-// cutPath reads a path; first, the one that nearly every value has, is nil.
+// cutPath reads an index path. The most common path, [0], is returned as nil.
 func cutPath(value []byte) (path []int, rest []byte, err error) {
 	s := avro.Reader{Rest: value}
 	steps := s.Long()

@@ -11,7 +11,8 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// protoText renders a file as registries want it: the text of a .proto file, without comments, the same at any time.
+// protoText returns a file as the text of a .proto file without comments, which registries store.
+// The text is deterministic.
 func protoText(f protoreflect.FileDescriptor) (string, error) {
 	p := protoprint.Printer{OmitComments: protoprint.CommentsAll, SortElements: false, Indent: "  "}
 	text, err := p.PrintProtoToString(f)
@@ -21,7 +22,8 @@ func protoText(f protoreflect.FileDescriptor) (string, error) {
 	return text, nil
 }
 
-// imports are the files that a file needs, but for those that every registry and every client of Confluent's has.
+// imports returns the files that a file imports, except those that every registry and client of
+// Confluent's has built in.
 func imports(f protoreflect.FileDescriptor) []protoreflect.FileDescriptor {
 	var files []protoreflect.FileDescriptor
 	for i := range f.Imports().Len() {
@@ -34,7 +36,7 @@ func imports(f protoreflect.FileDescriptor) []protoreflect.FileDescriptor {
 	return files
 }
 
-// parseProto reads a registered file as far as the names of its messages; what it imports is not looked at.
+// parseProto parses a registered file for the names of its messages. Imports are ignored.
 func parseProto(text string) (*descriptorpb.FileDescriptorProto, error) {
 	handler := reporter.NewHandler(nil) // fails with the first error
 	file, err := parser.Parse("schema.proto", strings.NewReader(text), handler)
@@ -48,7 +50,7 @@ func parseProto(text string) (*descriptorpb.FileDescriptorProto, error) {
 	return parsed.FileDescriptorProto(), nil
 }
 
-// messageAt names the message at a path within a file.
+// messageAt returns the full name of the message at an index path within a file.
 func messageAt(f *descriptorpb.FileDescriptorProto, path []int) (string, error) {
 	name, messages := f.GetPackage(), f.GetMessageType()
 	for _, i := range path {

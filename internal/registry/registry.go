@@ -1,16 +1,22 @@
-// Package registry writes and reads the values on the bus in the ways that the world around Kafka reads them: Protobuf alone,
-// or Protobuf or Avro with the framing of Confluent's schema registry, whose subjects are named after topics ("<topic>-value").
+// Package registry encodes and decodes the values of Kafka records in formats that other systems
+// read: plain Protobuf, or Protobuf or Avro with the frame of Confluent's schema registry. Subjects
+// are named after topics ("<topic>-value").
 //
-// Inside Millrace an event's data is always its Protobuf message. An Encoder turns it into what stands on a topic, at the last
-// moment before it is produced; a Decoder turns that back, at the first moment after it was read, into the same bytes: digests of
-// store, topic and tables stay comparable, whatever the codec. A reader needs no setting but the registry's address, for every value
-// says how it was written; so a topic may change its codec at any time.
+// Inside Millrace, an event's data is always its Protobuf message. An Encoder converts it just
+// before it is produced, and a Decoder converts it back to the same bytes right after it is
+// consumed. So digests of store, topic and tables stay comparable, whatever the codec. A reader
+// needs no setting except the registry's address, because every value shows how it was written. A
+// topic may therefore change its codec at any time.
 //
-// Schemas come from the Protobuf descriptors: a file as text with its imports as references (protobuf.go), or an Avro schema that
-// carries what Avro lacks as attributes (internal/protoavro).
+// Schemas are derived from Protobuf descriptors: a file as text with its imports as references
+// (protobuf.go), or an Avro schema with attributes for what Avro lacks (internal/protoavro).
 //
-// The registry is asked when a producer starts and when a consumer meets a schema for the first time, and what it said is kept. So
-// an outage stops nobody who is under way; see Client.Degraded.
+// Decoder.Event is the one definition of an event for all readers of the log. For topics of other
+// systems, foreign.go returns whole schemas with their references.
+//
+// The registry is asked when a producer starts and when a consumer meets a new schema, and the
+// answers are kept. So an outage does not affect running producers and consumers; see
+// Client.Degraded.
 package registry
 
 import (
@@ -23,17 +29,17 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Codec is how the values of a topic are written.
+// Codec is the format of a topic's values.
 type Codec string
 
 // The codecs.
 const (
-	Plain    Codec = "plain"    // the Protobuf message alone; needs no registry
-	Protobuf Codec = "protobuf" // the same behind Confluent's frame
-	Avro     Codec = "avro"     // Avro behind Confluent's frame
+	Plain    Codec = "plain"    // only the Protobuf message; needs no registry
+	Protobuf Codec = "protobuf" // the same after Confluent's frame
+	Avro     Codec = "avro"     // Avro after Confluent's frame
 )
 
-// ParseCodec reads a codec's name.
+// ParseCodec parses the name of a codec.
 func ParseCodec(name string) (Codec, error) {
 	switch c := Codec(name); c {
 	case Plain, Protobuf, Avro:
@@ -43,15 +49,18 @@ func ParseCodec(name string) (Codec, error) {
 }
 
 var (
-	// ErrUnavailable is what errors wrap that can pass by themselves: the registry is out of reach, does not answer in time, or
-	// lets us not in. Whoever meets it tries again later. Any other error of Encode or Decode stays.
+	// ErrUnavailable is wrapped by temporary errors: the registry cannot be reached, does not
+	// answer in time, or refuses access. The caller should retry later. All other errors of Encode
+	// and Decode are permanent.
 	ErrUnavailable = errors.New("schema registry unavailable")
 
-	// ErrIncompatible says that the registry refused a schema because readers of the subject's older data could not use it.
+	// ErrIncompatible reports that the registry refused a schema that is incompatible with earlier
+	// ones of its subject.
 	ErrIncompatible = errors.New("schema is incompatible with the subject's earlier ones")
 )
 
-// Message finds the descriptor of an aggregate's events message among those that are linked into the program.
+// Message returns the descriptor of an aggregate's event message, which must be linked into the
+// program.
 func Message(of event.Aggregate) (protoreflect.MessageDescriptor, error) {
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(of.Message))
 	if err != nil {
@@ -64,5 +73,5 @@ func Message(of event.Aggregate) (protoreflect.MessageDescriptor, error) {
 	return m, nil
 }
 
-// subject is where the schema of a topic's values is registered.
+// subject returns the subject of a topic's values.
 func subject(topic string) string { return topic + "-value" }

@@ -1,5 +1,6 @@
-// Package avro decodes Avro's binary encoding straight into columns, as package wire does it for Protobuf: the columns are those of
-// the schema that a value was written with.
+// Package avro decodes Avro's binary encoding directly into columns, as package wire does for
+// Protobuf. The columns follow from the schema that a value was written with. Compile makes a Plan
+// from a schema, and Bind connects it to columns and returns a Decoder.
 //
 //	null                         no column
 //	boolean, int, long           boolean, int, long
@@ -18,9 +19,10 @@
 //	time-millis, -micros         long: microseconds since midnight
 //	uuid                         uuid
 //
-// Any other logical type is taken as what it is made of, and named in the column's description. Columns are told apart by name, as
-// Avro tells fields, and renamed where an alias says so; a root that is no record is the column value. Every column is optional, for other schemas of the same subject may
-// lack the field.
+// Other logical types are treated as their underlying type and mentioned in the column's
+// description. Columns are identified by name, as fields are in Avro, and renamed according to
+// aliases. If the root type is not a record, the only column is called value. All columns are
+// optional, because other schemas of the subject may lack the field.
 package avro
 
 import (
@@ -34,22 +36,21 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// What a schema may become: see package wire.
+// Limits of a schema, see package wire.
 const (
 	maxColumns = 10_000
 	maxDepth   = 100
 	maxDigits  = 38
 )
 
-// Plan says which columns values of a schema become, and how. It does not change, and may be used from several
-// goroutines.
+// Plan is the mapping of a schema to columns. It is immutable and safe for concurrent use.
 type Plan struct {
 	root   *node
 	fields []columnar.Field
 }
 
-// Compile plans the columns of a schema. references are the schemas that it refers to, each after those it refers to
-// itself.
+// Compile plans the columns of a schema. references are the schemas that it refers to, each after
+// its own references.
 func Compile(schema string, references ...string) (*Plan, error) {
 	var cache avro.SchemaCache
 	for _, r := range references {
@@ -81,10 +82,11 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	return p, nil
 }
 
-// Fields are the columns, without ids; none of a record without fields, whose rows say where they come from and no
-// more.
+// Fields returns the columns, without ids. A record without fields has none; its rows only have the
+// record's own columns.
 func (p *Plan) Fields() []columnar.Field { return p.fields }
 
+// kind is a type with its conversion.
 type kind uint8
 
 const (
@@ -93,8 +95,8 @@ const (
 	intKind
 	longKind
 	dateKind
-	millisKind // a long of milliseconds, whose column has microseconds
-	microsKind // a long of microseconds that is a time
+	millisKind // long in milliseconds, stored in microseconds
+	microsKind // long in microseconds that is a time
 	dayMillisKind
 	floatKind
 	doubleKind
@@ -111,24 +113,24 @@ const (
 	opaqueKind
 )
 
-// node is a type as it stands on the wire.
+// node is a type of the writer's schema.
 type node struct {
 	kind     kind
-	name     string // of a record's field, or a union's part
-	size     int    // of fixed; 0 where bytes tell their length
-	digits   int    // of decimal
+	name     string // of a record field or union branch
+	size     int    // of fixed; 0 for bytes, which carry their length
+	digits   int    // precision of decimal
 	symbols  []string
-	children []*node // of a record, a union in its order; of an array, a map: one
-	nullable bool    // a union of null and this
-	nullAt   int     // where null stands in that union
+	children []*node // fields, union branches in order, or the one type of array and map items
+	nullable bool    // a union of null and this type
+	nullAt   int     // index of null in that union
 	opaque   *avro.Schema
-	within   *bounds // what an int or a long may be that the column keeps as it is; nil: anything
+	within   *bounds // valid range of an int or long; nil: any
 }
 
-// bounds are what a number may be that says a time, in the unit that its schema has.
+// bounds is the valid range of a number that represents a time, in the schema's unit.
 type bounds struct {
 	least, most int64
-	of          string // what it is then
+	of          string // what it represents, for errors
 }
 
 var (
@@ -138,10 +140,11 @@ var (
 	localMicros = &bounds{timeunit.MinMicro, timeunit.MaxMicro, "microseconds since 1970 of the years 1 to 9999"}
 )
 
+// compiler is the state of Compile.
 type compiler struct {
 	named   map[string]*avro.SchemaNode // by full name
-	inside  map[string]bool             // the records around the one at hand
-	within  string                      // namespace
+	inside  map[string]bool             // enclosing records
+	within  string                      // current namespace
 	depth   int
 	columns int
 }
@@ -153,7 +156,7 @@ func fullName(n *avro.SchemaNode) string {
 	return n.Namespace + "." + n.Name
 }
 
-// know notes the types that a schema defines.
+// know records the named types that a schema defines.
 func (c *compiler) know(n *avro.SchemaNode) {
 	if n == nil {
 		return
@@ -172,6 +175,7 @@ func (c *compiler) know(n *avro.SchemaNode) {
 	c.know(n.Values)
 }
 
+// resolve returns the definition of a named type, or the node itself.
 func (c *compiler) resolve(n *avro.SchemaNode) *avro.SchemaNode {
 	if c.within != "" && !strings.Contains(n.Type, ".") {
 		if known := c.named[c.within+"."+n.Type]; known != nil {
@@ -224,7 +228,7 @@ func described(doc, more string) string {
 	return doc + " (" + more + ")"
 }
 
-// distinct refuses names that SQL engines cannot tell apart.
+// distinct refuses names that differ only in case, which SQL engines cannot distinguish.
 func distinct(path string, fields []columnar.Field) error {
 	names := map[string]string{}
 	for _, f := range fields {
@@ -237,7 +241,8 @@ func distinct(path string, fields []columnar.Field) error {
 	return nil
 }
 
-// presentColumn stands in a struct that would be empty: Parquet has none.
+// presentColumn is the only column of a struct that would otherwise be empty, which Parquet does
+// not support.
 const presentColumn = "_present"
 
 func group(columns []columnar.Field) columnar.Struct {
@@ -247,7 +252,7 @@ func group(columns []columnar.Field) columnar.Struct {
 	return columnar.Struct{Fields: columns}
 }
 
-// value plans one value, and its column, which has no name yet.
+// value plans a value and its column, which has no name yet.
 func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	if c.columns++; c.columns > maxColumns {
 		return nil, columnar.Field{}, fmt.Errorf("%s: the schema has more than %d columns", path, maxColumns)
@@ -289,7 +294,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 	return primitive(n, path)
 }
 
-// bounded gives a node bounds.
+// bounded sets the valid range of a node.
 func bounded(by *bounds) func(*node, columnar.Field, error) (*node, columnar.Field, error) {
 	return func(n *node, f columnar.Field, err error) (*node, columnar.Field, error) {
 		n.within = by
@@ -347,7 +352,8 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	return nil, columnar.Field{}, fmt.Errorf("%s: type %q is not known", path, n.Type)
 }
 
-// union plans a union: what may be null, or a struct of its parts.
+// union plans a union: [null, T] becomes a nullable T, and others a struct with a column per
+// branch.
 func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	nullAt := -1
 	for i := range n.Branches {
@@ -360,7 +366,7 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 		if err != nil {
 			return nil, column, err
 		}
-		if !inner.nullable { // unions do not stand in unions
+		if !inner.nullable { // Avro forbids unions directly in unions
 			inner.nullable, inner.nullAt, column.Required = true, nullAt, false
 			return inner, column, nil
 		}
@@ -388,7 +394,7 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 	return out, columnar.Field{Type: group(columns), Required: nullAt < 0}, distinct(path, columns)
 }
 
-// opaque plans a type that stands inside itself.
+// opaque plans a recursive type, which is stored as JSON.
 func (c *compiler) opaque(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	s, err := n.Schema()
 	if err != nil {

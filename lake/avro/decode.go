@@ -16,15 +16,16 @@ import (
 	"github.com/millrace/millrace/lake/evolution"
 )
 
-// Decoder appends values of one schema to columns. It is for one goroutine at a time.
+// Decoder appends values of one schema to columns. It must not be used by several goroutines at
+// once.
 type Decoder struct {
 	columns *columnar.Columns
 	root    *target
-	first   columnar.Column // one that every row fills; nil where the schema has no columns
+	first   columnar.Column // a column that every row fills; nil if the schema has no columns
 }
 
-// Bind makes a decoder that appends to the columns of the plan among columns, each found by its name; a column may be
-// wider than planned. The other columns are the caller's to fill.
+// Bind returns a decoder that appends to the plan's columns, which it finds by name. A column may
+// have a wider type than planned. The caller must fill the other columns.
 func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{columns: columns}
 	var fields []columnar.Field
@@ -43,11 +44,12 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, err
 }
 
-// Append appends a row, or fails and appends nothing: then values of the row that the caller put into other columns are
-// gone too. An error names the field and what is wrong with it, but for columnar.ErrFull.
+// Append appends a row, or fails and appends nothing. After a failure, values of the same row in
+// other columns are gone, too. Errors identify the field and the problem, except for
+// columnar.ErrFull.
 func (d *Decoder) Append(value []byte) error {
 	mark := d.columns.Mark()
-	if d.first != nil { // the caller may be ahead
+	if d.first != nil { // the caller's columns may already be longer
 		mark = d.first.Len()
 	}
 	s := source{Reader: avro.Reader{Rest: value}}
@@ -65,16 +67,16 @@ func (d *Decoder) Append(value []byte) error {
 	return err
 }
 
-// target is a node and where its values go.
+// target is a node with the column of its values.
 type target struct {
 	*node
-	column   columnar.Column // nil of nulls
+	column   columnar.Column // nil for null
 	children []*target
-	others   []columnar.Column // of a struct: what the schema does not have
+	others   []columnar.Column // columns of a struct that the schema lacks
 	present  *columnar.Bools
 }
 
-// bindGroup gives a record or a union the columns of its struct.
+// bindGroup binds a record or a union to the columns of its struct.
 func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, path string) (*target, error) {
 	t := &target{node: n}
 	taken, empty := make([]bool, len(fields)), true
@@ -109,7 +111,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 	return t, nil
 }
 
-// bind gives a node its column.
+// bind binds a node to its column.
 func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target, error) {
 	refused := fmt.Errorf("%s: the table has a column of type %s, which does not hold it", path, f.Type)
 	t := &target{node: n, column: col}
@@ -156,7 +158,8 @@ func (n *node) bind(f columnar.Field, col columnar.Column, path string) (*target
 	return t, nil
 }
 
-// holds tells whether a column holds values of a kind. That what they mean goes together, evolution.Union has seen to.
+// holds reports whether a column can store values of a node. evolution.Union has already checked
+// that the types are compatible in meaning.
 func holds(n *node, col columnar.Column) bool {
 	ok, wider := false, false
 	switch n.kind {
@@ -185,16 +188,17 @@ func holds(n *node, col columnar.Column) bool {
 	return ok || wider
 }
 
-// source is Avro's bytes.
+// source is the encoded value being read.
 type source struct {
 	avro.Reader
-	free int // items that took no bytes
+	free int // number of items that took no bytes
 }
 
-// Items that take no bytes, such as records without fields, could be any number of rows.
+// maxFree limits items without bytes, such as records without fields. A few bytes could otherwise
+// claim any number of them.
 const maxFree = 100_000
 
-// items reads an array or a map, one item by each call of read.
+// items reads an array or a map. It calls read for each item.
 func (s *source) items(read func()) {
 	for n := s.Block(); n > 0; n = s.Block() {
 		for ; n > 0 && s.Err == nil; n-- {
@@ -224,7 +228,7 @@ func (t *target) fields(s *source) {
 	}
 }
 
-// fieldError is what is wrong, and where.
+// fieldError is an error with the path to its field.
 type fieldError struct {
 	path string
 	err  error
@@ -401,7 +405,7 @@ func (t *target) integer(s *source) {
 	t.column.(*columnar.Int64s).Append(v)
 }
 
-// units of a long that is a time.
+// units are the units of longs that are times, for errors.
 var units = map[kind]string{millisKind: "milliseconds", microsKind: "microseconds"}
 
 func (t *target) uuid(s *source) {

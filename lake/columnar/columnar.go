@@ -1,12 +1,16 @@
-// Package columnar holds rows as columns in memory, on their way from records into Parquet.
+// Package columnar holds rows as columns in memory on their way from records to Parquet files.
 //
-// It is here in place of Arrow's builders for three reasons. A row that turns out bad in its middle
-// must leave no trace, and here it is dropped by cutting every column to the length it had: no mark
-// is kept per value, and lengths of what is nested follow from the offsets above it. A value costs
-// nanoseconds, for its column is a concrete type whose Append is inlined. And a writer of Parquet
-// pages can read the buffers as they are.
+// Columns is a batch of rows, with a Column of a concrete type per Field. Decoders append values to
+// the columns, Mark and Rollback drop incomplete rows, and package pages writes the columns to
+// files. Field and Type describe columns, and convert to Iceberg and Arrow schemas.
 //
-// The buffers are laid out as Arrow lays them out, so a record for Arrow is a view of them.
+// The package replaces Arrow's builders for three reasons. A row that fails in the middle must
+// leave no trace: here it is removed by truncating every column to its previous length. No marks
+// are kept per value, and the lengths of nested columns follow from the offsets of their parents.
+// Appending a value takes nanoseconds, because Append of a concrete column type is inlined. And a
+// writer of Parquet pages can read the buffers directly.
+//
+// The buffers have Arrow's layout, so an Arrow record is a view of them.
 package columnar
 
 import (
@@ -21,22 +25,22 @@ import (
 
 // Field describes a column, or a part of one.
 type Field struct {
-	// Key identifies the field for good, whatever it will be called: the number of a Protobuf
-	// field. Empty stands for the Name.
+	// Key identifies the field permanently, even if it is renamed, such as the number of a Protobuf
+	// field. If it is empty, the Name does.
 	Key      string
 	Name     string
-	Aliases  []string // by which the schema says that it was called before
+	Aliases  []string // former names, according to the schema
 	Doc      string
 	Required bool // never null
-	ID       int  // Iceberg's; 0 until it is assigned
+	ID       int  // Iceberg's field id; 0 until it is assigned
 	Type     Type
 }
 
-// Identity returns the Key, or the Name where there is none.
+// Identity returns the Key, or the Name if there is no Key.
 func (f Field) Identity() string { return cmp.Or(f.Key, f.Name) }
 
 // Type is one of Iceberg's primitive types (boolean, int, long, float, double, decimal, date, time,
-// timestamp, timestamptz, string, binary, uuid, fixed) or a Struct, a List, a Map.
+// timestamp, timestamptz, string, binary, uuid, fixed), a Struct, a List or a Map.
 type Type interface {
 	String() string
 }
@@ -44,10 +48,10 @@ type Type interface {
 // Struct is a group of fields.
 type Struct struct{ Fields []Field }
 
-// List is any number of elements in their order.
+// List is a sequence of elements.
 type List struct{ Element Field }
 
-// Map is a list of pairs; which keys it may have is its writer's affair.
+// Map is a list of key-value pairs. Uniqueness of keys is up to the writer.
 type Map struct{ Key, Value Field }
 
 func (s Struct) String() string {
@@ -64,14 +68,15 @@ func (s Struct) String() string {
 func (l List) String() string { return fmt.Sprintf("list<%s>", l.Element.Type) }
 func (m Map) String() string  { return fmt.Sprintf("map<%s, %s>", m.Key.Type, m.Value.Type) }
 
-// WithIDs gives every field its Iceberg id: those that have one keep it, the others count on from
-// the highest, in the order in which a new table numbers its fields. So fields without any ids get
+// WithIDs assigns Iceberg ids to all fields. Existing ids are kept, and the others continue from
+// the highest, in the order in which a new table numbers its fields. So fields without ids get
 // those of a new table, from 1.
 func WithIDs(fields []Field) []Field {
 	n := numbering{last: HighestID(fields)}
 	return n.all(fields)
 }
 
+// numbering assigns consecutive ids after last.
 type numbering struct{ last int }
 
 func (n *numbering) all(fields []Field) []Field {
@@ -91,7 +96,8 @@ func (n *numbering) id(f *Field) {
 	}
 }
 
-// inside numbers what a field consists of; key and value of a map come before what they consist of.
+// inside numbers the parts of a field. The key and value of a map are numbered before their own
+// parts, as Iceberg does.
 func (n *numbering) inside(f *Field) {
 	switch t := f.Type.(type) {
 	case Struct:
@@ -109,7 +115,7 @@ func (n *numbering) inside(f *Field) {
 	}
 }
 
-// HighestID returns the highest id that the fields and their parts have.
+// HighestID returns the highest id of the fields and their parts.
 func HighestID(fields []Field) int {
 	top := 0
 	for _, f := range fields {
@@ -118,7 +124,8 @@ func HighestID(fields []Field) int {
 	return top
 }
 
-// Parts returns the fields that a type consists of.
+// Parts returns the fields that a type consists of: the fields of a struct, the element of a list,
+// the key and value of a map.
 func Parts(t Type) []Field {
 	switch t := t.(type) {
 	case Struct:
@@ -131,7 +138,7 @@ func Parts(t Type) []Field {
 	return nil
 }
 
-// Schema returns the fields as an Iceberg schema. Ids that are missing are given by WithIDs.
+// Schema returns the fields as an Iceberg schema. Missing ids are assigned by WithIDs.
 func Schema(fields []Field) (*iceberg.Schema, error) {
 	nested, err := nestedFields(WithIDs(fields))
 	if err != nil {
@@ -144,7 +151,8 @@ func Schema(fields []Field) (*iceberg.Schema, error) {
 	return iceberg.NewSchema(0, nested...), nil
 }
 
-// uniqueIDs is checked here because iceberg.NewSchema panics.
+// uniqueIDs returns an error if two fields have the same id, for which iceberg.NewSchema would
+// panic.
 func uniqueIDs(seen map[int]string, fields []Field) error {
 	for _, f := range fields {
 		if other, twice := seen[f.ID]; twice {
@@ -184,14 +192,14 @@ func icebergType(t Type) (iceberg.Type, error) {
 		return &iceberg.MapType{
 			KeyID: inner[0].ID, KeyType: inner[0].Type, ValueID: inner[1].ID, ValueType: inner[1].Type, ValueRequired: inner[1].Required,
 		}, nil
-	case iceberg.Type: // a table may have types that Millrace has no columns for
+	case iceberg.Type: // a table may have types that columns do not support
 		return t, nil
 	}
 	return nil, fmt.Errorf("%v is no type of a column", t)
 }
 
-// ArrowSchema returns the fields as an Arrow schema that names Iceberg's field ids, as Parquet
-// files of a table must.
+// ArrowSchema returns the fields as an Arrow schema with Iceberg's field ids in its metadata, which
+// Parquet files of a table must have.
 func ArrowSchema(fields []Field) (*arrow.Schema, error) {
 	s, err := Schema(fields)
 	if err != nil {

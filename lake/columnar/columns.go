@@ -9,13 +9,12 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// ErrFull says that a column cannot hold more: its offsets have 32 bits. Nothing is wrong with the
-// row that did not fit; it fits after Reset.
+// ErrFull reports that a column is full, because its offsets have 32 bits. The row that did not fit
+// is valid and fits after Reset.
 var ErrFull = errors.New("a column holds 2 GiB or more: write the rows and reset the columns earlier")
 
-// Columns holds rows. A row is whole when every column has got its value; between rows all have the
-// same length. Values are appended to the columns themselves, each of which is of a type of its
-// own:
+// Columns holds rows. A row is complete when every column has its value; between rows, all columns
+// have the same length. Values are appended to the columns, which have these types:
 //
 //	*Bools                boolean
 //	*Int32s               int, date
@@ -26,35 +25,37 @@ var ErrFull = errors.New("a column holds 2 GiB or more: write the rows and reset
 //	*Fixed                uuid, fixed
 //	*Structs, *Lists, *Maps
 //
-// Columns is for one goroutine at a time.
+// A Columns must not be used by several goroutines at once.
 type Columns struct {
 	fields  []Field
 	schema  *arrow.Schema
 	columns []Column
-	full    *bool // shared with the columns that have offsets
+	full    *bool // set when a value does not fit; shared with the columns that have offsets
 }
 
-// Column is what all columns have in common.
+// Column is the common interface of all columns.
 type Column interface {
-	// Len is how many values there are, nulls included.
+	// Len returns the number of values, including nulls.
 	Len() int
 	AppendNull()
-	// Truncate keeps the first n values, and nothing of one that was under way.
+	// Truncate keeps the first n values and drops everything after them, including an unfinished
+	// value.
 	Truncate(n int)
-	// Validity is Arrow's bitmap, a set bit for every value that is not null; nil if there is no
-	// null. It is valid until the next value.
+	// Validity returns Arrow's validity bitmap, in which a set bit is a value that is not null, or
+	// nil if there are no nulls. It is valid until the next value is appended.
 	Validity() []byte
-	// Nulls counts the nulls.
+	// Nulls returns the number of nulls.
 	Nulls() int
 
 	// pad appends nulls until there are n values.
 	pad(n int)
-	// size is the memory that the values take.
+	// size returns the memory of the values in bytes.
 	size() int
+	// data returns the values as Arrow data, without copying them.
 	data(arrow.DataType) arrow.ArrayData
 }
 
-// New makes empty columns.
+// New returns empty columns for the fields.
 func New(fields []Field) (*Columns, error) {
 	schema, err := ArrowSchema(fields)
 	if err != nil {
@@ -116,8 +117,8 @@ func (c *Columns) makeColumn(t Type) (Column, error) {
 	return nil, fmt.Errorf("there are no columns of type %s", t)
 }
 
-// Storable are those of the fields that there can be columns for: not those of a type that New
-// refuses, nor what consists of such alone. A file without them is as one in which they are null.
+// Storable returns the fields that columns can hold. It omits fields of types that New refuses, and
+// nested fields without any supported part. In files, omitted fields read as null.
 func Storable(fields []Field) []Field {
 	var out []Field
 	for _, f := range fields {
@@ -128,6 +129,7 @@ func Storable(fields []Field) []Field {
 	return out
 }
 
+// storable returns the supported part of a type, or nil.
 func storable(t Type) Type {
 	parts := Parts(t)
 	kept := Storable(parts)
@@ -154,16 +156,16 @@ func storable(t Type) Type {
 	return t
 }
 
-// Fields returns the fields that New was given.
+// Fields returns the fields that were passed to New.
 func (c *Columns) Fields() []Field { return c.fields }
 
-// Schema is that of the records.
+// Schema returns the Arrow schema of the records.
 func (c *Columns) Schema() *arrow.Schema { return c.schema }
 
 // Column returns the column of field i.
 func (c *Columns) Column(i int) Column { return c.columns[i] }
 
-// Rows counts the rows, by the first column.
+// Rows returns the number of rows, which is the length of the first column.
 func (c *Columns) Rows() int {
 	if len(c.columns) == 0 {
 		return 0
@@ -171,7 +173,7 @@ func (c *Columns) Rows() int {
 	return c.columns[0].Len()
 }
 
-// Bytes is about how much memory the rows take; what the buffers keep in reserve is not counted.
+// Bytes returns the approximate memory of the rows, without spare capacity.
 func (c *Columns) Bytes() int {
 	n := 0
 	for _, col := range c.columns {
@@ -180,10 +182,10 @@ func (c *Columns) Bytes() int {
 	return n
 }
 
-// Mark names this moment, between two rows, for Rollback. It costs nothing.
+// Mark returns the current position between two rows, for Rollback. It is free.
 func (c *Columns) Mark() int { return c.Rows() }
 
-// Rollback drops every row, and every part of one, that came after the mark.
+// Rollback drops all rows after the mark, and any unfinished one.
 func (c *Columns) Rollback(mark int) {
 	for _, col := range c.columns {
 		col.Truncate(mark)
@@ -191,10 +193,10 @@ func (c *Columns) Rollback(mark int) {
 	*c.full = false
 }
 
-// Reset drops all rows and keeps the memory for the next ones.
+// Reset drops all rows. It keeps the memory for the next ones.
 func (c *Columns) Reset() { c.Rollback(0) }
 
-// Err is ErrFull once a value did not fit, until the row it belongs to has been rolled back.
+// Err returns ErrFull after a value did not fit, until its row is rolled back.
 func (c *Columns) Err() error {
 	if *c.full {
 		return ErrFull
@@ -202,11 +204,11 @@ func (c *Columns) Err() error {
 	return nil
 }
 
-// Record returns a view of all rows: nothing is copied. It and what is sliced from it are valid
-// until Reset, or until a Rollback into its rows; rows may be appended meanwhile. A writer that has
-// returned from writing it is done with it: pqarrow keeps nothing of a record.
+// Record returns a view of all rows without copying them. The record and its slices are valid until
+// Reset or a Rollback of any of its rows; more rows may be appended meanwhile. A writer is done
+// with a record when its call returns, since pqarrow retains nothing of it.
 //
-// It panics where a row is not whole, or did not fit.
+// Record panics if a row is incomplete or did not fit.
 func (c *Columns) Record() arrow.RecordBatch {
 	if err := c.Err(); err != nil {
 		panic(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// Numbers is a column of values of a fixed size.
+// Numbers is a column of fixed-size values.
 type Numbers[T int32 | int64 | float32 | float64 | decimal128.Num] struct {
 	values []T
 	valid  validity
@@ -30,8 +30,7 @@ type Float32s = Numbers[float32]
 // Float64s is a column of double.
 type Float64s = Numbers[float64]
 
-// Decimals is a column of decimal: the number without its decimal point, whose place the type
-// tells.
+// Decimals is a column of decimal. It holds unscaled values; the type has the scale.
 type Decimals = Numbers[decimal128.Num]
 
 // Append appends a value.
@@ -45,8 +44,8 @@ func (c *Numbers[T]) Append(v T) {
 // AppendNull implements Column.
 func (c *Numbers[T]) AppendNull() { c.pad(len(c.values) + 1) }
 
-// Values returns all values, with a zero for each null; valid until Truncate, and not to be
-// changed.
+// Values returns all values, with zero for nulls. The slice is valid until Truncate and must not be
+// modified.
 func (c *Numbers[T]) Values() []T { return c.values }
 
 // Len implements Column.
@@ -82,7 +81,7 @@ func (c *Numbers[T]) data(t arrow.DataType) arrow.ArrayData {
 	return array.NewData(t, len(c.values), []*memory.Buffer{valid, bufferOf(c.values)}, nil, nulls, 0)
 }
 
-// bufferOf returns the memory of a slice as a buffer of Arrow's.
+// bufferOf returns the memory of a slice as an Arrow buffer, without copying it.
 func bufferOf[T any](values []T) *memory.Buffer {
 	if len(values) == 0 {
 		return memory.NewBufferBytes(nil)
@@ -91,7 +90,7 @@ func bufferOf[T any](values []T) *memory.Buffer {
 	return memory.NewBufferBytes(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), size)) //nolint:gosec // Arrow reads the numbers where they are
 }
 
-// Bools is a column of booleans, eight to a byte.
+// Bools is a column of booleans in a bitmap.
 type Bools struct {
 	bits  []byte
 	n     int
@@ -106,7 +105,7 @@ func (c *Bools) Append(v bool) {
 	if c.n>>3 >= len(c.bits) {
 		c.bits = append(c.bits, 0)
 	}
-	var bit byte // without a branch: nobody foretells which it will be
+	var bit byte // branch-free, because branches on random values are mispredicted
 	if v {
 		bit = 1
 	}
@@ -118,8 +117,8 @@ func (c *Bools) Append(v bool) {
 // AppendNull implements Column.
 func (c *Bools) AppendNull() { c.pad(c.n + 1) }
 
-// Values returns a bitmap of all values, with false for each null; valid until Truncate, and not to
-// be changed.
+// Values returns the bitmap of all values, with false for nulls. It is valid until Truncate and
+// must not be modified.
 func (c *Bools) Values() []byte { return c.bits[:(c.n+7)>>3] }
 
 // Len implements Column.
@@ -156,12 +155,12 @@ func (c *Bools) data(t arrow.DataType) arrow.ArrayData {
 	return array.NewData(t, c.n, []*memory.Buffer{valid, memory.NewBufferBytes(c.Values())}, nil, nulls, 0)
 }
 
-// Bytes is a column of strings or of bytes. What it is given as a string must be UTF-8.
+// Bytes is a column of strings or byte strings. Strings must be valid UTF-8.
 type Bytes struct {
-	offsets []int32 // value i stands from offsets[i] to offsets[i+1]
+	offsets []int32 // value i is content[offsets[i]:offsets[i+1]]
 	content []byte
 	valid   validity
-	full    *bool
+	full    *bool // see Columns.full
 }
 
 // Append appends a value.
@@ -176,11 +175,12 @@ func (c *Bytes) Append(v []byte) {
 	c.offsets = append(c.offsets, int32(len(c.content)))
 }
 
-// Most values are short: to copy too much costs less than to see how much.
+// atOnce is the number of bytes that AppendFirst copies. Most values are short, and copying a fixed
+// number of bytes is faster than copying a variable one.
 const atOnce = 16
 
-// AppendFirst appends the first n of some bytes as a value. Where there are more than it needs, it
-// costs less than Append.
+// AppendFirst appends the first n bytes of b as a value. It is faster than Append if b is longer
+// than the value.
 func (c *Bytes) AppendFirst(b []byte, n int) {
 	if n > atOnce || len(b) < atOnce || len(c.content) > math.MaxInt32-atOnce {
 		c.Append(b[:n])
@@ -190,6 +190,7 @@ func (c *Bytes) AppendFirst(b []byte, n int) {
 		c.valid.set(c.Len())
 	}
 	end := len(c.content) + n
+	// Copy a fixed size and drop the excess. The next value overwrites it.
 	c.content = append(c.content, b[:atOnce]...)[:end]
 	c.offsets = append(c.offsets, int32(end))
 }
@@ -212,14 +213,15 @@ func (c *Bytes) AppendNull() {
 	c.offsets = append(c.offsets, c.offsets[len(c.offsets)-1])
 }
 
-// Value is value i, empty if that is null; valid until Truncate, and not to be changed.
+// Value returns value i, which is empty for null. It is valid until Truncate and must not be
+// modified.
 func (c *Bytes) Value(i int) []byte { return c.content[c.offsets[i]:c.offsets[i+1]] }
 
-// Offsets reports where values stand in Content: value i from the offset i to the next. There is
-// one more than values. As Value.
+// Offsets returns the offsets of values in Content: value i is between offsets i and i+1. The same
+// rules as for Value apply.
 func (c *Bytes) Offsets() []int32 { return c.offsets }
 
-// Content returns all values without anything between them. As Value.
+// Content returns the concatenation of all values. The same rules as for Value apply.
 func (c *Bytes) Content() []byte { return c.content }
 
 // Len implements Column.
@@ -245,7 +247,7 @@ func (c *Bytes) pad(n int) {
 	c.offsets = repeatLast(c.offsets, n-c.Len())
 }
 
-// repeatLast appends the last offset n times: as many values without content.
+// repeatLast appends the last offset n times, which adds n empty values.
 func repeatLast(offsets []int32, n int) []int32 {
 	end := offsets[len(offsets)-1]
 	for range n {
@@ -261,7 +263,7 @@ func (c *Bytes) data(t arrow.DataType) arrow.ArrayData {
 	return array.NewData(t, c.Len(), []*memory.Buffer{valid, bufferOf(c.offsets), memory.NewBufferBytes(c.content)}, nil, nulls, 0)
 }
 
-// Fixed is a column of bytes, each value of the same length.
+// Fixed is a column of byte strings with equal lengths.
 type Fixed struct {
 	width   int
 	n       int
@@ -269,7 +271,7 @@ type Fixed struct {
 	valid   validity
 }
 
-// Append appends a value. It panics where the length is not the column's.
+// Append appends a value. It panics if the value has another length.
 func (c *Fixed) Append(v []byte) {
 	if len(v) != c.width {
 		panic("columnar: a value of another length than its column's")
@@ -284,11 +286,11 @@ func (c *Fixed) Append(v []byte) {
 // AppendNull implements Column.
 func (c *Fixed) AppendNull() { c.pad(c.n + 1) }
 
-// Values returns all values without anything between them, and zeros for each null; valid until
-// Truncate, and not to be changed.
+// Values returns the concatenation of all values, with zero bytes for nulls. It is valid until
+// Truncate and must not be modified.
 func (c *Fixed) Values() []byte { return c.content }
 
-// Width returns how many bytes a value has.
+// Width returns the length of a value in bytes.
 func (c *Fixed) Width() int { return c.width }
 
 // Len implements Column.

@@ -8,17 +8,17 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// Structs is a column of groups of values. Where a group is null, so are its fields; they are
-// filled with nulls when the next group comes or someone looks, so that an absent group costs the
-// same however many fields it has.
+// Structs is a column of structs. The fields of a null struct are null. They are added lazily,
+// before the next struct or when the children are read, so the cost of a null struct does not
+// depend on the number of its fields.
 type Structs struct {
 	children []Column
 	n        int
-	filled   int // values that the children have
+	filled   int // number of values in the children
 	valid    validity
 }
 
-// Append begins a group: each child gets a value next.
+// Append begins a struct. Each child must then get one value.
 func (c *Structs) Append() {
 	if c.filled < c.n {
 		c.fill()
@@ -30,10 +30,10 @@ func (c *Structs) Append() {
 	c.filled++
 }
 
-// AppendNull implements Column. The children get nothing.
+// AppendNull implements Column. Nothing must be appended to the children.
 func (c *Structs) AppendNull() { c.pad(c.n + 1) }
 
-// fill gives the children the nulls that they lack.
+// fill appends the missing nulls to the children.
 func (c *Structs) fill() {
 	for _, child := range c.children {
 		child.pad(c.n)
@@ -41,11 +41,11 @@ func (c *Structs) fill() {
 	c.filled = c.n
 }
 
-// Child returns the column of field i, to append to. Whoever reads it takes it from Children.
+// Child returns the column of field i for appending. To read it, use Children.
 func (c *Structs) Child(i int) Column { return c.children[i] }
 
-// Children returns the columns of the fields, as long as this one. They are for reading, between
-// groups.
+// Children returns the columns of the fields with the same length as this one. They are for reading
+// and must be called between structs.
 func (c *Structs) Children() []Column {
 	if c.filled < c.n {
 		c.fill()
@@ -95,6 +95,7 @@ func (c *Structs) data(t arrow.DataType) arrow.ArrayData {
 	return groupData(t.(*arrow.StructType), c.n, valid, nulls, c.Children())
 }
 
+// groupData returns children as Arrow struct data.
 func groupData(t *arrow.StructType, n int, valid *memory.Buffer, nulls int, children []Column) arrow.ArrayData {
 	inner := make([]arrow.ArrayData, len(children))
 	for i, child := range children {
@@ -110,7 +111,8 @@ func groupData(t *arrow.StructType, n int, valid *memory.Buffer, nulls int, chil
 	return data
 }
 
-// runs says which values of another column belong together: offsets[i] to offsets[i+1] are run i.
+// runs divides the values of another column into runs: run i has the values from offsets[i] to
+// offsets[i+1].
 type runs struct {
 	offsets []int32
 	valid   validity
@@ -120,11 +122,11 @@ type runs struct {
 // Len implements Column.
 func (r *runs) Len() int { return len(r.offsets) - 1 }
 
-// Offsets reports where the runs begin and end; there is one more than runs. Valid until Truncate,
-// and not to be changed.
+// Offsets returns the bounds of the runs. There is one more offset than runs. The slice is valid
+// until Truncate and must not be modified.
 func (r *runs) Offsets() []int32 { return r.offsets }
 
-// Start returns where the run begins that is under way.
+// Start returns the offset of the current run.
 func (r *runs) Start() int { return int(r.offsets[len(r.offsets)-1]) }
 
 // Validity implements Column.
@@ -136,7 +138,7 @@ func (r *runs) Nulls() int { return r.valid.nulls(r.Len()) }
 // AppendNull implements Column.
 func (r *runs) AppendNull() { r.pad(r.Len() + 1) }
 
-// append ends a run before the value n of the other column.
+// append ends a run before value n of the other column.
 func (r *runs) append(n int) {
 	if r.valid.some {
 		r.valid.set(r.Len())
@@ -147,7 +149,7 @@ func (r *runs) append(n int) {
 	r.offsets = append(r.offsets, int32(n))
 }
 
-// truncate keeps the first n runs, or all, and tells how many values they have.
+// truncate keeps the first n runs and returns the number of their values.
 func (r *runs) truncate(n int) int {
 	if n < r.Len() {
 		r.offsets = r.offsets[:n+1]
@@ -163,7 +165,7 @@ func (r *runs) pad(n int) {
 
 func (r *runs) size() int { return 4*r.Len() + r.valid.size(r.Len()) }
 
-// of is Arrow's list of what child holds. It takes child over.
+// of returns Arrow list data with the given child data, which it releases.
 func (r *runs) of(t arrow.DataType, child arrow.ArrayData) arrow.ArrayData {
 	defer child.Release()
 	valid, nulls := r.valid.buffer(r.Len())
@@ -176,7 +178,8 @@ type Lists struct {
 	element Column
 }
 
-// Append ends a list: it has what was appended to the element's column since the one before.
+// Append ends a list. Its elements are those appended to the element column since the previous
+// list.
 func (c *Lists) Append() { c.append(c.element.Len()) }
 
 // Element returns the column of the elements of all lists.
@@ -191,14 +194,14 @@ func (c *Lists) data(t arrow.DataType) arrow.ArrayData {
 	return c.of(t, c.element.data(t.(*arrow.ListType).Elem()))
 }
 
-// Maps is a column of maps. It takes pairs as they come: a key that comes twice stands twice.
+// Maps is a column of maps. Pairs are stored as appended: duplicate keys are kept.
 type Maps struct {
 	runs
 	keys, values Column
 }
 
-// Append ends a map: it has the pairs that were appended to the columns of keys and values since
-// the one before.
+// Append ends a map. Its pairs are those appended to the columns of keys and values since the
+// previous map.
 func (c *Maps) Append() { c.append(c.keys.Len()) }
 
 // Keys returns the column of the keys of all maps.

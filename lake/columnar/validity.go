@@ -5,15 +5,15 @@ import (
 	"github.com/apache/arrow-go/v18/arrow/memory"
 )
 
-// validity tells which values of a column are null, as a bitmap of Arrow's. There is none before
-// the first null, so that a column without nulls pays one comparison per value. Bits are written
-// both ways, so that cutting a column need not clear any.
+// validity is the null bitmap of a column, in Arrow's layout. It does not exist before the first
+// null, so a column without nulls costs one comparison per value. Both set and clear bits are
+// written explicitly, so truncating need not clear any.
 type validity struct {
 	some bool // there has been a null
 	bits []byte
 }
 
-// set notes that value i, the next one, is not null. It may be left out where there is no null yet.
+// set marks value i, the next one, as not null. It need not be called before the first null.
 func (v *validity) set(i int) {
 	if i>>3 >= len(v.bits) {
 		v.bits = append(v.bits, 0)
@@ -21,7 +21,7 @@ func (v *validity) set(i int) {
 	v.bits[i>>3] |= 1 << (i & 7)
 }
 
-// clear notes that n values from i on, the next ones, are null.
+// clear marks the next n values, from i on, as null.
 func (v *validity) clear(i, n int) {
 	if n == 0 {
 		return
@@ -39,7 +39,7 @@ func (v *validity) clear(i, n int) {
 	bitutil.SetBitsTo(v.bits, int64(i), int64(n), false)
 }
 
-// grow makes room for n bits.
+// grow extends the bitmap to n bits.
 func (v *validity) grow(n int) {
 	if more := (n+7)>>3 - len(v.bits); more > 0 {
 		v.bits = append(v.bits, make([]byte, more)...)
@@ -53,7 +53,7 @@ func (v *validity) truncate(n int) {
 	}
 }
 
-// nulls counts those among n values.
+// nulls returns the number of nulls among the first n values.
 func (v *validity) nulls(n int) int {
 	if !v.some {
 		return 0
@@ -61,7 +61,7 @@ func (v *validity) nulls(n int) int {
 	return n - bitutil.CountSetBits(v.bits, 0, n)
 }
 
-// of returns the bitmap of n values; nil if none is null.
+// of returns the bitmap of n values, or nil if none is null.
 func (v *validity) of(n int) []byte {
 	if v.nulls(n) == 0 {
 		return nil
@@ -76,7 +76,7 @@ func (v *validity) size(n int) int {
 	return n >> 3
 }
 
-// buffer returns the bitmap for Arrow, and how many nulls it shows.
+// buffer returns the bitmap for Arrow, and the number of nulls.
 func (v *validity) buffer(n int) (*memory.Buffer, int) {
 	nulls := v.nulls(n)
 	if nulls == 0 {

@@ -1,12 +1,15 @@
-// Package evolution brings the columns of a table that exists to those that a program's rows have,
-// without touching what the table holds. It is here so that a field or an event type that is new in
-// a contract is a new column of its table, and so that what would make old rows unreadable, or mean
-// something else, is refused with the reason.
+// Package evolution changes the columns of an existing table to those that a program writes,
+// without rewriting the table's files. A new field or event type in a contract becomes a new
+// column. A change that would make old rows unreadable, or change their meaning, is refused with
+// the reason.
 //
-// A column keeps its Iceberg id for good, and files say their columns by id: that is why nothing
-// has to be rewritten. Which column a field is follows from the field's key, such as the number of
-// a Protobuf field, which the table keeps in a property: a field that is called otherwise than
-// before is a column renamed, not one dropped and one added.
+// Files identify columns by Iceberg id, and a column keeps its id forever, so nothing has to be
+// rewritten. A field is matched to a column by its key, such as the number of a Protobuf field,
+// which the table keeps in a property. So a field with a new name is a renamed column, not a
+// dropped and an added one. Fields without a key are matched by name.
+//
+// Of computes the Step from a table's schema to the columns of a program. Union computes columns
+// that hold rows of several schemas at a time.
 package evolution
 
 import (
@@ -21,14 +24,14 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Property is the table property that keeps the keys of columns, as JSON: {"id": "key"}. Columns
-// that are not in it go by name.
+// Property is the table property with the keys of columns, as JSON: {"id": "key"}. Columns that are
+// not listed are matched by name.
 const Property = "millrace.field-keys"
 
-// Keys tells the key of a column by its id.
+// Keys has the keys of columns by id.
 type Keys map[int]string
 
-// ParseKeys reads the value of Property; there are none if it is empty.
+// ParseKeys parses the value of Property. An empty value has no keys.
 func ParseKeys(property string) (Keys, error) {
 	byID := map[string]string{}
 	if property != "" {
@@ -53,27 +56,27 @@ func (k Keys) String() string {
 	for id, key := range k {
 		byID[strconv.Itoa(id)] = key
 	}
-	b, err := json.Marshal(byID) // in the order of the names
+	b, err := json.Marshal(byID) // sorted by name
 	if err != nil {
-		panic(err) // strings
+		panic(err) // cannot happen for strings
 	}
 	return string(b)
 }
 
-// Step is what is to be done so that a table has the columns of a program's rows.
+// Step is the change that gives a table the columns that a program writes.
 type Step struct {
-	// Columns are the program's columns with the ids that they have in the table. Files are written
-	// with them; what the table has beyond them is null in those files.
+	// Columns are the program's columns with their ids in the table. Files are written with them.
+	// Other columns of the table are null in these files.
 	Columns []columnar.Field
-	Schema  *iceberg.Schema // what the table's schema is to be; the same as before where Changes is empty
-	LastID  int             // the highest id that any schema of the table has used
+	Schema  *iceberg.Schema // new schema of the table; unchanged if Changes is empty
+	LastID  int             // highest id that any schema of the table has used
 	Keys    Keys
-	Changes []string // for people: "column total is new"
+	Changes []string // for logs, such as "column total is new"
 }
 
-// RefusedError says that a table's columns cannot become what the program writes.
+// RefusedError reports that a table's columns cannot be changed to what the program writes.
 type RefusedError struct {
-	Column string // its path: "placed.lines.element.quantity"
+	Column string // path, such as "placed.lines.element.quantity"
 	Reason string
 }
 
@@ -81,8 +84,8 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("column %s: %s", e.Column, e.Reason)
 }
 
-// New returns the step of a table that does not exist yet. The columns named in key together name a
-// row.
+// New returns the step for a table that does not exist yet. The columns in key together identify a
+// row; they must be required.
 func New(want []columnar.Field, key []string) (Step, error) {
 	s := Step{Columns: columnar.WithIDs(want), Keys: Keys{}}
 	built, err := columnar.Schema(s.Columns)
@@ -99,6 +102,7 @@ func New(want []columnar.Field, key []string) (Step, error) {
 	return s, nil
 }
 
+// identify returns the ids of the key columns.
 func identify(s *iceberg.Schema, key []string) ([]int, error) {
 	var ids []int
 	for _, name := range key {
@@ -111,6 +115,7 @@ func identify(s *iceberg.Schema, key []string) ([]int, error) {
 	return ids, nil
 }
 
+// note records the keys of fields by their ids.
 func (k Keys) note(fields []columnar.Field) {
 	for _, f := range fields {
 		if f.Key != "" {
@@ -120,12 +125,13 @@ func (k Keys) note(fields []columnar.Field) {
 	}
 }
 
-// Of returns the step from a table's schema to the columns wanted. lastID is the highest id that
-// the table has ever used. Its error is a *RefusedError where the columns do not go together.
+// Of returns the step from a table's schema to the wanted columns. lastID is the highest id that
+// the table has ever used; ids are never reused. The error is a *RefusedError if the columns are
+// incompatible.
 //
-// What is wanted and not there is added, and is null in the rows that are there. What is there and
-// no longer wanted stays, and is null from now on. A type may grow as Iceberg lets it: int to long,
-// float to double, a decimal to more digits before the point.
+// New columns are added and are null in existing rows. Columns that are no longer wanted stay and
+// are null in new rows. Types may widen as Iceberg allows: int to long, float to double, and
+// decimals to a higher precision.
 func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Step, error) {
 	there, err := fieldsOf(have.Fields())
 	if err != nil {
@@ -151,7 +157,7 @@ func Of(have *iceberg.Schema, lastID int, keys Keys, want []columnar.Field) (Ste
 	return s, nil
 }
 
-// Columns are a table's columns as they are, with the keys that they go by.
+// Columns returns the current columns of a table with their keys.
 func Columns(s *iceberg.Schema, keys Keys) ([]columnar.Field, error) {
 	fields, err := fieldsOf(s.Fields())
 	if err != nil {
@@ -161,14 +167,15 @@ func Columns(s *iceberg.Schema, keys Keys) ([]columnar.Field, error) {
 	return fields, nil
 }
 
+// give sets the keys of fields from their ids.
 func (k Keys) give(fields []columnar.Field) {
 	for i, f := range fields {
 		fields[i].Key = k[f.ID]
-		k.give(columnar.Parts(f.Type)) // of a struct they are shared; those of lists and maps have no keys
+		k.give(columnar.Parts(f.Type)) // struct fields share memory with f.Type; parts of lists and maps have no keys
 	}
 }
 
-// change collects what is to be done.
+// change collects the changes of a step.
 type change struct {
 	last int
 	keys Keys
@@ -179,7 +186,7 @@ func (c *change) say(format string, args ...any) {
 	c.said = append(c.said, fmt.Sprintf(format, args...))
 }
 
-// merge returns the fields that the table is to have, and those wanted with their ids.
+// merge returns the new fields of the table, and the wanted fields with their ids.
 func (c *change) merge(at string, have, want []columnar.Field) (table, columns []columnar.Field, err error) {
 	table, columns = slices.Clone(have), make([]columnar.Field, len(want))
 	taken := make([]bool, len(have))
@@ -196,12 +203,14 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 			return nil, nil, err
 		}
 	}
+	// Columns that are no longer written must be nullable.
 	for n, h := range have {
 		if !taken[n] && h.Required {
 			table[n].Required = false
 			c.say("column %s is no longer written, and may be null", join(at, h.Name))
 		}
 	}
+	// The remaining wanted fields are new.
 	for i, w := range want {
 		if columns[i].ID != 0 {
 			continue
@@ -211,6 +220,7 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 		columns[i] = added
 		c.say("column %s is new: %s", join(at, w.Name), w.Type)
 	}
+	// Names must stay unique: a new field may have the name of a column that is no longer written.
 	byName := map[string]columnar.Field{}
 	for _, f := range table {
 		if other, twice := byName[f.Name]; twice {
@@ -222,8 +232,8 @@ func (c *change) merge(at string, have, want []columnar.Field) (table, columns [
 	return table, columns, nil
 }
 
-// find returns the place of the column that a field is, -1 if none. A field that has the id of a
-// column is that column, see Union; one without a key goes by its name.
+// find returns the index of the column that a field matches, or -1. A field with a column's id is
+// that column (see Union). Otherwise keys are compared, and finally names of columns without keys.
 func (c *change) find(have []columnar.Field, w columnar.Field) int {
 	if w.ID != 0 {
 		if n := slices.IndexFunc(have, func(h columnar.Field) bool { return h.ID == w.ID }); n >= 0 {
@@ -245,17 +255,17 @@ func (c *change) identity(f columnar.Field) string {
 	return "no key"
 }
 
-// number gives a new field and its parts their ids. No row before it has one, so it may be null.
+// number assigns ids to a new field and its parts. Existing rows lack it, so it is optional.
 func (c *change) number(w columnar.Field) columnar.Field {
 	w.Required = false
 	w.ID = c.last + 1
-	numbered := columnar.WithIDs([]columnar.Field{w}) // the parts count on from the field's own
+	numbered := columnar.WithIDs([]columnar.Field{w}) // parts get the ids after the field's own
 	c.last = columnar.HighestID(numbered)
 	c.keys.note(numbered)
 	return numbered[0]
 }
 
-// field brings one column to what is wanted of it.
+// field changes one column to what is wanted.
 func (c *change) field(at string, h, w columnar.Field) (table, column columnar.Field, err error) {
 	table, column = h, w
 	column.ID = h.ID
@@ -277,13 +287,13 @@ func (c *change) field(at string, h, w columnar.Field) (table, column columnar.F
 		table.Required = false
 		c.say("column %s may be null", path)
 	case w.Required && !h.Required:
-		column.Required = false // of rows that are there it may be missing
+		column.Required = false // existing rows may lack it
 	}
 	table.Type, column.Type, err = c.retype(path, h.Type, w.Type)
 	return table, column, err
 }
 
-// retype brings a column's type to what is wanted of it.
+// retype changes a column's type to what is wanted.
 func (c *change) retype(path string, h, w columnar.Type) (table, column columnar.Type, err error) {
 	refused := &RefusedError{path, fmt.Sprintf("the table has %s and this program writes %s, which rows that are there cannot become; give the field a new number and name", h, w)}
 	switch h := h.(type) {
@@ -311,7 +321,7 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 			return nil, nil, err
 		}
 		if len(columnar.Parts(h.Key.Type)) == 0 && h.Key.Type.String() != keyTable.Type.String() {
-			return nil, nil, refused // keys of a map may not change
+			return nil, nil, refused // the key type of a map may not change
 		}
 		valueTable, valueColumn, err := c.field(path, h.Value, named(w.Value, h.Value))
 		return columnar.Map{Key: keyTable, Value: valueTable}, columnar.Map{Key: keyColumn, Value: valueColumn}, err
@@ -326,13 +336,13 @@ func (c *change) retype(path string, h, w columnar.Type) (table, column columnar
 	return w, w, nil
 }
 
-// named calls the part of a list or a map as the table does: Iceberg fixes those names.
+// named gives a part of a list or map the table's name for it, which Iceberg fixes.
 func named(w, h columnar.Field) columnar.Field {
 	w.Name, w.Key, w.Doc = h.Name, "", ""
 	return w
 }
 
-// grows reports whether Iceberg lets a column of one type become another.
+// grows reports whether Iceberg allows a column's type to widen from one to the other.
 func grows(from, to columnar.Type) bool {
 	switch from := from.(type) {
 	case iceberg.Int32Type:
@@ -348,7 +358,7 @@ func grows(from, to columnar.Type) bool {
 	return false
 }
 
-// fieldsOf returns a table's columns in the words of this package.
+// fieldsOf converts Iceberg fields to this package's columns.
 func fieldsOf(fields []iceberg.NestedField) ([]columnar.Field, error) {
 	out := make([]columnar.Field, len(fields))
 	for i, f := range fields {

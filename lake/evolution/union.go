@@ -8,12 +8,14 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Union returns the columns that have room for rows of both: of a table as Columns tells it, and of
-// one more kind of row that lands in it. It is for tables whose rows are of several schemas at a
-// time. What one side lacks is null in its rows; of two types the wider is taken, whichever side
-// has it; a column keeps the id that it has, and its name, unless that is an alias of the field's:
-// then it is called as the field is. Where there is no such type, and where a name is taken, the
-// error is a *RefusedError.
+// Union returns columns that have room for the rows of both have and want. have are a table's
+// columns as returned by Columns, and want are those of another schema whose rows land in the same
+// table.
+//
+// Columns that one side lacks are null in its rows. Of two types, the wider is used, whichever side
+// has it. A column keeps its id. It also keeps its name, unless that is an alias of the wanted
+// field: then it is renamed. If no common type exists or a name is taken, the error is a
+// *RefusedError.
 func Union(have, want []columnar.Field) ([]columnar.Field, error) { return union("", have, want) }
 
 func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
@@ -40,7 +42,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 			if err != nil && !renamed {
 				return nil, err
 			}
-			if err != nil { // what has only the name of before is another field
+			if err != nil { // only an alias matched, so it is a different field
 				n = -1
 			}
 		}
@@ -55,7 +57,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 			all[n].Name, all[n].Key = w.Name, formerKey+strings.Join(append(formerNames(have[n]), have[n].Name), ",")
 			continue
 		}
-		w.Required = false // in the rows that are there it is missing
+		w.Required = false // existing rows lack it
 		all = append(all, w)
 	}
 	for n := range have {
@@ -64,8 +66,8 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	return all, nil
 }
 
-// formerKey begins the key of a column that was called otherwise before, as an alias in a newer
-// schema said: what follows are the names that it had. Rows of the schemas before still call it so.
+// formerKey is the prefix of the key of a column that was renamed because of an alias. The column's
+// former names follow. Rows of older schemas still use them.
 const formerKey = "was:"
 
 func formerNames(f columnar.Field) []string {
@@ -75,23 +77,22 @@ func formerNames(f columnar.Field) []string {
 	return nil
 }
 
-// byName reports whether a column goes by its name.
+// byName reports whether a column is matched by name.
 func byName(f columnar.Field) bool { return f.Key == "" || strings.HasPrefix(f.Key, formerKey) }
 
-// calledBefore reports whether a column has a name that a field had before, and is to be called as
-// the field is now.
+// calledBefore reports whether a column has a former name of a field and must be renamed.
 func calledBefore(h, w columnar.Field) bool {
 	return w.Key == "" && byName(h) && h.Name != w.Name && !slices.Contains(formerNames(h), w.Name)
 }
 
-// Match tells for each field wanted which column it is: the one of its key, or of its name, or one
-// that had its name before, or one whose name is an alias of the field's. It is -1 where there is
-// none.
+// Match returns, for each wanted field, the index of its column, or -1. It compares keys and names
+// first, then former names of columns, then aliases of fields.
 func Match(have, want []columnar.Field) []int {
 	found, taken := make([]int, len(want)), make([]bool, len(have))
 	for i := range want {
 		found[i] = -1
 	}
+	// Earlier passes take precedence over later ones for all fields.
 	for pass, is := range []func(h, w columnar.Field) bool{
 		func(h, w columnar.Field) bool {
 			return h.Key == w.Key && w.Key != "" || w.Key == "" && byName(h) && h.Name == w.Name
@@ -102,7 +103,7 @@ func Match(have, want []columnar.Field) []int {
 		},
 	} {
 		claimed := taken
-		if pass == 0 { // two fields of one name are for the caller to refuse
+		if pass == 0 { // the caller refuses two fields with one name
 			claimed = make([]bool, len(have))
 		}
 		for i, w := range want {
@@ -143,7 +144,7 @@ func wider(path string, h, w columnar.Type) (columnar.Type, error) {
 		return nil, refused
 	case columnar.Map:
 		w, ok := w.(columnar.Map)
-		if !ok || h.Key.Type.String() != w.Key.Type.String() { // keys of a map may not change
+		if !ok || h.Key.Type.String() != w.Key.Type.String() { // the key type of a map may not change
 			return nil, refused
 		}
 		value, err := unite(join(path, h.Value.Name), h.Value, w.Value)

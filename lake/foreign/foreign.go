@@ -1,6 +1,16 @@
-// Package foreign makes tables of topics that are not Millrace's own, so that the lander serves whoever has a Kafka: the columns
-// follow from a Protobuf message that the topic's values are, from the schemas that a registry has of them, or, where they are JSON, from
-// the values themselves.
+// Package foreign declares tables for external topics, those that Millrace does not write. So
+// landers can land any Kafka topic.
+//
+// There are three sources of columns, each with a function that returns a declare.Table:
+//
+// - Proto: a Protobuf message from a .proto file or descriptor set. Message finds it.
+//   - Registered: the schemas of a schema registry, in Avro, Protobuf or JSON. The table gains
+//     columns with new schemas.
+//   - JSON: the values themselves, which are JSON objects. The table gains columns with new fields.
+//
+// All of them have further columns for the record's key, timestamp and, optionally, headers; see
+// place.go. Names of such columns begin with an underscore, so that they rarely collide with
+// fields.
 package foreign
 
 import (
@@ -25,11 +35,12 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/wire"
 
-	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which people import without having it
+	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which is often imported without being present
 )
 
-// Message finds the description of a message. The file is a .proto file, which may import what lies in its folder or in the
-// folders given, or a set of descriptors as protoc and buf write them (.binpb, .pb, .desc). The name may leave out the package.
+// Message returns the descriptor of a message. file is a .proto file, which may import files from
+// its own folder or the given ones, or a descriptor set written by protoc or buf (.binpb, .pb,
+// .desc). The package may be omitted from name.
 func Message(ctx context.Context, file, name string, folders ...string) (protoreflect.MessageDescriptor, error) {
 	files, err := describe(ctx, file, folders)
 	if err != nil {
@@ -57,7 +68,7 @@ func Message(ctx context.Context, file, name string, folders ...string) (protore
 	return nil, fmt.Errorf("%s has %d messages that are called %q: name the package too", file, len(found), name)
 }
 
-// messages yields messages, and those declared inside of them.
+// messages iterates over messages and those nested in them.
 func messages(in protoreflect.MessageDescriptors) func(func(protoreflect.MessageDescriptor) bool) {
 	return func(yield func(protoreflect.MessageDescriptor) bool) {
 		for i := range in.Len() {
@@ -77,6 +88,7 @@ func messages(in protoreflect.MessageDescriptors) func(func(protoreflect.Message
 	}
 }
 
+// describe loads a .proto file or a descriptor set.
 func describe(ctx context.Context, file string, folders []string) (*protoregistry.Files, error) {
 	if filepath.Ext(file) != ".proto" {
 		b, err := os.ReadFile(file) //nolint:gosec // the file that the user names
@@ -94,7 +106,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 		return protocompile.SearchResult{Desc: f}, err
 	})
 	c := protocompile.Compiler{
-		SourceInfoMode: protocompile.SourceInfoStandard, // comments become the columns' descriptions
+		SourceInfoMode: protocompile.SourceInfoStandard, // keep comments, which become the columns' descriptions
 		Resolver: protocompile.CompositeResolver{
 			&protocompile.SourceResolver{ImportPaths: append([]string{filepath.Dir(file)}, folders...)}, known,
 		},
@@ -112,16 +124,16 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 	return files, nil
 }
 
-// declare is what all tables of foreign topics have in common.
+// declared returns the common part of all tables of external topics.
 func declared(name lake.Name, topic, doc string) declare.Table {
 	return declare.Table{Name: name[len(name)-1], Namespace: strings.Join(name[:len(name)-1], "."), Topic: topic, Origin: origin, Doc: doc}
 }
 
-// errNoValue is of a record that takes its key away from a compacted topic.
+// errNoValue is the reason for a dead letter without a value.
 var errNoValue = errors.New("the record has no value: it takes its key away from a compacted topic, which a table of events cannot say")
 
-// Proto is the table that a topic of Protobuf messages lands in: a column for each field, and where each row comes from. Values
-// may be plain, or framed for a schema registry.
+// Proto declares a table for a topic of Protobuf messages, with a column for each field. Values may
+// be plain or framed for a schema registry.
 func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, options ...Option) (declare.Table, error) {
 	with := layoutOf(options)
 	t := declared(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
@@ -146,7 +158,7 @@ type protoRows struct {
 	place   place
 }
 
-// Append implements lake.Rows.
+// Append implements declare.Rows.
 func (p *protoRows) Append(_ context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
 		return declare.Appended{}, errNoValue

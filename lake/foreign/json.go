@@ -14,15 +14,15 @@ import (
 	"github.com/millrace/millrace/lake/infer"
 )
 
-// extraColumn keeps, of JSON, what has no column of its own.
+// extraColumn is the column for JSON content that has no column of its own.
 const extraColumn = "_extra"
 
 func jsonOptions(with layout, times bool) infer.Options {
 	return infer.Options{Extra: extraColumn, Reserved: with.reserved(), Times: times}
 }
 
-// JSON is the table that a topic of JSON objects lands in: columns follow from the objects, see package infer, and where each row comes
-// from. times makes times of strings that are such.
+// JSON declares a table for a topic of JSON objects. The columns follow from the objects, see
+// package infer. If times is set, strings that are RFC 3339 times become timestamps.
 func JSON(name lake.Name, topic string, times bool, options ...Option) declare.Table {
 	with := layoutOf(options)
 	o := jsonOptions(with, times)
@@ -45,7 +45,7 @@ type jsonRows struct {
 	place   place
 }
 
-// Append implements lake.Rows.
+// Append implements declare.Rows.
 func (j *jsonRows) Append(_ context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
 		return declare.Appended{}, errNoValue
@@ -56,6 +56,7 @@ func (j *jsonRows) Append(_ context.Context, r declare.Record) (declare.Appended
 	return j.place.append(r), nil
 }
 
+// appendJSON appends an object and converts the error for missing columns.
 func appendJSON(to *infer.Decoder, value []byte) error {
 	object, err := infer.Parse(value)
 	if err != nil {
@@ -67,11 +68,11 @@ func appendJSON(to *infer.Decoder, value []byte) error {
 	return err
 }
 
-// Grow implements lake.Grower.
+// Grow implements declare.Grower.
 func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
 	var objects []*infer.Object
 	for r := range records {
-		if object, err := infer.Parse(r.Value); err == nil { // Append says what is wrong with others
+		if object, err := infer.Parse(r.Value); err == nil { // Append reports the error of other values
 			objects = append(objects, object)
 		}
 	}

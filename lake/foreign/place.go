@@ -13,14 +13,14 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// Option asks for more of a table than its records' values.
+// Option adds optional columns to a table.
 type Option func(*layout)
 
-// Headers lands the records' headers in the column _headers, a map of names to bytes.
+// Headers adds a column _headers with the record's headers, a map of names to bytes.
 func Headers() Option { return func(l *layout) { l.headers = true } }
 
-// layout is which columns tell, beside those that lake adds, where a record comes from. The names begin so that no message is likely to
-// have them.
+// layout determines the columns for the record itself. They come before the origin columns, which
+// package declare adds.
 type layout struct{ headers bool }
 
 func layoutOf(options []Option) (l layout) {
@@ -35,10 +35,10 @@ const (
 	timestampColumn = "_timestamp"
 	rawTimeColumn   = "_timestamp_raw"
 	headersColumn   = "_headers"
-	origin          = "_" // before the names of the columns that lake adds
+	origin          = "_" // prefix of the names of the origin columns
 )
 
-// columns are those of the record itself.
+// columns returns the columns for the record itself.
 func (l layout) columns() []columnar.Field {
 	p := iceberg.PrimitiveTypes
 	columns := []columnar.Field{
@@ -57,7 +57,7 @@ func (l layout) columns() []columnar.Field {
 	return columns
 }
 
-// reserved are the names of the columns that say where a row comes from.
+// reserved returns the names that fields of values must not have.
 func (l layout) reserved() []string {
 	var names []string
 	for _, c := range slices.Concat(l.columns(), declare.Table{Origin: origin}.OriginColumns()) {
@@ -68,14 +68,15 @@ func (l layout) reserved() []string {
 
 func (l layout) reserves(name string) bool { return slices.Contains(l.reserved(), name) }
 
-// place fills the record's own columns.
+// place fills the columns for the record itself.
 type place struct {
 	key       *columnar.Bytes
 	timestamp *columnar.Int64s
 	rawTime   *columnar.Int64s
-	headers   *headers // nil where nobody wants them
+	headers   *headers // nil without the option Headers
 }
 
+// placeIn finds the columns by name.
 func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
 	for i, f := range to.Fields() {
 		switch f.Name {
@@ -97,9 +98,11 @@ func (l layout) placeIn(to *columnar.Columns) (p place, err error) {
 	return p, nil
 }
 
-// noTimestamp is Kafka's word for a record that has none.
+// noTimestamp is Kafka's timestamp for records without one.
 const noTimestamp = -1
 
+// append appends the record's own values. Timestamps that are not valid times are kept as raw
+// numbers.
 func (p place) append(r declare.Record) declare.Appended {
 	if r.Key == nil {
 		p.key.AppendNull()
@@ -119,7 +122,7 @@ func (p place) append(r declare.Record) declare.Appended {
 	return declare.Appended{Rows: 1, AsOf: r.Time}
 }
 
-// headers fills a map of names to bytes.
+// headers fills the map column of headers.
 type headers struct {
 	pairs        *columnar.Maps
 	names, bytes *columnar.Bytes
@@ -138,7 +141,8 @@ func headersIn(col columnar.Column) *headers {
 	return &headers{pairs, names, values}
 }
 
-// append appends a record's headers. A map has each name once, and the last header of a name is the one that Kafka's clients give.
+// append appends a record's headers. A map has each name once: the last header of a name wins, as
+// in Kafka's clients.
 func (h *headers) append(all []event.Header) {
 	for i, header := range all {
 		name := utf8Name(header.Key)
@@ -155,5 +159,5 @@ func (h *headers) append(all []event.Header) {
 	h.pairs.Append()
 }
 
-// utf8Name is a header's name as a string of a table can have it.
+// utf8Name returns a header name as valid UTF-8.
 func utf8Name(name string) string { return strings.ToValidUTF8(name, "\uFFFD") }

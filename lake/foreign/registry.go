@@ -21,17 +21,17 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// Subject says whose schemas the values of a topic are written with.
+// Subject identifies the schemas of a topic's values.
 type Subject struct {
-	Name    string // empty: the topic's, "TOPIC-value"
-	Message string // of Protobuf: the message's full name; empty: the first of the file
-	Times   bool   // of JSON: make times of strings that are such
+	Name    string // empty: the topic's default, "TOPIC-value"
+	Message string // for Protobuf: full name of the message; empty: the first one in the file
+	Times   bool   // for JSON: convert strings that are times
 }
 
-// Registered is the table that a topic of values lands in that are framed for a schema registry, in Avro, Protobuf or
-// JSON. Its columns are those of the subject's newest schema, and it gets more when values come of schemas that have
-// more. What the schema of a value lacks is null in its row; a value whose schema does not go into the table is parked
-// with the reason.
+// Registered declares a table for a topic of values that are framed for a schema registry, in Avro,
+// Protobuf or JSON. Its columns are those of the subject's newest schema. It gains columns when
+// values with other schemas arrive. Columns that a value's schema lacks are null. If a schema is
+// incompatible with the table, its values become dead letters.
 func Registered(
 	ctx context.Context, name lake.Name, topic string, of Subject, client *registry.Client, options ...Option,
 ) (declare.Table, error) {
@@ -74,28 +74,30 @@ func firstMessage(ctx context.Context, s registry.Schema) (protoreflect.FullName
 	return md.FullName(), nil
 }
 
-// schemas are those that the values of a topic have been met with. All landers of its table in this process share them.
+// schemas are the schemas met in a topic's values. All landers of the table in this process share
+// them.
 type schemas struct {
 	client  *registry.Client
 	with    layout
-	message protoreflect.FullName // of Protobuf: the one whose table it is
+	message protoreflect.FullName // for Protobuf: the message that the table is for
 	json    infer.Options
 
 	mu    sync.Mutex
 	known map[int]*schema
 }
 
-// schema is a registered schema as far as rows need it.
+// schema is a registered schema, prepared for decoding.
 type schema struct {
 	id     int
-	fields []columnar.Field // none of JSON, whose values say what they have
+	fields []columnar.Field // empty for JSON, whose columns follow from values
 	avro   *avro.Plan
 	proto  *wire.Plan
 	file   protoreflect.FileDescriptor
 	json   bool
-	bad    error // why its values cannot be read, or not into this table; it stays so
+	bad    error // permanent reason why its values cannot be landed in this table
 }
 
+// schema returns the schema with an id, from memory or the registry.
 func (s *schemas) schema(ctx context.Context, id int) (*schema, error) {
 	s.mu.Lock()
 	have := s.known[id]
@@ -104,12 +106,13 @@ func (s *schemas) schema(ctx context.Context, id int) (*schema, error) {
 		return have, nil
 	}
 	registered, err := s.client.Schema(ctx, id)
-	if err != nil { // an id that nobody has given yet may be given later
+	if err != nil { // unknown ids are not cached: they may be registered later
 		return nil, err
 	}
 	return s.read(ctx, registered), nil
 }
 
+// read prepares a schema and caches the result, including failures.
 func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema {
 	made := &schema{id: registered.ID}
 	switch registered.Type {
@@ -140,7 +143,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 	return made
 }
 
-// free refuses fields that are called as the columns that say where a row comes from.
+// free returns an error if a field has a reserved name.
 func (l layout) free(fields []columnar.Field) error {
 	for _, f := range fields {
 		if l.reserves(f.Name) || f.Name == extraColumn {
@@ -169,7 +172,7 @@ func (s *schemas) compileProto(ctx context.Context, made *schema, registered reg
 	return fmt.Errorf("it has no message %s, which the table is of", s.message)
 }
 
-// refuse notes why values of a schema do not go into the table.
+// refuse records why a schema is incompatible with the table.
 func (s *schemas) refuse(of *schema, reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,7 +185,8 @@ func (s *schemas) reason(of *schema) error {
 	return of.bad
 }
 
-// newestOfProto gives the Protobuf schemas, the newest first: whatever was written with one, another reads.
+// newestOfProto returns the usable Protobuf schemas, newest first. Values of one can be decoded
+// with another, because Protobuf schemas are compatible on the wire.
 func (s *schemas) newestOfProto() []*schema {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,7 +205,7 @@ func (s *schemas) rows(to *columnar.Columns) (declare.Rows, error) {
 	return &registeredRows{all: s, to: to, place: at, bound: map[int]*bound{}}, err
 }
 
-// registeredRows appends values, each by its schema.
+// registeredRows appends values according to their schemas.
 type registeredRows struct {
 	all   *schemas
 	to    *columnar.Columns
@@ -209,13 +213,13 @@ type registeredRows struct {
 	bound map[int]*bound
 }
 
-// bound is a schema whose columns are there.
+// bound is a schema that is bound to the table's columns.
 type bound struct {
 	append func(value []byte) error
-	others []columnar.Column // that the schema does not have
+	others []columnar.Column // columns that the schema lacks
 }
 
-// Append implements lake.Rows.
+// Append implements declare.Rows.
 func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.Appended, error) {
 	if r.Value == nil {
 		return declare.Appended{}, errNoValue
@@ -252,7 +256,7 @@ func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.
 	return x.place.append(r), nil
 }
 
-// message takes off the path to a value's message, which must be the table's.
+// message removes the message index from a value and checks that it is the table's message.
 func (x *registeredRows) message(of *schema, value []byte) ([]byte, error) {
 	path, value, err := registry.CutMessage(value)
 	if err != nil {
@@ -268,7 +272,7 @@ func (x *registeredRows) message(of *schema, value []byte) ([]byte, error) {
 	return value, nil
 }
 
-// bind gives a schema its columns. It fails with lake.ErrGrow where they are not there yet.
+// bind binds a schema to the columns. It returns declare.ErrGrow if columns are missing.
 func (x *registeredRows) bind(of *schema) (*bound, error) {
 	if of.json {
 		objects, err := x.all.json.Bind(x.to)
@@ -293,7 +297,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 		return &bound{append: d.Append, others: x.others(of.fields)}, nil
 	}
 	var errs []error
-	for _, by := range append([]*schema{of}, x.all.newestOfProto()...) { // where a field's type grew, by one that has it so
+	for _, by := range append([]*schema{of}, x.all.newestOfProto()...) { // if a field's type was widened, a newer schema fits the column
 		d, err := by.proto.Bind(x.to)
 		if err == nil {
 			return &bound{append: d.Append, others: x.others(by.fields)}, nil
@@ -303,7 +307,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 	return nil, errors.Join(errs...)
 }
 
-// split tells the columns that say where a row comes from, and JSON's extra, from those of values.
+// split separates the columns for the record itself, and JSON's extra column, from those of values.
 func (l layout) split(all []columnar.Field) (fixed, mine []columnar.Field) {
 	for _, f := range all {
 		if l.reserves(f.Name) || f.Name == extraColumn && f.Key == "" {
@@ -315,7 +319,7 @@ func (l layout) split(all []columnar.Field) (fixed, mine []columnar.Field) {
 	return fixed, mine
 }
 
-// others are the columns of values that some fields are not.
+// others returns the value columns that do not belong to the given fields.
 func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column) {
 	filled := evolution.Match(x.to.Fields(), fields)
 	for i, f := range x.to.Fields() {
@@ -326,7 +330,7 @@ func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column
 	return cols
 }
 
-// Grow implements lake.Grower.
+// Grow implements declare.Grower.
 func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, records iter.Seq[declare.Record]) ([]columnar.Field, error) {
 	fixed, mine := x.all.with.split(have)
 	var objects []*infer.Object
@@ -334,11 +338,11 @@ func (x *registeredRows) Grow(ctx context.Context, have []columnar.Field, record
 	for r := range records {
 		id, value, err := registry.CutFrame(r.Value)
 		if err != nil {
-			continue // Append says so
+			continue // Append reports it
 		}
 		of, err := x.all.schema(ctx, id)
 		if errors.Is(err, registry.ErrUnavailable) {
-			break // what comes before it has its columns
+			break // records before it get their columns
 		}
 		switch {
 		case err != nil, x.all.reason(of) != nil:

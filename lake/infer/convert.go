@@ -16,8 +16,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// scalar is a value as a column of a type without parts keeps it: which of its fields counts, the
-// type says.
+// scalar is a converted value. The column's type determines which member is used.
 type scalar struct {
 	number  int64
 	float   float64
@@ -25,8 +24,7 @@ type scalar struct {
 	bytes   []byte
 }
 
-// convert returns a value as a type has it. It is not ok where the type does not hold the value
-// exactly.
+// convert converts a value to a type. ok is false if the type cannot represent the value exactly.
 func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	switch to := to.(type) {
 	case iceberg.BooleanType:
@@ -61,7 +59,7 @@ func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	case iceberg.TimeType:
 		s.number, ok = microsOfDay(v.text)
 	case iceberg.UUIDType:
-		const written = len("00000000-0000-0000-0000-000000000000") // not the other ways that the library reads
+		const written = len("00000000-0000-0000-0000-000000000000") // the library also accepts other forms
 		if id, err := uuid.ParseBytes(v.text); err == nil && len(v.text) == written {
 			return scalar{bytes: id[:]}, true
 		}
@@ -74,7 +72,7 @@ func convert(to columnar.Type, v *value) (s scalar, ok bool) {
 	return s, ok
 }
 
-// put appends what convert gave; it is false if the column is not one of such values.
+// put appends a converted value. It returns false if the column has another type.
 func put(to columnar.Column, s scalar) bool {
 	switch to := to.(type) {
 	case *columnar.Bools:
@@ -99,8 +97,8 @@ func put(to columnar.Column, s scalar) bool {
 	return true
 }
 
-// keyOf returns the name of an object's member as the key of a map: a text, or a whole number as
-// JSON writes it, so that no two names are one key.
+// keyOf converts the name of an object's member to a map key. Integer keys must be in canonical
+// form, so that different names never become one key.
 func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 	if m.unnamed {
 		return s, false
@@ -134,8 +132,8 @@ func float(v *value, bits int) (s scalar, ok bool) {
 	return scalar{float: f}, ok
 }
 
-// decimalOf returns a number that has no more digits than a decimal. It may stand in a string, as
-// amounts do where a reader might make doubles of numbers.
+// decimalOf converts a number that fits a decimal. It may be in a string, which is how amounts are
+// often sent to protect them from conversion to doubles.
 func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	raw := v.raw
 	switch {
@@ -145,13 +143,13 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	default:
 		return d, false
 	}
-	digits, exponent := scientific(raw) // 0.digits × 10^exponent
+	digits, exponent := scientific(raw) // the value is 0.digits × 10^exponent
 	negative := bytes.HasPrefix(digits, []byte("-"))
 	digits = bytes.TrimPrefix(digits, []byte("-"))
 	if len(digits) == 0 {
 		return d, true
 	}
-	const far = 1000 // beyond it an exponent leads out of every decimal, and sums of it might wrap around
+	const far = 1000 // larger exponents never fit, and sums of them might overflow
 	zeros := exponent - len(digits) + scale
 	if exponent < -far || exponent > far || zeros < 0 || len(digits)+zeros > precision {
 		return d, false
@@ -167,12 +165,12 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 	return decimal128.FromBigInt(n), true
 }
 
-// isNumber reports whether text is a number as JSON writes it.
+// isNumber reports whether text is a JSON number.
 func isNumber(text []byte) bool {
 	return len(text) > 0 && (text[0] == '-' || text[0] >= '0' && text[0] <= '9') && json.Valid(text) && text[len(text)-1] > ' '
 }
 
-// dayOf returns a date such as 2024-01-01, in days since 1970.
+// dayOf parses a date such as 2024-01-01 as days since 1970.
 func dayOf(text []byte) (int64, bool) {
 	t, err := time.Parse(time.DateOnly, string(text))
 	if err != nil || len(text) != len(time.DateOnly) {
@@ -182,8 +180,8 @@ func dayOf(text []byte) (int64, bool) {
 	return days, timeunit.OfDay(int32(days))
 }
 
-// microsOfDay returns a time of day such as 10:00, 10:00:00 or 10:00:00.000001, in microseconds
-// since midnight.
+// microsOfDay parses a time of day such as 10:00, 10:00:00 or 10:00:00.000001 as microseconds since
+// midnight.
 func microsOfDay(text []byte) (int64, bool) {
 	const least, most = len("15:04"), len("15:04:05.000000")
 	if len(text) < least || len(text) > most || text[2] != ':' || bytes.IndexByte(text, ',') >= 0 {
@@ -200,8 +198,8 @@ func microsOfDay(text []byte) (int64, bool) {
 	return t.Sub(time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)).Microseconds(), true
 }
 
-// localMicros returns a time without a zone such as 2024-01-01T10:00:00.000001, in microseconds
-// since 1970.
+// localMicros parses a time without a zone such as 2024-01-01T10:00:00.000001 as microseconds since
+// 1970.
 func localMicros(text []byte) (int64, bool) {
 	const least, most = len("2006-01-02T15:04:05"), len("2006-01-02T15:04:05.000000")
 	if len(text) < least || len(text) > most || bytes.IndexByte(text, ',') >= 0 {
@@ -214,7 +212,7 @@ func localMicros(text []byte) (int64, bool) {
 	return timeunit.Of(t)
 }
 
-// base64Of returns what standard base64 says, where it would be written so again.
+// base64Of decodes standard base64 in canonical form.
 func base64Of(text []byte) ([]byte, bool) {
 	b, err := base64.StdEncoding.Strict().DecodeString(string(text))
 	return b, err == nil && base64.StdEncoding.EncodeToString(b) == string(text)

@@ -8,19 +8,19 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// ErrGrow says that an object needs columns that are not there, and that Grow gives.
+// ErrGrow reports that an object needs columns that do not exist yet. Grow returns them.
 var ErrGrow = errors.New("the object needs columns that are not there yet")
 
 // Decoder appends objects to columns.
 type Decoder struct {
 	o       Options
 	columns *columnar.Columns
-	fields  []columnar.Field // those that are ours to fill, except for extra
+	fields  []columnar.Field // columns to fill, except for extra
 	root    *group
 	extra   *columnar.Bytes
 }
 
-// Bind returns a decoder that fills all columns but the reserved ones.
+// Bind returns a decoder that fills all columns except the reserved ones.
 func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	d := &Decoder{o: o, columns: columns}
 	var mine []columnar.Column
@@ -40,9 +40,8 @@ func (o Options) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, nil
 }
 
-// Append appends a row to the decoder's columns, or fails and leaves it to the caller to take away
-// what there is of one. ErrGrow tells that the object wants more columns; any other error is
-// columnar.ErrFull.
+// Append appends a row. If it fails, the caller must roll back the unfinished row. The error is
+// ErrGrow if the object needs more columns, or else columnar.ErrFull.
 func (d *Decoder) Append(o *Object) error {
 	left := d.root.append(o.root)
 	if left == nil {
@@ -56,25 +55,25 @@ func (d *Decoder) Append(o *Object) error {
 	return d.columns.Err()
 }
 
-// group is a struct, or the whole row.
+// group is a struct or the whole row.
 type group struct {
 	members map[string]*member
-	folded  map[string]string // their names by what they are without capitals; empty if that is not one
+	folded  map[string]string // names by their case-folded form; empty if ambiguous
 	columns []*target
-	turn    uint64 // counts the objects
+	turn    uint64 // number of objects appended
 }
 
-// member is a field of objects, and the columns that its values go into; nil if there is none.
+// member is a field of objects with its columns. Columns that do not exist are nil.
 type member struct{ primary, doubles, json *target }
 
-// target is a column, and what it has of parts.
+// target is a column with its parts.
 type target struct {
 	column  columnar.Column
 	group   *group  // of structs
-	element *target // of lists, and of maps' values
+	element *target // elements of a list or values of a map
 	keys    *target // of maps
 	of      columnar.Type
-	filled  uint64 // the turn in which it got its value
+	filled  uint64 // turn in which it was last filled
 }
 
 func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
@@ -128,8 +127,8 @@ func bind(t columnar.Type, col columnar.Column) *target {
 	return out
 }
 
-// append appends an object's members, and gives what has no column, as an object; nil if all have
-// one.
+// append appends an object's members. It returns the members without a column as a JSON object, or
+// nil if there are none.
 func (g *group) append(v *value) (left []byte) {
 	g.turn++
 	for i := range v.children {
@@ -162,7 +161,7 @@ func (g *group) append(v *value) (left []byte) {
 	return append(left, '}')
 }
 
-// member returns where a member of an object goes, nil if it has no column.
+// member returns the columns of an object's member, or nil.
 func (g *group) member(members []value, i int) *member {
 	m := &members[i]
 	if m.unnamed {
@@ -179,12 +178,12 @@ func (g *group) member(members []value, i int) *member {
 
 func appendName(dst []byte, m *value) []byte {
 	if m.unnamed {
-		return append(append(dst, m.name...), ':') // as it was written
+		return append(append(dst, m.name...), ':') // as written
 	}
 	return append(appendWords(dst, string(m.name)), ':')
 }
 
-// append puts a value into the column that holds it.
+// append appends a value to the first of the member's columns that can hold it.
 func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
 	if to.primary != nil {
 		if left, placed = to.primary.append(v); placed {
@@ -207,8 +206,8 @@ func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
 	return v.raw, false
 }
 
-// append appends one value, or nothing where the column does not hold it. left is what of it has no
-// column.
+// append appends one value, or nothing if the column cannot hold it. left is the part of the value
+// without a column.
 func (t *target) append(v *value) (left []byte, ok bool) {
 	if v.kind == null {
 		t.column.AppendNull()
@@ -230,7 +229,8 @@ func (t *target) append(v *value) (left []byte, ok bool) {
 	return nil, ok && put(t.column, converted)
 }
 
-// appendList appends an array. What its elements leave is in an array of the same length.
+// appendList appends an array. left is an array of the same length with the elements' remaining
+// parts.
 func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool) {
 	if v.kind != list {
 		return nil, false
@@ -263,8 +263,8 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	return left, true
 }
 
-// appendMap appends an object as pairs of its names and values. What its values leave has the same
-// names.
+// appendMap appends an object as pairs. left is an object with the values' remaining parts under
+// the same names.
 func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) {
 	if v.kind != object {
 		return nil, false

@@ -1,6 +1,7 @@
-// Package infer makes columns of JSON objects that nobody has described: the columns follow from
-// the objects that come, and grow with them. It is here so that a topic of JSON can be asked in SQL
-// at once, and so that nothing of it is lost where its objects do not agree.
+// Package infer derives columns from JSON objects without a schema. The columns follow from the
+// objects that arrive and grow with them. So a topic of JSON can be queried immediately, and
+// nothing is lost if its objects disagree. Parse reads an object, Options.Grow returns the columns
+// that objects need, and a Decoder appends objects to columns.
 //
 //	true, false       boolean
 //	a whole number    long, if it has neither point nor exponent and 64 bits hold it
@@ -10,25 +11,27 @@
 //	an array          list, where its elements go into one type
 //	null              null, the same as a name that is not there
 //
-// A column that a table has keeps its type, and is filled by what its type holds exactly: int,
-// float and decimal by numbers (a decimal also by one in a string), date, time, timestamp and uuid
-// by strings such as 2024-01-01, 10:00:00, 2024-01-01T10:00:00 and
-// 6ba7b810-9dad-11d1-80b4-00c04fd430c8, binary and fixed by base64. A field that no column is
-// called as fills the one whose name differs in capitals alone, unless the object has two such
-// fields: then the one that is called as the column, or else the first, does.
+// An existing column keeps its type, and is filled with values that its type represents exactly.
+// Numbers fill int, float and decimal (a decimal also accepts a number in a string). Strings fill
+// date, time, timestamp and uuid, in forms such as 2024-01-01, 10:00:00, 2024-01-01T10:00:00 and
+// 6ba7b810-9dad-11d1-80b4-00c04fd430c8. Base64 fills binary and fixed.
 //
-// What does not fit goes beside it: a number that has a fraction, where x is a long, to x_double;
-// anything else, such as a string where x is a number, a number that x cannot hold exactly, an
-// array of mixed types, to x_json, as its JSON. Where the first objects already disagree, x itself
-// is a string that holds JSON. So of x, x_double and x_json at most one has a value, and coalesce
-// gives it.
+// A field without a column of its name fills a column whose name differs only in case. If the
+// object has several such fields, the one with exactly the column's name is used, or else the
+// first.
 //
-// What still has no column is kept, word for word, in one more column, a JSON object that has the
-// same names around it: arrays and objects that are empty and were never seen otherwise, what is
-// nested too deep, what would be a column too many, and names that a table cannot have beside those
-// it has. In an array stands null for what has a column.
+// A value that does not fit is stored in a second column. A number with a fraction goes to x_double
+// if x is a long. Anything else goes to x_json as its JSON: a string if x is a number, a number
+// that x cannot represent exactly, an array of mixed types. If the first objects already disagree,
+// x itself is a string with JSON. At most one of x, x_double and x_json has a value, so coalesce
+// returns it.
 //
-// A dot in a name becomes an underscore: in SQL it would mean another thing.
+// What still has no column is preserved verbatim in one more column, as a JSON object with the same
+// enclosing names. This applies to empty arrays and objects without any other occurrence, to values
+// that are nested too deep or exceed the number of columns, and to names that a table cannot have.
+// In arrays, null replaces elements that have a column.
+//
+// Dots in names become underscores, because dots have a meaning in SQL.
 package infer
 
 import (
@@ -41,13 +44,13 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Options bound what objects become.
+// Options are limits and settings for inferred columns.
 type Options struct {
-	Extra    string   // name of the column for what has no other
+	Extra    string   // name of the column for everything without a column
 	Reserved []string // names of the table's other columns
 	Times    bool     // strings that are RFC 3339 times become timestamptz
-	Columns  int      // at most so many, those inside of others included; 1000 where 0
-	Depth    int      // objects and arrays around a value at most, the outermost included; 8 where 0
+	Columns  int      // maximum number of columns, including nested ones; 0 means 1000
+	Depth    int      // maximum nesting of objects and arrays, including the outermost; 0 means 8
 }
 
 func (o Options) columns() int {
@@ -64,16 +67,16 @@ func (o Options) depth() int {
 	return o.Depth
 }
 
-// ExtraField returns the column for what has no other.
+// ExtraField returns the column for everything without a column.
 func (o Options) ExtraField() columnar.Field {
 	return columnar.Field{Name: o.Extra, Type: text, Doc: "what has no column of its own, as a JSON object"}
 }
 
-// The keys of columns that are not simply the field of their name: what is before the field's name.
+// Key prefixes of columns that are not simply the field of their name. The field's name follows.
 const (
-	renamedKey = "name:"   // the column is called otherwise than the field
-	doubleKey  = "double:" // numbers that the field's column, a long, does not hold
-	jsonKey    = "json:"   // values that the field's columns do not hold, as JSON
+	renamedKey = "name:"   // the column's name differs from the field's
+	doubleKey  = "double:" // numbers that the field's long column cannot hold
+	jsonKey    = "json:"   // values that the field's other columns cannot hold, as JSON
 )
 
 var (
@@ -84,8 +87,8 @@ var (
 	instant = iceberg.PrimitiveTypes.TimestampTz
 )
 
-// Grow returns the columns that a table is to have for objects, from those that it has, and reports
-// whether they are others. Columns that have an id keep their types.
+// Grow returns the columns that a table needs for objects, given those that it has, and reports
+// whether they differ. Columns with an id exist in the table and keep their types.
 func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columnar.Field, changed bool) {
 	var mine []columnar.Field
 	for _, f := range have {
@@ -94,7 +97,7 @@ func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columna
 		}
 	}
 	g := grower{o: o, columns: count(mine)}
-	for again := true; again; { // a column that became one of JSON may have made room for another
+	for again := true; again; { // a column that became JSON may have freed room for another one
 		g.changed = false
 		for _, object := range objects {
 			mine = g.object(mine, object.root, 1)
@@ -102,7 +105,7 @@ func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columna
 		again = g.changed
 		changed = changed || again
 	}
-	for _, f := range have { // each where it stood
+	for _, f := range have { // in their original order
 		if !o.reserves(f.Name) {
 			f, mine = mine[0], mine[1:]
 		}
@@ -111,7 +114,7 @@ func (o Options) Grow(have []columnar.Field, objects ...*Object) (want []columna
 	return append(want, mine...), changed
 }
 
-// reserves reports whether no field of the objects can have a column of that name.
+// reserves reports whether fields cannot have a column of that name.
 func (o Options) reserves(name string) bool {
 	taken := func(other string) bool { return strings.EqualFold(other, name) }
 	return taken(o.Extra) || slices.ContainsFunc(o.Reserved, taken)
@@ -125,13 +128,14 @@ func count(fields []columnar.Field) int {
 	return n
 }
 
+// grower is the state of Grow.
 type grower struct {
 	o       Options
 	columns int
 	changed bool
 }
 
-// object returns the columns of the struct that an object goes into.
+// object returns the fields of the struct for an object.
 func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar.Field {
 	for i := range v.children {
 		if m := &v.children[i]; m.kind != null && !m.unnamed {
@@ -141,8 +145,8 @@ func (g *grower) object(fields []columnar.Field, v *value, depth int) []columnar
 	return fields
 }
 
-// field returns the name of the field that a member of an object is: its own, or one that differs
-// in capitals alone and has columns.
+// field returns the field that an object's member belongs to: the one with its own name, or an
+// existing one whose name differs only in case.
 func field(fields []columnar.Field, members []value, i int) string {
 	name, like := string(members[i].name), ""
 	for _, f := range fields {
@@ -150,7 +154,7 @@ func field(fields []columnar.Field, members []value, i int) string {
 		case of == name:
 			return name
 		case strings.EqualFold(of, name) && like != "" && like != of:
-			return name // more than one is like it
+			return name // ambiguous
 		case strings.EqualFold(of, name):
 			like = of
 		}
@@ -161,8 +165,7 @@ func field(fields []columnar.Field, members []value, i int) string {
 	return name
 }
 
-// member returns the columns that an object's member goes into, among those of the struct. name is
-// the field that it is.
+// member returns the fields of the enclosing struct after adding a member to field name.
 func (g *grower) member(fields []columnar.Field, name string, m *value, depth int) []columnar.Field {
 	before := *g
 	primary, doubles, json := find(fields, name)
@@ -184,11 +187,11 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 			f.Key = key
 			return g.add(fields, f)
 		}
-		return g.member(g.add(fields, f), name, m, depth) // does it hold the value?
+		return g.member(g.add(fields, f), name, m, depth) // check that it holds the value
 	}
 	was := fields[primary]
 	if t, ok := g.fit(was.Type, m, was.ID != 0, depth); ok {
-		if g.changed { // else it is the same
+		if g.changed { // otherwise it is unchanged
 			fields = slices.Clone(fields)
 			fields[primary].Type = t
 		}
@@ -198,7 +201,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	numeric := m.kind == number || m.kind == integer
 	switch {
 	case json >= 0 || doubles >= 0 && m.kind == number && exact(m.raw):
-	case was.ID == 0 && (!numeric || !same(was.Type, double)): // nobody has it yet
+	case was.ID == 0 && (!numeric || !same(was.Type, double)): // it does not exist in the table yet, so it may change
 		g.changed = true
 		g.columns += 1 - count([]columnar.Field{was})
 		fields = slices.Clone(fields)
@@ -211,14 +214,14 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	return fields
 }
 
-// mixed is the type of an array whose elements have none in common.
+// mixed is the type of an array whose elements have no common type.
 type mixed struct{}
 
 func (mixed) String() string { return "mixed" }
 
 func same(a, b columnar.Type) bool { return a.String() == b.String() }
 
-// find reports where the columns of a field stand, -1 for those that are not there.
+// find returns the indices of a field's columns, or -1 for those that do not exist.
 func find(fields []columnar.Field, name string) (primary, doubles, json int) {
 	primary, doubles, json = -1, -1, -1
 	for i, f := range fields {
@@ -236,11 +239,11 @@ func find(fields []columnar.Field, name string) (primary, doubles, json int) {
 
 func (g *grower) add(fields []columnar.Field, f columnar.Field) []columnar.Field {
 	g.changed = true
-	g.columns++ // its parts were counted as they were made
+	g.columns++ // its parts have already been counted
 	return append(slices.Clone(fields), f)
 }
 
-// beside adds a column for what a field's own does not hold.
+// beside adds a column for values that the field's own column cannot hold.
 func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t columnar.Type, depth int) []columnar.Field {
 	if f, ok := g.named(fields, key, name+suffix, t, depth); ok {
 		f.Key = key + name
@@ -249,10 +252,10 @@ func (g *grower) beside(fields []columnar.Field, key, name, suffix string, t col
 	return fields
 }
 
-// How long a name may be that becomes a column's.
+// maxName is the maximum length of a name that becomes a column, in bytes.
 const maxName = 128
 
-// named returns a column, unless its name cannot be one here, or there are enough.
+// named returns a column, unless its name is not possible or there are too many columns.
 func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Type, depth int) (f columnar.Field, ok bool) {
 	column := strings.Map(func(r rune) rune {
 		if r == '.' || !unicode.IsPrint(r) || r == unicode.ReplacementChar {
@@ -271,7 +274,7 @@ func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Typ
 	return f, ok
 }
 
-// typeOf returns the type that a first value suggests; nil if it suggests none.
+// typeOf returns the type for a first value, or nil if the value suggests none.
 func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	switch v.kind {
 	case truth:
@@ -318,8 +321,8 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 	return columnar.List{Element: columnar.Field{Name: "element", Type: element}}
 }
 
-// fit reports whether a type holds a value, and which type that is: it has more fields where the
-// value has, and is another where it is not fixed yet.
+// fit reports whether a type can hold a value, and returns that type. It may have more fields than
+// before, and if it is not fixed, it may be another type.
 func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar.Type, bool) {
 	if v.kind == null {
 		return t, true
@@ -343,7 +346,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 		}
 		t.Element.Type = element
 		return t, true
-	case columnar.Map: // of a table that was there
+	case columnar.Map: // only in existing tables
 		if v.kind != object {
 			return t, false
 		}
@@ -376,7 +379,7 @@ func (g *grower) fit(t columnar.Type, v *value, fixed bool, depth int) (columnar
 	return t, false
 }
 
-// holds reports whether a type that has no parts holds a value exactly.
+// holds reports whether a type without parts can represent a value exactly.
 func holds(t columnar.Type, v *value) bool {
 	_, ok := convert(t, v)
 	return ok

@@ -7,7 +7,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// fieldOf returns the name of the field that a column is of.
+// fieldOf returns the name of the field that a column belongs to.
 func fieldOf(f columnar.Field) string {
 	for _, kind := range []string{renamedKey, doubleKey, jsonKey} {
 		if name, ok := strings.CutPrefix(f.Key, kind); ok {
@@ -17,12 +17,12 @@ func fieldOf(f columnar.Field) string {
 	return f.Name
 }
 
-// fold returns the same for all names that differ in capitals alone, as strings.EqualFold has it.
+// fold returns the same string for all names that strings.EqualFold considers equal.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		for {
 			next := unicode.SimpleFold(r)
-			if next <= r { // the lowest comes after the highest
+			if next <= r { // the orbit wraps around to its lowest rune
 				return next
 			}
 			r = next
@@ -30,9 +30,9 @@ func fold(name string) string {
 	}, name)
 }
 
-// claims reports whether a member of an object, which has no column of its own name, has the one of
-// a field whose name differs in capitals alone: unless another member is called as the field, or
-// came before with a name like it.
+// claims reports whether a member of an object may use the column of a field whose name differs
+// only in case. It may not if another member has exactly the field's name, or a similar one and
+// comes first.
 func claims(members []value, i int, field string) bool {
 	for j := range members {
 		other := &members[j]

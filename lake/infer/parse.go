@@ -12,16 +12,16 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
-// Object is a JSON object, read. It keeps nothing but the bytes that it was read from.
+// Object is a parsed JSON object. It refers to the bytes from which it was parsed.
 type Object struct{ root *value }
 
 type kind uint8
 
 const (
-	null kind = iota
-	truth
-	integer // of 64 bits
-	number  // any other
+	null    kind = iota
+	truth        // fits into 64 bits
+	integer      // of 64 bits
+	number       // any other number
 	words
 	list
 	object
@@ -30,23 +30,23 @@ const (
 // value is a JSON value.
 type value struct {
 	kind     kind
-	decoded  bool   // of words: text is what they say; not so where a half of a surrogate pair stands alone
-	unnamed  bool   // likewise of name
-	raw      []byte // as it was written
-	text     []byte // of words
+	decoded  bool   // of a string: text is valid; false if it has an unpaired surrogate
+	unnamed  bool   // likewise for name
+	raw      []byte // as written
+	text     []byte // of a string
 	name     []byte // of an object's member
 	children []value
 }
 
-// Parse reads an object. Two members of the same name are an error: no reader could tell which one
-// counts.
+// Parse parses an object. Duplicate names are an error, since readers would disagree about which
+// one counts.
 func Parse(b []byte) (*Object, error) {
 	if !utf8.Valid(b) {
 		return nil, errors.New("the value is no JSON: it is not UTF-8")
 	}
 	if !json.Valid(b) {
 		var whatever json.RawMessage
-		err := json.Unmarshal(b, &whatever) // says why
+		err := json.Unmarshal(b, &whatever) // for the reason
 		return nil, fmt.Errorf("the value is no JSON: %w", err)
 	}
 	p := parser{rest: b}
@@ -60,7 +60,7 @@ func Parse(b []byte) (*Object, error) {
 	return &Object{&root}, nil
 }
 
-// parser reads JSON that is known to be valid.
+// parser parses JSON that is known to be valid.
 type parser struct {
 	rest []byte
 	err  error
@@ -111,7 +111,7 @@ func (p *parser) value() value {
 	return v
 }
 
-// children reads what is between brackets.
+// children parses an array or an object.
 func (p *parser) children(named bool) (all []value) {
 	var names map[string]bool
 	p.take(1)
@@ -130,7 +130,7 @@ func (p *parser) children(named bool) (all []value) {
 		if named {
 			begin := p.rest
 			if name, decoded = p.words(); !decoded {
-				name = begin[:len(begin)-len(p.rest)] // names differ where what was written does
+				name = begin[:len(begin)-len(p.rest)] // names are compared as written
 			}
 			p.space()
 			p.take(1) // the colon
@@ -150,7 +150,7 @@ func (p *parser) children(named bool) (all []value) {
 	}
 }
 
-// words reads a string.
+// words parses a string. decoded is false if it has an unpaired surrogate.
 func (p *parser) words() (text []byte, decoded bool) {
 	end := 1
 	plain := true
@@ -172,10 +172,10 @@ func (p *parser) words() (text []byte, decoded bool) {
 	return []byte(s), !hasHalf(raw)
 }
 
-// hasHalf reports whether a half of a surrogate pair stands alone among a string's escapes: then no
-// text is the same.
+// hasHalf reports whether a string's escapes include an unpaired surrogate, which has no UTF-8
+// form.
 func hasHalf(raw []byte) bool {
-	high := false // the escape before was a first half
+	high := false // the previous escape was a high surrogate
 	for i := 0; i < len(raw); i++ {
 		if raw[i] != '\\' {
 			if high {
@@ -198,14 +198,14 @@ func hasHalf(raw []byte) bool {
 	return high
 }
 
-// exact reports whether a double holds a number.
+// exact reports whether a double represents a number exactly.
 func exact(raw []byte) bool {
 	_, ok := exactly(raw, 64)
 	return ok
 }
 
-// exactly returns a number as a float of so many bits, which holds it where, written back in the
-// shortest way, it has the same digits.
+// exactly converts a number to a float of the given size. ok is true if the shortest representation
+// of the float has the same digits.
 func exactly(raw []byte, bits int) (float64, bool) {
 	f, err := strconv.ParseFloat(string(raw), bits)
 	if err != nil {
@@ -216,13 +216,13 @@ func exactly(raw []byte, bits int) (float64, bool) {
 	return f, bytes.Equal(digits, back) && exponent == backExponent
 }
 
-// scientific returns a number's digits, without zeros at their ends, with the sign, and the power
-// of ten that the first of them has.
+// scientific returns a number as 0.digits × 10^exponent. digits has the sign, and neither leading
+// nor trailing zeros.
 func scientific(raw []byte) (digits []byte, exponent int) {
 	mantissa := raw
 	if i := bytes.IndexAny(raw, "eE"); i >= 0 {
 		mantissa = raw[:i]
-		exponent, _ = strconv.Atoi(string(raw[i+1:])) // beyond what an int holds, no double has it
+		exponent, _ = strconv.Atoi(string(raw[i+1:])) // no double has an exponent that exceeds int
 	}
 	negative := len(mantissa) > 0 && mantissa[0] == '-'
 	mantissa = bytes.TrimPrefix(mantissa, []byte("-"))
@@ -241,7 +241,7 @@ func scientific(raw []byte) (digits []byte, exponent int) {
 	return digits, exponent
 }
 
-// isTime reports whether words are an RFC 3339 time that microseconds hold.
+// isTime reports whether a string is an RFC 3339 time with at most microseconds.
 func isTime(v *value) bool {
 	_, ok := micros(v)
 	return ok
@@ -256,5 +256,5 @@ func micros(v *value) (int64, bool) {
 	if err != nil || t.Nanosecond()%1000 != 0 {
 		return 0, false
 	}
-	return timeunit.Of(t) // an offset may lead out of the years that a time can have
+	return timeunit.Of(t) // the offset may lead outside of the supported years
 }

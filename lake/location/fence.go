@@ -10,16 +10,19 @@ import (
 	"github.com/apache/iceberg-go/io"
 )
 
-// ErrOutside says that a file is not in the folder of the table that names it.
+// ErrOutside reports that a file is outside of the folder of the table that refers to it.
 var ErrOutside = errors.New("it is not in the table's folder")
 
-// Fence returns a file system that ends with a table's folder, whatever names the file: a record, a
-// property, a manifest of another engine. Beside it are folders that the table was given long ago.
-// The manifest lists written to it have the bounds that iceberg-go leaves out.
+// Fence returns a file system that is limited to a table's folder, whatever a file name comes from:
+// a record, a property, or another engine's manifest. beside are further folders of tables that
+// were configured by earlier versions. Manifest lists written to it get the bounds that iceberg-go
+// omits.
 func Fence(files io.IO, location string, beside ...string) io.IO {
 	return fenced{files, location, beside}
 }
 
+// fenced implements every interface of iceberg-go's file systems, because wrapping would otherwise
+// hide the optional ones.
 type fenced struct {
 	files    io.IO
 	location string
@@ -100,7 +103,8 @@ func (f fenced) Remove(name string) error {
 	return f.files.Remove(name)
 }
 
-// DeleteFiles implements io.BulkRemovableIO. Files outside are left, and are an error.
+// DeleteFiles implements io.BulkRemovableIO. Files outside of the folders are kept and reported as
+// errors.
 func (f fenced) DeleteFiles(ctx context.Context, names []string) (deleted []string, err error) {
 	var errs []error
 	var inside []string
@@ -144,7 +148,7 @@ func (f fenced) Stat(name string) (fs.FileInfo, error) {
 	return info, errors.Join(err, file.Close())
 }
 
-// asWritten is of a file system that knows files at other paths than those written.
+// asWritten implements AsWritten within the fence.
 func (f fenced) asWritten(name string) (bool, error) {
 	if err := f.check("link", name); err != nil {
 		return false, err
@@ -152,9 +156,9 @@ func (f fenced) asWritten(name string) (bool, error) {
 	return AsWritten(f.files, name)
 }
 
-// AsWritten returns a file available at its location as written, and reports whether it had to.
-// Files of tables of before stand elsewhere, where programs that decode a location look and others
-// do not: see Local.
+// AsWritten makes a file available at its location exactly as written, and reports whether that was
+// necessary. Earlier versions decoded locations when they wrote files, so programs that do not
+// decode them cannot find these files: see Local.
 func AsWritten(files io.IO, name string) (made bool, err error) {
 	if l, ok := files.(interface {
 		asWritten(name string) (bool, error)

@@ -14,8 +14,7 @@ import (
 	"github.com/apache/iceberg-go/io"
 )
 
-// iceberg-go finds file systems by a registry, so Local takes its own one's place for the whole
-// program.
+// iceberg-go finds file systems in a registry. Local replaces its own one for the whole program.
 func init() {
 	for _, scheme := range []string{"file", ""} {
 		io.Unregister(scheme)
@@ -23,11 +22,11 @@ func init() {
 	}
 }
 
-// Local is the file system of tables on local disk. It takes locations as they are written.
+// Local is the file system for tables on local disk. It does not decode locations.
 //
-// Tables of before were written by a file system that decoded them. Their files are still found,
-// and new ones placed beside them: where nothing is at the path as written, and something at the
-// decoded one or nearer to it, that one is meant.
+// Earlier versions decoded them when they wrote files. Those files are still found: if nothing
+// exists at the path as written, but more of the decoded path exists, the decoded path is used. New
+// files are placed beside the old ones in the same way.
 type Local struct{}
 
 // resolve returns the path of a location.
@@ -49,7 +48,8 @@ func resolve(op, name string) (string, error) {
 	return other, nil
 }
 
-// depth returns how much of a path exists, in bytes, with the whole of it as the most.
+// depth returns how much of a path exists: the number of slashes of its deepest existing folder, or
+// a very large number if the path itself exists.
 func depth(p string) int {
 	if _, err := os.Lstat(p); err == nil {
 		return 1 << 30
@@ -82,11 +82,11 @@ func (Local) ReadFile(name string) ([]byte, error) {
 	return os.ReadFile(p) //nolint:gosec // as for Open
 }
 
-// synced is set once a table of this process is to outlive a power cut.
+// synced is set once files must be durable.
 var synced atomic.Bool
 
-// Sync makes every file that this process writes by Local from now on durable before its Close
-// returns: the file, and its name in each folder that was made for it.
+// Sync makes files durable that this process writes through Local from now on: the file, and its
+// entry in every folder that was created for it. They are durable when Close returns.
 func Sync() { synced.Store(true) }
 
 // Create implements io.WriteFileIO.
@@ -102,20 +102,20 @@ func (Local) Create(name string) (io.FileWriter, error) {
 	return durable{f, made}, nil
 }
 
-// WriteFile implements io.WriteFileIO. It replaces the file as a whole: whoever reads a file that
-// is written again, such as one that pins a state of the past, sees the old or the new content, and
-// a kill leaves one of them.
+// WriteFile implements io.WriteFileIO. It replaces a file atomically: readers of a file that is
+// rewritten, such as one that pins a past state, see either the old or the new content, even after
+// a crash.
 func (Local) WriteFile(name string, content []byte) error {
 	p, made, err := inFolder("create", name)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(p), partial) // orphans are removed by maintenance
+	f, err := os.CreateTemp(filepath.Dir(p), partial) // maintenance removes leftovers as orphans
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644)) // other engines read it, as other users
+	err = errors.Join(err, f.Chmod(0o644)) // for other engines that run as other users
 	if err == nil && synced.Load() {
 		err = f.Sync()
 	}
@@ -135,10 +135,10 @@ func (Local) WriteFile(name string, content []byte) error {
 	return nil
 }
 
-// partial is the name of a file that is not written yet, except for a random number.
+// partial is the name pattern of temporary files.
 const partial = "*.part"
 
-// durable is a file that is synced before it is closed, and then the folders that name it.
+// durable is a file that is synced when it is closed, followed by the folders with new entries.
 type durable struct {
 	*os.File
 	folders []string
@@ -153,7 +153,7 @@ func (d durable) Close() error {
 	return errors.Join(errs...)
 }
 
-// syncFolder is a variable, so that a test can see which folders are synced.
+// syncFolder syncs a folder's entries. It is a variable, so that tests can observe the calls.
 var syncFolder = func(folder string) error {
 	f, err := os.Open(folder) //nolint:gosec // a table's folder
 	if err != nil {
@@ -162,8 +162,8 @@ var syncFolder = func(folder string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// inFolder returns the path of a file that is about to be made, whose folder is there; and the
-// folders that have a new name in them then.
+// inFolder creates the folder of a file that is about to be created. It returns the file's path,
+// and the folders in which that creates new entries.
 func inFolder(op, name string) (p string, folders []string, err error) {
 	if p, err = resolve(op, name); err != nil {
 		return "", nil, err
@@ -177,8 +177,8 @@ func inFolder(op, name string) (p string, folders []string, err error) {
 	return p, folders, os.MkdirAll(filepath.Dir(p), 0o755) //nolint:gosec // as for WriteFile
 }
 
-// asWritten returns what AsWritten says. Both names are of one file, so that a program which
-// decodes the location continues, too; where a file system has no such names, it is copied.
+// asWritten implements AsWritten. It creates a hard link, so that programs that decode the location
+// still find the file, too. On file systems without hard links it copies the file.
 func (Local) asWritten(name string) (bool, error) {
 	written, _ := localPath(name)
 	stands, err := resolve("link", name)
@@ -198,7 +198,7 @@ func (Local) asWritten(name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	under := written + ".part"                                  // nobody reads half of it
+	under := written + ".part"                                  // readers must not see a partial file
 	if err := os.WriteFile(under, content, 0o644); err != nil { //nolint:gosec // as for WriteFile
 		return false, err
 	}
@@ -223,7 +223,7 @@ func (Local) Stat(name string) (fs.FileInfo, error) {
 	return os.Stat(p)
 }
 
-// WalkDir implements io.ListableIO. It names files by their paths.
+// WalkDir implements io.ListableIO. It reports files by path.
 func (Local) WalkDir(root string, fn fs.WalkDirFunc) error {
 	p, err := resolve("list", root)
 	if err != nil {

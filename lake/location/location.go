@@ -1,11 +1,15 @@
-// Package location says where the files of Iceberg tables are, and is the one file system of tables
-// on local disk.
+// Package location defines where the files of Iceberg tables are, and provides the file system for
+// tables on local disk.
 //
-// A location is read by many programs, and some of them decode it as a URL while others take it as
-// it is. So a location that is made here has only characters that mean the same to both: Table
-// makes one of a table's name, and no data file's name has anything of a record in it. Local takes
-// locations as they are, as PyIceberg, DuckDB and Java do; iceberg-go's own file system decodes
-// them. Fence keeps whoever reads or writes a table in the table's own folder.
+// Many programs read a location. Some decode it as a URL, and others use it as written. So new
+// locations only contain characters that mean the same to both: Table derives one from a table's
+// name, and names of data files contain no values of records. Local uses locations as written, as
+// PyIceberg, DuckDB and Java do; iceberg-go's own file system decodes them.
+//
+// Fence limits readers and writers of a table to its own folders. A path counts as inside only if
+// it is inside both as written and decoded (Inside).
+//
+// The package also adds bounds to manifest lists that iceberg-go omits, see manifestlist.go.
 package location
 
 import (
@@ -17,9 +21,9 @@ import (
 	"strings"
 )
 
-// Table returns where a new table's files are to be, below a warehouse. A name whose characters all
-// stand for themselves is its own folder's; any other becomes one that is as good as unique. The
-// same name always gives the same location.
+// Table returns the location of a new table below a warehouse. If the name only has plain
+// characters, the folder has the same name. Otherwise it gets a practically unique one, with a hash
+// of the name. The same name always has the same location.
 func Table(warehouse string, name []string) string {
 	namespace, last := strings.Join(name[:len(name)-1], "/"), name[len(name)-1]
 	folder := namespace + ".db/" + last
@@ -35,11 +39,11 @@ func Table(warehouse string, name []string) string {
 }
 
 const (
-	maxPart = 100 // bytes of a name that is a folder's
-	maxKept = 40  // bytes of a name that is kept for people in another
+	maxPart = 100 // maximum bytes of a part of a name that is used as it is
+	maxKept = 40  // bytes of another name that are kept for readability
 )
 
-// replaced returns a name with a line in place of each character that may need escaping.
+// replaced returns a name with underscores in place of characters that may need escaping.
 func replaced(name string) string {
 	name = strings.Map(func(r rune) rune {
 		if strings.ContainsRune(letters+"-", r) {
@@ -52,8 +56,9 @@ func replaced(name string) string {
 
 const (
 	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
-	// What means the same whether or not it is decoded: what RFC 3986 calls unreserved, and what it
-	// lets a path have besides that no reader takes for a pattern.
+	// plainSet are the characters that mean the same whether or not they are decoded: those that
+	// RFC 3986 calls unreserved, and those that it allows in a path and no reader interprets as a
+	// pattern.
 	plainSet = letters + "-.~@+,=:"
 )
 
@@ -67,8 +72,7 @@ func Plain(path string) error {
 	return nil
 }
 
-// Inside reports whether a file is below a location, however it is read: as it is written, and
-// decoded.
+// Inside reports whether a file is below a location, both as written and decoded.
 func Inside(base, name string) bool {
 	if climbs(name) || climbs(decoded(name)) {
 		return false
@@ -77,11 +81,11 @@ func Inside(base, name string) bool {
 	if strings.HasPrefix(name, base) {
 		return true
 	}
-	// iceberg-go escapes what a table's location needs escaped.
+	// iceberg-go escapes characters of a table's location if necessary.
 	return base != decoded(name) && strings.HasPrefix(decoded(name), base)
 }
 
-// climbs reports whether a name has a part that leads up, or stays.
+// climbs reports whether a name has a "." or ".." part or a NUL byte.
 func climbs(name string) bool {
 	for part := range strings.SplitSeq(strings.ReplaceAll(name, `\`, "/"), "/") {
 		if part == ".." || part == "." {
@@ -91,7 +95,8 @@ func climbs(name string) bool {
 	return strings.ContainsRune(name, 0)
 }
 
-// Canonical returns one spelling of a location on local disk; others have only one.
+// Canonical returns a unique spelling of a location on local disk. Other locations are returned
+// unchanged.
 func Canonical(name string) string {
 	if p, local := localPath(name); local {
 		return "file://" + path.Clean("/"+strings.TrimLeft(p, "/"))
@@ -99,7 +104,7 @@ func Canonical(name string) string {
 	return name
 }
 
-// decoded returns what a program reads that takes a location for a URL.
+// decoded returns the name as seen by programs that treat locations as URLs.
 func decoded(name string) string {
 	if d, err := url.PathUnescape(name); err == nil {
 		return d
@@ -107,8 +112,8 @@ func decoded(name string) string {
 	return name
 }
 
-// localPath returns a location's path on local disk, as it is written: of file:///path, file:/path,
-// or a path alone.
+// localPath returns the path of a location on local disk, without decoding it. It accepts
+// file:///path, file:/path, and a bare path.
 func localPath(name string) (string, bool) {
 	rest, isFile := strings.CutPrefix(name, "file:")
 	if !isFile {

@@ -15,7 +15,7 @@ import (
 	"github.com/twmb/avro/ocf"
 )
 
-// Manifest lists are called so by iceberg-go, as by Java.
+// Prefix and suffix of the names of manifest lists, in iceberg-go as in Java.
 const listPrefix, listSuffix = "snap-", ".avro"
 
 func isManifestList(name string) bool {
@@ -23,9 +23,9 @@ func isManifestList(name string) bool {
 	return strings.HasPrefix(base, listPrefix) && strings.HasSuffix(base, listSuffix)
 }
 
-// manifestList is a manifest list that is being written. iceberg-go leaves out the bound of a
-// partition field that is an empty string, or empty bytes. To a reader this says that the manifest
-// has only nulls there, and the reader skips it. Close puts such bounds in.
+// manifestList is a manifest list that is being written. It is buffered until Close, which adds
+// missing bounds. iceberg-go omits the bound of a partition field if it is an empty string or empty
+// bytes. Readers conclude that all values are null, and skip the manifest.
 type manifestList struct {
 	bytes.Buffer
 	out   io.FileWriter
@@ -41,14 +41,14 @@ func (l *manifestList) Close() error {
 	return errors.Join(err, l.out.Close())
 }
 
-// MissingBounds reports whether the summary of a manifest lacks bounds that are empty strings or
-// bytes. Lists that were written by earlier releases have such summaries.
+// MissingBounds reports whether the summary of a manifest lacks such bounds. Earlier versions wrote
+// lists like this.
 func MissingBounds(m iceberg.ManifestFile, files io.IO) (bool, error) {
 	fields, err := missingBounds(m, files, true)
 	return len(fields) > 0, err
 }
 
-// withBounds returns a manifest list with the bounds that it lacks, or as it is.
+// withBounds returns a manifest list with its missing bounds, or unchanged if none are missing.
 func withBounds(list []byte, files io.IO) ([]byte, error) {
 	fail := func(err error) ([]byte, error) {
 		return nil, fmt.Errorf("check the bounds in a manifest list: %w", err)
@@ -101,7 +101,7 @@ func withBounds(list []byte, files io.IO) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// putBounds sets the bounds that the summaries of some partition fields lack.
+// putBounds sets the missing bounds of the given partition fields to empty bytes.
 func putBounds(entry map[string]any, fields []int) error {
 	summaries, _ := entry["partitions"].([]any)
 	for _, i := range fields {
@@ -121,10 +121,10 @@ func putBounds(entry map[string]any, fields []int) error {
 	return nil
 }
 
-// missingBounds returns which partition fields of a manifest lack a bound that is empty. The
-// manifest itself is read only where its summary leaves that open: both bounds are missing, as they
-// are where all values are null. If so, only one that is fresh is read, which means that it came
-// with the list's own snapshot: the list before has the bounds of the others.
+// missingBounds returns the indices of partition fields whose empty bound is missing. If both
+// bounds are missing, all values may be null, and only the manifest itself can tell. It is then
+// read if fresh is set, which means that the list's own snapshot added it: older manifests got
+// their bounds in earlier lists.
 func missingBounds(m iceberg.ManifestFile, files io.IO, fresh bool) (fields []int, err error) {
 	var open []int
 	for i, s := range m.Partitions() {
@@ -152,8 +152,8 @@ func missingBounds(m iceberg.ManifestFile, files io.IO, fresh bool) (fields []in
 	return fields, nil
 }
 
-// emptyPartitions returns the partition fields of a manifest that have an empty string, or empty
-// bytes, among their values.
+// emptyPartitions returns the partition fields that have an empty string or empty bytes among their
+// values.
 func emptyPartitions(m iceberg.ManifestFile, files io.IO) (empty map[int]bool, err error) {
 	f, err := files.Open(m.FilePath())
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"github.com/apache/arrow-go/v18/parquet/schema"
 )
 
-// Bounds that are longer are cut.
+// boundBytes is the maximum length of a bound. Longer ones are truncated.
 const boundBytes = 256
 
-// bounds are the lowest and the highest value of a column.
+// bounds collects the minimum and maximum of a column.
 type bounds struct {
 	of       *schema.Column
 	some     bool
-	min, max []byte // as PLAIN has them, without a length
+	min, max []byte // in PLAIN encoding, without a length
 }
 
 func (s *bounds) reset() { s.some = false }
@@ -28,7 +28,7 @@ func (s *bounds) float() bool {
 	return s.of.PhysicalType() == parquet.Types.Float || s.of.PhysicalType() == parquet.Types.Double
 }
 
-// add takes n values as PLAIN has them.
+// add adds n values in PLAIN encoding.
 func (s *bounds) add(values []byte, n int) {
 	if n == 0 {
 		return
@@ -92,7 +92,8 @@ func boolBounds(values []byte, n int) (low, high byte) {
 	return low, high
 }
 
-// addFloats passes over what is not a number. As a bound, 0 stands for both zeros.
+// addFloats ignores NaNs. A zero bound stands for both zeros: it is -0 as the minimum and +0 as the
+// maximum, as Parquet demands.
 func (s *bounds) addFloats(values []byte) {
 	size := 8
 	if s.of.PhysicalType() == parquet.Types.Float {
@@ -117,7 +118,7 @@ func (s *bounds) addFloats(values []byte) {
 		low = math.Copysign(0, -1)
 	}
 	if high == 0 {
-		high = 0 // not the other one
+		high = 0 // +0
 	}
 	if size == 4 {
 		s.extend(littleEndian(uint64(math.Float32bits(float32(low))), 4), littleEndian(uint64(math.Float32bits(float32(high))), 4), compareFloats)
@@ -144,7 +145,7 @@ func countNaNs(values []byte, size int) (n int64) {
 	return n
 }
 
-// stringBounds compares most values by their first eight bytes alone.
+// stringBounds compares most values by their first eight bytes only.
 func stringBounds(values []byte) (low, high []byte) {
 	var lowBegin, highBegin uint64
 	first := true
@@ -164,8 +165,8 @@ func stringBounds(values []byte) (low, high []byte) {
 	return low, high
 }
 
-// beginOf returns the first eight bytes of the n at the begin of b as a number; zeros stand for
-// those that are not there.
+// beginOf returns the first eight of n bytes at the beginning of b as a big-endian number, padded
+// with zeros.
 func beginOf(b []byte, n int) uint64 {
 	if len(b) >= 8 {
 		v := binary.BigEndian.Uint64(b)
@@ -179,7 +180,7 @@ func beginOf(b []byte, n int) uint64 {
 	return binary.BigEndian.Uint64(v[:])
 }
 
-// addFixed compares decimals as numbers, and all else as bytes.
+// addFixed compares decimals as numbers, and other values as bytes.
 func (s *bounds) addFixed(values []byte) {
 	width := s.of.TypeLength()
 	compare := bytes.Compare
@@ -198,7 +199,7 @@ func (s *bounds) addFixed(values []byte) {
 	s.extend(low, high, compare)
 }
 
-// compareSigned compares numbers of the same length, whose highest byte has the sign.
+// compareSigned compares big-endian two's complement numbers of equal length.
 func compareSigned(a, b []byte) int {
 	if a[0] != b[0] {
 		return cmp.Compare(int8(a[0]), int8(b[0]))
@@ -206,15 +207,15 @@ func compareSigned(a, b []byte) int {
 	return bytes.Compare(a, b)
 }
 
-// lower returns the lower bound (not nil, which would be none), cut where it is long, and whether
-// it is a value.
+// lower returns the lower bound, truncated if it is long, and whether it is an actual value. It is
+// never nil, which would mean no bound.
 func (s *bounds) lower() (_ []byte, exact bool) {
 	cut := s.cut(s.min)
 	return append([]byte{}, cut...), len(cut) == len(s.min)
 }
 
-// upper returns the upper bound (not nil), cut and rounded up where it is long, and whether it is a
-// value. What cannot be rounded up stays as it is.
+// upper returns the upper bound, truncated and rounded up if it is long, and whether it is an
+// actual value. A bound that cannot be rounded up is not truncated. It is never nil.
 func (s *bounds) upper() (_ []byte, exact bool) {
 	cut := s.cut(s.max)
 	if len(cut) < len(s.max) {
@@ -227,7 +228,7 @@ func (s *bounds) upper() (_ []byte, exact bool) {
 
 func (s *bounds) text() bool { return s.of.LogicalType().Equals(schema.StringLogicalType{}) }
 
-// cut returns the begin of a long bound: whole characters of a text.
+// cut returns the beginning of a long bound. Text is cut between characters.
 func (s *bounds) cut(v []byte) []byte {
 	if len(v) <= boundBytes || s.of.PhysicalType() != parquet.Types.ByteArray {
 		return v
@@ -239,8 +240,8 @@ func (s *bounds) cut(v []byte) []byte {
 	return v[:n]
 }
 
-// above returns the least of this length or shorter that is above all that begins with v; nil if
-// nothing is.
+// above returns the smallest value, not longer than v, that is greater than everything that begins
+// with v, or nil if there is none.
 func (s *bounds) above(v []byte) []byte {
 	v = slices.Clone(v)
 	for len(v) > 0 {
@@ -264,5 +265,5 @@ func (s *bounds) above(v []byte) []byte {
 	return nil
 }
 
-// No characters.
+// Range of code points that are not characters.
 const surrogates, surrogatesEnd = 0xd800, 0xe000

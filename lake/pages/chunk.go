@@ -14,33 +14,35 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// chunk is the pages of a column in a row group.
+// chunk is a column chunk: the pages of a column in the current row group.
 type chunk struct {
 	column *schema.Column
 	id     int
-	width  int // of a value; 0 if each has a length, or is a bit
+	width  int // bytes of a value; 0 for byte arrays and booleans
 
-	pages         []byte // with their headers, compressed
-	size          int    // the same if they were not
-	plain, coded  int32  // pages without and with the dictionary
+	pages         []byte // with headers, compressed
+	size          int    // uncompressed
+	plain, coded  int32  // number of pages without and with the dictionary
 	values, nulls int
 	stats         bounds
-	nans          int64 // in the file
+	nans          int64 // of the whole file
 
 	dictionary dictionary
 	use        dictionaryUse
 }
 
+// dictionaryUse is the state of a chunk's dictionary.
 type dictionaryUse uint8
 
 const (
-	never   dictionaryUse = iota // in this file
-	untried                      // in this row group
+	never   dictionaryUse = iota // disabled for this file
+	untried                      // not yet used in this row group
 	inUse
-	full // for the rest of the row group
+	full // disabled for the rest of the row group
 )
 
-// A dictionary is used where its entries are at most one in so many of the first page's values.
+// recurrence is the minimum ratio of values to distinct values in the first page for which a
+// dictionary is used.
 const recurrence = 2
 
 func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
@@ -59,7 +61,7 @@ func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
 	return c, nil
 }
 
-// begin begins a file.
+// begin starts a file.
 func (c *chunk) begin() {
 	c.nans, c.use = 0, untried
 	if c.column.PhysicalType() == parquet.Types.Boolean {
@@ -68,7 +70,7 @@ func (c *chunk) begin() {
 	c.reset()
 }
 
-// reset begins a row group.
+// reset starts a row group.
 func (c *chunk) reset() {
 	c.pages, c.size, c.plain, c.coded, c.values, c.nulls = c.pages[:0], 0, 0, 0, 0, 0
 	c.stats.reset()
@@ -78,7 +80,7 @@ func (c *chunk) reset() {
 	}
 }
 
-// page writes a page. Its levels are in the body; n is how many there are, or would be.
+// page writes a page. Its encoded levels are already in the body. n is the number of levels.
 func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 	levels, present := len(s.body), col.Len()-col.Nulls()
 	c.values += n
@@ -106,8 +108,8 @@ func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 	return nil
 }
 
-// encode appends the values that are not null to the body, and reports whether as entries of the
-// dictionary.
+// encode appends the non-null values to the body, and reports whether they are encoded as
+// dictionary indices.
 func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool, err error) {
 	levels := len(s.body)
 	text, _ := col.(*columnar.Bytes)
@@ -137,7 +139,9 @@ func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool,
 	return coded, nil
 }
 
-// lookUp finds values in the dictionary, as long as there is one.
+// lookUp looks up values in the dictionary and adds new ones, unless it is disabled. The first page
+// decides whether the dictionary pays. If it becomes too large later, the entries of the unfinished
+// page are removed.
 func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 	d := &c.dictionary
 	known := d.len()
@@ -163,8 +167,8 @@ func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 	return false
 }
 
-// end returns the dictionary's page, with which the chunk begins; empty if it has none. It is valid
-// until the next.
+// end returns the dictionary's page, which begins the chunk, or nothing if there is no dictionary.
+// The result is valid until the next call.
 func (c *chunk) end(s *shared) []byte {
 	if c.coded == 0 {
 		return nil
@@ -178,8 +182,8 @@ func (c *chunk) end(s *shared) []byte {
 	return s.other
 }
 
-// describe puts the chunk into the footer: it is at so many bytes of the file, and begins with a
-// dictionary of so many bytes.
+// describe adds the chunk to the footer. at is its offset in the file, and dictionary the size of
+// the dictionary's page.
 func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dictionary int) error {
 	info := metadata.ChunkMetaInfo{
 		NumValues: int64(c.values), IndexPageOffset: -1, DataPageOffset: at + int64(dictionary),
@@ -195,7 +199,7 @@ func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dicti
 		stats.DictEncodingStats = map[parquet.Encoding]int32{parquet.Encodings.Plain: 1}
 	}
 	m.SetStats(c.statistics())
-	if c.stats.some { // arrow-go has no way to say so
+	if c.stats.some { // arrow-go has no setter for these
 		have := m.Contents().MetaData.Statistics
 		if _, exact := c.stats.lower(); !exact {
 			have.IsMinValueExact = &exact

@@ -12,30 +12,31 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// What a dictionary has at most. It is in memory, and readers keep it there.
+// Limits of a dictionary. It is held in memory, also by readers.
 const (
 	dictionaryEntries = 1 << 16
 	dictionaryBytes   = 1 << 20
 )
 
-// dictionary numbers distinct values.
+// dictionary assigns indices to distinct values. It is an open-addressing hash table.
 type dictionary struct {
-	plain   []byte   // the entries as PLAIN has them: the dictionary's page
-	entries []entry  // from 1 on; 0 is none
-	table   []uint32 // open addressing
-	most    int      // entries
+	plain   []byte   // entries in PLAIN encoding, which is the dictionary's page
+	entries []entry  // from index 1; 0 means none
+	table   []uint32 // indices of entries
+	most    int      // maximum number of entries
 }
 
-// entry is a key, flat, for thousands of them should stay near the processor.
+// entry is a key and the end of its value. It is compact, so that thousands of entries fit into the
+// CPU cache.
 type entry struct {
 	first, last uint64
 	size        uint32
-	end         uint32 // in plain
+	end         uint32 // offset in plain
 }
 
-// key is a value, where that has no more bytes than a key knows; else a hash of it.
+// key is a value of at most keyBytes bytes, or else a hash of it.
 type key struct {
-	first, last uint64 // eight bytes, which overlap where it has fewer than 16
+	first, last uint64 // first and last eight bytes, which overlap in values shorter than 16
 	size        uint32
 }
 
@@ -45,7 +46,7 @@ var none = entry{size: math.MaxUint32}
 
 func (e *entry) is(k key) bool { return e.first == k.first && e.last == k.last && e.size == k.size }
 
-// Nobody can choose values that all come to the same place.
+// Random seeds prevent inputs that were chosen to collide.
 var (
 	seed         = maphash.MakeSeed()
 	seed1, seed2 = rand.Uint64(), rand.Uint64()
@@ -61,14 +62,15 @@ func (d *dictionary) reset() {
 
 func (d *dictionary) len() int { return len(d.entries) - 1 }
 
-// truncate keeps the first n entries. No more can be added then.
+// truncate keeps the first n entries. Nothing can be added afterwards, because the table is not
+// updated.
 func (d *dictionary) truncate(n int) {
 	d.entries = d.entries[:n+1]
 	d.plain = d.plain[:d.entries[n].end]
 }
 
-// fixed puts the numbers of values of the same width into indices. It gives up where there would be
-// too many entries.
+// fixed writes the indices of fixed-width values to indices. It returns false if there are too many
+// entries.
 func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 	for i := range indices {
 		var k key
@@ -91,15 +93,15 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 	return true
 }
 
-// strings does as fixed; values are those of the column that are not null.
+// strings is like fixed for the non-null values of a column.
 func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte) bool {
 	offsets, content := col.Offsets(), col.Content()
 	begin, at := int(offsets[0]), 0
-	var last []byte // the value before, where it is long: a topic's name is the same in every row
+	var last []byte // the previous value if it is long: columns such as the topic repeat it in every row
 	var lastIndex uint32
 	for i, offset := range offsets[1:] {
 		if valid != nil && !bitutil.BitIsSet(valid, i) {
-			continue // it has no content
+			continue // nulls have no content
 		}
 		end := int(offset)
 		if end-begin > keyBytes && string(content[begin:end]) == string(last) {
@@ -123,8 +125,8 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 	return true
 }
 
-// keyOf returns the key of the first n of some bytes. Most have few, of any number: so it asks
-// little about that.
+// keyOf returns the key of the first n bytes of b. It avoids branches on n, because lengths vary
+// unpredictably.
 func keyOf(b []byte, n int) key {
 	if n > keyBytes {
 		return key{maphash.Bytes(seed, b[:n]), 0, uint32(n)}
@@ -143,8 +145,8 @@ func (k key) place() uint32 {
 	return uint32(high ^ low)
 }
 
-// find finds the entry of a value, which may stand behind its length, or makes it; 0 if there is no
-// room.
+// find returns the entry of a value, adding it if necessary, or 0 if there is no room. length is
+// set if the value's length precedes it in PLAIN.
 func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	if 2*len(d.entries) > len(d.table) {
 		d.grow()

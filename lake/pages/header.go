@@ -6,13 +6,13 @@ import (
 	"github.com/apache/arrow-go/v18/parquet"
 )
 
-// A page's header is a struct in Thrift's compact protocol: each field begins with a byte that has
-// its distance from the field before, and its type; numbers are zigzag varints; a struct ends with
-// 0.
+// A page header is a struct in Thrift's compact protocol. Each field begins with a byte that has
+// the distance from the previous field's number and the type. Numbers are zigzag varints. A zero
+// byte ends a struct.
 const (
 	thriftNumber = 0x05
 	thriftStruct = 0x0c
-	thriftNext   = 0x10 // to the next field
+	thriftNext   = 0x10 // increments the field number
 )
 
 const (
@@ -27,14 +27,14 @@ func appendNumber(b []byte, v int) []byte {
 // appendDataHeader appends the header of a data page of version 1.
 func appendDataHeader(b []byte, values int, encoding parquet.Encoding, size, compressed int) []byte {
 	b = appendNumber(appendNumber(appendNumber(b, dataPage), size), compressed)
-	b = append(b, 2*thriftNext|thriftStruct) // field 5; there is no checksum
+	b = append(b, 2*thriftNext|thriftStruct) // field 5; field 4, the checksum, is omitted
 	b = appendNumber(appendNumber(b, values), int(encoding))
 	b = appendNumber(b, int(parquet.Encodings.RLE)) // of definition levels
 	b = appendNumber(b, int(parquet.Encodings.RLE)) // of repetition levels
 	return append(b, 0, 0)
 }
 
-// appendDictionaryHeader appends the header of a dictionary.
+// appendDictionaryHeader appends the header of a dictionary page.
 func appendDictionaryHeader(b []byte, values, size, compressed int) []byte {
 	b = appendNumber(appendNumber(appendNumber(b, dictionaryPage), size), compressed)
 	b = append(b, 4*thriftNext|thriftStruct) // field 7

@@ -4,10 +4,10 @@ import (
 	"encoding/binary"
 )
 
-// appendHybrid appends numbers of so many bits in Parquet's hybrid of runs and packed groups of
-// eight.
+// appendHybrid appends numbers of width bits in Parquet's hybrid encoding of run-length and
+// bit-packed groups of eight.
 func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
-	packed := 0 // the first value that is not written
+	packed := 0 // first value that is not written yet
 	for i := 0; i < len(values); {
 		run := 1
 		for i+run < len(values) && values[i+run] == values[i] {
@@ -28,10 +28,12 @@ func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	return appendPacked(b, values[packed:], width)
 }
 
-// A run costs what some values cost in a group, and ends the group.
+// shortestRun is the minimum length of a run. A shorter run costs more than packing its values,
+// since it ends a packed group.
 const shortestRun = 24
 
-// appendPacked appends groups of eight; zeros fill up the last one, which must be the last of all.
+// appendPacked appends bit-packed groups of eight. Only the last call may have a number of values
+// that is not a multiple of eight; zeros fill its last group.
 func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	if len(values) == 0 {
 		return b
@@ -55,8 +57,8 @@ func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	return b
 }
 
-// appendBits appends the lowest n bits of a bitmap as numbers of one bit; all are set where there
-// is none.
+// appendBits appends the first n bits of a bitmap as 1-bit numbers. A nil bitmap means that all
+// bits are set.
 func appendBits(b, bitmap []byte, n int) []byte {
 	if bitmap == nil {
 		return append(binary.AppendUvarint(b, uint64(n)<<1), 1)
@@ -69,7 +71,7 @@ func appendBits(b, bitmap []byte, n int) []byte {
 	return b
 }
 
-// withLength appends what f appends, and its length before it.
+// withLength appends the output of f, preceded by its length in four bytes.
 func withLength(b []byte, f func([]byte) []byte) []byte {
 	at := len(b)
 	b = f(append(b, 0, 0, 0, 0))

@@ -11,30 +11,31 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// levels say of a field how deep it is nested: the highest definition and repetition levels that
-// its values have, and the definition level from which on the list around it has an element.
+// levels has the nesting depth of a field in Parquet's terms: the maximum definition and repetition
+// levels of its values, and the minimum definition level at which the innermost list around it has
+// an element.
 type levels struct {
 	definition, repetition, element uint8
 }
 
-// node is a field of the schema.
+// node is a field of the schema with its buffers.
 type node struct {
 	name     string
-	levels              // of what the field has where it is not null
-	optional bool       // the field may be null
-	children []*node    // of a group, a list, a map
-	chunk    *chunk     // of any other
-	within   levels     // of the children
-	own      []uint8    // definition levels of the field
-	elements [2][]uint8 // definition and repetition levels of what is in a list
+	levels              // maximum levels of the field's values
+	optional bool       // the field is nullable
+	children []*node    // of a struct, list or map
+	chunk    *chunk     // of any other field
+	within   levels     // levels of the children
+	own      []uint8    // buffer for the definition levels of the field
+	elements [2][]uint8 // buffers for the levels of list elements
 }
 
-// slots are the places where a page may have a value of a field, each with its levels. Those that
-// have an element in the innermost list around the field are the values of its column, in their
-// order; the others are where lists are empty, or not there.
+// slots are the level entries of a page. Entries at which the innermost list has an element
+// correspond to the values of the column, in order. The other entries represent empty or null
+// lists.
 type slots struct {
 	n                      int
-	definition, repetition []uint8 // nil if they are all 0
+	definition, repetition []uint8 // nil if all are 0
 }
 
 func (s slots) at(i int) (definition, repetition uint8) {
@@ -47,10 +48,10 @@ func (s slots) at(i int) (definition, repetition uint8) {
 	return definition, repetition
 }
 
-// tree makes the nodes of a schema.
+// tree builds the nodes of a schema.
 type tree struct{ writer *Writer }
 
-// More than this no descriptor of a message has.
+// maxLevel limits the nesting. No message descriptor is nested deeper.
 const maxLevel = 250
 
 func (t *tree) node(f columnar.Field, around levels) (*node, error) {
@@ -97,7 +98,7 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 	return n, nil
 }
 
-// write writes a page of every leaf.
+// write writes a page of every leaf below the node.
 func (n *node) write(s *shared, col columnar.Column, in slots) error {
 	if n.chunk != nil {
 		return n.leaf(s, col, in)
@@ -126,10 +127,10 @@ func (n *node) each(s *shared, in slots, columns ...columnar.Column) error {
 	return nil
 }
 
-// leaf writes a page.
+// leaf writes the page of a leaf.
 func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
 	valid, body := col.Validity(), s.body[:0]
-	if in.definition == nil && n.optional { // by far the most common
+	if in.definition == nil && n.optional { // the most common case
 		body = withLength(body, func(b []byte) []byte { return appendBits(b, valid, in.n) })
 	} else {
 		var err error
@@ -149,7 +150,8 @@ func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
 
 var errNull = errors.New("it is required, and null in a row")
 
-// defined returns where the field has values: what is left of the places where it could have some.
+// defined returns the slots with the definition levels of the field: one level higher wherever its
+// value is not null. For a required field it only checks that there are no nulls.
 func (n *node) defined(in slots, valid []byte) (slots, error) {
 	switch {
 	case !n.optional && valid == nil:
@@ -186,7 +188,7 @@ func (n *node) defined(in slots, valid []byte) (slots, error) {
 	return slots{in.n, n.own, in.repetition}, nil
 }
 
-// unfold returns where the elements of lists have values.
+// unfold returns the slots of list elements, given those of the lists.
 func (n *node) unfold(lists slots, offsets []int32) slots {
 	definition, repetition, i := n.elements[0][:0], n.elements[1][:0], 0
 	for at := range lists.n {

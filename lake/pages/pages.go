@@ -1,17 +1,20 @@
-// Package pages writes columns into Parquet files, page by page.
+// Package pages writes columns to Parquet files, page by page.
 //
-// It is here in place of pqarrow for its cost: half of what a row took from the wire to the file
-// went into a writer of any type from any source. This one knows its source, the buffers of package
-// columnar, and copies each value once, into the page that is compressed next. The rest is as small
-// as Parquet lets it be: data pages of version 1, PLAIN or RLE_DICTIONARY, zstd. The schema and the
-// footer are arrow-go's, so the files are those that pqarrow writes from the same rows, and whoever
-// reads those reads these.
+// A Writer writes one file after another: Begin, Write for each batch of rows, End. Each Write adds
+// one page to every column chunk. Row groups are held in memory, compressed, until they are
+// complete.
 //
-//   - A column has a dictionary as long as that pays, whatever its type: where of the values of its first page no more than half are
-//     distinct. It continues without one where it has become too large.
-//   - Bounds that are long are cut, as a lower and an upper one must be, and say so.
-//   - There are neither page indexes nor bounds of single pages: who wants to skip parts of a file has Iceberg's bounds of the file,
-//     and those of its row groups.
+// The package replaces pqarrow for performance: a general writer took half of the time that a row
+// took from wire format to file. This one knows its source, the buffers of package columnar, and
+// copies each value once, into the page to be compressed. It only uses what is needed: data pages
+// of version 1, PLAIN and RLE_DICTIONARY encoding, zstd. The schema and the footer come from
+// arrow-go, so readers see the same files as from pqarrow.
+//
+// - A column of any type uses a dictionary while that pays: if at most half of the values of its
+// first page are distinct. It continues without one when the dictionary is full.
+//   - Long bounds are truncated, rounded up for the maximum, and marked as inexact.
+//   - There are no page indexes and no bounds of pages. Readers can skip files by Iceberg's bounds,
+//     and row groups by those in the footer.
 package pages
 
 import (
@@ -34,8 +37,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// What a row group has at most, except for the rows of its last Write. It is in memory, compressed,
-// until it is whole.
+// Limits of a row group, which is held in memory in compressed form. The last Write may exceed
+// them.
 const (
 	groupRows  = 256 << 10
 	groupBytes = 64 << 20
@@ -43,44 +46,46 @@ const (
 
 const magic = "PAR1"
 
-// Writer writes Parquet files of the same columns, one after the other. It is for one goroutine.
+// Writer writes Parquet files with the same columns, one after another. It must not be used by
+// several goroutines at once.
 type Writer struct {
 	schema *schema.Schema
-	stored string // the Arrow schema, from which readers of Arrow's learn its finer types
+	stored string // serialised Arrow schema, from which Arrow readers restore exact types
 	names  []string
 	roots  []*node
-	chunks []*chunk // of the leaves, in Parquet's order
+	chunks []*chunk // of the leaves, in schema order
 	shared shared
 
-	// The file under way.
+	// The current file.
 	out   io.Writer
 	file  *metadata.FileMetaDataBuilder
-	rows  int   // of the row group under way
-	group int16 // its number
-	at    int64 // in the file
-	err   error
+	rows  int   // in the current row group
+	group int16 // index of the current row group
+	at    int64 // offset in the file
+	// err is the first error of the file, after which all calls fail.
+	err error
 }
 
-// shared is what all chunks use, one after the other.
+// shared has the buffers that all chunks use in turn.
 type shared struct {
 	zstd       *zstd.Encoder
-	body       []byte   // of the page under way
-	other      []byte   // the same page in the other encoding
-	compressed []byte   // the same page once more
-	indices    []uint32 // of its values in the dictionary
+	body       []byte   // uncompressed content of the current page
+	other      []byte   // the dictionary's page
+	compressed []byte   // compressed content of the current page
+	indices    []uint32 // dictionary indices of the current page
 }
 
-// File describes a file that was written.
+// File describes a finished file.
 type File struct {
 	Metadata *metadata.FileMetaData
 	Size     int64
-	NaNs     map[int]int64 // values that are not a number, by the ids of the columns that could have some
+	NaNs     map[int]int64 // number of NaNs by column id, for floating-point columns
 }
 
 var properties = parquet.NewWriterProperties(
 	parquet.WithCompression(compress.Codecs.Zstd), parquet.WithStoreDecimalAsInteger(true), parquet.WithCreatedBy("millrace"))
 
-// New returns a writer for columns of these fields.
+// New returns a writer for columns with these fields.
 func New(fields []columnar.Field) (*Writer, error) {
 	fields = columnar.WithIDs(fields)
 	of, err := columnar.ArrowSchema(fields)
@@ -91,7 +96,7 @@ func New(fields []columnar.Field) (*Writer, error) {
 	if w.schema, err = pqarrow.ToParquet(of, properties, pqarrow.DefaultWriterProps()); err != nil {
 		return nil, fmt.Errorf("the schema in Parquet: %w", err)
 	}
-	// Level 1: those above cost time for 2 % of size.
+	// Level 1: higher levels cost time and save only about 2 %.
 	w.shared.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
@@ -107,10 +112,10 @@ func New(fields []columnar.Field) (*Writer, error) {
 	return w, nil
 }
 
-// Errors of a caller that has begun no file, or wrote on after an end.
+// errNoFile is the error of calls without Begin, or after End.
 var errNoFile = errors.New("no file is begun")
 
-// Begin begins a file. One that is under way is given up.
+// Begin starts a file. An unfinished one is abandoned.
 func (w *Writer) Begin(out io.Writer) {
 	w.out, w.at, w.rows, w.group, w.err = out, 0, 0, 0, nil
 	w.file = metadata.NewFileMetadataBuilder(w.schema, properties, nil)
@@ -120,8 +125,9 @@ func (w *Writer) Begin(out io.Writer) {
 	w.write([]byte(magic))
 }
 
-// Write writes all rows, as one page of each column, or fails, and then does so forever. It keeps
-// nothing of the columns. Many rows at once compress well, and many thousands help no more.
+// Write writes all rows as one page per column. After an error, all further calls fail. It retains
+// nothing of the columns. Pages of a few thousand rows compress well; larger ones bring no further
+// benefit.
 func (w *Writer) Write(rows *columnar.Columns) error {
 	n := rows.Rows()
 	if w.err != nil || n == 0 {
@@ -150,7 +156,7 @@ func (w *Writer) column(root *node, col columnar.Column, rows int) error {
 	return root.write(&w.shared, col, slots{n: rows})
 }
 
-// held returns the memory that the row group under way takes.
+// held returns the memory of the current row group in bytes.
 func (w *Writer) held() int {
 	n := 0
 	for _, c := range w.chunks {
@@ -159,7 +165,7 @@ func (w *Writer) held() int {
 	return n
 }
 
-// endGroup writes the row group, and describes it for the footer.
+// endGroup writes the row group and adds it to the footer.
 func (w *Writer) endGroup() {
 	if w.rows == 0 || w.err != nil {
 		return
@@ -196,7 +202,7 @@ func (w *Writer) write(b []byte) {
 	w.err = err
 }
 
-// End writes what is left of the file. The io.Writer is the caller's to close.
+// End completes the file. The caller must close the io.Writer.
 func (w *Writer) End() (File, error) {
 	w.endGroup()
 	if w.err != nil {
@@ -227,7 +233,7 @@ func (w *Writer) End() (File, error) {
 	return f, nil
 }
 
-// counted is the file as an io.Writer.
+// counted is a Writer's file as an io.Writer.
 type counted struct{ *Writer }
 
 func (c counted) Write(b []byte) (int, error) {

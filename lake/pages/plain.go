@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// appendPlain appends the values that are not null in Parquet's encoding PLAIN.
+// appendPlain appends the non-null values in PLAIN encoding.
 func (c *chunk) appendPlain(b []byte, col columnar.Column) ([]byte, error) {
 	at, n, valid := len(b), col.Len(), col.Validity()
 	switch col := col.(type) {

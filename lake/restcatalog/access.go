@@ -14,49 +14,48 @@ import (
 	"github.com/millrace/millrace/internal/auth"
 )
 
-// Access says who may do what, and what is given to whom.
+// Access configures authentication, rights, and the credentials that clients get.
 type Access struct {
-	// Callers knows the tokens. Nil lets everybody in, with the right Admin, which only a door on
-	// loopback may.
+	// Callers has the tokens of callers. If it is nil, every request is accepted with the right
+	// Admin, which is only acceptable on a loopback listener.
 	Callers *auth.Tokens
-	// Rights of callers by their names; those that are not in it have none.
+	// Rights has the callers' rights by name. Callers that are missing have none.
 	Rights map[string]Right
-	// OfTables are rights to single tables, beyond those to all. They come without keys of the
-	// object store, which know no tables.
+	// OfTables has rights to single tables, by caller, in addition to Rights. They never come with
+	// keys of the object store, since keys cannot be limited to tables.
 	OfTables map[string]TableRights
-	// TokenLifetime is how long an access token is good that a client gets by OAuth2; zero is an
-	// hour.
+	// TokenLifetime is the lifetime of access tokens issued by OAuth2; 0 means one hour.
 	TokenLifetime time.Duration
-	// ReadKeys and WriteKeys of the object store are handed to clients that ask for credentials:
-	// the first to callers with the right Read, the second to those who may write, who get the
-	// first where there are none. Empty: clients bring their own.
+	// ReadKeys and WriteKeys are keys of the object store for clients that request credentials.
+	// Callers with the right Read get ReadKeys. Callers that may write get WriteKeys, or ReadKeys
+	// if those are empty. If both are empty, clients must bring their own.
 	ReadKeys, WriteKeys Keys
-	// Turns makes the requests of known callers wait for their turn, or turns them away. Nil: all
-	// have theirs at once.
+	// Turns is middleware that limits concurrent requests of authenticated callers. Nil means no
+	// limit.
 	Turns func(http.Handler) http.Handler
 }
 
-// Keys are a pair of the object store's.
+// Keys are an access key of the object store and its secret.
 type Keys struct{ AccessKey, SecretKey string }
 
 func (k Keys) empty() bool { return k == Keys{} }
 
-// Right is what a caller may do. Each has those before it.
+// Right is what a caller may do. Each right includes the lower ones.
 type Right int
 
-// The rights there are.
+// The rights, in ascending order.
 const (
 	None  Right = iota
-	Read        // lists, metadata, keys to read with
-	Write       // makes tables, and commits to them
-	Admin       // drops, renames and registers tables; namespaces
+	Read        // list and load tables; get read keys
+	Write       // create tables and commit to them
+	Admin       // drop, rename and register tables; change namespaces
 )
 
 var rights = []string{"none", "read", "write", "admin"}
 
 func (r Right) String() string { return rights[r] }
 
-// ParseRight reads what String writes.
+// ParseRight parses the output of String.
 func ParseRight(s string) (Right, error) {
 	if i := slices.Index(rights, s); i >= 0 {
 		return Right(i), nil
@@ -64,16 +63,17 @@ func ParseRight(s string) (Right, error) {
 	return None, fmt.Errorf("%q is none of %s", s, strings.Join(rights, ", "))
 }
 
-// TableRights are those of one caller.
+// TableRights are one caller's rights to single tables.
 type TableRights struct {
-	// On is the right to a table.
+	// On returns the right to a table.
 	On func(name table.Identifier) Right
-	// Within reports whether there may be tables with a right in a namespace.
+	// Within reports whether the caller may have a right to some table in a namespace.
 	Within func(namespace table.Identifier) bool
 }
 
 const defaultTokenLifetime = time.Hour
 
+// check validates the settings and sets defaults.
 func (a *Access) check() error {
 	for _, pair := range []Keys{a.ReadKeys, a.WriteKeys} {
 		if (pair.AccessKey == "") != (pair.SecretKey == "") {
@@ -89,17 +89,17 @@ func (a *Access) check() error {
 	return nil
 }
 
-// caller is who sent a request.
+// caller is the authenticated sender of a request.
 type caller struct {
 	name   string
 	right  Right
-	tables TableRights // of some only; zero: of none
+	tables TableRights // rights to single tables; zero if there are none
 }
 
 // some reports whether the caller has rights to single tables.
 func (c caller) some() bool { return c.tables.On != nil }
 
-// on returns the right to a table.
+// on returns the caller's right to a table.
 func (c caller) on(name table.Identifier) Right {
 	if c.some() {
 		return max(c.right, c.tables.On(name))
@@ -107,13 +107,13 @@ func (c caller) on(name table.Identifier) Right {
 	return c.right
 }
 
-// sees reports whether the caller may know of a namespace: of those with tables that it may read,
-// and of what those lie in.
+// sees reports whether the caller may see a namespace: it has tables that the caller may read, or
+// is a parent of such a namespace.
 func (c caller) sees(namespace table.Identifier) bool {
 	return c.right >= Read || c.some() && c.tables.Within(namespace)
 }
 
-// mayOn fails if the caller has no right to a table.
+// mayOn returns an error if the caller lacks a right to a table.
 func mayOn(r *http.Request, needed Right, name table.Identifier) error {
 	if c := callerOf(r); c.on(name) < needed {
 		return denied(c, needed)
@@ -121,7 +121,7 @@ func mayOn(r *http.Request, needed Right, name table.Identifier) error {
 	return nil
 }
 
-// maySee fails if the caller may not know of a namespace.
+// maySee returns an error if the caller may not see a namespace.
 func maySee(r *http.Request, namespace table.Identifier) error {
 	if c := callerOf(r); !c.sees(namespace) {
 		return denied(c, Read)
@@ -133,14 +133,15 @@ func denied(c caller, needed Right) error {
 	return forbidden("%s", auth.Denied(c.name, auth.On(auth.Catalog, needed.String())))
 }
 
+// callerKey is the context key of the caller.
 type callerKey struct{}
 
 func callerOf(r *http.Request) caller {
-	c, _ := r.Context().Value(callerKey{}).(caller) // nobody may do nothing
+	c, _ := r.Context().Value(callerKey{}).(caller) // the zero caller has no rights
 	return c
 }
 
-// keys are those that a caller is given.
+// keys returns the object store keys that a caller gets.
 func (a Access) keys(c caller) Keys {
 	switch {
 	case c.right >= Write && !a.WriteKeys.empty():
@@ -153,21 +154,21 @@ func (a Access) keys(c caller) Keys {
 
 const tokenPath = "/v1/oauth/tokens" //nolint:gosec // a path
 
-// admit determines whose request it is, and puts that into its context.
+// admit authenticates a request and adds the caller to its context.
 func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 	c := caller{right: Admin}
 	access := s.config.Access
 	switch {
 	case access.Callers == nil:
-	case r.Method == http.MethodPost && r.URL.Path == tokenPath: // where one proves who one is
+	case r.Method == http.MethodPost && r.URL.Path == tokenPath: // authenticates in its body
 		c.right = None
 	default:
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		if !strings.EqualFold(scheme, "Bearer") { // some clients repeat token_type in lower case
+		if !strings.EqualFold(scheme, "Bearer") { // some clients send token_type, which is lower case
 			return r, caller{}, notAuthorized()
 		}
 		name, _, err := access.Callers.Access(token)
-		if errors.Is(err, auth.ErrExpired) { // clients of a kind get themselves a new one then
+		if errors.Is(err, auth.ErrExpired) { // some clients then request a new token
 			return r, caller{}, &failure{status: 419, kind: "AuthenticationTimeoutException", message: "the access token has expired; get a new one"}
 		}
 		if err != nil {
@@ -182,7 +183,7 @@ func notAuthorized() error {
 	return &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"}
 }
 
-// to lets those through who have a right: to all tables, or to the one of the path.
+// to requires a right to all tables, or to the table in the path.
 func to(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		c := callerOf(r)
@@ -193,8 +194,8 @@ func to(needed Right, h handler) handler {
 	}
 }
 
-// toSome lets those through, too, who have rights to single tables: the handler asks for them by
-// the names that it finds.
+// toSome requires a right to all tables, or any right to single tables. In the latter case the
+// handler must check each table that it finds in the request.
 func toSome(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if c := callerOf(r); c.right < needed && !c.some() {

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/internal/auth"
 )
 
-// A refusal is an error in OAuth2's form, which is not that of the rest of the catalog.
+// refusal is an error in OAuth2's form, which differs from the catalog's other errors.
 type refusal struct {
 	status int
 	kind   string
@@ -24,10 +24,10 @@ const (
 	accessToken      = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a kind of token
 )
 
-// getToken is OAuth2 as the specification has it: for a client's id and secret, which are a
-// caller's name and own token, or for an access token that is still good, a new access token, which
-// expires with that one: who got hold of it cannot keep it alive. So there is one list of callers,
-// and any replica of this server knows what another has issued.
+// getToken is OAuth2's token endpoint. It issues an access token for client credentials (a caller's
+// name and its own token) or in exchange for a valid access token. An exchanged token expires with
+// the original, so a stolen one cannot be kept alive. Tokens are signed rather than stored, so any
+// replica accepts tokens of another.
 func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	name, until, refused := s.client(r)
 	if refused == nil {
@@ -51,7 +51,8 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"error": refused.kind, "error_description": refused.why}) // the client may have left
 }
 
-// client returns the name of who asks for a token, and until when it may be good.
+// client authenticates a token request. It returns the caller and the latest expiry of the new
+// token.
 func (s *Server) client(r *http.Request) (name string, until time.Time, refused *refusal) {
 	until = time.Now().Add(s.config.Access.TokenLifetime)
 	invalid := func(why string) (string, time.Time, *refusal) {
@@ -78,7 +79,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 			return "", time.Time{}, &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
 		}
 		return name, until, nil
-	case grantExchange: // how Java's client renews its token
+	case grantExchange: // Java's client renews its token this way
 		if r.PostForm.Get("actor_token") != "" {
 			return invalid("actor_token: nobody acts for another here")
 		}
@@ -86,7 +87,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 			return invalid("subject_token_type: only " + accessToken + " is served")
 		}
 		name, first, err := callers.Access(r.PostForm.Get("subject_token"))
-		if id, secret, basic := r.BasicAuth(); basic { // Java's client proves who it is once its token has expired
+		if id, secret, basic := r.BasicAuth(); basic { // Java's client authenticates with its credentials once its token has expired
 			if owner, known := callers.Caller(secret); known && owner == name && id == name && (err == nil || errors.Is(err, auth.ErrExpired)) {
 				return name, until, nil
 			}

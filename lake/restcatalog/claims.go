@@ -10,21 +10,21 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A Claim is what a new table, or one that moves, wants for itself: no other table has its id, or a
-// location that overlaps with its.
+// Claim is what a new or moved table needs for itself. No other table may have its UUID or an
+// overlapping location.
 type Claim struct {
 	UUID     string
 	Location string
 }
 
-// Placed is a table of the catalog and where its metadata is.
+// Placed is a table of the catalog and the location of its metadata.
 type Placed struct {
 	Table    table.Identifier
 	Metadata string
 }
 
-// claims returns the claims of moves, checked against all other tables as they are in the swap's
-// own transaction.
+// claims returns a check of the moves' claims against all other tables, or nil if there are no
+// claims. The check runs in the transaction of the swap.
 func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed) error {
 	claimed := false
 	for _, m := range moves {
@@ -47,7 +47,7 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 					return err
 				}
 			}
-			for j, other := range moves { // those of the same transaction
+			for j, other := range moves { // other moves of the transaction
 				if i != j && other.Claim != nil {
 					if err := s.clash(m, identity{name: strings.Join(other.Table, "."), claim: *other.Claim, file: other.To}); err != nil {
 						return err
@@ -59,6 +59,7 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 	}
 }
 
+// clash returns an error if a move conflicts with another table.
 func (s *Server) clash(m Move, other identity) error {
 	name := strings.Join(m.Table, ".")
 	switch {
@@ -75,16 +76,16 @@ func (s *Server) clash(m Move, other identity) error {
 	return nil
 }
 
-// identity is what a table is known by.
+// identity is what distinguishes a table from others.
 type identity struct {
 	name  string
-	file  string // of its metadata
+	file  string // current metadata file
 	claim Claim
 }
 
-// identify reads what a table is known by. A metadata file never changes, so it is read once. Where
-// it cannot be read the table is taken to have the folder above it, as every table's metadata is in
-// one below its location.
+// identify reads the identity of a table. Metadata files are immutable, so it is cached by file. If
+// the file cannot be read, the table is assumed to be in the folder above that of the metadata,
+// because metadata is always in a folder below the location.
 func (s *Server) identify(ctx context.Context, t Placed) identity {
 	id := identity{name: strings.Join(t.Table, "."), file: t.Metadata}
 	if claim, ok := s.identities.Get(t.Metadata); ok {
@@ -102,10 +103,10 @@ func (s *Server) identify(ctx context.Context, t Placed) identity {
 	return id
 }
 
-// identitiesKept bounds what is remembered of metadata files.
+// identitiesKept is the maximum number of cached identities.
 const identitiesKept = 4096
 
-// parent returns the folder of a URL's path.
+// parent returns the folder of a location.
 func parent(location string) string {
 	scheme, rest, found := strings.Cut(location, "://")
 	if !found {
@@ -114,7 +115,7 @@ func parent(location string) string {
 	return scheme + "://" + path.Dir(rest)
 }
 
-// claim returns what a plan claims: nothing where the table stays what and where it is.
+// claim returns what a plan claims, or nil if UUID and location stay the same.
 func (p *plan) claim() *Claim {
 	id := p.metadata.TableUUID().String()
 	if p.current != nil && p.current.Metadata().TableUUID().String() == id && p.current.Location() == p.metadata.Location() {

@@ -20,7 +20,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// change is what a commit asks of one table.
+// change is a requested commit to one table.
 type change struct {
 	table        table.Identifier
 	requirements []table.Requirement
@@ -33,8 +33,8 @@ type changeRequest struct {
 	Updates      json.RawMessage `json:"updates"`
 }
 
-// change takes the lists apart; what this catalog does not know in them is an error, as the
-// specification wants.
+// change decodes the requirements and updates. Unknown ones are an error, as the specification
+// demands.
 func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	var requirements table.Requirements
 	var updates table.Updates
@@ -128,11 +128,11 @@ func readTransaction(r *http.Request) ([]change, error) {
 	return changes, nil
 }
 
-// tries is how often a commit is computed anew because another came first. What the client requires
-// of the table is checked each time, so nothing lands on a table that the client did not mean.
+// tries is the number of attempts if other commits come first. Each attempt checks the client's
+// requirements again, so a commit never lands on a state that the client did not expect.
 const tries = 5
 
-// commit makes all changes or none.
+// commit applies all changes or none.
 func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) {
 	for try := 1; ; try++ {
 		var plans []*plan
@@ -154,16 +154,18 @@ func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) 
 	}
 }
 
-// plan is what a table is to become.
+// plan is the new state of a table.
 type plan struct {
 	table    table.Identifier
-	current  *table.Table // nil for a table that is not there
+	current  *table.Table // nil if the table does not exist yet
 	metadata table.Metadata
-	file     string // where metadata is to be written; the current file where nothing changes
+	file     string // file for the new metadata; the current file if nothing changes
 }
 
+// changes reports whether the plan changes the table.
 func (p *plan) changes() bool { return p.current == nil || p.file != p.current.MetadataLocation() }
 
+// move returns the swap of metadata files that carries out the plan.
 func (p *plan) move() Move {
 	m := Move{Table: p.table, To: p.file, Claim: p.claim()}
 	if p.current != nil {
@@ -172,7 +174,7 @@ func (p *plan) move() Move {
 	return m
 }
 
-// plan checks a change against the table as it is now. It writes nothing.
+// plan validates a change against the current state of the table. It writes nothing.
 func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
 	current, err := s.config.Catalog.LoadTable(ctx, c.table)
@@ -229,7 +231,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	return s.placeSound(ctx, c.table, current, metadata)
 }
 
-// placeSound places new metadata that others can use.
+// placeSound chooses the place of new metadata and checks that other writers can use it.
 func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	p, err := s.place(ctx, ident, current, metadata)
 	if err != nil {
@@ -242,15 +244,16 @@ func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current
 	return p, soundChange(before, metadata, time.Now())
 }
 
-// refused returns the error of updates that do not fit the table.
+// refused returns the error for updates that do not apply to the table.
 func refused(ident table.Identifier, err error) error {
-	if strings.Contains(err.Error(), "sequence number") { // another branch moved: the client takes the next number and tries again
+	if strings.Contains(err.Error(), "sequence number") { // another branch was changed: the client retries with the next number
 		return commitFailed("%s: %v", strings.Join(ident, "."), err)
 	}
 	return senseless("updates: "+strings.Join(ident, "."), err)
 }
 
-// create returns the metadata of a table that begins with this change.
+// create returns the metadata of a table that the change creates, with defaults for what the change
+// omits.
 func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	var has []string
 	for _, u := range c.updates {
@@ -264,7 +267,7 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	if !slices.Contains(has, table.UpdateUpgradeFormatVersion) {
 		updates = append([]table.Update{table.NewUpgradeFormatVersionUpdate(table.DefaultFormatVersion)}, updates...)
 	}
-	location, err := s.tableLocation(ctx, c.table, id) // looks for the namespace too
+	location, err := s.tableLocation(ctx, c.table, id) // also checks that the namespace exists
 	if err != nil {
 		return nil, err
 	}
@@ -279,8 +282,8 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	return metadata, nil
 }
 
-// creationRank orders what a table begins with: a sort order refers to the schema, and DuckDB sends
-// it first.
+// creationRank orders the updates of a new table. A sort order refers to the schema, but DuckDB
+// sends it first.
 func creationRank(u table.Update) int {
 	order := []string{table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema}
 	if at := slices.Index(order, u.Action()); at >= 0 {
@@ -289,7 +292,7 @@ func creationRank(u table.Update) int {
 	return len(order)
 }
 
-// update applies updates to metadata, or to nothing.
+// update applies updates to metadata, or to empty metadata if base is nil.
 func update(base table.Metadata, updates []table.Update, file string) (m table.Metadata, err error) {
 	defer guard(&err)
 	if base != nil {
@@ -307,11 +310,11 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 	return b.Build()
 }
 
-// elsewhere are the properties that place files beside a table's location.
+// elsewhere has the properties that place files outside of a table's location.
 var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
 
-// placedWithin fails if metadata has a property that places files beside the table's location, and
-// has not had it before.
+// placedWithin returns an error if a property newly places files outside of the table's location.
+// Unchanged properties are accepted.
 func (s *Server) placedWithin(before, after table.Metadata) error {
 	for _, key := range elsewhere {
 		location, ok := after.Properties()[key]
@@ -328,8 +331,8 @@ func (s *Server) placedWithin(before, after table.Metadata) error {
 	return nil
 }
 
-// place chooses the file of new metadata, and sees to it that the table stays in the warehouse, and
-// names files of its own only.
+// place chooses the file for new metadata. It checks that the table stays in the warehouse and
+// refers to its own files only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
 	within := s.warehouse.fresh
 	if current != nil && current.Location() == metadata.Location() {
@@ -349,7 +352,7 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 		return nil, err
 	}
 	version := 0
-	if current != nil { // files are named VERSION-UUID.metadata.json, others' also vVERSION.metadata.json
+	if current != nil { // names are VERSION-UUID.metadata.json; other catalogs also use vVERSION.metadata.json
 		name := strings.TrimPrefix(path.Base(current.MetadataLocation()), "v")
 		digits := name[:len(name)-len(strings.TrimLeft(name, "0123456789"))]
 		if n, err := strconv.Atoi(digits); err == nil {
@@ -370,8 +373,8 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	return &plan{ident, current, metadata, file}, nil
 }
 
-// land writes the plans' metadata and moves the tables to it. A process that dies on the way leaves
-// files that nothing names.
+// land writes the metadata of the plans and swaps the tables to it. If the process dies in between,
+// it leaves unreferenced files.
 func (s *Server) land(ctx context.Context, plans []*plan) error {
 	changes := false
 	var moves []Move
@@ -396,6 +399,7 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 		return nil
 	}
 	err := s.swap(ctx, moves)
+	// Keep the files if the outcome is unknown: the commit may have landed.
 	var f *failure
 	if unknown := errors.As(err, &f) && f.status == http.StatusInternalServerError; err != nil && !unknown {
 		s.remove(ctx, written)
@@ -403,14 +407,13 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	return err
 }
 
-// How long the swap may take; a client that leaves meanwhile does not interrupt it. And how long to
-// remove files.
+// Timeouts of a swap, which continues if the client disconnects, and of removing files.
 const (
 	swapTimeout   = 30 * time.Second
 	removeTimeout = 10 * time.Second
 )
 
-// swap moves tables, and sorts what can go wrong into what clients tell apart.
+// swap moves tables and maps failures to errors that clients distinguish.
 func (s *Server) swap(ctx context.Context, moves []Move) error {
 	if err := ctx.Err(); err != nil {
 		return notNow(err)
@@ -418,7 +421,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
 	check := s.claims(moves)
-	if check != nil { // once before the transaction, which then finds in memory what was read from files
+	if check != nil { // fill the cache first, so that the transaction does not read files
 		tables, err := s.config.Swapper.Tables(ctx)
 		if err != nil {
 			return notNow(err)
@@ -446,7 +449,7 @@ func encode(p *plan) (b []byte, err error) {
 	if b, err = json.Marshal(p.metadata); err != nil {
 		return nil, badRequest("updates: the metadata that they make cannot be written: %v", err)
 	}
-	switch { // the name says how it is compressed
+	switch { // the file name determines the compression
 	case strings.HasSuffix(p.file, ".gz.metadata.json"):
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
@@ -475,7 +478,8 @@ func (s *Server) write(ctx context.Context, p *plan) error {
 	return nil
 }
 
-// remove removes metadata files that nothing names; what fails is left to the removal of orphans.
+// remove removes unreferenced metadata files. Files that cannot be removed are left to orphan
+// removal.
 func (s *Server) remove(ctx context.Context, written []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
@@ -490,8 +494,8 @@ func (s *Server) remove(ctx context.Context, written []string) {
 	}
 }
 
-// removeReplaced removes metadata files that a commit pushed out of the table's log, where the
-// table asks for that: clients of a REST catalog leave it to the server.
+// removeReplaced removes metadata files that a commit dropped from the table's log, if the table's
+// properties ask for it. In a REST catalog this is the server's task.
 func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 	for _, p := range plans {
 		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {

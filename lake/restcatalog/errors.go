@@ -17,12 +17,12 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A failure is an answer that is an error. Its kind is the name of the exception that Java's client
-// throws, which is what all clients know errors by.
+// failure is an error response. kind is the name of the exception in Java's client, by which all
+// clients identify errors.
 type failure struct {
 	status        int
 	kind, message string
-	cause         error // for the log
+	cause         error // for the log only
 }
 
 func (f *failure) Error() string { return f.kind + ": " + f.message }
@@ -37,21 +37,20 @@ func commitFailed(format string, args ...any) error {
 	return &failure{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
 }
 
-// notNow says that nothing was done, so that the client may try again. Clients take 500, 502 and
-// 504 in answer to a commit for "it may have landed", and keep its files; 503 tells them that it
-// did not.
+// notNow reports that nothing was done and the client may retry. The status must be 503: after 500,
+// 502 or 504, clients assume that a commit may have landed, and keep its files.
 func notNow(cause error) error {
 	return &failure{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
 		message: "the catalog or its storage did not answer; nothing was done, try again", cause: cause}
 }
 
-// stateUnknown says that a commit may or may not have landed.
+// stateUnknown reports that a commit may or may not have landed.
 func stateUnknown(cause error) error {
 	return &failure{status: http.StatusInternalServerError, kind: "CommitStateUnknownException",
 		message: "the commit was sent to the database and its answer was lost: load the table to see whether it landed", cause: cause}
 }
 
-// What errors of the catalog are to clients.
+// kinds maps errors of the catalog to responses.
 var kinds = []struct {
 	err    error
 	status int
@@ -70,7 +69,7 @@ var kinds = []struct {
 	{ErrConflict, http.StatusConflict, "CommitFailedException"},
 }
 
-// failed returns what an error is to the client of a request.
+// failed returns the response for an error.
 func failed(r *http.Request, err error) *failure {
 	var f *failure
 	if errors.As(err, &f) {
@@ -84,6 +83,7 @@ func failed(r *http.Request, err error) *failure {
 			return &failure{status: k.status, kind: k.kind, message: err.Error(), cause: err}
 		}
 	}
+	// Reads change nothing, so a failed one can be retried.
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		errors.As(notNow(err), &f)
 		return f
@@ -92,7 +92,7 @@ func failed(r *http.Request, err error) *failure {
 		message: "the catalog or its storage failed, and it is not known what was done; the server's log says why", cause: err}
 }
 
-// answer returns a handler's error an answer.
+// answer converts a handler to an http.Handler that sends its errors.
 func (s *Server) answer(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
@@ -101,6 +101,7 @@ func (s *Server) answer(h handler) http.Handler {
 	})
 }
 
+// fail logs a server error and sends the response.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f.status >= http.StatusInternalServerError {
 		s.config.Logger.Error("a request failed", "method", r.Method, "path", r.URL.Path, "status", f.status, "error", errors.Join(f, f.cause))
@@ -112,24 +113,24 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(f.status)
-	_ = json.NewEncoder(w).Encode(map[string]model{"error": {f.message, f.kind, f.status}}) // the client may have left
+	_ = json.NewEncoder(w).Encode(map[string]model{"error": {f.message, f.kind, f.status}}) // the client may have disconnected
 }
 
-// reply sends an answer as JSON.
+// reply sends a JSON response.
 func reply(w http.ResponseWriter, answer any) error {
 	b, err := json.Marshal(answer)
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(b) // the client may have left
+	_, _ = w.Write(b) // the client may have disconnected
 	return nil
 }
 
-// read takes a request's body apart.
+// read decodes a JSON request body.
 func read(r *http.Request, into any) error {
-	// No page of another site can have a browser send this without asking first, and the answer to
-	// that is no.
+	// This content type makes browsers ask for permission (CORS) before they send a request of
+	// another site, and the server never grants it.
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return badRequest("Content-Type: it is not application/json")
 	}
@@ -150,7 +151,7 @@ func decode(b []byte, into any) error {
 	return nil
 }
 
-// undecodable reports what is wrong with JSON, in JSON's terms: the client does not know our types.
+// undecodable describes a decoding error in terms of JSON, because clients do not know Go types.
 func undecodable(b []byte, what string, err error) error {
 	var f *failure
 	var syntax *json.SyntaxError
@@ -171,7 +172,7 @@ func undecodable(b []byte, what string, err error) error {
 	return senseless(what, err)
 }
 
-// inJSON returns what a type of ours is in JSON.
+// inJSON returns the JSON name of a Go type.
 func inJSON(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -191,11 +192,11 @@ func inJSON(t reflect.Type) string {
 	return "an object"
 }
 
-// ofGo are the signs of an error that speaks of Go, and not of the request.
+// ofGo matches error texts about Go instead of the request.
 var ofGo = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
 
-// senseless returns the error of what a library makes no sense of. What it says is shown where it
-// speaks of the request.
+// senseless returns the error for input that a library refuses. The library's message is included
+// unless it is about Go.
 func senseless(what string, err error) error {
 	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
 	if ofGo.MatchString(text) {
@@ -204,8 +205,8 @@ func senseless(what string, err error) error {
 	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
 }
 
-// readGuarded and the two below hand outside bytes, or what came of them, to iceberg-go, where some
-// of what is not a sense ends in a panic. It is the client's error.
+// readGuarded, unmarshalGuarded and validateGuarded pass client input to iceberg-go, which panics
+// on some invalid input. The panic becomes a client error.
 func readGuarded(r *http.Request, into any) (err error) {
 	defer guard(&err)
 	return read(r, into)

@@ -15,20 +15,19 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// separator is between the parts of a namespace in a path.
+// separator separates the parts of a namespace in a path, as the specification defines.
 const separator = "\x1f"
 
-// namespaceOf returns the namespace of a request's path.
+// namespaceOf returns the namespace in a request's path.
 func namespaceOf(r *http.Request) table.Identifier {
 	return strings.Split(r.PathValue("namespace"), separator)
 }
 
-// maxNameBytes is what fits into the SQL catalog's columns, and, with what a location adds to it,
-// into the name of a folder.
+// maxNameBytes is the maximum length of a name. It fits the SQL catalog's columns and, with the
+// suffix of a location, a folder name.
 const maxNameBytes = 200
 
-// checkName refuses parts of a name that could not be stored or named in a path. What is there
-// already may be called anything.
+// checkName refuses names that cannot be stored or used in a path. It applies to new names only.
 func checkName(field string, parts ...string) error {
 	if len(parts) == 0 {
 		return badRequest("%s: it is missing", field)
@@ -54,7 +53,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 	if p := r.URL.Query().Get("parent"); p != "" {
 		parent = strings.Split(p, separator)
 	}
-	all, err := s.config.Catalog.ListNamespaces(r.Context(), parent) // at any depth
+	all, err := s.config.Catalog.ListNamespaces(r.Context(), parent) // of any depth
 	if err != nil {
 		return err
 	}
@@ -82,16 +81,16 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 
 const maxPage = 1000
 
-// A token begins so, before it is encoded: text that only happens to decode is not a token.
+// tokenPrefix marks page tokens before encoding, so that arbitrary text is not accepted as one.
 const tokenPrefix = "after:"
 
-// page returns the part of a list that a request asks for, in order, and the token that asks for
-// the next. A token names the last of its page, so that what comes and goes between two pages
-// neither repeats nor hides the rest.
+// page returns the requested page of a list in sorted order, and the token for the next page. The
+// token contains the last key of the page, so concurrent changes neither repeat nor hide other
+// entries.
 func page(r *http.Request, keys []string) (part []string, next string, err error) {
 	sort.Strings(keys)
 	q := r.URL.Query()
-	if !q.Has("pageToken") && !q.Has("pageSize") {
+	if !q.Has("pageToken") && !q.Has("pageSize") { // the client does not use pages
 		return keys, "", nil // the client knows no pages
 	}
 	size := maxPage
@@ -143,11 +142,11 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, n)
 }
 
-// landersOwn begins the properties that landers keep, of tables and of namespaces.
+// landersOwn is the prefix of properties that belong to landers, in tables and namespaces.
 const landersOwn = "millrace."
 
-// checkNamespace refuses a namespace whose tables would lie beyond the warehouse, and properties in
-// which landers say what they found.
+// checkNamespace refuses properties that place tables outside of the warehouse, and those in which
+// landers record faults.
 func (s *Server) checkNamespace(p iceberg.Properties) error {
 	for key := range p {
 		if strings.HasPrefix(key, landersOwn) {
@@ -190,6 +189,7 @@ func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
+	// ListNamespaces includes n itself.
 	below, err := s.config.Catalog.ListNamespaces(r.Context(), n)
 	if err != nil {
 		return err
@@ -228,7 +228,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	}
 	for _, list := range []*[]string{&summary.Removed, &summary.Updated, &summary.Missing} {
 		if *list == nil {
-			*list = []string{} // clients want lists
+			*list = []string{} // clients expect lists, not null
 		}
 	}
 	return reply(w, summary)

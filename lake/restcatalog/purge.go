@@ -15,17 +15,16 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// purge removes the files of a table that is dropped: those that it names, that lie below its own
-// location, and that no other table of the catalog names. Where another table that may name them
-// cannot be read, nothing is removed. A process that dies on the way leaves files that nothing
-// names, and no harm.
+// purge deletes the files of a dropped table: files that it refers to, that are below its own
+// location, and that no other table refers to. If a table that may refer to them cannot be read,
+// nothing is deleted. If the process dies, unreferenced files remain, which is harmless.
 func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	fio, err := s.files(ctx, t.MetadataLocation())
 	if err != nil {
 		return err
 	}
 	m := t.Metadata()
-	own := map[string]string{} // canonical name: as it is written
+	own := map[string]string{} // location as written, by canonical location
 	left := 0
 	add := func(file string) {
 		if s.warehouse.covers(m.Location(), file) {
@@ -34,7 +33,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 			left++
 		}
 	}
-	for _, snapshot := range m.Snapshots() { // one by one: a snapshot that cannot be read does not keep the others' files
+	for _, snapshot := range m.Snapshots() { // one by one, so that an unreadable snapshot does not affect the others
 		only := func(x table.Snapshot) bool { return x.SnapshotID == snapshot.SnapshotID }
 		if err := references(ctx, fio, m, only, map[string]bool{}, each(add)); err != nil {
 			s.config.Logger.Warn("purge: a snapshot cannot be read; files that it alone names are left", "location", m.Location(), "snapshot", snapshot.SnapshotID, "error", err)
@@ -66,12 +65,12 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	return errors.Join(errs...)
 }
 
-// mostReadings is how often a table is read that changes while it is read.
+// mostReadings is the maximum number of attempts to read a table that keeps changing.
 const mostReadings = 20
 
-// spareOthers removes from files what any table of the catalog names. Commits and the expiry of
-// snapshots can take away what it is about to read of a table; then it reads that table again, as
-// it is now.
+// spareOthers removes the files that any table of the catalog refers to from files. Concurrent
+// commits and expiries can delete what it is about to read. Then it reads the current state of that
+// table again.
 func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
 	read := map[string]bool{} // tables, by name
 	var last string
@@ -93,9 +92,10 @@ func (s *Server) spareOthers(ctx context.Context, at string, files map[string]st
 		}
 		still := slices.ContainsFunc(now, func(p Placed) bool { return p.Metadata == t.Metadata })
 		if still && missing(why) && errors.Is(why, errMetadata) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
-			read[t.name()] = true // it names nothing any more, and stood elsewhere
+			read[t.name()] = true // its metadata file is missing and was outside of the purged location
 			continue
 		}
+		// The table has not changed, so reading it again would not help.
 		if still || failures == mostReadings {
 			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", t.name(), why)
 		}
@@ -104,10 +104,11 @@ func (s *Server) spareOthers(ctx context.Context, at string, files map[string]st
 
 func (p Placed) name() string { return strings.Join(p.Table, ".") }
 
+// errMetadata distinguishes a missing metadata file from a missing manifest.
 var errMetadata = errors.New("read its metadata")
 
-// spareAll removes from files what tables name that are not read yet. It stops at one that cannot
-// be read.
+// spareAll removes the files of the tables that have not been read yet. It stops at the first table
+// that cannot be read.
 func (s *Server) spareAll(
 	ctx context.Context, tables []Placed, read map[string]bool, files map[string]string,
 ) (failed Placed, err error) {
@@ -136,7 +137,7 @@ func (s *Server) spareAll(
 	return Placed{}, nil
 }
 
-// each makes of fn what references wants.
+// each adapts fn to references.
 func each(fn func(file string)) func(reference) error {
 	return func(r reference) error {
 		fn(r.file)
@@ -144,7 +145,7 @@ func each(fn func(file string)) func(reference) error {
 	}
 }
 
-// missing reports whether an error says that a file is not there, in whichever file system's words.
+// missing reports whether an error means that a file does not exist, in any file system.
 func missing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "NoSuchKey") || strings.Contains(err.Error(), "code=NotFound")
 }

@@ -12,17 +12,17 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// A reference is a file that a table's metadata names, directly or through its manifests.
+// reference is a file that a table's metadata refers to, directly or through manifests.
 type reference struct {
-	what string // "data file", …
+	what string // such as "data file"
 	file string
 }
 
-// references calls fn with every file that the snapshots for which of is true name, and with those
-// that the metadata itself names. Manifests in known are passed over, and added to it. An error is
-// fn's, or that of a file that cannot be read.
+// references calls fn for every file that the selected snapshots refer to, and for those that the
+// metadata itself refers to. Manifests in known are skipped, and new ones are added to it. It stops
+// at an error of fn or an unreadable file.
 func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.Snapshot) bool, known map[string]bool, fn func(reference) error) (err error) {
-	defer guard(&err) // a manifest is what a client has written
+	defer guard(&err) // manifests are written by clients
 	for s := range m.Statistics() {
 		if err := fn(reference{"statistics", s.StatisticsPath}); err != nil {
 			return err
@@ -72,21 +72,21 @@ func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.
 
 func all(table.Snapshot) bool { return true }
 
-// covers reports whether a file is below a location, both in the warehouse.
+// covers reports whether a file is below base and in the warehouse.
 func (w warehouse) covers(base, name string) bool {
 	return w.has(name) && location.Inside(base, name)
 }
 
-// overlap reports whether one of two locations is below the other, or is it.
+// overlap reports whether two locations are equal or one is below the other.
 func (w warehouse) overlap(a, b string) bool {
 	a, b = strings.TrimRight(location.Canonical(a), "/")+"/", strings.TrimRight(location.Canonical(b), "/")+"/"
 	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
-// ownFiles fails if metadata brings a file that does not lie below the table's location: it is
-// another table's, or may become one's. Who reads this table would read it, and who cleans up after
-// this table would remove it. What before names already is not looked at again; before is nil for a
-// new table.
+// ownFiles returns an error if new metadata refers to a file that is not below the table's
+// location. Such a file belongs to another table, or may later: readers of this table would see it,
+// and cleaning up this table would delete it. Files that before already refers to are not checked
+// again. before is nil for a new table.
 func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) error {
 	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}
@@ -101,7 +101,7 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 			named[st.StatisticsPath] = true
 		}
 	}
-	fresh := func(snapshot table.Snapshot) bool { // an id alone does not say that it names the same files
+	fresh := func(snapshot table.Snapshot) bool { // the id alone does not identify a snapshot's files
 		was, ok := had[snapshot.SnapshotID]
 		return !ok || was.ManifestList != snapshot.ManifestList || !slices.Equal(was.ManifestLocations, snapshot.ManifestLocations)
 	}
@@ -109,14 +109,14 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 	if err != nil {
 		return notNow(err)
 	}
-	// The manifests of the state before stay, as a rule, and were looked at when they came.
+	// Most manifests are unchanged, and were checked when they were added.
 	if before != nil && before.CurrentSnapshot() != nil {
 		manifests, err := before.CurrentSnapshot().Manifests(fio)
 		if err != nil {
 			return notNow(err)
 		}
 		for _, m := range manifests {
-			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath()) // another's is refused whenever it is seen
+			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath()) // manifests of other tables are refused whenever they are seen
 		}
 	}
 	err = references(ctx, fio, after, fresh, known, func(r reference) error {

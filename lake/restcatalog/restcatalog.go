@@ -1,12 +1,20 @@
-// Package restcatalog serves Iceberg's REST catalog protocol over a SQL catalog, so that any engine
-// finds the lake's tables by an address instead of by a database's driver, password and table
-// layout. The catalog's rows stay the one truth: a writer that goes to the database directly, as
-// the landers do, and one that comes through here exclude each other by the same compare-and-swap
-// of a table's metadata location (see swap.go).
+// Package restcatalog serves Iceberg's REST catalog protocol over a SQL catalog. Engines need an
+// address instead of a database driver, a password and knowledge of the table layout.
 //
-// It is written against the specification in apache/iceberg, open-api/rest-catalog-open-api.yaml.
-// Views, scan planning and idempotency keys are not served; `endpoints` of GET /v1/config lists
-// what is.
+// The rows of the SQL catalog remain the single source of truth. Landers write to the database
+// directly and other engines come through here. Both use the same compare-and-swap of a table's
+// metadata location, so they exclude each other (see swap.go).
+//
+// Server is the handler. tables.go and namespaces.go have the endpoints, commit.go turns requested
+// changes into new metadata, and access.go and auth.go authenticate callers.
+//
+// Invariants: nothing outside of the warehouse is read, written or deleted (warehouse.go); two
+// tables never share a UUID, a location or a file (claims.go, references.go); no accepted change
+// leaves a table that other writers cannot continue with (sound.go); and the Guard of the
+// configuration has the last word.
+//
+// The package follows apache/iceberg's open-api/rest-catalog-open-api.yaml. Views, scan planning
+// and idempotency keys are not served; `endpoints` of GET /v1/config lists what is.
 package restcatalog
 
 import (
@@ -24,60 +32,60 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// Config describes what to serve.
+// Config has the settings of a Server.
 type Config struct {
-	Catalog catalog.Catalog // required; its tables and namespaces
-	Swapper Swapper         // required; moves tables of that catalog, see NewSQL
-	// Warehouse is the URL below which all tables are to be: file:///folder or s3://bucket/folder.
-	// Nothing is created, and no file removed, beyond it.
+	Catalog catalog.Catalog // required
+	Swapper Swapper         // required; swaps tables of the same catalog, see NewSQL
+	// Warehouse is the URL of the root of all tables: file:///folder or s3://bucket/folder. No file
+	// outside of it is created or deleted.
 	Warehouse string
-	// Name is what clients may write for the warehouse, beside its URL. Empty: the URL alone.
+	// Name is an alternative that clients may use for the warehouse's URL. It may be empty.
 	Name string
-	// Prefix is told to clients, who then put it into their paths (/v1/PREFIX/…). Paths without it
-	// are served too.
+	// Prefix is a path prefix that clients are told to use (/v1/PREFIX/…). Paths without it are
+	// served, too.
 	Prefix string
-	// Files says how this server reaches the files: properties of iceberg-go's file systems.
+	// Files are the properties of iceberg-go's file systems by which this server accesses files.
 	Files iceberg.Properties
-	// Reach adds to a call's context what the file systems look for there. Nil: nothing.
+	// Reach adds values to a request's context that the file systems need. It may be nil.
 	Reach func(context.Context) context.Context
-	// Storage is told to clients of an s3:// warehouse.
+	// Storage is sent to clients of an s3:// warehouse.
 	Storage Storage
 	Access  Access
-	// Guard describes what speaks against a table's becoming what a request makes of it: nil if
-	// nothing does. Before is nil if the table is new under its name, and after where it would no
-	// longer be: renamed, or replaced by another's metadata. Nil guards nothing.
+	// Guard returns an error if a change must be refused. before is nil for a new table. after is
+	// nil if the table would be renamed, or replaced by other metadata. Guard may be nil.
 	Guard func(name table.Identifier, before, after table.Metadata) error
-	// Drop describes what speaks against dropping a table, with its files or without. Nil: nothing.
+	// Drop returns an error if a table must not be dropped, with or without its files. It may be
+	// nil.
 	Drop func(name table.Identifier, m table.Metadata) error
-	// Timeout bounds a request; zero is a minute.
+	// Timeout limits a request; 0 means one minute.
 	Timeout time.Duration
 	Logger  *slog.Logger // required
 }
 
-// Storage is how clients reach an object store.
+// Storage describes how clients reach an object store.
 type Storage struct {
-	Endpoint string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Endpoint string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
 	Region   string
 }
 
 const (
 	defaultTimeout = time.Minute
-	maxBody        = 32 << 20 // bytes of a request
+	maxBody        = 32 << 20 // bytes of a request body
 )
 
-// Server is the handler of a catalog's paths, from /v1/ on; under another path it is behind
-// http.StripPrefix. It is safe for concurrent use, and holds nothing that must be closed.
+// Server is the handler of the catalog's paths, which begin with /v1/. To serve it under another
+// path, use http.StripPrefix. It is safe for concurrent use and need not be closed.
 type Server struct {
 	config    Config
 	warehouse warehouse
 	endpoints []string
 	mux       *http.ServeMux
-	turns     http.Handler // before mux
+	turns     http.Handler // mux with admission control
 
-	identities *lru.Cache[string, Claim] // by metadata file
+	identities *lru.Cache[string, Claim] // cache by metadata file
 }
 
-// New returns the handler. It connects to nothing.
+// New returns a Server. It opens no connections.
 func New(c Config) (*Server, error) {
 	if c.Catalog == nil || c.Swapper == nil || c.Logger == nil {
 		return nil, errors.New("REST catalog: Catalog, Swapper and Logger are required")
@@ -118,9 +126,10 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// A handler answers a request, or tells why it cannot.
+// handler serves a request or returns the error to send.
 type handler func(w http.ResponseWriter, r *http.Request) error
 
+// route registers all endpoints.
 func (s *Server) route() {
 	s.mux.Handle("GET /v1/config", s.answer(toSome(Read, s.getConfig)))
 	s.mux.Handle("POST "+tokenPath, http.HandlerFunc(s.getToken))
@@ -135,7 +144,7 @@ func (s *Server) route() {
 		method, path string
 		right        Right
 		h            handler
-		some         bool // it asks for rights to single tables itself
+		some         bool // the handler checks rights to single tables
 	}{
 		{http.MethodGet, "/namespaces", Read, s.listNamespaces, true},
 		{http.MethodPost, "/namespaces", Admin, s.createNamespace, false},
@@ -163,7 +172,7 @@ func (s *Server) route() {
 		}
 		s.serve(e.method, e.path, permitted(e.right, e.h))
 	}
-	// Clients that do not look at the list above learn that there are no views.
+	// Some clients ignore the list of endpoints. They are told that there are no views.
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 		s.serve(method, namespace+"/views/{view}", toSome(Read, noView))
 	}
@@ -179,7 +188,7 @@ func (s *Server) serve(method, path string, h handler) {
 	}
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP authenticates and serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(s.config.Reach(r.Context()), s.config.Timeout)
@@ -187,7 +196,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.WithContext(ctx)
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
-	seen.Header().Set("Cache-Control", "no-store") // answers may carry credentials, and all are of this moment
+	seen.Header().Set("Cache-Control", "no-store") // responses may have credentials and are valid only now
 	r, caller, err := s.admit(r)
 	if err != nil {
 		f := failed(r, err)
@@ -211,7 +220,7 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// getConfig tells a client what to know before its first call.
+// getConfig serves the settings that clients request first.
 func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
 	if asked := r.URL.Query().Get("warehouse"); asked != "" && asked != s.config.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
 		return badRequest("warehouse: there is no warehouse %q here; this catalog's is %s", asked, s.warehouse.url)

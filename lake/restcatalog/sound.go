@@ -14,42 +14,43 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Numbers in metadata only grow, and the next writer continues from them. A client that sets one
-// close to its limit leaves no room for any writer after it, so each may only take the step that
-// its change needs.
+// Some numbers in metadata only grow, and each writer continues from the last value. A client that
+// sets one close to its limit leaves no room for later writers. So each number may only advance as
+// far as the change requires.
 const (
-	// maxAhead is how far a snapshot may be dated ahead of this catalog's clock. Iceberg refuses a
-	// snapshot that is dated before the newest one by more than this, so a snapshot from the future
-	// blocks all others until then.
+	// maxAhead is how far a snapshot may be dated ahead of this server's clock. Iceberg refuses a
+	// snapshot that is older than the newest one by more than this, so a snapshot from the future
+	// would block all others until then.
 	maxAhead = time.Minute
-	// maxNewIDs is how far the ids of columns or of partition fields may grow with one change.
+	// maxNewIDs is how far the ids of columns or partition fields may advance in one change.
 	maxNewIDs = 10_000
-	// maxFieldID is the greatest id of a column; Iceberg reserves those above it.
+	// maxFieldID is the maximum id of a column. Iceberg reserves the ids above it.
 	maxFieldID = math.MaxInt32 - 200
-	// maxSequence bounds the sequence number and the row id of a table that is registered.
+	// maxSequence is the maximum sequence number and row id of a registered table.
 	maxSequence = 1 << 53
 )
 
-// Bounds of a schema: what no engine of Iceberg tables needs to exceed, and the SQL engine or the
-// landers could not hold.
+// Limits of a schema. No realistic table exceeds them, and the SQL engine or landers could not
+// handle larger ones.
 const (
-	maxFields      = 5_000 // of all levels
+	maxFields      = 5_000 // at all levels
 	maxNesting     = 32
 	maxFixed       = 1 << 16 // bytes
 	maxDecimal     = 38      // digits
 	maxColumnBytes = 1_000   // of a name
 )
 
-// lineage is the part of a table's state that a new snapshot must follow.
+// lineage is the state that a new snapshot must follow.
 type lineage struct {
 	format   int
 	fresh    bool // the table is new
 	sequence int64
 	nextRow  int64
-	there    map[int64]int64 // sequence numbers of the snapshots
-	parents  map[int64]int64 // of all snapshots that are or were there
+	there    map[int64]int64 // sequence numbers of existing snapshots
+	parents  map[int64]int64 // parents of existing and removed snapshots
 }
 
+// newLineage returns the lineage of a table. before is nil for a new one.
 func newLineage(before table.Metadata, format int) lineage {
 	l := lineage{format: format, fresh: before == nil, there: map[int64]int64{}, parents: map[int64]int64{}}
 	if before == nil {
@@ -67,7 +68,7 @@ func (l *lineage) put(s table.Snapshot) {
 	l.parents[s.SnapshotID] = parentID(s)
 }
 
-// noParent is what some engines write in place of leaving the parent out.
+// noParent is what some engines write instead of omitting the parent.
 const noParent = -1
 
 func parentID(s table.Snapshot) int64 {
@@ -77,9 +78,8 @@ func parentID(s table.Snapshot) int64 {
 	return *s.ParentSnapshotID
 }
 
-// add checks a snapshot against those before it. A snapshot never has the id of one that was there,
-// or that another one names as its parent, and its parent is there. So no chain of parents can
-// become a cycle.
+// add checks a new snapshot and adds it. Its id must be new, must not be another snapshot's parent,
+// and its own parent must exist. So the parents cannot form a cycle.
 func (l *lineage) add(s table.Snapshot) error {
 	if s.SnapshotID < 1 {
 		return badRequest("add-snapshot: %d is not the id of a snapshot: want a number above 0", s.SnapshotID)
@@ -113,18 +113,18 @@ func (l *lineage) add(s table.Snapshot) error {
 	return nil
 }
 
-// number checks what a snapshot counts: commits, and in format 3 rows.
+// number checks a snapshot's sequence number and, in format 3, its row ids.
 func (l *lineage) number(s table.Snapshot) error {
-	first := l.fresh && len(l.there) == 0 && s.SequenceNumber == 0 // iceberg-go begins a new table with 0
+	first := l.fresh && len(l.there) == 0 && s.SequenceNumber == 0 // iceberg-go starts new tables at 0
 	switch {
 	case l.format == 1 && s.SequenceNumber != 0:
 		return badRequest("add-snapshot: snapshot %d has the sequence number %d, and a table of format 1 has none", s.SnapshotID, s.SequenceNumber)
 	case l.format > 1 && s.SequenceNumber != l.sequence+1 && !first:
-		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence { // another branch moved: the client takes the next number
+		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence { // another branch was changed: the client retries with the next number
 			return commitFailed("add-snapshot: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
 		}
 		return badRequest("add-snapshot: snapshot %d has the sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)
-	case l.format < 3 || s.FirstRowID == nil || s.AddedRows == nil: // which format 3 demands elsewhere
+	case l.format < 3 || s.FirstRowID == nil || s.AddedRows == nil: // iceberg-go checks these in format 3
 		return nil
 	case *s.FirstRowID != l.nextRow:
 		if *s.FirstRowID < l.nextRow {
@@ -138,8 +138,8 @@ func (l *lineage) number(s table.Snapshot) error {
 	return nil
 }
 
-// soundHistory fails if the snapshots of a change do not follow those that are there, one after the
-// other.
+// soundHistory returns an error if the new snapshots of a change do not follow the existing ones in
+// sequence.
 func soundHistory(before table.Metadata, updates []table.Update) error {
 	format := table.DefaultFormatVersion
 	if before != nil {
@@ -180,8 +180,8 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 	return nil
 }
 
-// soundChange fails if a change leaves metadata that other writers, or readers, cannot use: its new
-// schemas, its ids and its times.
+// soundChange returns an error if a change leaves metadata that other readers or writers cannot
+// use. It checks new schemas, ids and timestamps.
 func soundChange(before, after table.Metadata, now time.Time) error {
 	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
 	schemas := map[int]*iceberg.Schema{}
@@ -226,7 +226,7 @@ func lastPartitionID(m table.Metadata) int {
 	return 0
 }
 
-// soundTable returns the same for metadata that a client wrote as a whole.
+// soundTable checks metadata that a client has written as a whole.
 func soundTable(m table.Metadata, now time.Time) error {
 	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence || m.NextRowID() < 0 || m.NextRowID() > maxSequence {
 		return badRequest("metadata-location: the last-sequence-number %d or the next-row-id %d is out of bounds", m.LastSequenceNumber(), m.NextRowID())
@@ -262,7 +262,7 @@ func soundTable(m table.Metadata, now time.Time) error {
 	return nil
 }
 
-// acyclic fails if a snapshot is its own ancestor.
+// acyclic returns an error if a snapshot is its own ancestor.
 func acyclic(m table.Metadata) error {
 	parents := map[int64]int64{}
 	for _, s := range m.Snapshots() {
@@ -284,7 +284,7 @@ func acyclic(m table.Metadata) error {
 	return nil
 }
 
-// soundSchema fails if a schema has a type or a number of columns beyond the bounds.
+// soundSchema returns an error if a schema exceeds the limits.
 func soundSchema(s *iceberg.Schema) error {
 	left := maxFields
 	if err := soundFields("", s.Fields(), maxNesting, &left); err != nil {
@@ -293,6 +293,8 @@ func soundSchema(s *iceberg.Schema) error {
 	return nil
 }
 
+// soundFields checks fields recursively. depth is the number of levels left, and left the number of
+// fields.
 func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) error {
 	if depth == 0 {
 		return fmt.Errorf("%s: types are nested more than %d deep", shortened(at), maxNesting)
@@ -338,7 +340,7 @@ func soundType(t iceberg.Type) error {
 	return nil
 }
 
-// shortened returns a name that is fit for an error.
+// shortened truncates a name for an error message.
 func shortened(name string) string {
 	const most = 100
 	if len(name) <= most {

@@ -16,44 +16,45 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// A Move takes a table from one metadata file to another. Without From it makes the table. From and
-// To may be the same, which changes nothing and asserts that the table is still there.
+// Move swaps a table from one metadata file to another. If From is empty, it creates the table. If
+// both are equal, it changes nothing but asserts that the table is unchanged.
 type Move struct {
 	Table    table.Identifier
 	From, To string
-	Claim    *Claim // nil if the table stays what and where it is
+	Claim    *Claim // nil if UUID and location stay the same
 }
 
-// Swapper moves tables. iceberg-go's catalogs commit one table at a time; a transaction over
-// several needs them moved together.
+// Swapper swaps several tables in one transaction. iceberg-go's catalogs commit only one table at a
+// time.
 type Swapper interface {
-	// Swap does all moves or none. Where check is not nil it is given all other tables first, and
-	// no table is made or moved between its answer and the swap. Errors that wrap ErrConflict,
-	// ErrNotSwapped or catalog.ErrNoSuchNamespace, and check's, say that it did none; after any
-	// other, all may have been done.
+	// Swap performs all moves or none. If check is not nil, it is called with all other tables
+	// first, and no table is created or moved between the check and the swap.
+	//
+	// After an error of check, or one that wraps ErrConflict, ErrNotSwapped or
+	// catalog.ErrNoSuchNamespace, no move was performed. After any other error, all may have been.
 	Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error
-	// Tables are all tables of the catalog.
+	// Tables returns all tables of the catalog.
 	Tables(ctx context.Context) ([]Placed, error)
 }
 
 var (
-	// ErrConflict says that a table was not where a move expected it.
+	// ErrConflict reports that a table was not at the metadata file that a move expected.
 	ErrConflict = errors.New("the table was changed by another")
-	// ErrNotSwapped says that the database failed before it was told to commit.
+	// ErrNotSwapped reports that the database failed before the commit was sent.
 	ErrNotSwapped = errors.New("nothing was committed")
 )
 
-// SQL moves tables in the database of iceberg-go's SQL catalog, beside that catalog. It is safe for
+// SQL is the Swapper of iceberg-go's SQL catalog. It works on the same rows. It is safe for
 // concurrent use.
 type SQL struct {
 	db       *sql.DB
 	postgres bool
 	name     string
-	typed    bool // the table has the column that tells tables from views: schema V1
+	typed    bool // schema V1, which has a column iceberg_type
 }
 
-// NewSQL looks at the tables of a catalog, by the name that its rows carry, in SQLite or
-// PostgreSQL.
+// NewSQL returns the Swapper of the catalog with this name in SQLite or PostgreSQL. It reads the
+// layout of the catalog's tables.
 func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect, name string) (*SQL, error) {
 	if dialect != sqlcatalog.SQLite && dialect != sqlcatalog.Postgres {
 		return nil, fmt.Errorf("REST catalog: no catalog in %s; SQLite and PostgreSQL are served", dialect)
@@ -62,7 +63,7 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
 	}
-	defer func() { _ = rows.Close() }() // there are none
+	defer func() { _ = rows.Close() }() // no rows to lose
 	columns, err := rows.Columns()
 	if err := errors.Join(err, rows.Err()); err != nil {
 		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
@@ -72,13 +73,13 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 
 const resolveTimeout = 5 * time.Second
 
-// Swap does the moves in one transaction.
+// Swap performs the moves in one transaction.
 func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error {
-	moves = slices.Clone(moves) // in one order for all, so that two transactions do not wait for each other
+	moves = slices.Clone(moves) // in a fixed order, to avoid deadlocks
 	slices.SortFunc(moves, func(a, b Move) int { return slices.Compare(a.Table, b.Table) })
 	options := &sql.TxOptions{}
 	if check != nil || slices.ContainsFunc(moves, func(m Move) bool { return m.From == "" }) {
-		options.Isolation = sql.LevelSerializable // as the catalog creates tables and drops namespaces
+		options.Isolation = sql.LevelSerializable // like the catalog's own creation of tables and removal of namespaces
 	}
 	tx, err := s.db.BeginTx(ctx, options)
 	if err != nil {
@@ -95,7 +96,7 @@ func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Con
 	}
 	for _, m := range moves {
 		if err := s.move(ctx, tx, m); err != nil {
-			_ = tx.Rollback() // what the server does anyway
+			_ = tx.Rollback() // the server rolls back anyway
 			if conflicts(err) {
 				return fmt.Errorf("%w: %w", ErrConflict, err)
 			}
@@ -111,13 +112,14 @@ func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Con
 		return nil
 	case conflicts(err):
 		return fmt.Errorf("%w: %w", ErrConflict, err)
+	// The answer may have been lost although the commit succeeded.
 	case s.landed(ctx, moves):
 		return nil
 	}
 	return fmt.Errorf("commit to the catalog: %w", err)
 }
 
-// others has check look at all tables but those that are moved.
+// others calls check with all tables except those that are moved.
 func (s *SQL) others(ctx context.Context, tx *sql.Tx, moves []Move, check func(context.Context, []Placed) error) error {
 	tables, err := s.tables(ctx, tx)
 	if err != nil {
@@ -154,14 +156,15 @@ func (s *SQL) tables(ctx context.Context, db interface {
 	return all, rows.Err()
 }
 
-// conflicts reports whether PostgreSQL rolled back because of another transaction: a serialization
-// failure or a deadlock.
+// conflicts reports whether PostgreSQL rolled back because of another transaction (SQLSTATE class
+// 40: serialization failure or deadlock).
 func conflicts(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && strings.HasPrefix(state.SQLState(), "40")
 }
 
-// landed looks whether a commit whose answer was lost is there. If it is not, it may still come.
+// landed reports whether a commit whose answer was lost is in the database. If it is not, it may
+// still arrive.
 func (s *SQL) landed(ctx context.Context, moves []Move) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveTimeout)
 	defer cancel()
@@ -172,7 +175,7 @@ func (s *SQL) landed(ctx context.Context, moves []Move) bool {
 		var is, was sql.NullString
 		err := s.db.QueryRowContext(ctx, s.sql("SELECT metadata_location, previous_metadata_location FROM iceberg_tables"+row), s.key(m)...).Scan(&is, &was)
 		if err == nil && (is.String == m.To || was.String == m.To) {
-			return true // and so are all
+			return true // moves are atomic, so all of them landed
 		}
 	}
 	return false
@@ -184,6 +187,7 @@ func (s *SQL) key(m Move) []any {
 	return []any{s.name, namespaceKey(m.Table[:len(m.Table)-1]), m.Table[len(m.Table)-1]}
 }
 
+// move performs one move: a compare-and-swap of the metadata location.
 func (s *SQL) move(ctx context.Context, tx *sql.Tx, m Move) error {
 	key := s.key(m)
 	if m.From == "" {
@@ -202,6 +206,7 @@ func (s *SQL) move(ctx context.Context, tx *sql.Tx, m Move) error {
 	return s.changed(m, result, err)
 }
 
+// insert creates a table's row. The namespace must exist, by its properties or by having tables.
 func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	var namespaces int
 	err := tx.QueryRowContext(ctx, s.sql(`SELECT (SELECT count(*) FROM iceberg_namespace_properties WHERE catalog_name = ? AND namespace = ?)
@@ -220,6 +225,7 @@ func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	return s.changed(m, result, err)
 }
 
+// changed returns ErrConflict if a statement did not change exactly one row.
 func (s *SQL) changed(m Move, result sql.Result, err error) error {
 	if err != nil {
 		return err
@@ -231,7 +237,7 @@ func (s *SQL) changed(m Move, result sql.Result, err error) error {
 	return err
 }
 
-// sql writes a statement's placeholders as the database wants them.
+// sql converts placeholders to the database's syntax.
 func (s *SQL) sql(statement string) string {
 	if !s.postgres {
 		return statement
@@ -243,10 +249,11 @@ func (s *SQL) sql(statement string) string {
 	return strings.Join(parts, "")
 }
 
-// encodedNamespace begins how the catalog writes namespaces that points alone would not tell apart.
+// encodedNamespace is iceberg-go's prefix for namespaces with parts that contain dots, which are
+// stored as JSON.
 const encodedNamespace = "__iceberg_namespace_v1__:"
 
-// namespaceKey returns a namespace as iceberg-go's catalog writes it.
+// namespaceKey returns a namespace in the form in which iceberg-go's catalog stores it.
 func namespaceKey(namespace table.Identifier) string {
 	key := strings.Join(namespace, ".")
 	if !strings.Contains(key, encodedNamespace) && !slices.ContainsFunc(namespace, func(part string) bool { return strings.Contains(part, ".") }) {
@@ -256,7 +263,7 @@ func namespaceKey(namespace table.Identifier) string {
 	return encodedNamespace + string(b)
 }
 
-// namespaceOfKey returns the namespace that namespaceKey wrote.
+// namespaceOfKey parses the output of namespaceKey.
 func namespaceOfKey(key string) table.Identifier {
 	var namespace table.Identifier
 	if encoded, ok := strings.CutPrefix(key, encodedNamespace); ok && json.Unmarshal([]byte(encoded), &namespace) == nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// identifier names a table in a body.
+// identifier is a table's name in a request or response body.
 type identifier struct {
 	Namespace table.Identifier `json:"namespace"`
 	Name      string           `json:"name"`
@@ -27,7 +27,7 @@ func (i identifier) full() table.Identifier {
 	return append(append(table.Identifier{}, i.Namespace...), i.Name)
 }
 
-// tableOf returns the table of a request's path.
+// tableOf returns the table in a request's path.
 func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r.PathValue("table")) }
 
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
@@ -58,8 +58,8 @@ func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, answer)
 }
 
-// replyTable sends a table and how to reach its files. A table that is only staged has no metadata
-// file.
+// replyTable sends a table and the way to access its files. file is empty for a staged table, which
+// has no metadata file yet.
 func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any, file string) error {
 	answer := struct {
 		MetadataLocation string            `json:"metadata-location,omitempty"`
@@ -70,7 +70,7 @@ func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any
 	if wantsCredentials(r) {
 		answer.Credentials = s.credentials(r)
 		for _, c := range answer.Credentials {
-			answer.Config = c.Config // for clients that do not know storage-credentials
+			answer.Config = c.Config // for clients that ignore storage-credentials
 		}
 	}
 	return reply(w, answer)
@@ -98,7 +98,7 @@ func (s *Server) loadTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, metadata, t.MetadataLocation())
 }
 
-// onlyReferenced is metadata without the snapshots that no branch or tag names.
+// onlyReferenced returns the metadata without snapshots that no branch or tag refers to.
 func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
 	keep := map[int64]bool{}
 	for _, ref := range m.Refs() {
@@ -139,8 +139,8 @@ func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// createRequest asks for a table. What refers to columns does so by the ids of the schema beside
-// it, which are not yet those that the table will give them.
+// createRequest is the body of a request to create a table. Spec and order refer to columns by the
+// ids in Schema. The table's own ids may differ.
 type createRequest struct {
 	Name       string                        `json:"name"`
 	Location   string                        `json:"location"`
@@ -175,7 +175,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	id := uuid.New()
-	location, err := s.tableLocation(ctx, ident, id) // looks for the namespace too
+	location, err := s.tableLocation(ctx, ident, id) // also checks that the namespace exists
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, p.metadata, p.file)
 }
 
-// notCreated returns the error of a table that another created first.
+// notCreated converts the conflict of a concurrent creation.
 func notCreated(ident table.Identifier, err error) error {
 	if errors.Is(err, ErrConflict) {
 		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
@@ -215,7 +215,7 @@ func notCreated(ident table.Identifier, err error) error {
 	return err
 }
 
-// metadata is that of a new table.
+// metadata returns the metadata of the new table.
 func (c createRequest) metadata(location string, id uuid.UUID) (m table.Metadata, err error) {
 	defer guard(&err)
 	var spec *iceberg.PartitionSpec
@@ -229,7 +229,7 @@ func (c createRequest) metadata(location string, id uuid.UUID) (m table.Metadata
 	return table.NewMetadataWithUUID(c.Schema, spec, order, location, c.Properties, id)
 }
 
-// registerTable takes a metadata file that is there for a table.
+// registerTable creates a table from an existing metadata file.
 func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	var c struct {
 		Name      string `json:"name"`
@@ -289,7 +289,8 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, t.Metadata(), file)
 }
 
-// registrable fails if metadata that a client has written names files beside its table's location.
+// registrable returns an error if a client's metadata cannot be registered: it refers to files
+// outside of its location, or is not sound.
 func (s *Server) registrable(ctx context.Context, t *table.Table) error {
 	names := []string{t.MetadataLocation()}
 	for entry := range t.Metadata().PreviousFiles() {
@@ -318,12 +319,12 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	ctx, ident := r.Context(), tableOf(r)
-	// Without a purge too: Spark asks for none, and removes the files itself.
+	// Guard drops without purge, too: Spark requests no purge and deletes the files itself.
 	t, err := s.config.Catalog.LoadTable(ctx, ident)
 	if errors.Is(err, catalog.ErrNoSuchTable) {
 		return err
 	}
-	if err != nil && missing(err) { // nothing is left to guard or to purge
+	if err != nil && missing(err) { // nothing left to guard or purge
 		s.config.Logger.Warn("a table whose metadata is lost is dropped; its files, if there are any, are left", "table", strings.Join(ident, "."), "error", err)
 		if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 			return err
@@ -340,7 +341,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 		return err
 	}
-	if purge { // to its end, even if the client leaves
+	if purge { // completed even if the client disconnects
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 		defer cancel()
 		if err := s.purge(ctx, t); err != nil {
@@ -351,7 +352,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// guard returns what speaks against a change, in the protocol's form.
+// guard returns the configured Guard's error in the protocol's form.
 func (s *Server) guard(name table.Identifier, before, after table.Metadata) error {
 	if err := s.config.Guard(name, before, after); err != nil {
 		return forbidden("%s: %v", strings.Join(name, "."), err)
@@ -409,8 +410,8 @@ func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, map[string][]credential{"storage-credentials": s.credentials(r)})
 }
 
-// reportMetrics takes what a client says of a scan or a commit. What it filtered by is nobody's
-// business.
+// reportMetrics accepts a client's report about a scan or a commit. Only its type is logged, since
+// filters may contain personal data.
 func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
 	var report struct {
 		Type string `json:"report-type"`

@@ -16,10 +16,10 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// warehouse is where tables may be.
+// warehouse is the root of all tables.
 type warehouse struct {
-	url     string // without a slash at its end
-	escaped string // the same as iceberg-go writes it in the names of files
+	url     string // without a trailing slash
+	escaped string // the URL as iceberg-go writes it in file names
 	bucket  bool
 	storage Storage
 }
@@ -38,12 +38,12 @@ func openWarehouse(at string, storage Storage) (warehouse, error) {
 	return w, nil
 }
 
-// inside returns a location as this catalog writes it, if it is below the warehouse. Whoever could
-// place a table elsewhere could have this server write, and on a purge remove, files that are none
-// of the lake's.
+// inside normalises a location in the warehouse, and returns an error for others. Without this
+// check, a client could make the server write, and by a purge delete, files that do not belong to
+// the lake.
 func (w warehouse) inside(field, location string) (string, error) {
 	location = strings.TrimRight(location, "/")
-	if !w.bucket { // other engines write file:/folder, or the folder alone
+	if !w.bucket { // other engines write file:/folder or a bare path
 		if path := strings.TrimPrefix(location, "file:"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
 			location = "file://" + path
 		}
@@ -53,7 +53,7 @@ func (w warehouse) inside(field, location string) (string, error) {
 		rest, below = strings.CutPrefix(location, w.escaped+"/")
 	}
 	for part := range strings.SplitSeq(rest, "/") {
-		// No escapes either: one reader of a URL decodes them, another does not.
+		// Escapes are refused as well: some readers of a URL decode them and others do not.
 		below = below && part != "" && part != "." && part != ".." && !strings.ContainsAny(part, "%?#\\\x00")
 	}
 	if !below {
@@ -62,8 +62,8 @@ func (w warehouse) inside(field, location string) (string, error) {
 	return location, nil
 }
 
-// fresh is inside, for what is placed now. Other engines would not agree on where it is if it had
-// to be escaped.
+// fresh is inside for new locations. It also refuses names that would have to be escaped, because
+// engines would disagree on them, and names that are too long.
 func (w warehouse) fresh(field, at string) (string, error) {
 	at, err := w.inside(field, at)
 	if err != nil {
@@ -83,8 +83,8 @@ func (w warehouse) fresh(field, at string) (string, error) {
 	return at, nil
 }
 
-// File systems bound the name of a folder, and object stores that of an object, to which the names
-// of files are added.
+// File systems limit the names of folders, and object stores those of objects, to which file names
+// are added.
 const (
 	maxPartBytes     = 255
 	maxLocationBytes = 700
@@ -92,9 +92,9 @@ const (
 
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 
-// tableLocation returns where a new table's files are to be: a folder that no other table has, even
-// if one of this name was there before and was renamed. Who cleans up after one table then never
-// finds another's files.
+// tableLocation returns the location of a new table: a folder that no other table has, even if an
+// earlier table of the same name was renamed. So cleaning up one table never deletes another's
+// files.
 func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id uuid.UUID) (string, error) {
 	namespace, name := ident[:len(ident)-1], ident[len(ident)-1]
 	props, err := s.config.Catalog.LoadNamespaceProperties(ctx, namespace)
@@ -110,18 +110,18 @@ func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id u
 	return base + "/" + unsafe.ReplaceAllString(name, "_") + "-" + id.String()[:8], nil
 }
 
-// place returns what clients are told of where the files are.
+// place returns the storage settings for clients.
 func (w warehouse) place() map[string]string {
 	p := map[string]string{}
 	if !w.bucket {
 		return p
 	}
 	if w.storage.Region != "" {
-		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // PyIceberg's and Java's word for it
+		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // the property names of PyIceberg and Java
 	}
 	if w.storage.Endpoint != "" {
-		// With a slash: ClickHouse cuts the endpoint off an address, and takes what is left for
-		// bucket and path, as they stand in locations.
+		// The slash is necessary: ClickHouse cuts the endpoint off an address and interprets the
+		// rest as bucket and path.
 		p["s3.endpoint"], p["s3.path-style-access"] = strings.TrimRight(w.storage.Endpoint, "/")+"/", "true"
 	}
 	return p
@@ -132,7 +132,8 @@ type credential struct {
 	Config map[string]string `json:"config"`
 }
 
-// credentials returns what a caller reaches the files with; none if the client must bring its own.
+// credentials returns the object store credentials for a caller. It returns none if clients must
+// bring their own.
 func (s *Server) credentials(r *http.Request) []credential {
 	keys := s.config.Access.keys(callerOf(r))
 	if !s.warehouse.bucket || keys.empty() {
@@ -143,7 +144,7 @@ func (s *Server) credentials(r *http.Request) []credential {
 	return []credential{{s.warehouse.url + "/", c}}
 }
 
-// wantsCredentials reports whether a client asks to be given them.
+// wantsCredentials reports whether a client requests vended credentials.
 func wantsCredentials(r *http.Request) bool {
 	for _, header := range r.Header.Values("X-Iceberg-Access-Delegation") {
 		for way := range strings.SplitSeq(header, ",") {
@@ -168,9 +169,9 @@ func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, er
 	return fenced{writable, s.warehouse}, nil
 }
 
-// fenced is a file system that ends with the warehouse, because a table's manifests can name any
-// file. It does not list folders, so that a purge removes the files that the table names, not
-// whatever is at the location that a client chose.
+// fenced is a file system that is limited to the warehouse, because a table's manifests can name
+// any file. It cannot list folders, so a purge deletes only files that the table refers to, not
+// everything at a location that a client chose.
 type fenced struct {
 	io.WriteFileIO
 	warehouse warehouse
@@ -190,5 +191,5 @@ func (f fenced) Remove(name string) error {
 	return f.WriteFileIO.Remove(name)
 }
 
-// has reports whether a file is below the warehouse, however its name is read.
+// has reports whether a file is in the warehouse in every interpretation of its name.
 func (w warehouse) has(name string) bool { return location.Inside(w.url, name) }

@@ -11,29 +11,29 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
-// A Resolver finds the tables of one query, as they were at the moment that the query is about. It
-// may leave out tables that are not wanted: those that the query does not name.
+// Resolver finds the tables of one query as of the moment that the query is about. wanted reports
+// whether the query mentions a table; others may be omitted.
 type Resolver func(ctx context.Context, wanted func(name string) bool) (Resolved, error)
 
-// Resolved is what a Resolver found.
+// Resolved is the result of a Resolver.
 type Resolved struct {
 	Tables []Table
-	Read   []ReadAt // the wanted tables, as the query reads them
-	// Release lets go of the files that the query needs. It is called once the rows are closed. It may
+	Read   []ReadAt // states of the wanted tables
+	// Release allows the files to be deleted again. It is called when the rows are closed. It may
 	// be nil.
 	Release func()
 }
 
-// ReadAt says in which state a query read a table.
+// ReadAt is the state in which a query read a table.
 type ReadAt struct {
 	Table    string          `json:"table"`
-	Snapshot string          `json:"snapshot"` // text, for it has 63 bits; empty where the table was empty
+	Snapshot string          `json:"snapshot"` // as text, because JSON numbers lose digits of 63-bit ids; empty if the table was empty
 	Taken    time.Time       `json:"taken,omitzero"`
 	Topic    string          `json:"topic"`
-	Offsets  map[int32]int64 `json:"offsets"` // the first of each partition that were not read
+	Offsets  map[int32]int64 `json:"offsets"` // first offset of each partition that was not read
 }
 
-// String is for people.
+// String describes the state for users.
 func (r ReadAt) String() string {
 	if r.Snapshot == "" {
 		return r.Table + " as it was before its first snapshot: empty"
@@ -42,7 +42,8 @@ func (r ReadAt) String() string {
 		r.Table, r.Snapshot, r.Taken.Format(time.RFC3339Nano), r.Topic, lake.OffsetsText(r.Offsets))
 }
 
-// AsOf resolves to the tables of a lake as they were at a moment. Their files stay until Release.
+// AsOf returns a Resolver of a lake's tables as they were at a moment. Their files are retained
+// until Release.
 func AsOf(l *lake.Lake, at lake.AsOf) Resolver {
 	return func(ctx context.Context, wanted func(string) bool) (Resolved, error) {
 		states, err := l.TablesAsOf(ctx, at, wanted)
@@ -69,7 +70,7 @@ func readAt(states []lake.TableState) (read []ReadAt) {
 	return read
 }
 
-// TablesOf names the tables of a lake as queries address them.
+// TablesOf converts states of a lake to tables for queries.
 func TablesOf(states []lake.TableState) []Table {
 	tables := make([]Table, len(states))
 	for i, s := range states {
@@ -78,8 +79,8 @@ func TablesOf(states []lake.TableState) []Table {
 	return tables
 }
 
-// RunOn is Run over the tables that a Resolver finds. It also returns what the query reads. It may
-// resolve more than once; the last result counts.
+// RunOn is Run with the tables that a Resolver finds. It also returns the states that the query
+// reads. A query may be resolved more than once; the last result counts.
 func (s *SQL) RunOn(ctx context.Context, resolve Resolver, query, format string) (io.ReadCloser, []ReadAt, error) {
 	var last Resolved
 	release := func() {
@@ -90,7 +91,7 @@ func (s *SQL) RunOn(ctx context.Context, resolve Resolver, query, format string)
 	}
 	rows, err := s.tryRun(ctx, func(ctx context.Context, wanted func(string) bool) ([]Table, error) {
 		next, err := resolve(ctx, wanted)
-		release() // the attempt before
+		release() // of the previous attempt
 		last = next
 		return next.Tables, err
 	}, query, format)
@@ -104,7 +105,7 @@ func (s *SQL) RunOn(ctx context.Context, resolve Resolver, query, format string)
 	return &heldRows{rows, release}, last.Read, nil
 }
 
-// heldRows are the rows of a query whose files expiry may not delete before it ends.
+// heldRows are the rows of a query. Closing them releases the files that the query needs.
 type heldRows struct {
 	io.ReadCloser
 	release func()

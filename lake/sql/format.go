@@ -17,25 +17,25 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 )
 
-// MaxTableRows is how many rows FormatTable shows.
+// MaxTableRows is the maximum number of rows in FormatTable.
 const MaxTableRows = 10_000
 
 const (
-	maxTableBytes = 16 << 20 // that FormatTable shows
-	maxCell       = 100      // characters of a value that FormatTable shows beside others
+	maxTableBytes = 16 << 20 // maximum size of the cells in FormatTable
+	maxCell       = 100      // maximum characters of a cell if there are several columns
 )
 
-// format says how ClickHouse answers, and what becomes of the answer.
+// format is how ClickHouse formats an answer, and how it is rendered.
 type format struct {
 	clickhouse string
 	settings   map[string]string
-	render     func(*answer) (io.ReadCloser, error) // nil: nothing
+	render     func(*answer) (io.ReadCloser, error) // nil: passed through unchanged
 }
 
 var formats = map[string]format{
 	FormatTable: {clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable, settings: with(jsonSettings, map[string]string{
 		"describe_compact_output": "1",
-		"limit":                   strconv.Itoa(MaxTableRows + 1), // one more tells that there are more
+		"limit":                   strconv.Itoa(MaxTableRows + 1), // one more row shows that the output is incomplete
 	})},
 	FormatJSON: {clickhouse: "JSONEachRow", settings: with(jsonSettings, map[string]string{"date_time_output_format": "iso"})},
 	FormatCSV:  {clickhouse: "CSVWithNames", settings: map[string]string{"date_time_output_format": "iso", "format_csv_null_representation": ""}},
@@ -57,7 +57,8 @@ func with(base, more map[string]string) map[string]string {
 
 var numeric = regexp.MustCompile(`^(?:Nullable\(|LowCardinality\()*(?:U?Int|Float|BFloat|Decimal)`)
 
-// renderTable reads the whole answer, so that a query that fails leaves no half a table.
+// renderTable reads the whole answer before it renders anything, so that a query that fails leaves
+// no partial table.
 func renderTable(a *answer) (_ io.ReadCloser, err error) {
 	defer func() { err = errors.Join(err, a.Close()) }()
 	lines := bufio.NewReaderSize(a, 64<<10)
@@ -119,6 +120,7 @@ func renderTable(a *answer) (_ io.ReadCloser, err error) {
 	return io.NopCloser(out), nil
 }
 
+// readRow reads one line of JSON values.
 func readRow(r *bufio.Reader, row *[]string) error {
 	line, err := r.ReadBytes('\n')
 	if err != nil {
@@ -130,8 +132,8 @@ func readRow(r *bufio.Reader, row *[]string) error {
 	return nil
 }
 
-// printable shows s on one line and lets nothing through that steers a terminal. longest is in
-// characters; 0 is not a limit.
+// printable returns s on one line, with control characters escaped so that a value cannot control
+// the terminal. longest is the maximum number of characters; 0 means no limit.
 func printable(s string, longest int) string {
 	var b strings.Builder
 	n := 0

@@ -2,13 +2,13 @@ package sql
 
 import "strings"
 
-// qualify replaces Namespace where it stands as a database: before a dot, or after FROM or IN.
-// Strings, comments and parts of longer names stay as they are. ClickHouse has no second name for a
-// database, and every snapshot has its own. In it, tables of other namespaces are called by their
-// whole names.
+// qualify replaces Namespace with the snapshot's database where it is used as a database: before a
+// dot, or after FROM or IN. ClickHouse has no aliases for databases, and every snapshot has its
+// own. Tables of other namespaces are in the same database under their full names. Strings,
+// comments and parts of longer names are left unchanged.
 func qualify(query, to string, tables []string) string {
 	var out strings.Builder
-	var last token // the significant one before
+	var last token // the previous token other than space
 	copied := 0
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if t.kind == space {
@@ -36,8 +36,7 @@ func qualify(query, to string, tables []string) string {
 	return out.String()
 }
 
-// mentions reports whether a query may read a table: whether its name is in the query where a name
-// can.
+// mentions reports whether a query may read a table: whether its name occurs as an identifier.
 func mentions(query, table string) bool {
 	for t, ok := next(query, 0); ok; t, ok = next(query, t.end) {
 		if _, is := t.begins(query, table); is {
@@ -47,8 +46,8 @@ func mentions(query, table string) bool {
 	return false
 }
 
-// begins reports whether t is the identifier name, or where it has dots the first of its parts, and
-// where the last one ends.
+// begins reports whether t starts the identifier name, whose parts may be separate tokens, and
+// returns the end of its last part.
 func (t token) begins(query, name string) (end int, ok bool) {
 	if t.names(query, name) {
 		return t.end, true
@@ -68,11 +67,12 @@ func (t token) begins(query, name string) (end int, ok bool) {
 	return t.end, true
 }
 
-// firstWord returns the statement's first word in small letters.
+// firstWord returns the first word of the statement in lower case.
 func firstWord(query string) string {
 	return strings.ToLower(significant(query, 0).text(query))
 }
 
+// significant returns the first token from at on that is not space.
 func significant(query string, at int) token {
 	t, ok := next(query, at)
 	for ok && t.kind == space {
@@ -84,11 +84,11 @@ func significant(query string, at int) token {
 type tokenKind int
 
 const (
-	other   tokenKind = iota // one byte of anything else
-	space                    // and comments
-	word                     // keywords, bare names, numbers
+	other   tokenKind = iota // any other single byte
+	space                    // includes comments
+	word                     // keyword, bare name or number
 	quoted                   // a name in double quotes or backticks
-	literal                  // a string
+	literal                  // string
 )
 
 type token struct {
@@ -109,7 +109,7 @@ func (t token) names(query, s string) bool {
 	return false
 }
 
-// next reads the token at a place, by the rules of ClickHouse's lexer. What is not closed goes to
+// next returns the token at a position, following ClickHouse's lexer. Unterminated tokens extend to
 // the end.
 func next(q string, at int) (t token, ok bool) {
 	if at >= len(q) {
@@ -139,7 +139,8 @@ func next(q string, at int) (t token, ok bool) {
 	return t, true
 }
 
-// closing is where the quote that s starts with closes: not where it is doubled or behind a backslash.
+// closing returns the position after the closing quote of s, which begins with the opening one. A
+// doubled quote, or one after a backslash, does not close it.
 func closing(s string) int {
 	for i := 1; i < len(s); i++ {
 		switch {
@@ -155,7 +156,7 @@ func closing(s string) int {
 	return len(s)
 }
 
-// comment is the length of a comment, which may hold others.
+// comment returns the length of a comment. Comments can be nested.
 func comment(s string) int {
 	depth := 0
 	for i := 0; i+1 < len(s); i++ {
@@ -174,7 +175,7 @@ func comment(s string) int {
 	return len(s)
 }
 
-// heredoc is the length of $tag$…$tag$, or 0.
+// heredoc returns the length of $tag$…$tag$, or 0.
 func heredoc(s string) int {
 	i := strings.IndexByte(s[1:], '$')
 	if i < 0 {

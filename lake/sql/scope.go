@@ -9,23 +9,23 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// ScopeError says that a query is more than its caller may ask.
+// ScopeError reports that a query exceeds the caller's rights.
 type ScopeError struct {
 	Message string
-	Table   string // that was named, where one was
+	Table   string // the table that the query mentions, if known
 }
 
 func (e *ScopeError) Error() string { return e.Message }
 
-// Only is s for a caller who may read some tables: the others are not there for it, nor is anything
-// that the engine tells of itself or of what others read.
+// Only returns a SQL for a caller that may read some tables. Other tables do not exist for it, and
+// neither does information about the engine or other callers' queries.
 func (s *SQL) Only(may func(table string) bool) *SQL {
 	scoped := *s
 	scoped.may = may
 	return &scoped
 }
 
-// visible returns the tables that the caller may read.
+// visible limits a table function to the tables that the caller may read.
 func (s *SQL) visible(resolve Tables) Tables {
 	if s.may == nil {
 		return resolve
@@ -36,20 +36,21 @@ func (s *SQL) visible(resolve Tables) Tables {
 	}
 }
 
-// A query of somebody who may not read everything runs in a database with just the tables it may
-// read, as a user who may read nothing but that database: ClickHouse itself holds the bound, in
-// whatever way a query comes to a table (snapshots.acquire). What follows is a second wall before
-// it, for what users and their grants do not cover: what the engine tells of itself, and names of
-// other databases on a server that several processes ask.
+// A query of a caller with limited rights runs in a database that only has the tables that it may
+// read, as a ClickHouse user that may only read this database. So ClickHouse itself enforces the
+// limit, however a query refers to a table (see snapshots.acquire). The following is a second line
+// of defence for what grants do not cover: information about the engine, and names of other
+// databases on a shared server.
 
-// byText are functions that read what a text names.
+// byText are table functions whose arguments name the table to read as a string.
 var byText = []string{
 	"merge", "loop", "dictionary", "cluster", "clusterallreplicas", "remote", "remotesecure", "joinget", "joingetornull", "hascolumnintable",
 }
 
+// shown are the SHOW statements that only concern tables.
 var shown = []string{"tables", "columns", "fields", "create", "full", "extended"}
 
-// inScope refuses a query that may reach beyond the tables that its caller may read.
+// inScope returns a ScopeError for a query that might reach beyond the caller's tables.
 func (s *SQL) inScope(query string) error {
 	if s.may == nil {
 		return nil
@@ -84,8 +85,8 @@ func (s *SQL) inScope(query string) error {
 	return nil
 }
 
-// missing is the error for a table that a caller names who may not read everything; nil where it may read that one, or
-// is free.
+// missing returns the error for a table that does not exist for the caller, or nil if the caller
+// may read everything or that table.
 func (s *SQL) missing(table string) error {
 	table = strings.TrimPrefix(strings.NewReplacer("`", "", `"`, "").Replace(table), Namespace+".")
 	if s.may == nil || s.may(table) {

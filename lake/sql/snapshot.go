@@ -17,49 +17,51 @@ import (
 )
 
 // snapshot is a database of the engine in which every table is pinned to one metadata file. Its
-// name is a hash of what it pins, and who may read it, and it never changes, so that a query that
-// runs in it sees one moment, whatever other queries and the lander do.
+// name is a hash of what it pins and of who may read it, and it never changes. So a query that runs
+// in it sees one moment, regardless of other queries and landers.
 type snapshot struct {
-	key      string // what it pins, and for whom
+	key      string // hash of what it pins and for whom
 	database string
-	reader   string // the user whose queries run in it
-	scope    int    // the number of that user; unscoped: it is clickhouse.Reader
+	reader   string // the ClickHouse user of its queries
+	scope    int    // index of that user; unscoped for clickhouse.Reader
 	tables   []string
 	pinned   []Table
-	refused  map[string]error // tables that it was made without, and the engine's reason
-	queries  int              // that run in it
+	refused  map[string]error // tables that the engine refused, with reasons
+	queries  int              // running queries
 }
 
 const unscoped = -1
 
-// others returns the tables of other namespaces, those that were refused too.
+// others returns the tables of other namespaces, including refused ones.
 func (s *snapshot) others() []string {
 	return slices.DeleteFunc(slices.AppendSeq(slices.Clone(s.tables), maps.Keys(s.refused)), func(name string) bool { return !strings.Contains(name, ".") })
 }
 
-// snapshots keeps one snapshot per state of the lake that a query runs in, and the newest.
+// snapshots manages the snapshots in which queries run: one per state of the lake that is in use,
+// and the newest one.
 type snapshots struct {
 	client   *clickhouse.Client
 	store    S3
 	refusals refusals
-	making   chan struct{} // held by the one who talks to the engine about databases
+	making   chan struct{} // a semaphore for creating and dropping databases
 
-	secret string // in the names of databases that not everybody may read, so that nobody can name them
+	secret string // makes the names of scoped databases unguessable
 
 	mu     sync.Mutex
 	made   map[string]*snapshot // by key
 	newest *snapshot
-	// forgotten are no longer given out, and dropped once nothing runs in them.
+	// forgotten snapshots are not used for new queries. They are dropped when their last query
+	// ends.
 	forgotten []*snapshot
-	scopes    [clickhouse.ScopedReaders]bool // that are taken
+	scopes    [clickhouse.ScopedReaders]bool // scoped users in use
 }
 
 func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
 	return &snapshots{client: client, store: store, making: make(chan struct{}, 1), secret: rand.Text(), made: map[string]*snapshot{}}
 }
 
-// acquire returns the snapshot of these tables, which release gives back. A scoped one has a user
-// of its own, who may read nothing else.
+// acquire returns the snapshot of these tables, creating it if necessary. The caller must release
+// it. A scoped snapshot has a user of its own, which may read nothing else.
 func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*snapshot, error) {
 	key := contentOf(tables, s.store)
 	if scoped {
@@ -74,7 +76,7 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if snap := s.take(key); snap != nil { // somebody made it meanwhile
+	if snap := s.take(key); snap != nil { // another query created it meanwhile
 		return snap, nil
 	}
 	if err := s.dropUnused(ctx); err != nil {
@@ -86,7 +88,7 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 	}
 	snap.pinned = tables
 	if err := s.create(ctx, snap, tables); err != nil {
-		s.mu.Lock()
+		s.mu.Lock()                             // its user is only free after the incomplete database is dropped
 		s.forgotten = append(s.forgotten, snap) // its user is free once the half of it is gone
 		s.mu.Unlock()
 		return nil, fmt.Errorf("show the lake's tables to the engine: %w", err)
@@ -98,7 +100,7 @@ func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*
 	return snap, nil
 }
 
-// name gives a snapshot its database and its user.
+// name assigns a database and a user to a new snapshot.
 func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 	if !scoped {
 		return &snapshot{key: key, database: clickhouse.ReaderPrefix + key, reader: clickhouse.Reader, scope: unscoped}, nil
@@ -115,7 +117,7 @@ func (s *snapshots) name(key string, scoped bool) (*snapshot, error) {
 	return nil, fmt.Errorf("%w: callers of %d different rights are reading", ErrBusy, clickhouse.ScopedReaders)
 }
 
-// free gives back the user of a snapshot whose database is gone.
+// free releases the user of a dropped snapshot.
 func (s *snapshots) free(snap *snapshot) {
 	if snap.scope == unscoped {
 		return
@@ -125,6 +127,7 @@ func (s *snapshots) free(snap *snapshot) {
 	s.scopes[snap.scope] = false
 }
 
+// take returns an existing snapshot, or nil.
 func (s *snapshots) take(key string) *snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +145,7 @@ func (s *snapshots) release(snap *snapshot) {
 	snap.queries--
 }
 
-// forget makes the next acquire create snap anew.
+// forget makes the next acquire create the snapshot again.
 func (s *snapshots) forget(snap *snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,8 +155,8 @@ func (s *snapshots) forget(snap *snapshot) {
 	}
 }
 
-// dropUnused drops every database in which no query runs, but the newest: the next query may well
-// want that.
+// dropUnused drops every database without running queries, except the newest, which the next query
+// probably needs.
 func (s *snapshots) dropUnused(ctx context.Context) error {
 	s.mu.Lock()
 	var unused []*snapshot
@@ -165,7 +168,7 @@ func (s *snapshots) dropUnused(ctx context.Context) error {
 	}
 	s.forgotten = slices.DeleteFunc(s.forgotten, func(snap *snapshot) bool {
 		done := snap.queries == 0
-		if done && snap.scope != unscoped { // another's name belongs to the one that is created next
+		if done && snap.scope != unscoped { // an unscoped name may already be in use by its successor
 			unused = append(unused, snap)
 		}
 		return done
@@ -174,7 +177,7 @@ func (s *snapshots) dropUnused(ctx context.Context) error {
 	for i, snap := range unused {
 		if err := s.drop(ctx, snap); err != nil {
 			s.mu.Lock()
-			s.forgotten = append(s.forgotten, unused[i:]...) // to be tried again
+			s.forgotten = append(s.forgotten, unused[i:]...) // retried later
 			s.mu.Unlock()
 			return fmt.Errorf("drop an old snapshot: %w", err)
 		}
@@ -187,9 +190,10 @@ func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }
 
-// create returns the database whole, except for tables that the engine refuses, which take nothing
-// from the others: what an interrupted attempt left is completed. Another process that makes the
-// same, on a server that both ask, is no hindrance, for the name says what is in it.
+// create creates the database and its tables. Tables that the engine refuses are skipped and
+// recorded, so that they do not affect the others. It is idempotent: it completes an interrupted
+// attempt, and tolerates another process creating the same database on a shared server, since the
+// name determines the content.
 func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) error {
 	if err := s.client.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(snap.database)+" ENGINE = Memory", nil); err != nil {
 		return err
@@ -218,7 +222,7 @@ func (s *snapshots) create(ctx context.Context, snap *snapshot, tables []Table) 
 	return nil
 }
 
-// engine is ClickHouse's table engine over a table as it is now.
+// engine returns the ClickHouse table engine for a table pinned to its metadata file.
 func (s *snapshots) engine(t Table) (string, error) {
 	location, metadata, err := t.paths()
 	if err != nil {
@@ -240,10 +244,11 @@ func (s *snapshots) engine(t Table) (string, error) {
 
 const s3Scheme = "s3://"
 
-// storeSettings keep a query from trying for minutes to reach an object store that is away.
+// storeSettings limit retries against an unreachable object store, which would otherwise take
+// minutes.
 var storeSettings = map[string]string{"s3_retry_attempts": "4", "s3_connect_timeout_ms": "3000", "s3_request_timeout_ms": "20000"}
 
-// url returns where a folder of the store is.
+// url returns the HTTP address of a folder in the store.
 func (c S3) url(location string) string {
 	name, folder, _ := strings.Cut(strings.TrimPrefix(location, s3Scheme), "/")
 	if c.Endpoint == "" {
@@ -252,14 +257,14 @@ func (c S3) url(location string) string {
 	return strings.TrimSuffix(c.Endpoint, "/") + "/" + name + "/" + folder + "/"
 }
 
-// hide takes the secret out of an error.
+// hide removes the secret key from an error message.
 func (c S3) hide(err error) {
 	if e := (*clickhouse.Error)(nil); c.SecretKey != "" && errors.As(err, &e) {
 		e.Message = strings.NewReplacer(c.SecretKey, "[HIDDEN]", escapes.Replace(c.SecretKey), "[HIDDEN]").Replace(e.Message)
 	}
 }
 
-// paths returns the table's folder, and its metadata file relative to it.
+// paths returns the table's folder and its metadata file relative to it.
 func (t Table) paths() (location, metadata string, err error) {
 	if strings.HasPrefix(t.Location, s3Scheme) {
 		metadata, below := strings.CutPrefix(t.MetadataLocation, t.Location+"/")
@@ -280,7 +285,8 @@ func (t Table) paths() (location, metadata string, err error) {
 	return location, metadata, nil
 }
 
-// localPath takes a location as it is written, as the engine does with those in a table's metadata.
+// localPath returns the path of a location without decoding it, which is how the engine treats the
+// locations in metadata.
 func localPath(s string) (string, error) {
 	path, isFile := strings.CutPrefix(s, "file:")
 	if isFile && strings.HasPrefix(path, "//") {
@@ -292,7 +298,7 @@ func localPath(s string) (string, error) {
 	return filepath.FromSlash(path), nil
 }
 
-// contentOf names what pins these tables, reached in this way.
+// contentOf returns a hash of the tables, their states, and the settings of the store.
 func contentOf(tables []Table, store S3) string {
 	sorted := slices.SortedFunc(slices.Values(tables), func(a, b Table) int { return strings.Compare(a.Name, b.Name) })
 	h := sha256.New()

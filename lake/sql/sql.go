@@ -1,12 +1,18 @@
-// Package sql runs ClickHouse's SQL over the lake's tables by their names. It exists so that a
-// query sees every table at one moment: names are resolved to the catalog's present metadata files
-// when the query comes, and what lands while it runs does not reach it.
+// Package sql runs ClickHouse SQL on the lake's tables.
 //
-// The door is open to whoever reaches the gateway, so a query reads the lake's tables and nothing
-// else: one statement of SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Refused are writing, changing
-// settings, table functions that open files or the network (file, url, s3, remote, icebergLocal,
-// …), the function file, and INTO OUTFILE. The engine holds that, not this package: see
-// clickhouse.Reader.
+// A query sees all tables at one moment: table names are resolved to the catalog's current metadata
+// files when the query starts, and later commits do not affect it. The resolved tables form a
+// snapshot, which is a database of the engine (see snapshot.go). Queries that resolve to the same
+// state share a snapshot.
+//
+// Queries come from users, so they can read the lake's tables and nothing else. One statement is
+// allowed: SELECT, SHOW, DESCRIBE, EXPLAIN or EXISTS. Writing, changing settings, table functions
+// that open files or connections (file, url, s3, remote, icebergLocal, …), the function file, and
+// INTO OUTFILE are refused. The engine enforces this, not this package: see clickhouse.Reader.
+// Callers with limited rights get a database of their own: see Only.
+//
+// Errors distinguish the query's fault (QueryError, ScopeError) from that of a table
+// (UnreadableError, ErrLost) and from temporary conditions (ErrBusy, ErrCatalog).
 package sql
 
 import (
@@ -25,33 +31,33 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// Table is an Iceberg table as its catalog knows it at one moment.
+// Table is an Iceberg table at one moment, as the catalog knows it.
 type Table struct {
-	Name             string // as queries address it: "order_lines", or with its namespace where that is another: "web.clicks"
-	MetadataLocation string // path or file:// URL of the metadata file, below Location
-	Location         string // path or file:// URL of the table's folder
-	TimePartitions   bool   // its files are spread by the hour, day, month or year of a column
+	Name             string // as in queries: "order_lines", or "web.clicks" in another namespace
+	MetadataLocation string // path or URL of the metadata file, below Location
+	Location         string // path or URL of the table's folder
+	TimePartitions   bool   // partitioned by the hour, day, month or year of a column
 }
 
-// Namespace may stand before a table's name: millrace.order_lines.
+// Namespace is the optional qualifier of own tables in queries: millrace.order_lines.
 const Namespace = "millrace"
 
-// Formats of answers.
+// Output formats.
 const (
-	FormatTable = "table" // for people: at most MaxTableRows rows
-	FormatJSON  = "json"  // one object a line; numbers of every size as numbers, times in ISO 8601, what is not finite as null
-	FormatCSV   = "csv"   // with a header; null is empty, an empty string is ""
+	FormatTable = "table" // for reading: at most MaxTableRows rows
+	FormatJSON  = "json"  // one object per line; all numbers as numbers, times in ISO 8601, NaN and infinities as null
+	FormatCSV   = "csv"   // with header; null is empty, the empty string is ""
 )
 
-// S3 says how the engine reaches tables in an object store.
+// S3 describes how the engine accesses tables in an object store.
 type S3 struct {
-	Endpoint             string // http(s)://host:port, and the bucket is named in the path; empty: Amazon's of the region
+	Endpoint             string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
 	Region               string
-	AccessKey, SecretKey string // empty: what the engine finds in its own environment
+	AccessKey, SecretKey string // empty: the engine's own environment
 }
 
-// Tables tells which tables there are at the moment of a query. Of those that it would have to look
-// for, it may leave out what is not wanted: those that the query does not name.
+// Tables returns the tables that exist when a query starts. Tables that are expensive to find may
+// be omitted unless wanted, which reports whether the query mentions them.
 type Tables func(ctx context.Context, wanted func(name string) bool) ([]Table, error)
 
 // SQL runs queries. It is safe for concurrent use.
@@ -60,21 +66,21 @@ type SQL struct {
 	reader   *clickhouse.Client
 	store    S3
 	snapshot *snapshots
-	may      func(table string) bool // nil: everything
+	may      func(table string) bool // rights to tables; nil: all
 }
 
-// New returns a SQL over the tables that the function names, which is called for every query. The
-// client acts as clickhouse.Admin, on the embedded engine or on a server; people's queries run as
-// clickhouse.Reader. The store is needed for tables at s3://, its secret goes to the engine alone:
-// no error, plan or answer shows it.
+// New returns a SQL over the tables of a function, which is called for every query. The client acts
+// as clickhouse.Admin, on the embedded engine or on a server; users' queries run as
+// clickhouse.Reader. The store is needed for s3:// tables. Its secret is only sent to the engine
+// and never appears in errors, plans or answers.
 func New(tables Tables, client *clickhouse.Client, store S3) *SQL {
 	return &SQL{tables: tables, reader: client.As(clickhouse.Reader), store: store, snapshot: newSnapshots(client, store)}
 }
 
-// QueryError says that the query itself is at fault.
+// QueryError reports that the query is at fault.
 type QueryError struct {
 	Message string
-	Tables  []string // the tables there are, where the query names one that is not
+	Tables  []string // existing tables, if the query refers to one that does not exist
 	cause   error
 }
 
@@ -87,27 +93,30 @@ func (e *QueryError) Error() string {
 
 func (e *QueryError) Unwrap() error { return e.cause }
 
-// ErrBusy says that the engine runs as many queries as it can. The query did not begin.
+// ErrBusy reports that the engine has reached its limit of concurrent queries. The query did not
+// start.
 var ErrBusy = errors.New("the SQL engine is busy; try again later")
 
-// ErrCatalog says that it cannot be told which tables there are, as the catalog does not answer.
-// The query may run later.
+// ErrCatalog reports that the tables could not be resolved because the catalog does not answer. The
+// query may succeed later.
 var ErrCatalog = errors.New("resolve the tables")
 
-// ErrLost says that the engine does not find files of a table that the query reads, however often
-// it looks.
+// ErrLost reports that files of a table that the query reads are missing, even after repeated
+// attempts.
 var ErrLost = errors.New("files of a table are not there")
 
-// How often a query is tried whose tables were taken away between their resolution and its start.
+// attempts is how often a query is tried if files of its tables are deleted between resolution and
+// start.
 const attempts = 3
 
-// Run runs one statement that reads and returns its answer in one of the Formats, which the caller
-// must close. A query that is itself at fault gives a *QueryError: from Run, or from Read if it
-// failed after the first part of the answer. Ending ctx, or closing early, ends the query.
+// Run runs one reading statement and returns its answer in the given format. The caller must close
+// the answer. If the query is at fault, the error is a *QueryError, from Run or later from Read.
+// Cancelling ctx or closing the answer ends the query.
 func (s *SQL) Run(ctx context.Context, query, format string) (io.ReadCloser, error) {
 	return s.tryRun(ctx, s.tables, query, format)
 }
 
+// tryRun runs a query and resolves its tables again if their files disappear before it starts.
 func (s *SQL) tryRun(ctx context.Context, tables Tables, query, format string) (io.ReadCloser, error) {
 	var err error
 	for range attempts {
@@ -151,7 +160,7 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 		maps.Copy(settings, unpruned)
 	}
 	if firstWord(query) == "explain" {
-		delete(settings, "limit") // it would show in the plan
+		delete(settings, "limit") // it would appear in the plan
 	}
 	body, err := s.reader.As(snap.reader).Query(ctx, qualify(query, snap.database, snap.others()), f.clickhouse, settings)
 	if err != nil {
@@ -171,17 +180,15 @@ func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io
 	return f.render(answer)
 }
 
-// unpruned has the engine read tables without pruning files by their partitions. It takes the day
-// of a partition for one of 1970 to 2149, as its type Date is, and so skips files of earlier and
-// later times that have the rows (ClickHouse issue 119579).
+// unpruned disables partition pruning. ClickHouse limits partition days to its Date type, 1970 to
+// 2149, and so wrongly skips files with earlier and later times (ClickHouse issue 119579).
 var unpruned = map[string]string{"use_iceberg_partition_pruning": "0"}
 
 // Lost reports whether an answer broke off because files of a table are missing.
 func Lost(err error) bool { return gone(err) }
 
-// gone reports whether a query failed for what the next attempt may find: the engine was started
-// anew and knows none of our databases, or maintenance took files away between the catalog's answer
-// and the query.
+// gone reports whether another attempt may succeed: the engine was restarted and has lost our
+// databases, or maintenance deleted files between resolution and start.
 func gone(err error) bool {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) {
@@ -207,7 +214,7 @@ var (
 	expectedTokens = regexp.MustCompile(`(?s)\. Expected one of: .*`)
 )
 
-// explain turns ClickHouse's error into the user's terms.
+// explain converts an error of ClickHouse to the user's terms.
 func (s *SQL) explain(err error, snap *snapshot) error {
 	s.store.hide(err)
 	e := new(clickhouse.Error)
@@ -227,7 +234,7 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	}
 	q := &QueryError{Message: strings.TrimSuffix(strings.ReplaceAll(inFile.ReplaceAllString(e.Message, ""), snap.database, Namespace), "."), cause: err}
 	if m := badDate.FindStringSubmatch(e.Message); m != nil {
-		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; what is beyond 32 bits no table has
+		days, _ := strconv.ParseInt(m[1], 10, 32) // digits; no table has values beyond 32 bits
 		q.Message = fmt.Sprintf("column %s has the date %s, and ClickHouse reads dates of the years 1900 to 2299 alone: leave the column out, or read it with another engine",
 			m[2], time.Unix(days*86_400, 0).UTC().Format(time.DateOnly))
 	}
@@ -257,7 +264,8 @@ func (s *SQL) explain(err error, snap *snapshot) error {
 	return q
 }
 
-// answer is a body in the user's terms that keeps its snapshot until it is closed.
+// answer is the output of a query. It holds its snapshot until it is closed, and explains errors
+// that occur while it is read.
 type answer struct {
 	sql     *SQL
 	body    io.ReadCloser

@@ -13,8 +13,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// UnreadableError says that the engine cannot read a table as it is, such as one with a column of a
-// type that it does not hold. Queries of other tables are not concerned.
+// UnreadableError reports that the engine cannot read a table in its current form, for example
+// because of an unsupported column type. Queries of other tables are not affected.
 type UnreadableError struct {
 	Table string
 	Err   error // the engine's reason
@@ -26,22 +26,21 @@ func (e *UnreadableError) Error() string {
 
 func (e *UnreadableError) Unwrap() error { return e.Err }
 
-// passing are the engine's errors that are of its own state, and not of the table that it was asked
-// to show.
+// passing are errors about the engine's own state, not about a table that it is asked to create.
 var passing = map[int]bool{
 	clickhouse.CodeUnknownDatabase: true, clickhouse.CodeAccessDenied: true, clickhouse.CodeTimeout: true,
 	clickhouse.CodeMemoryLimit: true,
 }
 
-// refusedTable reports whether the engine refuses a table for what it is. What may pass, such as a
-// store that is away, is not of the table.
+// refusedTable reports whether the engine refuses a table for what it is. Temporary errors, such as
+// an unreachable store, do not count.
 func refusedTable(err error) bool {
 	e := new(clickhouse.Error)
 	return errors.As(err, &e) && !gone(err) && !passing[e.Code] && !e.Busy() && (!ours[e.Code] || refused(e))
 }
 
-// unreadable returns the error of a query that failed because it names a table that the snapshot
-// was made without; nil where it did not.
+// unreadable returns the error for a query that failed because it refers to a table that the engine
+// refused, or nil.
 func (s *snapshot) unreadable(query string, err error) error {
 	e := new(clickhouse.Error)
 	if !errors.As(err, &e) || e.Code != clickhouse.CodeUnknownTable && e.Code != clickhouse.CodeUnknownDatabase {
@@ -55,7 +54,7 @@ func (s *snapshot) unreadable(query string, err error) error {
 	return nil
 }
 
-// tableOf returns the table that a file belongs to; empty if it is none of the snapshot's.
+// tableOf returns the name of the table that a file belongs to, or "".
 func (s *snapshot) tableOf(file string) string {
 	for _, t := range s.pinned {
 		_, path, _ := strings.Cut(t.Location, "://")
@@ -69,13 +68,13 @@ func (s *snapshot) tableOf(file string) string {
 	return ""
 }
 
-// Bounds of what is remembered of refused tables.
+// Limits of the record of refused tables.
 const (
 	mostRefusals = 100
 	refusalHolds = time.Hour
 )
 
-// refusals are the tables that the engine has refused of late.
+// refusals has the tables that the engine refused recently.
 type refusals struct {
 	mu sync.Mutex
 	by map[string]refusal
@@ -86,7 +85,8 @@ type refusal struct {
 	at  time.Time
 }
 
-// put notes how the engine took a table: a nil error says that it reads it.
+// put records the result of showing a table to the engine. A nil error means that it can read the
+// table.
 func (r *refusals) put(name string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,8 +102,8 @@ func (r *refusals) put(name string, err error) {
 	}
 }
 
-// Unreadable returns the tables that the engine could not read when it was last shown them, in the
-// past hour.
+// Unreadable returns the tables that the engine could not read when they were last shown to it,
+// within the past hour.
 func (s *SQL) Unreadable() (all []*UnreadableError) {
 	r := &s.snapshot.refusals
 	r.mu.Lock()

@@ -10,9 +10,9 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// fits reports whether what is planned has a place among the columns that there are, each found by
-// its identity. Structs may have more columns than the message, which older versions of it left
-// behind: those are null.
+// fits returns an error if the planned columns do not exist, matched by identity, or have other
+// types. Structs may have more columns than the message, left from older versions of it. Those are
+// null.
 func fits(planned, have []columnar.Field) error {
 	for _, p := range planned {
 		i := indexOf(have, p.Identity())
@@ -60,7 +60,7 @@ func indexOf(fields []columnar.Field, identity string) int {
 	return -1
 }
 
-// bind gives a copy of the message its columns, which fit.
+// bind returns a copy of the message that appends to the given columns. The columns must fit.
 func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *message {
 	b := &message{entry: m.entry, transparent: m.transparent, byNumber: map[protowire.Number]*field{}}
 	taken, oneofs := make([]bool, len(columns)), map[int]*uint64{}
@@ -69,6 +69,8 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 		taken[i] = true
 		return i
 	}
+	// Fields of a map entry or a transparent message correspond to columns by position, all others
+	// by their number.
 	for n, planned := range m.fields {
 		f := *planned
 		i, key := n, strconv.Itoa(int(f.number))
@@ -90,6 +92,8 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 	if m.entry || m.transparent {
 		return b
 	}
+	// Remaining columns are the marker of an empty message, or belong to fields that the message no
+	// longer has.
 	for i, col := range columns {
 		switch {
 		case taken[i]:
@@ -102,6 +106,7 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 	return b
 }
 
+// add adds a bound field to the lookup tables.
 func (m *message) add(f *field) {
 	m.fields = append(m.fields, f)
 	m.byNumber[f.number] = f
@@ -109,14 +114,14 @@ func (m *message) add(f *field) {
 		m.bySmallTag[tag] = f
 	}
 	if f.shape == single {
-		f.bit = 1 << len(m.singles) // 0 from the 65th on
+		f.bit = 1 << len(m.singles) // 0 from the 65th on: see message.rest
 		m.singles = append(m.singles, f)
 	} else {
 		m.runs = append(m.runs, f)
 	}
 }
 
-// bind gives a field its column.
+// bind sets the column of a field.
 func (f *field) bind(described columnar.Field, col columnar.Column) {
 	f.column = col
 	switch f.shape {
@@ -132,7 +137,7 @@ func (f *field) bind(described columnar.Field, col columnar.Column) {
 	}
 }
 
-// bindValue tells a field where its values go.
+// bindValue sets the column of a field's values.
 func (f *field) bindValue(described columnar.Field, col columnar.Column) {
 	if f.kind == messageKind && f.message.transparent {
 		f.message = f.message.bind([]columnar.Field{described}, []columnar.Column{col})

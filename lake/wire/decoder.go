@@ -12,21 +12,22 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Decoder appends messages to columns. It is for one goroutine, that of the columns.
+// Decoder appends messages to columns. Like the columns, it must not be used by several goroutines
+// at once.
 type Decoder struct {
 	plan    *Plan
 	columns *columnar.Columns
 	root    *message
-	unknown *columnar.Bytes // nil if nobody wants to know
+	unknown *columnar.Bytes // nil if unknown fields are dropped
 	scratch []byte
 
-	// Of the message at hand.
-	strange bool // it has fields that are unknown
-	again   bool // it has a field twice that it can have once, so what was appended is not what it means
+	// State of the current message.
+	strange bool // it has unknown fields
+	again   bool // a singular field occurs twice, so the appended values are wrong
 }
 
-// Bind returns a decoder that appends to the columns of the plan among columns, each found by its
-// key. The other columns are the caller's to fill.
+// Bind returns a decoder that appends to the plan's columns, which it finds by their keys. The
+// caller must fill the other columns.
 func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	if err := fits(p.fields, columns.Fields()); err != nil {
 		return nil, fmt.Errorf("columns of %s: %w", p.of.FullName(), err)
@@ -47,14 +48,15 @@ func (p *Plan) Bind(columns *columnar.Columns) (*Decoder, error) {
 	return d, nil
 }
 
-// Append appends a row, or fails and appends nothing: then values of the row that the caller put
-// into other columns are gone too. An error names the field and what is wrong with it, except for
-// columnar.ErrFull, which says nothing of the message.
+// Append appends a row, or fails and appends nothing. After a failure, values of the same row that
+// the caller has appended to other columns are gone, too. Errors identify the field and the
+// problem, except for columnar.ErrFull, which says nothing about the message.
 //
-// Nothing of wire is kept.
+// Append does not retain wire.
 func (d *Decoder) Append(wire []byte) error {
 	mark := d.rows()
 	err := d.row(wire)
+	// A singular field occurs twice. Merge the occurrences first, then decode again.
 	if d.again && !hopeless(err) {
 		d.columns.Rollback(mark)
 		wire = d.root.merged(nil, wire)
@@ -72,7 +74,8 @@ func (d *Decoder) Append(wire []byte) error {
 	return err
 }
 
-// rows counts the rows by a column that is filled here: the caller may be ahead.
+// rows returns the number of rows in the plan's columns. The caller's columns may already be
+// longer.
 func (d *Decoder) rows() int {
 	if d.unknown != nil {
 		return d.unknown.Len()
@@ -80,6 +83,7 @@ func (d *Decoder) rows() int {
 	return d.root.fields[0].column.Len()
 }
 
+// row decodes one message.
 func (d *Decoder) row(wire []byte) error {
 	d.strange, d.again = false, false
 	if len(wire) > math.MaxInt32 {
@@ -88,10 +92,12 @@ func (d *Decoder) row(wire []byte) error {
 	return d.message(d.root, wire)
 }
 
-// message appends what a message has to the columns of its fields, and what its absent fields are
-// to theirs. Where it is well-formed and yet refused, all of it is read before the error is
-// returned.
+// message decodes a message: it appends values for all fields, including absent ones. If values are
+// refused in a well-formed message, it still reads everything before it returns the first error,
+// because a duplicate field may resolve the problem.
 func (d *Decoder) message(m *message, b []byte) error {
+	// turn identifies this message. Fields that have occurred in it carry its number, so nothing
+	// needs to be reset.
 	m.turn++
 	turn, present, have := m.turn, 0, uint64(0)
 	var refused error
@@ -151,8 +157,8 @@ func (d *Decoder) message(m *message, b []byte) error {
 	return refused
 }
 
-// rest appends what the fields are that the message does not have. Those it has are told by their
-// bits, or where they have none, by its turn.
+// rest appends values for the singular fields that the message lacks. The first 64 are identified
+// by bits in have, the others by their turn.
 func (d *Decoder) rest(m *message, have uint64) (refused error) {
 	one := func(f *field) {
 		if err := d.absent(f); err != nil {
@@ -171,8 +177,8 @@ func (d *Decoder) rest(m *message, have uint64) (refused error) {
 	return refused
 }
 
-// lookUp finds the field at the beginning of b, whose tag has the given size. What is not one value
-// of a known field it deals with, and returns no field and the size of the whole.
+// lookUp finds the field for the tag at the start of b and returns the tag's size. It handles
+// packed lists and unknown fields itself: then it returns no field and the size of the whole field.
 func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	number, typ, tag := consumeTag(b)
 	if tag < 0 {
@@ -190,13 +196,13 @@ func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	if n < 0 {
 		return nil, 0, inField(fmt.Sprintf("field %d, which is unknown", number), notInList, malformed(n))
 	}
-	if !m.entry { // Protobuf drops them there
+	if !m.entry { // Protobuf drops unknown fields of map entries
 		d.strange = true
 	}
 	return nil, tag + n, nil
 }
 
-// packed appends the elements of a packed list.
+// packed appends the elements of a packed list and returns the size of the list with its length.
 func (d *Decoder) packed(f *field, b []byte) (int, error) {
 	content, size := protowire.ConsumeBytes(b)
 	if size < 0 {
@@ -212,7 +218,7 @@ func (d *Decoder) packed(f *field, b []byte) (int, error) {
 	return size, nil
 }
 
-// end closes a list or a map.
+// end ends a list or a map.
 func (d *Decoder) end(f *field) {
 	if f.shape == listed {
 		f.lists.Append()
@@ -224,7 +230,7 @@ func (d *Decoder) end(f *field) {
 	f.maps.Append()
 }
 
-// repeated reports whether any of the values from start on is there twice.
+// repeated reports whether any value from start on occurs twice.
 func repeated(keys columnar.Column, start int) bool {
 	switch keys := keys.(type) {
 	case *columnar.Int32s:
@@ -236,10 +242,10 @@ func repeated(keys columnar.Column, start int) bool {
 	case *columnar.Bytes:
 		return twiceBytes(keys, start)
 	}
-	return true // booleans: two may be the same, and more are
+	return true // two booleans may be equal, and more must be; merging is correct in any case
 }
 
-// With so few values, comparing each with each costs less than a map.
+// few is the number of values up to which comparing all pairs is faster than a map.
 const few = 16
 
 func twice[T comparable](values []T) bool {

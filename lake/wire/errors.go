@@ -7,13 +7,12 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// failure is what is wrong with a message, and where.
+// failure is an error in a message with the path to the field.
 type failure struct {
-	path string // to the field; empty for the message itself
+	path string // empty for the message itself
 	err  error
-	// refused says that the message is well-formed, but that a value has no place in its column.
-	// That is not an error yet where a field comes twice: it may be true of one half alone, and
-	// merged they are fine.
+	// refused is set if the message is well-formed but a value does not fit its column. If a field
+	// occurs twice, that is not final: the merged value may fit.
 	refused bool
 }
 
@@ -26,7 +25,7 @@ func (e *failure) Error() string {
 
 func (e *failure) Unwrap() error { return e.err }
 
-// malformed says in words what protowire says by a number.
+// malformed returns the error for a code of protowire.
 func malformed(code int) error {
 	if code == truncated {
 		return errTruncated
@@ -37,7 +36,7 @@ func malformed(code int) error {
 	return errors.New("it is no Protobuf")
 }
 
-// Codes of protowire: for input that ends too early, and for a field number that none can have.
+// Codes of protowire: truncated input, and an invalid field number.
 const (
 	truncated = -1
 	badNumber = -2
@@ -48,7 +47,7 @@ var (
 	errDepth     = errors.New("messages are nested too deep")
 )
 
-// consumeTag is protowire's, but that it knows how high numbers are.
+// consumeTag is protowire.ConsumeTag, but also refuses field numbers above the maximum.
 func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
 	if len(b) > 0 && b[0] < 0x80 && b[0] >= 8 { // nearly always
 		return protowire.Number(b[0] >> 3), protowire.Type(b[0] & 7), 1
@@ -72,16 +71,17 @@ func refusal(format string, args ...any) error {
 	return &failure{err: fmt.Errorf(format, args...), refused: true}
 }
 
-// hopeless reports whether an error is one whatever else the message has.
+// hopeless reports whether an error is final, whatever else the message contains.
 func hopeless(err error) bool {
 	var e *failure
 	return err != nil && (!errors.As(err, &e) || !e.refused)
 }
 
-// notInList is the place of a value that has none.
+// notInList is the index of a value that is not in a list.
 const notInList = -1
 
-// inField adds to an error the field that it happened in, and the place in the field's list.
+// inField adds the field in which an error occurred, and the index in the field's list, to the
+// error's path.
 func inField(name string, place int, err error) error {
 	path := name
 	if place != notInList {

@@ -8,27 +8,27 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A message may have a field several times on the wire: the last scalar wins, messages are merged,
-// the last of a oneof drops the others, the last entry of a key replaces those before. That is
-// rare, so such a message is first rewritten to have everything once, and then decoded as any
-// other. dynamicpb would do it too, if it did not panic where the key of an entry comes twice, the
-// second time with another wire type.
+// A message may contain a singular field several times. Protobuf then uses the last scalar, merges
+// messages, drops earlier members of a oneof, and uses the last entry of each map key. This is
+// rare, so such a message is first rewritten with each field once, and then decoded as usual.
+// dynamicpb could do this, too, but it panics if a map entry has its key twice with different wire
+// types.
 
-// once is a field that is to be written once: a value after its tag, or the content of a message.
+// once is a field to be written once: a tag with its value, or the content of a message.
 type once struct {
 	field   *field
-	tag     []byte // with the value in it, of what is taken as it is
+	tag     []byte // with the value, if it is copied unchanged
 	content []byte
-	dropped bool
+	dropped bool // replaced by another member of its oneof
 }
 
-// place is where in a message something can stand only once.
+// place identifies something that can occur only once in a message.
 type place struct {
 	field *field
-	key   string // of a map's entry
+	key   string // for map entries
 }
 
-// merged appends to out a message that is well-formed, with everything once.
+// merged appends a rewritten message to out in which everything occurs once. b must be well-formed.
 func (m *message) merged(out, b []byte) []byte {
 	var parts []once
 	places, chosen := map[place]int{}, map[*uint64]*field{}
@@ -81,7 +81,7 @@ func (m *message) merged(out, b []byte) []byte {
 			out = append(out, p.tag...)
 		case p.field.message != nil:
 			out = p.field.wrap(out, p.field.message.merged(nil, p.content))
-		default: // halves of it may be doubled, of which the last wins anyway
+		default: // parts of it may be doubled; the last one wins anyway
 			out = p.field.wrap(out, p.content)
 		}
 	}
@@ -90,7 +90,7 @@ func (m *message) merged(out, b []byte) []byte {
 
 func (f *field) isMessage() bool { return f.kind >= messageKind }
 
-// key tells entries of a map apart by their keys.
+// key returns a string that identifies the key of a map entry.
 func (m *message) key(entry []byte) string {
 	f := m.byNumber[1]
 	var v uint64
@@ -122,8 +122,8 @@ func (m *message) key(entry []byte) string {
 	return string(binary.LittleEndian.AppendUint64(nil, v))
 }
 
-// check reports whether b is a message, as far as proto.Unmarshal cares; depth is how many messages
-// may be in each other. Fields that are required are not looked for.
+// check returns an error if b is not a valid message by the rules of proto.Unmarshal, except for
+// missing required fields. depth limits the nesting of messages.
 func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
 	if depth <= 0 {
 		return errDepth
@@ -172,7 +172,7 @@ func checkValue(fd protoreflect.FieldDescriptor, typ protowire.Type, b []byte, d
 	return nil
 }
 
-// checkPacked reports whether a packed list is one of scalars of a wire type.
+// checkPacked returns an error if b is not a packed list of scalars with the given wire type.
 func checkPacked(typ protowire.Type, b []byte) error {
 	content, _ := protowire.ConsumeBytes(b)
 	for len(content) > 0 {

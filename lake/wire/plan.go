@@ -10,37 +10,37 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// message is a message as it is on the wire, and once it is bound, the state of the one being
-// decoded. None is inside itself, so one of each is enough.
+// message describes a message type on the wire. Once bound, it also has the state of the message
+// being decoded. Message types are never nested in themselves here, so one state per type suffices.
 type message struct {
 	fields      []*field // in the order of their columns
-	entry       bool     // of a map: a key and a value
-	transparent bool     // its one field is the column of the field that it is in
+	entry       bool     // a map entry: key and value
+	transparent bool     // its only field is stored directly in the column of the enclosing field
 
-	// Bound.
-	bySmallTag [128]*field // by the tags of one byte
+	// Set when bound.
+	bySmallTag [128]*field // fields by one-byte tag
 	byNumber   map[protowire.Number]*field
-	singles    []*field // fields that are neither list nor map
+	singles    []*field // singular fields
 	runs       []*field
-	present    *columnar.Bools   // of a message without fields
-	others     []columnar.Column // columns that the message does not have any more
+	present    *columnar.Bools   // marker of a message without fields
+	others     []columnar.Column // columns of fields that the message no longer has
 
-	turn uint64 // counts the messages decoded; a field that has been seen in this one bears its number
+	turn uint64 // number of messages decoded; fields that occur in the current one carry it
 }
 
-// field is a field on the wire, and once it is bound, where its values go.
+// field describes a field on the wire. Once bound, it also has the column of its values.
 type field struct {
-	// What each value asks for stands together.
+	// The members that are used for each value come first, to share cache lines.
 	kind     kind
-	typ      protowire.Type // of a single value
+	typ      protowire.Type // wire type of a single value
 	shape    shape
-	implicit bool    // absent is the default, not null
-	bit      uint64  // of the first 64 of a message's singles each has one
-	seen     uint64  // the turn in which the message had it
-	oneof    *uint64 // the turn in which the message had one of its oneof
+	implicit bool    // if absent, its value is the default instead of null
+	bit      uint64  // unique among the first 64 singular fields of a message; otherwise 0
+	seen     uint64  // turn in which the field last occurred
+	oneof    *uint64 // turn in which any member of its oneof last occurred
 
-	// Bound. Only the column of the field's kind is there.
-	bytes    *columnar.Bytes // for money, the currency
+	// Set when bound. Only the column for the field's kind is set.
+	bytes    *columnar.Bytes // for money, the column of the currency
 	int64s   *columnar.Int64s
 	int32s   *columnar.Int32s
 	float64s *columnar.Float64s
@@ -55,17 +55,18 @@ type field struct {
 	number     protowire.Number
 	name       string
 	packable   bool
-	required   bool // absent is an error
-	oneofIndex int  // fields of one oneof share a number from 1; 0 is none
+	required   bool // its absence is an error
+	oneofIndex int  // index of its oneof from 1; 0 if none
 	enum       *enum
 	message    *message
-	descriptor protoreflect.MessageDescriptor // of opaqueKind
-	depth      int                            // of opaqueKind: messages and maps around it
-	// skipped counts, where what is unknown is gathered, the elements of a list before the first
-	// that has any; -1 from there on.
+	descriptor protoreflect.MessageDescriptor // for opaqueKind
+	depth      int                            // for opaqueKind: number of enclosing messages and maps
+	// skipped is used while unknown fields are collected. It counts the leading elements of a list
+	// without unknown fields, and is -1 after the first element with some.
 	skipped int
 }
 
+// shape is the cardinality of a field.
 type shape uint8
 
 const (
@@ -74,7 +75,7 @@ const (
 	mapped
 )
 
-// kind is how a value is on the wire, and what becomes of it.
+// kind determines the wire format of a value and its conversion.
 type kind uint8
 
 const (
@@ -98,10 +99,11 @@ const (
 	timestampKind
 	durationKind
 	moneyKind
-	opaqueKind // a message whose bytes are the value
-	entryKind  // of a map
+	opaqueKind // a message that is stored as its bytes
+	entryKind  // a map entry
 )
 
+// scalars has the kind, wire type and column type of Protobuf's scalar types.
 var scalars = map[protoreflect.Kind]struct {
 	kind   kind
 	wire   protowire.Type
@@ -125,11 +127,11 @@ var scalars = map[protoreflect.Kind]struct {
 	protoreflect.EnumKind:     {enumKind, protowire.VarintType, iceberg.PrimitiveTypes.String},
 }
 
-// enum has the names of an enum's numbers.
+// enum has the names of an enum's values.
 type enum struct {
-	names     []string // of the numbers from 0
+	names     []string // by number, from 0 without gaps
 	others    map[int32]string
-	otherwise int32 // the number of a value that is absent and cannot be null
+	otherwise int32 // default value of a field that cannot be null
 }
 
 func newEnum(fd protoreflect.FieldDescriptor) *enum {
@@ -139,7 +141,7 @@ func newEnum(fd protoreflect.FieldDescriptor) *enum {
 	}
 	values := fd.Enum().Values()
 	for i := range values.Len() {
-		// Of several names, Protobuf takes the first.
+		// Protobuf uses the first of several names for a number.
 		n, name := int32(values.Get(i).Number()), string(values.ByNumber(values.Get(i).Number()).Name())
 		if n == int32(len(e.names)) {
 			e.names = append(e.names, name)
@@ -150,6 +152,7 @@ func newEnum(fd protoreflect.FieldDescriptor) *enum {
 	return e
 }
 
+// append appends the name of a value, or its number if it has no name.
 func (e *enum) append(to *columnar.Bytes, n int32) {
 	if uint32(n) < uint32(len(e.names)) {
 		to.AppendString(e.names[n])

@@ -4,8 +4,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// keepUnknown appends what the other columns do not have of a message that they have otherwise.
-// Most messages have nothing such, so that going through them once more costs nothing on the whole.
+// keepUnknown appends the unknown fields of a message to their column, as a message that has
+// nothing else. Few messages have any, so the second pass over those is affordable.
 func (d *Decoder) keepUnknown(wire []byte) {
 	if d.strange {
 		d.scratch = d.root.rest(d.scratch[:0], wire)
@@ -15,8 +15,8 @@ func (d *Decoder) keepUnknown(wire []byte) {
 	d.unknown.AppendNull()
 }
 
-// rest appends to out what the columns do not have of a message that is well-formed and has no
-// field twice.
+// rest appends to out what the columns do not represent. b must be well-formed and have no
+// duplicate fields.
 func (m *message) rest(out, b []byte) []byte {
 	for _, f := range m.runs {
 		f.skipped = 0
@@ -58,7 +58,8 @@ func (m *message) rest(out, b []byte) []byte {
 	return out
 }
 
-// restOfEntry appends an entry of a map, where its value has anything unknown: the key, and that.
+// restOfEntry appends a map entry if its value has unknown fields: the key, and a value with the
+// unknown fields only.
 func (f *field) restOfEntry(out, b []byte) []byte {
 	value := f.message.byNumber[2]
 	var key, rest []byte
@@ -79,8 +80,7 @@ func (f *field) restOfEntry(out, b []byte) []byte {
 	return f.wrap(out, value.wrap(key[:len(key):len(key)], rest))
 }
 
-// inner returns the message that a value is, as far as anything in it can be unknown; nil if it is
-// none.
+// inner returns the message type of a field's values if they can have unknown fields, or nil.
 func (f *field) inner() *message {
 	switch f.kind {
 	case messageKind, entryKind:
@@ -93,12 +93,13 @@ func (f *field) inner() *message {
 	return nil
 }
 
-// What is known of the messages whose values are columns.
+// Known fields of well-known message types that are stored as scalars.
 var (
 	secondsAndNanos    = known(protowire.VarintType, protowire.VarintType)
 	currencyUnitsNanos = known(protowire.BytesType, protowire.VarintType, protowire.VarintType)
 )
 
+// known returns a message type with fields of the given wire types, numbered from 1.
 func known(types ...protowire.Type) *message {
 	m := &message{byNumber: map[protowire.Number]*field{}}
 	for i, t := range types {
@@ -108,7 +109,7 @@ func known(types ...protowire.Type) *message {
 	return m
 }
 
-// unwrap returns the content of a message, after its tag.
+// unwrap returns the content of a message, given the bytes after its tag.
 func (f *field) unwrap(b []byte) []byte {
 	if f.typ == protowire.StartGroupType {
 		b, _ = protowire.ConsumeGroup(f.number, b)

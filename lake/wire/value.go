@@ -15,8 +15,8 @@ import (
 
 var errNotUTF8 = errors.New("the string is not UTF-8")
 
-// value appends one value of a field, which is at the beginning of b after its tag, and tells its
-// size. So it does where the value is refused.
+// value appends one value of a field, which starts at b after its tag, and returns its size. The
+// size is also returned if the value is refused.
 func (d *Decoder) value(f *field, b []byte) (int, error) {
 	switch f.typ {
 	case protowire.VarintType:
@@ -41,7 +41,7 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 			return 0, errTruncated
 		}
 		end := n + int(size)
-		if f.kind == stringKind { // the most common by far
+		if f.kind == stringKind { // the most common kind
 			if !validUTF8(b[n:], int(size)) {
 				return 0, errNotUTF8
 			}
@@ -70,10 +70,10 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 	}
 }
 
-// The highest bit of each of eight bytes.
+// high has the highest bit of each of eight bytes.
 const high = 0x8080808080808080
 
-// validUTF8 is utf8.Valid of the first n bytes, faster for what is short and ASCII.
+// validUTF8 is utf8.Valid for the first n bytes of b, with fast paths for short ASCII strings.
 func validUTF8(b []byte, n int) bool {
 	switch {
 	case n > 8 && n <= 16:
@@ -88,18 +88,19 @@ func validUTF8(b []byte, n int) bool {
 	return utf8.Valid(b[:n])
 }
 
-// varint is protowire.ConsumeVarint, faster for what is not at the end. It looks at eight bytes at
-// once, for how many a number has is hard to foretell.
+// varint is protowire.ConsumeVarint with a fast path if at least eight bytes are left. It processes
+// eight bytes at once, because branches on the length are hard to predict.
 func varint(b []byte) (uint64, int) {
 	if len(b) < 8 {
 		return protowire.ConsumeVarint(b)
 	}
 	v := binary.LittleEndian.Uint64(b)
-	ends := ^v & high // of each byte that may be the last
+	ends := ^v & high // high bit of each byte that ends a number
 	if ends == 0 {
 		return protowire.ConsumeVarint(b)
 	}
-	v &= (ends - 1) &^ high // of those up to the last
+	v &= (ends - 1) &^ high // keep the bytes up to the first such byte, without high bits
+	// Close the gaps between the 7-bit groups.
 	v = v&0x007f007f007f007f | v&0x7f007f007f007f00>>1
 	v = v&0x00003fff00003fff | v&0x3fff00003fff0000>>2
 	v = v&0x000000000fffffff | v&0x0fffffff00000000>>4
@@ -149,7 +150,7 @@ func (f *field) append64(v uint64) {
 	}
 }
 
-// content appends a value whose length is before it.
+// content appends a length-delimited value.
 func (d *Decoder) content(f *field, b []byte) error {
 	switch f.kind {
 	case stringKind:
@@ -178,7 +179,8 @@ func (d *Decoder) content(f *field, b []byte) error {
 	return nil
 }
 
-// absent appends what a field is that the message does not have.
+// absent appends the value of a field that the message lacks: null, the default, or an error if the
+// field is required.
 func (d *Decoder) absent(f *field) error {
 	if !f.implicit {
 		f.column.AppendNull()
@@ -202,20 +204,21 @@ func (d *Decoder) absent(f *field) error {
 	case protowire.Fixed64Type:
 		f.append64(0)
 	default:
-		return d.content(f, nil) // a message, as the value of a map's entry, is an empty one
+		return d.content(f, nil) // the value of a map entry is an empty message if absent
 	}
 	return nil
 }
 
-// A pair is two numbers in a message, as Protobuf's times and amounts are.
+// pair is the content of Timestamp, Duration or Money: units and nanos.
 type pair struct {
-	whole int64 // field w
+	whole int64 // field w: seconds or units
 	nanos int32 // field w + 1
-	text  []byte
+	// text is the field before: the currency of Money.
+	text []byte
 }
 
-// pair reads a message that has whole units in field w, and nanos of a unit in the next; text is
-// the field before, if there is one. The last one wins.
+// pair reads a message with units in field w, nanos in field w+1, and a text in field w-1 if any.
+// The last occurrence of a field wins.
 func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 	for len(b) > 0 {
 		number, typ, tag := consumeTag(b)
@@ -282,7 +285,7 @@ func (d *Decoder) duration(f *field, b []byte) error {
 	return nil
 }
 
-// signsAgree is Protobuf's rule for units and nanos.
+// signsAgree reports whether units and nanos are valid by Protobuf's rules.
 func (p pair) signsAgree() bool {
 	return p.nanos > -nanosPerUnit && p.nanos < nanosPerUnit && (p.whole <= 0 || p.nanos >= 0) && (p.whole >= 0 || p.nanos <= 0)
 }
@@ -304,7 +307,7 @@ func (d *Decoder) money(f *field, b []byte) error {
 	return nil
 }
 
-// opaque appends the bytes of a message that is inside itself, after a look whether they are one.
+// opaque appends the bytes of a recursive message after validating them.
 func (d *Decoder) opaque(f *field, b []byte) error {
 	if err := check(f.descriptor, b, maxDepth-f.depth); err != nil {
 		return err
