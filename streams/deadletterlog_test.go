@@ -13,8 +13,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// Thousands of parked records are a line now and then, with their count, the first of them and what
-// was wrong with it.
+// Thousands of dead letters are logged in a line now and then, with their number and the first one
+// with its reason.
 func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

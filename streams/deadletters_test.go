@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// Whatever a record has of, and however much, it is parked: whole where it fits, and else
-// shortened, so that no sink blocks forever. It is never a tombstone, which the topic would forget.
+// Any record becomes a dead letter: complete if it fits, and otherwise shortened, so that no sink
+// blocks forever. It is never a tombstone, which compaction would delete.
 func TestEveryRecordIsParked(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {

@@ -1,6 +1,6 @@
 package streams
 
-// Owned returns how many partitions the runtime has now.
+// Owned returns the number of partitions that the runtime has.
 func (r *Runtime) Owned() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

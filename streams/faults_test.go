@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A fault is reported until the log has been applied again, counted from a look that began after
-// the last report.
+// A fault is listed until the log has been applied again, counted from an inspection that began
+// after the last report.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	w, quiet := NewWatermarks(), slog.New(slog.DiscardHandler)

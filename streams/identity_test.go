@@ -15,7 +15,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// spread writes events over so many partitions, as the relay does, whatever the topic has.
+// spread writes events as the relay does, with keys spread over the given number of partitions,
+// regardless of the topic's number.
 func (l log) spread(t *testing.T, partitions int32, events ...event.Event) {
 	t.Helper()
 	records := make([]kafka.Record, len(events))
@@ -27,7 +28,7 @@ func (l log) spread(t *testing.T, partitions int32, events ...event.Event) {
 	l.WriteRecords(t, records...)
 }
 
-// recreate deletes the topic and makes it again, empty.
+// recreate deletes the topic and creates it again, empty.
 func (l log) recreate(t *testing.T) {
 	t.Helper()
 	if err := server.Delete(t.Context(), l.on.Brokers, l.Topic); err != nil {
@@ -43,7 +44,7 @@ func (l log) recreate(t *testing.T) {
 	*l.Log = *again
 }
 
-// follow follows a sink that somebody else feeds.
+// follow runs a Follower of a sink that another runtime feeds.
 func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 	t.Helper()
 	marks := streams.NewWatermarks()
@@ -62,8 +63,8 @@ func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 	return marks
 }
 
-// Keys of a widened topic stay where they are. Who waits for an event waits for the partition that
-// it is on, in the process that feeds the sink and in others, and sees nothing older.
+// Keys of a widened topic remain in their partitions. Waiting for an event waits for its partition,
+// in the process that feeds the sink and in others, and never returns before the event is applied.
 func TestWaitInAWidenedTopic(t *testing.T) {
 	t.Parallel()
 	for _, wide := range []int{6, 8, 13} {
@@ -113,9 +114,8 @@ func (s *memory) version(stream string) uint64 {
 	return s.versions[stream]
 }
 
-// A topic that was deleted and made again has other offsets. A sink that is in the old one reads
-// the new one from its beginning, whether that is shorter by now or has grown past where the sink
-// stood.
+// A recreated topic has other offsets. A sink with a position in the old one reads the new one from
+// its beginning, whether the new one is shorter or longer than that position.
 func TestTheTopicIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string]int{"and is shorter": 0, "and has grown past": 400} {
@@ -177,8 +177,8 @@ func (s *memory) streams() int {
 	return len(s.versions)
 }
 
-// Positions that an earlier version saved do not say of which topic they are. They are taken to be
-// of the one there is, and say so from then on.
+// Positions that an earlier version saved have no topic id. They are taken for the current topic's,
+// and get its id.
 func TestPositionsOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t, shared), newMemory()
@@ -213,8 +213,8 @@ func TestPositionsOfAnEarlierVersion(t *testing.T) {
 	streamstest.Eventually(t, "the sink has all of the new topic", func() bool { return len(l.Versions) == sink.streams() })
 }
 
-// A topic that lost records which the sink has not read cannot complete it. The reader stops and
-// says what to do.
+// A topic that lost records which the sink has not read cannot complete it. The runtime stops and
+// names a remedy.
 func TestTheTopicIsCutBehindTheSink(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {

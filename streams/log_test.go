@@ -23,7 +23,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// The brokers of all tests; each test has its own topics and sinks.
+// All tests share the brokers. Each has its own topics and sinks.
 var (
 	shared kafka.Config // embedded
 	apache server.Cluster
@@ -62,7 +62,7 @@ func each(t *testing.T, test func(t *testing.T, on kafka.Config)) {
 	})
 }
 
-// log is a topic of its own.
+// log is a topic that only one test uses.
 type log struct {
 	*streamstest.Log
 	on kafka.Config
@@ -74,7 +74,7 @@ func newLog(t testing.TB, on kafka.Config) log {
 
 func (l log) next(stream string) event.Event { return l.Next("test", stream, []byte("data")) }
 
-// events makes n events, spread over streams named after the prefix.
+// events returns n events, spread over streams whose names start with prefix.
 func (l log) events(prefix string, streams, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
@@ -83,7 +83,8 @@ func (l log) events(prefix string, streams, n int) []event.Event {
 	return events
 }
 
-// memory is a sink that keeps the version of each stream, and refuses what no sink may be given.
+// memory is a sink that stores the version of each stream, and fails the test for anything that no
+// sink may receive.
 type memory struct {
 	mu         sync.Mutex
 	versions   map[string]uint64
@@ -168,7 +169,7 @@ func (s *memory) SavePositions(_ context.Context, topic string, moves []streams.
 	return nil
 }
 
-// flush loses everything.
+// flush deletes everything.
 func (s *memory) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +210,7 @@ func (s *memory) holds(t *testing.T, want map[string]uint64) {
 	}
 }
 
-// running is a runtime under way.
+// running is a running runtime.
 type running struct {
 	*streams.Runtime
 	marks *streams.Watermarks
@@ -233,8 +234,7 @@ func (r *running) catchUp(t testing.TB) {
 	streamstest.CatchUp(t, r.Runtime)
 }
 
-// readParked reads what is on the topic of parked records for one sink, by key; the count is of
-// records.
+// readParked returns the dead letters of one sink, by key, and the number of records.
 func readParked(t *testing.T, on kafka.Config, sink string) (byKey map[string]kafka.Message, records int) {
 	t.Helper()
 	admin, err := kafka.NewAdmin(on)
@@ -269,7 +269,7 @@ func header(m kafka.Message, key string) string {
 	return ""
 }
 
-// messages is a slog.Handler that remembers what was said.
+// messages is a slog.Handler that keeps the messages.
 type messages struct {
 	slog.Handler
 	mu   sync.Mutex

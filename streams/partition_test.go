@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// However workers finish, the position is the end of the finished run at the front, and nothing
-// else.
+// In whatever order workers finish, the position is the end of the consecutive finished records at
+// the front.
 func TestPositionIsTheFinishedRun(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -121,7 +121,7 @@ func TestAppliedAsText(t *testing.T) {
 			rt.Fatalf("%q: %v, %v, want %v", want.String(), got, err, want)
 		}
 	})
-	// An earlier version did not say of which topic it was.
+	// Positions of an earlier version had no topic id.
 	earlier := Applied{Next: 7, Watermark: event.Position{Transaction: 3, Sequence: 2}, AsOf: time.UnixMicro(1000).UTC()}
 	if got, err := ParseApplied("7 3.2 1000"); err != nil || got != earlier || got.String() != "7 3.2 1000" {
 		t.Errorf("of an earlier version: %+v, %v", got, err)

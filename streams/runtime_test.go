@@ -37,8 +37,8 @@ func TestAppliesAllInOrderPerKey(t *testing.T) {
 		if applied, deliveries := sink.counts(); applied != 3501 || deliveries != 3501 {
 			t.Errorf("%d records applied in %d deliveries, want 3501 in as many", applied, deliveries)
 		}
-		// The markers of transactions stand behind the last record of every partition, and yet
-		// nothing lags.
+		// The markers of transactions are behind the last record of every partition, but do not
+		// count as lag.
 		if lag, known := r.marks.Lag(l.Topic); lag != 0 || !known {
 			t.Errorf("lag is %d (known: %v) after catching up", lag, known)
 		}
@@ -101,8 +101,8 @@ func TestMembersShareAndHandOver(t *testing.T) {
 		events := l.events("s", 200, 12000)
 		l.Write(t, events[:1000]...)
 
-		// No two members may have a stream inside the sink at once: that is what draining before a
-		// hand-over is for.
+		// Two members must never have a stream inside the sink at the same time. Draining before a
+		// revocation ensures that.
 		var inside sync.Map
 		guard := func(_ context.Context, records []streams.Record) error {
 			mine := map[string]bool{}
@@ -192,15 +192,14 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 		r := start(t, cfg)
 		streamstest.Eventually(t, "all workers are inside the sink", func() bool { return held.Load() > 0 })
 		streamstest.Eventually(t, "fetching is paused", func() bool { return said.has("paused") })
-		// What is read is in the lanes, the workers and one record's hand: lag counts it all as not
-		// applied.
+		// Records are in the lanes, in the workers, and one is held back. All of them count as lag.
 		if lag, known := r.marks.Lag(l.Topic); known && lag < 5000 {
 			t.Errorf("lag %d while nothing is applied", lag)
 		}
 		if n := held.Load(); n > int64(cfg.Workers*cfg.Batch) {
 			t.Errorf("%d records inside the sink, want at most %d", n, cfg.Workers*cfg.Batch)
 		}
-		// A member that joins while the sink hangs gets its share nonetheless.
+		// A member that joins while the sink hangs gets its partitions all the same.
 		other := config(l, sink)
 		r2 := start(t, other)
 		close(release)
@@ -378,7 +377,7 @@ func TestStopsWhileTheSinkHangs(t *testing.T) {
 	})
 }
 
-// On the embedded broker alone: the real one is needed by the other tests.
+// This runs on the embedded broker only, because other tests need the real one.
 func TestStopsWithoutABroker(t *testing.T) {
 	t.Parallel()
 	cfg, stopBroker, err := streamstest.StartBroker()

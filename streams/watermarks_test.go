@@ -22,8 +22,8 @@ func TestWaitIsForTheKeysPartition(t *testing.T) {
 	waited := make(chan error, 1)
 	go func() { waited <- w.Wait(t.Context(), "topic", "key", at(5)) }()
 
-	// Another partition, another topic, a lower position, and one whose topic is not known whole,
-	// satisfy nobody.
+	// Another partition, another topic, a lower position, and a topic whose partitions are not all
+	// known must not end a wait.
 	for id := range int32(4) {
 		if id != mine {
 			w.set("topic", id, Applied{Next: 9, Watermark: at(9)})
@@ -79,8 +79,8 @@ func TestLag(t *testing.T) {
 	lag(16, true)
 }
 
-// Whatever a topic's keys were spread over and however wide it is by now: a wait ends when the
-// partition that the event is on has come to it, and no sooner.
+// Whatever number of partitions keys were spread over, and however wide the topic is now, a wait
+// ends exactly when the event's partition has reached its position.
 func TestWaitFindsTheEventsPartition(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -103,7 +103,7 @@ func TestWaitFindsTheEventsPartition(t *testing.T) {
 			key := fmt.Sprint("key-", rapid.IntRange(0, 20).Draw(rt, "key"))
 			log = append(log, published{key, at(uint64(i + 1)), kafka.Partition([]byte(key), spread)})
 		}
-		// Partitions are applied in any order, each in its own.
+		// Partitions are applied in any order, but each in its own order.
 		for left := log; len(left) > 0; {
 			i := rapid.IntRange(0, len(left)-1).Draw(rt, "next")
 			on := left[i].on

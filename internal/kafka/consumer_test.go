@@ -17,7 +17,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// member is a Consumer and what its group told it.
+// member is a Consumer and the assignments that its group has made.
 type member struct {
 	*kafka.Consumer
 	owned map[kafka.TopicPartition]bool
@@ -56,8 +56,7 @@ func (m *member) leave(t *testing.T) {
 	}
 }
 
-// poll reads until the messages are as many as wanted, and says what came: values, and ends as "end
-// 0:7".
+// poll reads the given number of messages and returns them: values, and ends as "end 0:7".
 func (m *member) poll(t *testing.T, want int) []string {
 	t.Helper()
 	var got []string
@@ -136,8 +135,8 @@ func TestConsumerReadsWhatIsCommittedFromWhereItIsTold(t *testing.T) {
 	})
 }
 
-// A log whose first records were deleted is read from its first record on by who wants the
-// beginning.
+// If the first records of a log were deleted, a reader from the beginning starts at the first
+// remaining record.
 func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
 	t.Parallel()
 	each(t, 3, func(t *testing.T, b broker) {
@@ -194,7 +193,7 @@ func TestOffsetsThatTheLogDoesNotHave(t *testing.T) {
 	}
 }
 
-// commitAndDelete writes a transaction to a partition, and deletes what is before an offset.
+// commitAndDelete writes a transaction to a partition and deletes the records before an offset.
 func (b broker) commitAndDelete(t *testing.T, partition int32, before int64, values ...string) {
 	t.Helper()
 	var records []kafka.Record
@@ -207,7 +206,7 @@ func (b broker) commitAndDelete(t *testing.T, partition int32, before int64, val
 	}
 }
 
-// A partition is let go by one member before another has it.
+// One member gives up a partition before another one gets it.
 func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	t.Parallel()
 	each(t, 4, func(t *testing.T, b broker) {
@@ -260,10 +259,11 @@ func TestConsumersNeverOwnAPartitionTwice(t *testing.T) {
 	})
 }
 
-// victim, in the environment, makes the test binary a member of a topic's group, to be killed.
+// victim is the environment variable that makes the test binary a member of a topic's group, to be
+// killed.
 const victim = "MILLRACE_TEST_MEMBER"
 
-// beVictim reports when it owns partitions, and continues polling.
+// beVictim prints when it owns partitions, and continues to poll.
 func beVictim(brokersAndTopic string) error {
 	brokers, topic, _ := strings.Cut(brokersAndTopic, " ")
 	owns := make(chan struct{}, 1)
@@ -288,8 +288,8 @@ func beVictim(brokersAndTopic string) error {
 	return err
 }
 
-// The partitions of a member that was killed go to the others after the session's timeout. The
-// embedded broker looks for the dead in another way.
+// After the session timeout, the partitions of a killed member are assigned to others. The embedded
+// broker detects dead members in another way.
 func TestAKilledMembersPartitionsAreTakenOver(t *testing.T) {
 	t.Parallel()
 	b := newBroker(kafka.Config{Brokers: apache.Brokers(t), Logger: quiet})

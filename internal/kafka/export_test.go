@@ -1,4 +1,4 @@
 package kafka
 
-// LeaderChanges lets tests sort errors that brokers rarely answer.
+// LeaderChanges exports leaderChanges, for errors that brokers rarely return.
 var LeaderChanges = leaderChanges

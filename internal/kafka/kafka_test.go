@@ -25,19 +25,19 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, apache.Stop))
 }
 
-// apache is the Apache Kafka of all tests.
+// apache is the Apache Kafka that all tests share.
 var apache = server.Cluster{Secure: true}
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// broker is what one test may use of a broker.
+// broker is a broker as one test uses it.
 type broker struct {
 	kafka.Config
 	topic string // its own
 }
 
-// each runs a test on the embedded broker and on Apache Kafka, each with a topic of its own where
-// partitions are wanted.
+// each runs a test on the embedded broker and on Apache Kafka, with a topic of its own if
+// partitions is not 0.
 func each(t *testing.T, partitions int32, test func(t *testing.T, b broker)) {
 	t.Helper()
 	apache.Each(t, func(t *testing.T, brokers string) {
@@ -58,7 +58,7 @@ func (b broker) ensure(t testing.TB, partitions int32) {
 	}
 }
 
-// transactional opens a producer whose transactional id is the topic's own.
+// transactional opens a producer whose transactional id belongs to the topic.
 func (b broker) transactional(t testing.TB, id string) *kafka.TransactionalProducer {
 	t.Helper()
 	p, err := kafka.NewTransactionalProducer(b.Config, b.topic+"-"+id)
@@ -160,8 +160,8 @@ func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 	})
 }
 
-// Brokers hear of new partitions and their leaders one after the other. That passes, so it is not
-// the caller's to see.
+// Brokers learn of new partitions and their leaders one after the other. The client retries until
+// they all know, so callers do not see it.
 func TestEndsOfATopicThatWasJustWidened(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -206,7 +206,7 @@ func TestReadAllWaitsForOpenTransactions(t *testing.T) {
 	})
 }
 
-// flushed waits until the partition has n records, committed or not.
+// flushed blocks until the partition has n records, committed or not.
 func (b broker) flushed(t testing.TB, n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -384,7 +384,7 @@ func TestPropertiesThatCorrectnessRestsOnAreRefused(t *testing.T) {
 	}
 }
 
-// A reading that gets no further says so, and does not block forever.
+// A read without progress returns an error and does not block forever.
 func TestReadAllStalls(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {

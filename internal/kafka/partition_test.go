@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// The values are those of Kafka's own UtilsTest for its Java client.
+// The values are from UtilsTest of Kafka's Java client.
 func TestPartitionIsKafkasOwn(t *testing.T) {
 	t.Parallel()
 	for key, hash := range map[string]int32{

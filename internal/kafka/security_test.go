@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/security"
 )
 
-// Both clients speak to brokers that ask for TLS and a password.
+// Both clients can connect to brokers that require TLS and a password.
 func TestSecuredBrokers(t *testing.T) {
 	t.Parallel()
 	for _, mechanism := range []string{security.Plain, security.ScramSHA256, security.ScramSHA512} {
@@ -42,7 +42,7 @@ func TestSecuredBrokers(t *testing.T) {
 	}
 }
 
-// Who is refused learns it at once from the first call of either client, and is not left waiting.
+// The first call of either client returns a refusal at once, and does not wait.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	brokers, good := apache.Secured(t, security.ScramSHA512)
@@ -135,7 +135,7 @@ func TestHalfGivenSecurityIsRefusedWhenAClientIsOpened(t *testing.T) {
 	}
 }
 
-// reader reads the topic in batches.
+// reader returns a batch reader of the topic.
 func (b broker) reader(t *testing.T) *fetch.Reader {
 	t.Helper()
 	r, err := fetch.Open(fetch.Config{Brokers: strings.Split(b.Brokers, ","), Topic: b.topic, Logger: quiet, Security: b.Security})
@@ -146,7 +146,7 @@ func (b broker) reader(t *testing.T) *fetch.Reader {
 	return r
 }
 
-// strangerCA signed nothing that a broker has.
+// strangerCA has signed no broker's certificate.
 const strangerCA = `-----BEGIN CERTIFICATE-----
 MIIBfjCCASOgAwIBAgIUPUluA/NoH9HuQZ/k0HuKFeY8yvIwCgYIKoZIzj0EAwIw
 EzERMA8GA1UEAwwIc3RyYW5nZXIwIBcNMjYxMTIyMTM0NzUzWhgPMjEyNjEwMjkx

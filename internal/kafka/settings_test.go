@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// What others made of a topic is found, and what EnsureTopics makes has no fault.
+// Harmful settings of a topic are found, and topics that EnsureTopics creates have no fault.
 func TestSettingsOfTopics(t *testing.T) {
 	each(t, 0, func(t *testing.T, b broker) {
 		admin, err := kafka.NewAdmin(b.Config)
@@ -65,7 +65,7 @@ func TestSettingsOfTopics(t *testing.T) {
 	})
 }
 
-// create makes the topic as somebody else would.
+// create creates the topic with other settings than EnsureTopics.
 func (b broker) create(t *testing.T, config map[string]string) {
 	t.Helper()
 	other, err := confluent.NewAdminClient(&confluent.ConfigMap{"bootstrap.servers": b.Brokers})

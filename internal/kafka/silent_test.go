@@ -14,7 +14,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// lines is a log that tells when it holds a text.
+// lines is a log that signals when it contains a text.
 type lines struct {
 	text string
 	seen chan struct{}
@@ -28,8 +28,8 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Brokers that take connections and answer nothing are waited for by a process that starts, which
-// says so; a question of one that runs fails.
+// A starting process waits for brokers that accept connections and do not answer, and logs that. A
+// request of a running process fails.
 func TestSilentBroker(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -61,8 +61,7 @@ func TestSilentBroker(t *testing.T) {
 	}
 }
 
-// Brokers that are all frozen in the middle of work do not hang those who ask; once they continue,
-// so do the questions.
+// If all brokers freeze, callers do not hang. When they continue, requests succeed.
 func TestFrozenBroker(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

@@ -1,4 +1,4 @@
 package postgres
 
-// OpenWithin is Open with a limit of its own for the silence of a statement.
+// OpenWithin is like Open, with another limit for the silence of a statement.
 var OpenWithin = open

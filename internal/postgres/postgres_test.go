@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, shared.Stop))
 }
 
-// Functions under one name run one after the other, whichever pool they come from.
+// Functions with one name run one after the other, in any pool.
 func TestAlone(t *testing.T) {
 	t.Parallel()
 	conn := shared.ConnString(t)
@@ -84,8 +84,8 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// A server that hangs does not hang those who set no limit themselves. Once it continues, so do
-// they.
+// A server that hangs does not block callers without a limit of their own. When it continues, they
+// do, too.
 func TestHungServer(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

@@ -23,7 +23,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// One of each for all tests, each of which has a view of its own.
+// All tests share one server of each kind. Each test has its own view.
 var (
 	one     server.Servers
 	secure  = server.Servers{Secure: true}
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, one.Stop, secure.Stop, cluster.Stop))
 }
 
-// servers runs a test against every kind of server that there is.
+// servers runs a test with every kind of server.
 func servers(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
@@ -67,7 +67,7 @@ func open(t testing.TB, cfg redis.Config) *redis.Client {
 	return c
 }
 
-// view names a view after its test.
+// view returns the name of the test's view.
 func view(t testing.TB) string { return t.Name() + "/v1" }
 
 func TestOnlyAHigherVersionIsWritten(t *testing.T) {
@@ -75,7 +75,7 @@ func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 	servers(t, func(t *testing.T, cfg redis.Config) {
 		docs := open(t, cfg).Documents(view(t))
 		ctx := t.Context()
-		// Versions that text or doubles would compare wrongly.
+		// These versions would be ordered wrongly as strings or doubles.
 		versions := []uint64{2, 1, 10, 9, 10, math.MaxUint64 - 1, math.MaxUint64, math.MaxUint64 - 1, 1 << 53}
 		var want uint64
 		for i, v := range versions {
@@ -128,8 +128,8 @@ func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 	})
 }
 
-// The documents behave as a map from id to the highest version ever written, whatever bytes they
-// hold.
+// The documents behave like a map from id to the highest version ever written, whatever bytes they
+// contain.
 func TestDocumentsAreAMap(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
@@ -245,7 +245,7 @@ func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 	})
 }
 
-// Every node of a cluster holds some of a view.
+// Every node of a cluster has some data of a view.
 func TestAViewSpreadsOverItsCluster(t *testing.T) {
 	t.Parallel()
 	docs := open(t, cluster.Config(t)).Documents(view(t))
@@ -262,7 +262,7 @@ func TestAViewSpreadsOverItsCluster(t *testing.T) {
 	}
 }
 
-// A process that answers queries needs no more than to read, and can do no more.
+// A process that answers queries needs read access only, and works with no more.
 func TestAReaderReads(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]*server.Servers{"one server": &secure, "cluster": &cluster} {
@@ -288,7 +288,7 @@ func TestAReaderReads(t *testing.T) {
 	}
 }
 
-// many makes documents.
+// many returns n documents.
 func many(version uint64, n int) []redis.Document {
 	docs := make([]redis.Document, n)
 	for i := range docs {

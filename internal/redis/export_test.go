@@ -2,7 +2,7 @@ package redis
 
 import "context"
 
-// Forget loses the positions of a view.
+// Forget deletes the positions of a view.
 func (c *Client) Forget(ctx context.Context, view string) error {
 	return c.rdb.Del(ctx, c.Documents(view).positionsKey()).Err()
 }

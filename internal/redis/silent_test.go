@@ -10,8 +10,8 @@ import (
 	"github.com/millrace/millrace/internal/redis"
 )
 
-// What takes connections and answers nothing is not waited for, whether the caller sets a limit or
-// not.
+// A server that accepts connections and does not answer does not block callers, with or without a
+// limit of their own.
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -8,7 +8,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// begun returns a view with documents, and positions that promise them.
+// begun returns a view with documents and positions after them.
 func begun(t *testing.T, c *redis.Client) *redis.Documents {
 	t.Helper()
 	docs := c.Documents(view(t))
@@ -24,7 +24,7 @@ func begun(t *testing.T, c *redis.Client) *redis.Documents {
 	return docs
 }
 
-// whole reports whether the view's positions are there.
+// whole reports whether the view has positions.
 func whole(t *testing.T, docs *redis.Documents) bool {
 	t.Helper()
 	positions, err := docs.Positions(t.Context())
@@ -34,8 +34,8 @@ func whole(t *testing.T, docs *redis.Documents) bool {
 	return len(positions) > 0
 }
 
-// TestALossIsNoticed loses part of what a view holds, on servers of its own, in every way there is,
-// on one node after the other, so that one of them is that of the positions.
+// TestALossIsNoticed loses data of a view in every way, on its own servers, on each node in turn.
+// One of them has the positions.
 func TestALossIsNoticed(t *testing.T) {
 	t.Parallel()
 	must := func(t *testing.T, err error) {
@@ -62,8 +62,8 @@ func TestALossIsNoticed(t *testing.T) {
 			move(t, docs, "5", "6")
 			restart(t, s, node, true)
 		},
-		// As a replica that is promoted too early. Positions do not promise the writes yet, but the
-		// writer was answered.
+		// This happens if a replica is promoted too early. The positions do not cover the writes
+		// yet, but the writer got their acknowledgement.
 		"lost the last writes": func(t *testing.T, s *server.Servers, node int, docs *redis.Documents) {
 			must(t, s.Save(node))
 			must(t, docs.Save(t.Context(), many(2, 1000)))
@@ -92,8 +92,8 @@ func TestALossIsNoticed(t *testing.T) {
 					if whole(t, docs) {
 						t.Errorf("node %d: who wrote finds the view whole", node)
 					}
-					// Another process knows what Redis tells it. An old copy of the positions may
-					// promise what was there then.
+					// Another process knows only what Redis returns. An old copy of the positions
+					// may match the old data.
 					other, err := client.Documents(view(t)).Positions(t.Context())
 					must(t, err)
 					if at := other["t/0"]; at == "6" || at != "" && (name == "flushed" || name == "restarted empty") {
@@ -120,7 +120,7 @@ func TestALossIsNoticed(t *testing.T) {
 	}
 }
 
-// One shard's hash is evicted, or deleted by somebody's hand.
+// The hash of one shard is evicted or deleted.
 func TestALostShardIsNoticed(t *testing.T) {
 	t.Parallel()
 	docs := begun(t, open(t, one.Config(t)))
@@ -132,8 +132,8 @@ func TestALostShardIsNoticed(t *testing.T) {
 	}
 }
 
-// A process that was overtaken, because another noticed a loss first, can write neither documents
-// nor positions.
+// If another process noticed a loss first and began the view again, the overtaken process can write
+// neither documents nor positions.
 func TestTheOvertakenWritesNothing(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {

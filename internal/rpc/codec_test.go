@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/rpc"
 )
 
-// stock and queries answer everything with nothing.
+// stock and queries return empty responses.
 type (
 	stock struct {
 		inventoryv1connect.UnimplementedInventoryServiceHandler
@@ -42,7 +42,8 @@ func (queries) GetOrder(context.Context, *connect.Request[orderv1.GetOrderReques
 
 func accepted(context.Context) error { return nil }
 
-// raw serves a strict command service and a query service, and gives what anybody can do with curl.
+// raw serves a strict command service and a query service, and returns a function that sends
+// requests like curl.
 func raw(t *testing.T, opts ...rpc.Option) func(procedure, contentType, body string) (int, string) {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -86,8 +87,8 @@ const (
 	order        = `{"currency":"GBP","country":"GB","lines":[{"sku":"MUG","quantity":1,"unitPrice":{"currencyCode":"GBP","units":9}}]}`
 )
 
-// A request that changes something is refused where a part of it would be passed over, and the
-// error names the field.
+// A command with an unknown field is refused, because a part of it would be ignored. The error
+// names the field.
 func TestMisspelledJSONIsRefused(t *testing.T) {
 	t.Parallel()
 	post := raw(t)
@@ -143,7 +144,7 @@ func TestMisspelledJSONIsRefused(t *testing.T) {
 	}
 }
 
-// A question may be asked in words that this server does not know yet.
+// A query may have fields that this server does not know yet.
 func TestQueriesPassOverUnknownFields(t *testing.T) {
 	t.Parallel()
 	post := raw(t)
@@ -172,7 +173,7 @@ func TestUnreadableProtobufNamesNoGoType(t *testing.T) {
 	}
 }
 
-// Clients' clocks run ahead. The error tells them by what they are wrong.
+// Clients' clocks may be ahead. The error tells them the server's time.
 func TestLeewayForClientClocks(t *testing.T) {
 	t.Parallel()
 	const leeway = 30 * time.Second
@@ -205,7 +206,7 @@ func TestLeewayForClientClocks(t *testing.T) {
 	}
 }
 
-// Whatever is sent, it is read, or refused in words that are for the caller.
+// Any body is accepted, or refused with a message for the caller.
 func FuzzJSON(f *testing.F) {
 	f.Add(order)
 	f.Add(`{"lines":[{"unitPrice":{"nanoss":1}}]}`)

@@ -14,11 +14,11 @@ import (
 	"github.com/millrace/millrace/internal/rpc"
 )
 
-// goTexts are what errors of Go's libraries say, which tells a client of another language nothing.
+// goTexts are texts of Go's errors, which mean nothing to a client in another language.
 var goTexts = []string{"strconv", "json:", "proto:", "*errors", "base64.", "illegal base64", "http:"}
 
-// What is wrong with a request's headers, encodings and parameters is the client's fault in every
-// protocol, and said in words that need no knowledge of Go.
+// Faults in a request's headers, encodings and parameters are reported as the client's in every
+// protocol, without terms of Go.
 func TestFaultsOfRequests(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()

@@ -28,7 +28,7 @@ import (
 	"github.com/millrace/millrace/internal/rpc"
 )
 
-// recorder keeps the requests as its handlers see them.
+// recorder keeps requests as handlers receive them.
 type recorder struct {
 	orderv1connect.UnimplementedOrderServiceHandler
 	orderv1connect.UnimplementedOrderQueryServiceHandler
@@ -147,7 +147,7 @@ func TestCurrenciesOfTheSetting(t *testing.T) {
 	}
 }
 
-// Whoever adds a field must say what its identifier is.
+// Every new string field of a contract must say whether it is an identifier.
 func TestNoIdentifierIsForgotten(t *testing.T) {
 	t.Parallel()
 	seen := 0

@@ -34,7 +34,7 @@ func frame(flags byte, size uint32, message string) string {
 	return string(flags) + string(binary.BigEndian.AppendUint32(nil, size)) + message
 }
 
-// A request that is broken on its way is the client's fault in every protocol.
+// A request that is damaged in transit is reported as the client's fault in every protocol.
 func TestBrokenFramesAreInvalid(t *testing.T) {
 	t.Parallel()
 	s := intake(t)
@@ -76,8 +76,8 @@ func TestBrokenFramesAreInvalid(t *testing.T) {
 	}
 }
 
-// grpcStatus returns what gRPC-Web says at the end of the body, or in the header where there is
-// nothing else to say.
+// grpcStatus returns the status at the end of a gRPC-Web body, or in the header if there is no
+// body.
 func grpcStatus(res *http.Response, body []byte) string {
 	if s := res.Header.Get("Grpc-Status"); s != "" {
 		return s
@@ -116,7 +116,7 @@ func TestOverloadedSaysWhenToComeAgain(t *testing.T) {
 	}
 }
 
-// Whatever bytes come, in whatever protocol, no answer blames the server for them.
+// Whatever bytes arrive, in any protocol, no response blames the server.
 func FuzzIntake(f *testing.F) {
 	f.Add("application/grpc-web+proto", "", []byte(frame(0, 3, "abc")))
 	f.Add("application/grpc+proto", "gzip", []byte(frame(1, 3, "abc")))

@@ -27,7 +27,7 @@ import (
 
 var now = time.Date(2025, 12, 1, 8, 26, 0, 0, time.UTC)
 
-// service answers PlaceOrder with what it is told to.
+// service returns a given response or error for PlaceOrder.
 type service struct {
 	orderv1connect.UnimplementedOrderServiceHandler
 	place func(ctx context.Context) error
@@ -158,7 +158,7 @@ func TestLargeRequestIsRefused(t *testing.T) {
 	}
 }
 
-// operations answers with what it is told to.
+// operations returns given responses.
 type operations struct {
 	adminv1connect.UnimplementedAdminServiceHandler
 	fail func(ctx context.Context) error
@@ -172,8 +172,8 @@ func (o operations) Verify(ctx context.Context, _ *connect.Request[adminv1.Verif
 	return o.fail(ctx)
 }
 
-// Who runs the system is told what does not answer, and that it may be tried again: a store that is
-// away is nobody's bug.
+// Operators are told which server does not answer, and that they may retry: an unavailable store is
+// not a bug.
 func TestErrorsOfOperations(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

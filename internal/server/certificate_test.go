@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// A certificate that is renewed on disk is served from then on. A damaged one does not replace the last good one.
+// A certificate that is renewed on disk is served from then on. A damaged one does not replace the
+// last valid one.
 func TestCertificateIsReadAgain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

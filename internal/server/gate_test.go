@@ -17,8 +17,8 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// Within what can be done nobody is turned away; what is more waits no longer than it takes to know
-// that it is more.
+// Below capacity no request is refused. Above it, a request waits no longer than is needed to know
+// that there is overload.
 func TestGateShedsByQueueTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -50,7 +50,7 @@ func TestGateShedsByQueueTime(t *testing.T) {
 		if shed.Load() == 0 || done.Load() < 1500 {
 			t.Errorf("%d done, %d turned away; 2000 can be done", done.Load(), shed.Load())
 		}
-		// Once it is over, everything is let in again.
+		// After the overload, all classes are admitted again.
 		leave, err := gate.Enter(t.Context(), server.SQL)
 		if err != nil {
 			t.Fatalf("after the load: %v", err)
@@ -59,7 +59,7 @@ func TestGateShedsByQueueTime(t *testing.T) {
 	})
 }
 
-// While commands fill the gate, SQL is turned away first, and queries before commands.
+// While commands fill the gate, SQL is refused first, and queries before commands.
 func TestGateShedsWhatMattersLeast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 			leave()
 		}
 		time.Sleep(time.Second) // until then what matters less than a command is not let in
-		// A place that comes free goes to what matters most, whoever came first.
+		// A free place goes to the highest class, regardless of the order of arrival.
 		leaves = nil
 		for range 4 {
 			leave, _ := gate.Enter(t.Context(), server.Command)
@@ -124,7 +124,7 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 	})
 }
 
-// Who would be turned away is so before its body is read.
+// A request that would be refused is refused before its body is read.
 func TestGateShedsBeforeTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -160,8 +160,8 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// While queries are turned away SQL does not wait, though its own queue is empty; a second later it
-// does.
+// While queries are refused, SQL does not queue, although its own queue is empty. One second later
+// it does.
 func TestGateShedsInOrder(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -212,7 +212,7 @@ func TestGateShedsInOrder(t *testing.T) {
 	})
 }
 
-// Once it is known how fast places come free, who would come too late need not wait to hear it.
+// When the rate of free places is known, a request that would be too late is refused at once.
 func TestGateKnowsHowLongItWouldTake(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -243,7 +243,7 @@ func TestGateKnowsHowLongItWouldTake(t *testing.T) {
 	})
 }
 
-// Never more than may be are under way, and everybody who was let in and left makes room.
+// Never more than the maximum are in progress, and every admitted request frees its place.
 func TestGateHoldsItsBound(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -278,7 +278,7 @@ func TestGateHoldsItsBound(t *testing.T) {
 	})
 }
 
-// One caller's forty queries do not keep another's waiting.
+// Forty queries of one caller do not block another caller.
 func TestSlotsAreShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

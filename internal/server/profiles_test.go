@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// A wrong parameter is the caller's fault, and starts no profile.
+// A wrong parameter is a client error and starts no profile.
 func TestProfileParameters(t *testing.T) {
 	t.Parallel()
 	h := server.Profiles()

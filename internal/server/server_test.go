@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/internal/server"
 )
 
-// start serves h on loopback and gives its address.
+// start serves h on loopback and returns its address.
 func start(t *testing.T, limits server.Limits, h http.Handler) (string, *server.Server) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -65,7 +65,7 @@ func dial(t *testing.T, address, send string) net.Conn {
 	return c
 }
 
-// status is that of the answer that comes on a connection.
+// status reads a response from a connection and returns its status.
 func status(c net.Conn) (int, error) {
 	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
@@ -74,7 +74,7 @@ func status(c net.Conn) (int, error) {
 	return res.StatusCode, res.Body.Close()
 }
 
-// Connections that do nothing keep nobody out: silent ones, ones whose header never ends, and ones
+// Idle connections keep nobody out: silent ones, ones with an endless header, and ones that are
 // kept open after a call.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
@@ -93,8 +93,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
-// Who is at work is not cut off. A new connection is turned away instead, where its address has its
-// share.
+// Busy connections are not closed. If an address has used its share, a new connection is refused
+// instead.
 func TestConnectionsAtWorkStay(t *testing.T) {
 	t.Parallel()
 	working, end := make(chan struct{}), make(chan struct{})
@@ -149,7 +149,7 @@ func TestBodiesAreBounded(t *testing.T) {
 	}
 }
 
-// The deadline of a body is none of the work.
+// The deadline of a body does not apply to the handler's work.
 func TestWorkMayTakeLongerThanTheBody(t *testing.T) {
 	t.Parallel()
 	const within = 20 * time.Millisecond
@@ -219,8 +219,8 @@ func TestPagesOfOthersAreRefused(t *testing.T) {
 	}
 }
 
-// A stream lasts as long as its messages come, however long that is, and holds nothing of what all
-// bodies share. One that falls silent ends.
+// A stream lasts as long as messages arrive, and does not count towards the bytes of all bodies. It
+// ends when it becomes silent.
 func TestStreamsLastWhileTheyGoOn(t *testing.T) {
 	t.Parallel()
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
@@ -294,7 +294,7 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, errors.Join(err, f.control.Flush())
 }
 
-// A body that does not end holds no place in the gate.
+// A body that does not end occupies no place in the gate.
 func TestSlowBodiesHoldNoPlace(t *testing.T) {
 	t.Parallel()
 	gate := server.NewGate(1)
@@ -308,7 +308,7 @@ func TestSlowBodiesHoldNoPlace(t *testing.T) {
 	}
 }
 
-// What a handler reads is what was sent, with the error that its reading ended with.
+// A handler reads what was sent, including the error at its end.
 func TestAdmitKeepsBodies(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")

@@ -27,7 +27,7 @@ func open(t *testing.T, path string, with func(string) (*sql.DB, error)) *sql.DB
 	return db
 }
 
-// TestSettings looks at several connections, since a setting belongs to one.
+// TestSettings checks several connections, because a setting belongs to one.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	db := open(t, filepath.Join(t.TempDir(), "a.db"), sqlite.Open)

@@ -25,7 +25,7 @@ func client(t *testing.T, silence time.Duration) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// A server that takes a connection and is silent, at whatever moment, fails the call.
+// A server that accepts a connection and becomes silent at any moment makes the call fail.
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	const silence = 50 * time.Millisecond
@@ -61,7 +61,7 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// A transfer may take many times as long as a silence, in both directions, and an answer may come
+// A transfer in either direction may take many times the limit of silence, and an answer may come
 // after a long request.
 func TestSlowIsNotSilent(t *testing.T) {
 	t.Parallel()
@@ -97,8 +97,8 @@ func TestSlowIsNotSilent(t *testing.T) {
 	}
 }
 
-// A deadline that is sooner than the silence holds, whether it is set before a call or while it
-// waits.
+// A deadline that is earlier than the limit of silence applies, whether it is set before a call or
+// during it.
 func TestDeadlinesHold(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -11,8 +11,8 @@ import (
 	"github.com/millrace/millrace/internal/timeunit"
 )
 
-// A number is where conversions go wrong: at the ends of 64 bits, at the ends of the calendar, and
-// in the units next to the right one.
+// number draws numbers where conversions fail: at the limits of 64 bits, at the limits of the
+// calendar, and in neighbouring units.
 func number() *rapid.Generator[int64] {
 	return rapid.OneOf(rapid.Int64(), rapid.SampledFrom([]int64{
 		0, -1, 1, math.MaxInt64, math.MinInt64, math.MaxInt64 / 1000, math.MinInt64 / 1000, math.MaxInt64/1000 + 1,
@@ -23,8 +23,8 @@ func number() *rapid.Generator[int64] {
 	}), rapid.Int64Range(-4_102_444_800_000, 4_102_444_800_000))
 }
 
-// exactly is whether micros times scale, in numbers without bounds, are the number, and the number
-// is a time.
+// exactly checks, with unbounded numbers, that micros times scale is the number if it is a valid
+// time, and that ok is false otherwise.
 func exactly(t *rapid.T, n int64, scale int64, micros int64, ok bool) {
 	want := new(big.Int).Mul(big.NewInt(n), big.NewInt(scale))
 	isTime := want.Cmp(big.NewInt(timeunit.MinMicro)) >= 0 && want.Cmp(big.NewInt(timeunit.MaxMicro)) <= 0

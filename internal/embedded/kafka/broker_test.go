@@ -22,8 +22,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// childDir tells this binary to be a broker on that directory instead of running tests, so that a
-// test can kill it.
+// childDir makes this binary a broker in that directory instead of running tests, so that a test
+// can kill it.
 const childDir = "MILLRACE_TEST_BROKER_DIR"
 
 func TestMain(m *testing.M) {
@@ -68,7 +68,7 @@ func startChild(t *testing.T, dir string) *child {
 	return c
 }
 
-// kill is kill -9. The child's end is certain when it returns.
+// kill sends kill -9 and waits for the end of the child.
 func (c *child) kill() {
 	_ = c.cmd.Process.Kill()
 	_ = c.cmd.Wait()
@@ -77,7 +77,8 @@ func (c *child) kill() {
 func config(addr string) kafka.Config {
 	return kafka.Config{
 		Brokers: addr, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		// Longer than any test waits: nothing here may hang on a transaction's timing out.
+		// This is longer than any test waits, so a test that depends on the timeout of a
+		// transaction fails.
 		Extra: map[string]string{"transaction.timeout.ms": "600000"},
 	}
 }
@@ -95,7 +96,7 @@ func producer(t *testing.T, addr, id string) *kafka.TransactionalProducer {
 	return p
 }
 
-// produce writes pairs of key and value to partition 0 in a new transaction, and returns once the
+// produce writes pairs of key and value to partition 0 in a new transaction, and returns when the
 // broker has them.
 func produce(t *testing.T, addr string, p *kafka.TransactionalProducer, topic string, keyValues ...string) {
 	t.Helper()
@@ -142,7 +143,7 @@ func high(t *testing.T, a *kafka.Admin, topic string) int64 {
 	return offsets[0]
 }
 
-// readAll reads what is committed. It fails if an open transaction is in the way.
+// readAll reads the committed records. It fails if an open transaction blocks it.
 func readAll(t *testing.T, addr, topic string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -281,8 +282,8 @@ func shorten(t *testing.T, name string, by int64) {
 	}
 }
 
-// A kill between the batch and its line in the index, or within either, must not show what was
-// never committed, nor disturb what comes after.
+// A kill between a batch and its line in the index, or within either, must not make uncommitted
+// records visible, nor affect later ones.
 func TestKillWithinAWrite(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -360,7 +361,8 @@ func TestCompactsAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A kill within the next compaction: the old segments are gone, the new ones are not there.
+	// Simulate a kill during the next compaction: the old segments are removed, and the new ones
+	// are not written.
 	partition, saved := filepath.Join(dir, "partitions", "positions-0"), filepath.Join(dir, "compacting", "positions-0")
 	if err := os.MkdirAll(saved, 0o750); err != nil {
 		t.Fatal(err)

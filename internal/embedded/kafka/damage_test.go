@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// damages are what may happen to a file.
+// damages are the ways in which a file may be damaged.
 var damages = map[string]func(raw []byte) []byte{
 	"truncated":     func(raw []byte) []byte { return raw[:len(raw)/2] },
 	"emptied":       func([]byte) []byte { return nil },
@@ -48,8 +48,8 @@ func damage(t *testing.T, name string, how func([]byte) []byte) {
 	}
 }
 
-// runs are how a broker that a test damages the files of comes to its end. begin starts one, and
-// returns its end.
+// runs are the ways in which a broker ends before a test damages its files. begin starts one and
+// returns the function that ends it.
 var runs = map[string]func(t *testing.T, dir string) (addr string, end func()){
 	"after a clean stop": func(t *testing.T, dir string) (string, func()) {
 		b := start(t, dir)
@@ -65,8 +65,8 @@ var runs = map[string]func(t *testing.T, dir string) (addr string, end func()){
 	},
 }
 
-// fillLog writes three transactions, makes a topic that stays empty, and returns what a reader sees
-// and the topics' ids.
+// fillLog writes three transactions and creates a topic that remains empty. It returns the records
+// that a reader sees, and the ids of the topics.
 func fillLog(t *testing.T, addr string) (records []string, ids map[string]kafka.TopicInfo) {
 	t.Helper()
 	createTopic(t, addr, events)
@@ -95,7 +95,7 @@ func identities(t *testing.T, addr string) map[string]kafka.TopicInfo {
 	return ids
 }
 
-// mustHold checks that a log has what fillLog wrote, and takes more.
+// mustHold checks that a log has what fillLog wrote, and that it accepts more.
 func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.TopicInfo) {
 	t.Helper()
 	b := start(t, dir)
@@ -115,16 +115,16 @@ func mustHold(t *testing.T, dir string, records []string, ids map[string]kafka.T
 	}
 }
 
-// ownFiles are those that the broker can make again. The list of topics and its copy are made again
-// from each other.
+// ownFiles are the files that the broker can recreate. The list of topics and its copy are
+// recreated from each other.
 var ownFiles = []string{
 	"meta.json", "broker_configs.json", "acls.json", "sasl.json", "quotas.json", "seq_windows.json", "groups.log", "pids.log", "stopped.json",
 	"stamp", "../kafka.stamp",
 	"partitions/events-0/snapshot.json", "partitions/events-0/0.idx",
 }
 
-// The broker's own files can be lost or damaged, while it runs and while it does not: it mends them
-// at the next start, and topics, their ids, their settings and their records are what they were.
+// The broker's own files may be lost or damaged while it runs and while it does not. The next start
+// repairs them. Topics, their ids, settings and records are as before.
 func TestDamagedSettingsAreMended(t *testing.T) {
 	t.Parallel()
 	mended := func(t *testing.T, when string, running bool, change func([]byte) []byte, files ...string) {
@@ -163,8 +163,8 @@ func TestDamagedSettingsAreMended(t *testing.T) {
 	}
 }
 
-// A list of topics that is damaged together with its copy cannot be made again. The start fails,
-// and says what to do.
+// If the list of topics and its copy are both damaged, it cannot be restored. The start fails and
+// names a remedy.
 func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
 	t.Parallel()
 	for how, change := range damages {
@@ -200,8 +200,8 @@ func mustRefuse(t *testing.T, dir, file, remedy string) {
 	}
 }
 
-// Records are nowhere else on the log. A segment that is damaged before its end, or that changed
-// while no broker ran, stops the start, as often as it is tried, and loses nothing more.
+// Records have no copy. A segment that is damaged before its end, or that changed while no broker
+// ran, stops every start, and no start loses more.
 func TestDamagedRecordsStopTheStart(t *testing.T) {
 	t.Parallel()
 	segment := filepath.Join("partitions", "events-0", "0.dat")
@@ -247,8 +247,8 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 	}
 }
 
-// The remedy that the error names works: without the folder of the partition the log starts, and
-// has the rest.
+// The remedy in the error works: without the partition's folder the log starts and has everything
+// else.
 func TestLogStartsWithoutADamagedPartition(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -264,8 +264,8 @@ func TestLogStartsWithoutADamagedPartition(t *testing.T) {
 	mustHold(t, dir, nil, ids)
 }
 
-// A batch at the very end that cannot be read may come from a power cut. It is cut off, but kept
-// beside the segment.
+// An unreadable batch at the very end may be the result of a power cut. It is truncated, and a copy
+// is kept beside the segment.
 func TestUnreadableEndIsSetAside(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -280,9 +280,9 @@ func TestUnreadableEndIsSetAside(t *testing.T) {
 	}
 }
 
-// A folder that is brought back from a backup has other records at the offsets that readers know.
-// Its topics get new ids, once, so that it is another log to readers. The folder that was here last
-// keeps its ids.
+// A folder that was restored from a backup has other records at the offsets that readers know. Its
+// topics get new ids, once, so that readers see another log. The folder that was used last keeps
+// its ids.
 func TestLogFromABackupIsAnotherLog(t *testing.T) {
 	t.Parallel()
 	for when, begin := range runs {

@@ -15,7 +15,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// readerConn is a connection of which only the reading matters.
+// readerConn is a connection that is only read.
 type readerConn struct {
 	net.Conn
 	io.Reader
@@ -24,7 +24,7 @@ type readerConn struct {
 func (c readerConn) Read(p []byte) (int, error) { return c.Reader.Read(p) }
 func (readerConn) RemoteAddr() net.Addr         { return &net.TCPAddr{} }
 
-// Requests come through as they are, however the bytes arrive and are asked for.
+// Requests pass unchanged, however their bytes arrive and are read.
 func TestFramesComeThrough(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -44,8 +44,8 @@ func TestFramesComeThrough(t *testing.T) {
 	})
 }
 
-// Whatever comes, nobody is told of a request that is longer than the longest, or of a large one
-// that is not there.
+// Whatever bytes arrive, kfake never sees a request that is too long, or the length of a large one
+// that has not arrived completely.
 func FuzzFrames(f *testing.F) {
 	frame := func(announced uint32, sent int) []byte {
 		return append(binary.BigEndian.AppendUint32(nil, announced), make([]byte, sent)...)
@@ -85,7 +85,7 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// pieces gives so many bytes at a time at most.
+// pieces returns at most the given number of bytes per read.
 type pieces struct {
 	left []byte
 	most int
@@ -100,7 +100,7 @@ func (p *pieces) Read(to []byte) (int, error) {
 	return n, nil
 }
 
-// Connections that announce the largest request, and send nothing of it, take no memory.
+// Connections that announce the largest request and send nothing of it take no memory.
 func TestAnnouncedIsNotAllocated(t *testing.T) {
 	b, err := Start(t.Context(), Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -118,7 +118,7 @@ func TestAnnouncedIsNotAllocated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A request that is answered tells that the broker reads what comes behind it.
+		// A response to this request shows that the broker reads what follows it.
 		versions := []byte{0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff}
 		if _, err := conn.Write(append(versions, binary.BigEndian.AppendUint32(nil, largestFrame)...)); err != nil {
 			t.Fatal(err)
@@ -134,7 +134,7 @@ func TestAnnouncedIsNotAllocated(t *testing.T) {
 	}
 }
 
-// What is not a request of Kafka's costs its connection, and no memory.
+// Bytes that are not a Kafka request close their connection and take no memory.
 func TestOversizedFrameIsRefused(t *testing.T) {
 	b, err := Start(t.Context(), Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

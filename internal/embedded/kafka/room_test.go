@@ -30,7 +30,7 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// fill writes a file until the disk is full; free removes it.
+// fill writes a file until the disk is full. free removes it.
 func fill(t *testing.T, dir string) (free func()) {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
@@ -56,7 +56,7 @@ func fill(t *testing.T, dir string) (free func()) {
 	}
 }
 
-// A broker that starts on a full disk says so and waits. After room was made it has every record.
+// A broker that starts on a full disk logs that and waits. When there is room, it has every record.
 func TestStartOnAFullDisk(t *testing.T) {
 	dir := smallDisk(t)
 	data := filepath.Join(dir, "kafka")

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// batch returns one as it is in a segment, with no records that matter.
+// batch returns a batch as in a segment, with irrelevant records.
 func batch(base int64, records int32, size int) []byte {
 	b := make([]byte, batchHeader+size)
 	binary.BigEndian.PutUint64(b, uint64(base))
@@ -19,8 +19,8 @@ func batch(base int64, records int32, size int) []byte {
 	return b
 }
 
-// Whatever is in a segment, what is said of it is so: the batches before the rest can be read, and
-// the rest is to its end.
+// For any segment, the result of the scan is correct: the batches before the rest are readable, and
+// the rest extends to the end.
 func FuzzScanSegment(f *testing.F) {
 	whole := append(batch(0, 3, 10), batch(3, 1, 0)...)
 	f.Add(whole, false)

@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// A coordinator that is slow to end a transaction delays the commit and does not fail it.
+// A coordinator that is slow to end a transaction delays the commit, but does not make it fail.
 func TestSlowCoordinator(t *testing.T) {
 	t.Parallel()
 	const topic, commits = "t", 5

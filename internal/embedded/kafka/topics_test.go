@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Whatever bit of the list of topics flips, the list is what it was.
+// After any flipped bit in the list of topics, the list is restored.
 func TestAnyFlippedBitOfTheTopicsIsMended(t *testing.T) {
 	t.Parallel()
 	const list = `{"version":1,"topics":[` +
@@ -59,7 +59,7 @@ func writeSegment(dir, partition string) error {
 	return os.WriteFile(filepath.Join(folder, "0.dat"), []byte("x"), 0o600)
 }
 
-// A change that a kill interrupted before it was answered, and that records depend on, is kept.
+// A change that a kill interrupted before its response is kept if records depend on it.
 func TestInterruptedChangeOfTheTopics(t *testing.T) {
 	t.Parallel()
 	old := topic{Name: "old", ID: "7C4LwhGBpPBLFTsWMQ7YaA==", Partitions: 2}

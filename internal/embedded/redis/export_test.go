@@ -8,7 +8,7 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// Held is a store without the server before it, for tests.
+// Held is a store without a server.
 type Held struct{ s *store }
 
 // Open opens a store.
@@ -17,7 +17,7 @@ func Open(dir string, log *slog.Logger) (Held, error) {
 	return Held{s}, err
 }
 
-// Do runs a command, given as words; an answer is what writeAnswer would write.
+// Do runs a command, given as words. The answer is what writeAnswer would write.
 func (h Held) Do(words ...string) (answer any, err error) {
 	if words[0] == "EVAL" {
 		return h.s.eval(words[1:])
@@ -33,15 +33,15 @@ func (h Held) Do(words ...string) (answer any, err error) {
 	return answer, err
 }
 
-// Close closes it.
+// Close closes the store.
 func (h Held) Close() error { return h.s.close() }
 
-// Compact brings what was written into tables, as LevelDB does when much was.
+// Compact moves all writes into tables, as LevelDB does after many writes.
 func (h Held) Compact() error {
 	return h.s.db.CompactRange(util.Range{})
 }
 
-// Entries counts what is in LevelDB.
+// Entries returns the number of keys in LevelDB.
 func (h Held) Entries() (n int, err error) {
 	each := h.s.db.NewIterator(nil, nil)
 	defer each.Release()
@@ -51,13 +51,13 @@ func (h Held) Entries() (n int, err error) {
 	return n, each.Error()
 }
 
-// Refused reports whether an error is the client's own.
+// Refused reports whether an error is the client's fault.
 func Refused(err error) bool { return errors.As(err, new(*replyError)) }
 
-// WholeRecords is wholeRecords.
+// WholeRecords exports wholeRecords.
 func WholeRecords(file []byte) (end int, torn bool) { return wholeRecords(file) }
 
-// SetLayout makes a store one of another version, and closes it.
+// SetLayout gives a store another version and closes it.
 func SetLayout(h Held, layout string) {
 	err := h.s.db.Delete([]byte(layoutKey), nil)
 	if layout != "" {

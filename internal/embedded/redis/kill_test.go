@@ -16,10 +16,10 @@ import (
 	"github.com/millrace/millrace/internal/embedded/redis"
 )
 
-// victimDir names the environment variable that makes the test binary a victim of TestKill.
+// victimDir is the environment variable that makes the test binary a victim of TestKill.
 const victimDir = "MILLRACE_TEST_VICTIM"
 
-// victim writes rounds until it is killed, and prints each that was answered.
+// victim writes rounds until it is killed, and prints each acknowledged one.
 func victim(dir string) error {
 	h, err := redis.Open(dir, slog.Default())
 	if err != nil {
@@ -42,8 +42,8 @@ func victim(dir string) error {
 	}
 }
 
-// TestKill kills a process that writes, at some moment, over and over: what was answered is there,
-// and each write whole.
+// TestKill kills a process that writes, repeatedly and at random moments. Every acknowledged write
+// must be there, and each write complete.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
@@ -86,7 +86,8 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// A kill between two writes of a record leaves any part of it: it is cut off, and nothing else.
+// A kill between two writes of a record may leave any part of it. That part is removed, and nothing
+// else.
 func TestCutOffJournal(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")
@@ -132,8 +133,8 @@ func TestCutOffJournal(t *testing.T) {
 	}
 }
 
-// FuzzWholeRecords cuts a journal off anywhere, and flips a bit anywhere: the end that is found is
-// never within a record.
+// FuzzWholeRecords truncates a journal anywhere and flips any bit. The end that is found is never
+// within a record.
 func FuzzWholeRecords(f *testing.F) {
 	f.Add([]byte("a"), 40_000, uint32(70), uint32(0))
 	f.Add([]byte("abc"), 7, uint32(11), uint32(3))

@@ -69,7 +69,7 @@ func TestWhatWasAnsweredIsThereAfterARestart(t *testing.T) {
 	expect(t, h, "3", "DBSIZE")
 }
 
-// A script is there whole or not at all, and sees what it has written itself.
+// A script is applied completely or not at all, and sees its own writes.
 func TestScriptIsATransaction(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
@@ -87,8 +87,7 @@ return {first, redis.call('HGET', KEYS[1], 'a'), redis.call('HLEN', KEYS[1])}`, 
 	expect(t, h, "[b 1 c 2]", "HGETALL", "docs")
 }
 
-// A script that does not end keeps nobody waiting for good, and one that asks for the machine's
-// files is refused.
+// A script that does not end is aborted, and one that accesses the machine's files is refused.
 func TestScriptsAreBounded(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
@@ -159,7 +158,7 @@ func TestScansGiveEachOnce(t *testing.T) {
 	}
 }
 
-// What was dropped goes from the disk, too, and what takes its place is not touched by that.
+// Dropped data is deleted from disk, too, and the data that replaces it is not affected.
 func TestWhatWasDroppedIsSweptUp(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
@@ -186,7 +185,7 @@ func TestWhatWasDroppedIsSweptUp(t *testing.T) {
 	await(t, h, 3)
 }
 
-// await waits until so many entries are left.
+// await blocks until the given number of entries remains.
 func await(t *testing.T, h redis.Held, want int) {
 	t.Helper()
 	polltest.Until(t, fmt.Sprintf("%d entries", want), func() bool {
@@ -198,7 +197,7 @@ func await(t *testing.T, h redis.Held, want int) {
 	})
 }
 
-// TestAnyHistory compares random histories, with restarts, with what maps would hold.
+// TestAnyHistory compares random histories, including restarts, with maps.
 func TestAnyHistory(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -301,7 +300,7 @@ func TestAnyHistory(t *testing.T) {
 	})
 }
 
-// round returns what a view writes at a time: documents, then the position that promises them.
+// round writes what a view writes at a time: documents, and then the position after them.
 func round(h redis.Held, n int) error {
 	id := strconv.Itoa(n % 500)
 	_, err := h.Do("EVAL", `
@@ -316,8 +315,8 @@ return 0`, "1", "docs", id, strconv.Itoa(n)+strings.Repeat(" some data that does
 	return err
 }
 
-// checkRounds checks that documents are not behind the position, and gives that; 0 if there is
-// none. Damage may come to light on the way: then there is nothing left.
+// checkRounds checks that documents are not behind the position, and returns the position, or 0 if
+// there is none. Damage may be noticed during the check. Then the store is empty.
 func checkRounds(t testing.TB, h redis.Held) int {
 	t.Helper()
 	gone := func() bool { return do(t, h, "HGET", "positions", "t/0") == nil }
@@ -344,8 +343,8 @@ func checkRounds(t testing.TB, h redis.Held) int {
 	return position
 }
 
-// Whatever happens to the files, what is read is either a state as it was at some moment, or
-// nothing; and the store works.
+// Whatever happens to the files, a reader sees the state of some moment, or nothing, and the store
+// accepts writes.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")
@@ -448,7 +447,7 @@ func hurt(t *testing.T, name string, damage func([]byte) []byte) {
 	}
 }
 
-// A folder of another version, or of something else, is set aside, and nothing in it is lost.
+// A folder of another version, or of another program, is set aside unchanged.
 func TestForeignFoldersAreSetAside(t *testing.T) {
 	t.Parallel()
 	for name, put := range map[string]func(t *testing.T, dir string){

@@ -25,10 +25,10 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, apache.Stop))
 }
 
-// apache is the Apache Kafka of all tests.
+// apache is the Apache Kafka that all tests share.
 var apache kafka.Cluster
 
-// world is an empty topic, what writes to it, and readers of it.
+// world is an empty topic with a producer and readers.
 type world struct {
 	*fetchtest.Producer
 	seeds []string
@@ -65,8 +65,7 @@ func record(partition int32, value string) fetchtest.Record {
 	return fetchtest.Record{Partition: partition, Key: []byte("k"), Value: []byte(value), Headers: []event.Header{{Key: "h", Value: []byte(value)}}}
 }
 
-// read polls until every partition is read to its end, and gives the values in the order of
-// offsets.
+// read polls until every partition is read to its end, and returns the values in offset order.
 func read(t *testing.T, r *fetch.Reader, ends map[int32]int64) map[int32][]string {
 	t.Helper()
 	got, next := map[int32][]string{}, map[int32]int64{}
@@ -110,7 +109,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Markers of transactions move a reader to the very end, and what was aborted is not seen.
+// Markers of transactions move a reader to the very end, and aborted records are not visible.
 func TestReadsCommittedToTheVeryEnd(t *testing.T) {
 	t.Parallel()
 	each(t, 2, func(t *testing.T, w world) {
@@ -134,7 +133,7 @@ func TestReadsCommittedToTheVeryEnd(t *testing.T) {
 	})
 }
 
-// Aborted records stay unseen however the answers to fetches are cut.
+// Aborted records are not visible, however the responses to fetches are truncated.
 func TestAbortedIsUnseenInLargeTopics(t *testing.T) {
 	t.Parallel()
 	const partitions = 4
@@ -193,7 +192,7 @@ func TestDescribe(t *testing.T) {
 	})
 }
 
-// An offset that the log does not have is an error that says so, never a jump.
+// An offset that the log does not have is an error, never a jump.
 func TestOffsetsOutOfRange(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {

@@ -13,9 +13,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Brokers that are frozen in the middle of work fail what is asked of them, without a limit of the
-// caller's: a member of a group is told, and begins anew; a question ends. Once they continue, so
-// do questions.
+// If brokers freeze, requests without a limit of the caller fail: a member of a group gets an error
+// and joins again, and other requests end. When the brokers continue, requests succeed.
 func TestFrozenBrokers(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster

@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// sink takes records and their position in one step, and refuses what does not follow on what it
-// has: as a table does.
+// sink stores records and their position atomically, and refuses records that do not follow its
+// position, like a table.
 type sink struct {
 	mu   sync.Mutex
 	next map[int32]int64
@@ -37,7 +37,7 @@ func (s *sink) position(_ context.Context, partitions []int32) (map[int32]int64,
 
 var errFenced = errors.New("fenced")
 
-// take takes a batch that begins at an offset.
+// take stores a batch that starts at an offset.
 func (s *sink) take(from int64, b fetch.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,8 +73,8 @@ func (w world) join(t *testing.T, position func(context.Context, []int32) (map[i
 	return r
 }
 
-// work moves records into the sink until ctx is done, as a lander does: what fails begins anew from
-// the sink's position.
+// work moves records into the sink until ctx ends, like a lander. After a failure it starts again
+// at the sink's position.
 func (w world) work(ctx context.Context, t *testing.T, s *sink) {
 	session := func() error {
 		var mu sync.Mutex
@@ -113,7 +113,8 @@ func (w world) work(ctx context.Context, t *testing.T, s *sink) {
 	}
 }
 
-// Members come and go while records are written; every record reaches the sink once, in order.
+// Members join and leave while records are written. Every record reaches the sink once and in
+// order.
 func TestMembersShareATopic(t *testing.T) {
 	t.Parallel()
 	const partitions, rounds = 4, 5
@@ -197,7 +198,7 @@ func TestNothingMovesBeforeYield(t *testing.T) {
 	})
 }
 
-// The group's own offsets are for people to look at: what an operator makes of them moves no
+// The group's own offsets are only for display. An operator who changes them does not move a
 // reader.
 func TestOffsetsOfTheGroupMoveNothing(t *testing.T) {
 	t.Parallel()
@@ -235,7 +236,7 @@ func TestOffsetsOfTheGroupMoveNothing(t *testing.T) {
 	})
 }
 
-// What the caller finds wrong with a partition is what Poll says.
+// Poll returns the error of Group.Position.
 func TestPositionFails(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, w world) {

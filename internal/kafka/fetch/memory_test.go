@@ -2,7 +2,7 @@ package fetch
 
 import "testing"
 
-// Slices come back where they fit, and no more of them are kept than there may be.
+// Slices are reused if they fit, and no more are kept than the limits allow.
 func TestMemoryIsUsedAgain(t *testing.T) {
 	t.Parallel()
 	var s stack[byte]

@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/test/servers/kafka"
 )
 
-// The client's own arithmetic wraps around: what it makes of these is 2047, 1969, 1970 and other
-// times that nobody wrote.
+// The client's arithmetic overflows for these numbers: it returns dates in 2047, 1969, 1970 and
+// others that were not written.
 func TestTimestampsAreWhatTheBrokerHas(t *testing.T) {
 	t.Parallel()
 	stamps := []int64{
@@ -29,7 +29,7 @@ func TestTimestampsAreWhatTheBrokerHas(t *testing.T) {
 	for _, at := range stamps {
 		values = append(values, fetchtest.Stamped{Millis: at, Value: []byte("v")})
 	}
-	// One batch each, and all in one.
+	// First each value in its own batch, then all in one.
 	for _, v := range values {
 		if err := w.Stamp(t.Context(), w.topic, 0, v); err != nil {
 			t.Fatal(err)
