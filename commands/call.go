@@ -75,8 +75,10 @@ func newCall(ctx context.Context, procedure string, header http.Header, request 
 // asks reports whether a is the answer to this request.
 func (c call) asks(a eventstore.Answer) bool { return bytes.Equal(c.fingerprint, a.Fingerprint) }
 
+// fieldKey is the name of the field with the idempotency key in every request.
 const fieldKey = "idempotency_key"
 
+// traceParent is the form of a W3C trace context.
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // isName reports whether every store, header and log line can carry s.

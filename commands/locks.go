@@ -9,6 +9,8 @@ import (
 // maxWaiting is the maximum number of commands that wait for one stream.
 const maxWaiting = 1000
 
+// errTooManyWaiting is the error of lock if maxWaiting commands wait already. The caller gets
+// Aborted.
 var errTooManyWaiting = errors.New("too many commands wait for it")
 
 // streamLocks serialises the commands on each stream within this process, so that only other

@@ -27,6 +27,7 @@ type options struct {
 	interceptors  []connect.Interceptor
 }
 
+// newOptions returns the defaults with the given options applied.
 func newOptions(opts []Option) options {
 	o := options{clock: time.Now, logger: slog.New(slog.DiscardHandler), snapshotEvery: 100}
 	for _, opt := range opts {

@@ -26,6 +26,7 @@ type caller struct {
 	token string
 }
 
+// newCaller returns a caller for the addresses, the token and the authority of a configuration.
 func newCaller(c config.Config) (caller, error) {
 	token, err := c.Auth.Token.Reveal("")
 	if err != nil {
@@ -50,6 +51,7 @@ func (c caller) url(addr string) string {
 	return "http://" + addr
 }
 
+// api returns the URL of commands, queries and SQL.
 func (c caller) api() string { return c.url(c.c.Addr) }
 
 // options returns the options of clients of the command API.
@@ -81,8 +83,10 @@ func (c caller) RoundTrip(r *http.Request) (*http.Response, error) {
 // ping may take. Tests shorten it.
 var silence = 10 * time.Second
 
+// http returns a client that adds the token to every request.
 func (c caller) http() *http.Client { return &http.Client{Transport: c} }
 
+// admin returns a client of the admin API.
 func (c caller) admin() adminv1connect.AdminServiceClient {
 	return adminv1connect.NewAdminServiceClient(c.http(), c.url(c.c.Admin.Addr))
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/millrace/millrace/ingest/onlineretail"
 )
 
+// newImport returns the command import with its subcommands.
 func newImport(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import",
@@ -18,6 +19,7 @@ func newImport(a *cli) *cobra.Command {
 	return cmd
 }
 
+// newImportOnlineRetail returns the command import online-retail.
 func newImportOnlineRetail(a *cli) *cobra.Command {
 	var limit int
 	var rejects string

@@ -20,6 +20,7 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
+// newLake returns the command lake with its subcommands.
 func newLake(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lake",
@@ -65,6 +66,7 @@ func (a *cli) onLake(cmd *cobra.Command, run func(ctx context.Context, l *lake.L
 	return cmd
 }
 
+// newLakeTables returns the command lake tables.
 func newLakeTables(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tables",
@@ -82,6 +84,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 		all := make([]lake.Summary, 0, len(names))
 		for _, name := range names {
 			s, err := l.Summarize(ctx, name)
+			// A broken table is reported on standard error, and the others are listed.
 			if broken := (*faults.TableError)(nil); errors.As(err, &broken) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "broken:", broken)
 				continue
@@ -103,6 +106,7 @@ the table's files. "rows in files" include rows that deletes hide, until mainten
 	})
 }
 
+// newLakeFiles returns the command lake files.
 func newLakeFiles(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "files TABLE",
@@ -141,6 +145,7 @@ func showTable[T any](
 	return nil
 }
 
+// newLakeSnapshots returns the command lake snapshots.
 func newLakeSnapshots(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshots TABLE",
@@ -159,6 +164,7 @@ first offsets that are not in the table.`,
 	})
 }
 
+// newLakeMaintain returns the command lake maintain.
 func newLakeMaintain(a *cli) *cobra.Command {
 	// Nothing else in this process needs the time, so there is no pause between steps.
 	c := maintenance.Config{Share: 1}
@@ -273,6 +279,7 @@ func orNone(s string) string {
 	return s
 }
 
+// bytesText formats a number of bytes for a table.
 func bytesText(n int64) string {
 	switch {
 	case n < 10<<10:

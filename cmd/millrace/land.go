@@ -31,6 +31,7 @@ type landing struct {
 	until        bool
 }
 
+// newLakeLand returns the command lake land.
 func newLakeLand(a *cli) *cobra.Command {
 	var l landing
 	cmd := &cobra.Command{
@@ -113,7 +114,10 @@ Brokers and lake come from the configuration: kafka.*, lake.*; see "millrace con
 	return cmd
 }
 
+// run lands the topic until it is interrupted, or with --until-end until the table has what was on
+// the topic.
 func (l landing) run(cmd *cobra.Command, c config.Config) error {
+	// The default name must be valid in every engine, so dots and hyphens become underscores.
 	into := lake.Name{"foreign", strings.NewReplacer(".", "_", "-", "_").Replace(l.topic)}
 	if l.table != "" {
 		var err error
@@ -149,6 +153,8 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		t := foreign.JSON(into, l.topic, l.times, options...)
 		return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, nil
 	case l.registry != "":
+		// Other users of the machine can read the arguments of a process, so they must not contain
+		// a password.
 		if u, err := url.Parse(l.registry); err != nil || u.User != nil {
 			return nil, errors.New("--registry: want http(s)://host:port; who logs in is said by registry.user and registry.password, not here, where others can read it")
 		}

@@ -43,6 +43,7 @@ type cli struct {
 	data            string
 }
 
+// newRoot returns the root command with all subcommands.
 func newRoot() *cobra.Command {
 	a := &cli{}
 	root := &cobra.Command{
@@ -88,6 +89,7 @@ func suggest(group *cobra.Command) {
 			cmd.SuggestionsMinimumDistance = 2
 		}
 		meant := ""
+		// Cobra suggests only below the root by itself.
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			meant = fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+near[0])
 		}
@@ -127,6 +129,7 @@ func (a *cli) loadConfig() (config.Config, error) {
 	return c, nil
 }
 
+// newConfig returns the command config.
 func newConfig(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",

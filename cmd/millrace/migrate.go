@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/internal/app"
 )
 
+// newMigrate returns the command migrate.
 func newMigrate(a *cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "migrate",

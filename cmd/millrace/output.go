@@ -58,6 +58,7 @@ func printTable(w io.Writer, header []string, rows [][]any) {
 	t.Render()
 }
 
+// printJSON prints a value as indented JSON.
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -75,6 +76,7 @@ type bar struct {
 	wait    sync.WaitGroup
 }
 
+// newBar starts a progress bar. The caller ends it with end.
 func newBar(label string) *bar {
 	b := &bar{out: os.Stderr, label: label, begun: time.Now(), tracker: &progress.Tracker{Message: label}}
 	if !term.IsTerminal(int(os.Stderr.Fd())) {

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/app"
 )
 
+// newRebuild returns the command rebuild. It deletes data, so it requires --yes.
 func newRebuild(a *cli) *cobra.Command {
 	var service string
 	var yes bool

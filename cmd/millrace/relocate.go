@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/lake"
 )
 
+// newLakeRelocate returns the command lake relocate.
 func newLakeRelocate(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relocate FROM",

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/app"
 )
 
+// newServe returns the command serve, which runs roles until a signal or until a part fails.
 func newServe(a *cli) *cobra.Command {
 	var names string
 	cmd := &cobra.Command{

@@ -18,6 +18,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
+// newSQL returns the command sql. It sends the query to a running system, or with --data runs its
+// own engine.
 func newSQL(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sql QUERY",
@@ -75,6 +77,7 @@ no running system.`,
 			reason, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 			return errors.Join(errors.New(strings.TrimSpace(string(reason))), err)
 		}
+		// Standard output contains the result only, so that it can be redirected.
 		if told := resp.Header.Get(app.ReadAtHeader); told != "" {
 			var read []lakesql.ReadAt
 			if err := json.Unmarshal([]byte(told), &read); err != nil {
@@ -84,6 +87,7 @@ no running system.`,
 				return err
 			}
 		}
+		// The rows are streamed. A connection that is cut means that the result is incomplete.
 		if _, err := io.Copy(cmd.OutOrStdout(), resp.Body); err != nil {
 			return fmt.Errorf("the answer broke off; the system's log says why: %w", explain(err))
 		}

@@ -14,6 +14,7 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
+// newStatus returns the command status.
 func newStatus(a *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -45,6 +46,7 @@ func newStatus(a *cli) *cobra.Command {
 	return cmd
 }
 
+// printSinks prints the table of sinks.
 func printSinks(w io.Writer, s *adminv1.StatusResponse) {
 	now := time.Now()
 	rows := make([][]any, 0, len(s.Sinks))
@@ -54,6 +56,7 @@ func printSinks(w io.Writer, s *adminv1.StatusResponse) {
 	printTable(w, []string{"where", "count", "of", "events behind", "newest recorded"}, rows)
 }
 
+// printAddresses prints the faults, and on the last line the addresses of the servers.
 func printAddresses(w io.Writer, s *adminv1.StatusResponse) {
 	for _, f := range s.Settings {
 		fmt.Fprintf(w, "setting: %s: %s is %q, not %s: %s; %s\n", f.Resource, f.Setting, f.Value, f.Want, f.Effect, f.Remedy)

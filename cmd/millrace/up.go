@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 )
 
+// newUp returns the command up.
 func newUp(a *cli) *cobra.Command {
 	var noDemo bool
 	cmd := &cobra.Command{

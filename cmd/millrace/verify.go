@@ -13,6 +13,7 @@ import (
 	adminv1 "github.com/millrace/millrace/gen/millrace/admin/v1"
 )
 
+// newVerify returns the command verify.
 func newVerify(a *cli) *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
@@ -47,6 +48,7 @@ It calls the system at --admin-addr. --addr alone is refused, because it does no
 			fmt.Fprintln(cmd.OutOrStdout(), "the system at", caller.url(caller.c.Admin.Addr))
 			printVerify(cmd.OutOrStdout(), result)
 		}
+		// The difference has been printed, so only the exit code remains.
 		if err == nil && !result.Equal {
 			err = errSilent
 		}
@@ -75,6 +77,8 @@ func follow(stream *connect.ServerStreamForClient[adminv1.VerifyResponse]) (*adm
 	return result, err
 }
 
+// printVerify prints the digest of each side, the first difference of each aggregate, and records
+// that are not events.
 func printVerify(w io.Writer, r *adminv1.VerifyResult) {
 	var rows [][]any
 	for _, g := range r.Aggregates {

@@ -59,6 +59,7 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Piece, Reason: f.Reason, Since: timestamppb.New(f.Since)})
 		}
 	}
+	// Status reports only what this process knows. Other processes have their own.
 	for _, f := range p.settingFaults() {
 		res.Settings = append(res.Settings, &adminv1.SettingFault{
 			Resource: f.Resource, Setting: f.Setting, Value: f.Value, Want: f.Want, Effect: f.Effect, Remedy: f.Remedy, Fatal: f.Fatal,
@@ -73,6 +74,7 @@ const remedyEngine = "take what the SQL engine does not read out of the table an
 // brokenTables returns the tables that the lake or the SQL engine cannot read, or that this process
 // cannot land.
 func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
+	// A process without the lake has no tables to report.
 	if p.lake == nil {
 		return nil, nil
 	}
@@ -154,6 +156,7 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 	return progress, nil
 }
 
+// viewSink returns the progress of a view, by its watermarks and the ends of the log.
 func viewSink(ctx context.Context, v *view) ([]telemetry.Sink, error) {
 	s, err := v.Status(ctx)
 	if err != nil {
@@ -439,6 +442,7 @@ func readable(a event.Aggregate, events iter.Seq2[event.Event, error]) iter.Seq2
 	}
 }
 
+// eventsDigest returns the digest of events.
 func eventsDigest(events iter.Seq2[event.Event, error]) (*digest.Digest, error) {
 	d := digest.New()
 	for e, err := range events {
@@ -484,6 +488,7 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 	return d, err
 }
 
+// result converts the outcome of a verification to its message.
 func result(r verify.Result) *adminv1.VerifyResult {
 	out := &adminv1.VerifyResult{Equal: r.Equal}
 	for _, g := range r.Aggregates {

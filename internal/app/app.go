@@ -108,6 +108,8 @@ func newApp(m Modules, cfg config.Config, roles []Role, log *slog.Logger) *App {
 	return p
 }
 
+// start runs the steps in order, each only if a part of the roles needs it. If one fails, it undoes
+// the earlier ones.
 func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log *slog.Logger) (*App, error) {
 	p := newApp(m, cfg, roles, log)
 	// Embedded servers keep their files in the data folder, so this process must own it.
@@ -145,6 +147,7 @@ func start(ctx context.Context, m Modules, cfg config.Config, roles []Role, log 
 	return p, nil
 }
 
+// has reports whether this process has a role.
 func (p *App) has(r Role) bool { return slices.Contains(p.roles, r) }
 
 // Addr is the HOST:PORT of commands, queries and SQL. It is empty if no role serves them.
@@ -153,6 +156,7 @@ func (p *App) Addr() string { return p.addr("api") }
 // AdminAddr is the HOST:PORT of health, metrics and admin.
 func (p *App) AdminAddr() string { return p.addr("admin") }
 
+// addr returns the actual address of a listener, with the port that was chosen for port 0.
 func (p *App) addr(listener string) string {
 	if l := p.listeners[listener]; l != nil {
 		return l.Addr().String()
@@ -174,6 +178,7 @@ func (p *App) Close() error {
 	}
 	var errs []error
 	for i := len(p.stops) - 1; i >= 0; i-- {
+		// Continue after an error, so that every part is stopped.
 		errs = append(errs, p.stops[i]())
 	}
 	p.stops = nil
@@ -191,6 +196,7 @@ func (p *App) background(name string, run func(context.Context) error) {
 	go func() {
 		defer close(done)
 		err := run(ctx)
+		// If ctx is done, Close has ended the part, and its error is of no interest.
 		if ctx.Err() == nil {
 			if err == nil {
 				err = errors.New("it ended by itself")
@@ -236,6 +242,7 @@ func (p *App) startFolder(context.Context) error {
 // startListeners opens the listeners, and loads tokens and rights. Nothing is served yet:
 // connections wait in the kernel's queue until startServers.
 func (p *App) startListeners(ctx context.Context) error {
+	// Every process has the admin listener, because probes and metrics need it.
 	addrs := map[string]string{"admin": p.cfg.Admin.Addr}
 	if p.has(Commands) || p.has(Query) || p.has(Iceberg) {
 		addrs["api"] = p.cfg.Addr
@@ -257,6 +264,7 @@ func (p *App) startListeners(ctx context.Context) error {
 	if p.cfg.Auth.Tokens == "" {
 		return nil
 	}
+	// Parse the rights before the tokens are in use, so that a mistake fails the start.
 	granted, err := p.cfg.Auth.Granted()
 	if err != nil {
 		return err

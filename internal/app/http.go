@@ -72,6 +72,7 @@ func (p *App) api() http.Handler {
 	mux := http.NewServeMux()
 	measured := p.metrics.Interceptor()
 	var services []string
+	// Every service of the modules, on its own path.
 	if p.has(Commands) {
 		opts := []commands.Option{commands.WithLogger(p.log), commands.WithInterceptors(measured), commands.WithClockLeeway(p.cfg.Commands.ClockLeeway),
 			commands.WithCurrencies(p.cfg.Commands.Currencies)}
@@ -88,6 +89,7 @@ func (p *App) api() http.Handler {
 			mux.Handle(p.called(p.whenCaughtUp(path, h)))
 			services = append(services, strings.Trim(path, "/"))
 		}
+		// serveSQL admits requests itself, because SQL also has slots for each caller.
 		mux.HandleFunc("POST "+sqlPath, p.serveSQL)
 	}
 	reflect(mux, services...)
@@ -182,10 +184,12 @@ func (p *App) operations() http.Handler {
 	mux := http.NewServeMux()
 	gate := server.NewGate(operationsAtATime)
 	asked := func(h http.Handler) http.Handler { return inTurn(gate, server.As(server.Query), h) }
+	// Liveness has no gate: it must answer even under overload, or the process would be restarted.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.Handle("GET /readyz", inTurn(gate, server.As(server.Command), http.HandlerFunc(p.serveReady)))
 	mux.Handle("GET /metrics", asked(p.metrics.Handler()))
 	mux.Handle("GET /debug/pprof/", onlyWith(auth.Profiles, asked(server.Profiles())))
+	// Only binaries for the kill matrix have failpoints.
 	if h := failpoint.Handler(); h != nil {
 		mux.Handle("/debug/failpoints", onlyWith(auth.Operations, h))
 	}
@@ -313,6 +317,8 @@ type grpcHealth struct {
 	services *grpchealth.StaticChecker
 }
 
+// Check implements grpchealth.Checker. An unknown service is an error, whatever the state of the
+// process.
 func (h grpcHealth) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	res, err := h.services.Check(ctx, req)
 	if err == nil && h.p.unready(ctx) != nil {

@@ -115,12 +115,14 @@ func (p *App) startSeals() error {
 	if p.decoder == nil {
 		p.decoder = registry.NewDecoder(nil)
 	}
+	// From now on, the decoder rejects records without a valid seal.
 	p.decoder.CheckSeals(seals)
 	return nil
 }
 
 // encoder returns the encoder of a topic's values, or nil for plain values.
 func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
+	// A topic without a codec of its own has the default of kafka.codec.
 	codec, err := registry.ParseCodec(p.cfg.Codec(a.Topic))
 	if err != nil || codec == registry.Plain {
 		return nil, err
@@ -134,6 +136,7 @@ func (p *App) encoder(a event.Aggregate) (*registry.Encoder, error) {
 	})
 }
 
+// kafkaAccess returns how to log in to the brokers.
 func kafkaAccess(c config.Kafka) (security.Config, error) {
 	password, err := c.SASL.Password.Reveal("")
 	if err != nil {

@@ -36,6 +36,7 @@ func LakeConfig(c config.Config, log *slog.Logger) (lake.Config, error) {
 	return out, nil
 }
 
+// startLake opens the lake with the tables of this process's modules.
 func (p *App) startLake(ctx context.Context) error {
 	c, err := LakeConfig(p.cfg, p.log)
 	if err != nil {
@@ -84,6 +85,8 @@ func (p *App) startLanding(context.Context) error {
 		parking.Close()
 		return nil
 	})
+	// The instance is the member's static name in its consumer group. With it, a restart takes over
+	// the partitions at once.
 	instance := ""
 	if p.cfg.Kafka.Brokers == "" {
 		instance = "embedded" // an embedded broker has exactly one process
@@ -93,6 +96,7 @@ func (p *App) startLanding(context.Context) error {
 		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
 		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
 	}
+	// The landers report stopped tables to the lake. The metric exports them.
 	p.metrics.Labelled("millrace_table_stopped", "1 for each table that this process cannot land.", []string{"table"}, func(is func(labels ...string)) {
 		for _, fault := range p.lake.Stopped() {
 			is(fault.Table)

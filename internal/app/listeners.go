@@ -53,6 +53,7 @@ const (
 // connections returns a listener's limits, with defaults from the limit of open files. One address
 // gets at most three quarters, so that no single client can use up a listener.
 func connections(c config.Limits, listener string) server.Limits {
+	// Explicit settings take precedence over the shares.
 	limits := server.Limits{Connections: c.Connections, PerAddress: c.PerAddress}
 	share, most := apiShare, apiMost
 	if listener == "admin" {

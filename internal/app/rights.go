@@ -30,6 +30,7 @@ func onlyWith(surface string, h http.Handler) http.Handler {
 func rightTo(path string) func(*http.Request) auth.Right {
 	name := strings.Trim(path, "/") // millrace.order.v1.OrderService
 	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(name))
+	// Whether a method is a query is part of the contract, so the descriptor decides it.
 	service, is := found.(protoreflect.ServiceDescriptor)
 	if err != nil || !is {
 		panic("no contract of " + name) // unreachable: the descriptor is linked in with the handler

@@ -70,6 +70,7 @@ func ParseRoles(s string) ([]Role, error) {
 		if !slices.Contains(Roles(), role) {
 			return nil, fmt.Errorf("role %q: want some of %s, separated by commas, or all", name, strings.Join(known, ", "))
 		}
+		// A role that is named twice counts once.
 		if !slices.Contains(roles, role) {
 			roles = append(roles, role)
 		}

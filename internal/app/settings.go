@@ -23,11 +23,13 @@ type checker interface {
 // have the settings that Millrace gives them.
 func (p *App) checkers() map[string]func(context.Context) ([]settings.Fault, error) {
 	all := map[string]func(context.Context) ([]settings.Fault, error){}
+	// Not every client implements checker. The store in SQLite does not need to.
 	add := func(name string, client any) {
 		if j, ok := client.(checker); ok {
 			all[name] = j.Settings
 		}
 	}
+	// These roles write to the topics, read them, or report on them.
 	if p.admin != nil && (p.has(Relay) || p.has(Views) || p.has(Lake) || p.has(Admin)) {
 		all["kafka"] = func(ctx context.Context) ([]settings.Fault, error) {
 			return p.admin.Settings(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
@@ -108,6 +110,7 @@ func (p *App) checkSettings(ctx context.Context) []settings.Fault {
 	return p.sortedFaults()
 }
 
+// settingFaults returns the known faults, as of the last check.
 func (p *App) settingFaults() []settings.Fault {
 	p.settingsMu.Lock()
 	defer p.settingsMu.Unlock()

@@ -87,6 +87,8 @@ func (s *Sinks) Redis(ctx context.Context) (*redis.Client, error) {
 	return s.redis, nil
 }
 
+// startRedis connects to Redis, and starts an embedded one if none is configured. It records damage
+// that the embedded one found in its files.
 func (s *Sinks) startRedis(ctx context.Context) error {
 	p, c := s.app, s.app.cfg.Redis
 	addr := c.Addr
@@ -133,6 +135,7 @@ func (s *Sinks) Search(ctx context.Context) (catalog.Index, error) {
 	return index, nil
 }
 
+// openIndex opens the index that Search returns.
 func (s *Sinks) openIndex(ctx context.Context) (catalog.Index, error) {
 	c := s.app.cfg.Search
 	if c.Elasticsearch == "" {
@@ -146,6 +149,7 @@ func (s *Sinks) openIndex(ctx context.Context) (catalog.Index, error) {
 	return elasticsearch.Open(ctx, e)
 }
 
+// dropIndex deletes the index. It must not be open, because its owner would write to it again.
 func (s *Sinks) dropIndex(ctx context.Context) error {
 	if s.index != nil {
 		return errors.New("the search index is open: drop it before any view of it is opened")
@@ -224,6 +228,7 @@ func (p *App) startFollowers(context.Context) error {
 	return nil
 }
 
+// run runs what feeds or follows a view in the background.
 func (p *App) run(v *view, r runner) {
 	v.runner = r
 	p.background("view "+v.Name, r.Run)

@@ -34,6 +34,7 @@ const ReadAtHeader = "Millrace-Read-At"
 // before the first row is a status and a text. After the first row, an error aborts the connection,
 // so that a partial result is never taken for a complete one.
 func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
+	// Rights come first, so that callers without them learn nothing about load or tables.
 	asks, err := p.sqlOf(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
@@ -51,6 +52,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	// The body has been read, so a slow client does not occupy a slot.
 	done, err := p.sqlTurn(r)
 	if err != nil {
 		tooMany(w, err)
@@ -119,6 +121,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer rows.Close() //nolint:errcheck // read to its end or given up
+	// From here on the status is sent, and an error can only cut the connection.
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if _, err := io.Copy(w, rows); err != nil {
 		if lakesql.Lost(err) {
@@ -178,6 +181,7 @@ func readQuery(w http.ResponseWriter, r *http.Request) (string, bool) {
 	return "", false
 }
 
+// tooMany answers that the server is overloaded.
 func tooMany(w http.ResponseWriter, err error) {
 	w.Header().Set("Retry-After", server.RetryAfter)
 	http.Error(w, "resource_exhausted: "+err.Error(), http.StatusTooManyRequests)

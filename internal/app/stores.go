@@ -41,6 +41,7 @@ func (p *App) storesByService() map[string]eventstore.Store {
 	return stores
 }
 
+// openStore opens the store of one service: a file of SQLite, or a schema in PostgreSQL.
 func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 	if p.cfg.Store.Postgres == "" {
 		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {

@@ -91,12 +91,15 @@ func (q *Queries) SearchProducts(ctx context.Context, req *connect.Request[catal
 // A page token consists of a hash of the search and a Mark. The hash rejects a token of another
 // search, in which the mark would point anywhere.
 
+// pageToken encodes a page token: eight bytes of hash, eight bytes of score, and the SKU.
 func pageToken(m *catalogv1.SearchProductsRequest, mark *Mark) string {
 	b := binary.BigEndian.AppendUint64(nil, searchHash(m))
 	b = binary.BigEndian.AppendUint64(b, math.Float64bits(mark.Score))
 	return base64.RawURLEncoding.EncodeToString(append(b, mark.SKU...))
 }
 
+// parsePageToken decodes a page token. ok is false if it is malformed or belongs to another search.
+// The mark is nil for the first page.
 func parsePageToken(m *catalogv1.SearchProductsRequest) (mark *Mark, ok bool) {
 	if m.PageToken == "" {
 		return nil, true
@@ -112,6 +115,7 @@ func parsePageToken(m *catalogv1.SearchProductsRequest) (mark *Mark, ok bool) {
 	return &Mark{Score: score, SKU: string(b[16:])}, true
 }
 
+// searchHash returns a hash of what determines the result of a search. The page size does not.
 func searchHash(m *catalogv1.SearchProductsRequest) uint64 {
 	return xxhash.Sum64String(m.Text + "\x00" + m.Category)
 }

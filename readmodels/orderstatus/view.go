@@ -110,6 +110,7 @@ func (v *View) lost(ctx context.Context, err error) error {
 func (v *View) Inspect(ctx context.Context) error {
 	some := make([]redis.Document, 0, digestAtOnce)
 	complete := func() error {
+		// Only documents whose reference is missing are written again.
 		missing, err := v.docs.Unreferenced(ctx, some)
 		if err != nil {
 			return err
@@ -139,6 +140,8 @@ func (v *View) Inspect(ctx context.Context) error {
 	return v.lost(ctx, errors.Join(err, complete()))
 }
 
+// load returns the documents of orders, without those that do not exist. Damaged ones are
+// discarded.
 func (v *View) load(ctx context.Context, ids ...string) (map[string]*orderv1.OrderStatus, error) {
 	stored, err := v.docs.Load(ctx, ids...)
 	if err != nil {
@@ -153,6 +156,7 @@ func (v *View) load(ctx context.Context, ids ...string) (map[string]*orderv1.Ord
 	return docs, nil
 }
 
+// unmarshal decodes a stored document.
 func unmarshal(stored redis.Document) (*orderv1.OrderStatus, error) {
 	doc := &orderv1.OrderStatus{}
 	if err := proto.Unmarshal(stored.Data, doc); err != nil {
@@ -170,6 +174,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 	}
 	positions := map[int32]streams.Applied{}
 	for field, value := range stored {
+		// The hash contains the positions of all topics of the view, as TOPIC/PARTITION.
 		id, ours := strings.CutPrefix(field, topic+"/")
 		if !ours {
 			continue
@@ -195,6 +200,7 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 // after a loss.
 func (v *View) SavePositions(ctx context.Context, topic string, moves []streams.Move) error {
 	ms := make([]redis.Move, len(moves))
+	// A first move has no previous position. Begin prepares the view for it.
 	begin := false
 	for i, m := range moves {
 		ms[i] = redis.Move{Field: topic + "/" + strconv.Itoa(int(m.Partition)), To: m.To.String()}

@@ -83,6 +83,7 @@ func Open(dir string, logger *slog.Logger) (*Index, error) {
 
 // removeOlder removes the files of older versions.
 func removeOlder(dir string) error {
+	// Older versions stored bleve's own files here.
 	older, err := filepath.Glob(filepath.Join(dir, "bleve*"))
 	for _, path := range older {
 		err = errors.Join(err, os.RemoveAll(path))
@@ -238,6 +239,7 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 	x.reading.RLock()
 	defer x.reading.RUnlock()
 	for i, hit := range result.Hits {
+		// There is one more than the page, so there is a next page.
 		if i == q.Limit {
 			last := result.Hits[i-1]
 			page.Next = &catalog.Mark{Score: last.Score, SKU: last.ID}
@@ -251,6 +253,8 @@ func (x *Index) Search(ctx context.Context, q catalog.Query) (catalog.Page, erro
 // Each implements catalog.Index.
 func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) error {
 	x.reading.RLock()
+	// Copy the references, so that fn runs without the lock. Stored products are never changed in
+	// place.
 	products := slices.Collect(maps.Values(x.stored.products))
 	x.reading.RUnlock()
 	for _, p := range products {
@@ -294,6 +298,8 @@ func (x *Index) SavePositions(ctx context.Context, topic string, moves []streams
 	if err := catalog.Advance(positions, topic, moves); err != nil {
 		return err
 	}
+	// The products before these positions are in the journal already, so positions are never ahead
+	// of them.
 	if err := x.journal.append(appendPositions(nil, topic, positions)); err != nil {
 		return fmt.Errorf("catalog index: save positions: %w", err)
 	}

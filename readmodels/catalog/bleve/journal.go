@@ -123,6 +123,8 @@ func readEntry(r io.Reader) ([]byte, error) {
 	return entry, nil
 }
 
+// add applies an entry to the content. A later entry of the same product or topic replaces an
+// earlier one.
 func (c content) add(entry []byte) error {
 	switch entry[0] {
 	case entryProduct:
@@ -144,6 +146,7 @@ func (c content) add(entry []byte) error {
 	return fmt.Errorf("an entry of kind %q", entry[0])
 }
 
+// parsePositions reads a line for each partition: its number, a space, and its position.
 func parsePositions(lines string) (map[int32]streams.Applied, error) {
 	positions := map[int32]streams.Applied{}
 	for line := range strings.Lines(lines) {
@@ -159,6 +162,7 @@ func parsePositions(lines string) (map[int32]streams.Applied, error) {
 	return positions, nil
 }
 
+// appendEntry appends an entry with its header.
 func appendEntry(b []byte, kind byte, body []byte) []byte {
 	entry := append([]byte{kind}, body...)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(entry)))
@@ -166,6 +170,7 @@ func appendEntry(b []byte, kind byte, body []byte) []byte {
 	return append(b, entry...)
 }
 
+// appendProduct appends the entry of a product.
 func appendProduct(b []byte, p *catalogv1.Product) ([]byte, error) {
 	body, err := proto.Marshal(p)
 	if err != nil {
@@ -174,6 +179,7 @@ func appendProduct(b []byte, p *catalogv1.Product) ([]byte, error) {
 	return appendEntry(b, entryProduct, body), nil
 }
 
+// appendPositions appends the entry of all positions of a topic.
 func appendPositions(b []byte, topic string, positions map[int32]streams.Applied) []byte {
 	body := []byte(topic + "\n")
 	for _, id := range slices.Sorted(maps.Keys(positions)) {

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/readmodels/catalog/analysis"
 )
 
+// termsAnalyzer is the name of the analyzer that splits finished terms at spaces.
 const termsAnalyzer = "millrace_terms"
 
 // indexMapping describes the fields to bleve. Texts are finished terms, so the analyzer only splits
@@ -67,6 +68,7 @@ func queryOf(q catalog.Query) query.Query {
 	return all
 }
 
+// matchOf translates one match of a clause.
 func matchOf(m analysis.Match) query.Query {
 	var q interface {
 		query.FieldableQuery

@@ -44,6 +44,7 @@ func (e *refusedError) Is(target error) bool {
 // gone reports whether the index does not exist.
 func (e *refusedError) gone() bool { return e.Type == "index_not_found_exception" }
 
+// gone reports whether an error means that the index does not exist.
 func gone(err error) bool {
 	var refused *refusedError
 	return errors.As(err, &refused) && refused.gone()
@@ -93,6 +94,7 @@ func (x *Index) refused(status int, said []byte) error {
 	return refused
 }
 
+// asJSON returns a request body.
 func asJSON(v any) io.Reader {
 	b, err := json.Marshal(v)
 	if err != nil {

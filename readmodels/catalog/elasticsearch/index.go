@@ -85,6 +85,7 @@ func Open(ctx context.Context, cfg Config) (*Index, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig, transport.MaxIdleConnsPerHost = cfg.TLS.Clone(), idleConnections
 	transport.DialContext = stall.Dialer(&net.Dialer{Timeout: connectWithin}, cmp.Or(cfg.Stall, stallsAfter))
+	// An idle connection must end before stall considers it silent.
 	transport.IdleConnTimeout = cmp.Or(cfg.Stall, stallsAfter) / 2
 	options := []elastictransport.Option{
 		elastictransport.WithURLs(urls...), elastictransport.WithTransport(transport), elastictransport.WithUserAgent("millrace"),
@@ -267,6 +268,7 @@ func (x *Index) Save(ctx context.Context, products []*catalogv1.Product) error {
 		if err != nil {
 			return fmt.Errorf("catalog index: save product %q: %w", p.Sku, err)
 		}
+		// Send in parts, because Elasticsearch limits the size of a request.
 		if body.Len() >= sendAtOnce || i == len(products)-1 {
 			if err := x.send(ctx, body.Bytes(), products[first:i+1]); err != nil {
 				return fmt.Errorf("catalog index: save %d products: %w", len(products), err)
@@ -415,6 +417,7 @@ func (x *Index) Each(ctx context.Context, fn func(*catalogv1.Product) error) (er
 	if err := x.ask(ctx, esapi.OpenPointInTimeRequest{Index: []string{x.alias}, KeepAlive: keepState}, &state); err != nil {
 		return fmt.Errorf("catalog index: list products: %w", err)
 	}
+	// Close the point in time even if ctx is done: it keeps deleted segments on disk.
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 		defer cancel()

@@ -29,6 +29,7 @@ func queryOf(q catalog.Query) map[string]any {
 	return m{"bool": m{"filter": filter, "must": must}}
 }
 
+// matchOf translates one match of a clause.
 func matchOf(m analysis.Match) map[string]any {
 	how := map[string]any{"value": m.Term, "boost": m.Boost}
 	kind := "term"

@@ -105,6 +105,7 @@ func differences(a, b map[string]any) []string {
 	return all
 }
 
+// asText formats a setting for a fault.
 func asText(v any) string {
 	if v == nil {
 		return "absent"
