@@ -20,7 +20,7 @@ func pages(t *testing.T) map[string]string {
 	return found
 }
 
-// sources calls use with each file that has the extension and is part of the repository.
+// sources calls use for each file of the repository with this extension.
 func sources(t *testing.T, ext string, use func(path, text string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -49,7 +49,7 @@ var (
 	notInASlug = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
 )
 
-// anchors returns the names by which a page's headings can be linked, as GitHub forms them.
+// anchors returns the anchors of a page's headings, as GitHub forms them.
 func anchors(text string) map[string]bool {
 	found := map[string]bool{}
 	for _, h := range heading.FindAllStringSubmatch(text, -1) {
@@ -58,7 +58,8 @@ func anchors(text string) map[string]bool {
 	return found
 }
 
-// Every link between files of the repository leads to a file, and to a heading of it.
+// TestDocumentationLinks checks that every link between files leads to an existing file and
+// heading.
 func TestDocumentationLinks(t *testing.T) {
 	t.Parallel()
 	all := pages(t)
@@ -81,7 +82,7 @@ func TestDocumentationLinks(t *testing.T) {
 	}
 }
 
-// The index of docs/ names every page.
+// TestDocumentationIndex checks that the index of docs/ lists every page.
 func TestDocumentationIndex(t *testing.T) {
 	t.Parallel()
 	all := pages(t)
@@ -94,10 +95,10 @@ func TestDocumentationIndex(t *testing.T) {
 	}
 }
 
-// metric matches where a metric is defined. A name that ends in _ is the beginning of several.
+// metric matches the definition of a metric. A name that ends in _ is the prefix of several.
 var metric = regexp.MustCompile(`(?:Gauge\(|Labelled\(|NewDesc\(|Name: )"(millrace_[a-z_]*)"`)
 
-// Operators find every metric in docs/operations.md.
+// TestEveryMetricIsDocumented checks that docs/operations.md has every metric.
 func TestEveryMetricIsDocumented(t *testing.T) {
 	t.Parallel()
 	operations := pages(t)[filepath.Join("docs", "operations.md")]

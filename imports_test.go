@@ -1,4 +1,4 @@
-// Package millrace_test holds the import rule of the repository.
+// Package millrace_test checks the import rule and the documentation of the repository.
 package millrace_test
 
 import (
@@ -13,8 +13,9 @@ import (
 
 const module = "github.com/millrace/millrace/"
 
-// mayImport says, for every folder that holds packages, which other folders of the repository its packages may import,
-// directly or through others, beyond internal/. A service, a view or a source imports none of its siblings.
+// mayImport lists, for every folder with packages, the other folders of the repository that its
+// packages may import, directly or indirectly, besides internal/. A service, a view or a source
+// imports none of its siblings.
 var mayImport = map[string][]string{
 	"event":               {"gen/millrace/event"},
 	"gen":                 {"gen"},
@@ -27,8 +28,8 @@ var mayImport = map[string][]string{
 	"readmodels":          {"streams", "event", "gen"},
 	"lake":                {"streams", "event", "gen", "lake"},
 	"verify":              {"event", "gen/millrace/event"},
-	// Reserved for what comes: these folders need not exist yet.
-	"processes": {"streams", "event", "gen"}, // and internal/client, by which they send commands
+	// Reserved folders, which need not exist yet.
+	"processes": {"streams", "event", "gen"}, // and internal/client, to send commands
 	"features":  {"streams", "event", "gen"},
 	"gateway":   {"event", "gen"},
 	"web":       {},
@@ -51,7 +52,7 @@ func TestImportRule(t *testing.T) {
 		words := strings.Fields(line)
 		pkg, ours := strings.CutPrefix(words[0], module)
 		if !ours {
-			continue // the root has tests only
+			continue // the root contains tests only
 		}
 		folder := folderOf(pkg)
 		allowed, known := mayImport[folder]
@@ -71,7 +72,8 @@ func TestImportRule(t *testing.T) {
 	}
 }
 
-// dependOnSource opens every source file, so that `go test` does not answer from its cache after one has changed.
+// dependOnSource opens every source file, so that `go test` does not use a cached result after one
+// has changed.
 func dependOnSource(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -90,7 +92,7 @@ func dependOnSource(t *testing.T) {
 	}
 }
 
-// Whoever fills a reserved folder finds the rule in force.
+// TestReservedFolders checks that the rule already covers the reserved folders.
 func TestReservedFolders(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -119,7 +121,7 @@ func TestReservedFolders(t *testing.T) {
 	}
 }
 
-// folderOf is the longest folder of mayImport that pkg lies in.
+// folderOf returns the longest folder of mayImport that contains pkg.
 func folderOf(pkg string) string {
 	best := ""
 	for folder := range mayImport {
@@ -134,14 +136,16 @@ func permitted(pkg, dep string, allowed []string) bool {
 	if within(dep, "internal/app") && !within(pkg, "internal/app") {
 		return within(pkg, "cmd") || within(pkg, "test") // only the command line and whole-system tests start a process
 	}
-	// A package may import those above it: an adapter implements the interface of the package that it is in.
+	// A package may import its parents: an adapter implements the interface of the package that
+	// contains it.
 	if within(dep, "internal") || within(dep, pkg) || within(pkg, dep) {
 		return true
 	}
-	if view, in := viewOf(pkg); in && within(dep, view) { // what the adapters of one view share
+	if view, in := viewOf(pkg); in && within(dep, view) { // shared by the adapters of one view
 		return true
 	}
-	// The root packages of commands (the runner) and of readmodels (folding, tokens) are shared by those below them.
+	// The packages below commands and readmodels share the root package: the runner, or folding and
+	// tokens.
 	for _, shared := range []string{"commands", "readmodels"} {
 		if within(pkg, shared) && dep == shared {
 			return true
@@ -150,7 +154,7 @@ func permitted(pkg, dep string, allowed []string) bool {
 	return slices.ContainsFunc(allowed, func(folder string) bool { return within(dep, folder) })
 }
 
-// viewOf returns the folder of the view that pkg is in.
+// viewOf returns the folder of the view that contains pkg.
 func viewOf(pkg string) (string, bool) {
 	parts := strings.SplitN(pkg, "/", 3)
 	if len(parts) < 3 || parts[0] != "readmodels" {

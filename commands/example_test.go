@@ -18,7 +18,7 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// A repeated command returns its first answer, and stores nothing.
+// A repeated command returns its first answer and stores nothing.
 func ExampleDo() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "millrace")

@@ -20,10 +20,10 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// faulty is a store that fails if it is told to.
+// faulty is a store that fails on demand.
 type faulty struct {
 	eventstore.Store
-	append     func(eventstore.Batch) error // before the append; nil lets it happen
+	append     func(eventstore.Batch) error // before the append; nil means success
 	load       func(stream string, after uint64) ([]event.Event, error)
 	loadAnswer func() error
 }
@@ -51,7 +51,7 @@ func (f *faulty) LoadAnswer(ctx context.Context, key string) (eventstore.Answer,
 	return f.Store.LoadAnswer(ctx, key)
 }
 
-// lines is a log that a test reads.
+// lines is a log that a test can read.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -113,8 +113,9 @@ func TestConflictEndsWithItsCaller(t *testing.T) {
 	}
 }
 
-// A lost answer: the store took the batch and could not say so. Sent again, the command finds its
-// own first answer, though the domain would now refuse it.
+// TestLostAnswerIsFound checks a lost answer: the store has committed the batch but could not
+// report it. When the command is sent again, it finds its first answer, even though the domain
+// would now reject it.
 func TestLostAnswerIsFound(t *testing.T) {
 	t.Parallel()
 	whole := newStore(t)
@@ -187,7 +188,7 @@ func TestFailuresOfTheStoreStayInside(t *testing.T) {
 
 			c.damage(store)
 			_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: m.GetOrderId()}))
-			if store.loadAnswer != nil { // asked only for a refused command
+			if store.loadAnswer != nil { // looked up only for a rejected command
 				m.IdempotencyKey = "key"
 				_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
 			}
@@ -231,7 +232,7 @@ func TestTooLargeIsRefused(t *testing.T) {
 		t.Errorf("an event of 1.7 MB: %v", r)
 	}
 	for _, l := range m.GetLines() {
-		l.Description = strings.Repeat("x", 1000) // beyond its rule, but the size is looked at first
+		l.Description = strings.Repeat("x", 1000) // longer than its rule allows, but the size is checked first
 	}
 	if _, err := client.PlaceOrder(t.Context(), connect.NewRequest(m)); connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("a request of 5 MB: %v", err)

@@ -11,7 +11,7 @@ import (
 func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	var turns streamLocks
-	inside, most := 0, 0 // guarded by the turn itself: the race detector watches
+	inside, most := 0, 0 // guarded by the stream lock itself; the race detector checks that
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {

@@ -37,7 +37,7 @@ import (
 
 var monday = time.Date(2025, 12, 1, 8, 26, 0, 0, time.UTC)
 
-// orders serves OrderService on store.
+// orders returns a client of OrderService on a store.
 func orders(t testing.TB, store eventstore.Store, opts ...commands.Option) orderv1connect.OrderServiceClient {
 	t.Helper()
 	s := commandstest.Serve(t, store, order.NewHandler, opts...)
@@ -46,7 +46,7 @@ func orders(t testing.TB, store eventstore.Store, opts ...commands.Option) order
 
 func newStore(t testing.TB) eventstore.Store { return commandstest.OpenStore(t, event.Order) }
 
-// placing asks for an order of n lines. The service chooses its id.
+// placing returns a request for an order with n lines. The service chooses its id.
 func placing(n int, key string) *orderv1.PlaceOrderRequest {
 	m := &orderv1.PlaceOrderRequest{Currency: "GBP", Country: "United Kingdom", IdempotencyKey: key}
 	for range n {
@@ -170,9 +170,8 @@ func TestSameKeyGivesTheFirstAnswer(t *testing.T) {
 	}
 }
 
-// An importer that comes back after a crash places an order under the key it used, and learns how
-// far it came. TestKeysBelongToTheirCaller lets two callers choose the same key: nobody is given
-// the answer to another's command.
+// TestKeysBelongToTheirCaller lets two callers choose the same key. Neither must get the answer to
+// the other's command.
 func TestKeysBelongToTheirCaller(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "tokens")
@@ -238,13 +237,13 @@ func TestSameKeyWithAnotherRequest(t *testing.T) {
 		}
 	}
 
-	// The same message to another procedure is another request.
+	// The same message to another procedure is a different request.
 	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: first.GetOrderId(), IdempotencyKey: "key"}))
 	if r := commandstest.Rejection(t, err, connect.CodeInvalidArgument); r.GetRule() != "idempotency_key_reused" {
 		t.Errorf("another procedure: %v", r)
 	}
 
-	// Without a key it is the order itself that tells.
+	// Without a key, the state of the order decides.
 	named.IdempotencyKey = ""
 	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(named))
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" || r.GetFacts()["lines"] != "3" {
@@ -298,7 +297,7 @@ func TestCommandThatChangesNothing(t *testing.T) {
 	}
 	first := set("")
 	if _, err := client.DelistProduct(t.Context(), connect.NewRequest(&catalogv1.DelistProductRequest{Sku: "MUG"})); err != nil {
-		t.Fatal(err) // the store's head is now another stream's
+		t.Fatal(err) // the head of the store is now in another stream
 	}
 	for _, key := range []string{"", "key", "key"} {
 		if again := set(key); again.GetReceipt().GetVersion() != 2 || again.GetReceipt().GetToken() != first.GetReceipt().GetToken() {
@@ -404,8 +403,8 @@ func TestCommandsOnOneStreamTakeTurns(t *testing.T) {
 	}
 }
 
-// A command that opens a stream does not read it first; where the stream exists it is decided as if
-// it had been read.
+// TestOpeningCommandReadsOnlyWhenItMust checks that a command which opens a stream does not read it
+// first. If the stream exists, the decision must be the same as after a read.
 func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
 	t.Parallel()
 	loads := 0
@@ -425,7 +424,7 @@ func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetFacts()["lines"] != "3" || loads != 1 {
 		t.Errorf("%v after %d readings", r, loads)
 	}
-	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // would be refused of a new order too, except for another reason
+	m.Lines[0].UnitPrice.CurrencyCode = "EUR" // a new order would reject it as well, but for another reason
 	_, err = client.PlaceOrder(t.Context(), connect.NewRequest(m))
 	if r := commandstest.Rejection(t, err, connect.CodeAlreadyExists); r.GetRule() != "order_already_placed" {
 		t.Errorf("%v", r)

@@ -60,7 +60,7 @@ func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
 			t.Errorf("%s: %v, %v after %d events, want %d events", what, res, err, read.Load(), wantRead)
 		}
 	}
-	check("through the snapshot", 6) // five, and the snapshot's own for its position
+	check("through the snapshot", 6) // five, and the snapshot's own event for its position
 
 	replace := func(s eventstore.Snapshot) {
 		t.Helper()
@@ -83,8 +83,8 @@ func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
 	}
 }
 
-// A damaged snapshot never changes what a service decides, and never fails a call: the events of
-// the stream are read instead.
+// TestDamagedSnapshots checks that a damaged snapshot never changes a decision and never fails a
+// call. The stream's events are read instead.
 func TestDamagedSnapshots(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(s *eventstore.Snapshot){
@@ -111,7 +111,7 @@ func TestDamagedSnapshots(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := string(snap.State)
-			snap.Version++ // stores keep the newest
+			snap.Version++ // stores keep the newest one
 			if damage(&snap); string(snap.State) == before && snap.Version == 31 {
 				t.Fatal("nothing is damaged")
 			}
@@ -129,8 +129,8 @@ func TestDamagedSnapshots(t *testing.T) {
 	}
 }
 
-// Two services live through the same commands, one with snapshots and one without, and say the
-// same.
+// TestSnapshotsDoNotShow runs the same commands on two services, one with snapshots and one
+// without. All answers must be equal.
 func TestSnapshotsDoNotShow(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2025, 12, 1, 12, 0, 0, 0, time.UTC)

@@ -47,7 +47,7 @@ func field(n protowire.Number, content string) []byte {
 	return protowire.AppendString(protowire.AppendTag(nil, n, protowire.BytesType), content)
 }
 
-// What is an event, and what only looks like one.
+// TestCheck checks which records are events, and which only look like events.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	as := func(*orderv1.OrderPlaced) {}
@@ -121,8 +121,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Whatever counts as an event is a message that everybody can read, and that says nothing which a
-// table or an answer cannot hold.
+// FuzzCheck checks that any accepted event is a message that every reader can decode, with values
+// that tables and answers can represent.
 func FuzzCheck(f *testing.F) {
 	f.Add("millrace.order.v1.OrderPlaced", orderPlaced(func(*orderv1.OrderPlaced) {}))
 	f.Add("millrace.order.v1.OrderConfirmed", confirmed())

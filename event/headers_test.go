@@ -96,7 +96,7 @@ func TestFromRecordRefuses(t *testing.T) {
 	}
 }
 
-// Whatever is taken for an event can be sent on as that event.
+// FuzzFromRecord checks that any accepted event can be sent on as the same event.
 func FuzzFromRecord(f *testing.F) {
 	e := event.Event{
 		ID: uuid.New(), Aggregate: "order", Stream: "a", Version: 1, Type: "millrace.order.v1.OrderPlaced", CorrelationID: "c",

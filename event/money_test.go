@@ -89,7 +89,7 @@ func TestMulMoneyAtTheLimits(t *testing.T) {
 	for name, c := range map[string]struct {
 		m    *money.Money
 		n    int64
-		want *money.Money // nil: too large
+		want *money.Money // nil if the result is too large
 	}{
 		"the smallest once":          {gbp(math.MinInt64, -999_999_999), 1, gbp(math.MinInt64, -999_999_999)},
 		"down to the smallest":       {gbp(1<<62, 0), -2, gbp(math.MinInt64, 0)},
@@ -107,7 +107,8 @@ func TestMulMoneyAtTheLimits(t *testing.T) {
 	}
 }
 
-// Money's arithmetic is that of exact numbers, or an error where the result does not fit.
+// TestMoneyArithmeticIsExact compares the arithmetic with exact numbers. A result that does not fit
+// must be an error.
 func TestMoneyArithmeticIsExact(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -157,7 +158,7 @@ func FuzzParseMoney(f *testing.F) {
 	})
 }
 
-// amount draws a well formed amount, often one near a limit.
+// amount draws a well-formed amount, often one near a limit.
 func amount(t *rapid.T, label string) *money.Money {
 	m := gbp(rapid.Int64().Draw(t, label+" units"), rapid.Int32Range(0, 999_999_999).Draw(t, label+" nanos"))
 	if m.Units < 0 || m.Units == 0 && rapid.Bool().Draw(t, label+" negative") {
@@ -166,7 +167,7 @@ func amount(t *rapid.T, label string) *money.Money {
 	return m
 }
 
-// nanos returns the amount as one exact number.
+// nanos returns the amount as one exact integer.
 func nanos(m *money.Money) *big.Int {
 	n := new(big.Int).Mul(big.NewInt(m.GetUnits()), big.NewInt(1e9))
 	return n.Add(n, big.NewInt(int64(m.GetNanos())))

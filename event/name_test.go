@@ -47,7 +47,8 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// What is in its one form stays as it is, so that an id may pass any number of doors.
+// TestCanonicalFormsAreFinal checks that canonical forms do not change when they are normalised
+// again.
 func TestCanonicalFormsAreFinal(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -114,8 +115,8 @@ func TestCurrencies(t *testing.T) {
 		{nil, amount("ZZZ", 0), false, false},
 		{nil, amount("XXX", 0), false, false}, // "no currency"
 		{nil, amount("XTS", 0), false, false}, // for tests
-		{nil, amount("XAU", 0), false, false}, // gold has no decimals of any number
-		{nil, amount("DEM", 0), false, false}, // gone since 2002
+		{nil, amount("XAU", 0), false, false}, // gold has no number of decimals
+		{nil, amount("DEM", 0), false, false}, // obsolete since 2002
 		{own, amount("GBP", 999_000_000), true, true},
 		{own, amount("GBP", 999_900_000), true, false},
 		{own, amount("PTS", 0), true, true},

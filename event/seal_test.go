@@ -20,7 +20,7 @@ func sealedEvent() event.Event {
 	}
 }
 
-// A seal travels with the record, and holds for that event alone.
+// TestSeal checks that a seal travels with the record and matches only its event.
 func TestSeal(t *testing.T) {
 	t.Parallel()
 	e := sealedEvent()

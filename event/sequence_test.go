@@ -10,15 +10,15 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// copyable is a record on a partition, as far as a Sequence reads it.
+// copyable is the part of a record that a Sequence reads.
 type copyable struct {
 	at      event.Position
 	headers []event.Header
 }
 
-// Whatever is copied, and wherever a reader restarts, each event of a partition counts once. The
-// relay publishes in order. It publishes behind a later event only where a part of its transaction
-// was on the log before, and then it says so.
+// TestEachEventOfAPartitionCountsOnce checks that each event of a partition counts once, whatever
+// is copied and wherever a reader restarts. The relay publishes in order. Only if a part of its
+// transaction was on the log before, it publishes behind a later event and marks that.
 func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -52,7 +52,7 @@ func TestEachEventOfAPartitionCountsOnce(t *testing.T) {
 				}
 			}
 		}
-		replay := func() { // of all that the partition has
+		replay := func() { // replays everything in the partition
 			for _, r := range slices.Clone(log) {
 				put(r)
 			}

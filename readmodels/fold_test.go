@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/streams"
 )
 
-// project is a projection onto a document that lists what happened in the field stream.
+// project is a projection that appends each event's data to the field stream.
 func project(doc *eventv1.PositionToken, e event.Event) (*eventv1.PositionToken, error) {
 	next := &eventv1.PositionToken{Service: e.Stream}
 	if doc != nil {
@@ -41,8 +41,8 @@ func TestFold(t *testing.T) {
 		record("a", 2, "2"), // again
 		record("a", 3, "3"), record("b", 1, "1"), record("a", 4, "4"),
 		record("b", 1, "1"),                                             // again
-		record("c", 1, "bad"), record("c", 1, "1"), record("c", 2, "2"), // the good one of that version
-		record("e", 1, "bad"), record("f", 7, "bad"), // of streams that nobody has heard of
+		record("c", 1, "bad"), record("c", 1, "1"), record("c", 2, "2"), // the valid record of that version
+		record("e", 1, "bad"), record("f", 7, "bad"), // of unknown streams
 		record("d", 1, "1"),
 	}, project)
 	var unreadable *streams.UnreadableError
@@ -85,8 +85,8 @@ func TestFoldFindsGaps(t *testing.T) {
 	}
 }
 
-// However often what is delivered again, and however it is cut into batches, the documents are those that the events
-// alone make.
+// TestFoldOfAnyDeliveryIsTheExpected checks that the documents are those of the events alone,
+// however often what is redelivered, and however it is divided into batches.
 func TestFoldOfAnyDeliveryIsTheExpected(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -95,7 +95,7 @@ func TestFoldOfAnyDeliveryIsTheExpected(t *testing.T) {
 		for range rapid.IntRange(0, 30).Draw(rt, "events") {
 			stream := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "stream")
 			data := rapid.SampledFrom([]string{"x", "y", "bad"}).Draw(rt, "data")
-			if data == "bad" { // no event, whatever version it claims
+			if data == "bad" { // not an event, whatever version it claims
 				version := rapid.Uint64Range(1, 9).Draw(rt, "claimed version")
 				history = append(history, event.Event{Stream: stream, Version: version, Data: []byte(data)})
 				continue
@@ -105,7 +105,7 @@ func TestFoldOfAnyDeliveryIsTheExpected(t *testing.T) {
 		}
 		docs := map[string]*eventv1.PositionToken{}
 		reached := 0
-		for reached < len(history) { // each delivery begins at or before what was reached
+		for reached < len(history) { // each delivery starts at or before the end of the previous ones
 			from := rapid.IntRange(0, reached).Draw(rt, "from")
 			to := rapid.IntRange(from+1, len(history)).Draw(rt, "to")
 			var batch []streams.Record

@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/readmodels"
 )
 
-// marks are watermarks that have reached everything or nothing.
+// marks are watermarks that have reached everything, or nothing.
 type marks struct{ all bool }
 
 func (m marks) Wait(ctx context.Context, topic, key string, position event.Position) error {
@@ -42,7 +42,7 @@ func freshness(all bool) readmodels.Freshness {
 
 var token = event.Token{Service: "order", Stream: "o-1", Version: 3, Position: event.Position{Sequence: 9}}
 
-// detail finds a typed detail of an error.
+// detail returns a typed detail of an error.
 func detail[T any](t *testing.T, err error) (found T) {
 	t.Helper()
 	var typed *connect.Error
@@ -106,7 +106,7 @@ func TestAwaitVersionWaits(t *testing.T) {
 func TestStaleComesBeforeTheDeadline(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		given       time.Duration // 0: no deadline
+		given       time.Duration // 0 means no deadline
 		least, most time.Duration
 	}{
 		"short": {100 * time.Millisecond, 60 * time.Millisecond, 90 * time.Millisecond},
@@ -151,7 +151,8 @@ func TestStaleComesBeforeTheDeadline(t *testing.T) {
 	}
 }
 
-// A watermark that has passed the token's position though the version is not there must not make the wait spin.
+// TestAwaitVersionDoesNotSpin checks that the wait does not spin if the watermark has passed the
+// token's position, but the version is missing.
 func TestAwaitVersionDoesNotSpin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -46,7 +46,7 @@ func TestDifferenceIsNamed(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		left, right []item
-		want        string // in the difference; empty means equal
+		want        string // part of the difference; empty means equal
 	}{
 		{"nothing equals nothing", nil, nil, ""},
 		{"order does not matter", []item{a1, a2, b1}, []item{b1, a2, a1}, ""},
@@ -78,8 +78,8 @@ func TestASideThatCannotBeReadIsAnError(t *testing.T) {
 	}
 }
 
-// Whatever is held, any one change to it — an item lost, doubled, changed or moved to another
-// stream — is seen, and a mere change of order is not.
+// TestAnyOneChangeIsSeen checks that any single change to the content (an item lost, duplicated,
+// changed, or moved to another stream) is detected, and that a change of order is not.
 func TestAnyOneChangeIsSeen(t *testing.T) {
 	t.Parallel()
 	gen := rapid.Custom(func(t *rapid.T) item {

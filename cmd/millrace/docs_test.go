@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Every command of the documentation, and every example of --help, has a subcommand, flags and
-// arguments that exist.
+// TestDocumentedCommands checks that every command in the documentation, and every example of
+// --help, has an existing subcommand, flags and arguments.
 func TestDocumentedCommands(t *testing.T) {
 	checked := 0
 	check := func(where, line string) {
@@ -51,14 +51,14 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
-// documented matches a line of an indented code block that runs the program, after the environment
-// that it sets.
+// documented matches a line of an indented code block that runs the program, possibly after
+// environment variables.
 var documented = regexp.MustCompile(`(?m)^ {4,}(?:[A-Z_]+=(?:'[^']*'|\S*) +)*bin/millrace (.*)$`)
 
 // example matches a line of a command's examples.
 var example = regexp.MustCompile(`(?m)(?:^| )millrace (.+)$`)
 
-// parse does what the program does before it runs a command.
+// parse parses arguments as the program does before it runs a command.
 func parse(args []string) error {
 	cmd, rest, err := newRoot().Find(args)
 	if err != nil {
@@ -75,7 +75,7 @@ func parse(args []string) error {
 	return errors.Join(cmd.ValidateArgs(cmd.Flags().Args()), cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups())
 }
 
-// words splits the line as a shell does, up to a comment, a redirection or the next command.
+// words splits a line as a shell does, up to a comment, a redirection or the next command.
 func words(line string) []string {
 	var all []string
 	word, quote := "", rune(0)

@@ -17,7 +17,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// run returns what a person gets who types the words.
+// run runs the command line and returns its output.
 func run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	root := newRoot()
@@ -49,7 +49,8 @@ func TestMistypedCommands(t *testing.T) {
 	}
 }
 
-// A system that is named by one of its addresses is never mixed with the default of the other.
+// TestOneAddressIsNotTwo checks that a system named by one of its addresses is never combined with
+// the default of the other.
 func TestOneAddressIsNotTwo(t *testing.T) {
 	for words, want := range map[string]string{
 		"verify --addr 127.0.0.1:9":                    "--admin-addr",
@@ -76,7 +77,8 @@ func TestOneAddressIsNotTwo(t *testing.T) {
 	}
 }
 
-// A program that calls a system elsewhere does not need what a listener there needs.
+// TestASystemElsewhere checks that a call to another system does not need the settings of a
+// listener.
 func TestASystemElsewhere(t *testing.T) {
 	for _, words := range []string{"status --admin-addr 192.0.2.1:9", "verify --admin-addr host.invalid:9", "sql --addr host.invalid:9 x"} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -94,8 +96,8 @@ func TestASystemElsewhere(t *testing.T) {
 	}
 }
 
-// What takes connections and answers nothing, as a process that hangs does, is told of and not
-// waited for.
+// TestASilentSystem checks that a server which accepts connections but never answers, such as a
+// hanging process, is reported and not waited for.
 func TestASilentSystem(t *testing.T) {
 	defer func(was time.Duration) { silence = was }(silence)
 	silence = 50 * time.Millisecond
@@ -112,7 +114,8 @@ func TestASilentSystem(t *testing.T) {
 	}
 }
 
-// A mistyped topic or table is named, and does not become a table.
+// TestMistypedTables checks that a mistyped topic or table is reported, and does not become a
+// table.
 func TestMistypedTables(t *testing.T) {
 	data := t.TempDir()
 	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: t.TempDir(), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
@@ -143,7 +146,7 @@ func TestMistypedTables(t *testing.T) {
 	}
 }
 
-// A port that is taken says which setting changes it.
+// TestPortInUse checks that the error for a port in use names the setting to change.
 func TestPortInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -167,15 +170,15 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// A topic that somebody made beforehand, so that it forgets events, is refused before anything is
-// written to it.
+// TestATopicThatForgetsIsRefused checks that an existing topic that deletes events is refused
+// before anything is written to it.
 func TestATopicThatForgetsIsRefused(t *testing.T) {
 	data := t.TempDir()
 	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{DataDir: filepath.Join(data, "kafka"), Addr: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A topic of positions is compacted: so is this one, by its wrong declaration.
+	// Topics of positions are compacted. The wrong declaration makes this topic one.
 	err = kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: broker.Addr(), ClientID: "test"}, kafka.Topic{Name: event.Order.Topic, Partitions: 4, Compacted: true})
 	if err = errors.Join(err, broker.Close()); err != nil {
 		t.Fatal(err)

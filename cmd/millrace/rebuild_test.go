@@ -20,8 +20,8 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// A store that was replaced stops the relay, which names the command that helps, and the command
-// does.
+// TestRebuild checks that a replaced store stops the relay, that the error names the command that
+// helps, and that this command does.
 func TestRebuild(t *testing.T) {
 	data := t.TempDir()
 	t.Setenv("MILLRACE_KAFKA_LISTEN", "127.0.0.1:0")

@@ -31,7 +31,7 @@ func registration() *customerv1.RegisterCustomerRequest {
 func TestCustomerOverTheWire(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Customer)
-	s := commandstest.Serve(t, store, customer.NewHandler, commands.WithSnapshotEvery(2)) // so that it is read from one
+	s := commandstest.Serve(t, store, customer.NewHandler, commands.WithSnapshotEvery(2)) // so that the second read uses a snapshot
 	client := customerv1connect.NewCustomerServiceClient(s.HTTP2, s.URL, connect.WithGRPC())
 	ctx := t.Context()
 
@@ -68,15 +68,15 @@ func TestCustomerOverTheWire(t *testing.T) {
 	}
 }
 
-// broken is a store that fails with what it was given.
+// broken is a store whose errors contain the data that it was given.
 type broken struct{ eventstore.Store }
 
 func (b broken) Append(_ context.Context, batch eventstore.Batch) (eventstore.Appended, error) {
 	return eventstore.Appended{}, errors.Join(errors.New("disk full"), batch.Validate())
 }
 
-// Whatever goes wrong, who somebody is is told to nobody: not to the caller, who may be somebody
-// else, and not to the log.
+// TestPersonalDataIsNotTold checks that no error discloses personal data, neither to the caller,
+// who may be another person, nor in the log.
 func TestPersonalDataIsNotTold(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
@@ -97,9 +97,9 @@ func TestPersonalDataIsNotTold(t *testing.T) {
 	}
 	register(whole, func(*customerv1.RegisterCustomerRequest) {})
 	register(whole, func(*customerv1.RegisterCustomerRequest) {})                                                            // registered already
-	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Email = "alice@@example.com" })                          // no e-mail address
+	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Email = "alice@@example.com" })                          // not an e-mail address
 	register(whole, func(m *customerv1.RegisterCustomerRequest) { m.Name = strings.Repeat("Alice Liddell", 100) })           // too long
-	register(failing, func(m *customerv1.RegisterCustomerRequest) { m.CustomerId = "0196f0c4-0000-7000-8000-000000000002" }) // no disk
+	register(failing, func(m *customerv1.RegisterCustomerRequest) { m.CustomerId = "0196f0c4-0000-7000-8000-000000000002" }) // the store fails
 	if len(told) != 4 || log.Len() == 0 {
 		t.Fatalf("want 4 errors and a log, got %q and %q", told, log.String())
 	}

@@ -64,7 +64,7 @@ func TestStockOverTheWire(t *testing.T) {
 	check(9, 4, 3)
 
 	now = noon.Add(15 * time.Minute)
-	check(9, 0, 3) // over, though nothing has happened
+	check(9, 0, 3) // expired, though no event has happened
 	if _, err := client.ReserveStock(ctx, connect.NewRequest(&inventoryv1.ReserveStockRequest{Sku: sku, ReservationId: "b", Quantity: 9, TimeToLive: durationpb.New(time.Hour)})); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,8 @@ func TestStockOverTheWire(t *testing.T) {
 	}
 }
 
-// To commit and to release are asked for in the same words: the same key must tell them apart.
+// TestOneKeyIsForOneProcedure checks that a key distinguishes procedures, because commits and
+// releases have identical requests.
 func TestOneKeyIsForOneProcedure(t *testing.T) {
 	t.Parallel()
 	s := commandstest.Serve(t, commandstest.OpenStore(t, event.Stock), inventory.NewHandler)
@@ -109,8 +110,9 @@ func TestOneKeyIsForOneProcedure(t *testing.T) {
 	}
 }
 
-// Many clients of two processes on one store want more than there is, each for itself, and some
-// give back: what is promised never exceeds what is there.
+// TestNeverOversellsUnderConcurrency runs many clients of two processes on one store. They want
+// more than there is, and some release their reservations. Reservations must never exceed the
+// stock.
 func TestNeverOversellsUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	const have, clients, each = 20, 12, 6

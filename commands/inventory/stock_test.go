@@ -85,7 +85,7 @@ func TestStockOfOneSKU(t *testing.T) {
 	var (
 		ten     = received(10)
 		later   = noon.Add(time.Minute)
-		over    = noon.Add(quarter) // the moment a reservation of noon lapses
+		over    = noon.Add(quarter) // when a reservation made at noon expires
 		held    = events{ten, reserved(noon, "a", 4)}
 		unknown = &commands.RejectedError{Code: commands.NotFound, Rule: "reservation_unknown", Field: "reservation_id"}
 		lapse   = func(id string, quantity int64) *inventoryv1.StockEvent { return released(over, id, quantity, expired) }
@@ -138,15 +138,15 @@ func TestSnapshotsOfStock(t *testing.T) {
 	})
 }
 
-// Whatever is asked of a stock, in whatever order and at whatever time: no more is ever reserved
-// than is on hand, what is reserved is the sum of the reservations that hold, and goods leave only
-// through a commit or a correction.
+// TestNeverOversells checks for any sequence of commands at any times that reservations never
+// exceed the stock on hand, that the reserved quantity is the sum of the active reservations, and
+// that goods leave only through a commit or a correction.
 func TestNeverOversells(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var s inventory.State
 		var books, sold int64
-		held := map[string]int64{} // a second, simpler account
+		held := map[string]int64{} // an independent, simpler account
 		now := noon
 		for range rapid.IntRange(1, 60).Draw(t, "commands") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 10).Draw(t, "minutes")) * time.Minute)

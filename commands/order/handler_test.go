@@ -22,7 +22,7 @@ import (
 	"github.com/millrace/millrace/gen/millrace/order/v1/orderv1connect"
 )
 
-// The life of an order, in every protocol that clients speak.
+// TestEveryProtocol runs the life of an order in every protocol.
 func TestEveryProtocol(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Order)
@@ -78,7 +78,7 @@ func TestEveryProtocol(t *testing.T) {
 	}
 }
 
-// What anybody can send with curl.
+// TestPlainJSON checks requests as curl sends them.
 func TestPlainJSON(t *testing.T) {
 	t.Parallel()
 	s := commandstest.Serve(t, commandstest.OpenStore(t, event.Order), order.NewHandler)
@@ -152,7 +152,7 @@ func TestValidationNamesTheField(t *testing.T) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
-	// The epoch is what a client sends who forgot the time.
+	// A client that forgot the time sends the epoch.
 	_, err := client.ConfirmOrder(t.Context(), connect.NewRequest(&orderv1.ConfirmOrderRequest{OrderId: alice, ConfirmedAt: &timestamppb.Timestamp{}}))
 	if connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), "confirmed_at: ") {
 		t.Errorf("the epoch: %v", err)
@@ -162,7 +162,8 @@ func TestValidationNamesTheField(t *testing.T) {
 	}
 }
 
-// The same request in other letters is the same request.
+// TestIdempotencyKnowsIdsInCapitals checks that the same request with an id in capitals is the same
+// request.
 func TestIdempotencyKnowsIdsInCapitals(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Order)
@@ -183,7 +184,8 @@ func TestIdempotencyKnowsIdsInCapitals(t *testing.T) {
 	}
 }
 
-// 9.99 with a misspelled field was 9, and an order with a misspelled date was of today.
+// TestMisspelledFieldsStoreNothing checks that misspelled fields are rejected. If they were
+// ignored, a price of 9.99 would become 9, and an order without its date would be of today.
 func TestMisspelledFieldsStoreNothing(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Order)
@@ -207,8 +209,8 @@ func TestMisspelledFieldsStoreNothing(t *testing.T) {
 	}
 }
 
-// From HTTP to the disk and back, with eight clients per core: what one process can take on one
-// SQLite file.
+// BenchmarkPlaceOrder measures commands from HTTP to disk and back, with eight clients per core and
+// one SQLite file.
 func BenchmarkPlaceOrder(b *testing.B) {
 	for _, lines := range []int{1, 20} {
 		b.Run(fmt.Sprintf("lines=%d", lines), func(b *testing.B) {

@@ -135,8 +135,8 @@ func TestSnapshotsOfOrders(t *testing.T) {
 	commandstest.Snapshots(t, order.Decider(), drawCommand)
 }
 
-// Whatever is asked of an order: its lines are numbered without gaps, its total is the sum over
-// them, and nothing happens to it after its cancellation.
+// TestEveryHistoryOfAnOrder checks for any sequence of commands that lines are numbered without
+// gaps, that the total is the sum of the lines, and that nothing happens after a cancellation.
 func TestEveryHistoryOfAnOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

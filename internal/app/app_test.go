@@ -23,7 +23,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
-// embeddedConfig is the embedded default on free ports.
+// embeddedConfig returns the configuration of embedded servers on free ports.
 func embeddedConfig(t *testing.T) config.Config {
 	t.Helper()
 	c := config.Default()
@@ -64,7 +64,8 @@ func get(t *testing.T, p *App, path string) int {
 	return res.StatusCode
 }
 
-// A service that nothing but its line in the list names is served, landed and verified.
+// TestAServiceIsOneLine checks that a service which only its line in the list names is served,
+// landed and verified.
 func TestAServiceIsOneLine(t *testing.T) {
 	t.Parallel()
 	m := Shop()
@@ -131,7 +132,8 @@ func TestAServiceIsOneLine(t *testing.T) {
 	}
 }
 
-// A process stops whole, and the next one has its folder and its data.
+// TestStopAndStart checks that a process stops completely, so that the next one gets its folder and
+// data.
 func TestStopAndStart(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
@@ -167,7 +169,7 @@ func TestStopAndStart(t *testing.T) {
 	}
 }
 
-// A process has what its roles need, and no more.
+// TestRolesStartTheirParts checks that a process starts exactly what its roles need.
 func TestRolesStartTheirParts(t *testing.T) {
 	t.Parallel()
 	p := startEmbedded(t, embeddedConfig(t), Modules{Services: []Service{voucherService}}, Commands)
@@ -182,7 +184,8 @@ func TestRolesStartTheirParts(t *testing.T) {
 	}
 }
 
-// A view that cannot be opened stops the start, which names it and takes back all that it had started.
+// TestAModuleThatDoesNotStart checks that a view which cannot be opened fails the start. The error
+// names it, and everything that was started is stopped.
 func TestAModuleThatDoesNotStart(t *testing.T) {
 	t.Parallel()
 	c := embeddedConfig(t)
@@ -197,7 +200,8 @@ func TestAModuleThatDoesNotStart(t *testing.T) {
 	startEmbedded(t, c, Modules{Services: broken.Services}, Commands, Views)
 }
 
-// A module that ends takes the process down, which says which one it was.
+// TestAModuleThatFails checks that a part which ends stops the process, and that the error names
+// it.
 func TestAModuleThatFails(t *testing.T) {
 	t.Parallel()
 	for want, outcome := range map[string]error{"view vouchers/v1: disk on fire": errors.New("disk on fire"), "view vouchers/v1: it ended": nil} {

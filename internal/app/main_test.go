@@ -6,7 +6,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// bleve and LevelDB each leave workers behind that end with the process, or after a while.
+// TestMain ignores workers of bleve and LevelDB that end with the process, or after a while.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker"),

@@ -13,7 +13,8 @@ import (
 	laketables "github.com/millrace/millrace/lake/tables"
 )
 
-// The event package and the lake have lists of their own, because they may not import this one.
+// TestListsAgree compares the list of modules with those of event and lake, which may not import
+// this package.
 func TestListsAgree(t *testing.T) {
 	t.Parallel()
 	m := Shop()
@@ -50,7 +51,7 @@ func TestServices(t *testing.T) {
 		if events != 1 {
 			t.Errorf("%s has %d tables of its events, want 1", a.Name, events)
 		}
-		// Rights are given on services and checked on paths.
+		// Rights are granted for services, but checked on paths.
 		path, _ := s.Handler(commandstest.OpenStore(t, a))
 		if parts := strings.Split(strings.Trim(path, "/"), "."); len(parts) != 4 || parts[1] != a.Service {
 			t.Errorf("%s is served at %s: want millrace.%s.vN.<Service>", a.Name, path, a.Service)
@@ -84,7 +85,8 @@ func TestViews(t *testing.T) {
 	}
 }
 
-// The Go code in docs/adding-a-service.md is code of the repository.
+// TestTheGuideShowsRealCode checks that the Go code in docs/adding-a-service.md is code of the
+// repository.
 func TestTheGuideShowsRealCode(t *testing.T) {
 	t.Parallel()
 	read := func(file string) string {

@@ -42,7 +42,8 @@ func TestEveryRoleNeedsSomething(t *testing.T) {
 	}
 }
 
-// A process that feeds the views does not follow them, too.
+// TestRunnersReplaceFollowers checks that a process which feeds the views does not follow them,
+// too.
 func TestRunnersReplaceFollowers(t *testing.T) {
 	t.Parallel()
 	if w := wanted([]Role{Query}); !w[followers] || w[runners] {
@@ -53,7 +54,8 @@ func TestRunnersReplaceFollowers(t *testing.T) {
 	}
 }
 
-// Roles in processes of their own need real servers, and the error names the settings.
+// TestRolesAloneNeedServers checks that roles in processes of their own need real servers, and that
+// the error names the settings.
 func TestRolesAloneNeedServers(t *testing.T) {
 	t.Parallel()
 	c := config.Default()

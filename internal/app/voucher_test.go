@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// This file is the service that docs/adding-a-service.md builds. Only tests run it.
+// This file is the service that docs/adding-a-service.md builds. Only tests use it.
 
 // voucher would be a line of event.Aggregates.
 var voucher = event.Aggregate{

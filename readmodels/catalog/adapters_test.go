@@ -36,15 +36,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// server is one Elasticsearch for all tests but those that kill it; each has its own indexes.
+// server is one Elasticsearch for all tests except those that kill it. Each test has its own
+// indexes.
 var server servers.Server
 
-// bleve starts its analysis workers when the program starts, and they stay.
+// analysisWorkers are goroutines that bleve starts with the program and never ends.
 var analysisWorkers = goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker")
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// place is where an index is: "bleve FOLDER" or "elasticsearch URL PREFIX".
+// place is the location of an index: "bleve FOLDER" or "elasticsearch URL PREFIX".
 type place string
 
 func (p place) open(ctx context.Context) (catalog.Index, error) {
@@ -56,8 +57,8 @@ func (p place) open(ctx context.Context) (catalog.Index, error) {
 	return elasticsearch.Open(ctx, elasticsearch.Config{Addresses: []string{address}, Prefix: prefix, Logger: quiet})
 }
 
-// adapters are the implementations of Index; the tests of view and queries hold for each. A function
-// returns a place for a new index.
+// adapters are the implementations of Index. The tests of view and queries run on each. A function
+// returns the place of a new index.
 var adapters = map[string]func(t testing.TB) place{
 	"bleve":         func(t testing.TB) place { return place("bleve " + t.TempDir()) },
 	"elasticsearch": func(t testing.TB) place { return inElasticsearch(t) },
@@ -94,7 +95,7 @@ func conform(t *testing.T, test func(t *testing.T, open func() catalog.Index)) {
 	}
 }
 
-// Whatever is typed, both engines find the same.
+// TestEnginesFindTheSame checks that both engines find the same products for any text.
 func TestEnginesFindTheSame(t *testing.T) {
 	t.Parallel()
 	engines := map[string]catalog.Index{}
@@ -108,7 +109,7 @@ func TestEnginesFindTheSame(t *testing.T) {
 	for _, p := range indextest.JudgedProducts() {
 		vocabulary = append(vocabulary, strings.Fields(p.Title+" "+p.Description)...)
 	}
-	random := rand.New(rand.NewPCG(1, 2)) // the same texts in each run
+	random := rand.New(rand.NewPCG(1, 2)) // the same texts in every run
 	found := 0
 	for range 150 {
 		var words []string

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// A journal that is damaged while the view runs takes nothing from it, and one that is damaged at the start is
-// reported, set aside, and completed from the log.
+// TestViewOnADamagedJournal checks that damage to the journal has no effect while the view runs. A
+// journal that is damaged at the start must be reported, set aside, and completed from the log.
 func TestViewOnADamagedJournal(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -59,7 +59,8 @@ func TestViewOnADamagedJournal(t *testing.T) {
 				t.Fatal(err)
 			}
 			v = catalog.New(x, quiet)
-			// A new journal begins empty, and what stands behind the end is written over.
+			// A deleted journal starts empty, and garbage after the end is overwritten, so neither
+			// is noticed.
 			unseen := name == "deleted" || name == "empty" || name == "garbage at the end"
 			if !unseen && len(v.Faults().List()) != 1 {
 				t.Errorf("%d faults are reported, want the journal", len(v.Faults().List()))

@@ -24,7 +24,7 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// serve serves a view over HTTP as the platform does.
+// serve serves a view over HTTP as a process does.
 func serve(t *testing.T, v *catalog.View) catalogv1connect.CatalogQueryServiceClient {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -193,7 +193,7 @@ func TestQueriesWaitForTheirToken(t *testing.T) {
 			return err
 		}
 
-		// Nothing feeds the view: the typed answer comes before the caller gives up.
+		// Nothing feeds the view. The typed error must arrive before the caller's deadline.
 		for name, query := range map[string]func(context.Context) error{"get": get, "search": search} {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			err := query(ctx)

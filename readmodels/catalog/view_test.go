@@ -24,7 +24,8 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// childOf tells this binary to feed a view until it is killed: "<brokers> <group instance> <place>".
+// childOf is an environment variable that makes this binary feed a view until it is killed:
+// "<brokers> <group instance> <place>".
 const childOf = "MILLRACE_TEST_CATALOG_CHILD"
 
 func openView(t testing.TB, open func() catalog.Index) (*catalog.View, func()) {
@@ -35,7 +36,8 @@ func openView(t testing.TB, open func() catalog.Index) (*catalog.View, func()) {
 	return catalog.New(x, quiet), closeOnce
 }
 
-// Whatever is delivered twice, by however many writers at once, the view holds what the events make.
+// TestRedeliveryAndRivalsAreNoOps checks that the view's content is that of the events, whatever is
+// delivered twice and however many writers there are.
 func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	conform(t, func(t *testing.T, open func() catalog.Index) {
 		v, _ := openView(t, open)
@@ -83,7 +85,7 @@ func TestStopsAndGoesOn(t *testing.T) {
 
 const kills = 8
 
-// The process that feeds the view is killed again and again while events come.
+// TestKilledUnderLoad kills the process that feeds the view repeatedly while events arrive.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	for name, newPlace := range adapters {
@@ -118,8 +120,8 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// Two processes of one group share the partitions, and a third writer, late and of no group, brings everything once
-// more.
+// TestElasticsearchFedByProcessesAtOnce runs two processes of one group, which share the
+// partitions, and a late third writer outside the group, which writes everything again.
 func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -141,7 +143,7 @@ func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	}
 	writing.Wait()
 	for _, c := range children {
-		go func() { // read what they say, else they wait for us
+		go func() { // read their output, or they block
 			for c.lines.Scan() {
 			}
 		}()
@@ -165,8 +167,8 @@ func TestElasticsearchFedByProcessesAtOnce(t *testing.T) {
 	indextest.Holds(t, v, l)
 }
 
-// instance makes the group take a new process for the killed one of that name, instead of waiting for its session to
-// end.
+// instance is the setting with which the group accepts a new process for a killed one of the same
+// name, without waiting for its session to end.
 func instance(name string) map[string]string { return map[string]string{"group.instance.id": name} }
 
 func child(of string) int {
@@ -191,7 +193,7 @@ func child(of string) int {
 	return 0
 }
 
-// childProcess feeds a view until it is killed.
+// childProcess is a process that feeds a view until it is killed.
 type childProcess struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
@@ -218,7 +220,7 @@ func startChild(t *testing.T, brokers, name string, p place) *childProcess {
 	return &childProcess{cmd: cmd, lines: bufio.NewScanner(out)}
 }
 
-// lag waits for the child's next report.
+// lag returns the lag in the child's next report.
 func (c *childProcess) lag(t *testing.T) int {
 	t.Helper()
 	for c.lines.Scan() {
@@ -238,7 +240,7 @@ func (c *childProcess) kill(t *testing.T) {
 	if err := c.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.cmd.Wait() // killed
+	_ = c.cmd.Wait() // ended by the signal
 }
 
 // onEach runs a benchmark on each adapter.
@@ -269,7 +271,7 @@ func BenchmarkApply(b *testing.B) {
 	})
 }
 
-// BenchmarkSave writes new products in batches of different sizes.
+// BenchmarkSave saves new products in batches of different sizes.
 func BenchmarkSave(b *testing.B) {
 	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
 		x := newIndex()
@@ -295,7 +297,8 @@ func BenchmarkSave(b *testing.B) {
 	})
 }
 
-// BenchmarkFromLog builds the view from a log; the ceiling is the same runtime with a sink that does nothing.
+// BenchmarkFromLog builds the view from a log. The upper limit is the same runtime with a sink that
+// does nothing.
 func BenchmarkFromLog(b *testing.B) {
 	cfg := streamstest.NewBroker(b)
 	l := streamstest.NewLog(b, cfg, event.Product.Topic)

@@ -27,8 +27,8 @@ const (
 	refKey       = "millrace:orderstatus:v2:ref:{orderstatus:v2:00}:"
 )
 
-// damages are what somebody else, or a failing disk, may do to the keys of the view. id is one of its documents, value
-// what is stored.
+// damages are changes to the view's keys by another client or a failing disk. id is one of its
+// documents, and value its stored form.
 var damages = map[string]func(r *rawRedis, id, value string){
 	"a document of garbage":         func(r *rawRedis, id, _ string) { r.do("HSET", docsKey, id, "zz garbage") },
 	"an empty document":             func(r *rawRedis, id, _ string) { r.do("HSET", docsKey, id, "") },
@@ -66,9 +66,9 @@ var damages = map[string]func(r *rawRedis, id, value string){
 
 func flip(s string, at int) string { return s[:at] + string(s[at]^1) + s[at+1:] }
 
-// A view whose stored data is damaged, while it runs or while it is stopped, never fails for good. It reports the
-// damage, serves what it still has, and rebuilds the rest from the log. A query is answered correctly or with
-// Unavailable, and never with an internal error.
+// TestDamageIsRepaired damages the view's stored data while the view runs or is stopped. The view
+// must report the damage, serve what it still has, and rebuild the rest from the log. A query
+// returns the correct answer or Unavailable, and never an internal error.
 func TestDamageIsRepaired(t *testing.T) {
 	t.Parallel()
 	one := &server.Servers{}
@@ -126,14 +126,14 @@ func TestDamageIsRepaired(t *testing.T) {
 							case err == nil:
 								return answer.Msg.Order.Version == l.Versions[id]
 							case code == connect.CodeNotFound && (strings.Contains(name, "deleted") || strings.Contains(name, "another type")):
-								// nothing of it is left that could tell
-							case code == connect.CodeNotFound && moment == "before it starts": // such queries are turned away elsewhere
+								// nothing is left that could reveal it
+							case code == connect.CodeNotFound && moment == "before it starts": // a running process refuses such queries
 							case code != connect.CodeUnavailable:
 								t.Errorf("a query is answered with %v", err)
 							}
 							return false
 						})
-						// What no query asks for is found by the inspection, which runs now and then.
+						// The periodic inspection finds what no query asks for.
 						if err := v.Inspect(t.Context()); err != nil {
 							t.Log("inspection:", err)
 						}
@@ -146,7 +146,7 @@ func TestDamageIsRepaired(t *testing.T) {
 	}
 }
 
-// rawRedis is a connection that writes what it likes.
+// rawRedis is a connection that can write anything.
 type rawRedis struct {
 	t        *testing.T
 	conn     net.Conn
@@ -171,7 +171,7 @@ func (r *rawRedis) anyID() string {
 	return ""
 }
 
-// do sends a command and returns a string that it is answered with.
+// do sends a command and returns the answer, which must be a string.
 func (r *rawRedis) do(args ...string) string {
 	r.t.Helper()
 	command := fmt.Sprintf("*%d\r\n", len(args))

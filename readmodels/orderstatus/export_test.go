@@ -2,7 +2,7 @@ package orderstatus
 
 import "context"
 
-// Version is what the view shows of an order.
+// Version exports version for tests.
 func (v *View) Version(ctx context.Context, order string) (uint64, error) {
 	return v.version(ctx, order)
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// keeping starts an embedded Redis that keeps what it holds in a folder, and a view on it; stop ends both.
+// keeping starts an embedded Redis that stores its data in a folder, and a view on it. stop ends
+// both.
 func keeping(t *testing.T, dir string) (v *orderstatus.View, stop func()) {
 	t.Helper()
 	server, err := embedded.Start(t.Context(), embedded.Config{Dir: dir, Logger: streamstest.Quiet})
@@ -32,7 +33,8 @@ func keeping(t *testing.T, dir string) (v *orderstatus.View, stop func()) {
 	}
 }
 
-// A view that is kept goes on from where it was: at the start it has everything, before anything is read from the log.
+// TestAViewIsKept checks that a stored view resumes: it is complete at the start, before anything
+// is read from the log.
 func TestAViewIsKept(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -56,8 +58,8 @@ func TestAViewIsKept(t *testing.T) {
 	}
 }
 
-// Files that are damaged while the system is down, or while it runs, are a loss like any other: the view is read again
-// from the log.
+// TestAKeptViewThatIsDamagedIsBuiltAgain checks that files damaged while the system is stopped or
+// runs are treated as any other loss: the view is rebuilt from the log.
 func TestAKeptViewThatIsDamagedIsBuiltAgain(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, dir string){
@@ -132,7 +134,8 @@ func each(t *testing.T, dir string, change func([]byte) []byte) {
 	}
 }
 
-// A query never takes a kept document for newer than it is.
+// TestAKeptDocumentIsNotStale checks that a query with a token does not accept a stored document
+// that is too old.
 func TestAKeptDocumentIsNotStale(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -146,7 +149,7 @@ func TestAKeptDocumentIsNotStale(t *testing.T) {
 	stop()
 	end()
 	before := maps.Clone(l.Versions)
-	l.Write(t, happenings(t, l, 50, 500)...) // while the view is down
+	l.Write(t, happenings(t, l, 50, 500)...) // while the view is stopped
 
 	v, end = keeping(t, dir)
 	defer end()

@@ -19,10 +19,10 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// TestALossIsMadeGood takes data away from Redis while the view runs and events come, and again while none come: from
-// all of it, and in a cluster from one node alone, one after the other, so that the positions are lost in some rounds
-// and stay, and promise what is gone, in others. In the end the view must hold what the events make: documents,
-// references, positions.
+// TestALossIsMadeGood deletes data from Redis while the view runs, both while events arrive and
+// while none do. It deletes all data, and in a cluster that of one node after the other. So in some
+// rounds the positions are lost, and in others they remain and refer to missing data. In the end,
+// the view's documents, references and positions must be those of the events.
 func TestALossIsMadeGood(t *testing.T) {
 	t.Parallel()
 	embedded := start(t, nil)
@@ -63,7 +63,7 @@ func TestALossIsMadeGood(t *testing.T) {
 			[]func() error{flush(all, 0, 1, 2)}},
 		"redis cluster, one node back at an old copy": {func(t *testing.T) redis.Config { return start(t, copied) },
 			[]func() error{
-				func() error { return errors.Join(copied.Save(0), copied.Save(1), copied.Save(2)) }, // no loss yet
+				func() error { return errors.Join(copied.Save(0), copied.Save(1), copied.Save(2)) }, // nothing is lost yet
 				restart(copied, 0, true), restart(copied, 1, true), restart(copied, 2, true),
 			}},
 	} {
@@ -77,7 +77,8 @@ func TestALossIsMadeGood(t *testing.T) {
 			v := orderstatus.New(client, streamstest.Quiet)
 			r := v.Runtime(broker, nil, streamstest.Quiet)
 			streamstest.Start(t, r)
-			// Two processes feed the view. Both notice, and one of them begins it anew.
+			// Two processes feed the view. Both notice the loss, and one of them begins the view
+			// again.
 			streamstest.Start(t, orderstatus.New(openRedis(t, cfg), streamstest.Quiet).Runtime(broker, nil, streamstest.Quiet))
 			streamstest.CatchUp(t, r)
 			asExpected(t, v, l)
@@ -99,7 +100,7 @@ func TestALossIsMadeGood(t *testing.T) {
 	}
 }
 
-// madeGood waits until the view holds what its events make.
+// madeGood waits until the view's content is that of the events.
 func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Client, r *streams.Runtime, l *streamstest.Log) {
 	t.Helper()
 	begun := time.Now()
@@ -109,7 +110,7 @@ func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Clie
 	}
 	polltest.Until(t, what+" is made good", func() bool {
 		got, err := v.Digest(t.Context())
-		return err == nil && maps.Equal(got.Streams, want.Streams) // an error passes: a node may be away
+		return err == nil && maps.Equal(got.Streams, want.Streams) // errors are temporary: a node may be unavailable
 	})
 	t.Logf("%s is made good in %v", what, time.Since(begun).Round(10*time.Millisecond))
 	streamstest.CatchUp(t, r)
@@ -141,7 +142,8 @@ func madeGood(t *testing.T, what string, v *orderstatus.View, client *redis.Clie
 	})
 }
 
-// verify must see what a query would miss: a reference that is gone, though all documents are there.
+// TestALostReferenceShowsInTheDigest checks that verify detects a missing reference, which a query
+// would miss, even if all documents exist.
 func TestALostReferenceShowsInTheDigest(t *testing.T) {
 	t.Parallel()
 	cfg := start(t, nil)

@@ -70,7 +70,7 @@ func TestProject(t *testing.T) {
 		change(doc)
 		return doc
 	}
-	// A later schema has an event that this view does not know.
+	// An event of a later schema, unknown to this view.
 	unknown := protowire.AppendBytes(protowire.AppendTag(nil, 999, protowire.BytesType), []byte("OrderTeleported"))
 	for name, c := range map[string]struct {
 		doc        *orderv1.OrderStatus
@@ -112,7 +112,7 @@ func TestProject(t *testing.T) {
 	}
 }
 
-// happening makes the data of an event that may follow a version of an order.
+// happening returns random event data that may follow a version of an order.
 func happening(t testing.TB, version uint64, reference string) []byte {
 	if version == 0 {
 		return marshal(t, placed(reference, line(1), line(2)))

@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// serve serves a view over HTTP as the platform does.
+// serve serves a view over HTTP as a process does.
 func serve(t *testing.T, v *orderstatus.View) orderv1connect.OrderQueryServiceClient {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -58,7 +58,7 @@ func TestGetOrder(t *testing.T) {
 	l := &streamstest.Log{Versions: map[string]uint64{}}
 	first := l.Next("order", order1, marshal(t, placed("536365", line(1))))
 	second := l.Next("order", order1, marshal(t, confirmed()))
-	twin := l.Next("order", order2, marshal(t, placed("536365", line(1)))) // the shop used a number twice
+	twin := l.Next("order", order2, marshal(t, placed("536365", line(1)))) // a reference that the shop used twice
 	tenth := l.Next("order", order10, marshal(t, placed("10", line(1))))
 	if err := v.Apply(t.Context(), records([]event.Event{first, second, twin, tenth})); err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestGetOrderWaitsForItsToken(t *testing.T) {
 	queries := serve(t, v)
 	e := l.Next("order", order1, marshal(t, placed("536365", line(1))))
 
-	// Nothing feeds the view: the typed answer comes before the caller gives up.
+	// Nothing feeds the view. The typed error must arrive before the caller's deadline.
 	short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := queries.GetOrder(short, byID(order1, tokenOf(e)))

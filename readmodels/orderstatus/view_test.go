@@ -28,7 +28,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// childOf tells this binary to feed a view until it is killed: "<brokers> <redis>".
+// childOf is an environment variable that makes this binary feed a view until it is killed:
+// "<brokers> <redis>".
 const childOf = "MILLRACE_TEST_ORDERSTATUS_CHILD"
 
 func TestMain(m *testing.M) {
@@ -38,14 +39,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, bufferPools)
 }
 
-// kinds are the servers that the view must do its work on; nil is the embedded one.
+// kinds returns the servers to test the view on; nil is the embedded one.
 func kinds() map[string]*server.Servers {
 	return map[string]*server.Servers{
 		"embedded": nil, "redis": {}, "redis cluster": {Nodes: 3}, "redis with TLS and a password": {Secure: true},
 	}
 }
 
-// onEvery runs a test against every kind of server, each of which is the test's own, for there is but one view.
+// onEvery runs a test on every kind of server. Each test has its own servers, because a server has
+// only one such view.
 func onEvery(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
 	for name, s := range kinds() {
 		t.Run(name, func(t *testing.T) {
@@ -74,7 +76,7 @@ func start(t testing.TB, s *server.Servers) redis.Config {
 	return s.Config(t)
 }
 
-// newRedis is an embedded one, for tests that are not about it.
+// newRedis starts an embedded Redis, for tests of other things.
 func newRedis(t testing.TB) *redis.Client {
 	t.Helper()
 	return openRedis(t, start(t, nil))
@@ -94,7 +96,7 @@ func openRedis(t testing.TB, cfg redis.Config) *redis.Client {
 	return c
 }
 
-// happenings makes n events of orders.
+// happenings returns n random events of orders.
 func happenings(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
 	events := make([]event.Event, n)
 	for i := range events {
@@ -104,7 +106,7 @@ func happenings(t testing.TB, l *streamstest.Log, orders, n int) []event.Event {
 	return events
 }
 
-// referenceOf is the shop's number of an order; several have the same.
+// referenceOf returns the shop's reference of an order. Several orders share one.
 func referenceOf(id string) string { return "ref-" + id[len(id)-3:] }
 
 func records(events []event.Event) []streams.Record {
@@ -115,7 +117,7 @@ func records(events []event.Event) []streams.Record {
 	return rs
 }
 
-// asExpected fails unless the view holds what its events make.
+// asExpected fails the test unless the view's content is that of the events.
 func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 	t.Helper()
 	got, err := v.Digest(t.Context())
@@ -137,7 +139,8 @@ func asExpected(t testing.TB, v *orderstatus.View, l *streamstest.Log) {
 	}
 }
 
-// Whatever is delivered twice, by however many writers at once, the view holds what the events make.
+// TestRedeliveryAndRivalsAreNoOps checks that the view's content is that of the events, whatever is
+// delivered twice and however many writers there are.
 func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
@@ -146,7 +149,7 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 		l := &streamstest.Log{Versions: map[string]uint64{}}
 		all := records(happenings(t, l, 60, 1500))
 		var g sync.WaitGroup
-		for range 3 { // rivals: a zombie beside the new owner, say
+		for range 3 { // such as a zombie beside the new owner
 			g.Go(func() {
 				for done := 0; done < len(all); {
 					from := max(0, done-rand.IntN(200))
@@ -164,7 +167,8 @@ func TestRedeliveryAndRivalsAreNoOps(t *testing.T) {
 	})
 }
 
-// The version that a record claims which cannot be read is free: the store's own event of it is applied when it comes.
+// TestAnUnreadableEventIsSaidAndTakesNoVersion checks that an unreadable record does not take the
+// version that it claims: the store's own event of that version is applied when it arrives.
 func TestAnUnreadableEventIsSaidAndTakesNoVersion(t *testing.T) {
 	t.Parallel()
 	onEvery(t, func(t *testing.T, cfg redis.Config) {
@@ -222,7 +226,8 @@ func TestPositionsAreSavedWithTheView(t *testing.T) {
 	})
 }
 
-// An embedded Redis without a folder forgets everything when the system stops.
+// TestAViewThatIsGoneIsBuiltAgain uses an embedded Redis without a folder, which loses everything
+// when the system stops.
 func TestAViewThatIsGoneIsBuiltAgain(t *testing.T) {
 	t.Parallel()
 	cfg := streamstest.NewBroker(t)
@@ -251,7 +256,7 @@ func newest(l *streamstest.Log) time.Time {
 
 const kills = 8
 
-// The process that feeds the view is killed again and again while events come.
+// TestKilledUnderLoad kills the process that feeds the view repeatedly while events arrive.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"embedded", "redis cluster"} {
@@ -286,7 +291,8 @@ func killedUnderLoad(t *testing.T, server redis.Config) {
 	asExpected(t, v, l)
 }
 
-// childExtra makes the group take a new process for the killed one, instead of waiting for its session to end.
+// childExtra is the setting with which the group accepts a new process for the killed one, without
+// waiting for its session to end.
 var childExtra = map[string]string{"group.instance.id": "the-one"}
 
 func child(servers string) int {
@@ -310,7 +316,7 @@ func child(servers string) int {
 	return 0
 }
 
-// killChild runs a child and kills it after it has reported so many times.
+// killChild runs a child and kills it after this number of reports.
 func killChild(t *testing.T, servers string, reports int) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -362,7 +368,8 @@ func BenchmarkApply(b *testing.B) {
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")
 }
 
-// BenchmarkFromLog builds the view from a log; the ceiling is the same runtime with a sink that does nothing.
+// BenchmarkFromLog builds the view from a log. The upper limit is the same runtime with a sink that
+// does nothing.
 func BenchmarkFromLog(b *testing.B) {
 	cfg := streamstest.NewBroker(b)
 	l := streamstest.NewLog(b, cfg, event.Order.Topic)
@@ -383,5 +390,6 @@ func BenchmarkFromLog(b *testing.B) {
 	})
 }
 
-// A goroutine of LevelDB, in the embedded Redis, lets go of its buffers and ends a second after it was closed.
+// bufferPools is a goroutine of LevelDB in the embedded Redis, which ends a second after the
+// database is closed.
 var bufferPools = goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain")
