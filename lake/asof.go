@@ -288,6 +288,7 @@ func lineage(meta table.Metadata) (all []table.Snapshot) {
 	return all
 }
 
+// parentOf returns a snapshot's parent, or nil if it has none or the parent was removed.
 func parentOf(meta table.Metadata, s *table.Snapshot) *table.Snapshot {
 	if s.ParentSnapshotID == nil {
 		return nil

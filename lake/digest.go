@@ -35,6 +35,7 @@ func (l *Lake) Digest(ctx context.Context, name string) (*digest.Digest, error) 
 	return nil, fmt.Errorf("%s is no table that is made of events", name)
 }
 
+// digest scans a table and adds all rows to a new digest.
 func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, error) {
 	d := digest.New()
 	err := l.Scan(ctx, t.Identifier(), func(rec arrow.RecordBatch) error { return t.Sums.Add(d, rec) })
@@ -51,6 +52,7 @@ func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.
 	return err
 }
 
+// scanAll scans the current snapshot. Each batch is released after each has seen it.
 func (l *Lake) scanAll(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	t, err := l.Load(ctx, name)
 	if err != nil {

@@ -119,6 +119,7 @@ func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix
 	return found, nil
 }
 
+// readFault parses a recorded fault, or returns nil if it is malformed or too old.
 func readFault(t declare.Table, text string, since time.Time) *faults.TableError {
 	var w writtenFault
 	err := json.Unmarshal([]byte(text), &w)
@@ -183,12 +184,14 @@ func (f *faultSet) clear(name string) bool {
 	return had
 }
 
+// of returns the fault of a table, or nil.
 func (f *faultSet) of(name string) *faults.TableError {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.by[name]
 }
 
+// all returns all faults, sorted by table.
 func (f *faultSet) all() []*faults.TableError {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -168,11 +168,13 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	return nil
 }
 
+// storable reports whether landers can write a field at all.
 func storable(f iceberg.NestedField) bool {
 	columns, err := evolution.Columns(iceberg.NewSchema(0, f), nil)
 	return err == nil && len(columnar.Storable(columns)) > 0
 }
 
+// declared returns this process's declaration of a table.
 func (l *Lake) declared(name table.Identifier) (declare.Table, bool) {
 	for _, t := range l.tables {
 		if slices.Equal(t.Identifier(), name) {

@@ -28,6 +28,7 @@ var choices = map[string][]string{
 	"write.metadata.compression-codec":       {"none", "gzip"},
 }
 
+// codecs are the compression codecs that landers and other engines support.
 var codecs = []string{"uncompressed", "none", "snappy", "gzip", "zstd", "lz4", "lz4_raw", "brotli"}
 
 // soundProperties refuses new or changed property values on which landers or other engines would

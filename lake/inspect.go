@@ -211,6 +211,7 @@ func (l *Lake) Files(ctx context.Context, name Name) ([]FileState, error) {
 	return files, nil
 }
 
+// partitionText returns the partition of a file as "name=value" pairs.
 func partitionText(t *table.Table, f iceberg.DataFile) string {
 	var parts []string
 	values := f.Partition()

@@ -125,6 +125,7 @@ func Open(ctx context.Context, c Config) (*Lake, error) {
 	return l, nil
 }
 
+// onServer reports whether the catalog is a PostgreSQL address rather than a file.
 func onServer(catalog string) bool {
 	return strings.HasPrefix(catalog, "postgres://") || strings.HasPrefix(catalog, "postgresql://")
 }
@@ -321,6 +322,7 @@ func (l *Lake) others(ctx context.Context, wanted func(name string) bool) ([]dec
 	return others, nil
 }
 
+// state loads a table and returns its state.
 func (l *Lake) state(ctx context.Context, t declare.Table) (TableState, error) {
 	have, err := l.Load(ctx, t.Identifier())
 	if err != nil {

@@ -113,6 +113,7 @@ type relocation struct {
 	manifests map[string]rewritten
 }
 
+// rewritten is a rewritten metadata file: its location and its size in bytes.
 type rewritten struct {
 	location string
 	bytes    int64
@@ -200,6 +201,7 @@ func (r *relocation) field(of map[string]any, key string) {
 	}
 }
 
+// entriesIn returns the objects in a JSON list.
 func entriesIn(list any) (all []map[string]any) {
 	entries, _ := list.([]any)
 	for _, entry := range entries {

@@ -46,6 +46,8 @@ type warehouse struct {
 
 const s3Scheme = "s3://"
 
+// openWarehouse validates the location and, unless the lake is read-only, creates the folder of a
+// local warehouse.
 func openWarehouse(ctx context.Context, c Config) (*warehouse, error) {
 	if strings.HasPrefix(c.Warehouse, s3Scheme) {
 		return openBucket(ctx, c.Warehouse, c.S3)
@@ -86,6 +88,8 @@ const (
 	s3StallTimeout   = 30 * time.Second // between two bytes of a request or an answer
 )
 
+// openBucket prepares access to a warehouse in a bucket. It makes no request, so wrong credentials
+// only fail at the first access.
 func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	u, err := url.Parse(at)
 	if err != nil {
@@ -130,6 +134,7 @@ func openBucket(ctx context.Context, at string, c S3) (*warehouse, error) {
 	return w, nil
 }
 
+// close closes idle connections to the object store.
 func (w *warehouse) close() {
 	if w.client != nil {
 		w.client.CloseIdleConnections()
@@ -176,6 +181,7 @@ func (p placed) way(ctx context.Context) context.Context {
 	return utils.WithAwsConfig(ctx, p.aws)
 }
 
+// LoadTable loads a table whose file system is limited to its own folders.
 func (p placed) LoadTable(ctx context.Context, ident table.Identifier) (*table.Table, error) {
 	t, err := p.Catalog.LoadTable(p.way(ctx), ident)
 	if err != nil {
@@ -191,6 +197,7 @@ func (p placed) LoadTable(ctx context.Context, ident table.Identifier) (*table.T
 	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), fs, p), nil
 }
 
+// CommitTable adds the object store's settings to the context of a commit.
 func (p placed) CommitTable(ctx context.Context, ident table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
 	return p.Catalog.CommitTable(p.way(ctx), ident, reqs, updates)
 }

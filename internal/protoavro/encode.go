@@ -308,6 +308,8 @@ func (e element) encode(dst, value []byte, depth int) (_ []byte, whole bool, err
 
 func errTooLarge(v uint64) error { return fmt.Errorf("%d is beyond Avro's long", v) }
 
+// encodeVarint appends a value that is a varint on the wire. 32-bit kinds are truncated, as
+// Protobuf does.
 func (e element) encodeVarint(dst []byte, v uint64) (_ []byte, whole bool, err error) {
 	switch e.kind {
 	case boolKind:
@@ -357,6 +359,8 @@ func pair(content []byte) (first, second uint64, whole bool, err error) {
 	return first, second, whole, nil
 }
 
+// encodeTime appends a Timestamp in microseconds. It fails for fractions of a microsecond, which
+// would be lost.
 func encodeTime(dst, content []byte) (_ []byte, whole bool, err error) {
 	seconds, nanos, whole, err := pair(content)
 	if err != nil {

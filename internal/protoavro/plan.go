@@ -214,6 +214,7 @@ func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error)
 	return element{}, fmt.Errorf("type %q for Protobuf's %q is not one that Millrace writes", n.Type, declared)
 }
 
+// record compiles a record and its fields.
 func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	r := &record{name: fullName(n)}
 	c.records[r.name] = r // before its fields, which may refer to it
@@ -266,6 +267,7 @@ func isNullable(n *avro.SchemaNode, of string) bool {
 	return n.Type == "union" && len(n.Branches) == 2 && n.Branches[0].Type == "null" && (of == "" || n.Branches[1].Type == of)
 }
 
+// field compiles a field. oneofs assigns indices to the names of oneofs.
 func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, error) {
 	f := field{name: n.Name}
 	number, ok := n.Props[attrNumber].(int64)
@@ -328,6 +330,7 @@ func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
 	return numbers, nil
 }
 
+// checkMoney returns an error unless a record has the fields that encodeMoney writes.
 func checkMoney(n *avro.SchemaNode) error {
 	if len(n.Fields) == 2 && n.Fields[0].Name == "currency_code" && n.Fields[0].Type.Type == "string" && n.Fields[1].Name == "amount" {
 		if amount := n.Fields[1].Type; amount.Type == "bytes" && amount.LogicalType == "decimal" && amount.Scale == moneyScale {

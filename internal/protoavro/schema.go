@@ -110,10 +110,12 @@ type (
 
 func nullable(t any) []any { return []any{"null", t} }
 
+// deriver is the state of Schema.
 type deriver struct {
 	named map[protoreflect.FullName]bool // already defined, so a reference by name suffices
 }
 
+// record returns the record of a message.
 func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 	d.named[m.FullName()] = true
 	r := avroRecord{Type: "record", Name: string(m.Name()), Namespace: string(m.FullName().Parent()), Fields: []avroField{}}
@@ -149,6 +151,7 @@ func inWireOrder(m protoreflect.MessageDescriptor) []protoreflect.FieldDescripto
 	return fields
 }
 
+// field returns the record field of a message field.
 func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 	field := avroField{Name: string(f.Name()), Number: int32(f.Number())}
 	if pii, _ := proto.GetExtension(f.Options(), eventv1.E_Pii).(bool); pii {
@@ -240,6 +243,7 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 	}
 }
 
+// zeros are the JSON defaults of Avro types.
 var zeros = map[string]string{
 	"boolean": "false", "int": "0", "long": "0", "float": "0", "double": "0", "string": `""`, "bytes": `""`,
 }
@@ -254,6 +258,7 @@ func suggested(avroType string) kind {
 	return ""
 }
 
+// kindOf returns the kind of a field's values.
 func kindOf(f protoreflect.FieldDescriptor) kind {
 	switch {
 	case f.Kind() == protoreflect.MessageKind && (f.Message().FullName() == moneyName || f.Message().FullName() == protoreflect.FullName(timeKind)):

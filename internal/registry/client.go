@@ -152,6 +152,7 @@ func isNotFound(err error) bool {
 	return isAnswer(err) && errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound
 }
 
+// schema fetches a schema by id.
 func (c *Client) schema(ctx context.Context, id int) (sr.Schema, error) {
 	s, err := c.api.SchemaByID(ctx, id)
 	if err = c.outcome(ctx, err); err != nil {

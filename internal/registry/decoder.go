@@ -122,6 +122,7 @@ func (d *Decoder) Complete(ctx context.Context, r Record, envelope event.Event) 
 	return e, false, nil
 }
 
+// decode decodes a framed value and checks that it is the topic's message.
 func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byte, error) {
 	id, rest, err := cutFrame(value)
 	if err != nil {

@@ -31,6 +31,7 @@ func appendFrame(dst []byte, id int) []byte {
 
 var errFrame = errors.New("it begins like a value with a schema id, and ends before that is complete")
 
+// cutFrame splits a framed value into the schema's id and the rest.
 func cutFrame(value []byte) (id int, rest []byte, err error) {
 	if len(value) < frameSize {
 		return 0, nil, errFrame

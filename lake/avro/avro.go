@@ -133,6 +133,7 @@ type bounds struct {
 	of          string // what it represents, for errors
 }
 
+// Valid ranges of times that are stored without conversion, or as integers.
 var (
 	dayMillis   = &bounds{0, timeunit.MicrosPerDay/1000 - 1, "milliseconds of a day"}
 	dayMicros   = &bounds{0, timeunit.MicrosPerDay - 1, "microseconds of a day"}
@@ -218,6 +219,7 @@ func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Fi
 	return out, columns, distinct(path, columns)
 }
 
+// described joins a field's documentation and a remark.
 func described(doc, more string) string {
 	switch {
 	case doc == "":
@@ -245,6 +247,7 @@ func distinct(path string, fields []columnar.Field) error {
 // not support.
 const presentColumn = "_present"
 
+// group returns the struct for columns.
 func group(columns []columnar.Field) columnar.Struct {
 	if len(columns) == 0 {
 		columns = []columnar.Field{{Name: presentColumn, Type: iceberg.PrimitiveTypes.Bool, Doc: "true: the record is there, and has no fields"}}
@@ -302,6 +305,7 @@ func bounded(by *bounds) func(*node, columnar.Field, error) (*node, columnar.Fie
 	}
 }
 
+// primitive plans a type without parts, by its logical type if that is supported.
 func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 	of := func(k kind, t columnar.Type, doc string) (*node, columnar.Field, error) {
 		return &node{kind: k, size: n.Size, digits: n.Precision}, columnar.Field{Type: t, Doc: doc, Required: true}, nil

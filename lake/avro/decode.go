@@ -237,6 +237,7 @@ type fieldError struct {
 func (e *fieldError) Error() string { return e.path + ": " + e.err.Error() }
 func (e *fieldError) Unwrap() error { return e.err }
 
+// inField adds the field in which an error occurred to its path.
 func inField(name string, err error) error {
 	if e := (*fieldError)(nil); errors.As(err, &e) {
 		return &fieldError{join(name, e.path), e.err}
@@ -277,6 +278,7 @@ func (t *target) append(s *source) {
 	}
 }
 
+// union appends a value of a union: a struct with one field set.
 func (t *target) union(s *source) {
 	part := s.Long()
 	if s.Err != nil {
@@ -307,6 +309,8 @@ func (t *target) union(s *source) {
 	}
 }
 
+// opaqueValue appends a value of a recursive type as JSON. This uses the Avro library, since the
+// value has no fixed set of columns.
 func (t *target) opaqueValue(s *source) {
 	var v any
 	rest, err := t.opaque.Decode(s.Rest, &v)
@@ -323,6 +327,7 @@ func (t *target) opaqueValue(s *source) {
 	t.column.(*columnar.Bytes).Append(text)
 }
 
+// scalar appends a value without parts.
 func (t *target) scalar(s *source) {
 	switch t.kind {
 	case boolKind:
@@ -366,6 +371,7 @@ func (t *target) scalar(s *source) {
 	}
 }
 
+// integer appends an int or a long, after conversion to the column's unit.
 func (t *target) integer(s *source) {
 	v := s.Long()
 	if by := t.within; by != nil && s.Err == nil && (v < by.least || v > by.most) {
@@ -408,6 +414,7 @@ func (t *target) integer(s *source) {
 // units are the units of longs that are times, for errors.
 var units = map[kind]string{millisKind: "milliseconds", microsKind: "microseconds"}
 
+// uuid appends a UUID, which is 16 bytes or text in the canonical form with hyphens.
 func (t *target) uuid(s *source) {
 	col := t.column.(*columnar.Fixed)
 	if t.size == 16 {
@@ -432,6 +439,7 @@ func (t *target) uuid(s *source) {
 	col.Append(id[:])
 }
 
+// decimal appends a decimal, which is a big-endian two's complement number.
 func (t *target) decimal(s *source) {
 	n := int64(t.size)
 	if n == 0 {

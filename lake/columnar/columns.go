@@ -68,6 +68,7 @@ func New(fields []Field) (*Columns, error) {
 	return c, nil
 }
 
+// makeAll returns a column for each field.
 func (c *Columns) makeAll(fields []Field) ([]Column, error) {
 	out := make([]Column, len(fields))
 	for i, f := range fields {
@@ -80,6 +81,7 @@ func (c *Columns) makeAll(fields []Field) ([]Column, error) {
 	return out, nil
 }
 
+// makeColumn returns a column for a type, or an error if the type is not supported.
 func (c *Columns) makeColumn(t Type) (Column, error) {
 	inner, err := c.makeAll(Parts(t))
 	if err != nil {

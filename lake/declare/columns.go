@@ -19,12 +19,14 @@ type row struct {
 	n  int // rows since begin
 }
 
+// next returns the column of the next value.
 func (r *row) next() columnar.Column {
 	c := r.to.Column(r.at)
 	r.at++
 	return c
 }
 
+// begin starts a record: the first row, and the count of its rows.
 func (r *row) begin() { r.at, r.n = 0, 0 }
 
 // filled skips n columns that another writer has filled.
@@ -40,6 +42,8 @@ func (r *row) end() {
 	r.n++
 }
 
+// The following methods append one value each. The type assertions hold because the schema has
+// created the column for the same kind of value.
 func (r *row) string(v string) { r.next().(*columnar.Bytes).AppendString(v) }
 func (r *row) bytes(v []byte)  { r.next().(*columnar.Bytes).Append(v) }
 func (r *row) int32(v int32)   { r.next().(*columnar.Int32s).Append(v) }

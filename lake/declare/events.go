@@ -66,6 +66,7 @@ type eventDecoder struct {
 	message *wire.Decoder
 }
 
+// append writes the envelope and lets the message decoder fill the columns of the payload.
 func (d *eventDecoder) append(to *row, e event.Event) error {
 	to.string(e.ID.String())
 	to.string(e.Stream)
@@ -93,12 +94,15 @@ type batchReader struct {
 	err error
 }
 
+// fail keeps the first error.
 func (r *batchReader) fail(err error) {
 	if r.err == nil {
 		r.err = err
 	}
 }
 
+// strings, times and int64s return accessors for a column. After an error they return nil, and
+// ReadEvents returns the error instead of using them.
 func (r *batchReader) strings(name string) func(i int) string {
 	c, err := ColumnOf[*array.String](r.rec, name)
 	if err != nil {

@@ -67,6 +67,7 @@ type factDecoder[T any] struct {
 	rows     []T // reused
 }
 
+// append writes the rows of one event. It reuses the slice of the previous call.
 func (d *factDecoder[T]) append(to *row, e event.Event) (err error) {
 	if d.rows, err = d.make(e, d.rows[:0]); err != nil {
 		return err

@@ -77,6 +77,7 @@ func (s Schema[T]) fields() []columnar.Field {
 	return out
 }
 
+// moneyType is the type of all money columns.
 func moneyType() iceberg.Type { return iceberg.DecimalTypeOf(pricePrecision, priceScale) }
 
 // names returns the column names.

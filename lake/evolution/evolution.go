@@ -182,6 +182,7 @@ type change struct {
 	said []string
 }
 
+// say adds a change to the description of the step.
 func (c *change) say(format string, args ...any) {
 	c.said = append(c.said, fmt.Sprintf(format, args...))
 }
@@ -248,6 +249,7 @@ func (c *change) find(have []columnar.Field, w columnar.Field) int {
 	return slices.IndexFunc(have, func(h columnar.Field) bool { return c.keys[h.ID] == "" && h.Name == w.Name })
 }
 
+// identity describes how a column is identified, for errors.
 func (c *change) identity(f columnar.Field) string {
 	if key := c.keys[f.ID]; key != "" {
 		return "key " + key
@@ -371,6 +373,7 @@ func fieldsOf(fields []iceberg.NestedField) ([]columnar.Field, error) {
 	return out, nil
 }
 
+// typeOf converts an Iceberg type to this package's types.
 func typeOf(t iceberg.Type) (columnar.Type, error) {
 	switch t := t.(type) {
 	case *iceberg.StructType:

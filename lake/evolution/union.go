@@ -18,6 +18,7 @@ import (
 // *RefusedError.
 func Union(have, want []columnar.Field) ([]columnar.Field, error) { return union("", have, want) }
 
+// union implements Union for the fields of a struct at path at.
 func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 	all := append([]columnar.Field(nil), have...)
 	taken := make([]bool, len(have))
@@ -70,6 +71,7 @@ func union(at string, have, want []columnar.Field) ([]columnar.Field, error) {
 // former names follow. Rows of older schemas still use them.
 const formerKey = "was:"
 
+// formerNames returns the names that a column had before renames by aliases.
 func formerNames(f columnar.Field) []string {
 	if names, ok := strings.CutPrefix(f.Key, formerKey); ok {
 		return strings.Split(names, ",")
@@ -121,12 +123,14 @@ func Match(have, want []columnar.Field) []int {
 	return found
 }
 
+// unite returns a column that holds values of both fields.
 func unite(path string, h, w columnar.Field) (columnar.Field, error) {
 	t, err := wider(path, h.Type, w.Type)
 	h.Type, h.Required = t, h.Required && w.Required
 	return h, err
 }
 
+// wider returns a type that holds values of both types.
 func wider(path string, h, w columnar.Type) (columnar.Type, error) {
 	refused := &RefusedError{path, fmt.Sprintf("the table has %s and these rows have %s, which do not go into one column; call the field otherwise", h, w)}
 	switch h := h.(type) {

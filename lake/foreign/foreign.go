@@ -153,6 +153,7 @@ func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, opti
 	return t, nil
 }
 
+// protoRows are the Rows of a table declared by Proto.
 type protoRows struct {
 	message *wire.Decoder
 	place   place

@@ -39,6 +39,7 @@ func JSON(name lake.Name, topic string, times bool, options ...Option) declare.T
 	return t
 }
 
+// jsonRows are the Rows of a table declared by JSON. They implement declare.Grower.
 type jsonRows struct {
 	options infer.Options
 	objects *infer.Decoder

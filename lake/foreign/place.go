@@ -128,6 +128,7 @@ type headers struct {
 	names, bytes *columnar.Bytes
 }
 
+// headersIn returns the writer of the headers column, or nil if the column has another type.
 func headersIn(col columnar.Column) *headers {
 	pairs, ok := col.(*columnar.Maps)
 	if !ok {

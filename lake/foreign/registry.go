@@ -62,6 +62,7 @@ func Registered(
 	return t, nil
 }
 
+// firstMessage returns the name of the first message in a Protobuf schema.
 func firstMessage(ctx context.Context, s registry.Schema) (protoreflect.FullName, error) {
 	file, err := registry.CompileProto(ctx, s)
 	if err != nil {
@@ -153,6 +154,7 @@ func (l layout) free(fields []columnar.Field) error {
 	return nil
 }
 
+// compileProto prepares a Protobuf schema, which must have the table's message.
 func (s *schemas) compileProto(ctx context.Context, made *schema, registered registry.Schema) error {
 	file, err := registry.CompileProto(ctx, registered)
 	if err != nil {
@@ -179,6 +181,7 @@ func (s *schemas) refuse(of *schema, reason error) {
 	of.bad = fmt.Errorf("schema %d does not go into the table: %w", of.id, reason)
 }
 
+// reason returns why a schema's values cannot be landed, or nil.
 func (s *schemas) reason(of *schema) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -116,6 +116,7 @@ func keyOf(to columnar.Type, m *value) (s scalar, ok bool) {
 	return s, false
 }
 
+// whole converts an integer that fits into the given number of bits.
 func whole(v *value, bits int) (s scalar, ok bool) {
 	if v.kind != integer {
 		return s, false
@@ -124,6 +125,7 @@ func whole(v *value, bits int) (s scalar, ok bool) {
 	return scalar{number: n}, err == nil
 }
 
+// float converts a number that a float of the given size represents exactly.
 func float(v *value, bits int) (s scalar, ok bool) {
 	if v.kind != number && v.kind != integer {
 		return s, false

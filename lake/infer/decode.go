@@ -76,6 +76,8 @@ type target struct {
 	filled  uint64 // turn in which it was last filled
 }
 
+// bindGroup binds the fields of a struct. The keys of fields show which member of an object they
+// belong to.
 func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
 	g := &group{members: map[string]*member{}, folded: map[string]string{}}
 	for i, f := range fields {

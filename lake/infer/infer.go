@@ -120,6 +120,7 @@ func (o Options) reserves(name string) bool {
 	return taken(o.Extra) || slices.ContainsFunc(o.Reserved, taken)
 }
 
+// count returns the number of fields, including nested ones.
 func count(fields []columnar.Field) int {
 	n := len(fields)
 	for _, f := range fields {
@@ -237,6 +238,7 @@ func find(fields []columnar.Field, name string) (primary, doubles, json int) {
 	return primary, doubles, json
 }
 
+// add adds a column.
 func (g *grower) add(fields []columnar.Field, f columnar.Field) []columnar.Field {
 	g.changed = true
 	g.columns++ // its parts have already been counted

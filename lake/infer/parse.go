@@ -66,6 +66,7 @@ type parser struct {
 	err  error
 }
 
+// The following methods consume input. Validity was checked before, so they need not check bounds.
 func (p *parser) space() { p.rest = bytes.TrimLeft(p.rest, " \t\r\n") }
 
 func (p *parser) take(n int) []byte {
@@ -74,6 +75,7 @@ func (p *parser) take(n int) []byte {
 	return taken
 }
 
+// value parses the next value.
 func (p *parser) value() value {
 	p.space()
 	begin := p.rest
@@ -247,6 +249,8 @@ func isTime(v *value) bool {
 	return ok
 }
 
+// micros parses an RFC 3339 time as microseconds since 1970. More digits of a second are refused,
+// because they would be lost.
 func micros(v *value) (int64, bool) {
 	const least, most = len("2006-01-02T15:04:05Z"), len("2006-01-02T15:04:05.000000+00:00")
 	if !v.decoded || len(v.text) < least || len(v.text) > most || v.text[4] != '-' {

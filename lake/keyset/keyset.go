@@ -19,6 +19,8 @@ type Filter struct {
 	upTo map[int32]int64
 }
 
+// Parameters of the filter. Size and number of hashes are the usual optimum for the false positive
+// rate.
 const (
 	filterBits   = 10 // per key, for 1% false positives
 	filterHashes = 7

@@ -26,6 +26,7 @@ type batch struct {
 	after      time.Time          // when the previous commit finished
 }
 
+// newBatch returns an empty batch with a new commit id. after is the time of the previous commit.
 func newBatch(at *positions, after time.Time) *batch {
 	id := uuid.Must(uuid.NewV7()).String()
 	return &batch{id: id, positions: at, from: map[int32]int64{}, after: after,

@@ -20,6 +20,7 @@ type held struct {
 	err error
 }
 
+// grows reports whether the record waits for new columns.
 func (h *held) grows() bool { return h != nil && errors.Is(h.err, declare.ErrGrow) }
 
 // holds reports whether an error is not the record's fault, so that the record must wait instead of

@@ -120,12 +120,14 @@ type positions struct {
 	topicID string
 }
 
+// at returns the table's offset of a partition, and the topic's id.
 func (p *positions) at(partition int32) (next int64, topicID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.next[partition], p.topicID
 }
 
+// put updates offsets after a commit or a rebalance.
 func (p *positions) put(next map[int32]int64, topicID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,12 +135,14 @@ func (p *positions) put(next map[int32]int64, topicID string) {
 	p.topicID = topicID
 }
 
+// seenAt returns a partition's sequence. kept is false for tables that have no sequences.
 func (p *positions) seenAt(partition int32) (s event.Sequence, kept bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.seen[partition], p.seen != nil
 }
 
+// putSeen updates sequences, if the table has any.
 func (p *positions) putSeen(seen map[int32]event.Sequence) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -359,6 +363,7 @@ type sink struct {
 	upserts declare.Upserts
 }
 
+// newSink creates the sink for a table's columns.
 func newSink(t declare.Table, columns *columnar.Columns, values *registry.Decoder) (to sink, err error) {
 	if t.Keyed() {
 		to.upserts, err = t.Upserts(columns, values)

@@ -144,6 +144,7 @@ func landPartitions(ctx context.Context, l *lake.Lake, t declare.Table, c Config
 	return g.Wait()
 }
 
+// joined returns all faults as one error.
 func joined(all []*faults.TableError) error {
 	errs := make([]error, len(all))
 	for i, e := range all {
@@ -156,6 +157,7 @@ func joined(all []*faults.TableError) error {
 // the step.
 type hook func(ctx context.Context, table string, s step) error
 
+// step is a point in a landing at which tests inject failures.
 type step string
 
 const (

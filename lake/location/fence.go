@@ -29,6 +29,7 @@ type fenced struct {
 	beside   []string
 }
 
+// check returns an error for a file outside of the fence.
 func (f fenced) check(op, name string) error {
 	if Inside(f.location, name) {
 		return nil

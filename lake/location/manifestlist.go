@@ -18,6 +18,7 @@ import (
 // Prefix and suffix of the names of manifest lists, in iceberg-go as in Java.
 const listPrefix, listSuffix = "snap-", ".avro"
 
+// isManifestList reports whether a file is a manifest list, by its name.
 func isManifestList(name string) bool {
 	base := path.Base(name)
 	return strings.HasPrefix(base, listPrefix) && strings.HasSuffix(base, listSuffix)

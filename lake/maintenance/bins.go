@@ -179,6 +179,7 @@ func (r *run) pack(tasks []table.FileScanTask) []bin {
 	return bins
 }
 
+// sequence returns a file's data sequence number, which orders files by when their rows were added.
 func sequence(task table.FileScanTask) int64 {
 	if task.DataSequenceNumber == nil {
 		return 0

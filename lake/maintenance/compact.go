@@ -43,6 +43,8 @@ func Compact(ctx context.Context, load Load, c Config, progress func(Progress)) 
 	return r.compact(ctx)
 }
 
+// compact plans against one state of the table and then commits bin by bin. Each commit checks that
+// its files are still there.
 func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	began := time.Now()
 	defer func() { did.Took = time.Since(began) }()
@@ -245,6 +247,7 @@ func takeAll(ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], t
 	return nil
 }
 
+// pieceSize returns the number of bytes that a task reads.
 func pieceSize(task table.FileScanTask) int64 {
 	if task.Length > 0 {
 		return task.Length

@@ -28,6 +28,8 @@ func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
 	return r.expire(ctx)
 }
 
+// expire stages the expiry on the table's current state in every attempt, because other commits may
+// come first.
 func (r *run) expire(ctx context.Context) (did Expired, err error) {
 	t, err := r.look(ctx)
 	if err != nil {

@@ -67,6 +67,7 @@ type rowKeys struct {
 	ends []int
 }
 
+// at returns the key of row i.
 func (k rowKeys) at(i int) []byte {
 	begin := 0
 	if i > 0 {

@@ -57,6 +57,7 @@ type lease struct {
 	until time.Time
 }
 
+// name returns a unique file name that contains the lease.
 func (l lease) name() string {
 	return fmt.Sprintf("%s-%d-%d-%s%s", l.kind, l.of, l.until.UnixMilli(), uuid.NewString(), leaseSuffix)
 }

@@ -147,6 +147,7 @@ func (c *Config) fill() error {
 	return nil
 }
 
+// setDefault sets a value that is zero.
 func setDefault[T comparable](v *T, to T) {
 	var zero T
 	if *v == zero {
@@ -185,6 +186,7 @@ type run struct {
 	skipped  []string
 }
 
+// newRun validates the configuration and returns a run without a table loaded.
 func newRun(c Config, load Load, progress func(Progress)) (*run, error) {
 	if err := c.fill(); err != nil {
 		return nil, err
@@ -295,6 +297,7 @@ const (
 	stepOrphansRemoved     step = "orphans.removed"
 )
 
+// at calls the hook for a step, or without one the failpoint of that name.
 func (r *run) at(ctx context.Context, s step) error {
 	if r.hook != nil {
 		return r.hook(ctx, s)

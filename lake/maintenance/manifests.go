@@ -27,6 +27,8 @@ func RewriteManifests(ctx context.Context, load Load, c Config) (ManifestsMerged
 	return r.rewriteManifests(ctx)
 }
 
+// rewriteManifests merges the small manifests of the current snapshot, or rewrites all of them if
+// any lacks bounds.
 func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err error) {
 	t, err := r.look(ctx)
 	if err != nil {

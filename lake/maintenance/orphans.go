@@ -36,6 +36,8 @@ func RemoveOrphans(ctx context.Context, load Load, c Config, progress func(Progr
 	return r.removeOrphans(ctx)
 }
 
+// removeOrphans finds orphans, then reads the table again, and deletes those that are still
+// unreferenced.
 func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 	t, err := r.look(ctx)
 	if err != nil {

@@ -27,6 +27,7 @@ type replacement struct {
 	deadDeletes int // delete files removed by the last attempt
 }
 
+// newReplacement returns the replacement of the files in bins, planned on base.
 func newReplacement(base *table.Table, bins []bin, added []iceberg.DataFile) *replacement {
 	r := &replacement{sequence: base.CurrentSnapshot().SequenceNumber, old: map[string]bool{}, parts: map[string]bool{}, added: added}
 	for _, b := range bins {

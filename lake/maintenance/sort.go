@@ -85,6 +85,7 @@ func (s *sorter) sorted(each func(arrow.RecordBatch) error) error {
 	return s.merge(s.runs, each)
 }
 
+// close releases the pending batches.
 func (s *sorter) close() {
 	for _, rec := range s.pending {
 		rec.Release()
@@ -294,6 +295,7 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 	return nil
 }
 
+// open opens a run and reads its first batch.
 func (s *sorter) open(run string) (*source, error) {
 	f, err := os.Open(run) //nolint:gosec // a file of our own
 	if err != nil {

@@ -61,6 +61,8 @@ func (c *counting) ReadFrom(r stdio.Reader) (int64, error) {
 	return stdio.Copy(struct{ stdio.Writer }{c}, r)
 }
 
+// newWriter returns a writer for the files of a bin. memory is the budget of the whole compaction;
+// a row group gets an eighth of it at most.
 func newWriter(ctx context.Context, t *table.Table, b bin, sortID int, memory int64) (*writer, error) {
 	spec := t.Metadata().PartitionSpecByID(int(b.spec))
 	if spec == nil {
@@ -142,6 +144,7 @@ func (w *writer) failed(err error) error {
 	return fmt.Errorf("write data file %s: %w", w.location, err)
 }
 
+// open starts a new file under a unique name.
 func (w *writer) open() error {
 	ctx, abort := context.WithCancel(w.ctx)
 	files, err := writable(ctx, w.table)

@@ -136,6 +136,7 @@ func floatOf(v []byte) float64 {
 
 func compareFloats(a, b []byte) int { return cmp.Compare(floatOf(a), floatOf(b)) }
 
+// countNaNs returns the number of NaNs among encoded values.
 func countNaNs(values []byte, size int) (n int64) {
 	for ; len(values) > 0; values = values[size:] {
 		if v := floatOf(values[:size]); v != v {

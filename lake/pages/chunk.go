@@ -45,6 +45,7 @@ const (
 // dictionary is used.
 const recurrence = 2
 
+// newChunk returns the chunk of a leaf column.
 func newChunk(f columnar.Field, column *schema.Column) (*chunk, error) {
 	c := &chunk{column: column, id: f.ID, stats: bounds{of: column}}
 	switch column.PhysicalType() {
@@ -211,6 +212,7 @@ func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dicti
 	return m.Finish(info, c.coded > 0, c.coded > 0 && c.plain > 0, stats)
 }
 
+// statistics returns the chunk's statistics for the footer. Without any value they have no bounds.
 func (c *chunk) statistics() metadata.EncodedStatistics {
 	stats := metadata.EncodedStatistics{HasNullCount: true, NullCount: int64(c.nulls), Signed: c.column.SortOrder() == schema.SortSIGNED}
 	if c.stats.some {

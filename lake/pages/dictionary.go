@@ -40,8 +40,10 @@ type key struct {
 	size        uint32
 }
 
+// keyBytes is the maximum length of values that are compared by their keys alone.
 const keyBytes = 16
 
+// none is the entry at index 0. Its size differs from that of every key.
 var none = entry{size: math.MaxUint32}
 
 func (e *entry) is(k key) bool { return e.first == k.first && e.last == k.last && e.size == k.size }
@@ -140,6 +142,7 @@ func keyOf(b []byte, n int) key {
 	return key{binary.LittleEndian.Uint64(b) & mask, binary.LittleEndian.Uint64(b[max(n-8, 0):]) & mask, uint32(n)}
 }
 
+// place returns the hash of a key.
 func (k key) place() uint32 {
 	high, low := bits.Mul64(k.first^seed1, k.last^seed2)
 	return uint32(high ^ low)
@@ -172,6 +175,7 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	return n
 }
 
+// grow doubles the table, which keeps it at most half full.
 func (d *dictionary) grow() {
 	d.table = make([]uint32, 2*len(d.table))
 	mask := uint32(len(d.table) - 1)

@@ -20,6 +20,7 @@ const (
 	dictionaryPage = 2
 )
 
+// appendNumber appends the next field of a struct, a number.
 func appendNumber(b []byte, v int) []byte {
 	return binary.AppendVarint(append(b, thriftNext|thriftNumber), int64(v))
 }

@@ -38,6 +38,7 @@ type slots struct {
 	definition, repetition []uint8 // nil if all are 0
 }
 
+// at returns the levels of a slot.
 func (s slots) at(i int) (definition, repetition uint8) {
 	if s.definition != nil {
 		definition = s.definition[i]
@@ -54,6 +55,8 @@ type tree struct{ writer *Writer }
 // maxLevel limits the nesting. No message descriptor is nested deeper.
 const maxLevel = 250
 
+// node returns the node of a field within enclosing levels, and adds a chunk for each leaf. It
+// checks the levels against arrow-go's schema.
 func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 	n := &node{name: f.Name, levels: around, optional: !f.Required}
 	if n.optional {
@@ -118,6 +121,7 @@ func (n *node) write(s *shared, col columnar.Column, in slots) error {
 	return fmt.Errorf("it is a column of type %T", col)
 }
 
+// each writes the children of a node.
 func (n *node) each(s *shared, in slots, columns ...columnar.Column) error {
 	for i, child := range n.children {
 		if err := child.write(s, columns[i], in); err != nil { //nolint:gosec // a column has as many parts as its field

@@ -149,6 +149,7 @@ func (w *Writer) Write(rows *columnar.Columns) error {
 	return w.err
 }
 
+// column writes a page for each leaf of a column.
 func (w *Writer) column(root *node, col columnar.Column, rows int) error {
 	if col.Len() != rows {
 		return fmt.Errorf("it has %d values in %d rows", col.Len(), rows)
@@ -190,6 +191,7 @@ func (w *Writer) endGroup() {
 	w.group++
 }
 
+// write writes to the file, unless an earlier call failed.
 func (w *Writer) write(b []byte) {
 	if w.err != nil || len(b) == 0 {
 		return

@@ -67,6 +67,7 @@ func dropNulls(values []byte, width int, valid []byte) []byte {
 	return values[:to]
 }
 
+// appendBools appends booleans as bits, without those that are null.
 func appendBools(b, values, valid []byte, n int) []byte {
 	at := len(b)
 	b = append(b, values...)
@@ -110,6 +111,7 @@ func appendStrings(b []byte, col *columnar.Bytes, valid []byte) []byte {
 	return b
 }
 
+// atOnce is the length up to which a fixed number of bytes is copied.
 const atOnce = 16
 
 var errDecimal = errors.New("a number has more digits than the column")

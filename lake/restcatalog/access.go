@@ -129,6 +129,7 @@ func maySee(r *http.Request, namespace table.Identifier) error {
 	return nil
 }
 
+// denied returns the error for a missing right.
 func denied(c caller, needed Right) error {
 	return forbidden("%s", auth.Denied(c.name, auth.On(auth.Catalog, needed.String())))
 }
@@ -136,6 +137,7 @@ func denied(c caller, needed Right) error {
 // callerKey is the context key of the caller.
 type callerKey struct{}
 
+// callerOf returns the caller that admit has authenticated.
 func callerOf(r *http.Request) caller {
 	c, _ := r.Context().Value(callerKey{}).(caller) // the zero caller has no rights
 	return c

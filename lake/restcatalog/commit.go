@@ -27,6 +27,7 @@ type change struct {
 	updates      []table.Update
 }
 
+// changeRequest is the body of a commit. The lists are decoded separately, for better errors.
 type changeRequest struct {
 	Identifier   *identifier     `json:"identifier"`
 	Requirements json.RawMessage `json:"requirements"`
@@ -53,6 +54,7 @@ func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 	return change{ident, requirements, updates}, nil
 }
 
+// commitTable serves a commit to one table.
 func (s *Server) commitTable(w http.ResponseWriter, r *http.Request) error {
 	var body changeRequest
 	if err := read(r, &body); err != nil {
@@ -76,6 +78,7 @@ func (s *Server) commitTable(w http.ResponseWriter, r *http.Request) error {
 	}{plans[0].file, plans[0].metadata})
 }
 
+// commitTransaction serves an atomic commit to several tables. The caller needs rights to each.
 func (s *Server) commitTransaction(w http.ResponseWriter, r *http.Request) error {
 	changes, err := readTransaction(r)
 	if err != nil {
@@ -93,6 +96,8 @@ func (s *Server) commitTransaction(w http.ResponseWriter, r *http.Request) error
 	return nil
 }
 
+// readTransaction decodes a transaction. Each table may occur only once, since the order of changes
+// would otherwise matter.
 func readTransaction(r *http.Request) ([]change, error) {
 	var body struct {
 		Changes []changeRequest `json:"table-changes"`

@@ -144,6 +144,7 @@ func read(r *http.Request, into any) error {
 	return decode(b, into)
 }
 
+// decode decodes JSON and describes errors in terms of JSON.
 func decode(b []byte, into any) error {
 	if err := json.Unmarshal(b, into); err != nil {
 		return undecodable(b, "the body", err)
@@ -222,6 +223,7 @@ func validateGuarded(requirement table.Requirement, m table.Metadata) (err error
 	return requirement.Validate(m)
 }
 
+// guard converts a panic to a client error. It must be deferred.
 func guard(err *error) {
 	if p := recover(); p != nil {
 		*err = senseless("the request", fmt.Errorf("%v", p))

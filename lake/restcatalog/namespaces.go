@@ -43,11 +43,13 @@ func checkName(field string, parts ...string) error {
 	return nil
 }
 
+// namespaceAnswer is a namespace in request and response bodies.
 type namespaceAnswer struct {
 	Namespace  table.Identifier   `json:"namespace"`
 	Properties iceberg.Properties `json:"properties"`
 }
 
+// listNamespaces lists the direct children of a namespace, or the top-level namespaces.
 func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 	var parent table.Identifier
 	if p := r.URL.Query().Get("parent"); p != "" {
@@ -119,6 +121,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 	return keys[:size], base64.RawURLEncoding.EncodeToString([]byte(tokenPrefix + keys[size-1])), nil
 }
 
+// createNamespace creates a namespace.
 func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	var n namespaceAnswer
 	if err := read(r, &n); err != nil {
@@ -187,6 +190,8 @@ func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// dropNamespace drops a namespace, which must be empty. iceberg-go's catalog only checks for
+// tables, so nested namespaces are checked here.
 func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
 	// ListNamespaces includes n itself.
@@ -206,6 +211,7 @@ func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// updateNamespace sets and removes properties of a namespace.
 func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	var change struct {
 		Removals []string           `json:"removals"`
@@ -234,6 +240,7 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, summary)
 }
 
+// listViews returns an empty list: this catalog has no views.
 func (s *Server) listViews(w http.ResponseWriter, r *http.Request) error {
 	exists, err := s.config.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
 	if err == nil && !exists {

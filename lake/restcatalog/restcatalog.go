@@ -181,6 +181,7 @@ func (s *Server) route() {
 	}
 }
 
+// serve registers a handler with and without the configured prefix.
 func (s *Server) serve(method, path string, h handler) {
 	s.mux.Handle(method+" /v1"+path, s.answer(h))
 	if s.config.Prefix != "" {
@@ -210,6 +211,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller.name)
 }
 
+// statusWriter records the status of a response for the log.
 type statusWriter struct {
 	http.ResponseWriter
 	status int

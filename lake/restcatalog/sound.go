@@ -63,6 +63,7 @@ func newLineage(before table.Metadata, format int) lineage {
 	return l
 }
 
+// put records an existing snapshot.
 func (l *lineage) put(s table.Snapshot) {
 	l.there[s.SnapshotID] = s.SequenceNumber
 	l.parents[s.SnapshotID] = parentID(s)
@@ -71,6 +72,7 @@ func (l *lineage) put(s table.Snapshot) {
 // noParent is what some engines write instead of omitting the parent.
 const noParent = -1
 
+// parentID returns a snapshot's parent, or noParent.
 func parentID(s table.Snapshot) int64 {
 	if s.ParentSnapshotID == nil {
 		return noParent
@@ -219,6 +221,7 @@ func soundChange(before, after table.Metadata, now time.Time) error {
 	return nil
 }
 
+// lastPartitionID returns the highest id of a partition field, or 0.
 func lastPartitionID(m table.Metadata) int {
 	if last := m.LastPartitionSpecID(); last != nil {
 		return *last
@@ -324,6 +327,7 @@ func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) 
 	return nil
 }
 
+// soundType checks the parameters of a type.
 func soundType(t iceberg.Type) error {
 	switch t := t.(type) {
 	case nil:

@@ -71,6 +71,7 @@ func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect
 	return &SQL{db: db, postgres: dialect == sqlcatalog.Postgres, name: name, typed: slices.Contains(columns, "iceberg_type")}, nil
 }
 
+// resolveTimeout limits the check whether a commit with a lost answer has landed.
 const resolveTimeout = 5 * time.Second
 
 // Swap performs the moves in one transaction.
@@ -134,6 +135,7 @@ func (s *SQL) others(ctx context.Context, tx *sql.Tx, moves []Move, check func(c
 // Tables returns all tables of the catalog.
 func (s *SQL) Tables(ctx context.Context) ([]Placed, error) { return s.tables(ctx, s.db) }
 
+// tables lists tables, inside or outside of a transaction.
 func (s *SQL) tables(ctx context.Context, db interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }) (all []Placed, err error) {
@@ -183,6 +185,7 @@ func (s *SQL) landed(ctx context.Context, moves []Move) bool {
 
 const row = " WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?"
 
+// key returns the arguments of row for a move.
 func (s *SQL) key(m Move) []any {
 	return []any{s.name, namespaceKey(m.Table[:len(m.Table)-1]), m.Table[len(m.Table)-1]}
 }

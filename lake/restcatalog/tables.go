@@ -30,6 +30,7 @@ func (i identifier) full() table.Identifier {
 // tableOf returns the table in a request's path.
 func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r.PathValue("table")) }
 
+// listTables lists the tables of a namespace that the caller may read.
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 	n, caller := namespaceOf(r), callerOf(r)
 	if err := maySee(r, n); err != nil {
@@ -76,6 +77,7 @@ func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any
 	return reply(w, answer)
 }
 
+// loadTable serves a table's metadata, with all snapshots or only those of branches and tags.
 func (s *Server) loadTable(w http.ResponseWriter, r *http.Request) error {
 	refs := false
 	switch which := r.URL.Query().Get("snapshots"); which {
@@ -151,6 +153,7 @@ type createRequest struct {
 	Properties iceberg.Properties            `json:"properties"`
 }
 
+// createTable creates a table, or with stage-create only returns the metadata that it would have.
 func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	var c createRequest
 	if err := readGuarded(r, &c); err != nil {
@@ -310,6 +313,7 @@ func (s *Server) registrable(ctx context.Context, t *table.Table) error {
 	return soundTable(t.Metadata(), time.Now())
 }
 
+// dropTable drops a table. With purgeRequested it also deletes the files.
 func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	purge := false
 	if text := r.URL.Query().Get("purgeRequested"); text != "" {
@@ -360,6 +364,7 @@ func (s *Server) guard(name table.Identifier, before, after table.Metadata) erro
 	return nil
 }
 
+// renameTable renames a table. Its files stay where they are.
 func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	var c struct {
 		From *identifier `json:"source"`
@@ -399,6 +404,7 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// loadCredentials serves object store credentials for a table.
 func (s *Server) loadCredentials(w http.ResponseWriter, r *http.Request) error {
 	exists, err := s.config.Catalog.CheckTableExists(r.Context(), tableOf(r))
 	if err == nil && !exists {

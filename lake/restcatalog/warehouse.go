@@ -24,6 +24,7 @@ type warehouse struct {
 	storage Storage
 }
 
+// openWarehouse parses the warehouse's URL.
 func openWarehouse(at string, storage Storage) (warehouse, error) {
 	at = strings.TrimSuffix(at, "/")
 	w := warehouse{url: at, bucket: strings.HasPrefix(at, "s3://"), storage: storage}
@@ -90,6 +91,7 @@ const (
 	maxLocationBytes = 700
 )
 
+// unsafe matches characters that are not used in folder names.
 var unsafe = regexp.MustCompile(`[^\w.-]`)
 
 // tableLocation returns the location of a new table: a folder that no other table has, even if an
@@ -127,6 +129,7 @@ func (w warehouse) place() map[string]string {
 	return p
 }
 
+// credential are storage settings with credentials for locations under a prefix.
 type credential struct {
 	Prefix string            `json:"prefix"`
 	Config map[string]string `json:"config"`

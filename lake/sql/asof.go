@@ -59,6 +59,7 @@ func AsOf(l *lake.Lake, at lake.AsOf) Resolver {
 	}
 }
 
+// readAt converts states for the answer to a query.
 func readAt(states []lake.TableState) (read []ReadAt) {
 	for _, s := range states {
 		r := ReadAt{Table: s.Name, Taken: s.Taken, Topic: s.Topic, Offsets: s.Offsets}

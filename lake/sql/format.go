@@ -32,6 +32,8 @@ type format struct {
 	render     func(*answer) (io.ReadCloser, error) // nil: passed through unchanged
 }
 
+// formats are the supported output formats. The settings make ClickHouse's output portable: ISO
+// times, and numbers as JSON numbers.
 var formats = map[string]format{
 	FormatTable: {clickhouse: "JSONCompactStringsEachRowWithNamesAndTypes", render: renderTable, settings: with(jsonSettings, map[string]string{
 		"describe_compact_output": "1",
@@ -55,6 +57,7 @@ func with(base, more map[string]string) map[string]string {
 	return m
 }
 
+// numeric matches ClickHouse's names of numeric types, whose columns are right-aligned.
 var numeric = regexp.MustCompile(`^(?:Nullable\(|LowCardinality\()*(?:U?Int|Float|BFloat|Decimal)`)
 
 // renderTable reads the whole answer before it renders anything, so that a query that fails leaves

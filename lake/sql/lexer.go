@@ -91,6 +91,7 @@ const (
 	literal                  // string
 )
 
+// token is a range of bytes in the query.
 type token struct {
 	kind       tokenKind
 	start, end int

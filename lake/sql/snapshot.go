@@ -30,6 +30,7 @@ type snapshot struct {
 	queries  int              // running queries
 }
 
+// unscoped is the scope of snapshots for callers that may read everything.
 const unscoped = -1
 
 // others returns the tables of other namespaces, including refused ones.
@@ -139,6 +140,7 @@ func (s *snapshots) take(key string) *snapshot {
 	return snap
 }
 
+// release ends a query's use of a snapshot.
 func (s *snapshots) release(snap *snapshot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,6 +188,7 @@ func (s *snapshots) dropUnused(ctx context.Context) error {
 	return nil
 }
 
+// drop drops a snapshot's database.
 func (s *snapshots) drop(ctx context.Context, snap *snapshot) error {
 	return s.client.Exec(ctx, "DROP DATABASE IF EXISTS "+quoteName(snap.database), nil)
 }

@@ -132,6 +132,8 @@ func (s *SQL) tryRun(ctx context.Context, tables Tables, query, format string) (
 	return nil, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
+// run resolves the tables, acquires their snapshot, and starts the query in it. The answer holds
+// the snapshot until it is closed.
 func (s *SQL) run(ctx context.Context, resolve Tables, query, format string) (io.ReadCloser, error) {
 	f, ok := formats[format]
 	if !ok {
@@ -207,6 +209,8 @@ func gone(err error) bool {
 	return false
 }
 
+// Patterns of ClickHouse's error messages. They only improve messages: if one does not match, the
+// original text is shown.
 var (
 	unknownTable   = regexp.MustCompile("(?:Unknown table expression identifier '|Table )([^' ]+)(?:'| does not exist)")
 	neededGrant    = regexp.MustCompile(`it's necessary to have the grant (.*)$`)

@@ -80,6 +80,7 @@ type refusals struct {
 	by map[string]refusal
 }
 
+// refusal is the engine's reason to refuse a table, and when it last did.
 type refusal struct {
 	err error
 	at  time.Time

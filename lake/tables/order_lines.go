@@ -24,6 +24,7 @@ var OrderLines = declare.Facts[line]{
 	Rows:    func() func(event.Event, []line) ([]line, error) { return new(lineDecoder).lines },
 }.Table()
 
+// lineColumns are the columns of order_lines.
 var lineColumns = declare.Schema[line]{
 	{Name: "order_id", Doc: "UUID", Required: true, Of: func(l *line) any { return &l.orderID }},
 	{Name: "line", Doc: "number of the line in the order, from 1", Of: func(l *line) any { return &l.number }},

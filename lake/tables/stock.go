@@ -36,6 +36,7 @@ var stockMovements = declare.Facts[stockMovement]{
 	Rows:   func() func(event.Event, []stockMovement) ([]stockMovement, error) { return stockMoves },
 }.Table()
 
+// stockMovement is a row of stock_movements. Changes are signed quantities.
 type stockMovement struct {
 	sku, movement                  string
 	version, onHand, reserved      int64

@@ -29,6 +29,8 @@ func fits(planned, have []columnar.Field) error {
 	return nil
 }
 
+// typeFits returns an error unless a column has exactly the planned type, except that structs may
+// have more fields.
 func typeFits(planned, have columnar.Type) error {
 	switch p := planned.(type) {
 	case columnar.Struct:
@@ -51,6 +53,7 @@ func typeFits(planned, have columnar.Type) error {
 	return fmt.Errorf("the table has a column of type %s in place of %s", have, planned)
 }
 
+// indexOf returns the index of the field with an identity, or -1.
 func indexOf(fields []columnar.Field, identity string) int {
 	for i, f := range fields {
 		if f.Identity() == identity {

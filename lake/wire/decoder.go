@@ -248,6 +248,7 @@ func repeated(keys columnar.Column, start int) bool {
 // few is the number of values up to which comparing all pairs is faster than a map.
 const few = 16
 
+// twice reports whether any value occurs twice.
 func twice[T comparable](values []T) bool {
 	if len(values) <= few {
 		for i, v := range values {
@@ -266,6 +267,7 @@ func twice[T comparable](values []T) bool {
 	return len(seen) < len(values)
 }
 
+// twiceBytes is twice for strings from index start on.
 func twiceBytes(keys *columnar.Bytes, start int) bool {
 	n := keys.Len() - start
 	if n <= few {

@@ -59,6 +59,7 @@ func consumeTag(b []byte) (protowire.Number, protowire.Type, int) {
 	return number, typ, n
 }
 
+// reasons are descriptions of protowire's error codes, by negated code.
 var reasons = [...]string{
 	-badNumber: "a field number that none can have",
 	3:          "a number of more than 64 bits",
@@ -67,6 +68,7 @@ var reasons = [...]string{
 	6:          "groups are nested too deep",
 }
 
+// refusal returns an error for a value that does not fit its column.
 func refusal(format string, args ...any) error {
 	return &failure{err: fmt.Errorf(format, args...), refused: true}
 }

@@ -88,6 +88,8 @@ func (m *message) merged(out, b []byte) []byte {
 	return out
 }
 
+// isMessage reports whether the field's values are messages on the wire, including those stored as
+// scalars.
 func (f *field) isMessage() bool { return f.kind >= messageKind }
 
 // key returns a string that identifies the key of a map entry.
@@ -151,6 +153,8 @@ func check(md protoreflect.MessageDescriptor, b []byte, depth int) error {
 	return nil
 }
 
+// checkValue validates one field. Fields with another wire type than declared are unknown fields,
+// and thus valid.
 func checkValue(fd protoreflect.FieldDescriptor, typ protowire.Type, b []byte, depth int) error {
 	switch kind := fd.Kind(); {
 	case kind == protoreflect.GroupKind && typ == protowire.StartGroupType:

@@ -134,6 +134,7 @@ type enum struct {
 	otherwise int32 // default value of a field that cannot be null
 }
 
+// newEnum returns the names of an enum's values.
 func newEnum(fd protoreflect.FieldDescriptor) *enum {
 	e := &enum{others: map[int32]string{}}
 	if !fd.IsList() {

@@ -107,6 +107,8 @@ func varint(b []byte) (uint64, int) {
 	return v, bits.TrailingZeros64(ends)/8 + 1
 }
 
+// appendVarint, append32 and append64 append a scalar of the given wire type. Values are truncated
+// to the kind's size, as Protobuf does.
 func (f *field) appendVarint(v uint64) {
 	switch f.kind {
 	case boolKind:
@@ -253,6 +255,8 @@ func (d *Decoder) pair(b []byte, w protowire.Number) (p pair, err error) {
 
 const nanosPerUnit = 1_000_000_000
 
+// timestamp appends a Timestamp in microseconds. On refusal it appends null, so that the columns
+// keep equal lengths.
 func (d *Decoder) timestamp(f *field, b []byte) error {
 	p, err := d.pair(b, 1)
 	if err != nil {
@@ -267,6 +271,7 @@ func (d *Decoder) timestamp(f *field, b []byte) error {
 	return nil
 }
 
+// duration appends a Duration in nanoseconds.
 func (d *Decoder) duration(f *field, b []byte) error {
 	p, err := d.pair(b, 1)
 	if err != nil {
@@ -290,6 +295,7 @@ func (p pair) signsAgree() bool {
 	return p.nanos > -nanosPerUnit && p.nanos < nanosPerUnit && (p.whole <= 0 || p.nanos >= 0) && (p.whole >= 0 || p.nanos <= 0)
 }
 
+// money appends an amount and its currency, to two columns or to a struct.
 func (d *Decoder) money(f *field, b []byte) error {
 	p, err := d.pair(b, 2)
 	if err != nil {

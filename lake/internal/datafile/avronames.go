@@ -108,6 +108,8 @@ func renamePartitions(m table.Metadata) (table.Metadata, error) {
 	return metadataOfFields(fields)
 }
 
+// fieldsOfMetadata returns the metadata's JSON fields, for changes that iceberg-go's immutable type
+// does not allow.
 func fieldsOfMetadata(m table.Metadata) (map[string]json.RawMessage, error) {
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -120,6 +122,7 @@ func fieldsOfMetadata(m table.Metadata) (map[string]json.RawMessage, error) {
 	return fields, nil
 }
 
+// metadataOfFields is the inverse of fieldsOfMetadata.
 func metadataOfFields(fields map[string]json.RawMessage) (table.Metadata, error) {
 	b, err := json.Marshal(fields)
 	if err != nil {

@@ -61,6 +61,7 @@ type overlay struct {
 	files io.IO
 }
 
+// Open prefers files written to memory, and falls back to the table's files.
 func (o overlay) Open(name string) (io.File, error) {
 	if f, err := o.MemFS.Open(name); err == nil {
 		return f, nil
@@ -68,6 +69,7 @@ func (o overlay) Open(name string) (io.File, error) {
 	return o.files.Open(name)
 }
 
+// Remove does nothing: a rehearsal must not delete the table's files.
 func (o overlay) Remove(string) error { return nil }
 
 // writeSample writes and commits two rows.

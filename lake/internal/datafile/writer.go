@@ -139,6 +139,7 @@ func (w *Writer) Flush(name string, atLeast int) error {
 	return nil
 }
 
+// reset discards the buffered rows.
 func (w *Writer) reset() {
 	w.Columns.Reset()
 	w.bytes = 0
@@ -318,6 +319,8 @@ func (w *Writer) Close() error {
 // removeTimeout limits the removal of a file.
 const removeTimeout = 30 * time.Second
 
+// removeAt removes a file. A missing file is not an error. It ignores cancellation, because files
+// are also removed during a shutdown.
 func (w *Writer) removeAt(location string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), removeTimeout)
 	defer cancel()
@@ -338,6 +341,7 @@ type origin struct {
 	offset    *columnar.Int64s
 }
 
+// originOf returns the writer of the last three columns.
 func originOf(c *columnar.Columns) origin {
 	n := len(c.Fields())
 	return origin{c.Column(n - 3).(*columnar.Bytes), c.Column(n - 2).(*columnar.Int32s), c.Column(n - 1).(*columnar.Int64s)}
