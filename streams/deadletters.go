@@ -112,6 +112,7 @@ func shortened(r kafka.Record, headers int) kafka.Record {
 		case HeaderDeadLetterKey:
 			h.Value = h.Value[:min(len(h.Value), keptKey)]
 		default:
+			// The record's own headers are kept while they fit.
 			size := len(h.Key) + len(h.Value)
 			if size > headers {
 				continue

@@ -100,6 +100,8 @@ func (p *partition) leave(number uint64, applied, isEvent bool) {
 	}
 	if applied {
 		s := &p.slots[number-p.base]
+		// The offset is passed, but the watermark must not move to an event that the sink does not
+		// have.
 		if s.done = true; !isEvent {
 			s.pos = event.Position{}
 		}

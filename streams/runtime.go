@@ -231,6 +231,8 @@ func (r *Runtime) pushBack(ctx context.Context, it *item) error {
 	}
 	r.cfg.Logger.Warn("streams: the sink is slow or away; fetching is paused", "sink", r.cfg.Name)
 	paused := map[kafka.TopicPartition]*partition{}
+	// held are records that were fetched before the pause, in order. They go to their lanes one by
+	// one.
 	for held := []*item{it}; len(held) > 0 && ctx.Err() == nil; {
 		if !maps.Equal(paused, r.parts) { // at first, and after a rebalance, which resumes partitions
 			paused = maps.Clone(r.parts)

@@ -57,6 +57,7 @@ func (t *topicWatermarks) reached(key []byte, position event.Position) bool {
 			otherwise = *m
 		}
 	}
+	// The event's partition is the one that its key leads to with the number of that time.
 	for id, m := range t.partitions {
 		partitions := cmp.Or(m.applied.Partitions, otherwise.applied.Partitions, int32(len(t.partitions)))
 		if m.applied.Watermark.Compare(position) >= 0 && kafka.Partition(key, partitions) == id {

@@ -56,6 +56,7 @@ func (r *Runtime) work(ctx context.Context, lane <-chan *item) {
 		case it := <-lane:
 			batch = append(batch[:0], it)
 		}
+		// Take what is waiting now, without waiting for more.
 		for more := true; more && len(batch) < r.cfg.Batch; {
 			select {
 			case it := <-lane:

@@ -60,6 +60,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	for _, s := range slices.Concat(goods, trade) {
 		p.total += len(s)
 	}
+	// Orders need the products and customers, so these come first.
 	if err := p.playAll(ctx, goods); err != nil {
 		return p.result, err
 	}
@@ -97,6 +98,7 @@ func (p *player) playAll(ctx context.Context, stories []story) error {
 func (p *player) play(ctx context.Context, s story, last bool) error {
 	for _, command := range s {
 		receipt, err := p.server.Send(ctx, command)
+		// A refusal is a result. Any other error ends the demo.
 		if _, refused := client.Refusal(err); err != nil && !refused {
 			return fmt.Errorf("demo: %s: %w", client.Name(command), err)
 		}

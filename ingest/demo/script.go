@@ -130,10 +130,12 @@ func (w *writer) order(n int, people []person, last bool) story {
 	place := &orderv1.PlaceOrderRequest{
 		OrderId: id, Reference: reference, Currency: currency, Country: "GB", IdempotencyKey: w.key("place", reference),
 	}
+	// One in five orders is a guest's.
 	if guest := w.rand.IntN(5) == 0; !guest {
 		p := people[w.rand.IntN(len(people))]
 		place.CustomerId, place.Country = &p.id, p.address.GetCountry()
 	}
+	// The minimum of two numbers makes small orders more likely.
 	lines := 1 + min(w.rand.IntN(5), w.rand.IntN(6))
 	var held, taken, freed story // reservations, and their commits and releases
 	for line, at := range w.rand.Perm(len(products) - 1)[:lines] {
@@ -150,6 +152,7 @@ func (w *writer) order(n int, people []person, last bool) story {
 		place.Lines = append(place.Lines, delivery.line(1))
 	}
 	s := append(story{place}, held...)
+	// 70 % are confirmed, 15 % are cancelled, and the rest remain open.
 	switch fate := w.rand.IntN(20); {
 	case fate < 14 || last:
 		s = append(s, &orderv1.ConfirmOrderRequest{OrderId: id, IdempotencyKey: w.key("confirm", reference)})

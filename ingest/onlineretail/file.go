@@ -53,6 +53,7 @@ func open(ctx context.Context, path string) (_ *source, err error) {
 			err = errors.Join(fmt.Errorf("%s: %w", path, err), reader.Close())
 		}
 	}()
+	// Read only the needed columns.
 	var leaves []int
 	for _, c := range columns {
 		leaf := reader.MetaData().Schema.ColumnIndexByName(c.name)

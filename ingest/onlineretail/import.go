@@ -149,6 +149,7 @@ func (im *importer) send(ctx context.Context, w window) error {
 
 // sendAll sends the commands of different streams concurrently, and those of one stream in order.
 func (im *importer) sendAll(ctx context.Context, commands []command) error {
+	// One queue per stream keeps its commands in order. The index is the stream's queue.
 	streams := map[string]int{}
 	var queues [][]command
 	for _, c := range commands {

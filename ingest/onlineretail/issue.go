@@ -32,6 +32,7 @@ func (im *importer) issue(ctx context.Context, c command) (outcome, error) {
 	if !ok {
 		return outcome{}, err
 	}
+	// An earlier import with another limit sent the same key with other lines.
 	if refusal.GetRule() == ruleKeyReused {
 		switch r := c.request.(type) {
 		case *orderv1.PlaceOrderRequest:

@@ -214,6 +214,7 @@ func (p *planner) sell(r row, customer string) {
 		return
 	}
 	i, ok := p.invoices[r.invoice]
+	// An order has one customer, so such a line cannot be added.
 	if ok && i.customer != customer {
 		p.reject(r, reasonCustomer)
 		return
@@ -255,6 +256,7 @@ func (p *planner) charge(r row, item *product, price *money.Money) {
 	default:
 		item.otherPrice, item.otherSales = r.price, 1
 	}
+	// The first price of a product is set at once.
 	if item.price != 0 && item.otherSales < priceAfter {
 		return
 	}
@@ -306,6 +308,7 @@ func (p *planner) correct(r row) {
 // later ones add lines to it.
 func (p *planner) order(i *invoice) {
 	for len(i.pending) > 0 {
+		// A large invoice is split into several commands.
 		n := min(len(i.pending), mostLines)
 		p.window.orders = append(p.window.orders, command{"order/" + i.orderID, i.request(i.pending[:n]), i.lines[:n]})
 		i.planned += n

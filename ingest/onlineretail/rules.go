@@ -74,6 +74,7 @@ const (
 func classify(r row) (meaning, string) {
 	guest := math.IsNaN(r.customer)
 	switch {
+	// The shop marks cancellations by their invoice number.
 	case strings.HasPrefix(r.invoice, "C"):
 		return neither, reasonCancelled
 	case r.price < 0:

@@ -47,6 +47,7 @@ func (t *Tokens) Access(token string) (name string, until time.Time, err error) 
 	}
 	said, signature := rest[:at], rest[at+1:]
 	for _, c := range t.current() {
+		// The signature also proves the caller: each caller's key is its own token.
 		if hmac.Equal([]byte(c.sign(said)), []byte(signature)) {
 			until, err := expiry(said)
 			return c.name, until, err

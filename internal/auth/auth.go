@@ -121,6 +121,7 @@ func (t *Tokens) current() []caller {
 		if info, err := os.Stat(t.path); err == nil && !info.ModTime().Equal(t.changed) {
 			if err := t.read(); err != nil {
 				t.logger.Error("the tokens stay as they were", "error", err)
+				// Remember the bad file, so that it is reported once and not at every request.
 				t.changed = info.ModTime()
 			}
 		}

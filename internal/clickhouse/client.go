@@ -267,6 +267,7 @@ func (a *answer) fill() {
 		a.told()
 		return
 	}
+	// An orderly end can still have an error before it: with the tag at the very end.
 	if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		a.err = io.EOF
 		if a.tag == "" || !bytes.HasSuffix(a.buf, []byte(" "+a.tag+"\r\n__exception__\r\n")) {

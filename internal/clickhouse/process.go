@@ -86,6 +86,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for the engine: %w", err), removeAll(temporary))
 	}
+	// The password is new at each start and known to this process and its children only.
 	password := rand.Text()
 	running, stop := context.WithCancel(context.Background())
 	e := &Engine{

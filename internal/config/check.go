@@ -94,6 +94,7 @@ func (c Config) CheckClient() error {
 		bad("auth.rights: nobody is asked who they are: name the callers' tokens in auth.tokens")
 	}
 	c.Kafka.check(bad)
+	// Other codecs than plain store schema ids, which only a registry can resolve.
 	for _, codec := range append(slices.Collect(maps.Values(c.Kafka.Codecs)), c.Kafka.Codec) {
 		if codec != "plain" && c.Registry.URL == "" {
 			bad("registry.url: the codec %s needs a registry", codec)
@@ -106,6 +107,7 @@ func (c Config) CheckClient() error {
 		{"search.elasticsearch", c.Search.Elasticsearch, "search.password"}, {"clickhouse.url", c.ClickHouse.URL, "clickhouse.password"},
 		{"lake.s3.endpoint", c.Lake.S3.Endpoint, "lake.s3.secret_key"},
 	} {
+		// These values appear in logs and in `millrace config`. Secrets do not.
 		if hasPassword(a.value) {
 			bad("%s: it holds a password, and is printed: put that into %s", a.key, a.secret)
 		}

@@ -255,6 +255,7 @@ func Default() Config {
 // errors.
 func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 	c := Default()
+	// Only the default file may be missing.
 	optional := path == ""
 	if optional {
 		path = "millrace.yaml"
@@ -265,6 +266,7 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 		return c, fmt.Errorf("configuration: %w", err)
 	default:
 		d := yaml.NewDecoder(bytes.NewReader(b))
+		// A misspelled key must not be ignored silently.
 		d.KnownFields(true)
 		if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 			return c, fmt.Errorf("configuration %s: %w (`millrace config` prints every key)", path, err)
@@ -280,6 +282,7 @@ func Load(path string, lookupEnv func(string) (string, bool)) (Config, error) {
 func override(v reflect.Value, prefix string, lookupEnv func(string) (string, bool)) error {
 	for i := range v.NumField() {
 		f, name := v.Field(i), prefix+strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
+		// A secret has two variables. The value takes precedence over the file.
 		if secret, ok := f.Addr().Interface().(*Secret); ok {
 			if path, ok := lookupEnv(name + "_FILE"); ok {
 				*secret = SecretFile(path)

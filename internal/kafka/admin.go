@@ -120,6 +120,7 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics ...Topic) error {
 		return fmt.Errorf("kafka: create topics: %w", err)
 	}
 	for _, r := range results {
+		// Existing topics are fine; their partitions are checked below.
 		if c := r.Error.Code(); c != kafka.ErrNoError && c != kafka.ErrTopicAlreadyExists {
 			return fmt.Errorf("kafka: create topic %s: %w", r.Topic, r.Error)
 		}
@@ -205,6 +206,7 @@ func (a *Admin) Topic(ctx context.Context, name string) (TopicInfo, error) {
 		return TopicInfo{}, fmt.Errorf("kafka: topic %s: %w", name, t.Error)
 	}
 	info := TopicInfo{Partitions: int32(len(t.Partitions))}
+	// Brokers without topic ids return zero.
 	if t.TopicID.GetMostSignificantBits() != 0 || t.TopicID.GetLeastSignificantBits() != 0 {
 		info.ID = t.TopicID.String()
 	}
@@ -271,6 +273,7 @@ func (a *Admin) askOffsets(ctx context.Context, topic string, spec kafka.OffsetS
 		}
 		offsets[tp.Partition] = int64(info.Offset)
 	}
+	// Callers rely on having every partition.
 	if len(offsets) != int(n) {
 		return nil, fmt.Errorf("kafka: offsets of topic %s: %d answers for %d partitions", topic, len(offsets), n)
 	}

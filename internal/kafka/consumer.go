@@ -180,6 +180,7 @@ func (c *Consumer) Poll(timeout time.Duration) (*Message, error) {
 		c.stands(m.TopicPartition, m.Offset)
 		return &m, nil
 	case kafka.Error:
+		// A fatal error means that this client cannot work any more.
 		if e.IsFatal() {
 			return nil, fmt.Errorf("kafka: group %s: %w", c.cfg.Group, e)
 		}

@@ -109,6 +109,7 @@ func read(ctx context.Context, c *kafka.Consumer, assigned []kafka.TopicPartitio
 			if int64(e.Offset) > furthest[e.Partition] { // it is repeated while a transaction is open
 				moved, furthest[e.Partition] = time.Now(), int64(e.Offset)
 			}
+			// The partition may end with markers, which are never delivered as records.
 			if end, ok := left[e.Partition]; ok && int64(e.Offset) >= end {
 				delete(left, e.Partition)
 			}

@@ -34,6 +34,7 @@ func (a *Admin) RemakeTopics(ctx context.Context, topics ...Topic) error {
 	var names []string
 	for _, t := range topics {
 		info, err := a.Topic(ctx, t.Name)
+		// There is nothing to delete.
 		if errors.Is(err, ErrUnknownTopic) {
 			continue
 		}

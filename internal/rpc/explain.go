@@ -78,6 +78,7 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 		fd = md.Fields().ByTextName(key)
 	}
 	if fd == nil {
+		// protojson has ignored this field, too, so it is not the fault.
 		if !x.strict {
 			return nil
 		}
@@ -87,10 +88,12 @@ func (x *explainer) member(path, key string, value json.RawMessage, md protorefl
 	if given[fd.Name()] {
 		return &fieldError{path, "it is given twice"}
 	}
+	// Fields can have two names in JSON, so duplicates are compared by the contract's name.
 	given[fd.Name()] = true
 	if string(value) == "null" {
 		return nil
 	}
+	// Synthetic oneofs only mark optional fields.
 	if oneof := fd.ContainingOneof(); oneof != nil && !oneof.IsSynthetic() {
 		if given[oneof.Name()] {
 			return &fieldError{path, "another field of the choice " + string(oneof.Name()) + " is given, too"}
@@ -126,6 +129,7 @@ func (x *explainer) value(path string, value json.RawMessage, fd protoreflect.Fi
 // scalar asks protojson about this one field.
 func (x *explainer) scalar(path string, value json.RawMessage, fd protoreflect.FieldDescriptor) error {
 	if fd.IsList() {
+		// protojson expects a list for this field, so wrap the single element.
 		value = append(append([]byte{'['}, value...), ']')
 	}
 	alone := fmt.Appendf(nil, "{%q:%s}", fd.JSONName(), value)
@@ -240,6 +244,7 @@ func edits(a, b string) int {
 		row[j] = j
 	}
 	for i := range len(a) {
+		// row is the previous row of the distance matrix, overwritten from left to right.
 		diagonal := row[0]
 		row[0] = i + 1
 		for j := range len(b) {

@@ -46,6 +46,7 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 		fd := md.Fields().Get(i)
 		s := step{field: fd}
 		switch {
+		// Maps are left as they are.
 		case fd.IsMap():
 		case fd.Message() != nil && fd.Message().FullName() == "google.type.Money":
 			s.do = checkMoney
@@ -142,6 +143,7 @@ type place struct {
 // message applies a plan to a message.
 func (e *edge) message(m protoreflect.Message, plan []step, path []place) {
 	for _, s := range plan {
+		// Missing fields are left to the rules of validation.
 		if !m.Has(s.field) {
 			continue
 		}

@@ -138,6 +138,7 @@ func (f *frames) see(p []byte) *connect.Error {
 		if f.have < len(f.head) {
 			break
 		}
+		// The head is complete: the next bytes are the message.
 		f.have = 0
 		f.left = binary.BigEndian.Uint32(f.head[1:])
 		switch flags := f.head[0]; {

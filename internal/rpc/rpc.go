@@ -159,8 +159,10 @@ func (d door) validate(message any) error {
 	if !ok {
 		return nil
 	}
+	// Convert before validating, so that the rules apply to the canonical form.
 	refused := identify(m, d.currencies)
 	now := d.clock()
+	// Rules compare times with now. Moving now allows for clients' clocks.
 	latest := timestamppb.New(now.Add(d.leeway))
 	err := protovalidate.Validate(m, protovalidate.WithNowFunc(func() *timestamppb.Timestamp { return latest }))
 	var invalid *protovalidate.ValidationError

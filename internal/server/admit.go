@@ -17,6 +17,7 @@ const maxHeld = 4<<20 + 1<<10
 func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseWriter, *http.Request, error), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := class(r)
+		// Refuse before reading the body.
 		if !g.Admits(c) {
 			refuse(w, r, ErrOverloaded)
 			return
@@ -24,6 +25,7 @@ func (g *Gate) Admit(class func(*http.Request) Class, refuse func(http.ResponseW
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = readAhead(r.Body)
 		}
+		// The body has arrived, so the place is held for the work only.
 		leave, err := g.Enter(r.Context(), c)
 		if err != nil {
 			refuse(w, r, err)

@@ -39,6 +39,7 @@ func (b *Bodies) Guard(next http.Handler) http.Handler {
 		out := &writer{ResponseWriter: w, control: http.NewResponseController(w)}
 		if r.Body != nil && r.Body != http.NoBody {
 			in := &body{ReadCloser: r.Body, all: b, control: out.control, stream: b.Stream != nil && b.Stream(r)}
+			// The bytes count until the handler has returned.
 			defer func() { b.held.Add(-in.read.Load()) }()
 			in.bound()
 			r.Body = in

@@ -87,6 +87,7 @@ func (s *conns) admit(c net.Conn) net.Conn {
 func (s *conns) makeRoom(address string) (victims []*conn, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// The address has used its share: only one of its own connections may be closed for it.
 	if s.from[address] >= s.limits.PerAddress {
 		v := s.longestIdle(func(c *conn) bool { return c.address == address })
 		if v == nil {

@@ -108,6 +108,7 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 	if g.waiting == 0 {
 		g.empty = now
 	}
+	// Nothing queues and there is room: admit at once.
 	if g.waiting == 0 && g.running < g.room(c) && !g.outranked(c, now) {
 		g.running++
 		return nil, 0, nil
@@ -129,6 +130,7 @@ func (g *Gate) queue(c Class) (w *waiter, wait time.Duration, err error) {
 // free.
 func (g *Gate) bears(c Class, now time.Time) time.Duration {
 	wait := patience[c]
+	// The queue has not been empty for a while: it is standing.
 	if now.Sub(g.empty) > standing {
 		wait = target[c]
 	}
@@ -192,6 +194,7 @@ func (g *Gate) abandon(w *waiter, c Class, why error) bool {
 	g.queues[c].Remove(w.place)
 	w.place = nil
 	g.waiting--
+	// A client that has given up was not refused.
 	if errors.Is(why, ErrOverloaded) {
 		g.turnAway(c, time.Now())
 	}

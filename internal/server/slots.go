@@ -128,6 +128,7 @@ func (s *Slots) forget(name string) {
 
 // next assigns free slots.
 func (s *Slots) next() {
+	// No caller gets more than half, rounded up.
 	share := (s.most + 1) / 2
 	for s.running < s.most {
 		var best *caller

@@ -74,9 +74,11 @@ func (i *identity) check(ctx context.Context, conn querier) error {
 		return fmt.Errorf("%w: the store of %s in schema %s had the epoch %s and has %s: %s",
 			eventstore.ErrReplaced, i.aggregate.Name, i.schema, epoch, now, i.remedy())
 	}
+	// An empty store has nothing to lose.
 	if newest.IsZero() {
 		return nil
 	}
+	// One event suffices: a server that has it has all earlier ones.
 	var has bool
 	if err := conn.QueryRow(ctx, selectHas, newest.Transaction, bigint(newest.Sequence), id).Scan(&has); err != nil {
 		return fmt.Errorf("look for the newest event of the store of %s: %w", i.aggregate.Name, err)

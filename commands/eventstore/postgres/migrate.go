@@ -101,6 +101,7 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 	if err != nil {
 		return err
 	}
+	// All migrations are in one transaction, so an interrupted one leaves nothing.
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", "millrace "+schema); err != nil {
 			return fmt.Errorf("wait for other instances' migration: %w", err)

@@ -76,6 +76,7 @@ func newRows(calls []*adapter.Call) *rows {
 			r.withoutEvents = true
 		}
 		if a := &c.Batch.Answer; a.Key != "" {
+			// 0 means that the answer has the position of the store's newest event.
 			place := int64(0)
 			if events > 0 {
 				place = int64(len(r.callOfEvent))

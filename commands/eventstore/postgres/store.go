@@ -120,6 +120,7 @@ func (o options) parse(conn string, aggregate event.Aggregate) (*pgxpool.Config,
 	if config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = connectTimeout
 	}
+	// The statements name no schema. This makes them use the store's.
 	config.ConnConfig.RuntimeParams["search_path"] = pgx.Identifier{o.schema}.Sanitize()
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "millrace " + aggregate.Service
@@ -155,6 +156,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 		return err
 	}
 	config.AfterConnect = s.connected
+	// The writer has a pool of one connection, which reconnects by itself.
 	alone := config.Copy()
 	alone.MaxConns, alone.MinConns, alone.MinIdleConns = 1, 0, 0
 	writes, err := pgxpool.NewWithConfig(ctx, alone)
@@ -253,6 +255,7 @@ next:
 			clashing = append(clashing, c)
 			continue
 		}
+		// Snapshots count, too: one statement cannot update a row twice.
 		touched := make([]string, 0, len(c.Batch.Streams)+len(c.Batch.Snapshots))
 		for _, s := range c.Batch.Streams {
 			touched = append(touched, s.Stream)

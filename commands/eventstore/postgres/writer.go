@@ -103,6 +103,7 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 	var b pgx.Batch
 	positions, stored, answered := make([]event.Position, len(calls)), make([]int, len(calls)), make([]bool, len(calls))
 	var last event.Position // last event of the transaction
+	// The statements are pipelined. This is the first of two round trips.
 	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	if len(r.events.position) > 0 {
 		b.Queue(insertEvents, r.events.args()...).Query(func(got pgx.Rows) error {
@@ -164,9 +165,11 @@ func (w *writer) try(ctx context.Context, calls []*adapter.Call, r *rows) (posit
 		}
 		return nil, lost, nil
 	}
+	// The second round trip. If its answer is lost, the transaction may be committed.
 	if _, err := conn.Exec(ctx, "COMMIT"); err != nil {
 		return nil, nil, fmt.Errorf("commit, may be stored (the idempotency key tells): %w", err)
 	}
+	// From now on, a server without this event is refused.
 	if last.Sequence > 0 {
 		w.stored(last, r.events.id[last.Sequence-1])
 	}

@@ -130,6 +130,7 @@ func (r *reader) known(ctx context.Context, events []event.Event) ([]bool, error
 		if err != nil {
 			return nil, fmt.Errorf("look for version %d of stream %q: %w", e.Version, e.Stream, err)
 		}
+		// A store that lost events may have other events at the same versions or positions.
 		known[i] = bytes.Equal(id, e.ID[:]) && at == e.Position
 	}
 	return known, nil

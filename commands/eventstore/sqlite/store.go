@@ -136,6 +136,8 @@ func migrate(ctx context.Context, db *sql.DB, aggregate event.Aggregate) error {
 	if err := tx.QueryRowContext(ctx, "SELECT aggregate FROM store").Scan(&owner); err != nil {
 		return fmt.Errorf("read whose store it is: %w", err)
 	}
+	// A file that is opened for the wrong service must not be changed. The transaction is rolled
+	// back.
 	if owner != aggregate.Name {
 		return fmt.Errorf("it holds the events of %q, not of %q: give each service a file of its own", owner, aggregate.Name)
 	}
@@ -318,6 +320,7 @@ func (s *Store) Close() error {
 	if !s.gate.Close() {
 		return nil
 	}
+	// All calls have ended, so no Append can follow.
 	s.appends.Stop()
 	if err := s.closeFiles(); err != nil {
 		return fmt.Errorf("close event store of %s: %w", s.aggregate.Name, err)

@@ -71,6 +71,7 @@ type outcome struct {
 // the last event. After an error nothing of the group is stored. It ignores the callers' contexts,
 // because the group belongs to all of them.
 func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, err error) {
+	// The group belongs to all callers, so no caller's context may abort it.
 	ctx := context.Background()
 	if _, err := w.begin.ExecContext(ctx); err != nil {
 		return nil, 0, fmt.Errorf("begin: %w", err)
@@ -96,6 +97,7 @@ func (w *writer) store(group []*adapter.Call) (outcomes []outcome, head int64, e
 // append checks a batch before it writes anything, so a refused batch leaves nothing in the
 // transaction.
 func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, error) {
+	// The answer comes first: a retried command would conflict with its own events.
 	if b.Answer.Key != "" {
 		first, answered, err := loadAnswer(ctx, w.answer, b.Answer.Key)
 		if err != nil {
@@ -111,6 +113,8 @@ func (w *writer) append(ctx context.Context, b *eventstore.Batch) (outcome, erro
 		if err := w.version.QueryRowContext(ctx, s.Stream).Scan(&actual); err != nil {
 			return outcome{}, fmt.Errorf("read the version of stream %q: %w", s.Stream, err)
 		}
+		// Versions without gaps follow from this check, because the transaction holds the write
+		// lock.
 		if actual != s.ExpectedVersion {
 			return outcome{refused: &eventstore.ConflictError{Stream: s.Stream, Expected: s.ExpectedVersion, Actual: actual}}, nil
 		}
@@ -129,6 +133,7 @@ func (w *writer) write(ctx context.Context, b *eventstore.Batch) (last int64, er
 			}
 		}
 	}
+	// A batch without events depends on everything that is stored now.
 	if last == 0 {
 		if err := w.head.QueryRowContext(ctx).Scan(&last); err != nil {
 			return 0, fmt.Errorf("read the head: %w", err)

@@ -139,6 +139,7 @@ func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
+	// The kernel releases the lock when the process ends, even if it is killed.
 	l := flock.New(filepath.Join(dir, "lock"))
 	if _, err := l.TryLockContext(ctx, 20*time.Millisecond); err != nil {
 		return nil, fmt.Errorf("another engine runs on %s: %w", dir, err)

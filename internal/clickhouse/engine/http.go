@@ -123,6 +123,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	if req.user == "" {
 		req.user = clickhouse.Admin
 	}
+	// All users have the same password. The user decides the rights only.
 	known := req.user == clickhouse.Admin || clickhouse.IsReader(req.user)
 	if subtle.ConstantTimeCompare([]byte(password), []byte(s.password)) != 1 || !known {
 		return req, &clickhouse.Error{Code: clickhouse.CodeAuthentication, Name: "AUTHENTICATION_FAILED", Message: req.user + ": Authentication failed: password is incorrect, or there is no user with such name."}

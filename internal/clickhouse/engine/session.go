@@ -62,6 +62,7 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 			return err
 		}
 	}
+	// From here on, the query ends when its client is gone.
 	defer s.killWhenDone(ctx, r.id)()
 	if streamed {
 		if err := runStream(c, r, cut, emit); !errors.Is(err, errNotStreamable) {
@@ -104,6 +105,8 @@ func prelude(r request, streamed bool) []string {
 		settings = append(settings, bufferedLimits...)
 	}
 	settings = append(settings, r.settings...) // Admin may raise the limits
+	// The comment identifies the query for KILL QUERY. It comes last, so that a request cannot
+	// replace it.
 	settings = append(settings, setting{"log_comment", r.id})
 	if r.readOnly {
 		settings = append(settings, setting{"readonly", "2"})

@@ -99,6 +99,7 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 
 // start does the work of Start. The caller holds the lock of the directory.
 func start(ctx context.Context, cfg Config) (*Broker, error) {
+	// The order is important: room to write, then checks, then repairs, and only then kfake.
 	if err := awaitRoom(ctx, cfg.DataDir, cfg.Logger); err != nil {
 		return nil, err
 	}

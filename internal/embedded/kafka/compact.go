@@ -39,6 +39,7 @@ func undoCompaction(dir string) error {
 	if err != nil {
 		return err
 	}
+	// Replace whatever the interrupted compaction has left by the old segments.
 	for _, partition := range saved {
 		into := filepath.Join(dir, "partitions", partition.Name())
 		segments, err := segmentFiles(into)
@@ -63,6 +64,7 @@ func compact(dir string, cluster *kfake.Cluster) error {
 	if err != nil || len(partitions) == 0 {
 		return err
 	}
+	// Collect the links in another folder first. The rename below makes them valid all at once.
 	for _, partition := range partitions {
 		to := filepath.Join(dir, collecting, filepath.Base(partition))
 		if err := os.MkdirAll(to, 0o750); err != nil {

@@ -92,6 +92,7 @@ func (f *frames) Read(p []byte) (int, error) {
 			"bytes", f.left, "most", largestFrame, "from", f.RemoteAddr())
 		return 0, fmt.Errorf("a request of %d bytes: the most is %d", f.left, largestFrame)
 	}
+	// Read a large request completely before kfake sees its length.
 	if f.left > largeFrame && err == nil {
 		var body bytes.Buffer // grows as bytes arrive
 		if _, err := io.CopyN(&body, f.Conn, f.left); err != nil {

@@ -166,6 +166,7 @@ func repairIndex(segment string, log *slog.Logger) error {
 	for good+indexLine <= min(len(have), len(want)) && validLine(have[good:good+indexLine]) {
 		good += indexLine
 	}
+	// Nothing to repair: the index has exactly one valid line per batch.
 	if good == len(have) && good == len(want) {
 		return nil
 	}
@@ -194,6 +195,7 @@ func indexOf(segment io.Reader) ([]byte, error) {
 		length := int(binary.BigEndian.Uint32(head[8:]))
 		epoch := binary.BigEndian.Uint32(head[12:])
 		attributes := binary.BigEndian.Uint16(head[21:])
+		// Markers are transactional, too, but no marker has to end them.
 		const transactional, control = 1 << 4, 1 << 5
 		if _, err := r.Discard(beforeLength + length); err != nil {
 			return index, ignoreEOF(err)

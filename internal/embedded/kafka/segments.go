@@ -83,6 +83,7 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 	slices.SortFunc(segments, func(a, b segment) int { return cmp.Compare(a.base, b.base) })
 	next := int64(0)
 	for i, s := range segments {
+		// A gap between segments means that one is missing. Only compaction may leave gaps.
 		if s.base < next || s.base > next && i > 0 && !compacted {
 			return lostRecords(s.name, fmt.Sprintf("the segment before it ends at offset %d", next))
 		}
@@ -200,6 +201,7 @@ func readBatch(r *bufio.Reader, least, most, left int64) (size, next int64, err 
 	if _, err := r.Discard(beforeChecked); err != nil {
 		return 0, 0, ignoreEOF(err)
 	}
+	// The batch may be larger than the buffer, so the checksum is computed piece by piece.
 	sum := uint32(0)
 	for todo := length - beforeChecked; todo > 0; {
 		some, err := r.Peek(min(todo, r.Size()))
@@ -228,6 +230,7 @@ func findBatch(f io.ReaderAt, from, least, size int64) (at int64, found bool, er
 		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, false, err
 		}
+		// Check each position: the next intact batch need not be aligned to anything.
 		for i := 0; i < window && i+batchHeader <= n; i++ {
 			base, length, _, ok := batchAt(buf[i:])
 			at := from + int64(i)

@@ -72,6 +72,7 @@ func fits[T any](raw []byte) error {
 
 // checkSettings checks all settings files and sets damaged ones aside. No broker may be running.
 func checkSettings(dir string, last *stop, log *slog.Logger) error {
+	// A nil last accepts any content that parses.
 	for name, fits := range settingsFiles {
 		raw, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // our own directory
 		if errors.Is(err, fs.ErrNotExist) {

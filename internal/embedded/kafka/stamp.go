@@ -101,6 +101,7 @@ func renewStamp(dir string) error {
 	if err := writeSealed(filepath.Join(dir, stampFile), raw); err != nil {
 		return err
 	}
+	// The stamp beside the folder is replaced last. Until then it equals Previous.
 	now, err := readStamp(dir)
 	if err != nil {
 		return err

@@ -107,6 +107,7 @@ func (s *stop) checkLeft(dir string) error {
 		if err != nil {
 			return err
 		}
+		// A snapshot from before a kill may be older than the segments.
 		if s == nil || s.changed(below(dir, name), raw) != nil {
 			if err := remove(name); err != nil {
 				return err

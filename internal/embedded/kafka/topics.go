@@ -90,6 +90,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 	}
 	kept, copyErr := readCopy(dir)
 	switch {
+	// Both are intact, but may differ by one change that a kill interrupted.
 	case copyErr == nil && damage == nil:
 		merged := merge(kept, have, data)
 		if damage = data.missingFrom(merged); damage == nil {
@@ -98,6 +99,7 @@ func checkTopics(dir string, last *stop, log *slog.Logger) error {
 			}
 			damage, have = errors.New("it differs from its copy"), merged
 		}
+	// Only the copy is intact. It may lack the last change, which matters if records depend on it.
 	case copyErr == nil:
 		have, damage = kept, errors.Join(damage, data.missingFrom(kept))
 		if data.missingFrom(kept) == nil {
@@ -191,6 +193,7 @@ func partitionFolders(dir string) (folders, error) {
 	}
 	found := folders{}
 	for _, segment := range segments {
+		// A folder's name is the escaped topic, a hyphen and the partition.
 		escaped, number, ok := cutLast(filepath.Base(filepath.Dir(segment)), "-")
 		name, err1 := url.PathUnescape(escaped)
 		p, err2 := strconv.Atoi(number)

@@ -92,6 +92,7 @@ func truth(b bool) int64 {
 	return 0
 }
 
+// selectDB implements SELECT. There is one database, as in a cluster.
 func selectDB(_ *tx, args []string) (any, error) {
 	if args[0] != "0" {
 		return nil, &replyError{"ERR DB index is out of range"}
@@ -119,6 +120,7 @@ func (t *tx) isSet(key string) (is bool, err error) {
 	return is, err
 }
 
+// hget implements HGET. A missing field is nil.
 func hget(t *tx, args []string) (any, error) {
 	value, there, err := t.hget(args[0], args[1])
 	if err != nil || !there {
@@ -127,6 +129,7 @@ func hget(t *tx, args []string) (any, error) {
 	return value, nil
 }
 
+// hmget implements HMGET, with nil for each missing field.
 func hmget(t *tx, args []string) (any, error) {
 	values := make([]any, 0, len(args)-1)
 	for _, field := range args[1:] {
@@ -139,6 +142,7 @@ func hmget(t *tx, args []string) (any, error) {
 	return values, nil
 }
 
+// hgetall implements HGETALL.
 func hgetall(t *tx, args []string) (any, error) {
 	all := []any{}
 	h, ok := t.hash(args[0])
@@ -152,11 +156,13 @@ func hgetall(t *tx, args []string) (any, error) {
 	return all, err
 }
 
+// hlen implements HLEN. The length is part of the hash's metadata, so this reads nothing.
 func hlen(t *tx, args []string) (any, error) {
 	h, _ := t.hash(args[0])
 	return h.count, nil
 }
 
+// hexists implements HEXISTS.
 func hexists(t *tx, args []string) (any, error) {
 	_, there, err := t.hget(args[0], args[1])
 	return truth(there), err
@@ -167,6 +173,7 @@ func hset(t *tx, args []string) (any, error) {
 	if len(args)%2 == 0 {
 		return nil, &replyError{"ERR wrong number of arguments for 'hset' command"}
 	}
+	// A key has one type. Only a new hash needs the check, because an existing one cannot be a set.
 	if _, ok := t.hash(args[0]); !ok {
 		if is, err := t.isSet(args[0]); err != nil || is {
 			return nil, errors.Join(err, errWrongType)
@@ -183,6 +190,7 @@ func hset(t *tx, args []string) (any, error) {
 	return n, nil
 }
 
+// hdel implements HDEL and returns the number of fields that existed.
 func hdel(t *tx, args []string) (any, error) {
 	n := int64(0)
 	for _, field := range args[1:] {
@@ -215,6 +223,7 @@ func sadd(t *tx, args []string) (any, error) {
 	return n, nil
 }
 
+// smembers implements SMEMBERS.
 func smembers(t *tx, args []string) (any, error) {
 	members := []any{}
 	err := t.each(t.sets, setKey(args[0]), "", func(member, _ string) bool {
@@ -224,6 +233,7 @@ func smembers(t *tx, args []string) (any, error) {
 	return members, err
 }
 
+// exists implements EXISTS and counts the keys that exist.
 func exists(t *tx, args []string) (any, error) {
 	n := int64(0)
 	for _, key := range args {
@@ -236,6 +246,7 @@ func exists(t *tx, args []string) (any, error) {
 	return n, nil
 }
 
+// typeOf implements TYPE.
 func typeOf(t *tx, args []string) (any, error) {
 	if _, ok := t.hash(args[0]); ok {
 		return status("hash"), nil
@@ -247,6 +258,7 @@ func typeOf(t *tx, args []string) (any, error) {
 	return status("none"), err
 }
 
+// del implements DEL and UNLINK, which are the same here.
 func del(t *tx, args []string) (any, error) {
 	n := int64(0)
 	for _, key := range args {
@@ -259,6 +271,7 @@ func del(t *tx, args []string) (any, error) {
 	return n, nil
 }
 
+// flushAll implements FLUSHALL and FLUSHDB.
 func flushAll(t *tx, _ []string) (any, error) {
 	t.flushAll()
 	return status("OK"), nil
@@ -301,6 +314,7 @@ func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 			return s, errSyntax
 		}
 	}
+	// 0 starts a new scan. Other cursors must be of the same key.
 	if cursor == 0 {
 		return s, nil
 	}
@@ -315,6 +329,7 @@ func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 // pattern converts a Redis glob to a regular expression.
 func pattern(glob string) string {
 	var b strings.Builder
+	// The pattern must match the whole key, and a key may contain line breaks.
 	b.WriteString(`(?s)\A`)
 	for i := 0; i < len(glob); i++ {
 		switch c := glob[i]; c {
@@ -399,6 +414,8 @@ func scan(t *tx, args []string) (any, error) {
 
 // setKeys calls fn for each set at or after from, with the field of its first member.
 func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
+	// Members of a set are adjacent, because their keys share a prefix. So one remembered key
+	// suffices.
 	before, begun := "", false
 	return t.each(t.sets, "", from, func(field, _ string) bool {
 		key, ok := readSetKey(field)
@@ -424,6 +441,7 @@ func reply(p *server.Peer, answer any, err error) {
 	p.Block(func(w *server.Writer) { writeAnswer(w, answer) })
 }
 
+// writeAnswer writes a reply in Redis' protocol. See command for the possible types.
 func writeAnswer(w *server.Writer, answer any) {
 	switch a := answer.(type) {
 	case nil:

@@ -23,6 +23,7 @@ func (s *store) eval(args []string) (answer any, err error) {
 	if len(args) < 2 {
 		return nil, &replyError{"ERR wrong number of arguments for 'eval' command"}
 	}
+	// numkeys separates the keys from the arguments.
 	keys, err := strconv.Atoi(args[1])
 	if err != nil || keys < 0 || keys > len(args)-2 {
 		return nil, &replyError{"ERR Number of keys can't be greater than number of args"}
@@ -61,6 +62,7 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
 	defer cancel()
 	l.SetContext(ctx)
+	// Only libraries without access to the machine are opened.
 	for name, open := range map[string]lua.LGFunction{
 		lua.BaseLibName: lua.OpenBase, lua.TabLibName: lua.OpenTable, lua.StringLibName: lua.OpenString, lua.MathLibName: lua.OpenMath,
 	} {
@@ -80,9 +82,12 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	}
 	l.SetGlobal("KEYS", list(keys))
 	l.SetGlobal("ARGV", list(args))
+	// An error of the store must not become an error of the script: the store reacts to it, for
+	// example to damage.
 	var failed error // the store's
 	redis := l.NewTable()
 	redis.RawSetString("call", l.NewFunction(func(l *lua.LState) int {
+		// Redis converts numbers to strings. Other types are an error.
 		words := make([]string, l.GetTop())
 		for i := range words {
 			switch v := l.Get(i + 1).(type) {

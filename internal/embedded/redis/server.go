@@ -85,6 +85,7 @@ func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 		reply(peer, answer, err)
 		return true
 	}
+	// Commands that write need the exclusive lock and a batch.
 	within := s.store.view
 	if commands[name].writes {
 		within = s.store.update

@@ -184,6 +184,7 @@ func (s *store) read(db *leveldb.DB) error {
 		begin.Put([]byte(layoutKey), []byte(layout))
 		s.sets, s.last = 1, 1
 		begin.Put([]byte(setsKey), number(s.sets))
+		// A database without a layout must be empty. Otherwise another program wrote it.
 		if empty, err := isEmpty(db); err != nil || !empty {
 			return errors.Join(err, fmt.Errorf("%w: it does not say its layout", errForeign))
 		}
@@ -208,6 +209,7 @@ func (s *store) read(db *leveldb.DB) error {
 		if len(v) != 16 {
 			return fmt.Errorf("%w: a hash of %d bytes", errForeign, len(v))
 		}
+		// The value is the number and the length, 8 bytes each.
 		h := hash{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:]))}
 		s.hashes[string(each.Key()[1:])] = h
 		s.last = max(s.last, h.number)
@@ -294,6 +296,8 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 		s.db = nil
 	}
 	hurt := damaged(err)
+	// Damage is permanent, so continue with new files. Any other error may be temporary: reopen the
+	// same files.
 	if hurt {
 		if err := s.setAside(err); err != nil {
 			s.broken = err
@@ -317,6 +321,7 @@ func (s *store) close() error {
 	s.closed = true
 	close(s.stop)
 	s.mu.Unlock()
+	// Wait without the lock, because the sweeper takes it.
 	s.swept.Wait()
 	if s.db == nil {
 		return nil
@@ -370,6 +375,7 @@ func (s *store) sweep() {
 			return
 		case <-s.sweeping:
 		}
+		// Continue until no released number is left, or until an error.
 		for more := true; more; {
 			err := s.update(func(*tx) (err error) {
 				more, err = s.sweepSome()
@@ -404,6 +410,7 @@ func (s *store) sweepSome() (more bool, err error) {
 	if err := entries.Error(); err != nil {
 		return false, err
 	}
+	// These were the last entries of the number.
 	if batch.Len() < sweepAtOnce {
 		batch.Delete(junk.Key())
 	}

@@ -70,6 +70,8 @@ func (t *tx) hget(key, field string) (string, bool, error) {
 func (t *tx) hset(key, field, value string) (bool, error) {
 	h, ok := t.hash(key)
 	if !ok {
+		// A new hash gets a number that was never used, so entries of a dropped one cannot
+		// reappear.
 		h = hash{number: t.newNumber()}
 	}
 	at := entry(h.number, field)
@@ -130,6 +132,7 @@ func (t *tx) each(number uint64, prefix, from string, fn func(field, value strin
 	lead := entry(number, prefix)
 	within := util.BytesPrefix([]byte(lead))
 	within.Start = []byte(lead + from)
+	// Collect the pending entries first. Those that are also in the database are removed below.
 	mine := map[string]string{}
 	for key, w := range t.writes {
 		field, ok := strings.CutPrefix(key, lead)
@@ -167,6 +170,7 @@ func (t *tx) flushAll() {
 	clear(t.writes)
 	clear(t.hashes)
 	t.flush, t.junk = true, true
+	// Release the number of every hash, and that of the sets.
 	for key, h := range t.store.hashes {
 		t.writes[junkPrefix+string(number(h.number))] = write{}
 		t.hashes[key] = nil
@@ -176,6 +180,7 @@ func (t *tx) flushAll() {
 
 // commit writes the transaction in one batch, and then updates the metadata in memory.
 func (t *tx) commit() error {
+	// All changes are in one batch, which LevelDB writes atomically.
 	batch := &leveldb.Batch{}
 	sets := t.sets
 	if t.flush {

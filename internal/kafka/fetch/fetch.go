@@ -280,6 +280,7 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 		return nil, err
 	}
 	var batches []Batch
+	// A failure of Group.Position comes first.
 	failed := r.expelled()
 	fetches.EachError(func(_ string, partition int32, err error) {
 		switch {

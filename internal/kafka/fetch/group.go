@@ -95,6 +95,7 @@ func (m *member) assigned(ctx context.Context, offsets map[string]map[int32]kgo.
 		}
 		from, err := m.group.Position(ctx, slices.Sorted(maps.Keys(partitions)))
 		for p := range partitions {
+			// Without an offset, the client would use the group's.
 			if _, ok := from[p]; !ok && err == nil {
 				err = fmt.Errorf("nobody knows where to read %s/%d from", topic, p)
 			}

@@ -45,6 +45,7 @@ func (r *Reader) timestamps(ctx context.Context, partition int32, records []*kgo
 	if err := errors.Join(topics.Error(), at.Err); err != nil {
 		return nil, err
 	}
+	// One fetch may not return all batches of these records.
 	for next <= last {
 		raw, err := r.raw(ctx, [16]byte(topics[r.topic].ID), partition, at.Leader, next)
 		if err != nil {

@@ -89,6 +89,7 @@ func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.App
 	case <-c.settled:
 		return c.appended, c.err
 	case <-ctx.Done():
+		// If the writer has not taken the call up, it never will.
 		if c.owner.CompareAndSwap(inQueue, givenUp) {
 			return eventstore.Appended{}, fmt.Errorf("append, not stored: wait for the writer: %w", ctx.Err())
 		}
