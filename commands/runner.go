@@ -41,7 +41,7 @@ type Runner[S, C any, E proto.Message] struct {
 	agg     event.Aggregate
 	decider Decider[S, C, E]
 	oneof   protoreflect.OneofDescriptor
-	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // the field of the business time, by member of the oneof
+	times   map[protoreflect.FieldNumber]protoreflect.FieldDescriptor // from member of the oneof to its time
 	locks   streamLocks
 }
 

@@ -20,9 +20,12 @@ import (
 // process.
 //
 //   - Its records are Protobuf, read without a schema registry.
-//   - Time and CPU time start when its landers have their partitions, as for the sink. It needs no warming up.
-//   - It commits at the sink's interval. Its rows also contain their origin, in five columns that the sink does not write.
-//   - Folder, kind of catalog and compression are the same. Maintenance is off, because the sink has none.
+//   - Time and CPU time start when its landers have their partitions, as for the sink. It needs no
+//     warming up.
+//   - It commits at the sink's interval. Its rows also contain their origin, in five columns that
+//     the sink does not write.
+//   - Folder, kind of catalog and compression are the same. Maintenance is off, because the sink
+//     has none.
 type millrace struct {
 	*bench
 	landers int

@@ -15,11 +15,19 @@ import (
 
 // icebergSink is Iceberg's own sink for Kafka Connect, in the best configuration that we know:
 //
-//   - It has its own worker with G1 and 2 GB of memory, allocated at the start, so Java neither grows the heap nor collects for lack of memory.
-//   - It is warmed up: a sink with the same number of tasks lands another topic in the same worker, so that code is compiled and classes are loaded. Then a new sink, with a new name and a new control topic, lands the measured topic.
-//   - Time and CPU time start when its consumers have their partitions, so neither the start of tasks nor the joining of the group is counted. They end when the table has all rows. (The first file would be too late a sign, because Iceberg creates a file when a first row group is full.)
-//   - JSON without schemas is cheaper for it than JSON with schemas. Times are numbers, fetches are megabytes, and a poll returns up to 10,000 records.
-//   - The table exists, unpartitioned, with Parquet's cheapest zstd, in a folder with a catalog in SQLite: no network is involved.
+//   - It has its own worker with G1 and 2 GB of memory, allocated at the start, so Java neither
+//     grows the heap nor collects for lack of memory.
+//   - It is warmed up: a sink with the same number of tasks lands another topic in the same worker,
+//     so that code is compiled and classes are loaded. Then a new sink, with a new name and a new
+//     control topic, lands the measured topic.
+//   - Time and CPU time start when its consumers have their partitions, so neither the start of
+//     tasks nor the joining of the group is counted. They end when the table has all rows. (The
+//     first file would be too late a sign, because Iceberg creates a file when a first row group is
+//     full.)
+//   - JSON without schemas is cheaper for it than JSON with schemas. Times are numbers, fetches are
+//     megabytes, and a poll returns up to 10,000 records.
+//   - The table exists, unpartitioned, with Parquet's cheapest zstd, in a folder with a catalog in
+//     SQLite: no network is involved.
 type icebergSink struct {
 	*bench
 	tasks int

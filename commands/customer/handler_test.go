@@ -31,7 +31,8 @@ func registration() *customerv1.RegisterCustomerRequest {
 func TestCustomerOverTheWire(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Customer)
-	s := commandstest.Serve(t, store, customer.NewHandler, commands.WithSnapshotEvery(2)) // so that the second read uses a snapshot
+	// So that the second read uses a snapshot.
+	s := commandstest.Serve(t, store, customer.NewHandler, commands.WithSnapshotEvery(2))
 	client := customerv1connect.NewCustomerServiceClient(s.HTTP2, s.URL, connect.WithGRPC())
 	ctx := t.Context()
 

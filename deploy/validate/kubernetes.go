@@ -104,7 +104,8 @@ func admit(text []byte) (runtime.Object, []string) {
 		return nil, []string{err.Error()}
 	}
 	if s, ok := internal.(*core.Service); ok && s.Spec.ClusterIP == core.ClusterIPNone {
-		s.Spec.ClusterIPs = []string{core.ClusterIPNone} // the server does this beside the storage, which is not available here
+		// The server does this beside the storage, which is not available here.
+		s.Spec.ClusterIPs = []string{core.ClusterIPNone}
 	}
 	ctx := request.WithNamespace(context.Background(), obj.(metav1.Object).GetNamespace())
 	ctx = request.WithRequestInfo(ctx, &request.RequestInfo{APIGroup: kind.Group, APIVersion: kind.Version})

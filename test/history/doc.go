@@ -7,26 +7,27 @@
 // Checked for every recorded history of an event store (SQLite and PostgreSQL; several processes on
 // one store, kill -9, cancelled contexts, and PostgreSQL's connections cut just before an answer):
 //
-//   - Linearizability: all appends, loads and lookups of idempotency keys on one shelf (two streams that
-//     batches may share) have an order that respects real time, in which every answer is one that the
-//     contract in commands/eventstore allows. This covers expected versions, whole batches, and the same
-//     first answer for a repeated key.
+//   - Linearizability: all appends, loads and lookups of idempotency keys on one shelf (two streams
+//     that batches may share) have an order that respects real time, in which every answer is one
+//     that the contract in commands/eventstore allows. This covers expected versions, whole
+//     batches, and the same first answer for a repeated key.
 //   - Every acknowledged event is exactly once in Read of the whole store, where its answer said. A
 //     rejected batch is nowhere.
-//   - Positions rise with real time across all streams: a call after an answer has a later position.
-//   - A follower that uses Read and Wait from a position on has seen everything that the store has after
-//     it in the end. Nothing ever appears before what was read.
+//   - Positions rise with real time across all streams: a call after an answer has a later
+//     position.
+//   - A follower that uses Read and Wait from a position on has seen everything that the store has
+//     after it in the end. Nothing ever appears before what was read.
 //
 // Checked for every recorded history of the inventory (the binary, by Connect, killed and
 // restarted):
 //
-//   - Linearizability: the commands on one SKU, and GetStock, as one shelf of goods with reservations.
-//     Every acceptance, rejection (with its rule and its numbers) and replay is the one that the stock
-//     of that moment allows.
-//   - No overselling: at every version of every stream 0 ≤ reserved ≤ on hand, folded from the stored
-//     events by the test itself.
-//   - Each idempotency key has at most one event, all answers under a key are equal, and tokens have the
-//     position of the event.
+//   - Linearizability: the commands on one SKU, and GetStock, as one shelf of goods with
+//     reservations. Every acceptance, rejection (with its rule and its numbers) and replay is the
+//     one that the stock of that moment allows.
+//   - No overselling: at every version of every stream 0 ≤ reserved ≤ on hand, folded from the
+//     stored events by the test itself.
+//   - Each idempotency key has at most one event, all answers under a key are equal, and tokens
+//     have the position of the event.
 //
 // A call without an answer may have taken effect at any time after its start, even after its client
 // gave up, or never. Each sending is an operation of its own, and only the key connects them. A
