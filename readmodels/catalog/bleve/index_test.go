@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// bleve starts its analysis workers when the program starts, and they stay.
+	// bleve starts its analysis workers with the program and never ends them.
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker"))
 }
 
@@ -65,8 +65,9 @@ func TestHasOneOwner(t *testing.T) {
 	indextest.Close(t, x)
 }
 
-// Whatever happens to the file, at rest or under a running index: what is found is never wrong, no call fails, and what
-// was lost shows in the positions, so that the log fills it in.
+// TestDamagedJournal checks that nothing wrong is ever read, whether the file is damaged at rest or
+// under a running index. No call fails, and lost entries are missing in the positions too, so that
+// the log supplies them.
 func TestDamagedJournal(t *testing.T) {
 	t.Parallel()
 	flip := func(at func(size int) int) func([]byte) []byte {
@@ -115,7 +116,7 @@ func TestDamagedJournal(t *testing.T) {
 					}
 				}
 				x := open()
-				for i := range 20 { // product and position by turns
+				for i := range 20 { // product and positions alternate
 					indextest.Save(t, x, indextest.Product(fmt.Sprint(i), "lamp", ""))
 					move := streams.Move{First: i == 0, From: streams.Applied{Next: int64(i)}, To: streams.Applied{Next: int64(i + 1)}}
 					if err := x.SavePositions(t.Context(), "a", []streams.Move{move}); err != nil {
@@ -156,7 +157,8 @@ func TestDamagedJournal(t *testing.T) {
 	}
 }
 
-// A folder in the place of the file, say from a restored backup, is set aside like any damage.
+// TestJournalThatIsNoFile checks that a folder in place of the file, for example from a restored
+// backup, is set aside like any damage.
 func TestJournalThatIsNoFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -174,7 +176,8 @@ func TestJournalThatIsNoFile(t *testing.T) {
 	}
 }
 
-// Single products that come one after another do not pile up segments, and all are found.
+// TestKeepsItsSegmentsFew checks that single products saved one after the other do not accumulate
+// segments, and that all are found.
 func TestKeepsItsSegmentsFew(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -231,7 +234,7 @@ func FuzzJournal(f *testing.F) {
 
 var version atomic.Int64
 
-// A text finds itself, however it is normalised and cased.
+// TestTextsFindThemselves checks that a text finds itself in any normal form and case.
 func TestTextsFindThemselves(t *testing.T) {
 	t.Parallel()
 	x := open(t, t.TempDir())

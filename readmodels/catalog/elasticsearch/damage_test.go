@@ -19,7 +19,8 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
-// What somebody else writes into the view's index in Elasticsearch is found, reported and replaced from the log.
+// TestDamage checks that changes by others to the view's index are detected, reported and repaired
+// from the log.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, &server)

@@ -45,15 +45,17 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// server is one Elasticsearch for all tests but those that kill it; each has its own indexes.
+// server is one Elasticsearch for all tests except those that kill it. Each test has its own
+// indexes.
 var server servers.Server
 
-// The analysis imports a part of bleve, which starts workers when the program starts, and they stay.
+// analysisWorkers are goroutines that bleve, which package analysis imports in part, starts with
+// the program and never ends.
 var analysisWorkers = goleak.IgnoreTopFunction("github.com/blevesearch/bleve_index_api.AnalysisWorker")
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// apart asks Elasticsearch without the index's help.
+// apart sends a request to Elasticsearch directly, without the index.
 func apart(t testing.TB, method, url string, into any) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
@@ -74,7 +76,7 @@ func apart(t testing.TB, method, url string, into any) int {
 	return answer.StatusCode
 }
 
-// place is where an index is: the server's URL, and the prefix of its names.
+// place is the location of an index: the server's URL, and the prefix of the names.
 type place struct{ url, prefix string }
 
 var prefixes atomic.Int64
@@ -97,7 +99,7 @@ func openAt(t testing.TB, p place) *Index {
 	return x
 }
 
-// aliasURL is where the place's alias is.
+// aliasURL returns the URL of the place's alias.
 func (p place) aliasURL() string { return p.url + "/" + p.prefix + "catalog-v2" }
 
 func TestConformance(t *testing.T) {
@@ -115,7 +117,8 @@ func deleteIndex(t testing.TB, p place) {
 	}
 }
 
-// strict fails unless the index has its own mapping, not one that a write has made up.
+// strict fails the test unless the index has its own mapping, rather than one that Elasticsearch
+// derived from a write.
 func strict(t testing.TB, p place) {
 	t.Helper()
 	var answer map[string]struct {
@@ -153,7 +156,8 @@ func TestIsMadeOnce(t *testing.T) {
 	strict(t, p)
 }
 
-// An index that is gone must be noticed, and comes back with its mapping, when the runtime begins anew.
+// TestIndexThatIsGone checks that a deleted index is noticed, and is created again with its mapping
+// when the runtime starts over.
 func TestIndexThatIsGone(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, &server)
@@ -204,18 +208,19 @@ func TestIndexDeletedWhileTheViewRuns(t *testing.T) {
 	streamstest.Start(t, r)
 	l.Write(t, indextest.Events(t, l, 300, 1500)...)
 	streamstest.CatchUp(t, r)
-	deleteIndex(t, p) // nothing comes
+	deleteIndex(t, p) // while no events arrive
 	indextest.Completed(t, v, l)
 	more := indextest.Events(t, l, 300, 1500)
 	var writing sync.WaitGroup
 	writing.Go(func() { l.Write(t, more...) })
-	deleteIndex(t, p) // events come
+	deleteIndex(t, p) // while events arrive
 	writing.Wait()
 	indextest.Completed(t, v, l)
 	strict(t, p)
 }
 
-// The server dies under writes, and comes back with what it has acknowledged.
+// TestIsKilledUnderWrites checks that the server, killed during writes, still has what it
+// acknowledged.
 func TestIsKilledUnderWrites(t *testing.T) {
 	t.Parallel()
 	var own servers.Server
@@ -259,8 +264,8 @@ func TestIsKilledUnderWrites(t *testing.T) {
 	}
 }
 
-// proxy guards Elasticsearch with TLS and passwords: of the user "millrace", who may do all, and of "reader", who may
-// not write.
+// proxy puts TLS and passwords in front of Elasticsearch. The user "millrace" may do everything,
+// and "reader" may not write.
 func proxy(t *testing.T, password string) *httptest.Server {
 	t.Helper()
 	to, err := url.Parse(server.URL(t))
@@ -308,7 +313,7 @@ func TestBehindTLSAndPassword(t *testing.T) {
 	}
 	reading := good
 	reading.Username = "reader"
-	reader := open(reading) // before there is anything to read
+	reader := open(reading) // before the index exists
 	if positions, err := reader.Positions(t.Context(), "a"); err != nil || len(positions) != 0 {
 		t.Errorf("positions of nothing: %v, %v", positions, err)
 	}
@@ -365,7 +370,7 @@ func TestBehindTLSAndPassword(t *testing.T) {
 	}
 }
 
-// A frozen server is waited for no longer than the caller wants.
+// TestFrozen checks that calls to a frozen server end with the caller's deadline.
 func TestFrozen(t *testing.T) {
 	t.Parallel()
 	hang := make(chan struct{})
@@ -388,12 +393,13 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
-// An index that others made, or changed, is found before a product is lost in it.
+// TestSettings checks that an index created or changed by others is detected before products are
+// lost in it.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		body string // of the index that is there before; empty for none
-		want string // in a fault
+		body string // of the existing index; empty for none
+		want string // part of the fault
 	}{
 		"ours":                  {"", ""},
 		"made by a first write": {`{"aliases":{%q:{}},"mappings":{"properties":{"title":{"type":"text"}}}}`, "mapping of (dynamic)"},
