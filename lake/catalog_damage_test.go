@@ -11,7 +11,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A damaged catalog stops the lake with an error that names the file and says what to do; nothing is made in its place.
+// A damaged catalog stops the lake with an error that has the file and the remedy. No new catalog
+// is created in its place.
 func TestDamagedCatalogIsNamed(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(raw []byte) []byte{

@@ -8,7 +8,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Walks along a history that goes in circles end.
+// Walks of a cyclic history terminate.
 func TestWalksAlongACycleEnd(t *testing.T) {
 	t.Parallel()
 	schema := iceberg.NewSchema(0, iceberg.NestedField{ID: 1, Name: "said", Type: iceberg.PrimitiveTypes.String})

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// What is told is bounded, holds for a while, and is nothing where it cannot be read.
+// Recorded faults are bounded in size, expire, and are ignored if they are malformed.
 func TestReadFault(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)

@@ -7,8 +7,8 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// Properties that landers or other engines would fail on are refused by name; what was there before, and others, may
-// stay.
+// Properties on which landers or other engines would fail are refused by name. Unchanged and
+// unrelated properties pass.
 func TestPropertiesOfLandedTables(t *testing.T) {
 	t.Parallel()
 	for key, values := range map[string][]string{

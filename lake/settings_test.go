@@ -14,7 +14,8 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// A lifecycle rule that takes a table's files away is found; others, and stores without rules, are left alone.
+// A lifecycle rule that deletes a table's files is reported. Other rules, and stores without rules,
+// are not.
 func TestSettingsOfBucket(t *testing.T) {
 	t.Parallel()
 	rule := func(filter, action string) string {
@@ -71,7 +72,7 @@ func TestSettingsOfBucket(t *testing.T) {
 	}
 }
 
-// A real store, and a folder, are judged without an error.
+// A real store and a folder are checked without an error.
 func TestSettingsOfWarehouses(t *testing.T) {
 	t.Parallel()
 	store := storeForSettings.Config(t)

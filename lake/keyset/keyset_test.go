@@ -37,7 +37,7 @@ func TestKeyFilter(t *testing.T) {
 	}
 }
 
-// A filter is good for what it was told, and no further.
+// A filter only claims completeness up to the offsets that it was given.
 func TestKeyFilterKnowsHowFarItIs(t *testing.T) {
 	t.Parallel()
 	f := New(0, map[int32]int64{1: 7})

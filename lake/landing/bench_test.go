@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// Landing a topic, from the brokers to the last commit, beside its ceiling: the same records turned into the same rows of
-// one Parquet file from memory.
+// Landing a topic, from the brokers to the last commit, compared with its upper limit: converting
+// the same records in memory to rows of a single Parquet file.
 func BenchmarkLanding(b *testing.B) {
 	s := newShop(b)
 	s.mustTrade(b, 20_000)
@@ -73,7 +73,8 @@ func BenchmarkLanding(b *testing.B) {
 	}
 }
 
-// report gives speeds by the clock, and the processor's time, which says more on a machine that is busy.
+// report reports speeds by wall-clock time and by CPU time, which is more reliable on a busy
+// machine.
 func report(b *testing.B, rows int64, events int, cpu time.Duration) {
 	seconds := b.Elapsed().Seconds() / float64(b.N)
 	b.ReportMetric(float64(rows)/seconds, "rows/s")
@@ -81,7 +82,7 @@ func report(b *testing.B, rows int64, events int, cpu time.Duration) {
 	b.ReportMetric(cpu.Seconds()*1e6/float64(b.N)/float64(rows), "cpu-µs/row")
 }
 
-// cpuTime is what the process has used so far.
+// cpuTime returns the CPU time of the process so far.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var use syscall.Rusage
@@ -119,7 +120,8 @@ func landAll(b *testing.B, s *shop, where lake.Config, decl declare.Table, ends 
 	return rows, commits
 }
 
-// Orders that change: what a batch of changes to rows costs, where they are remembered and where they are looked up in the table.
+// Orders that change: the cost of a batch of row changes, with rows in memory and with rows looked
+// up in the table.
 func BenchmarkUpserts(b *testing.B) {
 	for name, forgets := range map[string]bool{"remembered": false, "looked up": true} {
 		for _, orders := range []int{1_000, 20_000} {
@@ -154,14 +156,15 @@ func BenchmarkUpserts(b *testing.B) {
 	}
 }
 
-// A commit, and the plan of a scan, cost the same however many commits there were before: maintenance comes by meanwhile, as it does
-// in the role lake (which at a commit a second has made 600 between two runs). 10,000 commits take some minutes.
+// A commit, and planning a scan, cost the same however many commits there were before. Maintenance
+// runs at intervals, as in the role lake, where a commit per second makes 600 between two runs.
+// 10,000 commits take some minutes.
 func BenchmarkGrowth(b *testing.B) {
 	b.Run("local", func(b *testing.B) { benchmarkGrowth(b, localLake(b), 10, 1_000, 10_000) })
 	b.Run("on servers", func(b *testing.B) { benchmarkGrowth(b, serverLake(b), 10, 1_000) })
 }
 
-// commitsPerUpkeep is how many commits lie between two runs of maintenance.
+// commitsPerUpkeep is the number of commits between two runs of maintenance.
 const commitsPerUpkeep = 600
 
 func benchmarkGrowth(b *testing.B, where lake.Config, after ...int64) {

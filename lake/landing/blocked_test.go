@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/lake/faults"
 )
 
-// What stops landers, because it was there before they came or came past the catalog's guard, is told with the reason,
-// and whoever serves the catalog lets it be taken out again.
+// A change that stops landers, because it was made before they started or bypassed the guard, is
+// reported with the reason, and the catalog lets clients undo it.
 func TestWhatBlocksLandersCanBeRemoved(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -97,8 +97,8 @@ func loadNotes(t *testing.T, l *lake.Lake) table.Metadata {
 	return have.Metadata()
 }
 
-// A table whose landers write a fixed set of columns may be partitioned by others, which are null in their rows. Who
-// serves the catalog need not know which these are.
+// A table whose landers write fixed columns may be partitioned by other columns, which are null in
+// their rows. The process that serves the catalog need not know the declared columns.
 func TestPartitionsByColumnsThatLandersDoNotWrite(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -133,7 +133,7 @@ func TestPartitionsByColumnsThatLandersDoNotWrite(t *testing.T) {
 	}
 }
 
-// Landers take tables that another engine has made for them, in format version 3 too.
+// Landers accept tables that another engine created for them, in format version 3, too.
 func TestTablesMadeByOthers(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

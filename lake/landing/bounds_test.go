@@ -21,8 +21,8 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// An empty string in a partition is a bound of its manifest as any other value is. A bound that is left out says that
-// there are only nulls, and readers skip the manifest.
+// An empty string in a partition is a bound of its manifest like any other value. Readers would
+// interpret a missing bound as nulls only, and skip the manifest.
 func TestEmptyStringsAreBoundsOfPartitions(t *testing.T) {
 	t.Parallel()
 	null := "null"
@@ -105,7 +105,7 @@ func TestEmptyStringsAreBoundsOfPartitions(t *testing.T) {
 	}
 }
 
-// Maintenance gives the bounds to a table of an earlier release, which nobody lands any more.
+// Maintenance adds the bounds to a table of an earlier release that is no longer landed.
 func TestMaintenancePutsMissingBoundsIn(t *testing.T) {
 	t.Parallel()
 	for _, rows := range [][]string{{""}, {"", "Rome"}, {"null", ""}} {
@@ -197,7 +197,7 @@ func appendTo(t *testing.T, have *table.Table, rows []string, null string) {
 	}
 }
 
-// boundsOf are the bounds of the first partition field of each manifest.
+// boundsOf returns the bounds of the first partition field of each manifest.
 func boundsOf(t *testing.T, l *lake.Lake, name table.Identifier) (bounds []string) {
 	t.Helper()
 	have, err := l.Load(t.Context(), name)
@@ -223,7 +223,8 @@ func boundsOf(t *testing.T, l *lake.Lake, name table.Identifier) (bounds []strin
 	return bounds
 }
 
-// A table's state says whether its files are spread by time, for engines that cannot be trusted to prune such files.
+// A table's state reports whether its files are partitioned by time, for engines that prune such
+// files incorrectly.
 func TestTimePartitionsAreKnown(t *testing.T) {
 	t.Parallel()
 	l := openLake(t, localLake(t))

@@ -18,7 +18,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// testSeals accepts what is sealed under a name and is on the partition of its key, as the relay's seals do.
+// testSeals accepts records that are sealed under a name and in the partition of their key, like
+// the relay's seals.
 type testSeals string
 
 func (s testSeals) CheckSeal(_ context.Context, r registry.Record, e event.Event) (bool, error) {
@@ -29,7 +30,7 @@ func (s testSeals) CheckSeal(_ context.Context, r registry.Record, e event.Event
 	return true, nil
 }
 
-// copies counts the records that are put aside, by table and reason.
+// copies counts dead letters by table and reason.
 type copies struct {
 	mu     sync.Mutex
 	aside  map[string]int
@@ -48,7 +49,8 @@ func (c *copies) park(_ context.Context, records []Parked) error {
 	return nil
 }
 
-// Copies of events, as a mirror or a replay tool makes them, are put aside, and each event stays in each table once.
+// Copies of events, as mirrors and replay tools make them, become dead letters. Each event is in
+// each table once.
 func TestCopiesOfEventsLandNowhere(t *testing.T) {
 	t.Parallel()
 	for name, choose := range map[string]func(log []fetchtest.Record) []fetchtest.Record{
@@ -118,8 +120,8 @@ func elsewhere(log []fetchtest.Record) []fetchtest.Record {
 	return moved
 }
 
-// A table of an earlier version says nothing about the last event of its partitions. It lands what comes, and notices copies from then
-// on.
+// A table of an earlier version has no sequences of its partitions. It lands everything and detects
+// copies from then on.
 func TestCopiesInATableOfAnEarlierVersion(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

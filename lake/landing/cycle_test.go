@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// ringed makes the history of the table of notes a cycle, past the guards: its head is the parent of its first
-// snapshot.
+// ringed makes the history of the table of notes cyclic, bypassing the guards: its head becomes the
+// parent of its first snapshot.
 func ringed(t *testing.T, l *lake.Lake) {
 	t.Helper()
 	for range 3 {
@@ -36,8 +36,8 @@ func ringed(t *testing.T, l *lake.Lake) {
 	}
 }
 
-// A table whose history goes in circles is landed, read, maintained and guarded without a walk that never ends, and is
-// reported.
+// A table with a cyclic history is landed, read, maintained and guarded without endless loops, and
+// the cycle is reported.
 func TestCycleOfSnapshots(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)
@@ -70,7 +70,7 @@ func TestCycleOfSnapshots(t *testing.T) {
 	if _, broken, err := l.Look(t.Context()); err != nil || len(broken) != 1 || !strings.Contains(broken[0].Error(), "its own ancestor") {
 		t.Errorf("%v %v, want that the lake names the cycle", broken, err)
 	}
-	// Clients may still change the table, and its landers continue.
+	// Clients can still change the table, and its landers continue.
 	props := []table.Update{table.NewSetPropertiesUpdate(iceberg.Properties{"owner": "anna"})}
 	if _, _, err := clients(t, l).CommitTable(t.Context(), notes.Identifier(), nil, props); err != nil {
 		t.Error(err)

@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A table that the catalog does not let become what is declared of it, for whatever reason, stops alone, at start as
-// while it is landed.
+// If the catalog refuses the change of a table to its declaration, for any reason, only this table
+// stops, at start and during landing.
 func TestDeclarationThatIsRefusedStopsItsTable(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// newColumns makes the columns of a table without a lake.
+// newColumns returns the columns of a table without a lake.
 func newColumns(t testing.TB, decl declare.Table) *columnar.Columns {
 	t.Helper()
 	c, err := columnar.New(decl.AllColumns())
@@ -26,7 +26,7 @@ func newColumns(t testing.TB, decl declare.Table) *columnar.Columns {
 	return c
 }
 
-// record is an event as it stands on its topic.
+// record returns the record of an event on its topic.
 func record(e event.Event, partition int32, offset int64) declare.Record {
 	topic := ""
 	for _, agg := range event.Aggregates() {
@@ -37,7 +37,8 @@ func record(e event.Event, partition int32, offset int64) declare.Record {
 	return declare.Record{Topic: topic, Partition: partition, Offset: offset, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()}
 }
 
-// appendEvent appends an event's rows and gives them, none where it fails. A failed append leaves nothing behind.
+// appendEvent appends an event and returns its rows, or none if it fails. A failed append leaves
+// nothing behind.
 func appendEvent(t *testing.T, decl declare.Table, e event.Event) (arrow.RecordBatch, error) {
 	t.Helper()
 	c := newColumns(t, decl)
@@ -66,7 +67,7 @@ func appendEvent(t *testing.T, decl declare.Table, e event.Event) (arrow.RecordB
 	return c.Record(), err
 }
 
-// What can be made of any record as it stands on a topic: nothing, or a row that gives the event back.
+// Any record on a topic becomes nothing, or a row from which the event can be restored.
 func FuzzEventRow(f *testing.F) {
 	g := newGenerator(3)
 	for agg, events := range g.history(4) {
@@ -105,7 +106,8 @@ func FuzzEventRow(f *testing.F) {
 	})
 }
 
-// Any bytes for an order's event: an error, or as many rows as it has lines, which read back as they are.
+// Any bytes as an order's event: an error, or as many rows as it has lines, which read back
+// unchanged.
 func FuzzLineRows(f *testing.F) {
 	g := newGenerator(4)
 	for range 20 {

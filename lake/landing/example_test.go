@@ -23,7 +23,7 @@ import (
 	"github.com/millrace/millrace/lake/landing"
 )
 
-// readings is a table of a topic of our own, whose records are such as "cellar=11.5".
+// readings is a table of a custom topic, whose values look like "cellar=11.5".
 var readings = declare.Table{
 	Namespace: "weather",
 	Name:      "readings",
@@ -42,7 +42,7 @@ var readings = declare.Table{
 	},
 }
 
-// rows turns records into rows. The origin of a row is filled in by the lander.
+// rows converts records to rows. The lander fills in the origin columns.
 type rows struct {
 	place   *columnar.Bytes
 	celsius *columnar.Float64s
@@ -63,7 +63,7 @@ func (to rows) Append(_ context.Context, r declare.Record) (declare.Appended, er
 	return declare.Appended{Rows: 1, AsOf: r.Time}, nil
 }
 
-// A topic of your own becomes a table: declare it, open a lake with it, and land it.
+// A custom topic becomes a table: declare it, open a lake with it, and land it.
 func Example() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -29,7 +29,7 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// setProperty changes a property of a table past all guards.
+// setProperty changes a property of a table, bypassing all guards.
 func setProperty(t *testing.T, l *lake.Lake, of declare.Table, key, value string) {
 	t.Helper()
 	have, err := l.Load(t.Context(), of.Identifier())
@@ -45,7 +45,7 @@ func setProperty(t *testing.T, l *lake.Lake, of declare.Table, key, value string
 	}
 }
 
-// metadataFile is where a table's metadata is on the local disk.
+// metadataFile returns the path of a table's metadata on the local disk.
 func metadataFile(t *testing.T, l *lake.Lake, of declare.Table) string {
 	t.Helper()
 	have, err := l.Load(t.Context(), of.Identifier())
@@ -62,9 +62,9 @@ func stoppedTables(l *lake.Lake) (names []string) {
 	return names
 }
 
-// Whatever is the matter with one table, at start or while it is landed, the others are opened, read and landed; the
-// lake names the table, the reason and the remedy; and once somebody has helped, it is landed on, with nothing missing
-// and nothing twice.
+// Whatever is wrong with one table, at start or during landing, the others are opened, read and
+// landed. The lake reports the table, the reason and the remedy. Once the fault is repaired, the
+// table is landed again, with nothing missing or duplicated.
 func TestOneTableStopsAlone(t *testing.T) {
 	t.Parallel()
 	next := progress.KeyNextPrefix + event.Order.Topic + ".2"
@@ -196,7 +196,7 @@ func TestOneTableStopsAlone(t *testing.T) {
 	}
 }
 
-// rewrite changes a file, and returns what changes it back.
+// rewrite changes a file and returns a function that restores it.
 func rewrite(t *testing.T, file, pattern, with string) (back func() error) {
 	t.Helper()
 	was, err := os.ReadFile(file)
@@ -210,7 +210,7 @@ func rewrite(t *testing.T, file, pattern, with string) (back func() error) {
 	return func() error { return os.WriteFile(file, was, 0o600) }
 }
 
-// Where the only table cannot be landed, Run ends and says why.
+// If the only table cannot be landed, Run returns the reason.
 func TestRunEndsWhereNoTableCanBeLanded(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -231,10 +231,11 @@ func TestRunEndsWhereNoTableCanBeLanded(t *testing.T) {
 	}
 }
 
-// pickyTopic has records that cannot be written, which is found when a batch is to land and not which of it they are.
+// pickyTopic has records that cannot be written. That is only noticed when a batch lands, and
+// without identifying the record.
 const pickyTopic = "picky"
 
-// picky is a table that holds its rows back, like one of state, and cannot write some.
+// picky is a table that collects its rows, like a State table, and cannot write some of them.
 func picky(bad func(value string) bool) declare.Table {
 	return declare.Table{
 		Name: "picky", Topic: pickyTopic,
@@ -298,7 +299,7 @@ func pickyWorld(t *testing.T, values []string) (*shop, lake.Config) {
 	return s, localLake(t)
 }
 
-// lot collects what is parked.
+// lot collects dead letters.
 type lot struct {
 	mu   sync.Mutex
 	have map[string]string // values, by what names them
@@ -357,7 +358,8 @@ func numbered(n int, bad ...int) (values, good, spoilt []string) {
 
 func isBad(value string) bool { return strings.HasPrefix(value, "bad") }
 
-// Where an error does not name its record, the record is found, and parked, and all others land once.
+// If an error does not identify its record, the record is found and becomes a dead letter. All
+// others land once.
 func TestUnnamedRecordsAreFound(t *testing.T) {
 	t.Parallel()
 	for name, bad := range map[string][]int{
@@ -402,7 +404,8 @@ func pickyLanded(t *testing.T, s *shop, l *lake.Lake) {
 	})
 }
 
-// Where no record at all can be written, the table is at fault: nothing is parked, and Run says so.
+// If no record at all can be written, the table is to blame: there are no dead letters, and Run
+// reports it.
 func TestWhereNothingCanBeWrittenNothingIsParked(t *testing.T) {
 	t.Parallel()
 	values, _, _ := numbered(100)
@@ -422,7 +425,7 @@ func TestWhereNothingCanBeWrittenNothingIsParked(t *testing.T) {
 	}
 }
 
-// One that stands alone on its topic is parked too.
+// An unwritable record without neighbours on its topic becomes a dead letter, too.
 func TestOneUnwritableRecordAlone(t *testing.T) {
 	t.Parallel()
 	s, config := pickyWorld(t, []string{"bad"})
@@ -439,8 +442,8 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 	}
 }
 
-// A lander that dies between a dead letter and the commit that passes over it, is gone on from: every record is in the
-// table once or among the dead letters, where it is under one key however often it was put there.
+// A lander may crash between writing a dead letter and the commit that skips it. Then every record
+// is in the table once or among the dead letters, under one key however often it was written.
 func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step{stepPark, stepParked, stepClosed, stepCommit, stepCommitted} {

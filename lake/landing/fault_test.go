@@ -45,7 +45,7 @@ func (f *faultyCatalog) LoadTable(ctx context.Context, ident table.Identifier) (
 	if err != nil {
 		return nil, err
 	}
-	// So that commits of this handle come to us too.
+	// Route commits of this handle through this catalog, too.
 	return table.New(t.Identifier(), t.Metadata(), t.MetadataLocation(), t.FS, f), nil
 }
 
@@ -68,7 +68,7 @@ func (f *faultyCatalog) CommitTable(ctx context.Context, ident table.Identifier,
 	}
 }
 
-// Whatever the catalog answers, each row lands once, and files of commits that did not land are removed.
+// Whatever the catalog answers, each row lands once, and files of failed commits are removed.
 func TestCatalogFaults(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -101,7 +101,7 @@ func TestCatalogFaults(t *testing.T) {
 	})
 }
 
-// An error at any step of a landing ends it, and the next try completes it.
+// An error at any step ends a landing, and the next attempt completes it.
 func TestErrorsAtEachStep(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -136,7 +136,8 @@ func TestErrorsAtEachStep(t *testing.T) {
 	})
 }
 
-// A lander that is stopped in the middle of a landing, while another lands the same and more, fails when it goes on.
+// A lander is suspended during a landing while another one lands the same records and more. It
+// fails when it resumes.
 func TestZombie(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -196,7 +197,7 @@ func TestZombie(t *testing.T) {
 	})
 }
 
-// Two landers at one catalog that breaks at random, under events that come in: the tables stay exact.
+// Two landers on a catalog that fails at random, while events arrive: the tables stay exact.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -241,7 +242,8 @@ func TestRandomFaults(t *testing.T) {
 	})
 }
 
-// A commit is found in the history, and one that lost its place is known never to land.
+// A commit is found in the history. A commit whose position was taken by another is known never to
+// land.
 func TestFindCommit(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -289,7 +291,7 @@ func TestFindCommit(t *testing.T) {
 	})
 }
 
-// A fault of a table's position is wrapped once, wherever it was found.
+// A position fault is wrapped once, wherever it was detected.
 func TestPositionErrorsSayOnceWhatTheyAreOf(t *testing.T) {
 	t.Parallel()
 	l := &lander{table: declare.Table{Name: "gap", Topic: "gap"}}

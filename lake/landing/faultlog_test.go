@@ -22,8 +22,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A process that does not land is told why a table is not landed by another, and when that is over; what waits for the
-// table goes on.
+// A process that does not land sees why another one does not land a table, and when that is
+// resolved. Waiting for the table then succeeds.
 func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -64,7 +64,7 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 	})
 }
 
-// refusing answers commits to one table with an error, as long as there is one.
+// refusing fails commits to one table while an error is set.
 type refusing struct {
 	catalog.Catalog
 	table string
@@ -88,8 +88,8 @@ func (r *refusing) CommitTable(ctx context.Context, ident table.Identifier, reqs
 	return r.Catalog.CommitTable(ctx, ident, reqs, updates)
 }
 
-// A commit that is refused for a reason which does not pass stops its table, which says what to do; one that nobody
-// knows does so after a while. The other tables land, and so does this one once it may.
+// A commit that is refused for a permanent reason stops its table with a remedy. An unclassified
+// reason does so after a while. The other tables land, and so does this one once commits succeed.
 func TestCommitsThatNeverPassStopTheirTable(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -141,7 +141,7 @@ func TestCommitsThatNeverPassStopTheirTable(t *testing.T) {
 	}
 }
 
-// One that passes is waited for, however long: its table is not stopped.
+// A temporary error is waited for, however long, and does not stop the table.
 func TestCommitsThatPassAreWaitedFor(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{

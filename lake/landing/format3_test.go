@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/lake/maintenance"
 )
 
-// threeTypes is a column of each type that format version 3 has beside those of 2.
+// threeTypes has a column of each type that is new in format version 3.
 func threeTypes(t *testing.T) []iceberg.NestedField {
 	t.Helper()
 	geography, err := iceberg.GeographyTypeOf("EPSG:4326", "karney")
@@ -46,7 +46,7 @@ func sortBy(column string, how iceberg.Transform) func(table.Metadata) []table.U
 	}
 }
 
-// identifiedBy says that columns name a row, which Iceberg wants to be there always.
+// identifiedBy sets identifier fields, which Iceberg requires to be non-null.
 func identifiedBy(columns ...string) func(table.Metadata) []table.Update {
 	return func(m table.Metadata) []table.Update {
 		var ids []int
@@ -64,8 +64,8 @@ func identifiedBy(columns ...string) func(table.Metadata) []table.Update {
 	}
 }
 
-// What another engine makes of a table of format 3, landers and maintenance go on with, or the catalog refuses it; of
-// sort orders and columns that name a row in either format, too.
+// Landers and maintenance cope with any table of format 3 that another engine makes, or the catalog
+// refuses it. The same holds for sort orders and identifier fields in either format.
 func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -154,7 +154,7 @@ func TestLandersAndMaintenanceGoOnInEachFormat(t *testing.T) {
 	}
 }
 
-// asFormat3 makes the table of notes in format 3, as an engine would that made it for the landers.
+// asFormat3 creates the table of notes in format 3, as an engine would for the landers.
 func asFormat3(t *testing.T, l *lake.Lake) {
 	t.Helper()
 	dropNotes(t, l)
@@ -164,7 +164,8 @@ func asFormat3(t *testing.T, l *lake.Lake) {
 	}
 }
 
-// The shop's own tables, those of state with their deletes too, land and are kept small in format 3 as in 2.
+// The shop's own tables, including State tables with their deletes, land and are maintained in
+// format 3 as in 2.
 func TestTablesOfStateInFormat3(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

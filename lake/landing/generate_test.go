@@ -18,7 +18,7 @@ import (
 	orderv1 "github.com/millrace/millrace/gen/millrace/order/v1"
 )
 
-// generator makes events of every aggregate: the same seed, the same events.
+// generator generates events of every aggregate, deterministically for a seed.
 type generator struct {
 	rnd      *rand.Rand
 	now      time.Time
@@ -66,7 +66,7 @@ func (g *generator) event(agg event.Aggregate, stream, kind string, message prot
 	return e
 }
 
-// openOrder is what later events of an order repeat.
+// openOrder has what later events of an order repeat.
 type openOrder struct {
 	id       string
 	customer *string
@@ -75,7 +75,7 @@ type openOrder struct {
 	lines    uint32 // so far
 }
 
-// placed makes an order.
+// placed returns the first event of an order.
 func (g *generator) placed() (*openOrder, event.Event) {
 	o := &openOrder{
 		id: g.uuid().String(), ordered: timestamppb.New(event.Time(g.now)),
@@ -90,7 +90,7 @@ func (g *generator) placed() (*openOrder, event.Event) {
 	}}})
 }
 
-// orderEvents makes the first events of one order: placed, sometimes added to, mostly confirmed.
+// orderEvents returns the first events of one order: placed, sometimes extended, mostly confirmed.
 func (g *generator) orderEvents() []event.Event {
 	o, first := g.placed()
 	events := []event.Event{first}
@@ -108,7 +108,7 @@ func (g *generator) orderEvents() []event.Event {
 	return events
 }
 
-// laterEvent makes an event of an order of before, if there is one.
+// laterEvent returns an event of an earlier order, if there is one.
 func (g *generator) laterEvent() []event.Event {
 	if len(g.orders) == 0 {
 		return nil
@@ -172,7 +172,7 @@ func (g *generator) money() *money.Money {
 	return &money.Money{CurrencyCode: "GBP", Units: g.rnd.Int64N(40), Nanos: int32(g.rnd.IntN(100)) * 10_000_000}
 }
 
-// customerEvents has somebody register, and sometimes a customer of before change.
+// customerEvents registers a customer, and sometimes changes an earlier one.
 func (g *generator) customerEvents() []event.Event {
 	id := g.uuid().String()
 	events := []event.Event{g.event(event.Customer, id, "millrace.customer.v1.CustomerRegistered", &customerv1.CustomerEvent{Event: &customerv1.CustomerEvent_Registered{
@@ -196,7 +196,7 @@ func (g *generator) customerEvents() []event.Event {
 	return events
 }
 
-// productEvents has a product listed, and sometimes one of before change.
+// productEvents lists a product, and sometimes changes an earlier one.
 func (g *generator) productEvents() []event.Event {
 	sku := g.sku() + "-" + g.uuid().String()
 	price := func(sku, currency string) event.Event {
@@ -257,8 +257,8 @@ func (g *generator) stockEvents() []event.Event {
 	return events
 }
 
-// history makes a shop's events by aggregate: that many orders, and of the rest what goes with them. Some happen to what earlier
-// histories have made.
+// history returns a shop's events by aggregate, for a number of orders and proportionally many
+// others. Some concern earlier histories.
 func (g *generator) history(orders int) map[event.Aggregate][]event.Event {
 	h := map[event.Aggregate][]event.Event{}
 	for i := range orders {

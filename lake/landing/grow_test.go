@@ -20,7 +20,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// words is a table whose records say which column they need: "column=text".
+// words is a table whose records name the column that they need: "column=text".
 var words = declare.Table{
 	Name: "words", Topic: "words", Grows: true,
 	Columns: []columnar.Field{{Name: "said", Type: iceberg.PrimitiveTypes.String, Required: true}},
@@ -62,7 +62,8 @@ func (w *wordRows) Grow(_ context.Context, have []columnar.Field, records iter.S
 	return have, nil
 }
 
-// Whatever fails while a table grows, in the catalog or in the lander, each record lands once and with what it says.
+// Whatever fails in the catalog or the lander while a table grows, each record lands once with its
+// content.
 func TestFaultsWhileGrowing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {

@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// clients is a client of a lake's REST catalog, which guards nothing by itself.
+// clients is a client of a lake's REST catalog, which guards nothing itself.
 func clients(t *testing.T, l *lake.Lake) *rest.Catalog {
 	t.Helper()
 	h, err := l.REST(t.Context(), restcatalog.Access{})
@@ -34,7 +34,8 @@ func clients(t *testing.T, l *lake.Lake) *rest.Catalog {
 	return c
 }
 
-// What a client may do to a table that landers keep, and what not; and afterwards the landers go on, with nothing lost.
+// What a client may and may not do to a landed table. Afterwards the landers continue with nothing
+// lost.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -122,7 +123,7 @@ func TestGuard(t *testing.T) {
 	mustStop(t, stop)
 	s.check(t, l)
 
-	// Released, it may be dropped, and is landed anew.
+	// After it is released, it can be dropped, and is landed from the beginning.
 	c, ident := clients(t, l), tables.OrderLines.Identifier()
 	if _, _, err := c.CommitTable(t.Context(), ident, nil, []table.Update{table.NewSetPropertiesUpdate(iceberg.Properties{lake.ReleasedProperty: "true"})}); err != nil {
 		t.Fatal(err)
@@ -138,7 +139,7 @@ func TestGuard(t *testing.T) {
 	s.check(t, l)
 }
 
-// snapshotOf is a snapshot after a table's newest one, with the same rows, of that time.
+// snapshotOf returns a snapshot after a table's newest one, with the same rows and the given time.
 func snapshotOf(have *table.Table, millis int64) []table.Update {
 	s := *have.CurrentSnapshot()
 	parent := s.SnapshotID
@@ -146,7 +147,7 @@ func snapshotOf(have *table.Table, millis int64) []table.Update {
 	return []table.Update{table.NewAddSnapshotUpdate(&s), table.NewSetSnapshotRefUpdate(table.MainBranch, s.SnapshotID, table.BranchRef, 0, 0, 0)}
 }
 
-// A table of a client's own is the client's.
+// A client's own table is not restricted.
 func TestGuardLeavesOtherTables(t *testing.T) {
 	t.Parallel()
 	c := clients(t, openLake(t, localLake(t)))

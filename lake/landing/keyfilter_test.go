@@ -7,8 +7,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// The first event of a stream that comes a second time changes nothing, whatever the lander remembers of the stream,
-// and however much has happened to the table since.
+// A duplicate of a stream's first event changes nothing, whatever the lander remembers of the
+// stream and whatever has happened to the table since.
 func TestFirstEventThatComesAgain(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string]func(w *stateWorld, g *generator){
@@ -70,12 +70,13 @@ func TestFirstEventThatComesAgain(t *testing.T) {
 	}
 }
 
-// forget has a lander forget the rows that it remembers, as others take their place.
+// forget drops the rows that a lander remembers, as if newer ones had replaced them.
 func (w *stateWorld) forget() {
 	w.landers[0].to.upserts.(interface{ Forget() }).Forget()
 }
 
-// A stream that is new is not looked up, though the session has forgotten all, and the table has others.
+// A new stream is not looked up, although the session remembers nothing and the table has other
+// streams.
 func TestNewStreamsAreNotLookedUp(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 1)

@@ -23,8 +23,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// These tell this binary to be a lander instead of running tests, so that a test can kill it: where the lake is, where
-// the brokers are, and at which step of which landing it shall kill itself.
+// These variables make this binary a lander instead of running tests, so that a test can kill it.
+// They have the lake, the brokers, and the step at which it kills itself.
 const (
 	childLake    = "MILLRACE_TEST_LAKE"
 	childBrokers = "MILLRACE_TEST_BROKERS"
@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	// A check of TestRandomFaults takes most of a second; -rapid.checks still overrides this.
+	// A check of TestRandomFaults takes most of a second. -rapid.checks still overrides this.
 	if err := flag.Set("rapid.checks", "10"); err != nil {
 		panic(err)
 	}
@@ -60,13 +60,13 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// childPlace is where a child's lake is.
+// childPlace returns the lake of a child.
 type childPlace struct {
 	Warehouse, Catalog, CatalogPassword string
 	S3                                  lake.S3
 }
 
-// childLands lands until it is killed, or by itself.
+// childLands lands until it is killed or finishes.
 func childLands(where string) error {
 	ctx := context.Background()
 	var place childPlace
@@ -99,7 +99,7 @@ func childLands(where string) error {
 	return Run(ctx, l, c)
 }
 
-// childCommand is a lander in a process of its own.
+// childCommand is the command of a lander in its own process.
 func childCommand(t *testing.T, s *shop, where lake.Config, env ...string) *exec.Cmd {
 	t.Helper()
 	config, err := json.Marshal(childPlace{where.Warehouse, where.Catalog, where.CatalogPassword, where.S3})
@@ -120,7 +120,7 @@ func launch(t *testing.T, cmd *exec.Cmd) {
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 }
 
-// startChild starts a lander in a process of its own.
+// startChild starts a lander in its own process.
 func startChild(t *testing.T, s *shop, where lake.Config, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := childCommand(t, s, where, env...)
@@ -128,7 +128,7 @@ func startChild(t *testing.T, s *shop, where lake.Config, env ...string) *exec.C
 	return cmd
 }
 
-// killed waits for the child's end and checks that it was the violent one.
+// killed waits for the child and checks that it was killed.
 func killed(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	err := cmd.Wait()
@@ -138,7 +138,7 @@ func killed(t *testing.T, cmd *exec.Cmd) {
 	}
 }
 
-// A lander that is killed at any step of a landing leaves a table that the next one completes.
+// A lander that is killed at any step leaves a table that the next one completes.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -147,7 +147,8 @@ func TestKilledAtEachStep(t *testing.T) {
 		for _, name := range []string{tables.OrdersEvents.Name, tables.OrderLines.Name, tables.OrdersCurrent.Name} {
 			for _, at := range []step{stepFetched, stepLookedUp, stepClosed, stepCommit, stepCommitted} {
 				for _, nth := range []string{"1", "2"} {
-					// A table of state looks for rows before from the second landing on, and is like the others in the first.
+					// A State table only looks up rows from the second landing on. In the first one
+					// it behaves like the others.
 					if state := name == tables.OrdersCurrent.Name; state && nth == "1" || !state && at == stepLookedUp {
 						continue
 					}
@@ -172,7 +173,7 @@ func TestKilledAtEachStep(t *testing.T) {
 	})
 }
 
-// hasRows waits for a child's first landing where the second step of its kind is another landing's.
+// hasRows waits for a child's first landing if the step under test belongs to the second.
 func hasRows(t *testing.T, l *lake.Lake, name string, at step) error {
 	if at == stepFetched { // the second fetch may well be of the first landing
 		return nil
@@ -189,7 +190,7 @@ func hasRows(t *testing.T, l *lake.Lake, name string, at step) error {
 	return errors.New("nothing has landed yet")
 }
 
-// Landers that are killed again and again while events come in lose nothing and double nothing.
+// Landers that are killed repeatedly while events arrive lose and duplicate nothing.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {

@@ -60,8 +60,8 @@ func stateOf(t testing.TB, l *lake.Lake, name string) lake.TableState {
 	return lake.TableState{}
 }
 
-// Events without rows, and transactions that abort, move a table's offsets to the topic's end, and then nothing more is
-// committed.
+// Events without rows, and aborted transactions, move a table's offsets to the topic's end. Then
+// nothing more is committed.
 func TestOffsetsMoveWithoutRows(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -110,7 +110,7 @@ func TestOffsetsMoveWithoutRows(t *testing.T) {
 	})
 }
 
-// A record that is no event is parked, under the name of each table that it did not get into, and the rest lands.
+// A record that is not an event becomes a dead letter of each table, and the others land.
 func TestParking(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -168,7 +168,7 @@ func TestParking(t *testing.T) {
 		if !errors.Is(parked["what is this?"], event.ErrNotEvent) {
 			t.Errorf("the reason is %v", parked["what is this?"])
 		}
-		// The digests count what is an event.
+		// The digests count the valid events.
 		s.events[event.Order] = s.events[event.Order][:len(s.events[event.Order]):len(s.events[event.Order])]
 		want := len(s.events[event.Order])
 		if have := stateOf(t, l, tables.OrdersEvents.Name); have.Rows != int64(want) {
@@ -188,7 +188,8 @@ func TestParking(t *testing.T) {
 	})
 }
 
-// A topic that lost what the table has, or still needs, is an error that names both; it is never papered over.
+// If a topic has lost records that the table has or still needs, the error has both offsets. It is
+// never ignored.
 func TestTopicDoesNotFit(t *testing.T) {
 	t.Parallel()
 	remake := func(partitions int32) func(t *testing.T, s *shop) {
@@ -248,7 +249,7 @@ func TestTopicDoesNotFit(t *testing.T) {
 	}
 }
 
-// A log cut shorter than the table, without topic ids to tell, is found by the offsets.
+// A log that was truncated below the table's offsets is detected by the offsets, without topic ids.
 func TestLogEndsBeforeTheTable(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -305,7 +306,7 @@ func TestPartitionsAreAdded(t *testing.T) {
 	})
 }
 
-// A lake opened to read sees what a running one lands.
+// A lake opened read-only sees what a running one lands.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -331,7 +332,7 @@ func TestReadOnly(t *testing.T) {
 	})
 }
 
-// A table that is dropped takes nothing from the others; started again, landers land it anew.
+// A dropped table does not affect the others. After a restart, landers land it from the beginning.
 func TestDroppedTable(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -386,7 +387,7 @@ func reached(t *testing.T, l *lake.Lake, s *shop, of declare.Table) error {
 	return nil
 }
 
-// A row that is changed, added or taken away behind our back shows in the digest.
+// A row that is changed, added or removed by another engine changes the digest.
 func TestTamperedTableIsNoticed(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -432,7 +433,7 @@ func TestTamperedTableIsNoticed(t *testing.T) {
 	})
 }
 
-// Tables are Iceberg format 2 in a folder, and history does not grow without end.
+// Tables are Iceberg format 2 in a folder, and their history is bounded.
 func TestHistoryIsBounded(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -476,7 +477,8 @@ func TestHistoryIsBounded(t *testing.T) {
 			t.Errorf("%d snapshots are kept", n)
 		}
 		files := filesBelow(t, have, "metadata")
-		// Manifest lists and manifests of the snapshots that are kept, and a hundred older versions of the metadata.
+		// Manifest lists and manifests of the retained snapshots, and a hundred older metadata
+		// files.
 		if n := len(files); n > 3*(historyNewest+historyCut+60)+101 {
 			t.Errorf("%d metadata files after %d commits", n, commits)
 		}

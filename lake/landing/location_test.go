@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// cities is a table whose rows are spread by what the records say.
+// cities is a table that is partitioned by values of its records.
 func cities(name, column string, transform iceberg.Transform) declare.Table {
 	return declare.Table{
 		Name: name, Topic: "cities", Partition: []declare.Partition{{Column: column, Transform: transform}},
@@ -38,7 +38,7 @@ func (c cityRows) Append(_ context.Context, r declare.Record) (declare.Appended,
 	return declare.Appended{Rows: 1, AsOf: r.Time}, nil
 }
 
-// hostile are values that are paths, patterns, escapes, or too long for a file's name.
+// hostile has values that are paths, patterns, escapes, or too long for a file name.
 func hostile() []string {
 	all := []string{
 		"Oslo", "a/b", "..", ".", "../../../../../../../../X", "/etc/passwd", `a\b`, "a%2Fb", "a%zz", "a b", " ", "", "é", "e\u0301", "🎉", "中文", "a\nb",
@@ -50,8 +50,8 @@ func hostile() []string {
 	return all
 }
 
-// Nothing of a record is in a location, so whatever a record says, every reader finds every row, before and after compaction,
-// and no file is made beside the table's folder.
+// Locations contain nothing from records. So whatever a record contains, every reader finds every
+// row, before and after compaction, and no file is created outside of the table's folder.
 func TestRecordsStandInNoLocation(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
@@ -141,7 +141,8 @@ func TestRecordsStandInNoLocation(t *testing.T) {
 	})
 }
 
-// Whatever a table is called, it lands, is read by every reader, and lies in a folder whose name needs no escaping.
+// Whatever a table's name is, it lands, every reader can read it, and its folder's name needs no
+// escaping.
 func TestTablesOfAnyName(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
@@ -194,7 +195,7 @@ func TestTablesOfAnyName(t *testing.T) {
 	})
 }
 
-// A new warehouse is refused where its own path would need escaping; one that has tables goes on.
+// A new warehouse is refused if its own path needs escaping. An existing one keeps working.
 func TestWarehousesThatReadersDisagreeOn(t *testing.T) {
 	t.Parallel()
 	for name, plain := range map[string]bool{"lake": true, "a-b.c_d~e": true, "a b": false, "50%": false, "q?": false, "x#y": false, "é": false, "[a]": false, "*": false} {
@@ -227,7 +228,7 @@ func TestWarehousesThatReadersDisagreeOn(t *testing.T) {
 	s.check(t, l)
 }
 
-// onlyTables fails where the warehouse's folder, or the one above it, has a file that is in no table's.
+// onlyTables fails if the warehouse's folder, or its parent, has a file that belongs to no table.
 func onlyTables(t *testing.T, root string) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Dir(root), func(path string, d fs.DirEntry, err error) error {
@@ -241,8 +242,8 @@ func onlyTables(t *testing.T, root string) {
 	}
 }
 
-// Tables whose files were named by their partitions, by iceberg-go's own file system, go on: what is there is read, and
-// what comes is named as it is now.
+// Tables with files that iceberg-go's own file system named after partitions keep working: existing
+// files are read, and new ones have plain names.
 func TestOldPartitionedTablesGoOn(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

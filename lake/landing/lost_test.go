@@ -16,8 +16,9 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A file that a table lacks, whichever and by whomever it is found, is told by every process, with what to do; landing
-// goes on, the other tables are not concerned, and when the file is back nothing is told any more.
+// A missing file of a table, whichever it is and whoever notices, is reported by every process with
+// a remedy. Landing continues and other tables are not affected. When the file is back, the report
+// ends.
 func TestLostFilesAreTold(t *testing.T) {
 	t.Parallel()
 	for name, found := range map[string]func(t *testing.T, l *lake.Lake) error{
@@ -109,7 +110,8 @@ func TestLostFilesAreTold(t *testing.T) {
 	}
 }
 
-// oneFile is a file of a table: a data file of its first commit, or the manifest that names it.
+// oneFile returns a file of a table: a data file of its first commit, or the manifest that refers
+// to it.
 func oneFile(t *testing.T, l *lake.Lake, of declare.Table, what string) string {
 	t.Helper()
 	if what == "data file" {

@@ -21,8 +21,9 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// Files of a table that an older version partitioned by texts stand where a program looks that decodes locations, and
-// their locations are escaped. Maintenance makes them readable for every engine, and goes on with them.
+// An earlier version escaped the locations of files of tables partitioned by strings, but wrote the
+// files to the decoded paths. Maintenance makes them readable for every engine and continues to
+// maintain them.
 func TestMaintenancePlacesOldFilesAsTheirLocationsAreWritten(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
@@ -93,7 +94,7 @@ func TestMaintenancePlacesOldFilesAsTheirLocationsAreWritten(t *testing.T) {
 	}
 }
 
-// misplaced are the data files that are not where their locations say.
+// misplaced returns the data files that are not at their locations.
 func misplaced(t *testing.T, l *lake.Lake, name string) (all []string) {
 	t.Helper()
 	files, err := l.Files(t.Context(), declare.Identifier(name))
@@ -108,8 +109,8 @@ func misplaced(t *testing.T, l *lake.Lake, name string) (all []string) {
 	return all
 }
 
-// age makes of a table what an older version left: each data file has its partition in its location, escaped, and
-// stands at the location decoded.
+// age turns a table into what an earlier version left: the location of each data file contains its
+// partition, escaped, and the file is at the decoded path.
 func age(t *testing.T, l *lake.Lake, name string) {
 	t.Helper()
 	have, err := l.Load(t.Context(), declare.Identifier(name))
@@ -152,8 +153,8 @@ func age(t *testing.T, l *lake.Lake, name string) {
 	}
 }
 
-// A table that an older version let place its files beside its own folder goes on with them there, as long as that is
-// in the warehouse.
+// A table that an earlier version allowed to place files outside of its folder keeps doing so, as
+// long as they are in the warehouse.
 func TestOldTablesWithFilesBesideThemGoOn(t *testing.T) {
 	t.Parallel()
 	for name, key := range map[string]string{"data": table.WriteDataPathKey, "metadata": table.WriteMetadataPathKey} {

@@ -35,7 +35,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// outsideTable is a table as a reader that is not ours sees it.
+// outsideTable is a table as an external reader sees it.
 type outsideTable struct {
 	Reader, Table, Metadata string
 	Columns                 []string
@@ -43,8 +43,8 @@ type outsideTable struct {
 	Error                   string
 }
 
-// PyIceberg and DuckDB find in the files, with no code of ours in between, exactly what was put into the topics.
-// PyIceberg reads tables of state once their deletes are compacted away.
+// PyIceberg and DuckDB find exactly what was put into the topics, without any of our code.
+// PyIceberg reads State tables after their deletes have been compacted.
 func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
@@ -128,7 +128,7 @@ func spreadBy(t *testing.T, l *lake.Lake, name, column string) {
 	})
 }
 
-// readOutside has PyIceberg and DuckDB read tables.
+// readOutside reads tables with PyIceberg and DuckDB.
 func readOutside(t *testing.T, interpreter string, config lake.Config, names []string) (tables []outsideTable) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), interpreter, append([]string{"testdata/read_tables.py", alchemy(t, config.Catalog)}, names...)...)
@@ -155,7 +155,7 @@ func readOutside(t *testing.T, interpreter string, config lake.Config, names []s
 	return tables
 }
 
-// compareWithOurs compares with what we read ourselves, which the digests have compared with the events.
+// compareWithOurs compares with our own reads, which the digests have compared with the events.
 func compareWithOurs(t *testing.T, l *lake.Lake, o outsideTable) {
 	o.checkColumns(t)
 	place := func(row map[string]string) string { return row["partition"] + "/" + row["offset"] }
@@ -190,7 +190,7 @@ func compareWithOurs(t *testing.T, l *lake.Lake, o outsideTable) {
 	compareRows(t, have, want)
 }
 
-// cellText is a value as read_tables.py writes it.
+// cellText formats a value like read_tables.py.
 func cellText(t *testing.T, c arrow.Array, i int) string {
 	t.Helper()
 	switch c := c.(type) {
@@ -216,7 +216,7 @@ func cellText(t *testing.T, c arrow.Array, i int) string {
 	return c.ValueStr(i)
 }
 
-// alchemy is the catalog's address as Python's SQLAlchemy wants it.
+// alchemy returns the catalog's address in the form of Python's SQLAlchemy.
 func alchemy(t *testing.T, catalog string) string {
 	t.Helper()
 	if !strings.HasPrefix(catalog, "postgres://") {
@@ -235,7 +235,7 @@ func alchemy(t *testing.T, catalog string) string {
 	return "postgresql+psycopg2://" + user + "@/" + database + "?" + params.Encode()
 }
 
-// named gives a row's values by column; nil for null.
+// named returns a row's values by column; nil for null.
 func (o outsideTable) named(row []*string) map[string]*string {
 	m := map[string]*string{}
 	for i, c := range o.Columns {
@@ -263,7 +263,7 @@ func (o outsideTable) checkColumns(t *testing.T) declare.Table {
 
 func micros(e interface{ UnixMicro() int64 }) string { return strconv.FormatInt(e.UnixMicro(), 10) }
 
-// compareRows compares rows by their keys, and names the first that differ.
+// compareRows compares rows by their keys, and reports the first that differ.
 func compareRows(t *testing.T, have, want map[string]map[string]string) {
 	t.Helper()
 	if len(have) != len(want) {
@@ -325,7 +325,7 @@ func compareEvents(t *testing.T, s *shop, o outsideTable) {
 	compareRows(t, have, want)
 }
 
-// nested is a message as its columns show it: numbers and times as text, what is absent as nil.
+// nested returns a message like its columns: numbers and times as text, absent values as nil.
 func nested(m protoreflect.Message) map[string]any {
 	fields := map[string]any{}
 	for i := range m.Descriptor().Fields().Len() {
@@ -434,13 +434,13 @@ func compareLines(t *testing.T, s *shop, o outsideTable) {
 	compareRows(t, have, want)
 }
 
-// moneyText writes money with nine decimal places.
+// moneyText formats money with nine decimal places.
 func moneyText(m *money.Money) string {
 	r := new(big.Rat).SetFrac(big.NewInt(int64(m.GetNanos())), big.NewInt(1e9))
 	return r.Add(r, new(big.Rat).SetInt64(m.GetUnits())).FloatString(9)
 }
 
-// addTo adds what a line is worth.
+// addTo adds the value of a line.
 func addTo(t *testing.T, total *big.Rat, row map[string]string) {
 	t.Helper()
 	quantity, ok1 := new(big.Rat).SetString(row["quantity"])

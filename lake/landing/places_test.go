@@ -17,13 +17,13 @@ import (
 	s3server "github.com/millrace/millrace/test/servers/s3"
 )
 
-// The servers of the tests that need them.
+// The servers that the tests need.
 var (
 	catalogs pgserver.Cluster
 	objects  s3server.Server
 )
 
-// onEach runs a test in each of the places where a lake can be; fresh is a new one there.
+// onEach runs a test for each kind of lake. fresh returns a new one.
 func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) lake.Config)) {
 	for name, fresh := range map[string]func(testing.TB) lake.Config{"local+sqlite": localLake, "s3+postgres": serverLake} {
 		t.Run(name, func(t *testing.T) {
@@ -33,14 +33,14 @@ func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) lake.Co
 	}
 }
 
-// localLake is a new lake in a folder, its catalog in a file.
+// localLake returns a new lake in a folder, with its catalog in a file.
 func localLake(t testing.TB) lake.Config {
 	t.Helper()
 	dir := t.TempDir()
 	return lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Tables: tables.All(), Logger: quiet()}
 }
 
-// serverLake is a new lake in a folder of a bucket, its catalog in a PostgreSQL schema.
+// serverLake returns a new lake in a folder of a bucket, with its catalog in a PostgreSQL schema.
 func serverLake(t testing.TB) lake.Config {
 	t.Helper()
 	store := objects.Config(t)
@@ -55,13 +55,13 @@ func serverLake(t testing.TB) lake.Config {
 
 var places atomic.Int64 // made so far
 
-// ordersOnly lands in one table of each kind, which all must stand the same: events, facts and state.
+// ordersOnly lands one table of each kind: events, facts and state. All must behave the same.
 func ordersOnly(c lake.Config) lake.Config {
 	c.Tables = []declare.Table{tables.OrdersEvents, tables.OrderLines, tables.OrdersCurrent}
 	return c
 }
 
-// newCatalog makes an empty schema and tells how to connect so that all is there.
+// newCatalog creates an empty schema and returns the address that selects it.
 func newCatalog(t testing.TB, conn string) string {
 	t.Helper()
 	db, err := postgres.Open(conn, "", "lake tests")

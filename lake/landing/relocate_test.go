@@ -15,8 +15,8 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// A lake whose folder was moved is found again, row for row, by ourselves and by PyIceberg and DuckDB; landers go on,
-// and maintenance leaves nothing of it behind.
+// After its folder was moved, a lake is readable row for row by us, PyIceberg and DuckDB. Landers
+// continue, and maintenance leaves no old metadata behind.
 func TestRelocate(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)

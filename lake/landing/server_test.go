@@ -25,7 +25,8 @@ import (
 	s3server "github.com/millrace/millrace/test/servers/s3"
 )
 
-// Whatever the object store does to whichever call, and however long, each row lands once, without a restart.
+// Whatever the object store does to any call, and for how long, each row lands once, without a
+// restart.
 func TestStoreFaults(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func(method, path string) bool{
@@ -92,7 +93,7 @@ func TestStoreFaults(t *testing.T) {
 	}
 }
 
-// An object store that dies, or that hears and does not answer, is waited for.
+// Landers wait for an object store that dies, or accepts requests without answering.
 func TestStoreGoesAway(t *testing.T) {
 	t.Parallel()
 	var own s3server.Server
@@ -134,7 +135,7 @@ func TestStoreGoesAway(t *testing.T) {
 	}
 }
 
-// A catalog that crashes under load, again and again, and recovers, has all that it said it has.
+// A catalog that crashes repeatedly under load, and recovers, has everything that it acknowledged.
 func TestCatalogCrashes(t *testing.T) {
 	t.Parallel()
 	var own pgserver.Cluster
@@ -166,8 +167,8 @@ func TestCatalogCrashes(t *testing.T) {
 	s.check(t, l)
 }
 
-// deafProxy stands between the lander and PostgreSQL, and drops the connection in the place of the answer to a COMMIT that
-// changes the catalog, every time that lose says so.
+// deafProxy is a proxy between lander and PostgreSQL. It drops the connection instead of passing on
+// the answer to a COMMIT that changes the catalog, whenever lose returns true.
 func deafProxy(t *testing.T, conn string, lose func() bool) (addr string) {
 	t.Helper()
 	var host, port string
@@ -238,7 +239,7 @@ func deafProxy(t *testing.T, conn string, lose func() bool) (addr string) {
 	return l.Addr().String()
 }
 
-// PostgreSQL commits, and its answer is lost: while the tables are made, and while rows land.
+// PostgreSQL commits and its answer is lost, while tables are created and while rows land.
 func TestCatalogAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
@@ -282,7 +283,7 @@ func TestCatalogAnswersAreLost(t *testing.T) {
 	}
 }
 
-// Processes that start at once, where there is nothing yet, make the tables once and all go on.
+// Processes that start at once without any tables create them once, and all continue.
 func TestManyOpenAtOnce(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -307,7 +308,7 @@ func TestManyOpenAtOnce(t *testing.T) {
 	})
 }
 
-// Settings that cannot work are refused by name, and no refusal shows a secret.
+// Settings that cannot work are refused by name, without showing secrets.
 func TestSettingsAreChecked(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cret-of-the-test"
@@ -334,7 +335,7 @@ func TestSettingsAreChecked(t *testing.T) {
 	}
 }
 
-// A lake on servers that has no tables yet is told apart from one that is broken.
+// A lake on servers without tables is distinguished from a broken one.
 func TestNoLakeOnServers(t *testing.T) {
 	t.Parallel()
 	config := serverLake(t)
@@ -353,18 +354,20 @@ func TestNoLakeOnServers(t *testing.T) {
 	}
 }
 
-// logs collects what a child says.
+// logs collects the log of a child.
 func logs(t *testing.T, cmd *exec.Cmd, to io.Writer) {
 	t.Helper()
 	cmd.Stderr = to
 	cmd.Env = append(cmd.Env, "MILLRACE_TEST_LOG=1")
 }
 
-// Two processes share the partitions of every table. When one sleeps for longer than the group waits, the other takes its
-// partitions, and what the sleeper still commits when it wakes is refused; when the other is killed, the first takes all.
+// Two processes share the partitions of every table. When one is suspended for longer than the
+// group waits, the other takes over its partitions, and a commit of the first after it resumes is
+// refused. When the other is killed, the first takes over everything.
 //
-// Nobody sleeps with a catalog in SQLite: the file's lock would sleep with it, and all others wait for that. PostgreSQL ends the
-// transaction of a sleeper, as deploy/ sets it too.
+// This is not tested with a catalog in SQLite: a suspended process would hold the file's lock, and
+// all others would wait. PostgreSQL ends the transaction of a suspended client, as configured in
+// deploy/.
 func TestProcessesShareTables(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) lake.Config) {
@@ -414,7 +417,7 @@ func TestProcessesShareTables(t *testing.T) {
 			}
 			return nil
 		})
-		// caughtUp waits until every partition has passed where its log ends now.
+		// caughtUp waits until every partition has passed the current end of its log.
 		caughtUp := func(why string) {
 			began := time.Now()
 			ends, err := s.producer.Ends(t.Context(), event.Order.Topic)
@@ -459,7 +462,7 @@ func TestProcessesShareTables(t *testing.T) {
 	})
 }
 
-// verify's questions are answered by a process that does not land and may only read.
+// A process that does not land and may only read answers verify's requests.
 func TestReadersAskBesideTheLander(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)

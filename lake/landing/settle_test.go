@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// Others can write beside landers: their commits are tried again, and a DELETE is of the rows that were there. Tables that were made
-// otherwise are brought to that, and what somebody has chosen stays.
+// Other engines can write beside landers: they retry commits, and a DELETE covers the rows that
+// existed when it began. Older tables are changed accordingly, but values set by users are kept.
 func TestTablesAreOpenToOthers(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)

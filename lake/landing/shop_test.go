@@ -36,7 +36,7 @@ import (
 
 const partitions = 4
 
-// shop is a log with the events of a shop in it, and what was put there.
+// shop is a log with the events of a shop, and a record of what was put there.
 type shop struct {
 	brokers  []string
 	producer *fetchtest.Producer
@@ -72,7 +72,7 @@ func newShop(t testing.TB) *shop {
 	return s
 }
 
-// trade has so many orders happen, in several transactions per topic, some of which abort first.
+// trade generates a number of orders, in several transactions per topic, some of which are aborted.
 func (s *shop) trade(ctx context.Context, orders int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +104,7 @@ func (s *shop) record(e event.Event) fetchtest.Record {
 	return r
 }
 
-// records are those of an aggregate's events so far.
+// records returns the records of an aggregate's events so far.
 func (s *shop) records(agg event.Aggregate) (all []fetchtest.Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,7 +127,7 @@ func (s *shop) mustTrade(t testing.TB, orders int) {
 	}
 }
 
-// all yields the events of an aggregate.
+// all iterates over the events of an aggregate.
 func (s *shop) all(agg event.Aggregate) iter.Seq2[event.Event, error] {
 	return func(yield func(event.Event, error) bool) {
 		for _, e := range s.events[agg] {
@@ -138,7 +138,7 @@ func (s *shop) all(agg event.Aggregate) iter.Seq2[event.Event, error] {
 	}
 }
 
-// landedHere are the aggregates whose topics a lake's tables are fed by.
+// landedHere returns the aggregates whose topics feed a lake's tables.
 func landedHere(l *lake.Lake) (all []event.Aggregate) {
 	for _, agg := range event.Aggregates() {
 		if slices.ContainsFunc(l.Declared(), func(decl declare.Table) bool { return decl.Topic == agg.Topic }) {
@@ -148,7 +148,7 @@ func landedHere(l *lake.Lake) (all []event.Aggregate) {
 	return all
 }
 
-// landed waits until the tables hold all that was put into the topics.
+// landed waits until the tables have everything that was put into the topics.
 func (s *shop) landed(t testing.TB, l *lake.Lake) {
 	t.Helper()
 	for _, agg := range landedHere(l) {
@@ -171,7 +171,8 @@ func (s *shop) landed(t testing.TB, l *lake.Lake) {
 	}
 }
 
-// check compares the tables with the topics: every event and every line once, with its content, from one place each.
+// check compares the tables with the topics: every event and every line once, with its content and
+// its origin.
 func (s *shop) check(t testing.TB, l *lake.Lake) {
 	t.Helper()
 	s.mu.Lock()
@@ -203,7 +204,7 @@ func (s *shop) check(t testing.TB, l *lake.Lake) {
 	}
 }
 
-// checkDerived compares a table with what the events make, stream by stream.
+// checkDerived compares a table with the expected rows, stream by stream.
 func (s *shop) checkDerived(t testing.TB, l *lake.Lake, decl declare.Table) {
 	t.Helper()
 	name := decl.Name
@@ -227,7 +228,7 @@ func (s *shop) checkDerived(t testing.TB, l *lake.Lake, decl declare.Table) {
 	}
 }
 
-// checkOrigins finds rows that are there twice, or stand behind the offset that the table claims.
+// checkOrigins reports duplicate rows, and rows at or beyond the offsets in the table's properties.
 func checkOrigins(t testing.TB, l *lake.Lake, state lake.TableState) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -260,7 +261,7 @@ func checkOrigins(t testing.TB, l *lake.Lake, state lake.TableState) {
 	}
 }
 
-// checkFiles finds data files in the folders that no table has, and that no crash explains.
+// checkFiles reports data files that no table refers to and no crash explains.
 func checkFiles(t testing.TB, l *lake.Lake) {
 	t.Helper()
 	for _, decl := range l.Declared() {
@@ -287,7 +288,7 @@ func checkFiles(t testing.TB, l *lake.Lake) {
 	}
 }
 
-// deleteFiles are all files of deletes that a table has, also those that hit nothing.
+// deleteFiles returns all delete files of a table, including those that apply to nothing.
 func deleteFiles(t testing.TB, have *table.Table) (all []iceberg.DataFile) {
 	t.Helper()
 	head := have.CurrentSnapshot()
@@ -348,7 +349,7 @@ func openLake(t testing.TB, c lake.Config) *lake.Lake {
 	return l
 }
 
-// runConfig lands fast, and refuses to park.
+// runConfig has short intervals, and fails on dead letters.
 func (s *shop) runConfig() Config {
 	var values *registry.Decoder
 	if s.seal != "" {
@@ -363,7 +364,8 @@ func (s *shop) runConfig() Config {
 	}
 }
 
-// start runs the landers; what it returns stops them and gives Run's error. They stop with the test in any case.
+// start runs the landers. The returned function stops them and returns Run's error. They also stop
+// with the test.
 func start(t testing.TB, l *lake.Lake, c Config) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -384,7 +386,8 @@ func mustStop(t testing.TB, stop func() error) {
 	}
 }
 
-// eventually tries until there is no error, and fails with the last one after three minutes: only what hangs takes so long.
+// eventually retries until there is no error, and fails with the last one after three minutes,
+// which only a hang should exceed.
 func eventually(t testing.TB, try func() error) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -403,7 +406,7 @@ func eventually(t testing.TB, try func() error) {
 	}
 }
 
-// quiet is a logger that says nothing, or everything where MILLRACE_TEST_LOG is set.
+// quiet returns a logger that discards everything, unless MILLRACE_TEST_LOG is set.
 func quiet() *slog.Logger {
 	if os.Getenv("MILLRACE_TEST_LOG") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -411,7 +414,7 @@ func quiet() *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// logged is a logger that can be asked what it was told.
+// logged is a logger whose output can be inspected.
 type logged struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -432,7 +435,7 @@ func (l *logged) has(s string) error {
 	return nil
 }
 
-// last tells which of some texts stands in the newest line that holds one of them, among the lines with a mark.
+// last returns which of some texts is in the newest line with one of them, among lines with a mark.
 func (l *logged) last(mark string, texts ...string) (found string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,12 +24,12 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// garbled is the data of an event that nobody can read.
+// garbled is the data of an event that cannot be decoded.
 var garbled = []byte{0xff, 0xff}
 
 func readable(e event.Event) bool { return !bytes.Equal(e.Data, garbled) }
 
-// stateWorld is a topic of order events, and landers that bring it into orders_current, one step at a time.
+// stateWorld is a topic of order events, with landers for orders_current that are run step by step.
 type stateWorld struct {
 	t       testing.TB
 	lake    *lake.Lake
@@ -38,7 +38,7 @@ type stateWorld struct {
 	landers []*stateLander
 }
 
-// stateLander is a lander, and what a session of it holds.
+// stateLander is a lander with the state of its session.
 type stateLander struct {
 	*lander
 	to     sink
@@ -80,7 +80,7 @@ func (w *stateWorld) stands() map[int32]int64 {
 	return at.Next
 }
 
-// restart begins a session anew: it knows nothing.
+// restart starts a new session, which remembers nothing.
 func (w *stateWorld) restart(i int) {
 	w.t.Helper()
 	l := w.landers[i]
@@ -95,7 +95,7 @@ func (w *stateWorld) restart(i int) {
 	}
 }
 
-// gather puts a partition's next records into a batch.
+// gather adds a partition's next records to a batch.
 func (w *stateWorld) gather(i int, partition int32, most int) *batch {
 	w.t.Helper()
 	l, from := w.landers[i], w.stands()
@@ -113,7 +113,7 @@ func (w *stateWorld) gather(i int, partition int32, most int) *batch {
 	return b
 }
 
-// land lands a batch; what fails ends the session.
+// land lands a batch. A failure ends the session.
 func (w *stateWorld) land(ctx context.Context, i int, b *batch) error {
 	if !b.moved() {
 		return nil
@@ -138,7 +138,7 @@ func (w *stateWorld) mustLand(i int, partition int32, most int) {
 	}
 }
 
-// check compares the table with the fold of what stands before its offsets.
+// check compares the table with a fold of the events before its offsets.
 func (w *stateWorld) check(after string) {
 	w.t.Helper()
 	var events []event.Event
@@ -171,7 +171,7 @@ func (w *stateWorld) check(after string) {
 	}
 }
 
-// maintain compacts whatever can be, and has something happen when the compaction is about to commit.
+// maintain compacts everything, and runs a function when the compaction is about to commit.
 func (w *stateWorld) maintain(meanwhile func()) maintenance.Report {
 	w.t.Helper()
 	loads := 0
@@ -187,9 +187,9 @@ func (w *stateWorld) maintain(meanwhile func()) maintenance.Report {
 	return report
 }
 
-// However the events of a topic are cut into batches, whichever lander lands them, with whatever it remembers, and
-// however often files are rewritten meanwhile: at every moment the table has one row for each stream, made of what
-// stands before its offsets.
+// At every moment the table has one row per stream, folded from the events before its offsets. That
+// holds for any division of events into batches, any lander, any memory that it has, and any
+// concurrent compaction.
 func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -252,7 +252,8 @@ func TestStateIsTheFoldOfItsEvents(t *testing.T) {
 	})
 }
 
-// A row that is lost, doubled or changed behind our back shows in the digest, and in no other stream's.
+// A row that is lost, duplicated or changed by another engine changes the digest of its stream
+// only.
 func TestTamperedStateIsNoticed(t *testing.T) {
 	t.Parallel()
 	for name, tamper := range map[string]func(w *stateWorld, tx *table.Transaction, key string) error{
@@ -337,15 +338,15 @@ func TestTamperedStateIsNoticed(t *testing.T) {
 	}
 }
 
-// deletesOf writes a file that deletes one key's row.
+// deletesOf writes a delete file for one key.
 func (w *stateWorld) deletesOf(key string) ([]iceberg.DataFile, error) {
 	held := w.landers[0].to.upserts
 	have := w.load()
 	return datafile.WriteDeletes(w.t.Context(), have, have.Spec(), w.landers[0].writer, "tampering", held.Columns()[0], held.Columns()[0].Name, []string{key})
 }
 
-// What is known of a table's rows, or certain not to be there, is not looked up: streams that are new, and those that
-// were landed in the same session. All else is looked up once, in one scan.
+// Rows that are in memory, or certainly do not exist, are not looked up: those of new streams, and
+// of streams landed in the same session. All others are looked up once, in one scan.
 func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 2)
@@ -375,7 +376,7 @@ func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
 	}
 }
 
-// More keys than a list of names may hold are found all the same.
+// More keys than fit into an IN filter are found, too.
 func TestManyRowsAreLookedUp(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 1)
@@ -393,7 +394,7 @@ func TestManyRowsAreLookedUp(t *testing.T) {
 	w.check("landing")
 }
 
-// Events that come again, with versions that a row has passed, change nothing.
+// Duplicate events, whose versions a row has passed, change nothing.
 func TestOldVersionsChangeNothing(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 1)
@@ -415,7 +416,7 @@ func TestOldVersionsChangeNothing(t *testing.T) {
 	w.check("landing anew")
 }
 
-// An order whose first event could not be read goes on with what the later ones say.
+// If the first event of an order cannot be decoded, its row has the content of the later ones.
 func TestGapInAStream(t *testing.T) {
 	t.Parallel()
 	w := newStateWorld(t, tables.OrdersCurrent, 1)

@@ -21,7 +21,7 @@ import (
 	"github.com/millrace/millrace/lake/internal/progress"
 )
 
-// notes is a table whose records fill one column, whatever others there are.
+// notes is a table whose records fill one column, whatever other columns exist.
 var notes = declare.Table{
 	Name: "notes", Topic: "notes", Grows: true,
 	Columns: []columnar.Field{{Name: "said", Type: iceberg.PrimitiveTypes.String, Required: true}},
@@ -46,7 +46,7 @@ func (noteRows) Grow(_ context.Context, have []columnar.Field, _ iter.Seq[declar
 	return have, nil
 }
 
-// landNote lands one record as a lander that has just started.
+// landNote lands one record, like a lander that has just started.
 func landNote(t *testing.T, l *lake.Lake) error {
 	t.Helper()
 	return landRecord(t, l, notes)
@@ -107,7 +107,7 @@ func noteCount(t *testing.T, l *lake.Lake) (n int64) {
 	return n
 }
 
-// edit is what another engine makes of the table of notes.
+// edit is a change that another engine makes to the table of notes.
 type edit struct {
 	what    string
 	updates func(m table.Metadata) []table.Update
@@ -186,7 +186,7 @@ func then(edits ...func(table.Metadata) []table.Update) func(table.Metadata) []t
 	}
 }
 
-// twins partitions by two fields whose names become one where Avro's rules hold.
+// twins partitions by two fields whose names are equal by Avro's rules.
 func twins(m table.Metadata) []table.Update {
 	said := m.CurrentSchema().Fields()[0].ID
 	spec := iceberg.NewPartitionSpecID(7,
@@ -195,7 +195,7 @@ func twins(m table.Metadata) []table.Update {
 	return []table.Update{table.NewAddPartitionSpecUpdate(&spec, false), table.NewSetDefaultSpecUpdate(-1)}
 }
 
-// everyType is a column of each type that format version 2 has.
+// everyType has a column of each type in format version 2.
 func everyType() (columns []iceberg.NestedField) {
 	p := iceberg.PrimitiveTypes
 	for _, t := range []iceberg.Type{
@@ -258,7 +258,7 @@ func edits() []edit {
 	return all
 }
 
-// Whatever another engine makes of a table through the catalog, the catalog refuses it or landers go on.
+// Whatever change another engine makes through the catalog, it is refused or landers continue.
 func TestLandersWriteWhatTheCatalogTakes(t *testing.T) {
 	t.Parallel()
 	config := localLake(t)

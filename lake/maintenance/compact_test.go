@@ -17,7 +17,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// shuffled deals rows to files in no order.
+// shuffled distributes rows over files at random.
 func shuffled(rows []row, files int) [][]row {
 	all := append([]row{}, rows...)
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
@@ -28,7 +28,7 @@ func shuffled(rows []row, files int) [][]row {
 	return chunks
 }
 
-// Many small files become few, sorted through, and nothing else changes.
+// Many small files become few sorted ones, and nothing else changes.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
 	for name, made := range map[string]func(testing.TB, ...catalog.CreateTableOpt) *world{"local": newWorld, "s3": newBucket} {
@@ -95,7 +95,8 @@ func checkSorted(t *testing.T, w *world, files []table.FileScanTask) {
 	}
 }
 
-// A partitioned table keeps its partitions, and a table without a sort order the order of its rows.
+// A partitioned table keeps its partitions. A table without a sort order keeps the order of its
+// rows.
 func TestPartitionsAndOrderAreKept(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithPartitionSpec(&byPart))
@@ -126,8 +127,8 @@ func TestPartitionsAndOrderAreKept(t *testing.T) {
 	}
 }
 
-// Landers that commit at every step of a run lose nothing, double nothing, and do not keep it from
-// its work.
+// Landers that commit at every step of a run lose and duplicate nothing, and do not prevent it from
+// finishing.
 func TestLandersBeside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
@@ -169,8 +170,8 @@ func TestLandersBeside(t *testing.T) {
 	w.kept(want)
 }
 
-// An upsert that is committed between the reading of a compaction and its commit wins, and so does
-// one after it.
+// An upsert that is committed between reading and commit of a compaction wins, and so does a later
+// one.
 func TestUpsertsBeside(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step{stepPlanned, stepSpilled, stepWritten, stepCompactCommit, stepCompactCommitted} {
@@ -207,7 +208,7 @@ func TestUpsertsBeside(t *testing.T) {
 				t.Errorf("%d upserts beside, %v", times, compacted)
 			}
 			w.kept(m.rows())
-			// The deletes that came meanwhile are dead after the next one.
+			// The deletes added meanwhile are dead after the next compaction.
 			c.hook, c.DeleteFiles = nil, 1
 			if _, err := Compact(t.Context(), w.load, c, nil); err != nil {
 				t.Fatal(err)
@@ -225,8 +226,8 @@ func TestUpsertsBeside(t *testing.T) {
 	}
 }
 
-// Rows deleted by position while they are rewritten stay deleted: the rewrite is given up, and its
-// files go.
+// Rows that are deleted by position during a rewrite stay deleted: the rewrite is abandoned, and
+// its files are removed.
 func TestDeletesByPositionBeside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
@@ -266,7 +267,7 @@ func TestDeletesByPositionBeside(t *testing.T) {
 	w.kept(m.rows())
 }
 
-// Of two that compact at once one does it, and the other gives up and leaves nothing behind.
+// Of two concurrent compactions, one commits, and the other gives up and leaves nothing behind.
 func TestTwoCompactions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -290,7 +291,7 @@ func TestTwoCompactions(t *testing.T) {
 	}
 }
 
-// A rewrite whose files others may soon take for orphans is given up.
+// A rewrite is abandoned if other processes may soon take its files for orphans.
 func TestSlowRewriteIsGivenUp(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -309,8 +310,8 @@ func TestSlowRewriteIsGivenUp(t *testing.T) {
 	w.kept(sequenceOf(0, 100))
 }
 
-// Rewriting stays logarithmic: whoever lands the same amount again and again sees each row
-// rewritten a few times.
+// Rewriting is logarithmic: if equal amounts are landed repeatedly, each row is rewritten a few
+// times only.
 func TestWriteAmplification(t *testing.T) {
 	t.Parallel()
 	var r run
@@ -353,8 +354,8 @@ func sized(bytes int64) iceberg.DataFile {
 	return b.Build()
 }
 
-// Whatever the catalog answers, a rewrite is in the table once or not at all, and no file of one
-// that is not is left.
+// Whatever the catalog answers, a rewrite is in the table once or not at all. Files of a failed
+// rewrite are removed.
 func TestCatalogFaults(t *testing.T) {
 	t.Parallel()
 	for name, kinds := range map[string][]fault{
@@ -396,15 +397,14 @@ func TestCatalogFaults(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 		w.kept(want)
-		// No other commit took the place of ours, so it is not sure that it will not land: the file
-		// stays.
+		// No other commit took the place of ours, so it may still land: the file stays.
 		if n := len(w.listed(".parquet")); n != 11 {
 			t.Errorf("%d files", n)
 		}
 	})
 }
 
-// An error at any step ends a run or is overcome; the table is whole, and the next run does the
+// An error at any step ends a run or is overcome. The table is intact, and the next run does the
 // rest.
 func TestErrorsAtEachStep(t *testing.T) {
 	t.Parallel()

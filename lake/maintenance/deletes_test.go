@@ -10,7 +10,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// deletesLeft counts the files of deletes that the table has, also those that hit nothing.
+// deletesLeft counts the table's delete files, including those that apply to nothing.
 func (w *world) deletesLeft() (n int) {
 	t := w.table()
 	files := must(t.FS(w.tb.Context()))
@@ -27,8 +27,8 @@ func (w *world) deletesLeft() (n int) {
 	return n
 }
 
-// A file of old rows that no delete hits does not keep deletes alive, and is not rewritten for
-// them.
+// A file of old rows that no delete applies to does not keep deletes alive, and is not rewritten
+// because of them.
 func TestDeletesBesideOldFiles(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -53,7 +53,8 @@ func TestDeletesBesideOldFiles(t *testing.T) {
 	}
 }
 
-// Deletes that never hit anything, or do not any more, go, though there is nothing to rewrite.
+// Deletes that never applied to anything, or no longer do, are removed even if there is nothing to
+// rewrite.
 func TestDeletesThatHitNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -73,7 +74,7 @@ func TestDeletesThatHitNothing(t *testing.T) {
 	}
 }
 
-// Between whole runs Keep compacts.
+// Keep compacts between complete runs.
 func TestKeepCompactsInBetween(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Only what is old, of the table's own kind, and referred to by nothing is an orphan.
+// Only unreferenced old files that look like a table's are orphans.
 func TestOrphansAmong(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -56,7 +56,7 @@ func TestOrphansAmong(t *testing.T) {
 	}
 }
 
-// Locations are spelt in several ways by several writers.
+// Writers spell locations in different ways.
 func TestPlain(t *testing.T) {
 	t.Parallel()
 	for from, want := range map[string]string{
@@ -68,7 +68,7 @@ func TestPlain(t *testing.T) {
 	}
 }
 
-// Orphans go, whatever is in use stays, in a folder and in a bucket.
+// Orphans are removed and files in use stay, in a folder and in a bucket.
 func TestRemoveOrphans(t *testing.T) {
 	t.Parallel()
 	for name, made := range map[string]func(testing.TB, ...catalog.CreateTableOpt) *world{"local": newWorld, "s3": newBucket} {
@@ -110,7 +110,7 @@ func TestRemoveOrphans(t *testing.T) {
 	}
 }
 
-// A file that is committed after orphans were looked for is none.
+// A file that is committed after the search is not an orphan.
 func TestOrphanCommittedMeanwhile(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -133,7 +133,7 @@ func TestOrphanCommittedMeanwhile(t *testing.T) {
 	w.kept(sequenceOf(0, 6))
 }
 
-// Expiry frees what only the history needed.
+// Expiry deletes what only the history needed.
 func TestExpire(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -168,8 +168,8 @@ func TestExpire(t *testing.T) {
 	w.kept(want)
 }
 
-// A snapshot counts as old from when another took its place, not from when it was made: somebody
-// may have begun to read it a moment before.
+// A snapshot's age counts from when it was replaced, not from when it was made: a reader may have
+// started on it just before.
 func TestHeadsSince(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -189,7 +189,7 @@ func TestHeadsSince(t *testing.T) {
 	}
 }
 
-// What a tag holds stays readable.
+// Snapshots of tags stay readable.
 func TestExpireKeepsTags(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -233,7 +233,7 @@ func TestSharedFilesStay(t *testing.T) {
 	}
 }
 
-// Settings that would hurt are refused, each by its name.
+// Harmful settings are refused, each by its name.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	c := Config{TargetBytes: -1, SmallFiles: 1, DeleteShare: -1, DeleteFiles: -1, KeepAge: -1, KeepSnapshots: -1, Manifests: 1, OrphanAge: 9 * time.Minute, Memory: 1, Every: -1}

@@ -18,8 +18,8 @@ import (
 	"github.com/millrace/millrace/internal/sqlite"
 )
 
-// These tell this binary to maintain a table instead of running tests, and at which step to kill
-// itself.
+// These variables make this binary maintain a table instead of running tests, and have the step at
+// which it kills itself.
 const (
 	childFolder = "MILLRACE_TEST_MAINTENANCE"
 	childStep   = "MILLRACE_TEST_MAINTENANCE_STEP"
@@ -62,8 +62,8 @@ func reopen(folder string) (*world, func() error, error) {
 	return &world{cat: cat, ident: table.Identifier{"db", "t"}}, db.Close, nil
 }
 
-// Killed at any step, a run loses nothing, and the next one finishes what it began and takes away
-// what it left.
+// A run that is killed at any step loses nothing. The next run completes its work and removes its
+// leftovers.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	for _, at := range steps() {

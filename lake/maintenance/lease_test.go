@@ -107,7 +107,7 @@ func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
 	}
 }
 
-// A reader that comes while expiry is about to commit waits for it, and then learns that its
+// A reader that arrives while expiry is about to commit waits for it, and then learns that its
 // snapshot is gone.
 func TestHoldWaitsForExpiry(t *testing.T) {
 	t.Parallel()
@@ -142,8 +142,8 @@ func TestHoldWaitsForExpiry(t *testing.T) {
 	}
 }
 
-// Leases of processes that crashed have no effect once they have expired, and their files are
-// removed in the end.
+// Leases of crashed processes have no effect after they expire, and their files are eventually
+// removed.
 func TestExpiredLeasesHaveNoEffect(t *testing.T) {
 	t.Parallel()
 	w, old := newPast(t)

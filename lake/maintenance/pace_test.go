@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Rests are as long as the share says, after pieces of work that are worth one.
+// Rests follow the configured share, after pieces of work that are long enough.
 func TestPace(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -39,7 +39,7 @@ func TestPace(t *testing.T) {
 	}
 }
 
-// Who is told to stop does not rest.
+// A cancelled run does not rest.
 func TestPaceEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

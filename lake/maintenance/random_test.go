@@ -9,8 +9,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever lands between, and beside, the steps of maintenance, and however those fail: the table
-// has what a map of its rows would have.
+// Whatever is landed between and during the steps of maintenance, and however the steps fail, the
+// table has the rows of a model map.
 func TestRandomHistory(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -65,8 +65,8 @@ func TestRandomHistory(t *testing.T) {
 				c.DeleteFiles = rapid.IntRange(1, 4).Draw(rt, "DeleteFiles")
 				c.now = later
 				c.hook = func(_ context.Context, s step) error {
-					// Orphans are found by age, which is made up here: nothing may be under way
-					// beside that.
+					// Orphans are found by age, with a fake clock, so nothing may be written
+					// concurrently here.
 					if s == beside && s != stepOrphansFound {
 						beside = ""
 						land(rt)
@@ -90,7 +90,7 @@ func TestRandomHistory(t *testing.T) {
 		}
 		rt.Repeat(actions)
 		w.kept(m.rows())
-		// In the end all is small.
+		// In the end everything is small.
 		w.broken(nil)
 		c := w.config()
 		c.SmallFiles, c.Manifests, c.KeepSnapshots, c.KeepAge, c.DeleteFiles, c.now = 2, 2, 1, time.Nanosecond, 1, later

@@ -25,7 +25,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Keys order as their values do.
+// Keys sort like their values.
 func TestKeysOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -50,7 +50,7 @@ func TestKeysOrder(t *testing.T) {
 	}
 }
 
-// However small the memory, all rows come out, in order.
+// With any amount of memory, all rows come out in order.
 func TestSortSpills(t *testing.T) {
 	t.Parallel()
 	schema := arrow.NewSchema([]arrow.Field{{Name: "k", Type: arrow.PrimitiveTypes.Int64, Nullable: true}, {Name: "s", Type: arrow.BinaryTypes.String}}, nil)
@@ -117,8 +117,8 @@ func TestSortSpills(t *testing.T) {
 	}
 }
 
-// Columns of every type are rewritten as they were, files of before a column was added too, and a
-// column within a struct can be sorted by, through any transform.
+// Columns of every type are preserved by a rewrite, also in files from before a column was added.
+// Tables can be sorted by a nested column, through any transform.
 func TestAnyColumns(t *testing.T) {
 	t.Parallel()
 	for name, transform := range map[string]iceberg.Transform{
@@ -243,7 +243,7 @@ func (w *world) json() (rows []string) {
 	return rows
 }
 
-// wide makes rows that do not compress well.
+// wide returns rows that do not compress well.
 func wide(from, to int64, random *rand.Rand) []row {
 	rows := make([]row, 0, to-from)
 	for k := from; k < to; k++ {
@@ -256,8 +256,8 @@ func wide(from, to int64, random *rand.Rand) []row {
 	return rows
 }
 
-// What a compaction holds is bounded, not by the table's size. Not in parallel: it measures the
-// process.
+// A compaction's memory is bounded independent of the table's size. The test is not parallel,
+// because it measures the process.
 func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
 	w := newWorld(t, catalog.WithSortOrder(byKey))
 	random := rand.New(rand.NewPCG(5, 6))
@@ -267,8 +267,7 @@ func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
 	}
 	c := w.config()
 	c.TargetBytes, c.Memory = 256<<20, leastMemory
-	// Garbage that is made while a collection runs counts as held until the next; small steps keep
-	// it small.
+	// Garbage made during a collection counts until the next one. Small steps keep it small.
 	defer debug.SetGCPercent(debug.SetGCPercent(5))
 	live := func() int64 {
 		runtime.GC()
@@ -342,7 +341,7 @@ func BenchmarkCompact(b *testing.B) {
 	}
 }
 
-// cpuTime returns what this process has used.
+// cpuTime returns the CPU time of this process.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)

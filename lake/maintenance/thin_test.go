@@ -7,8 +7,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// Two days of a commit every second, thinned out as they come: what is left is bounded, and has the
-// newest states, one of each minute of the last hour and one of each hour of the last day.
+// Two days of commits every second, thinned out as they are made. What remains is bounded: the
+// newest states, one per minute of the last hour, and one per hour of the last day.
 func TestHistoryIsThinnedOut(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 11, 22, 0, 0, 30, 0, time.UTC)

@@ -62,7 +62,7 @@ type world struct {
 	offset atomic.Int64 // of the next landing
 }
 
-// row is a row of the tests' tables: a key, a value, and what the table is partitioned by.
+// row is a row of the tests' tables: a key, a value, and a partition.
 type row struct {
 	key   int64
 	value string
@@ -147,7 +147,7 @@ func (w *world) create(opts ...catalog.CreateTableOpt) {
 
 const offsetProperty = "millrace.next-offset.topic.0"
 
-// table returns the table now, as writers see it.
+// table returns the current table, as writers see it.
 func (w *world) table() *table.Table {
 	w.tb.Helper()
 	t, err := w.cat.LoadTable(context.Background(), w.ident)
@@ -157,7 +157,7 @@ func (w *world) table() *table.Table {
 	return t
 }
 
-// load returns the table as maintenance sees it: its commits may be broken.
+// load returns the table as maintenance sees it, with commits that may be broken.
 func (w *world) load(ctx context.Context) (*table.Table, error) {
 	t, err := w.cat.LoadTable(ctx, w.ident)
 	if err != nil {
@@ -209,7 +209,7 @@ func (w *world) broken(f func() fault) {
 	w.fault = f
 }
 
-// batches makes batches of rows.
+// batches returns rows as batches.
 func batches(t *table.Table, rows []row) (*arrow.Schema, []arrow.RecordBatch) {
 	schema := must(table.SchemaToArrowSchema(t.Schema(), nil, true, false))
 	b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
@@ -249,8 +249,8 @@ func (w *world) write(t *table.Table, chunks ...[]row) []iceberg.DataFile {
 	return files
 }
 
-// land commits as a lander does: on the head, with the next offset, and again where another commit
-// came between.
+// land commits like a lander: on the head, with the next offset, and again if another commit came
+// first.
 func (w *world) land(stage func(t *table.Table, tx *table.Transaction) error) {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -277,7 +277,7 @@ func (w *world) land(stage func(t *table.Table, tx *table.Transaction) error) {
 	}
 }
 
-// append lands rows, a file for each chunk.
+// append lands rows, one file per chunk.
 func (w *world) append(chunks ...[]row) {
 	w.tb.Helper()
 	files := w.write(w.table(), chunks...)
@@ -286,7 +286,7 @@ func (w *world) append(chunks ...[]row) {
 	})
 }
 
-// upsert lands rows that take the place of those with the same keys.
+// upsert lands rows that replace those with the same keys.
 func (w *world) upsert(rows ...row) {
 	w.tb.Helper()
 	w.change(rows, rows)
@@ -364,7 +364,7 @@ func (w *world) read(t *table.Table, tasks ...table.FileScanTask) []row {
 	return rows
 }
 
-// hash sums up rows, whatever their order.
+// hash returns a hash of the rows that is independent of their order.
 func hash(rows []row) string {
 	lines := make([]string, len(rows))
 	for i, r := range rows {
@@ -380,7 +380,7 @@ func (w *world) dataFiles() []table.FileScanTask {
 	return must(w.table().Scan().PlanFiles(context.Background()))
 }
 
-// kept checks what maintenance may never change.
+// kept checks invariants of maintenance.
 func (w *world) kept(want []row) {
 	w.tb.Helper()
 	if have := hash(w.rows()); have != hash(want) {
@@ -396,7 +396,7 @@ func (w *world) kept(want []row) {
 	w.filesExist()
 }
 
-// filesExist checks that every file that the metadata refers to is there.
+// filesExist checks that every file that the metadata refers to exists.
 func (w *world) filesExist() {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -432,7 +432,7 @@ func (w *world) filesExist() {
 	}
 }
 
-// liveFiles counts the data files and files of deletes of the head.
+// liveFiles counts the data files and delete files of the head.
 func (w *world) liveFiles() (live int) {
 	w.tb.Helper()
 	t := w.table()
@@ -451,7 +451,7 @@ func (w *world) liveFiles() (live int) {
 	return live
 }
 
-// listed returns the names of the files in the table's folder that end as told.
+// listed returns the names of the files in the table's folder that have a suffix.
 func (w *world) listed(suffix string) []string {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -465,7 +465,7 @@ func (w *world) listed(suffix string) []string {
 	return names
 }
 
-// config is for small tables and tests in a hurry.
+// config has settings for small tables and fast tests.
 func (w *world) config() Config {
 	return Config{
 		Share:       1, // tests do not rest
@@ -482,7 +482,7 @@ func (w *world) mustRun(c Config) Report {
 	return report
 }
 
-// sequenceOf makes rows from..to.
+// sequenceOf returns rows from..to.
 func sequenceOf(from, to int64) []row {
 	var rows []row
 	for k := from; k < to; k++ {
@@ -505,7 +505,7 @@ func (w *world) orphan(name string) string {
 	return location
 }
 
-// model is what a table with a key must have.
+// model is the expected content of a table with a key.
 type model map[int64]row
 
 func (m model) put(rows ...row) {

@@ -41,7 +41,8 @@ func TestPriceOf(t *testing.T) {
 	}
 }
 
-// The lines of two events of an order are told apart by their numbers, and a difference in any field is a difference.
+// Lines of two events of an order are distinguished by their numbers, and a difference in any field
+// changes the digest.
 func TestLineContent(t *testing.T) {
 	t.Parallel()
 	base := line{orderID: "o", number: 1, customerID: "c", sku: "s", description: "d", quantity: 1, currency: "GBP", country: "UK"}

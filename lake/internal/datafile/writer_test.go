@@ -23,7 +23,7 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 )
 
-// measurements are rows of a record: a number, and a text.
+// measurements are rows of a number and a text per record.
 type measurements struct{ to *columnar.Columns }
 
 func (m measurements) Append(_ context.Context, r declare.Record) (declare.Appended, error) {
@@ -36,7 +36,7 @@ func (m measurements) Append(_ context.Context, r declare.Record) (declare.Appen
 	return declare.Appended{Rows: 1}, nil
 }
 
-// newMeasurements makes a table of them, and what writes its files.
+// newMeasurements creates a table of measurements and a writer of its files.
 func newMeasurements(t *testing.T) (*table.Table, *Writer, declare.Rows) {
 	t.Helper()
 	fields := columnar.WithIDs(append([]columnar.Field{
@@ -71,7 +71,7 @@ func newMeasurements(t *testing.T) (*table.Table, *Writer, declare.Rows) {
 	return have, w, measurements{w.Columns}
 }
 
-// What a manifest says of a file is what whoever reads the file finds in it, and how many values are not a number beside that.
+// A manifest entry agrees with what readers find in the file, and also has the number of NaNs.
 func TestFilesAreDescribed(t *testing.T) {
 	t.Parallel()
 	have, w, rows := newMeasurements(t)
@@ -113,7 +113,7 @@ func described(f iceberg.DataFile) []any {
 	}
 }
 
-// However large records are, no more of them are in the columns than so many bytes.
+// However large records are, the buffered columns are bounded in bytes.
 func TestLargeRecordsAreFlushed(t *testing.T) {
 	t.Parallel()
 	_, w, rows := newMeasurements(t)
@@ -134,7 +134,7 @@ func TestLargeRecordsAreFlushed(t *testing.T) {
 	}
 }
 
-// A file that cannot be written is given up, and the next one is whole.
+// A file that cannot be written is abandoned, and the next one is complete.
 func TestFileThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	_, w, rows := newMeasurements(t)
