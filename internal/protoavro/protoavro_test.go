@@ -34,7 +34,7 @@ func message(tb testing.TB, of event.Aggregate) protoreflect.MessageDescriptor {
 	return m
 }
 
-// plan is a Plan that appends to nothing.
+// plan is a Plan that appends to an empty slice.
 type plan struct{ *protoavro.Plan }
 
 func (p plan) Encode(message []byte) ([]byte, error) { return p.Plan.Encode(nil, message) }
@@ -53,7 +53,8 @@ func newPlan(tb testing.TB, of protoreflect.MessageDescriptor) (schema string, _
 	return schema, plan{p}
 }
 
-// Any event, written as Avro, is read by Avro's own rules and comes back as the very same bytes; also one that a newer program wrote.
+// Any event, encoded as Avro, can be read by Avro's own rules, and decodes to the same bytes, also
+// if a newer program wrote it.
 func TestEveryMessageComesBackByteForByte(t *testing.T) {
 	t.Parallel()
 	messages := map[string]protoreflect.MessageDescriptor{
@@ -92,7 +93,7 @@ func TestEveryMessageComesBackByteForByte(t *testing.T) {
 	}
 }
 
-// What readers of Avro find in an event.
+// The content that readers of Avro find in an event.
 func TestWhatAvroReadersSee(t *testing.T) {
 	t.Parallel()
 	schema, plan := newPlan(t, message(t, event.Order))
@@ -130,7 +131,7 @@ func TestWhatAvroReadersSee(t *testing.T) {
 	}
 }
 
-// What Avro cannot carry is refused, and said.
+// What Avro cannot represent is refused with a reason.
 func TestLossIsRefused(t *testing.T) {
 	t.Parallel()
 	_, plan := newPlan(t, message(t, event.Product))
@@ -166,7 +167,8 @@ func TestLossIsRefused(t *testing.T) {
 	}
 }
 
-// What a newer program added is in the field _unknown for readers of Avro, and comes back to ours.
+// What a newer program added is in the field _unknown for readers of Avro, and is restored for
+// ours.
 func TestUnknownIsCarried(t *testing.T) {
 	t.Parallel()
 	schema, plan := newPlan(t, message(t, event.Product))
@@ -187,7 +189,8 @@ func TestUnknownIsCarried(t *testing.T) {
 	}
 }
 
-// A reader needs the writer's schema and nothing of its own: an older program gets a newer one's events whole, and the other way round.
+// A reader needs only the writer's schema: an older program gets a newer one's events whole, and
+// vice versa.
 func TestOldAndNewReadEachOther(t *testing.T) {
 	t.Parallel()
 	const before = `syntax = "proto3"; package test.v1;
@@ -213,7 +216,7 @@ message B { string id = 1; }`
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The reader's program knows nothing of the message at all: the schema is enough.
+		// The reader's program does not know the message at all: the schema suffices.
 		compiled, err := protoavro.Compile(newSchema)
 		if err != nil {
 			t.Fatal(err)
@@ -224,7 +227,7 @@ message B { string id = 1; }`
 	})
 }
 
-// Messages that Avro has no way to say are refused when their schema is derived.
+// Messages that Avro cannot represent are refused when their schema is derived.
 func TestWhatHasNoSchema(t *testing.T) {
 	t.Parallel()
 	for want, text := range map[string]string{
@@ -268,7 +271,8 @@ func TestForeignSchemas(t *testing.T) {
 	}
 }
 
-// FuzzAvro reads bytes from outside as Avro: no panic, and what can be read is a well-formed message.
+// FuzzAvro decodes untrusted bytes as Avro: no panic, and a successful result is a well-formed
+// message.
 func FuzzAvro(f *testing.F) {
 	_, order := newPlan(f, message(f, event.Order))
 	_, all := newPlan(f, protoavrotest.Compile(f, protoavrotest.Everything).Messages().ByName("Everything"))
@@ -297,7 +301,8 @@ func FuzzAvro(f *testing.F) {
 	})
 }
 
-// FuzzMessage writes bytes from outside as Avro: no panic, and what can be written comes back.
+// FuzzMessage encodes untrusted bytes as Avro: no panic, and a successful result decodes to the
+// same bytes.
 func FuzzMessage(f *testing.F) {
 	_, plan := newPlan(f, protoavrotest.Compile(f, protoavrotest.Everything).Messages().ByName("Everything"))
 	seed, err := hex.DecodeString("08018a01020801")

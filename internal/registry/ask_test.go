@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// ask asks the shared registry by plain HTTP, with no code of ours in between.
+// ask queries the shared registry by plain HTTP, without our code.
 func ask(tb testing.TB, method, path, body string) string {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), method, shared.URL(tb)+path, strings.NewReader(body))
@@ -36,5 +36,5 @@ func askInto(tb testing.TB, into any, method, path, body string) {
 	}
 }
 
-// plainHTTP keeps no connections, whose goroutines would outlive the tests.
+// plainHTTP keeps no idle connections, whose goroutines would outlive the tests.
 var plainHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}

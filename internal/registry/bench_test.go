@@ -10,8 +10,8 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// BenchmarkCodecs writes and reads an order of three lines in every codec. The last, proto.Unmarshal alone, is what every sink that looks
-// inside pays in any case.
+// BenchmarkCodecs encodes and decodes an order of three lines with every codec. The last,
+// proto.Unmarshal alone, is a cost that every sink that inspects messages has anyway.
 func BenchmarkCodecs(b *testing.B) {
 	client := newClient(b, &shared)
 	d, written := registry.NewDecoder(client), placed(b)

@@ -16,7 +16,8 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 )
 
-// Confluent's way to name a message within its file: the first is one byte 0, any other a list of steps.
+// Confluent's encoding of a message's index path: the first message is a single zero byte, any
+// other a list of indices.
 func TestPathToMessage(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
@@ -26,7 +27,7 @@ func TestPathToMessage(t *testing.T) {
 		"\x00":         file.Messages().ByName("Everything"),
 		"\x02\x02":     file.Messages().ByName("Second"),
 		"\x04\x02\x00": third,
-		// Before it stand five entries of maps, which are messages, too.
+		// Five map entries precede it, which are messages, too.
 		"\x06\x00\x0a\x00": file.Messages().ByName("Everything").Messages().ByName("Inner").Messages().ByName("Deep"),
 	} {
 		topic := topicOf(t) + string(m.Name())
@@ -44,7 +45,8 @@ func TestPathToMessage(t *testing.T) {
 	}
 }
 
-// FuzzDecode reads values from outside whose schema is known: no panic, and what is not framed comes back as it is.
+// FuzzDecode decodes untrusted values with a known schema: no panic, and unframed values are
+// returned unchanged.
 func FuzzDecode(f *testing.F) {
 	client, err := registry.NewClient(registry.Config{URL: "http://127.0.0.1:1", Logger: quiet}) // never asked
 	if err != nil {

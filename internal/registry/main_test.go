@@ -22,7 +22,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/registry"
 )
 
-// shared serves all tests that do not break it; each takes subjects of its own.
+// shared is used by all tests that do not break it. Each uses its own subjects.
 var shared server.Server
 
 func TestMain(m *testing.M) {
@@ -55,7 +55,7 @@ func message(tb testing.TB, of event.Aggregate) protoreflect.MessageDescriptor {
 	return m
 }
 
-// topicOf names a topic that no other test uses.
+// topicOf returns a topic that no other test uses.
 func topicOf(t testing.TB) string { return strings.NewReplacer("/", ".", " ", "-").Replace(t.Name()) }
 
 func newEncoder(tb testing.TB, cfg registry.EncoderConfig) *registry.Encoder {

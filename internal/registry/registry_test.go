@@ -35,7 +35,8 @@ func placed(tb testing.TB) []byte {
 	return b
 }
 
-// Every codec gives back every event of every aggregate byte for byte, through a real registry, whose subject is guarded.
+// Every codec restores every event of every aggregate byte for byte, through a real registry with a
+// compatibility level.
 func TestEventsComeBack(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
@@ -68,7 +69,7 @@ func TestEventsComeBack(t *testing.T) {
 				if got := ask(t, "GET", "/config/"+topic+"-value", ""); got != `{"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
 					t.Errorf("the subject asks for %s", got)
 				}
-				// Another producer finds the schema that is there.
+				// Another producer finds the registered schema.
 				again, _, err := newEncoder(t, cfg).Encode(t.Context(), written)
 				if err != nil || !bytes.Equal(again, value) {
 					t.Errorf("another encoder wrote %x instead of %x, error %v", again, value, err)
@@ -81,8 +82,8 @@ func TestEventsComeBack(t *testing.T) {
 	}
 }
 
-// The codec may change in the middle of a topic, and back, as far as the registry lets it: a subject of Apicurio keeps to its first
-// type, and the producer is told.
+// The codec may change within a topic and back, as far as the registry permits: Apicurio binds a
+// subject to its first type, and the producer gets an error.
 func TestMixedTopic(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
@@ -105,8 +106,8 @@ func TestMixedTopic(t *testing.T) {
 	}
 }
 
-// A change that readers of older events can live with becomes a new version; one that they cannot is refused with the subject's
-// name and the registry's reason, and is written by nobody.
+// A compatible change becomes a new version. An incompatible one is refused with the subject's name
+// and the registry's reason, and nothing is written with it.
 func TestCompatibilityIsAsked(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
@@ -141,7 +142,7 @@ message E { oneof event { A a = 1; B b = 2; } } message A { string id = 1; int64
 	}
 }
 
-// What cannot be read stays so, and says why; what can pass by itself is told from it.
+// Permanent decoding errors have their reason. Temporary ones are distinguished.
 func TestUnreadableValues(t *testing.T) {
 	t.Parallel()
 	client := newClient(t, &shared)
@@ -196,7 +197,8 @@ func TestUnreadableValues(t *testing.T) {
 	}
 }
 
-// A registry that nobody reaches, that refuses the password or that is something else says nothing of a value: it is to be read later.
+// A registry that cannot be reached, refuses the password, or is something else says nothing about
+// a value: it is to be read later.
 func TestUnavailableIsToldFromUnreadable(t *testing.T) {
 	t.Parallel()
 	base := shared.URL(t)
@@ -226,9 +228,10 @@ func TestUnavailableIsToldFromUnreadable(t *testing.T) {
 	}
 }
 
-// While the registry is away, who has its schemas goes on; who meets a new one waits, and goes on once it is back.
+// While the registry is unavailable, decoders with the needed schemas work. Those that meet a new
+// one wait, and continue when it is back.
 //
-// It is not parallel, for it breaks the registry that all share.
+// The test is not parallel, because it breaks the shared registry.
 func TestOutage(t *testing.T) {
 	client, err := registry.NewClient(registry.Config{URL: shared.URL(t), Timeout: 2 * time.Second, Logger: quiet})
 	if err != nil {
@@ -251,7 +254,7 @@ func TestOutage(t *testing.T) {
 		}
 		return err
 	}
-	// patiently tries again for as long as the registry is said to be unavailable: on a busy machine it can take its time.
+	// patiently retries while the registry is unavailable: on a busy machine that can take time.
 	patiently := func(what string, try func() error) {
 		t.Helper()
 		polltest.Until(t, what, func() bool {
@@ -314,7 +317,7 @@ func TestOutage(t *testing.T) {
 	back()
 }
 
-// What is configured wrongly is said by name; Watch notices an outage that nobody ran into.
+// Configuration errors have the setting's name. Watch notices an outage without other requests.
 func TestConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"", "localhost:8081", "ftp://a", "http://"} {

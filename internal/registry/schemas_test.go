@@ -17,12 +17,12 @@ import (
 
 var update = flag.Bool("update", false, "write schemas/ anew")
 
-// schemas is the folder of the Avro schemas that are published, one per topic.
+// schemas is the folder of the published Avro schemas, one per topic.
 const schemas = "../../schemas"
 
 func schemaFile(a event.Aggregate) string { return a.Topic + ".avsc" }
 
-// The committed schemas are those that the contracts give.
+// The committed schemas are those derived from the contracts.
 func TestSchemasAreFresh(t *testing.T) {
 	t.Parallel()
 	var want []string
@@ -53,7 +53,8 @@ func TestSchemasAreFresh(t *testing.T) {
 	}
 }
 
-// The schemas can read whatever was written with those that main has published, as a real registry sees it.
+// A real registry confirms that the schemas can read everything written with those published by
+// main.
 func TestSchemasAreCompatibleWithThePublished(t *testing.T) {
 	t.Parallel()
 	base, err := published(t)
@@ -81,8 +82,9 @@ func TestSchemasAreCompatibleWithThePublished(t *testing.T) {
 	}
 }
 
-// published is the commit that main has published before the schemas at hand, as scripts/proto-breaking sees it: origin's main where
-// there is one and the schemas differ from it, else the commit before this one; empty where neither has schemas.
+// published returns the commit whose schemas main published before the current ones, as
+// scripts/proto-breaking determines it: origin's main if it exists and its schemas differ,
+// otherwise the previous commit, or empty if neither has schemas.
 func published(t *testing.T) (string, error) {
 	t.Helper()
 	git := func(args ...string) (string, error) {

@@ -112,7 +112,7 @@ func TestEverything(t *testing.T) {
 	if got := rows(t, c); got != want {
 		t.Errorf("rows %s\nwant %s", got, want)
 	}
-	// Nothing of a value that is cut anywhere, or goes on, stays.
+	// A value that is truncated anywhere, or has trailing bytes, leaves nothing behind.
 	for n := range len(value) {
 		if err := d.Append(value[:n]); err == nil {
 			t.Errorf("%d bytes of %d are taken for the whole", n, len(value))
@@ -126,7 +126,8 @@ func TestEverything(t *testing.T) {
 	}
 }
 
-// Values of older and newer schemas go into one table: what one lacks is null, and the wider type has room for both.
+// Values of older and newer schemas go into one table: missing fields are null, and the wider type
+// holds both.
 func TestSchemasShareATable(t *testing.T) {
 	t.Parallel()
 	schema := func(fields string) string { return `{"type":"record","name":"R","fields":[` + fields + `]}` }
@@ -218,7 +219,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// Whatever bytes come, there is a whole row or none; and what our decoder takes, the library takes too.
+// Any bytes give a complete row or none, and what our decoder accepts, the library accepts, too.
 func FuzzValue(f *testing.F) {
 	f.Add(encode(f, everything, everythingJSON))
 	f.Add([]byte(nil))
@@ -258,7 +259,7 @@ func FuzzSchema(f *testing.F) {
 	})
 }
 
-// A value that has no columns is a row all the same, and what is no such value none.
+// A value without columns is a row, and an invalid one is not.
 func TestNoColumns(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{`{"type":"record","name":"R","fields":[]}`, `"null"`, `{"type":"record","name":"R","fields":[{"name":"n","type":"null"}]}`} {

@@ -13,7 +13,8 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// A time that a column holds is exact; any other is an error, which puts its record aside, and leaves nothing behind.
+// Times that fit the column are exact. Others are errors, which make dead letters and leave nothing
+// behind.
 func TestTimesAreExactOrRefused(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

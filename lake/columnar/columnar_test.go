@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type field = columnar.Field
 
-// fields has every type there is, and types inside of each other.
+// fields has every type, and nested types.
 func fields() []field {
 	inner := columnar.Struct{Fields: []field{
 		{Name: "a", Type: iceberg.PrimitiveTypes.Int32},
@@ -45,7 +45,7 @@ func fields() []field {
 	return out
 }
 
-// Ids are those that Iceberg gives a new table.
+// Ids are those that Iceberg assigns in a new table.
 func TestIDsAreThoseOfANewTable(t *testing.T) {
 	t.Parallel()
 	got, err := columnar.Schema(fields())
@@ -61,7 +61,7 @@ func TestIDsAreThoseOfANewTable(t *testing.T) {
 	}
 }
 
-// A field that is new in a table does not take the id of another.
+// A new field of a table does not take another one's id.
 func TestNewFieldsCountOn(t *testing.T) {
 	t.Parallel()
 	have := []field{
@@ -99,8 +99,8 @@ func TestTypesThatThereAreNot(t *testing.T) {
 	}
 }
 
-// Columns hold what Arrow's own builders hold after the same rows, whatever was dropped in between,
-// and give the memory back for the next rows.
+// Columns have the same content as Arrow's own builders after the same rows, whatever was rolled
+// back in between, and reuse the memory for the next rows.
 func TestRowsAreThoseOfArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -148,8 +148,8 @@ func TestRowsAreThoseOfArrow(t *testing.T) {
 	})
 }
 
-// value appends the same to a column and to a builder of Arrow's; to the column alone where there
-// is none. A broken value may lack parts.
+// value appends the same value to a column and to an Arrow builder, or to the column only if there
+// is no builder. A broken value may lack parts.
 func value(r *rapid.T, t columnar.Type, col columnar.Column, to array.Builder, broken bool) {
 	if rapid.IntRange(0, 2).Draw(r, "null") == 0 {
 		col.AppendNull()
@@ -284,7 +284,8 @@ func builderOf(some bool, of func() array.Builder) array.Builder {
 	return of()
 }
 
-// A record is still what it was after more rows, and after rows that were dropped again.
+// A record is unchanged after more rows have been added, and after some of them have been rolled
+// back.
 func TestRecordOutlivesMoreRows(t *testing.T) {
 	t.Parallel()
 	columns, err := columnar.New([]field{{Name: "a", Type: iceberg.PrimitiveTypes.Int64}, {Name: "b", Type: iceberg.PrimitiveTypes.String}})
@@ -336,7 +337,7 @@ func TestRowsThatAreNotWhole(t *testing.T) {
 	columns.Record()
 }
 
-// Once the buffers have grown, rows cost no memory.
+// Once the buffers have grown, rows allocate no memory.
 func TestRowsDoNotAllocate(t *testing.T) {
 	columns, err := columnar.New(fields())
 	if err != nil {

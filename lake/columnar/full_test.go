@@ -8,7 +8,7 @@ import (
 	"github.com/apache/iceberg-go"
 )
 
-// What does not fit is noticed, and goes with its row.
+// An overflow is detected, and removed together with its row.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	c, err := New([]Field{{Name: "a", Type: iceberg.PrimitiveTypes.Binary}, {Name: "b", Type: List{Field{Name: "element", Type: iceberg.PrimitiveTypes.Bool}}}})

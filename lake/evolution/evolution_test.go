@@ -174,8 +174,8 @@ func showType(t iceberg.Type) string {
 	return t.String()
 }
 
-// anyFields draws the fields of a contract's version: keys from a small set, each with one type
-// forever, under a name of that version.
+// anyFields draws the fields of a version of a contract: keys from a small set, each with a
+// permanent type, under a name of that version.
 func anyFields(r *rapid.T, version, depth int) []columnar.Field {
 	var fields []columnar.Field
 	for _, key := range rapid.SliceOfNDistinct(rapid.IntRange(1, 6), 1, 5, rapid.ID[int]).Draw(r, "keys") {
@@ -203,9 +203,8 @@ func anyFields(r *rapid.T, version, depth int) []columnar.Field {
 	return fields
 }
 
-// Whatever versions of a contract follow each other, in whatever order: a column's id means the
-// same key forever, the same version twice changes nothing, and what a program writes fits what the
-// table has.
+// For any sequence of contract versions: a column id always belongs to the same key, the same
+// version twice changes nothing, and what a program writes fits the table.
 func TestVersionsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {

@@ -46,7 +46,7 @@ func TestUnion(t *testing.T) {
 			}
 		})
 	}
-	// What one side may lack may be null.
+	// What one side may lack is nullable.
 	all, err := evolution.Union([]columnar.Field{required(field("", "a", text)), required(field("", "b", text))}, []columnar.Field{required(field("", "b", text)), required(field("", "c", text))})
 	if err != nil || all[0].Required || !all[1].Required || all[2].Required {
 		t.Errorf("%+v, %v", all, err)

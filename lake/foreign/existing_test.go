@@ -18,7 +18,7 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// make makes the world's table as another engine does, by the REST catalog.
+// make creates the world's table through the REST catalog, as another engine would.
 func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 	t.Helper()
 	c := w.config
@@ -47,7 +47,7 @@ func (w *world) make(t *testing.T, columns ...iceberg.NestedField) {
 	}
 }
 
-// open gives the world's table as a reader has it.
+// open returns the world's table as a reader sees it.
 func (w *world) open(t *testing.T) *table.Table {
 	t.Helper()
 	c := w.config
@@ -74,7 +74,7 @@ func (w *world) open(t *testing.T) *table.Table {
 	return have
 }
 
-// columns are the table's, without those that say where a row comes from.
+// columns returns the table's columns without those of the origin.
 func (w *world) columns(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -86,7 +86,7 @@ func (w *world) columns(t *testing.T) string {
 	return strings.Join(all, ", ")
 }
 
-// typeText is a type in short.
+// typeText returns a short name of a type.
 func typeText(of iceberg.Type) string {
 	s, ok := of.(*iceberg.StructType)
 	if !ok {
@@ -99,7 +99,7 @@ func typeText(of iceberg.Type) string {
 	return "struct<" + strings.Join(fields, ", ") + ">"
 }
 
-// scan reads columns as an Iceberg reader does, whatever they are called in the files.
+// scan reads columns like an Iceberg reader, whatever their names in the files.
 func (w *world) scan(t *testing.T, columns ...string) (rows []map[string]any) {
 	t.Helper()
 	data, err := w.open(t).Scan(table.WithSelectedFields(columns...)).ToArrowTable(t.Context())
@@ -110,7 +110,7 @@ func (w *world) scan(t *testing.T, columns ...string) (rows []map[string]any) {
 	return rowsOf(t, data)
 }
 
-// JSON fills the columns of a table that somebody else has made, of whatever types they are.
+// JSON fills the columns of a table of another engine, of any type.
 func TestJSONIntoAnExistingTable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kafkaserver.Embedded(t))

@@ -36,7 +36,7 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// files writes .proto files into a new folder.
+// files writes .proto files to a new folder.
 func files(t *testing.T, texts map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -127,7 +127,8 @@ func collect(set *descriptorpb.FileDescriptorSet, f protoreflect.FileDescriptor,
 	set.File = append(set.File, protodesc.ToFileDescriptorProto(f))
 }
 
-// A topic lands with a column for each field; when the message changes, so does the table, and what has landed stays.
+// A topic lands with a column for each field. When the message changes, the table changes, and
+// landed rows stay.
 func TestTopicLands(t *testing.T) {
 	t.Parallel()
 	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
@@ -278,7 +279,7 @@ func read(t *testing.T, path string) arrow.Table {
 	return data
 }
 
-// rowsOf are the rows of a file. Numbers stay as they are written.
+// rowsOf returns the rows of a file. Numbers stay as written.
 func rowsOf(t *testing.T, data arrow.Table) (rows []map[string]any) {
 	t.Helper()
 	r := array.NewTableReader(data, -1)

@@ -11,7 +11,8 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Headers are a map column where they are asked for, of tables that are new, that were without them, and that are again.
+// Headers are a map column if requested: in new tables, in tables that did not have it, and when it
+// is dropped and requested again.
 func TestHeadersLand(t *testing.T) {
 	t.Parallel()
 	proto := files(t, map[string]string{"a.proto": `syntax = "proto3"; message A { int64 a = 1; }`})

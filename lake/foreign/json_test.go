@@ -23,7 +23,8 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Objects land, and the table's columns grow with them; what is no object is parked.
+// Objects land, and the table's columns grow with them. Values that are not objects become dead
+// letters.
 func TestJSONLands(t *testing.T) {
 	t.Parallel()
 	brokers.Each(t, func(t *testing.T, brokers string) {
@@ -48,13 +49,14 @@ func TestJSONLands(t *testing.T) {
 	})
 }
 
-// These tell this binary to be a lander instead of running tests: where, and when it shall kill itself.
+// These variables make this binary a lander instead of running tests: where to land, and when to
+// kill itself.
 const (
 	childPlace = "MILLRACE_TEST_FOREIGN"
 	childKill  = "MILLRACE_TEST_FOREIGN_KILL"
 )
 
-// place is where a child lands: JSON, or what a registry knows the schemas of.
+// place is where a child lands: JSON, or values with schemas of a registry.
 type place struct{ Brokers, Topic, Warehouse, Catalog, Registry string }
 
 // The moments at which a child is killed, as its table sees them.
@@ -96,7 +98,7 @@ func childLands(where string) error {
 
 type rowsFunc = func(*columnar.Columns, *reg.Decoder) (declare.Rows, error)
 
-// killing makes rows that kill the process.
+// killing returns rows that kill the process.
 func killing(rows rowsFunc, moment string, nth int64) rowsFunc {
 	var left, grown atomic.Int64
 	left.Store(nth)
@@ -136,7 +138,7 @@ func (k *killer) Grow(ctx context.Context, have []columnar.Field, records iter.S
 	return k.Grower.Grow(ctx, have, records)
 }
 
-// startChild starts a lander in a process of its own, which kills itself; died waits for that.
+// startChild starts a lander in its own process, which kills itself. died waits for that.
 func (w *world) startChild(t *testing.T, registry, moment, nth string) (died func()) {
 	t.Helper()
 	where, err := json.Marshal(place{w.brokers, w.topic, w.config.Warehouse, w.config.Catalog, registry})
@@ -159,8 +161,8 @@ func (w *world) startChild(t *testing.T, registry, moment, nth string) (died fun
 	}
 }
 
-// A lander that is killed while the table grows leaves one that the next completes: each record once, with all that it
-// says.
+// A lander that is killed while the table grows leaves a table that the next one completes: each
+// record once, with all of its content.
 func TestKilledWhileGrowing(t *testing.T) {
 	t.Parallel()
 	embedded := kafkaserver.Embedded(t)
@@ -194,7 +196,8 @@ func TestKilledWhileGrowing(t *testing.T) {
 	}
 }
 
-// Landers of one table that grow it at the same time, each by what its partition has, go on beside each other.
+// Landers of one table that grow it concurrently, each by the records of its partitions, do not
+// disturb each other.
 func TestLandersGrowATable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kafkaserver.Embedded(t))
@@ -225,7 +228,7 @@ func TestLandersGrowATable(t *testing.T) {
 	}
 }
 
-// flat says what an object says, whichever of its columns has it.
+// flat returns the content of an object, independent of the columns that hold it.
 func flat(t *testing.T, text string) string {
 	t.Helper()
 	var fields, out map[string]any

@@ -15,7 +15,7 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// opens is what comes of landing a topic in the world's table.
+// opens is the result of landing a topic in the world's table.
 func (w *world) opens(t *testing.T, topic string) error {
 	t.Helper()
 	c := w.config
@@ -27,7 +27,8 @@ func (w *world) opens(t *testing.T, topic string) error {
 	return l.Close()
 }
 
-// A table is landed from one topic. Another one is refused, with what to do about it, before anything is written.
+// A table is landed from one topic. Another one is refused with a remedy before anything is
+// written.
 func TestATableBelongsToOneTopic(t *testing.T) {
 	t.Parallel()
 	const says = "table web.things belongs to topic %; choose another with --table"
@@ -60,7 +61,7 @@ func TestATableBelongsToOneTopic(t *testing.T) {
 	}
 }
 
-// Of two topics that begin at the same moment one gets the table.
+// Of two topics that begin at the same moment, one gets the table.
 func TestOneOfTwoTopicsGetsATable(t *testing.T) {
 	t.Parallel()
 	for range 5 {

@@ -25,7 +25,7 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// subject registers schemas, and writes values with them, as others' producers do.
+// subject registers schemas and writes values with them, like other producers.
 type subject struct {
 	t    *testing.T
 	api  *sr.Client
@@ -54,7 +54,8 @@ func frame(id int, message ...byte) string {
 	return string(append(binary.BigEndian.AppendUint32([]byte{0}, uint32(id)), message...))
 }
 
-// avro registers a schema and gives what writes values, given as Avro's JSON, with it.
+// avro registers a schema and returns a function that encodes values, given as Avro's JSON, with
+// it.
 func (s *subject) avro(schema string, references ...sr.SchemaReference) func(value string) string {
 	s.t.Helper()
 	id := s.register(s.name, sr.Schema{Schema: schema, Type: sr.TypeAvro, References: references}).ID
@@ -76,7 +77,7 @@ func (s *subject) avro(schema string, references ...sr.SchemaReference) func(val
 	}
 }
 
-// protobuf is the same for a file, whose message stands at an index.
+// protobuf is the same for a file and the index of its message.
 func (s *subject) protobuf(text string, index int, references ...sr.SchemaReference) func(value string) string {
 	s.t.Helper()
 	id := s.register(s.name, sr.Schema{Schema: text, Type: sr.TypeProtobuf, References: references}).ID
@@ -116,7 +117,8 @@ func record(fields string) string {
 	return `{"type":"record","name":"Order","namespace":"shop","fields":[` + fields + `]}`
 }
 
-// Values of several schemas land in one table, in whatever order; what does not go into it is parked with the reason.
+// Values of several schemas land in one table, in any order. Incompatible ones become dead letters
+// with the reason.
 func TestAvroLands(t *testing.T) {
 	t.Parallel()
 	brokers.Each(t, func(t *testing.T, brokers string) {
@@ -149,15 +151,16 @@ func TestAvroLands(t *testing.T) {
 				t.Errorf("parked: %s, want %s", reasons, want)
 			}
 		}
-		// A lander that starts later begins with what the table has, whatever the newest schema is.
+		// A lander that starts later begins with the table's columns, whatever the newest schema
+		// is.
 		if _, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{Name: "nowhere"}, client(t, at)); err == nil || !strings.Contains(err.Error(), "nowhere") {
 			t.Errorf("error %v", err)
 		}
 	})
 }
 
-// A field that a newer schema renames, by an alias, renames its column: rows before and after, of both schemas and
-// whatever order, are in one column, also where landers begin anew.
+// If a newer schema renames a field with an alias, its column is renamed. Rows of both schemas, in
+// any order, are in one column, also after landers restart.
 func TestAvroAliases(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -201,8 +204,8 @@ func TestAvroAliases(t *testing.T) {
 	}
 }
 
-// A lander that is killed while an alias renames a column, before or after that is committed, leaves a table that the
-// next completes: one column, with the values of both schemas, each once.
+// A lander that is killed while an alias renames a column, before or after the commit, leaves a
+// table that the next one completes: one column with the values of both schemas, each once.
 func TestKilledWhileAnAliasRenames(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -238,7 +241,7 @@ func TestKilledWhileAnAliasRenames(t *testing.T) {
 	}
 }
 
-// An Avro record without fields is a row that says where it comes from, as it is in Protobuf.
+// An Avro record without fields is a row with its origin only, as in Protobuf.
 func TestAvroWithoutFieldsLands(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -290,8 +293,8 @@ func TestProtobufLands(t *testing.T) {
 	w.landed(t, l)
 	stop()
 	rows := w.rows(t)
-	// The older schema's n is no longer wide enough, so the newer one reads its values, and keeps what it does not
-	// know.
+	// The older schema's n is no longer wide enough, so the newer one decodes its values and keeps
+	// what it does not know.
 	for at, want := range map[string]string{"0/0": `"gone":"g"`, "0/3": `"n":5000000000`, "0/4": `"_unknown":"IgFo"`} {
 		if !strings.Contains(rows[at], want) {
 			t.Errorf("row %s is %s, want %s in it", at, rows[at], want)
@@ -302,7 +305,7 @@ func TestProtobufLands(t *testing.T) {
 	}
 }
 
-// JSON with a frame lands by what its values say.
+// Framed JSON lands according to its values.
 func TestFramedJSONLands(t *testing.T) {
 	t.Parallel()
 	at := registry.URL(t)
@@ -318,7 +321,7 @@ func TestFramedJSONLands(t *testing.T) {
 	w.have(t, map[int32][]string{0: {`{"a":1}`, `{"_extra":"{\"b\":[]}","a":1.5}`}})
 }
 
-// While the registry is away, values of schemas that it has told land, and others wait for it.
+// While the registry is unavailable, values with known schemas land, and others wait.
 func TestRegistryGoesAway(t *testing.T) {
 	t.Parallel()
 	behind, err := url.Parse(registry.URL(t))

@@ -16,7 +16,8 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// fakeRegistry is as much of a schema registry as a lander needs: it has one subject, and never refuses a schema.
+// fakeRegistry implements as much of a schema registry as a lander needs. It has one subject and
+// accepts every schema.
 type fakeRegistry struct {
 	mu      sync.Mutex
 	schemas []string
@@ -55,8 +56,8 @@ func (f *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"subject": "s", "version": id, "id": id, "schema": f.schemas[id-1]})
 }
 
-// What a newest schema that does not go into the table means is the same while landing and at the start: values of that
-// schema are parked, the others land.
+// A newest schema that is incompatible with the table has the same effect during landing and at
+// start: values with that schema become dead letters, and the others land.
 func TestStartIsAsStrictAsRunning(t *testing.T) {
 	t.Parallel()
 	const first = `{"name":"v","type":"int"}`

@@ -14,7 +14,8 @@ import (
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// A record's timestamp is the time that it says, or null with the number beside it; the record lands either way.
+// A record's timestamp is its time, or null with the number beside it. The record lands in either
+// case.
 func TestRecordTimes(t *testing.T) {
 	t.Parallel()
 	for millis, want := range map[int64]string{
@@ -56,7 +57,7 @@ func TestRecordTimes(t *testing.T) {
 	}
 }
 
-// whole are all rows of the table, with all of their columns.
+// whole returns all rows of the table with all columns.
 func (w *world) whole(t *testing.T) (rows []map[string]any) {
 	t.Helper()
 	c := w.config

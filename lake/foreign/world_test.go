@@ -24,7 +24,7 @@ import (
 	registryserver "github.com/millrace/millrace/test/servers/registry"
 )
 
-// The servers of the tests that need them.
+// The servers that the tests need.
 var (
 	brokers  kafkaserver.Cluster
 	registry registryserver.Server
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// world is a topic, and the lake that it lands in.
+// world is a topic, and the lake in which it lands.
 type world struct {
 	brokers  string
 	topic    string
@@ -84,7 +84,7 @@ func (w *world) put(t testing.TB, partition int32, values ...string) {
 	}
 }
 
-// start lands the table until what it returns is called.
+// start lands the table until the returned function is called.
 func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop func()) {
 	t.Helper()
 	c := w.config
@@ -117,14 +117,14 @@ func (w *world) park(_ context.Context, records []landing.Parked) error {
 	return nil
 }
 
-// reasons are those of what is parked, each once, in order.
+// reasons returns the distinct reasons of dead letters, in order.
 func (w *world) reasons() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return strings.Join(slices.Compact(slices.Sorted(maps.Values(w.parked))), "; ")
 }
 
-// landed waits until all that stands on the topic is in the table.
+// landed waits until all records of the topic are in the table.
 func (w *world) landed(t *testing.T, l *lake.Lake) {
 	t.Helper()
 	ends, err := w.producer.Ends(t.Context(), w.topic)
@@ -140,7 +140,7 @@ func (w *world) landed(t *testing.T, l *lake.Lake) {
 	})
 }
 
-// land lands what stands on the topic.
+// land lands all records of the topic.
 func (w *world) land(t *testing.T, table declare.Table) {
 	t.Helper()
 	l, stop := w.start(t, table)
@@ -148,7 +148,7 @@ func (w *world) land(t *testing.T, table declare.Table) {
 	stop()
 }
 
-// rows are the table's, by partition and offset, each as JSON without what is null and without its origin.
+// rows returns the table's rows by partition and offset, each as JSON without nulls and origin.
 func (w *world) rows(t *testing.T) map[string]string {
 	t.Helper()
 	c := w.config
@@ -185,7 +185,7 @@ func (w *world) rows(t *testing.T) map[string]string {
 	return all
 }
 
-// holds counts the table's rows, 0 while there is none.
+// holds returns the number of rows, 0 if there is no table.
 func (w *world) holds(t *testing.T) int64 {
 	t.Helper()
 	c := w.config
@@ -202,7 +202,7 @@ func (w *world) holds(t *testing.T) int64 {
 	return s.Rows
 }
 
-// have compares the rows of a partition, in order, with what is wanted.
+// have compares the rows of a partition, in order, with the expected ones.
 func (w *world) have(t *testing.T, want map[int32][]string) {
 	t.Helper()
 	rows := w.rows(t)
@@ -224,7 +224,7 @@ func (w *world) have(t *testing.T, want map[int32][]string) {
 	}
 }
 
-// eventually tries until there is no error.
+// eventually retries until there is no error.
 func eventually(t *testing.T, try func() error) {
 	t.Helper()
 	var last error

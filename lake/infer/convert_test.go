@@ -16,7 +16,7 @@ import (
 	"github.com/millrace/millrace/lake/infer"
 )
 
-// existing returns a table that somebody else has made, with one column v.
+// existing returns a table of another engine with one column v.
 func existing(t testing.TB, of columnar.Type) *table {
 	t.Helper()
 	return existingWith(t, columnar.Field{Name: "v", Type: of})
@@ -33,8 +33,8 @@ func existingWith(t testing.TB, fields ...columnar.Field) *table {
 	return tab
 }
 
-// A column that the table has is filled where the value converts exactly; any other value is beside
-// it as it was written.
+// An existing column is filled if the value converts exactly. Other values are preserved beside it
+// as written.
 func TestColumnsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes
@@ -99,7 +99,7 @@ func TestColumnsThatAreThere(t *testing.T) {
 	}
 }
 
-// filled lands an object, and gives the columns of its row that are not null, as Arrow writes them.
+// filled lands an object and returns the non-null columns of its row, as Arrow formats them.
 func filled(t testing.TB, tab *table, object string) map[string]string {
 	t.Helper()
 	o, err := infer.Parse([]byte(object))
@@ -177,7 +177,7 @@ func TestDecimalsAreExact(t *testing.T) {
 	})
 }
 
-// A field that no column is called as fills the one whose name differs in capitals alone.
+// A field without a column of its name fills the one whose name differs only in case.
 func TestCapitals(t *testing.T) {
 	t.Parallel()
 	id := columnar.Field{Name: "id", Type: iceberg.PrimitiveTypes.Int64}
@@ -203,8 +203,8 @@ func TestCapitals(t *testing.T) {
 	}
 }
 
-// An object fills a column that is a map where each name is a key and each value one of the map's
-// exactly; any other is beside it.
+// An object fills a map column if each name is a key and each value converts exactly. Others are
+// preserved beside it.
 func TestMapsThatAreThere(t *testing.T) {
 	t.Parallel()
 	p := iceberg.PrimitiveTypes

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var options = infer.Options{Extra: "_extra", Reserved: []string{"_key"}}
 
-// table is what a lander does with a table that grows, without the files.
+// table does what a lander does with a growing table, without files.
 type table struct {
 	t      testing.TB
 	o      infer.Options
@@ -56,7 +56,7 @@ func (tab *table) refresh() {
 	}
 }
 
-// land appends a batch of objects: all of them are looked at where one needs columns.
+// land appends a batch of objects. If one needs columns, all of them are considered.
 func (tab *table) land(batch ...string) {
 	tab.t.Helper()
 	objects := make([]*infer.Object, len(batch))
@@ -117,7 +117,7 @@ func (tab *table) columns() string {
 	return strings.Join(all, ", ")
 }
 
-// read returns the one row of columns.
+// read returns the only row of columns.
 func read(fields []columnar.Field, columns *columnar.Columns) map[string]any {
 	row := map[string]any{}
 	for i, f := range fields {
@@ -128,7 +128,7 @@ func read(fields []columnar.Field, columns *columnar.Columns) map[string]any {
 	return row
 }
 
-// text is a string that holds JSON, or none: whoever reads knows by the column.
+// text is a string with or without JSON; the column determines which.
 func valueOf(t columnar.Type, col columnar.Column, i int) any {
 	if valid := col.Validity(); valid != nil && !bitutil.BitIsSet(valid, i) {
 		return nil
@@ -282,8 +282,7 @@ func TestWhatIsNoObject(t *testing.T) {
 	}
 }
 
-// Whatever objects come in whatever batches: each is whole in its row, in the columns and in what
-// is beside them.
+// For any objects in any batches, each is complete in its row, in its columns and the extra ones.
 func TestNothingIsLost(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -302,7 +301,7 @@ func TestNothingIsLost(t *testing.T) {
 	})
 }
 
-// objects draws JSON objects that often do not agree.
+// objects draws JSON objects that often disagree.
 func objects(depth int) *rapid.Generator[string] {
 	name := rapid.SampledFrom([]string{"a", "b", "A", "a.b", "a_json", "b_double", "_extra", "", "ü\"", "\\ud800"})
 	return rapid.Custom(func(r *rapid.T) string {
@@ -343,7 +342,7 @@ func values(depth int) *rapid.Generator[string] {
 	})
 }
 
-// sameObject puts a row together again and compares it with the object that it came of.
+// sameObject reassembles a row and compares it with its object.
 func sameObject(t testing.TB, o infer.Options, row map[string]any, text string) {
 	t.Helper()
 	row = maps.Clone(row)
@@ -359,7 +358,7 @@ func sameObject(t testing.TB, o infer.Options, row map[string]any, text string) 
 	}
 }
 
-// parse keeps what encoding/json does not: halves of surrogate pairs.
+// parse keeps what encoding/json does not: unpaired surrogates.
 func parse(t testing.TB, text string) any {
 	t.Helper()
 	d := json.NewDecoder(strings.NewReader(strings.ReplaceAll(text, `\ud800`, `<half>`)))
@@ -371,7 +370,7 @@ func parse(t testing.TB, text string) any {
 	return v
 }
 
-// restored turns columns back into fields.
+// restored converts columns back to fields.
 func restored(t testing.TB, v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -399,7 +398,7 @@ func restored(t testing.TB, v any) any {
 	return v
 }
 
-// called calls fields as the object does, where a column's name differs from it in capitals alone.
+// called names fields as the object does, if a column's name differs only in case.
 func called(have, want any) any {
 	switch have := have.(type) {
 	case map[string]any:
@@ -457,8 +456,8 @@ func merge(t testing.TB, have, more any) any {
 	return more
 }
 
-// normal makes equal what is said to be the same: null and absent, ways of writing a number or an
-// instant.
+// normal makes values equal that count as the same: null and absent, and different forms of a
+// number or an instant.
 func normal(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -508,8 +507,7 @@ func FuzzObject(f *testing.F) {
 	})
 }
 
-// A string becomes a time where it is one that the column holds to the last digit; any other stays
-// as it was written.
+// A string becomes a time if the column can hold all of its digits. Others stay as written.
 func TestTimesAreExactOrText(t *testing.T) {
 	t.Parallel()
 	o := options

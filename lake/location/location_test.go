@@ -13,7 +13,7 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// Every name has a location of its own that needs no escaping, and always the same.
+// Every name has a location of its own that needs no escaping and never changes.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	for want, name := range map[string][]string{
@@ -61,7 +61,7 @@ func TestInside(t *testing.T) {
 	}
 }
 
-// No location makes Local touch a file outside of the fence.
+// Through a fence, no location makes Local touch a file outside of it.
 func FuzzFence(f *testing.F) {
 	for _, seed := range []string{"data/f", "../x", "data/%2e%2e/%2e%2e/x", "a%2Fb", "..%2fx", "%2F%2Fetc", "\\..\\x"} {
 		f.Add(seed)

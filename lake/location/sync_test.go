@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A file that is to outlive a power cut has its name synced in every folder that got one: its own,
-// and those that were made for it.
+// For a durable file, every folder with a new entry is synced: the file's own, and those created
+// for it.
 func TestSyncedFolders(t *testing.T) {
 	Sync()
 	t.Cleanup(func() { synced.Store(false) })

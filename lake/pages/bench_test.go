@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// clicks has so many rows like those of bench/lake, and where they come from.
+// clicks returns rows like those of bench/lake, with origins.
 func clicks(tb testing.TB, from, rows int) *columnar.Columns {
 	tb.Helper()
 	var fields []columnar.Field
@@ -57,8 +57,8 @@ func clicks(tb testing.TB, from, rows int) *columnar.Columns {
 	return c
 }
 
-// What a row costs here, in pqarrow, and in zstd alone, which is the limit: it compresses the same
-// pages.
+// The cost of a row here, in pqarrow, and in zstd alone, which is the lower limit: it compresses
+// the same pages.
 func BenchmarkWrite(b *testing.B) {
 	const groups = 16
 	for _, rows := range []int{4096, 8192, 16384, 20480} {

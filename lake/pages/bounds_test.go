@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Bounds hold whatever they were made of.
+// Bounds hold for any values.
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("a", 255)

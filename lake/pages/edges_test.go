@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// one makes columns of one field.
+// one returns columns with a single field.
 func one(tb testing.TB, f field) (*columnar.Columns, columnar.Column) {
 	tb.Helper()
 	c, err := columnar.New([]field{f})
@@ -56,7 +56,7 @@ func chunkOf(tb testing.TB, m *metadata.FileMetaData, group, column int) *metada
 	return c
 }
 
-// A file without rows is one, and one whose rows are all null.
+// Files without rows, and files with only nulls, are valid.
 func TestNothing(t *testing.T) {
 	t.Parallel()
 	for _, rows := range []int{0, 3} {
@@ -87,7 +87,7 @@ func TestNothing(t *testing.T) {
 	}
 }
 
-// everything has a column of each type, and types inside of each other.
+// everything has a column of each type, and nested types.
 func everything() []field {
 	var fields []field
 	for i, t := range primitives {
@@ -103,8 +103,8 @@ func everything() []field {
 		}})
 }
 
-// A dictionary is there where values recur, ends where it has become too large, and is not tried
-// again where it did not pay.
+// A dictionary is used if values recur, stops when it has become too large, and is not tried again
+// if it did not pay.
 func TestDictionary(t *testing.T) {
 	t.Parallel()
 	const few, many = 3_000, 30_000
@@ -190,7 +190,7 @@ func TestDictionary(t *testing.T) {
 	}
 }
 
-// Row groups are bounded, and each has a dictionary of its own.
+// Row groups are bounded, and each has its own dictionary.
 func TestRowGroups(t *testing.T) {
 	t.Parallel()
 	const pageRows, count = 30_000, 20
@@ -240,7 +240,7 @@ func TestRowGroups(t *testing.T) {
 
 var errWriter = errors.New("the disk is full")
 
-// full is a writer that takes so many bytes.
+// full is a writer that accepts a limited number of bytes.
 type full struct{ room int }
 
 func (f *full) Write(b []byte) (int, error) {
@@ -252,8 +252,8 @@ func (f *full) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Whatever part of a file does not fit, the error comes out, now or with the next call, and the
-// next file is whole.
+// Whichever part of a file does not fit, the error is returned, now or by the next call, and the
+// next file is complete.
 func TestWriteErrors(t *testing.T) {
 	t.Parallel()
 	c := clicks(t, 0, 100)
@@ -284,7 +284,7 @@ func TestWriteErrors(t *testing.T) {
 	}
 }
 
-// Rows that do not fit the schema are refused by the name of the column.
+// Rows that do not fit the schema are refused with the name of the column.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	required := func(f field) field { f.Required = true; return f }
@@ -345,7 +345,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// Once the buffers have grown, pages cost no memory.
+// Once the buffers have grown, pages allocate no memory.
 func TestPagesDoNotAllocate(t *testing.T) {
 	c := clicks(t, 0, 4096)
 	w := begin(t, c, io.Discard)

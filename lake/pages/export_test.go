@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/lake/columnar"
 )
 
-// Bodies returns the pages of the columns before they are compressed.
+// Bodies returns the pages of the columns before compression.
 func Bodies(tb testing.TB, columns *columnar.Columns) (bodies [][]byte) {
 	tb.Helper()
 	w, err := New(columns.Fields())

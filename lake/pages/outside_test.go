@@ -13,8 +13,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// PyArrow and DuckDB read a file with everything in it as they read the same rows in a file of
-// pqarrow's.
+// PyArrow and DuckDB read a file with all types like the same rows in a file from pqarrow.
 func TestOutsideReaders(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)

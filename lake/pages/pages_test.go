@@ -31,8 +31,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type field = columnar.Field
 
-// What pqarrow writes is what is to be written here: the same schema, the same rows, the same
-// bounds and counts of every column.
+// Files must be equivalent to those of pqarrow: the same schema, rows, bounds, and counts of every
+// column.
 func TestFilesAreThoseOfArrow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -91,7 +91,7 @@ func arrowWriter(r fataler, schema *arrow.Schema, to *bytes.Buffer) *pqarrow.Fil
 	return w
 }
 
-// same compares all that readers see of two files, except for where in the file it is.
+// same compares everything that readers see in two files, except for offsets.
 func same(r fataler, fields []field, ours, theirs []byte) {
 	r.Helper()
 	got, have := open(r, ours)
@@ -129,7 +129,7 @@ func same(r fataler, fields []field, ours, theirs []byte) {
 	}
 }
 
-// open reads all rows, and the footer. The first are as text, in which one NaN is like the other.
+// open reads all rows and the footer. Rows are text, so that NaNs are equal.
 func open(r fataler, content []byte) (rows string, footer *metadata.FileMetaData) {
 	r.Helper()
 	p, err := file.NewParquetReader(bytes.NewReader(content))

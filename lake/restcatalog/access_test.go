@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// Every call wants a right, and who has less is told so in the protocol's form, before anything is
-// looked at.
+// Every call requires a right. A caller without it gets the protocol's error before anything is
+// looked up.
 func TestRights(t *testing.T) {
 	t.Parallel()
 	p := guarded(t).serve(t)
@@ -70,8 +70,8 @@ func TestRights(t *testing.T) {
 	}
 }
 
-// Who has rights to single tables finds these alone, in lists as by their names, and is given no
-// keys, which open them all.
+// A caller with rights to single tables can list and load only these. It gets no keys, because keys
+// give access to all tables.
 func TestRightsToTables(t *testing.T) {
 	t.Parallel()
 	p := guarded(t)
@@ -173,7 +173,7 @@ func TestParseRight(t *testing.T) {
 	}
 }
 
-// Who may read is never handed what writes.
+// A read-only caller never gets write keys.
 func TestKeysFollowRights(t *testing.T) {
 	t.Parallel()
 	read, write := restcatalog.Keys{AccessKey: "reads", SecretKey: "r"}, restcatalog.Keys{AccessKey: "writes", SecretKey: "w"}
@@ -205,7 +205,7 @@ func TestKeysFollowRights(t *testing.T) {
 	}
 }
 
-// A table that somebody else keeps becomes nothing that its keeper does not want.
+// Another client cannot turn a table into something that its owner refuses.
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t)

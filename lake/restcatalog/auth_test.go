@@ -18,7 +18,7 @@ import (
 
 const anna = "anna-0123456789-0123456789"
 
-// guarded returns a place whose server asks for tokens.
+// guarded returns a place whose server requires tokens.
 func guarded(t testing.TB) *place {
 	t.Helper()
 	p := onSQLite(t)
@@ -124,8 +124,8 @@ func TestOAuth2(t *testing.T) {
 		t.Errorf("an expired token renewed: %d %s", a.status, a.body)
 	}
 
-	// What an exchange gives expires with what was exchanged, however often it is done; with the
-	// secret it is a new beginning.
+	// An exchanged token expires with the original, however often it is exchanged. An exchange with
+	// the secret starts anew.
 	short, _ := p.Access.Callers.Issue("anna", time.Now().Add(2*time.Minute))
 	again := short
 	for range 3 {
@@ -149,7 +149,7 @@ func TestOAuth2(t *testing.T) {
 		t.Errorf("another's token and one's own secret: %d %s", a.status, a.body)
 	}
 
-	// iceberg-go's client goes that way by itself.
+	// iceberg-go's client does this by itself.
 	c := p.client(t, rest.WithCredential("anna:"+anna))
 	if _, err := c.ListNamespaces(t.Context(), nil); err != nil {
 		t.Error(err)

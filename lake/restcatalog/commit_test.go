@@ -29,7 +29,7 @@ func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) *place)
 	}
 }
 
-// setting returns a table's part of a transaction that sets a property of it.
+// setting returns the part of a transaction that sets a property of a table.
 func setting(name, value string, requirements ...object) object {
 	if requirements == nil {
 		requirements = []object{}
@@ -43,7 +43,7 @@ func (p *place) transact(t testing.TB, changes ...object) answer {
 	return p.call(t, http.MethodPost, "/v1/transactions/commit", object{"table-changes": changes})
 }
 
-// A transaction changes all of its tables, or none, whichever part of it does not hold.
+// A transaction changes all of its tables or none, whichever part is invalid.
 func TestTransaction(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -88,7 +88,7 @@ func TestTransaction(t *testing.T) {
 			t.Errorf("what failed left files: %v, were %v", now, files)
 		}
 
-		// A table can be made in the same transaction; iceberg-go's client speaks it too.
+		// A table can be created in the same transaction. iceberg-go's client supports this, too.
 		made := setting("d", "4", object{"type": "assert-create"})
 		made["updates"] = append([]object{{"action": "add-schema", "schema": columns}, {"action": "set-current-schema", "schema-id": -1},
 			{"action": "add-spec", "spec": object{"fields": []object{}}}, {"action": "set-default-spec", "spec-id": -1},
@@ -121,7 +121,7 @@ func TestTransaction(t *testing.T) {
 	})
 }
 
-// swapper is a Swapper that a test gets between.
+// swapper is a Swapper that tests can intercept.
 type swapper struct {
 	restcatalog.Swapper
 	before func() error                   // its error is the swap's
@@ -154,8 +154,8 @@ func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(
 	return err
 }
 
-// A client is told that a commit may have landed exactly where that is so: it keeps the files of
-// such a one, and removes those of one that did not.
+// A client is told that a commit may have landed exactly if that is the case: then it keeps the
+// commit's files, and otherwise it removes them.
 func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("connection reset")
@@ -198,8 +198,8 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
-// A commit that requires nothing of what another changed meanwhile is computed anew; one that does
-// fails.
+// If another commit comes first, a commit whose requirements still hold is computed again.
+// Otherwise it fails.
 func TestAnotherComesFirst(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -234,7 +234,7 @@ func TestAnotherComesFirst(t *testing.T) {
 	})
 }
 
-// A part of a transaction that changes nothing still holds the others to what it requires.
+// A part of a transaction without updates still asserts its requirements for the others.
 func TestUnchangedTableIsAsserted(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t)
@@ -310,8 +310,7 @@ func TestNoUpdateIsLost(t *testing.T) {
 	})
 }
 
-// A catalog of the older schema, without a column that tells views from tables, is served, and
-// stays what it is.
+// A catalog with the older schema, without the column for the type, is served and not changed.
 func TestOldSchema(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -343,7 +342,7 @@ func TestOldSchema(t *testing.T) {
 	})
 }
 
-// The rows are those that the catalog itself would write, whatever a namespace is called.
+// The rows are those that the catalog itself would write, whatever the namespace's name is.
 func TestRowsAreTheCatalogs(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {

@@ -34,8 +34,8 @@ func TestNewNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-// What config says is served is served, under the paths that it makes clients use; and all of them
-// under those without prefix.
+// Everything that config lists is served, under the prefix that clients are told to use and without
+// it.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	p := withPrefix(t).serve(t)
@@ -59,7 +59,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// Behind another path, as beside other services of one door.
+// The server works behind another path, beside other services of a listener.
 func TestMounted(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t)
@@ -80,7 +80,7 @@ func TestMounted(t *testing.T) {
 	}
 }
 
-// Pages hold all, each once, while others come and go.
+// The pages together have every entry once, while other entries are added and removed.
 func TestPaging(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -172,8 +172,8 @@ func TestNamespaceProperties(t *testing.T) {
 	}
 }
 
-// Clients of a bucket are told where it is, and those that ask get keys; nobody else does, and no
-// log or file has them.
+// Clients of a bucket get its address, and on request keys. No others get keys, and no log or file
+// contains them.
 func TestCredentials(t *testing.T) {
 	t.Parallel()
 	p := onS3(t).serve(t).withNamespace(t)
@@ -232,7 +232,7 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// What clients report is taken, and what they filtered by is not written down.
+// Clients' reports are accepted, and their filters are not logged.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

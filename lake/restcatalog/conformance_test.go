@@ -8,7 +8,7 @@ import (
 	"github.com/apache/iceberg-go/catalog/rest"
 )
 
-// client is iceberg-go's.
+// client is iceberg-go's REST client.
 func (p *place) client(t testing.TB, options ...rest.Option) *rest.Catalog {
 	t.Helper()
 	c, err := rest.NewCatalog(t.Context(), "test", p.url, options...)
@@ -19,7 +19,7 @@ func (p *place) client(t testing.TB, options ...rest.Option) *rest.Catalog {
 	return c
 }
 
-// iceberg-go's own tests of a catalog pass through its REST client and this server.
+// iceberg-go's own catalog tests pass through its REST client and this server.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, fresh := range map[string]func(testing.TB) *place{"sqlite": onSQLite, "postgres": onPostgres, "s3": onS3, "prefix": withPrefix} {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// Every error has the status and the name that clients decide by, and says what is wrong.
+// Every error has the status and the type by which clients decide, and a message about the problem.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -142,7 +142,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// No client places a table, or has a file of one written, beyond the warehouse.
+// Clients cannot place a table, or have one of its files written, outside of the warehouse.
 func TestLocationsEscape(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

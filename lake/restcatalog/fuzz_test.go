@@ -18,8 +18,8 @@ func post(t *testing.T, body string) *http.Request {
 	return r
 }
 
-// Whatever a client sends, it is applied to a table or refused by name; nothing panics, and no
-// failure is taken for the server's.
+// Any request is applied to a table or refused by name. Nothing panics, and no client error is
+// reported as the server's.
 func FuzzCommit(f *testing.F) {
 	for _, seed := range []string{
 		`{"requirements":[{"type":"assert-create"}],"updates":[{"action":"assign-uuid","uuid":"00000000-0000-0000-0000-000000000001"}]}`,
@@ -71,7 +71,7 @@ func FuzzCommit(f *testing.F) {
 	})
 }
 
-// The same of a request for a table.
+// The same for requests to create a table.
 func FuzzCreate(f *testing.F) {
 	f.Add(`{"name":"a","schema":{"type":"struct","fields":[{"id":1,"name":"n","type":"decimal(9, 2)","required":true},{"id":2,"name":"m","type":{"type":"map","key-id":3,"key":"string","value-id":4,"value":"long","value-required":true},"required":false}],"identifier-field-ids":[1]},
 		"partition-spec":{"fields":[{"source-id":1,"transform":"truncate[4]","name":"b"}]},"write-order":{"order-id":1,"fields":[{"source-id":1,"transform":"identity","direction":"asc","null-order":"nulls-first"}]},"properties":{"format-version":"2"}}`)

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// PyIceberg and DuckDB, told an address and a credential, do with the catalog what their users do.
+// With an address and a credential, PyIceberg and DuckDB can do what their users do with a catalog.
 func TestOutsideClients(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)

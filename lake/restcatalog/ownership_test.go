@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// The victim is a table with rows, which nothing that is done to other tables may harm.
+// The victim is a table with rows, which requests for other tables must not harm.
 type victim struct {
 	*place
 	shown
@@ -40,7 +40,7 @@ func newVictim(t *testing.T, p *place) victim {
 	return v
 }
 
-// unharmed fails unless all rows are there.
+// unharmed fails unless all rows exist.
 func (v victim) unharmed(t *testing.T) {
 	t.Helper()
 	have, err := v.client(t).LoadTable(t.Context(), table.Identifier{"shop", "victim"})
@@ -63,7 +63,7 @@ func (v victim) unharmed(t *testing.T) {
 	}
 }
 
-// steal returns the table "thief" a commit that adds a snapshot with a manifest list.
+// steal commits a snapshot with the given manifest list to the table "thief".
 func (v victim) steal(t *testing.T, list string) answer {
 	t.Helper()
 	return v.call(t, http.MethodPost, "/v1/namespaces/shop/tables/thief", object{"requirements": []object{}, "updates": []object{
@@ -92,8 +92,7 @@ func copyFile(t *testing.T, from, to string, change func(string) string) string 
 
 func same(s string) string { return s }
 
-// No request makes a table that shares anything with another: not its metadata, its id, its place,
-// nor any of its files.
+// No request creates a table that shares metadata, UUID, location or files with another.
 func TestTablesShareNothing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -151,7 +150,7 @@ func TestTablesShareNothing(t *testing.T) {
 			}
 			v.unharmed(t)
 		}
-		// Its data files, in manifests of the thief's own.
+		// The victim's data files, in manifests of the thief.
 		var data []string
 		for _, f := range v.files(t) {
 			if strings.Contains(f, "/victim-") && strings.HasSuffix(f, ".parquet") {
@@ -174,7 +173,7 @@ func TestTablesShareNothing(t *testing.T) {
 	})
 }
 
-// Two requests at once for one place: one of them gets it.
+// Of two concurrent requests for one location, one succeeds.
 func TestOnePlaceIsGivenOnce(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -206,7 +205,7 @@ func TestOnePlaceIsGivenOnce(t *testing.T) {
 	})
 }
 
-// name gives a metadata file another name, past the server.
+// name gives a metadata file another name, bypassing the server.
 func (v victim) name(t *testing.T, name, file string) {
 	t.Helper()
 	err := v.Swapper.Swap(t.Context(), []restcatalog.Move{{Table: table.Identifier{"shop", name}, To: file}}, nil)
@@ -215,8 +214,8 @@ func (v victim) name(t *testing.T, name, file string) {
 	}
 }
 
-// A catalog of before this was refused may have two names for one table. The purge of one leaves
-// what the other needs.
+// A catalog from before this check may have two names for one table. Purging one leaves the files
+// that the other needs.
 func TestPurgeSparesWhatOthersName(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
@@ -231,7 +230,7 @@ func TestPurgeSparesWhatOthersName(t *testing.T) {
 	})
 }
 
-// The other table may spell the files otherwise.
+// The other table may spell the locations differently.
 func TestPurgeKnowsAFileByAnySpelling(t *testing.T) {
 	t.Parallel()
 	for _, spelling := range []string{"file://localhost/", "file:/", "file:////"} {
@@ -250,7 +249,7 @@ func TestPurgeKnowsAFileByAnySpelling(t *testing.T) {
 	}
 }
 
-// Where another table may name the same files and cannot be read, none is removed.
+// If another table that may refer to the same files cannot be read, nothing is deleted.
 func TestPurgeInDoubtRemovesNothing(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
@@ -269,7 +268,8 @@ func TestPurgeInDoubtRemovesNothing(t *testing.T) {
 	}
 }
 
-// Tables move on while a purge reads them, and their old files go. It reads those again.
+// Tables change while a purge reads them, and their old files disappear. The purge reads those
+// tables again.
 func TestPurgeBesideTablesThatChange(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(file string) error{
@@ -308,7 +308,7 @@ func TestPurgeBesideTablesThatChange(t *testing.T) {
 	}
 }
 
-// A table whose metadata is lost can be dropped; others are purged beside it.
+// A table whose metadata is missing can be dropped, and others can still be purged.
 func TestLostTableIsDropped(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))

@@ -30,7 +30,7 @@ import (
 	s3server "github.com/millrace/millrace/test/servers/s3"
 )
 
-// The servers of the tests that need them.
+// The servers that the tests need.
 var (
 	catalogs pgserver.Cluster
 	objects  s3server.Server
@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, catalogs.Stop, objects.Stop))
 }
 
-// place is a catalog, the server before it, and the ways to both.
+// place is a catalog with its server, and clients of both.
 type place struct {
 	restcatalog.Config
 	db      *sql.DB
@@ -51,7 +51,7 @@ type place struct {
 	log     *logged
 }
 
-// logged is a log that tests read.
+// logged is a log that tests can read.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -71,7 +71,7 @@ func (l *logged) String() string {
 
 const catalogName = "millrace"
 
-// onSQLite returns a catalog in a file; its warehouse is a folder.
+// onSQLite returns a catalog in a file, with its warehouse in a folder.
 func onSQLite(t testing.TB) *place {
 	t.Helper()
 	dir := t.TempDir()
@@ -82,7 +82,7 @@ func onSQLite(t testing.TB) *place {
 	return newPlace(t, db, sqlcatalog.SQLite, restcatalog.Config{Warehouse: "file://" + filepath.Join(dir, "warehouse")})
 }
 
-// onPostgres returns a catalog in a schema of PostgreSQL; its warehouse is a folder.
+// onPostgres returns a catalog in a PostgreSQL schema, with its warehouse in a folder.
 func onPostgres(t testing.TB) *place {
 	t.Helper()
 	return newPlace(t, openSchema(t), sqlcatalog.Postgres, restcatalog.Config{Warehouse: "file://" + t.TempDir()})
@@ -107,7 +107,7 @@ func openSchema(t testing.TB) *sql.DB {
 	return db
 }
 
-// onS3 returns a catalog in a file; its warehouse is a folder of a bucket.
+// onS3 returns a catalog in a file, with its warehouse in a folder of a bucket.
 func onS3(t testing.TB) *place {
 	t.Helper()
 	store := objects.Config(t)
@@ -147,7 +147,7 @@ func newPlace(t testing.TB, db *sql.DB, dialect sqlcatalog.SupportedDialect, c r
 	return p
 }
 
-// serve starts the server, as it is set up by then.
+// serve starts the server with its current settings.
 func (p *place) serve(t testing.TB) *place {
 	t.Helper()
 	h, err := restcatalog.New(p.Config)
@@ -165,14 +165,14 @@ func (p *place) serveAs(t testing.TB, h http.Handler) *place {
 	return p
 }
 
-// answer is what a call brought.
+// answer is the response to a call.
 type answer struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// into takes the answer apart.
+// into decodes the response.
 func (a answer) into(t testing.TB, v any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(a.body), v); err != nil {
@@ -180,7 +180,7 @@ func (a answer) into(t testing.TB, v any) {
 	}
 }
 
-// kind returns the type of an answer that is an error, checked against its code.
+// kind returns the type of an error response, after comparing its code with the status.
 func (a answer) kind(t testing.TB) string {
 	t.Helper()
 	var e struct {
@@ -196,8 +196,8 @@ func (a answer) kind(t testing.TB) string {
 	return e.Error.Type
 }
 
-// call sends a request; a body that is a string is sent as it is, others as JSON. Headers come in
-// pairs.
+// call sends a request. A string body is sent as it is, others as JSON. Headers are pairs of names
+// and values.
 func (p *place) call(t testing.TB, method, path string, body any, headers ...string) answer {
 	t.Helper()
 	text, isText := body.(string)
@@ -229,7 +229,7 @@ func (p *place) call(t testing.TB, method, path string, body any, headers ...str
 	return answer{got.StatusCode, got.Header, string(b)}
 }
 
-// must is call, and a status that is to be.
+// must calls and checks the status.
 func (p *place) must(t testing.TB, status int, method, path string, body any, headers ...string) answer {
 	t.Helper()
 	a := p.call(t, method, path, body, headers...)

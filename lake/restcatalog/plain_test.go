@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// What is placed anew has a location that every engine reads alike; whatever a client calls a
-// table, the catalog finds it such a one.
+// New locations mean the same to every engine. Whatever a client calls a table, the catalog chooses
+// such a location.
 func TestNewLocationsNeedNoEscapes(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

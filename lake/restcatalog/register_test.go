@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// No table is registered where readers would not agree on the names of its files, or that has
-// others placed beside it: a client chooses the file, but not the rule.
+// A table is not registered if readers would disagree about the names of its files, or if it places
+// files elsewhere. Clients choose the file, but the rules still apply.
 func TestRegisterWhereReadersAgree(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

@@ -36,7 +36,7 @@ func removeSnapshots(ids ...int64) object {
 	return object{"action": "remove-snapshots", "snapshot-ids": ids}
 }
 
-// grown returns a table of two commits, and returns its snapshots, the oldest first.
+// grown creates a table with two commits, and returns its snapshots, oldest first.
 func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 	t.Helper()
 	p.create(t, name)
@@ -54,8 +54,8 @@ func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 	return all
 }
 
-// A snapshot's id never stands for two lists of files, so no commit slips another table's files in
-// under an id that was there.
+// A snapshot's id never identifies two lists of files. So no commit can add another table's files
+// under an existing id.
 func TestSnapshotIDNamesOneList(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
@@ -74,7 +74,7 @@ func TestSnapshotIDNamesOneList(t *testing.T) {
 			t.Errorf("%s: %d %s, want that it is refused", what, a.status, a.body)
 		}
 	}
-	// An id that an earlier commit removed is a new one: what it names is looked at.
+	// An id that was removed earlier counts as new: its files are checked.
 	if a := v.update(t, "thief", addSnapshot(50, head, 3, own[1].ManifestList)); a.status != http.StatusOK {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
@@ -87,14 +87,14 @@ func TestSnapshotIDNamesOneList(t *testing.T) {
 	v.unharmed(t)
 }
 
-// A table that names another's manifests, from before this was refused, cannot carry them into new
+// A table that refers to another's manifests, from before this check, cannot carry them into new
 // snapshots.
 func TestForeignManifestsAreNeverKnown(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
 	own := v.grown(t, "thief")
 	head := own[1].SnapshotID
-	// The file of the head's list is overwritten, past the catalog.
+	// Overwrite the file of the head's list, bypassing the catalog.
 	b, err := os.ReadFile(folder(v.snapshot))
 	if err != nil {
 		t.Fatal(err)
@@ -108,8 +108,8 @@ func TestForeignManifestsAreNeverKnown(t *testing.T) {
 	}
 }
 
-// Snapshots follow each other: no request makes a history that goes in circles, or numbers that
-// leave no room for the next writer.
+// Snapshots form a sequence: no request makes a cyclic history, or numbers that leave no room for
+// the next writer.
 func TestSnapshotsFollowEachOther(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -147,7 +147,7 @@ func TestSnapshotsFollowEachOther(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d and %q", what, a.status, a.body, c.status, c.says)
 		}
 	}
-	// A cycle is not made in two commits either.
+	// A cycle cannot be made in two commits either.
 	if a := p.update(t, "t", addSnapshot(50, head, 3, list), addSnapshot(51, 50, 4, list)); a.status != http.StatusOK {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
@@ -157,13 +157,13 @@ func TestSnapshotsFollowEachOther(t *testing.T) {
 	if a := p.update(t, "t", addSnapshot(50, 51, 5, list), toMain(50)); a.status != http.StatusBadRequest {
 		t.Errorf("a cycle in two commits: %d %s", a.status, a.body)
 	}
-	// Whatever was refused, the next writer continues.
+	// After all refused requests, the next writer can continue.
 	if _, err := appendRow(t, p.client(t), "t", 3); err != nil {
 		t.Error(err)
 	}
 }
 
-// In format 3 rows have numbers, and each snapshot takes the next of them.
+// In format 3, rows have ids, and each snapshot takes the next ones.
 func TestRowNumbersFollowEachOther(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -182,7 +182,7 @@ func TestRowNumbersFollowEachOther(t *testing.T) {
 	}
 }
 
-// A schema that some reader could not hold is refused for every table, with the column's name.
+// A schema that exceeds the limits is refused for every table, with the column's name.
 func TestSchemasStayInBounds(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -233,7 +233,7 @@ func TestSchemasStayInBounds(t *testing.T) {
 	}
 }
 
-// Metadata that a client wrote as a whole is held to the same rules.
+// Metadata that a client wrote as a whole is subject to the same rules.
 func TestRegisteredMetadataIsSound(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(m object){
@@ -273,8 +273,8 @@ func TestRegisteredMetadataIsSound(t *testing.T) {
 	}
 }
 
-// A location that no file system holds is refused with the field's name, wherever a client may give
-// one.
+// A location that file systems cannot store is refused with the field's name, wherever a client can
+// send one.
 func TestLongLocationsAreRefused(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

@@ -20,13 +20,13 @@ import (
 
 type object = map[string]any
 
-// columns is a schema as clients send it, its ids not yet the table's.
+// columns is a schema as clients send it, with their own field ids.
 var columns = object{"type": "struct", "fields": []object{
 	{"id": 7, "name": "n", "type": "long", "required": false},
 	{"id": 8, "name": "text", "type": "string", "required": false},
 }}
 
-// shown is what tests look at in the answer to a load, a create or a commit.
+// shown has the checked parts of the response to a load, a create or a commit.
 type shown struct {
 	File     string `json:"metadata-location"`
 	Metadata struct {
@@ -47,7 +47,7 @@ type shown struct {
 	} `json:"storage-credentials"`
 }
 
-// withNamespace returns the namespace that tests use.
+// withNamespace creates the namespace that tests use.
 func (p *place) withNamespace(t testing.TB) *place {
 	t.Helper()
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces", object{"namespace": []string{"shop"}})
@@ -66,7 +66,7 @@ func (p *place) load(t testing.TB, name string) (s shown) {
 	return s
 }
 
-// files are those of a warehouse in a folder.
+// files returns the files of a warehouse in a folder.
 func (p *place) files(t testing.TB) (names []string) {
 	t.Helper()
 	root := strings.TrimPrefix(p.Warehouse, "file://")
@@ -109,8 +109,8 @@ func appendRow(t testing.TB, c catalog.Catalog, name string, n int64) (*table.Ta
 	return have.AppendTable(t.Context(), data, 10, nil)
 }
 
-// A staged create leaves no trace, and what it answers makes, once committed, the very table that
-// it promised.
+// A staged create leaves no trace. If its response is committed, the result is exactly the table
+// that it described.
 func TestStagedCreate(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -155,7 +155,7 @@ func TestStagedCreate(t *testing.T) {
 	}
 }
 
-// metadata returns the table's in an answer.
+// metadata returns the table's metadata in a response.
 func (a answer) metadata(t testing.TB) string {
 	t.Helper()
 	var m struct {
@@ -172,8 +172,8 @@ func (j *jsonText) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// A name that is used again after a rename gets a folder of its own: whoever cleans up after the
-// one table must not find the other.
+// A name that is reused after a rename gets a new folder, so that cleaning up one table does not
+// affect the other.
 func TestRenamedTableKeepsItsFolder(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -193,8 +193,8 @@ func TestRenamedTableKeepsItsFolder(t *testing.T) {
 	}
 }
 
-// Dropping a table leaves its files; purging removes those that it names, and nothing beside them
-// or beyond the warehouse.
+// Dropping a table keeps its files. Purging deletes the files that it refers to, and nothing else
+// in or outside of the warehouse.
 func TestDropAndPurge(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -260,7 +260,7 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// A client may ask for the snapshots alone that a branch or a tag names.
+// A client may request only the snapshots of branches and tags.
 func TestSnapshotsOfRefs(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -279,7 +279,7 @@ func TestSnapshotsOfRefs(t *testing.T) {
 	}
 }
 
-// What a table says of its metadata files holds for commits that come through here.
+// A table's settings for metadata files apply to commits through this server.
 func TestMetadataFiles(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
@@ -316,7 +316,7 @@ func TestMetadataFiles(t *testing.T) {
 	}
 }
 
-// Others' tables are partitioned and sorted by columns whose ids the client chose.
+// Tables can be partitioned and sorted by columns whose ids the client chose.
 func TestCreateBindsSpecAndOrder(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)

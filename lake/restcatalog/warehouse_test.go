@@ -2,8 +2,7 @@ package restcatalog
 
 import "testing"
 
-// A table's manifests can name any file; those alone that lie in the warehouse are read and
-// removed.
+// Manifests of a table can name any file. Only files in the warehouse are read and deleted.
 func TestFilesOfTheWarehouse(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"file:///data/ware house", "s3://bucket/ware house"} {

@@ -29,8 +29,8 @@ import (
 
 var catalogs pgserver.Cluster
 
-// TestAsOf lands a topic in several commits, and asks for the table as it was after each of them:
-// by time and by offsets, before and after a compaction, and when history has been cut.
+// TestAsOf lands a topic in several commits and queries the table as of each of them: by time and
+// by offsets, before and after a compaction, and after the history has been cut.
 func TestAsOf(t *testing.T) {
 	t.Parallel()
 	for place, open := range map[string]func(t *testing.T) (lake.Config, lakesql.S3){
@@ -62,7 +62,7 @@ func TestAsOf(t *testing.T) {
 
 const asOfTopic = "things"
 
-// then is a moment that is asked for later.
+// then is a moment to query later.
 type then struct {
 	taken   time.Time
 	offsets map[int32]int64
@@ -176,7 +176,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 			t.Fatal(err)
 		}
 	}
-	// A query that runs keeps its files, though another process expires snapshots.
+	// A running query keeps its files, although another process expires snapshots.
 	past := lake.AsOf{Offsets: map[string]map[int32]int64{asOfTopic: moments[1].offsets}}
 	states, err := l.TablesAsOf(t.Context(), past, func(string) bool { return true })
 	if err != nil {
@@ -212,8 +212,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	}
 }
 
-// pinDamages are what may happen to the files that pin states of the past, and to the leases beside
-// them.
+// pinDamages are damages to the files that pin past states, and to the leases beside them.
 var pinDamages = map[string]func(t *testing.T, file string){
 	"truncated": func(t *testing.T, file string) {
 		t.Helper()

@@ -12,8 +12,7 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// Whatever a query asks for that cannot be, the query is at fault and is told why, in words that
-// show neither our code nor our files.
+// Impossible requests are the query's fault, with a reason that does not mention our code or files.
 func TestTheQuerysFault(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -21,7 +20,7 @@ func TestTheQuerysFault(t *testing.T) {
 	w.append("order_lines", 2, orderLine)
 	s := lakesql.New(w.tables, clickhousetest.Shared(t).Client(), lakesql.S3{})
 	for _, c := range []struct{ query, says string }{
-		// Numbers, texts and times that are not what the query takes them for.
+		// Numbers, texts and times with invalid values.
 		{"SELECT intDiv(1, 0)", "Division by zero"},
 		{"SELECT 1 % 0", "Division by zero"},
 		{"SELECT toDecimal32(1, 2) / toDecimal32(0, 2)", "Division by zero"},
@@ -38,7 +37,7 @@ func TestTheQuerysFault(t *testing.T) {
 		{"SELECT CAST(unhex('ff') AS AggregateFunction(sum, Int32))", "Cannot read all data"},
 		{"SELECT base64Decode('!!!')", "cannot be decoded"},
 		{"SELECT toTimeZone(now(), 'Nowhere/City')", ""},
-		// Functions, their arguments and types.
+		// Functions with invalid arguments and types.
 		{"SELECT nosuch(1)", "Function with name `nosuch` does not exist"},
 		{"SELECT lower('a', 'b')", "arguments"},
 		{"SELECT 1 + 'x'", "Illegal types"},
@@ -52,7 +51,7 @@ func TestTheQuerysFault(t *testing.T) {
 		{"SELECT catboostEvaluate('x', 1)", "are not offered here"},
 		{"SELECT throwIf(1, 'my reason')", "my reason"},
 		{"SELECT * FROM order_lines WHERE throwIf(quantity > 0, 'my reason')", "my reason"},
-		// Too much.
+		// Excessive requests.
 		{"SELECT repeat('x', 100000000000)", "Too large string"},
 		{"SELECT range(10000000000)", "array"},
 		{"SELECT groupArray(repeat('x', 1000)) FROM numbers(100000000)", "emory limit"},
@@ -74,7 +73,7 @@ func TestTheQuerysFault(t *testing.T) {
 		{"SELECT * FROM order_lines FINAL", "FINAL"},
 		{"SELECT * FROM order_lines SAMPLE 0.1", "sampling"},
 		{"SELECT * FROM numbers('x')", "Illegal type"},
-		// Syntax: where it is.
+		// Syntax errors have their position.
 		{"SELECT 1 AS `", "failed at position 13"},
 		{"SELECT 1 AS \"a\" \"b\"", `failed at position 17 ("b")`},
 		{"SELECT /* ", "failed at position 8"},
@@ -94,7 +93,8 @@ func TestTheQuerysFault(t *testing.T) {
 	}
 }
 
-// A damaged file of a table is no query's fault, whatever the engine says of it: the error names the table.
+// A damaged file is not the query's fault, whatever the engine's message is: the error has the
+// table's name.
 func TestDamagedFileIsNotTheQuerysFault(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(b []byte) []byte{

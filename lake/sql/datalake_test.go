@@ -16,9 +16,9 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-// ClickHouse's own database engine for REST catalogs finds our tables in a bucket and reads them,
-// by nothing but the catalog's address. It takes the endpoint's own text off the front of addresses
-// that it has made of it, so the catalog writes it as they begin.
+// ClickHouse's own database engine for REST catalogs finds and reads our tables in a bucket, given
+// only the catalog's address. It cuts the endpoint's text off the addresses that it has built, so
+// the catalog has to write the endpoint as those begin.
 func TestDataLakeCatalog(t *testing.T) {
 	w, store := newBucketWarehouse(t)
 	w.create("order_lines", orderLines)

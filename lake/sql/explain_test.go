@@ -8,8 +8,8 @@ import (
 	"github.com/millrace/millrace/internal/clickhouse"
 )
 
-// An error that has no code of its own is the query's where a library behind a function refuses its
-// arguments, and ours where the machine fails.
+// An error without a code of its own is the query's fault if a library behind a function refuses
+// its arguments, and ours if the machine fails.
 func TestWhoseFaultItIs(t *testing.T) {
 	t.Parallel()
 	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}
@@ -57,8 +57,7 @@ func TestWhoseFaultItIs(t *testing.T) {
 	}
 }
 
-// An engine that has no room for a query says that it may be tried again, whatever there is no room
-// for.
+// An engine that lacks capacity of any kind for a query reports that it may be retried.
 func TestBusyEngine(t *testing.T) {
 	t.Parallel()
 	s := &SQL{reader: clickhouse.NewClient("127.0.0.1:1", clickhouse.Reader, "")}
@@ -69,8 +68,7 @@ func TestBusyEngine(t *testing.T) {
 	}
 }
 
-// Whoever has a server of their own is told how to make the user that is missing, with just its
-// rights.
+// Operators of their own server are told how to create the missing user, with only its rights.
 func TestMissingReader(t *testing.T) {
 	t.Parallel()
 	client, err := clickhouse.NewServerClient(clickhouse.Server{URL: "http://127.0.0.1:1"})

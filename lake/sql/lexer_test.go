@@ -76,7 +76,7 @@ func TestFirstWord(t *testing.T) {
 	}
 }
 
-// Tokens stand side by side from the first byte to the last, so that nothing of a query is lost.
+// Tokens cover the query from the first byte to the last without gaps.
 func FuzzLexer(f *testing.F) {
 	f.Add("SELECT 'a\\'b''c' -- d\n, `e`.\"f\" /* /* g */ */ $h$i$h$ # j")
 	f.Fuzz(func(t *testing.T, query string) {
@@ -96,7 +96,7 @@ func FuzzLexer(f *testing.F) {
 	})
 }
 
-// Whatever a value holds, it is one token once it is quoted.
+// Any value is one token after quoting.
 func TestQuote(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

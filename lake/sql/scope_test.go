@@ -13,7 +13,7 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// Who may read one table reads that one, and finds no way to another.
+// A caller that may read one table can read it, and cannot reach others.
 func TestOnly(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -27,7 +27,7 @@ func TestOnly(t *testing.T) {
 	others = strings.Trim(others, `"`)
 	some := all.Only(func(table string) bool { return table == "order_lines" })
 
-	// A name that a query gives is its own: here it hides nothing.
+	// A name defined in the query belongs to the query and hides no table.
 	if got := ask(t, some, "WITH customers AS (SELECT 1 AS x) SELECT x FROM customers", lakesql.FormatJSON); got != "{\"x\":1}\n" {
 		t.Errorf("a name of the query's own: %s", got)
 	}
@@ -89,15 +89,14 @@ func TestOnly(t *testing.T) {
 	if answer := ask(t, some, "EXISTS customers", lakesql.FormatCSV); !strings.Contains(answer, "0") {
 		t.Errorf("EXISTS customers: %s", answer)
 	}
-	// Those who may read everything are not narrowed by it.
+	// Callers that may read everything are not restricted.
 	ask(t, all, "SELECT count() FROM merge(currentDatabase(), 'customers')", lakesql.FormatCSV)
 	ask(t, all, "SELECT count() FROM customers", lakesql.FormatCSV)
 }
 
-// The engine itself holds the bound: as the user of one database, no way that a query can take
-// leads to another, whatever the text of the query looks like. (EXPLAIN QUERY TREE asks for no
-// grant, and tells the columns of a table whose database one can name: their names are secrets, and
-// inScope refuses them.)
+// The engine itself enforces the limit: as the user of one database, no form of query reaches
+// another one, whatever its text looks like. (EXPLAIN QUERY TREE requires no grant, and shows the
+// columns of a table whose database can be named. Such names are secret, and inScope refuses them.)
 func TestScopedReadersAreConfined(t *testing.T) {
 	t.Parallel()
 	admin := clickhousetest.Shared(t).Client()
@@ -165,8 +164,8 @@ func TestScopedReadersAreConfined(t *testing.T) {
 	}
 }
 
-// There are so many users for callers who may read some tables. They are given back, also where the
-// engine was away, so that callers of ever other rights find one.
+// The number of users for callers with limited rights is fixed. They are returned, even after the
+// engine was unavailable, so that callers with ever new rights get one.
 func TestScopedReadersAreGivenBack(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -183,7 +182,7 @@ func TestScopedReadersAreGivenBack(t *testing.T) {
 			}
 		}
 	}
-	// As many as there are at a time; one more is told to come again.
+	// As many as possible at a time; one more is told to try again later.
 	var open []io.Closer
 	var err error
 	for i := range clickhouse.ScopedReaders + 1 {

@@ -47,7 +47,7 @@ func ask(t *testing.T, s *lakesql.SQL, query, format string) string {
 	return answer
 }
 
-// Servers of the tests that need them.
+// The servers that the tests need.
 var (
 	objects s3server.Server
 	outside chserver.Server
@@ -63,9 +63,9 @@ func serverClient(t *testing.T) *clickhouse.Client {
 	return client
 }
 
-// TestShop asks a warehouse with three tables: two lines in order_lines, none in empty, 500 in
-// history's 50 snapshots. The warehouse is in a folder or in a bucket, and the engine embedded or a
-// server.
+// TestShop queries a warehouse with three tables: two lines in order_lines, none in empty, and 500
+// in history's 50 snapshots. The warehouse is in a folder or in a bucket, and the engine is
+// embedded or a server.
 func TestShop(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t *testing.T) (*warehouse, lakesql.S3, *clickhouse.Client){
@@ -101,8 +101,8 @@ func TestShop(t *testing.T) {
 	}
 }
 
-// No answer, plan or error shows the object store's secret, whoever asks for it and however the
-// store fails.
+// No answer, plan or error shows the object store's secret, for any query and any failure of the
+// store.
 func testSecret(t *testing.T, w *warehouse, s *lakesql.SQL, client *clickhouse.Client, store lakesql.S3) {
 	secret := store.SecretKey
 	if secret == "" {
@@ -142,7 +142,7 @@ func testSecret(t *testing.T, w *warehouse, s *lakesql.SQL, client *clickhouse.C
 	}
 }
 
-// A server sees no folder of this machine, and says so. What an administrator must do is said too.
+// A server cannot see folders of this machine and says so, with what an administrator must do.
 func TestServerNeedsABucket(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -272,7 +272,7 @@ func testFaults(t *testing.T, s *lakesql.SQL) {
 	}
 }
 
-// What is not the query's fault is no QueryError.
+// Errors that are not the query's fault are not QueryErrors.
 func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client) {
 	lost := errors.New("the catalog is away")
 	s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return nil, lost }, client, lakesql.S3{})
@@ -296,8 +296,8 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
-	// A table that the engine cannot read is not the fault of a query, whether it names the table or not. See
-	// TestUnreadableTableIsLeftOut.
+	// A table that the engine cannot read is not the query's fault, whether the query mentions the
+	// table or not. See TestUnreadableTableIsLeftOut.
 	for name, queries := range map[string][]string{"t": {"SELECT * FROM t", "SELECT 1"}, "t`; DROP": {"SELECT 1"}} {
 		table := lakesql.Table{Name: name, Location: "/nowhere/t", MetadataLocation: "/nowhere/t/metadata/1.metadata.json"}
 		s := lakesql.New(func(context.Context, func(string) bool) ([]lakesql.Table, error) { return []lakesql.Table{table}, nil }, client, lakesql.S3{})
@@ -310,8 +310,8 @@ func testNotTheQuerysFault(t *testing.T, w *warehouse, client *clickhouse.Client
 	}
 }
 
-// Whatever lands meanwhile, a query sees all tables, by either name, at one moment, and queries
-// side by side do not mix.
+// Whatever lands meanwhile, a query sees all tables, under either name, at one moment. Concurrent
+// queries do not mix.
 func TestOneMoment(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -355,7 +355,7 @@ func TestOneMoment(t *testing.T) {
 	wg.Wait()
 }
 
-// The engine keeps the databases that queries run in, and the newest. Dropping one touches no file.
+// The engine keeps the databases in use and the newest one. Dropping one deletes no table files.
 func TestOldSnapshotsGo(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
@@ -386,7 +386,7 @@ func TestOldSnapshotsGo(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
-	// The held one, the newest, and the one before, which is dropped when the next is made.
+	// The held one, the newest, and the previous one, which is dropped when the next is created.
 	if now := databases(); len(now) != 3 || !slices.Contains(now, first[0]) {
 		t.Errorf("databases %v; the held one is %v", now, first)
 	}
@@ -423,7 +423,7 @@ func files(t *testing.T, dir string) []string {
 	return names
 }
 
-// A new engine process knows nothing of the databases that the one before had.
+// A new engine process does not know the previous one's databases.
 func TestEngineStartedAnew(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
@@ -460,7 +460,7 @@ func TestEngineStartedAnew(t *testing.T) {
 	}
 }
 
-// Maintenance may take files away between the catalog's answer and the query.
+// Maintenance may delete files between the catalog's answer and the query.
 func TestFilesTakenAway(t *testing.T) {
 	t.Parallel()
 	client := clickhousetest.Shared(t).Client()

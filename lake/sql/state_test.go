@@ -33,8 +33,8 @@ import (
 	"github.com/millrace/millrace/lake/tables"
 )
 
-// A lander's table of state gives ClickHouse one row for each key, while it still has deletes, and
-// when they are compacted away; as of then, those of then.
+// In a landed State table, ClickHouse sees one row per key, both with pending deletes and after
+// they are compacted. As-of queries see the rows of their moment.
 func TestStateTable(t *testing.T) {
 	t.Parallel()
 	bucket := objects.Config(t)
@@ -173,7 +173,7 @@ func only(states []lake.TableState, name string) (tables []lakesql.Table) {
 	return tables
 }
 
-// offsetsOf returns how far the lake is with the orders' topic.
+// offsetsOf returns the offsets up to which the orders' topic has landed.
 func offsetsOf(t *testing.T, l *lake.Lake) map[int32]int64 {
 	t.Helper()
 	applied, err := l.Applied(t.Context(), event.Order.Topic)
@@ -183,8 +183,8 @@ func offsetsOf(t *testing.T, l *lake.Lake) map[int32]int64 {
 	return applied
 }
 
-// lander lands a lake's tables, and returns what puts order events on their topic and waits until
-// they have landed.
+// lander lands a lake's tables. It returns a function that puts order events on their topic and
+// waits until they have landed.
 func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
 	t.Helper()
 	b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})

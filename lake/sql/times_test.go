@@ -15,8 +15,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// SQL answers with the times that the tables have. Of dates ClickHouse knows those of 1900 to 2299:
-// another one is an error that says so, and never another date.
+// SQL returns the times in the tables exactly. ClickHouse only supports dates from 1900 to 2299:
+// others are an error that says so, and never a different date.
 func TestTimesAreThoseOfTheTable(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)
@@ -55,8 +55,8 @@ func TestTimesAreThoseOfTheTable(t *testing.T) {
 	}
 }
 
-// SQL finds the rows of a time in a table that is partitioned by time, whenever that is. ClickHouse
-// takes the day of a partition for one of 1970 to 2149, and would skip the files of others.
+// SQL finds the rows of any time in a table partitioned by time. ClickHouse limits partition days
+// to 1970 to 2149, and would otherwise skip files.
 func TestTimesInPartitionsByTime(t *testing.T) {
 	t.Parallel()
 	times := []string{

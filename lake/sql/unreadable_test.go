@@ -15,8 +15,8 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// A table that the engine cannot read, in whichever of its schemas and whoever's it is, takes
-// nothing from queries of others. A query that names it is told why.
+// A table that the engine cannot read, for any of its schemas and by any writer, does not affect
+// queries of other tables. A query of that table gets the reason.
 func TestUnreadableTableIsLeftOut(t *testing.T) {
 	t.Parallel()
 	engine := clickhousetest.Shared(t)
@@ -74,7 +74,7 @@ func TestUnreadableTableIsLeftOut(t *testing.T) {
 	}
 }
 
-// Once the table is as the engine can read it, it is read.
+// After the table is changed so that the engine can read it, it is read.
 func TestUnreadableTableComesBack(t *testing.T) {
 	t.Parallel()
 	w := newWarehouse(t)

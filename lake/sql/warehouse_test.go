@@ -26,7 +26,7 @@ import (
 	lakesql "github.com/millrace/millrace/lake/sql"
 )
 
-// warehouse is a local Iceberg warehouse with a SQL catalog on SQLite, as the lander keeps it.
+// warehouse is a local Iceberg warehouse with a SQL catalog in SQLite, like a lander's.
 type warehouse struct {
 	t       testing.TB
 	dir     string
@@ -86,7 +86,7 @@ func (w *warehouse) create(name string, schema *iceberg.Schema, partitions ...ic
 	w.names = append(w.names, name)
 }
 
-// append commits one snapshot with rows rows; set fills row i.
+// append commits one snapshot with a number of rows; set fills row i.
 func (w *warehouse) append(name string, rows int, set func(b *array.RecordBuilder, i int)) {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -115,7 +115,7 @@ func (w *warehouse) append(name string, rows int, set func(b *array.RecordBuilde
 	}
 }
 
-// tables returns what New wants: where every table is at this moment.
+// tables implements Tables: the current locations of all tables.
 func (w *warehouse) tables(ctx context.Context, _ func(string) bool) ([]lakesql.Table, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -147,7 +147,8 @@ var orderLines = iceberg.NewSchema(0,
 
 var firstOrder = time.Date(2010, 12, 1, 8, 26, 0, 123456000, time.UTC)
 
-// orderLine fills line i: every third has no customer; quantity is i, unit price i + 0.000000001.
+// orderLine fills line i. Every third has no customer; the quantity is i, and the unit price i +
+// 0.000000001.
 func orderLine(b *array.RecordBuilder, i int) {
 	b.Field(0).(*array.StringBuilder).Append(fmt.Sprintf("order-%d", i/10))
 	b.Field(1).(*array.Int32Builder).Append(int32(i%10 + 1))

@@ -16,10 +16,10 @@ import (
 	"github.com/millrace/millrace/lake/pages"
 )
 
-// benchRows is how many rows the columns hold before they are emptied.
+// benchRows is the number of rows in the columns before they are reset.
 const benchRows = 4096
 
-// Decoding alone, beside what it would cost to make messages first.
+// Decoding only, compared with building messages first.
 func BenchmarkDecode(b *testing.B) {
 	for name, load := range loads(b) {
 		b.Run(name+"/columns", func(b *testing.B) {
@@ -94,8 +94,8 @@ func BenchmarkDecodeToParquet(b *testing.B) {
 	}
 }
 
-// measure gives f one record after the other, and reports the processor's time, which says more
-// than the clock where a machine is busy.
+// measure passes records to f one after another, and reports the CPU time, which is more reliable
+// than the clock on a busy machine.
 func measure(b *testing.B, load load, f func([]byte)) {
 	b.ReportAllocs()
 	for _, wire := range load.records {
@@ -122,7 +122,7 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
 
-// load is records of one message.
+// load has records of one message type.
 type load struct {
 	md        protoreflect.MessageDescriptor
 	generated proto.Message

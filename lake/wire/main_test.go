@@ -45,7 +45,7 @@ func wideMessage() protoreflect.MessageDescriptor {
 	return file.Messages().Get(0)
 }
 
-// messageOf compiles a file and finds a message in it.
+// messageOf compiles a file and returns a message in it.
 func messageOf(path string, name protoreflect.FullName) protoreflect.MessageDescriptor {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -58,7 +58,7 @@ func messageOf(path string, name protoreflect.FullName) protoreflect.MessageDesc
 	return file.Messages().ByName(name.Name())
 }
 
-// compileProto compiles the text of a .proto file; what it imports is taken from what is linked in.
+// compileProto compiles the text of a .proto file. Imports are resolved among linked-in files.
 func compileProto(text string) (protoreflect.FileDescriptor, error) {
 	c := protocompile.Compiler{
 		SourceInfoMode: protocompile.SourceInfoStandard,
@@ -77,7 +77,7 @@ func compileProto(text string) (protoreflect.FileDescriptor, error) {
 	return files[0], nil
 }
 
-// table is a plan and columns for it.
+// table is a plan with its columns.
 type table struct {
 	*wire.Decoder
 	plan    *wire.Plan
@@ -106,7 +106,7 @@ func tableOf(tb testing.TB, plan *wire.Plan) table {
 	return table{d, plan, columns}
 }
 
-// record returns all rows as Arrow has them, checked by Arrow.
+// record returns all rows as an Arrow record, after validation by Arrow.
 func (t table) record(tb testing.TB) arrow.RecordBatch {
 	tb.Helper()
 	rec := t.columns.Record()
@@ -125,8 +125,8 @@ func marshal(tb testing.TB, m proto.Message) []byte {
 	return b
 }
 
-// parse returns what proto.Unmarshal says, to the depth that every implementation reads, with
-// extensions as unknown fields.
+// parse returns the result of proto.Unmarshal, with the depth that every implementation supports,
+// and extensions as unknown fields.
 func parse(md protoreflect.MessageDescriptor, b []byte) (m *dynamicpb.Message, err error) {
 	defer func() {
 		if recover() != nil {
@@ -137,7 +137,7 @@ func parse(md protoreflect.MessageDescriptor, b []byte) (m *dynamicpb.Message, e
 	return m, proto.UnmarshalOptions{RecursionLimit: 100, Resolver: new(protoregistry.Types)}.Unmarshal(b, m)
 }
 
-// errPanicked says that there is nothing to compare with: proto.Unmarshal panics for a dynamic
-// message that has an entry of a map with its key twice, the second time with another wire type
-// (v1.36.12).
+// errPanicked reports that there is nothing to compare with: proto.Unmarshal (v1.36.12) panics for
+// a dynamic message with a map entry whose key occurs twice, the second time with another wire
+// type.
 var errPanicked = errors.New("proto.Unmarshal panicked")

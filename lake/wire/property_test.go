@@ -18,7 +18,8 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// Rows say what messages say: whatever they have, in whatever parts they come, known or not.
+// Rows have the content of their messages: for any content, in any number of parts, known or
+// unknown.
 func TestRowsSayWhatMessagesSay(t *testing.T) {
 	t.Parallel()
 	for _, md := range []protoreflect.MessageDescriptor{everything, legacy, flat, wide} {
@@ -29,7 +30,7 @@ func TestRowsSayWhatMessagesSay(t *testing.T) {
 	}
 }
 
-// So they do for any message at all.
+// The same for messages of any type.
 func TestRowsOfAnyMessage(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -78,8 +79,8 @@ func rowsSayWhatMessagesSay(t *testing.T, r *rapid.T, tab table, md protoreflect
 	}
 }
 
-// Damaged bytes do no harm: what is taken of them is what proto.Unmarshal takes, and other rows do
-// not notice.
+// Damaged input does no harm: the parts accepted are those that proto.Unmarshal accepts, and other
+// rows are not affected.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(r *rapid.T) {
@@ -136,7 +137,7 @@ func damage(r *rapid.T, b []byte) []byte {
 	return slices.Concat(b[:at], b[min(len(b), at+rapid.IntRange(1, 4).Draw(r, "less")):])
 }
 
-// fill gives a message values.
+// fill sets the fields of a message.
 func fill(r *rapid.T, m protoreflect.Message, depth int) {
 	for fd := range fieldsOf(m.Descriptor()) {
 		if fd.Cardinality() != protoreflect.Required && rapid.IntRange(0, 3+2*depth).Draw(r, string(fd.Name())) != 0 {
@@ -252,8 +253,8 @@ func drawProto(r *rapid.T) string {
 	return b.String()
 }
 
-// FuzzAppend: Append fails if proto.Unmarshal does, or where a value has no place in a column, and
-// says the same else.
+// FuzzAppend: Append fails if proto.Unmarshal does or if a value does not fit its column, and
+// otherwise has the same content.
 func FuzzAppend(f *testing.F) {
 	for _, text := range []string{"", "\x08\x01", "\x72\x01\xff", "\x8a\x01\x04\x08\x01\x10\x02", "\xa2\x01\x02\x0a\x00\xa2\x01\x02\x20\x01"} {
 		f.Add([]byte(text))

@@ -17,10 +17,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// This file reads rows back as messages, and says what of a message they must have. It shares
-// nothing with the decoder.
+// This file reads rows back as messages, and computes the expected content of a message. It shares
+// no code with the decoder.
 
-// validate has Arrow check a record through all of its depth.
+// validate has Arrow validate a record at all levels.
 func validate(rec arrow.RecordBatch) error {
 	for i, col := range rec.Columns() {
 		if err := validateArray(col); err != nil {
@@ -54,7 +54,7 @@ func validateArray(a arrow.Array) error {
 	return nil
 }
 
-// rowOf reads a row as the message that it says.
+// rowOf reads a row as a message.
 func rowOf(tb testing.TB, md protoreflect.MessageDescriptor, rec arrow.RecordBatch, row int) *dynamicpb.Message {
 	tb.Helper()
 	r := reader{tb: tb}
@@ -211,8 +211,8 @@ func fieldsOf(md protoreflect.MessageDescriptor) func(func(protoreflect.FieldDes
 	}
 }
 
-// expected returns what the columns must have of a message: not what is unknown, and of times
-// nothing beyond microseconds. Messages inside themselves keep all.
+// expected returns the content that the columns must have of a message: without unknown fields, and
+// with times in microseconds. Recursive messages keep everything.
 func expected(m *dynamicpb.Message) *dynamicpb.Message {
 	m = proto.Clone(m).(*dynamicpb.Message)
 	walk(m, nil, func(m protoreflect.Message) {
@@ -224,7 +224,7 @@ func expected(m *dynamicpb.Message) *dynamicpb.Message {
 	return m
 }
 
-// walk visits a message and those in it, except for what is inside itself.
+// walk visits a message and those in it, but not inside recursive ones.
 func walk(m protoreflect.Message, inside []protoreflect.FullName, visit func(protoreflect.Message)) {
 	visit(m)
 	inside = append(slices.Clip(inside), m.Descriptor().FullName())
@@ -249,7 +249,7 @@ func walk(m protoreflect.Message, inside []protoreflect.FullName, visit func(pro
 	})
 }
 
-// placeable reports whether all values of a message have a place in columns.
+// placeable reports whether all values of a message fit their columns.
 func placeable(m *dynamicpb.Message) bool {
 	ok := true
 	walk(m, nil, func(m protoreflect.Message) {
@@ -269,8 +269,8 @@ func placeable(m *dynamicpb.Message) bool {
 	return ok
 }
 
-// unknownOf returns the message that has what is unknown in m alone, in the place where it is; nil
-// if there is nothing.
+// unknownOf returns a message with the unknown fields of m only, at their places, or nil if there
+// are none.
 func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protoreflect.Message {
 	out := dynamicpb.NewMessage(m.Descriptor())
 	out.SetUnknown(m.GetUnknown())
@@ -323,7 +323,7 @@ func unknownOf(m protoreflect.Message, inside []protoreflect.FullName) protorefl
 	return out
 }
 
-// mustSay checks a row against the message that it was made of.
+// mustSay compares a row with the message from which it was made.
 func mustSay(tb testing.TB, want *dynamicpb.Message, rec arrow.RecordBatch, row int) {
 	tb.Helper()
 	if got, want := rowOf(tb, want.Descriptor(), rec, row), expected(want); !proto.Equal(got, want) {

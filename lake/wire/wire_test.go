@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/lake/wire"
 )
 
-// Each text is a message; its column is one that Arrow prints.
+// Each text is a message, and its column as Arrow prints it.
 func TestWhatColumnsSay(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -101,7 +101,7 @@ func TestWhatColumnsSay(t *testing.T) {
 	}
 }
 
-// Every field may come in any order, several times, and in both ways of writing lists.
+// Fields may occur in any order, several times, and lists in both encodings.
 func TestWhatComesTwice(t *testing.T) {
 	t.Parallel()
 	for name, texts := range map[string][]string{
@@ -166,7 +166,7 @@ func TestWhatComesTwice(t *testing.T) {
 	})
 }
 
-// What a message has in plain bytes that a marshaller would not write.
+// Messages as bytes that a marshaller would not write.
 func TestUnusualInput(t *testing.T) {
 	t.Parallel()
 	tag := protowire.AppendTag
@@ -210,7 +210,7 @@ func TestUnusualInput(t *testing.T) {
 	}
 }
 
-// proto.Unmarshal panics for a dynamic message, and takes it for a generated one.
+// proto.Unmarshal panics for a dynamic message, so it is parsed as a generated one.
 func TestKeyTwiceWithAnotherWireType(t *testing.T) {
 	t.Parallel()
 	entry := []byte{0x0a, 1, 'a', 0x08, 1, 0x10, 7}
@@ -421,7 +421,7 @@ func TestWhatDoesNotCompile(t *testing.T) {
 	}
 }
 
-// A table may have columns that the message has lost, in any order, also inside of structs.
+// A table may have columns of fields that the message has lost, in any order and inside structs.
 func TestTablesThatHaveMore(t *testing.T) {
 	t.Parallel()
 	plan, err := wire.Compile(everything, wire.Options{Unknown: wire.UnknownColumn})
@@ -476,7 +476,7 @@ func TestTablesThatHaveMore(t *testing.T) {
 	}
 }
 
-// Once buffers have grown, rows cost no memory, and neither does a row with something unknown.
+// Once buffers have grown, rows allocate no memory, and neither do rows with unknown fields.
 func TestRowsDoNotAllocate(t *testing.T) {
 	m := dynamicpb.NewMessage(everything)
 	text := `a_string: "x" a_price: {units: 1} inners: {deep: {at: {seconds: 5}}} by_string: {key: "a"} by_string: {key: "b"} choice_wrapped: {value: 7}`
