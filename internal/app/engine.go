@@ -23,6 +23,7 @@ func (p *App) startEngine(ctx context.Context) error {
 	c := p.cfg.ClickHouse
 	var client *clickhouse.Client
 	if c.URL == "" {
+		// An engine needs a folder for temporary files, even though all tables are elsewhere.
 		scratch := "" // a temporary folder
 		if p.wanted[folder] {
 			scratch = p.cfg.Path("engine")
@@ -101,6 +102,7 @@ func SQLTables(l *lake.Lake) lakesql.Tables {
 				return nil, fault // queries of other tables still work
 			}
 		}
+		// Others are the tables that no module declares, such as those of "lake land".
 		others, err := l.Others(ctx, wanted)
 		return lakesql.TablesOf(append(states, others...)), err
 	}

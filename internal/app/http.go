@@ -49,6 +49,8 @@ func (p *App) startServers(ctx context.Context) error {
 		api := p.tokens.Guard(rpc.Intake(p.api()))
 		if p.has(Iceberg) {
 			var err error
+			// The catalog is a different handler tree, because its protocol has its own errors and
+			// tokens.
 			if api, err = p.withTables(ctx, api); err != nil {
 				return err
 			}
@@ -160,6 +162,7 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 			access.OfTables[name] = catalogTables(rights)
 		}
 	}
+	// The keys that the catalog hands out to engines, one pair for reading and one for writing.
 	for _, keys := range []struct {
 		key  string
 		from config.Keys
@@ -321,6 +324,7 @@ type grpcHealth struct {
 // process.
 func (h grpcHealth) Check(ctx context.Context, req *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	res, err := h.services.Check(ctx, req)
+	// Only known services reach this: Check of the static checker rejects others.
 	if err == nil && h.p.unready(ctx) != nil {
 		res.Status = grpchealth.StatusNotServing
 	}

@@ -26,6 +26,7 @@ func (p *App) startKafka(ctx context.Context) error {
 			return taken(err, p.cfg.Kafka.Listen, "the setting kafka.listen")
 		}
 		p.onStop(broker.Close)
+		// The embedded broker forgets transactional ids at a restart, so each start uses new ones.
 		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
 	}
 	p.addresses["kafka"] = brokers
@@ -63,6 +64,7 @@ func (p *App) startKafka(ctx context.Context) error {
 		// Roles that only read need no right to create topics.
 		return admin.Reach(ctx)
 	}
+	// The other roles create missing topics, so a fresh cluster needs no preparation.
 	return admin.EnsureTopics(ctx, relay.Topics(p.modules.aggregates(), int32(p.cfg.Kafka.Partitions))...)
 }
 

@@ -38,6 +38,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	if cfg.Kafka.Brokers == "" {
 		return errors.New("kafka.brokers is empty: name the brokers that have the topic, by millrace.yaml or MILLRACE_KAFKA_BROKERS")
 	}
+	// No modules and no roles: this process lands one table and serves nothing.
 	p := newApp(Modules{}, cfg, nil, log)
 	defer func() { err = errors.Join(err, p.Close()) }()
 	access, err := kafkaAccess(cfg.Kafka)
@@ -162,6 +163,7 @@ func (p *App) watch(ctx context.Context, l Landing, topic string) error {
 		var at, of int64
 		complete := true
 		for partition, end := range ends {
+			// Offsets count from 0, so the sum includes records that retention has deleted.
 			of += end
 			at += min(have[partition], end)
 			complete = complete && have[partition] >= end

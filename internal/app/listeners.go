@@ -30,6 +30,7 @@ func (p *App) serve(name string, h http.Handler) error {
 			return fmt.Errorf("tls.cert, tls.key: %w", err)
 		}
 	}
+	// The host name is checked first, then the body is bounded, then the handler runs.
 	s := server.New(c, server.Guard(p.hosts(name), refuse(connect.CodePermissionDenied, http.StatusForbidden), bodies.Guard(h)))
 	p.countConnections(name, s)
 	stop := s.Start(p.listeners[name], drainTimeout)
@@ -103,6 +104,7 @@ func refuse(code connect.Code, status int) func(w http.ResponseWriter, r *http.R
 func inTurn(gate *server.Gate, class func(*http.Request) server.Class, next http.Handler) http.Handler {
 	errs := connect.NewErrorWriter()
 	return gate.Admit(class, func(w http.ResponseWriter, r *http.Request, err error) {
+		// The gate's error is overload, the caller's deadline, or a caller that has gone.
 		status, answer := http.StatusTooManyRequests, rpc.Overloaded(err)
 		switch {
 		case errors.Is(err, server.ErrOverloaded):

@@ -38,6 +38,7 @@ func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.L
 			return err
 		}
 	}
+	// This also starts the embedded broker, if none is configured.
 	if err := p.startKafka(ctx); err != nil {
 		return err
 	}

@@ -66,6 +66,7 @@ func (p *App) startSettings(ctx context.Context) error {
 			}
 		})
 	p.background("settings", func(ctx context.Context) error {
+		// An operator can change a setting at any time, so the check repeats.
 		tick := time.NewTicker(p.cfg.SettingsEvery)
 		defer tick.Stop()
 		for {

@@ -78,6 +78,7 @@ func inSearch[V OpenView](
 
 // Redis returns the client of the configured Redis, or of an embedded one.
 func (s *Sinks) Redis(ctx context.Context) (*redis.Client, error) {
+	// All views share one client.
 	if s.redis != nil {
 		return s.redis, nil
 	}
@@ -175,6 +176,7 @@ func elasticsearchConfig(c config.Search, log *slog.Logger) (elasticsearch.Confi
 	if err != nil {
 		return elasticsearch.Config{}, fmt.Errorf("search.tls: %w", err)
 	}
+	// One address per node; commas and spaces both separate them.
 	addresses := strings.FieldsFunc(c.Elasticsearch, func(r rune) bool { return r == ',' || r == ' ' })
 	return elasticsearch.Config{Addresses: addresses, Username: c.User, Password: password, TLS: trust, Logger: log}, nil
 }

@@ -47,6 +47,7 @@ func (p *App) openStore(ctx context.Context, a event.Aggregate) (eventstore.Stor
 		if err := os.MkdirAll(p.cfg.Path("store"), 0o750); err != nil {
 			return nil, err
 		}
+		// One file per service, so that services do not wait for each other's writes.
 		return sqlite.Open(ctx, p.cfg.Path("store", a.Service+".db"), a)
 	}
 	conn, password, err := storeAccess(p.cfg.Store, a)

@@ -56,6 +56,7 @@ func (x *Index) ask(ctx context.Context, r esapi.Request, into any) error {
 	if err != nil {
 		return fmt.Errorf("ask Elasticsearch: %w", err)
 	}
+	// Read to the end even on errors, so that the connection can be reused.
 	said, err := io.ReadAll(answer.Body)
 	if err = errors.Join(err, answer.Body.Close()); err != nil {
 		return fmt.Errorf("read Elasticsearch's answer: %w", err)
