@@ -25,6 +25,7 @@ type Faults struct {
 	all map[string]*fault // by piece
 }
 
+// fault adds the time of the last report, which decides when the piece is rebuilt.
 type fault struct {
 	Fault
 	last time.Time // when it was last reported

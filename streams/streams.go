@@ -153,4 +153,5 @@ func (e *UnreadableError) Error() string {
 	return fmt.Sprintf("%d events cannot be read, the first: %v", len(e.Records), e.Reasons[0])
 }
 
+// Unwrap returns the reasons, so that callers can test for them.
 func (e *UnreadableError) Unwrap() []error { return e.Reasons }

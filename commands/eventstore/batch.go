@@ -42,6 +42,7 @@ func (b Batch) Validate() error {
 	if err := b.Answer.validate(); err != nil {
 		return fmt.Errorf("%w: answer %q: %w", ErrInvalid, b.Answer.Key, err)
 	}
+	// A stream may be appended to and have a snapshot in the same batch, but not twice either.
 	clear(seen)
 	for _, s := range b.Snapshots {
 		if err := s.validate(); err != nil {
@@ -55,6 +56,7 @@ func (b Batch) Validate() error {
 	return nil
 }
 
+// validate checks the stream's id, the versions and each event.
 func (s StreamAppend) validate() error {
 	if err := ValidateStream(s.Stream); err != nil {
 		return err
@@ -74,6 +76,7 @@ func (s StreamAppend) validate() error {
 	return nil
 }
 
+// validateEvent checks what every adapter can store and what the log can transport.
 func validateEvent(e event.Event) error {
 	switch {
 	case e.ID == uuid.Nil:
@@ -106,6 +109,7 @@ func validateTime(t time.Time) error {
 	return nil
 }
 
+// validate checks an answer. An empty one is valid.
 func (a Answer) validate() error {
 	if len(a.Response) > MaxData {
 		return fmt.Errorf("its response has %d bytes, at most %d fit", len(a.Response), MaxData)
@@ -116,6 +120,8 @@ func (a Answer) validate() error {
 	return errors.Join(validateText(a.Key), validateText(a.Stream))
 }
 
+// validate checks a snapshot. Its version is that of the stream after the folded events, so it is
+// not 0.
 func (s Snapshot) validate() error {
 	if err := ValidateStream(s.Stream); err != nil {
 		return err

@@ -21,6 +21,7 @@ func (p product) kind() catalogv1.ProductKind {
 	return catalogv1.ProductKind_PRODUCT_KIND_GOODS
 }
 
+// price returns the unit price.
 func (p product) price() *money.Money {
 	return &money.Money{CurrencyCode: currency, Units: p.pence / 100, Nanos: int32(p.pence%100) * 10_000_000}
 }

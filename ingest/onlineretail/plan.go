@@ -87,6 +87,7 @@ type invoice struct {
 	lines   []line
 }
 
+// newPlanner returns a planner that has seen no rows.
 func newPlanner() *planner {
 	return &planner{completeAfter: completeAfter, customers: map[int64]string{}, products: map[string]*product{}, invoices: map[string]*invoice{}}
 }

@@ -47,6 +47,7 @@ var services = map[string]bool{
 	"BANK CHARGES": true,
 }
 
+// isService reports whether a code is not goods. Gift vouchers have a code per value.
 func isService(code string) bool { return services[code] || strings.HasPrefix(code, "gift_") }
 
 // Reasons why a readable line does not become a command.
@@ -101,6 +102,7 @@ const (
 	mostQuantity = 1_000_000_000
 )
 
+// The range of times that the services accept.
 var earliest, latest = time.Date(1970, 1, 2, 0, 0, 0, 0, time.UTC), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // unusable returns why a row cannot be part of any command, or "" if it can.

@@ -27,6 +27,7 @@ type Summary struct {
 	Elapsed time.Duration `json:"elapsed_nanoseconds"`
 }
 
+// newSummary returns a summary without lines.
 func newSummary() Summary {
 	return Summary{Reasons: map[string]int64{}, Commands: map[string]int64{}, Refused: map[string]int64{}}
 }
@@ -103,6 +104,7 @@ func (f *rejectsFile) write(rejects []reject) error {
 	return nil
 }
 
+// close closes the file, if there is one.
 func (f *rejectsFile) close() error {
 	if f.file == nil {
 		return nil

@@ -29,6 +29,7 @@ type announcing struct {
 	verified    time.Time       // when verify last succeeded
 }
 
+// newAnnouncing returns the state of a session that has read no announcements yet.
 func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) {
 	key, err := sealKey(secret, service)
 	if err != nil {

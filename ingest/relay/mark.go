@@ -201,6 +201,7 @@ func formatFloors(floors []int64) string {
 	return strings.Join(texts, ",")
 }
 
+// parseFloors reads what formatFloors wrote.
 func parseFloors(list string) (floors []int64, err error) {
 	for text := range strings.SplitSeq(list, ",") {
 		floor, err := strconv.ParseInt(text, 10, 64)

@@ -168,6 +168,7 @@ func (r *Relay) Progress() Progress {
 	return r.progress
 }
 
+// report changes the progress that callers see.
 func (r *Relay) report(change func(*Progress)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -213,6 +214,7 @@ func (r *Relay) Run(ctx context.Context) error {
 // step.
 const attempt = time.Minute
 
+// errSlow is the cause of a context that within has ended.
 var errSlow = errors.New("no answer within a minute")
 
 // within calls ask with a context that ends after attempt.

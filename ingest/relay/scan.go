@@ -163,6 +163,7 @@ type strays struct {
 	count uint64
 }
 
+// add counts a stray and remembers it if there is room.
 func (s *strays) add(m kafka.Message, reason error) {
 	s.count++
 	if len(s.first) < mostStrays {

@@ -296,6 +296,7 @@ func (s *Seals) decide(topic string, t *trust) {
 	s.known.Store(&known)
 }
 
+// remedy returns what an operator can do if two systems announce seals.
 func (s *Seals) remedy() string {
 	return "remove one from " + PositionsTopic + " and restart this process, or restrict who may write there"
 }

@@ -138,6 +138,8 @@ type admitted struct {
 	rights Rights
 }
 
+// callerIn returns the caller in a request's context. Without a Guard it has neither name nor
+// rights.
 func callerIn(ctx context.Context) admitted {
 	c, _ := ctx.Value(key{}).(admitted)
 	return c

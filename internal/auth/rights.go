@@ -42,6 +42,7 @@ var parts = map[string][]string{
 	Profiles:   {},
 }
 
+// services returns the names of all services.
 func services() (names []string) {
 	for _, a := range event.Aggregates() {
 		names = append(names, a.Service)

@@ -239,6 +239,7 @@ func (e *Engine) alive(ctx context.Context, limit time.Duration) bool {
 	return e.client.Ping(ctx) == nil
 }
 
+// setProcess records the current process, or nil.
 func (e *Engine) setProcess(p *os.Process) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -63,6 +63,7 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 // Option configures a client.
 type Option func(*options)
 
+// options are what Options set.
 type options struct {
 	token string
 	tls   *tls.Config

@@ -177,6 +177,7 @@ func hasPassword(s string) bool {
 // equals sign.
 var passwordWord = regexp.MustCompile(`(?i)password\s*=`)
 
+// check reports invalid settings of the log to bad.
 func (k Kafka) check(bad func(string, ...any)) {
 	if k.Partitions < 1 || k.Partitions > 1000 {
 		bad("kafka.partitions: %d is not between 1 and 1000", k.Partitions)
@@ -206,8 +207,10 @@ func (k Kafka) check(bad func(string, ...any)) {
 	}
 }
 
+// codecs are the valid codecs of a topic.
 var codecs = []string{"plain", "protobuf", "avro"}
 
+// check reports limits that are below their minimum to bad.
 func (l Limits) check(bad func(format string, args ...any)) {
 	for _, v := range []struct {
 		key         string

@@ -155,6 +155,7 @@ func (a *Admin) awaitTopic(ctx context.Context, topic string) (int32, error) {
 	}
 }
 
+// errNoLeader is temporary: the partition gets a leader soon.
 var errNoLeader = errors.New("a partition has no leader yet")
 
 // Partitions returns the number of a topic's partitions. It returns ErrUnknownTopic if the topic

@@ -121,6 +121,7 @@ type logs struct {
 	done   sync.WaitGroup
 }
 
+// newLogs returns a forwarder to a logger.
 func newLogs(to *slog.Logger) *logs {
 	l := &logs{events: make(chan kafka.LogEvent, 64)}
 	l.done.Go(func() {
@@ -131,6 +132,7 @@ func newLogs(to *slog.Logger) *logs {
 	return l
 }
 
+// close waits until everything is forwarded.
 func (l *logs) close() {
 	close(l.events)
 	l.done.Wait()

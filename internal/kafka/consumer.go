@@ -154,6 +154,7 @@ func (c *Consumer) revoke(partitions []TopicPartition, lost bool) {
 	c.cfg.Revoked(partitions, lost)
 }
 
+// names converts the client's partitions.
 func names(partitions []kafka.TopicPartition) []TopicPartition {
 	out := make([]TopicPartition, len(partitions))
 	for i, p := range partitions {
@@ -279,6 +280,7 @@ func (c *Consumer) Resume(partitions []TopicPartition) error {
 	return c.client.Resume(clientNames(partitions))
 }
 
+// clientNames converts partitions to the client's.
 func clientNames(partitions []TopicPartition) []kafka.TopicPartition {
 	ps := make([]kafka.TopicPartition, len(partitions))
 	for i, p := range partitions {

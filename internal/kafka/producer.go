@@ -195,6 +195,7 @@ func (p *Producer) ProduceAll(ctx context.Context, records []Record) error {
 	return nil
 }
 
+// produce sends all records and then waits for all of their reports.
 func (p *Producer) produce(ctx context.Context, records ...Record) error {
 	// There is room for all reports, because librdkafka must not block when this call has given up.
 	delivered := make(chan kafka.Event, len(records))

@@ -29,6 +29,7 @@ func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map
 	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
 }
 
+// readAll reads a range with a consumer of its own, without a group.
 func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error) error {
 	left := make(map[int32]int64, len(to)) // offset at which the partition is done
 	var assigned []kafka.TopicPartition
@@ -134,6 +135,7 @@ func stalled(waited time.Duration, furthest, left map[int32]int64, last error) e
 	return errors.Join(err, last)
 }
 
+// message converts a record of the client.
 func message(m *kafka.Message) Message {
 	out := Message{
 		TopicPartition: TopicPartition{*m.TopicPartition.Topic, m.TopicPartition.Partition},

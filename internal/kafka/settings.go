@@ -47,6 +47,7 @@ func (a *Admin) Settings(ctx context.Context, topics ...Topic) ([]settings.Fault
 	return faults, nil
 }
 
+// describeWithin bounds requests for descriptions.
 const describeWithin = 10 * time.Second
 
 // copies returns the number of replicas of one of the topic's partitions.

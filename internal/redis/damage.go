@@ -54,6 +54,7 @@ func (d *damaged) add(id, value string) {
 	}
 }
 
+// err returns a *DamagedError, or nil if nothing is damaged.
 func (d *damaged) err() error {
 	if len(d.values) == 0 {
 		return nil
@@ -63,6 +64,7 @@ func (d *damaged) err() error {
 
 var checksums = crc32.MakeTable(crc32.Castagnoli)
 
+// checksumDigits is the length of a checksum in hexadecimal.
 const checksumDigits = 8
 
 // checksum covers everything in a document that must not change.

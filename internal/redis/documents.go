@@ -72,8 +72,10 @@ func (d *Documents) key(kind string, shard uint32) string {
 	return fmt.Sprintf("%s%s:%s:{%s:%02x}", prefix, d.name, kind, d.name, shard)
 }
 
+// docsKey returns the key of a shard's documents.
 func (d *Documents) docsKey(shard uint32) string { return d.key("docs", shard) }
 
+// referenceKey returns the key of the set of ids with a reference.
 func (d *Documents) referenceKey(reference string) string {
 	return d.key("ref", d.shardOf(reference)) + ":" + reference
 }

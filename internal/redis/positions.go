@@ -44,6 +44,7 @@ for i = 3, first - 1, 2 do
 end
 return ''`
 
+// positionsKey returns the key of the positions, which are in the slot of shard 0.
 func (d *Documents) positionsKey() string { return d.key("positions", 0) }
 
 // positions is the content of the positions' hash.
@@ -57,6 +58,7 @@ type positions struct {
 // known returns the epoch and the counts.
 func (p positions) known() known { return known{p.epoch, p.writes} }
 
+// readPositions reads the positions' hash. A damaged hash is not an error, but broken.
 func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 	all, err := d.rdb.HGetAll(ctx, d.positionsKey()).Result()
 	if wrongType(err) {

@@ -103,6 +103,7 @@ func (c jsonCodec) Unmarshal(data []byte, message any) error {
 	return nil
 }
 
+// protoMessage returns the message, which connect passes as any.
 func protoMessage(message any) (proto.Message, error) {
 	m, ok := message.(proto.Message)
 	if !ok {

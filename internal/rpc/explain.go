@@ -184,6 +184,7 @@ func wellKnown(md protoreflect.MessageDescriptor) string {
 	return "its value does not fit"
 }
 
+// fieldNames returns all names that JSON may use for the fields.
 func fieldNames(md protoreflect.MessageDescriptor) []string {
 	var names []string
 	for i := range md.Fields().Len() {
@@ -192,6 +193,7 @@ func fieldNames(md protoreflect.MessageDescriptor) []string {
 	return names
 }
 
+// join appends a field's name to a path.
 func join(path, name string) string {
 	if path == "" {
 		return name
@@ -199,6 +201,7 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
+// orBody returns a path, or a name for the root, whose path is empty.
 func orBody(path string) string {
 	if path == "" {
 		return "the body"

@@ -96,6 +96,7 @@ func doWithText(fd protoreflect.FieldDescriptor) func(*edge, protoreflect.Value)
 	return nil
 }
 
+// unknownCurrency returns what is wrong with a currency's code, or "".
 func (e *edge) unknownCurrency(code string) string {
 	if _, known := e.currencies.Decimals(code); known {
 		return ""
@@ -119,6 +120,7 @@ func checkMoney(e *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	return v, ""
 }
 
+// checkTime refuses times outside of the years 1 to 9999. RFC 3339 cannot represent them.
 func checkTime(_ *edge, v protoreflect.Value) (protoreflect.Value, string) {
 	if t, ok := v.Message().Interface().(*timestamppb.Timestamp); ok && !t.IsValid() {
 		return v, "no time of the years 1 to 9999, with 0 to 999999999 nanoseconds"
@@ -176,6 +178,7 @@ func (e *edge) value(s step, v protoreflect.Value, path []place) (protoreflect.V
 	return now, s.field.Message() == nil && now.String() != v.String()
 }
 
+// fieldPath converts a path to the form of validation errors.
 func fieldPath(path []place) *validate.FieldPath {
 	p := &validate.FieldPath{}
 	for _, at := range path {

@@ -37,6 +37,7 @@ func Intake(next http.Handler) http.Handler {
 	})
 }
 
+// invalid returns an InvalidArgument error.
 func invalid(format string, args ...any) *connect.Error {
 	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
 }
@@ -51,6 +52,7 @@ func isBase64(text string) bool {
 	return err == nil
 }
 
+// isMillis reports whether text is a valid timeout in Connect's protocol.
 func isMillis(text string) bool {
 	return len(text) <= 10 && strings.Trim(text, "0123456789") == ""
 }
@@ -61,6 +63,7 @@ type checked struct {
 	frames *frames // nil if the body is the message
 }
 
+// Read checks the frames, and turns errors of the connection into Connect's codes.
 func (c *checked) Read(p []byte) (int, error) {
 	n, err := c.ReadCloser.Read(p)
 	if c.frames != nil {

@@ -74,6 +74,7 @@ func OperationOptions(logger *slog.Logger) []connect.HandlerOption {
 // operations is the interceptor of services for operators.
 type operations struct{ door }
 
+// WrapUnary implements connect.Interceptor.
 func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		err := o.validate(req.Any())
@@ -88,6 +89,7 @@ func (o operations) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
+// WrapStreamingHandler implements connect.Interceptor. Requests of streams are not validated.
 func (o operations) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		if err := next(ctx, conn); err != nil {
@@ -97,6 +99,7 @@ func (o operations) WrapStreamingHandler(next connect.StreamingHandlerFunc) conn
 	}
 }
 
+// WrapStreamingClient implements connect.Interceptor.
 func (operations) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return next
 }
@@ -239,6 +242,7 @@ func (d door) recovered(ctx context.Context, spec connect.Spec, _ http.Header, r
 	return errInternal()
 }
 
+// errInternal is all that callers learn of an internal error.
 func errInternal() error {
 	return connect.NewError(connect.CodeInternal, errors.New("internal error; the server's log says more"))
 }

@@ -68,6 +68,8 @@ func (b *body) bound() {
 	b.bounded = b.control.SetReadDeadline(time.Now().Add(within)) == nil
 }
 
+// Read returns ErrBusy if all bodies together exceed the limit, ErrBodyLate after the deadline, and
+// wraps other errors in ErrBody.
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if !b.stream {
@@ -108,6 +110,7 @@ type writer struct {
 func (w *writer) bound()   { _ = w.control.SetWriteDeadline(time.Now().Add(writeTimeout)) }
 func (w *writer) release() { _ = w.control.SetWriteDeadline(time.Time{}) }
 
+// Write writes one piece within the deadline.
 func (w *writer) Write(p []byte) (int, error) {
 	w.bound()
 	defer w.release()

@@ -37,6 +37,7 @@ type conn struct {
 	err     error
 }
 
+// newConns returns a tracker without connections.
 func newConns(l Limits) *conns {
 	return &conns{limits: l, open: map[net.Conn]*conn{}, from: map[string]int{}, idle: list.New()}
 }
@@ -47,6 +48,7 @@ type listener struct {
 	conns *conns
 }
 
+// Accept returns the next connection that is within the limits. It closes others.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -145,6 +147,7 @@ func (s *conns) changed(nc net.Conn, state http.ConnState) {
 	}
 }
 
+// counts returns the numbers for metrics.
 func (s *conns) counts() (open, refused, evicted int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

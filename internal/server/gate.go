@@ -26,6 +26,7 @@ const (
 	classes int = iota
 )
 
+// String returns the class's name in metrics.
 func (c Class) String() string { return [...]string{"sql", "query", "command"}[c] }
 
 // How long a request may queue. It is patience if the queue was empty a moment ago, so that a burst

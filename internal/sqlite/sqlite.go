@@ -55,6 +55,7 @@ func OpenReadOnly(path string) (*sql.DB, error) {
 	return open(path, url.Values{"mode": {"ro"}})
 }
 
+// open opens a database with the common settings and more.
 func open(path string, more url.Values) (*sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {

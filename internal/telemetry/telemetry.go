@@ -83,12 +83,14 @@ type sinks struct {
 	up, count, lag, asOf *prometheus.Desc
 }
 
+// Describe implements prometheus.Collector.
 func (s *sinks) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{s.up, s.count, s.lag, s.asOf} {
 		to <- d
 	}
 }
 
+// Collect implements prometheus.Collector. It asks at each scrape.
 func (s *sinks) Collect(to chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
 	defer cancel()
@@ -131,8 +133,10 @@ type labelled struct {
 	each func(is func(labels ...string))
 }
 
+// Describe implements prometheus.Collector.
 func (l *labelled) Describe(to chan<- *prometheus.Desc) { to <- l.desc }
 
+// Collect implements prometheus.Collector.
 func (l *labelled) Collect(to chan<- prometheus.Metric) {
 	l.each(func(labels ...string) {
 		to <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, 1, labels...)

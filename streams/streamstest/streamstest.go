@@ -257,14 +257,17 @@ type nothing struct {
 	positions map[int32]streams.Applied
 }
 
+// Apply implements streams.Sink.
 func (*nothing) Apply(context.Context, []streams.Record) error { return nil }
 
+// Positions implements streams.Sink.
 func (n *nothing) Positions(context.Context, string) (map[int32]streams.Applied, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return maps.Clone(n.positions), nil
 }
 
+// SavePositions implements streams.Sink. It does not check where a move starts.
 func (n *nothing) SavePositions(_ context.Context, _ string, moves []streams.Move) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

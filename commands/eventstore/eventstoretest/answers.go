@@ -143,11 +143,13 @@ func snapshots(t *testing.T, place Place) {
 	}
 }
 
+// sameAnswer compares answers. Nil and empty bytes are equal.
 func sameAnswer(a, b eventstore.Answer) bool {
 	return a.Key == b.Key && bytes.Equal(a.Fingerprint, b.Fingerprint) && bytes.Equal(a.Response, b.Response) &&
 		a.Stream == b.Stream && a.Version == b.Version && a.Position == b.Position
 }
 
+// sameSnapshot compares snapshots. Nil and empty bytes are equal.
 func sameSnapshot(a, b eventstore.Snapshot) bool {
 	return a.Stream == b.Stream && a.Version == b.Version && a.Schema == b.Schema && bytes.Equal(a.State, b.State)
 }

@@ -46,16 +46,19 @@ type machine struct {
 	snapshots   map[string]eventstore.Snapshot
 }
 
+// stream draws one of a few streams, so that calls conflict often.
 func (m *machine) stream(t *rapid.T) string {
 	return m.name + rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "stream")
 }
 
+// append draws a batch, stores it and compares the result with the model's.
 func (m *machine) append(t *rapid.T) {
 	var b eventstore.Batch
 	versions := map[string]uint64{}
 	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "streams") {
 		stream := m.name + name
 		expected := m.versions[stream]
+		// One in five versions is drawn, and so usually wrong.
 		if rapid.IntRange(0, 4).Draw(t, "wrong") == 0 {
 			expected = rapid.Uint64Range(0, 6).Draw(t, "expected")
 		}
@@ -134,6 +137,7 @@ func (m *machine) apply(t *rapid.T, b eventstore.Batch, last event.Position) {
 	}
 }
 
+// load compares a stream, its snapshot and all answers with the model's.
 func (m *machine) load(t *rapid.T) {
 	stream, after := m.stream(t), rapid.Uint64Range(0, 5).Draw(t, "after")
 	got, err := m.store.Load(m.ctx, stream, after)
@@ -160,6 +164,7 @@ func (m *machine) load(t *rapid.T) {
 	}
 }
 
+// read reads everything since the start of the run, page by page.
 func (m *machine) read(t *rapid.T) {
 	limit := rapid.IntRange(1, 5).Draw(t, "limit")
 	var got []event.Event

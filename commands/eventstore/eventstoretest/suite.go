@@ -79,6 +79,7 @@ func (p Place) open(t *testing.T) eventstore.Store {
 // patience bounds every wait of the suite. A correct store needs a fraction of it.
 const patience = 5 * time.Minute
 
+// patient returns a context that ends after patience, so that a hung store fails its test.
 func patient(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -104,6 +105,7 @@ func one(stream string, expected uint64, n int) eventstore.Batch {
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, ExpectedVersion: expected, Events: newEvents(n)}}}
 }
 
+// mustAppend stores a batch and returns its position.
 func mustAppend(ctx context.Context, t *testing.T, s eventstore.Store, b eventstore.Batch) event.Position {
 	t.Helper()
 	done, err := s.Append(ctx, b)
@@ -113,6 +115,7 @@ func mustAppend(ctx context.Context, t *testing.T, s eventstore.Store, b eventst
 	return done.Position
 }
 
+// mustLoad loads a stream.
 func mustLoad(ctx context.Context, t *testing.T, s eventstore.Store, stream string, after uint64) []event.Event {
 	t.Helper()
 	events, err := s.Load(ctx, stream, after)

@@ -90,6 +90,7 @@ func (i *identity) check(ctx context.Context, conn querier) error {
 	return nil
 }
 
+// remedy returns what an operator can do about a replaced server.
 func (i *identity) remedy() string {
 	return "the server was restored from a backup, failed over to a replica that was behind, or is another one. Nothing is stored until the " +
 		"newest store is back. To continue with what this one has, stop Millrace and run `millrace rebuild --service " + i.aggregate.Service + "`"

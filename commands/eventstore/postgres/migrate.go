@@ -69,6 +69,7 @@ func denied(err error) bool {
 	return errors.As(err, &refused) && refused.Code == "42501"
 }
 
+// migrationFiles returns the migrations in order, because Glob sorts names.
 func migrationFiles() ([]string, error) { return fs.Glob(migrations, "migrations/*.sql") }
 
 // querier is a connection or a transaction.

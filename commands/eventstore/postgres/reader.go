@@ -106,6 +106,7 @@ func (s *Store) Stats(ctx context.Context, after event.Position) (eventstore.Sta
 	return stats, nil
 }
 
+// selectKnown asks for all events in one query. The result has the order of the parameters.
 const selectKnown = `
 SELECT EXISTS (SELECT FROM events e WHERE e.stream = k.stream AND e.version = k.version AND e.id = k.id
 	AND e.transaction = k.transaction AND e.position = k.position)
@@ -213,6 +214,7 @@ func (s *Store) LoadAnswer(ctx context.Context, key string) (eventstore.Answer, 
 	return a, true, nil
 }
 
+// scanAnswer reads a row of selectAnswers.
 func scanAnswer(row pgx.CollectableRow) (a eventstore.Answer, err error) {
 	err = row.Scan(&a.Key, &a.Fingerprint, &a.Response, &a.Stream, &a.Version, &a.Position.Transaction, &a.Position.Sequence)
 	return a, err

@@ -31,6 +31,7 @@ type eventColumns struct {
 	correlation, causation, trace []string
 }
 
+// args returns the parameters in the order of insertEvents.
 func (c *eventColumns) args() []any {
 	return []any{
 		c.position, c.id, c.stream, c.version, c.first, c.kind, c.data,
@@ -47,6 +48,7 @@ type answerColumns struct {
 	version, place []int64
 }
 
+// args returns the parameters in the order of insertAnswers.
 func (c *answerColumns) args() []any {
 	return []any{c.key, c.fingerprint, c.response, c.stream, c.version, c.place}
 }
@@ -59,6 +61,7 @@ type snapshotColumns struct {
 	state   [][]byte
 }
 
+// args returns the parameters in the order of putSnapshots.
 func (c *snapshotColumns) args() []any { return []any{c.stream, c.version, c.schema, c.state} }
 
 // newRows converts calls to columns. The calls must not share streams or keys.
@@ -99,6 +102,7 @@ func newRows(calls []*adapter.Call) *rows {
 	return r
 }
 
+// addEvent adds an event. Times are cut to the precision of the database.
 func (r *rows) addEvent(stream string, version int64, first bool, e *event.Event) {
 	c := &r.events
 	c.position = append(c.position, int64(len(c.position))+1)

@@ -58,6 +58,7 @@ type Store struct {
 
 var _ eventstore.Store = (*Store)(nil)
 
+// options are what Options set; see the With functions.
 type options struct {
 	schema     string
 	password   string
@@ -97,6 +98,7 @@ func WithAnswerWithin(limit time.Duration) Option {
 // WithLogger sets the logger. The default is slog.Default().
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
+// newOptions returns the defaults, changed by opts.
 func newOptions(aggregate event.Aggregate, opts []Option) options {
 	o := options{
 		schema: "millrace_" + aggregate.Service, poll: 25 * time.Millisecond, alarmAfter: 10 * time.Second,

@@ -62,6 +62,7 @@ ORDER BY new.key COLLATE "C"
 ON CONFLICT (key) DO NOTHING
 RETURNING key`
 
+// putSnapshots never replaces a snapshot by an older one.
 const putSnapshots = `
 INSERT INTO snapshots AS old (stream, version, schema, state)
 SELECT new.stream, new.version, new.schema, new.state

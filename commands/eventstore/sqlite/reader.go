@@ -77,6 +77,7 @@ func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event
 	return events, nil
 }
 
+// read returns at most limit events after a position.
 func (r *reader) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
 	// Not a position of this store: its transactions are all 0.
 	if after.Compare(position(math.MaxInt64)) >= 0 {
@@ -159,6 +160,7 @@ func (r *reader) readStats(ctx context.Context, after event.Position) (s eventst
 	return s, nil
 }
 
+// loadSnapshot returns the snapshot of a stream, if there is one.
 func (r *reader) loadSnapshot(ctx context.Context, stream string) (eventstore.Snapshot, bool, error) {
 	s := eventstore.Snapshot{Stream: stream}
 	err := r.snapshot.QueryRowContext(ctx, stream).Scan(&s.Version, &s.Schema, &s.State)

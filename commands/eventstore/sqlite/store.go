@@ -91,6 +91,7 @@ func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store
 //go:embed schema.sql
 var schema string
 
+// schemaNumber is the version of the schema, which the file stores as its user_version.
 const schemaNumber = 3
 
 // steps migrate the schema: steps[0] from 1 to 2, and steps[1] from 2 to 3.

@@ -57,6 +57,7 @@ func Main(m *testing.M, stops ...func() error) {
 	os.Exit(code)
 }
 
+// shared is the engine that Shared starts on first use.
 var shared struct {
 	once   sync.Once
 	engine *clickhouse.Engine

@@ -39,6 +39,7 @@ const usersXML = `<clickhouse>
 </clickhouse>
 `
 
+// configXML limits the engine to half of the machine's memory.
 const configXML = `<clickhouse>
   <users_config>%s</users_config>
   <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
@@ -71,6 +72,7 @@ func writeConfig(dir string) (string, error) {
 	return config, nil
 }
 
+// xmlText escapes text for XML.
 var xmlText = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;")
 
 // Time limits of a reader's query, in seconds: streamed, and buffered.

@@ -35,6 +35,7 @@ type server struct {
 	log       *slog.Logger
 }
 
+// newServer returns the HTTP handler of an engine.
 func newServer(control *connection, c Config) *server {
 	return &server{
 		control:  control,
@@ -156,6 +157,7 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	return req, nil
 }
 
+// notImplemented is the error for what ClickHouse has and the embedded engine does not.
 func notImplemented(message string) error {
 	return &clickhouse.Error{Code: clickhouse.CodeNotImplemented, Name: "NOT_IMPLEMENTED", Message: message}
 }

@@ -26,6 +26,7 @@ type request struct {
 	buffered bool // answer only when it is complete
 }
 
+// setting is one setting of a session.
 type setting struct{ name, value string }
 
 // killInterval is how often KILL QUERY is repeated: at the first time, the query may not have
@@ -118,6 +119,7 @@ func prelude(r request, streamed bool) []string {
 	return sql
 }
 
+// settingName matches the names that SET accepts without quotes.
 var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
 // set returns a statement that applies settings.

@@ -62,7 +62,7 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
 	defer cancel()
 	l.SetContext(ctx)
-	// Only libraries without access to the machine are opened.
+	// Open only the libraries that scripts need. What reaches the machine is removed below.
 	for name, open := range map[string]lua.LGFunction{
 		lua.BaseLibName: lua.OpenBase, lua.TabLibName: lua.OpenTable, lua.StringLibName: lua.OpenString, lua.MathLibName: lua.OpenMath,
 	} {

@@ -7,8 +7,7 @@
 // It exists because of its cost. All producing, and all consuming with work per event, uses
 // internal/kafka (confluent-kafka-go). Here records only become columns, so the cost of getting a
 // record out of the client matters: 0.28 µs of CPU with franz-go's fetches, and 1.65 µs with
-// librdkafka's poll. For reading and writing records it is the only package that imports franz-go's
-// client.
+// librdkafka's poll. Besides tests, it is the only package that imports franz-go's client (kgo).
 //
 // Invariants:
 //
@@ -152,6 +151,7 @@ func secured(s security.Config) ([]kgo.Opt, error) {
 	return opts, nil
 }
 
+// describeWithin is the default of Config.Stall.
 const describeWithin = 30 * time.Second
 
 // wholeFetch exceeds every fetch of up to 256 partitions with 1 MiB each.
@@ -183,6 +183,7 @@ func refused(err error) bool {
 	return errors.Is(err, kerr.SaslAuthenticationFailed) || errors.As(err, &alert) || errors.As(err, &certificate)
 }
 
+// describe returns what Describe returns, with the client's own errors.
 func (r *Reader) describe(ctx context.Context) (Topic, error) {
 	topics, err := r.admin.ListTopics(ctx, r.topic)
 	if err == nil {

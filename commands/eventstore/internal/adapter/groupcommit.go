@@ -8,7 +8,7 @@ import (
 	"github.com/millrace/millrace/commands/eventstore"
 )
 
-// The queue has room for two groups, so one can fill up while the other is stored. When it is full,
+// The queue has room for two groups, which can fill up while another is stored. When it is full,
 // callers block in Append.
 const (
 	queued   = 1024

@@ -99,6 +99,7 @@ func (p *Producer) Abort(ctx context.Context, topic string, records ...Record) e
 	return p.transact(ctx, topic, kgo.TryAbort, records)
 }
 
+// transact produces records in one transaction and ends it.
 func (p *Producer) transact(ctx context.Context, topic string, end kgo.TransactionEndTry, records []Record) error {
 	if err := p.client.BeginTransaction(); err != nil {
 		return err

@@ -77,6 +77,7 @@ func batch(values []Stamped) []byte {
 	return raw
 }
 
+// zipped compresses with gzip.
 func zipped(b []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
