@@ -26,7 +26,7 @@ func (p *App) startKafka(ctx context.Context) error {
 			return taken(err, p.cfg.Kafka.Listen, "the setting kafka.listen")
 		}
 		p.onStop(broker.Close)
-		// The embedded broker forgets transactional ids at a restart, so each start uses new ones.
+		// Transactional ids must be new in each run of the embedded broker; see Broker.Boot.
 		brokers, p.boot = broker.Addr(), "-"+broker.Boot()
 	}
 	p.addresses["kafka"] = brokers
