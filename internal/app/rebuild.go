@@ -16,8 +16,9 @@ import (
 
 // Rebuild deletes and recreates a service's topic, and drops the views and tables that are derived
 // from it. The next start publishes the store again and fills them. No other process of the system
-// may run. The checkpoints of this service's topic are deleted as well; without one, a relay
-// compares its whole topic with its store. tell is called with each completed step.
+// may run. The topic of positions is recreated as well, so the checkpoints of all relays are lost. A
+// relay without a checkpoint compares its whole topic with its store. tell is called with each
+// completed step.
 func Rebuild(ctx context.Context, cfg config.Config, service string, log *slog.Logger, tell func(what string)) (err error) {
 	var services []string
 	var a event.Aggregate
