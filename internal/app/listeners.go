@@ -142,7 +142,8 @@ const (
 	maxReflections = 256
 )
 
-// isStream reports whether a request may send its body over an unlimited time.
+// isStream reports whether the body of a request is a stream, which lasts as long as its client
+// continues.
 func isStream(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, reflectionPath) }
 
 // reflections limits the number of open reflection streams. They bypass the gate.

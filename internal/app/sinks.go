@@ -41,8 +41,8 @@ func inRedis[V OpenView](
 				return nil, err
 			}
 			v := open(client, s.app.log)
-			// The embedded Redis keeps what it could read of damaged files. The view reports that
-			// until it is rebuilt.
+			// The embedded Redis has set damaged files aside, and starts empty. The view reports
+			// that until it is rebuilt.
 			if s.damage != nil {
 				v.Faults().Report(s.app.log, name, "files", s.damage.Error())
 			}
