@@ -104,6 +104,7 @@ func (f *Follower) refresh(ctx context.Context, admin *kafka.Admin) error {
 			if another(at.Topic, f.identified[topic].id) {
 				at = Applied{}
 			}
+			// A position that decreases means that the sink lost data or was rebuilt.
 			if before, known := f.cfg.Watermarks.Applied(topic, id); known && at.Next < before.Next {
 				f.cfg.Watermarks.faults.Report(f.cfg.Logger, f.cfg.Name, "content", fmt.Sprintf(
 					"partition %d of %s went back from offset %d to %d", id, topic, before.Next, at.Next))

@@ -166,6 +166,7 @@ func (r *Runtime) save(parts map[kafka.TopicPartition]*partition) error {
 	defer r.saving.Unlock()
 	ctx, cancel := context.WithTimeout(r.attempts, attemptTimeout)
 	defer cancel()
+	// Moves are grouped by topic, because the sink stores a topic's positions together.
 	moves, offsets := map[string][]Move{}, map[kafka.TopicPartition]int64{}
 	for tp, p := range parts {
 		if m, ok := p.unsaved(); ok {

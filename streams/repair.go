@@ -49,6 +49,7 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 		}
 	}
 	gap := false // the partition is read again although its position is not lost
+	// A lost position explains a gap, too, so look for those first.
 	restart, err := r.lostPartitions(ctx)
 	if err != nil {
 		r.cfg.Logger.Warn("streams: cannot find out what the sink lost", "sink", r.cfg.Name, "cause", ask.cause, "error", err)
@@ -56,6 +57,8 @@ func (r *Runtime) repair(ctx context.Context, ask repair) error {
 	}
 	if _, lost := restart[gapAt]; ask.gap != nil && !lost {
 		p, stream := ask.gap.partition, ask.gap.record.Event.Stream
+		// This assignment has read the log from its beginning up to here, and the gap is still
+		// there.
 		if p.broken[stream] || ask.gap.record.Offset < p.provenTo {
 			p.broken[stream] = true
 			ask.gap.deadLetter = deadLetterOf(r.cfg.Name, ask.gap.record, fmt.Errorf("the log lacks an event of this stream: %w", ask.cause))

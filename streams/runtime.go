@@ -113,10 +113,12 @@ func (r *Runtime) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, cancelAttempts) })()
 	r.attempts = attempts
 
+	// stop ends the workers when polling fails before ctx ends.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	consumer, err := kafka.NewConsumer(kafka.ConsumerConfig{
 		Config: r.cfg.Kafka,
+		// A new version of a sink has its own group, so both versions can run at the same time.
 		Group:  "millrace." + strings.ReplaceAll(r.cfg.Name, "/", "."),
 		Topics: r.cfg.Topics,
 		Assigned: func(ps []kafka.TopicPartition) map[kafka.TopicPartition]int64 {

@@ -84,6 +84,7 @@ func (w *Watermarks) WaitFor(ctx context.Context, topic string, ends map[int32]i
 func (w *Watermarks) await(ctx context.Context, what string, satisfied func() bool) error {
 	for {
 		w.mu.Lock()
+		// Check and take the channel under one lock, so that no change is missed in between.
 		ok := satisfied()
 		if !ok && w.changed == nil {
 			w.changed = make(chan struct{})

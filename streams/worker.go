@@ -88,6 +88,7 @@ func (r *Runtime) deliver(ctx context.Context, batch []*item) {
 		r.cfg.Logger.Warn("streams: the sink did not take a batch, which will be handed over again", "sink", r.cfg.Name,
 			"records", len(batch), "in", wait, "error", err)
 		if errors.Is(err, ErrLost) {
+			// Lost data cannot come back by a retry alone. The poll loop reads it again.
 			gap := gapIn(batch, err)
 			r.requestRepair(ctx, err, gap)
 			if gap != nil && gap.deadLetter != nil {

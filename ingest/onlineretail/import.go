@@ -117,6 +117,7 @@ func (im *importer) run(ctx context.Context) (err error) {
 		}
 		im.summary.Read++
 		im.planner.add(r)
+		// The window or the file ends here.
 		if r.number%windowRows == 0 || r.number == total {
 			if err := im.send(ctx, im.planner.end(r.number, r.number == total)); err != nil {
 				return fmt.Errorf("%d of %d lines are done: %w", im.progress.RowsRead, total, err)

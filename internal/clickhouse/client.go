@@ -157,6 +157,7 @@ func (c *Client) Query(ctx context.Context, sql, format string, settings map[str
 		stop()
 		return nil, err
 	}
+	// An error before the first byte of the answer has a status and a code in the header.
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-ClickHouse-Exception-Code") != "" {
 		text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorText))
 		stop()
@@ -279,6 +280,7 @@ func (a *answer) fill() {
 	if a.tag == "" {
 		return
 	}
+	// The tag is random per answer, so no data can look like an error.
 	rows, rest, found := bytes.Cut(a.buf, []byte("\r\n__exception__\r\n"+a.tag+"\r\n"))
 	if !found {
 		return

@@ -84,6 +84,7 @@ var (
 // without a code.
 func ParseError(text string) *Error {
 	e := &Error{Code: CodeUnknownException}
+	// The stack trace is for ClickHouse's developers.
 	text, _, _ = strings.Cut(text, ", Stack trace (when copying this message")
 	text = strings.TrimSpace(text)
 	for first := true; ; first = false { // each component that passes an error on repeats the frame

@@ -82,6 +82,7 @@ func StartEngine(ctx context.Context, c Config) (*Engine, error) {
 		}
 		c.DataDir = temporary
 	}
+	// The parent owns the listener, so the address survives the child.
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for the engine: %w", err), removeAll(temporary))

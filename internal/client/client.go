@@ -50,6 +50,7 @@ func New(addr string, patience time.Duration, opts ...Option) *Client {
 		TLSClientConfig: o.tls,
 		HTTP2:           &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
+	// HTTP/2 without TLS, for addresses with http.
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	transport.Protocols.SetHTTP2(true)
 	doer := &http.Client{Transport: transport}

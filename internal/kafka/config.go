@@ -73,6 +73,7 @@ func (c Config) configMap(l *logs, tuning, must kafka.ConfigMap) (*kafka.ConfigM
 		}
 		m[k] = v
 	}
+	// must comes last, so nothing above can override it.
 	maps.Copy(m, must)
 	m["bootstrap.servers"] = c.Brokers
 	if c.ClientID != "" {

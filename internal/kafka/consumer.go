@@ -225,6 +225,7 @@ func (c *Consumer) outOfRange() error {
 				return fmt.Errorf("kafka: group %s: %w: find out which: %w", c.cfg.Group, ErrOutOfRange, err)
 			}
 		}
+		// High watermarks, because an offset behind an open transaction is valid, too.
 		start, end := starts[p.Topic][p.Partition], ends[p.Topic][p.Partition]
 		if start <= *at && *at <= end {
 			continue

@@ -44,6 +44,7 @@ func connect(cfg Config, tuning, must kafka.ConfigMap) (*connection, error) {
 		c.logs.close()
 		return nil, fmt.Errorf("kafka: open a producer on %s: %w", cfg.Brokers, err)
 	}
+	// Without a reader, librdkafka's event channel would fill up and block.
 	c.events.Go(func() { c.watch(log) })
 	return c, nil
 }
@@ -235,6 +236,7 @@ func enqueue(ctx context.Context, client *kafka.Producer, r Record, delivered ch
 			return context.Cause(ctx)
 		}
 		err := client.Produce(&m, delivered)
+		// A full queue empties as records are delivered.
 		if !isCode(err, kafka.ErrQueueFull) {
 			return err
 		}

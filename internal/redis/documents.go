@@ -133,6 +133,7 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 	if slices.ContainsFunc(docs, func(doc Document) bool { return doc.ID == "" }) {
 		return fmt.Errorf("redis: save documents of %s: one has no id", d.name)
 	}
+	// The script compares the shard's mark with what is known now.
 	known := d.snapshot()
 	args := map[uint32][]any{} // of the script, by shard
 	begin := func(shard uint32) {

@@ -202,6 +202,7 @@ func (d door) violations(invalid *protovalidate.ValidationError, refused []*vali
 		}
 	}
 	for _, v := range refused {
+		// One message per field is enough.
 		if !named[protovalidate.FieldPathString(v.GetField())] {
 			all = append(all, v)
 		}

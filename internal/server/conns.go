@@ -80,6 +80,7 @@ func (s *conns) admit(c net.Conn) net.Conn {
 	admitted := &conn{Conn: c, all: s, address: address}
 	s.open[admitted] = admitted
 	s.from[address]++
+	// A new connection is idle until its first request has arrived.
 	admitted.idle = s.idle.PushBack(admitted)
 	return admitted
 }

@@ -121,6 +121,7 @@ func (s *Slots) give(name string) {
 
 // forget removes a caller without requests.
 func (s *Slots) forget(name string) {
+	// The map must not grow with the number of callers ever seen.
 	if c := s.callers[name]; c.running == 0 && len(c.queue) == 0 {
 		delete(s.callers, name)
 	}

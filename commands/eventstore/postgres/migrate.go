@@ -110,6 +110,7 @@ func migrate(ctx context.Context, conn *pgx.Conn, schema string, aggregate event
 		if err := prepareSchema(ctx, tx, schema); err != nil {
 			return err
 		}
+		// Count again under the lock: another instance may have migrated meanwhile.
 		applied, err := countApplied(ctx, tx, len(files))
 		if err != nil {
 			return err

@@ -235,6 +235,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 	defer poll.Stop()
 	alarm := alarm{store: s}
 	for {
+		// Take the channel before looking, so that no commit is missed.
 		commit := s.committed.Next()
 		ready, held, err := s.look(ctx, after)
 		switch {
@@ -245,6 +246,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 		case ready:
 			return nil
 		}
+		// Events that are held back for long are an operational problem, so the cause is logged.
 		alarm.saw(ctx, held)
 		select {
 		case <-commit:

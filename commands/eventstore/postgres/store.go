@@ -47,10 +47,14 @@ type Store struct {
 	aggregate event.Aggregate
 	options   options
 
+	// gate counts calls, appends is the group commit, and committed wakes Wait after a commit of
+	// this process.
 	gate      *adapter.InFlight
 	appends   *adapter.Writer
 	committed adapter.Broadcaster
 
+	// writer is used by the group commit only, and reads by all other calls. identity checks each
+	// new connection of both.
 	identity identity
 	writer   *writer
 	reads    *pgxpool.Pool
@@ -157,6 +161,7 @@ func (s *Store) connect(ctx context.Context, conn string) error {
 	if err != nil {
 		return err
 	}
+	// Each connection is checked, because it may be to another server than the last one.
 	config.AfterConnect = s.connected
 	// The writer has a pool of one connection, which reconnects by itself.
 	alone := config.Copy()

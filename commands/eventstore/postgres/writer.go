@@ -74,7 +74,10 @@ WHERE excluded.version >= old.version`
 // store stores calls that share no stream and no key in one transaction. If some of them lost to
 // other transactions, it returns their indexes as lost, and nothing is stored.
 func (w *writer) store(ctx context.Context, calls []*adapter.Call) (positions []event.Position, lost map[int]bool, err error) {
+	// The rows do not depend on the attempt.
 	r := newRows(calls)
+	// Deadlocks and serialization failures are caused by other transactions, so a retry usually
+	// succeeds.
 	for range attempts {
 		if positions, lost, err = w.try(ctx, calls, r); !passing(err) {
 			break

@@ -40,6 +40,8 @@ import (
 // Store is an eventstore.Store in an SQLite file.
 type Store struct {
 	aggregate event.Aggregate
+	// gate counts calls, appends is the group commit, and committed wakes Wait after a commit of
+	// this process.
 	gate      *adapter.InFlight
 	appends   *adapter.Writer
 	committed adapter.Broadcaster
@@ -179,6 +181,7 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 	if sqlite.Full(err) {
 		err = fmt.Errorf("%w: %w", eventstore.ErrFull, err)
 	}
+	// Publish the head before waking waiters: they check it after waking up.
 	if err == nil && head > s.head.Load() {
 		s.head.Store(head)
 		s.committed.Broadcast()

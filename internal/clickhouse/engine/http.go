@@ -234,6 +234,7 @@ func (a *answer) end(err error) {
 	// An error means that the client is gone.
 	_, _ = fmt.Fprintf(a.w, "\r\n__exception__\r\n%s\r\n%s\n%d %s\r\n__exception__\r\n", a.tag, text, len(text)+1, a.tag)
 	_ = http.NewResponseController(a.w).Flush()
+	// net/http closes the connection without the final chunk.
 	panic(http.ErrAbortHandler)
 }
 

@@ -85,6 +85,7 @@ func (l *library) open() (*connection, error) {
 		pin.Pin(&b[0])
 		argv = append(argv, &b[0])
 	}
+	// The arguments are pinned for the duration of the call.
 	pin.Pin(&argv[0])
 	p := l.connect(int32(len(argv)), unsafe.Pointer(&argv[0])) //nolint:gosec // C's argv, pinned
 	if p == nil {

@@ -56,6 +56,7 @@ func (s *server) execute(ctx context.Context, r request, emit func([]byte) error
 	if err != nil {
 		return err
 	}
+	// Only a plain SELECT in a suitable format can be streamed.
 	cut, streamed := streamable(r.format)
 	streamed = streamed && class == classRead && !r.buffered && !mayNameFormat.MatchString(r.query)
 	for _, sql := range prelude(r, streamed) {
@@ -109,6 +110,7 @@ func prelude(r request, streamed bool) []string {
 	// The comment identifies the query for KILL QUERY. It comes last, so that a request cannot
 	// replace it.
 	settings = append(settings, setting{"log_comment", r.id})
+	// GET must not change anything.
 	if r.readOnly {
 		settings = append(settings, setting{"readonly", "2"})
 	}

@@ -114,6 +114,8 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	topics := &topicsKeeper{dir: cfg.DataDir, log: cfg.Logger}
+	// kfake accepts connections as soon as it is created. The gate holds them back until the log is
+	// prepared.
 	ln := &gate{Listener: tcp, log: cfg.Logger, topics: topics, open: make(chan struct{}), closed: make(chan struct{})}
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
@@ -145,6 +147,7 @@ func start(ctx context.Context, cfg Config) (*Broker, error) {
 // returns a *DamageError for the rest. Then the start fails, because kfake would continue without
 // the damaged records.
 func check(dir string, log *slog.Logger) error {
+	// last is nil after a kill. Then less is known, and the checks allow for an interrupted write.
 	last, err := readStop(dir, log)
 	if err != nil {
 		return err

@@ -77,6 +77,7 @@ func compact(dir string, cluster *kfake.Cluster) error {
 	if err := os.Rename(filepath.Join(dir, collecting), filepath.Join(dir, compacting)); err != nil {
 		return err
 	}
+	// From here to discard, a kill is undone by the next start.
 	cluster.Compact()
 	return discard(dir)
 }

@@ -151,6 +151,7 @@ func repairIndex(segment string, log *slog.Logger) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	// The segment is the truth. The index is derived from it.
 	want, err := indexOf(f)
 	if err != nil {
 		return err
@@ -225,6 +226,7 @@ func repairEntries(name string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	// Collect intact entries, also behind a damaged one.
 	var good []byte
 	tail := 0 // bytes at the end that are not an entry
 	for at := 0; at < len(raw); {

@@ -59,6 +59,7 @@ func writeFile(name string, content []byte) error {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	// The rename replaces the file atomically: a kill leaves the old or the new content.
 	if err := os.Rename(temporary, name); err != nil {
 		return err
 	}

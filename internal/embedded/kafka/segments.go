@@ -55,6 +55,7 @@ func checkSegments(dir string, clean bool, log *slog.Logger) error {
 		return err
 	}
 	var all errgroup.Group
+	// Checking is bound by the CPU, so partitions are checked in parallel.
 	all.SetLimit(runtime.GOMAXPROCS(0))
 	for _, partition := range partitions {
 		all.Go(func() error { return checkPartition(partition, slices.Contains(compacted, partition), clean, log) })
@@ -81,6 +82,7 @@ func checkPartition(partition string, compacted, clean bool, log *slog.Logger) e
 		}
 	}
 	slices.SortFunc(segments, func(a, b segment) int { return cmp.Compare(a.base, b.base) })
+	// next is the offset that the next segment must begin with.
 	next := int64(0)
 	for i, s := range segments {
 		// A gap between segments means that one is missing. Only compaction may leave gaps.

@@ -156,6 +156,7 @@ func merge(kept, have topics, data folders) topics {
 	for _, t := range kept.Topics {
 		now, stays := byName[t.Name]
 		known[t.Name], known[t.ID] = true, true
+		// A topic without records that the file does not list was deleted.
 		if !stays && !ids[t.ID] && data[t.Name] == 0 {
 			continue // deleted
 		}

@@ -177,6 +177,7 @@ func (s *store) open() error {
 
 // read loads the metadata, or initialises a new store.
 func (s *store) read(db *leveldb.DB) error {
+	// Forget the metadata of files that were set aside.
 	s.hashes, s.sets, s.last = map[string]hash{}, 0, 0
 	version, err := db.Get([]byte(layoutKey), nil)
 	if errors.Is(err, leveldb.ErrNotFound) {
@@ -196,6 +197,7 @@ func (s *store) read(db *leveldb.DB) error {
 	if string(version) != layout {
 		return fmt.Errorf("%w: layout %.20q", errForeign, version)
 	}
+	// last must exceed every number in use, also those that are still to be swept.
 	sets, err := db.Get([]byte(setsKey), nil)
 	if err != nil || len(sets) != 8 {
 		return fmt.Errorf("%w: the number of the sets: %w", errForeign, err)
@@ -290,6 +292,7 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 		return s.db != nil
 	}
 	if s.db != nil {
+		// Closing may fail for the same reason. The files are reopened all the same.
 		if closing := s.db.Close(); closing != nil {
 			s.log.Debug("embedded redis: close", "error", closing)
 		}

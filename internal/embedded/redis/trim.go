@@ -74,6 +74,7 @@ func escape(dir string) string {
 func wholeRecords(file []byte) (end int, torn bool) {
 	for at := 0; ; {
 		left := journalBlock - at%journalBlock
+		// A chunk's head does not span blocks: the rest of the block is padding.
 		if left < chunkHead {
 			at += left
 			continue
@@ -82,6 +83,7 @@ func wholeRecords(file []byte) (end int, torn bool) {
 			return end, end < len(file)
 		}
 		length, kind := int(binary.LittleEndian.Uint16(file[at+4:])), file[at+6]
+		// This is damage and not an interrupted write. LevelDB will report it.
 		if kind < chunkFull || kind > chunkLast || chunkHead+length > left {
 			return len(file), false
 		}

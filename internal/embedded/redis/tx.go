@@ -29,6 +29,7 @@ type tx struct {
 
 // get returns the value of a LevelDB key, with pending writes.
 func (t *tx) get(key string) (value string, ok bool, err error) {
+	// A transaction sees its own writes.
 	if w, mine := t.writes[key]; mine {
 		return w.value, !w.deleted, nil
 	}
@@ -99,6 +100,7 @@ func (t *tx) hdel(key, field string) (bool, error) {
 		return false, err
 	}
 	t.writes[at] = write{deleted: true}
+	// A hash without fields does not exist.
 	if h.count--; h.count == 0 {
 		t.hashes[key] = nil
 	} else {
@@ -210,6 +212,7 @@ func (t *tx) commit() error {
 	if err := t.db.Write(batch, nil); err != nil {
 		return err
 	}
+	// The batch is written. Now update the metadata in memory, which cannot fail.
 	t.sets = sets
 	for key, h := range t.hashes {
 		if h == nil {

@@ -275,6 +275,7 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 	timed, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	defer r.wake(cancel)()
+	// The caller is done with the last batches, so their memory can be reused.
 	r.recycle()
 	fetches := r.client.PollRecords(timed, maxPollRecords)
 	if err := ctx.Err(); err != nil {
@@ -300,6 +301,7 @@ func (r *Reader) Poll(ctx context.Context, wait time.Duration) ([]Batch, error) 
 			return
 		}
 		r.polled = append(r.polled, p.Records)
+		// The last record may be a marker, so next is past markers, too.
 		next := p.Records[len(p.Records)-1].Offset + 1
 		millis, err := r.timestamps(ctx, p.Partition, p.Records)
 		if err != nil {

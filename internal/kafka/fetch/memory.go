@@ -64,6 +64,7 @@ type stack[T any] struct {
 // large, or a new one.
 func (s *stack[T]) take(n int) []T {
 	for i := len(s.free) - 1; i >= 0; i-- {
+		// A slice that is much too large would waste memory while it is in use.
 		if have := s.free[i]; cap(have) >= n && cap(have) <= max(4*n, 64) {
 			last := len(s.free) - 1
 			s.free[i], s.free[last] = s.free[last], nil
