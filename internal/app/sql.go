@@ -121,7 +121,7 @@ func (p *App) serveSQL(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer rows.Close() //nolint:errcheck // read to its end or given up
-	// From here on the status is sent, and an error can only cut the connection.
+	// From here on, an error can only cut the connection.
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if _, err := io.Copy(w, rows); err != nil {
 		if lakesql.Lost(err) {
