@@ -183,7 +183,7 @@ func TestServerFails(t *testing.T) {
 				http.Error(w, "away", http.StatusServiceUnavailable)
 			case n%11 == 0:
 				panic(http.ErrAbortHandler)
-			case n%5 == 0: // the command is run, but nobody hears of it
+			case n%5 == 0: // the command is executed, but its response is lost
 				lost.Add(1)
 				h.ServeHTTP(&deaf{header: http.Header{}}, r)
 				panic(http.ErrAbortHandler)

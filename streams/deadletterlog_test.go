@@ -20,7 +20,7 @@ func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		l := deadLetterLog{sink: "view", logger: slog.New(slog.NewTextHandler(&out, nil))}
-		l.flush(true) // nothing
+		l.flush(true) // no effect
 		for i := range 15_000 {
 			l.add([]kafka.Record{{Key: fmt.Appendf(nil, "view|topic|0|%d", i), Headers: []event.Header{{Key: HeaderDeadLetterReason, Value: []byte("no event")}}}})
 			l.flush(false)
@@ -29,7 +29,7 @@ func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
 		l.flush(true)
 		l.flush(true)
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-		if len(lines) != 3 { // the first at once, those of ten seconds, the rest
+		if len(lines) != 3 { // the first immediately, those of ten seconds, and the rest
 			t.Errorf("%d lines: %s", len(lines), out.String())
 		}
 		for i, want := range []string{"records=1 first=view|topic|0|0 first_error=\"no event\"", "records=10000 first=view|topic|0|1 ", "records=4999 first=view|topic|0|10001 "} {

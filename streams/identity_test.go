@@ -39,7 +39,7 @@ func (l log) recreate(t *testing.T) {
 		defer cancel()
 		return kafka.EnsureTopics(ctx, l.on, kafka.Topic{Name: l.Topic, Partitions: partitions}) == nil
 	})
-	again := streamstest.NewLog(t, l.on, l.Topic) // what the producer before knew of the topic does not hold for this one
+	again := streamstest.NewLog(t, l.on, l.Topic) // the previous producer has cached the deleted topic
 	again.Events, again.Versions = l.Events, l.Versions
 	*l.Log = *again
 }
@@ -123,7 +123,7 @@ func TestTheTopicIsMadeAgain(t *testing.T) {
 			t.Parallel()
 			each(t, func(t *testing.T, on kafka.Config) {
 				l, sink := newLog(t, on), newMemory()
-				for range 40 { // each with a marker behind it
+				for range 40 { // each followed by a marker
 					l.Write(t, l.events("s", 10, 1)...)
 				}
 				r := start(t, config(l, sink))
@@ -137,7 +137,7 @@ func TestTheTopicIsMadeAgain(t *testing.T) {
 
 				l.recreate(t)
 				l.Write(t, l.Events...)
-				l.Write(t, l.events("n", more, more)...) // new streams: no gap tells that they are missing
+				l.Write(t, l.events("n", more, more)...) // new streams: no gap shows that they are missing
 				streamstest.Eventually(t, "who follows the sink sees that it has nothing of this topic", func() bool {
 					lag, known := marks.Lag(l.Topic)
 					return known && lag >= uint64(len(l.Events))

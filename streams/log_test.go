@@ -89,9 +89,9 @@ type memory struct {
 	mu         sync.Mutex
 	versions   map[string]uint64
 	positions  map[string]map[int32]streams.Applied
-	applied    int // records that moved a stream on
+	applied    int // records that changed a stream
 	deliveries int // records, redeliveries included
-	entered    int // Apply calls under way
+	entered    int // Apply calls in progress
 	closed     bool
 
 	before     func(ctx context.Context, records []streams.Record) error // called first, unlocked

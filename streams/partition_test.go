@@ -29,7 +29,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 		next, sequence := start, uint64(0)
 		for range rapid.IntRange(0, 60).Draw(rt, "steps") {
 			switch rapid.IntRange(0, 3).Draw(rt, "step") {
-			case 0, 1: // a record, perhaps behind a gap of markers
+			case 0, 1: // a record, perhaps after markers
 				next += rapid.Int64Range(0, 2).Draw(rt, "gap")
 				sequence++
 				e := event.Event{Position: event.Position{Sequence: sequence}, RecordedAt: time.UnixMicro(int64(sequence)).UTC()}
@@ -57,7 +57,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 				applied, isEvent := rapid.Bool().Draw(rt, "applied"), rapid.Bool().Draw(rt, "is an event")
 				p.leave(entries[i].number, applied, isEvent)
 				entries[i].done = applied
-				entries[i].record = entries[i].record && (isEvent || !applied) // what is none is passed, and moves no watermark
+				entries[i].record = entries[i].record && (isEvent || !applied) // a record that is not an event moves no watermark
 			}
 			want := Applied{Next: start}
 			for _, e := range entries {
@@ -89,7 +89,7 @@ func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 		p.drain()
 		close(drained)
 	}()
-	for p.enter() { // until drain has begun
+	for p.enter() { // until drain begins
 		p.leave(waiting, false, true)
 	}
 	select {

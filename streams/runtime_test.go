@@ -68,7 +68,7 @@ func TestGoesOnWhereTheSinkStands(t *testing.T) {
 		l.Write(t, events[:2000]...)
 		var writing sync.WaitGroup
 		writing.Go(func() { l.Write(t, events[2000:]...) })
-		for range 4 { // stopped in the middle of it
+		for range 4 { // stopped in between
 			before, _ := sink.counts()
 			r := start(t, config(l, sink))
 			streamstest.Eventually(t, "more is applied", func() bool {
@@ -141,7 +141,7 @@ func TestMembersShareAndHandOver(t *testing.T) {
 		c := start(t, config(l, sink))
 		streamstest.Eventually(t, "a third joins", func() bool { n := owned(b, c); return n[0] > 0 && n[1] > 0 })
 		writing.Wait()
-		b.catchUp(t) // it sees what the other member saves
+		b.catchUp(t) // it sees the other member's positions
 		c.catchUp(t)
 		sink.holds(t, l.Versions)
 		if applied, deliveries := sink.counts(); applied != len(events) || deliveries > len(events)+len(events)/2 {
@@ -222,7 +222,7 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 		good, bad := l.next("s-0"), l.next("s-0")
 		bad.Data = []byte("garbage")
 		l.Write(t, good, bad)
-		l.Versions["s-0"]-- // nobody has that version yet: the store's event of it comes later
+		l.Versions["s-0"]-- // no event has this version yet; the store's one comes later
 		foreign := kafka.Record{Topic: l.Topic, Partition: kafka.AnyPartition, Key: []byte("s-0"), Value: []byte("not ours"),
 			Headers: []event.Header{{Key: "from", Value: []byte("elsewhere")}}}
 		l.WriteRecords(t, foreign)
@@ -232,7 +232,7 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 		r := start(t, cfg)
 		r.catchUp(t)
 		sink.holds(t, l.Versions)
-		sink.flush() // delivers everything again
+		sink.flush() // everything is delivered again
 		l.Write(t, l.next("s-1"))
 		r.catchUp(t)
 		streamstest.Eventually(t, "the sink is whole again", func() bool {
@@ -314,7 +314,7 @@ func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 		r := start(t, config(l, sink))
 		r.catchUp(t)
 		sink.mu.Lock()
-		delete(sink.versions, "s-7") // evicted: the positions know nothing of it
+		delete(sink.versions, "s-7") // evicted; the positions do not change
 		sink.mu.Unlock()
 		l.Write(t, l.next("s-7"))
 		r.catchUp(t)

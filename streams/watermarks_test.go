@@ -71,9 +71,9 @@ func TestLag(t *testing.T) {
 	lag(0, false) // there may be more partitions
 	w.setEnds("topic", map[int32]int64{0: 5, 1: 10})
 	lag(12, true)
-	w.reached("topic", 0, 7) // read since the look
+	w.reached("topic", 0, 7) // read after the last refresh
 	lag(14, true)
-	w.set("topic", 1, Applied{Next: 12}) // applied since the look
+	w.set("topic", 1, Applied{Next: 12}) // applied after the last refresh
 	lag(4, true)
 	w.set("topic", 1, Applied{}) // the sink was flushed
 	lag(16, true)

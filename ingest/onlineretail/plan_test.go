@@ -198,7 +198,7 @@ func TestPriceChangesWhenItStays(t *testing.T) {
 
 func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
 	t.Parallel()
-	rows := slices.Repeat([]row{aSale()}, 17) // of six each; the smallest lot lasts for sixteen
+	rows := slices.Repeat([]row{aSale()}, 17) // six pieces each; the smallest lot suffices for sixteen rows
 	rows = append(rows, with(func(r *row) { r.quantity = 1090 }))
 	var got []string
 	for _, c := range plan(rows, 5).groundwork {

@@ -328,7 +328,7 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 			records = append(records, r)
 		}
 		s.produce(t, append(records, s.forge("evil")))
-		s.judges(t, s.seals(t, store), 30, 1) // there is no announcement at all
+		s.judges(t, s.seals(t, store), 30, 1) // there is no announcement
 		s.judges(t, s.seals(t), 31, 0)
 
 		foreign := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
@@ -357,7 +357,7 @@ func TestTheMarkKnowsTheFloors(t *testing.T) {
 	w := newWriter(store)
 	w.valid = true
 	w.append(t, 30)
-	var old []kafka.Record // of an earlier version
+	var old []kafka.Record // records of an earlier version
 	for _, e := range b.stored(t, store, event.Position{}) {
 		old = append(old, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
 	}

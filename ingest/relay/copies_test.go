@@ -135,7 +135,7 @@ func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 		before := b.head(t, s)
 		w.append(t, 40)
 		last := map[int32]kafka.Record{}
-		for _, e := range b.stored(t, s, before)[:30] { // the relay has the last one yet to publish
+		for _, e := range b.stored(t, s, before)[:30] { // the relay has not published the last one
 			r := b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions))
 			r.Headers = append(r.Headers, e.Seal(string(name)), kafka.PartitionsHeader(partitions))
 			last[r.Partition] = r

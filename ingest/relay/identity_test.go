@@ -57,7 +57,7 @@ func (b broker) whole(t *testing.T, s eventstore.Store) {
 		if e.Version != version[e.Stream]+1 {
 			t.Errorf("stream %s: version %d follows %d", e.Stream, e.Version, version[e.Stream])
 		}
-		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // an earlier version does not say it
+		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // an earlier version has no such header
 			t.Errorf("stream %s is on partition %d, and says that keys are spread over %d", e.Stream, m.Partition, n)
 		}
 		at[e.Stream], version[e.Stream] = m.Partition, e.Version
@@ -325,7 +325,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 		if err != nil || len(segments) == 0 {
 			t.Fatalf("%v, %v", segments, err)
 		}
-		segments = append(segments, filepath.Join(dir, "stopped.json")) // else the broker itself refuses its log
+		segments = append(segments, filepath.Join(dir, "stopped.json")) // otherwise the broker refuses the log
 		for _, name := range segments {
 			if err := os.Remove(name); err != nil {
 				t.Fatal(err)

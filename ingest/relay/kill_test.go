@@ -23,8 +23,8 @@ import (
 const (
 	childRole  = "MILLRACE_TEST_RELAY_ROLE" // "relay" or "everything"
 	childStore = "MILLRACE_TEST_RELAY_STORE"
-	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // the broker's address, or its directory where the child has the broker
-	childTopic = "MILLRACE_TEST_RELAY_TOPIC" // and, after a blank, the service
+	childKafka = "MILLRACE_TEST_RELAY_KAFKA" // address of the broker, or directory if the child runs the broker
+	childTopic = "MILLRACE_TEST_RELAY_TOPIC" // followed by a space and the service
 )
 
 // child runs a relay, and the broker if its role is everything, until it is killed.
@@ -145,7 +145,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		grow := b.grown(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
-			grow(2*partitions + rand.N[int64](300)) // more than the markers that end the last one's transaction; killed at no particular place
+			grow(2*partitions + rand.N[int64](300)) // more than the markers of the previous transaction; the kill hits a random place
 			kill()
 		}
 		total := stop()

@@ -16,8 +16,8 @@ type reader struct {
 	mu       sync.Mutex
 	next     map[kafka.TopicPartition]int64
 	events   [partitions][]event.Event
-	last     time.Time     // when something came
-	longest  time.Duration // that nothing came, since reset
+	last     time.Time     // when the last event arrived
+	longest  time.Duration // longest pause since reset
 	consumed int
 }
 

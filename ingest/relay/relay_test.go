@@ -112,7 +112,7 @@ func TestSecondRelayFencesTheFirst(t *testing.T) {
 			second.await(t, s)
 		}
 		eventually(t, func() bool {
-			w.append(t, 1) // it learns of the other when it has something to publish
+			w.append(t, 1) // it notices the other relay when it publishes
 			select {
 			case <-first.done:
 				return true
@@ -246,7 +246,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 		if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // the other tests' marks are behind it
+		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // it would hide the other tests' marks
 		w := newWriter(s)
 		for i := range 3 {
 			w.append(t, 20)
@@ -255,7 +255,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 			if err := x.stop(); err != nil {
 				t.Fatal(err)
 			}
-			if i == 0 { // hides the marks to come
+			if i == 0 { // hides all later marks
 				if err := p.Produce(t.Context(), relay.MarkRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
 					t.Fatal(err)
 				}
@@ -319,7 +319,7 @@ func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 		}
 		defer p.Close()
 		for _, topic := range []string{b.order.Topic, relay.PositionsTopic} {
-			for range 200 { // more than the relay looks at first
+			for range 200 { // more than the relay's first window
 				if err := p.Produce(t.Context(), kafka.Record{Topic: topic, Partition: 0, Key: []byte(b.order.Service), Value: []byte("junk")}); err != nil {
 					t.Fatal(err)
 				}
@@ -341,7 +341,7 @@ func TestWaitsForABroker(t *testing.T) {
 	select {
 	case <-x.done:
 		t.Fatalf("the relay stopped: %v", x.err)
-	case <-time.After(500 * time.Millisecond): // long enough to have tried
+	case <-time.After(500 * time.Millisecond): // long enough for an attempt
 	}
 	if err := x.stop(); err != nil {
 		t.Fatalf("stopped with %v, want nil", err)

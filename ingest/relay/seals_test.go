@@ -160,7 +160,7 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 		for name, readers := range map[string]*relay.Seals{
 			"who began before": before, "who begins now": b.seals(t), "who has the store": b.seals(t, s),
 		} {
-			eventually(t, func() bool { // who has found none yet looks once a second
+			eventually(t, func() bool { // a reader without an announcement looks once a second
 				taken, refused := b.judged(t, readers)
 				return taken == 40 && refused == 2
 			}, "%s takes the 40 events and refuses the 2 others", name)

@@ -69,7 +69,7 @@ type writer struct {
 	versions map[string]uint64
 	streams  int
 	size     int
-	valid    bool // readers accept the events
+	valid    bool // the events are valid for readers
 }
 
 func newWriter(s eventstore.Store) *writer {

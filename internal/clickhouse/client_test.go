@@ -52,7 +52,7 @@ func TestAnswerEnds(t *testing.T) {
 		parts    []string
 		broken   bool
 		want     string
-		wantCode int // 0: it ends well; -1: it breaks off without a reason
+		wantCode int // 0 if it ends well; -1 if it breaks off without an error
 	}{
 		"well":                       {parts: []string{rows, "x"}, want: rows + "x"},
 		"empty":                      {want: ""},

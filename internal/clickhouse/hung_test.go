@@ -60,7 +60,7 @@ func TestSilentAnswer(t *testing.T) {
 					<-over
 					return
 				}
-				for range 3 { // it was asked thrice whether it is there
+				for range 3 { // it was pinged three times
 					<-pings
 				}
 				_, _ = io.WriteString(w, "2\n")

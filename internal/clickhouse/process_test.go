@@ -98,7 +98,7 @@ func TestKilledEngineComesBack(t *testing.T) {
 func TestQueryWaitsForRestart(t *testing.T) {
 	t.Parallel()
 	e := clickhousetest.Start(t)
-	c := clickhouse.NewClient(e.Addr(), clickhouse.Admin, "") // without connections to the process that dies
+	c := clickhouse.NewClient(e.Addr(), clickhouse.Admin, "") // has no connections to the process that is killed
 	pid := e.PID()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestDataStays(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask(t, e.Client(), "CREATE TABLE IF NOT EXISTS kept (n UInt64) ENGINE = MergeTree ORDER BY n")
-		ask(t, e.Client(), "CREATE DATABASE lake_left ENGINE = Memory") // each run drops what the one before left
+		ask(t, e.Client(), "CREATE DATABASE lake_left ENGINE = Memory") // each run drops what the previous one left
 		if got := ask(t, e.Client(), "SELECT count() FROM kept"); got != strconv.Itoa(want) {
 			t.Errorf("run %d found %s rows", want, got)
 		}

@@ -149,7 +149,7 @@ func TestTheBeginningIsWhereTheLogBegins(t *testing.T) {
 			t.Helper()
 			var got []string
 			for len(got) < len(want) {
-				if v := m.poll(t, 1)[0]; !strings.HasPrefix(v, "end") { // an end may be told again
+				if v := m.poll(t, 1)[0]; !strings.HasPrefix(v, "end") { // an end may be reported more than once
 					got = append(got, v)
 				}
 			}
@@ -336,7 +336,7 @@ func TestConsumerConfig(t *testing.T) {
 			t.Errorf("%s: %v", property, err)
 		}
 	}
-	c, err := kafka.NewConsumer(none) // connecting is the client's own affair
+	c, err := kafka.NewConsumer(none) // the client connects later
 	if err != nil {
 		t.Fatal(err)
 	}

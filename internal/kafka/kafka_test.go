@@ -33,7 +33,7 @@ var quiet = slog.New(slog.DiscardHandler)
 // broker is a broker as one test uses it.
 type broker struct {
 	kafka.Config
-	topic string // its own
+	topic string // used by one test only
 }
 
 // each runs a test on the embedded broker and on Apache Kafka, with a topic of its own if

@@ -82,7 +82,7 @@ func TestRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer p.Close()
-				ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // its own patience is longer
+				ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // its own timeout is longer
 				defer cancel()
 				return p.Produce(ctx, b.record(0, "k", "v"))
 			},

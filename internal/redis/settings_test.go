@@ -28,7 +28,7 @@ func TestSettingsOfServers(t *testing.T) {
 				{"noeviction", "100mb", 0, false},
 				{"allkeys-lru", "100mb", 1, true},
 				{"allkeys-random", "100mb", 1, true},
-				{"allkeys-lfu", "0", 1, false}, // it has all the memory that there is
+				{"allkeys-lfu", "0", 1, false}, // it may use all memory
 				{"volatile-ttl", "100mb", 0, false},
 				{"noeviction", "0", 0, false},
 			} {

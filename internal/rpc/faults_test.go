@@ -24,14 +24,14 @@ func TestFaultsOfRequests(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderQueryServiceHandler(queries{}, rpc.HandlerOptions(slog.New(slog.DiscardHandler), time.Now)...))
 	s := httptest.NewUnstartedServer(rpc.Intake(mux))
-	s.EnableHTTP2 = true // as gRPC wants it
+	s.EnableHTTP2 = true // gRPC requires it
 	s.StartTLS()
 	t.Cleanup(s.Close)
 
 	const good = `{"reference":"536"}`
 	empty := frame(0, 0, "")
 	for name, c := range map[string]struct {
-		contentType string // empty: GET
+		contentType string // empty means GET
 		headers     string // "Name: value"
 		body        string // or the parameters of GET
 		http        int

@@ -65,7 +65,7 @@ func TestHandlersSeeIdentifiersInOneForm(t *testing.T) {
 	r, commands, queries := record(t)
 	upper := strings.ToUpper(id)
 	m := good(1)
-	m.OrderId, m.CustomerId, m.Reference = upper, &upper, "Bestellung fu\u0308r Anna" // u and its dots apart
+	m.OrderId, m.CustomerId, m.Reference = upper, &upper, "Bestellung fu\u0308r Anna" // u and a combining diaeresis
 	if _, err := commands.PlaceOrder(t.Context(), connect.NewRequest(m)); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestHandlersSeeIdentifiersInOneForm(t *testing.T) {
 	if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: upper}})); err != nil || r.got.GetOrderId() != id {
 		t.Errorf("the query is %v, %v", r.got, err)
 	}
-	for sent, want := range map[string]string{"fu\u0308r": "für", "older ": "older ", "a  b": "a  b"} { // what was stored once can be found
+	for sent, want := range map[string]string{"fu\u0308r": "für", "older ": "older ", "a  b": "a  b"} { // what is stored can still be found
 		if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: sent}})); err != nil || r.got.GetReference() != want {
 			t.Errorf("%q: the query is %v, %v", sent, r.got, err)
 		}
@@ -181,7 +181,7 @@ func identifiers(t *testing.T, md protoreflect.MessageDescriptor, query bool) (s
 		switch fd.Name() {
 		case "order_id", "customer_id":
 			marked = rules.GetString().GetUuid()
-		case "sku": // ASCII by its rule; those that end or show what there is take the older ones, too
+		case "sku": // ASCII by its rule; commands that end or queries that show existing ones accept older ones, too
 			marked = query || kind == eventv1.Identifier_IDENTIFIER_NAME ||
 				md.Name() == "DelistProductRequest" || md.Name() == "CommitReservationRequest" || md.Name() == "ReleaseReservationRequest"
 		case "reference", "reservation_id", "categories", "category":

@@ -93,7 +93,7 @@ func TestGateShedsWhatMattersLeast(t *testing.T) {
 		for _, leave := range leaves {
 			leave()
 		}
-		time.Sleep(time.Second) // until then what matters less than a command is not let in
+		time.Sleep(time.Second) // until then lower classes than commands are refused
 		// A free place goes to the highest class, regardless of the order of arrival.
 		leaves = nil
 		for range 4 {
@@ -134,7 +134,7 @@ func TestGateShedsBeforeTheBody(t *testing.T) {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
-		for range 8 { // as many as may wait
+		for range 8 { // as many as may queue
 			all.Go(func() {
 				if leave, err := gate.Enter(t.Context(), server.Command); err == nil {
 					leave()
@@ -171,7 +171,7 @@ func TestGateShedsInOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
-		for range 9 { // one more than may wait
+		for range 9 { // one more than may queue
 			all.Go(func() {
 				if leave, err := gate.Enter(t.Context(), server.Query); err == nil {
 					leave()
@@ -220,7 +220,7 @@ func TestGateKnowsHowLongItWouldTake(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 		defer stop()
 		var all sync.WaitGroup
-		for range 3 { // each is worked on for longer than queries wait in a standing queue
+		for range 3 { // each takes longer than queries may wait in a standing queue
 			all.Go(func() {
 				for ctx.Err() == nil {
 					if leave, err := gate.Enter(ctx, server.Command); err == nil {
@@ -268,7 +268,7 @@ func TestGateHoldsItsBound(t *testing.T) {
 		}
 		for _, leave := range in {
 			leave()
-			leave() // once more is nothing
+			leave() // a second call does nothing
 		}
 		for i := range most {
 			if _, err := gate.Enter(context.Background(), server.Command); err != nil {

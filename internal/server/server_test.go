@@ -226,7 +226,7 @@ func TestStreamsLastWhileTheyGoOn(t *testing.T) {
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
 		t.Run(proto, func(t *testing.T) {
 			t.Parallel()
-			const within = 20 * time.Millisecond // shorter than a body may take, by much
+			const within = 20 * time.Millisecond // much shorter than the limit for a body
 			bodies := &server.Bodies{Timeout: within, MaxBytes: 4, Silence: time.Minute, Stream: func(r *http.Request) bool { return r.URL.Path == "/stream" }}
 			ended := make(chan error, 2)
 			address, _ := start(t, server.Limits{Connections: 4, PerAddress: 4}, bodies.Guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -36,7 +36,7 @@ func TestTheServerCrashes(t *testing.T) {
 
 	const writers, crashes = 8, 4
 	var acknowledged, failed atomic.Int64
-	versions := make([]uint64, writers) // that each writer's stream must have
+	versions := make([]uint64, writers) // the version that each writer's stream must have
 	stop := make(chan struct{})
 	var writing sync.WaitGroup
 	for w := range writers {
@@ -66,13 +66,13 @@ func TestTheServerCrashes(t *testing.T) {
 	}
 	var seen []event.Event
 	following := make(chan error, 1)
-	until := make(chan int, 1) // how many events there are in the end
+	until := make(chan int, 1) // number of events at the end
 	go func() {
 		following <- func() error {
 			var after event.Position
 			for want := -1; want < 0 || len(seen) < want; {
 				short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-				_ = s.Wait(short, after) // the server may be away
+				_ = s.Wait(short, after) // the server may be down
 				cancel()
 				events, err := s.Read(ctx, after, 100)
 				if ctx.Err() != nil {
@@ -139,7 +139,7 @@ func TestTheServerCrashes(t *testing.T) {
 		}
 		total += len(events)
 	}
-	frozen, err := s.Load(ctx, "frozen", 0) // nobody promised that it is not there
+	frozen, err := s.Load(ctx, "frozen", 0) // it may or may not be stored
 	if err != nil {
 		t.Fatal(err)
 	}

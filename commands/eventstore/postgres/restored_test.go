@@ -87,11 +87,11 @@ func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
 	refuses("the process that stored the events, which finds the older version", writes, 1)
 
 	must(newer())
-	if _, err := open().Head(ctx); err != nil { // a process that starts accepts what there is; the relay compares it with the log
+	if _, err := open().Head(ctx); err != nil { // a new process accepts any history; the relay compares it with the log
 		t.Error(err)
 	}
 	refuses("the process that stored one event more", writes, 3)
-	must(settled(func() error { _, err := reads.Head(ctx); return err })) // has all that this one saw
+	must(settled(func() error { _, err := reads.Head(ctx); return err })) // it has everything that this store saw
 }
 
 // Another store in the same place has another epoch, whatever its content.

@@ -49,7 +49,7 @@ func newGuarded(t *testing.T) *guarded {
 	}
 	inside := g.connect(t, g.ConnString(t)+" dbname="+template)
 	g.exec(t, inside, string(roles))
-	g.exec(t, inside, string(roles)) // it may be run again
+	g.exec(t, inside, string(roles)) // it can be run again
 	for _, role := range append([]string{"owner", "reader"}, services()...) {
 		g.exec(t, admin, fmt.Sprintf("ALTER ROLE millrace_%s PASSWORD '%s'", role, secret))
 	}
@@ -62,7 +62,7 @@ func newGuarded(t *testing.T) *guarded {
 		t.Fatalf("opened without tables: %v", err)
 	}
 	for _, a := range event.Aggregates() {
-		for range 2 { // it may be run again
+		for range 2 { // it can be run again
 			if err := postgres.Migrate(t.Context(), g.TLS("millrace_owner", template), a, postgres.WithPassword(secret)); err != nil {
 				t.Fatal(err)
 			}
@@ -261,7 +261,7 @@ func TestOpenRefusesADump(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("%v: does not say %q", err, c.want)
 			}
-			if _, remedy, ok := strings.Cut(err.Error(), "run as its owner: "); ok { // it is what it says
+			if _, remedy, ok := strings.Cut(err.Error(), "run as its owner: "); ok { // the remedy in the error works
 				if _, err := admin.Exec(t.Context(), remedy); err != nil {
 					t.Fatal(err)
 				}

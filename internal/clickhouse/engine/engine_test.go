@@ -348,7 +348,7 @@ func TestReader(t *testing.T) {
 	t.Run("may", func(t *testing.T) {
 		for sql, want := range map[string]string{
 			"SELECT a FROM lake_reader.t":           "7",
-			"SELECT * FROM lake_reader.secret":      "the secret", // a table that was made for it
+			"SELECT * FROM lake_reader.secret":      "the secret", // a table that was created for it
 			"SHOW TABLES FROM lake_reader":          "secret\nt",
 			"SELECT count() FROM numbers(10)":       "10",
 			"SELECT 'file' AS x /* file */ -- file": "file",

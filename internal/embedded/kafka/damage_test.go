@@ -142,7 +142,7 @@ func TestDamagedSettingsAreMended(t *testing.T) {
 			}
 		}
 		if running {
-			createTopic(t, addr, events) // asks for what is there already
+			createTopic(t, addr, events) // the topic exists already
 			end()
 		}
 		mustHold(t, dir, records, ids)
@@ -170,7 +170,7 @@ func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
 	for how, change := range damages {
 		for when, begin := range runs {
 			if how == "a flipped bit" && when == "after a kill" {
-				continue // the list may still look right, and nothing tells
+				continue // the damaged list may still be valid, which cannot be noticed
 			}
 			t.Run(how+" "+when, func(t *testing.T) {
 				t.Parallel()
@@ -181,7 +181,7 @@ func TestTopicsWithoutACopyStopTheStart(t *testing.T) {
 				damage(t, filepath.Join(dir, "topics.json"), change)
 				damage(t, filepath.Join(dir, "topics.copy"), change)
 				mustRefuse(t, dir, "topics.json", "millrace rebuild")
-				mustRefuse(t, dir, "topics.json", "millrace rebuild") // and again
+				mustRefuse(t, dir, "topics.json", "millrace rebuild") // the same on the next start
 			})
 		}
 	}
@@ -239,7 +239,7 @@ func TestDamagedRecordsStopTheStart(t *testing.T) {
 			damage(t, path, c.change)
 			mustRefuse(t, dir, "0.dat", "millrace rebuild")
 			mustRefuse(t, dir, "0.dat", "backup")
-			if err := os.WriteFile(path, whole, 0o600); err != nil { // the backup
+			if err := os.WriteFile(path, whole, 0o600); err != nil { // the remedy: a backup
 				t.Fatal(err)
 			}
 			mustHold(t, dir, records, ids)

@@ -61,7 +61,7 @@ func TestKill(t *testing.T) {
 		answered := 0
 		lines := 0
 		for in := bufio.NewScanner(out); in.Scan(); lines++ {
-			if lines == 700+313*life { // LevelDB writes a table of every few thousand
+			if lines == 700+313*life { // LevelDB writes a table after every few thousand
 				if err := cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}

@@ -171,7 +171,7 @@ func TestWhatWasDroppedIsSweptUp(t *testing.T) {
 	do(t, h, "SADD", "ref", "a")
 	expect(t, h, "1", "DEL", "docs")
 	do(t, h, "HSET", "docs", "new", "v")
-	if err := h.Close(); err != nil { // in the middle of it, perhaps
+	if err := h.Close(); err != nil { // perhaps during the sweep
 		t.Fatal(err)
 	}
 	h = open(t, dir)
@@ -412,7 +412,7 @@ func TestDamagedFiles(t *testing.T) {
 							t.Fatalf("%s, running %v: %v", file.Name(), running, err)
 						}
 					}
-					if at > 0 { // else it has begun anew, and is not whole yet
+					if at > 0 { // otherwise it has started empty, and is not filled yet
 						checkRounds(t, h)
 					}
 				}
@@ -431,7 +431,7 @@ func every(c []byte, step int) []byte {
 func hurt(t *testing.T, name string, damage func([]byte) []byte) {
 	t.Helper()
 	content, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) { // an opening has replaced it
+	if errors.Is(err, fs.ErrNotExist) { // it was replaced when the store was opened
 		return
 	}
 	if err != nil {

@@ -138,7 +138,7 @@ func TestMembersShareATopic(t *testing.T) {
 				must(t, w.Commit(t.Context(), w.topic, records...))
 			}
 			stops = append(stops, start())
-			if len(stops) > 2 { // the oldest goes
+			if len(stops) > 2 { // the oldest leaves
 				stops[0]()
 				stops = stops[1:]
 			}

@@ -18,13 +18,13 @@ func TestTimestampsAreWhatTheBrokerHas(t *testing.T) {
 		1_718_000_000_123_456,        // microseconds
 		1_718_000_000_123_456_789,    // nanoseconds
 		1_718_000_000,                // seconds
-		math.MaxInt64, math.MinInt64, // whatever these were meant to be
+		math.MaxInt64, math.MinInt64, // extreme values
 		-1, 0, 1, -1_000_000_000_000, // none; 1970; before
-		1 << 58, 1 << 62, -(1 << 58), // what wraps around to zero
+		1 << 58, 1 << 62, -(1 << 58), // these overflow to zero
 		253_402_300_800_000,                                 // the year 10000
 		9_223_372_036_854, 4102444800000, 9_223_372_036_855, // the last that nanoseconds hold, and the next
 	}
-	w := newWorld(t, kafka.Embedded(t), 1) // Apache Kafka refuses most of these, as it is set up by default
+	w := newWorld(t, kafka.Embedded(t), 1) // Apache Kafka refuses most of these by default
 	var values []fetchtest.Stamped
 	for _, at := range stamps {
 		values = append(values, fetchtest.Stamped{Millis: at, Value: []byte("v")})

@@ -26,8 +26,8 @@ func batch(stream string) eventstore.Batch {
 
 // disk stores groups when the test allows it, and reports what they contained.
 type disk struct {
-	groups chan string   // the streams of each group that came, joined
-	answer chan struct{} // lets one group pass
+	groups chan string   // the streams of each group, joined
+	answer chan struct{} // each value releases one group
 }
 
 func newDisk() *disk { return &disk{groups: make(chan string), answer: make(chan struct{})} }
@@ -113,7 +113,7 @@ func TestWhoGivesUpInTheQueueIsNotStored(t *testing.T) {
 		t.Errorf("the callers were told %q", said)
 	}
 	d.answer <- struct{}{}
-	w.Stop() // with nobody to take a second group: "queued" is not stored
+	w.Stop() // no second group is taken, so "queued" is not stored
 }
 
 func TestWhatMustBeTriedAgainComesFirst(t *testing.T) {
@@ -194,7 +194,7 @@ func TestGate(t *testing.T) {
 func TestBell(t *testing.T) {
 	t.Parallel()
 	var b adapter.Broadcaster
-	b.Broadcast() // for nobody
+	b.Broadcast() // without a waiter
 	before := b.Next()
 	b.Broadcast()
 	<-before
