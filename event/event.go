@@ -73,4 +73,5 @@ func CanonicalStream(service, stream string) string {
 // Aggregates returns all of them, in display order.
 func Aggregates() []Aggregate { return []Aggregate{Customer, Product, Stock, Order} }
 
+// aggregates is the list for lookups, which would otherwise allocate it each time.
 var aggregates = Aggregates()

@@ -18,8 +18,10 @@ import (
 // through the same decoder and the same writer, without Kafka and without a commit.
 type ceiling struct{ *bench }
 
+// Name implements contender.
 func (ceiling) Name() string { return "ceiling/from_memory" }
 
+// Reads implements contender.
 func (ceiling) Reads() encoding { return asProtobuf }
 
 // The number of different events in memory, which repeat for more rows, and the number of rows on a
@@ -29,6 +31,7 @@ const (
 	ceilingPage = 16 << 10
 )
 
+// Land implements contender. It ignores the topic, because the events are in memory.
 func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err error) {
 	md, err := foreign.Message(ctx, "bench/lake/flat.proto", "Event")
 	if err != nil {

@@ -26,12 +26,14 @@ type freshness struct {
 	maintained bool // whether maintenance runs in the same process, every ten seconds
 }
 
+// freshness returns the measurement of one lander, with or without maintenance beside it.
 func (b *bench) freshness(maintained bool) freshness {
 	f := freshness{millrace{bench: b, landers: 1}, maintained}
 	f.name = "freshness/" + f.what()
 	return f
 }
 
+// what returns the name of the variant.
 func (f freshness) what() string {
 	if f.maintained {
 		return "beside_maintenance"
@@ -57,6 +59,8 @@ type seen struct {
 	next int64
 }
 
+// measure lands a topic while events are produced at a rate, and returns the distribution of the
+// waits.
 func (f freshness) measure(ctx context.Context, rate int64, lasting time.Duration) (d distribution, err error) {
 	topic := strings.NewReplacer("/", "-", "_", "-").Replace(f.Name())
 	if err := kafka.EnsureTopics(ctx, f.kafka, kafka.Topic{Name: topic, Partitions: int32(f.partitions)}); err != nil {
@@ -153,6 +157,7 @@ func (f freshness) produce(ctx context.Context, topic string, rate int64, lastin
 	return float64(n) / time.Since(begun).Seconds(), nil
 }
 
+// ends returns the end of each partition.
 func (f freshness) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	admin, err := kafka.NewAdmin(f.kafka)
 	if err != nil {

@@ -32,10 +32,13 @@ type millrace struct {
 	name    string // empty: derived from the number of landers
 }
 
+// Name implements contender.
 func (m millrace) Name() string { return cmp.Or(m.name, fmt.Sprintf("millrace/landers_%d", m.landers)) }
 
+// Reads implements contender.
 func (m millrace) Reads() encoding { return asProtobuf }
 
+// Land implements contender.
 func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, err error) {
 	w, err := openWarehouse(ctx, m.place())
 	if err != nil {
@@ -81,10 +84,12 @@ func (m millrace) Land(ctx context.Context, topic string, n int64) (r result, er
 // events is the name of the table.
 const events = "events"
 
+// dir returns the folder of this contender.
 func (m millrace) dir() string {
 	return filepath.Join(m.bench.dir, strings.ReplaceAll(m.Name(), "/", "-"))
 }
 
+// place returns the location of the lake in the contender's data folder.
 func (m millrace) place() place {
 	lake := filepath.Join(m.dir(), "data", "lake")
 	return place{"millrace", filepath.Join(lake, "catalog.db"), filepath.Join(lake, "warehouse")}

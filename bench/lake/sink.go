@@ -33,10 +33,13 @@ type icebergSink struct {
 	tasks int
 }
 
+// Name implements contender.
 func (s icebergSink) Name() string { return fmt.Sprintf("iceberg_sink/tasks_%d", s.tasks) }
 
+// Reads implements contender.
 func (s icebergSink) Reads() encoding { return asJSON }
 
+// Land implements contender.
 func (s icebergSink) Land(ctx context.Context, topic string, n int64) (r result, err error) {
 	dir := filepath.Join(s.dir, strings.ReplaceAll(s.Name(), "/", "-"))
 	w, err := openWarehouse(ctx, place{"bench", filepath.Join(dir, "catalog.db"), dir})

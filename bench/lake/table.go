@@ -32,6 +32,7 @@ const namespace = "lake"
 // of the tables.
 type place struct{ catalog, file, folder string }
 
+// openWarehouse opens the catalog of a warehouse, and creates it if it does not exist.
 func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(at.file), 0o750), os.MkdirAll(at.folder, 0o750)); err != nil {
 		return nil, err
@@ -53,8 +54,10 @@ func openWarehouse(ctx context.Context, at place) (*warehouse, error) {
 	return w, nil
 }
 
+// url returns the location of the tables.
 func (w *warehouse) url() string { return "file://" + w.at.folder }
 
+// close closes the catalog's database.
 func (w *warehouse) close() error { return w.db.Close() }
 
 // schema is the schema of the table. The table exists before a contender starts, so that all use
@@ -75,6 +78,7 @@ var schema = iceberg.NewSchema(0,
 	column(13, "page", iceberg.PrimitiveTypes.String),
 )
 
+// column returns a field of the schema, which may be null.
 func column(id int, name string, of iceberg.Type) iceberg.NestedField {
 	return iceberg.NestedField{ID: id, Name: name, Type: of}
 }
@@ -149,6 +153,8 @@ func (w *warehouse) check(ctx context.Context, name string, n int64) error {
 	return nil
 }
 
+// checkBatch compares rows with the generated events. seen is a bit set of the ids so far, to
+// detect duplicates.
 func checkBatch(batch arrow.RecordBatch, n int64, seen []uint64) error {
 	c := batch.Columns()
 	if len(c) != len(schema.Fields()) {

@@ -16,6 +16,7 @@ const (
 	asProtobuf encoding = "protobuf"
 )
 
+// append appends the i-th event in this encoding.
 func (e encoding) append(b []byte, i int64) []byte {
 	if e == asJSON {
 		return eventAt(i).appendJSON(b)
@@ -44,6 +45,8 @@ func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, part
 	var bytes int64
 	begun := time.Now()
 	for i := int64(0); i < n; {
+		// One transaction per batch, as a real producer would commit, but large, because filling is
+		// not measured.
 		if err := p.Begin(); err != nil {
 			return err
 		}
@@ -63,6 +66,8 @@ func fill(ctx context.Context, cfg kafka.Config, topic string, as encoding, part
 	return nil
 }
 
+// topicOf returns the topic with the measured events in an encoding.
 func topicOf(as encoding) string { return fmt.Sprintf("events-%s", as) }
 
+// warmTopicOf returns the topic for warming up in an encoding.
 func warmTopicOf(as encoding) string { return fmt.Sprintf("warm-%s", as) }

@@ -79,10 +79,13 @@ func (s system) prepare(ctx context.Context) error {
 	return os.WriteFile(marker, nil, 0o600)
 }
 
+// orderID returns the id of the n-th order. It is the same in every run, so that a folder can be
+// reused.
 func orderID(n int) string { return fmt.Sprintf("0199c1d2-7b1c-7000-8000-%012d", n) }
 
 const currency = "EUR"
 
+// newOrder returns the events of the n-th order: placed with three lines, and confirmed.
 func newOrder(n int) (eventstore.StreamAppend, error) {
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(n) * time.Second)
 	placed := &orderv1.OrderPlaced{
@@ -159,12 +162,14 @@ func (s system) start(ctx context.Context) (*running, error) {
 	return r, err
 }
 
+// memory returns the current and the highest memory of the process, in MB.
 func (r *running) memory() (rssMB, peakMB int64, err error) {
 	rss, err1 := r.process.ResidentMB()
 	peak, err2 := r.process.PeakMB()
 	return int64(rss), int64(peak), errors.Join(err1, err2)
 }
 
+// stop ends the run: at once with SIGKILL, and otherwise in good order.
 func (r *running) stop(how syscall.Signal) error {
 	if how == syscall.SIGKILL {
 		return r.process.Kill()

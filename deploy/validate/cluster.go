@@ -42,10 +42,12 @@ type pod struct {
 	claims     []string
 }
 
+// newCluster returns an empty cluster. Every namespace has an account "default".
 func newCluster() *cluster {
 	return &cluster{configMaps: map[string][]string{}, secrets: map[string][]string{}, accounts: map[string]bool{"default": true}}
 }
 
+// add records an object that others may refer to, or that refers to others.
 func (c *cluster) add(name string, obj runtime.Object) {
 	switch o := obj.(type) {
 	case *corev1.ConfigMap:
@@ -75,6 +77,7 @@ func (c *cluster) add(name string, obj runtime.Object) {
 	}
 }
 
+// check returns the faults of all objects together.
 func (c *cluster) check() []string {
 	var faults []string
 	for _, p := range c.pods {
@@ -112,6 +115,7 @@ func (c *cluster) check() []string {
 	return faults
 }
 
+// checkService reports a service that selects no pod, or a port that its pods do not declare.
 func (c *cluster) checkService(s *corev1.Service, add func(string, ...any)) {
 	pods := c.selected(&metav1.LabelSelector{MatchLabels: s.Spec.Selector})
 	if len(pods) == 0 {
@@ -126,10 +130,12 @@ func (c *cluster) checkService(s *corev1.Service, add func(string, ...any)) {
 	}
 }
 
+// declares reports whether a container declares a port, by name or by number.
 func declares(c corev1.Container, port intstr.IntOrString) bool {
 	return slices.ContainsFunc(c.Ports, func(d corev1.ContainerPort) bool { return d.Name == port.String() || d.ContainerPort == port.IntVal })
 }
 
+// selected returns the pods that a selector matches.
 func (c *cluster) selected(s *metav1.LabelSelector) []pod {
 	var found []pod
 	for _, p := range c.pods {
@@ -140,6 +146,7 @@ func (c *cluster) selected(s *metav1.LabelSelector) []pod {
 	return found
 }
 
+// matches reports whether a selector matches labels.
 func matches(s *metav1.LabelSelector, l map[string]string) bool {
 	selector, err := metav1.LabelSelectorAsSelector(s)
 	return err == nil && selector.Matches(labels.Set(l))
@@ -178,6 +185,8 @@ func (c *cluster) checkReferences(p pod, add func(string, ...any)) {
 	}
 }
 
+// keys returns the file names in a volume made of a ConfigMap or Secret, and reports what is
+// missing.
 func (c *cluster) keys(have map[string][]string, kind, name string, items []corev1.KeyToPath, add func(string, ...any)) []string {
 	keys, ok := have[name]
 	if !ok {

@@ -68,6 +68,8 @@ func checkCompose(path string) (int, []string, error) {
 	return len(project.Services), faults, nil
 }
 
+// checkService applies the rules to one service. It records in used which secrets and volumes are
+// used.
 func checkService(project *types.Project, s types.ServiceConfig, used map[string]bool, add func(string, ...any)) {
 	for _, secret := range s.Secrets {
 		used[secret.Source] = true
@@ -152,11 +154,13 @@ func checkScript(s types.ServiceConfig, path string, add func(string, ...any)) {
 	add("%s is not mounted, or not there", path)
 }
 
+// pinned reports whether an image has a tag other than latest.
 func pinned(image string) bool {
 	_, tag, ok := strings.Cut(image[strings.LastIndex(image, "/")+1:], ":")
 	return ok && tag != "latest"
 }
 
+// missing reports whether a mounted path does not exist.
 func missing(path string) bool {
 	_, err := os.Stat(path)
 	return err != nil && os.IsNotExist(err) || path == "" || !fs.ValidPath(strings.TrimPrefix(filepath.ToSlash(path), "/"))

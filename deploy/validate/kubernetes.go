@@ -160,6 +160,7 @@ func checkPod(spec corev1.PodSpec, once bool, add func(string, ...any)) {
 	}
 }
 
+// checkContainer applies the rules to one container of a pod.
 func checkContainer(c corev1.Container, pod *corev1.PodSecurityContext, add func(string, ...any)) {
 	if !pinned(c.Image) {
 		add("its image %q names no version", c.Image)

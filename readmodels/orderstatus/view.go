@@ -184,6 +184,8 @@ func (v *View) Positions(ctx context.Context, topic string) (map[int32]streams.A
 			positions[int32(partition)], err = streams.ParseApplied(value)
 		}
 		if err != nil {
+			// Delete all positions, not only the damaged one: the view must be read from the
+			// beginning of every partition.
 			switch forgotten := v.docs.ForgetPositions(ctx); {
 			case forgotten == nil:
 				v.Faults().Report(v.log, Name, "positions", fmt.Sprintf("position %q of %q: %v", value, field, err))

@@ -72,9 +72,11 @@ func analyse(text string) []word {
 		flush()
 		w := word{plain: bounded(token)}
 		if len(all) > 0 {
+			// A single joining character, without spaces around it.
 			w.hyphenated = len(separator) == 1 && strings.Contains("-/&+'", separator)
 			w.adjacent = strings.TrimSpace(separator) == "" && separator != ""
 		}
+		// The English possessive is not part of a word.
 		w.plain = strings.TrimSuffix(w.plain, "'s")
 		if !stopWords()[w.plain] {
 			w.stem = stem(w.plain)

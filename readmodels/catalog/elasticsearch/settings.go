@@ -41,6 +41,7 @@ func (x *Index) Settings(ctx context.Context) ([]settings.Fault, error) {
 			})
 		}
 		again := "delete the index; the log fills a new one"
+		// Compare field by field, so that the fault names the field.
 		wanted, there, err := fieldsOf(mappingOf(x.alias)["mappings"], answer.Mappings)
 		if err != nil {
 			return faults, err
