@@ -184,6 +184,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted b
 	if t.Topic == "" {
 		t.Topic = progress.TopicOf(have.Properties())
 	}
+	// With offsets, only tables of the named topics are taken back.
 	bound, named := at.Offsets[t.Topic]
 	if !wanted || at.Time.IsZero() && !named {
 		return stateFrom(t, have)
@@ -199,6 +200,7 @@ func (l *Lake) stateAsOf(ctx context.Context, t declare.Table, at AsOf, wanted b
 		}
 		return pinned(ctx, t, have, &s)
 	}
+	// The history is complete, so the table was still empty at that moment.
 	if complete {
 		return pinned(ctx, t, have, nil)
 	}
@@ -369,6 +371,8 @@ func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
 			fields[key] = b
 		}
 	}
+	// Remove what changes without the snapshot, so that the file's content and name only depend on
+	// the state.
 	for _, key := range []string{"properties", "statistics", "partition-statistics", "snapshot-log", "metadata-log", "refs", "current-snapshot-id"} {
 		delete(fields, key)
 	}
@@ -379,6 +383,7 @@ func metadataAt(meta table.Metadata, at *moment) ([]byte, error) {
 		set("current-snapshot-id", at.SnapshotID)
 		set("refs", map[string]any{table.MainBranch: map[string]any{"snapshot-id": at.SnapshotID, "type": "branch"}})
 		set("last-updated-ms", at.TimestampMs)
+		// The snapshot is read with the schema that was current when it was committed.
 		if at.SchemaID != nil {
 			set("current-schema-id", *at.SchemaID)
 		}

@@ -46,6 +46,7 @@ func (l *Lake) digest(ctx context.Context, t declare.Table) (*digest.Digest, err
 // each returns. If a file is missing, the whole table is checked.
 func (l *Lake) Scan(ctx context.Context, name table.Identifier, each func(arrow.RecordBatch) error) error {
 	err := l.scanAll(ctx, name, each)
+	// A failed read may be due to missing files: check for them, to report all.
 	if fault := faults.Of(declare.DisplayName(name), err); fault != nil {
 		return l.checkAfter(ctx, name, fault)
 	}

@@ -155,6 +155,7 @@ func (l *Lake) fits(name table.Identifier, before, after table.Metadata) error {
 	if err != nil {
 		return err
 	}
+	// If landers cannot write the table now, columns in the way may be removed.
 	blocked := datafile.Landable(ctx, before) != nil
 	mayGo := func(f iceberg.NestedField) bool {
 		return blocked && keys[f.ID] == "" && !f.Required || !storable(f)

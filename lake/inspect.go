@@ -97,6 +97,7 @@ func (l *Lake) Summarize(ctx context.Context, name Name) (Summary, error) {
 		s.RowsInFiles, s.DataFiles, s.DeleteFiles = total("total-records"), total("total-data-files"), total("total-delete-files")
 		s.DataBytes, _ = strconv.ParseInt(head.Summary.Properties["total-files-size"], 10, 64)
 	}
+	// Landers of keyed tables count rows, because files include deleted ones.
 	s.Rows = s.RowsInFiles
 	if counted, err := progress.ReadRows(t.Properties()); err != nil {
 		return Summary{}, fmt.Errorf("table %s: %w", s.Name, err)
@@ -267,6 +268,8 @@ func (l *Lake) Keep(ctx context.Context, t declare.Table, c maintenance.Config, 
 	}
 	var checked time.Time
 	return maintenance.Keep(ctx, load, c, func(r maintenance.Report, err error) {
+		// Check files after a failure, which may be due to a missing one, and otherwise at
+		// intervals.
 		if turn() && (err != nil || time.Since(checked) >= checkEvery) {
 			checked = time.Now()
 			err = errors.Join(err, l.Check(ctx, t.Identifier()))

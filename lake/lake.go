@@ -136,6 +136,7 @@ func (l *Lake) openServer(ctx context.Context, c Config) error {
 	if l.db, err = postgres.Open(c.Catalog, c.CatalogPassword, "millrace-lake"); err != nil {
 		return fmt.Errorf("the lake's catalog: %w", err)
 	}
+	// Fail fast if the server cannot be reached or refuses the credentials.
 	if err := l.db.PingContext(ctx); err != nil {
 		return fmt.Errorf("connect to the lake's catalog: %w", err)
 	}
@@ -181,6 +182,8 @@ func (l *Lake) open(ctx context.Context, dialect sqlcatalog.SupportedDialect, re
 	if err != nil {
 		return fmt.Errorf("open the lake's catalog: %w", err)
 	}
+	// Tables are loaded through l.catalog, which gives them access to their files. l.rows is served
+	// by REST.
 	l.catalog, l.rows, l.dialect = l.warehouse.reach(cat), cat, dialect
 	return l.prepare(ctx, readOnly)
 }
@@ -258,6 +261,7 @@ func (l *Lake) Look(ctx context.Context) ([]TableState, []*faults.TableError, er
 	if err != nil {
 		return nil, nil, err
 	}
+	// A table has one fault at most in the result: the first one found.
 	broken = addFaults(broken, l.Stopped()...)
 	written, err := l.faultsOf(ctx, l.tables)
 	if err != nil {
@@ -389,6 +393,8 @@ func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, erro
 		if t.Topic != topic {
 			continue
 		}
+		// Landing of the table has stopped, here or in another process, so its offsets would never
+		// advance.
 		if fault := cmp.Or(l.stopped.of(t.DisplayName()), written[t.DisplayName()]); fault != nil {
 			broken = fault
 			continue
@@ -406,6 +412,7 @@ func (l *Lake) Applied(ctx context.Context, topic string) (map[int32]int64, erro
 			continue
 		}
 		for partition, next := range applied {
+			// The minimum over all tables of the topic.
 			if other, ok := s.Offsets[partition]; ok {
 				applied[partition] = min(next, other)
 			} else {

@@ -32,6 +32,8 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 	t := declare.Table{Namespace: declare.NamespaceOf(name), Name: name[len(name)-1]}
 	err := maintenance.CheckFiles(ctx, l.loader(name))
 	if err == nil {
+		// Clear the record only if there was one, so that regular checks do not write to the
+		// catalog.
 		had := l.lost.clear(t.DisplayName())
 		if had || len(l.writtenOf(ctx, t, propLost, lostHolds)) > 0 {
 			l.log.Info("all files of the table are there again", "table", t.DisplayName())

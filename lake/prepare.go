@@ -23,6 +23,7 @@ import (
 func (l *Lake) prepare(ctx context.Context, readOnly bool) error {
 	for _, t := range l.tables {
 		if readOnly {
+			// Read-only: tables must exist, but a fault of one is no reason to fail.
 			if _, err := l.loadOwn(ctx, t); err != nil && (errors.Is(err, ErrNoLake) || faults.Of(t.DisplayName(), err) == nil) {
 				return err
 			}
@@ -57,6 +58,7 @@ func (l *Lake) prepareOne(ctx context.Context, t declare.Table) error {
 	if err == nil {
 		err = l.Evolve(ctx, t)
 	}
+	// A fault stops only this table. Other errors, such as an unreachable catalog, fail the start.
 	fault := faults.Of(t.DisplayName(), err)
 	if err != nil && fault == nil {
 		return err
@@ -250,6 +252,7 @@ func (l *Lake) tryEvolve(ctx context.Context, t declare.Table) (done bool, err e
 	if len(step.Changes) == 0 {
 		return true, nil
 	}
+	// The table must not be dropped and created again in between.
 	reqs = append(reqs, table.AssertTableUUID(meta.TableUUID()))
 	updates = append(updates, table.NewSetPropertiesUpdate(describe(t, step)))
 	if _, _, err := l.catalog.CommitTable(ctx, t.Identifier(), reqs, updates); err != nil {

@@ -42,6 +42,7 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	if err != nil {
 		return nil, err
 	}
+	// If one folder contained the other, rewritten locations could not be told from old ones.
 	if location.Inside(from, l.warehouse.url) || location.Inside(l.warehouse.url, from) || from == l.warehouse.url {
 		return nil, fmt.Errorf("the tables are to move from %s, and the warehouse is %s: name the folder that they were in before, neither within the other", from, l.warehouse.url)
 	}
@@ -76,6 +77,7 @@ func (l *Lake) Relocate(ctx context.Context, from string) ([]Relocated, error) {
 	if len(moves) == 0 {
 		return nil, fmt.Errorf("no table of the catalog lies at %s", from)
 	}
+	// One transaction: all tables move, or none does.
 	if err := swapper.Swap(ctx, moves, nil); err != nil {
 		return nil, fmt.Errorf("bring the catalog to the new locations (stop the landers, and run this again): %w", err)
 	}

@@ -84,6 +84,7 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, e
 			continue
 		}
 		f, s := &r.fields[i], &slots[i]
+		// Another wire type, such as unpacked numbers, would not be restored.
 		if want := f.wire(); typ != want {
 			return nil, false, fmt.Errorf("%s.%s: wire type %d, want %d", r.name, f.name, typ, want)
 		}
@@ -430,6 +431,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 	var number [16]byte
 	binary.BigEndian.PutUint64(number[:8], hi)
 	binary.BigEndian.PutUint64(number[8:], lo)
+	// Drop leading bytes that only repeat the sign.
 	shortest := number[:]
 	for len(shortest) > 1 && (shortest[0] == 0 && shortest[1] < 0x80 || shortest[0] == 0xff && shortest[1] >= 0x80) {
 		shortest = shortest[1:]

@@ -198,6 +198,7 @@ func (c *compiler) element(n *avro.SchemaNode, declared string) (element, error)
 		return element{kind: enumKind, symbols: numbers}, err
 	case n.Type == "long" && n.LogicalType == "timestamp-micros":
 		return element{kind: timeKind}, nil
+	// References to types that were defined earlier in the schema.
 	case c.records[c.resolve(n.Type)] != nil:
 		return element{kind: messageKind, record: c.records[c.resolve(n.Type)]}, nil
 	case c.enums[c.resolve(n.Type)] != nil:
@@ -297,6 +298,7 @@ func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, err
 	if f.element, err = c.element(of, declared); err != nil {
 		return f, err
 	}
+	// Our contracts use proto3, whose repeated scalars are packed.
 	f.packed = f.presence == repeated && f.kind.wire() != protowire.BytesType
 	switch {
 	case f.presence == implicit && (f.kind.isMessage() || f.oneof != 0):

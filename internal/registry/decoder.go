@@ -145,6 +145,7 @@ func (d *Decoder) decode(ctx context.Context, topic string, value []byte) ([]byt
 		message, err = s.plan.Decode(make([]byte, 0, len(rest)+len(rest)/2), rest)
 	} else {
 		var path []int
+		// Protobuf needs no conversion. Only the name of the message is checked.
 		if path, message, err = cutPath(rest); err == nil {
 			if of = s.first; path != nil {
 				of, err = messageAt(s.file, path)

@@ -93,6 +93,7 @@ func (e *Encoder) Start(ctx context.Context) error {
 	if e == nil || e.frame.Load() != nil {
 		return nil
 	}
+	// Several partitions may start at once: only one of them registers the schema.
 	e.starting.Lock()
 	defer e.starting.Unlock()
 	if e.frame.Load() != nil {
@@ -165,6 +166,7 @@ func (e *Encoder) Encode(ctx context.Context, message []byte) (value []byte, con
 		}
 		frame = e.frame.Load()
 	}
+	// Avro is usually a little longer than the message.
 	value = append(make([]byte, 0, len(*frame)+len(message)+len(message)/4), *frame...)
 	if e.plan == nil {
 		return append(value, message...), contentProtobuf, nil

@@ -69,6 +69,7 @@ func (c *Client) follow(ctx context.Context, into *Schema, refer []sr.SchemaRefe
 		if seen[r.Name] {
 			continue
 		}
+		// Schemas come from others: bound the work.
 		if seen[r.Name] = true; len(seen) > maxReferences {
 			return fmt.Errorf("it refers to more than %d others", maxReferences)
 		}

@@ -75,6 +75,7 @@ func appendPath(dst []byte, path []int) []byte {
 
 // cutPath reads an index path. The most common path, [0], is returned as nil.
 func cutPath(value []byte) (path []int, rest []byte, err error) {
+	// The path uses Avro's zigzag varints.
 	s := avro.Reader{Rest: value}
 	steps := s.Long()
 	if steps == 0 {

@@ -194,6 +194,7 @@ func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Fi
 	full := fullName(n)
 	outer := c.within
 	c.inside[full] = true
+	// Names without a namespace refer to that of the enclosing record.
 	c.within = full[:max(0, strings.LastIndexByte(full, '.'))]
 	defer func() {
 		delete(c.inside, full)
@@ -269,6 +270,7 @@ func (c *compiler) value(n *avro.SchemaNode, path string) (*node, columnar.Field
 	case "union":
 		return c.union(n, path)
 	case "record", "error":
+		// A recursive record would have infinitely many columns.
 		if c.inside[fullName(n)] {
 			return c.opaque(n, path)
 		}
@@ -365,6 +367,7 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 			nullAt = i
 		}
 	}
+	// The usual way of making a field optional.
 	if nullAt >= 0 && len(n.Branches) == 2 {
 		inner, column, err := c.value(&n.Branches[1-nullAt], path)
 		if err != nil {

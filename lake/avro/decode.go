@@ -55,6 +55,7 @@ func (d *Decoder) Append(value []byte) error {
 	s := source{Reader: avro.Reader{Rest: value}}
 	d.root.fields(&s)
 	err := s.Err
+	// Trailing bytes mean that the value was written with another schema.
 	if err == nil && len(s.Rest) > 0 {
 		err = fmt.Errorf("%d bytes follow its end", len(s.Rest))
 	}
@@ -200,6 +201,7 @@ const maxFree = 100_000
 
 // items reads an array or a map. It calls read for each item.
 func (s *source) items(read func()) {
+	// An array is a sequence of blocks, ended by an empty one.
 	for n := s.Block(); n > 0; n = s.Block() {
 		for ; n > 0 && s.Err == nil; n-- {
 			before := len(s.Rest)
@@ -453,6 +455,7 @@ func (t *target) decimal(s *source) {
 	if len(b) > 0 && b[0] >= 0x80 { // two's complement
 		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(len(b))*8))
 	}
+	// 32 bytes hold any supported decimal; longer ones must not be computed.
 	if len(b) > 32 || new(big.Int).Abs(v).Cmp(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(t.digits)), nil)) >= 0 {
 		s.Fail(fmt.Errorf("a number of more than %d digits", t.digits))
 		return

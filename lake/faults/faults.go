@@ -138,6 +138,7 @@ func OfRows(err error) error {
 	if err == nil || Passes(err) || Unreadable(err) {
 		return err
 	}
+	// What is neither temporary nor a fault of the table must come from the rows.
 	return &RowsError{err}
 }
 

@@ -101,6 +101,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 		}
 		return protodesc.NewFiles(&set)
 	}
+	// Files that are linked in, such as google/protobuf and google/type, need not be present.
 	known := protocompile.ResolverFunc(func(path string) (protocompile.SearchResult, error) {
 		f, err := protoregistry.GlobalFiles.FindFileByPath(path)
 		return protocompile.SearchResult{Desc: f}, err
@@ -137,6 +138,8 @@ var errNoValue = errors.New("the record has no value: it takes its key away from
 func Proto(name lake.Name, topic string, md protoreflect.MessageDescriptor, options ...Option) (declare.Table, error) {
 	with := layoutOf(options)
 	t := declared(name, topic, fmt.Sprintf("Every %s on the topic %s.", md.FullName(), topic))
+	// The message is fixed at start, so an incompatible one fails here rather than record by
+	// record.
 	plan, err := wire.Compile(md, wire.Options{Unknown: wire.UnknownColumn, Reserved: with.reserved()})
 	if err != nil {
 		return declare.Table{}, err
@@ -165,6 +168,7 @@ func (p *protoRows) Append(_ context.Context, r declare.Record) (declare.Appende
 		return declare.Appended{}, errNoValue
 	}
 	value := r.Value
+	// A frame begins with a zero byte, which no Protobuf message does.
 	if registry.IsFramed(value) {
 		var err error
 		if value, err = registry.CutProtobufFrame(value); err != nil {

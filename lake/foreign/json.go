@@ -77,6 +77,7 @@ func (j *jsonRows) Grow(_ context.Context, have []columnar.Field, records iter.S
 			objects = append(objects, object)
 		}
 	}
+	// All records of the fetch are considered, so the table grows once instead of per record.
 	want, _ := j.options.Grow(have, objects...)
 	return want, nil
 }

@@ -109,6 +109,7 @@ func (p place) append(r declare.Record) declare.Appended {
 	} else {
 		p.key.Append(r.Key)
 	}
+	// -1 means that the record has no timestamp, although it would be a valid time.
 	if at, ok := timeunit.OfMillis(r.Millis); ok && r.Millis != noTimestamp {
 		p.timestamp.Append(at)
 		p.rawTime.AppendNull()
@@ -147,6 +148,7 @@ func headersIn(col columnar.Column) *headers {
 func (h *headers) append(all []event.Header) {
 	for i, header := range all {
 		name := utf8Name(header.Key)
+		// A later header of the same name follows.
 		if slices.ContainsFunc(all[i+1:], func(later event.Header) bool { return utf8Name(later.Key) == name }) {
 			continue
 		}

@@ -39,6 +39,7 @@ func Registered(
 	if of.Name == "" {
 		of.Name = registry.Subject(topic)
 	}
+	// The newest schema determines the initial columns and, for Protobuf, the message.
 	latest, err := client.Latest(ctx, of.Name)
 	if err != nil {
 		return declare.Table{}, err
@@ -52,6 +53,8 @@ func Registered(
 	first := all.read(ctx, latest)
 	t := declared(name, topic, fmt.Sprintf("Every value on the topic %s, by the schemas of the subject %s.", topic, of.Name))
 	t.Columns, t.Grows = slices.Concat(first.fields, with.columns()), true
+	// The table cannot be created now, but an existing one can be landed: its values may have other
+	// schemas.
 	if first.bad != nil {
 		t.Columns, t.Unready = with.columns(), fmt.Errorf("subject %s: %w", of.Name, first.bad)
 	}
@@ -101,6 +104,8 @@ type schema struct {
 // schema returns the schema with an id, from memory or the registry.
 func (s *schemas) schema(ctx context.Context, id int) (*schema, error) {
 	s.mu.Lock()
+	// The lock is not held while the registry is asked, so two landers may fetch the same schema.
+	// read keeps the first.
 	have := s.known[id]
 	s.mu.Unlock()
 	if have != nil {
@@ -238,6 +243,7 @@ func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.
 	if err != nil {
 		return declare.Appended{}, err
 	}
+	// Schemas are bound once per set of columns: a grown table gets a new Rows.
 	b := x.bound[id]
 	if b == nil {
 		if b, err = x.bind(of); err != nil {
@@ -290,6 +296,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 	case err != nil:
 		x.all.refuse(of, err)
 		return nil, x.all.reason(of)
+	// The union differs from the existing columns, so the schema needs more of them.
 	case !reflect.DeepEqual(need, mine):
 		return nil, fmt.Errorf("schema %d: %w", of.id, declare.ErrGrow)
 	case of.avro != nil:

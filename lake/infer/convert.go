@@ -152,6 +152,7 @@ func decimalOf(v *value, precision, scale int) (d decimal128.Num, ok bool) {
 		return d, true
 	}
 	const far = 1000 // larger exponents never fit, and sums of them might overflow
+	// Number of zeros to append to get the unscaled value. Negative: too many decimal places.
 	zeros := exponent - len(digits) + scale
 	if exponent < -far || exponent > far || zeros < 0 || len(digits)+zeros > precision {
 		return d, false

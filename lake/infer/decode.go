@@ -48,6 +48,8 @@ func (d *Decoder) Append(o *Object) error {
 		d.extra.AppendNull()
 		return d.columns.Err()
 	}
+	// Something has no column. Only ask for columns if the limits allow new ones: the rest belongs
+	// in extra.
 	if _, grows := d.o.Grow(d.fields, o); grows {
 		return ErrGrow
 	}
@@ -135,6 +137,7 @@ func (g *group) append(v *value) (left []byte) {
 	g.turn++
 	for i := range v.children {
 		m := &v.children[i]
+		// A null is the same as an absent member.
 		if m.kind == null && !m.unnamed {
 			continue
 		}
@@ -193,6 +196,7 @@ func (to *member) append(v *value, turn uint64) (left []byte, placed bool) {
 			return left, true
 		}
 	}
+	// The double column takes fractions, and the JSON column everything else.
 	if to.doubles != nil && v.kind == number && exact(v.raw) {
 		to.doubles.append(v)
 		to.doubles.filled = turn
@@ -241,6 +245,7 @@ func (t *target) appendList(col *columnar.Lists, v *value) (left []byte, ok bool
 	for i := range v.children {
 		rest, ok := t.element.append(&v.children[i])
 		if !ok {
+			// Undo the elements appended so far: the whole array goes elsewhere.
 			t.element.column.Truncate(begin)
 			return nil, false
 		}

@@ -168,6 +168,7 @@ func field(fields []columnar.Field, members []value, i int) string {
 
 // member returns the fields of the enclosing struct after adding a member to field name.
 func (g *grower) member(fields []columnar.Field, name string, m *value, depth int) []columnar.Field {
+	// Restored if the value does not fit after all, so that its columns are not counted.
 	before := *g
 	primary, doubles, json := find(fields, name)
 	switch {
@@ -176,6 +177,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	case primary < 0:
 		t := g.typeOf(m, depth)
 		key := ""
+		// An array of mixed types becomes a JSON column from the start.
 		if t == (mixed{}) {
 			*g, key, t = before, jsonKey+name, text
 		}

@@ -105,6 +105,7 @@ func (p *parser) value() value {
 		}
 		v.kind = number
 		digits := string(p.take(end))
+		// -0 is not an integer here, because its sign would be lost.
 		if _, err := strconv.ParseInt(digits, 10, 64); err == nil && digits != "-0" {
 			v.kind = integer
 		}
@@ -143,6 +144,7 @@ func (p *parser) children(named bool) (all []value) {
 			if names == nil {
 				names = map[string]bool{}
 			}
+			// Keep parsing, but remember the first error.
 			if names[string(name)] && p.err == nil {
 				p.err = fmt.Errorf("the value is JSON in which %s stands twice in one object", strconv.Quote(string(name)))
 			}

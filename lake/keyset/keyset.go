@@ -53,6 +53,7 @@ func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
 
 // Add adds a key.
 func (f *Filter) Add(key string) {
+	// Do not count a key twice, since keys determines when the filter is full.
 	if f.May(key) {
 		return
 	}
@@ -75,6 +76,7 @@ func (f *Filter) Knows(partition int32, upTo int64) bool {
 		return false
 	}
 	at, ok := f.upTo[partition]
+	// A partition from which nothing has landed needs no keys.
 	return ok && at == upTo || !ok && upTo == 0
 }
 

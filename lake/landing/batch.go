@@ -92,6 +92,7 @@ func (b *batch) wait(c Config) time.Duration {
 	due := b.first.Add(c.CommitInterval)
 	// Transaction markers and events without rows only move offsets, which is not urgent.
 	if b.rows {
+		// Commit early when the topic falls silent, but keep half an interval between commits.
 		soon := b.last.Add(min(silence, c.CommitInterval/2))
 		if earliest := b.after.Add(c.CommitInterval / 2); soon.Before(earliest) {
 			soon = earliest

@@ -57,16 +57,19 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 	var since time.Time // when unclassified errors began
 	waits := backoff.Server.Start()
 	for failures := 0; ; failures++ {
+		// len(bases) > 0: an earlier attempt reached the catalog and may have landed.
 		base, err := l.try(ctx, b, w, files, len(bases) > 0)
 		if err == nil {
 			return nil
 		}
+		// Further attempts are pointless: the batch is outdated, or an error is permanent.
 		if errors.Is(err, errFenced) || faults.IsOfRows(err) || faults.Of(l.table.DisplayName(), err) != nil {
 			return errors.Join(err, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		if base != unknownBase {
 			bases = append(bases, base)
 		}
+		// Temporary errors never stop the table. Unclassified ones do after a while.
 		if faults.Passes(err) {
 			since = time.Time{}
 		} else if since.IsZero() {
@@ -76,6 +79,7 @@ func (l *lander) land(ctx context.Context, b *batch, w *datafile.Writer) error {
 			return errors.Join(fault, l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
 		l.log.Warn("a commit failed or its answer was lost", "commit", b.id, "error", err)
+		// Give up in time: old uncommitted files look like orphans to maintenance.
 		if time.Since(written) > uncommittedAge || !waits.Wait(ctx) {
 			return errors.Join(err, ctx.Err(), l.discardUnlanded(ctx, w, slices.Concat(files, b.deletes), b.id, bases))
 		}
@@ -124,6 +128,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 		base = head.SnapshotID
 	}
 
+	// The commit is based on t and asserts its head.
 	tx := t.NewTransaction()
 	if failpoint.On("lake.nofence") {
 		l.log.Warn("the fence is off")
@@ -140,6 +145,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	props := reaches.Properties(l.table.Topic)
 	props[progress.KeyTopic] = l.table.Topic
 	if len(files) > 0 {
+		// The summary has the offsets of all partitions, not only those of this batch.
 		whole := progress.State{Next: maps.Clone(at.Next), Commit: b.id}
 		maps.Copy(whole.Next, b.progress.Next)
 		summary := whole.Summary()
@@ -154,6 +160,7 @@ func (l *lander) try(ctx context.Context, b *batch, w *datafile.Writer, files []
 	if err := tx.SetProperties(props); err != nil {
 		return unknownBase, fmt.Errorf("stage commit: %w", err)
 	}
+	// Dead letters must be durable before the offsets move past them.
 	if err := l.parkUnwritable(ctx, b.unwritable); err != nil {
 		return unknownBase, err
 	}

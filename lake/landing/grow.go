@@ -40,6 +40,7 @@ func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetc
 		return old, to, err
 	}
 	t := l.table.Growing(func(have []columnar.Field) ([]columnar.Field, error) { return grower.Grow(ctx, have, l.records(f)) })
+	// The columns are added in a commit of their own, before any row that needs them.
 	if err := l.lake.Evolve(ctx, t); err != nil {
 		return old, to, err
 	}
@@ -50,6 +51,7 @@ func (l *lander) grow(ctx context.Context, old *datafile.Writer, to sink, f fetc
 	if err != nil {
 		return old, to, err
 	}
+	// The new writer has the new columns. The old one has no rows left: they were landed.
 	w, to, err := l.writer(ctx, have)
 	if err != nil {
 		return old, to, err

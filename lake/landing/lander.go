@@ -94,6 +94,8 @@ func (l *lander) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it was told to stop
 		}
+		// Faults of rows are handled by sifting in the next session. A missing file or topic must
+		// be confirmed.
 		seems := faults.Unreadable(err) || errors.Is(err, fetch.ErrNoTopic)
 		if fault := faults.Of(l.table.DisplayName(), err); fault != nil && !faults.IsOfRows(err) && (!seems || failures+1 >= lostLooks) {
 			return fault
@@ -177,6 +179,8 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	if l.table.OfEvents() {
 		s.at.seen = map[int32]event.Sequence{}
 	}
+	// Check that the table can be written before joining the group, so that an unwritable one does
+	// not cause rebalances.
 	if s.writer, s.to, err = l.writer(ctx, have); err != nil {
 		return false, err
 	}
@@ -206,6 +210,7 @@ func (l *lander) session(ctx context.Context) (landed bool, err error) {
 	s.reader, s.batch = reader, newBatch(s.at, time.Time{})
 	err = s.run(ctx)
 	l.tellParked(true)
+	// Remember up to where the failed batch reached. The next session sifts these offsets.
 	if faults.IsOfRows(err) {
 		maps.Copy(l.sifts, s.batch.progress.Next)
 	}
@@ -222,6 +227,7 @@ func (s *session) run(ctx context.Context) error {
 			s.reader.Yield()
 			s.noteFirst(&hasFirst, slices.Contains(s.reader.Assigned(), 0))
 		}
+		// Poll blocks at most until the batch is due.
 		fetched, err := s.reader.Poll(ctx, s.batch.wait(s.config))
 		if err != nil {
 			return err
@@ -240,6 +246,8 @@ func (s *session) run(ctx context.Context) error {
 				waits = errors.Join(waits, held.err)
 			}
 		}
+		// Continue to collect unless the batch is due, another member wants partitions, or a
+		// partition has to wait.
 		if waits == nil && (!s.batch.moved() || s.batch.wait(s.config) > 0 && !s.reader.Wanted()) {
 			if len(fetched) == 0 && !s.batch.moved() && len(s.reader.Assigned()) > 0 {
 				s.works(ctx)
@@ -247,6 +255,7 @@ func (s *session) run(ctx context.Context) error {
 			}
 			continue
 		}
+		// Land what came before a waiting record. Then end the session, and retry after a pause.
 		if err := errors.Join(s.land(ctx), waits); err != nil {
 			return err
 		}
@@ -276,6 +285,7 @@ func (s *session) land(ctx context.Context) error {
 	if !b.moved() {
 		return nil
 	}
+	// Keyed tables: turn the collected records into rows.
 	if err := s.settle(ctx, b, s.to, s.writer); err != nil {
 		return err
 	}
@@ -286,6 +296,7 @@ func (s *session) land(ctx context.Context) error {
 	if s.to.upserts != nil {
 		s.to.upserts.Landed(b.progress.Next)
 	}
+	// Rows were written, so the table is not to blame for unwritable records.
 	if b.rows {
 		s.proven, s.alone = true, 0
 	}
@@ -408,6 +419,7 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 	if err != nil {
 		return nil, err
 	}
+	// A recreated topic has a new id. Its offsets mean other records.
 	if stands.TopicID != "" && topic.ID != "" && stands.TopicID != topic.ID {
 		return nil, &faults.PositionError{Table: l.table.Name, Topic: l.table.Topic,
 			// Check all partitions of the table, not only the assigned ones, so that a truncated
@@ -429,6 +441,8 @@ func (l *lander) position(ctx context.Context, topics *fetch.Reader, at *positio
 			l.log.Warn("the topic has lost its first records, the table begins after them",
 				"topic", l.table.Topic, "partition", partition, "first", log.Start)
 		}
+		// Only a table that has nothing of the partition may start after lost records. All others
+		// were checked above.
 		from[partition] = max(next, log.Start)
 	}
 	at.put(ours, topic.ID)
@@ -484,6 +498,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 				}
 				return &held{r.Offset, fmt.Errorf("record %d of %s/%d: %w", r.Offset, r.Topic, r.Partition, err)}, nil
 			}
+			// Pretend that the error does not identify the record, to test sifting.
 			if failpoint.On("lake.unnamed") {
 				b.move(f.Partition, f.Next)
 				return nil, &faults.RowsError{Err: err}

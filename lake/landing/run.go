@@ -74,6 +74,7 @@ type Parked struct {
 // retried at intervals while other tables land. If no table is left, Run returns a *TableError. It
 // may then be called again.
 func Run(ctx context.Context, l *lake.Lake, c Config) error {
+	// Without a place for dead letters, one bad record would block its partition forever.
 	if c.Park == nil {
 		return errors.New("lake: RunConfig.Park is missing")
 	}
@@ -109,6 +110,7 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 		}
 		return nil // or the error is temporary: the landers retry
 	}
+	// A table that Open could not prepare is tried once more before landing.
 	err := error(nil)
 	if fault := l.Fault(t); fault != nil { // by Open
 		err = again()
@@ -122,6 +124,7 @@ func landTable(ctx context.Context, l *lake.Lake, t declare.Table, c Config, fir
 			return err
 		}
 		l.Stop(ctx, t, fault)
+		// Nothing left to land: return instead of waiting, so that the caller notices.
 		if all := l.Stopped(); len(all) == len(l.Declared()) {
 			return joined(all)
 		}

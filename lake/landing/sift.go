@@ -46,6 +46,7 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	if held != nil {
 		next = held.at
 	}
+	// Before any record is blamed, make sure that the table accepts rows at all.
 	if len(s.unwritable) > 0 {
 		if err := s.takesSample(ctx); err != nil {
 			return nil, err
@@ -66,6 +67,7 @@ func (s *session) sift(ctx context.Context, f fetch.Batch) (*held, error) {
 	if err := s.land(ctx); err != nil {
 		return nil, err
 	}
+	// The failed batch has been worked through: land normally again.
 	if f.Next >= s.sifts[f.Partition] {
 		delete(s.sifts, f.Partition)
 	}
@@ -100,6 +102,7 @@ func (s *session) halve(ctx context.Context, f fetch.Batch) (*held, error) {
 	}
 	var of *faults.RowsError
 	errors.As(err, &of)
+	// A single record cannot be halved: it is unwritable.
 	first, rest, ok := f.Halves()
 	if !ok {
 		for record := range s.records(f) {

@@ -44,6 +44,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if err != nil {
 		return fmt.Errorf("table %s: %w", l.table.Name, err)
 	}
+	// Build the key filter from the table at the batch's first offsets.
 	if held.WantsKeys() {
 		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
 		// Find the previous rows: some by key, and with the key filter those of streams that seem
@@ -54,6 +55,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 		held.Keys(f)
 	}
 	missing = append(missing, held.Doubtful()...)
+	// Doubtful keys are probably new, but may be false positives of the filter or duplicates.
 	if err := lookUp(ctx, have, held, names, missing); err != nil {
 		return fmt.Errorf("look up rows of table %s: %w", l.table.Name, err)
 	}
@@ -62,6 +64,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	}
 	var replaced []string
 	err = held.Fold(func(key string, existed bool, row func(), from declare.Record) error {
+		// A replaced row is deleted by its key in the same commit.
 		if existed {
 			replaced = append(replaced, key)
 		} else {
@@ -75,6 +78,7 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if err != nil || len(replaced) == 0 {
 		return faults.OfRows(err)
 	}
+	// Without an unpartitioned spec, deletes would not cover all of a key's rows.
 	spec, err := datafile.Unpartitioned(have.Metadata())
 	if err != nil {
 		return &faults.UnwritableError{Table: l.table.DisplayName(), Err: err}

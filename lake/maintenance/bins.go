@@ -93,6 +93,7 @@ const (
 func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	equality := map[string]int64{} // number of keys by delete file
 	var rows int64                 // rows in files that the deletes apply to
+	// A delete file may apply to several tasks: count its keys once.
 	for _, task := range tasks {
 		for _, d := range task.EqualityDeleteFiles {
 			equality[d.FilePath()] = d.Count()
@@ -105,6 +106,8 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	for _, n := range equality {
 		deletes += n
 	}
+	// Decide for the partition as a whole: a delete file is only dead after every file that it
+	// applies to has been rewritten.
 	rid := len(equality) >= r.DeleteFiles || len(equality) > 0 && float64(deletes) >= r.DeleteShare*float64(rows)
 
 	var chosen, small []table.FileScanTask
@@ -119,6 +122,8 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	if len(chosen) > 0 {
 		return append(chosen, small...) // small files add little cost, and one commit serves all
 	}
+	// Leave out the largest small file while it outweighs the others: rewriting it would move its
+	// rows to a file that is not twice as large.
 	slices.SortFunc(small, func(a, b table.FileScanTask) int { return cmp.Compare(a.File.FileSizeBytes(), b.File.FileSizeBytes()) })
 	var total int64
 	for _, task := range small {
@@ -131,6 +136,7 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 		}
 		small, total = small[:len(small)-1], total-largest
 	}
+	// Worthwhile if there are many files, or if the result is a file that is not small.
 	if len(small) >= r.SmallFiles || len(small) >= 2 && total >= r.small() {
 		return small
 	}
@@ -152,6 +158,8 @@ func (r *run) pack(tasks []table.FileScanTask) []bin {
 	if len(tasks) == 0 {
 		return nil
 	}
+	// In commit order, so that rows of unsorted tables keep their order, and each bin covers a span
+	// of time.
 	slices.SortStableFunc(tasks, func(a, b table.FileScanTask) int {
 		return cmp.Or(cmp.Compare(sequence(a), sequence(b)), cmp.Compare(a.File.FilePath(), b.File.FilePath()))
 	})
@@ -159,6 +167,8 @@ func (r *run) pack(tasks []table.FileScanTask) []bin {
 	for _, task := range tasks {
 		total += task.File.FileSizeBytes()
 	}
+	// The number of bins follows from the maximum size, and the bytes are divided evenly among
+	// them.
 	most := binTargets * r.TargetBytes
 	count := (total + most - 1) / most
 	var bins []bin
@@ -198,6 +208,7 @@ func pieces(task table.FileScanTask) []table.FileScanTask {
 	if size <= pieceBytes || task.Start != 0 || task.Length != 0 && task.Length != size {
 		return []table.FileScanTask{task}
 	}
+	// Offsets come from other writers, too: without valid ones, read the file in one piece.
 	offsets := task.File.SplitOffsets()
 	for i, o := range offsets {
 		if o < 0 || o >= size || i > 0 && o <= offsets[i-1] {

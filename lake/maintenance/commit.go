@@ -88,6 +88,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	if err != nil {
 		return unknownBase, err
 	}
+	// An earlier attempt may have landed although its answer was lost.
 	if len(c.bases) > 0 && landed(t.Metadata(), c.id) {
 		return unknownBase, nil
 	}
@@ -96,6 +97,7 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 		base = head.SnapshotID
 	}
 	tx := t.NewTransaction()
+	// The catalog refuses the commit if the head has changed since t was loaded.
 	if err := tx.AssertRefSnapshotID(table.MainBranch); err != nil {
 		return unknownBase, err
 	}
@@ -129,6 +131,8 @@ func (c *commit) gone(ctx context.Context) bool {
 	if err != nil || landed(t.Metadata(), c.id) {
 		return false
 	}
+	// An attempt on a base can land only as its direct child. It never will once another snapshot
+	// has that place.
 	for _, base := range c.bases {
 		if !passed(t.Metadata(), base) {
 			return false

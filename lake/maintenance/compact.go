@@ -52,6 +52,7 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	if err != nil {
 		return did, err
 	}
+	// Format 3 gives each row an id, which a rewrite must preserve. This one does not.
 	if v := t.Metadata().Version(); v > 2 {
 		r.skip("compact", fmt.Sprintf("format version %d: its rows have identities that a rewrite here would lose", v))
 		return did, nil
@@ -82,6 +83,7 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 		r.progress(Progress{Table: r.table, Step: "compact", Done: read, Of: total})
 		first = end
 	}
+	// Deletes may also become idle without any file being rewritten here.
 	if err := r.dropIdle(ctx, t, &did); err != nil {
 		return did, fmt.Errorf("compact: %w", err)
 	}
@@ -117,6 +119,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 		}
 		return rep.stage(ctx, t, tx, summary)
 	}
+	// Files may only be removed if it is certain that the commit has not landed.
 	certain, err := c.land(ctx)
 	did.Retries += c.tries
 	if err != nil {
@@ -151,6 +154,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, error) {
 	ctx, cancel := context.WithCancel(ctx) // stops the readers
 	defer cancel()
+	// A sort order that is not supported is not an error: the rows keep their order.
 	order := t.SortOrder()
 	keys, err := sortKeys(order, t.Schema())
 	if err != nil {
@@ -208,6 +212,7 @@ func (b bin) check(written []iceberg.DataFile) error {
 	for _, f := range written {
 		after += f.Count()
 	}
+	// Rows may only disappear through deletes, and can never be added.
 	if after > before || after < before && !deletes {
 		return fmt.Errorf("of the %d rows that the table says its files have, %d were written; nothing is replaced", before, after)
 	}

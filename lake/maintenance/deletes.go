@@ -20,6 +20,8 @@ func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string
 	if err != nil {
 		return nil, fmt.Errorf("find which deletes hit anything: %w", err)
 	}
+	// The scan plan applies sequence numbers, partitions and bounds, so a delete file that no task
+	// refers to has no effect.
 	busy := map[string]bool{}
 	for _, task := range tasks {
 		if leftOut[task.File.FilePath()] {
@@ -78,6 +80,7 @@ func (r *run) dropIdle(ctx context.Context, before *table.Table, did *Compacted)
 		for _, f := range idle {
 			rewrite.DeleteFile(f)
 		}
+		// Stages the removal; the transaction is committed by land.
 		if err := rewrite.Commit(ctx); err != nil {
 			return fmt.Errorf("stage: %w", err)
 		}

@@ -55,6 +55,7 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 				return err
 			}
 			release = done
+			// Expiry goes by age, so a held snapshot also retains all younger ones.
 			age = max(age, ageOfHeld(t.Metadata(), held))
 			gone = r.expirable(t.Metadata(), age)
 		}

@@ -25,6 +25,7 @@ type keyField struct {
 // sortKeys locates the fields of a sort order. It fails if sorting by one of them is not supported.
 func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error) {
 	var keys []keyField
+	// All fields must be supported: a partly sorted file must not claim the table's order.
 	for _, f := range order.Fields() {
 		if len(f.SourceIDs) != 1 {
 			return nil, fmt.Errorf("sort order %d: %v has several sources", order.OrderID(), f)
@@ -33,6 +34,7 @@ func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error)
 		if !ok {
 			return nil, fmt.Errorf("sort order %d: column %d is not in the schema, or within a list or a map", order.OrderID(), f.SourceID())
 		}
+		// Structs, lists and maps have no order in Iceberg.
 		if _, ok := typ.(iceberg.PrimitiveType); !ok {
 			return nil, fmt.Errorf("sort order %d: column %d is %s", order.OrderID(), f.SourceID(), typ)
 		}
@@ -127,6 +129,7 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 		null = 2
 	}
 	return func(dst []byte, row int) ([]byte, error) {
+		// A null parent makes the value null, whatever the child column contains.
 		for _, a := range above {
 			if a.IsNull(row) {
 				return append(dst, null), nil
@@ -146,6 +149,8 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 			dst[begin-1] = null
 			return dst[:begin], nil
 		}
+		// Inverting all bytes reverses the order. The null byte is not inverted, because the null
+		// order is independent of the direction.
 		if f.descending {
 			for i := begin; i < len(dst); i++ {
 				dst[i] = ^dst[i]

@@ -139,10 +139,14 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 	place := func(ctx context.Context) (func(context.Context) error, error) {
 		return placeLease(ctx, t, lease{hold, snapshot, time.Now().Add(holdFor)})
 	}
+	// Place the lease first and look for claims afterwards: a claim that is not seen here will see
+	// the lease.
 	remove, err := place(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %d: %w", snapshot, err)
 	}
+	// Expiry may have removed the snapshot before the lease existed, so check again after its claim
+	// has ended.
 	if err := awaitClaims(ctx, t, held.TimestampMs); err == nil {
 		t, err = load(ctx)
 		if err == nil && t.Metadata().SnapshotByID(snapshot) == nil {
@@ -166,6 +170,7 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 				return
 			case <-tick.C:
 			}
+			// A new file replaces the old one, since the time is part of the name.
 			next, err := place(ctx)
 			if err == nil {
 				remove, err = next, remove(ctx)
@@ -211,6 +216,7 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 // Claim announces that snapshots before a time are about to be removed, and returns those that
 // readers hold, which must be retained. The claim lasts until done is called.
 func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int64]bool, done func(), err error) {
+	// The same order as for readers: announce first, then look.
 	remove, err := placeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
 	if err != nil {
 		return nil, nil, err

@@ -50,6 +50,7 @@ func CheckFiles(ctx context.Context, load Load) error {
 		if lost == nil {
 			lost = found
 		}
+		// Only files that are missing in both reads are lost.
 		if lost = slices.DeleteFunc(lost, func(f string) bool { return !slices.Contains(found, f) }); len(lost) == 0 {
 			return nil
 		}
@@ -83,6 +84,8 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 		if there[path.Base(file)] && location.Inside(t.Location(), file) {
 			return false, nil
 		}
+		// Not in the listing: it may have been added after the listing, or be in another folder of
+		// the table.
 		stat, ok := files.(io.StatIO)
 		if !ok {
 			return false, nil

@@ -225,6 +225,7 @@ func perform(ctx context.Context, load Load, c Config, progress func(Progress), 
 	}
 	for _, step := range steps {
 		if ctx.Err() != nil {
+			// Do not start further steps when the run is cancelled.
 			errs = append(errs, ctx.Err())
 			break
 		}
@@ -254,6 +255,7 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 		if done(report, err); whole {
 			last = time.Now()
 		}
+		// The shorter interval drives the loop. Complete runs happen whenever they are due.
 		wait := min(c.Every, c.CompactEvery)
 		t := time.NewTimer(wait - wait/10 + rand.N(wait/5)) // jitter, so that tables are not maintained in lockstep
 		select {

@@ -38,6 +38,8 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 	if err != nil {
 		return did, fmt.Errorf("rewrite manifests: %w", err)
 	}
+	// Merging is only worthwhile for many manifests, but missing bounds make readers skip rows and
+	// must be fixed.
 	if small < r.Manifests && !wrong {
 		return did, nil
 	}
@@ -86,6 +88,7 @@ func (r *run) manifestsToRewrite(ctx context.Context, t *table.Table) (small int
 	}
 	want := int64(t.Properties().GetInt(table.ManifestTargetSizeBytesKey, table.ManifestTargetSizeBytesDefault))
 	for _, m := range manifests {
+		// Delete manifests are not merged.
 		if m.ManifestContent() != iceberg.ManifestContentData {
 			continue
 		}

@@ -70,6 +70,7 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 		return did, fmt.Errorf("find orphans: %w", err)
 	}
 	found = slices.DeleteFunc(found, func(f file) bool { return referred[path.Base(f.location)] })
+	// In chunks, for progress and because object stores limit bulk deletes.
 	for some := range slices.Chunk(found, 500) {
 		if err := removeAll(ctx, files, some); err != nil {
 			return did, fmt.Errorf("remove orphans: %w", err)
@@ -137,6 +138,8 @@ func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
 func orphansAmong(listed []file, location string, referred map[string]bool, before time.Time) []file {
 	root := plain(location)
 	var others []string // folders of nested tables
+	// A metadata file outside of this table's own metadata folder marks the folder of a nested
+	// table.
 	for _, f := range listed {
 		p := plain(f.location)
 		if at := strings.LastIndex(p, "/metadata/"); at >= 0 && strings.HasSuffix(p, ".metadata.json") && p[:at] != root {
@@ -149,6 +152,8 @@ func orphansAmong(listed []file, location string, referred map[string]bool, befo
 	for _, f := range listed {
 		p := plain(f.location)
 		foreign := slices.ContainsFunc(others, func(other string) bool { return strings.HasPrefix(p, other) })
+		// All conditions are necessary: inside of this table, a known kind of file, old, and
+		// unreferenced.
 		if !foreign && strings.HasPrefix(p, root+"/") && ofTable(p[len(root):]) && f.changed.Before(before) && !referred[path.Base(p)] {
 			found = append(found, f)
 		}
@@ -247,6 +252,7 @@ func referredFiles(ctx context.Context, t *table.Table, files io.IO) (map[string
 			manifests[m.FilePath()] = m
 		}
 	}
+	// Several snapshots share manifests, so read each once.
 	for location, m := range manifests {
 		refer(location)
 		for e, err := range m.Entries(files, true) {

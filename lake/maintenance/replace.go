@@ -87,6 +87,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
+	// All replaced files must still be in the table.
 	live := 0
 	sequences := map[string]int64{} // of delete files
 	for _, m := range manifests {
@@ -102,6 +103,8 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 				continue
 			}
 			sequences[f.FilePath()] = e.SequenceNum()
+			// A position delete that is younger than the base may refer to a replaced file and
+			// would be lost.
 			if f.ContentType() == iceberg.EntryContentPosDeletes && e.SequenceNum() > r.sequence && r.mayHit(f) {
 				return nil, fmt.Errorf("%w: rows were deleted from it", errStale)
 			}
@@ -127,6 +130,7 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 	for path := range r.old {
 		paths[path] = struct{}{}
 	}
+	// Position deletes are dead if all files that they refer to are replaced.
 	position, err := compaction.CollectDeadPositionDeletes(ctx, files, head, paths)
 	if err != nil {
 		return nil, fmt.Errorf("find dead deletes: %w", err)
@@ -142,6 +146,7 @@ func (r *replacement) mayHit(f iceberg.DataFile) bool {
 	if path := f.ReferencedDataFile(); path != nil {
 		return r.old[*path]
 	}
+	// Equal bounds of the path column mean that all deletes are for one file.
 	low, high := string(f.LowerBoundValues()[positionPathID]), string(f.UpperBoundValues()[positionPathID])
 	if low != "" && low == high {
 		for path := range r.old {
@@ -151,5 +156,6 @@ func (r *replacement) mayHit(f iceberg.DataFile) bool {
 		}
 		return false
 	}
+	// Unknown: any file of the partition may be affected.
 	return r.parts[partitionKey(f)]
 }

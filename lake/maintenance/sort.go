@@ -52,6 +52,7 @@ func (s *sorter) add(rec arrow.RecordBatch) error {
 	rec.Retain()
 	s.pending = append(s.pending, rec)
 	s.pendingKeys = append(s.pendingKeys, keys)
+	// Keys count towards the budget, since they can be as large as the rows.
 	s.pendingBytes += batchBytes(rec) + int64(cap(keys.bytes)+8*cap(keys.ends))
 	if s.pendingBytes < s.budget {
 		return nil
@@ -117,6 +118,7 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 			rows = append(rows, keyedRow{keys.at(i), int64(len(rows))})
 		}
 	}
+	// Sort keys with indices, then copy the rows once in sorted order.
 	order := inOrder(rows)
 	all, err := concatenate(s.schema, s.pending)
 	s.close()
@@ -126,6 +128,7 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 		return err
 	}
 	defer all.Release()
+	// Estimate the rows per batch from the average size of a row.
 	size := max(1, int(spillBatch*all.NumRows()/max(total, 1)))
 	for part := range slices.Chunk(order, size) {
 		if err := s.take(all, part, each); err != nil {
@@ -246,6 +249,7 @@ func (s *sorter) merge(runs []string, each func(arrow.RecordBatch) error) (err e
 
 // round performs one round of a merge.
 func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) error {
+	// The least of the last keys: all rows up to it are in the current batches.
 	bound := sources[0].last()
 	for _, src := range sources[1:] {
 		if last := src.last(); bytes.Compare(last, bound) < 0 {
@@ -273,6 +277,7 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 			ended = append(ended, src)
 		}
 	}
+	// A single source is already in order.
 	if len(parts) == 1 {
 		if err := each(parts[0]); err != nil {
 			return err

@@ -67,6 +67,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	if len(surplus(t.Metadata().Snapshots(), pointed, now)) < historyCut {
 		return nil
 	}
+	// The claim covers all snapshots, because thinning may remove any of them.
 	held, done, err := Claim(ctx, t, now) // snapshots of running as-of queries are retained
 	if err != nil {
 		return err
@@ -77,6 +78,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	if len(ids) == 0 {
 		return nil
 	}
+	// If another commit comes first, this one is refused, and a later call tries again.
 	head := t.CurrentSnapshot().SnapshotID
 	_, _, err = into.CommitTable(ctx, t.Identifier(),
 		[]table.Requirement{table.AssertTableUUID(t.Metadata().TableUUID()), table.AssertRefSnapshotID(table.MainBranch, &head)},
@@ -104,6 +106,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 		}
 	}
 	var errs []error
+	// Manifests are shared between snapshots: delete only those that no retained one uses.
 	for path := range gone {
 		if used[path] {
 			continue

@@ -134,6 +134,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 		return w.failed(err)
 	}
 	w.rows += rec.NumRows()
+	// Written bytes plus the estimate for the row group in memory.
 	if w.out.bytes+w.parquet.RowGroupTotalCompressedBytes() < w.fileBytes {
 		return nil
 	}
@@ -153,6 +154,7 @@ func (w *writer) open() error {
 		return err
 	}
 	w.location = w.locations.NewDataLocation("compacted-" + uuid.Must(uuid.NewV7()).String() + ".parquet")
+	// Record the file before it exists, so that it is removed after any failure.
 	w.made = append(w.made, w.location)
 	out, err := files.Create(w.location)
 	if err != nil {
@@ -205,6 +207,7 @@ func (w *writer) finish() error {
 	if err != nil {
 		return fmt.Errorf("describe data file %s: %w", w.location, err)
 	}
+	// Guard against losing rows through an error in the Parquet writer.
 	if f.Count() != w.rows {
 		return fmt.Errorf("data file %s has %d rows, and %d were written", w.location, f.Count(), w.rows)
 	}

@@ -153,6 +153,8 @@ func stringBounds(values []byte) (low, high []byte) {
 	for len(values) > 0 {
 		size := 4 + int(binary.LittleEndian.Uint32(values))
 		v := values[4:size]
+		// Values are preceded by their length. Loads may run into the next value, which beginOf
+		// masks.
 		begin := beginOf(values[4:], len(v))
 		if first || begin < lowBegin || begin == lowBegin && bytes.Compare(v, low) < 0 {
 			low, lowBegin = v, begin
@@ -235,6 +237,7 @@ func (s *bounds) cut(v []byte) []byte {
 		return v
 	}
 	n := boundBytes
+	// Move back to the start of a character.
 	for s.text() && n > boundBytes-utf8.UTFMax && !utf8.RuneStart(v[n]) {
 		n--
 	}
@@ -256,6 +259,7 @@ func (s *bounds) above(v []byte) []byte {
 		}
 		r, size := utf8.DecodeLastRune(v)
 		v = v[:len(v)-size]
+		// Surrogates are not characters: skip to the next one.
 		if r++; r == surrogates {
 			r = surrogatesEnd
 		}

@@ -76,6 +76,7 @@ func (c *chunk) reset() {
 	c.pages, c.size, c.plain, c.coded, c.values, c.nulls = c.pages[:0], 0, 0, 0, 0, 0
 	c.stats.reset()
 	c.dictionary.reset()
+	// Every row group has its own dictionary.
 	if c.use != never {
 		c.use = untried
 	}
@@ -91,6 +92,7 @@ func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 		return err
 	}
 	encoding := parquet.Encodings.RLEDict
+	// Values of the dictionary are added to the bounds once, in end.
 	if coded {
 		c.coded++
 	} else {
@@ -101,6 +103,7 @@ func (c *chunk) page(s *shared, n int, col columnar.Column) error {
 	if len(s.body) > math.MaxInt32 {
 		return errors.New("it has more than 2 GiB in a page: write fewer rows at once")
 	}
+	// The levels of a page of version 1 are compressed together with its values.
 	s.compressed = s.zstd.EncodeAll(s.body, s.compressed[:0])
 	begin := len(c.pages)
 	c.pages = appendDataHeader(c.pages, n, encoding, len(s.body), len(s.compressed))
@@ -120,6 +123,7 @@ func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool,
 		}
 	}
 	values := s.body[levels:]
+	// NaNs are not part of the bounds, so Iceberg counts them separately.
 	if c.stats.float() {
 		c.nans += countNaNs(values, c.width)
 	}
@@ -134,6 +138,7 @@ func (c *chunk) encode(s *shared, col columnar.Column, present int) (coded bool,
 	case coded:
 		width := max(1, bits.Len(uint(c.dictionary.len()-1)))
 		s.body = appendHybrid(append(s.body[:levels], byte(width)), s.indices, width)
+	// Strings were not encoded before the lookup, to avoid copying recurring ones.
 	case text != nil:
 		s.body = appendStrings(s.body, text, text.Validity())
 	}
@@ -150,6 +155,7 @@ func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 	case values == 0 || c.use == never || c.use == full:
 		return false
 	case c.use == untried:
+		// In the first page, more distinct values than this mean that a dictionary does not pay.
 		d.most = min(dictionaryEntries, values/recurrence)
 	default:
 		d.most = dictionaryEntries
@@ -163,6 +169,7 @@ func (c *chunk) lookUp(values int, find func(*dictionary) bool) bool {
 		d.reset()
 	default:
 		c.use = full
+		// Entries of earlier pages are still referred to. Only those of this page are removed.
 		d.truncate(known)
 	}
 	return false
@@ -186,6 +193,7 @@ func (c *chunk) end(s *shared) []byte {
 // describe adds the chunk to the footer. at is its offset in the file, and dictionary the size of
 // the dictionary's page.
 func (c *chunk) describe(m *metadata.ColumnChunkMetaDataBuilder, at int64, dictionary int) error {
+	// The dictionary's page comes first, followed by the data pages.
 	info := metadata.ChunkMetaInfo{
 		NumValues: int64(c.values), IndexPageOffset: -1, DataPageOffset: at + int64(dictionary),
 		CompressedSize: int64(dictionary + len(c.pages)), UncompressedSize: int64(c.size),

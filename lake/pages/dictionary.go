@@ -84,6 +84,7 @@ func (d *dictionary) fixed(indices []uint32, values []byte, width int) bool {
 		default:
 			k = keyOf(values[i*width:], width)
 		}
+		// Fast path: the value is in its home slot. Long values need a full comparison in find.
 		n := d.table[k.place()&uint32(len(d.table)-1)]
 		if !d.entries[n].is(k) || width > keyBytes {
 			if n = d.find(k, values[i*width:(i+1)*width], false); n == 0 {
@@ -113,6 +114,7 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 			continue
 		}
 		k := keyOf(content[begin:], end-begin)
+		// The same fast path as in fixed.
 		n := d.table[k.place()&uint32(len(d.table)-1)]
 		if !d.entries[n].is(k) || end-begin > keyBytes {
 			if n = d.find(k, content[begin:end], true); n == 0 {
@@ -133,6 +135,7 @@ func keyOf(b []byte, n int) key {
 	if n > keyBytes {
 		return key{maphash.Bytes(seed, b[:n]), 0, uint32(n)}
 	}
+	// At the end of the column there may be fewer bytes than are loaded.
 	if len(b) < keyBytes {
 		var room [keyBytes]byte
 		copy(room[:], b)
@@ -156,6 +159,7 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 	}
 	mask := uint32(len(d.table) - 1)
 	at := k.place() & mask
+	// Linear probing. Long values with equal hashes are compared in full.
 	for ; d.table[at] != 0; at = (at + 1) & mask {
 		n := d.table[at]
 		if e := &d.entries[n]; e.is(k) && (len(v) <= keyBytes || string(d.plain[int(e.end)-len(v):e.end]) == string(v)) {

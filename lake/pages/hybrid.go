@@ -13,6 +13,8 @@ func appendHybrid[T uint8 | uint32](b []byte, values []T, width int) []byte {
 		for i+run < len(values) && values[i+run] == values[i] {
 			run++
 		}
+		// Too short for a run: these values become part of the packed group. Advance by eight, so
+		// that groups stay aligned.
 		if run < shortestRun {
 			i = min(i+8, len(values))
 			continue
@@ -41,6 +43,7 @@ func appendPacked[T uint8 | uint32](b []byte, values []T, width int) []byte {
 	groups := (len(values) + 7) / 8
 	b = binary.AppendUvarint(b, uint64(groups)<<1|1)
 	end := len(b) + groups*width
+	// Bits are collected in held and written in steps of 32.
 	var held uint64
 	var bits int
 	for _, v := range values {

@@ -88,6 +88,7 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 	if inner.definition > maxLevel {
 		return nil, errors.New("it is nested too deep")
 	}
+	// Keys of a map are never null in Parquet.
 	if _, pairs := f.Type.(columnar.Map); pairs {
 		parts[0].Required = true
 	}
@@ -106,6 +107,7 @@ func (n *node) write(s *shared, col columnar.Column, in slots) error {
 	if n.chunk != nil {
 		return n.leaf(s, col, in)
 	}
+	// The slots of the children are those of this field, with its own nulls.
 	in, err := n.defined(in, col.Validity())
 	if err != nil {
 		return err
@@ -179,6 +181,7 @@ func (n *node) defined(in slots, valid []byte) (slots, error) {
 		n.own = slices.Grow(n.own[:0], in.n)[:in.n]
 		clear(n.own)
 	}
+	// A slot has a value of this field if everything around it is defined.
 	around, i := n.definition-1, 0
 	for at, d := range n.own {
 		if d < n.element {
@@ -197,6 +200,7 @@ func (n *node) unfold(lists slots, offsets []int32) slots {
 	definition, repetition, i := n.elements[0][:0], n.elements[1][:0], 0
 	for at := range lists.n {
 		d, r := lists.at(at)
+		// An empty or null list keeps one slot, without an element.
 		elements := 0
 		if d >= n.element {
 			elements = int(offsets[i+1] - offsets[i])

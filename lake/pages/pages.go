@@ -137,12 +137,14 @@ func (w *Writer) Write(rows *columnar.Columns) error {
 		return w.err
 	}
 	for i, root := range w.roots {
+		// After an error, some columns have the page and others do not, so the file is lost.
 		if err := w.column(root, rows.Column(i), n); err != nil {
 			w.err = fmt.Errorf("column %s: %w", w.names[i], err)
 			return w.err
 		}
 	}
 	w.rows += n
+	// A row group ends after the Write that fills it.
 	if w.rows >= groupRows || w.held() >= groupBytes {
 		w.endGroup()
 	}
@@ -210,6 +212,7 @@ func (w *Writer) End() (File, error) {
 	if w.err != nil {
 		return File{}, w.err
 	}
+	// Readers of Arrow restore exact types from this entry.
 	if err := w.file.AppendKeyValueMetadata("ARROW:schema", w.stored); err != nil {
 		return File{}, err
 	}
@@ -223,6 +226,7 @@ func (w *Writer) End() (File, error) {
 	if f.Metadata, w.err = w.file.Finish(); w.err == nil {
 		_, w.err = f.Metadata.WriteTo(counted{w}, nil)
 	}
+	// The file ends with the size of the footer and the magic number.
 	size := w.at - footer
 	if size > math.MaxInt32 && w.err == nil {
 		w.err = errors.New("the footer has more than 2 GiB")

@@ -74,6 +74,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 		if !basic {
 			id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
 		}
+		// The secret alone identifies the caller. An id is optional but must match.
 		name, known := callers.Caller(secret)
 		if !known || id != "" && subtle.ConstantTimeCompare([]byte(id), []byte(name)) != 1 {
 			return "", time.Time{}, &refusal{http.StatusUnauthorized, "invalid_client", "no client has this id and secret"}
@@ -96,6 +97,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 		if err != nil {
 			return "", time.Time{}, &refusal{http.StatusBadRequest, "invalid_grant", "subject_token: " + err.Error()}
 		}
+		// Never extend the original token's lifetime.
 		if !first.IsZero() && first.Before(until) {
 			until = first
 		}

@@ -35,6 +35,7 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 	}
 	return func(ctx context.Context, tables []Placed) error {
 		var others []identity
+		// Identities of unchanged metadata files come from the cache.
 		for _, t := range tables {
 			others = append(others, s.identify(ctx, t))
 		}

@@ -110,6 +110,7 @@ func readTransaction(r *http.Request) ([]change, error) {
 	}
 	var changes []change
 	seen := map[string]bool{}
+	// Validate all parts before any of them is planned.
 	for i, b := range body.Changes {
 		if b.Identifier == nil || len(b.Identifier.Namespace) == 0 || b.Identifier.Name == "" {
 			return nil, badRequest("table-changes[%d].identifier: it is missing, or lacks its namespace or name", i)
@@ -148,6 +149,7 @@ func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) 
 			}
 			plans = append(plans, p)
 		}
+		// All metadata files are written before a single swap makes them current.
 		err := s.land(ctx, plans)
 		if err == nil {
 			s.removeReplaced(ctx, plans)
@@ -181,6 +183,7 @@ func (p *plan) move() Move {
 
 // plan validates a change against the current state of the table. It writes nothing.
 func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
+	// A commit creates a table if it asserts that the table does not exist.
 	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
 	current, err := s.config.Catalog.LoadTable(ctx, c.table)
 	switch {
@@ -199,6 +202,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if current != nil {
 		base = current.Metadata()
 	}
+	// The client's requirements are checked against the current state, in every attempt.
 	for _, r := range c.requirements {
 		if err := validateGuarded(r, base); err != nil {
 			return nil, commitFailed("%s: %v", strings.Join(c.table, "."), err)
@@ -217,6 +221,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		}
 		return s.placeSound(ctx, c.table, nil, metadata)
 	}
+	// Only assertions: the table must be unchanged in the swap.
 	if len(c.updates) == 0 {
 		return &plan{c.table, current, base, current.MetadataLocation()}, nil
 	}
@@ -356,6 +361,7 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	if err := s.ownFiles(ctx, before, metadata); err != nil {
 		return nil, err
 	}
+	// Version numbers in file names increase, which other catalogs and tools expect.
 	version := 0
 	if current != nil { // names are VERSION-UUID.metadata.json; other catalogs also use vVERSION.metadata.json
 		name := strings.TrimPrefix(path.Base(current.MetadataLocation()), "v")
@@ -385,6 +391,7 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	var moves []Move
 	var written []string
 	for _, p := range plans {
+		// Unchanged tables take part in the swap, too: it asserts their state.
 		moves = append(moves, p.move())
 		if !p.changes() {
 			continue
@@ -506,6 +513,8 @@ func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {
 			continue
 		}
+		// Delete only files that dropped out of the log with this commit and are inside of the
+		// table's folder.
 		kept := map[string]bool{}
 		for entry := range p.metadata.PreviousFiles() {
 			kept[entry.MetadataFile] = true

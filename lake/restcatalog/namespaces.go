@@ -59,6 +59,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	// The catalog lists namespaces of all depths. Reduce them to direct children, each once.
 	children := map[string]table.Identifier{}
 	caller := callerOf(r)
 	for _, n := range all {
@@ -90,6 +91,7 @@ const tokenPrefix = "after:"
 // token contains the last key of the page, so concurrent changes neither repeat nor hide other
 // entries.
 func page(r *http.Request, keys []string) (part []string, next string, err error) {
+	// Sorted, so that a token marks a position independent of other entries.
 	sort.Strings(keys)
 	q := r.URL.Query()
 	if !q.Has("pageToken") && !q.Has("pageSize") { // the client does not use pages

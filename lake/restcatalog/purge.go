@@ -74,6 +74,8 @@ const mostReadings = 20
 func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
 	read := map[string]bool{} // tables, by name
 	var last string
+	// Each pass skips the tables that have already been read. Reading an earlier state is fine,
+	// since new snapshots of other tables cannot refer to this table's files (see ownFiles).
 	for failures := 1; ; failures++ {
 		tables, err := s.config.Swapper.Tables(ctx)
 		if err != nil {

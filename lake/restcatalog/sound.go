@@ -108,6 +108,7 @@ func (l *lineage) add(s table.Snapshot) error {
 	if err := l.number(s); err != nil {
 		return err
 	}
+	// Format 1 has no sequence numbers.
 	if l.format > 1 {
 		l.sequence = s.SequenceNumber
 	}
@@ -148,6 +149,7 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 		format = before.Version()
 	}
 	l := newLineage(before, format)
+	// Updates are private types of iceberg-go, so their JSON form is inspected.
 	for _, u := range updates {
 		var change struct {
 			Snapshot *table.Snapshot `json:"snapshot"`
@@ -196,6 +198,7 @@ func soundChange(before, after table.Metadata, now time.Time) error {
 		}
 		columns, partitions = before.LastColumnID(), max(partitions, lastPartitionID(before))
 	}
+	// Existing schemas are not checked again: an old table may exceed the limits.
 	for _, s := range after.Schemas() {
 		if was := schemas[s.ID]; was != nil && was.Equals(s) {
 			continue
@@ -271,6 +274,7 @@ func acyclic(m table.Metadata) error {
 	for _, s := range m.Snapshots() {
 		parents[s.SnapshotID] = parentID(s)
 	}
+	// Snapshots whose ancestry is known to end, so each is walked only once.
 	sound := map[int64]bool{}
 	for _, id := range slices.Sorted(maps.Keys(parents)) {
 		walked := map[int64]bool{}

@@ -86,6 +86,7 @@ func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Con
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSwapped, err)
 	}
+	// The check runs inside of the transaction, so no table can change between check and swap.
 	if check != nil {
 		if err := s.others(ctx, tx, moves, check); err != nil {
 			_ = tx.Rollback()
@@ -196,6 +197,7 @@ func (s *SQL) move(ctx context.Context, tx *sql.Tx, m Move) error {
 	if m.From == "" {
 		return s.insert(ctx, tx, m, key)
 	}
+	// The same columns that iceberg-go's catalog updates.
 	set, values := "metadata_location = ?, previous_metadata_location = ?", []any{m.To, m.From}
 	if m.From == m.To {
 		set, values = "metadata_location = ?", []any{m.To}

@@ -197,6 +197,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if err := s.guard(ident, nil, metadata); err != nil {
 		return err
 	}
+	// Nothing is stored: the client commits the metadata later, with its first snapshot.
 	if c.Stage {
 		return s.replyTable(w, r, metadata, "")
 	}
@@ -342,6 +343,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 	if err := s.config.Drop(ident, t.Metadata()); err != nil {
 		return forbidden("%s: %v", strings.Join(ident, "."), err)
 	}
+	// Drop first: files may only be deleted once no table refers to them.
 	if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ func qualify(query, to string, tables []string) string {
 		if t.kind == space {
 			continue
 		}
+		// Tables of other namespaces, whose names have dots.
 		for _, name := range tables {
 			if end, ok := t.begins(query, name); ok && end > t.end && last.text(query) != "." {
 				out.WriteString(query[copied:t.start])

@@ -64,6 +64,7 @@ func newSnapshots(client *clickhouse.Client, store S3) *snapshots {
 // acquire returns the snapshot of these tables, creating it if necessary. The caller must release
 // it. A scoped snapshot has a user of its own, which may read nothing else.
 func (s *snapshots) acquire(ctx context.Context, tables []Table, scoped bool) (*snapshot, error) {
+	// Queries of the same state and rights share a snapshot.
 	key := contentOf(tables, s.store)
 	if scoped {
 		key = "scoped " + key
@@ -231,6 +232,7 @@ func (s *snapshots) engine(t Table) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// Without this setting, ClickHouse would look for the newest metadata file itself.
 	pinned := " SETTINGS iceberg_metadata_file_path = " + quote(metadata)
 	if !strings.HasPrefix(location, s3Scheme) {
 		if s.client.Outside() {

@@ -92,6 +92,7 @@ func (d *lineDecoder) lines(e event.Event, into []line) ([]line, error) {
 		if err != nil {
 			return into, fmt.Errorf("line %d: unit_price: %w", l.GetNumber(), err)
 		}
+		// The contract has an unsigned number, and the column a signed one.
 		if l.GetNumber() > math.MaxInt32 {
 			return into, fmt.Errorf("line %d: the number is too large", l.GetNumber())
 		}

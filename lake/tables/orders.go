@@ -65,6 +65,7 @@ func changeOrder(e event.Event) (func(*orderState), error) {
 			s.customerID, s.reference, s.currency, s.country, s.status = p.GetCustomerId(), p.GetReference(), p.GetCurrency(), p.GetCountry(), "placed"
 			s.lines, s.items, s.total, s.orderedAt = lines, items, declare.Amount{Value: total, Known: true}, at
 		}, nil
+	// The event has the order's new total, but only the added lines.
 	case *orderv1.OrderEvent_LinesAdded:
 		total, err := priceOf(m.LinesAdded.GetTotal(), m.LinesAdded.GetCurrency())
 		if err != nil {

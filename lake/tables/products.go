@@ -47,6 +47,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 		return nil, fmt.Errorf("payload is no %s: %w", event.Product.Message, err)
 	}
 	switch m := message.Event.(type) {
+	// A product can be listed again after it was delisted.
 	case *catalogv1.ProductEvent_Listed:
 		l := m.Listed
 		at, err := optionalTime("listed_at", l.GetListedAt())

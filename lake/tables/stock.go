@@ -71,10 +71,12 @@ func stockMoves(e event.Event, into []stockMovement) ([]stockMovement, error) {
 		if m.expiresAt, err = optionalTime("expires_at", r.GetExpiresAt()); err != nil {
 			return into, err
 		}
+	// Reserved goods leave the shop: both quantities decrease.
 	case *inventoryv1.StockEvent_ReservationCommitted:
 		c := moved.ReservationCommitted
 		field, at = "committed_at", c.GetCommittedAt()
 		m.movement, m.onHand, m.reserved, m.reservation = "committed", -c.GetQuantity(), -c.GetQuantity(), c.GetReservationId()
+	// Reserved goods become available again. The quantity on hand does not change.
 	case *inventoryv1.StockEvent_ReservationReleased:
 		r := moved.ReservationReleased
 		field, at = "released_at", r.GetReleasedAt()

@@ -81,9 +81,11 @@ func (m *message) bind(fields []columnar.Field, columns []columnar.Column) *mess
 			i = take(key)
 		}
 		f.bind(fields[i], columns[i])
+		// Money has a second column for the currency.
 		if f.kind == moneyKind && f.bytes == nil {
 			f.bytes = columns[take(key+currencyKey)].(*columnar.Bytes)
 		}
+		// Members of a oneof share a turn, by which a second member is noticed.
 		if f.oneofIndex > 0 {
 			if oneofs[f.oneofIndex] == nil {
 				oneofs[f.oneofIndex] = new(uint64)

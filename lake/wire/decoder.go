@@ -104,6 +104,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 	for len(b) > 0 {
 		var f *field
 		size := 1
+		// Tags of one byte are found without parsing them.
 		if b[0] < 0x80 {
 			f = m.bySmallTag[b[0]]
 		}
@@ -120,6 +121,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 		at := notInList
 		switch f.shape {
 		case single:
+			// The field, or another member of its oneof, has occurred before.
 			if f.seen == turn || f.oneof != nil && *f.oneof == turn {
 				d.again = true
 			}
@@ -142,6 +144,7 @@ func (d *Decoder) message(m *message, b []byte) error {
 		}
 		b = b[n:]
 	}
+	// Append nulls or defaults for singular fields that did not occur.
 	if present < len(m.singles) {
 		refused = cmp.Or(refused, d.rest(m, have))
 	}
@@ -165,6 +168,7 @@ func (d *Decoder) rest(m *message, have uint64) (refused error) {
 			refused = cmp.Or(refused, inField(f.name, notInList, err))
 		}
 	}
+	// Iterate over the bits of missing fields only: most fields are usually present.
 	known := min(len(m.singles), 64)
 	for missing := ^have & (math.MaxUint64 >> (64 - known)); missing != 0; missing &= missing - 1 {
 		one(m.singles[bits.TrailingZeros64(missing)])
@@ -188,6 +192,7 @@ func (d *Decoder) lookUp(m *message, b []byte) (f *field, size int, err error) {
 	if f != nil && typ == f.typ {
 		return f, tag, nil
 	}
+	// A repeated scalar may be packed or not, whatever the descriptor says.
 	if f != nil && f.packable && typ == protowire.BytesType {
 		n, err := d.packed(f, b[tag:])
 		return nil, tag + n, err

@@ -39,11 +39,13 @@ func (m *message) merged(out, b []byte) []byte {
 		b = b[size:]
 
 		f := m.byNumber[number]
+		// Unknown fields and repeated scalars are kept in order.
 		if f == nil || typ != f.typ || f.shape == listed && f.kind != messageKind {
 			parts = append(parts, once{tag: whole})
 			continue
 		}
 		if f.oneof != nil {
+			// A later member of a oneof removes an earlier one.
 			if before := chosen[f.oneof]; before != nil && before != f {
 				parts[places[place{field: before}]].dropped = true
 				delete(places, place{field: before})
@@ -68,6 +70,7 @@ func (m *message) merged(out, b []byte) []byte {
 		case !twice:
 			places[at] = len(parts)
 			parts = append(parts, part)
+		// Merging messages is the same as concatenating their bytes.
 		case f.shape == single && f.isMessage():
 			parts[i].content = append(parts[i].content, part.content...)
 		default:
@@ -118,6 +121,7 @@ func (m *message) key(entry []byte) string {
 		return string(text)
 	case boolKind:
 		v = min(v, 1)
+	// Only 32 bits of the varint count.
 	case int32Kind, sint32Kind, uint32Kind:
 		v = uint64(uint32(v))
 	}

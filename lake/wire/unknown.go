@@ -28,6 +28,7 @@ func (m *message) rest(out, b []byte) []byte {
 		b = b[size:]
 
 		f := m.byNumber[number]
+		// Unknown to the columns, as a whole.
 		if f == nil || typ != f.typ && (!f.packable || typ != protowire.BytesType) {
 			out = append(out, whole...)
 			continue
@@ -42,6 +43,8 @@ func (m *message) rest(out, b []byte) []byte {
 		}
 		rest := inner.rest(nil, f.unwrap(whole[tag:]))
 		if f.shape == listed {
+			// No element with unknown fields so far: count, and write the elements only if one
+			// follows.
 			if len(rest) == 0 && f.skipped >= 0 {
 				f.skipped++
 				continue

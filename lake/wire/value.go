@@ -37,6 +37,7 @@ func (d *Decoder) value(f *field, b []byte) (int, error) {
 		} else if size, n = varint(b); n < 0 {
 			return 0, malformed(n)
 		}
+		// Compare unsigned: a size above the int range must not wrap around.
 		if size > uint64(len(b)-n) {
 			return 0, errTruncated
 		}
@@ -309,6 +310,7 @@ func (d *Decoder) money(f *field, b []byte) error {
 		f.decimals.AppendNull()
 		return refusal("%d units and %d nanos are no amount", p.whole, p.nanos)
 	}
+	// units × 10⁹ + nanos is the unscaled value of a decimal with nine places.
 	f.decimals.Append(decimal128.FromI64(p.whole).Mul(decimal128.FromI64(nanosPerUnit)).Add(decimal128.FromI64(int64(p.nanos))))
 	return nil
 }

@@ -186,6 +186,7 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, path string) (*field, 
 		if err != nil {
 			return nil, nil, err
 		}
+		// Absent keys and values of an entry have their default.
 		key.implicit, f.implicit, f.number, f.name = true, true, 2, "value"
 		keyColumn.Name, keyColumn.Required = "key", true
 		value := columns[0]
@@ -261,6 +262,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 			{Name: amountField, Type: moneyType},
 			{Name: currencyField, Type: iceberg.PrimitiveTypes.String},
 		}}}, nil
+	// A recursive message would have infinitely many columns.
 	case slices.Contains(c.inside, name):
 		f.kind, f.descriptor, f.depth = opaqueKind, md, len(c.inside)+c.maps
 		return f, columnar.Field{
@@ -272,6 +274,7 @@ func (c *compiler) value(fd protoreflect.FieldDescriptor, path string) (*field, 
 		return nil, columnar.Field{}, err
 	}
 	f.kind, f.message = messageKind, m
+	// The wrapper's field becomes the column, which is null if the wrapper is absent.
 	if wrappers[md.FullName()] && len(columns) == 1 {
 		m.transparent = true
 		return f, columnar.Field{Type: columns[0].Type}, nil

@@ -50,6 +50,7 @@ func avroNames(names []string) []string {
 	for i, name := range names {
 		fields[i] = iceberg.NestedField{ID: i + 1, Name: name, Type: iceberg.PrimitiveTypes.String}
 	}
+	// iceberg-go sanitizes column names, so wrap the names in a schema.
 	sanitized, err := iceberg.SanitizeColumnNames(iceberg.NewSchema(0, fields...))
 	if err != nil {
 		return names

@@ -38,6 +38,7 @@ func WriteDeletes(
 		return fail(err)
 	}
 	var content bytes.Buffer
+	// Keys of one batch are few, so the file is built in memory.
 	parquet.Begin(&content)
 	if err := parquet.Write(columns); err != nil {
 		return fail(err)

@@ -59,6 +59,7 @@ func (r renamed) Remove(name string) error { return r.WriteFileIO.Remove(r.names
 // relocated returns a copy of a manifest entry with another file location.
 func relocated(f iceberg.DataFile, t *table.Table, location string) (iceberg.DataFile, error) {
 	spec := t.Spec()
+	// An entry is immutable, so build a new one with the same values.
 	b, err := iceberg.NewDataFileBuilder(spec, f.ContentType(), location, f.FileFormat(), f.Partition(), logicalTypes(spec, t.Schema()), nil,
 		f.Count(), f.FileSizeBytes())
 	if err != nil {

@@ -95,6 +95,7 @@ func writeSample(ctx context.Context, t *table.Table, columns []columnar.Field) 
 	if err != nil {
 		return err
 	}
+	// An overflowing sequence number would make all later commits fail.
 	if was, is := m.LastSequenceNumber(), made.Metadata().LastSequenceNumber(); m.Version() > 1 && is <= was {
 		return fmt.Errorf("its last-sequence-number is %d, and no commit can have a greater one", was)
 	}
@@ -110,11 +111,13 @@ func rehearsal(m table.Metadata) (*table.Table, error) {
 	for _, history := range []string{
 		"snapshots", "current-snapshot-id", "refs", "snapshot-log", "metadata-log", "statistics", "partition-statistics",
 	} {
+		// Without history the rehearsal needs none of the table's files.
 		delete(fields, history)
 	}
 	const location = "mem://rehearsal/table"
 	fields["location"] = json.RawMessage(`"` + location + `"`)
 	props := maps.Clone(m.Properties())
+	// The files of the rehearsal must be in memory, too.
 	for _, key := range Placing {
 		delete(props, key)
 	}
@@ -143,6 +146,7 @@ func (r *rehearsed) LoadTable(context.Context, table.Identifier) (*table.Table, 
 
 // CommitTable performs the checks that a catalog performs before it stores metadata.
 func (r *rehearsed) CommitTable(_ context.Context, _ table.Identifier, reqs []table.Requirement, updates []table.Update) (table.Metadata, string, error) {
+	// A catalog checks the requirements first.
 	for _, req := range reqs {
 		if err := req.Validate(r.table.Metadata()); err != nil {
 			return nil, "", err

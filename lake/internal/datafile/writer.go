@@ -92,6 +92,7 @@ func (w *Writer) HasRows() bool { return w.out != nil || w.Columns.Rows() > 0 }
 
 // Append appends all rows of a record, or none if it fails.
 func (w *Writer) Append(ctx context.Context, rows declare.Rows, r declare.Record) (declare.Appended, error) {
+	// A record that fails in the middle must leave no partial row.
 	mark := w.Columns.Mark()
 	appended, err := rows.Append(ctx, r)
 	if err == nil {
@@ -179,6 +180,7 @@ func (w *Writer) Finish(ctx context.Context, name string) ([]iceberg.DataFile, e
 	if w.out == nil {
 		return nil, nil
 	}
+	// Writes the footer. The file becomes visible in an object store only with Close.
 	written, err := w.pages.End()
 	if err == nil {
 		err = w.out.Close()
@@ -228,12 +230,14 @@ func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, e
 	if w.Columns.Rows() == 0 {
 		return nil, nil
 	}
+	// iceberg-go needs the source columns to compute partitions.
 	rec, err := w.withSources(w.Columns.Record()) // released by its reader
 	if err != nil {
 		return nil, err
 	}
 	defer w.reset()
 	names := &renaming{rename: func(n int) string { return w.locations.NewDataLocation(fmt.Sprintf("%s-%d.parquet", name, n)) }, given: map[string]string{}}
+	// The same table with a file system that renames new files.
 	under := table.New(w.Table.Identifier(), w.Table.Metadata(), w.Table.MetadataLocation(), func(ctx context.Context) (io.IO, error) {
 		files, err := w.files(ctx)
 		if err != nil {
@@ -249,6 +253,7 @@ func (w *Writer) spread(ctx context.Context, name string) ([]iceberg.DataFile, e
 		}
 		if err != nil {
 			err = fmt.Errorf("write the partitions of a batch: %w", err)
+			// Remove all files that were begun, including unfinished ones.
 			for _, made := range names.all() {
 				err = errors.Join(err, w.removeAt(made))
 			}
