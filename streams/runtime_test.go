@@ -17,6 +17,8 @@ import (
 	"github.com/millrace/millrace/streams/streamstest"
 )
 
+// Every event is delivered exactly once while nothing fails, and in order per key, which the sink
+// checks. Watermarks, lag and saved positions agree afterwards.
 func TestAppliesAllInOrderPerKey(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -60,6 +62,8 @@ func TestAppliesAllInOrderPerKey(t *testing.T) {
 	})
 }
 
+// A runtime that is stopped and started several times resumes at the sink's position, and does not
+// start again at the beginning.
 func TestGoesOnWhereTheSinkStands(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -94,6 +98,7 @@ func TestGoesOnWhereTheSinkStands(t *testing.T) {
 	})
 }
 
+// Members share the partitions, and hand them over when one joins or leaves.
 func TestMembersShareAndHandOver(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -150,6 +155,7 @@ func TestMembersShareAndHandOver(t *testing.T) {
 	})
 }
 
+// A batch that the sink did not take is delivered again.
 func TestAFailingSinkIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -168,6 +174,8 @@ func TestAFailingSinkIsAskedAgain(t *testing.T) {
 	})
 }
 
+// While the sink hangs, at most one batch per worker is inside it, fetching is paused, and the
+// member remains in its group.
 func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -209,6 +217,8 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 	})
 }
 
+// A record that is not an event, and an event that the sink cannot read, become dead letters. All
+// others are applied. A second delivery writes the same dead letters under the same keys.
 func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -261,6 +271,8 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 	})
 }
 
+// The runtime notices that the sink lost everything, at a write or at the next look at its
+// positions, and reads the log again.
 func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string]func(l log) event.Event{
@@ -306,6 +318,8 @@ func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 	}
 }
 
+// A lost document does not change the positions. The next event of its stream shows a gap, and the
+// partition is read again.
 func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -322,6 +336,8 @@ func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 	})
 }
 
+// If the log lacks an event, reading again does not help. Later events of that stream become dead
+// letters, and other streams continue.
 func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
@@ -352,6 +368,7 @@ func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 	})
 }
 
+// A stop ends the calls of the sink by their context, and loses nothing.
 func TestStopsWhileTheSinkHangs(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {

@@ -36,6 +36,8 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 // apache is the Apache Kafka that all tests share.
 var apache server.Cluster
 
+// A relay publishes the events of its store and those that are appended later. The next relay
+// continues after them.
 func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -71,6 +73,7 @@ func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 	})
 }
 
+// Config.MaxBytes bounds the events of a transaction.
 func TestBatchesAreBoundedInBytes(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -98,6 +101,8 @@ func TestBatchesAreBoundedInBytes(t *testing.T) {
 	})
 }
 
+// A second relay of a store takes over, and the first one stops with ErrFenced when it next
+// publishes.
 func TestSecondRelayFencesTheFirst(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -131,6 +136,8 @@ func TestSecondRelayFencesTheFirst(t *testing.T) {
 	})
 }
 
+// After an error at any step of a transaction, the relay starts over without losing or duplicating
+// events.
 func TestTroubleAtAnyStep(t *testing.T) {
 	t.Parallel()
 	for name := range relay.Steps {
@@ -232,6 +239,8 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	}
 }
 
+// An open transaction on PositionsTopic, which all services share, hides later marks. A relay
+// starts all the same, from an older mark.
 func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -281,6 +290,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 	})
 }
 
+// A relay whose store lost the published events stops with ErrStoreBehind.
 func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -302,6 +312,7 @@ func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 	})
 }
 
+// Foreign records on both topics, more than the first window that a relay reads, do not confuse it.
 func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -334,6 +345,7 @@ func TestRecordThatIsNoEventIsPassedOver(t *testing.T) {
 	})
 }
 
+// Without a broker the relay retries until it is stopped.
 func TestWaitsForABroker(t *testing.T) {
 	t.Parallel()
 	b := broker{kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet}, event.Order}
@@ -348,6 +360,7 @@ func TestWaitsForABroker(t *testing.T) {
 	}
 }
 
+// New refuses a configuration that is incomplete or contradictory.
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	s := broker{order: event.Order}.newStore(t)

@@ -72,6 +72,7 @@ func (b broker) transactional(t testing.TB, id string) *kafka.TransactionalProdu
 	return p
 }
 
+// begin starts a transaction with records and leaves it open.
 func begin(t testing.TB, p *kafka.TransactionalProducer, records ...kafka.Record) {
 	t.Helper()
 	if err := p.Begin(); err != nil {
@@ -84,6 +85,7 @@ func begin(t testing.TB, p *kafka.TransactionalProducer, records ...kafka.Record
 	}
 }
 
+// commit publishes records in one transaction.
 func commit(t testing.TB, p *kafka.TransactionalProducer, records ...kafka.Record) {
 	t.Helper()
 	begin(t, p, records...)
@@ -92,6 +94,7 @@ func commit(t testing.TB, p *kafka.TransactionalProducer, records ...kafka.Recor
 	}
 }
 
+// record returns a record whose headers depend on its value, which read checks.
 func (b broker) record(partition int32, key, value string) kafka.Record {
 	return kafka.Record{
 		Topic: b.topic, Partition: partition, Key: []byte(key), Value: []byte(value),
@@ -99,6 +102,7 @@ func (b broker) record(partition int32, key, value string) kafka.Record {
 	}
 }
 
+// read returns the values that ReadAll passes.
 func (b broker) read(ctx context.Context, from, to map[int32]int64) ([]string, error) {
 	var got []string
 	err := kafka.ReadAll(ctx, b.Config, b.topic, from, to, func(m kafka.Message) error {
@@ -111,6 +115,7 @@ func (b broker) read(ctx context.Context, from, to map[int32]int64) ([]string, e
 	return got, err
 }
 
+// expect fails unless a range has the given values.
 func (b broker) expect(t testing.TB, from, to map[int32]int64, want ...string) {
 	t.Helper()
 	got, err := b.read(t.Context(), from, to)
@@ -122,6 +127,7 @@ func (b broker) expect(t testing.TB, from, to map[int32]int64, want ...string) {
 	}
 }
 
+// ends calls one of Admin's methods for offsets.
 func (b broker) ends(t testing.TB, ask func(*kafka.Admin, context.Context, string) (map[int32]int64, error)) map[int32]int64 {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
@@ -136,6 +142,7 @@ func (b broker) ends(t testing.TB, ask func(*kafka.Admin, context.Context, strin
 	return got
 }
 
+// ReadAll passes committed records of any range, and no aborted ones.
 func TestTransactionsAreVisibleWholeOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -183,6 +190,8 @@ func TestEndsOfATopicThatWasJustWidened(t *testing.T) {
 	})
 }
 
+// ReadAll blocks while a transaction in its range is open, because the records behind it are not
+// visible.
 func TestReadAllWaitsForOpenTransactions(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -225,6 +234,8 @@ func (b broker) flushed(t testing.TB, n int64) {
 	}
 }
 
+// Whenever a new producer with the same transactional id appears, the old one gets ErrFenced, and
+// its open transaction is not visible.
 func TestNewProducerFencesTheOld(t *testing.T) {
 	t.Parallel()
 	for name, when := range map[string]func(t *testing.T, b broker, old *kafka.TransactionalProducer) error{
@@ -262,6 +273,7 @@ func TestNewProducerFencesTheOld(t *testing.T) {
 	}
 }
 
+// A transaction that exceeds its timeout is aborted by the broker, and its producer gets ErrFenced.
 func TestTransactionOpenTooLongIsFenced(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -277,6 +289,7 @@ func TestTransactionOpenTooLongIsFenced(t *testing.T) {
 	})
 }
 
+// After ErrMustAbort and Abort, a producer can commit other transactions.
 func TestUnknownTopicMustBeAborted(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -296,6 +309,8 @@ func TestUnknownTopicMustBeAborted(t *testing.T) {
 	})
 }
 
+// Blocking calls end with the cause of their context, although librdkafka does not observe
+// cancellation.
 func TestCallsEndWithTheirContext(t *testing.T) {
 	t.Parallel()
 	b := newBroker(kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet})
@@ -323,6 +338,7 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 	}
 }
 
+// Produce returns nil only if the brokers have the record.
 func TestProducerReportsDelivery(t *testing.T) {
 	t.Parallel()
 	each(t, 1, func(t *testing.T, b broker) {
@@ -343,6 +359,8 @@ func TestProducerReportsDelivery(t *testing.T) {
 	})
 }
 
+// EnsureTopics can be repeated. It accepts topics with more partitions than wanted, and refuses
+// topics with fewer.
 func TestEnsureTopics(t *testing.T) {
 	t.Parallel()
 	each(t, 0, func(t *testing.T, b broker) {
@@ -372,6 +390,7 @@ func TestEnsureTopics(t *testing.T) {
 	})
 }
 
+// Config.Extra cannot change properties that correctness depends on.
 func TestPropertiesThatCorrectnessRestsOnAreRefused(t *testing.T) {
 	t.Parallel()
 	cfg := kafka.Config{Brokers: "127.0.0.1:1", Logger: quiet, Extra: map[string]string{"enable.idempotence": "false"}}

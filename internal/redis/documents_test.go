@@ -70,6 +70,7 @@ func open(t testing.TB, cfg redis.Config) *redis.Client {
 // view returns the name of the test's view.
 func view(t testing.TB) string { return t.Name() + "/v1" }
 
+// Versions are compared as numbers of 64 bits, and the same version is not written twice.
 func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
@@ -97,6 +98,7 @@ func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 	})
 }
 
+// Whatever the order of concurrent writes, the highest version remains.
 func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {

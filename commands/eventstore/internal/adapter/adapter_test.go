@@ -19,6 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// batch returns a batch with one event.
 func batch(stream string) eventstore.Batch {
 	e := event.Event{ID: uuid.New(), Type: "t", OccurredAt: time.Now(), RecordedAt: time.Now()}
 	return eventstore.Batch{Streams: []eventstore.StreamAppend{{Stream: stream, Events: []event.Event{e}}}}
@@ -41,6 +42,7 @@ func (d *disk) store(group []*adapter.Call) []*adapter.Call {
 	return nil
 }
 
+// names joins the streams of a group.
 func names(group []*adapter.Call) string {
 	var streams []string
 	for _, c := range group {
@@ -49,6 +51,8 @@ func names(group []*adapter.Call) string {
 	return strings.Join(streams, " ")
 }
 
+// Calls that arrive while a group is stored form the next group, and each call gets its group's
+// result.
 func TestCallsGather(t *testing.T) {
 	t.Parallel()
 	d := newDisk()
@@ -85,6 +89,8 @@ func TestCallsGather(t *testing.T) {
 	w.Stop()
 }
 
+// A caller whose context ends learns whether its batch may be stored: a queued one is not, one that
+// was taken up may be.
 func TestWhoGivesUpInTheQueueIsNotStored(t *testing.T) {
 	t.Parallel()
 	d := newDisk()
@@ -191,6 +197,7 @@ func TestGate(t *testing.T) {
 	}
 }
 
+// Broadcast wakes the waiters of before, and has no effect on later ones.
 func TestBell(t *testing.T) {
 	t.Parallel()
 	var b adapter.Broadcaster
