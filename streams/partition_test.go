@@ -77,6 +77,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 	})
 }
 
+// drain drops waiting records and blocks for those inside the sink. Their result still counts.
 func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 	t.Parallel()
 	p := newPartition("topic", 0, start{}, NewWatermarks())
@@ -104,6 +105,8 @@ func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 	}
 }
 
+// ParseApplied reads what String returns, and positions of earlier versions, and rejects anything
+// else.
 func TestAppliedAsText(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -133,6 +136,7 @@ func TestAppliedAsText(t *testing.T) {
 	}
 }
 
+// Whatever ParseApplied accepts has a stable form.
 func FuzzParseApplied(f *testing.F) {
 	f.Add("12 3.4 1700000000000000")
 	f.Add("12 3.4 1700000000000000 4 AAAAAAAAAAAAAAAAAAAAAQ")

@@ -15,6 +15,7 @@ import (
 
 func at(sequence uint64) event.Position { return event.Position{Sequence: sequence} }
 
+// Wait returns when the partition of the key has reached the position, and not before.
 func TestWaitIsForTheKeysPartition(t *testing.T) {
 	t.Parallel()
 	w := NewWatermarks()
@@ -46,6 +47,7 @@ func TestWaitIsForTheKeysPartition(t *testing.T) {
 	}
 }
 
+// Wait returns the cause of its context.
 func TestWaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	w := NewWatermarks()
@@ -57,6 +59,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// Lag counts records up to the known ends, and is unknown until all partitions are known.
 func TestLag(t *testing.T) {
 	t.Parallel()
 	w := NewWatermarks()

@@ -118,6 +118,8 @@ func TestRow(t *testing.T) {
 	}
 }
 
+// An invoice becomes one order, with the time of its first line. A line that is repeated in the
+// file is a line of its own.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	first := with(func(r *row) { r.price = 0.19 })
@@ -144,6 +146,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// A line that comes after its invoice seemed complete is added to the order.
 func TestLateLinesAreAdded(t *testing.T) {
 	t.Parallel()
 	rows := []row{aSale(), aSale()}
@@ -159,6 +162,7 @@ func TestLateLinesAreAdded(t *testing.T) {
 	}
 }
 
+// An invoice with more lines than a command may have becomes several commands.
 func TestManyLinesArePlannedInParts(t *testing.T) {
 	t.Parallel()
 	got := plan(slices.Repeat([]row{aSale()}, mostLines+1), 500_000)
@@ -170,6 +174,7 @@ func TestManyLinesArePlannedInParts(t *testing.T) {
 	}
 }
 
+// A line with another customer than its invoice's is rejected.
 func TestOtherCustomersLineIsRejected(t *testing.T) {
 	t.Parallel()
 	got := plan([]row{aSale(), with(func(r *row) { r.customer = 12345 })}, 10)
@@ -178,6 +183,7 @@ func TestOtherCustomersLineIsRejected(t *testing.T) {
 	}
 }
 
+// A price changes only after several consecutive sales at the new one.
 func TestPriceChangesWhenItStays(t *testing.T) {
 	t.Parallel()
 	var rows []row
@@ -196,6 +202,8 @@ func TestPriceChangesWhenItStays(t *testing.T) {
 	}
 }
 
+// A delivery is planned a minute before a sale for which the stock is too low, and is large enough
+// for it.
 func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
 	t.Parallel()
 	rows := slices.Repeat([]row{aSale()}, 17) // six pieces each; the smallest lot suffices for sixteen rows
@@ -212,6 +220,7 @@ func TestGoodsArriveBeforeTheShelfIsEmpty(t *testing.T) {
 	}
 }
 
+// A product that is first seen in a correction gets its title with the first sale.
 func TestTitleComesWithTheFirstSale(t *testing.T) {
 	t.Parallel()
 	lost := with(func(r *row) { r.description, r.quantity, r.price, r.customer = "damaged", -1, 0, guest })
@@ -251,10 +260,12 @@ func anyRows() *rapid.Generator[[]row] {
 	return rapid.SliceOfN(one, 1, 120)
 }
 
+// key returns the idempotency key of a command.
 func key(c command) string {
 	return c.request.(interface{ GetIdempotencyKey() string }).GetIdempotencyKey()
 }
 
+// Each row is in exactly one command or reject.
 func TestEveryRowIsAcceptedOrRejectedOnce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

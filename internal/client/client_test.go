@@ -92,6 +92,7 @@ func TestPatienceEnds(t *testing.T) {
 	}
 }
 
+// A caller whose context ends gets the context's error, not ErrUnreachable.
 func TestCallerMayStopWaiting(t *testing.T) {
 	t.Parallel()
 	c, _ := start(t, time.Hour, failure(connect.CodeUnavailable))
@@ -102,6 +103,8 @@ func TestCallerMayStopWaiting(t *testing.T) {
 	}
 }
 
+// A refusal has the detail of a business rule, or a reason made from the error. An internal error
+// is not a refusal.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
 	rule := &eventv1.Rejection{Rule: "order_already_placed", Reason: "it exists", Facts: map[string]string{"lines": "17"}}

@@ -24,6 +24,7 @@ func TestDefaultIsSound(t *testing.T) {
 	}
 }
 
+// A file that WriteTo wrote yields the same configuration.
 func TestWrittenFileReadsBack(t *testing.T) {
 	t.Parallel()
 	want := config.Default()
@@ -48,6 +49,8 @@ func TestWrittenFileReadsBack(t *testing.T) {
 	}
 }
 
+// The environment overrides the file, and the file the defaults. Errors name the wrong key or
+// variable.
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -87,6 +90,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// Only the default file may be missing.
 func TestAFileThatWasNamedMustExist(t *testing.T) {
 	t.Parallel()
 	if _, err := config.Load(filepath.Join(t.TempDir(), "absent.yaml"), none); err == nil {
@@ -94,6 +98,7 @@ func TestAFileThatWasNamedMustExist(t *testing.T) {
 	}
 }
 
+// Each invalid setting is found, and the error names its key.
 func TestCheckNamesTheKey(t *testing.T) {
 	t.Parallel()
 	for key, change := range map[string]func(*config.Config){

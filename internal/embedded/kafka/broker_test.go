@@ -161,6 +161,7 @@ func readAll(t *testing.T, addr, topic string) []string {
 	return got
 }
 
+// createTopic creates a topic if it does not exist.
 func createTopic(t *testing.T, addr string, topic kafka.Topic) {
 	t.Helper()
 	if err := kafka.EnsureTopics(t.Context(), config(addr), topic); err != nil {
@@ -168,6 +169,7 @@ func createTopic(t *testing.T, addr string, topic kafka.Topic) {
 	}
 }
 
+// A clean stop keeps every record, and each run has its own boot id.
 func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -201,6 +203,7 @@ func TestCloseAndStartAgainKeepsTheLog(t *testing.T) {
 	}
 }
 
+// A second broker on the same directory fails until the first is closed.
 func TestDirectoryHasOneOwner(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -223,6 +226,7 @@ func TestDirectoryHasOneOwner(t *testing.T) {
 	}
 }
 
+// Other addresses than loopback are refused, because the broker has no authentication.
 func TestListensOnLoopbackOnly(t *testing.T) {
 	t.Parallel()
 	if b, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Addr: "0.0.0.0:0"}); err == nil {
@@ -231,6 +235,8 @@ func TestListensOnLoopbackOnly(t *testing.T) {
 	}
 }
 
+// After a kill, all committed records are readable, also behind a transaction that was open. That
+// transaction counts as aborted.
 func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -258,6 +264,7 @@ func TestKillKeepsWhatWasCommittedAndHidesTheRest(t *testing.T) {
 	}
 }
 
+// files returns the files that match, at least one. The first element is a folder without pattern.
 func files(t *testing.T, pattern ...string) []string {
 	t.Helper()
 	root := os.DirFS(pattern[0])
@@ -271,6 +278,7 @@ func files(t *testing.T, pattern ...string) []string {
 	return names
 }
 
+// shorten truncates a file.
 func shorten(t *testing.T, name string, by int64) {
 	t.Helper()
 	info, err := os.Stat(name)

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 )
 
+// open opens a store that is closed at the end of the test. An empty dir keeps it in memory.
 func open(t testing.TB, dir string) redis.Held {
 	t.Helper()
 	h, err := redis.Open(dir, slog.New(slog.DiscardHandler))
@@ -33,6 +34,7 @@ func open(t testing.TB, dir string) redis.Held {
 	return h
 }
 
+// do runs a command that must succeed.
 func do(t testing.TB, h redis.Held, words ...string) any {
 	t.Helper()
 	answer, err := h.Do(words...)
@@ -42,6 +44,7 @@ func do(t testing.TB, h redis.Held, words ...string) any {
 	return answer
 }
 
+// expect compares the printed answer of a command.
 func expect(t testing.TB, h redis.Held, want string, words ...string) {
 	t.Helper()
 	if got := fmt.Sprint(do(t, h, words...)); got != want {
@@ -49,6 +52,7 @@ func expect(t testing.TB, h redis.Held, want string, words ...string) {
 	}
 }
 
+// Every acknowledged change is there after a restart, with the counts of the hashes.
 func TestWhatWasAnsweredIsThereAfterARestart(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
