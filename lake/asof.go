@@ -117,7 +117,8 @@ func (l *Lake) TablesAsOf(ctx context.Context, at AsOf, wanted func(name string)
 		if errors.Is(err, ErrNoLake) { // dropped: omitted, as in Tables
 			continue
 		}
-		if fault := faults.Of(t.DisplayName(), err); fault != nil && !wanted(t.DisplayName()) { // cannot be read, but was not asked for
+		// The table cannot be read, but the caller does not need it.
+		if fault := faults.Of(t.DisplayName(), err); fault != nil && !wanted(t.DisplayName()) {
 			continue
 		}
 		if err != nil {

@@ -5,7 +5,7 @@
 // Open opens a warehouse (a folder or a bucket) and its catalog, creates the declared tables (see
 // package declare), and brings existing tables to their declarations. A Lake then
 //
-// - reports the state of tables, now and in the past: Tables, TablesAsOf;
+//   - reports the state of tables, now and in the past: Tables, TablesAsOf;
 //   - describes their contents: Summarize, Snapshots, Files;
 //   - reports faults: Look, Check, Stopped;
 //   - computes digests for verification: Digest;
@@ -144,7 +144,8 @@ func (l *Lake) openServer(ctx context.Context, c Config) error {
 	if c.ReadOnly {
 		return open(ctx)
 	}
-	return postgres.Alone(ctx, l.db, "millrace lake", open) // concurrent CREATE TABLE IF NOT EXISTS statements can fail in PostgreSQL
+	// Concurrent CREATE TABLE IF NOT EXISTS statements can fail in PostgreSQL.
+	return postgres.Alone(ctx, l.db, "millrace lake", open)
 }
 
 // openFile opens a catalog in a SQLite file.

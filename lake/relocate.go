@@ -177,7 +177,8 @@ func (r *relocation) table(ctx context.Context, t restcatalog.Placed) (did Reloc
 	if b, err = json.Marshal(meta); err != nil {
 		return did, "", fmt.Errorf("encode metadata: %w", err)
 	}
-	version, _, _ := strings.Cut(strings.TrimPrefix(now[strings.LastIndex(now, "/")+1:], "v"), "-") // keep the version number, from which the next commit continues
+	// Keep the version number, from which the next commit continues.
+	version, _, _ := strings.Cut(strings.TrimPrefix(now[strings.LastIndex(now, "/")+1:], "v"), "-")
 	file = fmt.Sprintf("%s/%s-%s.metadata.json", r.folder, version, uuid.New())
 	if !isNumber(version) {
 		file = fmt.Sprintf("%s/00000-%s.metadata.json", r.folder, uuid.New())

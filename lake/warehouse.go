@@ -30,7 +30,9 @@ import (
 
 // S3 has the settings of an object store.
 type S3 struct {
-	Endpoint             string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
+	// Endpoint is http(s)://host:port, used with path-style addressing. If it is empty, Amazon's
+	// endpoint of the region is used.
+	Endpoint             string
 	Region               string
 	AccessKey, SecretKey string // empty: credentials of the environment or the machine's role
 }

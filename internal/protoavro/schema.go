@@ -17,10 +17,10 @@ import (
 
 // Schema derives the Avro schema of a message, according to what readers of Avro expect:
 //
-// - A message becomes a record with the same full name. Message fields, `optional` fields and
-// members of a oneof become a union of null and their type. So an event is a record with one field
-// per event type, of which one is not null. All tools display that with names, unlike a union of
-// many records, and a new event type only adds a field.
+//   - A message becomes a record with the same full name. Message fields, `optional` fields and
+//     members of a oneof become a union of null and their type. So an event is a record with one
+//     field per event type, of which one is not null. All tools display that with names, unlike a
+//     union of many records, and a new event type only adds a field.
 //   - Every field has its zero value as default. So readers can read older data after a field has
 //     been added, and older readers ignore it.
 //   - An enum becomes an enum whose default is its first symbol, to which older readers map new

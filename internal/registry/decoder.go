@@ -26,10 +26,11 @@ type Decoder struct {
 
 // writerSchema is a registered schema, prepared for decoding.
 type writerSchema struct {
-	plan  *protoavro.Plan                   // for Avro
-	file  *descriptorpb.FileDescriptorProto // for Protobuf
-	first string                            // for Protobuf: name of the file's first message, the type of nearly all values
-	bad   error                             // permanent reason why its values cannot be decoded
+	plan *protoavro.Plan                   // for Avro
+	file *descriptorpb.FileDescriptorProto // for Protobuf
+	// For Protobuf: name of the file's first message, the type of nearly all values.
+	first string
+	bad   error // permanent reason why its values cannot be decoded
 }
 
 // NewDecoder returns a Decoder. It fetches each schema once, when it first meets its id. client may

@@ -9,13 +9,15 @@
 //	enum                         string: the symbol
 //	array, map                   list, map
 //	record                       struct; one without fields has the column _present, true
-//	[null, T]                    T, which may be null
-//	any other union              struct with a column for each part, named as its type; all but one are null
-//	a type inside itself         string: Avro's JSON encoding of the inner value
-//	decimal                      decimal of at most 38 digits, else as if it were not
-//	date                         date, of the years 1 to 9999 as all times
+//	[null, T]                    nullable T
+//	any other union              struct with a column per branch, named after its type; all but one
+//	                             are null
+//	a recursive type             string: Avro's JSON encoding of the inner value
+//	decimal                      decimal up to 38 digits, otherwise the underlying type
+//	date                         date; like all times, in the years 1 to 9999
 //	timestamp-millis, -micros    timestamptz
-//	timestamp-nanos              long: nanoseconds since 1970, for Iceberg's tables of format 2 have no time that holds them
+//	timestamp-nanos              long: nanoseconds since 1970, because format 2 of Iceberg has no
+//	                             type for them
 //	time-millis, -micros         long: microseconds since midnight
 //	uuid                         uuid
 //

@@ -4,7 +4,8 @@
 // A Table is a complete declaration. Callers can fill one in by hand and supply their own Rows. For
 // topics of an aggregate's events, three types produce a Table from less:
 //
-// - Events has one row per event: the envelope, the exact bytes, and a struct for each event type.
+//   - Events has one row per event: the envelope, the exact bytes, and a struct for each event
+//     type.
 //   - Facts has the rows that each event contributes. Later events add rows and change none.
 //   - State has one row per stream: the state that the stream's events have produced so far.
 //

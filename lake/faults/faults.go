@@ -1,7 +1,7 @@
 // Package faults classifies the errors of a landing by their remedy. There are three kinds:
 //
-// - Temporary errors: a server is unreachable, a disk is full, another lander was faster. They are
-// retried, and so are unclassified errors for a while. See Passes.
+//   - Temporary errors: a server is unreachable, a disk is full, another lander was faster. They
+//     are retried, and so are unclassified errors for a while. See Passes.
 //   - Errors of a record: it becomes a dead letter and the others land. Rows.Append identifies the
 //     record. If writing or staging rows fails, the record is unknown (see RowsError), and the
 //     lander finds it by halving the batch.

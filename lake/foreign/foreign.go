@@ -3,7 +3,7 @@
 //
 // There are three sources of columns, each with a function that returns a declare.Table:
 //
-// - Proto: a Protobuf message from a .proto file or descriptor set. Message finds it.
+//   - Proto: a Protobuf message from a .proto file or descriptor set. Message finds it.
 //   - Registered: the schemas of a schema registry, in Avro, Protobuf or JSON. The table gains
 //     columns with new schemas.
 //   - JSON: the values themselves, which are JSON objects. The table gains columns with new fields.
@@ -35,7 +35,8 @@ import (
 	"github.com/millrace/millrace/lake/declare"
 	"github.com/millrace/millrace/lake/wire"
 
-	_ "google.golang.org/genproto/googleapis/type/money" // google/type/money.proto, which is often imported without being present
+	// google/type/money.proto, which is often imported without being present.
+	_ "google.golang.org/genproto/googleapis/type/money"
 )
 
 // Message returns the descriptor of a message. file is a .proto file, which may import files from

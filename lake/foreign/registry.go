@@ -307,7 +307,8 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 		return &bound{append: d.Append, others: x.others(of.fields)}, nil
 	}
 	var errs []error
-	for _, by := range append([]*schema{of}, x.all.newestOfProto()...) { // if a field's type was widened, a newer schema fits the column
+	// If a field's type was widened, a newer schema fits the column.
+	for _, by := range append([]*schema{of}, x.all.newestOfProto()...) {
 		d, err := by.proto.Bind(x.to)
 		if err == nil {
 			return &bound{append: d.Append, others: x.others(by.fields)}, nil

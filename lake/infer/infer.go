@@ -4,12 +4,13 @@
 // that objects need, and a Decoder appends objects to columns.
 //
 //	true, false       boolean
-//	a whole number    long, if it has neither point nor exponent and 64 bits hold it
-//	another number    double, if a double holds it exactly: it is written back with the same digits
-//	a string          string; timestamptz where times are asked for and it is an RFC 3339 time of microseconds at most
+//	a whole number    long, if it has neither point nor exponent and fits into 64 bits
+//	another number    double, if the double's shortest form has the same digits
+//	a string          string; with the option Times, timestamptz if it is an RFC 3339 time with at
+//	                  most microseconds
 //	an object         struct
-//	an array          list, where its elements go into one type
-//	null              null, the same as a name that is not there
+//	an array          list, if its elements have a common type
+//	null              null, like an absent name
 //
 // An existing column keeps its type, and is filled with values that its type represents exactly.
 // Numbers fill int, float and decimal (a decimal also accepts a number in a string). Strings fill

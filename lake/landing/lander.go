@@ -490,7 +490,8 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 		r := &record
 		appended, err := to.put(ctx, w, record)
 		if err != nil {
-			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) { // except if it does not fit into empty columns either
+			// The record must wait, unless it does not even fit into empty columns.
+			if holds(err) && (!errors.Is(err, columnar.ErrFull) || w.Columns.Rows() > 0) {
 				b.rows = b.rows || w.HasRows()
 				if stands, _ := b.positions.at(f.Partition); r.Offset > stands {
 					b.move(f.Partition, r.Offset)

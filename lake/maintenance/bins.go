@@ -31,10 +31,10 @@ type plan struct {
 
 // planCompaction chooses the files to rewrite. The rules, per partition:
 //
-// - Small files are rewritten if there are SmallFiles of them, or if together they make a file that
-// is not small. The largest ones are left out while they outweigh all the others together. So a
-// rewritten row moves to a file at least twice as large, and is rewritten log2(target / first size)
-// times instead of in every run.
+//   - Small files are rewritten if there are SmallFiles of them, or if together they make a file
+//     that is not small. The largest ones are left out while they outweigh all the others together.
+//     So a rewritten row moves to a file at least twice as large, and is rewritten log2(target /
+//     first size) times instead of in every run.
 //   - Files with position deletes are rewritten if the deletes cover 30 % of the rows, or if there
 //     are 8 delete files.
 //   - Files with equality deletes are rewritten all together if the deletes are DeleteShare of the

@@ -95,7 +95,7 @@ func (r *run) expiry(meta table.Metadata, age time.Duration) []table.ExpireSnaps
 func ageOfHeld(meta table.Metadata, held map[int64]bool) (age time.Duration) {
 	for _, s := range meta.Snapshots() {
 		if held[s.SnapshotID] {
-			// The minute allows for the time until the commit is staged. // a minute for the time until the commit is staged
+			// The minute allows for the time until the commit is staged.
 			age = max(age, time.Since(time.UnixMilli(s.TimestampMs))+time.Minute)
 		}
 	}

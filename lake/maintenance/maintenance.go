@@ -12,7 +12,7 @@
 //
 // A run has these steps, most of which can also be called separately:
 //
-// - Compact merges small files, sorts them, and applies deletes.
+//   - Compact merges small files, sorts them, and applies deletes.
 //   - RewriteManifests merges manifests.
 //   - Expire shortens the history and deletes the files that only it needed.
 //   - RemoveOrphans deletes unreferenced files.

@@ -10,8 +10,8 @@
 // of version 1, PLAIN and RLE_DICTIONARY encoding, zstd. The schema and the footer come from
 // arrow-go, so readers see the same files as from pqarrow.
 //
-// - A column of any type uses a dictionary while that pays: if at most half of the values of its
-// first page are distinct. It continues without one when the dictionary is full.
+//   - A column of any type uses a dictionary while that pays: if at most half of the values of its
+//     first page are distinct. It continues without one when the dictionary is full.
 //   - Long bounds are truncated, rounded up for the maximum, and marked as inexact.
 //   - There are no page indexes and no bounds of pages. Readers can skip files by Iceberg's bounds,
 //     and row groups by those in the footer.

@@ -88,7 +88,8 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 			return invalid("subject_token_type: only " + accessToken + " is served")
 		}
 		name, first, err := callers.Access(r.PostForm.Get("subject_token"))
-		if id, secret, basic := r.BasicAuth(); basic { // Java's client authenticates with its credentials once its token has expired
+		// Java's client authenticates with its credentials once its token has expired.
+		if id, secret, basic := r.BasicAuth(); basic {
 			if owner, known := callers.Caller(secret); known && owner == name && id == name && (err == nil || errors.Is(err, auth.ErrExpired)) {
 				return name, until, nil
 			}

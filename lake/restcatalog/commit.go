@@ -256,7 +256,8 @@ func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current
 
 // refused returns the error for updates that do not apply to the table.
 func refused(ident table.Identifier, err error) error {
-	if strings.Contains(err.Error(), "sequence number") { // another branch was changed: the client retries with the next number
+	// Another branch was changed: the client retries with the next number.
+	if strings.Contains(err.Error(), "sequence number") {
 		return commitFailed("%s: %v", strings.Join(ident, "."), err)
 	}
 	return senseless("updates: "+strings.Join(ident, "."), err)

@@ -113,7 +113,8 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(f.status)
-	_ = json.NewEncoder(w).Encode(map[string]model{"error": {f.message, f.kind, f.status}}) // the client may have disconnected
+	// The client may have disconnected.
+	_ = json.NewEncoder(w).Encode(map[string]model{"error": {f.message, f.kind, f.status}})
 }
 
 // reply sends a JSON response.

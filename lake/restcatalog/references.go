@@ -116,7 +116,8 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 			return notNow(err)
 		}
 		for _, m := range manifests {
-			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath()) // manifests of other tables are refused whenever they are seen
+			// Manifests of other tables are not known, so that they are refused.
+			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath())
 		}
 	}
 	err = references(ctx, fio, after, fresh, known, func(r reference) error {

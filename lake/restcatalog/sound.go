@@ -123,7 +123,8 @@ func (l *lineage) number(s table.Snapshot) error {
 	case l.format == 1 && s.SequenceNumber != 0:
 		return badRequest("add-snapshot: snapshot %d has the sequence number %d, and a table of format 1 has none", s.SnapshotID, s.SequenceNumber)
 	case l.format > 1 && s.SequenceNumber != l.sequence+1 && !first:
-		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence { // another branch was changed: the client retries with the next number
+		// Another branch was changed: the client retries with the next number.
+		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence {
 			return commitFailed("add-snapshot: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
 		}
 		return badRequest("add-snapshot: snapshot %d has the sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)

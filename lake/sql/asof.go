@@ -26,8 +26,10 @@ type Resolved struct {
 
 // ReadAt is the state in which a query read a table.
 type ReadAt struct {
-	Table    string          `json:"table"`
-	Snapshot string          `json:"snapshot"` // as text, because JSON numbers lose digits of 63-bit ids; empty if the table was empty
+	Table string `json:"table"`
+	// Snapshot is text, because JSON numbers lose digits of 63-bit ids. It is empty if the table
+	// was empty.
+	Snapshot string          `json:"snapshot"`
 	Taken    time.Time       `json:"taken,omitzero"`
 	Topic    string          `json:"topic"`
 	Offsets  map[int32]int64 `json:"offsets"` // first offset of each partition that was not read

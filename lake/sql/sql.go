@@ -51,7 +51,9 @@ const (
 
 // S3 describes how the engine accesses tables in an object store.
 type S3 struct {
-	Endpoint             string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
+	// Endpoint is http(s)://host:port, used with path-style addressing. If it is empty, Amazon's
+	// endpoint of the region is used.
+	Endpoint             string
 	Region               string
 	AccessKey, SecretKey string // empty: the engine's own environment
 }

@@ -16,17 +16,18 @@
 //	uint32, fixed32                     long
 //	uint64, fixed64                     decimal(20, 0)
 //	float, double                       float, double
-//	string                              string; what is not UTF-8 is an error
+//	string                              string; invalid UTF-8 is an error
 //	bytes                               binary
-//	enum                                string: the value's name, or its number where it has no name
-//	repeated, map                       list, map; empty where there is nothing, for Protobuf does not tell the difference
-//	message                             struct, null where it is absent; one without fields has the column _present, true
-//	google.protobuf.Timestamp           timestamptz in microseconds; what is beyond them is cut off
+//	enum                                string: the value's name, or its number if it has none
+//	repeated, map                       list, map; empty if absent, which Protobuf cannot distinguish
+//	message                             struct, null if absent; without fields, its column _present
+//	                                    is true
+//	google.protobuf.Timestamp           timestamptz, truncated to microseconds
 //	google.protobuf.Duration            long, in nanoseconds
-//	google.protobuf.StringValue, …      as the value, null where it is absent
-//	google.type.Money                   decimal(38, 9), and its currency beside it in <name>_currency; in a list or map
-//	                                    struct<amount, currency>
-//	a message inside itself             binary: the inner message in wire format
+//	google.protobuf.StringValue, …      like the value, null if absent
+//	google.type.Money                   decimal(38, 9), with the currency in <name>_currency; in a list
+//	                                    or map struct<amount, currency>
+//	a recursive message                 binary: the inner message in wire format
 //
 // A field whose absence Protobuf can represent (optional, in a oneof, or a message) is null if
 // absent. Other absent fields have their default. All columns are optional in the schema, because a
