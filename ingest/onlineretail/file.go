@@ -83,6 +83,7 @@ func open(ctx context.Context, path string) (_ *source, err error) {
 // types.
 func checkColumn(schema *arrow.Schema, name string, types []arrow.Type) error {
 	fields, _ := schema.FieldsByName(name)
+	// Arrow allows several columns of one name.
 	if len(fields) != 1 {
 		return fmt.Errorf("%w: %d columns are called %s", ErrFile, len(fields), name)
 	}
@@ -124,6 +125,7 @@ func (s *source) close() error {
 // rowReader returns a function that returns the ith row of a batch. The columns must have been
 // checked.
 func rowReader(batch arrow.RecordBatch) func(i int) row {
+	// The order of the columns is that of the file, so they are found by name.
 	column := func(name string) arrow.Array { return batch.Column(batch.Schema().FieldIndices(name)[0]) }
 	text := func(name string) func(int) string {
 		values := column(name).(array.StringLike)

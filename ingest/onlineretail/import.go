@@ -189,6 +189,7 @@ func (im *importer) account(c command, o outcome) {
 	} else {
 		im.summary.Commands[name]++
 	}
+	// Lines after the accepted ones were refused with the command.
 	for _, l := range c.lines[o.accepted:] {
 		r := reject{l, o.refused}
 		im.refused = append(im.refused, r)

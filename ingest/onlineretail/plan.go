@@ -108,6 +108,7 @@ const (
 
 // add plans one row.
 func (p *planner) add(r row) {
+	// A row that no command could contain must not register its customer either.
 	if reason := unusable(r); reason != "" {
 		p.reject(r, reason)
 		return

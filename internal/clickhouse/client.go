@@ -44,6 +44,7 @@ func NewServerClient(s Server) (*Client, error) {
 		return nil, errors.New("ClickHouse: the address is not http(s)://host:port")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || strings.Trim(u.Path, "/") != "":
 		return nil, fmt.Errorf("ClickHouse: the address (%s://%s…) is not http(s)://host:port", u.Scheme, u.Host)
+	// URLs appear in logs and errors, so they must not contain credentials.
 	case u.User != nil:
 		return nil, fmt.Errorf("ClickHouse: the address %q names a user; name user and password beside it", u.Redacted())
 	}

@@ -376,6 +376,7 @@ func write(b *bytes.Buffer, v reflect.Value, indent, env string) {
 		f, t := v.Field(i), v.Type().Field(i)
 		key, doc := t.Tag.Get("yaml"), t.Tag.Get("doc")
 		name := env + strings.ToUpper(key)
+		// A struct is a section, except for a secret.
 		if _, leaf := f.Interface().(Secret); f.Kind() == reflect.Struct && !leaf {
 			b.WriteByte('\n')
 			comment(b, indent, doc)

@@ -25,6 +25,7 @@ func Guard(hosts Hosts, refuse func(w http.ResponseWriter, r *http.Request, why 
 	for _, name := range hosts.Names {
 		allowed[hostname(name)] = true
 	}
+	// It compares the headers Sec-Fetch-Site and Origin with the request's host.
 	cross := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if name := hostname(r.Host); !hosts.Any && name != "" && !allowed[name] {

@@ -14,6 +14,7 @@ const longestProfile = 300 // seconds
 // and bounds the duration of a profile. It answers a second concurrent profile with a conflict,
 // which is not a server error.
 func Profiles() http.Handler {
+	// Go can take only one CPU profile at a time.
 	one := make(chan struct{}, 1)
 	alone := func(h http.HandlerFunc) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {

@@ -19,8 +19,11 @@ import (
 const settled = `transaction < pg_snapshot_xmin(pg_current_snapshot())`
 
 const (
+	// The transaction's id is the first part of a position, and the place in it the second.
 	selectEvents = `SELECT transaction, position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
 FROM events `
+	// A stream is read without the condition settled: the next version must follow the last
+	// committed one.
 	selectStream = selectEvents + `WHERE stream = $1 AND version > $2 ORDER BY version`
 	selectAll    = selectEvents + `WHERE ` + settled + ` AND (transaction, position) > ($1, $2) ORDER BY transaction, position LIMIT $3`
 	selectHead   = `SELECT transaction, position FROM events WHERE ` + settled + ` ORDER BY transaction DESC, position DESC LIMIT 1`

@@ -46,11 +46,13 @@ func outlives(least time.Duration, effect string) func(string) string {
 // counted are the settings that are checked. The server's own settings can lose acknowledged
 // events. Settings of a role or a database can interrupt the store's work.
 var counted = map[string]setting{
+	// Settings of the server that its own durability depends on.
 	"fsync":            {"on", "ALTER SYSTEM SET fsync = on", true, only("a power cut loses acknowledged events, or damages the database", "on")},
 	"full_page_writes": {"on", "ALTER SYSTEM SET full_page_writes = on", true, only("a power cut may damage the database", "on")},
 	"synchronous_commit": {"on", "ALTER ROLE … RESET synchronous_commit, or ALTER SYSTEM SET synchronous_commit = on", true,
 		only("a crash of the server loses acknowledged events", "on", "local", "remote_write", "remote_apply")},
 	"default_transaction_read_only": {"off", "ALTER ROLE … SET default_transaction_read_only = off", false, only("nothing can be appended", "off")},
+	// Timeouts must leave room for the store's own limits.
 	"statement_timeout": {"0, or at least " + storeWithin.String(), "ALTER ROLE … SET statement_timeout = 0", false,
 		outlives(storeWithin, "appends and long reads are cut off on a busy server")},
 	"lock_timeout": {"0, or at least 5s", "ALTER ROLE … SET lock_timeout = 0", false,

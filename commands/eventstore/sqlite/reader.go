@@ -27,6 +27,7 @@ type reader struct {
 }
 
 const (
+	// A position is the table's rowid, so reads by position need no other index.
 	selectEvents = `SELECT position, id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent
 FROM events `
 	selectStream   = selectEvents + "WHERE stream = ? AND version > ? ORDER BY version"
@@ -67,6 +68,7 @@ func (r *reader) close() error { return r.db.Close() }
 
 // load returns a stream's events after a version.
 func (r *reader) load(ctx context.Context, stream string, after uint64) ([]event.Event, error) {
+	// SQLite's integers are signed, so no version is higher.
 	if after >= math.MaxInt64 {
 		return nil, nil
 	}
@@ -93,6 +95,7 @@ func (r *reader) read(ctx context.Context, after event.Position, limit int) ([]e
 
 // query runs a statement that selects events.
 func (r *reader) query(ctx context.Context, stmt *sql.Stmt, args ...any) (events []event.Event, err error) {
+	// A statement is a snapshot: events that are committed while it runs are not in it.
 	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
 		return nil, err

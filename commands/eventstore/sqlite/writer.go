@@ -30,7 +30,8 @@ const (
 	insertEvent = `INSERT INTO events (id, stream, version, type, data, occurred_at, recorded_at, correlation_id, causation_id, trace_parent)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 	insertAnswer = "INSERT INTO answers (key, fingerprint, response, stream, version, position) VALUES (?, ?, ?, ?, ?, ?)"
-	putSnapshot  = `INSERT INTO snapshots (stream, version, schema, state) VALUES (?, ?, ?, ?)
+	// An older snapshot never replaces a newer one.
+	putSnapshot = `INSERT INTO snapshots (stream, version, schema, state) VALUES (?, ?, ?, ?)
 ON CONFLICT (stream) DO UPDATE SET version = excluded.version, schema = excluded.schema, state = excluded.state
 WHERE excluded.version >= snapshots.version`
 )

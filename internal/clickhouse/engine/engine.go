@@ -100,6 +100,7 @@ func Main(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
+	// The engine runs as long as this connection is open.
 	control, err := boot(c)
 	if err != nil {
 		return err

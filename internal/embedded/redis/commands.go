@@ -102,6 +102,7 @@ func selectDB(_ *tx, args []string) (any, error) {
 
 // dbSize counts the sets by iterating over their members.
 func dbSize(t *tx, _ []string) (any, error) {
+	// Hashes are known in memory. Sets have to be counted.
 	n := int64(len(t.store.hashes))
 	err := t.setKeys("", func(string, string) bool {
 		n++
@@ -225,6 +226,7 @@ func sadd(t *tx, args []string) (any, error) {
 
 // smembers implements SMEMBERS.
 func smembers(t *tx, args []string) (any, error) {
+	// An empty list, not nil, which would be written as null.
 	members := []any{}
 	err := t.each(t.sets, setKey(args[0]), "", func(member, _ string) bool {
 		members = append(members, member)
@@ -337,6 +339,7 @@ func pattern(glob string) string {
 			b.WriteString(`.*`)
 		case '?':
 			b.WriteString(`.`)
+		// A character class has the same syntax in both. Without its end, the bracket is literal.
 		case '[':
 			end := strings.IndexByte(glob[i:], ']')
 			if end < 0 {

@@ -41,6 +41,7 @@ func (s *store) eval(args []string) (answer any, err error) {
 
 // compile returns a compiled script, from the cache if possible.
 func (s *store) compile(script string) (*lua.FunctionProto, error) {
+	// Views use a few scripts, so nearly every call finds its script compiled.
 	if known, ok := s.scripts.Get(script); ok {
 		return known, nil
 	}
@@ -80,6 +81,7 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 		}
 		return table
 	}
+	// The names that scripts expect in Redis.
 	l.SetGlobal("KEYS", list(keys))
 	l.SetGlobal("ARGV", list(args))
 	// An error of the store must not become an error of the script: the store reacts to it, for

@@ -194,6 +194,7 @@ func (s *store) read(db *leveldb.DB) error {
 	if err != nil {
 		return err
 	}
+	// Files of another layout cannot be read. They are set aside like damaged ones.
 	if string(version) != layout {
 		return fmt.Errorf("%w: layout %.20q", errForeign, version)
 	}
