@@ -57,7 +57,7 @@ func (b broker) whole(t *testing.T, s eventstore.Store) {
 		if e.Version != version[e.Stream]+1 {
 			t.Errorf("stream %s: version %d follows %d", e.Stream, e.Version, version[e.Stream])
 		}
-		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // an earlier version has no such header
+		if n := kafka.PartitionsOf(m.Headers); n > 0 && kafka.Partition(m.Key, n) != m.Partition { // earlier versions have none
 			t.Errorf("stream %s is on partition %d, and says that keys are spread over %d", e.Stream, m.Partition, n)
 		}
 		at[e.Stream], version[e.Stream] = m.Partition, e.Version

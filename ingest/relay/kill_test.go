@@ -145,7 +145,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		grow := b.grown(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
-			grow(2*partitions + rand.N[int64](300)) // more than the markers of the previous transaction; the kill hits a random place
+			grow(2*partitions + rand.N[int64](300)) // more than the last transaction's markers, and a random number
 			kill()
 		}
 		total := stop()

@@ -52,7 +52,7 @@ func planOf(md protoreflect.MessageDescriptor) []step {
 			s.do = checkMoney
 		case fd.Message() != nil && fd.Message().FullName() == "google.protobuf.Timestamp":
 			s.do = checkTime
-		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // requests are not recursive
+		case fd.Message() != nil && strings.HasPrefix(string(fd.Message().FullName()), "millrace."): // not recursive
 			s.sub = planOf(fd.Message())
 		case fd.Kind() == protoreflect.StringKind:
 			s.do = doWithText(fd)

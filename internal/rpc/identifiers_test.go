@@ -75,7 +75,7 @@ func TestHandlersSeeIdentifiersInOneForm(t *testing.T) {
 	if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_OrderId{OrderId: upper}})); err != nil || r.got.GetOrderId() != id {
 		t.Errorf("the query is %v, %v", r.got, err)
 	}
-	for sent, want := range map[string]string{"fu\u0308r": "für", "older ": "older ", "a  b": "a  b"} { // what is stored can still be found
+	for sent, want := range map[string]string{"fu\u0308r": "für", "older ": "older ", "a  b": "a  b"} { // stored ones are found
 		if _, err := queries.GetOrder(t.Context(), connect.NewRequest(&orderv1.GetOrderRequest{Key: &orderv1.GetOrderRequest_Reference{Reference: sent}})); err != nil || r.got.GetReference() != want {
 			t.Errorf("%q: the query is %v, %v", sent, r.got, err)
 		}
