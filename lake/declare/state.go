@@ -39,9 +39,9 @@ type State[S any] struct {
 	Of          event.Aggregate
 	Key, KeyDoc string // name and doc of the key column
 	Columns     Schema[S]
-	// Change returns the effect of an event on the state of its stream. It fails if the event
-	// cannot be decoded, independent of the state. The effect must not modify memory that the
-	// previous state refers to, because a failed landing may fold again.
+	// Change returns the effect of an event on the state of its stream. It fails if the event cannot
+	// be decoded, independent of the state. The effect must not modify memory that the previous state
+	// refers to, because remembered rows share it.
 	Change func(e event.Event) (func(*S), error)
 }
 

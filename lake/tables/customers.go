@@ -65,7 +65,7 @@ func changeCustomer(e event.Event) (func(*customerState), error) {
 	case *customerv1.CustomerEvent_ConsentChanged:
 		purpose, granted := m.ConsentChanged.GetPurpose().String(), m.ConsentChanged.GetGranted()
 		return func(s *customerState) {
-			// Clone first: the previous state may be folded again after a failed commit.
+			// Clone first: the previous state is also that of a remembered row.
 			s.consents = slices.DeleteFunc(slices.Clone(s.consents), func(p string) bool { return p == purpose })
 			if granted {
 				s.consents = append(s.consents, purpose)

@@ -68,7 +68,7 @@ func changeProduct(e event.Event) (func(*productState), error) {
 			return nil, fmt.Errorf("price: %w", err)
 		}
 		return func(s *productState) {
-			// Clone first: the previous state may be folded again after a failed commit.
+			// Clone first: the previous state is also that of a remembered row.
 			prices := maps.Clone(s.prices)
 			if prices == nil {
 				prices = map[string]declare.Amount{}

@@ -30,8 +30,8 @@
 //	a recursive message                 binary: the inner message in wire format
 //
 // A field whose absence Protobuf can represent (optional, in a oneof, or a message) is null if
-// absent. Other absent fields have their default. All columns are optional in the schema, because a
-// newer version of a message may drop fields.
+// absent. Other absent fields have their default. All columns are optional in the schema, because
+// other versions of the message may lack fields.
 package wire
 
 import (
