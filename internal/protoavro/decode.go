@@ -72,6 +72,8 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 			}
 			if f.oneof != 0 {
 				bit := uint64(1) << (f.oneof % 64)
+				// Avro has no oneofs: a value with two members set is valid Avro, but not our
+				// message.
 				if taken&bit != 0 {
 					s.Fail(fmt.Errorf("%s and another part of its oneof are set", f.name))
 				}
@@ -88,6 +90,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 			return dst
 		}
 	}
+	// The root's type may also occur inside of itself, where the field must be null.
 	if r.whole && depth > 0 && s.Present(nullFirst) {
 		s.Fail(fmt.Errorf("field %s is set, but not of the root", unknownField))
 	}
@@ -96,6 +99,7 @@ func (r *record) decode(dst []byte, s *source, depth int) []byte {
 
 // decodeItems appends a repeated field. A packed one is dropped if it is empty.
 func (f *field) decodeItems(dst []byte, s *source, depth int) []byte {
+	// A packed field has one tag and a length, an unpacked one a tag per element.
 	begin, content := len(dst), 0
 	if f.packed {
 		dst = protowire.AppendTag(dst, f.number, protowire.BytesType)
@@ -139,6 +143,7 @@ func insertLength(dst []byte, content int) []byte {
 	length := len(dst) - content
 	n := protowire.SizeVarint(uint64(length))
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)[:len(dst)+n]
+	// The length's size depends on the content, so the content is moved to make room.
 	copy(dst[content+n:], dst[content:content+length])
 	protowire.AppendVarint(dst[content:content], uint64(length))
 	return dst
@@ -234,6 +239,7 @@ func isZero(b []byte) bool {
 // decodeTime appends the fields of a Timestamp. Nanos are never negative.
 func decodeTime(dst []byte, s *source) []byte {
 	micros := s.Long()
+	// Go truncates towards zero, so negative remainders are corrected below.
 	seconds, rest := micros/microsPerSec, micros%microsPerSec
 	if rest < 0 {
 		seconds, rest = seconds-1, rest+microsPerSec
@@ -269,6 +275,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 		copy(number[:], "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")
 	}
 	copy(number[16-len(amount):], amount)
+	// Divide the magnitude as a 128-bit number by nanos per unit.
 	hi, lo := binary.BigEndian.Uint64(number[:8]), binary.BigEndian.Uint64(number[8:])
 	if negative {
 		var borrow uint64
@@ -280,6 +287,7 @@ func decodeMoney(dst []byte, s *source) []byte {
 		limit++ // -2^63 is valid
 	}
 	var units, nanos uint64
+	// Otherwise the quotient would exceed 64 bits, and Div64 would panic.
 	if hi < nanosPerUnit {
 		units, nanos = bits.Div64(hi, lo, nanosPerUnit)
 	}

@@ -89,6 +89,8 @@ func (r *record) encode(dst, message []byte, depth int) (_ []byte, whole bool, e
 			return nil, false, fmt.Errorf("%s.%s: wire type %d, want %d", r.name, f.name, typ, want)
 		}
 		switch {
+		// A packed field may come in several chunks. Decode would join them, so the check in Encode
+		// refuses that.
 		case f.packed:
 			s.count += countPacked(f.kind, message[value:value+n])
 			if s.from == s.to {
@@ -164,6 +166,7 @@ func (f *field) encode(dst, value []byte, count, depth int) (_ []byte, whole boo
 	if count == 0 {
 		return append(dst, 0), false, nil
 	}
+	// All values are written as one block, followed by an empty one.
 	dst = avro.AppendLong(dst, int64(count))
 	for len(value) > 0 {
 		number, typ, n := protowire.ConsumeTag(value)
@@ -241,6 +244,7 @@ func (f *field) encodeEntry(dst, value []byte, depth int) (_ []byte, whole bool,
 		}
 		entry = entry[n:]
 	}
+	// Protobuf allows omitting either, but Go never does, so the entry would not be restored.
 	if key == nil || item == nil {
 		return nil, false, errors.New("an entry of a map without key or value")
 	}
@@ -368,6 +372,7 @@ func encodeTime(dst, content []byte) (_ []byte, whole bool, err error) {
 		return nil, false, err
 	}
 	s, n := int64(seconds), int64(nanos)
+	// Losing precision silently is not an option.
 	if n%1000 != 0 {
 		return nil, false, fmt.Errorf("time %d s %d ns is not of whole microseconds", s, n)
 	}
@@ -420,6 +425,7 @@ func encodeMoney(dst, content []byte) (_ []byte, whole bool, err error) {
 		return nil, false, fmt.Errorf("%d units and %d nanos are no amount of money", units, nanos)
 	}
 	dst = avro.AppendBytes(dst, currency)
+	// The amount may exceed 64 bits, so compute with 128.
 	hi, lo := bits.Mul64(magnitude(units), nanosPerUnit)
 	lo, carry := bits.Add64(lo, magnitude(nanos), 0)
 	hi += carry

@@ -150,6 +150,7 @@ func Compile(schema string) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A plan converts whole messages.
 	if root.kind != messageKind {
 		return nil, errors.New("it is of no record")
 	}
@@ -225,6 +226,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 	for i := range n.Fields {
 		f := &n.Fields[i]
 		if f.Name == unknownField {
+			// Decode expects the field after all others.
 			if i != len(n.Fields)-1 || !isNullable(&f.Type, "bytes") {
 				return nil, fmt.Errorf("%s: field %s must be the last, and null or bytes", r.name, unknownField)
 			}
@@ -235,6 +237,7 @@ func (c *compiler) record(n *avro.SchemaNode) (*record, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s.%s: %w", r.name, f.Name, err)
 		}
+		// Otherwise one of them could not be found by its number.
 		if r.at(compiled.number) >= 0 {
 			return nil, fmt.Errorf("%s.%s: field number %d stands twice", r.name, f.Name, compiled.number)
 		}
@@ -277,6 +280,7 @@ func (c *compiler) field(n *avro.SchemaField, oneofs map[string]int) (field, err
 	}
 	f.number = protowire.Number(number)
 	if name, ok := n.Props[attrOneof].(string); ok {
+		// Names of oneofs become indices, which Decode uses as bits.
 		if oneofs[name] == 0 {
 			oneofs[name] = len(oneofs) + 1
 		}
@@ -326,6 +330,7 @@ func enumNumbers(n *avro.SchemaNode) ([]int32, error) {
 		}
 		numbers[i] = int32(number)
 	}
+	// Proto3 requires it, and the first symbol is Avro's default.
 	if len(numbers) == 0 || numbers[0] != 0 {
 		return nil, fmt.Errorf("enum %s: its first number must be 0", fullName(n))
 	}

@@ -119,6 +119,7 @@ type deriver struct {
 func (d *deriver) record(m protoreflect.MessageDescriptor) (avroRecord, error) {
 	d.named[m.FullName()] = true
 	r := avroRecord{Type: "record", Name: string(m.Name()), Namespace: string(m.FullName().Parent()), Fields: []avroField{}}
+	// Extensions are not known when the schema is derived.
 	if m.ExtensionRanges().Len() > 0 {
 		return r, fmt.Errorf("%s: extensions have no place in Avro", m.FullName())
 	}
@@ -176,6 +177,7 @@ func (d *deriver) field(f protoreflect.FieldDescriptor) (avroField, error) {
 	case f.IsMap():
 		field.Type, field.Default = avroMap{"map", of}, json.RawMessage("{}")
 	case f.IsList():
+		// Compile assumes that repeated scalars are packed.
 		if !f.IsPacked() && kindOf(f).wire() != protowire.BytesType {
 			return field, errors.New("a list of numbers that is not packed could not be told from one that is")
 		}
@@ -204,6 +206,7 @@ func (d *deriver) value(f protoreflect.FieldDescriptor) (of any, zero, declared 
 			{Name: "amount", Type: avroLogical{"bytes", "decimal", moneyDigits, moneyScale}, Default: json.RawMessage(`"\u0000"`)},
 		}}, "", "", nil
 	case messageKind:
+		// Avro allows only one definition of a type. Later uses refer to it by name.
 		if d.named[f.Message().FullName()] {
 			return string(f.Message().FullName()), "", "", nil
 		}

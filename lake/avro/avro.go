@@ -55,6 +55,7 @@ type Plan struct {
 // its own references.
 func Compile(schema string, references ...string) (*Plan, error) {
 	var cache avro.SchemaCache
+	// References must be parsed first, so that the schema can refer to their types.
 	for _, r := range references {
 		if _, err := cache.Parse(r); err != nil {
 			return nil, fmt.Errorf("a schema that it refers to: not an Avro schema: %w", err)
@@ -74,6 +75,7 @@ func Compile(schema string, references ...string) (*Plan, error) {
 	}
 	root := parsed.Root()
 	c.know(root)
+	// Wrap other types in a record with one field, for a column to hold them.
 	if root.Type != "record" {
 		root = &avro.SchemaNode{Type: "record", Fields: []avro.SchemaField{{Name: "value", Type: *root}}}
 	}
@@ -212,6 +214,7 @@ func (c *compiler) record(n *avro.SchemaNode, path string) (*node, []columnar.Fi
 		}
 		child.name = f.Name
 		out.children = append(out.children, child)
+		// A field that is always null has no column, but must be skipped on the wire.
 		if child.kind == nullKind {
 			continue
 		}
@@ -315,6 +318,7 @@ func primitive(n *avro.SchemaNode, path string) (*node, columnar.Field, error) {
 		return &node{kind: k, size: n.Size, digits: n.Precision}, columnar.Field{Type: t, Doc: doc, Required: true}, nil
 	}
 	switch logical := n.LogicalType; {
+	// Logical types with an Iceberg equivalent come first. The others become their underlying type.
 	case logical == "decimal" && n.Precision <= maxDigits && (n.Type == "bytes" || n.Type == "fixed"):
 		return of(decimalKind, iceberg.DecimalTypeOf(n.Precision, n.Scale), "")
 	case logical == "date" && n.Type == "int":
@@ -381,6 +385,7 @@ func (c *compiler) union(n *avro.SchemaNode, path string) (*node, columnar.Field
 		}
 		return nil, column, fmt.Errorf("%s: a union in a union", path)
 	}
+	// A general union: one column per branch, and null for the branches that do not apply.
 	out := &node{kind: unionKind}
 	var columns []columnar.Field
 	for i := range n.Branches {

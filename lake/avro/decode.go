@@ -53,6 +53,7 @@ func (d *Decoder) Append(value []byte) error {
 		mark = d.first.Len()
 	}
 	s := source{Reader: avro.Reader{Rest: value}}
+	// A failed read leaves the columns unequal, which the rollback repairs.
 	d.root.fields(&s)
 	err := s.Err
 	// Trailing bytes mean that the value was written with another schema.
@@ -85,6 +86,7 @@ func (n *node) bindGroup(fields []columnar.Field, columns []columnar.Column, pat
 	for i, child := range n.children {
 		want[i].Name = child.name
 	}
+	// Columns may be in any order, and more than the schema has.
 	at := evolution.Match(fields, want)
 	for n, child := range n.children {
 		if child.kind == nullKind {
@@ -341,6 +343,7 @@ func (t *target) scalar(s *source) {
 	case floatKind:
 		if b := s.Take(4); b != nil {
 			v := math.Float32frombits(binary.LittleEndian.Uint32(b))
+			// The column may have been widened by a newer schema.
 			if wide, ok := t.column.(*columnar.Float64s); ok {
 				wide.Append(float64(v))
 			} else {

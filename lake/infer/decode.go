@@ -105,6 +105,7 @@ func bindGroup(fields []columnar.Field, columns []columnar.Column) *group {
 	}
 	for name := range g.members {
 		folded := fold(name)
+		// Two columns differ only in case, so neither can be matched without regard to case.
 		if _, twice := g.folded[folded]; twice {
 			name = ""
 		}
@@ -142,6 +143,8 @@ func (g *group) append(v *value) (left []byte) {
 			continue
 		}
 		rest, placed := m.raw, false
+		// Members that have no column at all, or that their columns cannot hold, are collected in
+		// left.
 		if to := g.member(v.children, i); to != nil {
 			rest, placed = to.append(m, g.turn)
 		}
@@ -279,6 +282,7 @@ func (t *target) appendMap(col *columnar.Maps, v *value) (left []byte, ok bool) 
 	begin := col.Start()
 	for i := range v.children {
 		m := &v.children[i]
+		// A map takes all pairs or none, so the first misfit undoes the others.
 		key, ok := keyOf(t.keys.of, m)
 		ok = ok && put(t.keys.column, key) && (m.kind != null || !t.of.(columnar.Map).Value.Required)
 		var rest []byte

@@ -173,6 +173,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 	before := *g
 	primary, doubles, json := find(fields, name)
 	switch {
+	// A JSON column takes any value.
 	case primary < 0 && json >= 0:
 		return fields
 	case primary < 0:
@@ -202,6 +203,7 @@ func (g *grower) member(fields []columnar.Field, name string, m *value, depth in
 		return fields
 	}
 	*g = before
+	// The field's own column cannot hold the value. Choose or add another one.
 	numeric := m.kind == number || m.kind == integer
 	switch {
 	case json >= 0 || doubles >= 0 && m.kind == number && exact(m.raw):
@@ -268,6 +270,7 @@ func (g *grower) named(fields []columnar.Field, key, name string, t columnar.Typ
 		}
 		return r
 	}, name)
+	// The key keeps the field's name, by which later objects find the column.
 	if column != name && key == "" {
 		f.Key = renamedKey + name
 	}
@@ -294,6 +297,7 @@ func (g *grower) typeOf(v *value, depth int) columnar.Type {
 		}
 		return text
 	}
+	// Deeper values are preserved in the extra column.
 	if depth >= g.o.depth() {
 		return nil
 	}

@@ -72,6 +72,7 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	// depend on its size.
 	for first := 0; first < len(p.bins); {
 		end, bytes := first, int64(0)
+		// Collect bins for one commit.
 		for end < len(p.bins) && (end == first || bytes+p.bins[end].bytes <= binTargets*r.TargetBytes) {
 			bytes += p.bins[end].bytes
 			end++
@@ -221,6 +222,7 @@ func (b bin) check(written []iceberg.DataFile) error {
 
 // sortInto sorts the rows on disk and passes them to write.
 func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error, p *pace, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
+	// Each rewrite has its own scratch folder, which is removed at its end.
 	dir, err := os.MkdirTemp(r.Scratch, "millrace-sort-")
 	if err != nil {
 		return fmt.Errorf("scratch folder: %w", err)

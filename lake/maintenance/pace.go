@@ -35,6 +35,7 @@ func (p *pace) rest(ctx context.Context) error {
 	if p.share == 1 || worked < pieceOfWork {
 		return ctx.Err()
 	}
+	// work / (work + rest) = share
 	t := time.NewTimer(time.Duration(float64(worked) * (1/p.share - 1)))
 	defer t.Stop()
 	select {

@@ -46,6 +46,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("read manifest %s: %w", m.FilePath(), err)
 			}
+			// Only locations with escapes were decoded differently.
 			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
 				made, err := location.AsWritten(files, file)
 				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report missing files

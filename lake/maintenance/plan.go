@@ -43,6 +43,7 @@ func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 		return fail(err)
 	}
 	p.DataFiles, p.DataBytes = rewrite.files, rewrite.bytes
+	// Format 3 is not compacted, see compact.
 	if t.Metadata().Version() <= 2 {
 		for _, b := range rewrite.bins {
 			p.RewriteFiles += len(b.tasks)

@@ -169,6 +169,7 @@ func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 		if !strings.EqualFold(scheme, "Bearer") { // some clients send token_type, which is lower case
 			return r, caller{}, notAuthorized()
 		}
+		// Accepts both callers' own tokens and issued access tokens.
 		name, _, err := access.Callers.Access(token)
 		if errors.Is(err, auth.ErrExpired) { // some clients then request a new token
 			return r, caller{}, &failure{status: 419, kind: "AuthenticationTimeoutException", message: "the access token has expired; get a new one"}

@@ -235,6 +235,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if err := s.guard(c.table, base, metadata); err != nil {
 		return nil, err
 	}
+	// Files of existing snapshots would be outside of the new location.
 	if metadata.Location() != base.Location() && len(base.Snapshots()) > 0 {
 		return nil, forbidden("set-location: the table has files at %s, and a table names files below its location only", base.Location())
 	}
@@ -270,6 +271,7 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 	for _, u := range c.updates {
 		has = append(has, u.Action())
 	}
+	// Fill in what the client has left to the catalog.
 	updates := slices.Clone(c.updates)
 	id := uuid.New()
 	if !slices.Contains(has, table.UpdateAssignUUID) {
@@ -345,6 +347,7 @@ func (s *Server) placedWithin(before, after table.Metadata) error {
 // place chooses the file for new metadata. It checks that the table stays in the warehouse and
 // refers to its own files only.
 func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
+	// Existing locations of older tables are accepted even if they would be refused today.
 	within := s.warehouse.fresh
 	if current != nil && current.Location() == metadata.Location() {
 		within = s.warehouse.inside
@@ -433,6 +436,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
+	// nil unless a move claims a UUID or location.
 	check := s.claims(moves)
 	if check != nil { // fill the cache first, so that the transaction does not read files
 		tables, err := s.config.Swapper.Tables(ctx)

@@ -27,6 +27,7 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	own := map[string]string{} // location as written, by canonical location
 	left := 0
 	add := func(file string) {
+		// A table may refer to files elsewhere, which may belong to others.
 		if s.warehouse.covers(m.Location(), file) {
 			own[location.Canonical(file)] = file
 		} else {
@@ -92,6 +93,7 @@ func (s *Server) spareOthers(ctx context.Context, at string, files map[string]st
 		if err != nil {
 			return fmt.Errorf("list the catalog's tables: %w", err)
 		}
+		// If the table has changed meanwhile, its old files may be gone. Read its new state then.
 		still := slices.ContainsFunc(now, func(p Placed) bool { return p.Metadata == t.Metadata })
 		if still && missing(why) && errors.Is(why, errMetadata) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
 			read[t.name()] = true // its metadata file is missing and was outside of the purged location

@@ -177,6 +177,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	// The location contains a part of the UUID, so both are chosen here.
 	id := uuid.New()
 	location, err := s.tableLocation(ctx, ident, id) // also checks that the namespace exists
 	if err != nil {
@@ -254,6 +255,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	ctx, ident := r.Context(), append(namespaceOf(r), c.Name)
+	// The file becomes the table's metadata as it is, so everything in it must be checked.
 	move := Move{Table: ident, To: file}
 	switch current, err := s.config.Catalog.LoadTable(ctx, ident); {
 	case errors.Is(err, catalog.ErrNoSuchTable):
@@ -396,6 +398,7 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return notNow(err)
 	}
+	// Landers know their table by name.
 	if err := s.guard(c.From.full(), t.Metadata(), nil); err != nil {
 		return err
 	}

@@ -103,6 +103,7 @@ func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id u
 	if err != nil {
 		return "", err
 	}
+	// The default layout of Hive catalogs: NAMESPACE.db/TABLE.
 	base := s.warehouse.url + "/" + unsafe.ReplaceAllString(strings.Join(namespace, "."), "_") + ".db"
 	if own := props["location"]; own != "" {
 		if base, err = s.warehouse.fresh("location of the namespace", own); err != nil {
