@@ -56,6 +56,7 @@ func NewClient(cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("schema registry: URL %q: want http(s)://host:port", urls[i])
 		}
 	}
+	// A transport of its own, because of the TLS settings.
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = cfg.TLS
 	c := &Client{http: &http.Client{Transport: transport, Timeout: cfg.Timeout}, log: cfg.Logger, url: cfg.URL}
@@ -118,6 +119,7 @@ func (c *Client) outcome(ctx context.Context, err error) error {
 	c.degraded = passing
 	c.mu.Unlock()
 	switch {
+	// Log changes only, not every failure.
 	case changed && passing:
 		c.log.Warn("schema registry: out of reach; who has its schemas goes on, all others wait", "url", c.url, "error", err)
 	case changed:

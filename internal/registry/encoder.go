@@ -115,6 +115,7 @@ func (e *Encoder) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The frame is the same for all values of the topic.
 	frame := appendFrame(nil, registered.ID)
 	if e.file != nil {
 		frame = appendPath(frame, e.path)

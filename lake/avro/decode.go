@@ -268,6 +268,7 @@ func (t *target) append(s *source) {
 		s.items(func() { t.children[0].append(s) })
 		t.column.(*columnar.Lists).Append()
 	case mapKind:
+		// Duplicate keys are kept, as in other formats.
 		maps := t.column.(*columnar.Maps)
 		keys := maps.Keys().(*columnar.Bytes)
 		s.items(func() {
@@ -317,6 +318,7 @@ func (t *target) union(s *source) {
 // value has no fixed set of columns.
 func (t *target) opaqueValue(s *source) {
 	var v any
+	// Decode and encode again: the JSON form must be Avro's own.
 	rest, err := t.opaque.Decode(s.Rest, &v)
 	if err != nil {
 		s.Fail(err)
@@ -394,6 +396,7 @@ func (t *target) integer(s *source) {
 			s.Fail(fmt.Errorf("%d days since 1970 are no date of the years 1 to 9999", v))
 			return
 		}
+		// The column may have been widened to long.
 		if narrow, ok := t.column.(*columnar.Int32s); ok {
 			narrow.Append(int32(v))
 			return

@@ -52,6 +52,7 @@ func Message(ctx context.Context, file, name string, folders ...string) (protore
 	files.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for md := range messages(f.Messages()) {
 			full := string(md.FullName())
+			// The package may be omitted, as long as the name is unambiguous.
 			if full == name || strings.HasSuffix(full, "."+name) {
 				found = append(found, md)
 			}
@@ -97,6 +98,7 @@ func describe(ctx context.Context, file string, folders []string) (*protoregistr
 			return nil, err
 		}
 		var set descriptorpb.FileDescriptorSet
+		// Almost any bytes are valid Protobuf, so also require a file.
 		if err := proto.Unmarshal(b, &set); err != nil || len(set.File) == 0 {
 			return nil, errors.Join(errors.New("it is neither a .proto file nor a set of descriptors"), err)
 		}

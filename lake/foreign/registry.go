@@ -45,6 +45,7 @@ func Registered(
 		return declare.Table{}, err
 	}
 	all := &schemas{client: client, with: with, message: protoreflect.FullName(of.Message), known: map[int]*schema{}, json: jsonOptions(with, of.Times)}
+	// Confluent's convention: the first message of the file is the value's type.
 	if latest.Type == registry.TypeProtobuf && of.Message == "" {
 		if all.message, err = firstMessage(ctx, latest); err != nil {
 			return declare.Table{}, fmt.Errorf("subject %s: schema %d: %w", of.Name, latest.ID, err)
@@ -142,6 +143,7 @@ func (s *schemas) read(ctx context.Context, registered registry.Schema) *schema 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// Another lander was faster. All must share one schema, since refuse changes it.
 	if first := s.known[made.id]; first != nil {
 		return first
 	}
@@ -251,6 +253,7 @@ func (x *registeredRows) Append(ctx context.Context, r declare.Record) (declare.
 		}
 		x.bound[id] = b
 	}
+	// Protobuf values name their message within the file.
 	if of.file != nil {
 		if value, err = x.message(of, value); err != nil {
 			return declare.Appended{}, fmt.Errorf("schema %d: %w", id, err)
@@ -291,6 +294,7 @@ func (x *registeredRows) bind(of *schema) (*bound, error) {
 		return &bound{append: func(value []byte) error { return appendJSON(objects, value) }}, nil
 	}
 	_, mine := x.all.with.split(x.to.Fields())
+	// Compare with the columns that the table would need for the schema.
 	need, err := evolution.Union(mine, of.fields)
 	switch {
 	case err != nil:
@@ -332,6 +336,7 @@ func (l layout) split(all []columnar.Field) (fixed, mine []columnar.Field) {
 
 // others returns the value columns that do not belong to the given fields.
 func (x *registeredRows) others(fields []columnar.Field) (cols []columnar.Column) {
+	// Columns that the schema fills. All others become null.
 	filled := evolution.Match(x.to.Fields(), fields)
 	for i, f := range x.to.Fields() {
 		if !x.all.with.reserves(f.Name) && !slices.Contains(filled, i) {

@@ -164,6 +164,7 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 // null.
 func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte, some bool, err error), error) {
 	if !f.identity {
+		// A transformed field sorts by the transformed value.
 		literal, err := literals(column)
 		if err != nil {
 			return nil, err

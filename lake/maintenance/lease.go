@@ -118,6 +118,7 @@ func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 		case !ok:
 		case time.Now().Before(l.until):
 			live = append(live, l)
+		// The margin allows for clocks that differ between processes.
 		case time.Since(l.until) > leaseKeep:
 			_ = files.Remove(f.location) // retried by the next listing
 		}

@@ -65,6 +65,7 @@ func (s *sorter) sorted(each func(arrow.RecordBatch) error) error {
 	if len(s.runs) == 0 {
 		return s.drain(each)
 	}
+	// Treat the remaining rows like the other runs.
 	if err := s.spill(); err != nil {
 		return err
 	}
@@ -232,6 +233,7 @@ func (s *sorter) merge(runs []string, each func(arrow.RecordBatch) error) (err e
 		sources = append(sources, src)
 	}
 	for {
+		// Runs that are exhausted are closed.
 		sources = slices.DeleteFunc(sources, func(src *source) bool {
 			if src.rec == nil {
 				err = errors.Join(err, src.close())

@@ -128,6 +128,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 			return w.failed(err)
 		}
 	}
+	// The columns read may differ from the schema in nested nullability.
 	named := labelled(w.schema, rec.Columns(), rec.NumRows())
 	defer named.Release()
 	if err := w.parquet.WriteBuffered(named); err != nil {

@@ -63,6 +63,7 @@ func (s *bounds) add(values []byte, n int) {
 
 // extend widens the bounds.
 func (s *bounds) extend(low, high []byte, compare func(a, b []byte) int) {
+	// Bounds are copied, since the values are in buffers that are reused.
 	if !s.some || compare(low, s.min) < 0 {
 		s.min = append(s.min[:0], low...)
 	}

@@ -107,6 +107,7 @@ func (d *dictionary) strings(indices []uint32, col *columnar.Bytes, valid []byte
 			continue // nulls have no content
 		}
 		end := int(offset)
+		// A repeated long value is found without hashing it again.
 		if end-begin > keyBytes && string(content[begin:end]) == string(last) {
 			indices[at] = lastIndex
 			begin = end
@@ -166,6 +167,7 @@ func (d *dictionary) find(k key, v []byte, length bool) uint32 {
 			return n
 		}
 	}
+	// No room: the caller continues without a dictionary.
 	if d.len() >= d.most || len(d.plain)+len(v)+4 > dictionaryBytes {
 		return 0
 	}

@@ -79,6 +79,7 @@ func (t *tree) node(f columnar.Field, around levels) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Guard against a disagreement with arrow-go's mapping of the schema.
 		if c.column.MaxDefinitionLevel() != int16(n.definition) || c.column.MaxRepetitionLevel() != int16(n.repetition) {
 			return nil, errors.New("the schema has other levels")
 		}
@@ -143,6 +144,7 @@ func (n *node) leaf(s *shared, col columnar.Column, in slots) error {
 		if in, err = n.defined(in, valid); err != nil {
 			return err
 		}
+		// Repetition levels come before definition levels.
 		if n.repetition > 0 {
 			body = withLength(body, func(b []byte) []byte { return appendHybrid(b, in.repetition, bits.Len8(n.repetition)) })
 		}

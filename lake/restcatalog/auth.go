@@ -41,6 +41,7 @@ func (s *Server) getToken(w http.ResponseWriter, r *http.Request) {
 			}{token, "bearer", int(max(0, time.Until(until).Round(time.Second)) / time.Second), accessToken, r.PostForm.Get("scope")})
 			return
 		}
+		// The list of callers is read again while the server runs.
 		refused = &refusal{http.StatusUnauthorized, "invalid_client", "it was taken from the callers just now"}
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -81,6 +82,7 @@ func (s *Server) client(r *http.Request) (name string, until time.Time, refused 
 		}
 		return name, until, nil
 	case grantExchange: // Java's client renews its token this way
+		// Delegation is not supported.
 		if r.PostForm.Get("actor_token") != "" {
 			return invalid("actor_token: nobody acts for another here")
 		}

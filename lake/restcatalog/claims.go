@@ -93,6 +93,7 @@ func (s *Server) identify(ctx context.Context, t Placed) identity {
 		id.claim = claim
 		return id
 	}
+	// The metadata is read through the fence, like all files that clients can name.
 	files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, t.Metadata) }
 	read, err := table.NewFromLocation(ctx, t.Table, t.Metadata, files, nil)
 	if err != nil {

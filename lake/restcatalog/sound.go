@@ -250,6 +250,7 @@ func soundTable(m table.Metadata, now time.Time) error {
 		if s.TimestampMs > limit {
 			return badRequest("metadata-location: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d)", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
 		}
+		// A parent may be missing: its snapshot may have expired.
 		if parent := m.SnapshotByID(parentID(s)); parent != nil && parent.SequenceNumber >= s.SequenceNumber && s.SequenceNumber > 0 {
 			return badRequest("metadata-location: snapshot %d has the sequence number %d, its parent %d has %d: want a greater one",
 				s.SnapshotID, s.SequenceNumber, parent.SnapshotID, parent.SequenceNumber)

@@ -219,6 +219,7 @@ func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	if err != nil {
 		return err
 	}
+	// Another client may have dropped the namespace since it was checked.
 	if namespaces == 0 {
 		return fmt.Errorf("%w: %s", catalog.ErrNoSuchNamespace, strings.Join(m.Table[:len(m.Table)-1], "."))
 	}

@@ -1,4 +1,4 @@
-// Package protoavrotest makes messages and descriptors for tests of codecs.
+// Package protoavrotest generates messages and compiles descriptors for tests of codecs.
 package protoavrotest
 
 import (
@@ -15,8 +15,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Generate draws a message whose times are whole microseconds and whose amounts are well formed; nothing else is spared. Where
-// newer is set it may have what its descriptor does not know.
+// Generate draws a message whose times have whole microseconds and whose amounts are valid. All
+// else is arbitrary. If newer is set, the message may have fields and enum numbers that its
+// descriptor lacks.
 func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth int) proto.Message {
 	m := newMessage(of)
 	for i := range of.Fields().Len() {
@@ -46,12 +47,14 @@ func Generate(t *rapid.T, of protoreflect.MessageDescriptor, newer bool, depth i
 	return m.Interface()
 }
 
-// Marshal is Go's wire format; of dynamic messages only that which is deterministic has fields in order.
+// Marshal returns Go's wire format. It is deterministic, because only then do dynamic messages have
+// their fields in order.
 func Marshal(m proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
 }
 
-// newMessage makes a message of the type that is linked in, where it is: Go's Protobuf writes oneofs of others elsewhere.
+// newMessage returns a message of the linked-in type if there is one: for dynamic messages, Go's
+// Protobuf writes oneofs at another place.
 func newMessage(of protoreflect.MessageDescriptor) protoreflect.Message {
 	if typ, err := protoregistry.GlobalTypes.FindMessageByName(of.FullName()); err == nil {
 		return typ.New()
@@ -59,6 +62,7 @@ func newMessage(of protoreflect.MessageDescriptor) protoreflect.Message {
 	return dynamicpb.NewMessage(of)
 }
 
+// value draws a value for a single value of a field.
 func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) protoreflect.Value {
 	switch f.Kind() {
 	case protoreflect.BoolKind:
@@ -104,7 +108,7 @@ func value(t *rapid.T, f protoreflect.FieldDescriptor, newer bool, depth int) pr
 	return protoreflect.ValueOfMessage(Generate(t, f.Message(), newer, depth+1).ProtoReflect())
 }
 
-// Compile compiles the text of a .proto file; what it imports is taken from what is linked in.
+// Compile compiles the text of a .proto file. Imports are resolved among linked-in files.
 func Compile(tb testing.TB, text string) protoreflect.FileDescriptor {
 	tb.Helper()
 	c := protocompile.Compiler{Resolver: protocompile.CompositeResolver{
@@ -121,7 +125,8 @@ func Compile(tb testing.TB, text string) protoreflect.FileDescriptor {
 	return files[0]
 }
 
-// Everything has every kind of field that a message can have. Its oneof is last, for Go writes those of dynamic messages last.
+// Everything has every kind of field that a message can have. Its oneof comes last, because Go
+// writes those of dynamic messages last.
 const Everything = `
 syntax = "proto3";
 package test.v1;

@@ -51,6 +51,7 @@ func WriteDeletes(
 	if err != nil {
 		return fail(err)
 	}
+	// Named after the commit, beside its data file.
 	location := locations.NewDataLocation(name + "-deletes.parquet")
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
 		Schema: schema, Spec: spec, Format: iceberg.ParquetFile, Metadata: written.Metadata, FilePath: location, FileSize: written.Size,
@@ -63,6 +64,7 @@ func WriteDeletes(
 	if err != nil {
 		return fail(err)
 	}
+	// A failed write may have left a partial file.
 	if err := files.WriteFile(location, content.Bytes()); err != nil {
 		return fail(errors.Join(err, w.Remove(f)))
 	}

@@ -17,5 +17,7 @@ func Stage(ctx context.Context, tx *table.Transaction, format int, files, delete
 	if len(deletes) > 0 || format >= rowIDs {
 		return tx.NewRowDelta(summary).AddRows(files...).AddDeletes(deletes...).Commit(ctx)
 	}
+	// Names of files are unique, so the check for duplicates, which reads all manifests, is not
+	// needed. Landers do not want a name mapping.
 	return tx.AddDataFiles(ctx, files, summary, table.WithoutDuplicateCheck(), table.WithoutAutoNameMapping())
 }

@@ -231,6 +231,7 @@ func Landable(ctx context.Context, m table.Metadata) error {
 	if err != nil {
 		return err
 	}
+	// Landers omit columns of unsupported types, which then must be nullable.
 	written := columnar.Storable(columns)
 	if path, ok := demanded(columns, written); ok {
 		return fmt.Errorf("column %s may not be null, and landers write no values of its type", path)

@@ -125,6 +125,7 @@ func (w *Writer) AppendRow(row func(), from declare.Record) error {
 // atLeast rows or enough bytes. It does nothing for a partitioned table.
 func (w *Writer) Flush(name string, atLeast int) error {
 	rows := w.Columns.Rows()
+	// Rows of a partitioned table stay buffered until Finish.
 	if w.partitioned || rows == 0 || rows < atLeast && w.bytes < chunkBytes {
 		return nil
 	}
@@ -206,6 +207,7 @@ func (w *Writer) describe(written pages.File) (iceberg.DataFile, error) {
 		Content: iceberg.EntryContentData, SortOrderID: table.UnsortedSortOrderID, Properties: w.Table.Properties(),
 		FormatVersion: w.Table.Metadata().Version(),
 	})
+	// The usual case: nothing to add to iceberg-go's entry.
 	if err != nil || len(written.NaNs) == 0 && spec.NumFields() == 0 {
 		return f, err
 	}
@@ -283,6 +285,7 @@ func (w *Writer) withSources(rec arrow.RecordBatch) (arrow.RecordBatch, error) {
 	var missing []iceberg.NestedField
 	for _, f := range schema.Fields() { // the source may be a nested field
 		inside := iceberg.NewSchema(0, f)
+		// A field must be added as a whole if any nested source is in it.
 		isSource := false
 		for _, p := range spec.Fields() {
 			_, ok := inside.FindFieldByID(p.SourceID())
