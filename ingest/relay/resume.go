@@ -36,6 +36,15 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	seen, err := l.readFrom(ctx, m)
+	if l.hides && (errors.Is(err, ErrLogChanged) || err == nil && !l.suffices(m, seen)) {
+		if err := l.awaitMarks(ctx); err != nil {
+			return nil, err
+		}
+		if m, doubted, err = l.findMark(ctx); err != nil {
+			return nil, err
+		}
+		seen, err = l.readFrom(ctx, m)
+	}
 	if errors.Is(err, ErrLogChanged) {
 		seen, err = l.readWhole(ctx, m, err)
 		m = nil
@@ -103,9 +112,10 @@ type lookout struct {
 	info       kafka.TopicInfo
 	begin, end map[int32]int64
 
-	strays  strays // on the positions
-	hidden  bool   // the last position record is a stray, which compaction would keep instead of the mark
-	pending *mark  // names an event that the store lacks; behind another relay's open transaction, committed or not
+	strays  strays          // on the positions
+	hidden  bool            // the last position record is a stray, which compaction would keep instead of the mark
+	written map[int32]int64 // up to where the positions are written, committed or not
+	hides   bool            // another relay's open transaction hides positions of this one
 }
 
 func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
@@ -234,12 +244,8 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 // a stray. A mark that is signed with the store's secret, on this topic, and names an event which the store does not
 // have, was made by a relay of a store which had it. So was one that is not signed, where no other is and its event
 // stands on the log: of an earlier version, or of a store that this one has replaced. Where the store may have lost
-// something, any unknown event up to the mark counts. A pending mark may be of a transaction that was aborted, so it
-// counts only if the log has unknown events.
+// something, any unknown event up to the mark counts.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
-	if l.pending != nil && len(seen.unknown) > 0 {
-		return l.behind(l.pending.last())
-	}
 	for _, d := range doubted {
 		if d.identified() {
 			if d.topicID == l.info.ID {
@@ -311,13 +317,21 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	if err != nil {
 		return nil, nil, err
 	}
+	if l.written, err = within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) }); err != nil {
+		return nil, nil, err
+	}
 	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
-	// says well enough where to resume. It does not say what the store must have: the hidden marks do.
+	// may suffice.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	if l.pending, err = l.findPending(ctx, to); err != nil {
+	l.hides = false
+	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, to, l.written, func(m kafka.Message) error {
+		l.hides = l.hides || string(m.Key) == l.cfg.Aggregate.Service
+		return nil
+	})
+	if err != nil {
 		return nil, nil, err
 	}
 	for window := int64(100); ; window *= 10 {
@@ -382,33 +396,38 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	}
 }
 
-// findPending returns the highest signed mark after the last stable offsets if the store does not have its event, and
-// nil otherwise. A relay signs only what its store had, so even a mark that was not committed shows that the store lost
-// events.
-func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mark, error) {
-	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) })
-	if err != nil {
-		return nil, err
-	}
-	var highest *mark
-	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, stable, end, func(m kafka.Message) error {
-		if string(m.Key) != l.cfg.Aggregate.Service {
+// suffices reports whether a mark will do although newer ones may be hidden: it is of this topic and this store, and the
+// log has no more than it and the store explain. Otherwise the newest mark decides: the topic may have been made again or
+// cut since, and events that the store does not have may be lost ones or strays.
+func (l *lookout) suffices(m *mark, seen *found) bool {
+	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch && len(seen.unknown) == 0 && len(l.cutAt(seen.floors)) == 0
+}
+
+// awaitMarks waits until every position that was written before can be read. All of this relay's own are among them: its
+// transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after its
+// timeout, 30 s.
+func (l *lookout) awaitMarks(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+	defer cancel()
+	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was", "topic", PositionsTopic)
+	for {
+		readable, err := l.admin.EndOffsets(ctx, PositionsTopic)
+		if err != nil {
+			return err
+		}
+		behind := false
+		for p, end := range l.written {
+			behind = behind || readable[p] < end
+		}
+		if !behind {
 			return nil
 		}
-		parsed, err := parseMark(m, l.secret)
-		if err == nil && parsed.identified() && parsed.topicID == l.info.ID && (highest == nil || highest.to.Compare(parsed.to) < 0) {
-			highest = &parsed
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("another relay's open transaction on %s hides where this relay was: %w", PositionsTopic, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
 		}
-		return nil
-	})
-	if err != nil || highest == nil {
-		return nil, err
 	}
-	known, err := l.known(ctx, []event.Event{highest.last()})
-	if err != nil || known[0] {
-		return nil, err
-	}
-	return highest, nil
 }
 
 // precedes reports whether b is a better mark than a, of those that the store confirms.
