@@ -86,7 +86,11 @@ func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(conte
 	if err := files.WriteFile(location, []byte("{}\n")); err != nil {
 		return nil, fmt.Errorf("write lease %s: %w", location, err)
 	}
-	return func(context.Context) error {
+	return func(ctx context.Context) error {
+		files, err := writable(ctx, t) // the file system is bound to its context, and the first one may have ended
+		if err != nil {
+			return err
+		}
 		if err := files.Remove(location); err != nil && !errors.Is(err, stdfs.ErrNotExist) {
 			return fmt.Errorf("remove lease %s: %w", location, err)
 		}
