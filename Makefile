@@ -64,7 +64,7 @@ abuse: $(NPM_DONE) ## attack every surface of a running system 10,000 times; wri
 .PHONY: check
 check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race
 	go vet ./...
-	$(MAKE) test TESTFLAGS="-race $(TESTFLAGS)"
+	$(MAKE) test TESTFLAGS="-race -timeout 60m $(TESTFLAGS)"
 
 .PHONY: lint
 lint: $(LINT) $(NPM_DONE) ## golangci-lint (import rule included) and buf lint

@@ -43,6 +43,15 @@ func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error
 		return nil, err
 	}
 	seen, err := l.readFrom(ctx, m)
+	if l.hides && (errors.Is(err, ErrLogChanged) || err == nil && !l.suffices(m, seen)) {
+		if err := l.awaitMarks(ctx); err != nil {
+			return nil, err
+		}
+		if m, doubted, err = l.findMark(ctx); err != nil {
+			return nil, err
+		}
+		seen, err = l.readFrom(ctx, m)
+	}
 	if errors.Is(err, ErrLogChanged) {
 		seen, err = l.readWhole(ctx, m, err)
 		m = nil
@@ -120,9 +129,10 @@ type lookout struct {
 
 	strays strays // found on PositionsTopic
 	hidden bool   // the service's last record is a stray, and compaction would keep it
-	// pending is a mark that may not be committed: it is behind the open transaction of another
-	// relay. It names an event that the store lacks. It is nil if there is no such mark.
-	pending *mark
+	// written is where PositionsTopic ends, committed or not. hides reports whether another relay's
+	// open transaction hides some of this service's records before that.
+	written map[int32]int64
+	hides   bool
 }
 
 // known reports for each event whether the store has it.
@@ -270,12 +280,7 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 //     earlier version wrote it, or a store that this one has replaced.
 //   - Any unknown event up to the mark, if the store's epoch has changed. Then the store may have
 //     lost events.
-//   - A pending mark, if the log has unknown events. Without them, its transaction may have been
-//     aborted.
 func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
-	if l.pending != nil && len(seen.unknown) > 0 {
-		return l.behind(l.pending.last())
-	}
 	for _, d := range doubted {
 		if d.identified() {
 			if d.topicID == l.info.ID {
@@ -348,21 +353,27 @@ type markAt struct {
 //
 // It reads backwards in growing windows, because the last mark is usually among the last records.
 // It stops at a signed and confirmed mark, or at the beginning of the topic. It also sets strays,
-// hidden and pending.
+// hidden, written and hides.
 func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
 	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	// The open transaction of another relay hides the records behind it until it times out, which
-	// may take half a minute after that relay has died. An older mark is good enough to resume
-	// from. But only the hidden marks show what the store must have, so findPending reads them
-	// separately.
+	if l.written, err = within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) }); err != nil {
+		return nil, nil, err
+	}
+	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
+	// may suffice.
 	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	if l.pending, err = l.findPending(ctx, to); err != nil {
+	l.hides = false
+	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, to, l.written, func(m kafka.Message) error {
+		l.hides = l.hides || string(m.Key) == l.cfg.Aggregate.Service
+		return nil
+	})
+	if err != nil {
 		return nil, nil, err
 	}
 	for window := int64(100); ; window *= 10 {
@@ -427,33 +438,38 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	}
 }
 
-// findPending returns the highest signed mark behind the last stable offsets if the store does not
-// have its event, and nil otherwise. A relay signs only events that its store has. So even a mark
-// that was not committed proves that the store lost events.
-func (l *lookout) findPending(ctx context.Context, stable map[int32]int64) (*mark, error) {
-	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) })
-	if err != nil {
-		return nil, err
-	}
-	var highest *mark
-	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, stable, end, func(m kafka.Message) error {
-		if string(m.Key) != l.cfg.Aggregate.Service {
+// suffices reports whether a mark will do although newer ones may be hidden: it is of this topic and this store, and the
+// log has no more than it and the store explain. Otherwise the newest mark decides: the topic may have been made again or
+// cut since, and events that the store does not have may be lost ones or strays.
+func (l *lookout) suffices(m *mark, seen *found) bool {
+	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch && len(seen.unknown) == 0 && len(l.cutAt(seen.floors)) == 0
+}
+
+// awaitMarks waits until every position that was written before can be read. All of this relay's own are among them: its
+// transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after its
+// timeout, 30 s.
+func (l *lookout) awaitMarks(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+	defer cancel()
+	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was", "topic", PositionsTopic)
+	for {
+		readable, err := l.admin.EndOffsets(ctx, PositionsTopic)
+		if err != nil {
+			return err
+		}
+		behind := false
+		for p, end := range l.written {
+			behind = behind || readable[p] < end
+		}
+		if !behind {
 			return nil
 		}
-		parsed, err := parseMark(m, l.secret)
-		if err == nil && parsed.identified() && parsed.topicID == l.info.ID && (highest == nil || highest.to.Compare(parsed.to) < 0) {
-			highest = &parsed
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("another relay's open transaction on %s hides where this relay was: %w", PositionsTopic, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
 		}
-		return nil
-	})
-	if err != nil || highest == nil {
-		return nil, err
 	}
-	known, err := l.known(ctx, []event.Event{highest.last()})
-	if err != nil || known[0] {
-		return nil, err
-	}
-	return highest, nil
 }
 
 // precedes reports whether b is at least as good a mark as a. The store confirms both.

@@ -76,7 +76,7 @@ type Parked struct {
 func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	// Without a place for dead letters, one bad record would block its partition forever.
 	if c.Park == nil {
-		return errors.New("lake: RunConfig.Park is missing")
+		return errors.New("landing: Config.Park is missing")
 	}
 	if c.CommitInterval <= 0 {
 		c.CommitInterval = defaults.CommitInterval

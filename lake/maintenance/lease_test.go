@@ -210,6 +210,24 @@ func TestCancelledHoldLeavesNoLease(t *testing.T) {
 	}
 }
 
+// A lease is removed from an object store although the context that it was placed with has ended.
+func TestLeasesEndAfterTheirContext(t *testing.T) {
+	t.Parallel()
+	w := newBucket(t)
+	w.append([]row{{key: 1}})
+	ctx, cancel := context.WithCancel(t.Context())
+	_, done, err := Claim(ctx, w.table(), time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	done()
+	left, err := leases(t.Context(), w.table())
+	if err != nil || len(left) > 0 {
+		t.Errorf("leases are left: %v, %v", left, err)
+	}
+}
+
 func leaseFiles(t *testing.T, w *world) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(strings.TrimPrefix(w.table().Location(), "file://"), leaseFolder, "*"))
