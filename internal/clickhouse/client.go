@@ -90,8 +90,8 @@ func (c *Client) Ping(ctx context.Context) error {
 	return errors.Join(resp.Body.Close(), statusError(resp.StatusCode, resp.Status))
 }
 
-// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query that reads may be sent
-// again.
+// ErrAway reports a server that cannot be reached or does not answer, not even to a ping. A query that reads may be
+// sent again.
 var ErrAway = errors.New("ClickHouse does not answer")
 
 // silence is how long a query may bring nothing until the server is asked whether it is there, and how long it may take

@@ -23,11 +23,15 @@ func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]i
 }
 
 // ReadUncommitted is ReadAll without the wait: it passes records of open and of aborted transactions, too.
-func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
+func ReadUncommitted(
+	ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error,
+) error {
 	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
 }
 
-func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error) error {
+func readAll(
+	ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error,
+) error {
 	left := make(map[int32]int64, len(to)) // partition to the offset at which it is done
 	var assigned []kafka.TopicPartition
 	for p, end := range to {
