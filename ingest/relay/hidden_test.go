@@ -19,8 +19,9 @@ import (
 
 // Another relay's open transaction hides the newest marks of this one. What they say still counts: the relay waits for
 // the end of that transaction if an older mark, or none, would not do.
+//
+// It is not parallel to other tests: its transactions would hide their positions, too.
 func TestMarksBehindAnOpenTransaction(t *testing.T) {
-	t.Parallel()
 	// restored returns a store that is published, and what a backup of it without its last events gives.
 	restored := func(t *testing.T, b broker) (w *writer, before eventstore.Store) {
 		t.Helper()
