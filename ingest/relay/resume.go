@@ -359,12 +359,17 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	if err != nil {
 		return nil, nil, err
 	}
-	if l.written, err = within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.HighWatermarks(ctx, PositionsTopic) }); err != nil {
+	l.written, err = within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+		return l.admin.HighWatermarks(ctx, PositionsTopic)
+	})
+	if err != nil {
 		return nil, nil, err
 	}
 	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
 	// may suffice.
-	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.EndOffsets(ctx, PositionsTopic) })
+	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+		return l.admin.EndOffsets(ctx, PositionsTopic)
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -438,20 +443,22 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 	}
 }
 
-// suffices reports whether a mark will do although newer ones may be hidden: it is of this topic and this store, and the
-// log has no more than it and the store explain. Otherwise the newest mark decides: the topic may have been made again or
-// cut since, and events that the store does not have may be lost ones or strays.
+// suffices reports whether a mark will do although newer ones may be hidden: it is of this topic and this store, and
+// the log has no more than it and the store explain. Otherwise the newest mark decides: the topic may have been made
+// again or cut since, and events that the store does not have may be lost ones or strays.
 func (l *lookout) suffices(m *mark, seen *found) bool {
-	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch && len(seen.unknown) == 0 && len(l.cutAt(seen.floors)) == 0
+	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch &&
+		len(seen.unknown) == 0 && len(l.cutAt(seen.floors)) == 0
 }
 
-// awaitMarks waits until every position that was written before can be read. All of this relay's own are among them: its
-// transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after its
-// timeout, 30 s.
+// awaitMarks waits until every position that was written before can be read. All of this relay's own are among them:
+// its transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after
+// its timeout, 30 s.
 func (l *lookout) awaitMarks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
 	defer cancel()
-	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was", "topic", PositionsTopic)
+	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was",
+		"topic", PositionsTopic)
 	for {
 		readable, err := l.admin.EndOffsets(ctx, PositionsTopic)
 		if err != nil {
@@ -466,7 +473,8 @@ func (l *lookout) awaitMarks(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("another relay's open transaction on %s hides where this relay was: %w", PositionsTopic, context.Cause(ctx))
+			return fmt.Errorf("another relay's open transaction on %s hides where this relay was: %w",
+				PositionsTopic, context.Cause(ctx))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

@@ -25,12 +25,16 @@ func ReadAll(ctx context.Context, cfg Config, topic string, from, to map[int32]i
 
 // ReadUncommitted is like ReadAll, but it does not wait for open transactions. It also passes
 // records of open and of aborted ones.
-func ReadUncommitted(ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error) error {
+func ReadUncommitted(
+	ctx context.Context, cfg Config, topic string, from, to map[int32]int64, fn func(Message) error,
+) error {
 	return readAll(ctx, cfg, "read_uncommitted", topic, from, to, fn)
 }
 
 // readAll reads a range with a consumer of its own, without a group.
-func readAll(ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error) error {
+func readAll(
+	ctx context.Context, cfg Config, isolation, topic string, from, to map[int32]int64, fn func(Message) error,
+) error {
 	left := make(map[int32]int64, len(to)) // offset at which the partition is done
 	var assigned []kafka.TopicPartition
 	for p, end := range to {

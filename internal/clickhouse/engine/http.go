@@ -145,7 +145,9 @@ func (s *server) parse(w http.ResponseWriter, r *http.Request) (request, error) 
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return req, &clickhouse.Error{Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery)}
+		return req, &clickhouse.Error{
+			Code: clickhouse.CodeTooManyBytes, Name: "TOO_MANY_BYTES", Message: fmt.Sprintf("the query is longer than %d bytes", maxQuery),
+		}
 	} else if err != nil {
 		return req, fmt.Errorf("read the query: %w", err)
 	}

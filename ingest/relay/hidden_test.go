@@ -1,0 +1,156 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/commands/eventstore"
+	"github.com/millrace/millrace/ingest/relay"
+	"github.com/millrace/millrace/internal/kafka"
+	server "github.com/millrace/millrace/test/servers/kafka"
+)
+
+// Another relay's open transaction hides the newest marks of this one. What they say still counts: the relay waits for
+// the end of that transaction if an older mark, or none, would not do.
+//
+// It is not parallel to other tests: its transactions would hide their positions, too.
+func TestMarksBehindAnOpenTransaction(t *testing.T) {
+	// restored returns a store that is published, and what a backup of it without its last events gives.
+	restored := func(t *testing.T, b broker) (w *writer, before eventstore.Store) {
+		t.Helper()
+		dir := t.TempDir()
+		path, backup := filepath.Join(dir, "order.db"), filepath.Join(dir, "backup.db")
+		s := b.openStore(t, path)
+		w = newWriter(s)
+		w.append(t, 30)
+		b.publish(t, s)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		backUp(t, path, backup)
+		w.store = b.openStore(t, path)
+		return w, b.openStore(t, backup)
+	}
+	for name, check := range map[string]func(t *testing.T, b broker){
+		"the store lost events": func(t *testing.T, b broker) {
+			w, before := restored(t, b)
+			other := b.hide(t)
+			w.append(t, 10)
+			b.publish(t, w.store)
+			b.refuses(t, before, relay.ErrStoreBehind, "the store does not have", other.endsWhenAwaited)
+			b.same(t, w.store)
+		},
+		"the store lost more events than are remembered": func(t *testing.T, b broker) {
+			w, before := restored(t, b)
+			other := b.hide(t)
+			w.append(t, 1500)
+			b.publish(t, w.store)
+			b.refuses(t, before, relay.ErrStoreBehind, "the store does not have", other.endsWhenAwaited)
+		},
+		"the topic was made again": func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			other := b.hide(t)
+			newWriter(s).append(t, 10)
+			b.publish(t, s)
+			b.recreate(t)
+			b.refuses(t, s, relay.ErrLogChanged, "made again", other.endsWhenAwaited)
+		},
+		"the topic was cut at its beginning": func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			w := newWriter(s)
+			w.append(t, 30)
+			b.publish(t, s)
+			other := b.hide(t)
+			w.append(t, 10)
+			b.publish(t, s)
+			if err := server.CutBeginning(t.Context(), b.Brokers, b.order.Topic); err != nil {
+				t.Fatal(err)
+			}
+			w.append(t, 7)
+			if got := b.publish(t, s, other.endsWhenAwaited).Published; got != 7 {
+				t.Errorf("published %d events, want the 7 new ones", got)
+			}
+		},
+		"nothing else happened": func(t *testing.T, b broker) {
+			s := b.newStore(t)
+			w := newWriter(s)
+			w.append(t, 30)
+			b.publish(t, s)
+			other := b.hide(t)
+			w.append(t, 10)
+			b.publish(t, s)
+			w.append(t, 7)
+			if got := b.publish(t, s).Published; got != 7 { // it does not wait
+				t.Errorf("published %d events, want the 7 new ones", got)
+			}
+			other.end()
+			b.whole(t, s)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, check)
+		})
+	}
+}
+
+// hiding is another relay's open transaction on the positions topic.
+type hiding struct {
+	end func()
+}
+
+func (b broker) hide(t *testing.T) hiding {
+	t.Helper()
+	other, err := kafka.NewTransactionalProducer(b.Config, uuid.NewString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(other.Init(t.Context()), other.Begin()); err != nil {
+		t.Fatal(err)
+	}
+	record := kafka.Record{Topic: relay.PositionsTopic, Key: []byte("other"), Value: []byte("0.0")}
+	if err := other.Produce(t.Context(), record); err != nil {
+		t.Fatal(err)
+	}
+	h := hiding{sync.OnceFunc(func() {
+		err := other.Abort(context.WithoutCancel(t.Context()))
+		if err != nil && !errors.Is(err, kafka.ErrFenced) { // the broker ends it after 30 s
+			t.Error(err)
+		}
+		other.Close()
+	})}
+	t.Cleanup(h.end)
+	return h
+}
+
+// endsWhenAwaited ends the transaction when the relay says that it waits for it.
+func (h hiding) endsWhenAwaited(c *relay.Config) {
+	c.Logger = slog.New(onMessage{c.Logger.Handler(), "waiting for the end of another relay's transaction", h.end})
+}
+
+// onMessage is a log handler that calls do for each message that contains a text.
+type onMessage struct {
+	slog.Handler
+	text string
+	do   func()
+}
+
+func (h onMessage) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h onMessage) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, h.text) {
+		h.do()
+	}
+	return nil
+}
+
+func (h onMessage) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+func (h onMessage) WithGroup(string) slog.Handler { return h }
