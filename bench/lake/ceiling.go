@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/lake/columnar"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/pages"
 	"github.com/millrace/millrace/lake/wire"
 )
@@ -33,7 +33,7 @@ const (
 
 // Land implements contender. It ignores the topic, because the events are in memory.
 func (c ceiling) Land(ctx context.Context, _ string, n int64) (r result, err error) {
-	md, err := foreign.Message(ctx, "bench/lake/flat.proto", "Event")
+	md, err := external.Message(ctx, "bench/lake/flat.proto", "Event")
 	if err != nil {
 		return r, err
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/millrace/millrace/internal/registry"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 )
 
 // landing holds the flags of "lake land".
@@ -24,7 +24,7 @@ type landing struct {
 	proto        string
 	folders      []string
 	registry     string
-	subject      foreign.Subject
+	subject      external.Subject
 	json, times  bool
 	headers      bool
 	landers      int
@@ -144,13 +144,13 @@ func (l landing) run(cmd *cobra.Command, c config.Config) error {
 // source returns a function that returns the table's declaration. Only a table from the registry
 // needs the function, because the registry may be unavailable for a while.
 func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (func(context.Context, *registry.Client) (declare.Table, error), error) {
-	var options []foreign.Option
+	var options []external.Option
 	if l.headers {
-		options = append(options, foreign.Headers())
+		options = append(options, external.Headers())
 	}
 	switch {
 	case l.json:
-		t := foreign.JSON(into, l.topic, l.times, options...)
+		t := external.JSON(into, l.topic, l.times, options...)
 		return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, nil
 	case l.registry != "":
 		// Other users of the machine can read the arguments of a process, so they must not contain
@@ -162,18 +162,18 @@ func (l landing) source(ctx context.Context, c *config.Config, into lake.Name) (
 		c.Registry.URL = l.registry
 		l.subject.Times = l.times
 		return func(ctx context.Context, schemas *registry.Client) (declare.Table, error) {
-			return foreign.Registered(ctx, into, l.topic, l.subject, schemas, options...)
+			return external.Registered(ctx, into, l.topic, l.subject, schemas, options...)
 		}, nil
 	}
 	file, of, ok := cutLast(l.proto, ":")
 	if !ok {
 		return nil, fmt.Errorf("--proto %s: want FILE:MESSAGE, such as clicks.proto:Click", l.proto)
 	}
-	md, err := foreign.Message(ctx, file, of, l.folders...)
+	md, err := external.Message(ctx, file, of, l.folders...)
 	if err != nil {
 		return nil, err
 	}
-	t, err := foreign.Proto(into, l.topic, md, options...)
+	t, err := external.Proto(into, l.topic, md, options...)
 	return func(context.Context, *registry.Client) (declare.Table, error) { return t, nil }, err
 }
 

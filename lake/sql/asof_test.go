@@ -19,7 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/landing"
 	"github.com/millrace/millrace/lake/maintenance"
 	lakesql "github.com/millrace/millrace/lake/sql"
@@ -78,7 +78,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	}
 	name := lake.Name{declare.Namespace, "things"}
 	config.Logger = slog.New(slog.DiscardHandler)
-	config.Tables = []declare.Table{foreign.JSON(name, asOfTopic, false)}
+	config.Tables = []declare.Table{external.JSON(name, asOfTopic, false)}
 	l, err := lake.Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

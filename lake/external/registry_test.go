@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"encoding/binary"
@@ -21,7 +21,7 @@ import (
 
 	"github.com/millrace/millrace/internal/polltest"
 	reg "github.com/millrace/millrace/internal/registry"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -127,7 +127,7 @@ func TestAvroLands(t *testing.T) {
 		s := newSubject(t, at, w.topic+"-value")
 		first := s.avro(record(`{"name":"id","type":"string"},{"name":"n","type":"int"},{"name":"gone","type":["null","string"]}`))
 		w.put(t, 0, first(`{"id":"a","n":1,"gone":{"string":"g"}}`))
-		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+		table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, at))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,7 +153,7 @@ func TestAvroLands(t *testing.T) {
 		}
 		// A lander that starts later begins with the table's columns, whatever the newest schema
 		// is.
-		if _, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{Name: "nowhere"}, client(t, at)); err == nil || !strings.Contains(err.Error(), "nowhere") {
+		if _, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{Name: "nowhere"}, client(t, at)); err == nil || !strings.Contains(err.Error(), "nowhere") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -173,7 +173,7 @@ func TestAvroAliases(t *testing.T) {
 	w.put(t, 0, first(`{"name":"a","in":{"x":1}}`))
 	land := func() {
 		t.Helper()
-		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+		table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, at))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func TestKilledWhileAnAliasRenames(t *testing.T) {
 			second := s.avro(record(`{"name":"full_name","type":"string","aliases":["name"]}`))
 			w.put(t, 0, second(`{"full_name":"c"}`), first(`{"name":"d"}`), second(`{"full_name":"e"}`))
 			died()
-			table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+			table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, at))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -251,7 +251,7 @@ func TestAvroWithoutFieldsLands(t *testing.T) {
 	w.put(t, 0, empty(`{}`), empty(`{}`)+"!", empty(`{}`))
 	land := func() {
 		t.Helper()
-		table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+		table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, at))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +282,7 @@ func TestProtobufLands(t *testing.T) {
 	first, other := s.protobuf(older, 0, reference), s.protobuf(older, 1, reference)
 	w.put(t, 0, first(`page: "/a" n: 1 who { id: "w" } gone: "g"`), other(`x: "x"`))
 	c := client(t, at)
-	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, c)
+	table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +313,7 @@ func TestFramedJSONLands(t *testing.T) {
 	s := newSubject(t, at, w.topic+"-value")
 	id := s.register(s.name, sr.Schema{Schema: `{"$schema":"http://json-schema.org/draft-07/schema#","type":"object"}`, Type: sr.TypeJSON}).ID
 	w.put(t, 0, frame(id, []byte(`{"a":1}`)...), frame(id, []byte(`{"a":1.5,"b":[]}`)...))
-	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, at))
+	table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, at))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestRegistryGoesAway(t *testing.T) {
 	s := newSubject(t, behind.String(), w.topic+"-value")
 	known, later := s.avro(record(`{"name":"id","type":"string"}`)), s.avro(record(`{"name":"id","type":"string"},{"name":"more","type":"int"}`))
 	w.put(t, 0, known(`{"id":"a"}`))
-	table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, address))
+	table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, address))
 	if err != nil {
 		t.Fatal(err)
 	}

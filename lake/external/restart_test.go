@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"encoding/json"
@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/avro"
 
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -85,7 +85,7 @@ func TestStartIsAsStrictAsRunning(t *testing.T) {
 				return frame(id, b...)
 			}
 			declared := func() declare.Table {
-				table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, url))
+				table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, url))
 				if err != nil {
 					t.Fatal(err)
 				}

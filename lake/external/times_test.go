@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"encoding/json"
@@ -10,7 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -40,9 +40,9 @@ func TestRecordTimes(t *testing.T) {
 				}
 			}
 			stamp(`{"a":1}`)
-			w.land(t, foreign.JSON(w.name, w.topic, false))
+			w.land(t, external.JSON(w.name, w.topic, false))
 			stamp(`{"a":2}`) // to landers that start from what the first have noted of the newest time
-			w.land(t, foreign.JSON(w.name, w.topic, false))
+			w.land(t, external.JSON(w.name, w.topic, false))
 			rows := w.whole(t)
 			if len(rows) != 2 || len(w.parked) != 0 {
 				t.Fatalf("rows %v, parked %v", rows, w.parked)

@@ -1,4 +1,4 @@
-// Package foreign declares tables for external topics, those that Millrace does not write. So
+// Package external declares tables for external topics, those that Millrace does not write. So
 // landers can land any Kafka topic.
 //
 // There are three sources of columns, each with a function that returns a declare.Table:
@@ -11,7 +11,7 @@
 // All of them have further columns for the record's key, timestamp and, optionally, headers; see
 // place.go. Names of such columns begin with an underscore, so that they rarely collide with
 // fields.
-package foreign
+package external
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/faults"
-	"github.com/millrace/millrace/lake/foreign"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -19,7 +19,7 @@ import (
 func (w *world) opens(t *testing.T, topic string) error {
 	t.Helper()
 	c := w.config
-	c.Tables = []declare.Table{foreign.JSON(w.name, topic, false)}
+	c.Tables = []declare.Table{external.JSON(w.name, topic, false)}
 	l, err := lake.Open(t.Context(), c)
 	if err != nil {
 		return err
@@ -33,7 +33,7 @@ func TestATableBelongsToOneTopic(t *testing.T) {
 	t.Parallel()
 	const says = "table web.things belongs to topic %; choose another with --table"
 	for name, prepare := range map[string]func(t *testing.T, w *world){
-		"landed": func(t *testing.T, w *world) { w.put(t, 0, `{"a":1}`); w.land(t, foreign.JSON(w.name, w.topic, false)) },
+		"landed": func(t *testing.T, w *world) { w.put(t, 0, `{"a":1}`); w.land(t, external.JSON(w.name, w.topic, false)) },
 		"empty":  func(*testing.T, *world) {},
 		"another's": func(t *testing.T, w *world) {
 			w.make(t, iceberg.NestedField{ID: 1, Name: "a", Type: iceberg.PrimitiveTypes.Int64})

@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"context"

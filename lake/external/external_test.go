@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"bytes"
@@ -30,7 +30,7 @@ import (
 	"github.com/millrace/millrace/internal/polltest"
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/landing"
 )
 
@@ -74,7 +74,7 @@ func TestMessage(t *testing.T) {
 	dir := files(t, map[string]string{"clicks.proto": clicks, "common/who.proto": who})
 	elsewhere := files(t, map[string]string{"clicks.proto": clicks})
 	path := filepath.Join(dir, "clicks.proto")
-	md, err := foreign.Message(t.Context(), path, "web.Click")
+	md, err := external.Message(t.Context(), path, "web.Click")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestMessage(t *testing.T) {
 		{filepath.Join(dir, "none.proto"), "Click", nil, "none.proto"},
 		{os.Args[0], "Click", nil, "neither a .proto file nor a set of descriptors"},
 	} {
-		md, err := foreign.Message(t.Context(), c.file, c.name, c.folders...)
+		md, err := external.Message(t.Context(), c.file, c.name, c.folders...)
 		got := ""
 		if err != nil {
 			got = err.Error()
@@ -148,7 +148,7 @@ func TestTopicLands(t *testing.T) {
 
 	land := func(text, value string, records int) {
 		at := files(t, map[string]string{"clicks.proto": text, "common/who.proto": who})
-		md, err := foreign.Message(t.Context(), filepath.Join(at, "clicks.proto"), "Click")
+		md, err := external.Message(t.Context(), filepath.Join(at, "clicks.proto"), "Click")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +174,7 @@ func TestTopicLands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		table, err := foreign.Proto(name, topic, md)
+		table, err := external.Proto(name, topic, md)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/columnar"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/landing"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -29,7 +29,7 @@ func TestJSONLands(t *testing.T) {
 	t.Parallel()
 	brokers.Each(t, func(t *testing.T, brokers string) {
 		w := newWorld(t, brokers)
-		table := foreign.JSON(w.name, w.topic, true)
+		table := external.JSON(w.name, w.topic, true)
 		w.put(t, 0, `{"a":1,"at":"2026-11-25T10:00:00Z"}`, `[1]`, `{"a":2,"b":{"c":["x"]}}`)
 		l, stop := w.start(t, table)
 		w.landed(t, l)
@@ -38,7 +38,7 @@ func TestJSONLands(t *testing.T) {
 		w.landed(t, l)
 		stop()
 		w.put(t, 1, `{"a":3,"late":[{"n":1}]}`) // to landers that learn from the table what was before
-		w.land(t, foreign.JSON(w.name, w.topic, true))
+		w.land(t, external.JSON(w.name, w.topic, true))
 		w.have(t, map[int32][]string{
 			0: {`{"a":1,"at":"2026-11-25T10:00:00Z"}`, `{"a":2,"b":{"c":["x"]}}`, `{"a_double":1.5}`, `{"_extra":"{\"f\":{}}","a_json":"\"x\"","b":{"c":["y"],"e":true}}`},
 			1: {`{"b":{"c":[],"e":false}}`, `{"a":3,"late":[{"n":1}]}`},
@@ -78,13 +78,13 @@ func childLands(where string) error {
 		return err
 	}
 	name := lake.Name{"web", "things"}
-	table := foreign.JSON(name, at.Topic, false)
+	table := external.JSON(name, at.Topic, false)
 	if at.Registry != "" {
 		schemas, err := reg.NewClient(reg.Config{URL: at.Registry, Logger: quiet})
 		if err != nil {
 			return err
 		}
-		if table, err = foreign.Registered(context.Background(), name, at.Topic, foreign.Subject{}, schemas); err != nil {
+		if table, err = external.Registered(context.Background(), name, at.Topic, external.Subject{}, schemas); err != nil {
 			return err
 		}
 	}
@@ -186,7 +186,7 @@ func TestKilledWhileGrowing(t *testing.T) {
 				}
 				put(20, 40)
 				died()
-				w.land(t, foreign.JSON(w.name, w.topic, false))
+				w.land(t, external.JSON(w.name, w.topic, false))
 				w.have(t, want)
 				if got := w.reasons(); got != "" {
 					t.Errorf("parked: %s", got)
@@ -201,9 +201,9 @@ func TestKilledWhileGrowing(t *testing.T) {
 func TestLandersGrowATable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kafkaserver.Embedded(t))
-	table := foreign.JSON(w.name, w.topic, false)
+	table := external.JSON(w.name, w.topic, false)
 	one, _ := w.start(t, table)
-	_, _ = w.start(t, foreign.JSON(w.name, w.topic, false))
+	_, _ = w.start(t, external.JSON(w.name, w.topic, false))
 	want := map[int32][]string{}
 	for i := range 12 {
 		for partition := range int32(2) {

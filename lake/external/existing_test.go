@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 	"github.com/millrace/millrace/lake"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	"github.com/millrace/millrace/lake/restcatalog"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
@@ -131,7 +131,7 @@ func TestJSONIntoAnExistingTable(t *testing.T) {
 		`{"tags":{"a":"b","c":""}}`, `{"tags":{"a":1}}`,
 		`{"ID":7,"ratio":0.5,"price":9.99,"day":"2024-01-01","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","tod":"10:00:00","raw":"AQI=","local":"2024-01-01T10:00:00"}`,
 		`{"id":7.5,"price":9.999,"day":"yesterday","new":1}`)
-	w.land(t, foreign.JSON(w.name, w.topic, false))
+	w.land(t, external.JSON(w.name, w.topic, false))
 	w.have(t, map[int32][]string{0: {
 		`{"tags":[{"key":"a","value":"b"},{"key":"c","value":""}]}`, `{"tags_json":"{\"a\":1}"}`,
 		`{"day":"2024-01-01","id":7,"local":"2024-01-01T10:00:00","price":"9.99","ratio":0.5,"raw":"AQI=","tod":"10:00:00","uid":"6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`,

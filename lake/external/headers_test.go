@@ -1,4 +1,4 @@
-package foreign_test
+package external_test
 
 import (
 	"path/filepath"
@@ -7,7 +7,7 @@ import (
 	"github.com/millrace/millrace/event"
 	"github.com/millrace/millrace/internal/kafka/fetch/fetchtest"
 	"github.com/millrace/millrace/lake/declare"
-	"github.com/millrace/millrace/lake/foreign"
+	"github.com/millrace/millrace/lake/external"
 	kafkaserver "github.com/millrace/millrace/test/servers/kafka"
 )
 
@@ -16,24 +16,24 @@ import (
 func TestHeadersLand(t *testing.T) {
 	t.Parallel()
 	proto := files(t, map[string]string{"a.proto": `syntax = "proto3"; message A { int64 a = 1; }`})
-	md, err := foreign.Message(t.Context(), filepath.Join(proto, "a.proto"), "A")
+	md, err := external.Message(t.Context(), filepath.Join(proto, "a.proto"), "A")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		name  string
-		table func(w *world, options ...foreign.Option) declare.Table
+		table func(w *world, options ...external.Option) declare.Table
 		value func(w *world) string
 	}{
 		{
-			"json", func(w *world, options ...foreign.Option) declare.Table {
-				return foreign.JSON(w.name, w.topic, false, options...)
+			"json", func(w *world, options ...external.Option) declare.Table {
+				return external.JSON(w.name, w.topic, false, options...)
 			},
 			func(*world) string { return `{"a":1}` },
 		},
 		{
-			"protobuf", func(w *world, options ...foreign.Option) declare.Table {
-				table, err := foreign.Proto(w.name, w.topic, md, options...)
+			"protobuf", func(w *world, options ...external.Option) declare.Table {
+				table, err := external.Proto(w.name, w.topic, md, options...)
 				if err != nil {
 					t.Error(err)
 				}
@@ -42,8 +42,8 @@ func TestHeadersLand(t *testing.T) {
 			func(*world) string { return "\x08\x01" },
 		},
 		{
-			"avro", func(w *world, options ...foreign.Option) declare.Table {
-				table, err := foreign.Registered(t.Context(), w.name, w.topic, foreign.Subject{}, client(t, registry.URL(t)), options...)
+			"avro", func(w *world, options ...external.Option) declare.Table {
+				table, err := external.Registered(t.Context(), w.name, w.topic, external.Subject{}, client(t, registry.URL(t)), options...)
 				if err != nil {
 					t.Error(err)
 				}
@@ -72,7 +72,7 @@ func TestHeadersLand(t *testing.T) {
 			put()
 			put(event.Header{Key: "twice", Value: []byte{1}}, event.Header{Key: "once", Value: []byte{2}}, event.Header{Key: "twice", Value: []byte{3}})
 			put(event.Header{Key: "\xff", Value: []byte{4}})
-			w.land(t, c.table(w, foreign.Headers()))
+			w.land(t, c.table(w, external.Headers()))
 			put(event.Header{Key: "trace", Value: []byte{5}})
 			w.land(t, c.table(w)) // no more
 			w.have(t, map[int32][]string{0: {
