@@ -103,7 +103,8 @@ func selectDB(_ *tx, args []string) (any, error) {
 // dbSize counts the sets by iterating over their members.
 func dbSize(t *tx, _ []string) (any, error) {
 	// Hashes are known in memory. Sets have to be counted.
-	n := int64(len(t.store.hashes))
+	n := int64(0)
+	t.eachHash(func(string) { n++ })
 	err := t.setKeys("", func(string, string) bool {
 		n++
 		return true
@@ -395,11 +396,11 @@ func scan(t *tx, args []string) (any, error) {
 	}
 	found, next, seen := []any{}, "0", 0
 	if s.from.field == "" {
-		for key := range t.store.hashes { // hashes are few, so all are in the first page
+		t.eachHash(func(key string) { // hashes are few, so all are in the first page
 			if s.takes(key) {
 				found = append(found, key)
 			}
-		}
+		})
 	}
 	err = t.setKeys(s.from.field, func(field, key string) bool {
 		if seen == s.count {

@@ -33,6 +33,9 @@ func (h Held) Do(words ...string) (answer any, err error) {
 	return answer, err
 }
 
+// Damage returns why files were set aside, or nil if they were not.
+func (h Held) Damage() error { return h.s.damage }
+
 // Close closes the store.
 func (h Held) Close() error { return h.s.close() }
 
@@ -58,10 +61,16 @@ func Refused(err error) bool { return errors.As(err, new(*replyError)) }
 func WholeRecords(file []byte) (end int, torn bool) { return wholeRecords(file) }
 
 // SetLayout gives a store another version and closes it.
-func SetLayout(h Held, layout string) {
-	err := h.s.db.Delete([]byte(layoutKey), nil)
-	if layout != "" {
-		err = h.s.db.Put([]byte(layoutKey), []byte(layout), nil)
+func SetLayout(h Held, layout string) { overwrite(h, layoutKey, layout) }
+
+// SetSetsNumber replaces the number of the sets and closes the store.
+func SetSetsNumber(h Held, value string) { overwrite(h, setsKey, value) }
+
+// overwrite replaces a value in LevelDB, or deletes it if it is empty, and closes the store.
+func overwrite(h Held, key, value string) {
+	err := h.s.db.Delete([]byte(key), nil)
+	if value != "" {
+		err = h.s.db.Put([]byte(key), []byte(value), nil)
 	}
 	if err = errors.Join(err, h.Close()); err != nil {
 		panic(err)

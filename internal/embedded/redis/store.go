@@ -200,8 +200,14 @@ func (s *store) read(db *leveldb.DB) error {
 	}
 	// last must exceed every number in use, also those that are still to be swept.
 	sets, err := db.Get([]byte(setsKey), nil)
-	if err != nil || len(sets) != 8 {
-		return fmt.Errorf("%w: the number of the sets: %w", errForeign, err)
+	if errors.Is(err, leveldb.ErrNotFound) {
+		return fmt.Errorf("%w: the number of the sets is missing", errForeign)
+	}
+	if err != nil {
+		return err
+	}
+	if len(sets) != 8 {
+		return fmt.Errorf("%w: the number of the sets has %d bytes, want 8", errForeign, len(sets))
 	}
 	s.sets = binary.BigEndian.Uint64(sets)
 	s.last = s.sets
@@ -238,7 +244,7 @@ func (s *store) view(read func(*tx) error) error {
 		s.mu.RLock()
 		db, err := s.db, s.usable()
 		if err == nil {
-			err = read(&tx{store: s})
+			err = read(&tx{store: s, sets: s.sets})
 		}
 		s.mu.RUnlock()
 		if again := s.heal(db, err); !again {
@@ -253,7 +259,7 @@ func (s *store) update(change func(*tx) error) error {
 		s.mu.Lock()
 		db, err := s.db, s.usable()
 		if err == nil {
-			t := &tx{store: s, writes: map[string]write{}, hashes: map[string]*hash{}}
+			t := &tx{store: s, sets: s.sets, writes: map[string]write{}, hashes: map[string]*hash{}}
 			if err = change(t); err == nil {
 				err = t.commit()
 			}

@@ -3,6 +3,7 @@ package redis
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/syndtr/goleveldb/leveldb"
@@ -23,6 +24,7 @@ type tx struct {
 	*store
 	writes map[string]write
 	hashes map[string]*hash // changed hashes; nil means dropped
+	sets   uint64           // number of the sets: the store's, or a new one after a flush
 	flush  bool             // everything before this transaction is dropped
 	junk   bool             // a number was released
 }
@@ -134,37 +136,56 @@ func (t *tx) each(number uint64, prefix, from string, fn func(field, value strin
 	lead := entry(number, prefix)
 	within := util.BytesPrefix([]byte(lead))
 	within.Start = []byte(lead + from)
-	// Collect the pending entries first. Those that are also in the database are removed below.
-	mine := map[string]string{}
-	for key, w := range t.writes {
-		field, ok := strings.CutPrefix(key, lead)
-		if ok && !w.deleted && field >= from {
-			mine[field] = w.value
+	// Sort the fields with pending writes, and merge them with those in the database. Callers rely
+	// on the order: members of a set must be adjacent, and a cursor is a field to resume at.
+	var pending []string
+	for key := range t.writes {
+		if field, ok := strings.CutPrefix(key, lead); ok && field >= from {
+			pending = append(pending, field)
 		}
 	}
+	slices.Sort(pending)
 	it := t.db.NewIterator(within, nil)
 	defer it.Release()
-	for it.Next() {
-		key := string(it.Key())
-		w, written := t.writes[key]
-		switch {
-		case written && w.deleted:
-			continue
-		case written:
-			delete(mine, key[len(lead):])
-		default:
-			w.value = string(it.Value())
+	for stored := it.Next(); stored || len(pending) > 0; {
+		var field, value string
+		if stored {
+			field = string(it.Key()[len(lead):])
 		}
-		if !fn(key[len(lead):], w.value) {
-			return it.Error()
+		if len(pending) > 0 && (!stored || pending[0] <= field) {
+			// The pending write comes first, or replaces the stored entry of the same field.
+			if stored && pending[0] == field {
+				stored = it.Next()
+			}
+			field, pending = pending[0], pending[1:]
+			w := t.writes[lead+field]
+			if w.deleted {
+				continue
+			}
+			value = w.value
+		} else {
+			value = string(it.Value())
+			stored = it.Next()
 		}
-	}
-	for field, value := range mine { // only in scripts, where the order does not matter
 		if !fn(field, value) {
 			break
 		}
 	}
 	return it.Error()
+}
+
+// eachHash calls fn for the key of each hash, with pending changes, in any order.
+func (t *tx) eachHash(fn func(key string)) {
+	for key := range t.store.hashes {
+		if _, changed := t.hashes[key]; !changed {
+			fn(key)
+		}
+	}
+	for key, h := range t.hashes {
+		if h != nil {
+			fn(key)
+		}
+	}
 }
 
 // flushAll drops everything.
@@ -177,17 +198,18 @@ func (t *tx) flushAll() {
 		t.writes[junkPrefix+string(number(h.number))] = write{}
 		t.hashes[key] = nil
 	}
-	t.writes[junkPrefix+string(number(t.sets))] = write{}
+	t.writes[junkPrefix+string(number(t.store.sets))] = write{}
+	// Sets that are written after the flush belong to a number of their own, so that they are not
+	// swept with the old ones.
+	t.sets = t.newNumber()
 }
 
 // commit writes the transaction in one batch, and then updates the metadata in memory.
 func (t *tx) commit() error {
 	// All changes are in one batch, which LevelDB writes atomically.
 	batch := &leveldb.Batch{}
-	sets := t.sets
 	if t.flush {
-		sets = t.newNumber()
-		batch.Put([]byte(setsKey), number(sets))
+		batch.Put([]byte(setsKey), number(t.sets))
 	}
 	for key, w := range t.writes {
 		if w.deleted {
@@ -213,7 +235,7 @@ func (t *tx) commit() error {
 		return err
 	}
 	// The batch is written. Now update the metadata in memory, which cannot fail.
-	t.sets = sets
+	t.store.sets = t.sets
 	for key, h := range t.hashes {
 		if h == nil {
 			delete(t.store.hashes, key)
