@@ -167,7 +167,7 @@ first offsets that are not in the table.`,
 // newLakeMaintain returns the command lake maintain.
 func newLakeMaintain(a *cli) *cobra.Command {
 	// Nothing else in this process needs the time, so there is no pause between steps.
-	c := maintenance.Config{Share: 1}
+	c := maintenance.Config{DutyCycle: 1}
 	var dry bool
 	var deletes float64
 	cmd := &cobra.Command{

@@ -132,7 +132,8 @@ func (p *App) upkeep() *maintenance.Config {
 		return nil
 	}
 	return &maintenance.Config{
-		Every: m.Every, TargetBytes: m.TargetBytes, KeepAge: m.Keep, OrphanAge: m.OrphanAge, Memory: m.Memory, Share: m.Share, Logger: p.log.With("part", "maintenance"),
+		Every: m.Every, TargetBytes: m.TargetBytes, KeepAge: m.Keep, OrphanAge: m.OrphanAge,
+		Memory: m.Memory, DutyCycle: m.Share, Logger: p.log.With("part", "maintenance"),
 	}
 }
 

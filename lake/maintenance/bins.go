@@ -46,7 +46,6 @@ type plan struct {
 // separately.
 //
 // Young files are not exempt: appends never conflict with a rewrite, only position deletes do.
-// do.
 func (r *run) planCompaction(ctx context.Context, t *table.Table) (plan, error) {
 	p := plan{table: t}
 	if t.CurrentSnapshot() == nil {
@@ -108,12 +107,13 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	}
 	// Decide for the partition as a whole: a delete file is only dead after every file that it
 	// applies to has been rewritten.
-	rid := len(equality) >= r.DeleteFiles || len(equality) > 0 && float64(deletes) >= r.DeleteShare*float64(rows)
+	rewriteDeleted := len(equality) >= r.DeleteFiles ||
+		len(equality) > 0 && float64(deletes) >= r.DeleteShare*float64(rows)
 
 	var chosen, small []table.FileScanTask
 	for _, task := range tasks {
 		switch {
-		case rid && len(task.EqualityDeleteFiles) > 0 || manyPositions(task):
+		case rewriteDeleted && len(task.EqualityDeleteFiles) > 0 || manyPositions(task):
 			chosen = append(chosen, task)
 		case task.File.FileSizeBytes() < r.small():
 			small = append(small, task)
@@ -124,7 +124,9 @@ func (r *run) choose(tasks []table.FileScanTask) []table.FileScanTask {
 	}
 	// Leave out the largest small file while it outweighs the others: rewriting it would move its
 	// rows to a file that is not twice as large.
-	slices.SortFunc(small, func(a, b table.FileScanTask) int { return cmp.Compare(a.File.FileSizeBytes(), b.File.FileSizeBytes()) })
+	slices.SortFunc(small, func(a, b table.FileScanTask) int {
+		return cmp.Compare(a.File.FileSizeBytes(), b.File.FileSizeBytes())
+	})
 	var total int64
 	for _, task := range small {
 		total += task.File.FileSizeBytes()
@@ -149,7 +151,8 @@ func manyPositions(task table.FileScanTask) bool {
 	for _, d := range slices.Concat(task.DeleteFiles, task.DeletionVectorFiles) {
 		rows += d.Count()
 	}
-	return len(task.DeleteFiles) >= positionFiles || rows > 0 && float64(rows) >= positionShare*float64(task.File.Count())
+	return len(task.DeleteFiles) >= positionFiles ||
+		rows > 0 && float64(rows) >= positionShare*float64(task.File.Count())
 }
 
 // pack divides the files of a partition into bins of similar size, in the order in which their rows
@@ -169,8 +172,8 @@ func (r *run) pack(tasks []table.FileScanTask) []bin {
 	}
 	// The number of bins follows from the maximum size, and the bytes are divided evenly among
 	// them.
-	most := binTargets * r.TargetBytes
-	count := (total + most - 1) / most
+	maxBytes := binTargets * r.TargetBytes
+	count := (total + maxBytes - 1) / maxBytes
 	var bins []bin
 	var b bin
 	for i, task := range tasks {
@@ -205,6 +208,7 @@ const pieceBytes = 16 << 20
 // file.
 func pieces(task table.FileScanTask) []table.FileScanTask {
 	size := task.File.FileSizeBytes()
+	// A task that is already part of a file is not split again.
 	if size <= pieceBytes || task.Start != 0 || task.Length != 0 && task.Length != size {
 		return []table.FileScanTask{task}
 	}
@@ -218,6 +222,7 @@ func pieces(task table.FileScanTask) []table.FileScanTask {
 	var all []table.FileScanTask
 	begin := int64(0)
 	for i := 1; i <= len(offsets); i++ {
+		// A piece ends at the first offset that makes it large enough, or at the end of the file.
 		end := size
 		if i < len(offsets) {
 			end = offsets[i]

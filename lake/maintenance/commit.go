@@ -21,7 +21,7 @@ const (
 )
 
 // errStale reports that the table has changed in a way that invalidates the prepared commit.
-var errStale = errors.New("another commit changed what was to be replaced")
+var errStale = errors.New("another commit changed the files to be replaced")
 
 // commitTimeout limits one attempt. An attempt that has begun is completed even if the program is
 // stopping.
@@ -37,9 +37,9 @@ type commit struct {
 	// they no longer apply, and errNothing if nothing is left to do.
 	stage func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error
 
-	id    string
+	id    string  // unique, stored in the snapshot's summary
 	bases []int64 // snapshots on which it was attempted
-	tries int
+	tries int     // failed attempts
 }
 
 // SummaryOffsets is the summary key of the Kafka offsets that a snapshot holds. Rewrites of the
@@ -67,10 +67,11 @@ func (c *commit) land(ctx context.Context) (certain bool, err error) {
 			c.bases = append(c.bases, base)
 		}
 		c.tries++
+		// A stale commit cannot succeed. Everything else may be a conflict or a lost answer.
 		if errors.Is(err, errStale) || c.tries >= c.run.tries || !waits.Wait(ctx) {
-			return c.gone(ctx), fmt.Errorf("commit %s, tried %d times: %w", c.what, c.tries, err)
+			return c.gone(ctx), fmt.Errorf("commit %s, attempt %d: %w", c.what, c.tries, err)
 		}
-		c.run.Logger.Debug("a commit was refused or its answer was lost", "what", c.what, "table", c.run.table, "error", err)
+		c.run.Logger.Debug("commit failed; retrying", "what", c.what, "table", c.run.table, "error", err)
 	}
 }
 
@@ -84,7 +85,7 @@ const (
 func (c *commit) try(ctx context.Context) (base int64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	t, err := c.run.look(ctx)
+	t, err := c.run.loadTable(ctx)
 	if err != nil {
 		return unknownBase, err
 	}
@@ -102,8 +103,11 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 		return unknownBase, err
 	}
 	summary := iceberg.Properties{summaryWhat: c.what, summaryID: c.id}
-	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil && head.Summary.Properties[SummaryOffsets] != "" {
-		summary[SummaryOffsets] = head.Summary.Properties[SummaryOffsets] // a rewrite keeps the rows
+	// A rewrite keeps the rows, so its snapshot holds the same offsets as its parent.
+	if head := t.CurrentSnapshot(); head != nil && head.Summary != nil {
+		if offsets := head.Summary.Properties[SummaryOffsets]; offsets != "" {
+			summary[SummaryOffsets] = offsets
+		}
 	}
 	if err := c.stage(ctx, t, tx, summary); err != nil {
 		return unknownBase, err
@@ -111,10 +115,11 @@ func (c *commit) try(ctx context.Context) (base int64, err error) {
 	if err := c.run.at(ctx, c.before); err != nil {
 		return unknownBase, err
 	}
+	// iceberg-go returns both a table and an error if only the steps after the commit failed.
 	if committed, err := tx.Commit(ctx); err != nil && committed == nil {
 		return base, err
 	} else if err != nil { // committed; only cleaning up afterwards failed
-		c.run.Logger.Warn("files that are not needed any more are left for later", "table", c.run.table, "error", err)
+		c.run.Logger.Warn("cannot delete unneeded files; a later run will", "table", c.run.table, "error", err)
 	}
 	return base, c.run.at(ctx, c.after)
 }
@@ -127,7 +132,7 @@ func (c *commit) gone(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	t, err := c.run.look(ctx)
+	t, err := c.run.loadTable(ctx)
 	if err != nil || landed(t.Metadata(), c.id) {
 		return false
 	}

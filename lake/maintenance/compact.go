@@ -28,8 +28,10 @@ type Compacted struct {
 }
 
 func (c Compacted) String() string {
-	return fmt.Sprintf("%d files of %d bytes became %d of %d bytes, %d delete files are gone, in %d commits (%d retries, %d given up), %d rows in %v",
-		c.FilesBefore, c.BytesBefore, c.FilesAfter, c.BytesAfter, c.DeleteFiles, c.Commits, c.Retries, c.GivenUp, c.Rows, c.Took.Round(time.Millisecond))
+	return fmt.Sprintf("rewrote %d files (%d bytes) as %d (%d bytes) and removed %d delete files "+
+		"in %d commits (%d retries, %d abandoned): %d rows in %v",
+		c.FilesBefore, c.BytesBefore, c.FilesAfter, c.BytesAfter, c.DeleteFiles,
+		c.Commits, c.Retries, c.GivenUp, c.Rows, c.Took.Round(time.Millisecond))
 }
 
 // Compact rewrites many small files, and files with deletes, as few large files sorted by the
@@ -48,13 +50,13 @@ func Compact(ctx context.Context, load Load, c Config, progress func(Progress)) 
 func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 	began := time.Now()
 	defer func() { did.Took = time.Since(began) }()
-	t, err := r.look(ctx)
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return did, err
 	}
 	// Format 3 gives each row an id, which a rewrite must preserve. This one does not.
 	if v := t.Metadata().Version(); v > 2 {
-		r.skip("compact", fmt.Sprintf("format version %d: its rows have identities that a rewrite here would lose", v))
+		r.skip("compact", fmt.Sprintf("format version %d has row ids, which this rewrite would not preserve", v))
 		return did, nil
 	}
 	p, err := r.planCompaction(ctx, t)
@@ -84,8 +86,8 @@ func (r *run) compact(ctx context.Context) (did Compacted, err error) {
 		r.progress(Progress{Table: r.table, Step: "compact", Done: read, Of: total})
 		first = end
 	}
-	// Deletes may also become idle without any file being rewritten here.
-	if err := r.dropIdle(ctx, t, &did); err != nil {
+	// Deletes may also become dead without any file being rewritten here.
+	if err := r.removeDeadDeletes(ctx, t, &did); err != nil {
 		return did, fmt.Errorf("compact: %w", err)
 	}
 	return did, nil
@@ -116,7 +118,7 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
 		// Once our files are older than OrphanAge, another process may remove them as orphans.
 		if age := time.Since(began); age > r.OrphanAge/2 {
-			return fmt.Errorf("%w: the rewrite took %v, and files that are not committed after %v are orphans", errStale, age, r.OrphanAge)
+			return fmt.Errorf("%w: the rewrite took %v, too close to the orphan age of %v", errStale, age, r.OrphanAge)
 		}
 		return rep.stage(ctx, t, tx, summary)
 	}
@@ -125,13 +127,14 @@ func (r *run) rewrite(ctx context.Context, base *table.Table, bins []bin, did *C
 	did.Retries += c.tries
 	if err != nil {
 		if !certain {
-			r.Logger.Warn("data files are left behind, as their commit may have landed", "table", r.table, "files", made, "error", err)
+			r.Logger.Warn("keeping data files, because their commit may have landed",
+				"table", r.table, "files", made, "error", err)
 			return err
 		}
 		err = errors.Join(err, remove(ctx, base, made))
 		if errors.Is(err, errStale) {
 			did.GivenUp++
-			r.Logger.Info("a rewrite is given up, the next run does it anew", "table", r.table, "reason", err)
+			r.Logger.Info("rewrite abandoned; the next run plans it again", "table", r.table, "reason", err)
 			return nil
 		}
 		return err
@@ -181,16 +184,18 @@ func (r *run) rewriteBin(ctx context.Context, t *table.Table, b bin) (*writer, e
 	// The reader holds pieces decoded, about 8 times as large as in Parquet. Small files are read
 	// concurrently to hide the latency of an object store.
 	workers := int(min(8, max(1, r.Memory/4/(8*largest+1))))
-	schema, records, err := t.Scan(table.WithMaxConcurrency(workers), table.WithArrowBatchSize(8<<10)).ReadTasks(ctx, tasks)
+	scan := t.Scan(table.WithMaxConcurrency(workers), table.WithArrowBatchSize(8<<10))
+	schema, records, err := scan.ReadTasks(ctx, tasks)
 	if err != nil {
 		return w, fmt.Errorf("read data files: %w", err)
 	}
-	p := newPace(r.Share)
-	write := p.after(ctx, w.write)
+	// One throttle for both reading and writing, so that their work adds up.
+	limit := newThrottle(r.DutyCycle)
+	write := limit.wrap(ctx, w.write)
 	if len(keys) > 0 {
-		err = r.sortInto(ctx, write, p, keys, schema, records)
+		err = r.sortInto(ctx, write, limit, keys, schema, records)
 	} else {
-		err = takeAll(ctx, records, write)
+		err = forEach(ctx, records, write)
 	}
 	if err == nil {
 		err = w.finish()
@@ -215,13 +220,16 @@ func (b bin) check(written []iceberg.DataFile) error {
 	}
 	// Rows may only disappear through deletes, and can never be added.
 	if after > before || after < before && !deletes {
-		return fmt.Errorf("of the %d rows that the table says its files have, %d were written; nothing is replaced", before, after)
+		return fmt.Errorf("the replaced files have %d rows, but %d were written; nothing was replaced", before, after)
 	}
 	return nil
 }
 
 // sortInto sorts the rows on disk and passes them to write.
-func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error, p *pace, keys []keyField, schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error]) (err error) {
+func (r *run) sortInto(
+	ctx context.Context, write func(arrow.RecordBatch) error, limit *throttle, keys []keyField,
+	schema *arrow.Schema, records iter.Seq2[arrow.RecordBatch, error],
+) (err error) {
 	// Each rewrite has its own scratch folder, which is removed at its end.
 	dir, err := os.MkdirTemp(r.Scratch, "millrace-sort-")
 	if err != nil {
@@ -230,14 +238,16 @@ func (r *run) sortInto(ctx context.Context, write func(arrow.RecordBatch) error,
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	s := newSorter(ctx, keys, schema, dir, r.sortBytes, func() error { return r.at(ctx, stepSpilled) })
 	defer s.close()
-	if err := takeAll(ctx, records, p.after(ctx, s.add)); err != nil {
+	if err := forEach(ctx, records, limit.wrap(ctx, s.add)); err != nil {
 		return err
 	}
 	return s.sorted(write)
 }
 
-// takeAll passes all batches to take and releases them.
-func takeAll(ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], take func(arrow.RecordBatch) error) error {
+// forEach passes all batches to take and releases them.
+func forEach(
+	ctx context.Context, records iter.Seq2[arrow.RecordBatch, error], take func(arrow.RecordBatch) error,
+) error {
 	for rec, err := range records {
 		if err != nil {
 			return fmt.Errorf("read data files: %w", err)

@@ -50,13 +50,13 @@ func TestCompaction(t *testing.T) {
 			if err != nil || plan.RewriteFiles != 300 || plan.ResultFiles != 1 || plan.DataFiles != 300 {
 				t.Fatalf("planned %v, %v", plan, err)
 			}
-			resting := w.config()
-			resting.Share = 0.9
-			report := w.mustRun(resting)
+			throttled := w.config()
+			throttled.DutyCycle = 0.9
+			report := w.mustRun(throttled)
 			if c := report.Compacted; c.FilesBefore != 300 || c.FilesAfter != 1 || c.Commits != 1 || c.Rows != int64(len(want)) {
 				t.Errorf("%v", c)
 			}
-			w.kept(want)
+			w.checkRows(want)
 			files := w.dataFiles()
 			if len(files) != 1 || files[0].File.SortOrderID() == nil || *files[0].File.SortOrderID() != 1 {
 				t.Errorf("%d files, the first of order %v", len(files), files[0].File.SortOrderID())
@@ -89,7 +89,7 @@ func checkSorted(t *testing.T, w *world, files []table.FileScanTask) {
 		for i := 1; i < len(rows); i++ {
 			a, b := rows[i-1], rows[i]
 			if a.key > b.key || a.key == b.key && (a.value == "" && b.value != "" || b.value != "" && a.value < b.value) {
-				t.Fatalf("%s: %v stands before %v", f.File.FilePath(), a, b)
+				t.Fatalf("%s: %v is before %v", f.File.FilePath(), a, b)
 			}
 		}
 	}
@@ -114,7 +114,7 @@ func TestPartitionsAndOrderAreKept(t *testing.T) {
 	if c := report.Compacted; c.FilesBefore != 36 || c.FilesAfter != 3 || c.Commits != 1 {
 		t.Errorf("%v", c)
 	}
-	w.kept(want)
+	w.checkRows(want)
 	for _, f := range w.dataFiles() {
 		part := f.File.Partition()[1000]
 		last := int64(-1)
@@ -129,7 +129,7 @@ func TestPartitionsAndOrderAreKept(t *testing.T) {
 
 // Landers that commit at every step of a run lose and duplicate nothing, and do not prevent it from
 // finishing.
-func TestLandersBeside(t *testing.T) {
+func TestConcurrentLanders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
 	want := sequenceOf(0, 3000)
@@ -167,12 +167,12 @@ func TestLandersBeside(t *testing.T) {
 			t.Errorf("step %s did not come", s)
 		}
 	}
-	w.kept(want)
+	w.checkRows(want)
 }
 
 // An upsert that is committed between reading and commit of a compaction wins, and so does a later
 // one.
-func TestUpsertsBeside(t *testing.T) {
+func TestConcurrentUpserts(t *testing.T) {
 	t.Parallel()
 	for _, at := range []step{stepPlanned, stepSpilled, stepWritten, stepCompactCommit, stepCompactCommitted} {
 		t.Run(string(at), func(t *testing.T) {
@@ -195,7 +195,7 @@ func TestUpsertsBeside(t *testing.T) {
 				update := []row{{key: 5, value: fmt.Sprint("new ", times)}, {key: int64(1000 + times), value: "added"}}
 				w.upsert(update...)
 				m.put(update...)
-				w.erase(7, int64(20+times))
+				w.deleteKeys(7, int64(20+times))
 				delete(m, 7)
 				delete(m, int64(20+times))
 				return nil
@@ -207,13 +207,13 @@ func TestUpsertsBeside(t *testing.T) {
 			if times == 0 || compacted.Commits != 1 || compacted.GivenUp != 0 {
 				t.Errorf("%d upserts beside, %v", times, compacted)
 			}
-			w.kept(m.rows())
+			w.checkRows(m.rows())
 			// The deletes added meanwhile are dead after the next compaction.
 			c.hook, c.DeleteFiles = nil, 1
 			if _, err := Compact(t.Context(), w.load, c, nil); err != nil {
 				t.Fatal(err)
 			}
-			w.kept(m.rows())
+			w.checkRows(m.rows())
 			for _, f := range w.dataFiles() {
 				if len(f.EqualityDeleteFiles) > 0 {
 					t.Errorf("%d deletes are left on %s", len(f.EqualityDeleteFiles), f.File.FilePath())
@@ -228,7 +228,7 @@ func TestUpsertsBeside(t *testing.T) {
 
 // Rows that are deleted by position during a rewrite stay deleted: the rewrite is abandoned, and
 // its files are removed.
-func TestDeletesByPositionBeside(t *testing.T) {
+func TestConcurrentPositionDeletes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
 	w.land(func(_ *table.Table, tx *table.Transaction) error {
@@ -257,18 +257,18 @@ func TestDeletesByPositionBeside(t *testing.T) {
 	if err != nil || compacted.GivenUp != 1 || compacted.Commits != 0 {
 		t.Fatalf("%v, %v", compacted, err)
 	}
-	w.kept(m.rows())
+	w.checkRows(m.rows())
 	if after := len(w.listed(".parquet")); after != before+1 { // the deletes
 		t.Errorf("%d files were there, and are now %d", before, after)
 	}
 	if compacted, err = Compact(t.Context(), w.load, c, nil); err != nil || compacted.Commits != 1 || compacted.DeleteFiles != 1 {
 		t.Errorf("%v, %v", compacted, err)
 	}
-	w.kept(m.rows())
+	w.checkRows(m.rows())
 }
 
 // Of two concurrent compactions, one commits, and the other gives up and leaves nothing behind.
-func TestTwoCompactions(t *testing.T) {
+func TestConcurrentCompactions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	want := sequenceOf(0, 100)
@@ -285,14 +285,14 @@ func TestTwoCompactions(t *testing.T) {
 	if did, err := Compact(t.Context(), w.load, c, nil); err != nil || did.GivenUp != 1 || did.Commits != 0 {
 		t.Errorf("%v, %v", did, err)
 	}
-	w.kept(want)
+	w.checkRows(want)
 	if n := len(w.listed(".parquet")); n != 11 {
 		t.Errorf("%d data files", n)
 	}
 }
 
 // A rewrite is abandoned if other processes may soon take its files for orphans.
-func TestSlowRewriteIsGivenUp(t *testing.T) {
+func TestSlowRewriteIsAbandoned(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.append(shuffled(sequenceOf(0, 100), 10)...)
@@ -307,7 +307,7 @@ func TestSlowRewriteIsGivenUp(t *testing.T) {
 	if did, err := Compact(t.Context(), w.load, c, nil); err != nil || did.GivenUp != 1 {
 		t.Errorf("%v, %v", did, err)
 	}
-	w.kept(sequenceOf(0, 100))
+	w.checkRows(sequenceOf(0, 100))
 }
 
 // Rewriting is logarithmic: if equal amounts are landed repeatedly, each row is rewritten a few
@@ -323,7 +323,7 @@ func TestWriteAmplification(t *testing.T) {
 	var landed, rewritten int64
 	most := 0
 	for i := range landings {
-		files = append(files, table.FileScanTask{File: sized(size)})
+		files = append(files, table.FileScanTask{File: dataFileOfSize(size)})
 		landed += size
 		if i%20 != 0 {
 			continue
@@ -336,7 +336,7 @@ func TestWriteAmplification(t *testing.T) {
 				gone[c.File.FilePath()] = true
 			}
 			rewritten += bytes
-			files = append(slices.DeleteFunc(files, func(f table.FileScanTask) bool { return gone[f.File.FilePath()] }), table.FileScanTask{File: sized(bytes)})
+			files = append(slices.DeleteFunc(files, func(f table.FileScanTask) bool { return gone[f.File.FilePath()] }), table.FileScanTask{File: dataFileOfSize(bytes)})
 		}
 		most = max(most, len(files))
 	}
@@ -349,7 +349,7 @@ func TestWriteAmplification(t *testing.T) {
 
 var sizedFiles atomic.Int64
 
-func sized(bytes int64) iceberg.DataFile {
+func dataFileOfSize(bytes int64) iceberg.DataFile {
 	b := must(iceberg.NewDataFileBuilder(*iceberg.UnpartitionedSpec, iceberg.EntryContentData, fmt.Sprintf("/%d", sizedFiles.Add(1)), iceberg.ParquetFile, nil, nil, nil, 1, bytes))
 	return b.Build()
 }
@@ -367,7 +367,7 @@ func TestCatalogFaults(t *testing.T) {
 			want := sequenceOf(0, 100)
 			w.append(shuffled(want, 10)...)
 			var commits atomic.Int64
-			w.broken(func() fault {
+			w.injectFaults(func() fault {
 				if i := int(commits.Add(1)); i <= len(kinds) {
 					return kinds[i-1]
 				}
@@ -379,7 +379,7 @@ func TestCatalogFaults(t *testing.T) {
 			if report.Compacted.Commits != 1 || report.Compacted.Retries == 0 {
 				t.Errorf("%+v", report.Compacted)
 			}
-			w.kept(want)
+			w.checkRows(want)
 			if n := len(w.listed(".parquet")); n != 1 {
 				t.Errorf("%d files are left", n)
 			}
@@ -390,13 +390,13 @@ func TestCatalogFaults(t *testing.T) {
 		w := newWorld(t)
 		want := sequenceOf(0, 100)
 		w.append(shuffled(want, 10)...)
-		w.broken(func() fault { return refused })
+		w.injectFaults(func() fault { return refused })
 		c := w.config()
 		c.tries = 3
 		if _, err := Compact(t.Context(), w.load, c, nil); !errors.Is(err, errFault) {
 			t.Fatalf("got %v", err)
 		}
-		w.kept(want)
+		w.checkRows(want)
 		// No other commit took the place of ours, so it may still land: the file stays.
 		if n := len(w.listed(".parquet")); n != 11 {
 			t.Errorf("%d files", n)
@@ -435,10 +435,10 @@ func TestErrorsAtEachStep(t *testing.T) {
 			if err != nil && !errors.Is(err, errFault) {
 				t.Fatal(err)
 			}
-			w.kept(want)
+			w.checkRows(want)
 			c.hook = nil
 			w.mustRun(c)
-			w.kept(want)
+			w.checkRows(want)
 			if files, snapshots := len(w.listed(".parquet")), len(w.table().Metadata().Snapshots()); files != 1 || snapshots != 1 {
 				t.Errorf("%d files and %d snapshots are left", files, snapshots)
 			}

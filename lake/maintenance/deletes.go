@@ -9,26 +9,26 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// idleEqualityDeletes returns the equality delete files that apply to no data file other than those
-// in leftOut: every other file is younger, or has no key in their range.
+// deadEqualityDeletes returns the equality delete files that apply to no data file other than those
+// in ignored: every other file is younger, or has no key in their range.
 //
 // iceberg-go's own search for dead deletes ignores the bounds. So one large file of old rows, which
 // no delete has hit for months, would keep all later deletes alive, and some readers refuse tables
 // with any.
-func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string]bool) (idle []iceberg.DataFile, err error) {
+func deadEqualityDeletes(ctx context.Context, t *table.Table, ignored map[string]bool) (dead []iceberg.DataFile, err error) {
 	tasks, err := t.Scan().PlanFiles(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("find which deletes hit anything: %w", err)
+		return nil, fmt.Errorf("find live deletes: %w", err)
 	}
 	// The scan plan applies sequence numbers, partitions and bounds, so a delete file that no task
 	// refers to has no effect.
-	busy := map[string]bool{}
+	live := map[string]bool{}
 	for _, task := range tasks {
-		if leftOut[task.File.FilePath()] {
+		if ignored[task.File.FilePath()] {
 			continue
 		}
 		for _, f := range task.EqualityDeleteFiles {
-			busy[f.FilePath()] = true
+			live[f.FilePath()] = true
 		}
 	}
 	files, err := t.FS(ctx)
@@ -47,37 +47,38 @@ func idleEqualityDeletes(ctx context.Context, t *table.Table, leftOut map[string
 			if err != nil {
 				return nil, fmt.Errorf("read manifest %s: %w", m.FilePath(), err)
 			}
-			if f := e.DataFile(); f.ContentType() == iceberg.EntryContentEqDeletes && !busy[f.FilePath()] {
-				idle = append(idle, f)
+			if f := e.DataFile(); f.ContentType() == iceberg.EntryContentEqDeletes && !live[f.FilePath()] {
+				dead = append(dead, f)
 			}
 		}
 	}
-	return idle, nil
+	return dead, nil
 }
 
-// dropIdle removes delete files that no longer apply to any data file, provided the table had any
+// removeDeadDeletes removes delete files that no longer apply to any data file, provided the table had any
 // before. They were added while the files that they apply to were being rewritten, or another
 // engine has rewritten those rows.
-func (r *run) dropIdle(ctx context.Context, before *table.Table, did *Compacted) error {
+func (r *run) removeDeadDeletes(ctx context.Context, before *table.Table, did *Compacted) error {
 	head := before.CurrentSnapshot()
 	if head == nil || head.Summary == nil || head.Summary.Properties.GetInt("total-delete-files", 1) == 0 {
 		return nil
 	}
-	c := &commit{run: r, what: "deletes that hit nothing", before: stepCompactCommit, after: stepCompactCommitted}
+	// Other commits may come first, so every attempt looks for dead deletes again.
+	c := &commit{run: r, what: "dead deletes", before: stepCompactCommit, after: stepCompactCommitted}
 	gone := 0
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, summary iceberg.Properties) error {
 		if t.CurrentSnapshot() == nil {
 			return errNothing
 		}
-		idle, err := idleEqualityDeletes(ctx, t, nil)
+		dead, err := deadEqualityDeletes(ctx, t, nil)
 		if err != nil {
 			return err
 		}
-		if gone = len(idle); gone == 0 {
+		if gone = len(dead); gone == 0 {
 			return errNothing
 		}
 		rewrite := tx.NewRewrite(summary)
-		for _, f := range idle {
+		for _, f := range dead {
 			rewrite.DeleteFile(f)
 		}
 		// Stages the removal; the transaction is committed by land.

@@ -10,8 +10,8 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// deletesLeft counts the table's delete files, including those that apply to nothing.
-func (w *world) deletesLeft() (n int) {
+// deleteFiles counts the table's delete files, including those that apply to nothing.
+func (w *world) deleteFiles() (n int) {
 	t := w.table()
 	files := must(t.FS(w.tb.Context()))
 	for _, m := range must(t.CurrentSnapshot().Manifests(files)) {
@@ -29,7 +29,7 @@ func (w *world) deletesLeft() (n int) {
 
 // A file of old rows that no delete applies to does not keep deletes alive, and is not rewritten
 // because of them.
-func TestDeletesBesideOldFiles(t *testing.T) {
+func TestDeletesDoNotReachOldFiles(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	old := sequenceOf(0, 5000)
@@ -44,9 +44,9 @@ func TestDeletesBesideOldFiles(t *testing.T) {
 	c := w.config()
 	c.TargetBytes = 1024 // so that the old file is large
 	report := w.mustRun(c)
-	w.kept(append(old, young...))
-	if n := w.deletesLeft(); n != 0 || report.Compacted.DeleteFiles != len(young) {
-		t.Errorf("%d files of deletes are left, %v", n, report.Compacted)
+	w.checkRows(append(old, young...))
+	if n := w.deleteFiles(); n != 0 || report.Compacted.DeleteFiles != len(young) {
+		t.Errorf("%d delete files remain, %v", n, report.Compacted)
 	}
 	if !slices.ContainsFunc(w.dataFiles(), func(f table.FileScanTask) bool { return f.File.FilePath() == oldFile }) {
 		t.Error("the old file was rewritten")
@@ -55,27 +55,27 @@ func TestDeletesBesideOldFiles(t *testing.T) {
 
 // Deletes that never applied to anything, or no longer do, are removed even if there is nothing to
 // rewrite.
-func TestDeletesThatHitNothing(t *testing.T) {
+func TestDeadDeletesAreRemoved(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	rows := sequenceOf(0, 100)
 	w.append(rows)
-	w.erase(5000, 6000)
-	w.erase(7000)
+	w.deleteKeys(5000, 6000)
+	w.deleteKeys(7000)
 	report := w.mustRun(w.config())
-	w.kept(rows)
-	if n := w.deletesLeft(); n != 0 || report.Compacted.DeleteFiles != 2 || report.Compacted.FilesBefore != 0 {
-		t.Errorf("%d files of deletes are left, %v", n, report.Compacted)
+	w.checkRows(rows)
+	if n := w.deleteFiles(); n != 0 || report.Compacted.DeleteFiles != 2 || report.Compacted.FilesBefore != 0 {
+		t.Errorf("%d delete files remain, %v", n, report.Compacted)
 	}
 	before := w.table().CurrentSnapshot().SnapshotID
 	w.mustRun(w.config())
 	if w.table().CurrentSnapshot().SnapshotID != before {
-		t.Error("a run with nothing to do made a state")
+		t.Error("a run with nothing to do created a snapshot")
 	}
 }
 
 // Keep compacts between complete runs.
-func TestKeepCompactsInBetween(t *testing.T) {
+func TestKeepCompactsBetweenRuns(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.append(sequenceOf(0, 10))
@@ -89,7 +89,7 @@ func TestKeepCompactsInBetween(t *testing.T) {
 			cancel()
 		}
 		switch runs++; {
-		case runs == 1: // the whole one
+		case runs == 1: // the full run
 			w.upsert(sequenceOf(0, 10)...)
 		case r.Compacted.Commits > 0:
 			cancel()
@@ -101,8 +101,8 @@ func TestKeepCompactsInBetween(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	w.kept(sequenceOf(0, 10))
-	if n := w.deletesLeft(); n != 0 {
-		t.Errorf("%d files of deletes are left", n)
+	w.checkRows(sequenceOf(0, 10))
+	if n := w.deleteFiles(); n != 0 {
+		t.Errorf("%d delete files remain", n)
 	}
 }

@@ -31,7 +31,7 @@ func Expire(ctx context.Context, load Load, c Config) (Expired, error) {
 // expire stages the expiry on the table's current state in every attempt, because other commits may
 // come first.
 func (r *run) expire(ctx context.Context) (did Expired, err error) {
-	t, err := r.look(ctx)
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return did, err
 	}
@@ -41,7 +41,8 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 		return did, nil
 	}
 	c := &commit{run: r, what: "expiry", before: stepExpireCommit, after: stepExpireCommitted}
-	release := func() {} // ends the claim of the last attempt; the claim must last until the files are deleted
+	// release ends the claim of the last attempt. The claim must last until the files are deleted.
+	release := func() {}
 	defer func() { release() }()
 	c.stage = func(ctx context.Context, t *table.Table, tx *table.Transaction, _ iceberg.Properties) error {
 		release()
@@ -78,7 +79,8 @@ func (r *run) expire(ctx context.Context) (did Expired, err error) {
 	return did, err
 }
 
-const gcOff = "the table's property gc.enabled says that its files are shared, so none may be deleted"
+// gcOff is the reason for skipping steps that delete files.
+const gcOff = "the table property gc.enabled is false: its files may be shared and must not be deleted"
 
 // collects reports whether the table allows deleting its files.
 func collects(t *table.Table) bool { return t.Properties().GetBool(table.GCEnabledKey, true) }
@@ -124,6 +126,7 @@ func headsSince(meta table.Metadata, since time.Time) (most int) {
 // expirable returns the number of snapshots that an expiry would remove. It stages the expiry
 // without committing it.
 func (r *run) expirable(meta table.Metadata, age time.Duration) int {
+	// Staging needs no catalog and no file system, as nothing is committed or deleted.
 	t := table.New(nil, meta, "", nil, nil)
 	tx := t.NewTransaction()
 	if err := tx.ExpireSnapshots(append(r.expiry(meta, age), table.WithPostCommit(false))...); err != nil {

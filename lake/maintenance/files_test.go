@@ -15,7 +15,7 @@ import (
 )
 
 // Only unreferenced old files that look like a table's are orphans.
-func TestOrphansAmong(t *testing.T) {
+func TestSelectOrphans(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	old, young := now.Add(-25*time.Hour), now.Add(-23*time.Hour)
@@ -49,7 +49,7 @@ func TestOrphansAmong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			listed := []file{{location: c.name, changed: c.age}, {location: at + "/data/inner/metadata/00001.metadata.json", changed: young}}
-			if goes := len(orphansAmong(listed, at, referred, now.Add(-24*time.Hour))) > 0; goes != c.goes {
+			if goes := len(selectOrphans(listed, at, referred, now.Add(-24*time.Hour))) > 0; goes != c.goes {
 				t.Errorf("goes: %v", goes)
 			}
 		})
@@ -105,7 +105,7 @@ func TestRemoveOrphans(t *testing.T) {
 					t.Errorf("%s is gone", f)
 				}
 			}
-			w.kept(want)
+			w.checkRows(want)
 		})
 	}
 }
@@ -130,7 +130,7 @@ func TestOrphanCommittedMeanwhile(t *testing.T) {
 	if did, err := RemoveOrphans(t.Context(), w.load, c, nil); err != nil || did.Files != 1 {
 		t.Errorf("%v, %v", did, err)
 	}
-	w.kept(sequenceOf(0, 6))
+	w.checkRows(sequenceOf(0, 6))
 }
 
 // Expiry deletes what only the history needed.
@@ -165,7 +165,7 @@ func TestExpire(t *testing.T) {
 	if n := len(w.listed(".avro")); n > 3 {
 		t.Errorf("%d manifests and lists are left", n)
 	}
-	w.kept(want)
+	w.checkRows(want)
 }
 
 // A snapshot's age counts from when it was replaced, not from when it was made: a reader may have
@@ -213,11 +213,11 @@ func TestExpireKeepsTags(t *testing.T) {
 	if n := len(w.listed(".parquet")); n != 11 {
 		t.Errorf("%d data files are left", n)
 	}
-	w.kept(sequenceOf(0, 91))
+	w.checkRows(sequenceOf(0, 91))
 }
 
 // A table that shares its files with others loses none.
-func TestSharedFilesStay(t *testing.T) {
+func TestSharedFilesAreKept(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.append(shuffled(sequenceOf(0, 90), 9)...)
@@ -246,16 +246,16 @@ func TestConfig(t *testing.T) {
 }
 
 // Nothing is left in the scratch folder.
-func TestScratchIsEmptied(t *testing.T) {
+func TestScratchIsRemoved(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, catalog.WithSortOrder(byKey))
 	w.append(shuffled(sequenceOf(0, 900), 9)...)
 	c := w.config()
 	c.sortBytes = 1 << 10
-	spilt := 0
+	spilled := 0
 	c.hook = func(_ context.Context, s step) error {
 		if s == stepSpilled {
-			if spilt++; spilt == 3 {
+			if spilled++; spilled == 3 {
 				return errFault
 			}
 		}
@@ -268,8 +268,8 @@ func TestScratchIsEmptied(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := must(os.ReadDir(c.Scratch))
-	if len(left) > 0 || spilt < 5 {
-		t.Errorf("%d files are left after %d", len(left), spilt)
+	if len(left) > 0 || spilled < 5 {
+		t.Errorf("%d files are left after %d", len(left), spilled)
 	}
-	w.kept(sequenceOf(0, 900))
+	w.checkRows(sequenceOf(0, 900))
 }

@@ -28,15 +28,16 @@ func sortKeys(order table.SortOrder, schema *iceberg.Schema) ([]keyField, error)
 	// All fields must be supported: a partly sorted file must not claim the table's order.
 	for _, f := range order.Fields() {
 		if len(f.SourceIDs) != 1 {
-			return nil, fmt.Errorf("sort order %d: %v has several sources", order.OrderID(), f)
+			return nil, fmt.Errorf("sort order %d: %v has several source columns", order.OrderID(), f)
 		}
 		path, typ, ok := findField(schema.Fields(), f.SourceID())
 		if !ok {
-			return nil, fmt.Errorf("sort order %d: column %d is not in the schema, or within a list or a map", order.OrderID(), f.SourceID())
+			return nil, fmt.Errorf("sort order %d: column %d is not in the schema, or is within a list or map",
+				order.OrderID(), f.SourceID())
 		}
 		// Structs, lists and maps have no order in Iceberg.
 		if _, ok := typ.(iceberg.PrimitiveType); !ok {
-			return nil, fmt.Errorf("sort order %d: column %d is %s", order.OrderID(), f.SourceID(), typ)
+			return nil, fmt.Errorf("sort order %d: column %d has type %s, which cannot be sorted", order.OrderID(), f.SourceID(), typ)
 		}
 		_, identity := f.Transform.(iceberg.IdentityTransform)
 		keys = append(keys, keyField{
@@ -78,6 +79,7 @@ func (k rowKeys) at(i int) []byte {
 	return k.bytes[begin:k.ends[i]]
 }
 
+// len returns the number of rows.
 func (k rowKeys) len() int { return len(k.ends) }
 
 // keysOf computes the sort keys of a batch.
@@ -116,6 +118,7 @@ func (f keyField) appender(rec arrow.RecordBatch) (func([]byte, int) ([]byte, er
 		above = append(above, s)
 		column = s.Field(i)
 	}
+	// Extension types, such as UUIDs, sort by their storage.
 	if x, ok := column.(array.ExtensionArray); ok {
 		above = append(above, column)
 		column = x.Storage()
@@ -211,7 +214,7 @@ func (f keyField) value(column arrow.Array) (func(dst []byte, row int) (_ []byte
 	case *array.FixedSizeBinary:
 		return plain(func(dst []byte, row int) []byte { return append(dst, a.Value(row)...) })
 	}
-	return nil, fmt.Errorf("%s has no order here", column.DataType())
+	return nil, fmt.Errorf("sorting by type %s is not supported", column.DataType())
 }
 
 // literals returns a function that converts a value to the form that transforms need.
@@ -239,7 +242,7 @@ func literals(column arrow.Array) (func(row int) iceberg.Literal, error) {
 	case *array.FixedSizeBinary:
 		return func(row int) iceberg.Literal { return iceberg.FixedLiteral(a.Value(row)) }, nil
 	}
-	return nil, fmt.Errorf("%s cannot be transformed here", column.DataType())
+	return nil, fmt.Errorf("transforming type %s is not supported", column.DataType())
 }
 
 // appendLiteral appends the result of a transform.
@@ -266,9 +269,10 @@ func appendLiteral(dst []byte, v iceberg.Literal) ([]byte, error) {
 	case iceberg.FixedLiteral:
 		return append(dst, v...), nil
 	}
-	return nil, fmt.Errorf("a value of type %s has no order here", v.Type())
+	return nil, fmt.Errorf("sorting by a value of type %s is not supported", v.Type())
 }
 
+// appendBool sorts false before true.
 func appendBool(dst []byte, v bool) []byte {
 	if v {
 		return append(dst, 1)
@@ -287,7 +291,7 @@ func appendFloat(dst []byte, v float64) []byte {
 	switch {
 	case math.IsNaN(v):
 		bits = math.MaxUint64
-	case bits>>63 == 1:
+	case bits>>63 == 1: // negative: a larger magnitude sorts first
 		bits = ^bits
 	default:
 		bits |= 1 << 63

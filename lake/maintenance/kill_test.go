@@ -28,11 +28,11 @@ const (
 func killConfig(scratch string) Config {
 	return Config{
 		TargetBytes: 1 << 20, KeepAge: time.Nanosecond, KeepSnapshots: 1, Manifests: 2, OrphanAge: time.Hour, Scratch: scratch,
-		sortBytes: 4 << 10, now: later, Share: 1,
+		sortBytes: 4 << 10, now: later, DutyCycle: 1,
 	}
 }
 
-func childMaintains(folder string) error {
+func runChild(folder string) error {
 	w, db, err := reopen(folder)
 	if err != nil {
 		return err
@@ -87,9 +87,9 @@ func TestKill(t *testing.T) {
 			if status, ok := child.ProcessState.Sys().(syscall.WaitStatus); err == nil || !ok || status.Signal() != syscall.SIGKILL {
 				t.Fatalf("it was not killed: %v\n%s", err, out)
 			}
-			w.kept(want)
+			w.checkRows(want)
 			w.mustRun(killConfig(t.TempDir()))
-			w.kept(want)
+			w.checkRows(want)
 			if files, snapshots := len(w.listed(".parquet")), len(w.table().Metadata().Snapshots()); files != 1 || snapshots != 1 {
 				left, _ := json.Marshal(w.listed(".parquet"))
 				t.Errorf("%d snapshots and %d files are left: %s", snapshots, files, left)

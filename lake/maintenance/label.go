@@ -25,8 +25,9 @@ func labelled(schema *arrow.Schema, columns []arrow.Array, rows int64) arrow.Rec
 // relabel returns the data with type to, sharing its buffers. It must be released.
 func relabel(to arrow.DataType, d arrow.ArrayData) arrow.ArrayData {
 	nested, ok := to.(arrow.NestedType)
-	if !ok || arrow.TypeEqual(to, d.DataType()) || to.ID() != d.DataType().ID() || len(nested.Fields()) != len(d.Children()) {
-		d.Retain() // leave other differences to be refused
+	if !ok || arrow.TypeEqual(to, d.DataType()) || to.ID() != d.DataType().ID() ||
+		len(nested.Fields()) != len(d.Children()) {
+		d.Retain() // NewRecordBatch rejects other differences
 		return d
 	}
 	children := make([]arrow.ArrayData, len(d.Children()))

@@ -72,15 +72,17 @@ func parseLease(name string) (lease, bool) {
 	l := lease{kind: leaseKind(words[0])}
 	of, err1 := strconv.ParseInt(words[1], 10, 64)
 	until, err2 := strconv.ParseInt(words[2], 10, 64)
-	if errors.Join(err1, err2) != nil || of < 0 || until < 0 || until > math.MaxInt64/1000 || l.kind != hold && l.kind != claim {
+	// Other programs can create files here, so out-of-range values must not overflow later.
+	if errors.Join(err1, err2) != nil || of < 0 || until < 0 || until > math.MaxInt64/1000 ||
+		l.kind != hold && l.kind != claim {
 		return lease{}, false
 	}
 	l.of, l.until = of, time.UnixMilli(until)
 	return l, true
 }
 
-// placeLease writes a lease file and returns a function that removes it.
-func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(context.Context) error, err error) {
+// writeLease writes a lease file and returns a function that removes it.
+func writeLease(ctx context.Context, t *table.Table, l lease) (remove func(context.Context) error, err error) {
 	files, err := writable(ctx, t)
 	if err != nil {
 		return nil, err
@@ -90,7 +92,8 @@ func placeLease(ctx context.Context, t *table.Table, l lease) (remove func(conte
 		return nil, fmt.Errorf("write lease %s: %w", location, err)
 	}
 	return func(ctx context.Context) error {
-		files, err := writable(ctx, t) // the file system is bound to its context, and the first one may have ended
+		// The file system is bound to its context, and the one used for writing may have ended.
+		files, err := writable(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -127,7 +130,7 @@ func leases(ctx context.Context, t *table.Table) ([]lease, error) {
 }
 
 // Hold keeps a snapshot of a table and all its files until release is called. It returns
-// ErrSnapshotGone if the snapshot has been removed.
+// ErrSnapshotGone if the snapshot has been removed. The lease outlives ctx: only release ends it.
 func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (release func(), err error) {
 	t, err := load(ctx)
 	if err != nil {
@@ -137,12 +140,12 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 	if held == nil {
 		return nil, fmt.Errorf("hold snapshot %d: %w", snapshot, ErrSnapshotGone)
 	}
-	place := func(ctx context.Context) (func(context.Context) error, error) {
-		return placeLease(ctx, t, lease{hold, snapshot, time.Now().Add(holdFor)})
+	create := func(ctx context.Context) (func(context.Context) error, error) {
+		return writeLease(ctx, t, lease{hold, snapshot, time.Now().Add(holdFor)})
 	}
-	// Place the lease first and look for claims afterwards: a claim that is not seen here will see
+	// Create the lease first and look for claims afterwards: a claim that is not seen here will see
 	// the lease.
-	remove, err := place(ctx)
+	remove, err := create(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("hold snapshot %d: %w", snapshot, err)
 	}
@@ -172,12 +175,13 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 			case <-tick.C:
 			}
 			// A new file replaces the old one, since the time is part of the name.
-			next, err := place(ctx)
+			next, err := create(ctx)
 			if err == nil {
 				remove, err = next, remove(ctx)
 			}
 			if err != nil {
-				log.Warn("a running query may lose the files that it reads: its lease was not renewed", "snapshot", snapshot, "error", err)
+				log.Warn("cannot renew lease; a running query may lose the files that it reads",
+					"snapshot", snapshot, "error", err)
 			}
 		}
 	})
@@ -185,14 +189,15 @@ func Hold(ctx context.Context, load Load, snapshot int64, log *slog.Logger) (rel
 		cancel()
 		renewing.Wait()
 		if err := remove(context.WithoutCancel(ctx)); err != nil {
-			log.Debug("a lease stays until it expires", "error", err)
+			log.Debug("cannot remove lease; it remains until it expires", "error", err)
 		}
 	}), nil
 }
 
 // awaitClaims blocks until no process is removing snapshots as old as this one.
 func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, claimWait, errors.New("old snapshots are being removed; try again later"))
+	ctx, cancel := context.WithTimeoutCause(ctx, claimWait,
+		errors.New("another process is removing old snapshots; try again later"))
 	defer cancel()
 	for {
 		live, err := leases(ctx, t)
@@ -201,6 +206,7 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 		}
 		claimed := false
 		for _, l := range live {
+			// A claim only covers snapshots that are older than its time.
 			claimed = claimed || l.kind == claim && timestamp < l.of
 		}
 		if !claimed {
@@ -218,7 +224,7 @@ func awaitClaims(ctx context.Context, t *table.Table, timestamp int64) error {
 // readers hold, which must be retained. The claim lasts until done is called.
 func Claim(ctx context.Context, t *table.Table, before time.Time) (held map[int64]bool, done func(), err error) {
 	// The same order as for readers: announce first, then look.
-	remove, err := placeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
+	remove, err := writeLease(ctx, t, lease{claim, before.UnixMilli(), time.Now().Add(claimFor)})
 	if err != nil {
 		return nil, nil, err
 	}

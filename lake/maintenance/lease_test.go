@@ -14,7 +14,7 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-var hasty = Config{KeepAge: time.Millisecond, KeepSnapshots: 1}
+var aggressive = Config{KeepAge: time.Millisecond, KeepSnapshots: 1}
 
 func expire(t *testing.T, w *world, c Config) Expired {
 	t.Helper()
@@ -25,9 +25,9 @@ func expire(t *testing.T, w *world, c Config) Expired {
 	return did
 }
 
-// newPast returns a table whose first snapshot has files that no later snapshot has, and that
+// newHistory returns a table whose first snapshot has files that no later snapshot has, and that
 // snapshot's ID.
-func newPast(t *testing.T) (w *world, old int64) {
+func newHistory(t *testing.T) (w *world, old int64) {
 	t.Helper()
 	w = newWorld(t)
 	for i := range int64(10) {
@@ -70,9 +70,9 @@ func readable(t *testing.T, w *world, meta table.Metadata, id int64) bool {
 	return true
 }
 
-func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
+func TestExpiryKeepsHeldSnapshots(t *testing.T) {
 	t.Parallel()
-	w, old := newPast(t)
+	w, old := newHistory(t)
 	before := w.table().Metadata()
 	release, err := Hold(t.Context(), w.load, old, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -82,7 +82,7 @@ func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if did := expire(t, w, hasty); did.Snapshots == 0 && did.Left < 2 {
+	if did := expire(t, w, aggressive); did.Snapshots == 0 && did.Left < 2 {
 		t.Errorf("expired %+v", did)
 	}
 	if w.table().Metadata().SnapshotByID(old) == nil || !readable(t, w, before, old) {
@@ -90,12 +90,12 @@ func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
 	}
 	release()
 	release() // a second call does nothing
-	expire(t, w, hasty)
+	expire(t, w, aggressive)
 	if !readable(t, w, before, old) {
 		t.Error("expiry removed a snapshot that one reader holds")
 	}
 	again()
-	expire(t, w, hasty)
+	expire(t, w, aggressive)
 	if w.table().Metadata().SnapshotByID(old) != nil || readable(t, w, before, old) {
 		t.Error("expiry kept a snapshot that nobody holds")
 	}
@@ -111,9 +111,9 @@ func TestExpiryKeepsASnapshotThatIsHeld(t *testing.T) {
 // snapshot is gone.
 func TestHoldWaitsForExpiry(t *testing.T) {
 	t.Parallel()
-	w, old := newPast(t)
+	w, old := newHistory(t)
 	held := make(chan error, 1)
-	c := hasty
+	c := aggressive
 	c.hook = func(ctx context.Context, s step) error {
 		if s != stepExpireCommit {
 			return nil
@@ -146,13 +146,13 @@ func TestHoldWaitsForExpiry(t *testing.T) {
 // removed.
 func TestExpiredLeasesHaveNoEffect(t *testing.T) {
 	t.Parallel()
-	w, old := newPast(t)
+	w, old := newHistory(t)
 	for _, l := range []lease{
 		{hold, old, time.Now().Add(-time.Second)},
 		{hold, old, time.Now().Add(-2 * leaseKeep)},
 		{claim, time.Now().UnixMilli(), time.Now().Add(-time.Second)},
 	} {
-		if _, err := placeLease(t.Context(), w.table(), l); err != nil {
+		if _, err := writeLease(t.Context(), w.table(), l); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -161,7 +161,7 @@ func TestExpiredLeasesHaveNoEffect(t *testing.T) {
 		t.Fatalf("hold beside a claim that has expired: %v", err)
 	}
 	release()
-	expire(t, w, hasty)
+	expire(t, w, aggressive)
 	if w.table().Metadata().SnapshotByID(old) != nil {
 		t.Error("an expired lease still holds its snapshot")
 	}
@@ -173,7 +173,7 @@ func TestExpiredLeasesHaveNoEffect(t *testing.T) {
 // A claim for snapshots that are older than the reader's does not delay the reader.
 func TestHoldIgnoresClaimsOfOlderSnapshots(t *testing.T) {
 	t.Parallel()
-	w, old := newPast(t)
+	w, old := newHistory(t)
 	_, done, err := Claim(t.Context(), w.table(), time.UnixMilli(w.table().Metadata().SnapshotByID(old).TimestampMs))
 	if err != nil {
 		t.Fatal(err)
@@ -194,7 +194,7 @@ func TestHoldIgnoresClaimsOfOlderSnapshots(t *testing.T) {
 // A Hold that is cancelled leaves no lease behind.
 func TestCancelledHoldLeavesNoLease(t *testing.T) {
 	t.Parallel()
-	w, old := newPast(t)
+	w, old := newHistory(t)
 	_, done, err := Claim(t.Context(), w.table(), time.Now().Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)

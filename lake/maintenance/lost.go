@@ -22,9 +22,9 @@ type LostError struct {
 
 func (e *LostError) Error() string {
 	if len(e.Files) == 1 {
-		return "the file " + e.Files[0] + " is lost"
+		return "file " + e.Files[0] + " is missing"
 	}
-	return fmt.Sprintf("%d files are lost, such as %s", len(e.Files), e.Files[0])
+	return fmt.Sprintf("%d files are missing, such as %s", len(e.Files), e.Files[0])
 }
 
 // Unwrap makes LostError a kind of fs.ErrNotExist.
@@ -43,9 +43,9 @@ func CheckFiles(ctx context.Context, load Load) error {
 		if err := checkHistory(t); err != nil {
 			return err
 		}
-		found, err := lostOf(ctx, t)
+		found, err := missingFiles(ctx, t)
 		if err != nil {
-			return fmt.Errorf("files of table: %w", err)
+			return fmt.Errorf("check files of table: %w", err)
 		}
 		if lost == nil {
 			lost = found
@@ -58,11 +58,11 @@ func CheckFiles(ctx context.Context, load Load) error {
 	return &LostError{Files: lost}
 }
 
-// mostLost limits the number of missing files that are checked and reported one by one.
-const mostLost = 1000
+// maxLost limits the number of missing files that are checked and reported one by one.
+const maxLost = 1000
 
-// lostOf returns the missing files of one state of a table.
-func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
+// missingFiles returns the missing files of one state of a table.
+func missingFiles(ctx context.Context, t *table.Table) (lost []string, err error) {
 	head := t.CurrentSnapshot()
 	if head == nil {
 		return nil, nil
@@ -75,20 +75,20 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	there := map[string]bool{}
+	present := map[string]bool{} // file names; locations are spelled in several ways
 	for _, f := range listed {
-		there[path.Base(f.location)] = true
+		present[path.Base(f.location)] = true
 	}
 	// A file outside of the listing may still exist: it is checked directly.
-	gone := func(file string) (bool, error) {
-		if there[path.Base(file)] && location.Inside(t.Location(), file) {
+	missing := func(file string) (bool, error) {
+		if present[path.Base(file)] && location.Inside(t.Location(), file) {
 			return false, nil
 		}
 		// Not in the listing: it may have been added after the listing, or be in another folder of
 		// the table.
 		stat, ok := files.(io.StatIO)
 		if !ok {
-			return false, nil
+			return false, nil // unknown: do not report what cannot be checked
 		}
 		_, err := stat.Stat(file)
 		if errors.Is(err, stdfs.ErrNotExist) {
@@ -97,6 +97,7 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 		return false, err
 	}
 	manifests, err := head.Manifests(files)
+	// Without the manifest list, nothing else of the snapshot can be checked.
 	if errors.Is(err, stdfs.ErrNotExist) {
 		return []string{head.ManifestList}, nil
 	}
@@ -105,6 +106,7 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 	}
 	for _, m := range manifests {
 		for e, err := range m.Entries(files, true) {
+			// A missing manifest hides its entries: report the manifest itself.
 			if errors.Is(err, stdfs.ErrNotExist) {
 				lost = append(lost, m.FilePath())
 				break
@@ -115,14 +117,14 @@ func lostOf(ctx context.Context, t *table.Table) (lost []string, err error) {
 			if err != nil {
 				return nil, fmt.Errorf("read manifest %s: %w", m.FilePath(), err)
 			}
-			is, err := gone(e.DataFile().FilePath())
+			absent, err := missing(e.DataFile().FilePath())
 			if err != nil {
 				return nil, err
 			}
-			if is {
+			if absent {
 				lost = append(lost, e.DataFile().FilePath())
 			}
-			if len(lost) == mostLost {
+			if len(lost) == maxLost {
 				return lost, nil
 			}
 		}

@@ -68,9 +68,9 @@ type Config struct {
 	// 256 MiB, at least 64 MiB. Parquet buffers add up to half as much. The keys of equality
 	// deletes and large row groups of input files come on top.
 	Memory int64
-	// Share is the duty cycle of compaction: the fraction of time during which it works, above 0;
-	// 0.5. The pauses leave the machine to other processes.
-	Share float64
+	// DutyCycle is the fraction of time during which a compaction works, above 0; 0.5. The pauses
+	// leave the machine to other processes.
+	DutyCycle float64
 	// Scratch is the folder for sorting; the system's temporary folder. It needs room for the rows
 	// of one bin (8 × TargetBytes of Parquet) as LZ4-compressed Arrow, which is about three times
 	// as much.
@@ -84,22 +84,24 @@ type Config struct {
 
 	Logger *slog.Logger // nil: no logging
 
-	hook        func(ctx context.Context, s step) error // for tests: an error fails the step
-	orphanLeast time.Duration                           // minimum of OrphanAge, shorter in tests
-	now         func() time.Time                        // clock for the age of orphans
-	tries       int                                     // maximum attempts of a commit
-	sortBytes   int64                                   // bytes of rows and keys sorted in memory; a sixth of Memory
+	// Set by tests, with defaults like the fields above.
+	hook      func(ctx context.Context, s step) error // an error fails the step
+	minAge    time.Duration                           // minimum of OrphanAge
+	now       func() time.Time                        // clock for the age of orphans
+	tries     int                                     // maximum attempts per commit; 30
+	sortBytes int64                                   // rows and keys sorted in memory; a sixth of Memory
 }
 
 // binTargets is the maximum size of a bin as a multiple of TargetBytes.
 const binTargets = 8
 
+// Minimum values of Config.Memory and Config.OrphanAge.
 const (
-	leastMemory    = 64 << 20
-	leastOrphanAge = 10 * time.Minute
+	minMemory    = 64 << 20
+	minOrphanAge = 10 * time.Minute
 )
 
-// fill sets defaults and validates the result.
+// fill sets defaults and validates the result. The error names every invalid field.
 func (c *Config) fill() error {
 	setDefault(&c.TargetBytes, defaults.TargetBytes)
 	setDefault(&c.SmallFiles, 8)
@@ -110,11 +112,11 @@ func (c *Config) fill() error {
 	setDefault(&c.Manifests, 20)
 	setDefault(&c.OrphanAge, defaults.OrphanAge)
 	setDefault(&c.Memory, defaults.Memory)
-	setDefault(&c.Share, defaults.Share)
+	setDefault(&c.DutyCycle, defaults.Share)
 	setDefault(&c.Scratch, os.TempDir())
 	setDefault(&c.Every, defaults.MaintainEvery)
 	setDefault(&c.CompactEvery, c.Every)
-	setDefault(&c.orphanLeast, leastOrphanAge)
+	setDefault(&c.minAge, minOrphanAge)
 	setDefault(&c.tries, 30)
 	setDefault(&c.sortBytes, c.Memory/6)
 	if c.now == nil {
@@ -129,18 +131,19 @@ func (c *Config) fill() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	check(c.TargetBytes > 0, "TargetBytes %d: it must be above 0", c.TargetBytes)
-	check(c.SmallFiles >= 2, "SmallFiles %d: one file cannot be merged; it must be at least 2", c.SmallFiles)
-	check(c.DeleteShare > 0, "DeleteShare %g: it must be above 0", c.DeleteShare)
-	check(c.DeleteFiles > 0, "DeleteFiles %d: it must be above 0", c.DeleteFiles)
-	check(c.KeepAge > 0, "KeepAge %v: it must be above 0", c.KeepAge)
-	check(c.KeepSnapshots > 0, "KeepSnapshots %d: it must be above 0", c.KeepSnapshots)
-	check(c.Manifests >= 2, "Manifests %d: one cannot be merged; it must be at least 2", c.Manifests)
-	check(c.OrphanAge >= c.orphanLeast, "OrphanAge %v: files of commits under way would be removed; it must be at least %v", c.OrphanAge, c.orphanLeast)
-	check(c.Memory >= leastMemory, "Memory %d: it must be at least %d", c.Memory, leastMemory)
-	check(c.Share > 0 && c.Share <= 1, "Share %g: it must be above 0, and 1 at most", c.Share)
-	check(c.Every > 0, "Every %v: it must be above 0", c.Every)
-	check(c.CompactEvery > 0, "CompactEvery %v: it must be above 0", c.CompactEvery)
+	check(c.TargetBytes > 0, "TargetBytes %d: must be above 0", c.TargetBytes)
+	check(c.SmallFiles >= 2, "SmallFiles %d: a single file cannot be merged; must be at least 2", c.SmallFiles)
+	check(c.DeleteShare > 0, "DeleteShare %g: must be above 0", c.DeleteShare)
+	check(c.DeleteFiles > 0, "DeleteFiles %d: must be above 0", c.DeleteFiles)
+	check(c.KeepAge > 0, "KeepAge %v: must be above 0", c.KeepAge)
+	check(c.KeepSnapshots > 0, "KeepSnapshots %d: must be above 0", c.KeepSnapshots)
+	check(c.Manifests >= 2, "Manifests %d: a single manifest cannot be merged; must be at least 2", c.Manifests)
+	check(c.OrphanAge >= c.minAge, "OrphanAge %v: must be at least %v, or files of pending commits would be removed",
+		c.OrphanAge, c.minAge)
+	check(c.Memory >= minMemory, "Memory %d: must be at least %d", c.Memory, minMemory)
+	check(c.DutyCycle > 0 && c.DutyCycle <= 1, "DutyCycle %g: must be above 0 and at most 1", c.DutyCycle)
+	check(c.Every > 0, "Every %v: must be above 0", c.Every)
+	check(c.CompactEvery > 0, "CompactEvery %v: must be above 0", c.CompactEvery)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("maintenance: %w", err)
 	}
@@ -181,8 +184,8 @@ type Report struct {
 type run struct {
 	Config
 	load     Load
-	progress func(Progress)
-	table    string
+	progress func(Progress) // never nil
+	table    string         // dotted name, for messages; set by loadTable
 	skipped  []string
 }
 
@@ -203,8 +206,8 @@ func Run(ctx context.Context, load Load, c Config, progress func(Progress)) (Rep
 	return perform(ctx, load, c, progress, true)
 }
 
-// perform performs all steps, or only those that keep reads fast if whole is false.
-func perform(ctx context.Context, load Load, c Config, progress func(Progress), whole bool) (Report, error) {
+// perform performs all steps, or only those that keep reads fast if full is false.
+func perform(ctx context.Context, load Load, c Config, progress func(Progress), full bool) (Report, error) {
 	r, err := newRun(c, load, progress)
 	if err != nil {
 		return Report{}, err
@@ -212,13 +215,15 @@ func perform(ctx context.Context, load Load, c Config, progress func(Progress), 
 	began := time.Now()
 	var report Report
 	var errs []error
+	// The order matters: compaction replaces files, expiry drops the snapshots that still refer to
+	// them, and only then do they become orphans.
 	steps := []func(context.Context) error{
 		func(ctx context.Context) (err error) { report.Compacted, err = r.compact(ctx); return err },
 		func(ctx context.Context) (err error) { report.Manifests, err = r.rewriteManifests(ctx); return err },
 	}
-	if whole {
+	if full {
 		steps = append(steps,
-			r.placeAsWritten,
+			r.restoreLocations,
 			func(ctx context.Context) (err error) { report.Expired, err = r.expire(ctx); return err },
 			func(ctx context.Context) (err error) { report.Orphans, err = r.removeOrphans(ctx); return err },
 		)
@@ -247,17 +252,20 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 	}
 	var last time.Time
 	for {
-		whole := time.Since(last) >= c.Every-c.CompactEvery/2
-		report, err := perform(ctx, load, c, nil, whole)
+		// A full run may be early by half a compaction interval, so that it replaces the nearest
+		// compaction.
+		full := time.Since(last) >= c.Every-c.CompactEvery/2
+		report, err := perform(ctx, load, c, nil, full)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // to be told to stop is not an error
+			return nil //nolint:nilerr // stopping on request is not an error
 		}
-		if done(report, err); whole {
+		if done(report, err); full {
 			last = time.Now()
 		}
 		// The shorter interval drives the loop. Complete runs happen whenever they are due.
 		wait := min(c.Every, c.CompactEvery)
-		t := time.NewTimer(wait - wait/10 + rand.N(wait/5)) // jitter, so that tables are not maintained in lockstep
+		// 10 % of jitter, so that tables are not maintained in lockstep.
+		t := time.NewTimer(wait - wait/10 + rand.N(wait/5))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -267,8 +275,8 @@ func Keep(ctx context.Context, load Load, c Config, done func(Report, error)) er
 	}
 }
 
-// look loads the table's current state.
-func (r *run) look(ctx context.Context) (*table.Table, error) {
+// loadTable loads the table's current state.
+func (r *run) loadTable(ctx context.Context) (*table.Table, error) {
 	t, err := r.load(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("load table: %w", err)
@@ -277,7 +285,7 @@ func (r *run) look(ctx context.Context) (*table.Table, error) {
 	return t, nil
 }
 
-// skip records a step that the table does not allow.
+// skip records a step that the table does not allow. It is not an error: the other steps still run.
 func (r *run) skip(what, why string) {
 	r.skipped = append(r.skipped, what+": "+why)
 }

@@ -30,7 +30,7 @@ func RewriteManifests(ctx context.Context, load Load, c Config) (ManifestsMerged
 // rewriteManifests merges the small manifests of the current snapshot, or rewrites all of them if
 // any lacks bounds.
 func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err error) {
-	t, err := r.look(ctx)
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return did, err
 	}
@@ -54,7 +54,8 @@ func (r *run) rewriteManifests(ctx context.Context) (did ManifestsMerged, err er
 			return err
 		}
 		if result.IsNoOp() {
-			return errNothing // also if the previous attempt landed and its answer was lost, since this commit has no id
+			// Also if the previous attempt landed and its answer was lost: this commit has no id.
+			return errNothing
 		}
 		did.Before, did.After = len(result.RewrittenManifests), len(result.AddedManifests)
 		return nil

@@ -39,7 +39,7 @@ func RemoveOrphans(ctx context.Context, load Load, c Config, progress func(Progr
 // removeOrphans finds orphans, then reads the table again, and deletes those that are still
 // unreferenced.
 func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
-	t, err := r.look(ctx)
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return did, err
 	}
@@ -58,7 +58,7 @@ func (r *run) removeOrphans(ctx context.Context) (did Orphans, err error) {
 		return did, fmt.Errorf("remove orphans: %w", err)
 	}
 	// A commit that was delayed may have added an old file meanwhile.
-	if t, err = r.look(ctx); err != nil {
+	if t, err = r.loadTable(ctx); err != nil {
 		return did, err
 	}
 	files, err := writable(ctx, t)
@@ -124,18 +124,18 @@ func (r *run) findOrphans(ctx context.Context, t *table.Table) ([]file, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t, err = r.look(ctx); err != nil {
+	if t, err = r.loadTable(ctx); err != nil {
 		return nil, err
 	}
 	referred, err := referredFiles(ctx, t, files)
 	if err != nil {
 		return nil, err
 	}
-	return orphansAmong(listed, t.Location(), referred, r.now().Add(-r.OrphanAge)), nil
+	return selectOrphans(listed, t.Location(), referred, r.now().Add(-r.OrphanAge)), nil
 }
 
-// orphansAmong selects the files that may be deleted.
-func orphansAmong(listed []file, location string, referred map[string]bool, before time.Time) []file {
+// selectOrphans selects the files that may be deleted.
+func selectOrphans(listed []file, location string, referred map[string]bool, before time.Time) []file {
 	root := plain(location)
 	var others []string // folders of nested tables
 	// A metadata file outside of this table's own metadata folder marks the folder of a nested
@@ -151,27 +151,29 @@ func orphansAmong(listed []file, location string, referred map[string]bool, befo
 	var found []file
 	for _, f := range listed {
 		p := plain(f.location)
-		foreign := slices.ContainsFunc(others, func(other string) bool { return strings.HasPrefix(p, other) })
+		nested := slices.ContainsFunc(others, func(other string) bool { return strings.HasPrefix(p, other) })
 		// All conditions are necessary: inside of this table, a known kind of file, old, and
 		// unreferenced.
-		if !foreign && strings.HasPrefix(p, root+"/") && ofTable(p[len(root):]) && f.changed.Before(before) && !referred[path.Base(p)] {
+		if !nested && strings.HasPrefix(p, root+"/") && isTableFile(p[len(root):]) &&
+			f.changed.Before(before) && !referred[path.Base(p)] {
 			found = append(found, f)
 		}
 	}
 	return found
 }
 
-// ofTable reports whether a path in the table's folder looks like a file of an Iceberg table.
-func ofTable(place string) bool {
+// isTableFile reports whether a path in the table's folder looks like a file of an Iceberg table.
+func isTableFile(name string) bool {
 	switch {
-	case strings.HasPrefix(place, "/data/"):
-		return hasSuffix(place, ".parquet", ".orc", ".avro", ".puffin")
-	case strings.HasPrefix(place, "/metadata/"):
-		return hasSuffix(place, ".avro", ".metadata.json", ".stats", ".puffin", ".parquet")
+	case strings.HasPrefix(name, "/data/"):
+		return hasSuffix(name, ".parquet", ".orc", ".avro", ".puffin")
+	case strings.HasPrefix(name, "/metadata/"):
+		return hasSuffix(name, ".avro", ".metadata.json", ".stats", ".puffin", ".parquet")
 	}
 	return false
 }
 
+// hasSuffix reports whether s has one of the suffixes.
 func hasSuffix(s string, suffixes ...string) bool {
 	return slices.ContainsFunc(suffixes, func(suffix string) bool { return strings.HasSuffix(s, suffix) })
 }
@@ -195,13 +197,14 @@ func plain(location string) string {
 func list(ctx context.Context, files io.IO, location string) ([]file, error) {
 	listable, ok := files.(io.ListableIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be listed", location)
+		return nil, fmt.Errorf("file system of %s does not support listing", location)
 	}
 	var listed []file
 	err := listable.WalkDir(location, func(name string, d stdfs.DirEntry, err error) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		// A file or folder that disappears while it is listed is not an error.
 		if errors.Is(err, stdfs.ErrNotExist) || err == nil && d.IsDir() {
 			return nil
 		}

@@ -22,17 +22,20 @@ type Planned struct {
 }
 
 func (p Planned) String() string {
-	return fmt.Sprintf("%s: %d of %d data files (%d of %d bytes) become about %d, %d manifests are merged, %d of %d snapshots and %d orphans (%d bytes) go",
-		p.Table, p.RewriteFiles, p.DataFiles, p.RewriteBytes, p.DataBytes, p.ResultFiles, p.Manifests, p.ExpiredNow, p.Snapshots, len(p.OrphanFiles), p.OrphanBytes)
+	return fmt.Sprintf("%s: rewrite %d of %d data files (%d of %d bytes) as about %d, merge %d manifests, "+
+		"expire %d of %d snapshots, remove %d orphans (%d bytes)",
+		p.Table, p.RewriteFiles, p.DataFiles, p.RewriteBytes, p.DataBytes, p.ResultFiles, p.Manifests,
+		p.ExpiredNow, p.Snapshots, len(p.OrphanFiles), p.OrphanBytes)
 }
 
-// Plan reports what Run would do. It changes nothing.
+// Plan reports what Run would do. It changes nothing. Each step is planned on the current state, so
+// the orphans do not include files that the other steps would make unreferenced.
 func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 	r, err := newRun(c, load, nil)
 	if err != nil {
 		return Planned{}, err
 	}
-	t, err := r.look(ctx)
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return Planned{}, err
 	}
@@ -51,6 +54,7 @@ func Plan(ctx context.Context, load Load, c Config) (Planned, error) {
 			p.ResultFiles += int((b.bytes + b.fileBytes - 1) / b.fileBytes)
 		}
 	}
+	// Manifests are only merged if there are enough, or if bounds are missing.
 	small, wrong, err := r.manifestsToRewrite(ctx, t)
 	if err != nil {
 		return fail(err)

@@ -40,7 +40,7 @@ func TestRandomHistory(t *testing.T) {
 			},
 			"erase": func(rt *rapid.T) {
 				k := rapid.Int64Range(0, next+1).Draw(rt, "key")
-				w.erase(k)
+				w.deleteKeys(k)
 				delete(m, k)
 			},
 		}
@@ -50,7 +50,7 @@ func TestRandomHistory(t *testing.T) {
 		maintain := func(do func(Config) error) func(*rapid.T) {
 			return func(rt *rapid.T) {
 				faults := rapid.SliceOfN(rapid.SampledFrom([]fault{works, refused, fails, lost}), 0, 3).Draw(rt, "faults")
-				w.broken(func() fault {
+				w.injectFaults(func() fault {
 					if len(faults) == 0 {
 						return works
 					}
@@ -89,14 +89,14 @@ func TestRandomHistory(t *testing.T) {
 			"":          func(rt *rapid.T) { checkModel(rt, w, m) },
 		}
 		rt.Repeat(actions)
-		w.kept(m.rows())
+		w.checkRows(m.rows())
 		// In the end everything is small.
-		w.broken(nil)
+		w.injectFaults(nil)
 		c := w.config()
 		c.SmallFiles, c.Manifests, c.KeepSnapshots, c.KeepAge, c.DeleteFiles, c.now = 2, 2, 1, time.Nanosecond, 1, later
 		w.mustRun(c)
 		w.mustRun(c)
-		w.kept(m.rows())
+		w.checkRows(m.rows())
 		if files := len(w.dataFiles()); files > 4 { // each larger than all smaller ones together
 			rt.Errorf("%d data files are left", files)
 		}

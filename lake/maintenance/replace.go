@@ -18,22 +18,25 @@ import (
 // to files with a lower number than its own. Position deletes refer to a file by path. A later one
 // for a replaced file would be lost, so the replacement is then stale.
 type replacement struct {
-	sequence int64              // of the base snapshot
-	old      map[string]bool    // paths of the replaced files
-	parts    map[string]bool    // their partitions
-	files    []iceberg.DataFile // the replaced files
-	added    []iceberg.DataFile
+	sequence   int64              // of the base snapshot
+	old        map[string]bool    // paths of the replaced files
+	partitions map[string]bool    // their partitions
+	files      []iceberg.DataFile // the replaced files
+	added      []iceberg.DataFile
 
 	deadDeletes int // delete files removed by the last attempt
 }
 
 // newReplacement returns the replacement of the files in bins, planned on base.
 func newReplacement(base *table.Table, bins []bin, added []iceberg.DataFile) *replacement {
-	r := &replacement{sequence: base.CurrentSnapshot().SequenceNumber, old: map[string]bool{}, parts: map[string]bool{}, added: added}
+	r := &replacement{
+		sequence: base.CurrentSnapshot().SequenceNumber, added: added,
+		old: map[string]bool{}, partitions: map[string]bool{},
+	}
 	for _, b := range bins {
 		for _, task := range b.tasks {
 			r.old[task.File.FilePath()] = true
-			r.parts[partitionKey(task.File)] = true
+			r.partitions[partitionKey(task.File)] = true
 			r.files = append(r.files, task.File)
 		}
 	}
@@ -47,6 +50,7 @@ func (r *replacement) stage(ctx context.Context, t *table.Table, tx *table.Trans
 		return err
 	}
 	r.deadDeletes = len(dead)
+	// The base's sequence number keeps later equality deletes in force. See replacement.
 	rewrite := tx.NewRewrite(summary).DataSequenceNumber(r.sequence)
 	for _, f := range r.files {
 		rewrite.DeleteFile(f)
@@ -106,17 +110,17 @@ func (r *replacement) check(ctx context.Context, t *table.Table) (dead []iceberg
 			// A position delete that is younger than the base may refer to a replaced file and
 			// would be lost.
 			if f.ContentType() == iceberg.EntryContentPosDeletes && e.SequenceNum() > r.sequence && r.mayHit(f) {
-				return nil, fmt.Errorf("%w: rows were deleted from it", errStale)
+				return nil, fmt.Errorf("%w: rows were deleted by position", errStale)
 			}
 		}
 	}
 	if live != len(r.old) {
-		return nil, fmt.Errorf("%w: of %d data files %d are left", errStale, len(r.old), live)
+		return nil, fmt.Errorf("%w: %d of %d data files remain", errStale, live, len(r.old))
 	}
 	if len(sequences) == 0 {
 		return nil, nil
 	}
-	equality, err := idleEqualityDeletes(ctx, t, r.old)
+	equality, err := deadEqualityDeletes(ctx, t, r.old)
 	if err != nil {
 		return nil, err
 	}
@@ -157,5 +161,5 @@ func (r *replacement) mayHit(f iceberg.DataFile) bool {
 		return false
 	}
 	// Unknown: any file of the partition may be affected.
-	return r.parts[partitionKey(f)]
+	return r.partitions[partitionKey(f)]
 }

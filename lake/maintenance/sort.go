@@ -22,12 +22,12 @@ import (
 // to a file (a run), and merges the runs as a stream. It holds at most about twice the budget: the
 // batches and their sorted copy.
 type sorter struct {
-	ctx    context.Context
-	keys   []keyField
-	schema *arrow.Schema
-	dir    string // folder of the runs
-	budget int64
-	spilt  func() error // called after each run
+	ctx     context.Context
+	keys    []keyField
+	schema  *arrow.Schema
+	dir     string // folder of the runs
+	budget  int64
+	spilled func() error // called after each run
 
 	pending      []arrow.RecordBatch
 	pendingKeys  []rowKeys // keys of each batch
@@ -39,8 +39,8 @@ type sorter struct {
 // spillBatch is the approximate size of a batch in a run. Merging holds one batch per run.
 const spillBatch = 256 << 10
 
-func newSorter(ctx context.Context, keys []keyField, schema *arrow.Schema, dir string, budget int64, spilt func() error) *sorter {
-	return &sorter{ctx: ctx, keys: keys, schema: schema, dir: dir, budget: budget, spilt: spilt}
+func newSorter(ctx context.Context, keys []keyField, schema *arrow.Schema, dir string, budget int64, spilled func() error) *sorter {
+	return &sorter{ctx: ctx, keys: keys, schema: schema, dir: dir, budget: budget, spilled: spilled}
 }
 
 // add adds a batch and retains it.
@@ -105,7 +105,7 @@ func (s *sorter) spill() error {
 		return err
 	}
 	s.runs = append(s.runs, run)
-	return s.spilt()
+	return s.spilled()
 }
 
 // drain passes the pending rows to each, sorted, in small batches.
@@ -120,7 +120,8 @@ func (s *sorter) drain(each func(arrow.RecordBatch) error) error {
 		}
 	}
 	// Sort keys with indices, then copy the rows once in sorted order.
-	order := inOrder(rows)
+	order := sortedIndices(rows)
+	// concatenate copies or retains the rows, so the pending batches are released at once.
 	all, err := concatenate(s.schema, s.pending)
 	s.close()
 	total := s.pendingBytes
@@ -145,8 +146,8 @@ type keyedRow struct {
 	at  int64
 }
 
-// inOrder returns the indices of the rows in key order. Rows with equal keys keep their order.
-func inOrder(rows []keyedRow) []int64 {
+// sortedIndices returns the indices of the rows in key order. Rows with equal keys keep their order.
+func sortedIndices(rows []keyedRow) []int64 {
 	slices.SortStableFunc(rows, func(a, b keyedRow) int { return bytes.Compare(a.key, b.key) })
 	order := make([]int64, len(rows))
 	for i, r := range rows {
@@ -175,7 +176,8 @@ func (s *sorter) take(from arrow.RecordBatch, rows []int64, each func(arrow.Reco
 	}()
 	for i := range columns {
 		var err error
-		if columns[i], err = compute.TakeArrayOpts(s.ctx, from.Column(i), indices, compute.TakeOptions{BoundsCheck: false}); err != nil {
+		columns[i], err = compute.TakeArrayOpts(s.ctx, from.Column(i), indices, compute.TakeOptions{BoundsCheck: false})
+		if err != nil {
 			return fmt.Errorf("sort column %s: %w", from.ColumnName(i), err)
 		}
 	}
@@ -267,6 +269,7 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 	var rows []keyedRow
 	var ended []*source
 	for _, src := range sources {
+		// The rows of this batch up to the bound are contiguous, because a run is sorted.
 		end := src.next
 		for end < src.keys.len() && bytes.Compare(src.keys.at(end), bound) <= 0 {
 			rows = append(rows, keyedRow{src.keys.at(end), int64(len(rows))})
@@ -290,10 +293,11 @@ func (s *sorter) round(sources []*source, each func(arrow.RecordBatch) error) er
 			return err
 		}
 		defer all.Release()
-		if err := s.take(all, inOrder(rows), each); err != nil {
+		if err := s.take(all, sortedIndices(rows), each); err != nil {
 			return err
 		}
 	}
+	// Only now: parts and bound refer to the current batches.
 	for _, src := range ended {
 		if err := src.load(s.keys); err != nil {
 			return err
@@ -344,6 +348,7 @@ func (src *source) load(keys []keyField) error {
 	}
 }
 
+// close closes the file of the run. A second call does nothing.
 func (src *source) close() error {
 	if src.file == nil {
 		return nil
@@ -379,7 +384,7 @@ func concatenate(schema *arrow.Schema, recs []arrow.RecordBatch) (arrow.RecordBa
 		}
 		var err error
 		if columns[i], err = array.Concatenate(parts, memory.DefaultAllocator); err != nil {
-			return nil, fmt.Errorf("gather column %s: %w", schema.Field(i).Name, err)
+			return nil, fmt.Errorf("concatenate column %s: %w", schema.Field(i).Name, err)
 		}
 	}
 	return labelled(schema, columns, rows), nil

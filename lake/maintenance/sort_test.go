@@ -26,7 +26,7 @@ import (
 )
 
 // Keys sort like their values.
-func TestKeysOrder(t *testing.T) {
+func TestKeyOrder(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		ints := rapid.SliceOfN(rapid.Int64(), 2, 20).Draw(rt, "ints")
@@ -45,7 +45,7 @@ func TestKeysOrder(t *testing.T) {
 	floats := []float64{math.Inf(-1), -math.MaxFloat64, -1, -math.SmallestNonzeroFloat64, math.Copysign(0, -1), 0, 1e-300, 1, math.Inf(1), math.NaN()}
 	for i := 1; i < len(floats); i++ {
 		if bytes.Compare(appendFloat(nil, floats[i-1]), appendFloat(nil, floats[i])) >= 0 {
-			t.Errorf("%v stands not before %v", floats[i-1], floats[i])
+			t.Errorf("%v is not before %v", floats[i-1], floats[i])
 		}
 	}
 }
@@ -58,8 +58,8 @@ func TestSortSpills(t *testing.T) {
 	for _, budget := range []int64{1, 4 << 10, 64 << 10, 1 << 30} {
 		t.Run(fmt.Sprint(budget), func(t *testing.T) {
 			t.Parallel()
-			spilt := 0
-			s := newSorter(t.Context(), keys, schema, t.TempDir(), budget, func() error { spilt++; return nil })
+			spilled := 0
+			s := newSorter(t.Context(), keys, schema, t.TempDir(), budget, func() error { spilled++; return nil })
 			defer s.close()
 			random := rand.New(rand.NewPCG(3, 4))
 			var want []string
@@ -96,7 +96,7 @@ func TestSortSpills(t *testing.T) {
 					if c := rec.Column(0).(*array.Int64); c.IsValid(i) {
 						first = fmt.Sprint(c.Value(i))
 					} else if len(have) < 7000 {
-						t.Fatal("null stands before others")
+						t.Fatal("null sorts before other values")
 					}
 					have = append(have, first+" "+rec.Column(1).(*array.String).Value(i))
 				}
@@ -110,8 +110,8 @@ func TestSortSpills(t *testing.T) {
 			if !slices.Equal(have, want) {
 				t.Errorf("%d rows came out of %d, or others", len(have), len(want))
 			}
-			if (spilt > 1) != (budget < 1<<20) {
-				t.Errorf("%d files", spilt)
+			if (spilled > 1) != (budget < 1<<20) {
+				t.Errorf("%d files", spilled)
 			}
 		})
 	}
@@ -266,7 +266,7 @@ func TestMemoryIsBounded(t *testing.T) { //nolint:paralleltest // see above
 		w.append(wide(i*rows, (i+1)*rows, random))
 	}
 	c := w.config()
-	c.TargetBytes, c.Memory = 256<<20, leastMemory
+	c.TargetBytes, c.Memory = 256<<20, minMemory
 	// Garbage made during a collection counts until the next one. Small steps keep it small.
 	defer debug.SetGCPercent(debug.SetGCPercent(5))
 	live := func() int64 {

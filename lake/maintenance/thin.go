@@ -90,11 +90,12 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 	if err != nil {
 		return err
 	}
+	// t still has the metadata from before the commit, and so all of its snapshots.
 	gone, used := map[string]bool{}, map[string]bool{}
 	for _, s := range t.Metadata().Snapshots() {
 		manifests, err := s.Manifests(files)
 		if err != nil {
-			return fmt.Errorf("read the list of snapshot %d: %w", s.SnapshotID, err)
+			return fmt.Errorf("read manifests of snapshot %d: %w", s.SnapshotID, err)
 		}
 		into := used
 		if slices.Contains(ids, s.SnapshotID) {
@@ -106,7 +107,7 @@ func Thin(ctx context.Context, load Load, into table.CatalogIO) error {
 		}
 	}
 	var errs []error
-	// Manifests are shared between snapshots: delete only those that no retained one uses.
+	// A file that cannot be deleted becomes an orphan. Manifests are shared between snapshots: delete only those that no retained one uses.
 	for path := range gone {
 		if used[path] {
 			continue

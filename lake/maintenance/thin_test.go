@@ -9,7 +9,7 @@ import (
 
 // Two days of commits every second, thinned out as they are made. What remains is bounded: the
 // newest states, one per minute of the last hour, and one per hour of the last day.
-func TestHistoryIsThinnedOut(t *testing.T) {
+func TestThinBoundsHistory(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 11, 22, 0, 0, 30, 0, time.UTC)
 	const commits, look = 2 * 24 * 3600, 8

@@ -36,7 +36,7 @@ var objects s3server.Server
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childFolder); dir != "" {
-		if err := childMaintains(dir); err != nil {
+		if err := runChild(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -170,13 +170,14 @@ type fault int
 
 const (
 	works   fault = iota
-	refused       // not committed, and says so
-	fails         // not committed, by an error that does not tell
+	refused       // not committed, with an error that says so
+	fails         // not committed, with an error that does not say so
 	lost          // committed, and answers with an error
 )
 
 var errFault = errors.New("broken on purpose")
 
+// faulty is a catalog whose commits fail as the test demands.
 type faulty struct {
 	catalog.Catalog
 	w *world
@@ -203,7 +204,8 @@ func (f *faulty) CommitTable(ctx context.Context, ident table.Identifier, reqs [
 	return f.Catalog.CommitTable(ctx, ident, reqs, updates)
 }
 
-func (w *world) broken(f func() fault) {
+// injectFaults sets the fault of each later commit by maintenance.
+func (w *world) injectFaults(f func() fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fault = f
@@ -292,8 +294,8 @@ func (w *world) upsert(rows ...row) {
 	w.change(rows, rows)
 }
 
-// erase deletes the rows with the keys.
-func (w *world) erase(keys ...int64) {
+// deleteKeys deletes the rows with the keys.
+func (w *world) deleteKeys(keys ...int64) {
 	w.tb.Helper()
 	rows := make([]row, len(keys))
 	for i, k := range keys {
@@ -302,6 +304,7 @@ func (w *world) erase(keys ...int64) {
 	w.change(rows, nil)
 }
 
+// change lands equality deletes for the keys of gone, together with the added rows.
 func (w *world) change(gone, added []row) {
 	w.tb.Helper()
 	ctx := context.Background()
@@ -380,8 +383,8 @@ func (w *world) dataFiles() []table.FileScanTask {
 	return must(w.table().Scan().PlanFiles(context.Background()))
 }
 
-// kept checks invariants of maintenance.
-func (w *world) kept(want []row) {
+// checkRows checks invariants of maintenance.
+func (w *world) checkRows(want []row) {
 	w.tb.Helper()
 	if have := hash(w.rows()); have != hash(want) {
 		w.tb.Errorf("the table has %s, want %s", have, hash(want))
@@ -468,8 +471,8 @@ func (w *world) listed(suffix string) []string {
 // config has settings for small tables and fast tests.
 func (w *world) config() Config {
 	return Config{
-		Share:       1, // tests do not rest
-		TargetBytes: 1 << 20, KeepAge: time.Hour, OrphanAge: time.Hour, Scratch: w.tb.TempDir(), orphanLeast: time.Nanosecond, tries: 60,
+		DutyCycle:   1, // tests do not pause
+		TargetBytes: 1 << 20, KeepAge: time.Hour, OrphanAge: time.Hour, Scratch: w.tb.TempDir(), minAge: time.Nanosecond, tries: 60,
 	}
 }
 

@@ -35,7 +35,7 @@ type writer struct {
 
 	// The current file. parquet is nil while there is none.
 	location string
-	abort    context.CancelFunc
+	abort    context.CancelFunc // cancels the upload of this file only
 	out      *counting
 	parquet  *pqarrow.FileWriter
 	rows     int64
@@ -70,7 +70,7 @@ func newWriter(ctx context.Context, t *table.Table, b bin, sortID int, memory in
 	}
 	locations, err := t.LocationProvider()
 	if err != nil {
-		return nil, fmt.Errorf("where the table keeps its files: %w", err)
+		return nil, fmt.Errorf("location provider: %w", err)
 	}
 	schema, err := table.SchemaToArrowSchema(t.Schema(), nil, true, false)
 	if err != nil {
@@ -97,7 +97,7 @@ func parquetProperties(props iceberg.Properties, schema *arrow.Schema) (*parquet
 	name := strings.ToLower(props.Get(table.ParquetCompressionKey, "zstd"))
 	codec, ok := codecs[name]
 	if !ok {
-		return nil, fmt.Errorf("table property %s: no codec %q", table.ParquetCompressionKey, name)
+		return nil, fmt.Errorf("table property %s: unknown codec %q", table.ParquetCompressionKey, name)
 	}
 	p := []parquet.WriterProperty{
 		parquet.WithCompression(codec),
@@ -124,6 +124,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 			return err
 		}
 	} else if w.parquet.RowGroupTotalBytesWritten() >= w.groupBytes {
+		// Starting a row group flushes the previous one and frees its memory.
 		if err := w.parquet.NewBufferedRowGroupChecked(); err != nil {
 			return w.failed(err)
 		}
@@ -142,6 +143,7 @@ func (w *writer) write(rec arrow.RecordBatch) error {
 	return w.finish()
 }
 
+// failed adds the name of the current file to an error.
 func (w *writer) failed(err error) error {
 	return fmt.Errorf("write data file %s: %w", w.location, err)
 }
@@ -163,7 +165,8 @@ func (w *writer) open() error {
 		return fmt.Errorf("create data file: %w", err)
 	}
 	w.out = &counting{FileWriter: out}
-	if w.parquet, err = pqarrow.NewFileWriter(w.schema, w.out, w.properties, pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema())); err != nil {
+	arrowProperties := pqarrow.NewArrowWriterProperties(pqarrow.WithStoreSchema())
+	if w.parquet, err = pqarrow.NewFileWriter(w.schema, w.out, w.properties, arrowProperties); err != nil {
 		abort()
 		_ = out.Close() // the content is discarded anyway
 		return w.failed(err)
@@ -180,7 +183,7 @@ func writable(ctx context.Context, t *table.Table) (io.WriteFileIO, error) {
 	}
 	w, ok := files.(io.WriteFileIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", t.Location())
+		return nil, fmt.Errorf("file system of %s is read-only", t.Location())
 	}
 	return w, nil
 }
@@ -203,14 +206,15 @@ func (w *writer) finish() error {
 	f, err := table.DataFileFromMetadata(table.DataFileArgs{
 		Schema: w.table.Schema(), Spec: w.spec, Format: iceberg.ParquetFile, Metadata: meta,
 		FilePath: w.location, FileSize: w.out.bytes, Content: iceberg.EntryContentData,
-		PartitionValues: w.partition, SortOrderID: w.sortID, Properties: w.table.Properties(), FormatVersion: w.table.Metadata().Version(),
+		PartitionValues: w.partition, SortOrderID: w.sortID, Properties: w.table.Properties(),
+		FormatVersion: w.table.Metadata().Version(),
 	})
 	if err != nil {
 		return fmt.Errorf("describe data file %s: %w", w.location, err)
 	}
 	// Guard against losing rows through an error in the Parquet writer.
 	if f.Count() != w.rows {
-		return fmt.Errorf("data file %s has %d rows, and %d were written", w.location, f.Count(), w.rows)
+		return fmt.Errorf("data file %s has %d rows, but %d were written", w.location, f.Count(), w.rows)
 	}
 	w.done = append(w.done, f)
 	return nil
@@ -227,7 +231,8 @@ func (w *writer) close() {
 	w.parquet = nil
 }
 
-// remove removes files that no commit refers to. It works even while the program stops.
+// remove removes files that no commit refers to. It is not cancelled with ctx, so that a run that
+// is stopped still cleans up.
 func remove(ctx context.Context, t *table.Table, locations []string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()

@@ -10,11 +10,11 @@ import (
 	"github.com/millrace/millrace/lake/location"
 )
 
-// placeAsWritten makes the files of a table accessible at the exact locations that its metadata
+// restoreLocations makes the files of a table accessible at the exact locations that its metadata
 // names. An earlier version decoded percent escapes when it wrote files of tables partitioned by
 // strings, so other engines cannot find those files. Files that are already in place are skipped.
-func (r *run) placeAsWritten(ctx context.Context) error {
-	t, err := r.look(ctx)
+func (r *run) restoreLocations(ctx context.Context) error {
+	t, err := r.loadTable(ctx)
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 	for _, spec := range t.Metadata().PartitionSpecs() {
 		flat[int32(spec.ID())] = spec.IsUnpartitioned()
 	}
-	placed := 0
+	restored := 0
 	for _, m := range manifests {
 		if flat[m.PartitionSpecID()] {
 			continue
@@ -50,16 +50,16 @@ func (r *run) placeAsWritten(ctx context.Context) error {
 			if file := e.DataFile().FilePath(); strings.Contains(file, "%") {
 				made, err := location.AsWritten(files, file)
 				if err != nil && !errors.Is(err, stdfs.ErrNotExist) { // readers report missing files
-					return fmt.Errorf("place %s as its location is written: %w", file, err)
+					return fmt.Errorf("restore file at its recorded location %s: %w", file, err)
 				}
 				if made {
-					placed++
+					restored++
 				}
 			}
 		}
 	}
-	if placed > 0 {
-		r.Logger.Info("files were placed as their locations are written", "table", r.table, "files", placed)
+	if restored > 0 {
+		r.Logger.Info("restored files at their recorded locations", "table", r.table, "files", restored)
 	}
 	return nil
 }
