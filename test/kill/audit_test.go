@@ -30,6 +30,7 @@ type findings struct {
 	examples     []string
 }
 
+// add counts a finding, and keeps the first few as examples.
 func (f *findings) add(count *int, format string, args ...any) {
 	*count++
 	if len(f.examples) < 5 {
@@ -37,46 +38,53 @@ func (f *findings) add(count *int, format string, args ...any) {
 	}
 }
 
-func (f *findings) wrong() error {
+// err returns the findings as an error, or nil if there are none.
+func (f *findings) err() error {
 	if f.lost+f.doubled+f.disordered == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d lost, %d doubled, %d out of order: %s", f.lost, f.doubled, f.disordered, strings.Join(f.examples, "; "))
+	return fmt.Errorf("%d lost, %d doubled, %d out of order: %s", f.lost, f.doubled, f.disordered,
+		strings.Join(f.examples, "; "))
 }
 
-// place is the expected place of an event in its stream.
-type place struct {
+// streamVersion identifies an event by its version in its stream.
+type streamVersion struct {
 	stream  string
 	version uint64
 }
 
-// holder is a side that stores events: what it contains, and in which order per key.
-type holder struct {
-	name   string
-	count  map[string]int    // by event id
-	last   map[string]uint64 // version of the last event, by stream
-	f      *findings
-	places map[place]event.Event
+// side is one place that stores events: the store, the topic or the table of an aggregate. It
+// collects what that place contains, and compares the order of each stream.
+type side struct {
+	name     string
+	findings *findings
+	count    map[string]int    // by event id
+	last     map[string]uint64 // version of the last event, by stream
+	events   map[streamVersion]event.Event
 }
 
-func (f *findings) holder(name string) *holder {
-	return &holder{name: name, f: f, count: map[string]int{}, last: map[string]uint64{}, places: map[place]event.Event{}}
+func (f *findings) newSide(name string) *side {
+	return &side{
+		name: name, findings: f,
+		count: map[string]int{}, last: map[string]uint64{}, events: map[streamVersion]event.Event{},
+	}
 }
 
-// add adds the next event in the holder's order. The versions of a stream must be 1, 2, 3 …
-func (h *holder) add(e event.Event) {
+// add adds the next event in the order of the side. The versions of a stream must be 1, 2, 3 …
+func (s *side) add(e event.Event) {
 	id := e.ID.String()
-	if h.count[id]++; h.count[id] > 1 {
-		h.f.add(&h.f.doubled, "%s has version %d of %s again", h.name, e.Version, e.Stream)
+	if s.count[id]++; s.count[id] > 1 {
+		s.findings.add(&s.findings.doubled, "%s has version %d of %s again", s.name, e.Version, e.Stream)
 		return
 	}
-	if _, taken := h.places[place{e.Stream, e.Version}]; taken {
-		h.f.add(&h.f.doubled, "%s has two events as version %d of %s", h.name, e.Version, e.Stream)
-	} else if e.Version != h.last[e.Stream]+1 {
-		h.f.add(&h.f.disordered, "%s has version %d of %s after %d", h.name, e.Version, e.Stream, h.last[e.Stream])
+	if _, taken := s.events[streamVersion{e.Stream, e.Version}]; taken {
+		s.findings.add(&s.findings.doubled, "%s has two events as version %d of %s", s.name, e.Version, e.Stream)
+	} else if e.Version != s.last[e.Stream]+1 {
+		s.findings.add(&s.findings.disordered, "%s has version %d of %s after %d", s.name, e.Version, e.Stream,
+			s.last[e.Stream])
 	}
-	h.places[place{e.Stream, e.Version}] = e
-	h.last[e.Stream] = max(h.last[e.Stream], e.Version)
+	s.events[streamVersion{e.Stream, e.Version}] = e
+	s.last[e.Stream] = max(s.last[e.Stream], e.Version)
 }
 
 // audit looks for every acknowledged command, of this row and all before it, in the store, the
@@ -91,7 +99,7 @@ func (s *system) audit(ctx context.Context) (*findings, error) {
 			if ours {
 				f.acknowledged++
 			}
-		case ours && !e.refused:
+		case ours && !e.rejected:
 			f.unknown++
 		}
 	}
@@ -106,8 +114,10 @@ func (s *system) audit(ctx context.Context) (*findings, error) {
 	return f, nil
 }
 
+// auditEvents compares the store, the topic and the table of an aggregate.
 func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate, acknowledged []entry) error {
-	store, topic, table := f.holder("the store of "+a.Service), f.holder("topic "+a.Topic), f.holder("table "+tableOf(a))
+	store := f.newSide("the store of " + a.Service)
+	topic, table := f.newSide("topic "+a.Topic), f.newSide("table "+tableOf(a))
 	if err := s.readStore(ctx, a, store.add); err != nil {
 		return fmt.Errorf("read %s: %w", store.name, err)
 	}
@@ -117,15 +127,15 @@ func (s *system) auditEvents(ctx context.Context, f *findings, a event.Aggregate
 	if err := s.readTable(ctx, a, table.add); err != nil {
 		return fmt.Errorf("read %s: %w", table.name, err)
 	}
-	f.follow(acknowledged, store, topic, table)
+	f.trace(acknowledged, store, topic, table)
 	return nil
 }
 
-// follow looks for each acknowledged command: in the store at the version in its receipt, and from
+// trace looks for each acknowledged command: in the store at the version in its receipt, and from
 // there on the other sides.
-func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder) {
+func (f *findings) trace(acknowledged []entry, store *side, others ...*side) {
 	byCommand := map[string]int{}
-	for _, e := range store.places {
+	for _, e := range store.events {
 		byCommand[e.CausationID]++
 	}
 	// This includes commands with an unknown outcome. No command of the load has more than one
@@ -136,15 +146,15 @@ func (f *findings) follow(acknowledged []entry, store *holder, others ...*holder
 		}
 	}
 	for _, c := range acknowledged {
-		at := place{c.token.Stream, c.token.Version}
-		e, there := store.places[at]
+		at := streamVersion{c.token.Stream, c.token.Version}
+		e, there := store.events[at]
 		if !there || e.CausationID != c.key {
-			f.add(&f.lost, "%s has not %s %s as version %d of %s", store.name, c.name, c.key, at.version, at.stream)
+			f.add(&f.lost, "%s is missing %s %s as version %d of %s", store.name, c.name, c.key, at.version, at.stream)
 			continue
 		}
 		for _, h := range others {
 			if h.count[e.ID.String()] == 0 {
-				f.add(&f.lost, "%s has not %s %s, version %d of %s", h.name, c.name, c.key, at.version, at.stream)
+				f.add(&f.lost, "%s is missing %s %s, version %d of %s", h.name, c.name, c.key, at.version, at.stream)
 			}
 		}
 	}
@@ -183,7 +193,7 @@ func (s *system) readTopic(ctx context.Context, a event.Aggregate, each func(eve
 		return err
 	}
 	return kafka.ReadAll(ctx, s.kafka(), a.Topic, nil, end, func(m kafka.Message) error {
-		if isLitter(m) {
+		if isGarbage(m) {
 			return nil
 		}
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
@@ -232,7 +242,8 @@ func (s *system) auditViews(ctx context.Context, f *findings, acknowledged map[s
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, "queries are answered", settleWithin, func() (bool, error) { return query.get(ctx, "/readyz") == nil, nil }); err != nil {
+	ready := func() (bool, error) { return query.get(ctx, "/readyz") == nil, nil }
+	if err := await(ctx, "the role query is ready", settleTimeout, ready); err != nil {
 		return err
 	}
 	orders := orderv1connect.NewOrderQueryServiceClient(http.DefaultClient, "http://"+query.addr)
@@ -248,7 +259,8 @@ func (s *system) auditViews(ctx context.Context, f *findings, acknowledged map[s
 			return r.Msg.GetOrder().GetVersion(), nil
 		},
 		event.Product.Service: func(ctx context.Context, e entry) (uint64, error) {
-			r, err := products.GetProduct(ctx, connect.NewRequest(&catalogv1.GetProductRequest{Sku: e.token.Stream, Token: e.opaque}))
+			request := &catalogv1.GetProductRequest{Sku: e.token.Stream, Token: e.opaque}
+			r, err := products.GetProduct(ctx, connect.NewRequest(request))
 			if err != nil {
 				return 0, err
 			}
@@ -267,11 +279,14 @@ func (s *system) auditViews(ctx context.Context, f *findings, acknowledged map[s
 		for _, e := range newest {
 			g.Go(func() error {
 				version, err := shown(ctx, e)
-				if err != nil && connect.CodeOf(err) != connect.CodeNotFound && connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+				code := connect.CodeOf(err)
+				// A view without the stream, or one that does not reach the token, is a finding.
+				if err != nil && code != connect.CodeNotFound && code != connect.CodeDeadlineExceeded {
 					return fmt.Errorf("query %s: %w", e.token.Stream, err)
 				}
 				if version < e.token.Version {
-					behind <- fmt.Sprintf("the view of %s shows version %d of %s, and %d was acknowledged (%v)", view, version, e.token.Stream, e.token.Version, err)
+					behind <- fmt.Sprintf("the view of %s shows version %d of %s, but version %d was acknowledged (%v)",
+						view, version, e.token.Stream, e.token.Version, err)
 				}
 				return nil
 			})

@@ -9,21 +9,20 @@ import (
 // fault breaks one thing of a system under load, and then repairs it or waits until the system has.
 type fault func(ctx context.Context, s *system) error
 
-// step is a point in a role's work at which it can break.
+// step is a failpoint in the work of a role.
 type step struct {
 	role  string
 	point string // its name in internal/failpoint
 	name  string // in the row's name
-	at    int    // on which pass, so that it happens during the load
+	at    int    // the pass at which it fires: late enough to be under load
 	after bool   // the external effect has happened, so an error here is a lost answer
 
-	// restart is a point at which an error makes the role start over. It is empty if the role
-	// passes the step in its normal work. A step of a start needs it, because the role has already
-	// started when the step is armed.
+	// restart is a failpoint whose error makes the role start over. Steps of the start need it,
+	// because the role has already started when the step is armed. Steps of the normal work do not.
 	restart string
 }
 
-// failure returns what an error at the step stands for.
+// failure returns the name of an error at the step.
 func (st step) failure() string {
 	if st.after {
 		return "lost answer"
@@ -31,12 +30,13 @@ func (st step) failure() string {
 	return "error"
 }
 
-// The time limits for passing an armed point under load, and for a broken part to be back.
 const (
-	firesWithin = 2 * time.Minute
-	backWithin  = 2 * time.Minute
+	failpointTimeout = 2 * time.Minute // until an armed failpoint fires under load
+	recoveryTimeout  = 2 * time.Minute // until a broken part works again
 )
 
+// arm arms the step in the current process of its role. It also returns how often the role was
+// started, so that a fault can wait for the next start.
 func (st step) arm(ctx context.Context, s *system, action string) (*role, *instance, int, error) {
 	r := s.role(st.role)
 	i, starts, err := r.now()
@@ -55,7 +55,8 @@ func (st step) kill(ctx context.Context, s *system) error {
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, "dead at "+st.point, firesWithin, func() (bool, error) { return i.ended(), nil }); err != nil {
+	if err := await(ctx, "process killed at "+st.point, failpointTimeout,
+		func() (bool, error) { return i.ended(), nil }); err != nil {
 		return err
 	}
 	return r.backSince(ctx, starts)
@@ -63,7 +64,7 @@ func (st step) kill(ctx context.Context, s *system) error {
 
 // backSince waits until the role has been started again.
 func (r *role) backSince(ctx context.Context, starts int) error {
-	return await(ctx, "role "+r.name+" started again", backWithin, func() (bool, error) {
+	return await(ctx, "role "+r.name+" restarted", recoveryTimeout, func() (bool, error) {
 		_, now, err := r.now()
 		return now > starts, err
 	})
@@ -75,34 +76,34 @@ func (st step) fail(ctx context.Context, s *system) error {
 	if err != nil {
 		return err
 	}
-	return await(ctx, "failed at "+st.point, firesWithin, func() (bool, error) { return i.fired(ctx, st.point) })
+	fired := func() (bool, error) { return i.fired(ctx, st.point) }
+	return await(ctx, "error returned at "+st.point, failpointTimeout, fired)
 }
 
-// freeze stops the process at the step with SIGSTOP, for as long as a machine may sleep. Nothing
-// replaces it.
+// freeze stops the process at the step with SIGSTOP, as if its machine slept. Nothing replaces it.
 func (st step) freeze(ctx context.Context, s *system) error {
 	_, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, "frozen at "+st.point, firesWithin, i.frozen); err != nil {
+	if err := await(ctx, "frozen at "+st.point, failpointTimeout, i.frozen); err != nil {
 		return err
 	}
-	if err := lasting(ctx, freezeFor()); err != nil {
+	if err := sleep(ctx, freezeFor()); err != nil {
 		return err
 	}
-	return i.thaw()
+	return i.resume()
 }
 
-// zombie freezes the process at the step. The scheduler considers it dead and starts another. Then
-// the first process wakes up in the middle of its work and continues. After much has happened
-// beside it, it is asked to end.
+// zombie freezes the process at the step. The scheduler considers it dead and starts another one.
+// Then the first process wakes up in the middle of its work and continues. It is asked to stop
+// after its successor has done much work beside it.
 func (st step) zombie(ctx context.Context, s *system) error {
 	r, i, _, err := st.arm(ctx, s, "stop")
 	if err != nil {
 		return err
 	}
-	if err := await(ctx, "frozen at "+st.point, firesWithin, i.frozen); err != nil {
+	if err := await(ctx, "frozen at "+st.point, failpointTimeout, i.frozen); err != nil {
 		return err
 	}
 	asleep := time.Now()
@@ -110,16 +111,16 @@ func (st step) zombie(ctx context.Context, s *system) error {
 	if err != nil {
 		return err
 	}
-	if err := lasting(ctx, freezeFor()-time.Since(asleep)); err != nil {
+	if err := sleep(ctx, freezeFor()-time.Since(asleep)); err != nil {
 		return err
 	}
-	if err := zombie.thaw(); err != nil {
+	if err := zombie.resume(); err != nil {
 		return err
 	}
-	if err := s.flows(ctx, 300); err != nil {
+	if err := s.awaitCommands(ctx, 300); err != nil {
 		return err
 	}
-	return zombie.Stop(time.Minute) // one that was fenced has ended by itself
+	return zombie.Stop(time.Minute) // a fenced one may have exited by itself
 }
 
 // freezeFor returns how long a process sleeps. In the full matrix that is longer than every timeout
@@ -127,14 +128,14 @@ func (st step) zombie(ctx context.Context, s *system) error {
 // when it wakes up. There, the successor's start takes over the transactional id or the table, so a
 // shorter sleep is enough.
 func freezeFor() time.Duration {
-	if whole() {
+	if allRows() {
 		return 31 * time.Second
 	}
 	return 12 * time.Second
 }
 
-// lasting waits while a fault lasts.
-func lasting(ctx context.Context, d time.Duration) error {
+// sleep waits for the duration of a fault, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
 		return nil
@@ -143,10 +144,10 @@ func lasting(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// flows waits until n more commands have been acknowledged.
-func (s *system) flows(ctx context.Context, n int) error {
+// awaitCommands waits until n more commands have been acknowledged.
+func (s *system) awaitCommands(ctx context.Context, n int) error {
 	goal := s.ledger.acknowledged() + n
-	return await(ctx, fmt.Sprintf("%d more commands acknowledged", n), backWithin, func() (bool, error) {
+	return await(ctx, fmt.Sprintf("%d more commands acknowledged", n), recoveryTimeout, func() (bool, error) {
 		return s.ledger.acknowledged() >= goal, s.failed()
 	})
 }

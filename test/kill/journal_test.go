@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// journal keeps the outcomes of a run on disk, so that a stopped run can continue with the rows
-// that are not green yet. It belongs to one binary, because another one may behave differently.
+// journal keeps the outcomes of a run on disk, so that a stopped run can resume with the rows that
+// are not green yet. It belongs to one binary, because another one may behave differently.
 type journal struct{ path string }
 
-// played is an outcome as a line of the journal.
-type played struct {
+// journalEntry is an outcome as a line of the journal.
+type journalEntry struct {
 	Row, Verdict, Reason, Note                       string
 	Acknowledged, Unknown, Lost, Doubled, OutOfOrder int
 	Settled, Took                                    time.Duration
@@ -54,13 +54,17 @@ func (j journal) green() (map[string]outcome, error) {
 	outcomes := map[string]outcome{}
 	lines := bufio.NewScanner(bytes.NewReader(b))
 	for lines.Scan() {
-		var e played
+		var e journalEntry
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			continue // the last line of a killed run
+			continue // the incomplete last line of a killed run
 		}
 		if r, there := known[e.Row]; there && e.Verdict == "green" {
-			outcomes[e.Row] = outcome{row: r, verdict: e.Verdict, reason: e.Reason, note: e.Note, settled: e.Settled, took: e.Took,
-				findings: findings{acknowledged: e.Acknowledged, unknown: e.Unknown, lost: e.Lost, doubled: e.Doubled, disordered: e.OutOfOrder}}
+			outcomes[e.Row] = outcome{row: r, verdict: e.Verdict, reason: e.Reason, note: e.Note,
+				settled: e.Settled, took: e.Took,
+				findings: findings{
+					acknowledged: e.Acknowledged, unknown: e.Unknown,
+					lost: e.Lost, doubled: e.Doubled, disordered: e.OutOfOrder,
+				}}
 		}
 	}
 	return outcomes, lines.Err()
@@ -68,7 +72,7 @@ func (j journal) green() (map[string]outcome, error) {
 
 // add appends an outcome.
 func (j journal) add(o outcome) error {
-	line, err := json.Marshal(played{
+	line, err := json.Marshal(journalEntry{
 		Row: o.row.name, Verdict: o.verdict, Reason: o.reason, Note: o.note, Settled: o.settled, Took: o.took,
 		Acknowledged: o.acknowledged, Unknown: o.unknown, Lost: o.lost, Doubled: o.doubled, OutOfOrder: o.disordered,
 	})

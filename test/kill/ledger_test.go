@@ -15,8 +15,8 @@ import (
 	eventv1 "github.com/millrace/millrace/gen/millrace/event/v1"
 )
 
-// ledger records what was sent to a system and what the system promised. It is in the test's
-// memory, so it survives whatever fails.
+// ledger records the commands that were sent to a system, and the system's answers. It is in the
+// test's memory, so it survives every fault.
 type ledger struct {
 	mu       sync.Mutex
 	commands map[string]*entry // by idempotency key
@@ -33,12 +33,12 @@ type entry struct {
 	token        event.Token // of the receipt
 	opaque       string      // the same, as the client received it
 	// A rule of the domain or the contract rejected it, so nothing may be stored under the key.
-	refused bool
+	rejected bool
 }
 
 func newLedger() *ledger { return &ledger{commands: map[string]*entry{}} }
 
-// begin begins the account of a row.
+// begin counts a row, to which the commands that follow belong.
 func (l *ledger) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -71,7 +71,7 @@ func (l *ledger) sent(procedure string, body []byte) (key string, err error) {
 	}
 	keyed, ok := request.(interface{ GetIdempotencyKey() string })
 	if !ok || keyed.GetIdempotencyKey() == "" {
-		return "", fmt.Errorf("%s carries no idempotency key: its outcome could not be followed", procedure)
+		return "", fmt.Errorf("%s has no idempotency key: the audit cannot trace it", procedure)
 	}
 	key = keyed.GetIdempotencyKey()
 	l.mu.Lock()
@@ -87,8 +87,8 @@ func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
 	if !ok {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if refusal(body) {
-			l.commands[key].refused = true
+		if isRejection(body) {
+			l.commands[key].rejected = true
 		}
 		return nil
 	}
@@ -99,7 +99,7 @@ func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
 	receipt := response.(interface{ GetReceipt() *eventv1.Receipt }).GetReceipt()
 	token, err := event.ParseToken(receipt.GetToken())
 	if err != nil {
-		return fmt.Errorf("%s was acknowledged with a token that is none: %w", key, err)
+		return fmt.Errorf("%s was acknowledged with an invalid token: %w", key, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,7 +116,9 @@ func (l *ledger) answered(key, procedure string, ok bool, body []byte) error {
 }
 
 // message decodes one side of a call by its contract.
-func message(procedure string, body []byte, side func(protoreflect.MethodDescriptor) protoreflect.MessageDescriptor) (proto.Message, error) {
+func message(
+	procedure string, body []byte, side func(protoreflect.MethodDescriptor) protoreflect.MessageDescriptor,
+) (proto.Message, error) {
 	service, method, _ := strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
 	if err != nil {
@@ -134,11 +136,12 @@ func message(procedure string, body []byte, side func(protoreflect.MethodDescrip
 	return decoded, proto.Unmarshal(body, decoded)
 }
 
-// refusal reports whether an error, in Connect's JSON, is a definite rejection.
-func refusal(body []byte) bool {
+// isRejection reports whether an error, in Connect's JSON, is a definite rejection.
+func isRejection(body []byte) bool {
 	var e struct{ Code string }
 	if json.Unmarshal(body, &e) != nil {
 		return false
 	}
-	return slices.Contains([]string{"invalid_argument", "not_found", "already_exists", "failed_precondition", "out_of_range"}, e.Code)
+	rejections := []string{"invalid_argument", "not_found", "already_exists", "failed_precondition", "out_of_range"}
+	return slices.Contains(rejections, e.Code)
 }

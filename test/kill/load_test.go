@@ -23,11 +23,11 @@ import (
 )
 
 const (
-	clients   = 8
-	impatient = 2 // of them: they give up a command at the first error, and its outcome remains unknown
-	patience  = 90 * time.Second
-	pace      = 6 * time.Millisecond // between two commands, over all clients: a steady load, not the maximum
-	goods     = 24                   // products that all clients trade in, so that they conflict
+	clients         = 8
+	impatient       = 2 // of them: they give up a command at the first error, and its outcome remains unknown
+	commandTimeout  = 90 * time.Second
+	commandInterval = 6 * time.Millisecond // between two commands, over all clients: a steady load, not the maximum
+	productCount    = 24                   // products that all clients trade in, so that they conflict
 )
 
 // load is traffic to all services that continues until it is stopped.
@@ -35,7 +35,7 @@ type load struct {
 	stop   chan struct{}
 	once   sync.Once
 	group  errgroup.Group
-	pacing *time.Ticker
+	ticker *time.Ticker
 	addr   string
 }
 
@@ -45,14 +45,19 @@ func key(what string) string { return fmt.Sprintf("kill:%s:%d", what, sequence.A
 
 func sku(n int) string { return fmt.Sprintf("KILL-%03d", n) }
 
-// openShop lists the products that the load trades in.
-func openShop(ctx context.Context, addr string) error {
-	c := client.New(addr, patience)
+// createProducts creates the products that the load trades in, with enough stock for all rows.
+func createProducts(ctx context.Context, addr string) error {
+	c := client.New(addr, commandTimeout)
 	defer c.Close()
-	for n := range goods {
+	for n := range productCount {
 		for _, command := range []proto.Message{
-			&catalogv1.ListProductRequest{Sku: sku(n), Title: fmt.Sprintf("Thing number %d", n), Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, IdempotencyKey: key("list")},
-			&inventoryv1.ReceiveStockRequest{Sku: sku(n), Quantity: 1_000_000, Reference: "PO-1", IdempotencyKey: key("receive")},
+			&catalogv1.ListProductRequest{
+				Sku: sku(n), Title: fmt.Sprintf("Thing number %d", n),
+				Kind: catalogv1.ProductKind_PRODUCT_KIND_GOODS, IdempotencyKey: key("list"),
+			},
+			&inventoryv1.ReceiveStockRequest{
+				Sku: sku(n), Quantity: 1_000_000, Reference: "PO-1", IdempotencyKey: key("receive"),
+			},
 		} {
 			if _, err := c.Send(ctx, command); err != nil {
 				return fmt.Errorf("%s: %w", client.Name(command), err)
@@ -64,9 +69,9 @@ func openShop(ctx context.Context, addr string) error {
 
 // startLoad sends traffic to addr until end is called.
 func startLoad(addr string) *load {
-	l := &load{stop: make(chan struct{}), pacing: time.NewTicker(pace), addr: addr}
+	l := &load{stop: make(chan struct{}), ticker: time.NewTicker(commandInterval), addr: addr}
 	for n := range clients {
-		l.group.Go(func() error { return l.trade(n < impatient) })
+		l.group.Go(func() error { return l.runScenarios(n < impatient) })
 	}
 	return l
 }
@@ -75,32 +80,33 @@ func startLoad(addr string) *load {
 // client was rejected, or did not receive its answer in time.
 func (l *load) end() error {
 	l.once.Do(func() { close(l.stop) })
-	defer l.pacing.Stop()
+	defer l.ticker.Stop()
 	return l.group.Wait()
 }
 
-// trade plays stories one after the other.
-func (l *load) trade(hasty bool) error {
-	wait := patience
-	if hasty {
+// runScenarios sends the commands of scenarios, one after the other, until the load is stopped. A
+// client that gives up continues with another scenario after an unanswered command.
+func (l *load) runScenarios(givesUp bool) error {
+	wait := commandTimeout
+	if givesUp {
 		wait = 300 * time.Millisecond
 	}
 	c := client.New(l.addr, wait)
 	defer c.Close()
 	for {
-	story:
-		for _, command := range story() {
+	scenario:
+		for _, command := range scenario() {
 			select {
 			case <-l.stop:
 				return nil
-			case <-l.pacing.C:
+			case <-l.ticker.C:
 			}
-			// Not cancelled: a command that was sent is repeated until it is answered.
+			// The context is not cancelled: a command is retried until it is answered.
 			_, err := c.Send(context.Background(), command)
 			switch {
 			case err == nil:
-			case hasty && errors.Is(err, client.ErrUnreachable):
-				break story // and begin another one
+			case givesUp && errors.Is(err, client.ErrUnreachable):
+				break scenario // and start another one
 			default:
 				return fmt.Errorf("%s: %w", client.Name(command), err)
 			}
@@ -108,16 +114,18 @@ func (l *load) trade(hasty bool) error {
 	}
 }
 
-// story returns commands that follow from one another.
-func story() []proto.Message {
+// scenario returns a random sequence of commands. Each requires the success of the ones before it.
+func scenario() []proto.Message {
 	switch n := rand.IntN(20); {
 	case n < 12:
 		return order()
 	case n < 16:
-		return []proto.Message{&catalogv1.SetPriceRequest{Sku: sku(rand.IntN(goods)), Price: price(), IdempotencyKey: key("price")}}
+		return []proto.Message{&catalogv1.SetPriceRequest{
+			Sku: sku(rand.IntN(productCount)), Price: price(), IdempotencyKey: key("price"),
+		}}
 	case n < 18:
 		return []proto.Message{&inventoryv1.ReceiveStockRequest{
-			Sku: sku(rand.IntN(goods)), Quantity: 100, Reference: "PO-2", IdempotencyKey: key("receive"),
+			Sku: sku(rand.IntN(productCount)), Quantity: 100, Reference: "PO-2", IdempotencyKey: key("receive"),
 		}}
 	default:
 		return customer()
@@ -126,16 +134,23 @@ func story() []proto.Message {
 
 func order() []proto.Message {
 	id, reference := uuid.Must(uuid.NewV7()).String(), fmt.Sprintf("K-%d", sequence.Add(1))
-	what := sku(rand.IntN(goods))
+	what := sku(rand.IntN(productCount))
 	s := []proto.Message{
 		&orderv1.PlaceOrderRequest{OrderId: id, Reference: reference, Currency: "GBP", Country: "GB",
-			Lines: []*orderv1.NewLine{newLine(what), newLine(sku(rand.IntN(goods)))}, IdempotencyKey: key("place")},
-		&inventoryv1.ReserveStockRequest{Sku: what, ReservationId: reference, Quantity: 1, TimeToLive: durationpb.New(24 * time.Hour), IdempotencyKey: key("reserve")},
-		&orderv1.AddLinesRequest{OrderId: id, AfterLine: 2, Lines: []*orderv1.NewLine{newLine(sku(rand.IntN(goods)))}, IdempotencyKey: key("add")},
+			Lines: []*orderv1.NewLine{newLine(what),
+				newLine(sku(rand.IntN(productCount)))}, IdempotencyKey: key("place")},
+		&inventoryv1.ReserveStockRequest{
+			Sku: what, ReservationId: reference, Quantity: 1,
+			TimeToLive: durationpb.New(24 * time.Hour), IdempotencyKey: key("reserve"),
+		},
+		&orderv1.AddLinesRequest{
+			OrderId: id, AfterLine: 2,
+			Lines: []*orderv1.NewLine{newLine(sku(rand.IntN(productCount)))}, IdempotencyKey: key("add"),
+		},
 	}
 	if rand.IntN(4) == 0 {
 		return append(s,
-			&orderv1.CancelOrderRequest{OrderId: id, Reason: "found it in the attic", IdempotencyKey: key("cancel")},
+			&orderv1.CancelOrderRequest{OrderId: id, Reason: "ordered by mistake", IdempotencyKey: key("cancel")},
 			&inventoryv1.ReleaseReservationRequest{Sku: what, ReservationId: reference, IdempotencyKey: key("release")})
 	}
 	return append(s,
@@ -156,7 +171,10 @@ func price() *money.Money {
 func customer() []proto.Message {
 	id, n := uuid.Must(uuid.NewV7()).String(), sequence.Add(1)
 	return []proto.Message{
-		&customerv1.RegisterCustomerRequest{CustomerId: id, Reference: fmt.Sprintf("C-%d", n), Name: "A. Person", Email: fmt.Sprintf("p%d@example.com", n), Country: "GB", IdempotencyKey: key("register")},
+		&customerv1.RegisterCustomerRequest{
+			CustomerId: id, Reference: fmt.Sprintf("C-%d", n), Name: "A. Person",
+			Email: fmt.Sprintf("p%d@example.com", n), Country: "GB", IdempotencyKey: key("register"),
+		},
 		&customerv1.ChangeAddressRequest{CustomerId: id, Address: &customerv1.Address{
 			Recipient: "A. Person", Lines: []string{"1 Mill Lane"}, PostalCode: "CB1 0AA", City: "Cambridge", Country: "GB",
 		}, IdempotencyKey: key("address")},

@@ -23,21 +23,21 @@ import (
 type outcome struct {
 	row     row
 	verdict string // green, red or skipped
-	reason  string // why it is not green
-	note    string // additional remarks
+	reason  string // for not being green
+	note    string // a remark for the report
 	findings
-	different bool          // millrace verify has found a difference
+	different bool          // millrace verify found a difference
 	settled   time.Duration // time from the repair until every side was equal
 	took      time.Duration
 }
 
-// stage is a system on which rows run one after the other. It starts with the first row that needs
-// it, and again after a red row.
-type stage struct {
-	start  func(context.Context, string) (*system, error)
-	now    *system
-	played int   // rows on the current system
-	err    error // it could not be started, and will not be tried again
+// testbed is a system on which rows run one after the other. It starts with the first row that
+// needs it, and again after a red row.
+type testbed struct {
+	start   func(context.Context, string) (*system, error)
+	now     *system
+	rowsRun int   // rows on the current system
+	err     error // the system could not be started; it is not tried again
 }
 
 // rowsPerSystem limits the rows on one system. Each row checks everything that it and the rows
@@ -45,55 +45,59 @@ type stage struct {
 const rowsPerSystem = 8
 
 var (
-	embedded  = &stage{start: func(ctx context.Context, dir string) (*system, error) { return startEmbedded(ctx, dir) }}
-	smallDisk = &stage{start: startSmallDisk}
-	realOnes  = &stage{start: startReal}
-	stages    = []*stage{embedded, smallDisk, realOnes}
+	embedded = &testbed{start: func(ctx context.Context, dir string) (*system,
+		error) {
+		return startEmbedded(ctx, dir)
+	}}
+	smallDisk   = &testbed{start: startSmallDisk}
+	realServers = &testbed{start: startReal}
+	testbeds    = []*testbed{embedded, smallDisk, realServers}
 )
 
 // system returns the system, and starts one if necessary. The processes outlive the row.
-func (g *stage) system(t *testing.T) (*system, error) {
+func (b *testbed) system(t *testing.T) (*system, error) {
 	t.Helper()
-	if g.played == rowsPerSystem {
-		if err := g.strike(); err != nil {
+	if b.rowsRun == rowsPerSystem {
+		if err := b.stop(); err != nil {
 			t.Log("stop the system: ", err)
 		}
 	}
-	if g.now == nil && g.err == nil {
+	if b.now == nil && b.err == nil {
 		dir, err := os.MkdirTemp(scratch, "system-") //nolint:usetesting // it outlives the row
 		if err != nil {
 			t.Fatal(err)
 		}
-		g.now, err = g.start(context.WithoutCancel(t.Context()), dir)
-		if errors.Is(err, process.ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == "" || errors.Is(err, errUnavailable) {
-			g.err = err
+		b.now, err = b.start(context.WithoutCancel(t.Context()), dir)
+		missing := errors.Is(err, process.ErrMissing) && os.Getenv("MILLRACE_REQUIRE_SERVERS") == ""
+		if missing || errors.Is(err, errUnavailable) {
+			b.err = err
 		} else if err != nil {
 			return nil, fmt.Errorf("start the system: %w", err)
 		}
 	}
-	return g.now, g.err
+	return b.now, b.err
 }
 
-// strike ends the system, if there is one.
-func (g *stage) strike() error {
-	if g.now == nil {
+// stop stops the system, if it is running.
+func (b *testbed) stop() error {
+	if b.now == nil {
 		return nil
 	}
-	s := g.now
-	g.now, g.played = nil, 0
+	s := b.now
+	b.now, b.rowsRun = nil, 0
 	return s.end()
 }
 
-// whole reports whether every row is wanted: by the flag, or because rows are named.
-func whole() bool { return *full || strings.Contains(runPattern(), "/") }
+// allRows reports whether rows outside the quick part may run: with the flag, or if -run names rows.
+func allRows() bool { return *full || strings.Contains(runPattern(), "/") }
 
 // TestMatrix runs the rows of each system one after the other. The embedded default and the real
 // servers have nothing in common, so their rows run in parallel. A red row is reported, and the
 // rows after it continue on a new system.
 func TestMatrix(t *testing.T) {
-	type act struct {
-		stage *stage
-		rows  []row
+	type batch struct {
+		testbed *testbed
+		rows    []row
 	}
 	var mu sync.Mutex // guards outcomes
 	outcomes, total := map[string]outcome{}, len(rows())
@@ -112,11 +116,14 @@ func TestMatrix(t *testing.T) {
 			fmt.Printf("%d of %d rows were green in an earlier run of this binary\n", len(before), total)
 		}
 	}
-	var playing sync.WaitGroup
-	for _, acts := range [][]act{{{embedded, embeddedRows()}, {smallDisk, diskRows()}}, {{realOnes, realRows()}}} {
-		playing.Go(func() {
-			for _, a := range acts {
-				for _, r := range wanted(a.rows) {
+	var running sync.WaitGroup
+	for _, batches := range [][]batch{
+		{{embedded, embeddedRows()}, {smallDisk, diskRows()}},
+		{{realServers, realRows()}},
+	} {
+		running.Go(func() {
+			for _, a := range batches {
+				for _, r := range selected(a.rows) {
 					mu.Lock()
 					_, known := outcomes[r.name]
 					mu.Unlock()
@@ -124,7 +131,7 @@ func TestMatrix(t *testing.T) {
 						continue
 					}
 					t.Run(r.name, func(t *testing.T) {
-						o := a.stage.play(t, r)
+						o := a.testbed.run(t, r)
 						mu.Lock()
 						outcomes[r.name] = o
 						if *full {
@@ -145,13 +152,13 @@ func TestMatrix(t *testing.T) {
 			}
 		})
 	}
-	playing.Wait()
+	running.Wait()
 	if !*write && (!*full || len(outcomes) != total) {
 		return
 	}
 	var inOrder []outcome
 	for _, r := range rows() {
-		if o, played := outcomes[r.name]; played {
+		if o, done := outcomes[r.name]; done {
 			inOrder = append(inOrder, o)
 		}
 	}
@@ -160,46 +167,49 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// rows returns all wanted rows, in the order of the report.
-func rows() []row { return wanted(slices.Concat(realRows(), embeddedRows(), diskRows())) }
+// rows returns the selected rows, in the order of the report.
+func rows() []row { return selected(slices.Concat(realRows(), embeddedRows(), diskRows())) }
 
-func wanted(rows []row) []row {
-	return slices.DeleteFunc(rows, func(r row) bool { return !r.quick && !whole() || *only != "" && r.step.role != *only })
+// selected returns those of the rows that the flags select.
+func selected(rows []row) []row {
+	return slices.DeleteFunc(rows, func(r row) bool {
+		return !r.quick && !allRows() || *only != "" && r.step.role != *only
+	})
 }
 
-// play runs one row. After a red row the system is ended, because its data is wrong for good.
-func (g *stage) play(t *testing.T, r row) (o outcome) {
+// run runs one row. It stops the system after a red row, because its data remains wrong.
+func (b *testbed) run(t *testing.T, r row) (o outcome) {
 	t.Helper()
 	begun := time.Now()
 	defer func() { o.took = time.Since(begun) }()
-	s, err := g.system(t)
+	s, err := b.system(t)
 	switch {
-	case g.err != nil:
+	case b.err != nil:
 		return outcome{row: r, verdict: "skipped", reason: err.Error()}
 	case err != nil:
 		return outcome{row: r, verdict: "red", reason: err.Error()}
 	}
-	o = s.try(t.Context(), r)
-	g.played++
+	o = s.runRow(t.Context(), r)
+	b.rowsRun++
 	if o.verdict == "red" {
 		for _, role := range s.roles {
 			t.Logf("log of %s:\n%s", role.name, role.logTail())
 		}
-		if err := g.strike(); err != nil {
+		if err := b.stop(); err != nil {
 			t.Log("stop the system: ", err)
 		}
 	}
 	return o
 }
 
-// try puts the system under load, breaks it as the row says, waits until it has settled, and checks
-// everything.
-func (s *system) try(ctx context.Context, r row) outcome {
+// runRow puts the system under load, breaks it as the row says, waits until it has settled, and
+// checks every side.
+func (s *system) runRow(ctx context.Context, r row) outcome {
 	o := outcome{row: r, verdict: "green"}
 	s.ledger.begin()
 	s.note = ""
-	traffic := startLoad(s.door.addr)
-	err := s.flows(ctx, 40)
+	traffic := startLoad(s.recorder.addr)
+	err := s.awaitCommands(ctx, 40)
 	imported := make(chan error, 1)
 	if r.year && err == nil {
 		go func() { imported <- s.importYear(ctx) }()
@@ -209,22 +219,22 @@ func (s *system) try(ctx context.Context, r row) outcome {
 	if err == nil {
 		err = r.fault(ctx, s)
 	}
-	mended := time.Now()
+	repaired := time.Now()
 	if err == nil {
-		err = s.flows(ctx, 100)
+		err = s.awaitCommands(ctx, 100)
 	}
 	err = errors.Join(err, traffic.end(), <-imported, s.failed())
 	if err == nil {
 		err = s.verify(ctx)
 		o.different = errors.Is(err, errDifferent)
-		o.settled = time.Since(mended)
+		o.settled = time.Since(repaired)
 	}
 	found, auditErr := s.audit(ctx)
 	o.findings, o.note = *found, s.note
 	if err == nil && r.check != nil {
 		err = r.check(ctx, s)
 	}
-	if err = errors.Join(err, auditErr, found.wrong()); err != nil {
+	if err = errors.Join(err, auditErr, found.err()); err != nil {
 		o.verdict, o.reason = "red", err.Error()
 	}
 	return o
@@ -233,26 +243,29 @@ func (s *system) try(ctx context.Context, r row) outcome {
 // yearStep is the number of further lines of the real year that a row imports.
 const yearStep = 2000
 
-// importYear runs the importer on the real year up to a line. Commands of earlier rows are answered
-// as before.
+// importYear runs the importer on the real year, up to a line that advances with each row. The
+// importer sends the lines of earlier rows again, and gets the same answers.
 func (s *system) importYear(ctx context.Context) error {
 	if _, err := os.Stat(*year); errors.Is(err, fs.ErrNotExist) {
-		s.note = "without the real year, which is not on this machine"
+		s.note = "without the real year: its file does not exist, set -kill.year"
 		return nil
 	}
 	s.yearLines += yearStep
-	cmd := exec.CommandContext(ctx, binary, "import", "online-retail", *year, "--addr", s.door.addr, "--limit", strconv.Itoa(s.yearLines),
-		"--rejects", filepath.Join(s.dir, "rejects.csv"), "--output", "json")
+	cmd := exec.CommandContext(ctx, binary, "import", "online-retail", *year, "--addr", s.recorder.addr,
+		"--limit", strconv.Itoa(s.yearLines), "--rejects", filepath.Join(s.dir, "rejects.csv"), "--output", "json")
 	cmd.Env = append(os.Environ(), s.env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("import of the real year: %w: %s", err, last(string(out)))
+		return fmt.Errorf("import the real year: %w: %s", err, tail(string(out)))
 	}
 	return nil
 }
 
+// line describes the outcome in one line of the log.
 func (o outcome) line() string {
-	text := fmt.Sprintf("%s %s: %d acknowledged, %d unknown, %d lost, %d doubled, %d out of order, settled in %.1f s, took %.1f s",
-		o.verdict, o.row.name, o.acknowledged, o.unknown, o.lost, o.doubled, o.disordered, o.settled.Seconds(), o.took.Seconds())
+	text := fmt.Sprintf("%s %s: %d acknowledged, %d unknown, %d lost, %d doubled, %d out of order, "+
+		"settled in %.1f s, took %.1f s",
+		o.verdict, o.row.name, o.acknowledged, o.unknown, o.lost, o.doubled, o.disordered,
+		o.settled.Seconds(), o.took.Seconds())
 	for _, more := range []string{o.note, strings.TrimSpace(o.reason)} {
 		if more != "" {
 			text += "; " + more

@@ -20,7 +20,7 @@ import (
 	"github.com/millrace/millrace/test/servers/s3"
 )
 
-// outage is how long a server is unavailable, or a network bad.
+// outage is how long a server is unavailable, or its network broken.
 const outage = 10 * time.Second
 
 // killKafkaNode kills a node of the cluster. The others elect new leaders, so the commands that are
@@ -29,7 +29,7 @@ func killKafkaNode(ctx context.Context, s *system, node int) error {
 	if err := s.servers.kafka.KillNode(node); err != nil {
 		return err
 	}
-	if err := lasting(ctx, outage); err != nil {
+	if err := sleep(ctx, outage); err != nil {
 		return err
 	}
 	return s.servers.kafka.RestartNode(ctx, node)
@@ -59,7 +59,8 @@ func deleteIndex(ctx context.Context, s *system) error {
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/_cat/indices/*millrace*?h=index", http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/_cat/indices/*millrace*?h=index",
+		http.NoBody)
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func deleteIndex(ctx context.Context, s *system) error {
 		return err
 	}
 	if strings.TrimSpace(names) == "" {
-		return errors.New("there is no index to delete")
+		return errors.New("no index to delete: the row shows nothing")
 	}
 	for name := range strings.FieldsSeq(names) {
 		if request, err = http.NewRequestWithContext(ctx, http.MethodDelete, base+"/"+name, http.NoBody); err != nil {
@@ -81,7 +82,7 @@ func deleteIndex(ctx context.Context, s *system) error {
 	return nil
 }
 
-// breakS3 breaks every third call for a while.
+// breakS3 returns a fault that breaks every third call to S3 for a while.
 func breakS3(f s3.Fault) fault {
 	return func(ctx context.Context, s *system) error {
 		var calls, broken atomic.Int64
@@ -93,43 +94,45 @@ func breakS3(f s3.Fault) fault {
 			return f
 		})
 		defer s.servers.s3faults.Break(nil)
-		if err := lasting(ctx, outage); err != nil {
+		if err := sleep(ctx, outage); err != nil {
 			return err
 		}
 		if broken.Load() == 0 {
-			return errors.New("no call to S3 was broken: the row shows nothing")
+			return errors.New("no call to S3 failed: the row shows nothing")
 		}
 		return nil
 	}
 }
 
-// poisoned makes the network to a server bad for a while.
-func poisoned(server string, t toxic) fault {
+// withToxic returns a fault that breaks the network to a server for a while.
+func withToxic(server string, t toxic) fault {
 	return func(ctx context.Context, s *system) error {
-		if err := s.poison(server, t); err != nil {
+		if err := s.addToxic(server, t); err != nil {
 			return err
 		}
-		defer s.heal(context.WithoutCancel(ctx), server)
-		return lasting(ctx, outage)
+		defer s.removeToxics(context.WithoutCancel(ctx), server)
+		return sleep(ctx, outage)
 	}
 }
 
 // fillDisk fills the disk under the embedded default. Commands must be rejected with this reason.
 // After room is made and the system is restarted, it must continue.
 func fillDisk(ctx context.Context, s *system) error {
-	return s.full(ctx, func(i *instance) error { return i.Stop(time.Minute) })
+	return s.exhaustDisk(ctx, func(i *instance) error { return i.Stop(time.Minute) })
 }
 
-// fillDiskAndKill is fillDisk with a system that is killed while the disk is full.
+// fillDiskAndKill is like fillDisk, but kills the system instead of stopping it.
 func fillDiskAndKill(ctx context.Context, s *system) error {
-	return s.full(ctx, func(i *instance) error { return i.Kill() })
+	return s.exhaustDisk(ctx, func(i *instance) error { return i.Kill() })
 }
 
-func (s *system) full(ctx context.Context, end func(*instance) error) error {
+// exhaustDisk fills the disk until a command is rejected, makes room again, and restarts the system
+// by end.
+func (s *system) exhaustDisk(ctx context.Context, end func(*instance) error) error {
 	filler := filepath.Join(s.dir, "filler")
 	// dd ends with an error when the disk is full, as intended.
 	_ = exec.CommandContext(ctx, "dd", "if=/dev/zero", "of="+filler, "bs=64k").Run()
-	refused, err := s.refusedForSpace(ctx)
+	rejected, err := s.rejectedForSpace(ctx)
 	if err != nil {
 		return err
 	}
@@ -149,23 +152,24 @@ func (s *system) full(ctx context.Context, end func(*instance) error) error {
 	if err := r.backSince(ctx, starts); err != nil {
 		return err
 	}
-	s.note = "commands were refused with: " + refused
+	s.note = "commands were rejected with: " + rejected
 	return nil
 }
 
-// refusedForSpace sends commands, each under a new key, until one is rejected because the disk is
+// rejectedForSpace sends commands, each under a new key, until one is rejected because the disk is
 // full.
-func (s *system) refusedForSpace(ctx context.Context) (reason string, err error) {
-	c := client.New(s.door.addr, 0)
+func (s *system) rejectedForSpace(ctx context.Context) (reason string, err error) {
+	c := client.New(s.recorder.addr, 0)
 	defer c.Close()
 	var lastErr error
-	err = await(ctx, "a command refused for want of space", time.Minute, func() (bool, error) {
-		_, lastErr = c.Send(ctx, &catalogv1.SetPriceRequest{Sku: sku(0), Price: price(), IdempotencyKey: key("price")})
-		var refused *connect.Error
-		if !errors.As(lastErr, &refused) || !connect.IsWireError(refused) {
+	err = await(ctx, "a command rejected because the disk is full", time.Minute, func() (bool, error) {
+		command := &catalogv1.SetPriceRequest{Sku: sku(0), Price: price(), IdempotencyKey: key("price")}
+		_, lastErr = c.Send(ctx, command)
+		var rejected *connect.Error
+		if !errors.As(lastErr, &rejected) || !connect.IsWireError(rejected) {
 			return false, nil
 		}
-		reason = fmt.Sprintf("%s: %s", refused.Code(), refused.Message())
+		reason = fmt.Sprintf("%s: %s", rejected.Code(), rejected.Message())
 		return strings.Contains(reason, "disk is full"), nil
 	})
 	if err != nil {

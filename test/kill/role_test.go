@@ -17,21 +17,21 @@ import (
 	"github.com/millrace/millrace/test/servers/process"
 )
 
-// role keeps one role of the system running, as a scheduler of containers would. It restarts a
+// role keeps one role of the system running, as a scheduler of containers would: it replaces a
 // process that ends.
 type role struct {
-	name string
-	args []string
-	env  []string
-	dir  string
-	door *door // points to the role's process if the role takes commands
+	name     string
+	args     []string
+	env      []string
+	dir      string
+	recorder *recorder // points to the role's process if the role takes commands
 
-	mu      sync.Mutex
-	current *instance
-	starts  int
-	stopped bool
-	err     error // why it could not be restarted
-	keepers sync.WaitGroup
+	mu          sync.Mutex
+	current     *instance
+	starts      int
+	stopped     bool
+	err         error // why it could not be restarted
+	supervisors sync.WaitGroup
 }
 
 // instance is one process of a role.
@@ -41,9 +41,9 @@ type instance struct {
 	addr, admin string // its two listeners
 }
 
-// startWithin bounds the time until a process is ready. It may start while the machine is busy with
+// startTimeout bounds the time until a process is ready. It may start while the machine is busy with
 // a recovery.
-const startWithin = 90 * time.Second
+const startTimeout = 90 * time.Second
 
 // start starts the role and keeps it running until stop.
 func (r *role) start(ctx context.Context) error {
@@ -62,15 +62,15 @@ func (r *role) adopt(i *instance) {
 	defer r.mu.Unlock()
 	r.current = i
 	r.starts++
-	if r.door != nil {
-		r.door.point(i.addr)
+	if r.recorder != nil {
+		r.recorder.forwardTo(i.addr)
 	}
-	r.keepers.Go(func() { r.keep(i) })
+	r.supervisors.Go(func() { r.supervise(i) })
 }
 
-// keep waits for the end of a process, and starts the next one if the process is still the role's
-// own.
-func (r *role) keep(i *instance) {
+// supervise waits for the end of a process. It starts the next one if the process is still the
+// role's own.
+func (r *role) supervise(i *instance) {
 	<-i.Ended()
 	r.mu.Lock()
 	ours := r.current == i && !r.stopped
@@ -78,7 +78,7 @@ func (r *role) keep(i *instance) {
 	if !ours {
 		return
 	}
-	for deadline := time.Now().Add(startWithin); ; {
+	for deadline := time.Now().Add(startTimeout); ; {
 		next, err := r.launch(context.Background())
 		if err == nil {
 			r.mu.Lock()
@@ -93,7 +93,7 @@ func (r *role) keep(i *instance) {
 		}
 		if time.Now().After(deadline) {
 			r.mu.Lock()
-			r.err = fmt.Errorf("role %s does not start again: %w", r.name, err)
+			r.err = fmt.Errorf("restart role %s: %w", r.name, err)
 			r.mu.Unlock()
 			return
 		}
@@ -109,9 +109,9 @@ func (r *role) launch(ctx context.Context) (*instance, error) {
 	if err := os.MkdirAll(r.dir, 0o750); err != nil {
 		return nil, err
 	}
-	i := &instance{name: r.name, addr: local(ports[0]), admin: local(ports[1])}
+	i := &instance{name: r.name, addr: loopback(ports[0]), admin: loopback(ports[1])}
 	i.Process, err = process.Start(ctx, process.Command{
-		Name: "millrace " + r.name, Path: binary, Args: r.args, Dir: r.dir, ReadyWithin: startWithin,
+		Name: "millrace " + r.name, Path: binary, Args: r.args, Dir: r.dir, ReadyWithin: startTimeout,
 		Env:   append([]string{"MILLRACE_ADDR=" + i.addr, "MILLRACE_ADMIN_ADDR=" + i.admin}, r.env...),
 		Ready: func(ctx context.Context) error { return i.get(ctx, "/healthz") },
 	})
@@ -121,7 +121,7 @@ func (r *role) launch(ctx context.Context) (*instance, error) {
 	return i, nil
 }
 
-func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 // stop ends the role's process without a replacement.
 func (r *role) stop() error {
@@ -133,11 +133,11 @@ func (r *role) stop() error {
 	if current != nil {
 		err = current.Stop(30 * time.Second)
 	}
-	r.keepers.Wait()
+	r.supervisors.Wait()
 	return err
 }
 
-// now returns the role's process, and how often one was started.
+// now returns the current process of the role, and how many were started so far.
 func (r *role) now() (*instance, int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,13 +156,14 @@ func (r *role) replace(ctx context.Context) (old *instance, err error) {
 	return old, nil
 }
 
-// get requests a path of the process's admin listener.
+// get requests a path of the process's admin listener, and expects status 200.
 func (i *instance) get(ctx context.Context, path string) error {
-	_, err := i.ask(ctx, http.MethodGet, path, "")
+	_, err := i.call(ctx, http.MethodGet, path, "")
 	return err
 }
 
-func (i *instance) ask(ctx context.Context, method, path, body string) ([]byte, error) {
+// call sends a request to the process's admin listener, and returns the body of the answer.
+func (i *instance) call(ctx context.Context, method, path, body string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+i.admin+path, strings.NewReader(body))
@@ -181,15 +182,15 @@ func (i *instance) ask(ctx context.Context, method, path, body string) ([]byte, 
 	return answer, err
 }
 
-// arm arms a point of the process: "POINT=ACTION@N".
-func (i *instance) arm(ctx context.Context, word string) error {
-	_, err := i.ask(ctx, http.MethodPost, "/debug/failpoints", word)
+// arm arms a failpoint of the process. The spec is "POINT=ACTION@N".
+func (i *instance) arm(ctx context.Context, spec string) error {
+	_, err := i.call(ctx, http.MethodPost, "/debug/failpoints", spec)
 	return err
 }
 
-// fired reports whether a point has done what it was armed for.
+// fired reports whether an armed failpoint has fired.
 func (i *instance) fired(ctx context.Context, point string) (bool, error) {
-	answer, err := i.ask(ctx, http.MethodGet, "/debug/failpoints", "")
+	answer, err := i.call(ctx, http.MethodGet, "/debug/failpoints", "")
 	if err != nil {
 		return false, err
 	}
@@ -210,7 +211,7 @@ func (i *instance) frozen() (bool, error) {
 	return strings.HasPrefix(rest, "T"), nil
 }
 
-func (i *instance) thaw() error { return i.Signal(syscall.SIGCONT) }
+func (i *instance) resume() error { return i.Signal(syscall.SIGCONT) }
 
 func (i *instance) ended() bool {
 	select {
@@ -243,7 +244,7 @@ func await(ctx context.Context, what string, within time.Duration, holds func() 
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("after %v still not: %s", within, what), context.Cause(ctx))
+			return errors.Join(fmt.Errorf("timed out after %v waiting for: %s", within, what), context.Cause(ctx))
 		}
 	}
 }

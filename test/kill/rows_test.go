@@ -36,9 +36,11 @@ func steps() []step {
 		all = append(all,
 			step{role: "views", point: "view." + view + ".apply.before", name: name + " before apply", at: 3},
 			step{role: "views", point: "view." + view + ".save.before", name: name + " before save", at: 3},
-			step{role: "views", point: "view." + view + ".apply.after", name: name + " after apply", at: 3, after: true},
+			step{role: "views", point: "view." + view + ".apply.after", name: name + " after apply", at: 3,
+				after: true},
 			step{role: "views", point: "view." + view + ".positions.before", name: name + " before positions", at: 2},
-			step{role: "views", point: "view." + view + ".positions.after", name: name + " after positions", at: 2, after: true},
+			step{role: "views", point: "view." + view + ".positions.after", name: name + " after positions",
+				at: 2, after: true},
 		)
 	}
 	for _, table := range []string{"orders_events", "order_lines", "orders_current"} {
@@ -46,15 +48,23 @@ func steps() []step {
 			step{role: "lake", point: "lake." + table + ".records fetched", name: table + " records fetched", at: 2},
 			step{role: "lake", point: "lake." + table + ".data file closed", name: table + " data file closed", at: 1},
 			step{role: "lake", point: "lake." + table + ".about to commit", name: table + " about to commit", at: 1},
-			step{role: "lake", point: "lake." + table + ".committed, answer not used yet", name: table + " committed", at: 1, after: true},
+			step{role: "lake", point: "lake." + table + ".committed, answer not used yet", name: table +
+				" committed", at: 1, after: true},
 		)
 	}
-	all = append(all, step{role: "lake", point: "lake.orders_current.rows before looked up", name: "orders_current rows looked up", at: 1})
+	all = append(all,
+		step{role: "lake", point: "lake.orders_current.rows before looked up",
+			name: "orders_current rows looked up", at: 1})
 	for _, st := range []struct {
 		point string
 		after bool
-	}{{"compact.written", false}, {"compact.commit", false}, {"compact.committed", true}, {"expire.commit", false}, {"expire.committed", true}} {
-		all = append(all, step{role: "lake", point: "maintenance." + st.point, name: "maintenance " + st.point, at: 1, after: st.after})
+	}{
+		{"compact.written", false}, {"compact.commit", false}, {"compact.committed", true},
+		{"expire.commit", false}, {"expire.committed", true},
+	} {
+		all = append(all,
+			step{role: "lake", point: "maintenance." + st.point, name: "maintenance " + st.point, at: 1,
+				after: st.after})
 	}
 	return all
 }
@@ -67,12 +77,13 @@ func realRows() []row {
 	var rows []row
 	for _, st := range steps() {
 		at := st.role + "/" + st.name + "/"
-		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
+		rows = append(rows,
+			row{name: at + "kill", step: st, fault: st.kill, year: st.role == "relay" || st.role == "lake"})
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 		rows = append(rows, row{name: at + "zombie", step: st, fault: st.zombie})
 	}
-	rows = append(rows, litterRows("")...)
-	rows = append(rows, row{name: "iceberg/purge file/kill", step: purging, fault: killPurge})
+	rows = append(rows, garbageRows("")...)
+	rows = append(rows, row{name: "iceberg/purge file/kill", step: purgeStep, fault: killPurge})
 	rows = append(rows, serverRows()...)
 	for i := range rows {
 		rows[i].quick = quick[rows[i].name]
@@ -85,9 +96,8 @@ func serverRows() []row {
 	var rows []row
 	// Each node leads a third of the partitions and coordinates a third of the transactions.
 	for node := range kafkaNodes {
-		rows = append(rows, row{name: fmt.Sprintf("kafka/node %d killed", node+1), year: true, fault: func(ctx context.Context, s *system) error {
-			return killKafkaNode(ctx, s, node)
-		}})
+		kill := func(ctx context.Context, s *system) error { return killKafkaNode(ctx, s, node) }
+		rows = append(rows, row{name: fmt.Sprintf("kafka/node %d killed", node+1), year: true, fault: kill})
 	}
 	rows = append(rows,
 		row{name: "postgres/crash and restart", fault: crashPostgres, year: true},
@@ -102,13 +112,20 @@ func serverRows() []row {
 	)
 	for _, server := range []string{"postgres", "kafka", "redis", "elasticsearch", "s3"} {
 		rows = append(rows,
-			row{name: "network/" + server + " 200 ms late", fault: poisoned(server, toxic{"latency", "downstream", map[string]int64{"latency": 200}})},
-			row{name: "network/" + server + " connections reset", fault: poisoned(server, toxic{"reset_peer", "downstream", map[string]int64{"timeout": 100}})},
-			row{name: "network/" + server + " hears nothing", fault: poisoned(server, toxic{"timeout", "upstream", map[string]int64{"timeout": 0}})},
-			row{name: "network/" + server + " is not heard", fault: poisoned(server, toxic{"timeout", "downstream", map[string]int64{"timeout": 0}})},
+			networkRow(server, "200 ms latency", "latency", "downstream", "latency", 200),
+			networkRow(server, "connections reset", "reset_peer", "downstream", "timeout", 100),
+			networkRow(server, "requests lost", "timeout", "upstream", "timeout", 0),
+			networkRow(server, "answers lost", "timeout", "downstream", "timeout", 0),
 		)
 	}
 	return rows
+}
+
+// networkRow returns a row with a toxic on the links to a server. Times are in milliseconds. A
+// timeout of 0 drops the data of one direction and keeps the connection open.
+func networkRow(server, name, kind, stream, attribute string, value int64) row {
+	t := toxic{Type: kind, Stream: stream, Attributes: map[string]int64{attribute: value}}
+	return row{name: "network/" + server + " " + name, fault: withToxic(server, t)}
 }
 
 // diskRows returns the rows on the embedded default with a disk that fills up.
@@ -131,18 +148,19 @@ func embeddedRows() []row {
 		step{role: "views", point: "embedded.redis.write.after", name: "redis after write", at: 8, after: true},
 	)
 	for _, st := range all {
-		at := "embedded/" + st.role + "/" + st.name + "/"
-		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: st.role == "relay" || st.role == "lake"})
+		at, year := "embedded/"+st.role+"/"+st.name+"/", st.role == "relay" || st.role == "lake"
+		rows = append(rows, row{name: at + "kill", step: st, fault: st.kill, quick: quick[st.name], year: year})
 		rows = append(rows, row{name: at + st.failure(), step: st, fault: st.fail})
 	}
-	rows = append(rows, litterRows("embedded/")...)
-	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purging, fault: killPurge, quick: true})
+	rows = append(rows, garbageRows("embedded/")...)
+	rows = append(rows, row{name: "embedded/iceberg/purge file/kill", step: purgeStep, fault: killPurge, quick: true})
 	// Freezing the only process is the same at every step, except for what is open at that moment:
 	// an append, a Kafka transaction, or a commit of the lake.
 	for _, st := range steps() {
 		switch st.name {
 		case "before append", "before commit", "orders_events about to commit":
-			rows = append(rows, row{name: "embedded/" + st.role + "/" + st.name + "/freeze", step: st, fault: st.freeze})
+			rows = append(rows,
+				row{name: "embedded/" + st.role + "/" + st.name + "/freeze", step: st, fault: st.freeze})
 		}
 	}
 	return rows

@@ -6,23 +6,23 @@ import (
 	"testing"
 )
 
-// tries is needed because only every second redelivery contains a line that is added twice. It
-// depends on the commands just before the kill.
+// tries bounds the runs until a row is red. One run may not be enough: about every second
+// redelivery contains an order line that an unguarded view adds twice.
 const tries = 6
 
-// TestMatrixGoesRed tests the matrix itself: with a guard switched off, the row that depends on it
-// must become red. The same row runs with the guard first.
-func TestMatrixGoesRed(t *testing.T) {
+// TestMatrixDetectsDisabledGuards tests the matrix itself: with a guard disabled, the row that
+// depends on it must become red. First, the row must be green with the guard.
+func TestMatrixDetectsDisabledGuards(t *testing.T) {
 	for _, c := range []struct {
-		off   string // the switch that disables the guard
-		stage *stage
-		row   string
-		rows  []row
+		off     string // the switch that disables the guard
+		testbed *testbed
+		row     string
+		rows    []row
 	}{
-		// Records since the last saved positions are redelivered, and order lines that are added
-		// twice remain.
-		{"view.noguard", realOnes, "views/orderstatus before positions/kill", realRows()},
-		{"lake.nofence", realOnes, "lake/orders_events about to commit/zombie", realRows()},
+		// A killed view reads the records since its saved positions again. Without the guard it adds
+		// their order lines twice.
+		{"view.noguard", realServers, "views/orderstatus before positions/kill", realRows()},
+		{"lake.nofence", realServers, "lake/orders_events about to commit/zombie", realRows()},
 	} {
 		t.Run(c.off, func(t *testing.T) {
 			at := slices.IndexFunc(c.rows, func(r row) bool { return r.name == c.row })
@@ -30,16 +30,16 @@ func TestMatrixGoesRed(t *testing.T) {
 				t.Fatalf("there is no row %s", c.row)
 			}
 			r := c.rows[at]
-			c.stage.played = 0
-			green := c.stage.play(t, r)
-			fmt.Printf("guards on:        %s\n", green.line())
+			c.testbed.rowsRun = 0
+			green := c.testbed.run(t, r)
+			fmt.Printf("guard enabled: %s\n", green.line())
 			if green.verdict == "skipped" {
 				t.Skip(green.reason)
 			}
 			if green.verdict != "green" {
 				t.Fatal(green.reason)
 			}
-			s := c.stage.now
+			s := c.testbed.now
 			role := s.role(r.step.role)
 			i, _, err := role.now()
 			if err == nil {
@@ -51,18 +51,18 @@ func TestMatrixGoesRed(t *testing.T) {
 			role.env = append(role.env, "MILLRACE_FAILPOINTS="+c.off+"=on") // for processes that are started later
 			var red outcome
 			for range tries {
-				c.stage.played = 0 // stay on this system, which has the switch
-				red = c.stage.play(t, r)
-				fmt.Printf("%s on:  %s\n", c.off, red.line())
+				c.testbed.rowsRun = 0 // stay on this system, which has the switch
+				red = c.testbed.run(t, r)
+				fmt.Printf("%s enabled: %s\n", c.off, red.line())
 				if red.verdict == "red" {
 					break
 				}
 			}
 			if red.verdict != "red" {
-				t.Fatalf("with %s the row must be red", c.off)
+				t.Fatalf("the row is still green with %s: it does not detect the missing guard", c.off)
 			}
 			if red.lost+red.doubled+red.disordered == 0 && !red.different {
-				t.Errorf("it is red for another reason than what the system holds: %s", red.reason)
+				t.Errorf("the row is red, but not because of the system's data: %s", red.reason)
 			}
 		})
 	}

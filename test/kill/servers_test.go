@@ -32,15 +32,16 @@ type servers struct {
 	s3faults *s3.Proxy
 }
 
-// startReal starts every server, a wire to each, and a process for each role.
+// startReal starts every server, a link to each, and a process for each role.
 func startReal(ctx context.Context, dir string) (_ *system, err error) {
-	s := &system{dir: dir, ledger: newLedger(), servers: &servers{}, wires: map[string][]*wire{}, roles: map[string]*role{}}
+	s := &system{dir: dir, ledger: newLedger(), servers: &servers{}, links: map[string][]*link{},
+		roles: map[string]*role{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.end())
 		}
 	}()
-	if s.door, err = openDoor(s.ledger); err != nil {
+	if s.recorder, err = startRecorder(s.ledger); err != nil {
 		return nil, err
 	}
 	for _, start := range []func() error{s.startPostgres, s.startKafka, s.startRedis, s.startSearch, s.startS3} {
@@ -48,11 +49,13 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 			return nil, err
 		}
 	}
-	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", unnamed), upkeep...)
+	s.env = append(append(s.env, "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv),
+		maintenanceEnv...)
 	for _, name := range []string{"commands", "relay", "views", "lake", "query", "admin", "iceberg"} {
-		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env), dir: filepath.Join(dir, name)}
+		r := &role{name: name, args: []string{"serve", "--role", name}, env: slices.Clip(s.env),
+			dir: filepath.Join(dir, name)}
 		if name == "commands" {
-			r.door = s.door
+			r.recorder = s.recorder
 		}
 		s.roles[name] = r
 	}
@@ -62,13 +65,13 @@ func startReal(ctx context.Context, dir string) (_ *system, err error) {
 	return s, nil
 }
 
-// stretch puts a wire in front of a server.
-func (s *system) stretch(server string, port int) (*wire, error) {
-	w, err := newWire(port)
+// addLink puts a link in front of a server.
+func (s *system) addLink(server string, port int) (*link, error) {
+	w, err := newLink(port)
 	if err != nil {
-		return nil, fmt.Errorf("wire to %s: %w", server, err)
+		return nil, fmt.Errorf("link to %s: %w", server, err)
 	}
-	s.wires[server] = append(s.wires[server], w)
+	s.links[server] = append(s.links[server], w)
 	s.close = append(s.close, func() error {
 		w.proxy.Stop()
 		return nil
@@ -88,8 +91,12 @@ func (s *system) startPostgres() error {
 	if err != nil {
 		return err
 	}
-	for _, statement := range []string{"CREATE ROLE millrace LOGIN PASSWORD '" + secret + "'", "CREATE DATABASE " + database + " OWNER millrace"} {
-		if out, err := exec.Command("psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput(); err != nil {
+	for _, statement := range []string{
+		"CREATE ROLE millrace LOGIN PASSWORD '" + secret + "'",
+		"CREATE DATABASE " + database + " OWNER millrace",
+	} {
+		out, err := exec.Command("psql", super, "-v", "ON_ERROR_STOP=1", "-c", statement).CombinedOutput()
+		if err != nil {
 			return fmt.Errorf("psql: %w: %s", err, out)
 		}
 	}
@@ -101,7 +108,7 @@ func (s *system) startPostgres() error {
 	if err != nil {
 		return err
 	}
-	w, err := s.stretch("postgres", port)
+	w, err := s.addLink("postgres", port)
 	if err != nil {
 		return err
 	}
@@ -122,7 +129,7 @@ func (s *system) startKafka() error {
 	k := &s.servers.kafka
 	k.Nodes = kafkaNodes
 	k.Advertise = func(_, port int) (int, error) {
-		w, err := s.stretch("kafka", port)
+		w, err := s.addLink("kafka", port)
 		if err != nil {
 			return 0, err
 		}
@@ -141,7 +148,7 @@ func (s *system) startRedis() error {
 	if err != nil {
 		return err
 	}
-	w, err := s.stretchTo("redis", addr)
+	w, err := s.addLinkTo("redis", addr)
 	if err == nil {
 		s.env = append(s.env, "MILLRACE_REDIS_ADDR="+w.addr())
 	}
@@ -154,7 +161,7 @@ func (s *system) startSearch() error {
 	if err != nil {
 		return err
 	}
-	w, err := s.stretchTo("elasticsearch", strings.TrimPrefix(base, "http://"))
+	w, err := s.addLinkTo("elasticsearch", strings.TrimPrefix(base, "http://"))
 	if err == nil {
 		s.env = append(s.env, "MILLRACE_SEARCH_ELASTICSEARCH=http://"+w.addr())
 	}
@@ -171,22 +178,24 @@ func (s *system) startS3() error {
 		return err
 	}
 	s.close = append(s.close, s.servers.s3faults.Close)
-	w, err := s.stretchTo("s3", strings.TrimPrefix(s.servers.s3faults.Endpoint, "http://"))
+	w, err := s.addLinkTo("s3", strings.TrimPrefix(s.servers.s3faults.Endpoint, "http://"))
 	if err == nil {
-		s.env = append(s.env, "MILLRACE_LAKE_WAREHOUSE=s3://"+c.Bucket+"/warehouse", "MILLRACE_LAKE_S3_ENDPOINT=http://"+w.addr(),
-			"MILLRACE_LAKE_S3_REGION="+c.Region, "MILLRACE_LAKE_S3_ACCESS_KEY="+c.AccessKey, "MILLRACE_LAKE_S3_SECRET_KEY="+c.SecretKey)
+		s.env = append(s.env,
+			"MILLRACE_LAKE_WAREHOUSE=s3://"+c.Bucket+"/warehouse",
+			"MILLRACE_LAKE_S3_ENDPOINT=http://"+w.addr(), "MILLRACE_LAKE_S3_REGION="+c.Region,
+			"MILLRACE_LAKE_S3_ACCESS_KEY="+c.AccessKey, "MILLRACE_LAKE_S3_SECRET_KEY="+c.SecretKey)
 	}
 	return err
 }
 
-// stretchTo puts a wire in front of a server at host:port.
-func (s *system) stretchTo(server, addr string) (*wire, error) {
+// addLinkTo puts a link in front of a server at host:port.
+func (s *system) addLinkTo(server, addr string) (*link, error) {
 	_, text, _ := strings.Cut(addr, ":")
 	port, err := strconv.Atoi(text)
 	if err != nil {
 		return nil, fmt.Errorf("address of %s: %w", server, err)
 	}
-	return s.stretch(server, port)
+	return s.addLink(server, port)
 }
 
 // startSmallDisk starts the embedded default on a small file system of its own, which can be
@@ -196,11 +205,13 @@ func startSmallDisk(ctx context.Context, dir string) (*system, error) {
 	if err := os.Mkdir(disk, 0o750); err != nil {
 		return nil, err
 	}
-	if out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+diskSize, "millrace-kill", disk).CombinedOutput(); err != nil {
+	mount := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size="+diskSize, "millrace-kill", disk)
+	if out, err := mount.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w: mount a small file system: %w: %s", errUnavailable, err, out)
 	}
 	unmount := func() error {
-		if out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "--lazy", disk).CombinedOutput(); err != nil {
+		out, err := exec.CommandContext(context.WithoutCancel(ctx), "umount", "--lazy", disk).CombinedOutput()
+		if err != nil {
 			return fmt.Errorf("umount %s: %w: %s", disk, err, out)
 		}
 		return nil
@@ -216,4 +227,4 @@ func startSmallDisk(ctx context.Context, dir string) (*system, error) {
 const diskSize = "256m"
 
 // errUnavailable is the error of a row that needs something this machine does not have.
-var errUnavailable = errors.New("not possible here")
+var errUnavailable = errors.New("not possible on this machine")

@@ -20,18 +20,19 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// system is what a row works on: the roles, their servers, and the ledger. Rows run one after the
-// other on the same growing system, so each row also verifies what the rows before it left behind.
+// system is a running Millrace: its roles, their servers, and the ledger of its commands. Rows run
+// one after the other on the same growing system, so each row also verifies the data of the rows
+// before it.
 type system struct {
-	dir    string
-	env    []string // how every process of Millrace, including the command line, reaches the servers
-	roles  map[string]*role
-	door   *door
-	ledger *ledger
+	dir      string
+	env      []string // of every process of Millrace, including the command line
+	roles    map[string]*role
+	recorder *recorder
+	ledger   *ledger
 
 	brokers   string
 	openStore func(context.Context, event.Aggregate) (eventstore.Store, error)
-	close     []func() error // releases the resources, last first
+	close     []func() error // in reverse order
 	yearLines int            // lines of the real year that were imported
 
 	purges int // number of tables that clients have created
@@ -39,10 +40,10 @@ type system struct {
 	note string // a remark of the fault for the report
 
 	servers *servers           // the real servers, if any
-	wires   map[string][]*wire // to them
+	links   map[string][]*link // to the real servers, by server
 }
 
-// role returns the role that has a part. One process has all of them, or each has its own.
+// role returns the named role, or "up" if one process runs all roles.
 func (s *system) role(name string) *role {
 	if up := s.roles["up"]; up != nil {
 		return up
@@ -50,8 +51,8 @@ func (s *system) role(name string) *role {
 	return s.roles[name]
 }
 
-// upkeep lets the lake's maintenance run continuously, with a short history.
-var upkeep = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=5s", "MILLRACE_LAKE_MAINTENANCE_KEEP=20s"}
+// maintenanceEnv makes the lake's maintenance run almost continuously, and keep a short history.
+var maintenanceEnv = []string{"MILLRACE_LAKE_MAINTENANCE_EVERY=5s", "MILLRACE_LAKE_MAINTENANCE_KEEP=20s"}
 
 // startEmbedded starts `millrace up` with everything in one data folder.
 func startEmbedded(ctx context.Context, dir string, env ...string) (*system, error) {
@@ -61,17 +62,21 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	}
 	data := filepath.Join(dir, "data")
 	s := &system{
-		dir: dir, ledger: newLedger(), brokers: local(ports),
-		env: append([]string{"MILLRACE_KAFKA_LISTEN=" + local(ports), "MILLRACE_LOG_LEVEL=warn", "MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", unnamed}, upkeep...),
+		dir: dir, ledger: newLedger(), brokers: loopback(ports),
+		env: append([]string{
+			"MILLRACE_KAFKA_LISTEN=" + loopback(ports), "MILLRACE_LOG_LEVEL=warn",
+			"MILLRACE_COMMANDS_CURRENCIES={GBP: 3}", bisectEnv,
+		}, maintenanceEnv...),
 		openStore: func(ctx context.Context, a event.Aggregate) (eventstore.Store, error) {
 			return sqlite.Open(ctx, filepath.Join(data, "store", a.Service+".db"), a)
 		},
 	}
-	if s.door, err = openDoor(s.ledger); err != nil {
+	if s.recorder, err = startRecorder(s.ledger); err != nil {
 		return nil, err
 	}
 	s.roles = map[string]*role{"up": {
-		name: "up", args: []string{"up", "--no-demo", "--data", data}, env: append(s.env, env...), dir: filepath.Join(dir, "up"), door: s.door,
+		name: "up", args: []string{"up", "--no-demo", "--data", data}, env: append(s.env, env...),
+		dir: filepath.Join(dir, "up"), recorder: s.recorder,
 	}}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.end())
@@ -79,7 +84,7 @@ func startEmbedded(ctx context.Context, dir string, env ...string) (*system, err
 	return s, nil
 }
 
-// open starts the roles, all at once as a scheduler does, and opens the shop.
+// open starts the roles, all at once as a scheduler does, and creates the products of the load.
 func (s *system) open(ctx context.Context) error {
 	var starting errgroup.Group
 	for _, r := range s.roles {
@@ -88,17 +93,17 @@ func (s *system) open(ctx context.Context) error {
 	if err := starting.Wait(); err != nil {
 		return err
 	}
-	return openShop(ctx, s.door.addr)
+	return createProducts(ctx, s.recorder.addr)
 }
 
-// end stops everything.
+// end stops the roles, the recorder and the servers.
 func (s *system) end() error {
 	var errs []error
 	for _, r := range s.roles {
 		errs = append(errs, r.stop())
 	}
-	if s.door != nil {
-		errs = append(errs, s.door.close())
+	if s.recorder != nil {
+		errs = append(errs, s.recorder.close())
 	}
 	for i := len(s.close) - 1; i >= 0; i-- {
 		errs = append(errs, s.close[i]())
@@ -108,7 +113,7 @@ func (s *system) end() error {
 
 // failed returns an error if a role cannot be kept running, or if an answer was wrong.
 func (s *system) failed() error {
-	errs := []error{s.door.wrong()}
+	errs := []error{s.recorder.violation()}
 	for _, r := range s.roles {
 		_, _, err := r.now()
 		errs = append(errs, err)
@@ -130,25 +135,25 @@ func (s *system) run(ctx context.Context, args ...string) (string, error) {
 	}
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("millrace %s: %w\n%s", strings.Join(args, " "), err, last(stderr.String()))
+		return stdout.String(), fmt.Errorf("millrace %s: %w\n%s", strings.Join(args, " "), err, tail(stderr.String()))
 	}
 	return stdout.String(), nil
 }
 
-// last returns the end of a text that may be long.
-func last(s string) string { return s[max(0, len(s)-2000):] }
+// tail returns the end of a text that may be long.
+func tail(s string) string { return s[max(0, len(s)-2000):] }
 
 var errDifferent = errors.New("millrace verify found a difference")
 
 // verify runs `millrace verify`, and returns an error that describes the first difference.
 func (s *system) verify(ctx context.Context) error {
-	out, err := s.run(ctx, "verify", "--output", "json", "--wait", settleWithin.String())
+	out, err := s.run(ctx, "verify", "--output", "json", "--wait", settleTimeout.String())
 	var result struct {
 		Equal      bool
 		Aggregates []struct{ Difference string }
 	}
 	if json.Unmarshal([]byte(out), &result) != nil {
-		return errors.Join(fmt.Errorf("verify said %q", out), err)
+		return errors.Join(fmt.Errorf("decode the output of verify: %q", out), err)
 	}
 	if !result.Equal { // the command has also returned an error
 		err = errDifferent
@@ -161,8 +166,8 @@ func (s *system) verify(ctx context.Context) error {
 	return err
 }
 
-// settleWithin bounds the time until all sinks are complete, once nothing fails any more.
-const settleWithin = 2 * time.Minute
+// settleTimeout bounds the time until all sinks have caught up, once nothing fails any more.
+const settleTimeout = 2 * time.Minute
 
 func (s *system) kafka() kafka.Config {
 	return kafka.Config{Brokers: s.brokers, ClientID: "millrace-kill"}
