@@ -30,7 +30,7 @@ const propFault = "millrace.fault."
 // faultHolds is the age up to which a recorded fault is valid. A fault is recorded again at each
 // failed attempt. An older one is from a process that ended, or that lands the table again but
 // could not clear the fault.
-const faultHolds = 10 * LookAgain
+const faultHolds = 10 * RetryInterval
 
 // mostFault is the maximum size in bytes of each text of a recorded fault. Columns of catalogs are
 // limited.
@@ -65,8 +65,8 @@ func written(e *faults.TableError) string {
 	return string(b)
 }
 
-// LandsAgain clears a recorded fault, whichever process recorded it.
-func (l *Lake) LandsAgain(ctx context.Context, t declare.Table) {
+// ClearFault clears a recorded fault, whichever process recorded it.
+func (l *Lake) ClearFault(ctx context.Context, t declare.Table) {
 	l.writeFault(ctx, t, []string{propFault + t.Name}, nil)
 	if l.stopped.clear(t.DisplayName()) {
 		l.log.Info("the table is landed again", "table", t.DisplayName())
@@ -203,9 +203,9 @@ func byTable(a, b *faults.TableError) int { return strings.Compare(a.Table, b.Ta
 // Stopped returns the faults of tables that this process cannot land.
 func (l *Lake) Stopped() []*faults.TableError { return l.stopped.all() }
 
-// LookAgain is the interval at which landing of a stopped table is tried again, in case the fault
+// RetryInterval is the interval at which landing of a stopped table is tried again, in case the fault
 // was repaired.
-const LookAgain = 30 * time.Second
+const RetryInterval = 30 * time.Second
 
 // Fault returns the reason why this process cannot land a table, or nil.
 func (l *Lake) Fault(t declare.Table) *faults.TableError { return l.stopped.of(t.DisplayName()) }

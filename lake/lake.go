@@ -7,7 +7,7 @@
 //
 //   - reports the state of tables, now and in the past: Tables, TablesAsOf;
 //   - describes their contents: Summarize, Snapshots, Files;
-//   - reports faults: Look, Check, Stopped;
+//   - reports faults: Report, Check, Stopped;
 //   - computes digests for verification: Digest;
 //   - keeps tables small: Maintain, Keep;
 //   - serves the catalog to other engines: REST. The guard refuses changes that would make landers
@@ -255,9 +255,9 @@ func (l *Lake) Tables(ctx context.Context) ([]TableState, error) {
 	return states, err
 }
 
-// Look returns the same states as Tables, and the faults of tables that cannot be read, are not
+// Report returns the same states as Tables, and the faults of tables that cannot be read, are not
 // landed (by this process or another), or have missing files.
-func (l *Lake) Look(ctx context.Context) ([]TableState, []*faults.TableError, error) {
+func (l *Lake) Report(ctx context.Context) ([]TableState, []*faults.TableError, error) {
 	states, broken, err := l.states(ctx, l.tables)
 	if err != nil {
 		return nil, nil, err

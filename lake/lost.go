@@ -27,7 +27,7 @@ const propLost = "millrace.lost."
 const lostHolds = 7 * 24 * time.Hour
 
 // Check verifies that all files of a table exist. If some are missing, the error is a *TableError.
-// Look reports it from then on, until a check finds all files.
+// Report reports it from then on, until a check finds all files.
 func (l *Lake) Check(ctx context.Context, name Name) error {
 	t := declare.Table{Namespace: declare.NamespaceOf(name), Name: name[len(name)-1]}
 	err := maintenance.CheckFiles(ctx, l.loader(name))
@@ -51,7 +51,7 @@ func (l *Lake) Check(ctx context.Context, name Name) error {
 		fault.Err, fault.Remedy = cycle, faults.RemedyCycle
 	default:
 		if fault := faults.Of(t.DisplayName(), err); fault != nil {
-			return fault // Look reports it, too
+			return fault // Report reports it, too
 		}
 		return err
 	}

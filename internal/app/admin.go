@@ -78,7 +78,7 @@ func (p *App) brokenTables(ctx context.Context) ([]*faults.TableError, error) {
 	if p.lake == nil {
 		return nil, nil
 	}
-	_, broken, err := p.lake.Look(ctx)
+	_, broken, err := p.lake.Report(ctx)
 	if err != nil || p.sql == nil {
 		return broken, err
 	}

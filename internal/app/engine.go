@@ -92,7 +92,7 @@ func StartEngine(ctx context.Context, c config.Config, folder string, log *slog.
 // if a table is broken that the query wants.
 func SQLTables(l *lake.Lake) lakesql.Tables {
 	return func(ctx context.Context, wanted func(string) bool) ([]lakesql.Table, error) {
-		states, broken, err := l.Look(ctx)
+		states, broken, err := l.Report(ctx)
 		if err != nil {
 			return nil, err
 		}

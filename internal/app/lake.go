@@ -93,7 +93,7 @@ func (p *App) startLanding(context.Context) error {
 	}
 	run := lakelanding.Config{
 		Instance: instance,
-		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+		Brokers:  strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(parking),
 		CommitInterval: p.cfg.Lake.CommitInterval, CommitBytes: p.cfg.Lake.CommitBytes, Maintenance: p.upkeep(),
 	}
 	// The landers report stopped tables to the lake. The metric exports them.
@@ -138,8 +138,8 @@ func (p *App) upkeep() *maintenance.Config {
 }
 
 // park returns a function that writes records which cannot be rows to the dead letter topic.
-func park(to *streams.DeadLetters) lakelanding.Parker {
-	return func(ctx context.Context, records []lakelanding.Parked) error {
+func park(to *streams.DeadLetters) lakelanding.DeadLetterWriter {
+	return func(ctx context.Context, records []lakelanding.DeadLetter) error {
 		parked := make([]streams.DeadLetter, 0, len(records))
 		for _, r := range records {
 			parked = append(parked, streams.DeadLetter{

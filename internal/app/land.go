@@ -77,7 +77,7 @@ func Land(ctx context.Context, cfg config.Config, l Landing, log *slog.Logger) (
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return lakelanding.Run(ctx, p.lake, lakelanding.Config{
-			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, Park: park(parking),
+			Brokers: strings.Split(p.kafka.Brokers, ","), Security: p.kafka.Security, Decoder: p.decoder, WriteDeadLetters: park(parking),
 			CommitInterval: cfg.Lake.CommitInterval, CommitBytes: cfg.Lake.CommitBytes, Maintenance: p.upkeep(), Landers: l.Landers,
 		})
 	})

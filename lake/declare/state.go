@@ -213,14 +213,14 @@ func (x *states[S]) Take(ctx context.Context, r Record) (Appended, error) {
 	return appended, nil
 }
 
-// Held implements Upserts.
-func (x *states[S]) Held() bool { return len(x.changes) > 0 }
+// Pending implements Upserts.
+func (x *states[S]) Pending() bool { return len(x.changes) > 0 }
 
 // Columns implements Upserts.
 func (x *states[S]) Columns() []columnar.Field { return x.row.to.Fields()[:len(x.shape)] }
 
-// Missing implements Upserts.
-func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
+// LookupKeys implements Upserts.
+func (x *states[S]) LookupKeys(from map[int32]int64) (keys []string) {
 	// If the table is not where this lander left it, another one has landed the partition
 	// meanwhile. A new turn invalidates the rows remembered of it.
 	for partition, at := range from {
@@ -246,18 +246,18 @@ func (x *states[S]) Missing(from map[int32]int64) (keys []string) {
 	return keys
 }
 
-// WantsKeys implements Upserts.
-func (x *states[S]) WantsKeys() bool {
-	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.Knows(n.partition, n.from) })
+// NeedsKeys implements Upserts.
+func (x *states[S]) NeedsKeys() bool {
+	return slices.ContainsFunc(x.first, func(n newcomer) bool { return !x.filter.Covers(n.partition, n.from) })
 }
 
-// Keys implements Upserts.
-func (x *states[S]) Keys(f *keyset.Filter) { x.filter = f }
+// SetKeys implements Upserts.
+func (x *states[S]) SetKeys(f *keyset.Filter) { x.filter = f }
 
-// Doubtful implements Upserts.
-func (x *states[S]) Doubtful() (keys []string) {
+// UncertainKeys implements Upserts.
+func (x *states[S]) UncertainKeys() (keys []string) {
 	for _, n := range x.first {
-		if x.filter.May(n.key) {
+		if x.filter.MayContain(n.key) {
 			keys = append(keys, n.key)
 		}
 	}
@@ -326,8 +326,8 @@ func (x *states[S]) Landed(next map[int32]int64) {
 	for partition, at := range next {
 		// The filter knew all keys up to the old offset and now has those of the batch, so it is
 		// complete up to the new one.
-		if s := x.stands[partition]; x.filter.Knows(partition, s.next) {
-			x.filter.Reaches(partition, at)
+		if s := x.stands[partition]; x.filter.Covers(partition, s.next) {
+			x.filter.Advance(partition, at)
 		}
 		x.stands[partition] = stand{next: at, turn: x.stands[partition].turn}
 	}

@@ -13,25 +13,25 @@ import (
 // until the batch lands. Then each key that the batch changes gets one new row, which replaces the
 // previous one.
 //
-// A landing calls the methods in this order: Take for each record; Missing; Keys if WantsKeys;
-// Doubtful; Found for the rows looked up; Fold; and Landed after the commit. If a step fails, the
+// A landing calls the methods in this order: Take for each record; LookupKeys; SetKeys if NeedsKeys;
+// UncertainKeys; Found for the rows looked up; Fold; and Landed after the commit. If a step fails, the
 // Upserts are discarded with their session.
 type Upserts interface {
 	// Take collects a record and appends no row. Its error means the same as that of Rows.Append.
 	Take(ctx context.Context, r Record) (Appended, error)
-	// Held reports whether any records are collected.
-	Held() bool
+	// Pending reports whether any records are collected.
+	Pending() bool
 	// Columns returns the columns needed to restore a row's state, the key first.
 	Columns() []columnar.Field
 	// Missing begins a landing of a batch whose first offsets are from, by partition. It returns
 	// the keys whose previous rows must be looked up in the table. A key may have no row.
-	Missing(from map[int32]int64) []string
-	// WantsKeys reports whether the batch has first events of streams that only the table's keys
-	// can tell from duplicates. If so, the caller must pass the keys to Keys. Doubtful then returns
+	LookupKeys(from map[int32]int64) []string
+	// NeedsKeys reports whether the batch has first events of streams that only the table's keys
+	// can tell from duplicates. If so, the caller must pass the keys to SetKeys. UncertainKeys then returns
 	// the keys of first events that may have a row. Their rows must be looked up, too.
-	WantsKeys() bool
-	Keys(*keyset.Filter)
-	Doubtful() []string
+	NeedsKeys() bool
+	SetKeys(*keyset.Filter)
+	UncertainKeys() []string
 	// Found takes the looked-up rows from a batch. names are the names of Columns in that batch.
 	Found(rec arrow.RecordBatch, names []string) error
 	// Fold calls each for every key whose row changes, in key order. existed reports whether the

@@ -193,7 +193,7 @@ func TestTopicLands(t *testing.T) {
 		go func() {
 			done <- landing.Run(ctx, l, landing.Config{
 				Brokers: []string{b.Addr()}, Instance: "test", Landers: 2,
-				Park: func(_ context.Context, p []landing.Parked) error { parked.Add(int64(len(p))); return nil },
+				WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { parked.Add(int64(len(p))); return nil },
 			})
 		}()
 		polltest.Until(t, "the topic is in the table", func() bool {

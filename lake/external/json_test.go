@@ -93,7 +93,7 @@ func childLands(where string) error {
 	if err != nil {
 		return err
 	}
-	return landing.Run(context.Background(), l, landing.Config{Brokers: []string{at.Brokers}, Instance: "child", Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason }})
+	return landing.Run(context.Background(), l, landing.Config{Brokers: []string{at.Brokers}, Instance: "child", WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { return p[0].Reason }})
 }
 
 type rowsFunc = func(*columnar.Columns, *reg.Decoder) (declare.Rows, error)

@@ -96,7 +96,7 @@ func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop fun
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, Park: w.park})
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{w.brokers}, Landers: 2, WriteDeadLetters: w.park})
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -108,7 +108,7 @@ func (w *world) start(t *testing.T, table declare.Table) (l *lake.Lake, stop fun
 	return l, stop
 }
 
-func (w *world) park(_ context.Context, records []landing.Parked) error {
+func (w *world) park(_ context.Context, records []landing.DeadLetter) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range records {

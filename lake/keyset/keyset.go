@@ -54,7 +54,7 @@ func (f *Filter) each(key string, fn func(word int, bit uint64) bool) bool {
 // Add adds a key.
 func (f *Filter) Add(key string) {
 	// Do not count a key twice, since keys determines when the filter is full.
-	if f.May(key) {
+	if f.MayContain(key) {
 		return
 	}
 	f.keys++
@@ -64,14 +64,14 @@ func (f *Filter) Add(key string) {
 	})
 }
 
-// May reports whether a key may have been added.
-func (f *Filter) May(key string) bool {
+// MayContain reports whether a key may have been added.
+func (f *Filter) MayContain(key string) bool {
 	return f.each(key, func(word int, bit uint64) bool { return f.bits[word]&bit != 0 })
 }
 
-// Knows reports whether the filter has all keys of a partition up to an offset and is not overfull.
+// Covers reports whether the filter has all keys of a partition up to an offset and is not overfull.
 // If not, the caller must build a new filter.
-func (f *Filter) Knows(partition int32, upTo int64) bool {
+func (f *Filter) Covers(partition int32, upTo int64) bool {
 	if f == nil || f.keys > f.capacity && f.capacity < mostFilter {
 		return false
 	}
@@ -80,5 +80,5 @@ func (f *Filter) Knows(partition int32, upTo int64) bool {
 	return ok && at == upTo || !ok && upTo == 0
 }
 
-// Reaches records that the filter has all keys of a partition up to an offset.
-func (f *Filter) Reaches(partition int32, upTo int64) { f.upTo[partition] = upTo }
+// Advance records that the filter has all keys of a partition up to an offset.
+func (f *Filter) Advance(partition int32, upTo int64) { f.upTo[partition] = upTo }

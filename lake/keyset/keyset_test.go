@@ -17,7 +17,7 @@ func TestKeyFilter(t *testing.T) {
 			f.Add(k)
 		}
 		for _, k := range keys {
-			if !f.May(k) {
+			if !f.MayContain(k) {
 				t.Fatalf("%q was added", k)
 			}
 		}
@@ -28,7 +28,7 @@ func TestKeyFilter(t *testing.T) {
 	}
 	wrong := 0
 	for i := range 100_000 {
-		if f.May(fmt.Sprint("another ", i)) {
+		if f.MayContain(fmt.Sprint("another ", i)) {
 			wrong++
 		}
 	}
@@ -46,15 +46,15 @@ func TestKeyFilterKnowsHowFarItIs(t *testing.T) {
 		upTo      int64
 		want      bool
 	}{{1, 7, true}, {1, 8, false}, {1, 6, false}, {2, 0, true}, {2, 1, false}} {
-		if got := f.Knows(c.partition, c.upTo); got != c.want {
+		if got := f.Covers(c.partition, c.upTo); got != c.want {
 			t.Errorf("partition %d up to %d: %v", c.partition, c.upTo, got)
 		}
 	}
 	f.keys = f.capacity + 1
-	if f.Knows(1, 7) {
+	if f.Covers(1, 7) {
 		t.Error("it is full, and a larger one could be made")
 	}
-	if (*Filter)(nil).Knows(2, 0) {
+	if (*Filter)(nil).Covers(2, 0) {
 		t.Error("none knows nothing")
 	}
 }

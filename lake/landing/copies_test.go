@@ -37,7 +37,7 @@ type copies struct {
 	others []error
 }
 
-func (c *copies) park(_ context.Context, records []Parked) error {
+func (c *copies) park(_ context.Context, records []DeadLetter) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range records {
@@ -71,7 +71,7 @@ func TestCopiesOfEventsLandNowhere(t *testing.T) {
 				s.mustTrade(t, 30)
 				aside := &copies{aside: map[string]int{}}
 				c := s.runConfig()
-				c.Park = aside.park
+				c.WriteDeadLetters = aside.park
 				l := openLake(t, ordersOnly(localLake(t)))
 				stop := start(t, l, c)
 				s.landed(t, l)
@@ -150,7 +150,7 @@ func TestCopiesInATableOfAnEarlierVersion(t *testing.T) {
 	}
 	aside := &copies{aside: map[string]int{}}
 	c := s.runConfig()
-	c.Park = aside.park
+	c.WriteDeadLetters = aside.park
 	stop = start(t, l, c)
 	s.mustTrade(t, 40)
 	s.landed(t, l)
@@ -187,7 +187,7 @@ func TestKilledAmongCopies(t *testing.T) {
 				}
 				l := openLake(t, config)
 				c := s.runConfig()
-				c.Park = func(context.Context, []Parked) error { return nil }
+				c.WriteDeadLetters = func(context.Context, []DeadLetter) error { return nil }
 				stop := start(t, l, c)
 				s.landed(t, l)
 				mustStop(t, stop)

@@ -67,7 +67,7 @@ func TestCycleOfSnapshots(t *testing.T) {
 			t.Errorf("%s: %v, want that it names the cycle", what, err)
 		}
 	}
-	if _, broken, err := l.Look(t.Context()); err != nil || len(broken) != 1 || !strings.Contains(broken[0].Error(), "its own ancestor") {
+	if _, broken, err := l.Report(t.Context()); err != nil || len(broken) != 1 || !strings.Contains(broken[0].Error(), "its own ancestor") {
 		t.Errorf("%v %v, want that the lake names the cycle", broken, err)
 	}
 	// Clients can still change the table, and its landers continue.

@@ -88,7 +88,7 @@ func Example() {
 	go func() {
 		done <- landing.Run(running, l, landing.Config{
 			Brokers: []string{brokers},
-			Park: func(_ context.Context, records []landing.Parked) error {
+			WriteDeadLetters: func(_ context.Context, records []landing.DeadLetter) error {
 				for _, r := range records {
 					fmt.Printf("dead letter: %q: %v\n", r.Value, r.Reason)
 				}

@@ -176,7 +176,7 @@ func TestOneTableStopsAlone(t *testing.T) {
 					t.Errorf("the reason is %v, the remedy %s", fault.Err, fault.Remedy)
 				}
 				s.landed(t, l) // the others
-				if have, broken, err := l.Look(t.Context()); err != nil || len(have) < 2 || len(broken) != 1 || broken[0].Table != tables.OrdersEvents.Name {
+				if have, broken, err := l.Report(t.Context()); err != nil || len(have) < 2 || len(broken) != 1 || broken[0].Table != tables.OrdersEvents.Name {
 					t.Errorf("%d tables are read, %v are not: %v", len(have), broken, err)
 				}
 				if err := mend(); err != nil {
@@ -260,12 +260,12 @@ func (p *pickyRows) Take(_ context.Context, r declare.Record) (declare.Appended,
 
 var _ declare.Upserts = (*pickyRows)(nil)
 
-func (p *pickyRows) Held() bool                              { return len(p.have) > 0 }
+func (p *pickyRows) Pending() bool                           { return len(p.have) > 0 }
 func (p *pickyRows) Columns() []columnar.Field               { return p.to.Fields()[:1] }
-func (p *pickyRows) Missing(map[int32]int64) []string        { return nil }
-func (p *pickyRows) WantsKeys() bool                         { return false }
-func (p *pickyRows) Keys(*keyset.Filter)                     {}
-func (p *pickyRows) Doubtful() []string                      { return nil }
+func (p *pickyRows) LookupKeys(map[int32]int64) []string     { return nil }
+func (p *pickyRows) NeedsKeys() bool                         { return false }
+func (p *pickyRows) SetKeys(*keyset.Filter)                  {}
+func (p *pickyRows) UncertainKeys() []string                 { return nil }
 func (p *pickyRows) Found(arrow.RecordBatch, []string) error { return nil }
 func (p *pickyRows) Landed(map[int32]int64)                  { p.have = nil }
 
@@ -305,7 +305,7 @@ type lot struct {
 	have map[string]string // values, by what names them
 }
 
-func (p *lot) park(_ context.Context, records []Parked) error {
+func (p *lot) park(_ context.Context, records []DeadLetter) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.have == nil {
@@ -373,7 +373,7 @@ func TestUnnamedRecordsAreFound(t *testing.T) {
 			l := openLake(t, config)
 			parked := new(lot)
 			c := s.runConfig()
-			c.Park, c.Landers = parked.park, 2
+			c.WriteDeadLetters, c.Landers = parked.park, 2
 			stop := start(t, l, c)
 			pickyLanded(t, s, l)
 			mustStop(t, stop)
@@ -414,7 +414,7 @@ func TestWhereNothingCanBeWrittenNothingIsParked(t *testing.T) {
 	l := openLake(t, config)
 	parked := new(lot)
 	c := s.runConfig()
-	c.Park = parked.park
+	c.WriteDeadLetters = parked.park
 	err := Run(t.Context(), l, c)
 	var fault *faults.TableError
 	if !errors.As(err, &fault) || !strings.Contains(err.Error(), "no record can be written") {
@@ -433,7 +433,7 @@ func TestOneUnwritableRecordAlone(t *testing.T) {
 	l := openLake(t, config)
 	parked := new(lot)
 	c := s.runConfig()
-	c.Park = parked.park
+	c.WriteDeadLetters = parked.park
 	stop := start(t, l, c)
 	pickyLanded(t, s, l)
 	mustStop(t, stop)
@@ -460,7 +460,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			for range 4 { // lives
 				l := openLake(t, config)
 				c := s.runConfig()
-				c.Park = parked.park
+				c.WriteDeadLetters = parked.park
 				ctx, die := context.WithCancel(t.Context())
 				seen := 0
 				c.hook = func(_ context.Context, _ string, have step) error {
@@ -480,7 +480,7 @@ func TestDiesBetweenDeadLetterAndCommit(t *testing.T) {
 			}
 			l := openLake(t, config)
 			c := s.runConfig()
-			c.Park = parked.park
+			c.WriteDeadLetters = parked.park
 			stop := start(t, l, c)
 			pickyLanded(t, s, l)
 			mustStop(t, stop)

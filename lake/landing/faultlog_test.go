@@ -34,10 +34,10 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 		config.Tables = []declare.Table{picky(func(string) bool { return !mended.Load() }), tables.OrdersEvents}
 		lander, asked := openLake(t, config), openLake(t, config)
 		c := s.runConfig()
-		c.Park, c.again = new(lot).park, 50*time.Millisecond
+		c.WriteDeadLetters, c.again = new(lot).park, 50*time.Millisecond
 		stop := start(t, lander, c)
 		eventually(t, func() error {
-			_, broken, err := asked.Look(t.Context())
+			_, broken, err := asked.Report(t.Context())
 			if err == nil && (len(broken) != 1 || broken[0].Table != "picky" || !strings.Contains(broken[0].Err.Error(), "no record can be written") || broken[0].Remedy != faults.RemedyFit) {
 				err = fmt.Errorf("told: %v", broken)
 			}
@@ -50,7 +50,7 @@ func TestWhoeverAsksIsToldWhyATableIsNotLanded(t *testing.T) {
 		mended.Store(true)
 		pickyLanded(t, s, lander)
 		eventually(t, func() error {
-			_, broken, err := asked.Look(t.Context())
+			_, broken, err := asked.Report(t.Context())
 			if err == nil && len(broken) > 0 {
 				err = fmt.Errorf("still told: %v", broken)
 			}

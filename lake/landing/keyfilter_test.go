@@ -94,18 +94,18 @@ func TestNewStreamsAreNotLookedUp(t *testing.T) {
 		}
 		b := w.gather(0, 0, orders)
 		held := w.landers[0].to.upserts
-		if n := len(held.Missing(b.from)); n > 0 {
+		if n := len(held.LookupKeys(b.from)); n > 0 {
 			t.Errorf("round %d: %d are looked up", round, n)
 		}
-		if held.WantsKeys() {
+		if held.NeedsKeys() {
 			read++
 			f, err := readKeys(t.Context(), w.load(), held.Columns()[0].Name, w.stands())
 			if err != nil {
 				t.Fatal(err)
 			}
-			held.Keys(f)
+			held.SetKeys(f)
 		}
-		looked += len(held.Doubtful())
+		looked += len(held.UncertainKeys())
 		if err := w.land(t.Context(), 0, b); err != nil {
 			t.Fatal(err)
 		}

@@ -81,7 +81,7 @@ func childLands(where string) error {
 	s := shop{brokers: strings.Split(os.Getenv(childBrokers), ","), seal: os.Getenv(childSeal)}
 	c := s.runConfig()
 	if s.seal != "" {
-		c.Park = func(context.Context, []Parked) error { return nil }
+		c.WriteDeadLetters = func(context.Context, []DeadLetter) error { return nil }
 	}
 	c.Instance = os.Getenv(childName)
 	left := new(atomic.Int64)

@@ -138,7 +138,7 @@ func TestParking(t *testing.T) {
 		parked := map[string]error{}
 		c := s.runConfig()
 		fails := 3
-		c.Park = func(_ context.Context, records []Parked) error {
+		c.WriteDeadLetters = func(_ context.Context, records []DeadLetter) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if fails--; fails >= 0 {

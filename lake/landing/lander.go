@@ -9,7 +9,7 @@
 // Invariant: a table has the rows of exactly the records before its offsets. No other state exists,
 // so after any failure a lander resumes from the table's offsets.
 //
-// Records that do not fit become dead letters, which are passed to Config.Park with the reason. A
+// Records that do not fit become dead letters, which are passed to Config.WriteDeadLetters with the reason. A
 // fault that stops a single table is a faults.TableError; the other tables continue to land.
 //
 // lander.go has the main loop, commit.go the commit protocol, upsert.go tables with a row per key,
@@ -73,7 +73,7 @@ type lander struct {
 
 	// parked counts dead letters that have not been logged yet.
 	parked parkings
-	toPark []Parked // dead letters collected by add, written before it returns
+	toPark []DeadLetter // dead letters collected by add, written before it returns
 }
 
 // lostLooks is the number of consecutive failures after which a missing file or topic counts as
@@ -318,7 +318,7 @@ func (s *session) works(ctx context.Context) {
 		s.asked, written = time.Now(), s.lake.HasFault(ctx, s.table)
 	}
 	if written || s.lake.Fault(s.table) != nil {
-		s.lake.LandsAgain(ctx, s.table)
+		s.lake.ClearFault(ctx, s.table)
 	}
 }
 
@@ -518,7 +518,7 @@ func (l *lander) addRecords(ctx context.Context, b *batch, to sink, w *datafile.
 			return nil, err
 		}
 	}
-	b.rows = b.rows || w.HasRows() || to.upserts != nil && to.upserts.Held()
+	b.rows = b.rows || w.HasRows() || to.upserts != nil && to.upserts.Pending()
 	b.move(f.Partition, f.Next)
 	b.saw(f.Partition, seen)
 	return nil, l.config.at(ctx, l.table.Name, stepFetched)
@@ -530,7 +530,7 @@ const mostToPark = 1000
 
 // park collects a dead letter and writes the collected ones when there are mostToPark.
 func (l *lander) park(ctx context.Context, r declare.Record, reason error) error {
-	l.toPark = append(l.toPark, Parked{
+	l.toPark = append(l.toPark, DeadLetter{
 		Sink: "lake/" + l.table.Name, Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
 		Time: r.Time, Key: r.Key, Value: r.Value, Headers: slices.Clone(r.Headers), Reason: reason,
 	})
@@ -550,7 +550,7 @@ func (l *lander) parkAll(ctx context.Context) error {
 	if err := l.config.at(ctx, l.table.Name, stepPark); err != nil {
 		return err
 	}
-	if err := l.config.Park(ctx, l.toPark); err != nil {
+	if err := l.config.WriteDeadLetters(ctx, l.toPark); err != nil {
 		return fmt.Errorf("park %d records, the first of which is %d of %s/%d: %w",
 			len(l.toPark), first.Offset, first.Topic, first.Partition, err)
 	}

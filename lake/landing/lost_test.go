@@ -56,7 +56,7 @@ func TestLostFilesAreTold(t *testing.T) {
 					t.Fatalf("found: %v", err)
 				}
 				told := func(of *lake.Lake) (names []string) {
-					_, broken, err := of.Look(t.Context())
+					_, broken, err := of.Report(t.Context())
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -24,9 +24,9 @@ type Config struct {
 	Brokers  []string          // host:port
 	Security security.Config   // TLS and SASL
 	Decoder  *registry.Decoder // decodes values with a schema registry; nil: plain values only
-	// Park stores dead letters: records that do not fit their table. They must be durable when it
+	// WriteDeadLetters stores dead letters: records that do not fit their table. They must be durable when it
 	// returns. After a crash it may be called again for the same records.
-	Park Parker
+	WriteDeadLetters DeadLetterWriter
 	// CommitInterval is the maximum time until a row is in its table. If a topic falls silent, its
 	// rows are committed early, but there are at most two commits per interval. 0 means one second.
 	CommitInterval time.Duration
@@ -44,18 +44,18 @@ type Config struct {
 	Landers int
 
 	unknown  time.Duration // how long unclassified commit errors may last; 0 means unknownHolds
-	again    time.Duration // interval of attempts to land a stopped table; 0 means lake.LookAgain
+	again    time.Duration // interval of attempts to land a stopped table; 0 means lake.RetryInterval
 	hook     hook
 	refresh  time.Duration // interval of checks for new partitions
 	patience time.Duration // rebalance timeout: how long the group waits for a lander that is committing
 }
 
-// Parker stores dead letters where they can be inspected, so that the rest of the topic can land.
-type Parker func(ctx context.Context, records []Parked) error
+// DeadLetterWriter stores dead letters where they can be inspected, so that the rest of the topic can land.
+type DeadLetterWriter func(ctx context.Context, records []DeadLetter) error
 
-// Parked is a dead letter. Sink, topic, partition and offset identify it. Its byte slices are valid
-// until the Parker returns.
-type Parked struct {
+// DeadLetter is a record that does not fit its table. Sink, topic, partition and offset identify it. Its byte slices are valid
+// until the DeadLetterWriter returns.
+type DeadLetter struct {
 	Sink       string // such as "lake/orders_events"
 	Topic      string
 	Partition  int32
@@ -75,8 +75,8 @@ type Parked struct {
 // may then be called again.
 func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	// Without a place for dead letters, one bad record would block its partition forever.
-	if c.Park == nil {
-		return errors.New("landing: Config.Park is missing")
+	if c.WriteDeadLetters == nil {
+		return errors.New("landing: Config.WriteDeadLetters is missing")
 	}
 	if c.CommitInterval <= 0 {
 		c.CommitInterval = defaults.CommitInterval
@@ -86,7 +86,7 @@ func Run(ctx context.Context, l *lake.Lake, c Config) error {
 	}
 	c.Landers = max(c.Landers, 1)
 	if c.again <= 0 {
-		c.again = lake.LookAgain
+		c.again = lake.RetryInterval
 	}
 	if c.unknown <= 0 {
 		c.unknown = unknownHolds

@@ -357,10 +357,10 @@ func (s *shop) runConfig() Config {
 		values.CheckSeals(testSeals(s.seal))
 	}
 	return Config{
-		Brokers:        s.brokers,
-		Decoder:        values,
-		Park:           func(_ context.Context, p []Parked) error { return fmt.Errorf("unexpected: %w", p[0].Reason) },
-		CommitInterval: 40 * time.Millisecond,
+		Brokers:          s.brokers,
+		Decoder:          values,
+		WriteDeadLetters: func(_ context.Context, p []DeadLetter) error { return fmt.Errorf("unexpected: %w", p[0].Reason) },
+		CommitInterval:   40 * time.Millisecond,
 	}
 }
 

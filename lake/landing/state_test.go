@@ -357,7 +357,7 @@ func TestRowsAreLookedUpOnlyWhereTheyMustBe(t *testing.T) {
 	missing := func(i int, most int) int {
 		t.Helper()
 		b := w.gather(i, 0, most)
-		keys := w.landers[i].to.upserts.Missing(b.from)
+		keys := w.landers[i].to.upserts.LookupKeys(b.from)
 		if err := w.land(t.Context(), i, b); err != nil {
 			t.Fatal(err)
 		}

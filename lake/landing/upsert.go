@@ -23,8 +23,8 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 	if held == nil {
 		return nil
 	}
-	missing := held.Missing(b.from)
-	if !held.Held() {
+	missing := held.LookupKeys(b.from)
+	if !held.Pending() {
 		return nil
 	}
 	have, err := l.load(ctx)
@@ -45,17 +45,17 @@ func (l *lander) settle(ctx context.Context, b *batch, to sink, w *datafile.Writ
 		return fmt.Errorf("table %s: %w", l.table.Name, err)
 	}
 	// Build the key filter from the table at the batch's first offsets.
-	if held.WantsKeys() {
+	if held.NeedsKeys() {
 		f, err := readKeys(ctx, have, names[0], maps.Clone(at.Next))
 		// Find the previous rows: some by key, and with the key filter those of streams that seem
 		// to begin in this batch.
 		if err != nil {
 			return fmt.Errorf("read the keys of table %s: %w", l.table.Name, err)
 		}
-		held.Keys(f)
+		held.SetKeys(f)
 	}
-	missing = append(missing, held.Doubtful()...)
-	// Doubtful keys are probably new, but may be false positives of the filter or duplicates.
+	missing = append(missing, held.UncertainKeys()...)
+	// UncertainKeys keys are probably new, but may be false positives of the filter or duplicates.
 	if err := lookUp(ctx, have, held, names, missing); err != nil {
 		return fmt.Errorf("look up rows of table %s: %w", l.table.Name, err)
 	}

@@ -86,7 +86,7 @@ func testAsOf(t *testing.T, config lake.Config, store lakesql.S3) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() {
-		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason }})
+		done <- landing.Run(ctx, l, landing.Config{Brokers: []string{brokers}, CommitInterval: 20 * time.Millisecond, WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { return p[0].Reason }})
 	}()
 	t.Cleanup(func() {
 		cancel()

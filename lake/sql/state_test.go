@@ -202,7 +202,7 @@ func lander(t *testing.T, l *lake.Lake) func(events []event.Event) {
 	done := make(chan error, 1)
 	go func() {
 		done <- landing.Run(ctx, l, landing.Config{
-			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, Park: func(_ context.Context, p []landing.Parked) error { return p[0].Reason },
+			Brokers: []string{b.Addr()}, CommitInterval: 40 * time.Millisecond, WriteDeadLetters: func(_ context.Context, p []landing.DeadLetter) error { return p[0].Reason },
 		})
 	}()
 	t.Cleanup(func() {

@@ -106,9 +106,9 @@ func TestUnreadableIsParked(t *testing.T) {
 	s.trade(t, 10)
 	publishing.published(t, s)
 
-	decoder, landed := registry.NewDecoder(s.registry), make(chan landing.Parked, 1)
+	decoder, landed := registry.NewDecoder(s.registry), make(chan landing.DeadLetter, 1)
 	view := s.view(t, decoder)
-	table := s.land(t, decoder, func(_ context.Context, records []landing.Parked) error {
+	table := s.land(t, decoder, func(_ context.Context, records []landing.DeadLetter) error {
 		for _, p := range records {
 			if string(p.Value) != string(bad.Data) {
 				continue
@@ -212,9 +212,9 @@ func (s *shop) topic(ctx context.Context, decoder *registry.Decoder) (*digest.Di
 	return d, err
 }
 
-// parksNothing returns a landing.Parker that fails the test on any dead letter.
-func parksNothing(t *testing.T) landing.Parker {
-	return func(_ context.Context, records []landing.Parked) error {
+// parksNothing returns a landing.DeadLetterWriter that fails the test on any dead letter.
+func parksNothing(t *testing.T) landing.DeadLetterWriter {
+	return func(_ context.Context, records []landing.DeadLetter) error {
 		for _, p := range records {
 			t.Errorf("the lake parked %s/%d at %d: %v", p.Topic, p.Partition, p.Offset, p.Reason)
 		}
@@ -223,7 +223,7 @@ func parksNothing(t *testing.T) landing.Parker {
 }
 
 // land runs the lake until the test ends. It returns a function that reads the table.
-func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.Parker) func() (*digest.Digest, error) {
+func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.DeadLetterWriter) func() (*digest.Digest, error) {
 	t.Helper()
 	dir := t.TempDir()
 	l, err := lake.Open(t.Context(), lake.Config{Warehouse: filepath.Join(dir, "warehouse"), Catalog: filepath.Join(dir, "catalog.db"), Tables: tables.All(), Logger: quiet})
@@ -237,7 +237,7 @@ func (s *shop) land(t *testing.T, decoder *registry.Decoder, park landing.Parker
 	})
 	start(t, func(ctx context.Context) error {
 		return landing.Run(ctx, l, landing.Config{
-			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, Park: park,
+			Brokers: []string{s.kafka.Brokers}, Decoder: decoder, CommitInterval: 200 * time.Millisecond, WriteDeadLetters: park,
 		})
 	})
 	return func() (*digest.Digest, error) { return l.EventsDigest(t.Context(), event.Order) }
