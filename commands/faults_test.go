@@ -69,7 +69,7 @@ func (l *lines) String() string {
 	return l.buf.String()
 }
 
-func TestConflictIsTriedAgain(t *testing.T) {
+func TestConflictIsRetried(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int32
 	store := &faulty{Store: newStore(t), append: func(b eventstore.Batch) error {
@@ -84,7 +84,7 @@ func TestConflictIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestEndlessConflictIsAborted(t *testing.T) {
+func TestPersistentConflictIsAborted(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int32
 	store := &faulty{Store: newStore(t), append: func(b eventstore.Batch) error {
@@ -97,7 +97,7 @@ func TestEndlessConflictIsAborted(t *testing.T) {
 	}
 }
 
-func TestConflictEndsWithItsCaller(t *testing.T) {
+func TestConflictRetriesEndWithContext(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	var calls atomic.Int32
@@ -113,10 +113,10 @@ func TestConflictEndsWithItsCaller(t *testing.T) {
 	}
 }
 
-// TestLostAnswerIsFound checks a lost answer: the store has committed the batch but could not
+// TestLostAcknowledgementIsRecovered checks a lost answer: the store has committed the batch but could not
 // report it. When the command is sent again, it finds its first answer, even though the domain
 // would now reject it.
-func TestLostAnswerIsFound(t *testing.T) {
+func TestLostAcknowledgementIsRecovered(t *testing.T) {
 	t.Parallel()
 	whole := newStore(t)
 	lost := false
@@ -145,7 +145,7 @@ func TestLostAnswerIsFound(t *testing.T) {
 	}
 }
 
-func TestFailuresOfTheStoreStayInside(t *testing.T) {
+func TestStoreErrorsAreHidden(t *testing.T) {
 	t.Parallel()
 	const secret = "password=hunter2"
 	broken := func() error { return errors.New(secret) }
@@ -205,7 +205,7 @@ func TestFailuresOfTheStoreStayInside(t *testing.T) {
 	}
 }
 
-func TestDeadlineIsTold(t *testing.T) {
+func TestDeadlineIsReported(t *testing.T) {
 	t.Parallel()
 	store := &faulty{Store: newStore(t)}
 	ended := make(chan struct{})
@@ -219,7 +219,7 @@ func TestDeadlineIsTold(t *testing.T) {
 	}
 }
 
-func TestTooLargeIsRefused(t *testing.T) {
+func TestOversizedCommandIsRejected(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
 	client := orders(t, store)

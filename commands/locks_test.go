@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
+func TestStreamLocksAreExclusive(t *testing.T) {
 	t.Parallel()
 	var turns streamLocks
 	inside, most := 0, 0 // guarded by the stream lock itself; the race detector checks that
@@ -35,7 +35,7 @@ func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
 	}
 }
 
-func TestWaitingForATurnEnds(t *testing.T) {
+func TestWaitingForALockEnds(t *testing.T) {
 	t.Parallel()
 	var turns streamLocks
 	done, err := turns.lock(t.Context(), "a")

@@ -64,7 +64,7 @@ func place(t testing.TB, c orderv1connect.OrderServiceClient, m *orderv1.PlaceOr
 	return res.Msg
 }
 
-func TestEventCarriesWhatEveryHopNeeds(t *testing.T) {
+func TestEventEnvelope(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
 	now := monday.Add(1234567890 * time.Nanosecond)
@@ -121,7 +121,7 @@ func equalEvents(a, b event.Event) bool {
 		a.CorrelationID == b.CorrelationID && a.CausationID == b.CausationID && a.TraceParent == b.TraceParent && a.Position == b.Position
 }
 
-func TestCommandWithoutHeadersStartsAConversation(t *testing.T) {
+func TestCommandWithoutCorrelationID(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
 	client := orders(t, store)
@@ -140,7 +140,7 @@ func TestCommandWithoutHeadersStartsAConversation(t *testing.T) {
 	}
 }
 
-func TestSameKeyGivesTheFirstAnswer(t *testing.T) {
+func TestRepeatedKeyReturnsFirstAnswer(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
 	client := orders(t, store)
@@ -170,9 +170,9 @@ func TestSameKeyGivesTheFirstAnswer(t *testing.T) {
 	}
 }
 
-// TestKeysBelongToTheirCaller lets two callers choose the same key. Neither must get the answer to
+// TestKeysAreScopedToTheCaller lets two callers choose the same key. Neither must get the answer to
 // the other's command.
-func TestKeysBelongToTheirCaller(t *testing.T) {
+func TestKeysAreScopedToTheCaller(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "tokens")
 	tokens := map[string]string{"anna": "anna-0123456789-0123456789", "bert": "bert-0123456789-0123456789"}
@@ -211,7 +211,7 @@ func TestKeysBelongToTheirCaller(t *testing.T) {
 	}
 }
 
-func TestSameKeyWithAnotherRequest(t *testing.T) {
+func TestReusedKeyWithAnotherRequest(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))
 	named := placing(3, "key")
@@ -251,7 +251,7 @@ func TestSameKeyWithAnotherRequest(t *testing.T) {
 	}
 }
 
-func TestRejectionIsNotKept(t *testing.T) {
+func TestRejectionIsNotStored(t *testing.T) {
 	t.Parallel()
 	client := orders(t, newStore(t))
 	placed := place(t, client, placing(1, ""))
@@ -273,7 +273,7 @@ func TestRejectionIsNotKept(t *testing.T) {
 	}
 }
 
-func TestCommandThatChangesNothing(t *testing.T) {
+func TestCommandWithoutChange(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Product)
 	s := commandstest.Serve(t, store, catalog.NewHandler, commands.WithSnapshotEvery(1))
@@ -342,7 +342,7 @@ func TestMalformedKeysAndHeaders(t *testing.T) {
 	}
 }
 
-func TestRaceUnderOneKeyHasOneWinner(t *testing.T) {
+func TestConcurrentCommandsWithOneKey(t *testing.T) {
 	t.Parallel()
 	store := newStore(t)
 	client := orders(t, store)
@@ -374,7 +374,7 @@ func TestRaceUnderOneKeyHasOneWinner(t *testing.T) {
 	}
 }
 
-func TestCommandsOnOneStreamTakeTurns(t *testing.T) {
+func TestCommandsOnOneStreamAreSerialized(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Stock)
 	s := commandstest.Serve(t, store, inventory.NewHandler)
@@ -403,9 +403,9 @@ func TestCommandsOnOneStreamTakeTurns(t *testing.T) {
 	}
 }
 
-// TestOpeningCommandReadsOnlyWhenItMust checks that a command which opens a stream does not read it
+// TestOpeningCommandSkipsTheRead checks that a command which opens a stream does not read it
 // first. If the stream exists, the decision must be the same as after a read.
-func TestOpeningCommandReadsOnlyWhenItMust(t *testing.T) {
+func TestOpeningCommandSkipsTheRead(t *testing.T) {
 	t.Parallel()
 	loads := 0
 	store := &faulty{Store: newStore(t)}

@@ -33,7 +33,7 @@ func receive(ctx context.Context, c inventoryv1connect.InventoryServiceClient, q
 	return err
 }
 
-func TestLongStreamIsReadFromItsSnapshot(t *testing.T) {
+func TestLongStreamIsLoadedFromSnapshot(t *testing.T) {
 	t.Parallel()
 	store := &faulty{Store: commandstest.OpenStore(t, event.Stock)}
 	client := stock(t, store, commands.WithSnapshotEvery(10))
@@ -129,9 +129,9 @@ func TestDamagedSnapshots(t *testing.T) {
 	}
 }
 
-// TestSnapshotsDoNotShow runs the same commands on two services, one with snapshots and one
+// TestSnapshotsDoNotChangeResults runs the same commands on two services, one with snapshots and one
 // without. All answers must be equal.
-func TestSnapshotsDoNotShow(t *testing.T) {
+func TestSnapshotsDoNotChangeResults(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2025, 12, 1, 12, 0, 0, 0, time.UTC)
 	runner := func(every uint64) *commands.Runner[inventory.State, inventory.Command, *inventoryv1.StockEvent] {

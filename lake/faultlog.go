@@ -104,7 +104,7 @@ func (l *Lake) writtenFaults(ctx context.Context, tables []declare.Table, prefix
 		if !ok {
 			var err error
 			props, err = l.catalog.LoadNamespaceProperties(ctx, namespace)
-			if err != nil && !errors.Is(err, catalog.ErrNoSuchNamespace) && !postgres.NoTable(err) {
+			if err != nil && !errors.Is(err, catalog.ErrNoSuchNamespace) && !postgres.UndefinedTable(err) {
 				return nil, fmt.Errorf("properties of namespace %s: %w", strings.Join(namespace, "."), err)
 			}
 			read[key] = props

@@ -145,7 +145,7 @@ func (l *Lake) openServer(ctx context.Context, c Config) error {
 		return open(ctx)
 	}
 	// Concurrent CREATE TABLE IF NOT EXISTS statements can fail in PostgreSQL.
-	return postgres.Alone(ctx, l.db, "millrace lake", open)
+	return postgres.WithLock(ctx, l.db, "millrace lake", open)
 }
 
 // openFile opens a catalog in a SQLite file.
@@ -223,7 +223,7 @@ func (l *Lake) Load(ctx context.Context, name table.Identifier) (*table.Table, e
 	if errors.Is(err, fs.ErrNotExist) { // the metadata file may have been replaced and removed between the two reads
 		t, err = l.catalog.LoadTable(ctx, name)
 	}
-	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.NoTable(err) {
+	if errors.Is(err, catalog.ErrNoSuchTable) || errors.Is(err, catalog.ErrNoSuchNamespace) || postgres.UndefinedTable(err) {
 		return nil, &noTableError{name: strings.Join(name, "."), err: err}
 	}
 	if err != nil {

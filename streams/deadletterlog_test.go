@@ -15,7 +15,7 @@ import (
 
 // Thousands of dead letters are logged in a line now and then, with their number and the first one
 // with its reason.
-func TestParkedRecordsAreToldOnceForMany(t *testing.T) {
+func TestDeadLettersAreLoggedOncePerBurst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

@@ -16,7 +16,7 @@ import (
 
 // Any record becomes a dead letter: complete if it fits, and otherwise shortened, so that no sink
 // blocks forever. It is never a tombstone, which compaction would delete.
-func TestEveryRecordIsParked(t *testing.T) {
+func TestDeadLettersOfEverySize(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		parking := streams.NewDeadLetters(on)

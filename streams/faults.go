@@ -13,7 +13,7 @@ import (
 // Fault is a damaged piece of a sink's data. While it is listed, the sink is being rebuilt from the
 // log.
 type Fault struct {
-	Piece  string // for example "documents", "positions", "journal"
+	Part  string // for example "documents", "positions", "journal"
 	Reason string
 	Since  time.Time
 }
@@ -44,7 +44,7 @@ func (f *Faults) Report(log *slog.Logger, sink, piece, reason string) {
 	if f.all == nil {
 		f.all = map[string]*fault{}
 	}
-	f.all[piece] = &fault{Fault{Piece: piece, Reason: reason, Since: now}, now}
+	f.all[piece] = &fault{Fault{Part: piece, Reason: reason, Since: now}, now}
 	log.Error("streams: a part of the sink is damaged or lost; rebuilding it from the log", "sink", sink, "part", piece, "reason", reason)
 }
 
@@ -56,7 +56,7 @@ func (f *Faults) List() []Fault {
 	for _, known := range f.all {
 		list = append(list, known.Fault)
 	}
-	slices.SortFunc(list, func(a, b Fault) int { return strings.Compare(a.Piece, b.Piece) })
+	slices.SortFunc(list, func(a, b Fault) int { return strings.Compare(a.Part, b.Part) })
 	return list
 }
 

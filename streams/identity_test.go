@@ -65,7 +65,7 @@ func follow(t *testing.T, l log, sink streams.Sink) *streams.Watermarks {
 
 // Keys of a widened topic remain in their partitions. Waiting for an event waits for its partition,
 // in the process that feeds the sink and in others, and never returns before the event is applied.
-func TestWaitInAWidenedTopic(t *testing.T) {
+func TestWaitInWidenedTopic(t *testing.T) {
 	t.Parallel()
 	for _, wide := range []int{6, 8, 13} {
 		for name, restarted := range map[string]bool{"while it is read": false, "and read again": true} {
@@ -116,7 +116,7 @@ func (s *memory) version(stream string) uint64 {
 
 // A recreated topic has other offsets. A sink with a position in the old one reads the new one from
 // its beginning, whether the new one is shorter or longer than that position.
-func TestTheTopicIsMadeAgain(t *testing.T) {
+func TestTopicRecreated(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string]int{"and is shorter": 0, "and has grown past": 400} {
 		t.Run(name+", while stopped", func(t *testing.T) {
@@ -179,7 +179,7 @@ func (s *memory) streams() int {
 
 // Positions that an earlier version saved have no topic id. They are taken for the current topic's,
 // and get its id.
-func TestPositionsOfAnEarlierVersion(t *testing.T) {
+func TestPositionsOfEarlierVersion(t *testing.T) {
 	t.Parallel()
 	l, sink := newLog(t, shared), newMemory()
 	l.Write(t, l.events("s", 10, 50)...)
@@ -215,7 +215,7 @@ func TestPositionsOfAnEarlierVersion(t *testing.T) {
 
 // A topic that lost records which the sink has not read cannot complete it. The runtime stops and
 // names a remedy.
-func TestTheTopicIsCutBehindTheSink(t *testing.T) {
+func TestTopicTruncated(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()

@@ -11,7 +11,7 @@ import (
 
 // In whatever order workers finish, the position is the end of the consecutive finished records at
 // the front.
-func TestPositionIsTheFinishedRun(t *testing.T) {
+func TestPositionIsConsecutive(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		start := rapid.Int64Range(0, 100).Draw(rt, "start")
@@ -78,7 +78,7 @@ func TestPositionIsTheFinishedRun(t *testing.T) {
 }
 
 // drain drops waiting records and blocks for those inside the sink. Their result still counts.
-func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
+func TestDrain(t *testing.T) {
 	t.Parallel()
 	p := newPartition("topic", 0, start{}, NewWatermarks())
 	inside, waiting := p.add(0, event.Event{}, 0), p.add(1, event.Event{}, 0)
@@ -107,7 +107,7 @@ func TestDrainDropsWhatWaitsAndWaitsForWhatIsInside(t *testing.T) {
 
 // ParseApplied reads what String returns, and positions of earlier versions, and rejects anything
 // else.
-func TestAppliedAsText(t *testing.T) {
+func TestAppliedString(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		want := Applied{

@@ -19,7 +19,7 @@ import (
 
 // Every event is delivered exactly once while nothing fails, and in order per key, which the sink
 // checks. Watermarks, lag and saved positions agree afterwards.
-func TestAppliesAllInOrderPerKey(t *testing.T) {
+func TestAppliesInOrderPerKey(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -64,7 +64,7 @@ func TestAppliesAllInOrderPerKey(t *testing.T) {
 
 // A runtime that is stopped and started several times resumes at the sink's position, and does not
 // start again at the beginning.
-func TestGoesOnWhereTheSinkStands(t *testing.T) {
+func TestResumesAtSinkPosition(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -99,7 +99,7 @@ func TestGoesOnWhereTheSinkStands(t *testing.T) {
 }
 
 // Members share the partitions, and hand them over when one joins or leaves.
-func TestMembersShareAndHandOver(t *testing.T) {
+func TestRebalance(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -156,7 +156,7 @@ func TestMembersShareAndHandOver(t *testing.T) {
 }
 
 // A batch that the sink did not take is delivered again.
-func TestAFailingSinkIsAskedAgain(t *testing.T) {
+func TestFailedApplyIsRetried(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -176,7 +176,7 @@ func TestAFailingSinkIsAskedAgain(t *testing.T) {
 
 // While the sink hangs, at most one batch per worker is inside it, fetching is paused, and the
 // member remains in its group.
-func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing.T) {
+func TestHungSinkIsBoundedByQueue(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -219,7 +219,7 @@ func TestASinkThatHangsHoldsNoMoreThanTheQueueAndDoesNotHoldUpTheStop(t *testing
 
 // A record that is not an event, and an event that the sink cannot read, become dead letters. All
 // others are applied. A second delivery writes the same dead letters under the same keys.
-func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
+func TestUnreadableRecordsBecomeDeadLetters(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -273,7 +273,7 @@ func TestUnreadableRecordsAreParkedOnceAndTheRestGoesOn(t *testing.T) {
 
 // The runtime notices that the sink lost everything, at a write or at the next look at its
 // positions, and reads the log again.
-func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
+func TestLostDataIsReadAgain(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string]func(l log) event.Event{
 		"and the next event shows a gap":   func(l log) event.Event { return l.next("s-3") },
@@ -320,7 +320,7 @@ func TestASinkThatLostItsDataIsFilledAgain(t *testing.T) {
 
 // A lost document does not change the positions. The next event of its stream shows a gap, and the
 // partition is read again.
-func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
+func TestLostDocumentIsReadAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -338,7 +338,7 @@ func TestASingleLostDocumentIsFilledAgain(t *testing.T) {
 
 // If the log lacks an event, reading again does not help. Later events of that stream become dead
 // letters, and other streams continue.
-func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
+func TestGapInLogBecomesDeadLetters(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -369,7 +369,7 @@ func TestAGapOfTheLogIsParkedAndTheRestGoesOn(t *testing.T) {
 }
 
 // A stop ends the calls of the sink by their context, and loses nothing.
-func TestStopsWhileTheSinkHangs(t *testing.T) {
+func TestStopWithHungSink(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, on kafka.Config) {
 		l, sink := newLog(t, on), newMemory()
@@ -395,7 +395,7 @@ func TestStopsWhileTheSinkHangs(t *testing.T) {
 }
 
 // This runs on the embedded broker only, because other tests need the real one.
-func TestStopsWithoutABroker(t *testing.T) {
+func TestStopWithoutBroker(t *testing.T) {
 	t.Parallel()
 	cfg, stopBroker, err := streamstest.StartBroker()
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 func at(sequence uint64) event.Position { return event.Position{Sequence: sequence} }
 
 // Wait returns when the partition of the key has reached the position, and not before.
-func TestWaitIsForTheKeysPartition(t *testing.T) {
+func TestWaitForPartitionOfKey(t *testing.T) {
 	t.Parallel()
 	w := NewWatermarks()
 	mine := kafka.Partition([]byte("key"), 4)
@@ -48,7 +48,7 @@ func TestWaitIsForTheKeysPartition(t *testing.T) {
 }
 
 // Wait returns the cause of its context.
-func TestWaitEndsWithItsContext(t *testing.T) {
+func TestWaitEndsWithContext(t *testing.T) {
 	t.Parallel()
 	w := NewWatermarks()
 	why := errors.New("no time")
@@ -84,7 +84,7 @@ func TestLag(t *testing.T) {
 
 // Whatever number of partitions keys were spread over, and however wide the topic is now, a wait
 // ends exactly when the event's partition has reached its position.
-func TestWaitFindsTheEventsPartition(t *testing.T) {
+func TestWaitFindsPartitionOfEvent(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		spread := rapid.Int32Range(1, 8).Draw(rt, "spread")

@@ -61,7 +61,7 @@ func delisted() *catalogv1.ProductEvent {
 	}}}
 }
 
-func TestLifeOfAProduct(t *testing.T) {
+func TestProductLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*catalogv1.ProductEvent
 	var (
@@ -97,7 +97,7 @@ func TestLifeOfAProduct(t *testing.T) {
 	})
 }
 
-func TestSnapshotsOfProducts(t *testing.T) {
+func TestProductSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, catalog.Decider(), func(t *rapid.T, _ catalog.State) catalog.Command {
 		title := rapid.SampledFrom([]string{"LAMP", "BIG LAMP"}).Draw(t, "title")

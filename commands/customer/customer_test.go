@@ -55,7 +55,7 @@ func consented(p customerv1.ConsentPurpose, granted bool) *customerv1.CustomerEv
 	}}}
 }
 
-func TestWhatIsKnownOfACustomer(t *testing.T) {
+func TestCustomerLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*customerv1.CustomerEvent
 	var (
@@ -82,7 +82,7 @@ func TestWhatIsKnownOfACustomer(t *testing.T) {
 	})
 }
 
-func TestSnapshotsOfCustomers(t *testing.T) {
+func TestCustomerSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, customer.Decider(), func(t *rapid.T, _ customer.State) customer.Command {
 		purpose := rapid.SampledFrom([]customerv1.ConsentPurpose{marketing, analytics}).Draw(t, "purpose")

@@ -76,9 +76,9 @@ func (b broken) Append(_ context.Context, batch eventstore.Batch) (eventstore.Ap
 	return eventstore.Appended{}, errors.Join(errors.New("disk full"), batch.Validate())
 }
 
-// TestPersonalDataIsNotTold checks that no error discloses personal data, neither to the caller,
+// TestErrorsContainNoPersonalData checks that no error discloses personal data, neither to the caller,
 // who may be another person, nor in the log.
-func TestPersonalDataIsNotTold(t *testing.T) {
+func TestErrorsContainNoPersonalData(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	logger := commands.WithLogger(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))

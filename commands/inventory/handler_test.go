@@ -84,9 +84,9 @@ func TestStockOverTheWire(t *testing.T) {
 	}
 }
 
-// TestOneKeyIsForOneProcedure checks that a key distinguishes procedures, because commits and
+// TestReusedKeyWithAnotherProcedure checks that a key distinguishes procedures, because commits and
 // releases have identical requests.
-func TestOneKeyIsForOneProcedure(t *testing.T) {
+func TestReusedKeyWithAnotherProcedure(t *testing.T) {
 	t.Parallel()
 	s := commandstest.Serve(t, commandstest.OpenStore(t, event.Stock), inventory.NewHandler)
 	client := inventoryv1connect.NewInventoryServiceClient(s.HTTP1, s.URL)
@@ -110,10 +110,10 @@ func TestOneKeyIsForOneProcedure(t *testing.T) {
 	}
 }
 
-// TestNeverOversellsUnderConcurrency runs many clients of two processes on one store. They want
+// TestNeverOversellsConcurrently runs many clients of two processes on one store. They want
 // more than there is, and some release their reservations. Reservations must never exceed the
 // stock.
-func TestNeverOversellsUnderConcurrency(t *testing.T) {
+func TestNeverOversellsConcurrently(t *testing.T) {
 	t.Parallel()
 	const have, clients, each = 20, 12, 6
 	store := commandstest.OpenStore(t, event.Stock)

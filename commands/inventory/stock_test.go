@@ -79,7 +79,7 @@ func refused(rule, field, onHand, held, available string) *commands.RejectedErro
 		Facts: map[string]string{"on_hand": onHand, "reserved": held, "available": available}}
 }
 
-func TestStockOfOneSKU(t *testing.T) {
+func TestStockLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*inventoryv1.StockEvent
 	var (
@@ -131,7 +131,7 @@ func TestStockOfOneSKU(t *testing.T) {
 	})
 }
 
-func TestSnapshotsOfStock(t *testing.T) {
+func TestStockSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, inventory.Decider(), func(t *rapid.T, _ inventory.State) inventory.Command {
 		return drawCommand(t, noon.Add(time.Duration(rapid.IntRange(0, 120).Draw(t, "minutes"))*time.Minute))

@@ -162,9 +162,9 @@ func TestValidationNamesTheField(t *testing.T) {
 	}
 }
 
-// TestIdempotencyKnowsIdsInCapitals checks that the same request with an id in capitals is the same
+// TestIdempotencyIgnoresCaseOfIDs checks that the same request with an id in capitals is the same
 // request.
-func TestIdempotencyKnowsIdsInCapitals(t *testing.T) {
+func TestIdempotencyIgnoresCaseOfIDs(t *testing.T) {
 	t.Parallel()
 	store := commandstest.OpenStore(t, event.Order)
 	s := commandstest.Serve(t, store, order.NewHandler)

@@ -77,7 +77,7 @@ func refused(code commands.Code, rule, field string, facts ...string) *commands.
 	return r
 }
 
-func TestLifeOfAnOrder(t *testing.T) {
+func TestOrderLifecycle(t *testing.T) {
 	t.Parallel()
 	type events = []*orderv1.OrderEvent
 	var (
@@ -130,14 +130,14 @@ func TestLifeOfAnOrder(t *testing.T) {
 	})
 }
 
-func TestSnapshotsOfOrders(t *testing.T) {
+func TestOrderSnapshots(t *testing.T) {
 	t.Parallel()
 	commandstest.Snapshots(t, order.Decider(), drawCommand)
 }
 
-// TestEveryHistoryOfAnOrder checks for any sequence of commands that lines are numbered without
+// TestOrderInvariants checks for any sequence of commands that lines are numbered without
 // gaps, that the total is the sum of the lines, and that nothing happens after a cancellation.
-func TestEveryHistoryOfAnOrder(t *testing.T) {
+func TestOrderInvariants(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var s order.State

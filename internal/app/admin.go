@@ -56,7 +56,7 @@ func (p *App) Status(ctx context.Context, _ *connect.Request[adminv1.StatusReque
 	}
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
-			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Piece, Reason: f.Reason, Since: timestamppb.New(f.Since)})
+			res.Views = append(res.Views, &adminv1.ViewFault{View: v.Name, Part: f.Part, Reason: f.Reason, Since: timestamppb.New(f.Since)})
 		}
 	}
 	// Status reports only what this process knows. Other processes have their own.

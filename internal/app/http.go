@@ -294,7 +294,7 @@ func (p *App) serveReady(w http.ResponseWriter, r *http.Request) {
 func (p *App) damagedViews() (lines []string) {
 	for _, v := range p.views {
 		for _, f := range v.Faults().List() {
-			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name, f.Piece, f.Reason))
+			lines = append(lines, fmt.Sprintf("view %s: %s: %s; it is being rebuilt from the log", v.Name, f.Part, f.Reason))
 		}
 	}
 	return lines

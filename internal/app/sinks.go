@@ -207,7 +207,7 @@ func (p *App) openViews(ctx context.Context) error {
 		[]string{"view", "part"}, func(is func(labels ...string)) {
 			for _, v := range p.views {
 				for _, fault := range v.Faults().List() {
-					is(v.Name, fault.Piece)
+					is(v.Name, fault.Part)
 				}
 			}
 		})

@@ -1,7 +1,7 @@
 // Package postgres opens PostgreSQL for database/sql, which iceberg-go's SQL catalog requires. The
 // event store uses pgx directly.
 //
-// Open returns a pool, Alone runs a function under a lock of the database, and Denied and NoTable
+// Open returns a pool, WithLock runs a function under a lock of the database, and Denied and UndefinedTable
 // classify errors.
 package postgres
 
@@ -62,9 +62,9 @@ func open(conn, password, application string, silent time.Duration) (*sql.DB, er
 	return db, nil
 }
 
-// Alone runs f while no other process runs Alone with this name in this database. It uses one
+// WithLock runs f while no other process runs WithLock with this name in this database. It uses one
 // connection of db in addition to those that f uses.
-func Alone(ctx context.Context, db *sql.DB, name string, f func(context.Context) error) (err error) {
+func WithLock(ctx context.Context, db *sql.DB, name string, f func(context.Context) error) (err error) {
 	// The lock belongs to the transaction and not to the session, so that it also works through a
 	// connection pooler.
 	tx, err := db.BeginTx(ctx, nil)
@@ -88,8 +88,8 @@ func Denied(err error) bool {
 	return errors.As(err, &state) && state.SQLState() == "42501"
 }
 
-// NoTable reports whether a statement failed because a table does not exist.
-func NoTable(err error) bool {
+// UndefinedTable reports whether a statement failed because a table does not exist.
+func UndefinedTable(err error) bool {
 	var state interface{ SQLState() string }
 	return errors.As(err, &state) && state.SQLState() == "42P01"
 }

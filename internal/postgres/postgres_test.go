@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 }
 
 // Functions with one name run one after the other, in any pool.
-func TestAlone(t *testing.T) {
+func TestWithLock(t *testing.T) {
 	t.Parallel()
 	conn := shared.ConnString(t)
 	inside, most := 0, 0
@@ -43,7 +43,7 @@ func TestAlone(t *testing.T) {
 				return
 			}
 			defer func() { _ = db.Close() }()
-			err = postgres.Alone(t.Context(), db, "test", func(ctx context.Context) error {
+			err = postgres.WithLock(t.Context(), db, "test", func(ctx context.Context) error {
 				enter(1)
 				defer enter(-1)
 				_, err := db.ExecContext(ctx, "SELECT pg_sleep(0.02)")
@@ -71,10 +71,10 @@ func TestOpen(t *testing.T) {
 	if err := db.QueryRowContext(t.Context(), "SHOW application_name").Scan(&name); err != nil || name != "the name" {
 		t.Errorf("%q, %v", name, err)
 	}
-	if _, err := db.ExecContext(t.Context(), "SELECT * FROM nothing"); !postgres.NoTable(err) {
+	if _, err := db.ExecContext(t.Context(), "SELECT * FROM nothing"); !postgres.UndefinedTable(err) {
 		t.Errorf("error %v", err)
 	}
-	if _, err := db.ExecContext(t.Context(), "SELECT 1 FROM"); err == nil || postgres.NoTable(err) {
+	if _, err := db.ExecContext(t.Context(), "SELECT 1 FROM"); err == nil || postgres.UndefinedTable(err) {
 		t.Errorf("error %v", err)
 	}
 	for _, bad := range []string{"postgres://me:hidden@host:port/db", "host=a port=b password=hidden"} {
@@ -103,7 +103,7 @@ func TestHungServer(t *testing.T) {
 	if err := own.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	if err := one(); !errors.Is(err, stall.ErrSilent) {
+	if err := one(); !errors.Is(err, stall.ErrStalled) {
 		t.Errorf("error %v", err)
 	}
 	if err := own.Resume(); err != nil {

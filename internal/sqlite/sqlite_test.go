@@ -52,7 +52,7 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-func TestAnyPath(t *testing.T) {
+func TestPathsAreEscaped(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"plain.db", "ä ö.db", "a?mode=memory", "50%25.db", "#1;x&y", "file:x"} {
 		path := filepath.Join(t.TempDir(), name)

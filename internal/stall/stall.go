@@ -17,10 +17,10 @@ import (
 	"time"
 )
 
-// ErrSilent means that no byte has moved on a connection for too long.
-var ErrSilent = errors.New("the server is silent")
+// ErrStalled means that no byte has moved on a connection for too long.
+var ErrStalled = errors.New("connection stalled")
 
-// Dialer returns a dial function. A read or a write on its connections fails with ErrSilent if no
+// Dialer returns a dial function. A read or a write on its connections fails with ErrStalled if no
 // byte has moved in either direction for stall. A pool that reads from an idle connection waits,
 // too, so it must close idle connections sooner.
 func Dialer(d *net.Dialer, stall time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -138,8 +138,8 @@ func (c *conn) Write(p []byte) (written int, err error) {
 	return written, nil
 }
 
-// stalled returns ErrSilent, and marks the connection for the other direction.
+// stalled returns ErrStalled, and marks the connection for the other direction.
 func (c *conn) stalled(err error) error {
 	c.quiet.Store(true)
-	return fmt.Errorf("%w: no byte to or from %s for %v: %w", ErrSilent, c.RemoteAddr(), c.stall, err)
+	return fmt.Errorf("%w: no byte to or from %s for %v: %w", ErrStalled, c.RemoteAddr(), c.stall, err)
 }

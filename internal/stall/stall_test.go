@@ -26,7 +26,7 @@ func client(t *testing.T, silence time.Duration) *http.Client {
 }
 
 // A server that accepts a connection and becomes silent at any moment makes the call fail.
-func TestSilence(t *testing.T) {
+func TestStalledConnection(t *testing.T) {
 	t.Parallel()
 	const silence = 50 * time.Millisecond
 	for name, answer := range map[string]func(w http.ResponseWriter, r *http.Request, over <-chan struct{}){
@@ -54,7 +54,7 @@ func TestSilence(t *testing.T) {
 				_, err = io.Copy(io.Discard, res.Body)
 				_ = res.Body.Close()
 			}
-			if !errors.Is(err, stall.ErrSilent) {
+			if !errors.Is(err, stall.ErrStalled) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -63,7 +63,7 @@ func TestSilence(t *testing.T) {
 
 // A transfer in either direction may take many times the limit of silence, and an answer may come
 // after a long request.
-func TestSlowIsNotSilent(t *testing.T) {
+func TestSlowConnectionIsNotStalled(t *testing.T) {
 	t.Parallel()
 	const silence = 2 * time.Second
 	tick := time.NewTicker(silence / 8)
@@ -99,7 +99,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 
 // A deadline that is earlier than the limit of silence applies, whether it is set before a call or
 // during it.
-func TestDeadlinesHold(t *testing.T) {
+func TestUserDeadlinesApply(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -120,7 +120,7 @@ func TestDeadlinesHold(t *testing.T) {
 		if err := set(c); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, stall.ErrSilent) {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, stall.ErrStalled) {
 			t.Errorf("%s: error %v", name, err)
 		}
 		_ = c.Close()

@@ -36,7 +36,7 @@ func exactly(t *rapid.T, n int64, scale int64, micros int64, ok bool) {
 	}
 }
 
-func TestEveryNumberIsTheRightTimeOrNone(t *testing.T) {
+func TestConversionsAreExact(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		n := number().Draw(t, "n")
@@ -52,7 +52,7 @@ func TestEveryNumberIsTheRightTimeOrNone(t *testing.T) {
 	})
 }
 
-func TestTimesKeepTheirMicroseconds(t *testing.T) {
+func TestTimesKeepMicroseconds(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Int64Range(timeunit.MinMicro, timeunit.MaxMicro).Draw(t, "micros")
@@ -69,7 +69,7 @@ func TestTimesKeepTheirMicroseconds(t *testing.T) {
 	}
 }
 
-func TestDurationsAreExactOrNone(t *testing.T) {
+func TestDurations(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		seconds, nanos := number().Draw(t, "seconds"), rapid.Int32().Draw(t, "nanos")

@@ -307,14 +307,14 @@ func BenchmarkFromLog(b *testing.B) {
 	onEach(b, func(b *testing.B, newIndex func() catalog.Index) {
 		for b.Loop() {
 			v, closeView := openView(b, newIndex)
-			streamstest.FromBeginning(b, v.Runtime(cfg, nil, quiet))
+			streamstest.RunUntilCaughtUp(b, v.Runtime(cfg, nil, quiet))
 			closeView()
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 	b.Run("ceiling", func(b *testing.B) {
 		for b.Loop() {
-			streamstest.FromBeginning(b, streamstest.Nothing(cfg, l.Topic))
+			streamstest.RunUntilCaughtUp(b, streamstest.NoopRuntime(cfg, l.Topic))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})

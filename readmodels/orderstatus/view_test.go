@@ -378,13 +378,13 @@ func BenchmarkFromLog(b *testing.B) {
 	b.Run("view", func(b *testing.B) {
 		for b.Loop() {
 			client := newRedis(b)
-			streamstest.FromBeginning(b, orderstatus.New(client, streamstest.Quiet).Runtime(cfg, nil, streamstest.Quiet))
+			streamstest.RunUntilCaughtUp(b, orderstatus.New(client, streamstest.Quiet).Runtime(cfg, nil, streamstest.Quiet))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 	b.Run("ceiling", func(b *testing.B) {
 		for b.Loop() {
-			streamstest.FromBeginning(b, streamstest.Nothing(cfg, l.Topic))
+			streamstest.RunUntilCaughtUp(b, streamstest.NoopRuntime(cfg, l.Topic))
 		}
 		b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "events/s")
 	})

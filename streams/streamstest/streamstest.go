@@ -1,7 +1,7 @@
 // Package streamstest provides a log for tests of sinks: an embedded broker, and a Log, which
 // writes events to a topic in transactions, as the relay does.
 //
-// Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and Nothing
+// Start runs a Runtime for a test, CatchUp blocks until its sink has applied the log, and NoopRuntime
 // is a runtime without a sink's cost, for comparison in benchmarks.
 package streamstest
 
@@ -232,9 +232,9 @@ func CatchUp(t testing.TB, r *streams.Runtime) {
 	}
 }
 
-// FromBeginning runs a runtime with an empty sink until it has caught up. Leaving the consumer
+// RunUntilCaughtUp runs a runtime with an empty sink until it has caught up. Leaving the consumer
 // group is not timed.
-func FromBeginning(b *testing.B, r *streams.Runtime) {
+func RunUntilCaughtUp(b *testing.B, r *streams.Runtime) {
 	b.Helper()
 	stop := Start(b, r)
 	CatchUp(b, r)
@@ -243,9 +243,9 @@ func FromBeginning(b *testing.B, r *streams.Runtime) {
 	b.StartTimer()
 }
 
-// Nothing returns a runtime whose sink does nothing. Its throughput is the upper bound for any
+// NoopRuntime returns a runtime whose sink does nothing. Its throughput is the upper bound for any
 // sink.
-func Nothing(cfg kafka.Config, topic string) *streams.Runtime {
+func NoopRuntime(cfg kafka.Config, topic string) *streams.Runtime {
 	return streams.New(streams.Config{
 		Name: "nothing", Topics: []string{topic}, Sink: &nothing{}, Watermarks: streams.NewWatermarks(), Kafka: cfg, Logger: Quiet,
 	})

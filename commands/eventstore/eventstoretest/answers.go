@@ -13,8 +13,8 @@ import (
 )
 
 // answers checks that a key is answered once, whatever its second batch contains.
-func answers(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func answers(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
 	b := one("a", 1, 2)
 	b.Answer = eventstore.Answer{Key: "key", Fingerprint: []byte{1, 0}, Response: []byte("first"), Stream: "a", Version: 3}
@@ -52,8 +52,8 @@ func answers(t *testing.T, place Place) {
 
 // racedKey checks that of concurrent batches with one key exactly one is stored, and that all get
 // its answer.
-func racedKey(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func racedKey(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	const racers, rounds = 16, 8
 	for round := range rounds {
 		answered := make([]eventstore.Answer, racers)
@@ -95,8 +95,8 @@ func racedKey(t *testing.T, place Place) {
 }
 
 // answerAlone checks batches without events: the answer has the store's head as its position.
-func answerAlone(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func answerAlone(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	alone := func(key string) eventstore.Batch {
 		return eventstore.Batch{Answer: eventstore.Answer{Key: key, Response: []byte(key)}}
 	}
@@ -122,8 +122,8 @@ func answerAlone(t *testing.T, place Place) {
 }
 
 // snapshots checks that a snapshot replaces an older one of its stream only.
-func snapshots(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func snapshots(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	if _, ok, err := s.LoadSnapshot(ctx, "a"); ok || err != nil {
 		t.Fatalf("a snapshot in an empty store (%v)", err)
 	}

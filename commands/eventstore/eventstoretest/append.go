@@ -19,8 +19,8 @@ import (
 
 // everyField checks that Load and Read return every field of an event unchanged, including extreme
 // values.
-func everyField(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func everyField(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	const stream = "Öl № 1/ä'\"\\"
 	b := one(stream, 0, 3)
 	full, bare, early := &b.Streams[0].Events[0], &b.Streams[0].Events[1], &b.Streams[0].Events[2]
@@ -64,8 +64,8 @@ func everyField(t *testing.T, place Place) {
 }
 
 // oneWinner checks that of concurrent appends at one version exactly one succeeds.
-func oneWinner(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func oneWinner(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	const racers, rounds = 32, 10
 	for round := range uint64(rounds) {
 		var mu sync.Mutex
@@ -100,8 +100,8 @@ func oneWinner(t *testing.T, place Place) {
 }
 
 // conflicts checks the details of a ConflictError, and that a refused batch leaves nothing.
-func conflicts(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func conflicts(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 3))
 	for _, expected := range []uint64{0, 1, 2, 4, 1000} {
 		_, err := s.Append(ctx, one("a", expected, 1))
@@ -119,8 +119,8 @@ func conflicts(t *testing.T, place Place) {
 }
 
 // severalStreams checks that a batch with several streams is stored completely or not at all.
-func severalStreams(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func severalStreams(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	mustAppend(ctx, t, s, one("z", 0, 1))
 	b := eventstore.Batch{
 		Streams: []eventstore.StreamAppend{
@@ -168,9 +168,9 @@ func severalStreams(t *testing.T, place Place) {
 
 // crossing checks that two stores that append to the same streams in opposite order do not
 // deadlock.
-func crossing(t *testing.T, place Place) {
+func crossing(t *testing.T, db Database) {
 	ctx := patient(t)
-	stores := []eventstore.Store{place.open(t), place.open(t)}
+	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const rounds = 20
 	var g errgroup.Group
 	for i, s := range stores {
@@ -219,8 +219,8 @@ func appendOnTop(ctx context.Context, s eventstore.Store, streams ...string) err
 }
 
 // limits checks that each limit of a batch is enforced, and that the longest stream id is accepted.
-func limits(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func limits(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	with := func(change func(e *event.Event)) eventstore.Batch {
 		b := one("s", 0, 1)
 		change(&b.Streams[0].Events[0])
@@ -266,8 +266,8 @@ func limits(t *testing.T, place Place) {
 }
 
 // endedContext checks that calls with an ended context fail and store nothing.
-func endedContext(t *testing.T, place Place) {
-	s := place.open(t)
+func endedContext(t *testing.T, db Database) {
+	s := db.open(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := s.Append(ctx, one("s", 0, 1)); !errors.Is(err, context.Canceled) {

@@ -10,9 +10,9 @@ import (
 )
 
 // known checks Known with events of the store, and with events that differ from them in one field.
-func known(t *testing.T, place Place) {
+func known(t *testing.T, db Database) {
 	ctx := patient(t)
-	s := place.open(t)
+	s := db.open(t)
 	mustAppend(ctx, t, s, one("a", 0, 2))
 	mustAppend(ctx, t, s, one("b", 0, 1))
 	events := mustRead(ctx, t, s, event.Position{}, 3)
@@ -48,32 +48,32 @@ func known(t *testing.T, place Place) {
 	}
 }
 
-// epoch checks that all stores of a place have the same epoch.
-func epoch(t *testing.T, place Place) {
+// epoch checks that all stores of a database have the same epoch.
+func epoch(t *testing.T, db Database) {
 	ctx := patient(t)
-	first, second := place.open(t), place.open(t)
+	first, second := db.open(t), db.open(t)
 	want, err := first.Epoch(ctx)
 	if err != nil || want == "" {
 		t.Fatalf("epoch %q, %v", want, err)
 	}
 	mustAppend(ctx, t, first, one("a", 0, 1))
 	if got, err := second.Epoch(ctx); err != nil || got != want {
-		t.Fatalf("another store in the same place has epoch %q, %v, want %q", got, err, want)
+		t.Fatalf("another store in the same database has epoch %q, %v, want %q", got, err, want)
 	}
 }
 
-// secret checks that all stores of a place have the same secret, and that it is not derived from
+// secret checks that all stores of a database have the same secret, and that it is not derived from
 // the epoch, which is public.
-func secret(t *testing.T, place Place) {
+func secret(t *testing.T, db Database) {
 	ctx := patient(t)
-	first, second := place.open(t), place.open(t)
+	first, second := db.open(t), db.open(t)
 	want, err := first.Secret(ctx)
 	if err != nil || len(want) < 16 {
 		t.Fatalf("a secret of %d bytes, %v", len(want), err)
 	}
 	mustAppend(ctx, t, first, one("a", 0, 1))
 	if got, err := second.Secret(ctx); err != nil || !bytes.Equal(got, want) {
-		t.Fatalf("another store in the same place has another secret, %v", err)
+		t.Fatalf("another store in the same database has another secret, %v", err)
 	}
 	if id, err := first.Epoch(ctx); err != nil || bytes.Contains(want, []byte(id)) {
 		t.Fatalf("the secret is the epoch, which everybody may know: %v", err)

@@ -15,8 +15,8 @@ import (
 
 // closed checks that every method of a closed store returns ErrClosed, and that Close may be called
 // twice.
-func closed(t *testing.T, place Place) {
-	ctx, s := patient(t), place(t)
+func closed(t *testing.T, db Database) {
+	ctx, s := patient(t), db(t)
 	mustAppend(ctx, t, s, one("a", 0, 1))
 	for range 2 {
 		if err := s.Close(); err != nil {
@@ -43,8 +43,8 @@ func closed(t *testing.T, place Place) {
 }
 
 // closeDrains checks that every append that was acknowledged before Close is there after reopening.
-func closeDrains(t *testing.T, place Place) {
-	ctx, s := patient(t), place(t)
+func closeDrains(t *testing.T, db Database) {
+	ctx, s := patient(t), db(t)
 	const writers = 16
 	var stored [writers]uint64
 	var total atomic.Int64
@@ -78,7 +78,7 @@ func closeDrains(t *testing.T, place Place) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	s = place.open(t)
+	s = db.open(t)
 	for i, want := range stored {
 		if got := mustLoad(ctx, t, s, fmt.Sprint("stream ", i), 0); uint64(len(got)) != want {
 			t.Errorf("writer %d was answered %d times, %d events are there", i, want, len(got))
@@ -87,12 +87,12 @@ func closeDrains(t *testing.T, place Place) {
 }
 
 // reopen checks that everything is there after reopening, and that positions continue to increase.
-func reopen(t *testing.T, place Place) {
+func reopen(t *testing.T, db Database) {
 	ctx := patient(t)
 	var events []event.Event
 	var last event.Position
 	for round := range uint64(3) {
-		s := place(t)
+		s := db(t)
 		if head, err := s.Head(ctx); err != nil || (round == 0) != head.IsZero() {
 			t.Fatalf("round %d begins with head %v (%v)", round, head, err)
 		}
@@ -124,11 +124,11 @@ func reopen(t *testing.T, place Place) {
 	}
 }
 
-// twoStores opens a place twice at the same time, like two instances of a service, or a service and
+// twoStores opens a database twice at the same time, like two instances of a service, or a service and
 // an operator's tool.
-func twoStores(t *testing.T, place Place) {
+func twoStores(t *testing.T, db Database) {
 	ctx := patient(t)
-	a, b := place.open(t), place.open(t)
+	a, b := db.open(t), db.open(t)
 	first := one("s", 0, 1)
 	first.Answer = eventstore.Answer{Key: "k", Response: []byte("a")}
 	mustAppend(ctx, t, a, first)

@@ -14,8 +14,8 @@ import (
 
 // model compares random calls with a model of maps and slices. All runs share one store. Each run
 // uses its own names, and reads only events after the head at its start.
-func model(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func model(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++

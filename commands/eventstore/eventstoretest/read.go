@@ -18,9 +18,9 @@ import (
 
 // gapSafe reads from the beginning while writers on two stores race, and again when they have
 // ended. Both reads must return the same events.
-func gapSafe(t *testing.T, place Place) {
+func gapSafe(t *testing.T, db Database) {
 	ctx := patient(t)
-	stores := []eventstore.Store{place.open(t), place.open(t)}
+	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const writers, rounds = 8, 15
 	var stored atomic.Int64
 	var g errgroup.Group
@@ -93,9 +93,9 @@ func gapSafe(t *testing.T, place Place) {
 
 // guessedVersions appends at versions that are not stored yet and retries on conflicts, so appends
 // may overtake each other. The order of Read must be the order of versions all the same.
-func guessedVersions(t *testing.T, place Place) {
+func guessedVersions(t *testing.T, db Database) {
 	ctx := patient(t)
-	stores := []eventstore.Store{place.open(t), place.open(t)}
+	stores := []eventstore.Store{db.open(t), db.open(t)}
 	const versions, streams = 16, 4
 	var g errgroup.Group
 	for i := range versions * streams {
@@ -122,8 +122,8 @@ func guessedVersions(t *testing.T, place Place) {
 }
 
 // readLimit checks limits, and reads after the last position.
-func readLimit(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func readLimit(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	if got, err := s.Read(ctx, event.Position{}, 10); err != nil || len(got) != 0 {
 		t.Fatalf("an empty store gave %d events (%v)", len(got), err)
 	}
@@ -156,8 +156,8 @@ func readLimit(t *testing.T, place Place) {
 }
 
 // waitWakes checks that Wait returns for all waiters after an append.
-func waitWakes(t *testing.T, place Place) {
-	ctx, s := patient(t), place.open(t)
+func waitWakes(t *testing.T, db Database) {
+	ctx, s := patient(t), db.open(t)
 	var head event.Position
 	for i := range 5 {
 		const waiters = 4
@@ -182,8 +182,8 @@ func waitWakes(t *testing.T, place Place) {
 }
 
 // waitEnds checks that Wait returns when its context ends, and when the store is closed.
-func waitEnds(t *testing.T, place Place) {
-	s := place(t)
+func waitEnds(t *testing.T, db Database) {
+	s := db(t)
 	last := mustAppend(patient(t), t, s, one("a", 0, 1))
 
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
@@ -203,9 +203,9 @@ func waitEnds(t *testing.T, place Place) {
 }
 
 // stats checks counts and times after each position.
-func stats(t *testing.T, place Place) {
+func stats(t *testing.T, db Database) {
 	ctx := patient(t)
-	s := place.open(t)
+	s := db.open(t)
 	expect := func(after event.Position, events []event.Event) {
 		t.Helper()
 		got, err := s.Stats(ctx, after)

@@ -18,18 +18,18 @@ import (
 	"github.com/millrace/millrace/event"
 )
 
-// Place opens a store of Aggregate. All calls open the same place: what one store has appended,
+// Database opens a store of Aggregate. All calls open the same database: what one store has appended,
 // another one finds, at the same time or later. The caller closes the store.
-type Place func(t *testing.T) eventstore.Store
+type Database func(t *testing.T) eventstore.Store
 
-// Aggregate is the aggregate whose store a Place must open.
+// Aggregate is the aggregate whose store a Database must open.
 var Aggregate = event.Order
 
-// Run checks an adapter. Each call of newPlace must return a new, empty place.
-func Run(t *testing.T, newPlace func(t *testing.T) Place) {
+// Run checks an adapter. Each call of newDatabase must return the opener of a new, empty database.
+func Run(t *testing.T, newDatabase func(t *testing.T) Database) {
 	for _, check := range []struct {
 		name string
-		run  func(t *testing.T, place Place)
+		run  func(t *testing.T, db Database)
 	}{
 		{"an event comes back as it was given", everyField},
 		{"a stream has one writer per version", oneWinner},
@@ -47,25 +47,25 @@ func Run(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"reading stops at the limit", readLimit},
 		{"events are counted after a position", stats},
 		{"an event is known by its id, stream, version and position", known},
-		{"the epoch is the place's", epoch},
-		{"the secret is the place's", secret},
+		{"the epoch is the db's", epoch},
+		{"the secret is the db's", secret},
 		{"Wait wakes up", waitWakes},
 		{"Wait ends", waitEnds},
 		{"a closed store says so", closed},
 		{"Close lets calls under way end", closeDrains},
 		{"what was answered is there after opening again", reopen},
-		{"two stores in one place are one store", twoStores},
+		{"two stores in one database are one store", twoStores},
 		{"it does what the model does", model},
 	} {
 		t.Run(check.name, func(t *testing.T) {
 			t.Parallel()
-			check.run(t, newPlace(t))
+			check.run(t, newDatabase(t))
 		})
 	}
 }
 
 // open opens a store and closes it at the end of the test.
-func (p Place) open(t *testing.T) eventstore.Store {
+func (p Database) open(t *testing.T) eventstore.Store {
 	t.Helper()
 	s := p(t)
 	t.Cleanup(func() {

@@ -16,10 +16,10 @@ import (
 	server "github.com/millrace/millrace/test/servers/postgres"
 )
 
-// TestTheServerCrashes kills and freezes PostgreSQL repeatedly while writers append and a reader
+// TestServerCrash kills and freezes PostgreSQL repeatedly while writers append and a reader
 // follows. The store must recover by itself. Every acknowledged event is there exactly once, and
 // the reader has seen all of them, in order.
-func TestTheServerCrashes(t *testing.T) {
+func TestServerCrash(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)

@@ -26,7 +26,7 @@ func TestHungServer(t *testing.T) {
 		}
 	})
 	ctx := context.Background()
-	s, err := postgres.Open(ctx, conn, eventstoretest.Aggregate, postgres.WithAnswerWithin(5*time.Second))
+	s, err := postgres.Open(ctx, conn, eventstoretest.Aggregate, postgres.WithQueryTimeout(5*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestSilentServer(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = listener.Close() })
 	conn := "postgres://postgres@" + listener.Addr().String() + "/postgres?sslmode=disable"
-	_, err = postgres.Open(context.Background(), conn, eventstoretest.Aggregate, postgres.WithAnswerWithin(100*time.Millisecond))
+	_, err = postgres.Open(context.Background(), conn, eventstoretest.Aggregate, postgres.WithQueryTimeout(100*time.Millisecond))
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "open event store") {
 		t.Errorf("error %v", err)
 	}

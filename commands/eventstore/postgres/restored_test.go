@@ -18,7 +18,7 @@ import (
 
 // A server that lost committed events while a process was running must not get new ones from it
 // until they are back.
-func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
+func TestServerReplacedWhileOpen(t *testing.T) {
 	t.Parallel()
 	var own server.Cluster
 	conn := own.ConnString(t)
@@ -95,7 +95,7 @@ func TestTheServerIsReplacedWhileTheStoreIsOpen(t *testing.T) {
 }
 
 // Another store in the same place has another epoch, whatever its content.
-func TestTheTablesAreMadeAnewWhileTheStoreIsOpen(t *testing.T) {
+func TestSchemaRecreatedWhileOpen(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
 	conn := cluster.ConnString(t) + " application_name=replaced"

@@ -127,7 +127,7 @@ func TestLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	g := newGuarded(t)
 	t.Run("conformance", func(t *testing.T) {
-		eventstoretest.Run(t, func(t *testing.T) eventstoretest.Place {
+		eventstoretest.Run(t, func(t *testing.T) eventstoretest.Database {
 			database := g.database(t)
 			return func(t *testing.T) eventstore.Store { return g.open(t, "millrace_order", database) }
 		})
@@ -231,9 +231,9 @@ func login(t *testing.T, g *guarded) {
 	}
 }
 
-// TestOpenRefusesADump checks that Open refuses a restored dump. It may lack events that Kafka has,
+// TestOpenRejectsDump checks that Open refuses a restored dump. It may lack events that Kafka has,
 // and positions contain the server's transaction ids.
-func TestOpenRefusesADump(t *testing.T) {
+func TestOpenRejectsDump(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ change, want string }{
 		"another server's": {"UPDATE store SET server = server + 1", "SET server = "},

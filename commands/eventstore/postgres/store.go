@@ -88,14 +88,14 @@ func WithPassword(password string) Option { return func(o *options) { o.password
 // back. The default is 25 ms.
 func WithPoll(interval time.Duration) Option { return func(o *options) { o.poll = interval } }
 
-// WithAlarm sets how long an open transaction may hold events back before Wait logs it. The default
+// WithBlockedWarning sets how long an open transaction may hold events back before Wait logs it. The default
 // is 10 s.
-func WithAlarm(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
+func WithBlockedWarning(after time.Duration) Option { return func(o *options) { o.alarmAfter = after } }
 
-// WithAnswerWithin sets how long a query may take, for callers that set no limit themselves. The
+// WithQueryTimeout sets how long a query may take, for callers that set no limit themselves. The
 // default is 30 s, and 5 minutes for Stats and Open. A server that hangs keeps its connections and
 // does not answer.
-func WithAnswerWithin(limit time.Duration) Option {
+func WithQueryTimeout(limit time.Duration) Option {
 	return func(o *options) { o.answerWithin, o.countWithin = limit, limit }
 }
 
@@ -210,7 +210,7 @@ func (s *Store) Append(ctx context.Context, b eventstore.Batch) (eventstore.Appe
 func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	fail := func(calls []*adapter.Call, err error) {
 		for _, c := range calls {
-			c.Settle(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
+			c.Resolve(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.options.answerWithin)
@@ -228,7 +228,7 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 		if len(lost) == 0 {
 			s.committed.Broadcast()
 			for i, c := range chosen {
-				c.Settle(eventstore.Appended{Position: positions[i]}, nil)
+				c.Resolve(eventstore.Appended{Position: positions[i]}, nil)
 			}
 			break
 		}
@@ -244,7 +244,7 @@ func (s *Store) store(group []*adapter.Call) (again []*adapter.Call) {
 	}
 	for i, c := range undecided {
 		if refusals[i] != nil {
-			c.Settle(eventstore.Appended{}, refusals[i])
+			c.Resolve(eventstore.Appended{}, refusals[i])
 		} else {
 			again = append(again, c)
 		}

@@ -79,7 +79,7 @@ func closeStore(t *testing.T, s *postgres.Store) {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	eventstoretest.Run(t, func(*testing.T) eventstoretest.Place {
+	eventstoretest.Run(t, func(*testing.T) eventstoretest.Database {
 		schema := newSchema()
 		return func(t *testing.T) eventstore.Store { return open(t, schema) }
 	})
@@ -177,9 +177,9 @@ func TestOpenTransaction(t *testing.T) {
 	}
 }
 
-// TestAppendWaitsForRival appends at a version that an open transaction has already written. The
+// TestAppendWaitsForConcurrentTransaction appends at a version that an open transaction has already written. The
 // result depends on how that transaction ends.
-func TestAppendWaitsForRival(t *testing.T) {
+func TestAppendWaitsForConcurrentTransaction(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		end  func(pgx.Tx) error
@@ -304,11 +304,11 @@ func (l *logged) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-func TestAlarm(t *testing.T) {
+func TestBlockedWarning(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
 	log := &logged{first: make(chan struct{})}
-	s := open(t, schema, postgres.WithAlarm(10*time.Millisecond), postgres.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+	s := open(t, schema, postgres.WithBlockedWarning(10*time.Millisecond), postgres.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
 	closeStore(t, s)
 	tx := hold(t, schema, "held")
 	if _, err := s.Append(t.Context(), batch("later", 0)); err != nil {
@@ -334,7 +334,7 @@ func TestAlarm(t *testing.T) {
 	}
 }
 
-func TestOpenAtOnce(t *testing.T) {
+func TestConcurrentOpen(t *testing.T) {
 	t.Parallel()
 	schema := newSchema()
 	conn := cluster.ConnString(t)
@@ -356,7 +356,7 @@ func TestOpenAtOnce(t *testing.T) {
 	}
 }
 
-func TestOpenRefuses(t *testing.T) {
+func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	mine, newer := newSchema(), newSchema()
 	for _, schema := range []string{mine, newer} {

@@ -46,7 +46,7 @@ type Store struct {
 	appends   *adapter.Writer
 	committed adapter.Broadcaster
 	head      atomic.Int64  // last position that this process has committed
-	elsewhere time.Duration // polling interval for other processes' appends
+	pollInterval time.Duration // for other processes' appends
 
 	db     *sql.DB // for writing; the reader has its own
 	writer *writer
@@ -59,7 +59,7 @@ var _ eventstore.Store = (*Store)(nil)
 // exist. It fails if the file has the events of another aggregate, or if a newer version of
 // Millrace wrote it.
 func Open(ctx context.Context, path string, aggregate event.Aggregate) (_ *Store, err error) {
-	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), elsewhere: elsewhere}
+	s := &Store{aggregate: aggregate, gate: adapter.NewInFlight(), pollInterval: pollInterval}
 	defer func() {
 		if err != nil {
 			if sqlite.Damaged(err) {
@@ -190,9 +190,9 @@ func (s *Store) store(group []*adapter.Call) []*adapter.Call {
 		// Nothing was stored, so no single result counts. Not even a conflict does: it may be with
 		// another batch of the group.
 		if err != nil {
-			c.Settle(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
+			c.Resolve(eventstore.Appended{}, fmt.Errorf("append to the store of %s: %w", s.aggregate.Name, err))
 		} else {
-			c.Settle(outcomes[i].appended, outcomes[i].refused)
+			c.Resolve(outcomes[i].appended, outcomes[i].refused)
 		}
 	}
 	return nil
@@ -284,8 +284,8 @@ func (s *Store) Secret(context.Context) ([]byte, error) {
 	return s.reader.secret, nil
 }
 
-// elsewhere is how often Wait checks for appends of other processes.
-const elsewhere = 250 * time.Millisecond
+// pollInterval is how often Wait checks for appends of other processes.
+const pollInterval = 250 * time.Millisecond
 
 // Wait implements eventstore.Store.
 func (s *Store) Wait(ctx context.Context, after event.Position) error {
@@ -293,7 +293,7 @@ func (s *Store) Wait(ctx context.Context, after event.Position) error {
 		return err
 	}
 	defer s.gate.Leave()
-	look := time.NewTicker(s.elsewhere)
+	look := time.NewTicker(s.pollInterval)
 	defer look.Stop()
 	for {
 		// Take the channel before reading the head, so that no commit is missed.

@@ -44,7 +44,7 @@ func open(tb testing.TB, path string) *sqlite.Store {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	eventstoretest.Run(t, func(t *testing.T) eventstoretest.Place {
+	eventstoretest.Run(t, func(t *testing.T) eventstoretest.Database {
 		path := filepath.Join(t.TempDir(), "events?#%41.db") // a path is a path, not an URI
 		return func(t *testing.T) eventstore.Store { return open(t, path) }
 	})
@@ -56,7 +56,7 @@ func TestCommitWakesWait(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	s := open(t, filepath.Join(t.TempDir(), "events.db"))
-	s.Deafen()
+	s.DisablePolling()
 	waiting := make(chan error, 1)
 	go func() { waiting <- s.Wait(ctx, event.Position{}) }()
 	e := event.Event{ID: uuid.New(), Type: "t", OccurredAt: time.Now(), RecordedAt: time.Now()}
@@ -71,7 +71,7 @@ func TestCommitWakesWait(t *testing.T) {
 	}
 }
 
-func TestOpenAtOnce(t *testing.T) {
+func TestConcurrentOpen(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "events.db")
 	const instances = 8
@@ -92,7 +92,7 @@ func TestOpenAtOnce(t *testing.T) {
 	}
 }
 
-func TestOpenRefuses(t *testing.T) {
+func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	mine := filepath.Join(dir, "order.db")
@@ -139,7 +139,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 // A file of an earlier schema gets an epoch and a secret, and keeps them.
-func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
+func TestSchemaMigration(t *testing.T) {
 	t.Parallel()
 	for number, strip := range map[int]string{
 		1: "ALTER TABLE store DROP COLUMN epoch; ALTER TABLE store DROP COLUMN secret; PRAGMA user_version = 1",
@@ -177,7 +177,7 @@ func TestEarlierSchemaIsBroughtUpToDate(t *testing.T) {
 
 // The file is the only copy of the events. After Close it is complete without a write-ahead log. If
 // it is damaged, the store does not open or reads fail. It must never silently have fewer events.
-func TestDamagedStoreLosesNothingSilently(t *testing.T) {
+func TestDamageIsDetected(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "order.db")
 	s := open(t, path)

@@ -388,7 +388,7 @@ func TestFrozen(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	_, err := Open(t.Context(), Config{Addresses: []string{frozen.URL}, Logger: quiet, Stall: 50 * time.Millisecond})
-	if !errors.Is(err, stall.ErrSilent) {
+	if !errors.Is(err, stall.ErrStalled) {
 		t.Errorf("a caller without a limit of its own: %v", err)
 	}
 }

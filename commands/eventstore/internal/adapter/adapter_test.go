@@ -37,7 +37,7 @@ func (d *disk) store(group []*adapter.Call) []*adapter.Call {
 	d.groups <- names(group)
 	<-d.answer
 	for _, c := range group {
-		c.Settle(eventstore.Appended{Position: event.Position{Sequence: uint64(len(group))}}, nil)
+		c.Resolve(eventstore.Appended{Position: event.Position{Sequence: uint64(len(group))}}, nil)
 	}
 	return nil
 }
@@ -53,7 +53,7 @@ func names(group []*adapter.Call) string {
 
 // Calls that arrive while a group is stored form the next group, and each call gets its group's
 // result.
-func TestCallsGather(t *testing.T) {
+func TestGroupCommit(t *testing.T) {
 	t.Parallel()
 	d := newDisk()
 	w := adapter.StartWriter(d.store)
@@ -91,7 +91,7 @@ func TestCallsGather(t *testing.T) {
 
 // A caller whose context ends learns whether its batch may be stored: a queued one is not, one that
 // was taken up may be.
-func TestWhoGivesUpInTheQueueIsNotStored(t *testing.T) {
+func TestCanceledWhileQueuedIsNotStored(t *testing.T) {
 	t.Parallel()
 	d := newDisk()
 	w := adapter.StartWriter(d.store)
@@ -122,13 +122,13 @@ func TestWhoGivesUpInTheQueueIsNotStored(t *testing.T) {
 	w.Stop() // no second group is taken, so "queued" is not stored
 }
 
-func TestWhatMustBeTriedAgainComesFirst(t *testing.T) {
+func TestRetriedCallsComeFirst(t *testing.T) {
 	t.Parallel()
 	groups, answer := make(chan string), make(chan struct{})
 	w := adapter.StartWriter(func(group []*adapter.Call) []*adapter.Call {
 		groups <- names(group)
 		<-answer
-		group[0].Settle(eventstore.Appended{}, nil)
+		group[0].Resolve(eventstore.Appended{}, nil)
 		return group[1:]
 	})
 	done := make(chan error)
@@ -171,7 +171,7 @@ func awaitQueued(t *testing.T, w *adapter.Writer, n int) {
 	polltest.Until(t, fmt.Sprintf("%d calls are queued", n), func() bool { return w.Queued() == n })
 }
 
-func TestGate(t *testing.T) {
+func TestInFlight(t *testing.T) {
 	t.Parallel()
 	g := adapter.NewInFlight()
 	if err := g.Enter(); err != nil {
@@ -198,7 +198,7 @@ func TestGate(t *testing.T) {
 }
 
 // Broadcast wakes the waiters of before, and has no effect on later ones.
-func TestBell(t *testing.T) {
+func TestBroadcaster(t *testing.T) {
 	t.Parallel()
 	var b adapter.Broadcaster
 	b.Broadcast() // without a waiter

@@ -22,7 +22,7 @@ type Call struct {
 
 	// owner is inQueue, takenUp or givenUp.
 	owner    atomic.Int32
-	settled  chan struct{} // closed when appended and err are set
+	resolved  chan struct{} // closed when appended and err are set
 	appended eventstore.Appended
 	err      error
 }
@@ -35,10 +35,10 @@ const (
 	givenUp
 )
 
-// Settle sets the result of the call and wakes its caller. It must be called exactly once.
-func (c *Call) Settle(a eventstore.Appended, err error) {
+// Resolve sets the result of the call and wakes its caller. It must be called exactly once.
+func (c *Call) Resolve(a eventstore.Appended, err error) {
 	c.appended, c.err = a, err
-	close(c.settled)
+	close(c.resolved)
 }
 
 // size returns the bytes of events and snapshots in the batch.
@@ -79,14 +79,14 @@ func (w *Writer) Append(ctx context.Context, b eventstore.Batch) (eventstore.App
 	if err := ctx.Err(); err != nil {
 		return eventstore.Appended{}, fmt.Errorf("append, not stored: %w", err)
 	}
-	c := &Call{Batch: b, settled: make(chan struct{})}
+	c := &Call{Batch: b, resolved: make(chan struct{})}
 	select {
 	case w.queue <- c:
 	case <-ctx.Done():
 		return eventstore.Appended{}, fmt.Errorf("append, not stored: wait for room in the queue: %w", ctx.Err())
 	}
 	select {
-	case <-c.settled:
+	case <-c.resolved:
 		return c.appended, c.err
 	case <-ctx.Done():
 		// If the writer has not taken the call up, it never will.
