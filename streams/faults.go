@@ -13,7 +13,7 @@ import (
 // Fault is a damaged piece of a sink's data. While it is listed, the sink is being rebuilt from the
 // log.
 type Fault struct {
-	Part  string // for example "documents", "positions", "journal"
+	Part   string // for example "documents", "positions", "journal"
 	Reason string
 	Since  time.Time
 }

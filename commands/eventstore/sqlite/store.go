@@ -42,10 +42,10 @@ type Store struct {
 	aggregate event.Aggregate
 	// gate counts calls, appends is the group commit, and committed wakes Wait after a commit of
 	// this process.
-	gate      *adapter.InFlight
-	appends   *adapter.Writer
-	committed adapter.Broadcaster
-	head      atomic.Int64  // last position that this process has committed
+	gate         *adapter.InFlight
+	appends      *adapter.Writer
+	committed    adapter.Broadcaster
+	head         atomic.Int64  // last position that this process has committed
 	pollInterval time.Duration // for other processes' appends
 
 	db     *sql.DB // for writing; the reader has its own

@@ -22,7 +22,7 @@ type Call struct {
 
 	// owner is inQueue, takenUp or givenUp.
 	owner    atomic.Int32
-	resolved  chan struct{} // closed when appended and err are set
+	resolved chan struct{} // closed when appended and err are set
 	appended eventstore.Appended
 	err      error
 }
