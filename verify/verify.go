@@ -57,8 +57,8 @@ type SideResult struct {
 	Side, Unit string
 	Sum        digest.Sum
 	// Records that are not events. No sum includes them.
-	Strays     uint64
-	FirstStray string
+	Invalid      uint64
+	FirstInvalid string
 }
 
 // Progress is called before each comparison, with the numbers of sides that are done and of all
@@ -105,7 +105,7 @@ func Run(ctx context.Context, subjects []Subject, progress Progress) (Result, er
 				if digests[0] == nil { // the first side is unreadable, so there is nothing to compare with
 					continue
 				}
-				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Strays: d.Strays, FirstStray: d.FirstStray})
+				r.Sides = append(r.Sides, SideResult{Side: c.Sides[i].Name, Unit: c.Unit, Sum: d.Total(), Invalid: d.Invalid, FirstInvalid: d.FirstInvalid})
 				if diff := difference(c.Unit, c.Sides[0].Name, digests[0], c.Sides[i].Name, d); diff != "" && r.Equal {
 					r.Equal, r.Difference = false, s.Aggregate+" "+diff
 				}

@@ -8,14 +8,14 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// verifyEvery is how often a running relay checks that its announcements are still the last records
+// checkInterval is how often a running relay checks that its announcements are still the last records
 // under their keys, and the longest that it waits for the store at a time.
-const verifyEvery = time.Minute
+const checkInterval = time.Minute
 
-// announcing is what a relay knows about the announcements of its store. Compaction keeps only the
+// ownAnnouncements is what a relay knows about the announcements of its store. Compaction keeps only the
 // last record of a key. So each announcement must be the last record under its key, and is written
 // again after a stray.
-type announcing struct {
+type ownAnnouncements struct {
 	key  ed25519.PrivateKey // signs announcements
 	name string             // under which this relay seals
 	// own are this store's announcements, by name. A topic that was restored under another id has
@@ -26,37 +26,37 @@ type announcing struct {
 	// State of the reading of PositionsTopic.
 	positionsID string          // id of the topic when it was last read
 	next        map[int32]int64 // offsets to read from; nil before the first read
-	verified    time.Time       // when verify last succeeded
+	checked     time.Time       // when checkAnnouncements last succeeded
 }
 
-// newAnnouncing returns the state of a session that has read no announcements yet.
-func newAnnouncing(secret []byte, service, topicID string) (*announcing, error) {
+// newOwnAnnouncements returns the state of a session that has read no announcements yet.
+func newOwnAnnouncements(secret []byte, service, topicID string) (*ownAnnouncements, error) {
 	key, err := sealKey(secret, service)
 	if err != nil {
 		return nil, err
 	}
-	return &announcing{
-		key: key, name: sealName(publicHalf(key), topicID), own: map[string]announcement{}, lost: map[string]bool{},
+	return &ownAnnouncements{
+		key: key, name: sealName(publicKey(key), topicID), own: map[string]announcement{}, lost: map[string]bool{},
 	}, nil
 }
 
-// sealing prepares the announcements of a session. begun reports whether relays have published to
+// loadAnnouncements prepares the announcements of a session. begun reports whether relays have published to
 // the topic before. If so, records before the floors may have no seal and remain valid. If not,
 // every record on the topic without a seal is a stray, and the floors are 0.
-func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing, error) {
-	a, err := newAnnouncing(l.secret, l.cfg.Aggregate.Service, l.info.ID)
+func (l *inspector) loadAnnouncements(ctx context.Context, m *checkpoint, begun bool) (*ownAnnouncements, error) {
+	a, err := newOwnAnnouncements(l.secret, l.cfg.Aggregate.Service, l.info.ID)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := l.verify(ctx, l.admin, a)
+	seen, err := l.checkAnnouncements(ctx, l.admin, a)
 	if err != nil {
-		// Count the strays that verify only counted, too.
+		// Count the strays that checkAnnouncements only counted, too.
 		return nil, err
 	}
 	for _, s := range seen.first {
-		l.strays.add(s.record, s.reason)
+		l.invalid.add(s.record, s.reason)
 	}
-	l.strays.count += seen.count - uint64(len(seen.first))
+	l.invalid.count += seen.count - uint64(len(seen.first))
 	if _, ok := a.own[a.name]; ok {
 		return a, nil
 	}
@@ -75,32 +75,32 @@ func (l *lookout) sealing(ctx context.Context, m *mark, begun bool) (*announcing
 			floors[p] = l.end[int32(p)]
 		}
 	}
-	a.own[a.name] = announcement{name: a.name, key: publicHalf(a.key), topicID: l.info.ID, floors: floors}
+	a.own[a.name] = announcement{name: a.name, key: publicKey(a.key), topicID: l.info.ID, floors: floors}
 	a.lost[a.name] = true
 	return a, nil
 }
 
-// verify reads the new records of PositionsTopic. It notes which announcements are lost, and
+// checkAnnouncements reads the new records of PositionsTopic. It notes which announcements are lost, and
 // returns the strays among the new records. The first call of a session reads the whole topic. It
 // then omits strays before the store's last valid record, because an earlier session has reported
 // them.
-func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (seen strays, err error) {
-	topic, err := within(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
+func (r *Relay) checkAnnouncements(ctx context.Context, admin *kafka.Admin, a *ownAnnouncements) (seen invalidRecords, err error) {
+	topic, err := withTimeout(ctx, func(ctx context.Context) (kafka.TopicInfo, error) {
 		return admin.Topic(ctx, PositionsTopic)
 	})
 	if err != nil {
-		return strays{}, err
+		return invalidRecords{}, err
 	}
-	end, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+	end, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
 		return admin.EndOffsets(ctx, PositionsTopic)
 	})
 	if err != nil {
-		return strays{}, err
+		return invalidRecords{}, err
 	}
 	secret, first := []byte(nil), a.next == nil
 	if first {
-		if secret, err = within(ctx, r.cfg.Store.Secret); err != nil {
-			return strays{}, err
+		if secret, err = withTimeout(ctx, r.cfg.Store.Secret); err != nil {
+			return invalidRecords{}, err
 		}
 	} else if topic.ID != a.positionsID || shorter(end, a.next) { // the topic was recreated without the announcements
 		a.next = nil
@@ -108,12 +108,12 @@ func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (
 			a.lost[name] = true
 		}
 	}
-	wanted := publicHalf(a.key)
+	wanted := publicKey(a.key)
 	err = kafka.ReadAll(ctx, r.cfg.Kafka, PositionsTopic, a.next, end, func(m kafka.Message) error {
 		service, name, ok := announcementKey(m)
 		switch {
 		case first && string(m.Key) == r.cfg.Aggregate.Service && signed(secret, m):
-			seen = strays{}
+			seen = invalidRecords{}
 			return nil
 		case !ok || service != r.cfg.Aggregate.Service:
 			return nil
@@ -123,7 +123,7 @@ func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (
 			a.own[name] = found
 			delete(a.lost, name)
 			if first {
-				seen = strays{}
+				seen = invalidRecords{}
 			}
 			return nil
 		}
@@ -135,9 +135,9 @@ func (r *Relay) verify(ctx context.Context, admin *kafka.Admin, a *announcing) (
 		return nil
 	})
 	if err != nil {
-		return strays{}, err
+		return invalidRecords{}, err
 	}
-	a.positionsID, a.next, a.verified = topic.ID, end, time.Now()
+	a.positionsID, a.next, a.checked = topic.ID, end, time.Now()
 	return seen, nil
 }
 
@@ -151,33 +151,33 @@ func shorter(end, read map[int32]int64) bool {
 	return false
 }
 
-// keepAnnounced checks the announcements at most every verifyEvery, and restores lost ones.
-func (r *Relay) keepAnnounced(
-	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *announcing,
+// maintainAnnouncements checks the announcements at most every checkInterval, and restores lost ones.
+func (r *Relay) maintainAnnouncements(
+	ctx context.Context, p *kafka.TransactionalProducer, admin *kafka.Admin, a *ownAnnouncements,
 ) error {
-	if time.Since(a.verified) < r.verifyEvery {
+	if time.Since(a.checked) < r.checkInterval {
 		return nil
 	}
-	seen, err := r.verify(ctx, admin, a)
+	seen, err := r.checkAnnouncements(ctx, admin, a)
 	if err != nil {
 		return err
 	}
-	r.putAside(ctx, seen)
-	r.report(func(p *Progress) { p.Strays += seen.count })
+	r.writeDeadLetters(ctx, seen)
+	r.report(func(p *Progress) { p.InvalidRecords += seen.count })
 	return r.announce(ctx, p, a)
 }
 
 // announce writes, in one transaction, the announcements that are lost or were never written.
-func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a *announcing) error {
+func (r *Relay) announce(ctx context.Context, p *kafka.TransactionalProducer, a *ownAnnouncements) error {
 	if len(a.lost) == 0 {
 		return nil
 	}
 	if err := p.Begin(); err != nil {
 		return err
 	}
-	ctx, cancel := outlive(ctx, 3*time.Second) // as in commit
+	ctx, cancel := withGrace(ctx, 3*time.Second) // as in commit
 	defer cancel()
-	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
+	ctx, late := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer late()
 	for name := range a.lost {
 		if err := p.Produce(ctx, a.own[name].record(r.cfg.Aggregate.Service, a.key)); err != nil {

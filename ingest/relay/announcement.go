@@ -40,8 +40,8 @@ func sealKey(secret []byte, service string) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(h.Sum(nil)), nil
 }
 
-// publicHalf returns the raw public key.
-func publicHalf(key ed25519.PrivateKey) string { return string(key.Public().(ed25519.PublicKey)) }
+// publicKey returns the raw public key.
+func publicKey(key ed25519.PrivateKey) string { return string(key.Public().(ed25519.PublicKey)) }
 
 // sealName returns the name under which the holder of a public key seals the records of a topic.
 func sealName(key, topicID string) string {

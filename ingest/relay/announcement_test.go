@@ -116,7 +116,7 @@ func (b broker) announced(t *testing.T, name string) bool {
 	return err == nil && got == name
 }
 
-func (b broker) announcing(name, value string) kafka.Record {
+func (b broker) ownAnnouncements(name, value string) kafka.Record {
 	r := kafka.Record{Topic: relay.PositionsTopic, Key: []byte(b.order.Service + "/seal/" + name)}
 	if value != "" { // otherwise a tombstone
 		r.Value = []byte(value)
@@ -146,9 +146,9 @@ func (s sealed) everyReader(t *testing.T, check func(t *testing.T, readers *rela
 	t.Run("without the store", func(t *testing.T) { check(t, s.seals(t)) })
 }
 
-func (s sealed) judges(t *testing.T, readers *relay.Seals, taken, refused int) {
+func (s sealed) checkCounts(t *testing.T, readers *relay.Seals, taken, refused int) {
 	t.Helper()
-	if gotTaken, gotRefused := s.judged(t, readers); gotTaken != taken || gotRefused != refused {
+	if gotTaken, gotRefused := s.countAccepted(t, readers); gotTaken != taken || gotRefused != refused {
 		t.Errorf("%d records are taken and %d refused, want %d and %d", gotTaken, gotRefused, taken, refused)
 	}
 }
@@ -163,31 +163,31 @@ func TestStrayAnnouncements(t *testing.T) {
 		"junk": func(t *testing.T, s sealed) []kafka.Record {
 			genuine := s.announcements(t, s.name)[0]
 			out := []kafka.Record{
-				s.announcing("", "0,0,0"), s.announcing("x", "junk"), s.announcing("y", "-1"), s.announcing("z", ""),
+				s.ownAnnouncements("", "0,0,0"), s.ownAnnouncements("x", "junk"), s.ownAnnouncements("y", "-1"), s.ownAnnouncements("z", ""),
 				{Topic: relay.PositionsTopic, Key: []byte("/seal/z"), Value: []byte("0")},
 				{
 					Topic: relay.PositionsTopic, Key: []byte("x/seal/" + s.name), Value: genuine.Value, Headers: genuine.Headers,
 				},
 			}
 			for n := range 1000 {
-				out = append(out, s.announcing(fmt.Sprint(n), "0,0,0"))
+				out = append(out, s.ownAnnouncements(fmt.Sprint(n), "0,0,0"))
 			}
 			return out
 		},
 		"another name": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.announcing("evil", "0,0,0,0")}
+			return []kafka.Record{s.ownAnnouncements("evil", "0,0,0,0")}
 		},
 		"the highest floors": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.announcing("zzzz", everywhere)}
+			return []kafka.Record{s.ownAnnouncements("zzzz", everywhere)}
 		},
 		"the genuine name, with other floors": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.announcing(s.name, everywhere)}
+			return []kafka.Record{s.ownAnnouncements(s.name, everywhere)}
 		},
 		"the genuine name and public key, with other floors": func(t *testing.T, s sealed) []kafka.Record {
 			genuine := s.announcements(t, s.name)[0]
-			r := s.announcing(s.name, everywhere)
+			r := s.ownAnnouncements(s.name, everywhere)
 			r.Headers = genuine.Headers
-			other := s.announcing("evil", "0,0,0")
+			other := s.ownAnnouncements("evil", "0,0,0")
 			other.Headers = genuine.Headers
 			return []kafka.Record{r, other}
 		},
@@ -197,10 +197,10 @@ func TestStrayAnnouncements(t *testing.T) {
 			return []kafka.Record{r}
 		},
 		"the genuine one deleted": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.announcing(s.name, "")}
+			return []kafka.Record{s.ownAnnouncements(s.name, "")}
 		},
 		"the genuine one deleted, and another name": func(_ *testing.T, s sealed) []kafka.Record {
-			return []kafka.Record{s.announcing(s.name, ""), s.announcing("evil", "0,0,0,0")}
+			return []kafka.Record{s.ownAnnouncements(s.name, ""), s.ownAnnouncements("evil", "0,0,0,0")}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -208,16 +208,16 @@ func TestStrayAnnouncements(t *testing.T) {
 			each(t, func(t *testing.T, b broker) {
 				s := newSealed(t, b)
 				began := s.seals(t)
-				s.judges(t, began, 30, 0)
+				s.checkCounts(t, began, 30, 0)
 				s.produce(t, append(strays(t, s), s.forge(""), s.forge("evil"), s.forge("zzzz")))
-				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 30, 3) })
+				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 30, 3) })
 				s.append(t, 10)
 				s.publish(t, s.store)
 				if !s.announced(t, s.name) {
 					t.Error("the relay's announcement is not the last record under its key")
 				}
-				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 40, 3) })
-				s.judges(t, began, 40, 3)
+				s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 40, 3) })
+				s.checkCounts(t, began, 40, 3)
 			})
 		})
 	}
@@ -235,10 +235,10 @@ func TestARelayAnnouncesAgain(t *testing.T) {
 		}
 		first := s.announcements(t, s.name)[0]
 		for _, value := range []string{"", "junk", "0,0,0,0"} {
-			s.produce(t, []kafka.Record{s.announcing(s.name, value)})
-			aside, change := s.asides(t)
-			if got := s.publish(t, s.store, change); got.Strays != 1 || aside() != 1 {
-				t.Errorf("%q: %d strays counted and %d put aside", value, got.Strays, aside())
+			s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, value)})
+			deadLetters, change := s.deadLetters(t)
+			if got := s.publish(t, s.store, change); got.InvalidRecords != 1 || deadLetters() != 1 {
+				t.Errorf("%q: %d strays counted and %d put aside", value, got.InvalidRecords, deadLetters())
 			}
 			all := s.announcements(t, s.name)
 			if last := all[len(all)-1]; !s.announced(t, s.name) || !bytes.Equal(last.Value, first.Value) {
@@ -253,16 +253,16 @@ func TestARunningRelayAnnouncesAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := newSealed(t, b)
-		aside, change := s.asides(t)
+		deadLetters, change := s.deadLetters(t)
 		r := s.newRelay(t, s.store, change)
-		r.VerifyEvery(50 * time.Millisecond)
+		r.CheckInterval(50 * time.Millisecond)
 		run(t, r).await(t, s.store)
-		s.produce(t, []kafka.Record{s.announcing(s.name, "")})
+		s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, "")})
 		eventually(t, func() bool { return s.announced(t, s.name) }, "the announcement is restored")
-		if got := r.Progress().Strays; got != 1 || aside() != 1 {
-			t.Errorf("%d strays counted and %d put aside", got, aside())
+		if got := r.Progress().InvalidRecords; got != 1 || deadLetters() != 1 {
+			t.Errorf("%d strays counted and %d put aside", got, deadLetters())
 		}
-		s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 30, 0) })
+		s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 30, 0) })
 	})
 }
 
@@ -278,9 +278,9 @@ func TestTwoSystemsAnnounce(t *testing.T) {
 			relay.Announcement(secret, s.order.Service, s.topicID(t), 0, 0, 0), s.forge(other), s.forge(""),
 		})
 
-		s.judges(t, s.seals(t, s.store), 30, 2)
+		s.checkCounts(t, s.seals(t, s.store), 30, 2)
 		readers := s.seals(t)
-		s.judges(t, readers, 32, 0)
+		s.checkCounts(t, readers, 32, 0)
 		faults, err := readers.Settings(t.Context())
 		if err != nil || len(faults) != 1 || !strings.Contains(faults[0].Value, "two systems") || faults[0].Fatal {
 			t.Errorf("faults %v, %v", faults, err)
@@ -299,7 +299,7 @@ func TestASealInDoubtIsNoCheck(t *testing.T) {
 		forged := s.forge(other)
 		s.produce(t, []kafka.Record{relay.Announcement(secret, s.order.Service, s.topicID(t), 0, 0, 0), forged})
 		readers := s.seals(t)
-		s.judges(t, readers, 31, 0)
+		s.checkCounts(t, readers, 31, 0)
 		r := s.record(kafka.Message{Key: forged.Key, Value: forged.Value, Headers: forged.Headers})
 		e, err := event.FromRecord(r.Key, r.Value, r.Headers)
 		if err != nil {
@@ -328,14 +328,14 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 			records = append(records, r)
 		}
 		s.produce(t, append(records, s.forge("evil")))
-		s.judges(t, s.seals(t, store), 30, 1) // there is no announcement
-		s.judges(t, s.seals(t), 31, 0)
+		s.checkCounts(t, s.seals(t, store), 30, 1) // there is no announcement
+		s.checkCounts(t, s.seals(t), 31, 0)
 
 		foreign := relay.Announcement([]byte("other"), s.order.Service, s.topicID(t), 0, 0, 0)
-		s.produce(t, []kafka.Record{s.announcing(s.name, ""), foreign})
-		s.judges(t, s.seals(t, store), 30, 1)
+		s.produce(t, []kafka.Record{s.ownAnnouncements(s.name, ""), foreign})
+		s.checkCounts(t, s.seals(t, store), 30, 1)
 		readers := s.seals(t)
-		s.judges(t, readers, 31, 0)
+		s.checkCounts(t, readers, 31, 0)
 		faults, err := readers.Settings(t.Context())
 		if err != nil || len(faults) != 1 || !strings.Contains(faults[0].Value, "overwritten or deleted") {
 			t.Errorf("faults %v, %v", faults, err)
@@ -343,9 +343,9 @@ func TestOnlyAForeignAnnouncementIsLeft(t *testing.T) {
 	})
 }
 
-// A mark contains the floors of the seal, too. So a lost announcement does not make records without
+// A checkpoint contains the floors of the seal, too. So a lost announcement does not make records without
 // a seal acceptable.
-func TestTheMarkKnowsTheFloors(t *testing.T) {
+func TestTheCheckpointKnowsTheFloors(t *testing.T) {
 	t.Parallel()
 	k, err := embedded.Start(t.Context(), embedded.Config{DataDir: t.TempDir(), Logger: quiet})
 	if err != nil {
@@ -365,7 +365,7 @@ func TestTheMarkKnowsTheFloors(t *testing.T) {
 	w.append(t, 10)
 	b.publish(t, store)
 	s := sealed{b, store, w, b.nameOnTopic(t)}
-	first, marks := s.announcements(t, s.name)[0], s.marks(t)
+	first, checkpoints := s.announcements(t, s.name)[0], s.checkpoints(t)
 	s.produce(t, []kafka.Record{s.forge("")})
 
 	a, err := kafka.NewAdmin(b.Config)
@@ -377,13 +377,13 @@ func TestTheMarkKnowsTheFloors(t *testing.T) {
 	if err := a.RemakeTopics(t.Context(), positions); err != nil {
 		t.Fatal(err)
 	}
-	s.produce(t, []kafka.Record{forged(marks[len(marks)-1], "", nil)})
-	s.judges(t, s.seals(t, store), 41, 0)
+	s.produce(t, []kafka.Record{forged(checkpoints[len(checkpoints)-1], "", nil)})
+	s.checkCounts(t, s.seals(t, store), 41, 0)
 	s.publish(t, store)
 	if again := s.announcements(t, s.name); len(again) != 1 || !bytes.Equal(again[0].Value, first.Value) {
 		t.Fatalf("announced %v, want %s once more", again, first.Value)
 	}
-	s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.judges(t, readers, 40, 1) })
+	s.everyReader(t, func(t *testing.T, readers *relay.Seals) { s.checkCounts(t, readers, 40, 1) })
 }
 
 // An announcement is read as it was signed, or rejected.

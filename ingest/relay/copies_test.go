@@ -33,9 +33,9 @@ func (b broker) log(t *testing.T) (all []kafka.Record) {
 	return all
 }
 
-// once fails unless a reader accepts each of the store's events once and refuses the given number
+// checkEachOnce fails unless a reader accepts each of the store's events once and refuses the given number
 // of records.
-func (b broker) once(t *testing.T, s eventstore.Store, refused int) {
+func (b broker) checkEachOnce(t *testing.T, s eventstore.Store, refused int) {
 	t.Helper()
 	want := map[uuid.UUID]int{}
 	for _, e := range b.stored(t, s, event.Position{}) {
@@ -98,20 +98,20 @@ func TestCopiesAreNotEvents(t *testing.T) {
 					return len(log)
 				}
 				refused := copied(b.log(t)[:1], partitions)
-				b.once(t, s, refused)
+				b.checkEachOnce(t, s, refused)
 				refused += copied(b.log(t), partitions)
-				b.once(t, s, refused)
+				b.checkEachOnce(t, s, refused)
 				w.append(t, 30)
 				b.publish(t, s)
-				b.once(t, s, refused)
+				b.checkEachOnce(t, s, refused)
 				if err := server.Widen(t.Context(), b.Brokers, b.order.Topic, 2*partitions); err != nil {
 					t.Fatal(err)
 				}
 				refused += copied(b.log(t), 2*partitions)
-				b.once(t, s, refused)
+				b.checkEachOnce(t, s, refused)
 				w.append(t, 30)
 				b.publish(t, s)
-				b.once(t, s, refused)
+				b.checkEachOnce(t, s, refused)
 			})
 		})
 	}
@@ -148,16 +148,16 @@ func TestCopiesOfWhatIsNotPublished(t *testing.T) {
 		if got, want := b.publish(t, s).Published, uint64(40-len(ahead)); got != want {
 			t.Errorf("published %d events, want %d", got, want)
 		}
-		b.once(t, s, 0)
+		b.checkEachOnce(t, s, 0)
 		refused := 0
 		for range 2 {
 			log := b.log(t)
 			b.produce(t, log)
 			refused += len(log)
-			b.once(t, s, refused)
+			b.checkEachOnce(t, s, refused)
 			w.append(t, 10)
 			b.publish(t, s)
-			b.once(t, s, refused)
+			b.checkEachOnce(t, s, refused)
 		}
 	})
 }

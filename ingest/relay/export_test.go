@@ -15,17 +15,17 @@ var Steps = map[string]step{
 // OnStep calls f at each step. The step fails with f's error. Call it before Run.
 func (r *Relay) OnStep(f func(at string) error) { r.hook = func(s step) error { return f(string(s)) } }
 
-// MarkRecord returns the mark of a transaction that contains the events after from, up to to.
-func MarkRecord(from, to event.Position, service string) kafka.Record {
-	return mark{from: from, to: to}.record(service, nil)
+// CheckpointRecord returns the checkpoint of a transaction that contains the events after from, up to to.
+func CheckpointRecord(from, to event.Position, service string) kafka.Record {
+	return checkpoint{from: from, to: to}.record(service, nil)
 }
 
-// VerifyEvery sets how often a relay checks its announcements. Call it before Run.
-func (r *Relay) VerifyEvery(d time.Duration) { r.verifyEvery = d }
+// CheckInterval sets how often a relay checks its announcements. Call it before Run.
+func (r *Relay) CheckInterval(d time.Duration) { r.checkInterval = d }
 
 // SealName returns the name under which the relay of a store seals the records of a topic.
 func SealName(secret []byte, service, topicID string) string {
-	a, err := newAnnouncing(secret, service, topicID)
+	a, err := newOwnAnnouncements(secret, service, topicID)
 	if err != nil {
 		panic(err)
 	}
@@ -34,11 +34,11 @@ func SealName(secret []byte, service, topicID string) string {
 
 // Announcement returns the record with which the relay of a store announces its seal.
 func Announcement(secret []byte, service, topicID string, floors ...int64) kafka.Record {
-	a, err := newAnnouncing(secret, service, topicID)
+	a, err := newOwnAnnouncements(secret, service, topicID)
 	if err != nil {
 		panic(err)
 	}
-	return announcement{name: a.name, key: publicHalf(a.key), topicID: topicID, floors: floors}.record(service, a.key)
+	return announcement{name: a.name, key: publicKey(a.key), topicID: topicID, floors: floors}.record(service, a.key)
 }
 
 // ParseAnnouncement reads an announcement of any key.

@@ -32,9 +32,9 @@ func (b broker) publish(t *testing.T, s eventstore.Store, change ...func(*relay.
 	return x.relay.Progress()
 }
 
-// whole fails unless the topic has each of the store's events once, and those of a stream on one
+// checkStreams fails unless the topic has each of the store's events once, and those of a stream on one
 // partition and in order. It ignores other records.
-func (b broker) whole(t *testing.T, s eventstore.Store) {
+func (b broker) checkStreams(t *testing.T, s eventstore.Store) {
 	t.Helper()
 	events, err := s.Read(t.Context(), event.Position{}, 100_000)
 	if err != nil {
@@ -80,15 +80,15 @@ func (b broker) whole(t *testing.T, s eventstore.Store) {
 	}
 }
 
-// marks returns the position records of the broker's service, in order.
-func (b broker) marks(t *testing.T) (marks []kafka.Message) {
+// checkpoints returns the position records of the broker's service, in order.
+func (b broker) checkpoints(t *testing.T) (checkpoints []kafka.Message) {
 	t.Helper()
 	for _, m := range b.positions(t) {
 		if string(m.Key) == b.order.Service {
-			marks = append(marks, m)
+			checkpoints = append(checkpoints, m)
 		}
 	}
-	return marks
+	return checkpoints
 }
 
 // produce writes records in one transaction.
@@ -133,8 +133,8 @@ func (b broker) positionsReadable(t *testing.T) {
 	}, "positions are readable")
 }
 
-// refuses fails unless a relay stops with the given error without having written anything.
-func (b broker) refuses(t *testing.T, s eventstore.Store, want error, says string, change ...func(*relay.Config)) {
+// stopsWith fails unless a relay stops with the given error without having written anything.
+func (b broker) stopsWith(t *testing.T, s eventstore.Store, want error, says string, change ...func(*relay.Config)) {
 	t.Helper()
 	x := run(t, b.newRelay(t, s, change...))
 	select {
@@ -174,7 +174,7 @@ func TestTheTopicIsWidened(t *testing.T) {
 			}
 			w.append(t, 60)
 			b.publish(t, s)
-			b.whole(t, s)
+			b.checkStreams(t, s)
 			err := b.read(t.Context(), func(m kafka.Message) error {
 				if n := kafka.PartitionsOf(m.Headers); n != 4 {
 					t.Errorf("a record says that keys are spread over %d partitions, want 4", n)
@@ -206,7 +206,7 @@ func TestTheTopicIsWidened(t *testing.T) {
 			}
 			stop()
 			b.publish(t, s)
-			b.whole(t, s)
+			b.checkStreams(t, s)
 		})
 	})
 	t.Run("after an earlier version published to it", func(t *testing.T) {
@@ -221,12 +221,12 @@ func TestTheTopicIsWidened(t *testing.T) {
 			}
 			w.append(t, 60)
 			b.publish(t, s)
-			b.whole(t, s)
+			b.checkStreams(t, s)
 		})
 	})
 }
 
-// publishAsEarlier publishes the store's events like an earlier version, whose marks have no
+// publishAsEarlier publishes the store's events like an earlier version, whose checkpoints have no
 // identity.
 func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	t.Helper()
@@ -238,12 +238,12 @@ func (b broker) publishAsEarlier(t *testing.T, s eventstore.Store) {
 	for _, e := range events {
 		records = append(records, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
 	}
-	b.produce(t, append(records, relay.MarkRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
+	b.produce(t, append(records, relay.CheckpointRecord(event.Position{}, events[len(events)-1].Position, b.order.Service)))
 }
 
-// A mark of an earlier version, which has no identity, is accepted if the log confirms it, and
+// A checkpoint of an earlier version, which has no identity, is accepted if the log confirms it, and
 // replaced at once.
-func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
+func TestCheckpointOfAnEarlierVersionIsReplaced(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -253,20 +253,20 @@ func TestMarkOfAnEarlierVersionIsReplaced(t *testing.T) {
 		if got := b.publish(t, s).Published; got != 0 {
 			t.Errorf("%d events were published again", got)
 		}
-		marks := b.marks(t)
+		checkpoints := b.checkpoints(t)
 		has := func(key string) bool {
-			return slices.ContainsFunc(marks[len(marks)-1].Headers, func(h event.Header) bool { return h.Key == key && len(h.Value) > 0 })
+			return slices.ContainsFunc(checkpoints[len(checkpoints)-1].Headers, func(h event.Header) bool { return h.Key == key && len(h.Value) > 0 })
 		}
 		for _, key := range []string{"epoch", "topic-id", "partitions", "event", "stream", "version"} {
 			if !has(key) {
-				t.Errorf("the last mark of %d has no %s", len(marks), key)
+				t.Errorf("the last checkpoint of %d has no %s", len(checkpoints), key)
 			}
 		}
-		b.same(t, s)
-		before := len(marks)
+		b.checkEqual(t, s)
+		before := len(checkpoints)
 		b.publish(t, s)
-		if got := len(b.marks(t)); got != before {
-			t.Errorf("a relay with nothing to say left %d marks", got-before)
+		if got := len(b.checkpoints(t)); got != before {
+			t.Errorf("a relay with nothing to say left %d checkpoints", got-before)
 		}
 	})
 }
@@ -282,9 +282,9 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 			w.append(t, 30)
 			b.publish(t, s)
 			b.recreate(t)
-			b.refuses(t, s, relay.ErrLogChanged, "made again")
+			b.stopsWith(t, s, relay.ErrLogChanged, "made again")
 			w.append(t, 30)
-			b.refuses(t, s, relay.ErrLogChanged, "made again")
+			b.stopsWith(t, s, relay.ErrLogChanged, "made again")
 		})
 	})
 	// This runs on Apache Kafka only. Deleting topics is unusual on the embedded broker, which may
@@ -295,7 +295,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 		s := b.newStore(t)
 		load(t, newWriter(s))
 		x := run(t, b.newRelay(t, s))
-		b.grown(t)(100)
+		b.awaitGrowth(t)(100)
 		b.recreate(t)
 		select {
 		case <-x.done:
@@ -338,7 +338,7 @@ func TestALogThatIsNotTheSameIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		with(func(b broker) { b.refuses(t, s, relay.ErrLogChanged, "which was published") })
+		with(func(b broker) { b.stopsWith(t, s, relay.ErrLogChanged, "which was published") })
 	})
 }
 
@@ -393,8 +393,8 @@ func TestAStoreThatLostEventsIsRefused(t *testing.T) {
 						}
 					}
 				}
-				b.refuses(t, restored, relay.ErrStoreBehind, "the store does not have")
-				b.same(t, s)
+				b.stopsWith(t, restored, relay.ErrStoreBehind, "the store does not have")
+				b.checkEqual(t, s)
 			})
 		})
 	}
@@ -452,15 +452,15 @@ func TestStrayRecords(t *testing.T) {
 			return out
 		},
 		"a position far ahead": func(b broker, _ []event.Event) []kafka.Record {
-			return []kafka.Record{relay.MarkRecord(far, far, b.order.Service)}
+			return []kafka.Record{relay.CheckpointRecord(far, far, b.order.Service)}
 		},
 		"a position slightly ahead, of events to come": func(b broker, known []event.Event) []kafka.Record {
 			at := known[len(known)-1].Position
 			at.Sequence += 5
-			return []kafka.Record{relay.MarkRecord(at, at, b.order.Service)}
+			return []kafka.Record{relay.CheckpointRecord(at, at, b.order.Service)}
 		},
 		"an event and a position that agree": func(b broker, _ []event.Event) []kafka.Record {
-			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Position = far }), 0), relay.MarkRecord(far, far, b.order.Service)}
+			return []kafka.Record{b.onTopic(forged(func(e *event.Event) { e.Position = far }), 0), relay.CheckpointRecord(far, far, b.order.Service)}
 		},
 		"copies of an old event": func(b broker, known []event.Event) (out []kafka.Record) {
 			for range 300 {
@@ -507,7 +507,7 @@ func TestStrayRecords(t *testing.T) {
 				var mu sync.Mutex
 				var aside []kafka.Message
 				got := b.publish(t, s, func(c *relay.Config) {
-					c.PutAside = func(_ context.Context, m kafka.Message, reason error) error {
+					c.DeadLetter = func(_ context.Context, m kafka.Message, reason error) error {
 						mu.Lock()
 						defer mu.Unlock()
 						if reason == nil {
@@ -520,14 +520,14 @@ func TestStrayRecords(t *testing.T) {
 				if got.Published != 30 {
 					t.Errorf("published %d events, want the 30 new ones", got.Published)
 				}
-				if copies := strings.HasPrefix(name, "copies"); !copies && (got.Strays == 0 || len(aside) == 0) {
-					t.Errorf("%d strays were counted, %d put aside", got.Strays, len(aside))
+				if copies := strings.HasPrefix(name, "copies"); !copies && (got.InvalidRecords == 0 || len(aside) == 0) {
+					t.Errorf("%d strays were counted, %d put aside", got.InvalidRecords, len(aside))
 				}
 				if len(aside) > 2000 {
 					t.Errorf("%d strays were put aside, which is no bound", len(aside))
 				}
 				if !strings.Contains(name, "cop") {
-					b.whole(t, s)
+					b.checkStreams(t, s)
 				}
 				if again := b.publish(t, s).Published; again != 0 {
 					t.Errorf("the next relay published %d events again", again)

@@ -103,16 +103,16 @@ func load(t *testing.T, w *writer) (stop func() int) {
 	return func() int { cancel(); <-done; return n }
 }
 
-func kills(t *testing.T) int {
+func killCount(t *testing.T) int {
 	if testing.Short() {
 		t.Skip("kills processes for a while")
 	}
 	return 12
 }
 
-// grown returns a function that blocks until the log has grown by n records since its last call, so
+// awaitGrowth returns a function that blocks until the log has grown by n records since its last call, so
 // that every kill hits a relay that is publishing.
-func (b broker) grown(t *testing.T) func(n int64) {
+func (b broker) awaitGrowth(t *testing.T) func(n int64) {
 	t.Helper()
 	a, err := kafka.NewAdmin(b.Config)
 	if err != nil {
@@ -137,12 +137,12 @@ func (b broker) grown(t *testing.T) func(n int64) {
 
 func TestKillRelayUnderLoad(t *testing.T) {
 	t.Parallel()
-	n := kills(t)
+	n := killCount(t)
 	each(t, func(t *testing.T, b broker) {
 		path := filepath.Join(t.TempDir(), "order.db")
 		s := b.openStore(t, path)
 		stop := load(t, newWriter(s))
-		grow := b.grown(t)
+		grow := b.awaitGrowth(t)
 		for range n {
 			_, kill := b.start(t, "relay", path, b.Brokers)
 			grow(2*partitions + rand.N[int64](300)) // more than the last transaction's markers, and a random number
@@ -154,7 +154,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 		if err := x.stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 		if last := x.relay.Progress().Published; int(last) == total {
 			t.Fatal("the killed relays published nothing")
 		}
@@ -166,7 +166,7 @@ func TestKillRelayUnderLoad(t *testing.T) {
 // TestALeaderIsKilledUnderLoad kills real brokers.
 func TestKillEverythingUnderLoad(t *testing.T) {
 	t.Parallel()
-	n := kills(t)
+	n := killCount(t)
 	b := broker{kafka.Config{Logger: quiet}, event.Order}
 	path, dir := filepath.Join(t.TempDir(), "order.db"), filepath.Join(t.TempDir(), "log")
 	s := b.openStore(t, path)
@@ -174,7 +174,7 @@ func TestKillEverythingUnderLoad(t *testing.T) {
 	for range n {
 		addr, kill := b.start(t, "everything", path, dir)
 		b.Brokers = addr
-		b.grown(t)(2*partitions + rand.N[int64](300))
+		b.awaitGrowth(t)(2*partitions + rand.N[int64](300))
 		kill()
 	}
 	total := stop()
@@ -189,6 +189,6 @@ func TestKillEverythingUnderLoad(t *testing.T) {
 	if err := x.stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.same(t, s)
+	b.checkEqual(t, s)
 	t.Logf("%d events, the last relay published %d of them", total, x.relay.Progress().Published)
 }

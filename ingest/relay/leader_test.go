@@ -102,7 +102,7 @@ func (r *reader) since() (int, time.Duration) {
 // event is lost, duplicated or out of order, and the relay and a consumer recover by themselves.
 func TestALeaderIsKilledUnderLoad(t *testing.T) {
 	t.Parallel()
-	kills(t)
+	killCount(t)
 	c := &server.Cluster{Nodes: 3}
 	t.Cleanup(func() {
 		if err := c.Stop(); err != nil {
@@ -160,7 +160,7 @@ func TestALeaderIsKilledUnderLoad(t *testing.T) {
 	if err := x.stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.same(t, s)
+	b.checkEqual(t, s)
 	eventually(t, func() bool { return r.read() >= total }, "the consumer has read all %d events", total)
 	r.mu.Lock()
 	defer r.mu.Unlock()

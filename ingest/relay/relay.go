@@ -8,7 +8,7 @@
 // Invariants:
 //
 //   - Each Kafka transaction contains a batch of events and the checkpoint that it reaches, so the
-//     log itself records how far it is. In this package a checkpoint is a mark.
+//     log itself records how far it is. In this package a checkpoint is a checkpoint.
 //   - The log is the only truth about what was published. After any error, above all a commit whose
 //     answer was lost, the relay starts a new session and reads its position from the log.
 //   - At most one relay of a store publishes. A new one takes over the transactional id, which
@@ -18,7 +18,7 @@
 //     tells which earlier events it has.
 //
 // relay.go runs a session. resume.go finds out where to continue and compares log and store, with
-// the help of scan.go. place.go is the state of a session, mark.go the checkpoint record,
+// the help of scan.go. place.go is the state of a session, checkpoint.go the checkpoint record,
 // announcement.go and announce.go the announcement of the seal.
 package relay
 
@@ -61,10 +61,10 @@ type Config struct {
 	// Encoder writes the values of the topic. Nil writes plain Protobuf.
 	Encoder *registry.Encoder
 
-	// PutAside receives each record that no relay has written, on the aggregate's topic or on
+	// DeadLetter receives each record that no relay has written, on the aggregate's topic or on
 	// PositionsTopic, with the reason. It may receive the same record more than once. If it is nil,
 	// such records remain on the log only.
-	PutAside func(ctx context.Context, m kafka.Message, reason error) error
+	DeadLetter func(ctx context.Context, m kafka.Message, reason error) error
 
 	// TransactionalID is held by at most one relay of the store, in any process and on any machine.
 	// Kafka fences the previous holder.
@@ -101,11 +101,11 @@ var (
 
 // Progress is how far the log is.
 type Progress struct {
-	Position   event.Position // of the last event on the log; zero if none is known
-	RecordedAt time.Time      // when the store recorded that event
-	Published  uint64         // events that this relay has published
-	Strays     uint64         // records found that no relay has written
-	Live       bool           // this relay holds its transactional id and has resumed
+	Position       event.Position // of the last event on the log; zero if none is known
+	RecordedAt     time.Time      // when the store recorded that event
+	Published      uint64         // events that this relay has published
+	InvalidRecords uint64         // records found that no relay has written
+	Live           bool           // this relay holds its transactional id and has resumed
 }
 
 // Relay publishes the events of one store.
@@ -114,7 +114,7 @@ type Relay struct {
 	log  *slog.Logger
 	hook func(step) error // called at each step; tests make it fail or block
 
-	verifyEvery time.Duration // how often the announcements are checked
+	checkInterval time.Duration // how often the announcements are checked
 
 	// mu protects progress, which callers read while Run changes it.
 	mu       sync.Mutex
@@ -154,10 +154,10 @@ func New(cfg Config) (*Relay, error) {
 		cfg.Logger = slog.Default()
 	}
 	return &Relay{
-		cfg:         cfg,
-		log:         cfg.Logger.With("relay", cfg.Aggregate.Service),
-		verifyEvery: verifyEvery,
-		hook:        func(s step) error { return failpoint.Hit("relay." + cfg.Aggregate.Service + "." + string(s)) },
+		cfg:           cfg,
+		log:           cfg.Logger.With("relay", cfg.Aggregate.Service),
+		checkInterval: checkInterval,
+		hook:          func(at step) error { return failpoint.Hit("relay." + cfg.Aggregate.Service + "." + string(at)) },
 	}, nil
 }
 
@@ -183,7 +183,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	waits := backoff.Server.Start()
 	for {
 		before := r.Progress().Published
-		err := r.session(ctx)
+		err := r.runSession(ctx)
 		r.report(func(p *Progress) { p.Live = false })
 		select {
 		case <-ctx.Done():
@@ -212,24 +212,24 @@ func (r *Relay) Run(ctx context.Context) error {
 // attempt bounds every call to Kafka, the store or the registry, so that a hung server cannot block
 // the relay. Waiting for new events is not bounded by it; see wait. Long reads are bounded per
 // step.
-const attempt = time.Minute
+const callTimeout = time.Minute
 
-// errSlow is the cause of a context that within has ended.
-var errSlow = errors.New("no answer within a minute")
+// errTimeout is the cause of a context that within has ended.
+var errTimeout = errors.New("no answer within a minute")
 
 // within calls ask with a context that ends after attempt.
-func within[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+func withTimeout[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
 	return ask(ctx)
 }
 
-// session publishes with one producer until an error occurs or ctx ends. It always returns an
+// runSession publishes with one producer until an error occurs or ctx ends. It always returns an
 // error.
-func (r *Relay) session(ctx context.Context) error {
+func (r *Relay) runSession(ctx context.Context) error {
 	// Start the encoder before fencing the previous relay: a relay that cannot write must not stop
 	// one that can.
-	_, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Encoder.Start(ctx) })
+	_, err := withTimeout(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, r.cfg.Encoder.Start(ctx) })
 	if err != nil {
 		return cannotWrite(err)
 	}
@@ -240,7 +240,7 @@ func (r *Relay) session(ctx context.Context) error {
 	defer p.Close()
 	// Init takes over the transactional id. From here on, the previous relay is fenced and none of
 	// its transactions is open.
-	if _, err := within(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) }); err != nil {
+	if _, err := withTimeout(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, p.Init(ctx) }); err != nil {
 		return err
 	}
 	a, err := kafka.NewAdmin(r.cfg.Kafka)
@@ -248,29 +248,29 @@ func (r *Relay) session(ctx context.Context) error {
 		return err
 	}
 	defer a.Close()
-	at, err := r.resume(ctx, a)
+	s, err := r.resume(ctx, a)
 	if err != nil {
 		return err
 	}
 	if err := r.hook(resumed); err != nil {
 		return err
 	}
-	if err := r.announce(ctx, p, at.seals); err != nil {
+	if err := r.announce(ctx, p, s.seals); err != nil {
 		return err
 	}
 	// The last checkpoint does not identify this relay's store and topic. Write one that does, so
 	// that the next relay can rely on it.
-	if at.renew != nil {
-		if err := r.commit(ctx, p, at, nil, *at.renew); err != nil {
+	if s.renew != nil {
+		if err := r.commit(ctx, p, s, nil, *s.renew); err != nil {
 			return err
 		}
 	}
-	r.log.Info("relay: publishing", "after", at.after, "topic", r.cfg.Aggregate.Topic)
+	r.log.Info("relay: publishing", "after", s.after, "topic", r.cfg.Aggregate.Topic)
 
 	// One page is read ahead while the previous one is published. The deferred function waits for
-	// the reader, so that it does not outlive the session.
+	// the reader, so that it does not withGrace the session.
 	ctx, cancel := context.WithCancel(ctx)
-	next := r.readAhead(ctx, at.after)
+	next := r.readAhead(ctx, s.after)
 	defer func() {
 		cancel()
 		if next != nil {
@@ -281,45 +281,45 @@ func (r *Relay) session(ctx context.Context) error {
 		read := <-next
 		next = nil
 		if read.err != nil {
-			return fmt.Errorf("read the store after %s: %w", at.after, read.err)
+			return fmt.Errorf("read the store after %s: %w", s.after, read.err)
 		}
 		// The epoch is read after the events. If it has changed since resume, the store may have
 		// lost events that the log has. A new session compares them.
-		if len(read.events) > 0 && read.epoch != at.epoch {
-			return fmt.Errorf("the store's epoch was %s and is %s, after a failover or a restore", at.epoch, read.epoch)
+		if len(read.events) > 0 && read.epoch != s.epoch {
+			return fmt.Errorf("the store's epoch was %s and is %s, after a failover or a restore", s.epoch, read.epoch)
 		}
 		events := read.events
 		if len(events) == r.cfg.MaxEvents { // there is probably more: read it while this page is published
 			next = r.readAhead(ctx, events[len(events)-1].Position)
 		}
 		for len(events) > 0 {
-			batch := r.cut(events)
-			if err := r.publish(ctx, p, a, at, batch); err != nil {
+			batch := r.takeBatch(events)
+			if err := r.publish(ctx, p, a, s, batch); err != nil {
 				return err
 			}
 			events = events[len(batch):]
-			at.moveTo(batch[len(batch)-1].Position)
+			s.advance(batch[len(batch)-1].Position)
 		}
 		// Wait only when the last read returned nothing: an event may have been recorded since.
 		if len(read.events) == 0 {
-			if err := r.wait(ctx, at.after); err != nil {
+			if err := r.waitForEvents(ctx, s.after); err != nil {
 				return fmt.Errorf("wait for the store: %w", err)
 			}
 		}
-		if err := r.keepAnnounced(ctx, p, a, at.seals); err != nil {
+		if err := r.maintainAnnouncements(ctx, p, a, s.seals); err != nil {
 			return err
 		}
 		if next == nil {
-			next = r.readAhead(ctx, at.after)
+			next = r.readAhead(ctx, s.after)
 		}
 	}
 }
 
-// wait returns when the store may have an event after a position. It also returns after
-// verifyEvery, because a connection can be dead without an error, and because the announcements
+// waitForEvents returns when the store may have an event after a position. It also returns after
+// checkInterval, because a connection can be dead without an error, and because the announcements
 // have to be checked.
-func (r *Relay) wait(ctx context.Context, after event.Position) error {
-	waiting, cancel := context.WithTimeout(ctx, r.verifyEvery)
+func (r *Relay) waitForEvents(ctx context.Context, after event.Position) error {
+	waiting, cancel := context.WithTimeout(ctx, r.checkInterval)
 	defer cancel()
 	err := r.cfg.Store.Wait(waiting, after)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
@@ -340,7 +340,7 @@ type page struct {
 func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page {
 	c := make(chan page, 1)
 	go func() {
-		read, err := within(ctx, func(ctx context.Context) (page, error) {
+		read, err := withTimeout(ctx, func(ctx context.Context) (page, error) {
 			events, err := r.cfg.Store.Read(ctx, after, r.cfg.MaxEvents)
 			if err != nil || len(events) == 0 {
 				return page{events: events}, err
@@ -354,9 +354,9 @@ func (r *Relay) readAhead(ctx context.Context, after event.Position) <-chan page
 	return c
 }
 
-// cut returns the events, from the front, that fit in one transaction: at least one, and at most
+// takeBatch returns the events, from the front, that fit in one transaction: at least one, and at most
 // MaxBytes.
-func (r *Relay) cut(events []event.Event) []event.Event {
+func (r *Relay) takeBatch(events []event.Event) []event.Event {
 	bytes := 0
 	for i, e := range events {
 		bytes += len(e.Data) + len(e.Stream) + headerBytes
@@ -371,59 +371,59 @@ func (r *Relay) cut(events []event.Event) []event.Event {
 const headerBytes = 400
 
 // publish publishes a batch in one transaction. Events that are on the log already are left out.
-func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, at *place, batch []event.Event) error {
-	if at.hasAll(batch) {
+func (r *Relay) publish(ctx context.Context, p *kafka.TransactionalProducer, a *kafka.Admin, s *session, batch []event.Event) error {
+	if s.hasAll(batch) {
 		return nil
 	}
-	if err := r.compare(ctx, a, at); err != nil {
+	if err := r.checkTopic(ctx, a, s); err != nil {
 		return err
 	}
-	return r.commit(ctx, p, at, batch, batch[len(batch)-1])
+	return r.commit(ctx, p, s, batch, batch[len(batch)-1])
 }
 
-// compareEvery is how often a publishing relay checks the identity and the ends of its topic.
-const compareEvery = time.Second
+// topicCheckInterval is how often a publishing relay checks the identity and the ends of its topic.
+const topicCheckInterval = time.Second
 
-// compare checks at most every compareEvery that the topic is still the same one. The client
+// checkTopic checks at most every topicCheckInterval that the topic is still the same one. The client
 // reconnects silently, and would continue in a topic that was recreated. It also moves the base,
 // from which the next relay has to compare log and store.
-func (r *Relay) compare(ctx context.Context, a *kafka.Admin, at *place) error {
-	if time.Since(at.compared) < compareEvery {
+func (r *Relay) checkTopic(ctx context.Context, a *kafka.Admin, s *session) error {
+	if time.Since(s.topicChecked) < topicCheckInterval {
 		return nil
 	}
-	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
-	if err := l.look(ctx); err != nil {
+	l := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
+	if err := l.load(ctx); err != nil {
 		return err
 	}
-	now := mark{to: at.after, identity: identity{topicID: at.topicID, partitions: at.partitions, floors: at.floors}}
+	now := checkpoint{to: s.after, identity: identity{topicID: s.topicID, partitions: s.partitions, floors: s.floors}}
 	if err := l.compareLog(&now); err != nil {
 		return err
 	}
 	// The base and its floors may move only when the log ends exactly at this position. Otherwise
 	// it still has events that this relay has not reached, and the ends would be too high.
-	if at.even() {
-		at.base, at.floors = at.after, make([]int64, l.info.Partitions)
-		for p := range at.floors {
-			at.floors[p] = l.end[int32(p)]
+	if s.caughtUp() {
+		s.base, s.floors = s.after, make([]int64, l.info.Partitions)
+		for p := range s.floors {
+			s.floors[p] = l.end[int32(p)]
 		}
 	}
-	at.compared = time.Now()
+	s.topicChecked = time.Now()
 	return nil
 }
 
 // commit publishes a batch and its checkpoint in one transaction. Events that are on the log
 // already are left out; the checkpoint covers them. last is the last event covered.
-func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *place, batch []event.Event, last event.Event) error {
+func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, s *session, batch []event.Event, last event.Event) error {
 	if err := r.hook(beforeBegin); err != nil {
 		return err
 	}
 	// Let a commit finish if the parent context ends. Stopping between a commit and its answer
 	// would be safe, but the next start would have to find out its result.
-	ctx, cancel := outlive(ctx, 3*time.Second)
+	ctx, cancel := withGrace(ctx, 3*time.Second)
 	defer cancel()
-	ctx, late := context.WithTimeoutCause(ctx, attempt, errSlow)
+	ctx, late := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer late()
-	records, err := r.records(ctx, at, batch)
+	records, err := r.records(ctx, s, batch)
 	if err != nil {
 		return err
 	}
@@ -433,7 +433,7 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 	// A failed transaction is not aborted here. An abort beside a request in progress can fail an
 	// assertion of librdkafka, which kills the process. The next session takes over the
 	// transactional id, and this aborts the transaction at once.
-	for _, record := range append(records, at.mark(last).record(r.cfg.Aggregate.Service, at.secret)) {
+	for _, record := range append(records, s.checkpoint(last).record(r.cfg.Aggregate.Service, s.secret)) {
 		if err := p.Produce(ctx, record); err != nil {
 			return err
 		}
@@ -457,11 +457,11 @@ func (r *Relay) commit(ctx context.Context, p *kafka.TransactionalProducer, at *
 }
 
 // records encodes the events of a batch that are not on the log yet.
-func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]kafka.Record, error) {
+func (r *Relay) records(ctx context.Context, s *session, batch []event.Event) ([]kafka.Record, error) {
 	// The extra element of capacity is for the checkpoint.
-	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(at.partitions)
+	records, spread := make([]kafka.Record, 0, len(batch)+1), kafka.PartitionsHeader(s.partitions)
 	for _, e := range batch {
-		if at.has(e) {
+		if s.has(e) {
 			continue
 		}
 		value, contentType, err := r.cfg.Encoder.Encode(ctx, e.Data)
@@ -470,18 +470,18 @@ func (r *Relay) records(ctx context.Context, at *place, batch []event.Event) ([]
 		}
 		headers := e.HeadersOf(contentType)
 		if err := r.cfg.Aggregate.Check(e); err == nil {
-			headers = append(headers, e.Seal(at.seals.name)) // without a seal, every reader rejects it
+			headers = append(headers, e.Seal(s.seals.name)) // without a seal, every reader rejects it
 		} else { // without a seal, every reader rejects it alike
 			r.log.Error("relay: the store has an event that readers reject",
 				"event", e.ID, "stream", e.Stream, "version", e.Version, "error", err)
 		}
 		// This happens when the log lost an event of its last transaction in one partition, and
 		// later ones exist. The header tells readers that the event is not a copy.
-		if passed, late := at.passed(e); late {
+		if passed, late := s.partitionHead(e); late {
 			headers = append(headers, event.LateHeader(passed))
 		}
 		records = append(records, kafka.Record{
-			Topic: r.cfg.Aggregate.Topic, Partition: at.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
+			Topic: r.cfg.Aggregate.Topic, Partition: s.partition(e), Key: []byte(e.Stream), Value: value, Headers: append(headers, spread),
 		})
 	}
 	return records, nil
@@ -496,8 +496,8 @@ func cannotWrite(err error) error {
 	return fmt.Errorf("%w: %w", ErrCannotWrite, err)
 }
 
-// outlive returns a context that ends grace after its parent ends.
-func outlive(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+// withGrace returns a context that ends grace after its parent ends.
+func withGrace(parent context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	stop := context.AfterFunc(parent, func() {
 		select {

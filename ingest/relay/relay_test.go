@@ -53,7 +53,7 @@ func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 		if err := x.stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 		last := x.relay.Progress()
 		if last.Published != 160 || last.RecordedAt.IsZero() {
 			t.Fatalf("progress %+v, want 160 published", last)
@@ -66,7 +66,7 @@ func TestPublishesWhatTheStoreHasAndGets(t *testing.T) {
 		if err := x.stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 		if got := x.relay.Progress().Published; got != 10 {
 			t.Fatalf("the second relay published %d events, want 10", got)
 		}
@@ -94,7 +94,7 @@ func TestBatchesAreBoundedInBytes(t *testing.T) {
 		if err := x.stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 		if transactions < 40/3 {
 			t.Fatalf("40 events of 3 kB took %d transactions of at most 10 kB", transactions)
 		}
@@ -132,7 +132,7 @@ func TestSecondRelayFencesTheFirst(t *testing.T) {
 		if err := second.stop(); err != nil {
 			t.Fatalf("the second relay: %v", err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 	})
 }
 
@@ -168,7 +168,7 @@ func TestTroubleAtAnyStep(t *testing.T) {
 				if fails == 0 {
 					t.Fatal("nothing went wrong")
 				}
-				b.same(t, s)
+				b.checkEqual(t, s)
 			})
 		})
 	}
@@ -178,10 +178,10 @@ func TestTroubleAtAnyStep(t *testing.T) {
 // the transaction.
 func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ mark, events bool }{
-		"the mark and one partition": {mark: true, events: true},
-		"the mark alone":             {mark: true},
-		"one partition alone":        {events: true},
+	for name, c := range map[string]struct{ checkpoint, events bool }{
+		"the checkpoint and one partition": {checkpoint: true, events: true},
+		"the checkpoint alone":             {checkpoint: true},
+		"one partition alone":              {events: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -215,8 +215,8 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 						records = append(records, kafka.Record{Topic: b.order.Topic, Partition: partition, Key: []byte(e.Stream), Value: e.Data, Headers: e.Headers()})
 					}
 				}
-				if c.mark {
-					records = append(records, relay.MarkRecord(before, events[len(events)-1].Position, b.order.Service))
+				if c.checkpoint {
+					records = append(records, relay.CheckpointRecord(before, events[len(events)-1].Position, b.order.Service))
 				}
 				for _, r := range records {
 					if err := p.Produce(t.Context(), r); err != nil {
@@ -233,14 +233,14 @@ func TestTransactionThatOnlySomePartitionsHave(t *testing.T) {
 				if err := x.stop(); err != nil {
 					t.Fatal(err)
 				}
-				b.same(t, s)
+				b.checkEqual(t, s)
 			})
 		})
 	}
 }
 
-// An open transaction on PositionsTopic, which all services share, hides later marks. A relay
-// starts all the same, from an older mark.
+// An open transaction on PositionsTopic, which all services share, hides later checkpoints. A relay
+// starts all the same, from an older checkpoint.
 func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
@@ -255,7 +255,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 		if err := errors.Join(p.Init(t.Context()), p.Begin()); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // it would hide the other tests' marks
+		defer func() { _ = p.Abort(context.WithoutCancel(t.Context())) }() // it would hide the other tests' checkpoints
 		w := newWriter(s)
 		for i := range 3 {
 			w.append(t, 20)
@@ -264,8 +264,8 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 			if err := x.stop(); err != nil {
 				t.Fatal(err)
 			}
-			if i == 0 { // hides all later marks
-				if err := p.Produce(t.Context(), relay.MarkRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
+			if i == 0 { // hides all later checkpoints
+				if err := p.Produce(t.Context(), relay.CheckpointRecord(event.Position{}, event.Position{Sequence: 7}, event.Stock.Service)); err != nil {
 					t.Fatal(err)
 				}
 				a, err := kafka.NewAdmin(b.Config)
@@ -286,7 +286,7 @@ func TestAnotherServicesOpenTransactionIsNotWaitedFor(t *testing.T) {
 				}, "the transaction is open on the positions")
 			}
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 	})
 }
 
@@ -308,7 +308,7 @@ func TestLogAheadOfTheStoreIsRefused(t *testing.T) {
 		if !errors.Is(x.err, relay.ErrStoreBehind) {
 			t.Fatalf("a lost store: %v, want ErrStoreBehind", x.err)
 		}
-		b.same(t, s)
+		b.checkEqual(t, s)
 	})
 }
 

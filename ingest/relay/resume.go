@@ -19,13 +19,13 @@ import (
 //
 // It takes four steps:
 //
-//   - Find the last mark (checkpoint) that is signed with the store's secret and whose event the
+//   - Find the last checkpoint (checkpoint) that is signed with the store's secret and whose event the
 //     store has.
-//   - Check that the log is the mark's: the same topic, and no shorter than it was. A topic with
+//   - Check that the log is the checkpoint's: the same topic, and no shorter than it was. A topic with
 //     another id also passes if it has every event.
-//   - Read the log since the mark's base and compare it with the store, event by event. A record is
+//   - Read the log since the checkpoint's base and compare it with the store, event by event. A record is
 //     an event if the store knows it. Anything else is a stray, which is put aside. So a stray
-//     record or mark changes nothing.
+//     record or checkpoint changes nothing.
 //   - Check that the log has every event of the transactions before the last one.
 //
 // Kafka makes a transaction visible completely or not at all. The embedded broker writes the
@@ -33,122 +33,122 @@ import (
 // only. Therefore events of the last transaction that the log lacks are published again. Earlier
 // transactions were acknowledged as a whole. If the log lacks any of their events, it has lost
 // them.
-func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *place, err error) {
-	l := &lookout{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
-	if err := l.look(ctx); err != nil {
+func (r *Relay) resume(ctx context.Context, a *kafka.Admin) (p *session, err error) {
+	l := &inspector{Relay: r, admin: a, topic: r.cfg.Aggregate.Topic}
+	if err := l.load(ctx); err != nil {
 		return nil, err
 	}
-	m, doubted, err := l.findMark(ctx)
+	m, unconfirmed, err := l.findCheckpoint(ctx)
 	if err != nil {
 		return nil, err
 	}
 	seen, err := l.readFrom(ctx, m)
-	if l.hides && (errors.Is(err, ErrLogChanged) || err == nil && !l.suffices(m, seen)) {
-		if err := l.awaitMarks(ctx); err != nil {
+	if l.openTransaction && (errors.Is(err, ErrLogChanged) || err == nil && !l.isSufficient(m, seen)) {
+		if err := l.awaitCheckpoints(ctx); err != nil {
 			return nil, err
 		}
-		if m, doubted, err = l.findMark(ctx); err != nil {
+		if m, unconfirmed, err = l.findCheckpoint(ctx); err != nil {
 			return nil, err
 		}
 		seen, err = l.readFrom(ctx, m)
 	}
 	if errors.Is(err, ErrLogChanged) {
-		seen, err = l.readWhole(ctx, m, err)
+		seen, err = l.readEntireLog(ctx, m, err)
 		m = nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	if m != nil && !m.identified() && !seen.has(m.to) {
-		// A mark without a signature could be forged. Only the log can confirm it, and here it does
-		// not have the mark's event: ignore the mark and read the whole log.
-		doubted, m = append(doubted, *m), nil
+		// A checkpoint without a signature could be forged. Only the log can confirm it, and here it does
+		// not have the checkpoint's event: ignore the checkpoint and read the whole log.
+		unconfirmed, m = append(unconfirmed, *m), nil
 		if seen, err = l.readFrom(ctx, nil); err != nil {
 			return nil, err
 		}
 	}
-	if err := l.compareStore(m, doubted, seen); err != nil {
+	if err := l.compareStore(m, unconfirmed, seen); err != nil {
 		return nil, err
 	}
-	p = &place{epoch: l.epoch, secret: l.secret, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
-		published: seen.events, highest: seen.highest, compared: time.Now()}
+	p = &session{epoch: l.epoch, secret: l.secret, topicID: l.info.ID, partitions: seen.partitions, floors: seen.floors,
+		published: seen.events, highest: seen.highest, topicChecked: time.Now()}
 	if m != nil {
 		p.base = m.from
 		if m.identified() {
 			p.base = m.base
 		}
 		// Where retention deleted records behind the floor, the log cannot prove what it had. The
-		// mark does: transactions are complete up to it.
-		if p.cut = l.cutAt(seen.floors); len(p.cut) > 0 {
-			p.cutAt = m.to
+		// checkpoint does: transactions are complete up to it.
+		if p.truncated = l.truncatedPartitions(seen.floors); len(p.truncated) > 0 {
+			p.truncatedUpTo = m.to
 			if seen.newest.Position.Compare(m.to) < 0 {
 				seen.newest = m.last()
 			}
 			r.log.Warn("relay: records were deleted from the beginning of the log; what it had is taken from the last position",
-				"topic", l.topic, "partitions", len(p.cut))
+				"topic", l.topic, "partitions", len(p.truncated))
 		}
-		if err := l.complete(ctx, p, m.from); err != nil {
+		if err := l.checkComplete(ctx, p, m.from); err != nil {
 			return nil, err
 		}
 	}
-	// Continue at the base, not at the mark. Events on the log are skipped, and events that the
+	// Continue at the base, not at the checkpoint. Events on the log are skipped, and events that the
 	// last transaction lacks are published.
 	p.after = p.base
-	if p.seals, err = l.sealing(ctx, m, m != nil || len(seen.events) > 0); err != nil {
+	if p.seals, err = l.loadAnnouncements(ctx, m, m != nil || len(seen.events) > 0); err != nil {
 		return nil, err
 	}
 	if int(l.info.Partitions) > int(p.partitions) {
 		r.log.Warn("relay: the topic has more partitions than its keys are spread over, because it was widened; "+
 			"keys stay where they are, as their events would lose their order", "topic", l.topic, "partitions", l.info.Partitions, "used", p.partitions)
 	}
-	r.putAside(ctx, l.strays)
-	r.putAside(ctx, seen.strays)
-	// The newest mark must identify this store and topic, and be the last record under its key.
-	// Compaction would otherwise keep a stray and delete the mark.
-	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.hidden) {
+	r.writeDeadLetters(ctx, l.invalid)
+	r.writeDeadLetters(ctx, seen.invalid)
+	// The newest checkpoint must identify this store and topic, and be the last record under its key.
+	// Compaction would otherwise keep a stray and delete the checkpoint.
+	if seen.newest.ID != uuid.Nil && (m == nil || !m.identified() || m.epoch != l.epoch || l.invalidLast) {
 		p.renew = &seen.newest
 	}
 	r.report(func(p *Progress) {
 		p.Position, p.RecordedAt, p.Live = seen.newest.Position, seen.newest.RecordedAt, true
-		p.Strays += l.strays.count + seen.strays.count
+		p.InvalidRecords += l.invalid.count + seen.invalid.count
 	})
 	return p, nil
 }
 
-// lookout is what a relay sees of log and store when it resumes, or when it checks its topic.
-type lookout struct {
+// inspector is what a relay sees of log and store when it resumes, or when it checks its topic.
+type inspector struct {
 	*Relay
 	admin *kafka.Admin
 	topic string
 
-	// look reads these.
+	// load reads these.
 	epoch      string
 	secret     []byte
 	info       kafka.TopicInfo
 	begin, end map[int32]int64
 
-	strays strays // found on PositionsTopic
-	hidden bool   // the service's last record is a stray, and compaction would keep it
+	invalid     invalidRecords // found on PositionsTopic
+	invalidLast bool           // the service's last record is a stray, and compaction would keep it
 	// written is where PositionsTopic ends, committed or not. hides reports whether another relay's
 	// open transaction hides some of this service's records before that.
-	written map[int32]int64
-	hides   bool
+	highWatermarks  map[int32]int64
+	openTransaction bool
 }
 
-// known reports for each event whether the store has it.
-func (r *Relay) known(ctx context.Context, events []event.Event) ([]bool, error) {
-	return within(ctx, func(ctx context.Context) ([]bool, error) { return r.cfg.Store.Known(ctx, events) })
+// storeHas reports for each event whether the store has it.
+func (r *Relay) storeHas(ctx context.Context, events []event.Event) ([]bool, error) {
+	return withTimeout(ctx, func(ctx context.Context) ([]bool, error) { return r.cfg.Store.Known(ctx, events) })
 }
 
-// read returns at most limit events after a position.
-func (r *Relay) read(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
-	return within(ctx, func(ctx context.Context) ([]event.Event, error) { return r.cfg.Store.Read(ctx, after, limit) })
+// readStore returns at most limit events after a position.
+func (r *Relay) readStore(ctx context.Context, after event.Position, limit int) ([]event.Event, error) {
+	return withTimeout(ctx, func(ctx context.Context) ([]event.Event, error) { return r.cfg.Store.Read(ctx, after, limit) })
 }
 
-// look reads the store's epoch and secret, and the topic's id and offsets. It uses high watermarks,
+// load reads the store's epoch and secret, and the topic's id and offsets. It uses high watermarks,
 // because a record behind another relay's open transaction is on the log too.
-func (l *lookout) look(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+func (l *inspector) load(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
 	if l.epoch, err = l.cfg.Store.Epoch(ctx); err != nil {
 		return err
@@ -166,9 +166,9 @@ func (l *lookout) look(ctx context.Context) (err error) {
 	return err
 }
 
-// readFrom reads the log since the base of a mark, after checking that it is the mark's log.
-// Without a mark it reads everything.
-func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
+// readFrom reads the log since the base of a checkpoint, after checking that it is the checkpoint's log.
+// Without a checkpoint it reads everything.
+func (l *inspector) readFrom(ctx context.Context, m *checkpoint) (*scanResult, error) {
 	switch {
 	case m == nil:
 		floors := make([]int64, l.info.Partitions)
@@ -182,24 +182,24 @@ func (l *lookout) readFrom(ctx context.Context, m *mark) (*found, error) {
 		}
 		return l.scan(ctx, m.floors, m.partitions)
 	}
-	// A mark of an earlier version has no base. Read backwards in growing windows until every
-	// partition has an event from before the mark's transaction.
+	// A checkpoint of an earlier version has no base. Read backwards in growing windows until every
+	// partition has an event from before the checkpoint's transaction.
 	for window := int64(100); ; window *= 10 {
 		floors := make([]int64, l.info.Partitions)
 		for p := range floors {
 			floors[p] = max(l.begin[int32(p)], l.end[int32(p)]-window)
 		}
 		seen, err := l.scan(ctx, floors, 0)
-		if err != nil || l.reaches(seen, m.from) {
+		if err != nil || l.covers(seen, m.from) {
 			return seen, err
 		}
 	}
 }
 
-// readWhole reads the whole log after compareLog failed with changed. A topic that was restored
-// completely under another id is as good as the old one, so readWhole accepts the log if it has
-// every event up to the mark. Otherwise it returns changed.
-func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found, error) {
+// readEntireLog reads the whole log after compareLog failed with changed. A topic that was restored
+// completely under another id is as good as the old one, so readEntireLog accepts the log if it has
+// every event up to the checkpoint. Otherwise it returns changed.
+func (l *inspector) readEntireLog(ctx context.Context, m *checkpoint, changed error) (*scanResult, error) {
 	// A log whose beginning is deleted cannot be shown to be complete.
 	for _, begin := range l.begin {
 		if begin > 0 {
@@ -210,7 +210,7 @@ func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found
 	if err != nil {
 		return nil, err
 	}
-	err = l.complete(ctx, &place{published: seen.events, partitions: seen.partitions}, m.to)
+	err = l.checkComplete(ctx, &session{published: seen.events, partitions: seen.partitions}, m.to)
 	if errors.Is(err, ErrLogChanged) {
 		return nil, changed
 	}
@@ -221,9 +221,9 @@ func (l *lookout) readWhole(ctx context.Context, m *mark, changed error) (*found
 	return seen, nil
 }
 
-// reaches reports whether each partition was read from its beginning, or has an event that was read
+// covers reports whether each partition was read from its beginning, or has an event that was read
 // and is not after a position.
-func (l *lookout) reaches(seen *found, at event.Position) bool {
+func (l *inspector) covers(seen *scanResult, at event.Position) bool {
 	for p, floor := range seen.floors {
 		lowest, ok := seen.lowest[int32(p)]
 		if floor > l.begin[int32(p)] && (!ok || lowest.Compare(at) > 0) {
@@ -233,9 +233,9 @@ func (l *lookout) reaches(seen *found, at event.Position) bool {
 	return true
 }
 
-// compareLog returns ErrLogChanged if the log is not the one that the mark belongs to: if its id
+// compareLog returns ErrLogChanged if the log is not the one that the checkpoint belongs to: if its id
 // differs, or if it has fewer partitions or records.
-func (l *lookout) compareLog(m *mark) error {
+func (l *inspector) compareLog(m *checkpoint) error {
 	if m.topicID != "" && l.info.ID != "" && m.topicID != l.info.ID {
 		return fmt.Errorf("%w: topic %s was deleted and made again (its id was %s and is %s) after events up to %s had been published: %s",
 			ErrLogChanged, l.topic, m.topicID, l.info.ID, m.to, l.remedy())
@@ -252,14 +252,14 @@ func (l *lookout) compareLog(m *mark) error {
 }
 
 // remedy returns what an operator can do about a changed log.
-func (l *lookout) remedy() string {
+func (l *inspector) remedy() string {
 	return fmt.Sprintf("stop Millrace and bring the topic back, or run `millrace rebuild --service %s`, which makes the log and all that is read from it anew from the store",
 		l.cfg.Aggregate.Service)
 }
 
-// cutAt returns the partitions whose log begins after their floor, because retention deleted
+// truncatedPartitions returns the partitions whose log begins after their floor, because retention deleted
 // records.
-func (l *lookout) cutAt(floors []int64) map[int32]bool {
+func (l *inspector) truncatedPartitions(floors []int64) map[int32]bool {
 	cut := map[int32]bool{}
 	for p, floor := range floors {
 		if l.begin[int32(p)] > floor {
@@ -274,17 +274,17 @@ func (l *lookout) cutAt(floors []int64) map[int32]bool {
 //
 // An unknown event alone proves nothing, since it may be a stray. These do:
 //
-//   - A mark that is signed with the store's secret, on this topic, and names an event that the
+//   - A checkpoint that is signed with the store's secret, on this topic, and names an event that the
 //     store lacks. Only a relay of a store that had the event could sign it.
-//   - A mark without a signature, if no confirmed mark has one and its event is on the log. An
+//   - A checkpoint without a signature, if no confirmed checkpoint has one and its event is on the log. An
 //     earlier version wrote it, or a store that this one has replaced.
-//   - Any unknown event up to the mark, if the store's epoch has changed. Then the store may have
+//   - Any unknown event up to the checkpoint, if the store's epoch has changed. Then the store may have
 //     lost events.
-func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
-	for _, d := range doubted {
+func (l *inspector) compareStore(m *checkpoint, unconfirmed []checkpoint, seen *scanResult) error {
+	for _, d := range unconfirmed {
 		if d.identified() {
 			if d.topicID == l.info.ID {
-				return l.behind(d.last())
+				return l.storeBehind(d.last())
 			}
 			continue // of a topic that no longer exists
 		}
@@ -293,7 +293,7 @@ func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 		}
 		for _, s := range seen.unknown {
 			if d.to == s.Position {
-				return l.behind(s)
+				return l.storeBehind(s)
 			}
 		}
 	}
@@ -302,7 +302,7 @@ func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	}
 	for _, s := range seen.unknown {
 		if s.Position.Compare(m.to) <= 0 {
-			return l.behind(s)
+			return l.storeBehind(s)
 		}
 	}
 	l.log.Warn("relay: the store has another epoch, after a failover or a restore; it has all that is on the log",
@@ -310,19 +310,19 @@ func (l *lookout) compareStore(m *mark, doubted []mark, seen *found) error {
 	return nil
 }
 
-// behind returns the error for an event that the store lacks.
-func (l *lookout) behind(e event.Event) error {
+// storeBehind returns the error for an event that the store lacks.
+func (l *inspector) storeBehind(e event.Event) error {
 	return fmt.Errorf("%w: topic %s has event %s (version %d of stream %q, position %s), which was published from this store and which the store does not have: "+
 		"it was lost, restored from a backup, or is another one. Stop Millrace and bring the newest store back; "+
 		"or, to go on with what the store has, run `millrace rebuild --service %s`, which makes the log and all that is read from it anew",
 		ErrStoreBehind, l.topic, e.ID, e.Version, e.Stream, e.Position, l.cfg.Aggregate.Service)
 }
 
-// complete checks that the log has all events after the base and up to a position. It returns
+// checkComplete checks that the log has all events after the base and up to a position. It returns
 // ErrLogChanged if it lacks one.
-func (l *lookout) complete(ctx context.Context, p *place, upTo event.Position) error {
+func (l *inspector) checkComplete(ctx context.Context, p *session, upTo event.Position) error {
 	for after := p.base; after.Compare(upTo) < 0; {
-		events, err := l.read(ctx, after, knownAtOnce)
+		events, err := l.readStore(ctx, after, knownBatch)
 		if err != nil {
 			return fmt.Errorf("read the store after %s: %w", after, err)
 		}
@@ -340,42 +340,42 @@ func (l *lookout) complete(ctx context.Context, p *place, upTo event.Position) e
 	return nil
 }
 
-// markAt is a mark and the record that it was read from.
-type markAt struct {
-	mark
+// checkpointRecord is a checkpoint and the record that it was read from.
+type checkpointRecord struct {
+	checkpoint
 	at kafka.Message
 }
 
-// findMark returns the best mark of the service, or nil if there is none. A mark counts only if the
-// store confirms its event. Signed marks precede unsigned ones, marks of this topic precede others,
-// and then the highest wins. doubted are marks that the store does not confirm, at most the newest
+// findCheckpoint returns the best checkpoint of the service, or nil if there is none. A checkpoint counts only if the
+// store confirms its event. Signed checkpoints precede unsigned ones, checkpoints of this topic precede others,
+// and then the highest wins. unconfirmed are checkpoints that the store does not confirm, at most the newest
 // thousand.
 //
-// It reads backwards in growing windows, because the last mark is usually among the last records.
-// It stops at a signed and confirmed mark, or at the beginning of the topic. It also sets strays,
+// It reads backwards in growing windows, because the last checkpoint is usually among the last records.
+// It stops at a signed and confirmed checkpoint, or at the beginning of the topic. It also sets strays,
 // hidden, written and hides.
-func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err error) {
-	begin, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
+func (l *inspector) findCheckpoint(ctx context.Context) (best *checkpoint, unconfirmed []checkpoint, err error) {
+	begin, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) { return l.admin.StartOffsets(ctx, PositionsTopic) })
 	if err != nil {
 		return nil, nil, err
 	}
-	l.written, err = within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+	l.highWatermarks, err = withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
 		return l.admin.HighWatermarks(ctx, PositionsTopic)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	// Another relay's open transaction, which may outlive it by half a minute, hides what is behind it. An older mark
+	// Another relay's open transaction, which may withGrace it by half a minute, hides what is behind it. An older checkpoint
 	// may suffice.
-	to, err := within(ctx, func(ctx context.Context) (map[int32]int64, error) {
+	to, err := withTimeout(ctx, func(ctx context.Context) (map[int32]int64, error) {
 		return l.admin.EndOffsets(ctx, PositionsTopic)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	l.hides = false
-	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, to, l.written, func(m kafka.Message) error {
-		l.hides = l.hides || string(m.Key) == l.cfg.Aggregate.Service
+	l.openTransaction = false
+	err = kafka.ReadUncommitted(ctx, l.cfg.Kafka, PositionsTopic, to, l.highWatermarks, func(m kafka.Message) error {
+		l.openTransaction = l.openTransaction || string(m.Key) == l.cfg.Aggregate.Service
 		return nil
 	})
 	if err != nil {
@@ -387,75 +387,75 @@ func (l *lookout) findMark(ctx context.Context) (best *mark, doubted []mark, err
 			from[p] = max(begin[p], end-window)
 			whole = whole && from[p] == begin[p]
 		}
-		var marks []markAt
+		var checkpoints []checkpointRecord
 		newest := int64(-1)
-		l.strays = strays{}
+		l.invalid = invalidRecords{}
 		err := kafka.ReadAll(ctx, l.cfg.Kafka, PositionsTopic, from, to, func(m kafka.Message) error {
 			if string(m.Key) != l.cfg.Aggregate.Service {
 				return nil
 			}
 			newest = m.Offset
-			parsed, err := parseMark(m, l.secret)
+			parsed, err := parseCheckpoint(m, l.secret)
 			if err != nil {
-				l.strays.add(m, fmt.Errorf("not a position of a relay: %w", err))
+				l.invalid.add(m, fmt.Errorf("not a position of a relay: %w", err))
 				return nil
 			}
-			marks = append(marks, markAt{parsed, m})
+			checkpoints = append(checkpoints, checkpointRecord{parsed, m})
 			return nil
 		})
 		if err != nil {
 			return nil, nil, err
 		}
-		confirmed, err := l.confirm(ctx, marks)
+		confirmed, err := l.confirm(ctx, checkpoints)
 		if err != nil {
 			return nil, nil, err
 		}
-		last, signed := -1, -1 // indexes of best and of the first signed mark
-		for i, m := range marks {
+		last, signed := -1, -1 // indexes of best and of the first signed checkpoint
+		for i, m := range checkpoints {
 			if m.identified() && signed < 0 {
 				signed = i
 			}
 			if !confirmed[i] {
-				doubted = append(doubted, m.mark)
-			} else if best == nil || l.precedes(*best, m.mark) {
-				best, last = &m.mark, i
+				unconfirmed = append(unconfirmed, m.checkpoint)
+			} else if best == nil || l.isAsGood(*best, m.checkpoint) {
+				best, last = &m.checkpoint, i
 			}
 		}
-		since := last // unsigned marks of an earlier version precede the first signed one
+		since := last // unsigned checkpoints of an earlier version precede the first signed one
 		if signed >= 0 {
 			since = signed
 		}
-		for i, m := range marks {
+		for i, m := range checkpoints {
 			switch {
 			case m.identified() && !confirmed[i]:
-				l.strays.add(m.at, errors.New("a position of an event that the store does not have"))
+				l.invalid.add(m.at, errors.New("a position of an event that the store does not have"))
 			case !m.identified() && i > since:
-				l.strays.add(m.at, errors.New("a position that is not signed with the store's secret"))
+				l.invalid.add(m.at, errors.New("a position that is not signed with the store's secret"))
 			}
 		}
 		if best != nil {
-			l.hidden = newest > marks[last].at.Offset
+			l.invalidLast = newest > checkpoints[last].at.Offset
 		}
 		if best != nil && best.identified() || whole {
-			return best, doubted[max(0, len(doubted)-mostStrays):], nil
+			return best, unconfirmed[max(0, len(unconfirmed)-maxInvalid):], nil
 		}
-		best, doubted = nil, nil
+		best, unconfirmed = nil, nil
 	}
 }
 
-// suffices reports whether a mark will do although newer ones may be hidden: it is of this topic and this store, and
-// the log has no more than it and the store explain. Otherwise the newest mark decides: the topic may have been made
+// isSufficient reports whether a checkpoint will do although newer ones may be hidden: it is of this topic and this store, and
+// the log has no more than it and the store explain. Otherwise the newest checkpoint decides: the topic may have been made
 // again or cut since, and events that the store does not have may be lost ones or strays.
-func (l *lookout) suffices(m *mark, seen *found) bool {
+func (l *inspector) isSufficient(m *checkpoint, seen *scanResult) bool {
 	return m != nil && m.identified() && m.topicID == l.info.ID && m.epoch == l.epoch &&
-		len(seen.unknown) == 0 && len(l.cutAt(seen.floors)) == 0
+		len(seen.unknown) == 0 && len(l.truncatedPartitions(seen.floors)) == 0
 }
 
-// awaitMarks waits until every position that was written before can be read. All of this relay's own are among them:
+// awaitCheckpoints waits until every position that was written before can be read. All of this relay's own are among them:
 // its transactions have ended, and no other relay of the service writes. Brokers end a dead relay's transaction after
 // its timeout, 30 s.
-func (l *lookout) awaitMarks(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+func (l *inspector) awaitCheckpoints(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
 	l.log.Warn("relay: waiting for the end of another relay's transaction, which hides where this relay was",
 		"topic", PositionsTopic)
@@ -465,7 +465,7 @@ func (l *lookout) awaitMarks(ctx context.Context) error {
 			return err
 		}
 		behind := false
-		for p, end := range l.written {
+		for p, end := range l.highWatermarks {
 			behind = behind || readable[p] < end
 		}
 		if !behind {
@@ -480,8 +480,8 @@ func (l *lookout) awaitMarks(ctx context.Context) error {
 	}
 }
 
-// precedes reports whether b is at least as good a mark as a. The store confirms both.
-func (l *lookout) precedes(a, b mark) bool {
+// isAsGood reports whether b is at least as good a checkpoint as a. The store confirms both.
+func (l *inspector) isAsGood(a, b checkpoint) bool {
 	if a.identified() != b.identified() {
 		return b.identified()
 	}
@@ -491,16 +491,16 @@ func (l *lookout) precedes(a, b mark) bool {
 	return a.to.Compare(b.to) <= 0
 }
 
-// confirm reports for each mark whether the store has its event. A mark of an earlier version names
+// confirm reports for each checkpoint whether the store has its event. A checkpoint of an earlier version names
 // only a position, so any event at that position confirms it.
-func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
-	confirmed := make([]bool, len(marks))
-	for chunk := range slices.Chunk(indexes(marks), knownAtOnce) {
+func (l *inspector) confirm(ctx context.Context, checkpoints []checkpointRecord) ([]bool, error) {
+	confirmed := make([]bool, len(checkpoints))
+	for chunk := range slices.Chunk(indexes(checkpoints), knownBatch) {
 		events := make([]event.Event, len(chunk))
 		for i, at := range chunk {
-			events[i] = marks[at].last()
+			events[i] = checkpoints[at].last()
 		}
-		known, err := l.known(ctx, events)
+		known, err := l.storeHas(ctx, events)
 		if err != nil {
 			return nil, err
 		}
@@ -508,17 +508,17 @@ func (l *lookout) confirm(ctx context.Context, marks []markAt) ([]bool, error) {
 			confirmed[at] = known[i]
 		}
 	}
-	// Marks without an identity are checked from the last one backwards, each with a read of its
-	// own. The first that is confirmed suffices.
-	for i := len(marks) - 1; i >= 0; i-- {
-		if marks[i].identified() || marks[i].to.IsZero() {
+	// Checkpoints without an identity are checked from the last one backwards, each with a read of its
+	// own. The first that is confirmed isSufficient.
+	for i := len(checkpoints) - 1; i >= 0; i-- {
+		if checkpoints[i].identified() || checkpoints[i].to.IsZero() {
 			continue
 		}
-		events, err := l.read(ctx, before(marks[i].to), 1)
+		events, err := l.readStore(ctx, before(checkpoints[i].to), 1)
 		if err != nil {
-			return nil, fmt.Errorf("look for the event at %s: %w", marks[i].to, err)
+			return nil, fmt.Errorf("look for the event at %s: %w", checkpoints[i].to, err)
 		}
-		if confirmed[i] = len(events) == 1 && events[0].Position == marks[i].to; confirmed[i] {
+		if confirmed[i] = len(events) == 1 && events[0].Position == checkpoints[i].to; confirmed[i] {
 			break
 		}
 	}

@@ -29,34 +29,34 @@ import (
 // nothing and reports a fault. So a process that can write to the topic may weaken the check of
 // such a reader, but cannot make it reject a real event.
 
-// announced holds the announcements that were read for one service.
-type announced struct {
-	own    map[string]announcement // by name
-	hidden map[string]bool         // names whose announcement was overwritten before it was read
-	over   bool                    // there are more names than a real topic can have
+// announcementSet holds the announcements that were read for one service.
+type announcementSet struct {
+	byName      map[string]announcement // by name
+	overwritten map[string]bool         // names whose announcement was overwritten before it was read
+	overflow    bool                    // there are more names than a real topic can have
 }
 
-// mostNames bounds the memory that a flood of strays can use. A real topic has one name for each
+// maxNames bounds the memory that a flood of strays can use. A real topic has one name for each
 // time that it was restored.
-const mostNames = 10_000
+const maxNames = 10_000
 
 // add reads a record of the service. Only announcements under the wanted key count. An empty key
 // accepts any.
-func (a *announced) add(m kafka.Message, name, wanted string) {
-	if a.over {
+func (a *announcementSet) add(m kafka.Message, name, wanted string) {
+	if a.overflow {
 		return
 	}
 	found, err := parseAnnouncement(m, wanted)
 	switch {
 	case err == nil:
-		a.own[name] = found
-		delete(a.hidden, name)
+		a.byName[name] = found
+		delete(a.overwritten, name)
 	case wanted == "" && isSealName(name):
-		if _, known := a.own[name]; !known {
-			a.hidden[name] = true
+		if _, known := a.byName[name]; !known {
+			a.overwritten[name] = true
 		}
 	}
-	a.over = len(a.own)+len(a.hidden) > mostNames
+	a.overflow = len(a.byName)+len(a.overwritten) > maxNames
 }
 
 // trust is the result of reading the announcements of a topic. It is immutable, so checks read it
@@ -66,27 +66,27 @@ type trust struct {
 	floors    map[int32]int64 // the highest that were announced, by partition
 	announced bool            // there is an announcement
 	strict    bool            // the key is the store's, so another name is another system's
-	doubt     string          // why nothing is checked; empty if records are checked
+	conflict  string          // why nothing is checked; empty if records are checked
 }
 
 // trust decides what to trust for a topic. own is the public key of the store. It is empty if this
 // process does not have the store.
-func (a *announced) trust(own, topic, topicID string) *trust {
-	t := &trust{names: map[string]bool{}, floors: map[int32]int64{}, announced: len(a.own) > 0, strict: own != ""}
-	here := false // an announcement is for the topic with this id, not for an earlier one of the same name
-	for _, found := range a.own {
-		here = here || found.topicID == topicID
+func (a *announcementSet) trust(own, topic, topicID string) *trust {
+	t := &trust{names: map[string]bool{}, floors: map[int32]int64{}, announced: len(a.byName) > 0, strict: own != ""}
+	current := false // an announcement is for the topic with this id, not for an earlier one of the same name
+	for _, found := range a.byName {
+		current = current || found.topicID == topicID
 	}
 	keys := map[string]bool{}
-	for _, found := range a.own {
-		if !here || found.topicID == topicID {
+	for _, found := range a.byName {
+		if !current || found.topicID == topicID {
 			keys[found.key] = true
 			for p, floor := range found.floors {
 				t.floors[int32(p)] = max(t.floors[int32(p)], floor)
 			}
 		}
 	}
-	for name, found := range a.own {
+	for name, found := range a.byName {
 		if keys[found.key] {
 			t.names[name] = true
 		}
@@ -94,10 +94,10 @@ func (a *announced) trust(own, topic, topicID string) *trust {
 	switch {
 	case t.strict:
 		t.names[sealName(own, topicID)] = true // even if the announcement is lost
-	case a.over || len(keys) > 1:
-		t.doubt = "two systems announce seals for topic " + topic
-	case len(a.hidden) > 0 && t.announced:
-		t.doubt = "an announcement of seals for topic " + topic + " was overwritten or deleted"
+	case a.overflow || len(keys) > 1:
+		t.conflict = "two systems announce seals for topic " + topic
+	case len(a.overwritten) > 0 && t.announced:
+		t.conflict = "an announcement of seals for topic " + topic + " was overwritten or deleted"
 	}
 	return t
 }
@@ -116,12 +116,12 @@ type Seals struct {
 	// known maps topics to what is trusted. The map is replaced, never changed.
 	known atomic.Pointer[map[string]*trust]
 
-	// mu is held by look and protects the fields below.
+	// mu is held by refresh and protects the fields below.
 	mu        sync.Mutex
-	keys      map[string]string     // public keys of the stores, by service
-	announced map[string]*announced // by service
-	next      map[int32]int64       // offsets of PositionsTopic to read from
-	looked    map[string]time.Time  // when look began, by topic
+	keys      map[string]string           // public keys of the stores, by service
+	announced map[string]*announcementSet // by service
+	next      map[int32]int64             // offsets of PositionsTopic to read from
+	refreshed map[string]time.Time        // when refresh began, by topic
 }
 
 // NewSeals returns a Seals. It reads no announcement before the first check. stores are the stores
@@ -134,11 +134,11 @@ func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]
 	}
 	s := &Seals{
 		cfg: cfg, admin: admin, services: map[string]string{}, stores: stores, keys: map[string]string{},
-		announced: map[string]*announced{}, next: map[int32]int64{}, looked: map[string]time.Time{},
+		announced: map[string]*announcementSet{}, next: map[int32]int64{}, refreshed: map[string]time.Time{},
 	}
 	for _, a := range aggregates {
 		s.services[a.Topic] = a.Service
-		s.announced[a.Service] = &announced{own: map[string]announcement{}, hidden: map[string]bool{}}
+		s.announced[a.Service] = &announcementSet{byName: map[string]announcement{}, overwritten: map[string]bool{}}
 	}
 	s.known.Store(&map[string]*trust{})
 	return s, nil
@@ -147,15 +147,15 @@ func NewSeals(cfg kafka.Config, aggregates []event.Aggregate, stores map[string]
 // Close releases the Kafka client.
 func (s *Seals) Close() { s.admin.Close() }
 
-// lookAgain is how often Seals looks for the first announcement of a topic. Records of a topic
+// refreshInterval is how often Seals looks for the first announcement of a topic. Records of a topic
 // without one are not checked.
-const lookAgain = time.Second
+const refreshInterval = time.Second
 
 var (
-	errUnsealed  = errors.New("it has no seal, so the relay did not publish it")
-	errForeign   = errors.New("it has the seal of another system, so the relay did not publish it")
-	errChanged   = errors.New("its seal does not match, so the relay did not publish it like this")
-	errElsewhere = errors.New("a copy of an event on a partition that is not its key's")
+	errUnsealed       = errors.New("it has no seal, so the relay did not publish it")
+	errOtherSystem    = errors.New("it has the seal of another system, so the relay did not publish it")
+	errModified       = errors.New("its seal does not match, so the relay did not publish it like this")
+	errWrongPartition = errors.New("a copy of an event on a partition that is not its key's")
 )
 
 // CheckSeal returns an error if the relay of the topic did not publish the record. sealed reports
@@ -167,10 +167,10 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 		return false, nil
 	}
 	// If the result is not final, read new announcements once and judge again.
-	for looked := false; ; looked = true {
+	for refreshed := false; ; refreshed = true {
 		sealed, final, bad := s.judge(r, e)
 		switch {
-		case !final && !looked:
+		case !final && !refreshed:
 		case bad != nil:
 			return false, fmt.Errorf("%w: %w", event.ErrNotEvent, bad)
 		default:
@@ -178,9 +178,9 @@ func (s *Seals) CheckSeal(ctx context.Context, r registry.Record, e event.Event)
 		}
 		since := time.Now()
 		if bad == nil { // nothing is announced yet
-			since = since.Add(-lookAgain)
+			since = since.Add(-refreshInterval)
 		}
-		if err := s.look(ctx, r.Topic, since); err != nil {
+		if err := s.refresh(ctx, r.Topic, since); err != nil {
 			return false, fmt.Errorf("%w: %w", registry.ErrUnavailable, err)
 		}
 	}
@@ -193,44 +193,44 @@ func (s *Seals) judge(r registry.Record, e event.Event) (sealed, final bool, bad
 	if t == nil {
 		return false, false, nil
 	}
-	name, there := event.Sealed(r.Headers)
+	name, ok := event.Sealed(r.Headers)
 	switch {
-	case there && t.names[string(name)]:
+	case ok && t.names[string(name)]:
 		if !e.SealHolds(r.Headers) {
-			return false, true, errChanged
+			return false, true, errModified
 		}
-		if t.doubt != "" { // another system may have sealed a record that the relay would not
+		if t.conflict != "" { // another system may have sealed a record that the relay would not
 			return false, true, nil
 		}
 		// The relay derives the partition and this header from the same number of partitions.
 		// Records of earlier versions have no such header.
 		if n := kafka.PartitionsOf(r.Headers); n > 0 && kafka.Partition(r.Key, n) != r.Partition {
-			return false, true, errElsewhere
+			return false, true, errWrongPartition
 		}
 		return true, true, nil
-	case t.doubt != "":
+	case t.conflict != "":
 		return false, false, nil
 	// Records before the floor may be from an earlier version, which did not seal.
 	case r.Offset < t.floors[r.Partition]:
 		return false, true, nil
-	case !t.announced && (!there || !t.strict):
+	case !t.announced && (!ok || !t.strict):
 		return false, false, nil
-	case !there:
+	case !ok:
 		return false, true, errUnsealed
 	default:
-		return false, false, errForeign
+		return false, false, errOtherSystem
 	}
 }
 
-// look reads new announcements and decides again what to trust for a topic. It does nothing if it
+// refresh reads new announcements and decides again what to trust for a topic. It does nothing if it
 // has done so after since: concurrent callers share one read.
-func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err error) {
+func (s *Seals) refresh(ctx context.Context, topic string, since time.Time) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.looked[topic].After(since) {
+	if s.refreshed[topic].After(since) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, attempt, errSlow)
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errTimeout)
 	defer cancel()
 	defer func() {
 		if err != nil {
@@ -263,7 +263,7 @@ func (s *Seals) look(ctx context.Context, topic string, since time.Time) (err er
 	}
 	service := s.services[topic]
 	s.decide(topic, s.announced[service].trust(s.keys[service], topic, info.ID))
-	s.next, s.looked[topic] = end, now
+	s.next, s.refreshed[topic] = end, now
 	return nil
 }
 
@@ -281,7 +281,7 @@ func (s *Seals) readKeys(ctx context.Context) error {
 		if key, err = sealKey(secret, service); err != nil {
 			return err
 		}
-		s.keys[service] = publicHalf(key)
+		s.keys[service] = publicKey(key)
 	}
 	return nil
 }
@@ -289,8 +289,8 @@ func (s *Seals) readKeys(ctx context.Context) error {
 // decide replaces the trust of a topic, and logs when its check becomes impossible.
 func (s *Seals) decide(topic string, t *trust) {
 	known := maps.Clone(*s.known.Load()) // concurrent checks read the current map
-	if before := known[topic]; t.doubt != "" && (before == nil || before.doubt == "") {
-		s.logger().Error("seals of records are not checked", "topic", topic, "reason", t.doubt, "remedy", s.remedy())
+	if before := known[topic]; t.conflict != "" && (before == nil || before.conflict == "") {
+		s.logger().Error("seals of records are not checked", "topic", topic, "reason", t.conflict, "remedy", s.remedy())
 	}
 	known[topic] = t
 	s.known.Store(&known)
@@ -311,9 +311,9 @@ func (s *Seals) logger() *slog.Logger {
 // Settings returns a fault for each topic whose seals cannot be checked.
 func (s *Seals) Settings(context.Context) (faults []settings.Fault, err error) {
 	for topic, t := range *s.known.Load() {
-		if t.doubt != "" {
+		if t.conflict != "" {
 			faults = append(faults, settings.Fault{
-				Resource: "topic " + topic, Setting: "seals", Value: t.doubt, Want: "announced by one system",
+				Resource: "topic " + topic, Setting: "seals", Value: t.conflict, Want: "announced by one system",
 				Effect: "records that no relay has published may be taken for events", Remedy: s.remedy(),
 			})
 		}

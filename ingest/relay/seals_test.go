@@ -34,8 +34,8 @@ func (b broker) record(m kafka.Message) registry.Record {
 	return registry.Record{Topic: b.order.Topic, Partition: m.Partition, Offset: m.Offset, Key: m.Key, Value: m.Value, Headers: m.Headers}
 }
 
-// judged reads the topic, and counts the records that a reader accepts and those that it refuses.
-func (b broker) judged(t *testing.T, s *relay.Seals) (taken, refused int) {
+// countAccepted reads the topic, and counts the records that a reader accepts and those that it refuses.
+func (b broker) countAccepted(t *testing.T, s *relay.Seals) (taken, refused int) {
 	t.Helper()
 	err := b.read(t.Context(), func(m kafka.Message) error {
 		e, err := event.FromRecord(m.Key, m.Value, m.Headers)
@@ -113,16 +113,16 @@ func TestReadersTellRelaysRecordsFromOthers(t *testing.T) {
 				}
 			}
 		}
-		if taken, refused := b.judged(t, readers); taken != 30 || refused != 0 {
+		if taken, refused := b.countAccepted(t, readers); taken != 30 || refused != 0 {
 			t.Errorf("of the relay's 30 records %d are taken and %d refused", taken, refused)
 		}
 		// A reader that started before continues, and so does a relay that takes over.
 		w.append(t, 20)
 		b.publish(t, s)
-		if taken, refused := b.judged(t, readers); taken != 50 || refused != 0 {
+		if taken, refused := b.countAccepted(t, readers); taken != 50 || refused != 0 {
 			t.Errorf("of the relays' 50 records %d are taken and %d refused", taken, refused)
 		}
-		if taken, refused := b.judged(t, b.seals(t)); taken != 50 || refused != 0 {
+		if taken, refused := b.countAccepted(t, b.seals(t)); taken != 50 || refused != 0 {
 			t.Errorf("a new reader takes %d of the relays' 50 records and refuses %d", taken, refused)
 		}
 	})
@@ -145,9 +145,9 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 		for _, e := range known {
 			old = append(old, b.onTopic(e, kafka.Partition([]byte(e.Stream), partitions)))
 		}
-		b.produce(t, append(old, relay.MarkRecord(event.Position{}, known[29].Position, b.order.Service)))
+		b.produce(t, append(old, relay.CheckpointRecord(event.Position{}, known[29].Position, b.order.Service)))
 		before := b.seals(t)
-		if taken, refused := b.judged(t, before); taken != 30 || refused != 0 {
+		if taken, refused := b.countAccepted(t, before); taken != 30 || refused != 0 {
 			t.Fatalf("before there are seals %d of 30 records are taken and %d refused", taken, refused)
 		}
 		w.append(t, 10)
@@ -161,7 +161,7 @@ func TestRecordsOfEarlierVersions(t *testing.T) {
 			"who began before": before, "who begins now": b.seals(t), "who has the store": b.seals(t, s),
 		} {
 			eventually(t, func() bool { // a reader without an announcement looks once a second
-				taken, refused := b.judged(t, readers)
+				taken, refused := b.countAccepted(t, readers)
 				return taken == 40 && refused == 2
 			}, "%s takes the 40 events and refuses the 2 others", name)
 		}
@@ -179,7 +179,7 @@ func TestStraysBeforeTheFirstEvent(t *testing.T) {
 		run(t, b.newRelay(t, s))
 		readers := b.seals(t)
 		eventually(t, func() bool {
-			taken, refused := b.judged(t, readers)
+			taken, refused := b.countAccepted(t, readers)
 			return taken == 0 && refused == 1
 		}, "the stray is refused")
 	})

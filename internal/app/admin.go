@@ -147,7 +147,7 @@ func (p *App) progress(ctx context.Context) (map[string]relay.Progress, error) {
 		// The caller's ctx may have no deadline, and a frozen broker does not answer.
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
-		return p.published.Look(ctx)
+		return p.published.Poll(ctx)
 	}
 	progress := map[string]relay.Progress{}
 	for _, a := range p.modules.aggregates() {
@@ -476,14 +476,14 @@ func (p *App) topicDigest(ctx context.Context, topic string) (*digest.Digest, er
 			return err
 		}
 		if err != nil {
-			d.AddStray(func() string { return fmt.Sprintf("partition %d, offset %d: %v", m.Partition, m.Offset, err) })
+			d.AddInvalid(func() string { return fmt.Sprintf("partition %d, offset %d: %v", m.Partition, m.Offset, err) })
 			return nil //nolint:nilerr // it is counted; the topic goes on
 		}
 		d.AddEvent(e)
 		return nil
 	})
-	if err == nil && d.Strays > 0 {
-		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Strays, "first", d.FirstStray)
+	if err == nil && d.Invalid > 0 {
+		p.log.Warn("verify: records on a topic are not events", "topic", topic, "records", d.Invalid, "first", d.FirstInvalid)
 	}
 	return d, err
 }
@@ -494,7 +494,7 @@ func result(r verify.Result) *adminv1.VerifyResult {
 	for _, g := range r.Aggregates {
 		o := &adminv1.AggregateResult{Aggregate: g.Aggregate, Equal: g.Equal, Difference: g.Difference}
 		for _, s := range g.Sides {
-			o.Sides = append(o.Sides, &adminv1.SideDigest{Side: s.Side, Unit: s.Unit, Count: s.Sum.Count, Hash: s.Sum.Hash(), NotEvents: s.Strays, FirstNotEvent: s.FirstStray})
+			o.Sides = append(o.Sides, &adminv1.SideDigest{Side: s.Side, Unit: s.Unit, Count: s.Sum.Count, Hash: s.Sum.Hash(), NotEvents: s.Invalid, FirstNotEvent: s.FirstInvalid})
 		}
 		out.Aggregates = append(out.Aggregates, o)
 	}

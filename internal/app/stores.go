@@ -94,7 +94,7 @@ func (p *App) startRelays(context.Context) error {
 	})
 	p.metrics.Gauge("millrace_relay_strays", "Records on the topics of events that no relay wrote, since the start.", func() (n float64) {
 		for _, r := range p.relays {
-			n += float64(r.Progress().Strays)
+			n += float64(r.Progress().InvalidRecords)
 		}
 		return n
 	})
@@ -105,7 +105,7 @@ func (p *App) startRelays(context.Context) error {
 		}
 		r, err := relay.New(relay.Config{
 			Store: p.stores[a.Name], Aggregate: a, Kafka: p.kafka, Encoder: encoder, Logger: p.log,
-			PutAside: func(ctx context.Context, m kafka.Message, reason error) error {
+			DeadLetter: func(ctx context.Context, m kafka.Message, reason error) error {
 				return parking.Write(ctx, streams.DeadLetter{
 					Sink: "relay/" + a.Service, Topic: m.Topic, Partition: m.Partition, Offset: m.Offset,
 					Key: m.Key, Value: m.Value, Headers: m.Headers, Reason: reason,

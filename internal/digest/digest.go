@@ -49,15 +49,15 @@ func (s Sum) Hash() string {
 type Digest struct {
 	Streams map[string]Sum // by aggregate id
 
-	// Strays counts records that are not content. No sum includes them.
-	Strays     uint64
-	FirstStray string // its location, and what is wrong with it
+	// Invalid counts records that are not content. No sum includes them.
+	Invalid      uint64
+	FirstInvalid string // its location, and what is wrong with it
 }
 
-// AddStray counts a record that is not content. It calls say for the first one only.
-func (d *Digest) AddStray(say func() string) {
-	if d.Strays++; d.Strays == 1 {
-		d.FirstStray = say()
+// AddInvalid counts a record that is not content. It calls say for the first one only.
+func (d *Digest) AddInvalid(say func() string) {
+	if d.Invalid++; d.Invalid == 1 {
+		d.FirstInvalid = say()
 	}
 }
 

@@ -206,9 +206,9 @@ func (b broker) read(ctx context.Context, fn func(kafka.Message) error) error {
 	return kafka.ReadAll(ctx, b.Config, b.order.Topic, nil, end, fn)
 }
 
-// same fails unless the topic has exactly the store's events, in their keys' partitions and in
+// checkEqual fails unless the topic has exactly the store's events, in their keys' partitions and in
 // store order.
-func (b broker) same(t testing.TB, s eventstore.Store) {
+func (b broker) checkEqual(t testing.TB, s eventstore.Store) {
 	t.Helper()
 	var got [partitions][]event.Event
 	err := b.read(t.Context(), func(m kafka.Message) error {

@@ -19,14 +19,14 @@ type Follower struct {
 	admin  *kafka.Admin
 	stores map[string]eventstore.Store
 
-	// mu is held during a Look.
+	// mu is held during a Poll.
 	mu      sync.Mutex
 	topicID string              // of PositionsTopic when it was last read
 	next    map[int32]int64     // offsets to read from
 	known   map[string]Progress // by service
 }
 
-// NewFollower returns a Follower. It knows nothing before the first Look. stores are keyed by
+// NewFollower returns a Follower. It knows nothing before the first Poll. stores are keyed by
 // service. A position is trusted only if the service's store has signed it and has its event. Close
 // releases the Kafka client.
 func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Follower, error) {
@@ -40,9 +40,9 @@ func NewFollower(cfg kafka.Config, stores map[string]eventstore.Store) (*Followe
 // Close releases the Kafka client.
 func (f *Follower) Close() { f.admin.Close() }
 
-// Look reads the new checkpoints and returns how far the log is, by service. The log does not
-// contain Published, Strays and Live, so they are zero.
-func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
+// Poll reads the new checkpoints and returns how far the log is, by service. The log does not
+// contain Published, InvalidRecords and Live, so they are zero.
+func (f *Follower) Poll(ctx context.Context) (map[string]Progress, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	secrets := map[string][]byte{}
@@ -66,8 +66,8 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 	found := map[string][]event.Event{}
 	err = kafka.ReadAll(ctx, f.cfg, PositionsTopic, f.next, end, func(m kafka.Message) error {
 		service := string(m.Key)
-		read, err := parseMark(m, secrets[service])
-		// Skip marks of earlier versions, which the relay replaces when it starts, and strays,
+		read, err := parseCheckpoint(m, secrets[service])
+		// Skip checkpoints of earlier versions, which the relay replaces when it starts, and strays,
 		// which the relay reports.
 		if err == nil && read.identified() && read.to.Compare(f.known[service].Position) > 0 {
 			found[service] = append(found[service], read.last())
@@ -78,7 +78,7 @@ func (f *Follower) Look(ctx context.Context) (map[string]Progress, error) {
 		return nil, fmt.Errorf("follow the relays: %w", err)
 	}
 	for service, marked := range found {
-		for chunk := range slices.Chunk(marked, knownAtOnce) {
+		for chunk := range slices.Chunk(marked, knownBatch) {
 			has, err := f.stores[service].Known(ctx, chunk)
 			if err != nil {
 				return nil, fmt.Errorf("follow the relays: %w", err)

@@ -17,11 +17,11 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// Another relay's open transaction hides the newest marks of this one. What they say still counts: the relay waits for
-// the end of that transaction if an older mark, or none, would not do.
+// Another relay's open transaction hides the newest checkpoints of this one. What they say still counts: the relay waits for
+// the end of that transaction if an older checkpoint, or none, would not do.
 //
 // It is not parallel to other tests: its transactions would hide their positions, too.
-func TestMarksBehindAnOpenTransaction(t *testing.T) {
+func TestCheckpointsBehindAnOpenTransaction(t *testing.T) {
 	// restored returns a store that is published, and what a backup of it without its last events gives.
 	restored := func(t *testing.T, b broker) (w *writer, before eventstore.Store) {
 		t.Helper()
@@ -41,40 +41,40 @@ func TestMarksBehindAnOpenTransaction(t *testing.T) {
 	for name, check := range map[string]func(t *testing.T, b broker){
 		"the store lost events": func(t *testing.T, b broker) {
 			w, before := restored(t, b)
-			other := b.hide(t)
+			other := b.openTransaction(t)
 			w.append(t, 10)
 			b.publish(t, w.store)
-			b.refuses(t, before, relay.ErrStoreBehind, "the store does not have", other.endsWhenAwaited)
-			b.same(t, w.store)
+			b.stopsWith(t, before, relay.ErrStoreBehind, "the store does not have", other.endWhenAwaited)
+			b.checkEqual(t, w.store)
 		},
 		"the store lost more events than are remembered": func(t *testing.T, b broker) {
 			w, before := restored(t, b)
-			other := b.hide(t)
+			other := b.openTransaction(t)
 			w.append(t, 1500)
 			b.publish(t, w.store)
-			b.refuses(t, before, relay.ErrStoreBehind, "the store does not have", other.endsWhenAwaited)
+			b.stopsWith(t, before, relay.ErrStoreBehind, "the store does not have", other.endWhenAwaited)
 		},
 		"the topic was made again": func(t *testing.T, b broker) {
 			s := b.newStore(t)
-			other := b.hide(t)
+			other := b.openTransaction(t)
 			newWriter(s).append(t, 10)
 			b.publish(t, s)
 			b.recreate(t)
-			b.refuses(t, s, relay.ErrLogChanged, "made again", other.endsWhenAwaited)
+			b.stopsWith(t, s, relay.ErrLogChanged, "made again", other.endWhenAwaited)
 		},
 		"the topic was cut at its beginning": func(t *testing.T, b broker) {
 			s := b.newStore(t)
 			w := newWriter(s)
 			w.append(t, 30)
 			b.publish(t, s)
-			other := b.hide(t)
+			other := b.openTransaction(t)
 			w.append(t, 10)
 			b.publish(t, s)
 			if err := server.CutBeginning(t.Context(), b.Brokers, b.order.Topic); err != nil {
 				t.Fatal(err)
 			}
 			w.append(t, 7)
-			if got := b.publish(t, s, other.endsWhenAwaited).Published; got != 7 {
+			if got := b.publish(t, s, other.endWhenAwaited).Published; got != 7 {
 				t.Errorf("published %d events, want the 7 new ones", got)
 			}
 		},
@@ -83,7 +83,7 @@ func TestMarksBehindAnOpenTransaction(t *testing.T) {
 			w := newWriter(s)
 			w.append(t, 30)
 			b.publish(t, s)
-			other := b.hide(t)
+			other := b.openTransaction(t)
 			w.append(t, 10)
 			b.publish(t, s)
 			w.append(t, 7)
@@ -91,7 +91,7 @@ func TestMarksBehindAnOpenTransaction(t *testing.T) {
 				t.Errorf("published %d events, want the 7 new ones", got)
 			}
 			other.end()
-			b.whole(t, s)
+			b.checkStreams(t, s)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,12 +101,12 @@ func TestMarksBehindAnOpenTransaction(t *testing.T) {
 	}
 }
 
-// hiding is another relay's open transaction on the positions topic.
-type hiding struct {
+// openTransaction is another relay's open transaction on the positions topic.
+type openTransaction struct {
 	end func()
 }
 
-func (b broker) hide(t *testing.T) hiding {
+func (b broker) openTransaction(t *testing.T) openTransaction {
 	t.Helper()
 	other, err := kafka.NewTransactionalProducer(b.Config, uuid.NewString())
 	if err != nil {
@@ -119,7 +119,7 @@ func (b broker) hide(t *testing.T) hiding {
 	if err := other.Produce(t.Context(), record); err != nil {
 		t.Fatal(err)
 	}
-	h := hiding{sync.OnceFunc(func() {
+	h := openTransaction{sync.OnceFunc(func() {
 		err := other.Abort(context.WithoutCancel(t.Context()))
 		if err != nil && !errors.Is(err, kafka.ErrFenced) { // the broker ends it after 30 s
 			t.Error(err)
@@ -130,8 +130,8 @@ func (b broker) hide(t *testing.T) hiding {
 	return h
 }
 
-// endsWhenAwaited ends the transaction when the relay says that it waits for it.
-func (h hiding) endsWhenAwaited(c *relay.Config) {
+// endWhenAwaited ends the transaction when the relay says that it waits for it.
+func (h openTransaction) endWhenAwaited(c *relay.Config) {
 	c.Logger = slog.New(onMessage{c.Logger.Handler(), "waiting for the end of another relay's transaction", h.end})
 }
 

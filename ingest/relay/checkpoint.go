@@ -16,18 +16,18 @@ import (
 	"github.com/millrace/millrace/internal/kafka"
 )
 
-// mark is the checkpoint record of a transaction. It says that the transaction contains the events
+// checkpoint is the checkpoint record of a transaction. It says that the transaction contains the events
 // after from, up to and including to.
-type mark struct {
+type checkpoint struct {
 	from, to event.Position // of the last transaction
 	recorded time.Time      // when the store recorded the event at to
 	identity
 }
 
-// identity names the store and the topic that a mark belongs to, so that a relay can report whether
+// identity names the store and the topic that a checkpoint belongs to, so that a relay can report whether
 // they are the ones that it uses. Other producers may write to PositionsTopic, and a forged
 // identity could make a relay stop, skip events or move keys. So an identity is trusted only if it
-// is signed with the store's secret. Marks of earlier versions have none.
+// is signed with the store's secret. Checkpoints of earlier versions have none.
 type identity struct {
 	epoch      string // of the store
 	topicID    string // empty if the brokers have no ids
@@ -49,15 +49,15 @@ type identity struct {
 	sealFloors []int64
 }
 
-// identified reports whether the mark has an identity. It has one only if its signature is valid.
-func (m mark) identified() bool { return m.id != uuid.Nil }
+// identified reports whether the checkpoint has an identity. It has one only if its signature is valid.
+func (m checkpoint) identified() bool { return m.id != uuid.Nil }
 
-// last returns the event at to, with the fields that the mark knows.
-func (m mark) last() event.Event {
+// last returns the event at to, with the fields that the checkpoint knows.
+func (m checkpoint) last() event.Event {
 	return event.Event{ID: m.id, Stream: m.stream, Version: m.version, Position: m.to, RecordedAt: m.recorded}
 }
 
-// Headers of a mark's record.
+// Headers of a checkpoint's record.
 const (
 	fromHeader       = "from"
 	recordedHeader   = "recorded"
@@ -74,7 +74,7 @@ const (
 	signatureHeader  = "signature" // the last header; it covers all others
 )
 
-// sign returns the signature of a mark's record: an HMAC of the key, the value and all headers
+// sign returns the signature of a checkpoint's record: an HMAC of the key, the value and all headers
 // under the store's secret.
 func sign(secret []byte, key, value []byte, headers []event.Header) []byte {
 	h := hmac.New(sha256.New, secret)
@@ -104,8 +104,8 @@ func signed(secret []byte, m kafka.Message) bool {
 		hmac.Equal(m.Headers[last].Value, sign(secret, m.Key, m.Value, m.Headers[:last]))
 }
 
-// record returns the mark as it is written. It is signed if the mark has an identity.
-func (m mark) record(service string, secret []byte) kafka.Record {
+// record returns the checkpoint as it is written. It is signed if the checkpoint has an identity.
+func (m checkpoint) record(service string, secret []byte) kafka.Record {
 	r := kafka.Record{Topic: PositionsTopic, Partition: kafka.AnyPartition, Key: []byte(service), Value: []byte(m.to.String())}
 	add := func(key, value string) { r.Headers = append(r.Headers, event.Header{Key: key, Value: []byte(value)}) }
 	add(fromHeader, m.from.String())
@@ -128,37 +128,37 @@ func (m mark) record(service string, secret []byte) kafka.Record {
 	return r
 }
 
-// parseMark reads a record that record returned. It rejects a mark that contradicts itself. If the
-// signature is not valid, it reads only the positions, like a mark of an earlier version.
-func parseMark(m kafka.Message, secret []byte) (mark, error) {
-	var out mark
+// parseCheckpoint reads a record that record returned. It rejects a checkpoint that contradicts itself. If the
+// signature is not valid, it reads only the positions, like a checkpoint of an earlier version.
+func parseCheckpoint(m kafka.Message, secret []byte) (checkpoint, error) {
+	var out checkpoint
 	headers := make(map[string]string, len(m.Headers))
 	for _, h := range m.Headers {
 		headers[h.Key] = string(h.Value)
 	}
 	var err error
 	if out.to, err = event.ParsePosition(string(m.Value)); err != nil {
-		return mark{}, err
+		return checkpoint{}, err
 	}
 	if out.from, err = event.ParsePosition(headers[fromHeader]); err != nil {
-		return mark{}, fmt.Errorf("header %s: %w", fromHeader, err)
+		return checkpoint{}, fmt.Errorf("header %s: %w", fromHeader, err)
 	}
 	if out.from.Compare(out.to) > 0 {
-		return mark{}, fmt.Errorf("it goes from %s back to %s", out.from, out.to)
+		return checkpoint{}, fmt.Errorf("it goes from %s back to %s", out.from, out.to)
 	}
 	if text, ok := headers[recordedHeader]; ok {
 		if out.recorded, err = time.Parse(time.RFC3339Nano, text); err != nil {
-			return mark{}, fmt.Errorf("header %s: %w", recordedHeader, err)
+			return checkpoint{}, fmt.Errorf("header %s: %w", recordedHeader, err)
 		}
 	}
 	if !signed(secret, m) {
 		return out, nil
 	}
 	if out.identity, err = parseIdentity(headers); err != nil {
-		return mark{}, err
+		return checkpoint{}, err
 	}
 	if out.base.Compare(out.from) > 0 {
-		return mark{}, fmt.Errorf("its base %s is after %s, where it begins", out.base, out.from)
+		return checkpoint{}, fmt.Errorf("its base %s is after %s, where it begins", out.base, out.from)
 	}
 	return out, nil
 }

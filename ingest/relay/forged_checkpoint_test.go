@@ -19,7 +19,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/kafka"
 )
 
-// forged returns a copy of a relay's mark with some headers changed.
+// forged returns a copy of a relay's checkpoint with some headers changed.
 func forged(m kafka.Message, value string, headers map[string]string) kafka.Record {
 	r := kafka.Record{Topic: relay.PositionsTopic, Partition: 0, Key: m.Key, Value: m.Value, Headers: slices.Clone(m.Headers)}
 	if value != "" {
@@ -33,14 +33,14 @@ func forged(m kafka.Message, value string, headers map[string]string) kafka.Reco
 	return r
 }
 
-// names returns the headers with which a mark names an event.
+// names returns the headers with which a checkpoint names an event.
 func names(e event.Event) map[string]string {
 	return map[string]string{"event": e.ID.String(), "stream": e.Stream, "version": strconv.FormatUint(e.Version, 10)}
 }
 
-// A forged mark may be consistent and name events that exist. It has no effect: the relay starts,
+// A forged checkpoint may be consistent and name events that exist. It has no effect: the relay starts,
 // publishes what is missing, and puts the forgery aside. A Follower does not show it.
-func TestForgedMarks(t *testing.T) {
+func TestForgedCheckpoints(t *testing.T) {
 	t.Parallel()
 	for name, forge := range map[string]func(m kafka.Message, published, waiting []event.Event) []kafka.Record{
 		"the topic was longer": func(m kafka.Message, _, _ []event.Event) []kafka.Record {
@@ -105,23 +105,23 @@ func TestForgedMarks(t *testing.T) {
 				published := b.stored(t, s, event.Position{})
 				at := published[len(published)-1].Position
 				w.append(t, 30)
-				marks := b.marks(t)
-				b.produce(t, forge(marks[len(marks)-1], published, b.stored(t, s, at)))
+				checkpoints := b.checkpoints(t)
+				b.produce(t, forge(checkpoints[len(checkpoints)-1], published, b.stored(t, s, at)))
 
 				f := b.follower(t, s)
-				if got := look(t, f)[b.order.Service].Position; got != at {
+				if got := poll(t, f)[b.order.Service].Position; got != at {
 					t.Errorf("a follower shows %v, want %v, which is published", got, at)
 				}
-				aside, change := b.asides(t)
+				deadLetters, change := b.deadLetters(t)
 				got := b.publish(t, s, change)
 				if got.Published != 30 {
 					t.Errorf("published %d events, want the 30 that waited", got.Published)
 				}
-				if got.Strays == 0 || aside() == 0 {
-					t.Errorf("%d strays were counted, %d put aside", got.Strays, aside())
+				if got.InvalidRecords == 0 || deadLetters() == 0 {
+					t.Errorf("%d strays were counted, %d put aside", got.InvalidRecords, deadLetters())
 				}
-				b.whole(t, s)
-				if got := look(t, f)[b.order.Service].Position; got != b.head(t, s) {
+				b.checkStreams(t, s)
+				if got := poll(t, f)[b.order.Service].Position; got != b.head(t, s) {
 					t.Errorf("a follower shows %v at last, want %v", got, b.head(t, s))
 				}
 				if again := b.publish(t, s).Published; again != 0 {
@@ -132,32 +132,32 @@ func TestForgedMarks(t *testing.T) {
 	}
 }
 
-// Compaction keeps the last record of a key, which may be a forged mark. A relay without new events
-// writes its own mark again, so that it is the last one.
-func TestAForgedMarkIsNotTheLastOneForLong(t *testing.T) {
+// Compaction keeps the last record of a key, which may be a forged checkpoint. A relay without new events
+// writes its own checkpoint again, so that it is the last one.
+func TestAForgedCheckpointIsNotTheLastOneForLong(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
 		newWriter(s).append(t, 30)
 		b.publish(t, s)
-		marks := b.marks(t)
-		mine := marks[len(marks)-1]
+		checkpoints := b.checkpoints(t)
+		mine := checkpoints[len(checkpoints)-1]
 		b.produce(t, []kafka.Record{forged(mine, "", map[string]string{"topic-id": uuid.NewString()})})
 		b.publish(t, s)
-		marks = b.marks(t)
-		if last := marks[len(marks)-1]; len(marks) != 3 || string(last.Value) != string(mine.Value) {
-			t.Fatalf("%d marks, the last of which is at %s", len(marks), last.Value)
+		checkpoints = b.checkpoints(t)
+		if last := checkpoints[len(checkpoints)-1]; len(checkpoints) != 3 || string(last.Value) != string(mine.Value) {
+			t.Fatalf("%d checkpoints, the last of which is at %s", len(checkpoints), last.Value)
 		}
 		b.publish(t, s)
-		if got := len(b.marks(t)); got != 3 {
-			t.Fatalf("a relay that finds its own mark last left %d more", got-3)
+		if got := len(b.checkpoints(t)); got != 3 {
+			t.Fatalf("a relay that finds its own checkpoint last left %d more", got-3)
 		}
 	})
 }
 
-// If no mark with the store's signature is left, the relay ignores a forged one and compares the
+// If no checkpoint with the store's signature is left, the relay ignores a forged one and compares the
 // whole log with the store.
-func TestOnlyAForgedMarkIsLeft(t *testing.T) {
+func TestOnlyAForgedCheckpointIsLeft(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -170,28 +170,28 @@ func TestOnlyAForgedMarkIsLeft(t *testing.T) {
 		b.produce(t, records)
 		w.append(t, 30)
 
-		other := newBroker(t, b.Brokers) // another service's mark is signed with another secret
+		other := newBroker(t, b.Brokers) // another service's checkpoint is signed with another secret
 		s2 := other.newStore(t)
 		newWriter(s2).append(t, 60)
 		other.publish(t, s2)
-		mark := other.marks(t)[0]
-		mark.Key = []byte(b.order.Service)
+		checkpoint := other.checkpoints(t)[0]
+		checkpoint.Key = []byte(b.order.Service)
 		all := b.stored(t, s, event.Position{})
 		last := all[len(all)-1]
-		b.produce(t, []kafka.Record{forged(mark, last.Position.String(), names(last))})
+		b.produce(t, []kafka.Record{forged(checkpoint, last.Position.String(), names(last))})
 
-		if got := look(t, b.follower(t, s))[b.order.Service].Position; !got.IsZero() {
+		if got := poll(t, b.follower(t, s))[b.order.Service].Position; !got.IsZero() {
 			t.Errorf("a follower shows %v, which no relay of this store has said", got)
 		}
 		if got := b.publish(t, s).Published; got != 30 {
 			t.Errorf("published %d events, want the 30 that waited", got)
 		}
-		b.whole(t, s)
+		b.checkStreams(t, s)
 	})
 }
 
-// A copy of an old mark has a valid signature and states something true, so it does no harm.
-func TestAnOldMarkIsRepeated(t *testing.T) {
+// A copy of an old checkpoint has a valid signature and states something true, so it does no harm.
+func TestAnOldCheckpointIsRepeated(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, b broker) {
 		s := b.newStore(t)
@@ -201,15 +201,15 @@ func TestAnOldMarkIsRepeated(t *testing.T) {
 			b.publish(t, s)
 		}
 		f := b.follower(t, s)
-		b.produce(t, []kafka.Record{forged(b.marks(t)[0], "", nil)})
-		if got := look(t, f)[b.order.Service].Position; got != b.head(t, s) {
+		b.produce(t, []kafka.Record{forged(b.checkpoints(t)[0], "", nil)})
+		if got := poll(t, f)[b.order.Service].Position; got != b.head(t, s) {
 			t.Errorf("a follower shows %v, want %v", got, b.head(t, s))
 		}
 		w.append(t, 20)
 		if got := b.publish(t, s).Published; got != 20 {
 			t.Errorf("published %d events, want 20", got)
 		}
-		b.whole(t, s)
+		b.checkStreams(t, s)
 	})
 }
 
@@ -231,14 +231,14 @@ func TestTheTopicIsBroughtBack(t *testing.T) {
 		}
 		b.recreate(t)
 		b.produce(t, kept[:len(kept)-1])
-		b.refuses(t, s, relay.ErrLogChanged, "made again") // the last event is missing
+		b.stopsWith(t, s, relay.ErrLogChanged, "made again") // the last event is missing
 		b.produce(t, kept[len(kept)-1:])
 		if got := b.publish(t, s).Published; got != 0 {
 			t.Errorf("published %d events again", got)
 		}
 		w.append(t, 20)
 		b.publish(t, s)
-		b.whole(t, s)
+		b.checkStreams(t, s)
 	})
 }
 
@@ -282,23 +282,23 @@ func (b broker) follower(t *testing.T, s eventstore.Store) *relay.Follower {
 	return f
 }
 
-func look(t *testing.T, f *relay.Follower) map[string]relay.Progress {
+func poll(t *testing.T, f *relay.Follower) map[string]relay.Progress {
 	t.Helper()
-	progress, err := f.Look(t.Context())
+	progress, err := f.Poll(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return progress
 }
 
-// asides counts the records that a relay puts aside.
-func (b broker) asides(t *testing.T) (count func() int, change func(*relay.Config)) {
+// deadLetters counts the records that a relay puts aside.
+func (b broker) deadLetters(t *testing.T) (count func() int, change func(*relay.Config)) {
 	t.Helper()
 	var mu sync.Mutex
 	n := 0
 	count = func() int { mu.Lock(); defer mu.Unlock(); return n }
 	return count, func(c *relay.Config) {
-		c.PutAside = func(_ context.Context, _ kafka.Message, reason error) error {
+		c.DeadLetter = func(_ context.Context, _ kafka.Message, reason error) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if n++; reason == nil {
