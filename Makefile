@@ -1,4 +1,4 @@
-# Everything a person runs. `make help` lists it.
+# The entry points for building, testing and running Millrace. `make help` lists them.
 
 TOOLS    := $(CURDIR)/.tools
 BIN      := $(TOOLS)/bin
@@ -12,57 +12,57 @@ BENCHFLAGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## build bin/millrace
 	go build -o bin/millrace ./cmd/millrace
 
 .PHONY: run
-run: build $(NPM_DONE) ## install what is missing, start the whole system on loopback, show it at work, serve
+run: build $(NPM_DONE) ## install missing tools, start the whole system on loopback with demo orders, and serve
 	bin/millrace up
 
 .PHONY: tools
-tools: $(NPM_DONE) ## install what make run and the tests need from npm: the SQL engine, buf
+tools: $(NPM_DONE) ## install the tools that make run and the tests need from npm: the SQL engine, buf
 
 .PHONY: servers
-servers: $(NPM_DONE) ## install every real server and outside client that the tests use
+servers: $(NPM_DONE) ## install the real servers and external clients that the tests use
 	@scripts/servers
 	@scripts/python-tools
 
 .PHONY: engines
-engines: servers ## install the heavy engines too: Trino, Spark, Kafka Connect with Iceberg's sink
+engines: servers ## also install the heavy engines: Trino, Spark, Kafka Connect with Iceberg's sink
 	@scripts/servers engines.d
 
 .PHONY: test
-test: $(NPM_DONE) ## run all tests (with what is installed: make servers installs them)
+test: $(NPM_DONE) ## run all tests; those that need a missing server are skipped (make servers installs them)
 	go test -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: test-real
-test-real: ## the same tests, where a server that is missing fails them (make servers installs all)
+test-real: ## run all tests; those that need a missing server fail
 	MILLRACE_REQUIRE_SERVERS=1 $(MAKE) test
 
 .PHONY: test-engines
-test-engines: ## others' engines and clients alone: PyIceberg, DuckDB, Trino, Spark, Confluent's (make engines installs them)
+test-engines: ## test only external engines and clients: PyIceberg, DuckDB, Trino, Spark, Confluent's (make engines installs them)
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m -run 'OutsideReaders|RealYear' ./lake/landing ./test/e2e
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 30m ./test/interop
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 MILLRACE_ENGINES_LINES=0 go test -count=1 -timeout 60m ./test/engines
 	MILLRACE_REQUIRE_SERVERS=1 MILLRACE_ENGINES=1 go test -count=1 -p 1 -timeout 30m ./test/servers/trino ./test/servers/spark ./test/servers/connect
 
 .PHONY: up-real
-up-real: build $(NPM_DONE) ## start every real server and every role in a process of its own, on loopback
+up-real: build $(NPM_DONE) ## start every real server, and each role in its own process, on loopback
 	go run ./test/servers/upreal
 
 .PHONY: kill
-kill: $(NPM_DONE) ## the whole kill matrix, or ROLE=lake alone; writes docs/kill-matrix.md; stopped, it goes on where it was
+kill: $(NPM_DONE) ## run the whole kill matrix, or only ROLE=lake; writes docs/kill-matrix.md; resumes a stopped run
 	MILLRACE_REQUIRE_SERVERS=1 go test -count=1 -timeout 180m -v ./test/kill $(if $(ROLE),-run TestMatrix$$ -kill.role $(ROLE),-kill.full)
 
 .PHONY: abuse
-abuse: $(NPM_DONE) ## attack every surface of a running system 10,000 times; writes docs/abuse.md
+abuse: $(NPM_DONE) ## send 10,000 hostile inputs to every surface of a running system; writes docs/abuse.md
 	go test -count=1 -timeout 120m -v ./test/abuse -abuse.inputs 10000 -abuse.report $(CURDIR)/docs/abuse.md
 
 .PHONY: check
-check: build lint gen-fresh breaking deploy-check ## build, vet, lint, generated code fresh, import rule, deploy's manifests, tests with -race
+check: build lint gen-fresh breaking deploy-check ## build, lint, check generated code, contracts and deploy/, vet, and run all tests with -race
 	go vet ./...
 	$(MAKE) test TESTFLAGS="-race -timeout 60m $(TESTFLAGS)"
 
@@ -78,29 +78,29 @@ gen: $(NPM_DONE) $(BIN)/protoc-gen-go $(BIN)/protoc-gen-connect-go ## generate G
 	$(BUF) generate
 
 .PHONY: gen-fresh
-gen-fresh: gen ## fail where committed generated code is not what proto/ gives
+gen-fresh: gen ## fail if the committed generated code differs from what proto/ generates
 	@git diff --exit-code --stat -- gen || { echo "gen/ is stale: commit what 'make gen' wrote"; exit 1; }
 	@test -z "$$(git status --porcelain -- gen)" || { git status --short -- gen; echo "gen/ is stale: commit what 'make gen' wrote"; exit 1; }
 
-# What was published may not break. On a clone that is its own main this compares with the commit before.
+# Published contracts must not break. Without another main, this compares with the previous commit.
 .PHONY: breaking
-breaking: $(NPM_DONE) ## fail where proto/ breaks what main has published
+breaking: $(NPM_DONE) ## fail if proto/ breaks a contract that main has published
 	@scripts/proto-breaking $(BUF)
 
 .PHONY: deploy-check
-deploy-check: ## validate deploy/: Compose by its schema, Kubernetes as its API server does
+deploy-check: ## validate deploy/: Compose by its schema, Kubernetes with the code of its API server
 	@scripts/deploy-check
 
 .PHONY: bench
-bench: ## run all benchmarks, each beside its ceiling
+bench: ## run all Go benchmarks, each beside its upper bound
 	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-lake
-bench-lake: ## landing in Iceberg beside Kafka Connect's Iceberg sink (make engines installs it)
+bench-lake: ## compare landing in Iceberg with Kafka Connect's Iceberg sink (make engines installs it)
 	go run ./bench/lake $(BENCHFLAGS)
 
 .PHONY: bench-load
-bench-load: ## more clients than a running system can serve (bin/millrace up --no-demo): what is accepted, how fast, what is turned away
+bench-load: ## overload a running system (bin/millrace up --no-demo), and report accepted and rejected commands
 	go run ./bench/load $(BENCHFLAGS)
 
 .PHONY: fuzz
@@ -108,7 +108,7 @@ fuzz: ## run every fuzz target for 20 s
 	@scripts/fuzz 20s
 
 .PHONY: clean
-clean: ## remove what was built; .tools and data stay
+clean: ## remove bin/; keep .tools and data
 	rm -rf bin
 
 $(NPM_DONE): tools/package.json tools/package-lock.json

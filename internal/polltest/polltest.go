@@ -1,4 +1,5 @@
-// Package polltest lets tests wait for conditions that announce themselves in no other way.
+// Package polltest lets tests wait for conditions that they cannot be notified of. Tests that can
+// block on a channel or a server's answer do that instead.
 package polltest
 
 import (
@@ -7,21 +8,22 @@ import (
 )
 
 const (
-	patience = time.Minute
-	step     = 5 * time.Millisecond
+	timeout  = time.Minute // generous, for machines under load
+	interval = 5 * time.Millisecond
 )
 
-// Until returns once the condition holds, and fails the test where it does not within a minute.
+// Until polls the condition, and returns once it holds. It fails the test after a minute. The text
+// names the condition in that failure. Until must be called from the test's own goroutine.
 func Until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
-	tick := time.NewTicker(step)
+	deadline := time.After(timeout)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for !holds() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("after %v still not: %s", patience, what)
+			t.Fatalf("timed out after %v waiting for: %s", timeout, what)
 		}
 	}
 }

@@ -1,9 +1,10 @@
 // Package abuse attacks every surface of a running system with inputs that no honest client sends.
-// No answer may blame the server for them, and afterwards the system must be healthy and equal on
-// every side.
+// No answer may blame the server for them. Afterwards, verify must find all sides equal, and the
+// process must not have grown much.
 //
 // A surface is a name and a function that makes a request from random numbers. To attack another
-// surface, add an entry to surfaces.
+// surface, add an entry to surfaces. The topics are attacked in records_test.go. The random numbers
+// have fixed seeds, so a run can be repeated.
 package abuse
 
 import (
@@ -29,24 +30,23 @@ import (
 )
 
 var (
-	inputs = flag.Int("abuse.inputs", 500, "inputs of each surface")
-	report = flag.String("abuse.report", "", "file to write the report into")
+	inputs = flag.Int("abuse.inputs", 500, "number of inputs per surface")
+	report = flag.String("abuse.report", "", "file for the report (default: none)")
 )
 
 const (
-	root     = "../.."
-	patience = 2 * time.Minute
+	root    = "../.."
+	timeout = 2 * time.Minute
 
-	// mostGrown is how much more memory, in MB, the process may have after the attacks than before.
-	// It includes memory for regular work, such as the log. Memory that an input could pin
-	// permanently would soon exceed it.
-	mostGrown = 384
+	// maxGrowth is how much the process may grow, in MB. It includes memory for regular work, such
+	// as the log. If inputs could pin memory permanently, the process would soon exceed it.
+	maxGrowth = 384
 )
 
 // surface makes one attack on a listener, "api" or "admin".
 type surface struct {
-	name, door string
-	attack     func(r *rand.Rand, base string) (*http.Request, error)
+	name, listener string
+	attack         func(r *rand.Rand, base string) (*http.Request, error)
 }
 
 func surfaces() []surface {
@@ -64,9 +64,14 @@ func surfaces() []surface {
 }
 
 var procedures = []string{
-	"millrace.order.v1.OrderService/PlaceOrder", "millrace.order.v1.OrderService/ConfirmOrder", "millrace.order.v1.OrderQueryService/GetOrder",
-	"millrace.inventory.v1.InventoryService/ReserveStock", "millrace.catalog.v1.CatalogService/SetPrice", "millrace.catalog.v1.CatalogQueryService/SearchProducts",
-	"millrace.customer.v1.CustomerService/RegisterCustomer", "millrace.order.v1.OrderService/Nothing",
+	"millrace.order.v1.OrderService/PlaceOrder",
+	"millrace.order.v1.OrderService/ConfirmOrder",
+	"millrace.order.v1.OrderQueryService/GetOrder",
+	"millrace.inventory.v1.InventoryService/ReserveStock",
+	"millrace.catalog.v1.CatalogService/SetPrice",
+	"millrace.catalog.v1.CatalogQueryService/SearchProducts",
+	"millrace.customer.v1.CustomerService/RegisterCustomer",
+	"millrace.order.v1.OrderService/Nothing", // does not exist
 }
 
 func post(to, contentType, body string) (*http.Request, error) {
@@ -81,41 +86,59 @@ func rpcAttack(contentType string) func(*rand.Rand, string) (*http.Request, erro
 	return func(r *rand.Rand, base string) (*http.Request, error) {
 		body := text(r)
 		if strings.Contains(contentType, "grpc") && r.IntN(4) > 0 {
+			// A frame of gRPC: flags, and a length that rarely matches.
 			body = string([]byte{byte(r.IntN(3)), 0, 0, 0, byte(r.IntN(64))}) + body
 		}
 		req, err := post(base+"/"+pick(r, procedures), contentType, body)
 		if err == nil && r.IntN(4) == 0 {
-			req.Header.Set(pick(r, []string{"Grpc-Encoding", "Content-Encoding", "Connect-Timeout-Ms", "Grpc-Timeout"}), pick(r, []string{"gzip", "br", "-1", "1n", "x"}))
+			header := pick(r, []string{"Grpc-Encoding", "Content-Encoding", "Connect-Timeout-Ms", "Grpc-Timeout"})
+			req.Header.Set(header, pick(r, []string{"gzip", "br", "-1", "1n", "x"}))
 		}
 		return req, err
 	}
 }
 
 func getAttack(r *rand.Rand, base string) (*http.Request, error) {
-	q := url.Values{"message": {text(r)}, "encoding": {pick(r, []string{"json", "proto", "x"})}, "base64": {pick(r, []string{"0", "1"})}, "connect": {"v1"}}
+	q := url.Values{
+		"message": {text(r)}, "encoding": {pick(r, []string{"json", "proto", "x"})},
+		"base64": {pick(r, []string{"0", "1"})}, "connect": {"v1"},
+	}
 	return http.NewRequest(http.MethodGet, base+"/millrace.order.v1.OrderQueryService/GetOrder?"+q.Encode(), nil)
 }
 
 func sqlAttack(r *rand.Rand, base string) (*http.Request, error) {
 	q := url.Values{}
 	if r.IntN(3) == 0 {
-		q.Set("as_of", pick(r, []string{"nosuch/0=5", "millrace.orders/99=1", "9999h", "0001-01-01T00:00:00Z", text(r)}))
+		q.Set("as_of", pick(r,
+			[]string{"nosuch/0=5", "millrace.orders/99=1", "9999h", "0001-01-01T00:00:00Z", text(r)}))
 	}
 	if r.IntN(4) == 0 {
 		q.Set("output", text(r))
 	}
 	body := pick(r, []string{
-		"SELECT * FROM nothing", "SELECT file('/etc/passwd')", "SELECT * FROM url('http://127.0.0.1/', 'CSV', 'a String')", "SELECT sleep(100)", "SELECT query FROM system.processes",
-		"SELECT throwIf(1)", "SELECT toInt32('x')", "SELECT 1/", "SELECT * FROM order_lines WHERE a = 1", "SELECT repeat('x', 100000000000)", "SELECT catboostEvaluate('x', 1)",
-		"SELECT dictGet('a', 'b', 1)", "SELECT * FROM executable('sh', 'CSV', 'a String')", "SELECT " + text(r), text(r), "SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`",
+		"SELECT * FROM nothing", "SELECT file('/etc/passwd')",
+		"SELECT * FROM url('http://127.0.0.1/', 'CSV', 'a String')", "SELECT sleep(100)",
+		"SELECT query FROM system.processes",
+		"SELECT throwIf(1)", "SELECT toInt32('x')", "SELECT 1/", "SELECT * FROM order_lines WHERE a = 1",
+		"SELECT repeat('x', 100000000000)", "SELECT catboostEvaluate('x', 1)",
+		"SELECT dictGet('a', 'b', 1)", "SELECT * FROM executable('sh', 'CSV', 'a String')",
+		"SELECT " + text(r), text(r), "SELECT 1 FROM `" + strings.Repeat("t", 3000) + "`",
 	})
-	return post(base+"/v1/sql?"+q.Encode(), pick(r, []string{"", "application/sql", "text/plain", "application/x-www-form-urlencoded"}), body)
+	contentType := pick(r, []string{"", "application/sql", "text/plain", "application/x-www-form-urlencoded"})
+	return post(base+"/v1/sql?"+q.Encode(), contentType, body)
 }
 
 func catalogAttack(r *rand.Rand, base string) (*http.Request, error) {
 	name := url.PathEscape(pick(r, []string{"x", strings.Repeat("n", 3000), "..", "a/b", text(r)}))
-	path := pick(r, []string{"/namespaces", "/namespaces/millrace/tables", "/namespaces/" + name, "/namespaces/millrace/tables/" + name, "/namespaces/" + name + "/register", "/transactions/commit", "/tables/rename"})
-	body := pick(r, []string{"", "{}", "[]", `{"namespace":["` + strings.Repeat("n", 3000) + `"]}`, `{"name":"` + strings.Repeat("t", 3000) + `","schema":{"type":"struct","fields":[]}}`, text(r)})
+	path := pick(r, []string{
+		"/namespaces", "/namespaces/millrace/tables", "/namespaces/" + name,
+		"/namespaces/millrace/tables/" + name, "/namespaces/" + name + "/register",
+		"/transactions/commit", "/tables/rename",
+	})
+	body := pick(r, []string{
+		"", "{}", "[]", `{"namespace":["` + strings.Repeat("n", 3000) + `"]}`,
+		`{"name":"` + strings.Repeat("t", 3000) + `","schema":{"type":"struct","fields":[]}}`, text(r),
+	})
 	req, err := post(base+"/iceberg/v1"+path, "application/json", body)
 	if err == nil {
 		req.Method = pick(r, []string{"GET", "POST", "HEAD", "DELETE", "PUT"})
@@ -124,12 +147,16 @@ func catalogAttack(r *rand.Rand, base string) (*http.Request, error) {
 }
 
 func adminAttack(r *rand.Rand, base string) (*http.Request, error) {
-	return post(base+"/millrace.admin.v1.AdminService/"+pick(r, []string{"Status", "Nothing"}), pick(r, []string{"application/json", "application/proto", "application/grpc-web+proto"}), text(r))
+	method := pick(r, []string{"Status", "Nothing"})
+	contentType := pick(r, []string{"application/json", "application/proto", "application/grpc-web+proto"})
+	return post(base+"/millrace.admin.v1.AdminService/"+method, contentType, text(r))
 }
 
 func profileAttack(r *rand.Rand, base string) (*http.Request, error) {
-	q := url.Values{pick(r, []string{"debug", "gc"}): {text(r)}, "seconds": {pick(r, []string{"-1", "x", "1e99", "NaN", "0"})}}
-	return http.NewRequest(http.MethodGet, base+"/debug/pprof/"+pick(r, []string{"heap", "profile", "trace", "nosuch"})+"?"+q.Encode(), nil)
+	q := url.Values{pick(r, []string{"debug", "gc"}): {text(r)},
+		"seconds": {pick(r, []string{"-1", "x", "1e99", "NaN", "0"})}}
+	profile := pick(r, []string{"heap", "profile", "trace", "nosuch"})
+	return http.NewRequest(http.MethodGet, base+"/debug/pprof/"+profile+"?"+q.Encode(), nil)
 }
 
 func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
@@ -155,24 +182,26 @@ func text(r *rand.Rand) string {
 
 // TestAbuse checks that no input of a client is answered by a server error.
 func TestAbuse(t *testing.T) {
-	s := up(t)
+	s := startSystem(t)
 	before := s.memory(t)
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Abuse\n\nWritten by `make abuse`: do not edit. Each surface is sent inputs that no honest client sends; no answer may blame the server.\n\n"+
+	fmt.Fprintf(&b, "# Abuse\n\nWritten by `make abuse`: do not edit.\n\n"+
+		"Each surface is sent inputs that no honest client sends. No answer may blame the server.\n"+
+		"A code is an HTTP status, with the gRPC status behind it if there is one.\n\n"+
 		"Memory before: %.0f MB\n\n| surface | inputs | answers by code |\n|---|---:|---|\n", before)
 	client := &http.Client{Timeout: time.Minute}
 	for i, surface := range surfaces() {
 		r := rand.New(rand.NewPCG(uint64(i), 11))
 		codes := map[string]int{}
 		for range *inputs {
-			req, err := surface.attack(r, "http://"+s.doors[surface.door])
+			req, err := surface.attack(r, "http://"+s.addresses[surface.listener])
 			if err != nil {
 				codes["no request"]++
 				continue
 			}
 			res, err := client.Do(req)
 			if err != nil {
-				codes["cut off"]++
+				codes["connection closed"]++
 				continue
 			}
 			body, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10)) // the beginning of a long body is enough
@@ -183,22 +212,25 @@ func TestAbuse(t *testing.T) {
 			} else if status := res.Header.Get("Grpc-Status") + res.Trailer.Get("Grpc-Status"); status != "" {
 				code += "/" + status
 			}
-			if codes[code]++; codes[code] == 1 && (blamed[res.StatusCode] || strings.HasSuffix(code, "/2") || strings.HasSuffix(code, "/13")) {
+			// gRPC's statuses 2 and 13 are unknown and internal.
+			failed := serverErrors[res.StatusCode] || strings.HasSuffix(code, "/2") || strings.HasSuffix(code, "/13")
+			if codes[code]++; codes[code] == 1 && failed {
 				t.Errorf("%s: %s %s: %s: %.300q", surface.name, req.Method, req.URL.Path, code, body)
 			}
 		}
-		var told []string
+		var lines []string
 		for _, code := range slices.Sorted(maps.Keys(codes)) {
-			told = append(told, fmt.Sprintf("%s: %d", code, codes[code]))
+			lines = append(lines, fmt.Sprintf("%s: %d", code, codes[code]))
 		}
-		fmt.Fprintf(&b, "| %s | %d | %s |\n", surface.name, *inputs, strings.Join(told, ", "))
+		fmt.Fprintf(&b, "| %s | %d | %s |\n", surface.name, *inputs, strings.Join(lines, ", "))
 	}
-	s.records(t, &b)
+	s.attackTopics(t, &b)
 	after := s.memory(t)
-	if after-before > mostGrown {
-		t.Errorf("it holds %.0f MB, %.0f MB more than before", after, after-before)
+	if after-before > maxGrowth {
+		t.Errorf("the process has %.0f MB, %.0f MB more than before; at most %d MB more are allowed",
+			after, after-before, maxGrowth)
 	}
-	out, err := s.command(t, "verify", "--addr", s.doors["api"], "--admin-addr", s.doors["admin"])
+	out, err := s.command(t, "verify", "--addr", s.addresses["api"], "--admin-addr", s.addresses["admin"])
 	if err != nil {
 		t.Errorf("verify: %v\n%s", err, out)
 	}
@@ -210,8 +242,12 @@ func TestAbuse(t *testing.T) {
 	}
 }
 
-// blamed are the statuses that blame the server.
-var blamed = map[int]bool{http.StatusInternalServerError: true, http.StatusBadGateway: true, http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true}
+// serverErrors are the statuses that blame the server. 501 is not one of them: it is the answer to
+// a method that does not exist.
+var serverErrors = map[int]bool{
+	http.StatusInternalServerError: true, http.StatusBadGateway: true,
+	http.StatusServiceUnavailable: true, http.StatusGatewayTimeout: true,
+}
 
 var (
 	grpcStatus = regexp.MustCompile(`grpc-status: (\d+)`)
@@ -222,15 +258,17 @@ var (
 
 type system struct {
 	binary, data string
-	doors        map[string]string // addresses of the listeners, and of the log as "kafka"
+	addresses    map[string]string // addresses of the listeners, and of the log as "kafka"
 	stop         func()
 }
 
-// up starts the system on the embedded default, with the demo's orders.
-func up(t *testing.T) *system {
+// startSystem builds the binary and starts the system on the embedded default, with the demo's
+// orders.
+func startSystem(t *testing.T) *system {
 	t.Helper()
 	dir := t.TempDir()
-	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data"), doors: map[string]string{}}
+	s := &system{binary: filepath.Join(dir, "millrace"), data: filepath.Join(dir, "data"),
+		addresses: map[string]string{}}
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.binary, "./cmd/millrace")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
@@ -248,7 +286,8 @@ func up(t *testing.T) *system {
 // start starts the system on its data folder, until stop or the end of the test.
 func (s *system) start(t *testing.T) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), s.binary, "up", "--data", s.data, "--addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0")
+	cmd := exec.CommandContext(t.Context(), s.binary, "up", "--data", s.data, "--addr", "127.0.0.1:0",
+		"--admin-addr", "127.0.0.1:0")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	var log bytes.Buffer
@@ -273,13 +312,13 @@ func (s *system) start(t *testing.T) {
 				found <- append(m, broker)
 			}
 		}
-		_ = cmd.Wait() // the test has ended it
+		_ = cmd.Wait() // an error is expected: the test has interrupted it
 	}()
 	s.stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
 		select {
 		case <-ended:
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			_ = cmd.Process.Kill()
 		}
 	})
@@ -291,17 +330,17 @@ func (s *system) start(t *testing.T) {
 	})
 	select {
 	case m := <-found:
-		s.doors["api"], s.doors["admin"], s.doors["kafka"] = m[1], m[2], m[3]
+		s.addresses["api"], s.addresses["admin"], s.addresses["kafka"] = m[1], m[2], m[3]
 	case <-ended:
-		t.Fatalf("millrace up ended:\n%s", log.String())
-	case <-time.After(patience):
-		t.Fatal("millrace up does not serve")
+		t.Fatalf("millrace up exited before it served:\n%s", log.String())
+	case <-time.After(timeout):
+		t.Fatalf("millrace up does not serve after %v", timeout)
 	}
 }
 
 func (s *system) command(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, s.binary, args...).CombinedOutput()
 	return string(out), err
@@ -311,7 +350,7 @@ func (s *system) command(t *testing.T, args ...string) (string, error) {
 func (s *system) memory(t *testing.T) float64 {
 	t.Helper()
 	client := &http.Client{Timeout: time.Minute}
-	res, err := client.Get("http://" + s.doors["admin"] + "/metrics")
+	res, err := client.Get("http://" + s.addresses["admin"] + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +361,7 @@ func (s *system) memory(t *testing.T) float64 {
 	}
 	m := resident.FindSubmatch(body)
 	if m == nil {
-		t.Fatal("the metrics do not tell the process's memory")
+		t.Fatal("no metric process_resident_memory_bytes")
 	}
 	var bytes float64
 	if _, err := fmt.Sscan(string(m[1]), &bytes); err != nil {
