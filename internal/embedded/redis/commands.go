@@ -15,22 +15,24 @@ import (
 type command struct {
 	writes bool // it runs in a write transaction
 	least  int  // minimum number of arguments; -n means exactly n
-	run    func(t *tx, args []string) (any, error)
+	// run executes the command. The number of arguments has been checked.
+	run func(t *tx, args []string) (any, error)
 }
 
 // status is a simple string reply such as OK.
 type status string
 
-// replyError is a client error in Redis' format.
+// replyError is an error of the client, in Redis' format: a code, such as WRONGTYPE, and a text. All
+// other errors are the store's, and may make it reopen its files.
 type replyError struct{ text string }
 
 func (e *replyError) Error() string { return e.text }
 
 var (
-	errWrongType = &replyError{"WRONGTYPE Operation against a key holding the wrong kind of value"}
-	errSyntax    = &replyError{"ERR syntax error"}
-	errNoNumber  = &replyError{"ERR value is not an integer or out of range"}
-	errNoCursor  = &replyError{"ERR invalid cursor: it has been evicted, restart the scan"}
+	errWrongType     = &replyError{"WRONGTYPE Operation against a key holding the wrong kind of value"}
+	errSyntax        = &replyError{"ERR syntax error"}
+	errNotInteger    = &replyError{"ERR value is not an integer or out of range"}
+	errInvalidCursor = &replyError{"ERR invalid cursor: it was evicted: restart the scan"}
 )
 
 // commands are the commands that views need, and those for inspecting the data. EVAL is in
@@ -53,8 +55,8 @@ var commands = map[string]command{
 	"HSCAN":    {least: 2, run: hscan},
 	"SMEMBERS": {least: -1, run: smembers},
 	"SISMEMBER": {least: -2, run: func(t *tx, args []string) (any, error) {
-		_, there, err := t.get(entry(t.sets, setKey(args[0])+args[1]))
-		return truth(there), err
+		_, found, err := t.get(entry(t.sets, setKey(args[0])+args[1]))
+		return toInt(found), err
 	}},
 	"EXISTS":   {least: 1, run: exists},
 	"TYPE":     {least: -1, run: typeOf},
@@ -77,15 +79,16 @@ func (t *tx) call(name string, args []string) (any, error) {
 	c, ok := commands[name]
 	switch {
 	case !ok:
-		return nil, &replyError{fmt.Sprintf("ERR unknown command '%.40s': the embedded server implements only what views need", name)}
+		return nil, &replyError{fmt.Sprintf(
+			"ERR unknown command '%.40s': the embedded server implements only what views need", name)}
 	case len(args) < c.least || c.least < 0 && len(args) != -c.least:
 		return nil, &replyError{fmt.Sprintf("ERR wrong number of arguments for '%s' command", strings.ToLower(name))}
 	}
 	return c.run(t, args)
 }
 
-// truth returns a boolean as Redis does.
-func truth(b bool) int64 {
+// toInt returns a boolean as Redis does: 1 or 0.
+func toInt(b bool) int64 {
 	if b {
 		return 1
 	}
@@ -112,8 +115,7 @@ func dbSize(t *tx, _ []string) (any, error) {
 	return n, err
 }
 
-// A set exists if it has a member.
-// isSet reports whether key is a set.
+// isSet reports whether key is a set, which is so if it has a member.
 func (t *tx) isSet(key string) (is bool, err error) {
 	err = t.each(t.sets, setKey(key), "", func(string, string) bool {
 		is = true
@@ -124,8 +126,8 @@ func (t *tx) isSet(key string) (is bool, err error) {
 
 // hget implements HGET. A missing field is nil.
 func hget(t *tx, args []string) (any, error) {
-	value, there, err := t.hget(args[0], args[1])
-	if err != nil || !there {
+	value, found, err := t.hget(args[0], args[1])
+	if err != nil || !found {
 		return nil, err
 	}
 	return value, nil
@@ -166,8 +168,8 @@ func hlen(t *tx, args []string) (any, error) {
 
 // hexists implements HEXISTS.
 func hexists(t *tx, args []string) (any, error) {
-	_, there, err := t.hget(args[0], args[1])
-	return truth(there), err
+	_, found, err := t.hget(args[0], args[1])
+	return toInt(found), err
 }
 
 // hset sets fields and returns the number of new ones.
@@ -181,13 +183,14 @@ func hset(t *tx, args []string) (any, error) {
 			return nil, errors.Join(err, errWrongType)
 		}
 	}
+	// The rest of the arguments are pairs of field and value.
 	n := int64(0)
 	for i := 1; i < len(args); i += 2 {
 		fresh, err := t.hset(args[0], args[i], args[i+1])
 		if err != nil {
 			return nil, err
 		}
-		n += truth(fresh)
+		n += toInt(fresh)
 	}
 	return n, nil
 }
@@ -200,24 +203,25 @@ func hdel(t *tx, args []string) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		n += truth(gone)
+		n += toInt(gone)
 	}
 	return n, nil
 }
 
 // sadd adds members and returns the number of new ones.
 func sadd(t *tx, args []string) (any, error) {
+	// A member is a LevelDB key with an empty value.
 	if _, ok := t.hash(args[0]); ok {
 		return nil, errWrongType
 	}
 	n := int64(0)
 	for _, member := range args[1:] {
 		at := entry(t.sets, setKey(args[0])+member)
-		_, there, err := t.get(at)
+		_, found, err := t.get(at)
 		if err != nil {
 			return nil, err
 		}
-		if !there {
+		if !found {
 			t.writes[at] = write{}
 			n++
 		}
@@ -244,7 +248,7 @@ func exists(t *tx, args []string) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		n += truth(kind != status("none"))
+		n += toInt(kind != status("none"))
 	}
 	return n, nil
 }
@@ -269,7 +273,7 @@ func del(t *tx, args []string) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		n += truth(gone)
+		n += toInt(gone)
 	}
 	return n, nil
 }
@@ -280,25 +284,27 @@ func flushAll(t *tx, _ []string) (any, error) {
 	return status("OK"), nil
 }
 
-// scanned holds the arguments of SCAN and HSCAN.
-type scanned struct {
-	from  place
+// scanOptions holds the arguments of SCAN and HSCAN.
+type scanOptions struct {
+	from  scanPosition
 	match *regexp.Regexp // nil matches everything
-	count int
+	count int            // number of entries to visit
 }
 
-const ( // default COUNT
-	scanCount = 10
-	scanMost  = 10_000
+// Default and maximum of COUNT.
+const (
+	defaultScanCount = 10
+	maxScanCount     = 10_000
 )
 
-// scanArgs parses "cursor [MATCH pattern] [COUNT count]".
-func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
+// scanArgs parses "cursor [MATCH pattern] [COUNT count]". key is the hash that HSCAN iterates over,
+// or empty for SCAN.
+func (t *tx) scanArgs(key string, args []string) (s scanOptions, err error) {
 	cursor, err := strconv.ParseUint(args[0], 10, 64)
 	if err != nil {
-		return s, errNoNumber
+		return s, errNotInteger
 	}
-	s.count = scanCount
+	s.count = defaultScanCount
 	for rest := args[1:]; len(rest) > 0; rest = rest[2:] {
 		if len(rest) < 2 {
 			return s, errSyntax
@@ -310,9 +316,9 @@ func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 			}
 		case "COUNT":
 			if s.count, err = strconv.Atoi(rest[1]); err != nil || s.count < 1 {
-				return s, errNoNumber
+				return s, errNotInteger
 			}
-			s.count = min(s.count, scanMost)
+			s.count = min(s.count, maxScanCount)
 		default:
 			return s, errSyntax
 		}
@@ -323,7 +329,7 @@ func (t *tx) scanArgs(key string, args []string) (s scanned, err error) {
 	}
 	from, ok := t.cursors.get(cursor)
 	if !ok || from.key != key {
-		return s, errNoCursor
+		return s, errInvalidCursor
 	}
 	s.from = from
 	return s, nil
@@ -360,10 +366,10 @@ func pattern(glob string) string {
 	return b.String() + `\z`
 }
 
-// takes reports whether a name matches.
-func (s scanned) takes(name string) bool { return s.match == nil || s.match.MatchString(name) }
+// matches reports whether a name matches.
+func (s scanOptions) matches(name string) bool { return s.match == nil || s.match.MatchString(name) }
 
-// hscan returns fields from a cursor on. Like Redis, it counts fields before MATCH filters them.
+// hscan implements HSCAN. It returns fields from a cursor on. Like Redis, it counts fields before MATCH filters them.
 func hscan(t *tx, args []string) (any, error) {
 	s, err := t.scanArgs(args[0], args[1:])
 	if err != nil {
@@ -375,12 +381,13 @@ func hscan(t *tx, args []string) (any, error) {
 		return []any{next, found}, nil
 	}
 	err = t.each(h.number, "", s.from.field, func(field, value string) bool {
+		// The page is full. The next one starts with this field.
 		if seen == s.count {
-			next = t.cursors.add(place{args[0], field})
+			next = t.cursors.add(scanPosition{args[0], field})
 			return false
 		}
 		seen++
-		if s.takes(field) {
+		if s.matches(field) {
 			found = append(found, field, value)
 		}
 		return true
@@ -388,7 +395,7 @@ func hscan(t *tx, args []string) (any, error) {
 	return []any{next, found}, err
 }
 
-// scan returns the hashes, then the sets.
+// scan implements SCAN. It returns all hashes with the first page, and then the sets in order.
 func scan(t *tx, args []string) (any, error) {
 	s, err := t.scanArgs("", args)
 	if err != nil {
@@ -397,18 +404,18 @@ func scan(t *tx, args []string) (any, error) {
 	found, next, seen := []any{}, "0", 0
 	if s.from.field == "" {
 		t.eachHash(func(key string) { // hashes are few, so all are in the first page
-			if s.takes(key) {
+			if s.matches(key) {
 				found = append(found, key)
 			}
 		})
 	}
 	err = t.setKeys(s.from.field, func(field, key string) bool {
 		if seen == s.count {
-			next = t.cursors.add(place{"", field})
+			next = t.cursors.add(scanPosition{"", field})
 			return false
 		}
 		seen++
-		if s.takes(key) {
+		if s.matches(key) {
 			found = append(found, key)
 		}
 		return true
@@ -416,7 +423,8 @@ func scan(t *tx, args []string) (any, error) {
 	return []any{next, found}, err
 }
 
-// setKeys calls fn for each set at or after from, with the field of its first member.
+// setKeys calls fn once for each set at or after from, with the field of its first member, until fn
+// returns false.
 func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
 	// Members of a set are adjacent, because their keys share a prefix. So one remembered key
 	// suffices.
@@ -435,18 +443,18 @@ func (t *tx) setKeys(from string, fn func(field, key string) bool) error {
 func reply(p *server.Peer, answer any, err error) {
 	if err != nil {
 		var refused *replyError
-		text := "ERR " + err.Error()
+		text := "ERR " + err.Error() // of the store
 		if errors.As(err, &refused) {
 			text = refused.text
 		}
 		p.WriteError(text)
 		return
 	}
-	p.Block(func(w *server.Writer) { writeAnswer(w, answer) })
+	p.Block(func(w *server.Writer) { writeReply(w, answer) })
 }
 
-// writeAnswer writes a reply in Redis' protocol. See command for the possible types.
-func writeAnswer(w *server.Writer, answer any) {
+// writeReply writes a reply in Redis' protocol. See command for the possible types.
+func writeReply(w *server.Writer, answer any) {
 	switch a := answer.(type) {
 	case nil:
 		w.WriteNull()
@@ -459,7 +467,7 @@ func writeAnswer(w *server.Writer, answer any) {
 	case []any:
 		w.WriteLen(len(a))
 		for _, each := range a {
-			writeAnswer(w, each)
+			writeReply(w, each)
 		}
 	}
 }

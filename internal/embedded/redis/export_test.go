@@ -8,17 +8,17 @@ import (
 	"github.com/syndtr/goleveldb/leveldb/util"
 )
 
-// Held is a store without a server.
-type Held struct{ s *store }
+// Store is a store without a server.
+type Store struct{ s *store }
 
 // Open opens a store.
-func Open(dir string, log *slog.Logger) (Held, error) {
+func Open(dir string, log *slog.Logger) (Store, error) {
 	s, err := openStore(dir, log)
-	return Held{s}, err
+	return Store{s}, err
 }
 
-// Do runs a command, given as words. The answer is what writeAnswer would write.
-func (h Held) Do(words ...string) (answer any, err error) {
+// Do runs a command, given as words. The answer is what writeReply would write.
+func (h Store) Do(words ...string) (answer any, err error) {
 	if words[0] == "EVAL" {
 		return h.s.eval(words[1:])
 	}
@@ -34,18 +34,18 @@ func (h Held) Do(words ...string) (answer any, err error) {
 }
 
 // Damage returns why files were set aside, or nil if they were not.
-func (h Held) Damage() error { return h.s.damage }
+func (h Store) Damage() error { return h.s.damage }
 
 // Close closes the store.
-func (h Held) Close() error { return h.s.close() }
+func (h Store) Close() error { return h.s.close() }
 
 // Compact moves all writes into tables, as LevelDB does after many writes.
-func (h Held) Compact() error {
+func (h Store) Compact() error {
 	return h.s.db.CompactRange(util.Range{})
 }
 
 // Entries returns the number of keys in LevelDB.
-func (h Held) Entries() (n int, err error) {
+func (h Store) Entries() (n int, err error) {
 	each := h.s.db.NewIterator(nil, nil)
 	defer each.Release()
 	for each.Next() {
@@ -54,20 +54,20 @@ func (h Held) Entries() (n int, err error) {
 	return n, each.Error()
 }
 
-// Refused reports whether an error is the client's fault.
-func Refused(err error) bool { return errors.As(err, new(*replyError)) }
+// IsReplyError reports whether an error is the client's fault.
+func IsReplyError(err error) bool { return errors.As(err, new(*replyError)) }
 
-// WholeRecords exports wholeRecords.
-func WholeRecords(file []byte) (end int, torn bool) { return wholeRecords(file) }
+// CompleteRecords exports completeRecords.
+func CompleteRecords(file []byte) (end int, torn bool) { return completeRecords(file) }
 
 // SetLayout gives a store another version and closes it.
-func SetLayout(h Held, layout string) { overwrite(h, layoutKey, layout) }
+func SetLayout(h Store, layout string) { overwrite(h, layoutKey, layout) }
 
 // SetSetsNumber replaces the number of the sets and closes the store.
-func SetSetsNumber(h Held, value string) { overwrite(h, setsKey, value) }
+func SetSetsNumber(h Store, value string) { overwrite(h, setsKey, value) }
 
 // overwrite replaces a value in LevelDB, or deletes it if it is empty, and closes the store.
-func overwrite(h Held, key, value string) {
+func overwrite(h Store, key, value string) {
 	err := h.s.db.Delete([]byte(key), nil)
 	if value != "" {
 		err = h.s.db.Put([]byte(key), []byte(value), nil)

@@ -58,7 +58,7 @@ func TestKill(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		answered := 0
+		acknowledged := 0
 		lines := 0
 		for in := bufio.NewScanner(out); in.Scan(); lines++ {
 			if lines == 700+313*life { // LevelDB writes a table after every few thousand
@@ -66,29 +66,29 @@ func TestKill(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if answered, err = strconv.Atoi(in.Text()); err != nil {
-				t.Fatalf("the victim said %q", in.Text())
+			if acknowledged, err = strconv.Atoi(in.Text()); err != nil {
+				t.Fatalf("the victim printed %q", in.Text())
 			}
 		}
 		if err := cmd.Wait(); !errors.As(err, new(*exec.ExitError)) || lines < 700 {
-			t.Fatalf("the victim ended by itself after %d rounds: %v", lines, err)
+			t.Fatalf("the victim exited by itself after %d rounds: %v", lines, err)
 		}
 		h := open(t, dir)
-		if at := checkRounds(t, h); at < answered {
-			t.Fatalf("round %d was answered, and after the kill the position is %d", answered, at)
+		if at := checkRounds(t, h); at < acknowledged {
+			t.Fatalf("round %d was acknowledged, but after the kill the position is %d", acknowledged, at)
 		}
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := os.Stat(dir + ".damaged"); err == nil {
-		t.Error("a kill was taken for damage: the view would be built anew")
+		t.Error("a kill was treated as damage: the view would be rebuilt")
 	}
 }
 
 // A kill between two writes of a record may leave any part of it. That part is removed, and nothing
 // else.
-func TestCutOffJournal(t *testing.T) {
+func TestTruncatedJournal(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")
 	h := open(t, whole)
@@ -125,7 +125,7 @@ func TestCutOffJournal(t *testing.T) {
 		}
 		last = at
 		if _, err := os.Stat(dir + ".damaged"); err == nil {
-			t.Fatalf("cut off %d of %d bytes: it was taken for damage", cut, len(content))
+			t.Fatalf("cut off %d of %d bytes: it was treated as damage", cut, len(content))
 		}
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
@@ -133,9 +133,9 @@ func TestCutOffJournal(t *testing.T) {
 	}
 }
 
-// FuzzWholeRecords truncates a journal anywhere and flips any bit. The end that is found is never
+// FuzzCompleteRecords truncates a journal anywhere and flips any bit. The end that is found is never
 // within a record.
-func FuzzWholeRecords(f *testing.F) {
+func FuzzCompleteRecords(f *testing.F) {
 	f.Add([]byte("a"), 40_000, uint32(70), uint32(0))
 	f.Add([]byte("abc"), 7, uint32(11), uint32(3))
 	f.Add([]byte{}, 32_761, uint32(0), uint32(1))
@@ -165,12 +165,12 @@ func FuzzWholeRecords(f *testing.F) {
 				want = end
 			}
 		}
-		if end, torn := redis.WholeRecords(part); end != want && torn || torn != (want < len(part)) {
+		if end, torn := redis.CompleteRecords(part); end != want && torn || torn != (want < len(part)) {
 			t.Fatalf("of %d bytes, with records that end at %v: %d, %v", len(part), ends, end, torn)
 		}
 		if len(part) > 0 {
 			part[int(flip)%len(part)] ^= 1 << (flip % 8)
-			if end, _ := redis.WholeRecords(part); end < 0 || end > len(part) {
+			if end, _ := redis.CompleteRecords(part); end < 0 || end > len(part) {
 				t.Fatalf("an end at %d of %d", end, len(part))
 			}
 		}

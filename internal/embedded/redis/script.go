@@ -12,11 +12,12 @@ import (
 	"github.com/yuin/gopher-lua/parse"
 )
 
-// scriptTime bounds the run time of a script, which blocks all other commands.
-const scriptTime = 5 * time.Second
+// scriptTimeout bounds the run time of a script. Scripts run one at a time, and a running script
+// blocks all other commands.
+const scriptTimeout = 5 * time.Second
 
-// mostScripts bounds the cache of compiled scripts.
-const mostScripts = 64
+// maxScripts bounds the cache of compiled scripts.
+const maxScripts = 64
 
 // eval runs "script numkeys key… arg…" as one atomic transaction.
 func (s *store) eval(args []string) (answer any, err error) {
@@ -60,18 +61,20 @@ func (s *store) compile(script string) (*lua.FunctionProto, error) {
 func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	l := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), scriptTime)
+	ctx, cancel := context.WithTimeout(context.Background(), scriptTimeout)
 	defer cancel()
 	l.SetContext(ctx)
-	// Open only the libraries that scripts need. What reaches the machine is removed below.
+	// Open only the libraries that scripts need. Functions of the base library that read files are
+	// removed below.
 	for name, open := range map[string]lua.LGFunction{
-		lua.BaseLibName: lua.OpenBase, lua.TabLibName: lua.OpenTable, lua.StringLibName: lua.OpenString, lua.MathLibName: lua.OpenMath,
+		lua.BaseLibName: lua.OpenBase, lua.TabLibName: lua.OpenTable,
+		lua.StringLibName: lua.OpenString, lua.MathLibName: lua.OpenMath,
 	} {
 		l.Push(l.NewFunction(open))
 		l.Push(lua.LString(name))
 		l.Call(1, 0)
 	}
-	for _, name := range []string{"dofile", "loadfile", "require", "module"} { // these reach files of the host
+	for _, name := range []string{"dofile", "loadfile", "require", "module"} {
 		l.SetGlobal(name, lua.LNil)
 	}
 	list := func(values []string) *lua.LTable {
@@ -98,11 +101,11 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 			case lua.LNumber:
 				words[i] = v.String()
 			default:
-				l.RaiseError("arguments of redis.call are strings or numbers")
+				l.RaiseError("arguments of redis.call must be strings or numbers")
 			}
 		}
 		if len(words) == 0 {
-			l.RaiseError("redis.call wants a command")
+			l.RaiseError("redis.call needs a command")
 		}
 		answer, err := t.call(strings.ToUpper(words[0]), words[1:])
 		if err != nil {
@@ -117,9 +120,11 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	l.SetGlobal("redis", redis)
 	l.Push(l.NewFunctionFromProto(script))
 	if err := l.PCall(0, 1, nil); err != nil {
+		// The script has failed, so the transaction is discarded.
 		if failed != nil {
 			return nil, failed
 		}
+		// An error that was raised has its text in Object. Its Error method adds a stack trace.
 		text := err.Error()
 		if raised := (*lua.ApiError)(nil); errors.As(err, &raised) {
 			text = raised.Object.String()
@@ -129,7 +134,8 @@ func (t *tx) run(script *lua.FunctionProto, keys, args []string) (any, error) {
 	return fromLua(l.Get(-1)), nil
 }
 
-// toLua converts a reply to a Lua value, as Redis does: nil becomes false.
+// toLua converts a reply to a Lua value, as Redis does: nil becomes false, and a status becomes a
+// table with the field ok.
 func toLua(l *lua.LState, answer any) lua.LValue {
 	switch a := answer.(type) {
 	case string:

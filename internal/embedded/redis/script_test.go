@@ -78,7 +78,8 @@ func TestUnreadableSetsNumber(t *testing.T) {
 	redis.SetSetsNumber(h, "short")
 	h = open(t, dir)
 	expect(t, h, "0", "DBSIZE")
-	if err := h.Damage(); err == nil || strings.Contains(err.Error(), "%!") || !strings.Contains(err.Error(), "5 bytes") {
+	if err := h.Damage(); err == nil || strings.Contains(err.Error(), "%!") ||
+		!strings.Contains(err.Error(), "5 bytes") {
 		t.Errorf("the damage is reported as %v, want the number's size", err)
 	}
 }

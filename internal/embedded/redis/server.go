@@ -25,7 +25,7 @@ import (
 
 // Config configures a Server.
 type Config struct {
-	// Addr is a loopback address. Empty or port 0 takes a free port.
+	// Addr is a loopback address. Empty or port 0 matches a free port.
 	Addr string
 	// Dir holds the data and must not be shared. If empty, data is kept in memory and lost on
 	// Close.
@@ -48,19 +48,19 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	if err := loopback(ctx, cfg.Addr); err != nil {
+	if err := checkLoopback(ctx, cfg.Addr); err != nil {
 		return nil, fmt.Errorf("embedded redis: %w", err)
 	}
 	srv, err := server.NewServer(cfg.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("embedded redis: listen on %s: %w", cfg.Addr, err)
 	}
-	held, err := openStore(cfg.Dir, cfg.Logger)
+	data, err := openStore(cfg.Dir, cfg.Logger)
 	if err != nil {
 		srv.Close()
 		return nil, fmt.Errorf("embedded redis: open %s: %w", cfg.Dir, err)
 	}
-	s := &Server{srv, held, srv.Addr().String()}
+	s := &Server{srv, data, srv.Addr().String()}
 	srv.SetPreHook(s.serve)
 	return s, nil
 }
@@ -72,8 +72,8 @@ func (s *Server) Damage() error {
 	return s.store.damage
 }
 
-// serve handles one command.
-// EVAL is not in commands, because a script is a transaction of its own.
+// serve handles one command. It reports true: no command is left for the library. EVAL is not in
+// commands, because a script is a transaction of its own.
 func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	switch name {
 	case "QUIT":
@@ -99,8 +99,8 @@ func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	return true
 }
 
-// loopback returns an error unless addr is a loopback address: the server has no access control.
-func loopback(ctx context.Context, addr string) error {
+// checkLoopback returns an error unless addr is a loopback address: the server has no access control.
+func checkLoopback(ctx context.Context, addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("address %q: %w", addr, err)
@@ -111,7 +111,8 @@ func loopback(ctx context.Context, addr string) error {
 	}
 	for _, ip := range ips {
 		if !ip.IP.IsLoopback() {
-			return fmt.Errorf("address %q is not a loopback address, and the embedded server has no access control", addr)
+			return fmt.Errorf("address %q is not a loopback address, which is required because "+
+				"the embedded server has no access control", addr)
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/syndtr/goleveldb/leveldb.(*DB).mpoolDrain"))
 }
 
+// The server answers until Close, which frees its address.
 func TestServesUntilClosed(t *testing.T) {
 	t.Parallel()
 	s, err := redis.Start(t.Context(), redis.Config{})
@@ -48,7 +49,8 @@ func TestServesUntilClosed(t *testing.T) {
 	again.Close()
 }
 
-func TestRefusesOtherAddressesThanLoopback(t *testing.T) {
+// The server has no access control, so it must not be reachable from other machines.
+func TestRejectsNonLoopbackAddresses(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"0.0.0.0:0", "[::]:0", "192.0.2.1:0", "nonsense", ":0"} {
 		if s, err := redis.Start(t.Context(), redis.Config{Addr: addr}); err == nil {

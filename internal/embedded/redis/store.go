@@ -21,9 +21,11 @@ import (
 	lua "github.com/yuin/gopher-lua"
 )
 
-// Keys in LevelDB. Each hash has a number that prefixes its entries, and all sets together have
-// one. So dropping a hash is one small write, regardless of its size: its number is released, and
-// its entries are deleted in the background.
+// Keys in LevelDB. They are part of the format on disk: a change needs a new layout version.
+//
+// Each hash has a number that prefixes its entries, and all sets together have one. So dropping a
+// hash is one small write, regardless of its size: its number is released, and its entries are
+// deleted in the background. A number is never reused.
 //
 //	v                                 layout version
 //	k KEY                             number and length of a hash
@@ -32,11 +34,11 @@ import (
 //	f NUMBER FIELD                    a field of a hash
 //	f NUMBER length KEY MEMBER        a member of a set
 const (
-	layoutKey  = "v"
-	hashPrefix = "k"
-	setsKey    = "s"
-	junkPrefix = "g"
-	entryLead  = "f"
+	layoutKey      = "v"
+	hashPrefix     = "k"
+	setsKey        = "s"
+	releasedPrefix = "g"
+	entryPrefix    = "f"
 
 	layout = "1"
 )
@@ -50,7 +52,8 @@ type store struct {
 	dir string // empty means in memory
 	log *slog.Logger
 
-	// mu is held for reading by read-only commands, and for writing by all others.
+	// mu is held for reading by read-only commands, and for writing by all others. It protects the
+	// fields below up to closed.
 	mu     sync.RWMutex
 	db     *leveldb.DB     // nil while the files cannot be opened
 	memory storage.Storage // of a store in memory; nil otherwise
@@ -62,17 +65,17 @@ type store struct {
 	closed bool
 
 	cursors cursors
-	scripts *lru.Cache[string, *lua.FunctionProto]
+	scripts *lru.Cache[string, *lua.FunctionProto] // compiled scripts, by source
 
-	sweeping chan struct{} // signals that a number was released
-	stop     chan struct{} // closed by close
-	swept    sync.WaitGroup
+	wake       chan struct{}  // signals that a number was released
+	stop       chan struct{}  // closed by close
+	background sync.WaitGroup // the sweeper
 }
 
 // hash is the metadata of a hash. All of it is in memory, since there are few hashes.
 type hash struct {
-	number uint64
-	count  int64
+	number uint64 // prefix of its entries
+	count  int64  // number of its fields
 }
 
 // errClosed is returned by commands after Close.
@@ -80,11 +83,14 @@ var errClosed = errors.New("the embedded Redis is stopped")
 
 // openStore opens the store in dir and starts the sweeper.
 func openStore(dir string, log *slog.Logger) (*store, error) {
-	scripts, err := lru.New[string, *lua.FunctionProto](mostScripts)
+	scripts, err := lru.New[string, *lua.FunctionProto](maxScripts)
 	if err != nil {
 		return nil, err
 	}
-	s := &store{dir: dir, log: log, cursors: newCursors(), scripts: scripts, sweeping: make(chan struct{}, 1), stop: make(chan struct{})}
+	s := &store{
+		dir: dir, log: log, cursors: newCursors(), scripts: scripts,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
 	if dir == "" {
 		s.memory = storage.NewMemStorage()
 	} else if err := os.MkdirAll(filepath.Dir(dir), 0o750); err != nil {
@@ -93,12 +99,12 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	if err := s.openOrSetAside(); err != nil {
 		return nil, err
 	}
-	s.swept.Go(s.sweep)
+	s.background.Go(s.sweep)
 	return s, nil
 }
 
-// openOrSetAside opens the files. If they are damaged or foreign, it sets them aside and starts
-// with new ones.
+// openOrSetAside opens the files. If they are damaged or of an unknown format, it sets them aside
+// and starts with new ones.
 func (s *store) openOrSetAside() error {
 	err := s.open()
 	if !damaged(err) {
@@ -110,19 +116,23 @@ func (s *store) openOrSetAside() error {
 	return s.open()
 }
 
-var errForeign = errors.New("not of this version") // the files are not LevelDB's or have another layout
+// errUnknownFormat means that another program or another version wrote the files.
+var errUnknownFormat = errors.New("unknown format")
 
 // damaged reports whether err means that the files are unusable. A full disk or a missing
 // permission is temporary instead.
 func damaged(err error) bool {
-	return errors.As(err, new(*leveldberrors.ErrCorrupted)) || errors.As(err, new(*storage.ErrCorrupted)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errForeign)
+	return errors.As(err, new(*leveldberrors.ErrCorrupted)) || errors.As(err, new(*storage.ErrCorrupted)) ||
+		errors.Is(err, fs.ErrNotExist) || // a file that the manifest lists is missing
+		errors.Is(err, errUnknownFormat)
 }
 
 // setAside renames the folder. Only the most recent damaged folder is kept.
 func (s *store) setAside(cause error) error {
 	aside := s.dir + ".damaged"
 	s.damage = cause
-	s.log.Warn("embedded redis: damaged files were set aside; the view will be rebuilt from the log", "folder", s.dir, "set_aside", aside, "damage", cause)
+	s.log.Warn("embedded redis: damaged files were set aside; the view will be rebuilt from the log",
+		"folder", s.dir, "set_aside", aside, "damage", cause)
 	if s.memory != nil {
 		s.memory = storage.NewMemStorage()
 		return nil
@@ -137,19 +147,20 @@ func (s *store) setAside(cause error) error {
 	return nil
 }
 
-// Limits of LevelDB's memory, in bytes: one block cache and up to three write buffers.
+// Settings of LevelDB. They bound its memory to one block cache and up to three write buffers.
 const (
-	cacheBytes  = 16 << 20
-	bufferBytes = 8 << 20
-	tableBytes  = 8 << 20
-	openTables  = 128
-	filterBits  = 10
+	cacheBytes  = 16 << 20 // cache of uncompressed blocks
+	bufferBytes = 8 << 20  // changes in memory before they are written to a table
+	tableBytes  = 8 << 20  // size of one table file
+	openTables  = 128      // open files
+	filterBits  = 10       // bits per key of the Bloom filters: 1 % false positives
 )
 
 // open opens the files and reads the metadata. db remains nil after an error.
 func (s *store) open() error {
 	options := &opt.Options{
-		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes, CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
+		BlockCacheCapacity: cacheBytes, WriteBuffer: bufferBytes,
+		CompactionTableSize: tableBytes, OpenFilesCacheCapacity: openTables,
 		Filter: filter.NewBloomFilter(filterBits),
 		// Otherwise LevelDB would skip a damaged part of its journal and apply later writes:
 		// positions without documents.
@@ -157,6 +168,7 @@ func (s *store) open() error {
 	}
 	var db *leveldb.DB
 	var err error
+	// Without a directory, the same code runs on storage in memory.
 	if s.memory != nil {
 		db, err = leveldb.Open(s.memory, options)
 	} else {
@@ -187,7 +199,7 @@ func (s *store) read(db *leveldb.DB) error {
 		begin.Put([]byte(setsKey), number(s.sets))
 		// A database without a layout must be empty. Otherwise another program wrote it.
 		if empty, err := isEmpty(db); err != nil || !empty {
-			return errors.Join(err, fmt.Errorf("%w: it does not say its layout", errForeign))
+			return errors.Join(err, fmt.Errorf("%w: no layout version", errUnknownFormat))
 		}
 		return db.Write(begin, nil)
 	}
@@ -196,18 +208,18 @@ func (s *store) read(db *leveldb.DB) error {
 	}
 	// Files of another layout cannot be read. They are set aside like damaged ones.
 	if string(version) != layout {
-		return fmt.Errorf("%w: layout %.20q", errForeign, version)
+		return fmt.Errorf("%w: layout %.20q", errUnknownFormat, version)
 	}
 	// last must exceed every number in use, also those that are still to be swept.
 	sets, err := db.Get([]byte(setsKey), nil)
 	if errors.Is(err, leveldb.ErrNotFound) {
-		return fmt.Errorf("%w: the number of the sets is missing", errForeign)
+		return fmt.Errorf("%w: the number of the sets is missing", errUnknownFormat)
 	}
 	if err != nil {
 		return err
 	}
 	if len(sets) != 8 {
-		return fmt.Errorf("%w: the number of the sets has %d bytes, want 8", errForeign, len(sets))
+		return fmt.Errorf("%w: the number of the sets has %d bytes, want 8", errUnknownFormat, len(sets))
 	}
 	s.sets = binary.BigEndian.Uint64(sets)
 	s.last = s.sets
@@ -216,29 +228,32 @@ func (s *store) read(db *leveldb.DB) error {
 	for each.Next() {
 		v := each.Value()
 		if len(v) != 16 {
-			return fmt.Errorf("%w: a hash of %d bytes", errForeign, len(v))
+			return fmt.Errorf("%w: the metadata of a hash has %d bytes, want 16", errUnknownFormat, len(v))
 		}
 		// The value is the number and the length, 8 bytes each.
 		h := hash{binary.BigEndian.Uint64(v), int64(binary.BigEndian.Uint64(v[8:]))}
 		s.hashes[string(each.Key()[1:])] = h
 		s.last = max(s.last, h.number)
 	}
-	junk := db.NewIterator(util.BytesPrefix([]byte(junkPrefix)), nil)
-	defer junk.Release()
-	for junk.Next() {
-		s.last = max(s.last, binary.BigEndian.Uint64(junk.Key()[1:]))
+	// A sweep that was interrupted by the end of the process continues.
+	released := db.NewIterator(util.BytesPrefix([]byte(releasedPrefix)), nil)
+	defer released.Release()
+	for released.Next() {
+		s.last = max(s.last, binary.BigEndian.Uint64(released.Key()[1:]))
 		s.wakeSweeper()
 	}
-	return errors.Join(each.Error(), junk.Error())
+	return errors.Join(each.Error(), released.Error())
 }
 
+// isEmpty reports whether the database has no keys.
 func isEmpty(db *leveldb.DB) (bool, error) {
 	all := db.NewIterator(nil, nil)
 	defer all.Release()
 	return !all.Next(), all.Error()
 }
 
-// view runs a read-only command.
+// view runs a read-only command, and repeats it on an empty store if it has found damage. Read-only
+// commands run concurrently.
 func (s *store) view(read func(*tx) error) error {
 	for {
 		s.mu.RLock()
@@ -253,7 +268,7 @@ func (s *store) view(read func(*tx) error) error {
 	}
 }
 
-// update runs a command or script atomically.
+// update runs a command or script atomically: all of its changes are written, or none if it fails.
 func (s *store) update(change func(*tx) error) error {
 	for {
 		s.mu.Lock()
@@ -282,9 +297,9 @@ func (s *store) usable() error {
 	return nil
 }
 
-// heal reopens the files after an I/O error, since LevelDB does not recover from one by itself. It
-// reports whether the command should be retried, which is so after damaged files were replaced by
-// an empty store.
+// heal reopens the files after an I/O error, since LevelDB does not recover from one by itself. was
+// is the database that the command used. heal reports whether the command should be retried, which
+// is so after damaged files were replaced by an empty store.
 func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 	var refused *replyError
 	if err == nil || errors.Is(err, errClosed) || errors.As(err, &refused) {
@@ -305,10 +320,10 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 		}
 		s.db = nil
 	}
-	hurt := damaged(err)
+	replace := damaged(err)
 	// Damage is permanent, so continue with new files. Any other error may be temporary: reopen the
 	// same files.
-	if hurt {
+	if replace {
 		if err := s.setAside(err); err != nil {
 			s.broken = err
 			return false
@@ -318,10 +333,10 @@ func (s *store) heal(was *leveldb.DB, err error) (again bool) {
 		s.broken = fmt.Errorf("open %s: %w", s.dir, s.broken)
 		return false
 	}
-	return hurt
+	return replace
 }
 
-// close stops the sweeper and closes the files.
+// close stops the sweeper and closes the files. Commands fail with errClosed afterwards.
 func (s *store) close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -331,20 +346,21 @@ func (s *store) close() error {
 	s.closed = true
 	close(s.stop)
 	s.mu.Unlock()
-	// Wait without the lock, because the sweeper takes it.
-	s.swept.Wait()
+	// Wait without the lock, because the sweeper matches it.
+	s.background.Wait()
 	if s.db == nil {
 		return nil
 	}
 	return s.db.Close()
 }
 
+// number returns the encoding of a number, whose order is that of the numbers.
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 // entry returns the LevelDB key of a field.
 func entry(number uint64, field string) string {
-	b := make([]byte, 0, len(entryLead)+8+len(field))
-	b = append(b, entryLead...)
+	b := make([]byte, 0, len(entryPrefix)+8+len(field))
+	b = append(b, entryPrefix...)
 	b = binary.BigEndian.AppendUint64(b, number)
 	return string(append(b, field...))
 }
@@ -354,7 +370,7 @@ func setKey(key string) string {
 	return string(binary.AppendUvarint(nil, uint64(len(key)))) + key
 }
 
-// readSetKey returns the key that setKey encoded.
+// readSetKey returns the key that setKey encoded at the start of a field. The member follows it.
 func readSetKey(field string) (key string, ok bool) {
 	length, n := binary.Uvarint([]byte(field[:min(len(field), binary.MaxVarintLen64)]))
 	if n <= 0 || length > uint64(len(field)-n) {
@@ -366,24 +382,25 @@ func readSetKey(field string) (key string, ok bool) {
 // wakeSweeper wakes the sweeper. It does not block if the sweeper is already woken.
 func (s *store) wakeSweeper() {
 	select {
-	case s.sweeping <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
 // The sweeper deletes entries in small batches with pauses, so that commands are not delayed.
 const (
-	sweepAtOnce = 5000
-	sweepRest   = 5 * time.Millisecond
+	sweepBatch = 5000 // entries
+	sweepPause = 5 * time.Millisecond
 )
 
 // sweep deletes the entries of released numbers.
 func (s *store) sweep() {
 	for {
+		// Sleep until a number is released.
 		select {
 		case <-s.stop:
 			return
-		case <-s.sweeping:
+		case <-s.wake:
 		}
 		// Continue until no released number is left, or until an error.
 		for more := true; more; {
@@ -398,31 +415,33 @@ func (s *store) sweep() {
 			select {
 			case <-s.stop:
 				return
-			case <-time.After(sweepRest):
+			case <-time.After(sweepPause):
 			}
 		}
 	}
 }
 
-// sweepSome deletes one batch, and the mark of a number after its last entry. The caller holds mu.
+// sweepSome deletes one batch of the first released number's entries. After its last entry, it
+// deletes the record of the release. It reports whether to call it again. The caller holds mu.
 func (s *store) sweepSome() (more bool, err error) {
-	junk := s.db.NewIterator(util.BytesPrefix([]byte(junkPrefix)), nil)
-	defer junk.Release()
-	if !junk.Next() {
-		return false, junk.Error()
+	released := s.db.NewIterator(util.BytesPrefix([]byte(releasedPrefix)), nil)
+	defer released.Release()
+	if !released.Next() {
+		return false, released.Error()
 	}
+	// The key of a release and the keys of its entries end with the same number.
 	batch := &leveldb.Batch{}
-	entries := s.db.NewIterator(util.BytesPrefix([]byte(entryLead+string(junk.Key()[1:]))), nil)
+	entries := s.db.NewIterator(util.BytesPrefix([]byte(entryPrefix+string(released.Key()[1:]))), nil)
 	defer entries.Release()
-	for batch.Len() < sweepAtOnce && entries.Next() {
+	for batch.Len() < sweepBatch && entries.Next() {
 		batch.Delete(entries.Key())
 	}
 	if err := entries.Error(); err != nil {
 		return false, err
 	}
 	// These were the last entries of the number.
-	if batch.Len() < sweepAtOnce {
-		batch.Delete(junk.Key())
+	if batch.Len() < sweepBatch {
+		batch.Delete(released.Key())
 	}
 	return true, s.db.Write(batch, nil)
 }

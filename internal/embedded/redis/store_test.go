@@ -20,7 +20,7 @@ import (
 )
 
 // open opens a store that is closed at the end of the test. An empty dir keeps it in memory.
-func open(t testing.TB, dir string) redis.Held {
+func open(t testing.TB, dir string) redis.Store {
 	t.Helper()
 	h, err := redis.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -35,7 +35,7 @@ func open(t testing.TB, dir string) redis.Held {
 }
 
 // do runs a command that must succeed.
-func do(t testing.TB, h redis.Held, words ...string) any {
+func do(t testing.TB, h redis.Store, words ...string) any {
 	t.Helper()
 	answer, err := h.Do(words...)
 	if err != nil {
@@ -45,15 +45,15 @@ func do(t testing.TB, h redis.Held, words ...string) any {
 }
 
 // expect compares the printed answer of a command.
-func expect(t testing.TB, h redis.Held, want string, words ...string) {
+func expect(t testing.TB, h redis.Store, want string, words ...string) {
 	t.Helper()
 	if got := fmt.Sprint(do(t, h, words...)); got != want {
 		t.Errorf("%q: %s, want %s", words, got, want)
 	}
 }
 
-// Every acknowledged change is there after a restart, with the counts of the hashes.
-func TestWhatWasAnsweredIsThereAfterARestart(t *testing.T) {
+// Every acknowledged change is present after a restart, with the counts of the hashes.
+func TestAcknowledgedWritesSurviveARestart(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
 	h := open(t, dir)
@@ -61,7 +61,8 @@ func TestWhatWasAnsweredIsThereAfterARestart(t *testing.T) {
 	do(t, h, "HSET", "docs", "a", "3")
 	do(t, h, "HDEL", "docs", "b")
 	do(t, h, "SADD", "ref:x", "a", "b")
-	do(t, h, "EVAL", "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return redis.call('HLEN', KEYS[1])", "1", "other", "f", "v")
+	do(t, h, "EVAL", "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) return redis.call('HLEN', KEYS[1])", "1", "other",
+		"f", "v")
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -77,8 +78,9 @@ func TestWhatWasAnsweredIsThereAfterARestart(t *testing.T) {
 func TestScriptIsATransaction(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
-	_, err := h.Do("EVAL", "redis.call('HSET', KEYS[1], 'a', '1') redis.call('SADD', 's', 'm') error('no')", "1", "docs")
-	if !redis.Refused(err) {
+	_, err := h.Do("EVAL", "redis.call('HSET', KEYS[1], 'a', '1') redis.call('SADD', 's', 'm') error('no')", "1",
+		"docs")
+	if !redis.IsReplyError(err) {
 		t.Fatalf("a script that fails: %v", err)
 	}
 	expect(t, h, "0", "EXISTS", "docs", "s")
@@ -95,25 +97,30 @@ return {first, redis.call('HGET', KEYS[1], 'a'), redis.call('HLEN', KEYS[1])}`, 
 func TestScriptsAreBounded(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
-	for _, script := range []string{"while true do end", "return io.open('/etc/passwd')", "return os.getenv('HOME')", "dofile('/etc/passwd')", "return redis.call('EVAL', 'return 1', 0)", "return (", "redis.call()", "redis.call({})"} {
-		if _, err := h.Do("EVAL", script, "0"); !redis.Refused(err) {
+	for _, script := range []string{"while true do end", "return io.open('/etc/passwd')", "return os.getenv('HOME')",
+		"dofile('/etc/passwd')", "return redis.call('EVAL', 'return 1', 0)", "return (", "redis.call()",
+		"redis.call({})"} {
+		if _, err := h.Do("EVAL", script, "0"); !redis.IsReplyError(err) {
 			t.Errorf("%s: %v", script, err)
 		}
 	}
 	expect(t, h, "PONG", "PING")
 }
 
-func TestWrongCommandsAreRefused(t *testing.T) {
+// Commands with a wrong number or type of arguments return an error and change nothing.
+func TestInvalidCommandsAreRejected(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
 	do(t, h, "HSET", "hash", "f", "v")
 	do(t, h, "SADD", "set", "m")
 	for _, words := range [][]string{
-		{"HSET", "set", "f", "v"}, {"SADD", "hash", "m"}, {"GET", "hash"}, {"HGET", "hash"}, {"HGET", "hash", "f", "x"}, {"HSET", "hash", "f"},
-		{"HSCAN", "hash", "x"}, {"HSCAN", "hash", "0", "COUNT", "0"}, {"HSCAN", "hash", "0", "COUNT"}, {"HSCAN", "hash", "7"}, {"SCAN", "0", "SORT", "x"},
+		{"HSET", "set", "f", "v"}, {"SADD", "hash", "m"}, {"GET", "hash"}, {"HGET", "hash"},
+		{"HGET", "hash", "f", "x"}, {"HSET", "hash", "f"},
+		{"HSCAN", "hash", "x"}, {"HSCAN", "hash", "0", "COUNT", "0"}, {"HSCAN", "hash", "0", "COUNT"},
+		{"HSCAN", "hash", "7"}, {"SCAN", "0", "SORT", "x"},
 		{"SELECT", "1"}, {"EVAL", "return 1"}, {"EVAL", "return 1", "3", "a"},
 	} {
-		if _, err := h.Do(words...); !redis.Refused(err) {
+		if _, err := h.Do(words...); !redis.IsReplyError(err) {
 			t.Errorf("%q: %v", words, err)
 		}
 	}
@@ -121,7 +128,7 @@ func TestWrongCommandsAreRefused(t *testing.T) {
 }
 
 // scanAll reads a scan to its end.
-func scanAll(t testing.TB, h redis.Held, words ...string) (all []string) {
+func scanAll(t testing.TB, h redis.Store, words ...string) (all []string) {
 	t.Helper()
 	at := slices.Index(words, "CURSOR")
 	for cursor := "0"; ; {
@@ -137,7 +144,8 @@ func scanAll(t testing.TB, h redis.Held, words ...string) (all []string) {
 	}
 }
 
-func TestScansGiveEachOnce(t *testing.T) {
+// A scan returns each key or field once, whatever its page size.
+func TestScansReturnEachKeyOnce(t *testing.T) {
 	t.Parallel()
 	h := open(t, "")
 	const n = 57
@@ -163,7 +171,7 @@ func TestScansGiveEachOnce(t *testing.T) {
 }
 
 // Dropped data is deleted from disk, too, and the data that replaces it is not affected.
-func TestWhatWasDroppedIsSweptUp(t *testing.T) {
+func TestDroppedDataIsSwept(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "redis")
 	h := open(t, dir)
@@ -190,7 +198,7 @@ func TestWhatWasDroppedIsSweptUp(t *testing.T) {
 }
 
 // await blocks until the given number of entries remains.
-func await(t *testing.T, h redis.Held, want int) {
+func await(t *testing.T, h redis.Store, want int) {
 	t.Helper()
 	polltest.Until(t, fmt.Sprintf("%d entries", want), func() bool {
 		got, err := h.Entries()
@@ -201,8 +209,8 @@ func await(t *testing.T, h redis.Held, want int) {
 	})
 }
 
-// TestAnyHistory compares random histories, including restarts, with maps.
-func TestAnyHistory(t *testing.T) {
+// TestRandomHistories compares random histories, including restarts, with maps.
+func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		dir, err := os.MkdirTemp("", "millrace-redis-") //nolint:usetesting // rapid.T has no TempDir
@@ -211,7 +219,7 @@ func TestAnyHistory(t *testing.T) {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		hashes, sets := map[string]map[string]string{}, map[string]map[string]bool{}
-		var h redis.Held
+		var h redis.Store
 		reopen := func() {
 			if h, err = redis.Open(filepath.Join(dir, "redis"), slog.New(slog.DiscardHandler)); err != nil {
 				t.Fatal(err)
@@ -239,11 +247,11 @@ func TestAnyHistory(t *testing.T) {
 			},
 			"hdel": func(t *rapid.T) {
 				k, f := "h"+key.Draw(t, "key"), names.Draw(t, "field")
-				_, there := hashes[k][f]
+				_, found := hashes[k][f]
 				if delete(hashes[k], f); len(hashes[k]) == 0 {
 					delete(hashes, k)
 				}
-				if got := must("HDEL", k, f); (got == int64(1)) != there {
+				if got := must("HDEL", k, f); (got == int64(1)) != found {
 					t.Fatalf("HDEL: %v", got)
 				}
 			},
@@ -305,7 +313,7 @@ func TestAnyHistory(t *testing.T) {
 }
 
 // round writes what a view writes at a time: documents, and then the position after them.
-func round(h redis.Held, n int) error {
+func round(h redis.Store, n int) error {
 	id := strconv.Itoa(n % 500)
 	_, err := h.Do("EVAL", `
 for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i+1]) end
@@ -321,7 +329,7 @@ return 0`, "1", "docs", id, strconv.Itoa(n)+strings.Repeat(" some data that does
 
 // checkRounds checks that documents are not behind the position, and returns the position, or 0 if
 // there is none. Damage may be noticed during the check. Then the store is empty.
-func checkRounds(t testing.TB, h redis.Held) int {
+func checkRounds(t testing.TB, h redis.Store) int {
 	t.Helper()
 	gone := func() bool { return do(t, h, "HGET", "positions", "t/0") == nil }
 	at, _ := do(t, h, "HGET", "positions", "t/0").(string)
@@ -335,7 +343,8 @@ func checkRounds(t testing.TB, h redis.Held) int {
 			if gone() {
 				return 0
 			}
-			t.Fatalf("position %d, and document %s is %.10q and %q: want both at %d or later", position, id, have, again, n)
+			t.Fatalf("position %d, and document %s is %.10q and %q: want both at %d or later", position, id, have,
+				again, n)
 		}
 		if do(t, h, "SISMEMBER", "ref:"+id, id) != int64(1) {
 			if gone() {
@@ -347,8 +356,9 @@ func checkRounds(t testing.TB, h redis.Held) int {
 	return position
 }
 
-// Whatever happens to the files, a reader sees the state of some moment, or nothing, and the store
-// accepts writes.
+// Regardless of the damage to a file, a reader sees the state at some moment, or an empty store, and
+// the store accepts writes. Each kind of damage is tried on each file, while the store is closed and
+// while it is open.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")
@@ -371,18 +381,18 @@ func TestDamagedFiles(t *testing.T) {
 		"deleted":                      func([]byte) []byte { return nil },
 		"emptied":                      func([]byte) []byte { return []byte{} },
 		"truncated to half":            func(c []byte) []byte { return c[:len(c)/2] },
-		"its last byte lost":           func(c []byte) []byte { return c[:max(0, len(c)-1)] },
+		"the last byte missing":        func(c []byte) []byte { return c[:max(0, len(c)-1)] },
 		"zeroes in the middle":         func(c []byte) []byte { clear(c[len(c)/3 : len(c)*2/3]); return c },
 		"zeroes at the end":            func(c []byte) []byte { clear(c[len(c)-len(c)/10:]); return c },
-		"a bit flipped at the begin":   func(c []byte) []byte { c[len(c)/100] ^= 4; return c },
+		"a bit flipped near the start": func(c []byte) []byte { c[len(c)/100] ^= 4; return c },
 		"a bit flipped in the middle":  func(c []byte) []byte { c[len(c)/2] ^= 1; return c },
 		"a bit flipped near the end":   func(c []byte) []byte { c[len(c)-len(c)/50-1] ^= 64; return c },
-		"something else in its place":  func([]byte) []byte { return []byte("SQLite format 3\x00 and more") },
-		"something else at its end":    func(c []byte) []byte { return append(c, "and more"...) },
+		"another file in its place":    func([]byte) []byte { return []byte("SQLite format 3\x00 and more") },
+		"other bytes at its end":       func(c []byte) []byte { return append(c, "and more"...) },
 		"its beginning twice":          func(c []byte) []byte { return append(c[:len(c)/2:len(c)/2], c...) },
-		"every 4096th byte another's":  func(c []byte) []byte { return every(c, 4096) },
-		"every byte another's":         func(c []byte) []byte { return every(c, 1) },
-		"the first block of it zeroes": func(c []byte) []byte { clear(c[:min(len(c), 32<<10)]); return c },
+		"every 4096th byte changed":    func(c []byte) []byte { return flipEvery(c, 4096) },
+		"every byte changed":           func(c []byte) []byte { return flipEvery(c, 1) },
+		"zeroes in the first block":    func(c []byte) []byte { clear(c[:min(len(c), 32<<10)]); return c },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -399,17 +409,18 @@ func TestDamagedFiles(t *testing.T) {
 					if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
 						t.Fatal(err)
 					}
-					var h redis.Held
+					var h redis.Store
 					if running {
 						h = open(t, dir)
 					}
-					hurt(t, filepath.Join(dir, file.Name()), damage)
+					damageFile(t, filepath.Join(dir, file.Name()), damage)
 					if !running {
 						h = open(t, dir)
 					}
 					at := checkRounds(t, h)
 					if at != 0 && at < rounds/3 {
-						t.Errorf("%s, running %v: position %d was never there at a stop", file.Name(), running, at)
+						t.Errorf("%s, running %v: position %d was not the position at any stop", file.Name(), running,
+							at)
 					}
 					for n := at + 1; n < at+20; n++ {
 						if err := round(h, n); err != nil {
@@ -425,14 +436,16 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-func every(c []byte, step int) []byte {
+// flipEvery changes every step-th byte.
+func flipEvery(c []byte, step int) []byte {
 	for i := 0; i < len(c); i += step {
 		c[i] ^= 0xa5
 	}
 	return c
 }
 
-func hurt(t *testing.T, name string, damage func([]byte) []byte) {
+// damageFile rewrites a file in place with changed content, or removes it if damage returns nil.
+func damageFile(t *testing.T, name string, damage func([]byte) []byte) {
 	t.Helper()
 	content, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) { // it was replaced when the store was opened
@@ -452,7 +465,7 @@ func hurt(t *testing.T, name string, damage func([]byte) []byte) {
 }
 
 // A folder of another version, or of another program, is set aside unchanged.
-func TestForeignFoldersAreSetAside(t *testing.T) {
+func TestUnknownFormatsAreSetAside(t *testing.T) {
 	t.Parallel()
 	for name, put := range map[string]func(t *testing.T, dir string){
 		"another version": func(t *testing.T, dir string) {
@@ -482,7 +495,7 @@ func TestForeignFoldersAreSetAside(t *testing.T) {
 			do(t, h, "HSET", "docs", "b", "2")
 			expect(t, h, "[b 2]", "HGETALL", "docs")
 			if _, err := os.Stat(dir + ".damaged"); err != nil {
-				t.Errorf("what was there is gone: %v", err)
+				t.Errorf("the old files are gone: %v", err)
 			}
 		})
 	}

@@ -15,15 +15,15 @@ import (
 )
 
 // LevelDB appends to its journal and its manifest in blocks of 32 KiB, and a record that spans
-// blocks takes several writes. A process killed between them leaves an incomplete record that was
+// blocks matches several writes. A process killed between them leaves an incomplete record that was
 // never acknowledged. A strict reader reports it as damage. A kill can only leave it at the end of
 // the newest file, though, so it is cut off there before the files are opened.
 
 const (
 	journalBlock = 32 << 10
-	chunkHead    = 7 // checksum, length and kind
-	chunkFull    = 1 // chunk that is a whole record
-	chunkLast    = 4 // last chunk of a record
+	chunkHeader  = 7 // checksum, length and kind
+	chunkFull    = 1 // kind of a chunk that is a whole record
+	chunkLast    = 4 // kind of the last chunk of a record
 )
 
 var manifestName = regexp.MustCompile(`\AMANIFEST-[0-9]+\z`)
@@ -55,7 +55,7 @@ func trimAfterKill(dir string) error {
 		if err != nil {
 			return err
 		}
-		if end, torn := wholeRecords(content); torn {
+		if end, torn := completeRecords(content); torn {
 			if err := os.Truncate(name, int64(end)); err != nil {
 				return fmt.Errorf("remove an incomplete record after a kill: %w", err)
 			}
@@ -69,31 +69,33 @@ func escape(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// wholeRecords returns the end of the last complete record, and reports whether an incomplete one
+// completeRecords returns the end of the last complete record, and reports whether an incomplete one
 // follows. For any other kind of damage it returns the length of the file.
-func wholeRecords(file []byte) (end int, torn bool) {
+func completeRecords(file []byte) (end int, torn bool) {
+	// A journal is a sequence of chunks. A record is one full chunk, or a first, any middle and a
+	// last one.
 	for at := 0; ; {
 		left := journalBlock - at%journalBlock
 		// A chunk's head does not span blocks: the rest of the block is padding.
-		if left < chunkHead {
+		if left < chunkHeader {
 			at += left
 			continue
 		}
-		if at+chunkHead > len(file) {
+		if at+chunkHeader > len(file) {
 			return end, end < len(file)
 		}
 		length, kind := int(binary.LittleEndian.Uint16(file[at+4:])), file[at+6]
 		// This is damage and not an interrupted write. LevelDB will report it.
-		if kind < chunkFull || kind > chunkLast || chunkHead+length > left {
+		if kind < chunkFull || kind > chunkLast || chunkHeader+length > left {
 			return len(file), false
 		}
-		if at+chunkHead+length > len(file) {
+		if at+chunkHeader+length > len(file) {
 			return end, true
 		}
-		if util.NewCRC(file[at+6:at+chunkHead+length]).Value() != binary.LittleEndian.Uint32(file[at:]) {
-			return len(file), false
+		if util.NewCRC(file[at+6:at+chunkHeader+length]).Value() != binary.LittleEndian.Uint32(file[at:]) {
+			return len(file), false // damage, as above
 		}
-		at += chunkHead + length
+		at += chunkHeader + length
 		if kind == chunkFull || kind == chunkLast {
 			end = at
 		}

@@ -18,21 +18,22 @@ type write struct {
 	deleted bool
 }
 
-// tx is one command or script. Its changes are collected in memory and written by commit. writes is
-// nil in a read-only transaction.
+// tx is one command or script. Its changes are collected in memory and written by commit, so a
+// script that fails changes nothing. Its reads include its own changes. writes is nil in a read-only
+// transaction.
 type tx struct {
 	*store
-	writes map[string]write
-	hashes map[string]*hash // changed hashes; nil means dropped
-	sets   uint64           // number of the sets: the store's, or a new one after a flush
-	flush  bool             // everything before this transaction is dropped
-	junk   bool             // a number was released
+	writes   map[string]write // pending changes, by LevelDB key
+	hashes   map[string]*hash // changed hashes; nil means dropped
+	sets     uint64           // number of the sets: the store's, or a new one after a flush
+	flush    bool             // everything before this transaction is dropped
+	released bool             // a number was released
 }
 
 // get returns the value of a LevelDB key, with pending writes.
 func (t *tx) get(key string) (value string, ok bool, err error) {
 	// A transaction sees its own writes.
-	if w, mine := t.writes[key]; mine {
+	if w, pending := t.writes[key]; pending {
 		return w.value, !w.deleted, nil
 	}
 	b, err := t.db.Get([]byte(key), nil)
@@ -44,7 +45,7 @@ func (t *tx) get(key string) (value string, ok bool, err error) {
 
 // hash returns the metadata of a hash, with pending changes.
 func (t *tx) hash(key string) (hash, bool) {
-	if h, mine := t.hashes[key]; mine {
+	if h, changed := t.hashes[key]; changed {
 		if h == nil {
 			return hash{}, false
 		}
@@ -78,16 +79,17 @@ func (t *tx) hset(key, field, value string) (bool, error) {
 		h = hash{number: t.newNumber()}
 	}
 	at := entry(h.number, field)
-	_, there, err := t.get(at)
+	_, found, err := t.get(at)
 	if err != nil {
 		return false, err
 	}
-	if !there {
+	// An overwritten field does not change the length, which is all that the metadata contains.
+	if !found {
 		h.count++
 		t.hashes[key] = &h
 	}
 	t.writes[at] = write{value: value}
-	return !there, nil
+	return !found, nil
 }
 
 // hdel deletes a field and reports whether it existed.
@@ -97,8 +99,8 @@ func (t *tx) hdel(key, field string) (bool, error) {
 		return false, nil
 	}
 	at := entry(h.number, field)
-	_, there, err := t.get(at)
-	if err != nil || !there {
+	_, found, err := t.get(at)
+	if err != nil || !found {
 		return false, err
 	}
 	t.writes[at] = write{deleted: true}
@@ -113,11 +115,14 @@ func (t *tx) hdel(key, field string) (bool, error) {
 
 // drop deletes a hash or a set and reports whether it existed.
 func (t *tx) drop(key string) (bool, error) {
+	// The entries of a hash are deleted later, by the sweeper.
 	if h, ok := t.hash(key); ok {
-		t.writes[junkPrefix+string(number(h.number))] = write{}
-		t.hashes[key], t.junk = nil, true
+		t.writes[releasedPrefix+string(number(h.number))] = write{}
+		t.hashes[key], t.released = nil, true
 		return true, nil
 	}
+	// A set has no number of its own, so each of its members is deleted. Collect them first: each
+	// must not see changes while it iterates.
 	var members []string
 	err := t.each(t.sets, setKey(key), "", func(member, _ string) bool {
 		members = append(members, member)
@@ -133,7 +138,7 @@ func (t *tx) drop(key string) (bool, error) {
 // from, until fn returns false. Fields are passed without the prefix. Pending writes of the
 // transaction are included.
 func (t *tx) each(number uint64, prefix, from string, fn func(field, value string) bool) error {
-	lead := entry(number, prefix)
+	lead := entry(number, prefix) // of all keys in the range
 	within := util.BytesPrefix([]byte(lead))
 	within.Start = []byte(lead + from)
 	// Sort the fields with pending writes, and merge them with those in the database. Callers rely
@@ -188,17 +193,18 @@ func (t *tx) eachHash(fn func(key string)) {
 	}
 }
 
-// flushAll drops everything.
+// flushAll drops everything. Writes of this transaction before it are discarded, and those after it
+// are kept.
 func (t *tx) flushAll() {
 	clear(t.writes)
 	clear(t.hashes)
-	t.flush, t.junk = true, true
+	t.flush, t.released = true, true
 	// Release the number of every hash, and that of the sets.
 	for key, h := range t.store.hashes {
-		t.writes[junkPrefix+string(number(h.number))] = write{}
+		t.writes[releasedPrefix+string(number(h.number))] = write{}
 		t.hashes[key] = nil
 	}
-	t.writes[junkPrefix+string(number(t.store.sets))] = write{}
+	t.writes[releasedPrefix+string(number(t.store.sets))] = write{}
 	// Sets that are written after the flush belong to a number of their own, so that they are not
 	// swept with the old ones.
 	t.sets = t.newNumber()
@@ -206,7 +212,8 @@ func (t *tx) flushAll() {
 
 // commit writes the transaction in one batch, and then updates the metadata in memory.
 func (t *tx) commit() error {
-	// All changes are in one batch, which LevelDB writes atomically.
+	// All changes are in one batch, which LevelDB writes atomically. If the process is killed, the
+	// journal has all of it or none.
 	batch := &leveldb.Batch{}
 	if t.flush {
 		batch.Put([]byte(setsKey), number(t.sets))
@@ -222,12 +229,14 @@ func (t *tx) commit() error {
 		if h == nil {
 			batch.Delete([]byte(hashPrefix + key))
 		} else {
+			// The number and the length, see store.read.
 			batch.Put([]byte(hashPrefix+key), binary.BigEndian.AppendUint64(number(h.number), uint64(h.count)))
 		}
 	}
 	if batch.Len() == 0 {
 		return nil
 	}
+	// The failpoints let tests kill the process on either side of the write.
 	if err := failpoint.Hit("embedded.redis.write.before"); err != nil {
 		return err
 	}
@@ -243,7 +252,7 @@ func (t *tx) commit() error {
 			t.store.hashes[key] = *h
 		}
 	}
-	if t.junk {
+	if t.released {
 		t.wakeSweeper()
 	}
 	return failpoint.Hit("embedded.redis.write.after")
