@@ -17,8 +17,8 @@ import (
 
 // Errors of a Reader.
 var (
-	ErrShort   = errors.New("it ends too early")
-	ErrNotText = errors.New("a string that is not UTF-8")
+	ErrShort   = errors.New("unexpected end of the value")
+	ErrNotText = errors.New("string is not valid UTF-8")
 )
 
 // Reader reads from Rest. After the first error, which is in Err, all methods return zeros.
@@ -50,7 +50,7 @@ func (r *Reader) Long() int64 {
 func (r *Reader) Int() int32 {
 	v := r.Long()
 	if int64(int32(v)) != v {
-		r.Fail(fmt.Errorf("%d is beyond 32 bits", v))
+		r.Fail(fmt.Errorf("%d does not fit 32 bits", v))
 	}
 	return int32(v)
 }
@@ -62,7 +62,7 @@ func (r *Reader) Bool() bool {
 		return false
 	}
 	if b[0] > 1 {
-		r.Fail(fmt.Errorf("%d is no boolean", b[0]))
+		r.Fail(fmt.Errorf("%d is not a boolean", b[0]))
 	}
 	return b[0] == 1
 }
@@ -93,13 +93,13 @@ func (r *Reader) Text() []byte {
 // Present reads the branch index of a union of null and another type, and reports whether the other
 // type follows. nullAt is the index of null.
 func (r *Reader) Present(nullAt int64) bool {
-	switch part := r.Long(); {
-	case r.Err != nil, part == nullAt:
+	switch branch := r.Long(); {
+	case r.Err != nil, branch == nullAt:
 		return false
-	case part == 1-nullAt:
+	case branch == 1-nullAt:
 		return true
 	default:
-		r.Fail(fmt.Errorf("part %d of a union of two", part))
+		r.Fail(fmt.Errorf("branch %d of a union of two types", branch))
 		return false
 	}
 }

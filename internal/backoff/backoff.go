@@ -1,11 +1,12 @@
-// Package backoff holds the policies by which this repository tries again: how long the first wait
-// is, and how long the longest.
+// Package backoff defines the retry policies of this repository.
 //
-// Each wait doubles the one before, up to [Policy.Longest], and is then made random, between half of
-// it and one and a half times as much, so that callers that failed together do not return together.
-// The waits are those of cenkalti/backoff.
+// A [Policy] is the first and the longest wait between two attempts. [Policy.Start] returns the
+// [Waits] of one retry loop. [Waits.Wait] sleeps before the next attempt, and [Waits.Reset] starts
+// over after a success. The waits are computed by cenkalti/backoff.
 //
-// A [Waits] belongs to one loop. It starts again with [Waits.Reset] after a success.
+// Each wait is twice the previous one, up to [Policy.Longest]. It is then randomized to between 50
+// % and 150 %, so that callers that failed together do not retry together. There is no limit on the
+// number of attempts: the caller's context ends the loop.
 package backoff
 
 import (
@@ -15,23 +16,23 @@ import (
 	exponential "github.com/cenkalti/backoff/v5"
 )
 
-// Policy says how long to wait before another attempt.
+// Policy defines how long to wait before another attempt.
 type Policy struct {
-	First, Longest time.Duration // before they are made random
+	First, Longest time.Duration // before randomization
 }
 
-// The policies.
+// The policies. A shorter wait recovers sooner, and a longer one spares what is overloaded.
 var (
 	// Server is for a server that failed or cannot be reached.
 	Server = Policy{50 * time.Millisecond, 5 * time.Second}
-	// Call is for a caller that waits for an answer.
+	// Call is for a request whose caller is blocked meanwhile.
 	Call = Policy{20 * time.Millisecond, 2 * time.Second}
-	// Append is for an append to an event store that met another one.
+	// Append is for an append to an event store that conflicted with a concurrent one.
 	Append = Policy{time.Millisecond, 50 * time.Millisecond}
-	// Commit is for a commit to a table that met another one. It stays short: landers commit every
-	// second, and the next attempt has to fit in between.
+	// Commit is for a commit to a table that conflicted with a concurrent one. It is short, because
+	// landers commit every second and the next attempt has to fit in between.
 	Commit = Policy{20 * time.Millisecond, 400 * time.Millisecond}
-	// Child is for a child process that ended.
+	// Child is for restarting a child process that has exited.
 	Child = Policy{100 * time.Millisecond, 10 * time.Second}
 )
 
@@ -51,13 +52,14 @@ func (p Policy) Start() *Waits {
 // Next returns the next wait.
 func (w *Waits) Next() time.Duration { return w.next.NextBackOff() }
 
-// Reset begins again with the first wait.
+// Reset starts over with the first wait.
 func (w *Waits) Reset() { w.next.Reset() }
 
-// Wait waits for the next wait. It reports whether to try again: false if ctx has ended.
+// Wait sleeps for the next wait. It reports whether to try again, and returns false as soon as ctx
+// ends.
 func (w *Waits) Wait(ctx context.Context) bool { return Sleep(ctx, w.Next()) }
 
-// Sleep waits for d. It reports whether ctx is still alive.
+// Sleep sleeps for d. It returns false as soon as ctx ends, and true otherwise.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

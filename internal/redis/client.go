@@ -2,8 +2,8 @@
 // client.
 //
 // Client is a pool of connections. Documents is one version of a view: documents, references and
-// positions. documents.go reads and writes documents, positions.go moves positions, whole.go
-// notices lost data, and damage.go handles damaged data.
+// positions. documents.go reads and writes documents, positions.go moves positions, loss.go detects
+// lost data, and damage.go handles damaged data.
 //
 // Invariants:
 //
@@ -53,9 +53,11 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		addrs[i] = strings.TrimSpace(addr)
 		if _, _, err := net.SplitHostPort(addrs[i]); err != nil || strings.ContainsAny(addr, "/@") {
 			// The address is not part of the error, because it may be a URL with a password.
-			return nil, errors.New("redis: the address is not of the form host:port, or host:port,host:port for a cluster; user and password stand apart")
+			return nil, errors.New("redis: the address is not of the form host:port, or host:port,host:port for a cluster: " +
+				"set user and password separately")
 		}
 	}
+	// Several addresses make it a client of a cluster, and one address a client of a single server.
 	c := &Client{redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs: addrs, Username: cfg.Username, Password: cfg.Password, TLSConfig: cfg.TLS,
 		ContextTimeoutEnabled:    true, // otherwise a call outlives its context by the socket's timeout
@@ -77,23 +79,24 @@ func (c *Client) check(ctx context.Context, cfg Config) error {
 	case redis.HasErrorPrefix(err, "WRONGPASS"):
 		return fmt.Errorf("the user is unknown or the password is wrong: %w", err)
 	case redis.HasErrorPrefix(err, "NOAUTH"):
-		return fmt.Errorf("it wants a password, and none is set: %w", err)
+		return fmt.Errorf("the server requires a password, but none is set: %w", err)
 	case errors.As(err, &untrusted), errors.As(err, new(x509.UnknownAuthorityError)):
-		return fmt.Errorf("its certificate is not trusted; name the authority that signed it in the TLS settings: %w", err)
+		return fmt.Errorf("the server's certificate is not trusted: add the authority that signed it to the TLS settings: %w", err)
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return err
-	case cfg.TLS != nil: // a server without TLS takes the handshake for an incomplete line and waits for the rest
-		return fmt.Errorf("no answer over TLS; is this its port for TLS? %w", err)
+	case cfg.TLS != nil:
+		// A server without TLS treats the handshake as an incomplete line and waits for the rest.
+		return fmt.Errorf("no response over TLS: is this the server's TLS port? %w", err)
 	default:
-		return fmt.Errorf("no answer; does it want TLS? %w", err)
+		return fmt.Errorf("no response: does the server require TLS? %w", err)
 	}
 	if _, cluster := c.rdb.(*redis.ClusterClient); cluster {
 		return nil
 	}
 	// A node of a cluster would answer commands of a single-node client with MOVED sooner or later.
-	// A server that does not support the question is not one.
+	// A server that does not support this section of INFO is not one.
 	if info, err := c.rdb.Info(ctx, "cluster").Result(); err == nil && strings.Contains(info, "cluster_enabled:1") {
-		return errors.New("it is a node of a cluster: give the addresses of several nodes, with commas between")
+		return errors.New("the server is a node of a cluster: give the addresses of several nodes, separated by commas")
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 //
 // Every document is stored with a checksum, so a value that Save did not write is never read as a
 // document. Load and Each return the other documents and a *DamagedError. Discard sets the damaged
-// values aside and removes the mark of their shard. Then the view is not whole any more, and its
+// values aside and removes the marker of their shard. Then the view is not intact any more, and its
 // feeder reads the log again, which restores what is missing. Begin sets keys of a wrong type
 // aside.
 
@@ -42,7 +42,7 @@ type damaged struct {
 	values map[string]string
 }
 
-// add adds a value, up to the number that one call of Discard can handle. The next read finds the
+// add adds a value, up to the number that one call of Discard can handle. The next read returns the
 // rest.
 func (d *damaged) add(id, value string) {
 	const most = 1000
@@ -54,7 +54,8 @@ func (d *damaged) add(id, value string) {
 	}
 }
 
-// err returns a *DamagedError, or nil if nothing is damaged.
+// err returns a *DamagedError, or nil if nothing is damaged. Its result is a plain error, because a
+// nil *DamagedError in an error would not be nil.
 func (d *damaged) err() error {
 	if len(d.values) == 0 {
 		return nil
@@ -78,7 +79,7 @@ func checksum(id string, version uint64, data []byte) uint32 {
 func (d *Documents) asideKey(shard uint32) string { return d.key("damaged", shard) }
 
 // discardScript moves damaged values to another hash, if they are still stored, and removes the
-// shard's mark.
+// shard's marker.
 //
 //	ARGV  id and damaged value, alternating
 const discardScript = `
@@ -98,7 +99,7 @@ if found > 0 then
 end
 return found`
 
-// Discard sets damaged documents aside. The view is not whole afterwards, so its feeder rebuilds
+// Discard sets damaged documents aside. The view is not intact afterwards, so its feeder rebuilds
 // it.
 func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 	args := map[uint32][]any{}
@@ -107,7 +108,8 @@ func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 		args[shard] = append(args[shard], id, value)
 	}
 	for shard, a := range args {
-		if err := d.rdb.Eval(ctx, discardScript, []string{d.docsKey(shard), d.asideKey(shard)}, a...).Err(); err != nil {
+		if err := d.rdb.Eval(ctx, discardScript, []string{d.docsKey(shard), d.asideKey(shard)},
+			a...).Err(); err != nil {
 			return fmt.Errorf("redis: set aside damaged documents of %s: %w", d.name, err)
 		}
 	}
@@ -118,12 +120,13 @@ func (d *Documents) Discard(ctx context.Context, e *DamagedError) error {
 // Documents remain.
 func (d *Documents) ForgetPositions(ctx context.Context) error {
 	if err := d.rdb.Del(ctx, d.positionsKey()).Err(); err != nil {
-		return fmt.Errorf("redis: forget the positions of %s: %w", d.name, err)
+		return fmt.Errorf("redis: delete the positions of %s: %w", d.name, err)
 	}
 	return nil
 }
 
-// setAsideWrongTypes renames keys of the view that should be hashes and are not.
+// setAsideWrongTypes renames keys of the view that should be hashes and are not. Another program
+// must have written them.
 func (d *Documents) setAsideWrongTypes(ctx context.Context) error {
 	rename := func(key, aside string) error {
 		kind, err := d.rdb.Type(ctx, key).Result()
@@ -133,7 +136,8 @@ func (d *Documents) setAsideWrongTypes(ctx context.Context) error {
 		if d.rdb.Rename(ctx, key, aside).Err() == nil {
 			return nil
 		}
-		return d.rdb.Unlink(ctx, key).Err() // the server cannot rename
+		// The server refuses to rename it. The data is not a view's, so it is dropped.
+		return d.rdb.Unlink(ctx, key).Err()
 	}
 	errs := []error{rename(d.positionsKey(), d.key("positions-damaged", 0))}
 	for shard := range d.shards {
@@ -154,7 +158,7 @@ func (d *Documents) dropWrongReferences(ctx context.Context, docs []Document) er
 			err = d.rdb.Unlink(ctx, key).Err()
 		}
 		if err != nil {
-			return fmt.Errorf("redis: look for damaged references of %s: %w", d.name, err)
+			return fmt.Errorf("redis: delete damaged references of %s: %w", d.name, err)
 		}
 	}
 	return nil

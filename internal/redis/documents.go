@@ -18,16 +18,18 @@ import (
 // Documents is one version of a view: versioned documents by id, an index from references to ids,
 // and positions:
 //
-//	millrace:orderstatus:v2:docs:{orderstatus:v2:00}         hash: id → version and checksum in 16 and 8 hexadecimal digits, then the data
+//	millrace:orderstatus:v2:docs:{orderstatus:v2:00}         hash: id → document
 //	millrace:orderstatus:v2:ref:{orderstatus:v2:00}:536365   set: ids of the documents with that reference
 //	millrace:orderstatus:v2:positions:{orderstatus:v2:00}    hash: field → position
+//
+// A document is its version in 16 hexadecimal digits, a checksum in 8, and the data.
 //
 // The documents are in few hashes, the shards. So they can be counted, listed and dropped without a
 // scan of other keys, and one call of the script that guards versions writes a whole batch. A
 // single server has one shard. A cluster has more. The braces in their keys distribute them over
 // the nodes, and keep all keys of one script in one slot. Every key of the view belongs to a shard.
 // So visiting all shards visits all nodes with data of the view, and a node that lost its data has
-// lost the mark of a shard; see whole.go.
+// lost the marker of a shard; see loss.go.
 //
 // Scripts are sent with each call. A server caches them by their hash anyway, and one that was
 // restarted needs no special handling.
@@ -89,8 +91,8 @@ func (d *Documents) shardOf(name string) uint32 {
 
 // saveScript writes the documents into a shard whose version is higher than the stored one.
 // Versions of equal length are compared as strings, because Lua's numbers would lose digits. If the
-// shard's mark is not what the writer knows, the script writes nothing and returns -1. Otherwise it
-// counts the write in the mark and returns the count.
+// shard's marker is not what the writer knows, the script writes nothing and returns -1. Otherwise
+// it counts the write in the marker and returns the count.
 //
 //	ARGV  epoch or empty, count of writes, then id and document, alternating
 const saveScript = `
@@ -114,7 +116,8 @@ writes = string.format('%d', tonumber(writes) + 1)
 redis.call('HSET', KEYS[1], '', epoch .. ' ' .. writes)
 return tonumber(writes)`
 
-// script returns saveScript. For the kill matrix it can return it without its guard.
+// script returns saveScript. A failpoint removes its guard, so that the kill matrix can show that
+// it is needed.
 func script() string {
 	if failpoint.On("view.noguard") {
 		return strings.Replace(saveScript, "if not old or", "if true or", 1)
@@ -123,7 +126,7 @@ func script() string {
 }
 
 // Save writes each document whose version is higher than the stored one, and all references. It
-// returns ErrLost if a shard's mark is not what this process knows. It may then have written to
+// returns ErrLost if a shard's marker is not what this process knows. It may then have written to
 // other shards. Before the first call of Begin or Positions, nothing is known and nothing is
 // checked.
 func (d *Documents) Save(ctx context.Context, docs []Document) error {
@@ -131,9 +134,9 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		return nil
 	}
 	if slices.ContainsFunc(docs, func(doc Document) bool { return doc.ID == "" }) {
-		return fmt.Errorf("redis: save documents of %s: one has no id", d.name)
+		return fmt.Errorf("redis: save documents of %s: a document has no id", d.name)
 	}
-	// The script compares the shard's mark with what is known now.
+	// The script compares the shard's marker with what is known now.
 	known := d.snapshot()
 	args := map[uint32][]any{} // of the script, by shard
 	begin := func(shard uint32) {
@@ -160,7 +163,8 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		return nil
 	})
 	if wrongType(err) {
-		return errors.Join(fmt.Errorf("redis: save documents of %s: %w: %w", d.name, ErrLost, err), d.dropWrongReferences(ctx, docs))
+		err = fmt.Errorf("redis: save documents of %s: %w: %w", d.name, ErrLost, err)
+		return errors.Join(err, d.dropWrongReferences(ctx, docs))
 	}
 	if err != nil {
 		return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
@@ -170,10 +174,10 @@ func (d *Documents) Save(ctx context.Context, docs []Document) error {
 		switch {
 		case err != nil:
 			return fmt.Errorf("redis: save documents of %s: %w", d.name, err)
-		case count < 0:
+		case count < 0: // the script's answer if the marker has changed
 			return fmt.Errorf("redis: save documents of %s: shard %d: %w", d.name, shard, ErrLost)
 		}
-		d.wrote(known.epoch, shard, count)
+		d.recordWrite(known.epoch, shard, count)
 	}
 	return nil
 }
@@ -184,7 +188,7 @@ func appendVersioned(b []byte, doc Document) []byte {
 	return append(b, doc.Data...)
 }
 
-// parseVersioned parses what appendVersioned wrote. ok is false for any other value.
+// parseVersioned parses a document that appendVersioned wrote. ok is false for any other value.
 func parseVersioned(id, value string) (doc Document, ok bool) {
 	if len(value) < versionDigits+checksumDigits {
 		return Document{}, false
@@ -200,7 +204,7 @@ func parseVersioned(id, value string) (doc Document, ok bool) {
 func (d *Documents) Load(ctx context.Context, ids ...string) (map[string]Document, error) {
 	byShard := map[uint32][]string{}
 	for _, id := range ids {
-		if id != "" { // the empty id is the mark's
+		if id != "" { // the empty id is the marker's
 			shard := d.shardOf(id)
 			byShard[shard] = append(byShard[shard], id)
 		}
@@ -274,10 +278,10 @@ func (d *Documents) Unreferenced(ctx context.Context, docs []Document) (ids map[
 
 // Count returns the number of documents.
 func (d *Documents) Count(ctx context.Context) (uint64, error) {
-	counts, marks := make([]*redis.IntCmd, d.shards), make([]*redis.BoolCmd, d.shards)
+	counts, markers := make([]*redis.IntCmd, d.shards), make([]*redis.BoolCmd, d.shards)
 	_, err := d.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for n := range d.shards {
-			counts[n], marks[n] = p.HLen(ctx, d.docsKey(n)), p.HExists(ctx, d.docsKey(n), "")
+			counts[n], markers[n] = p.HLen(ctx, d.docsKey(n)), p.HExists(ctx, d.docsKey(n), "")
 		}
 		return nil
 	})
@@ -287,8 +291,8 @@ func (d *Documents) Count(ctx context.Context) (uint64, error) {
 	var sum uint64
 	for n := range d.shards {
 		sum += uint64(counts[n].Val())
-		// The shard may appear or disappear between the two commands.
-		if marks[n].Val() && counts[n].Val() > 0 {
+		// The marker is not a document. The shard may appear or disappear between the two commands.
+		if markers[n].Val() && counts[n].Val() > 0 {
 			sum--
 		}
 	}
@@ -302,7 +306,7 @@ func (d *Documents) Each(ctx context.Context, fn func(Document) error) error {
 	bad := damaged{view: d.name}
 	for n := range d.shards {
 		// A scan may return a field more than once while the server resizes the hash. The empty
-		// field is the mark, which is not a document.
+		// field is the marker, which is not a document.
 		seen := map[string]bool{"": true}
 		scan := d.rdb.HScan(ctx, d.docsKey(n), 0, "", 256).Iterator()
 		for scan.Next(ctx) {

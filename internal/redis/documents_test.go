@@ -45,7 +45,8 @@ func servers(t *testing.T, test func(t *testing.T, cfg redis.Config)) {
 		t.Cleanup(s.Close)
 		test(t, redis.Config{Addr: s.Addr()})
 	})
-	for name, s := range map[string]*server.Servers{"redis": &one, "redis with TLS and a password": &secure, "redis cluster with TLS and a password": &cluster} {
+	for name, s := range map[string]*server.Servers{"redis": &one, "redis with TLS and a password": &secure,
+		"redis cluster with TLS and a password": &cluster} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, s.Config(t))
@@ -71,7 +72,7 @@ func open(t testing.TB, cfg redis.Config) *redis.Client {
 func view(t testing.TB) string { return t.Name() + "/v1" }
 
 // Versions are compared as numbers of 64 bits, and the same version is not written twice.
-func TestOnlyAHigherVersionIsWritten(t *testing.T) {
+func TestOnlyHigherVersionsAreWritten(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
 		docs := open(t, cfg).Documents(view(t))
@@ -93,7 +94,7 @@ func TestOnlyAHigherVersionIsWritten(t *testing.T) {
 			}
 		}
 		if got, _ := docs.Load(ctx, "a"); string(got["a"].Data) != "6" {
-			t.Fatalf("the same version again was written: %s", got["a"].Data)
+			t.Fatalf("the same version was written again: %s", got["a"].Data)
 		}
 	})
 }
@@ -110,7 +111,8 @@ func TestConcurrentWritersLeaveTheHighestVersion(t *testing.T) {
 			g.Go(func() {
 				for v := range versions {
 					version := uint64((v*7+w*11)%versions + 1)
-					batch := []redis.Document{{ID: "x", Version: version, Data: fmt.Append(nil, version)}, {ID: "y", Version: version, Data: fmt.Append(nil, version)}}
+					batch := []redis.Document{{ID: "x", Version: version, Data: fmt.Append(nil, version)},
+						{ID: "y", Version: version, Data: fmt.Append(nil, version)}}
 					if err := docs.Save(t.Context(), batch); err != nil {
 						t.Error(err)
 					}
@@ -182,6 +184,7 @@ func TestDocumentsAreAMap(t *testing.T) {
 	})
 }
 
+// A reference leads to all documents that were saved with it.
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
@@ -208,16 +211,19 @@ func TestLookup(t *testing.T) {
 	})
 }
 
-func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
+// A move is refused unless the position has the value that the move starts from, or the one that it
+// ends with, because a call may be repeated.
+func TestPositionsMoveFromTheirValue(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
 		docs := open(t, cfg).Documents(view(t))
 		ctx := t.Context()
-		move := func(stray string, moves ...redis.Move) {
+		move := func(conflict string, moves ...redis.Move) {
 			t.Helper()
 			err := docs.MovePositions(ctx, moves)
-			if (stray == "") != (err == nil) || (err != nil && (!errors.Is(err, redis.ErrLost) || !strings.Contains(err.Error(), stray))) {
-				t.Fatalf("%v: %v, want that it names %q", moves, err, stray)
+			if (conflict == "") != (err == nil) ||
+				(err != nil && (!errors.Is(err, redis.ErrLost) || !strings.Contains(err.Error(), conflict))) {
+				t.Fatalf("%v: %v, want that it names %q", moves, err, conflict)
 			}
 		}
 		holds := func(want map[string]string) {
@@ -240,7 +246,7 @@ func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 		move("", redis.Move{"t/0", "5", ""})
 		move("", redis.Move{"t/0", "", "1"})
 		holds(map[string]string{"t/0": "1", "t/1": "7"})
-		if err := docs.Begin(ctx); err != nil { // again: it is whole
+		if err := docs.Begin(ctx); err != nil { // again: it is intact
 			t.Fatal(err)
 		}
 		holds(map[string]string{"t/0": "1", "t/1": "7"})
@@ -248,7 +254,7 @@ func TestPositionsMoveFromWhereTheyAre(t *testing.T) {
 }
 
 // Every node of a cluster has some data of a view.
-func TestAViewSpreadsOverItsCluster(t *testing.T) {
+func TestViewSpreadsOverCluster(t *testing.T) {
 	t.Parallel()
 	docs := open(t, cluster.Config(t)).Documents(view(t))
 	if err := docs.Save(t.Context(), many(1, 1000)); err != nil {
@@ -258,19 +264,19 @@ func TestAViewSpreadsOverItsCluster(t *testing.T) {
 		for _, kind := range []string{"docs", "ref"} {
 			keys, err := cluster.Do(t.Context(), node, "--scan", "--pattern", "millrace:"+t.Name()+":v1:"+kind+":*")
 			if err != nil || keys == "" {
-				t.Errorf("node %d holds nothing of %s (%v)", node, kind, err)
+				t.Errorf("node %d has no key of kind %s (%v)", node, kind, err)
 			}
 		}
 	}
 }
 
-// A process that answers queries needs read access only, and works with no more.
-func TestAReaderReads(t *testing.T) {
+// A process that only answers queries works with a user that has read access only.
+func TestReadOnlyUser(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]*server.Servers{"one server": &secure, "cluster": &cluster} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			begun(t, open(t, s.Config(t)))
+			newView(t, open(t, s.Config(t)))
 			cfg := s.Config(t)
 			cfg.Username = server.Reader
 			docs := open(t, cfg).Documents(view(t))
@@ -280,8 +286,10 @@ func TestAReaderReads(t *testing.T) {
 			positions, err4 := docs.Positions(t.Context())
 			n := 0
 			err5 := docs.Each(t.Context(), func(redis.Document) error { n++; return nil })
-			if err := errors.Join(err1, err2, err3, err4, err5); err != nil || len(loaded) != 2 || len(ids) != 1 || count != 1000 || n != 1000 || len(positions) != 1 {
-				t.Errorf("%d documents of 2, %d ids of 1, %d and %d documents of 1000, %d positions of 1: %v", len(loaded), len(ids), count, n, len(positions), err)
+			if err := errors.Join(err1, err2, err3, err4, err5); err != nil || len(loaded) != 2 || len(ids) != 1 ||
+				count != 1000 || n != 1000 || len(positions) != 1 {
+				t.Errorf("%d documents of 2, %d ids of 1, %d and %d documents of 1000, %d positions of 1: %v",
+					len(loaded), len(ids), count, n, len(positions), err)
 			}
 			if err := docs.Save(t.Context(), many(9, 10)); err == nil || !strings.Contains(err.Error(), "NOPERM") {
 				t.Errorf("the reader saves: %v", err)
@@ -294,12 +302,14 @@ func TestAReaderReads(t *testing.T) {
 func many(version uint64, n int) []redis.Document {
 	docs := make([]redis.Document, n)
 	for i := range docs {
-		docs[i] = redis.Document{ID: fmt.Sprint("id ", i), Version: version, Data: []byte("x"), Reference: fmt.Sprint("no ", i)}
+		docs[i] = redis.Document{ID: fmt.Sprint("id ", i), Version: version, Data: []byte("x"),
+			Reference: fmt.Sprint("no ", i)}
 	}
 	return docs
 }
 
-func TestOpenSaysWhatIsWrong(t *testing.T) {
+// Open returns an error that names the cause and what to change, without the password.
+func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cret"
 	good, plain, nodes := secure.Config(t), one.Config(t), cluster.Config(t)
@@ -320,18 +330,23 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		cfg  redis.Config
 		want string
 	}{
-		"nobody answers":          {redis.Config{Addr: "127.0.0.1:1", Password: secret}, "127.0.0.1:1"},
-		"no node answers":         {redis.Config{Addr: "127.0.0.1:1,127.0.0.1:2", Password: secret}, "127.0.0.1:1"},
-		"a URL":                   {redis.Config{Addr: "redis://user:" + secret + "@127.0.0.1:1"}, "not of the form host:port"},
-		"no port":                 {redis.Config{Addr: secret}, "not of the form host:port"},
-		"wrong password":          {with(good, func(c *redis.Config) { c.Password = secret }), "the password is wrong"},
-		"unknown user":            {with(good, func(c *redis.Config) { c.Username, c.Password = "nobody", secret }), "the user is unknown"},
-		"no password":             {with(good, func(c *redis.Config) { c.Username, c.Password = "", "" }), "wants a password"},
-		"password without a user": {with(good, func(c *redis.Config) { c.Username, c.Password = "", secret }), "the password is wrong"},
-		"untrusted certificate":   {with(good, func(c *redis.Config) { c.TLS = trust }), "not trusted"},
-		"TLS to a plain server":   {with(plain, func(c *redis.Config) { c.TLS, c.Password = trust, secret }), "its port for TLS?"},
-		"no TLS":                  {with(good, func(c *redis.Config) { c.TLS = nil }), "does it want TLS?"},
-		"one node of a cluster":   {with(nodes, func(c *redis.Config) { c.Addr = firstNode }), "node of a cluster"},
+		"no server": {redis.Config{Addr: "127.0.0.1:1", Password: secret}, "127.0.0.1:1"},
+		"no node":   {redis.Config{Addr: "127.0.0.1:1,127.0.0.1:2", Password: secret}, "127.0.0.1:1"},
+		"a URL": {redis.Config{Addr: "redis://user:" + secret + "@127.0.0.1:1"},
+			"not of the form host:port"},
+		"no port":        {redis.Config{Addr: secret}, "not of the form host:port"},
+		"wrong password": {with(good, func(c *redis.Config) { c.Password = secret }), "the password is wrong"},
+		"unknown user": {with(good, func(c *redis.Config) { c.Username, c.Password = "nobody", secret }),
+			"the user is unknown"},
+		"no password": {with(good, func(c *redis.Config) { c.Username, c.Password = "", "" }),
+			"requires a password"},
+		"password without a user": {with(good, func(c *redis.Config) { c.Username, c.Password = "", secret }),
+			"the password is wrong"},
+		"untrusted certificate": {with(good, func(c *redis.Config) { c.TLS = trust }), "not trusted"},
+		"TLS to a plain server": {with(plain, func(c *redis.Config) { c.TLS, c.Password = trust, secret }),
+			"the server's TLS port?"},
+		"no TLS":                {with(good, func(c *redis.Config) { c.TLS = nil }), "does the server require TLS?"},
+		"one node of a cluster": {with(nodes, func(c *redis.Config) { c.Addr = firstNode }), "node of a cluster"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -345,7 +360,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 				t.Errorf("%v: does not say %q", err, c.want)
 			}
 			if strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), server.Password) {
-				t.Errorf("the error tells the password: %v", err)
+				t.Errorf("the error contains the password: %v", err)
 			}
 		})
 	}

@@ -88,14 +88,14 @@ func (d *Documents) readPositions(ctx context.Context) (positions, error) {
 	return p, nil
 }
 
-// Positions returns all positions. It returns none if the view is not whole, that is, if it was
+// Positions returns all positions. It returns none if the view is not intact, that is, if it was
 // never begun or has lost data.
 func (d *Documents) Positions(ctx context.Context) (map[string]string, error) {
-	p, whole, err := d.look(ctx)
-	if err != nil || !whole {
+	p, intact, err := d.readState(ctx)
+	if err != nil || !intact {
 		return nil, err
 	}
-	d.learn(p.known())
+	d.setKnown(p.known())
 	return p.fields, nil
 }
 
@@ -106,21 +106,24 @@ func (d *Documents) MovePositions(ctx context.Context, moves []Move) error {
 	known := d.snapshot()
 	args := make([]any, 0, 2+2*len(known.writes)+3*len(moves))
 	args = append(args, known.epoch, len(known.writes))
+	// The positions must not be ahead of the documents, so they record how many writes each shard
+	// must at least have.
 	for shard, count := range known.writes {
 		args = append(args, writesField+strconv.FormatUint(uint64(shard), 10), count)
 	}
 	for _, m := range moves {
 		args = append(args, m.Field, m.From, m.To)
 	}
-	stray, err := d.rdb.Eval(ctx, moveScript, []string{d.positionsKey()}, args...).Text()
+	conflict, err := d.rdb.Eval(ctx, moveScript, []string{d.positionsKey()}, args...).Text()
 	if wrongType(err) {
 		return fmt.Errorf("redis: save positions of %s: %w: %w", d.name, ErrLost, err)
 	}
 	if err != nil {
 		return fmt.Errorf("redis: save positions of %s: %w", d.name, err)
 	}
-	if stray != "" {
-		return fmt.Errorf("redis: save positions of %s: %s is not where it was: %w", d.name, strings.TrimPrefix(stray, ownField), ErrLost)
+	if conflict != "" {
+		return fmt.Errorf("redis: save positions of %s: %s has changed: %w", d.name,
+			strings.TrimPrefix(conflict, ownField), ErrLost)
 	}
 	return nil
 }

@@ -11,19 +11,19 @@ import (
 	"github.com/millrace/millrace/internal/settings"
 )
 
-// Settings returns a fault for each setting of the servers that is not what views rely on. A server
-// that does not report its settings is not checked.
+// Settings checks the settings of all servers and returns a fault for each one that views cannot
+// rely on. A server that does not report its settings is not checked.
 func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
 	var mu sync.Mutex
 	var faults []settings.Fault
-	ask := func(ctx context.Context, node redis.Cmdable, name string) error {
+	check := func(ctx context.Context, node redis.Cmdable, name string) error {
 		info := map[string]string{}
 		for _, section := range []string{"memory", "persistence"} { // INFO is allowed where CONFIG is not
-			told, err := node.Info(ctx, section).Result()
+			text, err := node.Info(ctx, section).Result()
 			if err != nil {
-				return fmt.Errorf("redis: ask %s for its settings: %w", name, err)
+				return fmt.Errorf("redis: read the settings of %s: %w", name, err)
 			}
-			for line := range strings.Lines(told) {
+			for line := range strings.Lines(text) {
 				key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 				info[key] = value
 			}
@@ -35,10 +35,12 @@ func (c *Client) Settings(ctx context.Context) ([]settings.Fault, error) {
 	}
 	switch rdb := c.rdb.(type) {
 	case *redis.ClusterClient:
-		err := rdb.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return ask(ctx, node, node.Options().Addr) })
+		err := rdb.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+			return check(ctx, node, node.Options().Addr)
+		})
 		return faults, err
 	case *redis.Client:
-		return faults, ask(ctx, rdb, rdb.Options().Addr)
+		return faults, check(ctx, rdb, rdb.Options().Addr)
 	default:
 		return nil, nil
 	}
@@ -54,7 +56,7 @@ func serverFaults(addr string, info map[string]string) []settings.Fault {
 	limited := info["maxmemory"] != "" && info["maxmemory"] != "0"
 	return []settings.Fault{{
 		Resource: "redis " + addr, Setting: "maxmemory-policy", Value: policy, Want: "noeviction", Fatal: limited,
-		Effect: "documents and references of views disappear when memory is short",
+		Effect: "Redis evicts documents and references of views when memory is short",
 		Remedy: "redis-cli CONFIG SET maxmemory-policy noeviction, and in redis.conf",
 	}}
 }

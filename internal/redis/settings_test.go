@@ -7,7 +7,7 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// A server that evicts keys is found, on every node of a cluster.
+// A server that evicts keys is reported, on every node of a cluster.
 func TestSettingsOfServers(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]*server.Servers{"redis": {}, "cluster": {Nodes: 3}} {

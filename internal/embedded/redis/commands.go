@@ -22,8 +22,8 @@ type command struct {
 // status is a simple string reply such as OK.
 type status string
 
-// replyError is an error of the client, in Redis' format: a code, such as WRONGTYPE, and a text. All
-// other errors are the store's, and may make it reopen its files.
+// replyError is an error of the client, in Redis' format: a code, such as WRONGTYPE, and a text.
+// All other errors are the store's, and may make it reopen its files.
 type replyError struct{ text string }
 
 func (e *replyError) Error() string { return e.text }
@@ -369,7 +369,8 @@ func pattern(glob string) string {
 // matches reports whether a name matches.
 func (s scanOptions) matches(name string) bool { return s.match == nil || s.match.MatchString(name) }
 
-// hscan implements HSCAN. It returns fields from a cursor on. Like Redis, it counts fields before MATCH filters them.
+// hscan implements HSCAN. It returns fields from a cursor on. Like Redis, it counts fields before
+// MATCH filters them.
 func hscan(t *tx, args []string) (any, error) {
 	s, err := t.scanArgs(args[0], args[1:])
 	if err != nil {

@@ -133,8 +133,8 @@ func TestTruncatedJournal(t *testing.T) {
 	}
 }
 
-// FuzzCompleteRecords truncates a journal anywhere and flips any bit. The end that is found is never
-// within a record.
+// FuzzCompleteRecords truncates a journal anywhere and flips any bit. The end that is found is
+// never within a record.
 func FuzzCompleteRecords(f *testing.F) {
 	f.Add([]byte("a"), 40_000, uint32(70), uint32(0))
 	f.Add([]byte("abc"), 7, uint32(11), uint32(3))

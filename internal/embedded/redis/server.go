@@ -99,7 +99,8 @@ func (s *Server) serve(peer *server.Peer, name string, args ...string) bool {
 	return true
 }
 
-// checkLoopback returns an error unless addr is a loopback address: the server has no access control.
+// checkLoopback returns an error unless addr is a loopback address: the server has no access
+// control.
 func checkLoopback(ctx context.Context, addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -356,9 +356,9 @@ func checkRounds(t testing.TB, h redis.Store) int {
 	return position
 }
 
-// Regardless of the damage to a file, a reader sees the state at some moment, or an empty store, and
-// the store accepts writes. Each kind of damage is tried on each file, while the store is closed and
-// while it is open.
+// Regardless of the damage to a file, a reader sees the state at some moment, or an empty store,
+// and the store accepts writes. Each kind of damage is tried on each file, while the store is
+// closed and while it is open.
 func TestDamagedFiles(t *testing.T) {
 	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "redis")

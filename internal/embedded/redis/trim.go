@@ -69,8 +69,8 @@ func escape(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// completeRecords returns the end of the last complete record, and reports whether an incomplete one
-// follows. For any other kind of damage it returns the length of the file.
+// completeRecords returns the end of the last complete record, and reports whether an incomplete
+// one follows. For any other kind of damage it returns the length of the file.
 func completeRecords(file []byte) (end int, torn bool) {
 	// A journal is a sequence of chunks. A record is one full chunk, or a first, any middle and a
 	// last one.

@@ -19,8 +19,8 @@ type write struct {
 }
 
 // tx is one command or script. Its changes are collected in memory and written by commit, so a
-// script that fails changes nothing. Its reads include its own changes. writes is nil in a read-only
-// transaction.
+// script that fails changes nothing. Its reads include its own changes. writes is nil in a
+// read-only transaction.
 type tx struct {
 	*store
 	writes   map[string]write // pending changes, by LevelDB key

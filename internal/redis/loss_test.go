@@ -8,8 +8,8 @@ import (
 	server "github.com/millrace/millrace/test/servers/redis"
 )
 
-// begun returns a view with documents and positions after them.
-func begun(t *testing.T, c *redis.Client) *redis.Documents {
+// newView returns a view with documents and positions after them.
+func newView(t *testing.T, c *redis.Client) *redis.Documents {
 	t.Helper()
 	docs := c.Documents(view(t))
 	if err := docs.Begin(t.Context()); err != nil {
@@ -24,8 +24,8 @@ func begun(t *testing.T, c *redis.Client) *redis.Documents {
 	return docs
 }
 
-// whole reports whether the view has positions.
-func whole(t *testing.T, docs *redis.Documents) bool {
+// intact reports whether the view has positions.
+func intact(t *testing.T, docs *redis.Documents) bool {
 	t.Helper()
 	positions, err := docs.Positions(t.Context())
 	if err != nil {
@@ -34,9 +34,9 @@ func whole(t *testing.T, docs *redis.Documents) bool {
 	return len(positions) > 0
 }
 
-// TestALossIsNoticed loses data of a view in every way, on its own servers, on each node in turn.
+// TestLossIsDetected loses data of a view in every way, on its own servers, on each node in turn.
 // One of them has the positions.
-func TestALossIsNoticed(t *testing.T) {
+func TestLossIsDetected(t *testing.T) {
 	t.Parallel()
 	must := func(t *testing.T, err error) {
 		t.Helper()
@@ -54,8 +54,14 @@ func TestALossIsNoticed(t *testing.T) {
 		must(t, s.Restart(node, withData))
 	}
 	for name, lose := range map[string]func(t *testing.T, s *server.Servers, node int, docs *redis.Documents){
-		"flushed":         func(t *testing.T, s *server.Servers, node int, _ *redis.Documents) { must(t, s.FlushAll(node)) },
-		"restarted empty": func(t *testing.T, s *server.Servers, node int, _ *redis.Documents) { restart(t, s, node, false) },
+		"flushed": func(t *testing.T, s *server.Servers, node int,
+			_ *redis.Documents) {
+			must(t, s.FlushAll(node))
+		},
+		"restarted empty": func(t *testing.T, s *server.Servers, node int,
+			_ *redis.Documents) {
+			restart(t, s, node, false)
+		},
 		"restarted with an old copy": func(t *testing.T, s *server.Servers, node int, docs *redis.Documents) {
 			must(t, s.Save(node))
 			must(t, docs.Save(t.Context(), many(2, 1000)))
@@ -81,32 +87,33 @@ func TestALossIsNoticed(t *testing.T) {
 					must(t, docs.Begin(t.Context()))
 					must(t, docs.Save(t.Context(), many(1, 1000)))
 					move(t, docs, "", "5")
-					if !whole(t, docs) {
-						t.Fatal("the view is not whole at the beginning")
+					if !intact(t, docs) {
+						t.Fatal("the view is not intact at the beginning")
 					}
 
 					lose(t, &s, node, docs)
 					if err := docs.Save(t.Context(), many(2, 1000)); !errors.Is(err, redis.ErrLost) {
-						t.Errorf("node %d: documents were saved as if nothing had happened: %v", node, err)
+						t.Errorf("node %d: Save returned %v, want ErrLost", node, err)
 					}
-					if whole(t, docs) {
-						t.Errorf("node %d: who wrote finds the view whole", node)
+					if intact(t, docs) {
+						t.Errorf("node %d: the process that wrote considers the view intact", node)
 					}
 					// Another process knows only what Redis returns. An old copy of the positions
 					// may match the old data.
 					other, err := client.Documents(view(t)).Positions(t.Context())
 					must(t, err)
 					if at := other["t/0"]; at == "6" || at != "" && (name == "flushed" || name == "restarted empty") {
-						t.Errorf("node %d: another process finds the position %s", node, at)
+						t.Errorf("node %d: another process reads the position %s", node, at)
 					}
 
 					must(t, docs.Begin(t.Context()))
-					if whole(t, docs) {
-						t.Error("what was begun anew has positions")
+					if intact(t, docs) {
+						t.Error("the view has positions after Begin")
 					}
 					must(t, docs.Save(t.Context(), many(2, 1000)))
 					for _, doc := range many(2, 1000) {
-						if ids, err := docs.Lookup(t.Context(), doc.Reference); err != nil || len(ids) != 1 || ids[0] != doc.ID {
+						if ids, err := docs.Lookup(t.Context(), doc.Reference); err != nil || len(ids) != 1 ||
+							ids[0] != doc.ID {
 							t.Fatalf("%s leads to %v (%v)", doc.Reference, ids, err)
 						}
 					}
@@ -120,25 +127,25 @@ func TestALossIsNoticed(t *testing.T) {
 	}
 }
 
-// The hash of one shard is evicted or deleted.
-func TestALostShardIsNoticed(t *testing.T) {
+// The loss of one shard is detected, as after its hash was evicted or deleted.
+func TestLostShardIsDetected(t *testing.T) {
 	t.Parallel()
-	docs := begun(t, open(t, one.Config(t)))
+	docs := newView(t, open(t, one.Config(t)))
 	if _, err := one.Do(t.Context(), 0, "DEL", "millrace:"+t.Name()+":v1:docs:{"+t.Name()+":v1:00}"); err != nil {
 		t.Fatal(err)
 	}
-	if whole(t, docs) {
-		t.Error("the view is whole")
+	if intact(t, docs) {
+		t.Error("the view is intact")
 	}
 }
 
-// If another process noticed a loss first and began the view again, the overtaken process can write
+// If another process has detected a loss first and begun the view again, this process can write
 // neither documents nor positions.
-func TestTheOvertakenWritesNothing(t *testing.T) {
+func TestFencedProcessWritesNothing(t *testing.T) {
 	t.Parallel()
 	servers(t, func(t *testing.T, cfg redis.Config) {
 		c := open(t, cfg)
-		old := begun(t, c)
+		old := newView(t, c)
 		if err := c.Forget(t.Context(), view(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -150,10 +157,11 @@ func TestTheOvertakenWritesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := old.Save(t.Context(), many(3, 100)); !errors.Is(err, redis.ErrLost) {
-			t.Errorf("it saved documents: %v", err)
+			t.Errorf("Save returned %v, want ErrLost", err)
 		}
-		if err := old.MovePositions(t.Context(), []redis.Move{{Field: "t/0", From: "5", To: "9"}}); !errors.Is(err, redis.ErrLost) {
-			t.Errorf("it moved positions: %v", err)
+		if err := old.MovePositions(t.Context(), []redis.Move{{Field: "t/0", From: "5", To: "9"}}); !errors.Is(err,
+			redis.ErrLost) {
+			t.Errorf("MovePositions returned %v, want ErrLost", err)
 		}
 		if got, err := other.Positions(t.Context()); err != nil || got["t/0"] != "5" {
 			t.Errorf("positions %v, %v", got, err)

@@ -13,28 +13,28 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// How a loss is noticed:
+// How a loss is detected:
 //
-// Positions say how far a view is. If all of Redis is lost, they are lost, too, and the view is
-// rebuilt. But in a cluster the positions are on one node and most documents on others. A node that
-// was flushed, restarted empty or restored from an old copy would leave positions that promise
-// documents that are gone.
+// Positions record which part of the log a view has applied. If all of Redis is lost, they are
+// lost, too, and the view is rebuilt. But in a cluster the positions are on one node and most
+// documents on others. If one of these is flushed, restarted empty or restored from an old copy,
+// positions remain whose documents are gone.
 //
 // So the view has an epoch, a random number that is chosen when it is begun. Every shard has a
-// mark: the epoch, and a count of the writes to the shard. The mark is the field with the empty
+// marker: the epoch, and a count of the writes to the shard. The marker is the field with the empty
 // name in the hash of the shard's documents, so one cannot be lost without the other. The positions
 // contain the epoch, too, and the count of each shard at the time when they were saved.
 //
-// The view is whole if every shard's mark has the epoch of the positions, and a count that is not
-// lower than theirs or than one that this process has seen. If the view is not whole, its positions
-// are worthless, and Positions returns none. The caller then begins again under a new epoch and
-// reads the log from the beginning. Remaining documents are served meanwhile, and their versions
-// make the replay skip them. A save is refused if the mark is not what the writer knows. So a loss
-// is noticed at the next write to the shard or at the next read of the positions.
+// The view is intact if every shard's marker has the epoch of the positions, and a count that is
+// not lower than theirs or than one that this process has seen. If the view is not intact, its
+// positions are meaningless, and Positions returns none. The caller then begins again under a new
+// epoch and reads the log from the beginning. Remaining documents are served meanwhile, and their
+// versions make the replay skip them. A save is refused if the marker is not what the writer knows.
+// So a loss is detected at the next write to the shard or at the next read of the positions.
 //
-// Only the process that chose an epoch writes it into marks, and it does so before there are
-// positions under it. So a mark that was lost under an epoch never comes back under it, regardless
-// of crashes. In the worst case the view is begun once more.
+// Only the process that chose an epoch writes it into markers, and it does so before there are
+// positions under it. So a marker that was lost under an epoch never comes back under it,
+// regardless of crashes. In the worst case the view is begun once more.
 //
 // This covers FLUSHALL, a restart without data, a hash that was deleted or evicted, and a node that
 // came back with an older copy, whose count has decreased. The copy may be the node's own snapshot,
@@ -52,9 +52,10 @@ import (
 
 // ErrLost means that Redis has lost data. After Begin has succeeded, and the log has been read from
 // the positions that then exist, everything is restored.
-var ErrLost = errors.New("redis does not hold what it held")
+var ErrLost = errors.New("redis has lost data")
 
-// known is what this process knows of the shards' marks.
+// known is what this process knows of the shards' markers. A marker that is behind it has lost
+// writes.
 type known struct {
 	epoch  string           // empty until it is read or chosen
 	writes map[uint32]int64 // highest count seen under the epoch, by shard
@@ -67,8 +68,8 @@ func (d *Documents) snapshot() known {
 	return known{d.known.epoch, maps.Clone(d.known.writes)}
 }
 
-// wrote records a shard's count after a write.
-func (d *Documents) wrote(epoch string, shard uint32, count int64) {
+// recordWrite records a shard's count after a write.
+func (d *Documents) recordWrite(epoch string, shard uint32, count int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if epoch != "" && epoch == d.known.epoch {
@@ -76,8 +77,8 @@ func (d *Documents) wrote(epoch string, shard uint32, count int64) {
 	}
 }
 
-// learn records an epoch. It keeps what is known if the epoch is the same.
-func (d *Documents) learn(k known) {
+// setKnown records an epoch. It keeps what is known if the epoch is the same.
+func (d *Documents) setKnown(k known) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if k.epoch != d.known.epoch {
@@ -85,29 +86,30 @@ func (d *Documents) learn(k known) {
 	}
 }
 
-// look reads the positions and reports whether the view is whole.
-func (d *Documents) look(ctx context.Context) (p positions, whole bool, err error) {
-	// Take the snapshot first: counts increase, so what was known before a mark was read cannot be
-	// higher than the mark.
+// readState reads the positions and reports whether the view is intact.
+func (d *Documents) readState(ctx context.Context) (p positions, intact bool, err error) {
+	// Take the snapshot first: counts increase, so what was known before a marker was read cannot
+	// be higher than the marker.
 	known := d.snapshot()
 	if p, err = d.readPositions(ctx); err != nil || p.epoch == "" || p.broken {
 		return p, false, err
 	}
-	marks := make([]*redis.StringCmd, d.shards)
+	markers := make([]*redis.StringCmd, d.shards)
 	_, err = d.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for n := range marks {
-			marks[n] = pipe.HGet(ctx, d.docsKey(uint32(n)), "")
+		for n := range markers {
+			markers[n] = pipe.HGet(ctx, d.docsKey(uint32(n)), "")
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
-		return p, false, fmt.Errorf("redis: read the marks of %s: %w", d.name, err)
+		return p, false, fmt.Errorf("redis: read the markers of %s: %w", d.name, err)
 	}
-	for n, mark := range marks {
-		if err := mark.Err(); err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
-			return p, false, fmt.Errorf("redis: read the marks of %s: %w", d.name, err)
+	for n, marker := range markers {
+		if err := marker.Err(); err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
+			return p, false, fmt.Errorf("redis: read the markers of %s: %w", d.name, err)
 		}
-		epoch, writes := parseMark(mark.Val())
+		// A missing marker, or one in a key of a wrong type, has no epoch.
+		epoch, writes := parseMarker(marker.Val())
 		least := p.writes[uint32(n)]
 		if known.epoch == p.epoch {
 			least = max(least, known.writes[uint32(n)])
@@ -119,9 +121,9 @@ func (d *Documents) look(ctx context.Context) (p positions, whole bool, err erro
 	return p, true, nil
 }
 
-// parseMark parses a mark. A missing or invalid one has no epoch.
-func parseMark(mark string) (epoch string, writes int64) {
-	epoch, count, _ := strings.Cut(mark, " ")
+// parseMarker parses a marker. A missing or invalid one has no epoch.
+func parseMarker(marker string) (epoch string, writes int64) {
+	epoch, count, _ := strings.Cut(marker, " ")
 	writes, err := strconv.ParseInt(count, 10, 64)
 	if err != nil {
 		return "", 0
@@ -143,16 +145,16 @@ redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], '~epoch', ARGV[2])
 return 1`
 
-// Begin makes a view whole that is new or has lost data. Then there are no positions, and the
-// remaining documents are kept. It does nothing if the view is whole. It returns ErrLost if another
-// process begins the view at the same time: then read the positions again.
+// Begin makes a view intact that is new or has lost data. It then has no positions and a new epoch,
+// and the remaining documents are kept. It does nothing if the view is intact. It returns ErrLost
+// if another process begins the view at the same time: then read the positions again.
 func (d *Documents) Begin(ctx context.Context) error {
-	p, whole, err := d.look(ctx)
+	p, intact, err := d.readState(ctx)
 	if err != nil {
 		return err
 	}
-	if whole {
-		d.learn(p.known())
+	if intact {
+		d.setKnown(p.known())
 		return nil
 	}
 	if err := d.setAsideWrongTypes(ctx); err != nil {
@@ -161,13 +163,16 @@ func (d *Documents) Begin(ctx context.Context) error {
 	var number [8]byte
 	_, _ = rand.Read(number[:]) // never fails
 	epoch := hex.EncodeToString(number[:])
+	// Positions with the old epoch are deleted in the same step, so they never have the new epoch.
 	mine, err := d.rdb.Eval(ctx, beginScript, []string{d.positionsKey()}, p.epoch, epoch).Int()
 	if err != nil {
 		return fmt.Errorf("redis: begin %s: %w", d.name, err)
 	}
 	if mine == 0 {
-		return fmt.Errorf("redis: begin %s: another process does: %w", d.name, ErrLost)
+		return fmt.Errorf("redis: begin %s: another process has begun it: %w", d.name, ErrLost)
 	}
+	// If the process dies before all shards have the marker, the view is not intact, and the next
+	// process begins it again.
 	_, err = d.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for n := range d.shards {
 			pipe.HSet(ctx, d.docsKey(n), "", epoch+" 0")
@@ -177,6 +182,6 @@ func (d *Documents) Begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("redis: begin %s: %w", d.name, err)
 	}
-	d.learn(known{epoch, map[uint32]int64{}})
+	d.setKnown(known{epoch, map[uint32]int64{}})
 	return nil
 }
