@@ -23,7 +23,7 @@ func (l *Lake) REST(ctx context.Context, access restcatalog.Access) (http.Handle
 		Access:  access, Guard: l.guard, Drop: mayDrop, Logger: l.log,
 	}
 	if l.warehouse.aws != nil {
-		c.Reach = func(ctx context.Context) context.Context { return utils.WithAwsConfig(ctx, l.warehouse.aws) }
+		c.RequestContext = func(ctx context.Context) context.Context { return utils.WithAwsConfig(ctx, l.warehouse.aws) }
 	}
 	return restcatalog.New(c)
 }

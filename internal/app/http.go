@@ -150,8 +150,11 @@ func (p *App) withTables(ctx context.Context, rest http.Handler) (http.Handler, 
 // to the object store that the catalog hands out.
 func (p *App) tablesAccess() (restcatalog.Access, error) {
 	c := p.cfg.Lake.REST
-	access := restcatalog.Access{Callers: p.tokens, Rights: map[string]restcatalog.Right{}, OfTables: map[string]restcatalog.TableRights{}, TokenLifetime: c.TokenLifetime,
-		Turns: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) }}
+	access := restcatalog.Access{
+		Callers: p.tokens, TokenLifetime: c.TokenLifetime,
+		Rights: map[string]restcatalog.Right{}, Tables: map[string]restcatalog.TableRights{},
+		Limit: func(next http.Handler) http.Handler { return inTurn(p.gate, byMethod, next) },
+	}
 	granted, err := p.cfg.Auth.Granted()
 	if err != nil {
 		return access, err
@@ -159,7 +162,7 @@ func (p *App) tablesAccess() (restcatalog.Access, error) {
 	for name, rights := range granted {
 		access.Rights[name] = catalogRight(rights)
 		if len(rights.Tables()) > 0 {
-			access.OfTables[name] = catalogTables(rights)
+			access.Tables[name] = catalogTables(rights)
 		}
 	}
 	// The keys that the catalog hands out to engines, one pair for reading and one for writing.

@@ -21,18 +21,18 @@ type Access struct {
 	Callers *auth.Tokens
 	// Rights has the callers' rights by name. Callers that are missing have none.
 	Rights map[string]Right
-	// OfTables has rights to single tables, by caller, in addition to Rights. They never come with
+	// Tables has rights to single tables, by caller, in addition to Rights. They never come with
 	// keys of the object store, since keys cannot be limited to tables.
-	OfTables map[string]TableRights
+	Tables map[string]TableRights
 	// TokenLifetime is the lifetime of access tokens issued by OAuth2; 0 means one hour.
 	TokenLifetime time.Duration
 	// ReadKeys and WriteKeys are keys of the object store for clients that request credentials.
 	// Callers with the right Read get ReadKeys. Callers that may write get WriteKeys, or ReadKeys
 	// if those are empty. If both are empty, clients must bring their own.
 	ReadKeys, WriteKeys Keys
-	// Turns is middleware that limits concurrent requests of authenticated callers. Nil means no
+	// Limit is middleware that limits concurrent requests of authenticated callers. Nil means no
 	// limit.
-	Turns func(http.Handler) http.Handler
+	Limit func(http.Handler) http.Handler
 }
 
 // Keys are an access key of the object store and its secret.
@@ -53,6 +53,7 @@ const (
 
 var rights = []string{"none", "read", "write", "admin"}
 
+// String returns the name of a right, as the configuration has it.
 func (r Right) String() string { return rights[r] }
 
 // ParseRight parses the output of String.
@@ -60,7 +61,7 @@ func ParseRight(s string) (Right, error) {
 	if i := slices.Index(rights, s); i >= 0 {
 		return Right(i), nil
 	}
-	return None, fmt.Errorf("%q is none of %s", s, strings.Join(rights, ", "))
+	return None, fmt.Errorf("right %q is not one of %s", s, strings.Join(rights, ", "))
 }
 
 // TableRights are one caller's rights to single tables.
@@ -77,11 +78,11 @@ const defaultTokenLifetime = time.Hour
 func (a *Access) check() error {
 	for _, pair := range []Keys{a.ReadKeys, a.WriteKeys} {
 		if (pair.AccessKey == "") != (pair.SecretKey == "") {
-			return errors.New("an access key and its secret key go together; one of them is missing")
+			return errors.New("set both the access key and the secret key, or neither")
 		}
 	}
 	if a.TokenLifetime < 0 {
-		return fmt.Errorf("a lifetime of tokens of %v is below 0", a.TokenLifetime)
+		return fmt.Errorf("token lifetime %v is below 0", a.TokenLifetime)
 	}
 	if a.TokenLifetime == 0 {
 		a.TokenLifetime = defaultTokenLifetime
@@ -96,12 +97,12 @@ type caller struct {
 	tables TableRights // rights to single tables; zero if there are none
 }
 
-// some reports whether the caller has rights to single tables.
-func (c caller) some() bool { return c.tables.On != nil }
+// hasTableRights reports whether the caller has rights to single tables.
+func (c caller) hasTableRights() bool { return c.tables.On != nil }
 
-// on returns the caller's right to a table.
-func (c caller) on(name table.Identifier) Right {
-	if c.some() {
+// rightOn returns the caller's right to a table.
+func (c caller) rightOn(name table.Identifier) Right {
+	if c.hasTableRights() {
 		return max(c.right, c.tables.On(name))
 	}
 	return c.right
@@ -110,19 +111,19 @@ func (c caller) on(name table.Identifier) Right {
 // sees reports whether the caller may see a namespace: it has tables that the caller may read, or
 // is a parent of such a namespace.
 func (c caller) sees(namespace table.Identifier) bool {
-	return c.right >= Read || c.some() && c.tables.Within(namespace)
+	return c.right >= Read || c.hasTableRights() && c.tables.Within(namespace)
 }
 
-// mayOn returns an error if the caller lacks a right to a table.
-func mayOn(r *http.Request, needed Right, name table.Identifier) error {
-	if c := callerOf(r); c.on(name) < needed {
+// requireOn returns an error if the caller lacks a right to a table.
+func requireOn(r *http.Request, needed Right, name table.Identifier) error {
+	if c := callerOf(r); c.rightOn(name) < needed {
 		return denied(c, needed)
 	}
 	return nil
 }
 
-// maySee returns an error if the caller may not see a namespace.
-func maySee(r *http.Request, namespace table.Identifier) error {
+// requireVisible returns an error if the caller may not see a namespace.
+func requireVisible(r *http.Request, namespace table.Identifier) error {
 	if c := callerOf(r); !c.sees(namespace) {
 		return denied(c, Read)
 	}
@@ -137,7 +138,7 @@ func denied(c caller, needed Right) error {
 // callerKey is the context key of the caller.
 type callerKey struct{}
 
-// callerOf returns the caller that admit has authenticated.
+// callerOf returns the caller that authenticate has found.
 func callerOf(r *http.Request) caller {
 	c, _ := r.Context().Value(callerKey{}).(caller) // the zero caller has no rights
 	return c
@@ -156,8 +157,8 @@ func (a Access) keys(c caller) Keys {
 
 const tokenPath = "/v1/oauth/tokens" //nolint:gosec // a path
 
-// admit authenticates a request and adds the caller to its context.
-func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
+// authenticate authenticates a request and adds the caller to its context.
+func (s *Server) authenticate(r *http.Request) (*http.Request, caller, error) {
 	c := caller{right: Admin}
 	access := s.config.Access
 	switch {
@@ -172,42 +173,50 @@ func (s *Server) admit(r *http.Request) (*http.Request, caller, error) {
 		// Accepts both callers' own tokens and issued access tokens.
 		name, _, err := access.Callers.Access(token)
 		if errors.Is(err, auth.ErrExpired) { // some clients then request a new token
-			return r, caller{}, &failure{status: 419, kind: "AuthenticationTimeoutException", message: "the access token has expired; get a new one"}
+			return r, caller{}, &apiError{
+				status: 419, kind: "AuthenticationTimeoutException",
+				message: "the access token has expired; request a new one",
+			}
 		}
 		if err != nil {
 			return r, caller{}, notAuthorized()
 		}
-		c = caller{name: name, right: access.Rights[name], tables: access.OfTables[name]}
+		c = caller{name: name, right: access.Rights[name], tables: access.Tables[name]}
 	}
 	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c)), c, nil
 }
 
+// notAuthorized returns the error for a request without a valid token.
 func notAuthorized() error {
-	return &failure{status: http.StatusUnauthorized, kind: "NotAuthorizedException", message: "send a token that this catalog knows: Authorization: Bearer TOKEN"}
+	return &apiError{
+		status: http.StatusUnauthorized, kind: "NotAuthorizedException",
+		message: "missing or unknown token; send Authorization: Bearer TOKEN",
+	}
 }
 
-// to requires a right to all tables, or to the table in the path.
-func to(needed Right, h handler) handler {
+// require requires a right to all tables, or to the table in the path.
+func require(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		c := callerOf(r)
-		if c.right < needed && (r.PathValue("table") == "" || c.on(tableOf(r)) < needed) {
+		if c.right < needed && (r.PathValue("table") == "" || c.rightOn(tableOf(r)) < needed) {
 			return denied(c, needed)
 		}
 		return h(w, r)
 	}
 }
 
-// toSome requires a right to all tables, or any right to single tables. In the latter case the
+// requireSome requires a right to all tables, or any right to single tables. In the latter case the
 // handler must check each table that it finds in the request.
-func toSome(needed Right, h handler) handler {
+func requireSome(needed Right, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if c := callerOf(r); c.right < needed && !c.some() {
+		if c := callerOf(r); c.right < needed && !c.hasTableRights() {
 			return denied(c, needed)
 		}
 		return h(w, r)
 	}
 }
 
+// forbidden returns the error for a change that the catalog refuses, whoever requests it.
 func forbidden(format string, args ...any) error {
-	return &failure{status: http.StatusForbidden, kind: "ForbiddenException", message: fmt.Sprintf(format, args...)}
+	return &apiError{status: http.StatusForbidden, kind: "ForbiddenException", message: fmt.Sprintf(format, args...)}
 }

@@ -72,11 +72,11 @@ func TestRights(t *testing.T) {
 
 // A caller with rights to single tables can list and load only these. It gets no keys, because keys
 // give access to all tables.
-func TestRightsToTables(t *testing.T) {
+func TestTableRights(t *testing.T) {
 	t.Parallel()
 	p := guarded(t)
 	p.Access.ReadKeys, p.Access.WriteKeys = restcatalog.Keys{AccessKey: "reads", SecretKey: "r"}, restcatalog.Keys{AccessKey: "writes", SecretKey: "w"}
-	p.Access.OfTables = map[string]restcatalog.TableRights{"dora": {
+	p.Access.Tables = map[string]restcatalog.TableRights{"dora": {
 		On: func(name table.Identifier) restcatalog.Right {
 			return map[string]restcatalog.Right{"shop.seen": restcatalog.Read, "shop.written": restcatalog.Write, "shop.owned": restcatalog.Admin, "shop.renamed": restcatalog.Admin}[strings.Join(name, ".")]
 		},

@@ -18,8 +18,8 @@ import (
 
 const anna = "anna-0123456789-0123456789"
 
-// guarded returns a place whose server requires tokens.
-func guarded(t testing.TB) *place {
+// guarded returns a fixture whose server requires tokens.
+func guarded(t testing.TB) *fixture {
 	t.Helper()
 	p := onSQLite(t)
 	file := filepath.Join(t.TempDir(), "tokens")

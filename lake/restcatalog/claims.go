@@ -17,15 +17,15 @@ type Claim struct {
 	Location string
 }
 
-// Placed is a table of the catalog and the location of its metadata.
-type Placed struct {
+// TableEntry is a table of the catalog and the location of its metadata.
+type TableEntry struct {
 	Table    table.Identifier
 	Metadata string
 }
 
-// claims returns a check of the moves' claims against all other tables, or nil if there are no
+// claimsCheck returns a check of the moves' claims against all other tables, or nil if there are no
 // claims. The check runs in the transaction of the swap.
-func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed) error {
+func (s *Server) claimsCheck(moves []Move) func(ctx context.Context, tables []TableEntry) error {
 	claimed := false
 	for _, m := range moves {
 		claimed = claimed || m.Claim != nil
@@ -33,7 +33,7 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 	if !claimed {
 		return nil
 	}
-	return func(ctx context.Context, tables []Placed) error {
+	return func(ctx context.Context, tables []TableEntry) error {
 		var others []identity
 		// Identities of unchanged metadata files come from the cache.
 		for _, t := range tables {
@@ -44,13 +44,14 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 				continue
 			}
 			for _, other := range others {
-				if err := s.clash(m, other); err != nil {
+				if err := s.checkClaim(m, other); err != nil {
 					return err
 				}
 			}
 			for j, other := range moves { // other moves of the transaction
 				if i != j && other.Claim != nil {
-					if err := s.clash(m, identity{name: strings.Join(other.Table, "."), claim: *other.Claim, file: other.To}); err != nil {
+					id := identity{name: strings.Join(other.Table, "."), claim: *other.Claim, file: other.To}
+					if err := s.checkClaim(m, id); err != nil {
 						return err
 					}
 				}
@@ -60,18 +61,18 @@ func (s *Server) claims(moves []Move) func(ctx context.Context, tables []Placed)
 	}
 }
 
-// clash returns an error if a move conflicts with another table.
-func (s *Server) clash(m Move, other identity) error {
+// checkClaim returns an error if a move conflicts with another table.
+func (s *Server) checkClaim(m Move, other identity) error {
 	name := strings.Join(m.Table, ".")
 	switch {
 	case name == other.name:
 		return nil
 	case m.To == other.file:
-		return forbidden("metadata-location: %s is that of table %s; one metadata file is one table", m.To, other.name)
+		return forbidden("metadata-location: %s already belongs to table %s", m.To, other.name)
 	case m.Claim.UUID == other.claim.UUID:
-		return forbidden("table-uuid: %s is that of table %s; two tables are never one", m.Claim.UUID, other.name)
+		return forbidden("table-uuid: %s already belongs to table %s", m.Claim.UUID, other.name)
 	case s.warehouse.overlap(m.Claim.Location, other.claim.Location):
-		return forbidden("location: %s overlaps with %s, that of table %s: whoever cleans up after one would remove the other's files",
+		return forbidden("location: %s overlaps with %s of table %s: cleaning up one table would delete files of the other",
 			m.Claim.Location, other.claim.Location, other.name)
 	}
 	return nil
@@ -87,7 +88,7 @@ type identity struct {
 // identify reads the identity of a table. Metadata files are immutable, so it is cached by file. If
 // the file cannot be read, the table is assumed to be in the folder above that of the metadata,
 // because metadata is always in a folder below the location.
-func (s *Server) identify(ctx context.Context, t Placed) identity {
+func (s *Server) identify(ctx context.Context, t TableEntry) identity {
 	id := identity{name: strings.Join(t.Table, "."), file: t.Metadata}
 	if claim, ok := s.identities.Get(t.Metadata); ok {
 		id.claim = claim
@@ -105,8 +106,8 @@ func (s *Server) identify(ctx context.Context, t Placed) identity {
 	return id
 }
 
-// identitiesKept is the maximum number of cached identities.
-const identitiesKept = 4096
+// maxIdentities is the maximum number of cached identities.
+const maxIdentities = 4096
 
 // parent returns the folder of a location.
 func parent(location string) string {
@@ -120,14 +121,16 @@ func parent(location string) string {
 // claim returns what a plan claims, or nil if UUID and location stay the same.
 func (p *plan) claim() *Claim {
 	id := p.metadata.TableUUID().String()
-	if p.current != nil && p.current.Metadata().TableUUID().String() == id && p.current.Location() == p.metadata.Location() {
+	if p.current != nil && p.current.Metadata().TableUUID().String() == id &&
+		p.current.Location() == p.metadata.Location() {
 		return nil
 	}
 	return &Claim{UUID: id, Location: p.metadata.Location()}
 }
 
-func asFailure(err error) (*failure, bool) {
-	var f *failure
+// asAPIError returns the error that is to be sent to the client, if err wraps one.
+func asAPIError(err error) (*apiError, bool) {
+	var f *apiError
 	ok := errors.As(err, &f)
 	return f, ok
 }

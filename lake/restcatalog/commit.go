@@ -45,10 +45,10 @@ func (c changeRequest) change(ident table.Identifier) (_ change, err error) {
 		into  any
 	}{{"requirements", c.Requirements, &requirements}, {"updates", c.Updates, &updates}} {
 		if len(list.raw) == 0 {
-			return change{}, badRequest("%s: it is missing", list.field)
+			return change{}, badRequest("%s: missing", list.field)
 		}
 		if err := unmarshalGuarded(list.raw, list.into); err != nil {
-			return change{}, undecodable(list.raw, list.field, err)
+			return change{}, decodeError(list.raw, list.field, err)
 		}
 	}
 	return change{ident, requirements, updates}, nil
@@ -62,7 +62,8 @@ func (s *Server) commitTable(w http.ResponseWriter, r *http.Request) error {
 	}
 	ident := tableOf(r)
 	if body.Identifier != nil && !slices.Equal(body.Identifier.full(), ident) {
-		return badRequest("identifier: it is %s, and the path names %s", strings.Join(body.Identifier.full(), "."), strings.Join(ident, "."))
+		return badRequest("identifier: %s does not match table %s in the path",
+			strings.Join(body.Identifier.full(), "."), strings.Join(ident, "."))
 	}
 	c, err := body.change(ident)
 	if err != nil {
@@ -85,7 +86,7 @@ func (s *Server) commitTransaction(w http.ResponseWriter, r *http.Request) error
 		return err
 	}
 	for _, c := range changes {
-		if err := mayOn(r, Write, c.table); err != nil {
+		if err := requireOn(r, Write, c.table); err != nil {
 			return err
 		}
 	}
@@ -106,24 +107,24 @@ func readTransaction(r *http.Request) ([]change, error) {
 		return nil, err
 	}
 	if len(body.Changes) == 0 {
-		return nil, badRequest("table-changes: it is missing or empty")
+		return nil, badRequest("table-changes: missing or empty")
 	}
 	var changes []change
 	seen := map[string]bool{}
 	// Validate all parts before any of them is planned.
 	for i, b := range body.Changes {
 		if b.Identifier == nil || len(b.Identifier.Namespace) == 0 || b.Identifier.Name == "" {
-			return nil, badRequest("table-changes[%d].identifier: it is missing, or lacks its namespace or name", i)
+			return nil, badRequest("table-changes[%d].identifier: namespace and name are required", i)
 		}
 		ident := b.Identifier.full()
 		key := strings.Join(ident, separator)
 		if seen[key] {
-			return nil, badRequest("table-changes[%d].identifier: %s comes twice", i, strings.Join(ident, "."))
+			return nil, badRequest("table-changes[%d].identifier: duplicate table %s", i, strings.Join(ident, "."))
 		}
 		seen[key] = true
 		c, err := b.change(ident)
 		if err != nil {
-			var f *failure
+			var f *apiError
 			if errors.As(err, &f) {
 				f.message = fmt.Sprintf("table-changes[%d].%s", i, f.message)
 			}
@@ -134,9 +135,9 @@ func readTransaction(r *http.Request) ([]change, error) {
 	return changes, nil
 }
 
-// tries is the number of attempts if other commits come first. Each attempt checks the client's
+// maxAttempts is the number of attempts if other commits come first. Each attempt checks the client's
 // requirements again, so a commit never lands on a state that the client did not expect.
-const tries = 5
+const maxAttempts = 5
 
 // commit applies all changes or none.
 func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) {
@@ -155,7 +156,7 @@ func (s *Server) commit(ctx context.Context, changes []change) ([]*plan, error) 
 			s.removeReplaced(ctx, plans)
 			return plans, nil
 		}
-		if !errors.Is(err, ErrConflict) || try == tries {
+		if !errors.Is(err, ErrConflict) || try == maxAttempts {
 			return nil, err
 		}
 	}
@@ -184,7 +185,9 @@ func (p *plan) move() Move {
 // plan validates a change against the current state of the table. It writes nothing.
 func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	// A commit creates a table if it asserts that the table does not exist.
-	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool { return r.GetType() == table.AssertCreate().GetType() })
+	creates := slices.ContainsFunc(c.requirements, func(r table.Requirement) bool {
+		return r.GetType() == table.AssertCreate().GetType()
+	})
 	current, err := s.config.Catalog.LoadTable(ctx, c.table)
 	switch {
 	case errors.Is(err, catalog.ErrNoSuchTable):
@@ -196,7 +199,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 			return nil, err
 		}
 	case err != nil:
-		return nil, notNow(err)
+		return nil, unavailable(err)
 	}
 	var base table.Metadata
 	if current != nil {
@@ -213,13 +216,13 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := soundHistory(nil, c.updates); err != nil {
+		if err := checkHistory(nil, c.updates); err != nil {
 			return nil, err
 		}
 		if err := s.guard(c.table, nil, metadata); err != nil {
 			return nil, err
 		}
-		return s.placeSound(ctx, c.table, nil, metadata)
+		return s.validPlan(ctx, c.table, nil, metadata)
 	}
 	// Only assertions: the table must be unchanged in the swap.
 	if len(c.updates) == 0 {
@@ -229,7 +232,7 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	if err != nil {
 		return nil, refused(c.table, err)
 	}
-	if err := soundHistory(base, c.updates); err != nil {
+	if err := checkHistory(base, c.updates); err != nil {
 		return nil, err
 	}
 	if err := s.guard(c.table, base, metadata); err != nil {
@@ -237,14 +240,17 @@ func (s *Server) plan(ctx context.Context, c change) (*plan, error) {
 	}
 	// Files of existing snapshots would be outside of the new location.
 	if metadata.Location() != base.Location() && len(base.Snapshots()) > 0 {
-		return nil, forbidden("set-location: the table has files at %s, and a table names files below its location only", base.Location())
+		return nil, forbidden("set-location: the table has files below %s, and must keep all files below its location",
+			base.Location())
 	}
-	return s.placeSound(ctx, c.table, current, metadata)
+	return s.validPlan(ctx, c.table, current, metadata)
 }
 
-// placeSound chooses the place of new metadata and checks that other writers can use it.
-func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
-	p, err := s.place(ctx, ident, current, metadata)
+// validPlan returns the plan for new metadata after checking that other writers can use it.
+func (s *Server) validPlan(
+	ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata,
+) (*plan, error) {
+	p, err := s.newPlan(ctx, ident, current, metadata)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +258,7 @@ func (s *Server) placeSound(ctx context.Context, ident table.Identifier, current
 	if current != nil {
 		before = current.Metadata()
 	}
-	return p, soundChange(before, metadata, time.Now())
+	return p, checkChange(before, metadata, time.Now())
 }
 
 // refused returns the error for updates that do not apply to the table.
@@ -261,7 +267,7 @@ func refused(ident table.Identifier, err error) error {
 	if strings.Contains(err.Error(), "sequence number") {
 		return commitFailed("%s: %v", strings.Join(ident, "."), err)
 	}
-	return senseless("updates: "+strings.Join(ident, "."), err)
+	return invalidInput("updates: "+strings.Join(ident, "."), err)
 }
 
 // create returns the metadata of a table that the change creates, with defaults for what the change
@@ -278,7 +284,8 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 		updates = append(updates, table.NewAssignUUIDUpdate(id))
 	}
 	if !slices.Contains(has, table.UpdateUpgradeFormatVersion) {
-		updates = append([]table.Update{table.NewUpgradeFormatVersionUpdate(table.DefaultFormatVersion)}, updates...)
+		format := table.NewUpgradeFormatVersionUpdate(table.DefaultFormatVersion)
+		updates = append([]table.Update{format}, updates...)
 	}
 	location, err := s.tableLocation(ctx, c.table, id) // also checks that the namespace exists
 	if err != nil {
@@ -298,7 +305,9 @@ func (s *Server) create(ctx context.Context, c change) (table.Metadata, error) {
 // creationRank orders the updates of a new table. A sort order refers to the schema, but DuckDB
 // sends it first.
 func creationRank(u table.Update) int {
-	order := []string{table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema}
+	order := []string{
+		table.UpdateUpgradeFormatVersion, table.UpdateAssignUUID, table.UpdateAddSchema, table.UpdateSetCurrentSchema,
+	}
 	if at := slices.Index(order, u.Action()); at >= 0 {
 		return at
 	}
@@ -323,20 +332,23 @@ func update(base table.Metadata, updates []table.Update, file string) (m table.M
 	return b.Build()
 }
 
-// elsewhere has the properties that place files outside of a table's location.
-var elsewhere = []string{table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path"}
+// pathProperties has the properties that place files outside of a table's location.
+var pathProperties = []string{
+	table.WriteMetadataPathKey, table.WriteDataPathKey, "write.object-storage.path", "write.folder-storage.path",
+}
 
-// placedWithin returns an error if a property newly places files outside of the table's location.
+// checkPathProperties returns an error if a property newly places files outside of the table's location.
 // Unchanged properties are accepted.
-func (s *Server) placedWithin(before, after table.Metadata) error {
-	for _, key := range elsewhere {
+func (s *Server) checkPathProperties(before, after table.Metadata) error {
+	for _, key := range pathProperties {
 		location, ok := after.Properties()[key]
 		if !ok || before != nil && before.Properties()[key] == location {
 			continue
 		}
-		if _, err := s.warehouse.fresh(key, location); err != nil {
+		if _, err := s.warehouse.checkNew(key, location); err != nil {
 			return err
 		}
+		// Any file in the folder stands for all of them.
 		if !s.warehouse.covers(after.Location(), location+"/x") {
 			return forbidden("%s: %s is not below the table's location, %s", key, location, after.Location())
 		}
@@ -344,30 +356,33 @@ func (s *Server) placedWithin(before, after table.Metadata) error {
 	return nil
 }
 
-// place chooses the file for new metadata. It checks that the table stays in the warehouse and
+// newPlan chooses the file for new metadata. It checks that the table stays in the warehouse and
 // refers to its own files only.
-func (s *Server) place(ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata) (*plan, error) {
+func (s *Server) newPlan(
+	ctx context.Context, ident table.Identifier, current *table.Table, metadata table.Metadata,
+) (*plan, error) {
 	// Existing locations of older tables are accepted even if they would be refused today.
-	within := s.warehouse.fresh
+	check := s.warehouse.checkNew
 	if current != nil && current.Location() == metadata.Location() {
-		within = s.warehouse.inside
+		check = s.warehouse.check
 	}
-	if _, err := within("location", metadata.Location()); err != nil {
+	if _, err := check("location", metadata.Location()); err != nil {
 		return nil, err
 	}
 	var before table.Metadata
 	if current != nil {
 		before = current.Metadata()
 	}
-	if err := s.placedWithin(before, metadata); err != nil {
+	if err := s.checkPathProperties(before, metadata); err != nil {
 		return nil, err
 	}
-	if err := s.ownFiles(ctx, before, metadata); err != nil {
+	if err := s.checkOwnFiles(ctx, before, metadata); err != nil {
 		return nil, err
 	}
 	// Version numbers in file names increase, which other catalogs and tools expect.
 	version := 0
-	if current != nil { // names are VERSION-UUID.metadata.json; other catalogs also use vVERSION.metadata.json
+	if current != nil {
+		// Names are VERSION-UUID.metadata.json. Other catalogs also use vVERSION.metadata.json.
 		name := strings.TrimPrefix(path.Base(current.MetadataLocation()), "v")
 		digits := name[:len(name)-len(strings.TrimLeft(name, "0123456789"))]
 		if n, err := strconv.Atoi(digits); err == nil {
@@ -382,7 +397,7 @@ func (s *Server) place(ctx context.Context, ident table.Identifier, current *tab
 	if err != nil {
 		return nil, badRequest("properties: %v", err)
 	}
-	if file, err = s.warehouse.inside(table.WriteMetadataPathKey, file); err != nil {
+	if file, err = s.warehouse.check(table.WriteMetadataPathKey, file); err != nil {
 		return nil, err
 	}
 	return &plan{ident, current, metadata, file}, nil
@@ -404,11 +419,11 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 		written = append(written, p.file)
 		if err := s.write(ctx, p); err != nil {
 			s.remove(ctx, written)
-			var f *failure
+			var f *apiError
 			if errors.As(err, &f) {
 				return f
 			}
-			return notNow(err)
+			return unavailable(err)
 		}
 	}
 	if !changes {
@@ -416,7 +431,7 @@ func (s *Server) land(ctx context.Context, plans []*plan) error {
 	}
 	err := s.swap(ctx, moves)
 	// Keep the files if the outcome is unknown: the commit may have landed.
-	var f *failure
+	var f *apiError
 	if unknown := errors.As(err, &f) && f.status == http.StatusInternalServerError; err != nil && !unknown {
 		s.remove(ctx, written)
 	}
@@ -432,30 +447,31 @@ const (
 // swap moves tables and maps failures to errors that clients distinguish.
 func (s *Server) swap(ctx context.Context, moves []Move) error {
 	if err := ctx.Err(); err != nil {
-		return notNow(err)
+		return unavailable(err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
 	defer cancel()
 	// nil unless a move claims a UUID or location.
-	check := s.claims(moves)
-	if check != nil { // fill the cache first, so that the transaction does not read files
+	check := s.claimsCheck(moves)
+	if check != nil {
+		// Fill the cache first, so that the transaction reads few files.
 		tables, err := s.config.Swapper.Tables(ctx)
 		if err != nil {
-			return notNow(err)
+			return unavailable(err)
 		}
 		for _, t := range tables {
 			s.identify(ctx, t)
 		}
 	}
 	err := s.config.Swapper.Swap(ctx, moves, check)
-	if f, ok := asFailure(err); ok {
+	if f, ok := asAPIError(err); ok {
 		return f
 	}
 	switch {
 	case err == nil, errors.Is(err, ErrConflict), errors.Is(err, catalog.ErrNoSuchNamespace):
 		return err
 	case errors.Is(err, ErrNotSwapped):
-		return notNow(err)
+		return unavailable(err)
 	}
 	return stateUnknown(err)
 }
@@ -464,7 +480,7 @@ func (s *Server) swap(ctx context.Context, moves []Move) error {
 func encode(p *plan) (b []byte, err error) {
 	defer guard(&err)
 	if b, err = json.Marshal(p.metadata); err != nil {
-		return nil, badRequest("updates: the metadata that they make cannot be written: %v", err)
+		return nil, badRequest("updates: cannot encode the resulting metadata: %v", err)
 	}
 	switch { // the file name determines the compression
 	case strings.HasSuffix(p.file, ".gz.metadata.json"):
@@ -474,7 +490,7 @@ func encode(p *plan) (b []byte, err error) {
 		err = errors.Join(err, z.Close())
 		return packed.Bytes(), err
 	case strings.HasSuffix(p.file, ".zstd.metadata.json"):
-		return nil, badRequest("%s: none and gzip are served", table.MetadataCompressionKey)
+		return nil, badRequest("%s: must be none or gzip", table.MetadataCompressionKey)
 	}
 	return b, nil
 }
@@ -506,7 +522,7 @@ func (s *Server) remove(ctx context.Context, written []string) {
 			err = files.Remove(file)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.config.Logger.Warn("a metadata file is left that no table names", "file", file, "error", err)
+			s.config.Logger.Warn("cannot remove an unreferenced metadata file", "file", file, "error", err)
 		}
 	}
 }
@@ -515,7 +531,9 @@ func (s *Server) remove(ctx context.Context, written []string) {
 // properties ask for it. In a REST catalog this is the server's task.
 func (s *Server) removeReplaced(ctx context.Context, plans []*plan) {
 	for _, p := range plans {
-		if p.current == nil || !p.changes() || !p.metadata.Properties().GetBool(table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault) {
+		enabled := p.metadata.Properties().GetBool(
+			table.MetadataDeleteAfterCommitEnabledKey, table.MetadataDeleteAfterCommitEnabledDefault)
+		if p.current == nil || !p.changes() || !enabled {
 			continue
 		}
 		// Delete only files that dropped out of the log with this commit and are inside of the

@@ -20,8 +20,8 @@ import (
 )
 
 // onEach runs a test on each database.
-func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) *place)) {
-	for name, fresh := range map[string]func(testing.TB) *place{"sqlite": onSQLite, "postgres": onPostgres} {
+func onEach(t *testing.T, test func(t *testing.T, fresh func(testing.TB) *fixture)) {
+	for name, fresh := range map[string]func(testing.TB) *fixture{"sqlite": onSQLite, "postgres": onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, fresh)
@@ -38,7 +38,7 @@ func setting(name, value string, requirements ...object) object {
 		"updates": []object{{"action": "set-properties", "updates": object{"n": value}}}}
 }
 
-func (p *place) transact(t testing.TB, changes ...object) answer {
+func (p *fixture) transact(t testing.TB, changes ...object) answer {
 	t.Helper()
 	return p.call(t, http.MethodPost, "/v1/transactions/commit", object{"table-changes": changes})
 }
@@ -46,7 +46,7 @@ func (p *place) transact(t testing.TB, changes ...object) answer {
 // A transaction changes all of its tables or none, whichever part is invalid.
 func TestTransaction(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t).serve(t).withNamespace(t)
 		uuid := map[string]string{}
 		for _, name := range []string{"a", "b", "c"} {
@@ -127,10 +127,10 @@ type swapper struct {
 	before func() error                   // its error is the swap's
 	after  func(error) error              // changes the swap's error
 	saw    func(moves []restcatalog.Move) // not nil: is told
-	list   func([]restcatalog.Placed)     // not nil: changes a listing
+	list   func([]restcatalog.TableEntry) // not nil: changes a listing
 }
 
-func (s swapper) Tables(ctx context.Context) ([]restcatalog.Placed, error) {
+func (s swapper) Tables(ctx context.Context) ([]restcatalog.TableEntry, error) {
 	tables, err := s.Swapper.Tables(ctx)
 	if s.list != nil {
 		s.list(tables)
@@ -138,7 +138,7 @@ func (s swapper) Tables(ctx context.Context) ([]restcatalog.Placed, error) {
 	return tables, err
 }
 
-func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(context.Context, []restcatalog.Placed) error) error {
+func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(context.Context, []restcatalog.TableEntry) error) error {
 	if s.saw != nil {
 		s.saw(moves)
 	}
@@ -156,7 +156,7 @@ func (s swapper) Swap(ctx context.Context, moves []restcatalog.Move, check func(
 
 // A client is told that a commit may have landed exactly if that is the case: then it keeps the
 // commit's files, and otherwise it removes them.
-func TestOutcomes(t *testing.T) {
+func TestCommitOutcomes(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("connection reset")
 	for name, c := range map[string]struct {
@@ -200,9 +200,9 @@ func TestOutcomes(t *testing.T) {
 
 // If another commit comes first, a commit whose requirements still hold is computed again.
 // Otherwise it fails.
-func TestAnotherComesFirst(t *testing.T) {
+func TestConcurrentCommit(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t)
 		var once atomic.Bool
 		p.Swapper = swapper{Swapper: p.Swapper, before: func() error {
@@ -264,7 +264,7 @@ func TestUnchangedTableIsAsserted(t *testing.T) {
 // there once.
 func TestNoUpdateIsLost(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t).serve(t).withNamespace(t)
 		p.create(t, "a")
 		const writers, each = 3, 6
@@ -313,7 +313,7 @@ func TestNoUpdateIsLost(t *testing.T) {
 // A catalog with the older schema, without the column for the type, is served and not changed.
 func TestOldSchema(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t)
 		if _, err := p.db.ExecContext(t.Context(), "ALTER TABLE iceberg_tables DROP COLUMN iceberg_type"); err != nil {
 			t.Fatal(err)
@@ -343,9 +343,9 @@ func TestOldSchema(t *testing.T) {
 }
 
 // The rows are those that the catalog itself would write, whatever the namespace's name is.
-func TestRowsAreTheCatalogs(t *testing.T) {
+func TestRowsMatchSQLCatalog(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t).serve(t)
 		for _, namespace := range []table.Identifier{{"plain"}, {"outer", "inner"}, {"with.dot", "x"}, {"with space"}, {`quo"te'`}, {"ünï"}} {
 			c := p.client(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/millrace/millrace/lake/restcatalog"
 )
 
-func TestNewNamesWhatIsWrong(t *testing.T) {
+func TestNewReportsInvalidSettings(t *testing.T) {
 	t.Parallel()
 	good := onSQLite(t).Config
 	for want, change := range map[string]func(*restcatalog.Config){
@@ -60,7 +60,7 @@ func TestConfig(t *testing.T) {
 }
 
 // The server works behind another path, beside other services of a listener.
-func TestMounted(t *testing.T) {
+func TestPathPrefix(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t)
 	h, err := restcatalog.New(p.Config)
@@ -233,7 +233,7 @@ func TestCredentials(t *testing.T) {
 }
 
 // Clients' reports are accepted, and their filters are not logged.
-func TestMetrics(t *testing.T) {
+func TestReportMetrics(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	p.create(t, "a")

@@ -9,7 +9,7 @@ import (
 )
 
 // client is iceberg-go's REST client.
-func (p *place) client(t testing.TB, options ...rest.Option) *rest.Catalog {
+func (p *fixture) client(t testing.TB, options ...rest.Option) *rest.Catalog {
 	t.Helper()
 	c, err := rest.NewCatalog(t.Context(), "test", p.url, options...)
 	if err != nil {
@@ -22,7 +22,7 @@ func (p *place) client(t testing.TB, options ...rest.Option) *rest.Catalog {
 // iceberg-go's own catalog tests pass through its REST client and this server.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for name, fresh := range map[string]func(testing.TB) *place{"sqlite": onSQLite, "postgres": onPostgres, "s3": onS3, "prefix": withPrefix} {
+	for name, fresh := range map[string]func(testing.TB) *fixture{"sqlite": onSQLite, "postgres": onPostgres, "s3": onS3, "prefix": withPrefix} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			catalogtest.RunCatalogTests(t, catalogtest.Config{
@@ -33,7 +33,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-func withPrefix(t testing.TB) *place {
+func withPrefix(t testing.TB) *fixture {
 	t.Helper()
 	p := onSQLite(t)
 	p.Prefix = "shop"

@@ -17,37 +17,41 @@ import (
 	"github.com/apache/iceberg-go/table"
 )
 
-// failure is an error response. kind is the name of the exception in Java's client, by which all
+// apiError is an error response. kind is the name of the exception in Java's client, by which all
 // clients identify errors.
-type failure struct {
+type apiError struct {
 	status        int
 	kind, message string
 	cause         error // for the log only
 }
 
-func (f *failure) Error() string { return f.kind + ": " + f.message }
+func (f *apiError) Error() string { return f.kind + ": " + f.message }
 
-func (f *failure) Unwrap() error { return f.cause }
+// Unwrap returns the cause, which clients do not see.
+func (f *apiError) Unwrap() error { return f.cause }
 
+// badRequest returns the error for an invalid request. The message begins with the field.
 func badRequest(format string, args ...any) error {
-	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: fmt.Sprintf(format, args...)}
+	return &apiError{status: http.StatusBadRequest, kind: "BadRequestException", message: fmt.Sprintf(format, args...)}
 }
 
+// commitFailed returns the error for a conflict. Clients reload the table and retry.
 func commitFailed(format string, args ...any) error {
-	return &failure{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
+	return &apiError{status: http.StatusConflict, kind: "CommitFailedException", message: fmt.Sprintf(format, args...)}
 }
 
-// notNow reports that nothing was done and the client may retry. The status must be 503: after 500,
+// unavailable reports that nothing was done and the client may retry. The status must be 503: after 500,
 // 502 or 504, clients assume that a commit may have landed, and keep its files.
-func notNow(cause error) error {
-	return &failure{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
-		message: "the catalog or its storage did not answer; nothing was done, try again", cause: cause}
+func unavailable(cause error) error {
+	return &apiError{status: http.StatusServiceUnavailable, kind: "ServiceUnavailableException",
+		message: "the catalog or its storage is unavailable; nothing was changed, try again", cause: cause}
 }
 
 // stateUnknown reports that a commit may or may not have landed.
 func stateUnknown(cause error) error {
-	return &failure{status: http.StatusInternalServerError, kind: "CommitStateUnknownException",
-		message: "the commit was sent to the database and its answer was lost: load the table to see whether it landed", cause: cause}
+	return &apiError{status: http.StatusInternalServerError, kind: "CommitStateUnknownException",
+		message: "the database's answer to the commit was lost; load the table to see whether it was committed",
+		cause:   cause}
 }
 
 // kinds maps errors of the catalog to responses.
@@ -69,42 +73,46 @@ var kinds = []struct {
 	{ErrConflict, http.StatusConflict, "CommitFailedException"},
 }
 
-// failed returns the response for an error.
-func failed(r *http.Request, err error) *failure {
-	var f *failure
+// toAPIError returns the response for an error.
+func toAPIError(r *http.Request, err error) *apiError {
+	var f *apiError
 	if errors.As(err, &f) {
 		return f
 	}
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return &failure{status: http.StatusRequestEntityTooLarge, kind: "BadRequestException", message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit)}
+		return &apiError{
+			status: http.StatusRequestEntityTooLarge, kind: "BadRequestException",
+			message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit),
+		}
 	}
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {
-			return &failure{status: k.status, kind: k.kind, message: err.Error(), cause: err}
+			return &apiError{status: k.status, kind: k.kind, message: err.Error(), cause: err}
 		}
 	}
 	// Reads change nothing, so a failed one can be retried.
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		errors.As(notNow(err), &f)
+		errors.As(unavailable(err), &f)
 		return f
 	}
-	return &failure{status: http.StatusInternalServerError, kind: "InternalServerError",
-		message: "the catalog or its storage failed, and it is not known what was done; the server's log says why", cause: err}
+	return &apiError{status: http.StatusInternalServerError, kind: "InternalServerError",
+		message: "the catalog or its storage failed; the outcome is unknown, see the server's log", cause: err}
 }
 
 // answer converts a handler to an http.Handler that sends its errors.
 func (s *Server) answer(h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
-			s.fail(w, r, failed(r, err))
+			s.sendError(w, r, toAPIError(r, err))
 		}
 	})
 }
 
-// fail logs a server error and sends the response.
-func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
+// sendError logs a server error and sends the response.
+func (s *Server) sendError(w http.ResponseWriter, r *http.Request, f *apiError) {
 	if f.status >= http.StatusInternalServerError {
-		s.config.Logger.Error("a request failed", "method", r.Method, "path", r.URL.Path, "status", f.status, "error", errors.Join(f, f.cause))
+		s.config.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path,
+			"status", f.status, "error", errors.Join(f, f.cause))
 	}
 	type model struct {
 		Message string `json:"message"`
@@ -121,7 +129,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 func reply(w http.ResponseWriter, answer any) error {
 	b, err := json.Marshal(answer)
 	if err != nil {
-		return fmt.Errorf("encode the answer: %w", err)
+		return fmt.Errorf("encode the response: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(b) // the client may have disconnected
@@ -133,7 +141,7 @@ func read(r *http.Request, into any) error {
 	// This content type makes browsers ask for permission (CORS) before they send a request of
 	// another site, and the server never grants it.
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return badRequest("Content-Type: it is not application/json")
+		return badRequest("Content-Type: must be application/json")
 	}
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -148,14 +156,14 @@ func read(r *http.Request, into any) error {
 // decode decodes JSON and describes errors in terms of JSON.
 func decode(b []byte, into any) error {
 	if err := json.Unmarshal(b, into); err != nil {
-		return undecodable(b, "the body", err)
+		return decodeError(b, "body", err)
 	}
 	return nil
 }
 
-// undecodable describes a decoding error in terms of JSON, because clients do not know Go types.
-func undecodable(b []byte, what string, err error) error {
-	var f *failure
+// decodeError describes a decoding error in terms of JSON, because clients do not know Go types.
+func decodeError(b []byte, what string, err error) error {
+	var f *apiError
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	switch {
@@ -164,47 +172,50 @@ func undecodable(b []byte, what string, err error) error {
 	case errors.As(err, &syntax):
 		read := b[:min(int(syntax.Offset), len(b))]
 		line := 1 + bytes.Count(read, []byte("\n"))
-		return badRequest("%s: not JSON: line %d, column %d: %v", what, line, len(read)-bytes.LastIndexByte(read, '\n')-1, syntax)
+		column := len(read) - bytes.LastIndexByte(read, '\n') - 1
+		return badRequest("%s: invalid JSON: line %d, column %d: %v", what, line, column, syntax)
 	case errors.As(err, &kind):
 		if kind.Field != "" {
 			what = kind.Field
 		}
-		return badRequest("%s: it is %s, want %s", what, strings.Replace("a "+kind.Value, "a array", "a list", 1), inJSON(kind.Type))
+		return badRequest("%s: got %s, want %s", what, kind.Value, jsonType(kind.Type))
 	}
-	return senseless(what, err)
+	return invalidInput(what, err)
 }
 
-// inJSON returns the JSON name of a Go type.
-func inJSON(t reflect.Type) string {
+// jsonType returns the JSON name of a Go type.
+func jsonType(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	switch t.Kind() { //nolint:exhaustive // what is left is an object
 	case reflect.String:
-		return "a text"
+		return "string"
 	case reflect.Bool:
-		return "true or false"
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return "a whole number that is not too large"
+		return "bool"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "an integer in range"
 	case reflect.Float32, reflect.Float64:
-		return "a number"
+		return "number"
 	case reflect.Slice, reflect.Array:
-		return "a list"
+		return "array"
 	}
-	return "an object"
+	return "object"
 }
 
-// ofGo matches error texts about Go instead of the request.
-var ofGo = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
+// goText matches error texts about Go instead of the request.
+var goText = regexp.MustCompile(`runtime error|json: |Go (?:value|struct)|strconv\.|reflect[.:]|` +
+	`interface conversion|\*?\b(?:table|iceberg|restcatalog|json)\.[A-Z]`)
 
-// senseless returns the error for input that a library refuses. The library's message is included
+// invalidInput returns the error for input that a library refuses. The library's message is included
 // unless it is about Go.
-func senseless(what string, err error) error {
+func invalidInput(what string, err error) error {
 	text := strings.TrimSpace(strings.TrimPrefix(err.Error(), "json: "))
-	if ofGo.MatchString(text) {
-		text = "it makes no sense"
+	if goText.MatchString(text) {
+		text = "invalid"
 	}
-	return &failure{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
+	return &apiError{status: http.StatusBadRequest, kind: "BadRequestException", message: what + ": " + text, cause: err}
 }
 
 // readGuarded, unmarshalGuarded and validateGuarded pass client input to iceberg-go, which panics
@@ -214,11 +225,13 @@ func readGuarded(r *http.Request, into any) (err error) {
 	return read(r, into)
 }
 
+// unmarshalGuarded is json.Unmarshal. See readGuarded.
 func unmarshalGuarded(b []byte, into any) (err error) {
 	defer guard(&err)
 	return json.Unmarshal(b, into)
 }
 
+// validateGuarded is Requirement.Validate. See readGuarded.
 func validateGuarded(requirement table.Requirement, m table.Metadata) (err error) {
 	defer guard(&err)
 	return requirement.Validate(m)
@@ -227,6 +240,6 @@ func validateGuarded(requirement table.Requirement, m table.Metadata) (err error
 // guard converts a panic to a client error. It must be deferred.
 func guard(err *error) {
 	if p := recover(); p != nil {
-		*err = senseless("the request", fmt.Errorf("%v", p))
+		*err = invalidInput("request", fmt.Errorf("%v", p))
 	}
 }

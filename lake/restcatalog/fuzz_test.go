@@ -53,7 +53,7 @@ func FuzzCommit(f *testing.F) {
 				}
 				return
 			}
-			if refusal := (*failure)(nil); !errors.As(err, &refusal) || refusal.status != http.StatusBadRequest || refusal.message == "" || ofGo.MatchString(refusal.message) {
+			if oauthError := (*apiError)(nil); !errors.As(err, &oauthError) || oauthError.status != http.StatusBadRequest || oauthError.message == "" || goText.MatchString(oauthError.message) {
 				t.Errorf("%T %v", err, err)
 			}
 		}
@@ -78,7 +78,7 @@ func FuzzCreate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string) {
 		var c createRequest
 		err := readGuarded(post(t, body), &c)
-		if refusal := (*failure)(nil); err != nil && (!errors.As(err, &refusal) || refusal.status != http.StatusBadRequest) {
+		if oauthError := (*apiError)(nil); err != nil && (!errors.As(err, &oauthError) || oauthError.status != http.StatusBadRequest) {
 			t.Errorf("%T %v", err, err)
 		}
 		if err != nil || c.Schema == nil {

@@ -30,14 +30,16 @@ const maxNameBytes = 200
 // checkName refuses names that cannot be stored or used in a path. It applies to new names only.
 func checkName(field string, parts ...string) error {
 	if len(parts) == 0 {
-		return badRequest("%s: it is missing", field)
+		return badRequest("%s: missing", field)
 	}
 	for _, p := range parts {
 		if len(p) > maxNameBytes {
-			return badRequest("%s: it has %d bytes; a name may have %d", field, len(p), maxNameBytes)
+			return badRequest("%s: has %d bytes; the maximum is %d bytes", field, len(p), maxNameBytes)
 		}
-		if p == "" || p == "." || p == ".." || strings.Contains(p, "/") || strings.ContainsFunc(p, unicode.IsControl) || strings.Contains(p, encodedNamespace) {
-			return badRequest("%s: %q is not a name; it must not be empty, a dot or two, nor have slashes or control characters", field, p)
+		if p == "" || p == "." || p == ".." || strings.Contains(p, "/") ||
+			strings.ContainsFunc(p, unicode.IsControl) || strings.Contains(p, encodedNamespace) {
+			return badRequest("%s: %q is not a valid name; "+
+				`names must not be empty, "." or "..", or contain slashes or control characters`, field, p)
 		}
 	}
 	return nil
@@ -82,6 +84,7 @@ func (s *Server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, answer)
 }
 
+// maxPage is the maximum number of entries of a page.
 const maxPage = 1000
 
 // tokenPrefix marks page tokens before encoding, so that arbitrary text is not accepted as one.
@@ -95,7 +98,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 	sort.Strings(keys)
 	q := r.URL.Query()
 	if !q.Has("pageToken") && !q.Has("pageSize") { // the client does not use pages
-		return keys, "", nil // the client knows no pages
+		return keys, "", nil
 	}
 	size := maxPage
 	if text := q.Get("pageSize"); text != "" {
@@ -109,7 +112,7 @@ func page(r *http.Request, keys []string) (part []string, next string, err error
 		text, err := base64.RawURLEncoding.DecodeString(token)
 		after, ours := strings.CutPrefix(string(text), tokenPrefix)
 		if err != nil || !ours {
-			return nil, "", badRequest("pageToken: %q is not one that this catalog gave", token)
+			return nil, "", badRequest("pageToken: %q was not issued by this catalog", token)
 		}
 		at, found := slices.BinarySearch(keys, after)
 		if found {
@@ -133,7 +136,7 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if key := namespaceKey(n.Namespace); len(key) > maxNameBytes {
-		return badRequest("namespace: all of its parts together have %d bytes; they may have %d", len(key), maxNameBytes)
+		return badRequest("namespace: all parts together have %d bytes; the maximum is %d bytes", len(key), maxNameBytes)
 	}
 	if err := s.checkNamespace(n.Properties); err != nil {
 		return err
@@ -147,27 +150,28 @@ func (s *Server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, n)
 }
 
-// landersOwn is the prefix of properties that belong to landers, in tables and namespaces.
-const landersOwn = "millrace."
+// reservedPrefix is the prefix of properties that belong to landers, in tables and namespaces.
+const reservedPrefix = "millrace."
 
 // checkNamespace refuses properties that place tables outside of the warehouse, and those in which
 // landers record faults.
 func (s *Server) checkNamespace(p iceberg.Properties) error {
 	for key := range p {
-		if strings.HasPrefix(key, landersOwn) {
-			return forbidden("properties: %s: landers keep the properties that begin with %s", key, landersOwn)
+		if strings.HasPrefix(key, reservedPrefix) {
+			return forbidden("properties: %s: properties that begin with %s are reserved for landers", key, reservedPrefix)
 		}
 	}
 	if l, ok := p["location"]; ok {
-		_, err := s.warehouse.fresh("location", l)
+		_, err := s.warehouse.checkNew("location", l)
 		return err
 	}
 	return nil
 }
 
+// loadNamespace serves a namespace's properties.
 func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 	n := namespaceOf(r)
-	if err := maySee(r, n); err != nil {
+	if err := requireVisible(r, n); err != nil {
 		return err
 	}
 	p, err := s.config.Catalog.LoadNamespaceProperties(r.Context(), n)
@@ -177,8 +181,9 @@ func (s *Server) loadNamespace(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, namespaceAnswer{n, p})
 }
 
+// namespaceExists serves HEAD of a namespace.
 func (s *Server) namespaceExists(w http.ResponseWriter, r *http.Request) error {
-	if err := maySee(r, namespaceOf(r)); err != nil {
+	if err := requireVisible(r, namespaceOf(r)); err != nil {
 		return err
 	}
 	exists, err := s.config.Catalog.CheckNamespaceExists(r.Context(), namespaceOf(r))
@@ -203,7 +208,10 @@ func (s *Server) dropNamespace(w http.ResponseWriter, r *http.Request) error {
 	}
 	for _, b := range below {
 		if len(b) > len(n) {
-			return &failure{status: http.StatusConflict, kind: "NamespaceNotEmptyException", message: "namespace " + strings.Join(b, ".") + " is in it"}
+			return &apiError{
+				status: http.StatusConflict, kind: "NamespaceNotEmptyException",
+				message: "namespace is not empty: it contains namespace " + strings.Join(b, "."),
+			}
 		}
 	}
 	if err := s.config.Catalog.DropNamespace(r.Context(), n); err != nil {
@@ -224,13 +232,17 @@ func (s *Server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
 	}
 	for _, key := range change.Removals {
 		if _, both := change.Updates[key]; both {
-			return &failure{status: http.StatusUnprocessableEntity, kind: "UnprocessableEntityException", message: "removals, updates: " + key + " is in both"}
+			return &apiError{
+				status: http.StatusUnprocessableEntity, kind: "UnprocessableEntityException",
+				message: "removals, updates: " + key + " is in both",
+			}
 		}
 	}
 	if err := s.checkNamespace(change.Updates); err != nil {
 		return err
 	}
-	summary, err := s.config.Catalog.UpdateNamespaceProperties(r.Context(), namespaceOf(r), change.Removals, change.Updates)
+	summary, err := s.config.Catalog.UpdateNamespaceProperties(
+		r.Context(), namespaceOf(r), change.Removals, change.Updates)
 	if err != nil {
 		return err
 	}
@@ -254,10 +266,18 @@ func (s *Server) listViews(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, map[string][]string{"identifiers": {}})
 }
 
+// noView answers requests for one view.
 func noView(_ http.ResponseWriter, r *http.Request) error {
-	return &failure{status: http.StatusNotFound, kind: "NoSuchViewException", message: "view does not exist: " + r.PathValue("view") + "; this catalog has no views"}
+	return &apiError{
+		status: http.StatusNotFound, kind: "NoSuchViewException",
+		message: "view does not exist: " + r.PathValue("view") + "; this catalog has no views",
+	}
 }
 
+// noViews answers requests to create, register or rename views.
 func noViews(http.ResponseWriter, *http.Request) error {
-	return &failure{status: http.StatusNotAcceptable, kind: "UnsupportedOperationException", message: "this catalog has no views"}
+	return &apiError{
+		status: http.StatusNotAcceptable, kind: "UnsupportedOperationException",
+		message: "this catalog has no views",
+	}
 }

@@ -13,7 +13,7 @@ import (
 func TestOutsideClients(t *testing.T) {
 	t.Parallel()
 	interpreter := process.Python(t)
-	for name, fresh := range map[string]func(testing.TB) *place{"folder": onSQLite, "s3": onS3, "postgres": onPostgres} {
+	for name, fresh := range map[string]func(testing.TB) *fixture{"folder": onSQLite, "s3": onS3, "postgres": onPostgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := fresh(t)

@@ -17,12 +17,12 @@ import (
 
 // The victim is a table with rows, which requests for other tables must not harm.
 type victim struct {
-	*place
+	*fixture
 	shown
 	snapshot string // its manifest list
 }
 
-func newVictim(t *testing.T, p *place) victim {
+func newVictim(t *testing.T, p *fixture) victim {
 	t.Helper()
 	p.serve(t).withNamespace(t)
 	p.create(t, "victim")
@@ -31,7 +31,7 @@ func newVictim(t *testing.T, p *place) victim {
 			t.Fatal(err)
 		}
 	}
-	v := victim{place: p, shown: p.load(t, "victim")}
+	v := victim{fixture: p, shown: p.load(t, "victim")}
 	have, err := p.client(t).LoadTable(t.Context(), table.Identifier{"shop", "victim"})
 	if err != nil {
 		t.Fatal(err)
@@ -93,9 +93,9 @@ func copyFile(t *testing.T, from, to string, change func(string) string) string 
 func same(s string) string { return s }
 
 // No request creates a table that shares metadata, UUID, location or files with another.
-func TestTablesShareNothing(t *testing.T) {
+func TestTablesShareNoFiles(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		v := newVictim(t, fresh(t))
 		v.create(t, "thief")
 		thief := v.load(t, "thief").Metadata.Location
@@ -165,7 +165,7 @@ func TestTablesShareNothing(t *testing.T) {
 		if err := tx.AddFiles(t.Context(), data, nil, false); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tx.Commit(t.Context()); err == nil || !strings.Contains(err.Error(), "files of its own only") {
+		if _, err := tx.Commit(t.Context()); err == nil || !strings.Contains(err.Error(), "refer to its own files") {
 			t.Errorf("its data files: %v, want that it is forbidden", err)
 		}
 		v.must(t, http.StatusNoContent, http.MethodDelete, "/v1/namespaces/shop/tables/thief?purgeRequested=true", nil)
@@ -174,9 +174,9 @@ func TestTablesShareNothing(t *testing.T) {
 }
 
 // Of two concurrent requests for one location, one succeeds.
-func TestOnePlaceIsGivenOnce(t *testing.T) {
+func TestLocationIsUnique(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		p := fresh(t).serve(t).withNamespace(t)
 		for round := range 5 {
 			location := fmt.Sprintf("%s/shop.db/wanted-%d", p.Warehouse, round)
@@ -216,9 +216,9 @@ func (v victim) name(t *testing.T, name, file string) {
 
 // A catalog from before this check may have two names for one table. Purging one leaves the files
 // that the other needs.
-func TestPurgeSparesWhatOthersName(t *testing.T) {
+func TestPurgeKeepsSharedFiles(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, fresh func(testing.TB) *place) {
+	onEach(t, func(t *testing.T, fresh func(testing.TB) *fixture) {
 		v := newVictim(t, fresh(t))
 		before := v.files(t)
 		v.name(t, "second", v.File)
@@ -231,7 +231,7 @@ func TestPurgeSparesWhatOthersName(t *testing.T) {
 }
 
 // The other table may spell the locations differently.
-func TestPurgeKnowsAFileByAnySpelling(t *testing.T) {
+func TestPurgeRecognisesEverySpelling(t *testing.T) {
 	t.Parallel()
 	for _, spelling := range []string{"file://localhost/", "file:/", "file:////"} {
 		v := newVictim(t, onSQLite(t))
@@ -250,7 +250,7 @@ func TestPurgeKnowsAFileByAnySpelling(t *testing.T) {
 }
 
 // If another table that may refer to the same files cannot be read, nothing is deleted.
-func TestPurgeInDoubtRemovesNothing(t *testing.T) {
+func TestPurgeWithUnreadableTableRemovesNothing(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
 	copied := copyFile(t, v.File, v.Metadata.Location+"/metadata/00009-copy.metadata.json", same)
@@ -263,14 +263,14 @@ func TestPurgeInDoubtRemovesNothing(t *testing.T) {
 	if after := v.files(t); !slices.Equal(before, after) {
 		t.Errorf("files before %v, after %v", before, after)
 	}
-	if !strings.Contains(v.log.String(), "no file is removed") {
+	if !strings.Contains(v.log.String(), "no files were removed") {
 		t.Error("the log does not say why files are left")
 	}
 }
 
 // Tables change while a purge reads them, and their old files disappear. The purge reads those
 // tables again.
-func TestPurgeBesideTablesThatChange(t *testing.T) {
+func TestPurgeDuringCommits(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(file string) error{
 		"damaged": func(file string) error { return os.Truncate(file, 10) },
@@ -286,7 +286,7 @@ func TestPurgeBesideTablesThatChange(t *testing.T) {
 				t.Fatal(err)
 			}
 			var read atomic.Bool
-			v.Swapper = swapper{Swapper: v.Swapper, list: func(tables []restcatalog.Placed) {
+			v.Swapper = swapper{Swapper: v.Swapper, list: func(tables []restcatalog.TableEntry) {
 				for i, placed := range tables {
 					if placed.Table[1] == "second" && read.CompareAndSwap(false, true) {
 						tables[i].Metadata = old
@@ -309,7 +309,7 @@ func TestPurgeBesideTablesThatChange(t *testing.T) {
 }
 
 // A table whose metadata is missing can be dropped, and others can still be purged.
-func TestLostTableIsDropped(t *testing.T) {
+func TestDropTableWithoutMetadata(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
 	v.create(t, "other")

@@ -7,7 +7,7 @@ import (
 
 // New locations mean the same to every engine. Whatever a client calls a table, the catalog chooses
 // such a location.
-func TestNewLocationsNeedNoEscapes(t *testing.T) {
+func TestNewLocationsHaveNoEscapes(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	for _, folder := range []string{"my table", "tàb", "q?r#s", "per%20cent", "a*b", "[a]", "it's", "a;b", "a|b", "🎉"} {

@@ -27,17 +27,19 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	own := map[string]string{} // location as written, by canonical location
 	left := 0
 	add := func(file string) {
-		// A table may refer to files elsewhere, which may belong to others.
+		// A table may refer to files pathProperties, which may belong to others.
 		if s.warehouse.covers(m.Location(), file) {
 			own[location.Canonical(file)] = file
 		} else {
 			left++
 		}
 	}
-	for _, snapshot := range m.Snapshots() { // one by one, so that an unreadable snapshot does not affect the others
+	// One by one, so that an unreadable snapshot does not affect the others.
+	for _, snapshot := range m.Snapshots() {
 		only := func(x table.Snapshot) bool { return x.SnapshotID == snapshot.SnapshotID }
 		if err := references(ctx, fio, m, only, map[string]bool{}, each(add)); err != nil {
-			s.config.Logger.Warn("purge: a snapshot cannot be read; files that it alone names are left", "location", m.Location(), "snapshot", snapshot.SnapshotID, "error", err)
+			s.config.Logger.Warn("purge: cannot read a snapshot; files that only it refers to remain",
+				"location", m.Location(), "snapshot", snapshot.SnapshotID, "error", err)
 		}
 	}
 	for entry := range m.PreviousFiles() {
@@ -45,10 +47,11 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 	}
 	add(t.MetadataLocation())
 	if left > 0 {
-		s.config.Logger.Warn("purge: files that are not below the table's location are left", "location", m.Location(), "files", left)
+		s.config.Logger.Warn("purge: files outside of the table's location remain",
+			"location", m.Location(), "files", left)
 	}
-	if err := s.spareOthers(ctx, m.Location(), own); err != nil {
-		return fmt.Errorf("no file is removed: %w", err)
+	if err := s.keepReferenced(ctx, m.Location(), own); err != nil {
+		return fmt.Errorf("no files were removed: %w", err)
 	}
 	var errs []error
 	removed := 0
@@ -62,27 +65,27 @@ func (s *Server) purge(ctx context.Context, t *table.Table) error {
 		}
 		removed++
 	}
-	s.config.Logger.Info("purged", "location", m.Location(), "files", removed)
+	s.config.Logger.Info("purged table", "location", m.Location(), "files", removed)
 	return errors.Join(errs...)
 }
 
-// mostReadings is the maximum number of attempts to read a table that keeps changing.
-const mostReadings = 20
+// maxReads is the maximum number of attempts to read a table that keeps changing.
+const maxReads = 20
 
-// spareOthers removes the files that any table of the catalog refers to from files. Concurrent
+// keepReferenced removes from files those that any table of the catalog refers to. Concurrent
 // commits and expiries can delete what it is about to read. Then it reads the current state of that
 // table again.
-func (s *Server) spareOthers(ctx context.Context, at string, files map[string]string) error {
+func (s *Server) keepReferenced(ctx context.Context, at string, files map[string]string) error {
 	read := map[string]bool{} // tables, by name
 	var last string
 	// Each pass skips the tables that have already been read. Reading an earlier state is fine,
-	// since new snapshots of other tables cannot refer to this table's files (see ownFiles).
+	// since new snapshots of other tables cannot refer to this table's files (see checkOwnFiles).
 	for failures := 1; ; failures++ {
 		tables, err := s.config.Swapper.Tables(ctx)
 		if err != nil {
 			return fmt.Errorf("list the catalog's tables: %w", err)
 		}
-		t, why := s.spareAll(ctx, tables, read, files)
+		t, why := s.keepReferencedBy(ctx, tables, read, files)
 		if why == nil {
 			return nil
 		}
@@ -94,28 +97,30 @@ func (s *Server) spareOthers(ctx context.Context, at string, files map[string]st
 			return fmt.Errorf("list the catalog's tables: %w", err)
 		}
 		// If the table has changed meanwhile, its old files may be gone. Read its new state then.
-		still := slices.ContainsFunc(now, func(p Placed) bool { return p.Metadata == t.Metadata })
+		still := slices.ContainsFunc(now, func(p TableEntry) bool { return p.Metadata == t.Metadata })
 		if still && missing(why) && errors.Is(why, errMetadata) && !s.warehouse.overlap(at, parent(parent(t.Metadata))) {
-			read[t.name()] = true // its metadata file is missing and was outside of the purged location
+			// Its metadata file is missing and was outside of the purged location.
+			read[t.name()] = true
 			continue
 		}
 		// The table has not changed, so reading it again would not help.
-		if still || failures == mostReadings {
-			return fmt.Errorf("table %s, which may name the same files, cannot be read: %w", t.name(), why)
+		if still || failures == maxReads {
+			return fmt.Errorf("cannot read table %s, which may refer to the same files: %w", t.name(), why)
 		}
 	}
 }
 
-func (p Placed) name() string { return strings.Join(p.Table, ".") }
+// name returns the dotted name of the table.
+func (p TableEntry) name() string { return strings.Join(p.Table, ".") }
 
 // errMetadata distinguishes a missing metadata file from a missing manifest.
 var errMetadata = errors.New("read its metadata")
 
-// spareAll removes the files of the tables that have not been read yet. It stops at the first table
+// keepReferencedBy removes from files those of the tables that have not been read yet. It stops at the first table
 // that cannot be read.
-func (s *Server) spareAll(
-	ctx context.Context, tables []Placed, read map[string]bool, files map[string]string,
-) (failed Placed, err error) {
+func (s *Server) keepReferencedBy(
+	ctx context.Context, tables []TableEntry, read map[string]bool, files map[string]string,
+) (failed TableEntry, err error) {
 	for _, t := range tables {
 		if read[t.name()] {
 			continue
@@ -124,21 +129,22 @@ func (s *Server) spareAll(
 		if err != nil {
 			return t, err
 		}
-		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, func(context.Context) (io.IO, error) { return fio, nil }, nil)
+		fixed := func(context.Context) (io.IO, error) { return fio, nil }
+		other, err := table.NewFromLocation(ctx, t.Table, t.Metadata, fixed, nil)
 		if err != nil {
 			return t, fmt.Errorf("%w: %w", errMetadata, err)
 		}
-		spare := func(file string) { delete(files, location.Canonical(file)) }
-		spare(t.Metadata)
+		keep := func(file string) { delete(files, location.Canonical(file)) }
+		keep(t.Metadata)
 		for entry := range other.Metadata().PreviousFiles() {
-			spare(entry.MetadataFile)
+			keep(entry.MetadataFile)
 		}
-		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, each(spare)); err != nil {
+		if err := references(ctx, fio, other.Metadata(), all, map[string]bool{}, each(keep)); err != nil {
 			return t, err
 		}
 		read[t.name()] = true
 	}
-	return Placed{}, nil
+	return TableEntry{}, nil
 }
 
 // each adapts fn to references.
@@ -151,5 +157,6 @@ func each(fn func(file string)) func(reference) error {
 
 // missing reports whether an error means that a file does not exist, in any file system.
 func missing(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "NoSuchKey") || strings.Contains(err.Error(), "code=NotFound")
+	return errors.Is(err, fs.ErrNotExist) ||
+		strings.Contains(err.Error(), "NoSuchKey") || strings.Contains(err.Error(), "code=NotFound")
 }

@@ -21,7 +21,10 @@ type reference struct {
 // references calls fn for every file that the selected snapshots refer to, and for those that the
 // metadata itself refers to. Manifests in known are skipped, and new ones are added to it. It stops
 // at an error of fn or an unreadable file.
-func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.Snapshot) bool, known map[string]bool, fn func(reference) error) (err error) {
+func references(
+	ctx context.Context, fio io.IO, m table.Metadata, of func(table.Snapshot) bool,
+	known map[string]bool, fn func(reference) error,
+) (err error) {
 	defer guard(&err) // manifests are written by clients
 	for s := range m.Statistics() {
 		if err := fn(reference{"statistics", s.StatisticsPath}); err != nil {
@@ -70,6 +73,7 @@ func references(ctx context.Context, fio io.IO, m table.Metadata, of func(table.
 	return nil
 }
 
+// all selects every snapshot.
 func all(table.Snapshot) bool { return true }
 
 // covers reports whether a file is below base and in the warehouse.
@@ -83,11 +87,11 @@ func (w warehouse) overlap(a, b string) bool {
 	return strings.HasPrefix(a, b) || strings.HasPrefix(b, a)
 }
 
-// ownFiles returns an error if new metadata refers to a file that is not below the table's
+// checkOwnFiles returns an error if new metadata refers to a file that is not below the table's
 // location. Such a file belongs to another table, or may later: readers of this table would see it,
 // and cleaning up this table would delete it. Files that before already refers to are not checked
 // again. before is nil for a new table.
-func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) error {
+func (s *Server) checkOwnFiles(ctx context.Context, before, after table.Metadata) error {
 	had, known := map[int64]table.Snapshot{}, map[string]bool{}
 	named := map[string]bool{}
 	if before != nil {
@@ -101,36 +105,39 @@ func (s *Server) ownFiles(ctx context.Context, before, after table.Metadata) err
 			named[st.StatisticsPath] = true
 		}
 	}
-	fresh := func(snapshot table.Snapshot) bool { // the id alone does not identify a snapshot's files
+	// The id alone does not identify a snapshot's files.
+	isNew := func(snapshot table.Snapshot) bool {
 		was, ok := had[snapshot.SnapshotID]
-		return !ok || was.ManifestList != snapshot.ManifestList || !slices.Equal(was.ManifestLocations, snapshot.ManifestLocations)
+		return !ok || was.ManifestList != snapshot.ManifestList ||
+			!slices.Equal(was.ManifestLocations, snapshot.ManifestLocations)
 	}
 	fio, err := s.files(ctx, after.Location())
 	if err != nil {
-		return notNow(err)
+		return unavailable(err)
 	}
 	// Most manifests are unchanged, and were checked when they were added.
 	if before != nil && before.CurrentSnapshot() != nil {
 		manifests, err := before.CurrentSnapshot().Manifests(fio)
 		if err != nil {
-			return notNow(err)
+			return unavailable(err)
 		}
 		for _, m := range manifests {
 			// Manifests of other tables are not known, so that they are refused.
 			known[m.FilePath()] = s.warehouse.covers(after.Location(), m.FilePath())
 		}
 	}
-	err = references(ctx, fio, after, fresh, known, func(r reference) error {
+	err = references(ctx, fio, after, isNew, known, func(r reference) error {
 		if named[r.file] || s.warehouse.covers(after.Location(), r.file) {
 			return nil
 		}
-		return forbidden("%s: %s is not below the table's location, %s: a table names files of its own only", r.what, r.file, after.Location())
+		return forbidden("%s: %s is not below the table's location, %s; a table may only refer to its own files",
+			r.what, r.file, after.Location())
 	})
 	if err == nil {
 		return nil
 	}
-	if f, ok := asFailure(err); ok {
+	if f, ok := asAPIError(err); ok {
 		return f
 	}
-	return badRequest("updates: what the table's new snapshots name cannot be read: %v", err)
+	return badRequest("updates: cannot read the files of the new snapshots: %v", err)
 }

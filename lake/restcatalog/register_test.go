@@ -8,7 +8,7 @@ import (
 
 // A table is not registered if readers would disagree about the names of its files, or if it places
 // files elsewhere. Clients choose the file, but the rules still apply.
-func TestRegisterWhereReadersAgree(t *testing.T) {
+func TestRegisterUnambiguousLocation(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	p.create(t, "one")

@@ -10,7 +10,7 @@
 //
 // Invariants: nothing outside of the warehouse is read, written or deleted (warehouse.go); two
 // tables never share a UUID, a location or a file (claims.go, references.go); no accepted change
-// leaves a table that other writers cannot continue with (sound.go); and the Guard of the
+// leaves a table that other writers cannot continue with (validate.go); and the Guard of the
 // configuration has the last word.
 //
 // The package follows apache/iceberg's open-api/rest-catalog-open-api.yaml. Views, scan planning
@@ -46,8 +46,8 @@ type Config struct {
 	Prefix string
 	// Files are the properties of iceberg-go's file systems by which this server accesses files.
 	Files iceberg.Properties
-	// Reach adds values to a request's context that the file systems need. It may be nil.
-	Reach func(context.Context) context.Context
+	// RequestContext adds values to a request's context that the file systems need. It may be nil.
+	RequestContext func(context.Context) context.Context
 	// Storage is sent to clients of an s3:// warehouse.
 	Storage Storage
 	Access  Access
@@ -64,7 +64,9 @@ type Config struct {
 
 // Storage describes how clients reach an object store.
 type Storage struct {
-	Endpoint string // http(s)://host:port, used with path-style addressing; empty: Amazon's endpoint of the region
+	// Endpoint is http(s)://host:port, used with path-style addressing. If it is empty, clients use
+	// Amazon's endpoint of the region.
+	Endpoint string
 	Region   string
 }
 
@@ -78,9 +80,9 @@ const (
 type Server struct {
 	config    Config
 	warehouse warehouse
-	endpoints []string
+	endpoints []string // as listed by GET /v1/config
 	mux       *http.ServeMux
-	turns     http.Handler // mux with admission control
+	limited   http.Handler // mux with admission control
 
 	identities *lru.Cache[string, Claim] // cache by metadata file
 }
@@ -98,7 +100,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("REST catalog: %w", err)
 	}
 	if strings.ContainsAny(c.Prefix, "/{}%?# ") {
-		return nil, fmt.Errorf("REST catalog: prefix %q is not one part of a path", c.Prefix)
+		return nil, fmt.Errorf("REST catalog: prefix %q is not a single path segment", c.Prefix)
 	}
 	if c.Timeout == 0 {
 		c.Timeout = defaultTimeout
@@ -109,19 +111,19 @@ func New(c Config) (*Server, error) {
 	if c.Drop == nil {
 		c.Drop = func(table.Identifier, table.Metadata) error { return nil }
 	}
-	if c.Reach == nil {
-		c.Reach = func(ctx context.Context) context.Context { return ctx }
+	if c.RequestContext == nil {
+		c.RequestContext = func(ctx context.Context) context.Context { return ctx }
 	}
 	c.Logger = c.Logger.With("part", "rest catalog")
-	identities, err := lru.New[string, Claim](identitiesKept)
+	identities, err := lru.New[string, Claim](maxIdentities)
 	if err != nil {
 		return nil, fmt.Errorf("REST catalog: %w", err)
 	}
 	s := &Server{config: c, warehouse: w, mux: http.NewServeMux(), identities: identities}
 	s.route()
-	s.turns = s.mux
-	if c.Access.Turns != nil {
-		s.turns = c.Access.Turns(s.mux)
+	s.limited = s.mux
+	if c.Access.Limit != nil {
+		s.limited = c.Access.Limit(s.mux)
 	}
 	return s, nil
 }
@@ -131,10 +133,13 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 // route registers all endpoints.
 func (s *Server) route() {
-	s.mux.Handle("GET /v1/config", s.answer(toSome(Read, s.getConfig)))
+	s.mux.Handle("GET /v1/config", s.answer(requireSome(Read, s.getConfig)))
 	s.mux.Handle("POST "+tokenPath, http.HandlerFunc(s.getToken))
 	s.mux.Handle("/", s.answer(func(_ http.ResponseWriter, r *http.Request) error {
-		return &failure{status: http.StatusNotFound, kind: "NotFoundException", message: "this catalog does not serve " + r.Method + " " + r.URL.Path}
+		return &apiError{
+			status: http.StatusNotFound, kind: "NotFoundException",
+			message: "this catalog does not serve " + r.Method + " " + r.URL.Path,
+		}
 	}))
 	const (
 		namespace = "/namespaces/{namespace}"
@@ -144,7 +149,7 @@ func (s *Server) route() {
 		method, path string
 		right        Right
 		h            handler
-		some         bool // the handler checks rights to single tables
+		some         bool // rights to single tables suffice; the handler checks them
 	}{
 		{http.MethodGet, "/namespaces", Read, s.listNamespaces, true},
 		{http.MethodPost, "/namespaces", Admin, s.createNamespace, false},
@@ -166,18 +171,18 @@ func (s *Server) route() {
 		{http.MethodGet, namespace + "/views", Read, s.listViews, true},
 	} {
 		s.endpoints = append(s.endpoints, e.method+" /v1/{prefix}"+e.path)
-		permitted := to
+		permitted := require
 		if e.some {
-			permitted = toSome
+			permitted = requireSome
 		}
 		s.serve(e.method, e.path, permitted(e.right, e.h))
 	}
-	// Some clients ignore the list of endpoints. They are told that there are no views.
+	// Some clients ignore the list of endpoints, so requests for views get the proper error.
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
-		s.serve(method, namespace+"/views/{view}", toSome(Read, noView))
+		s.serve(method, namespace+"/views/{view}", requireSome(Read, noView))
 	}
 	for _, path := range []string{namespace + "/views", namespace + "/register-view", "/views/rename"} {
-		s.serve(http.MethodPost, path, toSome(Read, noViews))
+		s.serve(http.MethodPost, path, requireSome(Read, noViews))
 	}
 }
 
@@ -192,23 +197,25 @@ func (s *Server) serve(method, path string, h handler) {
 // ServeHTTP authenticates and serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(s.config.Reach(r.Context()), s.config.Timeout)
+	ctx, cancel := context.WithTimeout(s.config.RequestContext(r.Context()), s.config.Timeout)
 	defer cancel()
 	r = r.WithContext(ctx)
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
-	seen.Header().Set("Cache-Control", "no-store") // responses may have credentials and are valid only now
-	r, caller, err := s.admit(r)
+	// Responses may contain credentials, and are only valid now.
+	seen.Header().Set("Cache-Control", "no-store")
+	r, caller, err := s.authenticate(r)
 	if err != nil {
-		f := failed(r, err)
+		f := toAPIError(r, err)
 		if f.status == http.StatusUnauthorized {
 			seen.Header().Set("WWW-Authenticate", "Bearer")
 		}
-		s.fail(seen, r, f)
+		s.sendError(seen, r, f)
 	} else {
-		s.turns.ServeHTTP(seen, r)
+		s.limited.ServeHTTP(seen, r)
 	}
-	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status, "took", time.Since(start), "caller", caller.name)
+	s.config.Logger.Debug("request", "method", r.Method, "path", r.URL.Path, "status", seen.status,
+		"took", time.Since(start), "caller", caller.name)
 }
 
 // statusWriter records the status of a response for the log.
@@ -217,6 +224,7 @@ type statusWriter struct {
 	status int
 }
 
+// WriteHeader records the status and sends it.
 func (w *statusWriter) WriteHeader(status int) {
 	w.status = status
 	w.ResponseWriter.WriteHeader(status)
@@ -224,8 +232,9 @@ func (w *statusWriter) WriteHeader(status int) {
 
 // getConfig serves the settings that clients request first.
 func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
-	if asked := r.URL.Query().Get("warehouse"); asked != "" && asked != s.config.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
-		return badRequest("warehouse: there is no warehouse %q here; this catalog's is %s", asked, s.warehouse.url)
+	asked := r.URL.Query().Get("warehouse")
+	if asked != "" && asked != s.config.Name && strings.TrimSuffix(asked, "/") != s.warehouse.url {
+		return badRequest("warehouse: unknown warehouse %q; this catalog serves %s", asked, s.warehouse.url)
 	}
 	overrides := map[string]string{}
 	if s.config.Prefix != "" {
@@ -235,5 +244,5 @@ func (s *Server) getConfig(w http.ResponseWriter, r *http.Request) error {
 		Defaults  map[string]string `json:"defaults"`
 		Overrides map[string]string `json:"overrides"`
 		Endpoints []string          `json:"endpoints"`
-	}{s.warehouse.place(), overrides, s.endpoints})
+	}{s.warehouse.clientConfig(), overrides, s.endpoints})
 }

@@ -32,14 +32,14 @@ type Swapper interface {
 	//
 	// After an error of check, or one that wraps ErrConflict, ErrNotSwapped or
 	// catalog.ErrNoSuchNamespace, no move was performed. After any other error, all may have been.
-	Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error
+	Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []TableEntry) error) error
 	// Tables returns all tables of the catalog.
-	Tables(ctx context.Context) ([]Placed, error)
+	Tables(ctx context.Context) ([]TableEntry, error)
 }
 
 var (
 	// ErrConflict reports that a table was not at the metadata file that a move expected.
-	ErrConflict = errors.New("the table was changed by another")
+	ErrConflict = errors.New("another commit changed the table")
 	// ErrNotSwapped reports that the database failed before the commit was sent.
 	ErrNotSwapped = errors.New("nothing was committed")
 )
@@ -57,30 +57,34 @@ type SQL struct {
 // layout of the catalog's tables.
 func NewSQL(ctx context.Context, db *sql.DB, dialect sqlcatalog.SupportedDialect, name string) (*SQL, error) {
 	if dialect != sqlcatalog.SQLite && dialect != sqlcatalog.Postgres {
-		return nil, fmt.Errorf("REST catalog: no catalog in %s; SQLite and PostgreSQL are served", dialect)
+		return nil, fmt.Errorf("REST catalog: dialect %s is not supported; use SQLite or PostgreSQL", dialect)
 	}
 	rows, err := db.QueryContext(ctx, "SELECT * FROM iceberg_tables WHERE 1 = 0")
 	if err != nil {
-		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
+		return nil, fmt.Errorf("REST catalog: read the layout of iceberg_tables: %w", err)
 	}
 	defer func() { _ = rows.Close() }() // no rows to lose
 	columns, err := rows.Columns()
 	if err := errors.Join(err, rows.Err()); err != nil {
-		return nil, fmt.Errorf("REST catalog: look at the catalog's tables: %w", err)
+		return nil, fmt.Errorf("REST catalog: read the layout of iceberg_tables: %w", err)
 	}
-	return &SQL{db: db, postgres: dialect == sqlcatalog.Postgres, name: name, typed: slices.Contains(columns, "iceberg_type")}, nil
+	return &SQL{
+		db: db, postgres: dialect == sqlcatalog.Postgres, name: name,
+		typed: slices.Contains(columns, "iceberg_type"),
+	}, nil
 }
 
 // resolveTimeout limits the check whether a commit with a lost answer has landed.
 const resolveTimeout = 5 * time.Second
 
 // Swap performs the moves in one transaction.
-func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []Placed) error) error {
+func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Context, others []TableEntry) error) error {
 	moves = slices.Clone(moves) // in a fixed order, to avoid deadlocks
 	slices.SortFunc(moves, func(a, b Move) int { return slices.Compare(a.Table, b.Table) })
 	options := &sql.TxOptions{}
 	if check != nil || slices.ContainsFunc(moves, func(m Move) bool { return m.From == "" }) {
-		options.Isolation = sql.LevelSerializable // like the catalog's own creation of tables and removal of namespaces
+		// Like the catalog's own creation of tables and removal of namespaces.
+		options.Isolation = sql.LevelSerializable
 	}
 	tx, err := s.db.BeginTx(ctx, options)
 	if err != nil {
@@ -122,25 +126,29 @@ func (s *SQL) Swap(ctx context.Context, moves []Move, check func(ctx context.Con
 }
 
 // others calls check with all tables except those that are moved.
-func (s *SQL) others(ctx context.Context, tx *sql.Tx, moves []Move, check func(context.Context, []Placed) error) error {
+func (s *SQL) others(
+	ctx context.Context, tx *sql.Tx, moves []Move, check func(context.Context, []TableEntry) error,
+) error {
 	tables, err := s.tables(ctx, tx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSwapped, err)
 	}
-	tables = slices.DeleteFunc(tables, func(t Placed) bool {
+	tables = slices.DeleteFunc(tables, func(t TableEntry) bool {
 		return slices.ContainsFunc(moves, func(m Move) bool { return slices.Equal(m.Table, t.Table) })
 	})
 	return check(ctx, tables)
 }
 
 // Tables returns all tables of the catalog.
-func (s *SQL) Tables(ctx context.Context) ([]Placed, error) { return s.tables(ctx, s.db) }
+func (s *SQL) Tables(ctx context.Context) ([]TableEntry, error) { return s.tables(ctx, s.db) }
 
 // tables lists tables, inside or outside of a transaction.
 func (s *SQL) tables(ctx context.Context, db interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}) (all []Placed, err error) {
-	query := "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables WHERE catalog_name = ? AND metadata_location IS NOT NULL"
+}) (all []TableEntry, err error) {
+	query := "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables" +
+		" WHERE catalog_name = ? AND metadata_location IS NOT NULL"
+	// Schema V1 also stores views in this table.
 	if s.typed {
 		query += " AND (iceberg_type = 'TABLE' OR iceberg_type IS NULL)"
 	}
@@ -154,7 +162,7 @@ func (s *SQL) tables(ctx context.Context, db interface {
 		if err := rows.Scan(&namespace, &name, &file); err != nil {
 			return nil, err
 		}
-		all = append(all, Placed{append(namespaceOfKey(namespace), name), file})
+		all = append(all, TableEntry{append(namespaceOfKey(namespace), name), file})
 	}
 	return all, rows.Err()
 }
@@ -176,7 +184,9 @@ func (s *SQL) landed(ctx context.Context, moves []Move) bool {
 			continue
 		}
 		var is, was sql.NullString
-		err := s.db.QueryRowContext(ctx, s.sql("SELECT metadata_location, previous_metadata_location FROM iceberg_tables"+row), s.key(m)...).Scan(&is, &was)
+		query := "SELECT metadata_location, previous_metadata_location FROM iceberg_tables" + row
+		// A commit that came after ours has moved our file to the previous location.
+		err := s.db.QueryRowContext(ctx, s.sql(query), s.key(m)...).Scan(&is, &was)
 		if err == nil && (is.String == m.To || was.String == m.To) {
 			return true // moves are atomic, so all of them landed
 		}
@@ -184,6 +194,7 @@ func (s *SQL) landed(ctx context.Context, moves []Move) bool {
 	return false
 }
 
+// row selects the row of a table. Its arguments are those of key.
 const row = " WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?"
 
 // key returns the arguments of row for a move.
@@ -207,15 +218,17 @@ func (s *SQL) move(ctx context.Context, tx *sql.Tx, m Move) error {
 		set += ", iceberg_type = 'TABLE'"
 		where += " AND (iceberg_type = 'TABLE' OR iceberg_type IS NULL)"
 	}
-	result, err := tx.ExecContext(ctx, s.sql("UPDATE iceberg_tables SET "+set+where), append(append(values, key...), m.From)...)
+	arguments := append(append(values, key...), m.From)
+	result, err := tx.ExecContext(ctx, s.sql("UPDATE iceberg_tables SET "+set+where), arguments...)
 	return s.changed(m, result, err)
 }
 
 // insert creates a table's row. The namespace must exist, by its properties or by having tables.
 func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	var namespaces int
-	err := tx.QueryRowContext(ctx, s.sql(`SELECT (SELECT count(*) FROM iceberg_namespace_properties WHERE catalog_name = ? AND namespace = ?)
-		+ (SELECT count(*) FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ?)`), key[0], key[1], key[0], key[1]).Scan(&namespaces)
+	query := `SELECT (SELECT count(*) FROM iceberg_namespace_properties WHERE catalog_name = ? AND namespace = ?)
+		+ (SELECT count(*) FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ?)`
+	err := tx.QueryRowContext(ctx, s.sql(query), key[0], key[1], key[0], key[1]).Scan(&namespaces)
 	if err != nil {
 		return err
 	}
@@ -227,7 +240,9 @@ func (s *SQL) insert(ctx context.Context, tx *sql.Tx, m Move, key []any) error {
 	if s.typed {
 		columns, values = columns+", iceberg_type", values+", 'TABLE'"
 	}
-	result, err := tx.ExecContext(ctx, s.sql("INSERT INTO iceberg_tables ("+columns+") VALUES ("+values+") ON CONFLICT DO NOTHING"), append(key, m.To)...)
+	// A row that already exists is a conflict, which changed reports.
+	insert := "INSERT INTO iceberg_tables (" + columns + ") VALUES (" + values + ") ON CONFLICT DO NOTHING"
+	result, err := tx.ExecContext(ctx, s.sql(insert), append(key, m.To)...)
 	return s.changed(m, result, err)
 }
 
@@ -262,7 +277,8 @@ const encodedNamespace = "__iceberg_namespace_v1__:"
 // namespaceKey returns a namespace in the form in which iceberg-go's catalog stores it.
 func namespaceKey(namespace table.Identifier) string {
 	key := strings.Join(namespace, ".")
-	if !strings.Contains(key, encodedNamespace) && !slices.ContainsFunc(namespace, func(part string) bool { return strings.Contains(part, ".") }) {
+	dotted := slices.ContainsFunc(namespace, func(part string) bool { return strings.Contains(part, ".") })
+	if !dotted && !strings.Contains(key, encodedNamespace) {
 		return key
 	}
 	b, _ := json.Marshal(namespace) // strings can be encoded

@@ -23,6 +23,7 @@ type identifier struct {
 	Name      string           `json:"name"`
 }
 
+// full returns the namespace and the name.
 func (i identifier) full() table.Identifier {
 	return append(append(table.Identifier{}, i.Namespace...), i.Name)
 }
@@ -33,7 +34,7 @@ func tableOf(r *http.Request) table.Identifier { return append(namespaceOf(r), r
 // listTables lists the tables of a namespace that the caller may read.
 func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 	n, caller := namespaceOf(r), callerOf(r)
-	if err := maySee(r, n); err != nil {
+	if err := requireVisible(r, n); err != nil {
 		return err
 	}
 	var names []string
@@ -41,7 +42,7 @@ func (s *Server) listTables(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if caller.on(ident) >= Read {
+		if caller.rightOn(ident) >= Read {
 			names = append(names, ident[len(ident)-1])
 		}
 	}
@@ -67,7 +68,7 @@ func (s *Server) replyTable(w http.ResponseWriter, r *http.Request, metadata any
 		Metadata         any               `json:"metadata"`
 		Config           map[string]string `json:"config"`
 		Credentials      []credential      `json:"storage-credentials,omitempty"`
-	}{file, metadata, s.warehouse.place(), nil}
+	}{file, metadata, s.warehouse.clientConfig(), nil}
 	if wantsCredentials(r) {
 		answer.Credentials = s.credentials(r)
 		for _, c := range answer.Credentials {
@@ -129,6 +130,7 @@ func onlyReferenced(m table.Metadata) (map[string]json.RawMessage, error) {
 	return fields, nil
 }
 
+// tableExists serves HEAD of a table. It reads the catalog, but not the table's metadata.
 func (s *Server) tableExists(w http.ResponseWriter, r *http.Request) error {
 	exists, err := s.config.Catalog.CheckTableExists(r.Context(), tableOf(r))
 	if err == nil && !exists {
@@ -160,14 +162,14 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	ident := append(namespaceOf(r), c.Name)
-	if err := mayOn(r, Write, ident); err != nil {
+	if err := requireOn(r, Write, ident); err != nil {
 		return err
 	}
 	if err := checkName("name", c.Name); err != nil {
 		return err
 	}
 	if c.Schema == nil {
-		return badRequest("schema: it is missing")
+		return badRequest("schema: missing")
 	}
 	ctx := r.Context()
 	exists, err := s.config.Catalog.CheckTableExists(ctx, ident)
@@ -184,15 +186,15 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if c.Location != "" {
-		if location, err = s.warehouse.fresh("location", c.Location); err != nil {
+		if location, err = s.warehouse.checkNew("location", c.Location); err != nil {
 			return err
 		}
 	}
 	metadata, err := c.metadata(location, id)
 	if err != nil {
-		return senseless("the table", err)
+		return invalidInput("table", err)
 	}
-	if err := soundChange(nil, metadata, time.Now()); err != nil {
+	if err := checkChange(nil, metadata, time.Now()); err != nil {
 		return err
 	}
 	if err := s.guard(ident, nil, metadata); err != nil {
@@ -202,7 +204,7 @@ func (s *Server) createTable(w http.ResponseWriter, r *http.Request) error {
 	if c.Stage {
 		return s.replyTable(w, r, metadata, "")
 	}
-	p, err := s.place(ctx, ident, nil, metadata)
+	p, err := s.newPlan(ctx, ident, nil, metadata)
 	if err != nil {
 		return err
 	}
@@ -244,13 +246,13 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	if err := read(r, &c); err != nil {
 		return err
 	}
-	if err := mayOn(r, Admin, append(namespaceOf(r), c.Name)); err != nil {
+	if err := requireOn(r, Admin, append(namespaceOf(r), c.Name)); err != nil {
 		return err
 	}
 	if err := checkName("name", c.Name); err != nil {
 		return err
 	}
-	file, err := s.warehouse.fresh("metadata-location", c.File)
+	file, err := s.warehouse.checkNew("metadata-location", c.File)
 	if err != nil {
 		return err
 	}
@@ -260,7 +262,7 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	switch current, err := s.config.Catalog.LoadTable(ctx, ident); {
 	case errors.Is(err, catalog.ErrNoSuchTable):
 	case err != nil:
-		return notNow(err)
+		return unavailable(err)
 	case !c.Overwrite:
 		return fmt.Errorf("%w: %s", catalog.ErrTableAlreadyExists, strings.Join(ident, "."))
 	default:
@@ -272,12 +274,12 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	files := func(ctx context.Context) (io.IO, error) { return s.files(ctx, file) }
 	t, err := table.NewFromLocation(ctx, ident, file, files, nil)
 	if err != nil {
-		return badRequest("metadata-location: %s cannot be read as a table's metadata", file)
+		return badRequest("metadata-location: cannot read %s as table metadata", file)
 	}
-	if _, err := s.warehouse.fresh("location of the metadata", t.Location()); err != nil {
+	if _, err := s.warehouse.checkNew("location of the metadata", t.Location()); err != nil {
 		return err
 	}
-	if err := s.registrable(ctx, t); err != nil {
+	if err := s.checkRegistrable(ctx, t); err != nil {
 		return err
 	}
 	if move.From == "" {
@@ -295,25 +297,25 @@ func (s *Server) registerTable(w http.ResponseWriter, r *http.Request) error {
 	return s.replyTable(w, r, t.Metadata(), file)
 }
 
-// registrable returns an error if a client's metadata cannot be registered: it refers to files
-// outside of its location, or is not sound.
-func (s *Server) registrable(ctx context.Context, t *table.Table) error {
+// checkRegistrable returns an error if a client's metadata cannot be registered: it refers to files
+// outside of its location, or is invalid.
+func (s *Server) checkRegistrable(ctx context.Context, t *table.Table) error {
 	names := []string{t.MetadataLocation()}
 	for entry := range t.Metadata().PreviousFiles() {
 		names = append(names, entry.MetadataFile)
 	}
 	for _, file := range names {
 		if !s.warehouse.covers(t.Location(), file) {
-			return forbidden("metadata-location: the metadata file %s is not below the table's location, %s", file, t.Location())
+			return forbidden("metadata-location: metadata file %s is not below the table's location, %s", file, t.Location())
 		}
 	}
-	if err := s.placedWithin(nil, t.Metadata()); err != nil {
+	if err := s.checkPathProperties(nil, t.Metadata()); err != nil {
 		return err
 	}
-	if err := s.ownFiles(ctx, nil, t.Metadata()); err != nil {
+	if err := s.checkOwnFiles(ctx, nil, t.Metadata()); err != nil {
 		return err
 	}
-	return soundTable(t.Metadata(), time.Now())
+	return checkTable(t.Metadata(), time.Now())
 }
 
 // dropTable drops a table. With purgeRequested it also deletes the files.
@@ -332,7 +334,8 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err != nil && missing(err) { // nothing left to guard or purge
-		s.config.Logger.Warn("a table whose metadata is lost is dropped; its files, if there are any, are left", "table", strings.Join(ident, "."), "error", err)
+		s.config.Logger.Warn("dropping a table whose metadata is missing; its other files, if any, remain",
+			"table", strings.Join(ident, "."), "error", err)
 		if err := s.config.Catalog.DropTable(ctx, ident); err != nil {
 			return err
 		}
@@ -340,7 +343,7 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	if err != nil {
-		return notNow(err)
+		return unavailable(err)
 	}
 	if err := s.config.Drop(ident, t.Metadata()); err != nil {
 		return forbidden("%s: %v", strings.Join(ident, "."), err)
@@ -353,7 +356,8 @@ func (s *Server) dropTable(w http.ResponseWriter, r *http.Request) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 		defer cancel()
 		if err := s.purge(ctx, t); err != nil {
-			s.config.Logger.Warn("files of a dropped table are left", "table", strings.Join(ident, "."), "location", t.Location(), "error", err)
+			s.config.Logger.Warn("purge failed; files of the dropped table remain",
+				"table", strings.Join(ident, "."), "location", t.Location(), "error", err)
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -378,10 +382,10 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if c.From == nil || c.To == nil {
-		return badRequest("source, destination: one is missing")
+		return badRequest("source, destination: both are required")
 	}
 	for _, end := range []*identifier{c.From, c.To} {
-		if err := mayOn(r, Admin, end.full()); err != nil {
+		if err := requireOn(r, Admin, end.full()); err != nil {
 			return err
 		}
 	}
@@ -389,16 +393,16 @@ func (s *Server) renameTable(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if len(c.To.Namespace) == 0 || len(c.From.Namespace) == 0 {
-		return badRequest("source, destination: a namespace is missing")
+		return badRequest("source, destination: both need a namespace")
 	}
 	t, err := s.config.Catalog.LoadTable(r.Context(), c.From.full())
 	if errors.Is(err, catalog.ErrNoSuchTable) {
 		return err
 	}
 	if err != nil {
-		return notNow(err)
+		return unavailable(err)
 	}
-	// Landers know their table by name.
+	// Landers know their table by name, so the guard may refuse to rename it.
 	if err := s.guard(c.From.full(), t.Metadata(), nil); err != nil {
 		return err
 	}
@@ -431,9 +435,9 @@ func (s *Server) reportMetrics(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if report.Type == "" {
-		return badRequest("report-type: it is missing")
+		return badRequest("report-type: missing")
 	}
-	s.config.Logger.Debug("a client's report", "table", strings.Join(tableOf(r), "."), "type", report.Type)
+	s.config.Logger.Debug("client report", "table", strings.Join(tableOf(r), "."), "type", report.Type)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -48,26 +48,26 @@ type shown struct {
 }
 
 // withNamespace creates the namespace that tests use.
-func (p *place) withNamespace(t testing.TB) *place {
+func (p *fixture) withNamespace(t testing.TB) *fixture {
 	t.Helper()
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces", object{"namespace": []string{"shop"}})
 	return p
 }
 
-func (p *place) create(t testing.TB, name string) (s shown) {
+func (p *fixture) create(t testing.TB, name string) (s shown) {
 	t.Helper()
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces/shop/tables", object{"name": name, "schema": columns}).into(t, &s)
 	return s
 }
 
-func (p *place) load(t testing.TB, name string) (s shown) {
+func (p *fixture) load(t testing.TB, name string) (s shown) {
 	t.Helper()
 	p.must(t, http.StatusOK, http.MethodGet, "/v1/namespaces/shop/tables/"+name, nil).into(t, &s)
 	return s
 }
 
 // files returns the files of a warehouse in a folder.
-func (p *place) files(t testing.TB) (names []string) {
+func (p *fixture) files(t testing.TB) (names []string) {
 	t.Helper()
 	root := strings.TrimPrefix(p.Warehouse, "file://")
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

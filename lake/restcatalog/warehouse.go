@@ -39,13 +39,14 @@ func openWarehouse(at string, storage Storage) (warehouse, error) {
 	return w, nil
 }
 
-// inside normalises a location in the warehouse, and returns an error for others. Without this
+// check normalises a location in the warehouse, and returns an error for others. Without this
 // check, a client could make the server write, and by a purge delete, files that do not belong to
 // the lake.
-func (w warehouse) inside(field, location string) (string, error) {
+func (w warehouse) check(field, location string) (string, error) {
 	location = strings.TrimRight(location, "/")
 	if !w.bucket { // other engines write file:/folder or a bare path
-		if path := strings.TrimPrefix(location, "file:"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+		path := strings.TrimPrefix(location, "file:")
+		if strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
 			location = "file://" + path
 		}
 	}
@@ -58,15 +59,15 @@ func (w warehouse) inside(field, location string) (string, error) {
 		below = below && part != "" && part != "." && part != ".." && !strings.ContainsAny(part, "%?#\\\x00")
 	}
 	if !below {
-		return "", forbidden("%s: %s is not in this catalog's warehouse, %s", field, location, w.url)
+		return "", forbidden("%s: %s is outside of this catalog's warehouse, %s", field, location, w.url)
 	}
 	return location, nil
 }
 
-// fresh is inside for new locations. It also refuses names that would have to be escaped, because
+// checkNew is check for new locations. It also refuses names that would have to be escaped, because
 // engines would disagree on them, and names that are too long.
-func (w warehouse) fresh(field, at string) (string, error) {
-	at, err := w.inside(field, at)
+func (w warehouse) checkNew(field, at string) (string, error) {
+	at, err := w.check(field, at)
 	if err != nil {
 		return "", err
 	}
@@ -74,11 +75,12 @@ func (w warehouse) fresh(field, at string) (string, error) {
 		return "", badRequest("%s: %s: %v", field, at, err)
 	}
 	if len(at) > maxLocationBytes {
-		return "", badRequest("%s: it has %d bytes; a location may have %d", field, len(at), maxLocationBytes)
+		return "", badRequest("%s: has %d bytes; the maximum is %d bytes", field, len(at), maxLocationBytes)
 	}
 	for part := range strings.SplitSeq(at, "/") {
 		if len(part) > maxPartBytes {
-			return "", badRequest("%s: a part of it has %d bytes; the name of a folder may have %d", field, len(part), maxPartBytes)
+			return "", badRequest("%s: has a folder name of %d bytes; the maximum is %d bytes",
+				field, len(part), maxPartBytes)
 		}
 	}
 	return at, nil
@@ -106,21 +108,22 @@ func (s *Server) tableLocation(ctx context.Context, ident table.Identifier, id u
 	// The default layout of Hive catalogs: NAMESPACE.db/TABLE.
 	base := s.warehouse.url + "/" + unsafe.ReplaceAllString(strings.Join(namespace, "."), "_") + ".db"
 	if own := props["location"]; own != "" {
-		if base, err = s.warehouse.fresh("location of the namespace", own); err != nil {
+		if base, err = s.warehouse.checkNew("location of the namespace", own); err != nil {
 			return "", err
 		}
 	}
 	return base + "/" + unsafe.ReplaceAllString(name, "_") + "-" + id.String()[:8], nil
 }
 
-// place returns the storage settings for clients.
-func (w warehouse) place() map[string]string {
+// clientConfig returns the storage settings for clients.
+func (w warehouse) clientConfig() map[string]string {
 	p := map[string]string{}
 	if !w.bucket {
 		return p
 	}
 	if w.storage.Region != "" {
-		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region // the property names of PyIceberg and Java
+		// The property names of PyIceberg and of Java.
+		p["s3.region"], p["client.region"] = w.storage.Region, w.storage.Region
 	}
 	if w.storage.Endpoint != "" {
 		// The slash is necessary: ClickHouse cuts the endpoint off an address and interprets the
@@ -143,7 +146,7 @@ func (s *Server) credentials(r *http.Request) []credential {
 	if !s.warehouse.bucket || keys.empty() {
 		return []credential{}
 	}
-	c := s.warehouse.place()
+	c := s.warehouse.clientConfig()
 	c["s3.access-key-id"], c["s3.secret-access-key"] = keys.AccessKey, keys.SecretKey
 	return []credential{{s.warehouse.url + "/", c}}
 }
@@ -164,11 +167,11 @@ func wantsCredentials(r *http.Request) bool {
 func (s *Server) files(ctx context.Context, location string) (io.WriteFileIO, error) {
 	fs, err := io.LoadFS(ctx, s.config.Files, location)
 	if err != nil {
-		return nil, fmt.Errorf("reach %s: %w", location, err)
+		return nil, fmt.Errorf("file system of %s: %w", location, err)
 	}
 	writable, ok := fs.(io.WriteFileIO)
 	if !ok {
-		return nil, fmt.Errorf("%s cannot be written to", location)
+		return nil, fmt.Errorf("file system of %s is read-only", location)
 	}
 	return fenced{writable, s.warehouse}, nil
 }
@@ -181,6 +184,7 @@ type fenced struct {
 	warehouse warehouse
 }
 
+// Open refuses files outside of the warehouse.
 func (f fenced) Open(name string) (io.File, error) {
 	if !f.warehouse.has(name) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
@@ -188,6 +192,7 @@ func (f fenced) Open(name string) (io.File, error) {
 	return f.WriteFileIO.Open(name)
 }
 
+// Remove refuses files outside of the warehouse.
 func (f fenced) Remove(name string) error {
 	if !f.warehouse.has(name) {
 		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrPermission}

@@ -3,7 +3,7 @@ package restcatalog
 import "testing"
 
 // Manifests of a table can name any file. Only files in the warehouse are read and deleted.
-func TestFilesOfTheWarehouse(t *testing.T) {
+func TestWarehouseHas(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"file:///data/ware house", "s3://bucket/ware house"} {
 		w, err := openWarehouse(at, Storage{})

@@ -46,13 +46,13 @@ type lineage struct {
 	fresh    bool // the table is new
 	sequence int64
 	nextRow  int64
-	there    map[int64]int64 // sequence numbers of existing snapshots
+	existing map[int64]int64 // sequence numbers of existing snapshots
 	parents  map[int64]int64 // parents of existing and removed snapshots
 }
 
 // newLineage returns the lineage of a table. before is nil for a new one.
 func newLineage(before table.Metadata, format int) lineage {
-	l := lineage{format: format, fresh: before == nil, there: map[int64]int64{}, parents: map[int64]int64{}}
+	l := lineage{format: format, fresh: before == nil, existing: map[int64]int64{}, parents: map[int64]int64{}}
 	if before == nil {
 		return l
 	}
@@ -65,7 +65,7 @@ func newLineage(before table.Metadata, format int) lineage {
 
 // put records an existing snapshot.
 func (l *lineage) put(s table.Snapshot) {
-	l.there[s.SnapshotID] = s.SequenceNumber
+	l.existing[s.SnapshotID] = s.SequenceNumber
 	l.parents[s.SnapshotID] = parentID(s)
 }
 
@@ -84,10 +84,10 @@ func parentID(s table.Snapshot) int64 {
 // and its own parent must exist. So the parents cannot form a cycle.
 func (l *lineage) add(s table.Snapshot) error {
 	if s.SnapshotID < 1 {
-		return badRequest("add-snapshot: %d is not the id of a snapshot: want a number above 0", s.SnapshotID)
+		return badRequest("add-snapshot: snapshot-id %d: must be above 0", s.SnapshotID)
 	}
 	if _, was := l.parents[s.SnapshotID]; was {
-		return badRequest("add-snapshot: the table has had snapshot %d: give the new one another id", s.SnapshotID)
+		return badRequest("add-snapshot: snapshot-id %d was used before; choose another id", s.SnapshotID)
 	}
 	parent := parentID(s)
 	if parent == s.SnapshotID {
@@ -95,14 +95,14 @@ func (l *lineage) add(s table.Snapshot) error {
 	}
 	for id, of := range l.parents {
 		if of == s.SnapshotID {
-			return badRequest("add-snapshot: snapshot %d was the parent of snapshot %d: give the new one another id", s.SnapshotID, id)
+			return badRequest("add-snapshot: snapshot-id %d was the parent of snapshot %d; choose another id", s.SnapshotID, id)
 		}
 	}
-	if before, ok := l.there[parent]; parent != noParent && (!ok || l.format > 1 && s.SequenceNumber <= before) {
+	if before, ok := l.existing[parent]; parent != noParent && (!ok || l.format > 1 && s.SequenceNumber <= before) {
 		if !ok {
 			return badRequest("add-snapshot: the table has no snapshot %d, the parent of snapshot %d", parent, s.SnapshotID)
 		}
-		return badRequest("add-snapshot: snapshot %d has the sequence number %d, its parent %d has %d: want a greater one",
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; want one above %[4]d, that of its parent %[3]d",
 			s.SnapshotID, s.SequenceNumber, parent, before)
 	}
 	if err := l.number(s); err != nil {
@@ -118,33 +118,33 @@ func (l *lineage) add(s table.Snapshot) error {
 
 // number checks a snapshot's sequence number and, in format 3, its row ids.
 func (l *lineage) number(s table.Snapshot) error {
-	first := l.fresh && len(l.there) == 0 && s.SequenceNumber == 0 // iceberg-go starts new tables at 0
+	first := l.fresh && len(l.existing) == 0 && s.SequenceNumber == 0 // iceberg-go starts new tables at 0
 	switch {
 	case l.format == 1 && s.SequenceNumber != 0:
-		return badRequest("add-snapshot: snapshot %d has the sequence number %d, and a table of format 1 has none", s.SnapshotID, s.SequenceNumber)
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; format 1 has no sequence numbers", s.SnapshotID, s.SequenceNumber)
 	case l.format > 1 && s.SequenceNumber != l.sequence+1 && !first:
 		// Another branch was changed: the client retries with the next number.
 		if s.SequenceNumber >= 0 && s.SequenceNumber <= l.sequence {
-			return commitFailed("add-snapshot: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
+			return commitFailed("add-snapshot: snapshot %d has sequence number %d, but the table is at %d", s.SnapshotID, s.SequenceNumber, l.sequence)
 		}
-		return badRequest("add-snapshot: snapshot %d has the sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)
+		return badRequest("add-snapshot: snapshot %d has sequence number %d; want %d, the next one", s.SnapshotID, s.SequenceNumber, l.sequence+1)
 	case l.format < 3 || s.FirstRowID == nil || s.AddedRows == nil: // iceberg-go checks these in format 3
 		return nil
 	case *s.FirstRowID != l.nextRow:
 		if *s.FirstRowID < l.nextRow {
 			return commitFailed("add-snapshot: snapshot %d has the first-row-id %d, and the table is at %d", s.SnapshotID, *s.FirstRowID, l.nextRow)
 		}
-		return badRequest("add-snapshot: snapshot %d has the first-row-id %d; want %d, the table's next-row-id", s.SnapshotID, *s.FirstRowID, l.nextRow)
+		return badRequest("add-snapshot: snapshot %d has first-row-id %d; want %d, the table's next-row-id", s.SnapshotID, *s.FirstRowID, l.nextRow)
 	case *s.AddedRows < 0 || *s.AddedRows > maxSequence-l.nextRow:
-		return badRequest("add-snapshot: snapshot %d has %d added-rows, more than a table can number", s.SnapshotID, *s.AddedRows)
+		return badRequest("add-snapshot: snapshot %d has %d added-rows, more than the table has row ids for", s.SnapshotID, *s.AddedRows)
 	}
 	l.nextRow += *s.AddedRows
 	return nil
 }
 
-// soundHistory returns an error if the new snapshots of a change do not follow the existing ones in
+// checkHistory returns an error if the new snapshots of a change do not follow the existing ones in
 // sequence.
-func soundHistory(before table.Metadata, updates []table.Update) error {
+func checkHistory(before table.Metadata, updates []table.Update) error {
 	format := table.DefaultFormatVersion
 	if before != nil {
 		format = before.Version()
@@ -167,13 +167,13 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 			err = json.Unmarshal(b, &change)
 		}
 		if err != nil {
-			return senseless(u.Action(), err)
+			return invalidInput(u.Action(), err)
 		}
 		if change.Format > 0 {
 			l.format = change.Format
 		}
 		for _, id := range change.Removed {
-			delete(l.there, id)
+			delete(l.existing, id)
 		}
 		if change.Snapshot == nil {
 			continue
@@ -185,9 +185,9 @@ func soundHistory(before table.Metadata, updates []table.Update) error {
 	return nil
 }
 
-// soundChange returns an error if a change leaves metadata that other readers or writers cannot
+// checkChange returns an error if a change leaves metadata that other readers or writers cannot
 // use. It checks new schemas, ids and timestamps.
-func soundChange(before, after table.Metadata, now time.Time) error {
+func checkChange(before, after table.Metadata, now time.Time) error {
 	had, columns, partitions := map[int64]bool{}, 0, iceberg.PartitionDataIDStart-1
 	schemas := map[int]*iceberg.Schema{}
 	if before != nil {
@@ -204,22 +204,22 @@ func soundChange(before, after table.Metadata, now time.Time) error {
 		if was := schemas[s.ID]; was != nil && was.Equals(s) {
 			continue
 		}
-		if err := soundSchema(s); err != nil {
+		if err := checkSchema(s); err != nil {
 			return err
 		}
 	}
 	if last := after.LastColumnID(); last > columns+maxNewIDs || last > maxFieldID && last != columns {
-		return badRequest("add-schema: the greatest id of a column would be %d, and is %d: a change may bring %d ids, up to %d",
+		return badRequest("add-schema: the highest column id would rise to %d from %d; a change may add up to %d ids, up to %d",
 			last, columns, maxNewIDs, maxFieldID)
 	}
 	if last := lastPartitionID(after); last > partitions+maxNewIDs {
-		return badRequest("add-spec: the greatest id of a partition field would be %d, and is %d: a change may bring %d ids",
+		return badRequest("add-spec: the highest partition field id would rise to %d from %d; a change may add up to %d ids",
 			last, partitions, maxNewIDs)
 	}
 	for _, s := range after.Snapshots() {
 		if s.TimestampMs > now.Add(maxAhead).UnixMilli() && !had[s.SnapshotID] {
-			return badRequest("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d): nothing could be committed after it; "+
-				"is that in milliseconds, and is your clock right?", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
+			return badRequest("add-snapshot: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d), "+
+				"which would block later commits; check the unit (milliseconds) and your clock", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
 		}
 	}
 	return nil
@@ -233,26 +233,26 @@ func lastPartitionID(m table.Metadata) int {
 	return 0
 }
 
-// soundTable checks metadata that a client has written as a whole.
-func soundTable(m table.Metadata, now time.Time) error {
+// checkTable checks metadata that a client has written as a whole.
+func checkTable(m table.Metadata, now time.Time) error {
 	if m.LastSequenceNumber() < 0 || m.LastSequenceNumber() > maxSequence || m.NextRowID() < 0 || m.NextRowID() > maxSequence {
-		return badRequest("metadata-location: the last-sequence-number %d or the next-row-id %d is out of bounds", m.LastSequenceNumber(), m.NextRowID())
+		return badRequest("metadata-location: last-sequence-number %d or next-row-id %d is out of range", m.LastSequenceNumber(), m.NextRowID())
 	}
 	limit := now.Add(maxAhead).UnixMilli()
 	if m.LastUpdatedMillis() > limit {
-		return badRequest("metadata-location: last-updated-ms %d is more than %s ahead of the catalog's clock (%d): nothing could be committed",
+		return badRequest("metadata-location: last-updated-ms %d is more than %s ahead of the catalog's clock (%d), which would block later commits",
 			m.LastUpdatedMillis(), maxAhead, now.UnixMilli())
 	}
 	for _, s := range m.Snapshots() {
 		if s.SnapshotID < 1 || s.SequenceNumber < 0 || s.SequenceNumber > m.LastSequenceNumber() {
-			return badRequest("metadata-location: snapshot %d has the sequence number %d, and the table is at %d", s.SnapshotID, s.SequenceNumber, m.LastSequenceNumber())
+			return badRequest("metadata-location: snapshot %d has sequence number %d, but the table is at %d", s.SnapshotID, s.SequenceNumber, m.LastSequenceNumber())
 		}
 		if s.TimestampMs > limit {
 			return badRequest("metadata-location: snapshot %d is dated %d, more than %s ahead of the catalog's clock (%d)", s.SnapshotID, s.TimestampMs, maxAhead, now.UnixMilli())
 		}
 		// A parent may be missing: its snapshot may have expired.
 		if parent := m.SnapshotByID(parentID(s)); parent != nil && parent.SequenceNumber >= s.SequenceNumber && s.SequenceNumber > 0 {
-			return badRequest("metadata-location: snapshot %d has the sequence number %d, its parent %d has %d: want a greater one",
+			return badRequest("metadata-location: snapshot %d has sequence number %d; want one above %[4]d, that of its parent %[3]d",
 				s.SnapshotID, s.SequenceNumber, parent.SnapshotID, parent.SequenceNumber)
 		}
 	}
@@ -260,7 +260,7 @@ func soundTable(m table.Metadata, now time.Time) error {
 		return badRequest("metadata-location: %v", err)
 	}
 	for _, s := range m.Schemas() {
-		if err := soundSchema(s); err != nil {
+		if err := checkSchema(s); err != nil {
 			return err
 		}
 	}
@@ -277,10 +277,10 @@ func acyclic(m table.Metadata) error {
 		parents[s.SnapshotID] = parentID(s)
 	}
 	// Snapshots whose ancestry is known to end, so each is walked only once.
-	sound := map[int64]bool{}
+	checked := map[int64]bool{}
 	for _, id := range slices.Sorted(maps.Keys(parents)) {
 		walked := map[int64]bool{}
-		for at, ok := id, true; ok && !sound[at]; {
+		for at, ok := id, true; ok && !checked[at]; {
 			if walked[at] {
 				return fmt.Errorf("snapshot %d is its own ancestor", at)
 			}
@@ -288,28 +288,28 @@ func acyclic(m table.Metadata) error {
 			at = parents[at]
 			_, ok = parents[at]
 		}
-		maps.Copy(sound, walked)
+		maps.Copy(checked, walked)
 	}
 	return nil
 }
 
-// soundSchema returns an error if a schema exceeds the limits.
-func soundSchema(s *iceberg.Schema) error {
+// checkSchema returns an error if a schema exceeds the limits.
+func checkSchema(s *iceberg.Schema) error {
 	left := maxFields
-	if err := soundFields("", s.Fields(), maxNesting, &left); err != nil {
+	if err := checkFields("", s.Fields(), maxNesting, &left); err != nil {
 		return badRequest("schema: %v", err)
 	}
 	return nil
 }
 
-// soundFields checks fields recursively. depth is the number of levels left, and left the number of
+// checkFields checks fields recursively. depth is the number of levels left, and left the number of
 // fields.
-func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) error {
+func checkFields(at string, fields []iceberg.NestedField, depth int, left *int) error {
 	if depth == 0 {
 		return fmt.Errorf("%s: types are nested more than %d deep", shortened(at), maxNesting)
 	}
 	if *left -= len(fields); *left < 0 {
-		return fmt.Errorf("it has more than %d columns and parts of columns", maxFields)
+		return fmt.Errorf("more than %d columns, including nested ones", maxFields)
 	}
 	for _, f := range fields {
 		path := strings.TrimPrefix(at+"."+f.Name, ".")
@@ -317,15 +317,15 @@ func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) 
 		case f.Name == "":
 			return fmt.Errorf("column %d has no name", f.ID)
 		case len(f.Name) > maxColumnBytes:
-			return fmt.Errorf("column %s: its name has %d bytes; it may have %d", shortened(path), len(f.Name), maxColumnBytes)
+			return fmt.Errorf("column %s: its name has %d bytes; the maximum is %d bytes", shortened(path), len(f.Name), maxColumnBytes)
 		case f.ID < 0 || f.ID > maxFieldID:
-			return fmt.Errorf("column %s: its id is %d; want one up to %d", shortened(path), f.ID, maxFieldID)
+			return fmt.Errorf("column %s: id %d: must be between 0 and %d", shortened(path), f.ID, maxFieldID)
 		}
-		if err := soundType(f.Type); err != nil {
+		if err := checkType(f.Type); err != nil {
 			return fmt.Errorf("column %s: %w", shortened(path), err)
 		}
 		if nested, ok := f.Type.(iceberg.NestedType); ok {
-			if err := soundFields(path, nested.Fields(), depth-1, left); err != nil {
+			if err := checkFields(path, nested.Fields(), depth-1, left); err != nil {
 				return err
 			}
 		}
@@ -333,18 +333,18 @@ func soundFields(at string, fields []iceberg.NestedField, depth int, left *int) 
 	return nil
 }
 
-// soundType checks the parameters of a type.
-func soundType(t iceberg.Type) error {
+// checkType checks the parameters of a type.
+func checkType(t iceberg.Type) error {
 	switch t := t.(type) {
 	case nil:
-		return errors.New("it has no type")
+		return errors.New("missing type")
 	case iceberg.FixedType:
 		if t.Len() < 1 || t.Len() > maxFixed {
-			return fmt.Errorf("fixed[%d]: the length may be 1 to %d", t.Len(), maxFixed)
+			return fmt.Errorf("fixed[%d]: the length must be between 1 and %d", t.Len(), maxFixed)
 		}
 	case iceberg.DecimalType:
 		if t.Precision() < 1 || t.Precision() > maxDecimal || t.Scale() < 0 || t.Scale() > t.Precision() {
-			return fmt.Errorf("decimal(%d, %d): it may have 1 to %d digits, and not more behind the point than in all", t.Precision(), t.Scale(), maxDecimal)
+			return fmt.Errorf("decimal(%d, %d): the precision must be between 1 and %d, and the scale between 0 and the precision", t.Precision(), t.Scale(), maxDecimal)
 		}
 	}
 	return nil
@@ -352,9 +352,9 @@ func soundType(t iceberg.Type) error {
 
 // shortened truncates a name for an error message.
 func shortened(name string) string {
-	const most = 100
-	if len(name) <= most {
+	const limit = 100
+	if len(name) <= limit {
 		return name
 	}
-	return strings.ToValidUTF8(name[:most], "") + "…"
+	return strings.ToValidUTF8(name[:limit], "") + "…"
 }

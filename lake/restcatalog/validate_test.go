@@ -14,7 +14,7 @@ import (
 )
 
 // update commits updates to a table.
-func (p *place) update(t testing.TB, name string, updates ...object) answer {
+func (p *fixture) update(t testing.TB, name string, updates ...object) answer {
 	t.Helper()
 	return p.call(t, http.MethodPost, "/v1/namespaces/shop/tables/"+name, object{"requirements": []object{}, "updates": updates})
 }
@@ -37,7 +37,7 @@ func removeSnapshots(ids ...int64) object {
 }
 
 // grown creates a table with two commits, and returns its snapshots, oldest first.
-func (p *place) grown(t *testing.T, name string) []table.Snapshot {
+func (p *fixture) grown(t *testing.T, name string) []table.Snapshot {
 	t.Helper()
 	p.create(t, name)
 	for n := range int64(2) {
@@ -56,7 +56,7 @@ func (p *place) grown(t *testing.T, name string) []table.Snapshot {
 
 // A snapshot's id never identifies two lists of files. So no commit can add another table's files
 // under an existing id.
-func TestSnapshotIDNamesOneList(t *testing.T) {
+func TestSnapshotIDIsNotReused(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
 	own := v.grown(t, "thief")
@@ -89,7 +89,7 @@ func TestSnapshotIDNamesOneList(t *testing.T) {
 
 // A table that refers to another's manifests, from before this check, cannot carry them into new
 // snapshots.
-func TestForeignManifestsAreNeverKnown(t *testing.T) {
+func TestExternalManifestsAreNeverKnown(t *testing.T) {
 	t.Parallel()
 	v := newVictim(t, onSQLite(t))
 	own := v.grown(t, "thief")
@@ -110,7 +110,7 @@ func TestForeignManifestsAreNeverKnown(t *testing.T) {
 
 // Snapshots form a sequence: no request makes a cyclic history, or numbers that leave no room for
 // the next writer.
-func TestSnapshotsFollowEachOther(t *testing.T) {
+func TestSnapshotLineage(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	own := p.grown(t, "t")
@@ -164,7 +164,7 @@ func TestSnapshotsFollowEachOther(t *testing.T) {
 }
 
 // In format 3, rows have ids, and each snapshot takes the next ones.
-func TestRowNumbersFollowEachOther(t *testing.T) {
+func TestRowIDs(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	p.must(t, http.StatusOK, http.MethodPost, "/v1/namespaces/shop/tables", object{"name": "t", "schema": columns, "properties": object{"format-version": "3"}})
@@ -183,7 +183,7 @@ func TestRowNumbersFollowEachOther(t *testing.T) {
 }
 
 // A schema that exceeds the limits is refused for every table, with the column's name.
-func TestSchemasStayInBounds(t *testing.T) {
+func TestSchemaLimits(t *testing.T) {
 	t.Parallel()
 	p := onSQLite(t).serve(t).withNamespace(t)
 	p.create(t, "t")
@@ -234,7 +234,7 @@ func TestSchemasStayInBounds(t *testing.T) {
 }
 
 // Metadata that a client wrote as a whole is subject to the same rules.
-func TestRegisteredMetadataIsSound(t *testing.T) {
+func TestRegisteredMetadataIsValidated(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(m object){
 		"a cycle": func(m object) {

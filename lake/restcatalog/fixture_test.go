@@ -41,8 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(process.RunTests(m, catalogs.Stop, objects.Stop))
 }
 
-// place is a catalog with its server, and clients of both.
-type place struct {
+// fixture is a catalog with its server, and clients of both.
+type fixture struct {
 	restcatalog.Config
 	db      *sql.DB
 	dialect sqlcatalog.SupportedDialect
@@ -72,20 +72,20 @@ func (l *logged) String() string {
 const catalogName = "millrace"
 
 // onSQLite returns a catalog in a file, with its warehouse in a folder.
-func onSQLite(t testing.TB) *place {
+func onSQLite(t testing.TB) *fixture {
 	t.Helper()
 	dir := t.TempDir()
 	db, err := sqlite.Open(filepath.Join(dir, "catalog.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newPlace(t, db, sqlcatalog.SQLite, restcatalog.Config{Warehouse: "file://" + filepath.Join(dir, "warehouse")})
+	return newFixture(t, db, sqlcatalog.SQLite, restcatalog.Config{Warehouse: "file://" + filepath.Join(dir, "warehouse")})
 }
 
 // onPostgres returns a catalog in a PostgreSQL schema, with its warehouse in a folder.
-func onPostgres(t testing.TB) *place {
+func onPostgres(t testing.TB) *fixture {
 	t.Helper()
-	return newPlace(t, openSchema(t), sqlcatalog.Postgres, restcatalog.Config{Warehouse: "file://" + t.TempDir()})
+	return newFixture(t, openSchema(t), sqlcatalog.Postgres, restcatalog.Config{Warehouse: "file://" + t.TempDir()})
 }
 
 func openSchema(t testing.TB) *sql.DB {
@@ -108,14 +108,14 @@ func openSchema(t testing.TB) *sql.DB {
 }
 
 // onS3 returns a catalog in a file, with its warehouse in a folder of a bucket.
-func onS3(t testing.TB) *place {
+func onS3(t testing.TB) *fixture {
 	t.Helper()
 	store := objects.Config(t)
 	db, err := sqlite.Open(filepath.Join(t.TempDir(), "catalog.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newPlace(t, db, sqlcatalog.SQLite, restcatalog.Config{
+	return newFixture(t, db, sqlcatalog.SQLite, restcatalog.Config{
 		Warehouse: fmt.Sprintf("s3://%s/rest-%d", store.Bucket, made.Add(1)),
 		Files: iceberg.Properties{
 			icebergio.S3EndpointURL: store.Endpoint, icebergio.S3Region: store.Region, icebergio.S3ForceVirtualAddressing: "false",
@@ -126,9 +126,9 @@ func onS3(t testing.TB) *place {
 	})
 }
 
-func newPlace(t testing.TB, db *sql.DB, dialect sqlcatalog.SupportedDialect, c restcatalog.Config) *place {
+func newFixture(t testing.TB, db *sql.DB, dialect sqlcatalog.SupportedDialect, c restcatalog.Config) *fixture {
 	t.Helper()
-	p := &place{Config: c, db: db, dialect: dialect, log: &logged{}}
+	p := &fixture{Config: c, db: db, dialect: dialect, log: &logged{}}
 	t.Cleanup(func() { _ = db.Close() })
 	props := iceberg.Properties{"warehouse": c.Warehouse}
 	for k, v := range c.Files {
@@ -148,7 +148,7 @@ func newPlace(t testing.TB, db *sql.DB, dialect sqlcatalog.SupportedDialect, c r
 }
 
 // serve starts the server with its current settings.
-func (p *place) serve(t testing.TB) *place {
+func (p *fixture) serve(t testing.TB) *fixture {
 	t.Helper()
 	h, err := restcatalog.New(p.Config)
 	if err != nil {
@@ -157,7 +157,7 @@ func (p *place) serve(t testing.TB) *place {
 	return p.serveAs(t, h)
 }
 
-func (p *place) serveAs(t testing.TB, h http.Handler) *place {
+func (p *fixture) serveAs(t testing.TB, h http.Handler) *fixture {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
@@ -198,7 +198,7 @@ func (a answer) kind(t testing.TB) string {
 
 // call sends a request. A string body is sent as it is, others as JSON. Headers are pairs of names
 // and values.
-func (p *place) call(t testing.TB, method, path string, body any, headers ...string) answer {
+func (p *fixture) call(t testing.TB, method, path string, body any, headers ...string) answer {
 	t.Helper()
 	text, isText := body.(string)
 	if !isText && body != nil {
@@ -230,7 +230,7 @@ func (p *place) call(t testing.TB, method, path string, body any, headers ...str
 }
 
 // must calls and checks the status.
-func (p *place) must(t testing.TB, status int, method, path string, body any, headers ...string) answer {
+func (p *fixture) must(t testing.TB, status int, method, path string, body any, headers ...string) answer {
 	t.Helper()
 	a := p.call(t, method, path, body, headers...)
 	if a.status != status {
